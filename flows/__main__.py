@@ -1,0 +1,106 @@
+"""The command line: ``prefloop run | show | check | ui``.
+
+Exit codes: 0 done, 1 a failure while running, 2 a mistake in config or data, 130 interrupted.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.environment import prepare_environment
+from pipeline.types import RunError, UserError
+
+app = typer.Typer(
+    name="prefloop",
+    help="Online preference learning: sample, label, pair, train, evaluate, repeat.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Items = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG... [KEY=VALUE]...",
+        help="YAML files, each laid over the ones before, then settings such as training.learning_rate=1e-5",
+        show_default=False,
+    ),
+]
+RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", show_default=False)]
+
+
+@app.command()
+def run(
+    items: Items,
+    run_dir: Annotated[Path | None, typer.Option(help="the run's folder  [default: runs/NAME]", show_default=False)] = None,
+    extend: Annotated[bool, typer.Option("--extend", help="go on with more rounds than the folder's config has")] = False,
+) -> None:
+    """Run a config; the same command again goes on where a run was stopped or killed."""
+    from flows.running import run_config
+
+    run_config(*_split(items), run_dir, extend)
+
+
+@app.command()
+def show(
+    run_folder: RunFolderArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="all rounds' metrics as JSON on standard output")] = False,
+) -> None:
+    """Show the rounds of a run."""
+    from flows.table import print_table, read_rounds
+
+    rounds = read_rounds(run_folder)
+    if as_json:
+        print(json.dumps(rounds, indent=1, ensure_ascii=False))
+    else:
+        print_table(run_folder, rounds)
+
+
+@app.command()
+def check(items: Items) -> None:
+    """Validate config and data; starts nothing heavy."""
+    from flows.checking import check_config
+
+    check_config(*_split(items))
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port on 127.0.0.1")] = 4200,
+) -> None:
+    """Start Prefect's server and UI on 127.0.0.1; runs made earlier on the same Prefect home are listed."""
+    from flows.ui import serve_ui
+
+    raise typer.Exit(serve_ui(port))
+
+
+def _split(items: list[str]) -> tuple[list[Path], list[str]]:
+    """Config files and ``key=value`` settings, told apart by what exists and by the equals sign."""
+    files = [Path(item) for item in items if "=" not in item or Path(item).exists()]
+    settings = [item for item in items if "=" in item and not Path(item).exists()]
+    if not files:
+        raise UserError("no config file was given (only key=value settings)")
+    return files, settings
+
+
+def main() -> None:
+    """Entry point: turns the two kinds of errors into messages and exit codes."""
+    prepare_environment()
+    try:
+        app()
+    except UserError as error:
+        print(f"prefloop: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunError as error:
+        print(f"prefloop: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What has to be set before Prefect is imported, and where its log lines go.
+
+Defaults only: whatever the user has set in the environment stays. Nothing here leaves the machine.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_SERVER_API_HOST": "127.0.0.1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_LOGGING_COLORS": "false",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+PREFECT_LOGGERS = ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.server", "httpx", "")
+
+
+def prepare_environment() -> None:
+    """Set the defaults that child processes and Prefect read."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def log_to_file(file: Path) -> None:
+    """Send what Prefect would print to ``file`` instead; what it sends to its server still goes there."""
+    import prefect.main  # noqa: F401 - sets up the loggers whose handlers are replaced here
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in PREFECT_LOGGERS:
+        logger = logging.getLogger(name)
+        printed = [old for old in logger.handlers if isinstance(old, PrefectConsoleHandler)]
+        for old in printed:
+            logger.removeHandler(old)
+        if printed:
+            logger.addHandler(handler)

@@ -1,0 +1,21 @@
+"""The offline flow: rounds of training on slices of a fixed pair data set."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from flows.opening import open_run
+from flows.report import write_report
+from flows.rounds import learn, start
+
+
+@flow(name="offline", flow_run_name="{name}", persist_result=False, retries=0)
+def offline(name: str, run_dir: str) -> str:
+    """Run (or go on with) the run folder ``run_dir``; returns the report's path."""
+    with open_run(Path(run_dir)) as (run, config, stage):
+        data, policy = start(stage)
+        for round_ in range(1, config.rounds + 1):
+            pairs = stage("pairs", round_, data, policy)
+            policy = learn(stage, config, round_, pairs, policy)
+            write_report(run, config)
+        return str(write_report(run, config))

@@ -1,0 +1,58 @@
+"""Opening a run folder: the frozen config, the lock, the children."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.tasks import Stages
+from flows.workers import Workers
+from pipeline.config import RunConfig
+from pipeline.configfile import changed_fields, dump_config, load_config
+from pipeline.store import RunFolder, write_text
+from pipeline.types import UserError, first_lines
+
+
+def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolder:
+    """Make ``root`` the folder of this run, or check that it already is.
+
+    Settings that do not change results may differ from the folder's; with ``extend``, ``rounds`` may grow.
+
+    Raises:
+        UserError: the folder holds another config (the changed fields are named), or is no run folder.
+    """
+    run = RunFolder(root)
+    if run.config_file.is_file():
+        _refuse_other_config(load_config([run.config_file]), config, root, extend)
+    elif root.is_file():
+        raise UserError(f"{root}: is a file, not a folder")
+    elif root.exists() and any(root.iterdir()):
+        raise UserError(f"{root}: not empty and not a run folder (no config.yaml); choose another --run-dir")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with run.lock():
+            write_text(run.config_file, dump_config(config))
+    except OSError as error:
+        raise UserError(f"{root}: cannot write there ({error.strerror})") from None
+    return run
+
+
+@contextmanager
+def open_run(root: Path) -> Iterator[tuple[RunFolder, RunConfig, Stages]]:
+    """Lock the run and start its children on demand; all are gone when the block ends."""
+    run = RunFolder(root)
+    with run.lock():
+        config = load_config([run.config_file])
+        with Workers(root, config) as workers:
+            yield run, config, Stages(run, config, workers)
+
+
+def _refuse_other_config(old: RunConfig, new: RunConfig, root: Path, extend: bool) -> None:
+    before, after = old.identity(), new.identity()
+    grown = new.mode == "iterative" and new.rounds > old.rounds
+    if extend and grown:
+        before["rounds"] = after["rounds"]
+    changes = changed_fields(before, after)
+    if not changes:
+        return
+    hint = "add --extend to go on with more rounds" if grown and not extend else "choose another --run-dir"
+    raise UserError(f"{root} holds a run with another config; nothing was changed ({hint}):\n{first_lines(changes, 8)}")

@@ -1,0 +1,47 @@
+"""``prefloop run``: from config files to a finished run folder."""
+
+import os
+import sys
+from pathlib import Path
+
+from flows.checking import check_model
+from flows.environment import log_to_file
+from flows.opening import prepare_run
+from flows.table import print_table, read_rounds
+from pipeline.config import RunConfig
+from pipeline.configfile import load_config
+from pipeline.store import RunFolder
+
+
+def run_config(files: list[Path], settings: list[str], run_dir: Path | None, extend: bool) -> None:
+    """Run the config in this process. Raises ``UserError`` or ``RunError``."""
+    config = load_config(files, settings)
+    check_model(config)
+    root = (run_dir or Path("runs") / config.name).resolve()
+    run = prepare_run(config, root, extend)
+    announce(config, root)
+    log_to_file(root / "logs" / "prefect.log")
+    report = run_flow(config, run)
+    print_table(root, read_rounds(root))
+    print(f"report: {report}")
+
+
+def run_flow(config: RunConfig, run: RunFolder) -> str:
+    """Run the flow of the config's mode; returns the path of the report."""
+    from flows.iterative import iterative
+    from flows.offline import offline
+
+    flow = iterative if config.mode == "iterative" else offline
+    return flow(name=config.name, run_dir=str(run.root))
+
+
+def announce(config: RunConfig, root: Path) -> None:
+    """Say in three lines what is about to happen, the choices that change results included."""
+    training = config.training
+    lines = [
+        f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)}, seed {config.seed} -> {root}",
+        f"  loss {config.loss.preset}, reference {training.reference}, optimiser {training.optimiser_state}, "
+        f"learning rate {training.learning_rate:g}, {config.sampler.kind} sampler, {os.cpu_count()} CPUs",
+        f"  logs: {root / 'logs'}",
+    ]
+    print("\n".join(lines), file=sys.stderr)

@@ -1,0 +1,114 @@
+"""The sampler's process: ``python -m flows.sampler_child``, started by ``flows.child.Child``.
+
+Calls: init {sampler, chat, trust_remote_code}; load {path, probe?}; sample {requests, settings};
+score {sequences}. Every load ends with the weight handshake.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, assert_never
+
+from pydantic import TypeAdapter
+
+from flows.child import Progress, serve
+from pipeline import config
+from pipeline.chat import Chat, load_chat
+from pipeline.handshake import Probe, check_weights, coarser_dtype, read_probe
+from pipeline.sample import Sampler, SampleRequest
+from pipeline.types import RunError
+
+
+class SamplerService:
+    """The handlers of the sampler's process, and the engine that they share."""
+
+    def __init__(self, build: Callable[..., Sampler] | None = None) -> None:
+        """``build``: what makes the engine, same arguments as ``build_sampler`` (the default)."""
+        self._build = build or build_sampler
+        self._sampler: Sampler | None = None
+        self._reload_works = True
+
+    def init(self, args: dict[str, Any], progress: Progress) -> None:
+        """Read the settings; the engine starts with the first load."""
+        adapter: TypeAdapter[config.Sampler] = TypeAdapter(config.Sampler)
+        self._settings = adapter.validate_python(args["sampler"])
+        self._chat_settings = config.Chat.model_validate(args["chat"])
+        self._trust_remote_code = bool(args.get("trust_remote_code", False))
+
+    def load(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """Hold the weights of the folder ``path``; returns how they got there and how well they match.
+
+        ``probe``: the folder whose probe.json they are checked against, by default ``path`` itself.
+        """
+        start = time.monotonic()
+        probe = read_probe(Path(args.get("probe") or args["path"]))
+        how, stale = "start", None
+        if self._sampler is None:
+            chat = load_chat(args["path"], self._chat_settings, self._trust_remote_code)
+            self._sampler = self._build(self._settings, args["path"], chat, self._trust_remote_code)
+        else:
+            how = self._sampler.load(args["path"], fresh=not self._reload_works)
+        try:
+            difference = self._check(self._sampler, probe)
+        except RunError as error:
+            if how != "reload":
+                raise
+            stale, self._reload_works = str(error), False
+            how = self._sampler.load(args["path"], fresh=True)
+            difference = self._check(self._sampler, probe)
+        return {"how": how, "max_difference": difference, "stale_reload": stale, "seconds": time.monotonic() - start}
+
+    def sample(self, args: dict[str, Any], progress: Progress) -> list[list[dict[str, Any]]]:
+        """Responses of each request, as dictionaries of ``Response``'s fields."""
+        requests = [SampleRequest(tuple(r["prompt_ids"]), r["seed"]) for r in args["requests"]]
+        groups = self._held().sample(requests, config.SamplingSettings.model_validate(args["settings"]))
+        return [[asdict(response) for response in group] for group in groups]
+
+    def score(self, args: dict[str, Any], progress: Progress) -> list[list[float]]:
+        """Log-probabilities of each sequence's tokens 1..T-1."""
+        return self._held().score(args["sequences"])
+
+    def close(self) -> None:
+        """Free the engine."""
+        if self._sampler is not None:
+            self._sampler.close()
+
+    def _held(self) -> Sampler:
+        if self._sampler is None:
+            raise RunError("the sampler was called before it loaded a policy")
+        return self._sampler
+
+    def _check(self, sampler: Sampler, probe: Probe) -> float:
+        scores = sampler.score(probe.sequences)
+        return check_weights(scores, probe.logprobs, coarser_dtype(sampler.dtype, probe.dtype))
+
+
+def build_sampler(settings: config.Sampler, path: str, chat: Chat, trust_remote_code: bool) -> Sampler:
+    """The engine that ``settings`` names, holding the model folder ``path``."""
+    match settings:
+        case config.VllmSampler():
+            from pipeline.sample_vllm import VllmEngine
+
+            return VllmEngine(path, chat, settings, trust_remote_code)
+        case config.TransformersSampler():
+            from pipeline.sample_transformers import TransformersEngine
+
+            return TransformersEngine(path, chat, settings, trust_remote_code)
+        case config.ServerSampler():
+            from pipeline.sample_server import ServerEngine
+
+            return ServerEngine(path, chat, settings, trust_remote_code)
+        case _:
+            assert_never(settings)
+
+
+def main() -> None:
+    """Serve until the parent closes."""
+    service = SamplerService()
+    handlers = {"init": service.init, "load": service.load, "sample": service.sample, "score": service.score}
+    serve(handlers, close=service.close)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The stages of a run: load the inputs, call the core, commit. No Prefect."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from flows.keys import stage_key
+from flows.progress import Report, silent
+from pipeline.config import PretrainedPolicy, RunConfig
+from pipeline.store import RunFolder
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage is given: the run, its config, and whom to tell how far it is."""
+
+    run: RunFolder
+    config: RunConfig
+    report: Report = field(default=silent)
+
+    def policy_path(self, round_: int) -> Path:
+        """The model folder of a round's policy: in the run folder, or the user's own for an untrained start."""
+        stage = self.run.stage(round_, "policy")
+        pointer = stage.require().metrics.get("checkpoint")
+        return Path(str(pointer)) if pointer else stage.folder
+
+
+    def probe_path(self, round_: int) -> Path:
+        """The folder whose probe.json the sampler's weights are checked against."""
+        return self.run.stage(round_, "policy").folder
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the config lets the policy's own code run."""
+        return isinstance(self.config.policy, PretrainedPolicy) and self.config.policy.trust_remote_code
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage's body returns: rows written and metrics for the manifest."""
+
+    rows: int
+    metrics: dict[str, JsonValue] = field(default_factory=dict)
+
+
+def needed(context: Context, round_: int, name: str) -> bool:
+    """Whether the stage still has to run. Raises ``UserError`` if it is there under another key."""
+    return not context.run.stage(round_, name).complete(stage_key(context.run, context.config, round_, name))

@@ -1,0 +1,72 @@
+"""Run one stage: key, body, commit. The dispatch from a stage's name to its code."""
+
+from pathlib import Path
+
+from flows.keys import stage_key
+from flows.stages import Context, Outcome
+from flows.workers import Workers
+from pipeline.types import RunError
+
+# Stages that the sampler child serves; all others run where torch is.
+SAMPLED = ("samples", "evaluation_samples")
+
+
+def run_stage(context: Context, round_: int, name: str, workers: Workers | None = None) -> bool:
+    """Run stage ``name`` and commit it; False if it was there already. Raises what the stage raises."""
+    stage = context.run.stage(round_, name)
+    key = stage_key(context.run, context.config, round_, name)
+    if stage.complete(key):
+        return False
+    writer = stage.begin(key)
+    try:
+        outcome = _body(context, round_, name, writer.folder, workers)
+    except RunError as error:
+        raise RunError(f"round {round_}, {name}: {error}") from error
+    finally:
+        if writer.folder.exists():
+            writer.note_time()
+    writer.commit(outcome.rows, outcome.metrics)
+    return True
+
+
+def _body(context: Context, round_: int, name: str, folder: Path, workers: Workers | None) -> Outcome:
+    if name in SAMPLED:
+        from flows.stages import samples
+
+        assert workers is not None, "sampling needs the sampler child"
+        body = samples.samples if name == "samples" else samples.evaluation_samples
+        return body(context, round_, folder, workers)
+    match name:
+        case "data":
+            from flows.stages.data import data
+
+            return data(context, folder)
+        case "labels":
+            from flows.stages.labels import labels
+
+            return labels(context, round_, folder)
+        case "pairs":
+            from flows.stages.pairs import pairs
+
+            return pairs(context, round_, folder)
+        case "reference":
+            from flows.stages.reference import reference
+
+            return reference(context, round_, folder)
+        case "policy" if round_ == 0:
+            from flows.stages.start import start
+
+            return start(context, folder)
+        case "policy":
+            from flows.stages.train import train_round
+
+            return train_round(context, round_, folder)
+        case "average":
+            from flows.stages.train import average
+
+            return average(context, round_, folder)
+        case "evaluation":
+            from flows.stages.evaluation import evaluation
+
+            return evaluation(context, round_, folder)
+    raise ValueError(f"no stage is called {name!r}")

@@ -1,0 +1,108 @@
+"""samples and evaluation_samples: prompts -> groups of responses, shard by shard, through the sampler child."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from flows.stages import Context, Outcome
+from flows.stages.data import held_out_prompts, training_prompts
+from flows.workers import Workers
+from pipeline.chat import Chat, load_chat
+from pipeline.config import PretrainedPolicy, RunConfig, SamplingSettings
+from pipeline.rows import read_groups, write_groups
+from pipeline.sample import SampleRequest
+from pipeline.types import Group, Prompt, RunError, derive_seed
+
+
+def samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
+    """K responses of the previous round's policy to each of this round's prompts."""
+    prompts = round_prompts(context, round_)
+    return _sample(context, round_, folder, workers, prompts, context.config.sampling, "samples", round_ - 1)
+
+
+def evaluation_samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
+    """One greedy and a few temperature-1 responses of this round's policy to each held-out prompt."""
+    config = context.config
+    prompts = held_out_prompts(context)
+    drawn = SamplingSettings(
+        n=config.evaluation.samples, temperature=config.evaluation.temperature, max_tokens=config.sampling.max_tokens
+    )
+    greedy = drawn.model_copy(update={"n": 1, "temperature": 0.0})
+    rows, metrics = 0, dict[str, JsonValue]()
+    for name, settings in (("greedy", greedy), ("sampled", drawn)):
+        (folder / name).mkdir(exist_ok=True)
+        outcome = _sample(context, round_, folder / name, workers, prompts, settings, f"evaluation {name}", round_)
+        rows += outcome.rows
+        metrics[name] = outcome.metrics
+    return Outcome(rows, metrics)
+
+
+def round_prompts(context: Context, round_: int) -> list[Prompt]:
+    """The training prompts of a round: all, or the next slice of a fixed shuffle, wrapping round."""
+    prompts = training_prompts(context)
+    wanted = context.config.prompts_per_round
+    if wanted is None or wanted >= len(prompts):
+        return prompts
+    order = sorted(prompts, key=lambda prompt: derive_seed(context.config.seed, "order", prompt.id))
+    start = (round_ - 1) * wanted
+    return [order[(start + offset) % len(order)] for offset in range(wanted)]
+
+
+def _sample(
+    context: Context,
+    round_: int,
+    folder: Path,
+    workers: Workers,
+    prompts: Sequence[Prompt],
+    settings: SamplingSettings,
+    purpose: str,
+    policy_round: int,
+) -> Outcome:
+    config = context.config
+    policy = context.policy_path(policy_round)
+    chat = policy_chat(config, policy)
+    tokenised = [(prompt, chat.prompt_ids(prompt.messages)) for prompt in prompts]
+    kept = [(prompt, ids) for prompt, ids in tokenised if len(ids) <= config.chat.max_prompt_tokens]
+    if not kept:
+        raise RunError(f"all {len(prompts)} prompts are longer than chat.max_prompt_tokens")
+    done = tokens = 0
+    for index, start in enumerate(range(0, len(kept), config.shard_size)):
+        shard = kept[start : start + config.shard_size]
+        file = folder / f"shard_{index:05d}.parquet"
+        if not file.exists():
+            requests = [
+                SampleRequest(ids, derive_seed(config.seed, purpose, round_, prompt.id)) for prompt, ids in shard
+            ]
+            answers = workers.sample(policy, context.probe_path(policy_round), requests, settings)
+            groups = [Group(prompt, ids, answer) for (prompt, ids), answer in zip(shard, answers, strict=True)]
+            write_groups(file, groups)
+            tokens += sum(len(response.token_ids) for answer in answers for response in answer)
+        done += len(shard)
+        context.report(done, len(kept), f"{tokens} tokens")
+    return Outcome(len(kept), _metrics(folder, len(prompts) - len(kept), workers.swaps.get(str(policy))))
+
+
+def policy_chat(config: RunConfig, policy: Path) -> Chat:
+    """The chat of a policy folder under the run's settings."""
+    trusted = isinstance(config.policy, PretrainedPolicy) and config.policy.trust_remote_code
+    return load_chat(str(policy), config.chat, trusted)
+
+
+def _metrics(folder: Path, over_long: int, swap: dict[str, JsonValue] | None) -> dict[str, JsonValue]:
+    responses = tokens = stopped = 0
+    total_logprob = 0.0
+    for group in read_groups(folder):
+        for response in group.responses:
+            responses += 1
+            tokens += len(response.token_ids)
+            stopped += response.finish_reason == "stop"
+            total_logprob += sum(response.logprobs)
+    return {
+        "responses": responses,
+        "tokens": tokens,
+        "stop_rate": stopped / max(responses, 1),
+        "logprob_per_token": total_logprob / max(tokens, 1),
+        "dropped_over_long_prompts": over_long,
+        "weight_handshake": swap,
+    }

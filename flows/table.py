@@ -1,0 +1,46 @@
+"""The table of rounds, in the terminal and as plain data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.rounds_table import COLUMNS, cell
+from pipeline.store import RunFolder
+from pipeline.types import RunError, UserError
+
+Metrics = dict[str, Any]
+
+def read_rounds(root: Path) -> list[Metrics]:
+    """The metrics.json of every evaluated round, round 0 first. Raises ``UserError`` if ``root`` is no run."""
+    run = RunFolder(root)
+    if not run.config_file.is_file():
+        raise UserError(f"{root}: not a run folder (no config.yaml)")
+    rounds = []
+    for round_ in run.rounds():
+        file = run.stage(round_, "evaluation").folder / "metrics.json"
+        if file.is_file():
+            try:
+                rounds.append(json.loads(file.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise RunError(f"{file}: not readable JSON ({error})") from None
+    return rounds
+
+
+def print_table(root: Path, rounds: list[Metrics]) -> None:
+    """Print one row a round; columns that no round has are left out."""
+    console = Console(soft_wrap=False)
+    if not rounds:
+        console.print(f"{root}: no round is evaluated yet", markup=False, highlight=False)
+        return
+    shown = [column for column in COLUMNS if any(metrics.get(column[0]) is not None for metrics in rounds)]
+    table = Table(title=root.name, title_justify="left")
+    table.add_column("round", justify="right")
+    for _, heading, _ in shown:
+        table.add_column(heading, justify="right")
+    for metrics in rounds:
+        cells = [cell(metrics.get(name), form) for name, _, form in shown]
+        table.add_row(str(metrics["round"]), *cells)
+    console.print(table)

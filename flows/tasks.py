@@ -1,0 +1,67 @@
+"""Prefect tasks: one for each stage of a round. They pass names of artefacts, never data."""
+
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from flows.progress import make_console, progress
+from flows.stages import Context, needed
+from flows.stages.run import SAMPLED, run_stage
+from flows.workers import Workers
+from pipeline.config import RunConfig
+from pipeline.store import RunFolder
+
+UNITS = {"samples": "prompts", "evaluation_samples": "prompts", "labels": "shards", "reference": "pairs", "policy": "steps"}
+
+
+class Stages:
+    """The stages of one run as calls that read like the algorithm; each is one Prefect task run.
+
+    Every call returns the name of the artefact (``round_001/samples``) that is then complete.
+    """
+
+    def __init__(self, run: RunFolder, config: RunConfig, workers: Workers) -> None:
+        self._run = run
+        self._config = config
+        self._workers = workers
+        self._console = make_console()
+
+    def __call__(self, name: str, round_: int, *inputs: str) -> str:
+        """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads."""
+        run_name = f"round {round_} · {self._title(name, round_)}"
+        return _stage.with_options(name=name, task_run_name=run_name, tags=[f"round-{round_}", name])(self, name, round_, inputs)
+
+    def complete(self, name: str, round_: int) -> str:
+        """Run the stage if it is not there; the body of the task."""
+        artefact = self._run.stage(round_, name).title
+        if not needed(Context(self._run, self._config), round_, name):
+            self._console.print(f"round {round_} · {name}: already complete", style="dim", highlight=False)
+            return artefact
+        label = f"round {round_} · {name}"
+        with progress(label, UNITS.get(name, "steps"), self._console) as report:
+            context = Context(self._run, self._config, report)
+            if name in SAMPLED:
+                run_stage(context, round_, name, self._workers)
+            else:
+                self._workers.run_stage(round_, name, report)
+        manifest = self._run.stage(round_, name).require()
+        self._console.print(
+            f"{label}: {manifest.rows} rows in {manifest.seconds:.1f} s", markup=False, highlight=False
+        )
+        return artefact
+
+    def _title(self, name: str, round_: int) -> str:
+        if name != "policy":
+            return name.replace("_", " ")
+        if round_ == 0:
+            return "start policy"
+        loss = self._config.loss
+        beta = "" if loss.beta is None else f" β={loss.beta:g}"
+        return f"train · {loss.preset}{beta}"
+
+
+@task(name="stage", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def _stage(stages: Stages, name: str, round_: int, inputs: tuple[str, ...]) -> str:
+    return stages.complete(name, round_)
+
+

@@ -1,0 +1,102 @@
+"""The two child processes of a run: one that samples, one that does everything with torch.
+
+Kept apart so that ending one frees its memory for certain, and so that vLLM's pinning of threads
+to cores never slows training. On CPU both stay warm for the whole run; on an accelerator the one
+that is not needed ends before the other starts, unless ``keep_warm`` says otherwise.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flows.child import Child
+from flows.progress import Report
+from flows.sampler_process import SamplerProcess
+from pipeline.config import PretrainedPolicy, RunConfig, SamplingSettings
+from pipeline.sample import SampleRequest
+from pipeline.types import Response
+
+ACCELERATORS = ("/dev/nvidia0", "/dev/kfd")
+
+
+class Workers:
+    """Starts each child when it is first asked for; ``close`` (or leaving the block) ends both."""
+
+    def __init__(self, root: Path, config: RunConfig) -> None:
+        self._root = root
+        self._config = config
+        trusted = isinstance(config.policy, PretrainedPolicy) and config.policy.trust_remote_code
+        self._logs = root / "logs"
+        self._sampler = SamplerProcess(config.sampler, config.chat, self._logs / "sampler.log", trusted)
+        self._held: str | None = None
+        self._trainer: Child | None = None
+        self.swaps: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._sampler.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End both children."""
+        self._end_sampler()
+        self._end_trainer()
+
+    def run_stage(self, round_: int, name: str, report: Report) -> None:
+        """Run a torch stage in the trainer child, which commits it itself."""
+        if not self._stays_warm():
+            self._end_sampler()
+        if self._trainer is None:
+            init = {"run": str(self._root), "config": self._config.model_dump(mode="json")}
+            self._trainer = Child(
+                "flows.trainer_child", init, self._logs / "trainer.log", self._config.sampler.start_timeout
+            )
+
+        def on_progress(facts: dict[str, Any]) -> None:
+            report(int(facts["done"]), int(facts["total"]), str(facts["note"]))
+
+        # A stage reports after each step or shard, so a deadline of silence is enough.
+        timeout = self._config.training.stall_timeout
+        try:
+            self._trainer.call("stage", {"round": round_, "name": name}, timeout, on_progress)
+        except BaseException:
+            self._end_trainer()
+            raise
+        if not self._stays_warm():
+            self._end_trainer()
+
+    def sample(
+        self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> list[tuple[Response, ...]]:
+        """Responses of ``policy`` to one shard; the weights are swapped in and checked against ``probe`` where needed."""
+        if not self._stays_warm():
+            self._end_trainer()
+        if self._held != str(policy):
+            self._held = None
+            self.swaps[str(policy)] = self._sampler.load(str(policy), str(probe))
+            self._held = str(policy)
+        return self._sampler.sample(requests, settings)
+
+    def _stays_warm(self) -> bool:
+        match self._config.sampler.keep_warm:
+            case "always":
+                return True
+            case "never":
+                return False
+            case "auto":
+                return not any(Path(device).exists() for device in ACCELERATORS)
+
+    def _end_sampler(self) -> None:
+        self._held = None
+        self._sampler.close()
+
+    def _end_trainer(self) -> None:
+        child, self._trainer = self._trainer, None
+        if child is not None:
+            child.close()

@@ -1,0 +1,51 @@
+"""LoRA adapters: one explicit life cycle. Added fresh at the start of a round, merged when saved."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from pipeline.config import Lora
+from pipeline.types import UserError
+
+
+def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
+    """``model`` with a new low-rank adapter, alone trainable (LoRA, arXiv:2106.09685).
+
+    B starts at 0, so the policy starts as ``model``. Returns a peft model.
+
+    Raises:
+        UserError: no module of ``model`` has one of the names in ``target_modules``.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
+    config = LoraConfig(
+        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(seed)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"training.lora.target_modules: {error}") from error
+
+
+def merge_adapter(model: Any) -> PreTrainedModel:
+    """The plain model with the adapter's change added to its weights; ``model`` itself if it has none."""
+    if isinstance(model, PreTrainedModel):
+        return model
+    merged = model.merge_and_unload()
+    assert isinstance(merged, PreTrainedModel)
+    return merged
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """Within it, ``model`` is what it was before ``add_adapter``: the reference needs no second copy."""
+    if isinstance(model, PreTrainedModel):
+        yield
+    else:
+        with model.disable_adapter():
+            yield

@@ -1,0 +1,186 @@
+"""The one place where messages become token ids, for sampler, trainer and data sets alike.
+
+Knows templates, BOS and end tokens; knows no engine and no loss. Departs from
+``apply_chat_template(tokenize=True)`` in three ways: exactly one BOS whatever tokenizer and
+template do; a response is tokenised behind its prompt, so the prompt's ids are always a prefix of
+prompt + response; and an end token is put only where the model (or author) stopped.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from pipeline import config
+from pipeline.types import Message, UserError, content_hash
+
+# Files of which a tokenizer folder has at least one (transformers would otherwise build an empty tokenizer).
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+_MARK = "prefloopresponse"
+
+
+class Chat:
+    """Messages to prompt ids, response texts to ids, ids to text.
+
+    Attributes:
+        end_ids: every id that ends an assistant turn: the tokenizer's EOS, those of the model's
+            generation config, the template's end-of-turn token.
+        end_id: the one of ``end_ids`` that this chat's format puts behind an assistant turn.
+        special_ids: every id that stands for no text.
+        template_hash: changes whenever the same messages could give other ids.
+    """
+
+    def __init__(self, tokenizer: Any, settings: config.Chat, model_end_ids: Sequence[int] = ()) -> None:
+        """``model_end_ids``: the end tokens of the model's own config files.
+
+        Raises:
+            UserError: ``template: model`` without a chat template, a template that cannot render
+                one user and one assistant turn, or no end token anywhere.
+        """
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self.uses_template = self._choose_template()
+        self._lead, turn_end = self._probe_template() if self.uses_template else ("", None)
+        known = [i for i in (turn_end, tokenizer.eos_token_id, *model_end_ids) if i is not None]
+        if not known:
+            raise UserError(f"{_name(tokenizer)}: neither tokenizer nor template has an end token (eos_token)")
+        self.end_id: int = known[0]
+        self.end_ids: frozenset[int] = frozenset(known)
+        self.special_ids: frozenset[int] = frozenset(tokenizer.all_special_ids) | self.end_ids
+        self.vocab_size: int = len(tokenizer)
+        self.template_hash: str = content_hash(
+            [
+                self.uses_template and str(tokenizer.chat_template),
+                self._lead,
+                self.end_id,
+                sorted(self.end_ids),
+                tokenizer.bos_token_id,
+                content_hash(sorted(tokenizer.get_vocab().items())),
+            ]
+        )
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids up to where the assistant's turn begins, with one BOS in front if the tokenizer has one.
+
+        Raises:
+            UserError: the template refuses these messages (an unknown role order, say).
+        """
+        if self.uses_template:
+            ids = self._encode(self._render(messages, generation_prompt=True))
+        else:
+            ids = self._encode("\n".join(m.content for m in messages), literal=True)
+        return self._with_one_bos(ids)
+
+    def response_ids(self, messages: Sequence[Message], text: str, finished: bool = True) -> tuple[int, ...]:
+        """Ids of ``text`` as the assistant's answer to ``messages``, one end token last if ``finished``.
+
+        Special tokens spelled out in ``text`` stay text. More than ``max_response_tokens`` ids are cut
+        at the right, and then there is no end token.
+        """
+        tail = self._prompt_tail(messages) + self._lead
+        before = self._encode(tail, literal=True)
+        joined = self._encode(tail + text, literal=True)
+        # A tokenizer that merges across the border gives another prefix: then the text is encoded by itself.
+        content = joined[len(before) :] if joined[: len(before)] == before else self._encode(text, literal=True)
+        lead = before[len(self._encode(self._prompt_tail(messages), literal=True)) :] if self._lead.strip() else []
+        ids = [*lead, *content] + ([self.end_id] if finished else [])
+        return tuple(ids[: self._settings.max_response_tokens])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _choose_template(self) -> bool:
+        has_one = bool(self._tokenizer.chat_template)
+        if self._settings.template == "model" and not has_one:
+            raise UserError(f"chat.template: model, but {_name(self._tokenizer)} has none; use plain or auto")
+        return has_one and self._settings.template != "plain"
+
+    def _probe_template(self) -> tuple[str, int | None]:
+        """What the template puts before an assistant's text, and the special token it puts behind."""
+        turn = [Message("user", "x")]
+        prompt = self._render(turn, generation_prompt=True)
+        whole = self._render([*turn, Message("assistant", _MARK)], generation_prompt=False)
+        before, mark, after = whole.partition(_MARK)
+        if not mark:
+            raise UserError(f"{_name(self._tokenizer)}: the chat template drops the assistant's text")
+        lead = before[len(prompt) :] if before.startswith(prompt) else ""
+        known = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
+        special = [i for i in self._encode(after) if i in known]
+        return lead, (special[0] if special else None)
+
+    def _prompt_tail(self, messages: Sequence[Message]) -> str:
+        """The prompt's text behind its last special token: what the response's first token may depend on."""
+        if not self.uses_template:
+            return "\n".join(m.content for m in messages)
+        text = self._render(messages, generation_prompt=True)
+        specials = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
+        return text[max((text.rfind(s) + len(s) for s in specials if s in text), default=0) :]
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
+        except (TemplateError, TypeError, ValueError) as error:
+            roles = ", ".join(m.role for m in messages)
+            raise UserError(f"{_name(self._tokenizer)}: its chat template refuses turns {roles}: {error}") from error
+        return str(text)
+
+    def _encode(self, text: str, literal: bool = False) -> list[int]:
+        """Ids of ``text``, nothing added; ``literal``: special tokens spelled out in it stay text."""
+        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=literal, verbose=False)
+        return list(encoded["input_ids"])
+
+    def _with_one_bos(self, ids: list[int]) -> tuple[int, ...]:
+        bos = self._tokenizer.bos_token_id
+        if bos is None:
+            return tuple(ids)
+        start = 0
+        while start < len(ids) and ids[start] == bos:
+            start += 1
+        return (bos, *ids[start:])
+
+
+def load_chat(path: str, settings: config.Chat, trust_remote_code: bool = False) -> Chat:
+    """The chat of the model folder (or hub name) ``path``.
+
+    Raises:
+        UserError: no tokenizer files there, or a tokenizer that cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{path}: no tokenizer files in this model folder (such as tokenizer.json)")
+    if folder.is_absolute() and not folder.is_dir():
+        raise UserError(f"{path}: no such model folder")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot read the tokenizer: {str(error).splitlines()[0]}") from error
+    return Chat(tokenizer, settings, model_end_ids(folder))
+
+
+def model_end_ids(folder: Path) -> tuple[int, ...]:
+    """``eos_token_id`` of the folder's generation_config.json and config.json, in that order."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        if file.is_file():
+            value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            found.extend(value if isinstance(value, list) else [] if value is None else [value])
+    return tuple(dict.fromkeys(found))
+
+
+def _name(tokenizer: Any) -> str:
+    return str(tokenizer.name_or_path or "the tokenizer")

@@ -1,0 +1,94 @@
+"""Mid-round checkpoints: trainable weights, AdamW state and progress, as safetensors and JSON.
+
+A checkpoint is written beside its place and renamed, so one that exists is whole; the one before
+is removed only then. No random state is kept: the trainer draws each step's from seed and step.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pipeline.optimiser import Parameters, load_optimiser, save_optimiser
+from pipeline.progress import StepReport
+from pipeline.store import sync_folder
+from pipeline.types import RunError, UserError
+
+WEIGHTS, OPTIMISER, PROGRESS = "weights.safetensors", "optimiser.safetensors", "progress.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run of training has come.
+
+    ``key`` identifies the run: settings, loss, seed and examples. ``step`` is the number of
+    optimiser steps that are done.
+    """
+
+    key: str
+    step: int
+    history: tuple[StepReport, ...]
+
+
+def save_checkpoint(folder: Path, progress: Progress, parameters: Parameters, optimiser: torch.optim.Optimizer) -> Path:
+    """Write ``folder/step_NNNNNN`` and remove what was there before; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"step_{progress.step:06d}"
+    partial = place.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_file({name: p.detach().contiguous().cpu() for name, p in parameters.items()}, partial / WEIGHTS)
+    save_optimiser(optimiser, parameters, partial / OPTIMISER)
+    (partial / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)
+    sync_folder(folder)
+    for old in folder.glob("step_*"):
+        if old != place:
+            shutil.rmtree(old)
+    return place
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint in ``folder``, or None. What a kill left half written is passed over."""
+    whole = sorted(path for path in folder.glob("step_*") if path.suffix != ".partial")
+    return whole[-1] if whole else None
+
+
+def load_checkpoint(place: Path, key: str, parameters: Parameters, optimiser: torch.optim.Optimizer) -> Progress:
+    """Put weights and optimiser state of the checkpoint ``place`` back.
+
+    Raises:
+        UserError: it belongs to a run of training with other settings, seed or examples.
+        RunError: it cannot be read.
+    """
+    try:
+        plain = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
+        history = tuple(StepReport(**report) for report in plain["history"])
+        progress = Progress(plain["key"], plain["step"], history)
+        weights = load_file(place / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(f"{place}: not a readable checkpoint: {error}; remove this folder to train this round from its start") from None
+    if progress.key != key:
+        raise UserError(f"{place}: a checkpoint of training with other settings, seed or examples; remove the folder to start again")
+    _copy_weights(place, weights, parameters)
+    load_optimiser(optimiser, parameters, place / OPTIMISER)
+    return progress
+
+
+@torch.no_grad()
+def _copy_weights(place: Path, weights: dict[str, torch.Tensor], parameters: Parameters) -> None:
+    differing = _differing(weights, parameters)
+    if differing:
+        raise UserError(f"{place}: a checkpoint of another model ({differing[0]} is missing or has another shape)")
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])
+
+
+def _differing(weights: dict[str, torch.Tensor], parameters: Parameters) -> Sequence[str]:
+    return [name for name, p in parameters.items() if name not in weights or weights[name].shape != p.shape]

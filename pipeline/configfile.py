@@ -1,0 +1,178 @@
+"""Config files: YAML overlaid left to right, then ``a.b=value``, then the schema.
+
+Torch-free. Every problem is reported with the file (or the command line) that set the value, the
+field, the value and what is allowed.
+"""
+
+import difflib
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import JsonValue, ValidationError
+
+from pipeline.config import Closed, RunConfig
+from pipeline.types import UserError, first_lines
+
+Tree = dict[str, JsonValue]
+Origins = dict[str, str]
+COMMAND_LINE = "command line"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice (plain SafeLoader silently keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            seen.add(key if isinstance(key, Hashable) else str(key))
+        return super().construct_mapping(node, deep)
+
+
+def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that ``files``, overlaid left to right, and ``overrides`` (``a.b=value``) describe.
+
+    Raises ``UserError`` for an unreadable or malformed file and for every value that the schema refuses.
+    """
+    tree: Tree = {}
+    origins: Origins = {}
+    for file in files:
+        _overlay(tree, read_yaml(file), origins, str(file), ())
+    for text in overrides:
+        path, value = _parse_override(text)
+        nested: JsonValue = value
+        for name in reversed(path):
+            nested = {name: nested}
+        assert isinstance(nested, dict)
+        _overlay(tree, nested, origins, COMMAND_LINE, ())
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, tree, origins)) from None
+
+
+def read_yaml(file: Path) -> Tree:
+    """The mapping in ``file``; an empty file is an empty mapping. Raises ``UserError``."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{file}: cannot read the config ({reason})") from None
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise UserError(f"{file}{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UserError(f"{file}: a config is a mapping of names to values at the top level")
+    return tree
+
+
+def dump_config(config: Closed) -> str:
+    """``config`` as YAML, every field written out: reading it back gives the same config."""
+    plain = config.model_dump(mode="json")
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def changed_fields(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue], prefix: str = "") -> list[str]:
+    """``field: old -> new`` for each leaf that differs between two plain configs."""
+    changes: list[str] = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += changed_fields(before, after, f"{prefix}{name}.")
+        elif before != after:
+            changes.append(f"{prefix}{name}: {before!r} -> {after!r}")
+    return changes
+
+
+def _parse_override(text: str) -> tuple[list[str], JsonValue]:
+    name, equals, value = text.partition("=")
+    path = name.strip().split(".")
+    if not equals or not all(path):
+        raise UserError(f"{text!r}: an override is written a.b=value")
+    try:
+        parsed: JsonValue = yaml.load(value, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(f"{text!r}: the value is not valid YAML; quote it") from None
+    return path, parsed
+
+
+def _overlay(tree: Tree, top: Tree, origins: Origins, origin: str, path: tuple[str, ...]) -> None:
+    """Put ``top`` over ``tree`` in place; a changed ``kind`` drops the settings of the old kind."""
+    if "kind" in top and "kind" in tree and top["kind"] != tree["kind"]:
+        tree.clear()
+    for name, value in top.items():
+        here = (*path, str(name))
+        old = tree.get(name)
+        origins[".".join(here)] = origin
+        if isinstance(value, dict):
+            branch: Tree = old if isinstance(old, dict) else {}
+            tree[name] = branch
+            _overlay(branch, value, origins, origin, here)
+        else:
+            tree[name] = value
+
+
+def _explain(error: ValidationError, tree: Tree, origins: Origins) -> str:
+    """One line a problem: origin, field, what is wrong, the value."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = _field_path(problem["loc"], tree)
+        field = ".".join(path)
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "no such setting" + _nearest(problem["loc"], path)
+        elif problem["type"] == "missing":
+            message = "must be given"
+        elif not isinstance(problem["input"], dict):
+            message = f"{message[0].lower()}{message[1:]} (got {problem['input']!r})"
+        origin = _origin(path, origins)
+        lines.append(f"{origin}: {field}: {message}" if field else f"{origin}: {message}")
+    return "the config is not valid:\n" + first_lines(lines, 8)
+
+
+def _field_path(loc: tuple[int | str, ...], tree: Tree) -> tuple[str, ...]:
+    """``loc`` without the union tags that pydantic puts between a section and its field."""
+    path: list[str] = []
+    node: JsonValue = tree
+    for position, part in enumerate(loc):
+        is_tag = isinstance(node, dict) and node.get("kind") == part and part not in node and position > 0
+        if is_tag or "[" in str(part):
+            continue
+        path.append(str(part))
+        node = node.get(str(part)) if isinstance(node, dict) else None
+    return tuple(path)
+
+
+def _origin(path: tuple[str, ...], origins: Origins) -> str:
+    for depth in range(len(path), 0, -1):
+        origin = origins.get(".".join(path[:depth]))
+        if origin is not None:
+            return origin
+    named = sorted(set(origins.values()) - {COMMAND_LINE})
+    return named[-1] if len(named) == 1 else "config"
+
+
+def _nearest(loc: tuple[int | str, ...], path: tuple[str, ...]) -> str:
+    """`; did you mean x?` from the names of the whole schema."""
+    names = {name for section in _sections() for name in section.model_fields}
+    close = difflib.get_close_matches(path[-1], names, n=1)
+    return f"; did you mean {close[0]!r}?" if close and loc else ""
+
+
+def _sections() -> list[type[Closed]]:
+    found: list[type[Closed]] = []
+    waiting: list[type[Closed]] = [Closed]
+    while waiting:
+        section = waiting.pop()
+        found.append(section)
+        waiting += section.__subclasses__()
+    return found

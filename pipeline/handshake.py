@@ -1,0 +1,111 @@
+"""The weight handshake: does the sampling engine hold the weights that the trainer wrote?
+
+After each load or swap of weights the engine scores fixed probe tokens, and the result is compared
+with what the training model itself gave for them. Engines do report success and sample from stale
+weights: vLLM 0.32.0 leaves the output head behind when it reloads a model with tied embeddings.
+Torch-free.
+"""
+
+import json
+import math
+import random
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.types import RunError
+
+PROBE_FILE = "probe.json"
+Sequences = Sequence[Sequence[int]]
+Logprobs = Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Largest and mean absolute difference, in nats a token, that rounding alone may cause."""
+
+    largest: float
+    mean: float
+
+
+# Between two implementations of one model in that precision. bfloat16 keeps 8 bits, so a logit near
+# 20 is rounded by up to 0.06 and a whole forward pass by several times that on single tokens; the
+# mean is where stale weights show there.
+TOLERANCES = {"float32": Tolerance(2e-3, 5e-4), "float16": Tolerance(0.25, 0.05), "bfloat16": Tolerance(1.0, 0.15)}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Probe sequences and the training model's log-probabilities of their tokens 1..T-1."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...]
+    dtype: str
+
+
+def probe_sequences(vocab_size: int, special_ids: Collection[int], seed: int = 0) -> list[list[int]]:
+    """Eight sequences of 16 token ids, drawn evenly from the vocabulary without ``special_ids``.
+
+    Random text reaches all of the embedding and the head, and no prompt of the run shares its prefix.
+    """
+    ordinary = [i for i in range(vocab_size) if i not in set(special_ids)]
+    draw = random.Random(seed)  # noqa: S311 - not for secrets
+    return [[draw.choice(ordinary) for _ in range(16)] for _ in range(8)]
+
+
+def check_weights(sampler_scores: Logprobs, trainer_scores: Logprobs, dtype: str) -> float:
+    """Largest absolute difference of the two sides' log-probabilities, in nats.
+
+    Args:
+        sampler_scores: what the engine gave for each probe sequence, tokens 1..T-1.
+        trainer_scores: what the training model gave, same shape.
+        dtype: the coarser of the two sides' precisions.
+
+    Raises:
+        RunError: above the tolerance of ``dtype``, a value that is not finite, or shapes that differ.
+    """
+    if [len(row) for row in sampler_scores] != [len(row) for row in trainer_scores]:
+        raise RunError("weight handshake: engine and trainer scored different numbers of probe tokens")
+    rows = zip(sampler_scores, trainer_scores, strict=True)
+    differences = [abs(ours - theirs) for row in rows for ours, theirs in zip(*row, strict=True)]
+    if not differences or not all(math.isfinite(d) for d in differences):
+        raise RunError("weight handshake: the log-probabilities of the probe tokens are missing or not finite")
+    largest, mean = max(differences), sum(differences) / len(differences)
+    allowed = TOLERANCES[dtype]
+    if largest > allowed.largest or mean > allowed.mean:
+        raise RunError(
+            "weight handshake: the sampling engine does not hold the policy's weights: log-probabilities of "
+            f"{len(differences)} probe tokens differ by up to {largest:.3g} nats, {mean:.3g} on average "
+            f"(allowed in {dtype}: {allowed.largest:g} and {allowed.mean:g})"
+        )
+    return largest
+
+
+def coarser_dtype(one: str, other: str) -> str:
+    """The precision of the two that has the larger rounding error."""
+    return max(one, other, key=lambda dtype: TOLERANCES[dtype].largest)
+
+
+def write_probe(folder: Path, sequences: Sequences, logprobs: Logprobs, dtype: str) -> None:
+    """Write ``folder/probe.json``; the numbers must come from the training model's weights in memory."""
+    content = {"sequences": [list(s) for s in sequences], "logprobs": [list(s) for s in logprobs], "dtype": dtype}
+    (folder / PROBE_FILE).write_text(json.dumps(content), encoding="utf-8")
+
+
+def read_probe(folder: Path) -> Probe:
+    """Read ``folder/probe.json``; RunError if it is missing or not a probe."""
+    file = folder / PROBE_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        probe = Probe(
+            tuple(tuple(int(i) for i in row) for row in content["sequences"]),
+            tuple(tuple(float(x) for x in row) for row in content["logprobs"]),
+            str(content["dtype"]),
+        )
+    except FileNotFoundError as error:
+        raise RunError(f"{file}: missing, so an engine's copy of these weights cannot be checked") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file}: not a weight probe: {error!r}") from error
+    if probe.dtype not in TOLERANCES:
+        raise RunError(f"{file}: dtype {probe.dtype!r}; one of {', '.join(TOLERANCES)}")
+    return probe

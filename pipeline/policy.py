@@ -1,0 +1,151 @@
+"""Policies on disk: Hugging Face folders, safetensors only, with the tokenizer and a weight probe beside."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from pipeline.adapter import merge_adapter
+from pipeline.chat import TOKENIZER_FILES, Chat
+from pipeline.handshake import PROBE_FILE, probe_sequences, write_probe
+from pipeline.logps import TokenLogps
+from pipeline.types import UserError
+
+# Files of a model folder that belong to its tokenizer and its way of generating.
+COMPANIONS = (
+    *TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+def load_policy(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """The causal language model in the folder (or under the hub name) ``path``, in evaluation mode.
+
+    Dropout of the model's own config is set to 0: log-probabilities of policy and reference must be
+    comparable (that of an adapter is the adapter's).
+
+    Raises:
+        UserError: no such folder, no config.json or weights in it, or not a causal language model.
+    """
+    folder = Path(path)
+    if folder.exists() or folder.is_absolute() or path.startswith("."):
+        _require_model_files(folder)
+    try:
+        settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        for name, value in settings.to_dict().items():
+            if "drop" in name and isinstance(value, float):
+                setattr(settings, name, 0.0)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=settings, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot load this model: {str(error).splitlines()[0]}") from error
+    assert isinstance(model, PreTrainedModel)
+    return model.eval()
+
+
+def _require_model_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json in this model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no *.safetensors weights in this model folder (other formats are not read)")
+
+
+def save_policy(model: Any, folder: Path, *, tokenizer_source: str, chat: Chat) -> PreTrainedModel:
+    """Write ``model`` as a Hugging Face folder, its adapter merged in if it has one.
+
+    Args:
+        model: changed by the merge; go on with the model that is returned.
+        folder: made if missing.
+        tokenizer_source: the model folder (or hub name) whose tokenizer, chat template and generation
+            config go with the weights, unchanged.
+        chat: of that tokenizer; says which ids the weight probe leaves out.
+    """
+    plain = merge_adapter(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain.save_pretrained(folder)
+    copy_companions(tokenizer_source, folder)
+    save_probe(plain, chat, folder)
+    return plain
+
+
+def save_probe(model: Any, chat: Chat, folder: Path) -> None:
+    """Write ``folder/probe.json``: what ``model``, as it is in memory, gives for the probe tokens."""
+    # Padded embeddings hold rows that no tokenizer names, and engines refuse their ids.
+    rows = min(model.get_input_embeddings().weight.shape[0], chat.vocab_size)
+    sequences = probe_sequences(rows, chat.special_ids)
+    write_probe(folder, sequences, score_sequences(model, sequences), str(model.dtype).removeprefix("torch."))
+
+
+@torch.no_grad()
+def score_sequences(model: Any, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Natural-log probabilities of tokens 1..T-1 of each sequence given those before; all of one length."""
+    ids = torch.tensor(sequences, device=model.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, 0] = False
+    scores: list[list[float]] = TokenLogps(model)(ids, mask)[:, 1:].tolist()
+    return scores
+
+
+def copy_companions(source: str, folder: Path) -> None:
+    """Copy tokenizer, chat template and generation config of ``source`` into ``folder``."""
+    origin = Path(source)
+    if not origin.is_dir():
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+        return
+    for name in COMPANIONS:
+        if (origin / name).is_file() and (origin / name).resolve() != (folder / name).resolve():
+            shutil.copyfile(origin / name, folder / name)
+
+
+def average_policies(old: Path, new: Path, decay: float, out: Path) -> None:
+    """Write to ``out`` the policy ``decay`` · old + (1 − decay) · new, tensor by tensor.
+
+    The average is taken in float32 and stored in the dtype of ``new``. ``out`` holds everything else
+    of ``new`` but its weight probe.
+
+    Raises:
+        UserError: the two folders hold tensors of other names or shapes.
+    """
+    where = _tensor_files(old)
+    out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(new.iterdir()):
+        if file.suffix != ".safetensors":
+            if file.is_file() and file.name != PROBE_FILE:
+                shutil.copyfile(file, out / file.name)
+            continue
+        tensors = load_file(file)
+        for name, tensor in tensors.items():
+            if name not in where:
+                raise UserError(f"{old}: has no tensor {name}, which {new} has; policies to average must be of one architecture")
+            with safe_open(where[name], framework="pt") as weights:
+                before = weights.get_tensor(name)
+            if before.shape != tensor.shape:
+                raise UserError(f"{old}: {name} is {tuple(before.shape)}, in {new} {tuple(tensor.shape)}")
+            tensors[name] = torch.lerp(tensor.float(), before.float(), decay).to(tensor.dtype)
+        save_file(tensors, out / file.name, metadata={"format": "pt"})
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            found |= dict.fromkeys(weights.keys(), file)
+    return found

@@ -1,0 +1,132 @@
+"""What flows through a run: prompts, responses, groups of responses, pairs.
+
+Torch-free. Every record is frozen, and every ``id`` is the hash of its content, so the same
+prompt has the same id in every file, run and machine.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length"]
+
+
+def content_hash(value: object, length: int = 16) -> str:
+    """Hash of ``value``'s canonical JSON: the first ``length`` hexadecimal digits of its SHA-256."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:length]
+
+
+def derive_seed(*parts: object) -> int:
+    """A 31-bit seed that depends on ``parts`` alone, never on order of execution or on time."""
+    return int(content_hash([str(part) for part in parts], length=8), 16) & 0x7FFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that waits for the assistant's turn.
+
+    ``answer`` is whatever a gold scorer compares responses with (a label, a meaning
+    representation); ``reference`` is a response written by a person, where the data has one.
+    """
+
+    messages: tuple[Message, ...]
+    source: str = ""
+    answer: str | None = None
+    reference: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Hash of the messages alone: two rows with one prompt share an id."""
+        return content_hash([[m.role, m.content] for m in self.messages])
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One sampled (or given) continuation, as the tokens that the model produced.
+
+    ``token_ids`` ends with an end token only if the model produced one. ``logprobs`` holds one
+    natural-log probability per token under the sampling policy at temperature 1, before any
+    top-p/top-k/min-p cut; it is empty for responses that come from a data set. ``text`` is for
+    labellers and people and never goes back into training.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt with K responses to it; ``scores`` is empty until labelled, one entry each after.
+
+    A score of ``None`` is a label that is missing (an abstention, an unparsed verdict).
+    """
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    responses: tuple[Response, ...]
+    scores: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two responses to one prompt, the preferred one first.
+
+    ``soft_label`` is the probability that ``chosen`` really is the better one; ``round`` is the
+    round whose policy produced the responses (0: they came with a data set).
+    """
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    chosen: Response
+    rejected: Response
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    soft_label: float = 1.0
+    round: int = 0
+
+    @property
+    def id(self) -> str:
+        """Hash of the token ids of prompt, chosen and rejected."""
+        return content_hash([self.prompt_ids, self.chosen.token_ids, self.rejected.token_ids])
+
+
+@dataclass(frozen=True, slots=True)
+class TextPair:
+    """A preference pair as a data set gives it: not yet tokens, since the policy's tokenizer decides those."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    soft_label: float = 1.0
+
+
+class UserError(Exception):
+    """A mistake in config or data: shown as a few lines, exit code 2, never a traceback."""
+
+
+class RunError(Exception):
+    """A failure while running (non-finite loss, stale weights, a dead child): exit code 1."""
+
+
+def first_lines(items: Sequence[str], limit: int = 5) -> str:
+    """The first ``limit`` items on lines of their own, and how many more there are."""
+    shown = [f"  {item}" for item in items[:limit]]
+    if len(items) > limit:
+        shown.append(f"  ... and {len(items) - limit} more")
+    return "\n".join(shown)
