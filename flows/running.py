@@ -7,6 +7,7 @@ from pathlib import Path
 from flows.checking import check_model
 from flows.environment import log_to_file
 from flows.opening import prepare_run
+from flows.stages.data import load_data
 from flows.table import print_table, read_rounds
 from pipeline.config import RunConfig
 from pipeline.configfile import load_config
@@ -18,6 +19,9 @@ def run_config(files: list[Path], settings: list[str], run_dir: Path | None, ext
     config = load_config(files, settings)
     check_model(config)
     root = (run_dir or Path("runs") / config.name).resolve()
+    if not RunFolder(root).stage(0, "data").folder.exists():
+        # Before anything is written: a fault in the data leaves no run folder behind.
+        load_data(config)
     run = prepare_run(config, root, extend)
     announce(config, root)
     log_to_file(root / "logs" / "prefect.log")

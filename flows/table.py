@@ -28,18 +28,19 @@ def read_rounds(root: Path) -> list[Metrics]:
                 raise RunError(f"{file}: not readable JSON ({error})") from None
     return rounds
 
-
 def print_table(root: Path, rounds: list[Metrics]) -> None:
     """Print one row a round; columns that no round has are left out."""
-    console = Console(soft_wrap=False)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
     if not rounds:
         console.print(f"{root}: no round is evaluated yet", markup=False, highlight=False)
         return
     shown = [column for column in COLUMNS if any(metrics.get(column[0]) is not None for metrics in rounds)]
-    table = Table(title=root.name, title_justify="left")
+    table = Table(title=root.name, title_justify="left", box=None, padding=(0, 0, 0, 1))
     table.add_column("round", justify="right")
     for _, heading, _ in shown:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for metrics in rounds:
         cells = [cell(metrics.get(name), form) for name, _, form in shown]
         table.add_row(str(metrics["round"]), *cells)

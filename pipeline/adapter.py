@@ -23,7 +23,11 @@ def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
 
     targets = settings.target_modules if isinstance(settings.target_modules, str) else list(settings.target_modules)
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft scales by it and takes any number
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
     try:
@@ -36,8 +40,7 @@ def merge_adapter(model: Any) -> PreTrainedModel:
     """The plain model with the adapter's change added to its weights; ``model`` itself if it has none."""
     if isinstance(model, PreTrainedModel):
         return model
-    merged = model.merge_and_unload()
-    assert isinstance(merged, PreTrainedModel)
+    merged: PreTrainedModel = model.merge_and_unload()
     return merged
 
 

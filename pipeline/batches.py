@@ -63,7 +63,9 @@ def check_examples(examples: Sequence[Example], loss: Loss) -> None:
         if "reference" in loss.needs:
             sides = ((e.chosen_ids, e.reference_chosen), (e.rejected_ids or (), e.reference_rejected))
             if any(logps is None or len(logps) != len(ids) for ids, logps in sides):
-                raise UserError(f"training: example {e.id}: loss {loss.name} needs one reference log-probability a response token")
+                raise UserError(
+                    f"training: example {e.id}: loss {loss.name} needs one reference log-probability a response token"
+                )
 
 
 def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:

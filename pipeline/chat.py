@@ -87,13 +87,13 @@ class Chat:
         Special tokens spelled out in ``text`` stay text. More than ``max_response_tokens`` ids are cut
         at the right, and then there is no end token.
         """
-        tail = self._prompt_tail(messages) + self._lead
+        tail, answer = self._prompt_tail(messages), self._lead + text
         before = self._encode(tail, literal=True)
-        joined = self._encode(tail + text, literal=True)
-        # A tokenizer that merges across the border gives another prefix: then the text is encoded by itself.
-        content = joined[len(before) :] if joined[: len(before)] == before else self._encode(text, literal=True)
-        lead = before[len(self._encode(self._prompt_tail(messages), literal=True)) :] if self._lead.strip() else []
-        ids = [*lead, *content] + ([self.end_id] if finished else [])
+        joined = self._encode(tail + answer, literal=True)
+        # A tokenizer that merges across the border gives another prefix: then the answer is encoded by itself.
+        together = joined[: len(before)] == before
+        content = joined[len(before) :] if together else self._encode(answer, literal=True)
+        ids = content + ([self.end_id] if finished else [])
         return tuple(ids[: self._settings.max_response_tokens])
 
     def decode(self, ids: Sequence[int]) -> str:

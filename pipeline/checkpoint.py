@@ -73,9 +73,13 @@ def load_checkpoint(place: Path, key: str, parameters: Parameters, optimiser: to
         progress = Progress(plain["key"], plain["step"], history)
         weights = load_file(place / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RunError(f"{place}: not a readable checkpoint: {error}; remove this folder to train this round from its start") from None
+        raise RunError(
+            f"{place}: not a readable checkpoint: {error}; remove this folder to train this round from its start"
+        ) from None
     if progress.key != key:
-        raise UserError(f"{place}: a checkpoint of training with other settings, seed or examples; remove the folder to start again")
+        raise UserError(
+            f"{place}: a checkpoint of training with other settings, seed or examples; remove the folder to start again"
+        )
     _copy_weights(place, weights, parameters)
     load_optimiser(optimiser, parameters, place / OPTIMISER)
     return progress

@@ -5,10 +5,14 @@ union told apart by ``kind``; a choice among functions of one shape is a ``Liter
 Reading files and overlays is in ``configfile``.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
+
+# configs/ lies beside pipeline/ both in a checkout and in an installed package.
+PRESETS = Path(__file__).parents[1] / "configs" / "loss"
 
 # Settings that change how a result is reached and not the result: they may differ between a kill and its resume.
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
@@ -262,6 +266,15 @@ class LossSettings(Closed):
     nll: float | None = Field(None, ge=0, description="weight of the chosen response's negative log-likelihood per token")
 
 
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+        if value not in names:
+            raise ValueError(f"no such loss; one of {', '.join(names)}")
+        return value
+
+
 class Lora(Closed):
     """Low-rank adapters (peft); the adapter is merged into the policy that is saved."""
 
@@ -345,6 +358,18 @@ class RunConfig(Closed):
     loss: LossSettings = LossSettings()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_kinds(cls, given: object) -> object:
+        """A section written without ``kind`` is of the usual one."""
+        if not isinstance(given, dict):
+            return given
+        usual = {"policy": "pretrained", "prompts": "file", "sampler": "vllm"}
+        filled = {
+            name: {"kind": kind, **given[name]} for name, kind in usual.items() if isinstance(given.get(name), dict)
+        }
+        return {**given, **filled}
 
     @field_validator("name")
     @classmethod

@@ -5,7 +5,7 @@ prompt are one prompt. Knows no tokenizer; ``pairs.tokenise_pairs`` makes tokens
 """
 
 from collections.abc import Callable, Iterable
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from pydantic import JsonValue
 
@@ -14,10 +14,11 @@ from pipeline.records import Record, read_records
 from pipeline.restaurants import generate
 from pipeline.types import Message, Prompt, Role, TextPair, UserError, content_hash, first_lines
 
+T = TypeVar("T")
 _ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 
 
-class _Fault(Exception):
+class _FaultError(Exception):
     """What is wrong with one row."""
 
 
@@ -89,16 +90,16 @@ def _rows(data: Data) -> list[tuple[Prompt, tuple[str, ...], str]]:
     assert_never(data)
 
 
-def _read[T](path: str, parse: Callable[[Record], T]) -> list[tuple[T, str]]:
+def _read(path: str, parse: Callable[[Record], T]) -> list[tuple[T, str]]:
     """``parse`` of every record, with the record's place; all faults are found before any is reported."""
     parsed: list[tuple[T, str]] = []
     faults: list[str] = []
     for record in read_records(path):
         try:
             if record.fault is not None:
-                raise _Fault(record.fault)
+                raise _FaultError(record.fault)
             parsed.append((parse(record), record.place))
-        except _Fault as fault:
+        except _FaultError as fault:
             faults.append(f"{record.place}: {fault}")
     if faults:
         many = "row" if len(faults) == 1 else "rows"
@@ -132,7 +133,7 @@ def _prompt_row(record: Record, columns: Columns) -> tuple[Prompt, tuple[str, ..
     messages = _prompt_messages(_required(values, columns.prompt), columns.prompt)
     response = _optional_text(values, columns.response)
     if columns.response == columns.prompt:
-        raise _Fault(f"columns.response and columns.prompt are both {columns.prompt!r}")
+        raise _FaultError(f"columns.response and columns.prompt are both {columns.prompt!r}")
     answer = _answer(values, columns.answer)
     prompt = Prompt(messages, source=record.file.name, answer=answer, reference=response)
     return prompt, () if response is None else (response,)
@@ -146,7 +147,7 @@ def _pair(record: Record, columns: Columns) -> TextPair:
     elif isinstance(chosen, list) and isinstance(rejected, list):
         messages = _common_start(_messages(chosen, columns.chosen), _messages(rejected, columns.rejected), columns)
     else:
-        raise _Fault(f"no column {columns.prompt!r} (only whole conversations under {columns.chosen!r} can do without)")
+        raise _FaultError(f"no column {columns.prompt!r} (only whole conversations under {columns.chosen!r} can do without)")
     return TextPair(
         prompt=Prompt(messages, source=record.file.name, answer=_answer(values, columns.answer)),
         chosen=_completion(chosen, messages, columns.chosen),
@@ -159,9 +160,9 @@ def _pair(record: Record, columns: Columns) -> TextPair:
 
 def _required(values: dict[str, JsonValue], column: str) -> JsonValue:
     if column not in values:
-        raise _Fault(f"no column {column!r}; it has {', '.join(map(repr, values)) or 'none'}")
+        raise _FaultError(f"no column {column!r}; it has {', '.join(map(repr, values)) or 'none'}")
     if values[column] is None:
-        raise _Fault(f"{column}: is null")
+        raise _FaultError(f"{column}: is null")
     return values[column]
 
 
@@ -172,7 +173,7 @@ def _optional_text(values: dict[str, JsonValue], column: str) -> str | None:
     if isinstance(value, list):
         value = _completion(value, (), column)
     if not isinstance(value, str):
-        raise _Fault(f"{column}: must be a string, not {_kind(value)}")
+        raise _FaultError(f"{column}: must be a string, not {_kind(value)}")
     return value
 
 
@@ -181,7 +182,7 @@ def _answer(values: dict[str, JsonValue], column: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, list | dict):
-        raise _Fault(f"{column}: must be a string or number, not {_kind(value)}")
+        raise _FaultError(f"{column}: must be a string or number, not {_kind(value)}")
     return str(value)
 
 
@@ -189,17 +190,17 @@ def _messages(value: JsonValue, column: str) -> tuple[Message, ...]:
     """A list of {role, content}; a string is one user message."""
     if isinstance(value, str):
         if not value.strip():
-            raise _Fault(f"{column}: is empty")
+            raise _FaultError(f"{column}: is empty")
         return (Message("user", value),)
     if not isinstance(value, list) or not value:
-        raise _Fault(f"{column}: must be a string or a list of messages, not {_kind(value)}")
+        raise _FaultError(f"{column}: must be a string or a list of messages, not {_kind(value)}")
     messages = []
     for number, item in enumerate(value, 1):
         role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
-            raise _Fault(f"{column}: message {number} must have the strings role and content")
+            raise _FaultError(f"{column}: message {number} must have the strings role and content")
         if role not in _ROLES:
-            raise _Fault(f"{column}: message {number} has role {role!r}; allowed: {', '.join(_ROLES)}")
+            raise _FaultError(f"{column}: message {number} has role {role!r}; allowed: {', '.join(_ROLES)}")
         messages.append(Message(_ROLES[role], content))
     return tuple(messages)
 
@@ -207,18 +208,19 @@ def _messages(value: JsonValue, column: str) -> tuple[Message, ...]:
 def _prompt_messages(value: JsonValue, column: str) -> tuple[Message, ...]:
     messages = _messages(value, column)
     if messages[-1].role != "user":
-        raise _Fault(f"{column}: must end with a user message, not with {messages[-1].role!r}")
+        raise _FaultError(f"{column}: must end with a user message, not with {messages[-1].role!r}")
     return messages
 
 
 def _common_start(chosen: tuple[Message, ...], rejected: tuple[Message, ...], columns: Columns) -> tuple[Message, ...]:
     """The prompt of two whole conversations: all turns but the last, which must be the same in both."""
     if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
-        raise _Fault(
-            f"{columns.chosen} and {columns.rejected}: without a prompt they must be conversations equal but for the last turn"
+        raise _FaultError(
+            f"{columns.chosen} and {columns.rejected}: without a prompt they must be "
+            "conversations equal but for the last turn"
         )
     if chosen[-2].role != "user":
-        raise _Fault(f"{columns.chosen}: the turn before the last must be the user's, not {chosen[-2].role!r}")
+        raise _FaultError(f"{columns.chosen}: the turn before the last must be the user's, not {chosen[-2].role!r}")
     return chosen[:-1]
 
 
@@ -231,7 +233,7 @@ def _completion(value: JsonValue, prompt: tuple[Message, ...], column: str) -> s
         messages = messages[len(prompt) :]
     if len(messages) != 1 or messages[0].role != "assistant":
         roles = ", ".join(message.role for message in messages)
-        raise _Fault(f"{column}: must hold one assistant turn after the prompt, but holds: {roles or 'nothing'}")
+        raise _FaultError(f"{column}: must hold one assistant turn after the prompt, but holds: {roles or 'nothing'}")
     return messages[0].content
 
 

@@ -40,7 +40,7 @@ def bootstrap(values: Sequence[float], resamples: int, seed: int) -> Interval:
 
 
 def win_rate(groups: Iterable[Group], others: Iterable[Group], resamples: int, seed: int) -> Interval:
-    """Share of comparisons that the responses of ``groups`` win against those of ``others`` to the same prompt, ties half.
+    """Share of comparisons with responses of ``others`` to the same prompt that ``groups`` win, ties half.
 
     Every scored response of one side meets every one of the other; prompts count alike, and a prompt
     that only one side has, or that lacks scores on one side, does not count.

@@ -70,7 +70,9 @@ def accumulate_gradient(
         per_pair = output.per_pair.detach()
         reported = frozenset(output.metrics) & frozenset(METRICS)
         means = [float(output.metrics[name]) if name in reported else 0.0 for name in METRICS]
-        sums += torch.tensor([float(per_pair.sum()), *_counts(batch), *(m * len(per_pair) for m in means)], dtype=torch.float64)
+        sums += torch.tensor(
+            [float(per_pair.sum()), *_counts(batch), *(m * len(per_pair) for m in means)], dtype=torch.float64
+        )
         suspects += [e.id for e, finite in zip(batch.examples, per_pair.isfinite().tolist(), strict=True) if not finite]
     return _facts(_over_processes(sums, accelerator), len(examples), reported, tuple(suspects))
 
@@ -97,9 +99,9 @@ def check_policy_is_reference(
     if not largest <= SAME_MODEL[dtype]:
         example = batch.examples[row % len(batch.examples)] if batch.examples else examples[0]
         raise RunError(
-            f"first step: policy and reference are the same model, yet their log-probabilities differ by {largest:.3g} nats "
-            f"a token (example {example.id}; allowed {SAME_MODEL[dtype]:g}): the stored reference log-probabilities are "
-            "not this policy's"
+            "first step: policy and reference are the same model, yet their log-probabilities differ by "
+            f"{largest:.3g} nats a token (example {example.id}; allowed {SAME_MODEL[dtype]:g}): the stored reference "
+            "log-probabilities are not this policy's"
         )
     return largest
 

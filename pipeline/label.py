@@ -23,16 +23,17 @@ def label(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
         RunError: a scorer that returns another number of scores than it was asked for, or a score that is not finite.
     """
     scores = scorer.score(groups)
+    name = f"scorer {type(scorer).__name__}"
     if len(scores) != len(groups):
-        raise RunError(f"scorer {type(scorer).__name__}: {len(scores)} results for {len(groups)} prompts")
+        raise RunError(f"{name}: {len(scores)} results for {len(groups)} prompts")
     for group, given in zip(groups, scores, strict=True):
         if len(given) != len(group.responses):
             raise RunError(
-                f"scorer {type(scorer).__name__}: {len(given)} scores for {len(group.responses)} responses to prompt {group.prompt.id}"
+                f"{name}: {len(given)} scores for {len(group.responses)} responses to prompt {group.prompt.id}"
             )
         unusable = [score for score in given if score is not None and not math.isfinite(score)]
         if unusable:
             raise RunError(
-                f"scorer {type(scorer).__name__}: score {unusable[0]} for a response to prompt {group.prompt.id}; must be finite"
+                f"{name}: score {unusable[0]} for a response to prompt {group.prompt.id}; must be finite"
             )
     return [replace(group, scores=given) for group, given in zip(groups, scores, strict=True)]

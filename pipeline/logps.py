@@ -18,13 +18,9 @@ Precision = Literal["float32", "bfloat16"]
 CHUNK_ELEMENTS = 2**26
 
 
-def plain_model(model: Any) -> PreTrainedModel:
+def plain_model(model: Any) -> Any:
     """The transformers model inside an adapter wrapper, or ``model`` itself."""
-    if isinstance(model, PreTrainedModel):
-        return model
-    inner = model.get_base_model()
-    assert isinstance(inner, PreTrainedModel)
-    return inner
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
 
 class TokenLogps(nn.Module):
@@ -66,20 +62,19 @@ class TokenLogps(nn.Module):
         return head_logps(model.get_output_embeddings(), states, targets)
 
 
-def head_logps(head: nn.Module, states: Tensor, targets: Tensor, elements: int = CHUNK_ELEMENTS) -> Tensor:
+def head_logps(head: nn.Linear, states: Tensor, targets: Tensor, elements: int = CHUNK_ELEMENTS) -> Tensor:
     """Log-probabilities of ``targets`` [N] under ``head``'s softmax of ``states`` [N, H]: [N] float32.
 
     At most ``elements`` logits are held at once where N needs more than one chunk.
     """
-    vocabulary = int(head.weight.shape[0])  # type: ignore[union-attr, arg-type]
-    rows = max(1, elements // vocabulary)
+    rows = max(1, elements // head.out_features)
     if len(states) <= rows:
         return _log_softmax_at(head(states), targets)
 
     def chunk(part: Tensor, wanted: Tensor) -> Tensor:
         return _log_softmax_at(head(part), wanted)
 
-    pieces = zip(states.split(rows), targets.split(rows), strict=True)
+    pieces = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)
     return torch.cat([checkpoint(chunk, part, wanted, use_reentrant=False) for part, wanted in pieces])
 
 
@@ -88,7 +83,7 @@ def _log_softmax_at(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def head_splits(model: PreTrainedModel) -> bool:
+def head_splits(model: Any) -> bool:
     """Whether logits are just the output head applied to the decoder's last hidden states.
 
     Asked of the model itself: some scale or cap their logits, and those take the slower path.
@@ -104,7 +99,8 @@ def head_splits(model: PreTrainedModel) -> bool:
     try:
         hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
         logits = model(input_ids=ids, use_cache=False).logits
-        return logits.shape[:-1] == hidden.shape[:-1] and bool(torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-5))
+        alike = logits.shape[:-1] == hidden.shape[:-1]
+        return alike and torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-5)
     finally:
         model.train(training)
 

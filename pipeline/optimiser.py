@@ -26,7 +26,9 @@ def make_adamw(parameters: Parameters, settings: Optimisation) -> torch.optim.Ad
     vectors = [p for p in parameters.values() if p.ndim < 2]
     decays = ((matrices, settings.weight_decay), (vectors, 0.0))
     groups = [{"params": members, "weight_decay": decay} for members, decay in decays if members]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), fused=True)
+    return torch.optim.AdamW(
+        groups, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), fused=True
+    )
 
 
 def save_optimiser(optimiser: torch.optim.Optimizer, parameters: Parameters, file: Path) -> None:
@@ -54,7 +56,9 @@ def load_optimiser(optimiser: torch.optim.Optimizer, parameters: Parameters, fil
         parts = {moment: tensors.get(f"{name}.{moment}") for moment in MOMENTS}
         state = _state(parameter, parts)
         if state is None:
-            raise UserError(f"{file}: optimiser state of another model: {name} {tuple(parameter.shape)} is missing or has another shape")
+            raise UserError(
+                f"{file}: optimiser state of another model: {name} is missing or is not {tuple(parameter.shape)}"
+            )
         optimiser.state[parameter] = state
 
 

@@ -43,18 +43,19 @@ def load_policy(
     folder = Path(path)
     if folder.exists() or folder.is_absolute() or path.startswith("."):
         _require_model_files(folder)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-        for name, value in settings.to_dict().items():
-            if "drop" in name and isinstance(value, float):
-                setattr(settings, name, 0.0)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=settings, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype, use_safetensors=True
+        settings = AutoConfig.from_pretrained(path, **options)
+        settings.update(
+            {key: 0.0 for key, value in settings.to_dict().items() if "drop" in key and isinstance(value, float)}
+        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, config=settings, dtype=dtype, use_safetensors=True, **options
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: cannot load this model: {str(error).splitlines()[0]}") from error
-    assert isinstance(model, PreTrainedModel)
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _require_model_files(folder: Path) -> None:
@@ -134,7 +135,9 @@ def average_policies(old: Path, new: Path, decay: float, out: Path) -> None:
         tensors = load_file(file)
         for name, tensor in tensors.items():
             if name not in where:
-                raise UserError(f"{old}: has no tensor {name}, which {new} has; policies to average must be of one architecture")
+                raise UserError(
+                    f"{old}: has no tensor {name}, which {new} has; policies to average must be of one architecture"
+                )
             with safe_open(where[name], framework="pt") as weights:
                 before = weights.get_tensor(name)
             if before.shape != tensor.shape:

@@ -125,7 +125,7 @@ def _draw_mr(rng: random.Random) -> dict[str, str]:
 
 
 def _spoil(mr: dict[str, str], settings: RestaurantData, rng: random.Random) -> dict[str, str]:
-    """A copy with wrong and missing values, and at times a slot that ``mr`` lacks. The name may be wrong, never missing."""
+    """A copy with wrong and missing values, and at times an invented slot. Name and type are never missing."""
     spoilt: dict[str, str] = {}
     for slot, value in mr.items():
         if slot not in {"name", "type"} and rng.random() < settings.missing:
@@ -147,7 +147,7 @@ def _phrase(slot: str, value: str, rng: random.Random) -> str:
 
 
 def write_sentence(mr: dict[str, str], rng: random.Random) -> str:
-    """One sentence or two that realise every slot of ``mr`` (which has at least a name and a type), drawn from the templates."""
+    """Sentences drawn from the templates that realise every slot of ``mr``, which has a name and a type."""
     rest = [slot for slot in mr if slot not in {"name", "type"}]
     rng.shuffle(rest)
     opening = rng.choice(_OPENINGS)

@@ -1,17 +1,16 @@
 """Which metrics the table of rounds shows, and how: one list for the terminal and the report."""
 
-# metric, heading, format
+# metric, heading (lines of at most eight letters, so that a row fits into 80 columns), format
 COLUMNS = (
     ("reward", "reward", "{:.3f}"),
-    ("slot_error_rate", "slot errors\ngreedy", "{:.1%}"),
-    ("slot_error_rate_sampled", "slot errors\nsampled", "{:.1%}"),
-    ("win_rate_vs_start", "win rate\nvs start", "{:.1%}"),
-    ("kl_to_start", "KL to start\nnats/token", "{:.3f}"),
-    ("kl_to_previous", "KL to previous\nnats/token", "{:.3f}"),
-    ("response_length", "length\ntokens", "{:.1f}"),
-    ("stop_rate", "ended by\nitself", "{:.1%}"),
-    ("distinct_2", "distinct\nbigrams", "{:.1%}"),
-    ("reference_logprob", "references\nnats/token", "{:.3f}"),
+    ("slot_error_rate", "slot err\ngreedy", "{:.1%}"),
+    ("slot_error_rate_sampled", "slot err\nsampled", "{:.1%}"),
+    ("win_rate_vs_start", "wins vs\nstart", "{:.1%}"),
+    ("kl_to_start", "KL start\nnats/tok", "{:.3f}"),
+    ("kl_to_previous", "KL prev.\nnats/tok", "{:.3f}"),
+    ("response_length", "tokens", "{:.1f}"),
+    ("stop_rate", "ended", "{:.1%}"),
+    ("reference_logprob", "humans\nnats/tok", "{:.3f}"),
     ("held_out_accuracy", "held-out\naccuracy", "{:.1%}"),
 )
 

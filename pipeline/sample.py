@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from pipeline.chat import Chat
 from pipeline.config import SamplingSettings
-from pipeline.types import FinishReason, Response, RunError, derive_seed
+from pipeline.types import FinishReason, Response, UserError, derive_seed
 
 Swap = Literal["reload", "restart", "unchanged"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -40,7 +40,8 @@ class Sampler(Protocol):
         that the context leaves.
 
         Raises:
-            RunError: a prompt fills the model's context, or the engine failed.
+            UserError: a prompt fills the model's context.
+            RunError: the engine failed.
         """
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -73,8 +74,10 @@ def engine_dtype(wanted: Literal["auto", Dtype], path: str, accelerator: bool) -
     file = Path(path) / "config.json"
     stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     match stored.get("dtype") or stored.get("torch_dtype"):
-        case "bfloat16" | "float16" as half:
-            return half
+        case "bfloat16":
+            return "bfloat16"
+        case "float16":
+            return "float16"
         case _:
             return "bfloat16" if accelerator else "float32"
 
@@ -83,22 +86,22 @@ def room_for(prompt_ids: Sequence[int], max_tokens: int, context: int) -> int:
     """Tokens that may be sampled behind ``prompt_ids``: ``max_tokens``, or what the context leaves.
 
     Raises:
-        RunError: the prompt leaves no room at all.
+        UserError: the prompt leaves no room at all, or is empty.
     """
     room = min(max_tokens, context - len(prompt_ids))
     if room < 1:
-        raise RunError(
+        raise UserError(
             f"a prompt of {len(prompt_ids)} tokens leaves no room in the model's context of {context} tokens"
         )
     if not prompt_ids:
-        raise RunError("a prompt of no tokens cannot be sampled from")
+        raise UserError("a prompt of no tokens cannot be sampled from")
     return room
 
 
 def check_length(ids: Sequence[int], context: int) -> None:
-    """RunError if a sequence to score is longer than the model's context."""
+    """UserError if a sequence to score is longer than the model's context."""
     if len(ids) > context:
-        raise RunError(f"a sequence of {len(ids)} tokens does not fit the model's context of {context} tokens")
+        raise UserError(f"a sequence of {len(ids)} tokens does not fit the model's context of {context} tokens")
 
 
 def make_response(chat: Chat, token_ids: Sequence[int], logprobs: Sequence[float], stop: Sequence[str]) -> Response:

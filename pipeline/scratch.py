@@ -27,7 +27,8 @@ def make_policy(texts: Iterable[str], settings: ScratchPolicy, seed: int, folder
     """Write tokenizer, config, chat template and randomly initialised weights to ``folder``.
 
     The tokenizer is byte-level BPE (Sennrich et al. 2016, over bytes), so every text can be encoded
-    whatever ``texts`` hold. The weights depend on ``settings`` and ``seed`` alone; the caller's random state is untouched.
+    whatever ``texts`` hold. Weights depend on ``settings``, the vocabulary's size and ``seed`` alone; the
+    caller's random state is untouched.
     """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -36,7 +37,7 @@ def make_policy(texts: Iterable[str], settings: ScratchPolicy, seed: int, folder
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     shape = LlamaConfig(
-        # vLLM pads odd vocabularies by itself; the model's matches the tokenizer's, which small corpora keep below the setting.
+        # Few texts hold fewer merges than the setting allows.
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
         intermediate_size=_feed_forward_size(settings.hidden_size),

@@ -37,6 +37,7 @@ class NonFiniteError(RunError):
     """Loss or gradient became infinite or NaN. ``step`` counts from 1."""
 
     def __init__(self, message: str, step: int, example_ids: tuple[str, ...]) -> None:
+        """``example_ids``: those whose loss is not finite, or the whole batch if only the gradient is not."""
         super().__init__(message)
         self.step = step
         self.example_ids = example_ids
@@ -103,11 +104,19 @@ class _Run:
     """Model, optimiser and batch order of one call of ``train``."""
 
     def __init__(
-        self, model: Any, examples: Sequence[Example], loss: Loss, settings: Optimisation, seed: int, accelerator: Accelerator
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        loss: Loss,
+        settings: Optimisation,
+        seed: int,
+        accelerator: Accelerator,
     ) -> None:
-        self.examples, self.loss, self.settings, self.seed, self.accelerator = examples, loss, settings, seed, accelerator
+        self.examples, self.loss, self.settings, self.seed = examples, loss, settings, seed
+        self.accelerator = accelerator
         if accelerator.distributed_type not in REPLICATED:
-            raise UserError(f"training: {accelerator.distributed_type.value} is not supported; one process, or data parallel (DDP)")
+            kind = accelerator.distributed_type.value
+            raise UserError(f"training: {kind} is not supported; one process, or data parallel (DDP)")
         self.model = model
         self.steps = steps_of(len(examples), settings)
         self._lengths = [e.length for e in examples]
@@ -175,7 +184,9 @@ class _Run:
         suspects = tuple(gather_object(list(facts.suspects))) or tuple(e.id for e in batch)
         shown = ", ".join(suspects[:5]) + (f" and {len(suspects) - 5} more" if len(suspects) > 5 else "")
         raise NonFiniteError(
-            f"step {step + 1} of {self.steps}: loss {facts.loss:g}, gradient norm {norm:g}; examples {shown}", step + 1, suspects
+            f"step {step + 1} of {self.steps}: loss {facts.loss:g}, gradient norm {norm:g}; examples {shown}",
+            step + 1,
+            suspects,
         )
 
     def _report(self, step: int, facts: BatchFacts, rate: float, norm: float, seconds: float) -> StepReport:

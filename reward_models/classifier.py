@@ -44,7 +44,7 @@ class ClassifierReward:
             raise UserError(f"scorer.path: {settings.path} is no trained classifier: it lacks the weights {missing}")
         if settings.output >= self._model.config.num_labels:
             raise UserError(
-                f"scorer.output: {settings.output}, but {settings.path} has {self._model.config.num_labels} outputs (from 0)"
+                f"scorer.output: {settings.output}, but {settings.path} has outputs 0 to {self._model.config.num_labels - 1}"
             )
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model.to(self._device).eval()

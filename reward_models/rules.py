@@ -12,6 +12,7 @@ class SlotReward:
     """Slots realised minus values invented or contradicted, minus costs for running on and for being cut."""
 
     def __init__(self, settings: SlotScorer) -> None:
+        """Nothing is loaded."""
         self._settings = settings
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
@@ -64,6 +65,7 @@ class LengthReward:
     """Minus the distance of the response's length from a target, in words."""
 
     def __init__(self, settings: LengthScorer) -> None:
+        """Nothing is loaded."""
         self._target = settings.target_words
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-CONTEXT = 64
+CONTEXT = 320  # vLLM caches prefixes on CPU in blocks of 128 tokens: room for two and a response
 TEXTS = [
     "the cat sat on the mat",
     "a dog ran to the old barn",
@@ -46,7 +46,7 @@ def tiny_tokenizer(bos: bool = True, template: str | None = TEMPLATE) -> PreTrai
 
 
 def save_tiny_model(folder: Path, seed: int = 0, tied: bool = False, scale: float = 0.12) -> Path:
-    """A random float32 Llama in ``folder``: hidden 64, two layers, two heads of 32, context 64.
+    """A random float32 Llama in ``folder``: hidden 64, two layers, two heads of 32, context 320.
 
     ``scale`` is the standard deviation of the weights: large enough that two seeds differ by whole nats.
     """

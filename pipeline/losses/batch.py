@@ -23,11 +23,15 @@ class Side:
     def __post_init__(self) -> None:
         """Raise ValueError where shapes differ or the mask is not bool."""
         if self.policy.ndim != 2 or self.mask.shape != self.policy.shape:
-            raise ValueError(f"policy {tuple(self.policy.shape)} and mask {tuple(self.mask.shape)}: both must be [B, T]")
+            raise ValueError(
+                f"policy {tuple(self.policy.shape)} and mask {tuple(self.mask.shape)}: both must be [B, T]"
+            )
         if self.mask.is_floating_point() or self.mask.is_complex():
             raise ValueError(f"mask: {self.mask.dtype}; must be bool or integer")
         if self.reference is not None and self.reference.shape != self.policy.shape:
-            raise ValueError(f"reference {tuple(self.reference.shape)}: must be [B, T] like policy {tuple(self.policy.shape)}")
+            raise ValueError(
+                f"reference {tuple(self.reference.shape)}: must be [B, T] like policy {tuple(self.policy.shape)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

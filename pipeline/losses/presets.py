@@ -30,5 +30,8 @@ def load_preset(name: str, **overrides: object) -> Loss:
     try:
         return Loss(name, Composition.model_validate(plain | overrides))
     except ValidationError as error:
-        faults = [f"loss.{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        faults = [
+            f"loss.{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" if e["loc"] else e["msg"]
+            for e in error.errors()
+        ]
         raise UserError(f"loss {name}:\n{first_lines(faults)}") from None

@@ -1,0 +1,159 @@
+"""evaluation: a round's responses to held-out prompts, scored and compared with the start and the previous round."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from flows.build import build_scorer
+from flows.stages import Context, Outcome
+from flows.stages.data import held_out_prompts, text_pairs, training_prompts
+from flows.stages.samples import policy_chat
+from flows.stages.train import build_loss
+from pipeline.batches import Example
+from pipeline.chat import Chat
+from pipeline.config import SlotScorer
+from pipeline.evaluate import Interval, describe, slot_metrics, win_rate
+from pipeline.label import label
+from pipeline.pairs import tokenise_pairs
+from pipeline.policy import load_policy
+from pipeline.reference import reference_logps, response_logps
+from pipeline.rows import read_groups, write_groups
+from pipeline.store import write_json
+from pipeline.types import Group, RunError
+
+Metrics = dict[str, JsonValue]
+Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
+    """Write metrics.json and the scored responses."""
+    _refuse_leak(context)
+    groups = {name: _scored(context, round_, name) for name in ("greedy", "sampled")}
+    for name, scored in groups.items():
+        (folder / name).mkdir(exist_ok=True)
+        write_groups(folder / name / "rows.parquet", scored)
+    metrics: Metrics = {"round": round_, "reward": None, **describe(groups["sampled"])}
+    metrics["reward_greedy"] = describe(groups["greedy"]).get("reward")
+    metrics |= _win_rates(context, round_, groups["sampled"])
+    if isinstance(context.config.scorer, SlotScorer):
+        metrics |= slot_metrics(groups["greedy"], groups["sampled"])
+    metrics |= _model_metrics(context, round_, groups["sampled"])
+    write_json(folder / "metrics.json", metrics)
+    return Outcome(len(groups["sampled"]), metrics)
+
+
+def _scored(context: Context, round_: int, name: str) -> list[Group]:
+    folder = context.run.stage(round_, "evaluation_samples").folder / name
+    groups = list(read_groups(folder))
+    if context.config.scorer is None:
+        return groups
+    return label(groups, build_scorer(context.config.scorer))
+
+
+def _refuse_leak(context: Context) -> None:
+    """Held-out prompts must not be among those that rounds train on, nor in any pair of the data set."""
+    held_out = {prompt.id for prompt in held_out_prompts(context)}
+    trained = {prompt.id for prompt in training_prompts(context)}
+    trained |= {pair.prompt.id for pair in text_pairs(context, "pairs")}
+    if held_out & trained:
+        raise RunError(f"{len(held_out & trained)} held-out prompts are training prompts too")
+
+
+def _win_rates(context: Context, round_: int, sampled: Sequence[Group]) -> Metrics:
+    metrics: Metrics = {}
+    settings = context.config.evaluation
+    for name, other in (("start", 0), ("previous", max(round_ - 1, 0))):
+        interval: Interval | None = None
+        if context.config.scorer is not None:
+            others = sampled if other == round_ else _earlier(context, other)
+            interval = win_rate(sampled, others, settings.bootstrap, settings.seed)
+        metrics[f"win_rate_vs_{name}"] = None if interval is None else interval.mean
+        metrics[f"win_rate_vs_{name}_ci"] = None if interval is None else [interval.low, interval.high]
+    return metrics
+
+
+def _earlier(context: Context, round_: int) -> list[Group]:
+    return list(read_groups(context.run.stage(round_, "evaluation").folder / "sampled"))
+
+
+def _model_metrics(context: Context, round_: int, sampled: Sequence[Group]) -> Metrics:
+    """KL to the start and the previous policy on this round's samples, and likelihoods of what people wrote."""
+    config = context.config
+    chat = policy_chat(config, context.policy_path(round_))
+    texts = _reference_texts(context, chat)
+    drawn = [(group.prompt_ids, response.token_ids) for group in sampled for response in group.responses]
+    pairs = _held_out_examples(context, chat)
+
+    def scored(number: int, sequences: Sequences) -> list[tuple[float, ...]]:
+        model = _policy(context, number)
+        return response_logps(model, sequences, config.training.micro_batch_size, config.training.dtype)
+
+    own = scored(round_, drawn + texts)
+    metrics: Metrics = {}
+    for name, other in (("start", 0), ("previous", max(round_ - 1, 0))):
+        theirs = own if other == round_ else scored(other, drawn)
+        metrics[f"kl_to_{name}"] = _mean_difference(own[: len(drawn)], theirs[: len(drawn)])
+    if texts:
+        metrics["reference_logprob"] = _per_token(own[len(drawn) :])
+    if pairs:
+        metrics |= _pair_metrics(context, round_, pairs)
+    metrics["sampler_trainer_gap"] = _sampler_gap(sampled, own[: len(drawn)])
+    return metrics
+
+
+def _policy(context: Context, round_: int) -> Any:
+    return load_policy(str(context.policy_path(round_)), trust_remote_code=context.trusted)
+
+
+def _mean_difference(ours: Sequence[tuple[float, ...]], theirs: Sequence[tuple[float, ...]]) -> float:
+    """Mean over tokens of log π − log other on π's own samples: a Monte-Carlo estimate of KL, nats per token."""
+    tokens = sum(map(len, ours))
+    gap = sum(sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True))
+    return gap / tokens if tokens else 0.0
+
+
+def _per_token(logps: Sequence[tuple[float, ...]]) -> float:
+    return sum(map(sum, logps)) / max(sum(map(len, logps)), 1)
+
+
+def _sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> float | None:
+    """Mean absolute difference, in nats, of the sampler's and the trainer's log-prob of the same sampled token."""
+    said = [logprob for group in sampled for response in group.responses for logprob in response.logprobs]
+    found = [logprob for sequence in own for logprob in sequence]
+    if len(said) != len(found) or not said:
+        return None
+    return sum(abs(a - b) for a, b in zip(said, found, strict=True)) / len(said)
+
+
+def _reference_texts(context: Context, chat: Chat) -> Sequences:
+    prompts = [prompt for prompt in held_out_prompts(context) if prompt.reference]
+    return [
+        (chat.prompt_ids(prompt.messages), chat.response_ids(prompt.messages, prompt.reference or ""))
+        for prompt in prompts
+    ]
+
+
+def _held_out_examples(context: Context, chat: Chat) -> list[Example]:
+    pairs, _ = tokenise_pairs(text_pairs(context, "held_out_pairs"), chat, context.config.chat)
+    return [
+        Example(pair.id, pair.prompt_ids, pair.chosen.token_ids, pair.rejected.token_ids, soft_label=pair.soft_label)
+        for pair in pairs
+    ]
+
+
+def _pair_metrics(context: Context, round_: int, pairs: list[Example]) -> Metrics:
+    """Held-out pairs under the implicit reward β (log π − log π_start), summed over tokens (DPO, 2305.18290, eq. 5)."""
+    training = context.config.training
+    sums: list[list[tuple[float, float]]] = []
+    for number in (round_, 0):
+        logps = reference_logps(_policy(context, number), pairs, training.micro_batch_size, training.dtype)
+        sums.append([(sum(chosen), sum(rejected or ())) for chosen, rejected in logps])
+    beta = build_loss(context.config.loss).composition.beta
+    margins = [
+        beta * ((chosen - start_chosen) - (rejected - start_rejected))
+        for (chosen, rejected), (start_chosen, start_rejected) in zip(*sums, strict=True)
+    ]
+    right = sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins)
+    return {"held_out_accuracy": right / len(margins), "held_out_margin": sum(margins) / len(margins)}

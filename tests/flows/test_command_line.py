@@ -1,0 +1,132 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.__main__ import main
+from flows.opening import prepare_run
+from pipeline.configfile import load_config
+from tests.tiny_model import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, model: Path) -> Path:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(8)))
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"name: t\nmode: iterative\npolicy: {{path: {model}}}\nprompts: {{path: {prompts}}}\n"
+        "scorer: {kind: match}\nheld_out: {prompts: 2}\n"
+    )
+    return file
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["prefloop", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert call(monkeypatch, *arguments) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and len(message.splitlines()) <= 10
+    return message
+
+
+def test_check_says_what_would_run(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "check", config) == 0
+    assert "prompts: 6" in (said := capsys.readouterr().out) and "held out: 2" in said
+    assert "6 prompts x 4 responses" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["policy.path=/no/such/model"], ["policy.path", "/no/such/model", "no such model folder"]),
+        (["prompts.path=/no/such/file.jsonl"], ["/no/such/file.jsonl", "no such file"]),
+        (["sampling.n=1"], ["sampling.n", "at least 2"]),
+        (["held_out.prompts=8"], ["held_out.prompts", "8"]),
+        (["scorer.kind=classifier", "scorer.path=/no/reward"], ["scorer.path", "/no/reward"]),
+        (["loss.preset=dpoo"], ["loss.preset", "dpoo", "dpo, sft"]),
+    ],
+)
+def test_mistakes_end_with_exit_code_2_before_anything_is_written(
+    settings: list[str],
+    expected: list[str],
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for command in (["check"], ["run", "--run-dir", str(tmp_path / "out")]):
+        message = refused(monkeypatch, capsys, *command, config, *settings)
+        assert all(part in message for part in expected), message
+    assert not (tmp_path / "out").exists()
+
+
+def test_malformed_rows_are_named_by_file_and_number(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a"}\n{"prompt": 3}\nnot json\n')
+    message = refused(monkeypatch, capsys, "run", "--run-dir", tmp_path / "out", config, f"prompts.path={bad}")
+    assert f"{bad}, row 2: prompt" in message and f"{bad}, row 3: not JSON" in message
+    assert not (tmp_path / "out").exists()
+    bad.write_text("")
+    assert "no rows" in refused(monkeypatch, capsys, "check", config, f"prompts.path={bad}")
+
+
+def test_a_model_without_tokenizer_or_weights_is_refused(
+    config: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text((model / "config.json").read_text())
+    assert "no safetensors weights" in refused(monkeypatch, capsys, "check", config, f"policy.path={broken}")
+    (broken / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    assert "no tokenizer files" in refused(monkeypatch, capsys, "check", config, f"policy.path={broken}")
+
+
+def test_a_folder_with_another_config_names_the_changed_field(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare_run(load_config([config]), tmp_path / "out")
+    before = (tmp_path / "out" / "config.yaml").read_text()
+    run = ["run", "--run-dir", tmp_path / "out", config]
+    assert "training.learning_rate: 1e-06 -> 0.5" in refused(monkeypatch, capsys, *run, "training.learning_rate=0.5")
+    assert "rounds: 1 -> 2" in (message := refused(monkeypatch, capsys, *run, "rounds=2")) and "--extend" in message
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    assert "not a run folder" in refused(monkeypatch, capsys, "run", "--run-dir", tmp_path / "other", config)
+    assert (tmp_path / "out" / "config.yaml").read_text() == before
+    prepare_run(load_config([config], ["rounds=2"]), tmp_path / "out", extend=True)
+
+
+def test_held_out_prompts_from_a_file_must_not_be_training_prompts(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"prompt": "say 3", "answer": "3"}\n{"prompt": "new", "answer": "1"}\n')
+    message = refused(monkeypatch, capsys, "check", config, f"held_out.path={held}")
+    assert "1 held-out prompts are training prompts too" in message and "say 3" in message
+
+
+def test_show_refuses_what_is_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "not a run folder" in refused(monkeypatch, capsys, "show", tmp_path)
+
+
+def test_unknown_commands_and_options_end_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, "walk") == 2
+    assert call(monkeypatch, "run") == 2

@@ -1,0 +1,182 @@
+"""The loop for real: Prefect, the vLLM child, the trainer child, on a model of a few thousand parameters."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.rows import read_groups, read_pairs
+from pipeline.store import RunFolder
+from tests.tiny_model import save_tiny_model
+
+ROOT = Path(__file__).parents[2]
+METRICS = {
+    "reward",
+    "win_rate_vs_start",
+    "win_rate_vs_start_ci",
+    "kl_to_start",
+    "kl_to_previous",
+    "response_length",
+    "stop_rate",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment whose Prefect home is empty."""
+    return {**os.environ, "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")), "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rounds that teach a random model to answer in twelve words."""
+    folder = tmp_path_factory.mktemp("job")
+    model = save_tiny_model(folder / "model")
+    rows = [{"prompt": f"the cat sat on mat {number}"} for number in range(56)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = folder / "tiny.yaml"
+    file.write_text(
+        f"""
+name: tiny
+mode: iterative
+rounds: 2
+policy: {{path: {model}}}
+prompts: {{path: {folder / "prompts.jsonl"}}}
+held_out: {{prompts: 16}}
+sampler: {{dtype: float32}}
+sampling: {{n: 4, max_tokens: 24}}
+shard_size: 10
+scorer: {{kind: length, target_words: 12}}
+training: {{learning_rate: 3.0e-3, batch_size: 8, micro_batch_size: 4, epochs: 2, optimiser_state: carried}}
+"""
+    )
+    return file
+
+
+def prefloop(home: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows", *map(str, arguments)]
+    return subprocess.run(command, env=home, capture_output=True, text=True, timeout=280, check=False)
+
+
+def digest(run: Path, round_: int) -> str:
+    return hashlib.sha256((run / f"round_{round_:03d}" / "policy" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def finished(home: dict[str, str], config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    done = prefloop(home, "run", config, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert "report" in done.stdout and "vllm" not in done.stdout.lower()
+    assert "INFO" not in done.stderr and "Traceback" not in done.stderr
+    return run
+
+
+def test_every_round_is_measured_and_learns(home: dict[str, str], finished: Path) -> None:
+    shown = prefloop(home, "show", finished, "--json")
+    rounds = json.loads(shown.stdout)
+    assert [metrics["round"] for metrics in rounds] == [0, 1, 2]
+    assert all(metrics.keys() >= METRICS for metrics in rounds)
+    assert rounds[0]["kl_to_start"] == 0 and rounds[0]["win_rate_vs_start"] == 0.5
+    assert rounds[2]["reward"] > rounds[0]["reward"] + 0.3
+    assert rounds[2]["win_rate_vs_start"] > 0.55
+    assert rounds[2]["kl_to_start"] > rounds[1]["kl_to_start"] > 0.005
+    assert all(metrics["sampler_trainer_gap"] < 1e-3 for metrics in rounds)
+
+
+def test_tokens_go_from_sampler_to_loss_unchanged(finished: Path) -> None:
+    run = RunFolder(finished)
+    sampled = {
+        (group.prompt.id, response.token_ids): response
+        for group in read_groups(run.stage(1, "samples").folder)
+        for response in group.responses
+    }
+    pairs = list(read_pairs(run.stage(1, "pairs").folder))
+    assert len(pairs) == run.stage(1, "pairs").require().rows > 20
+    for pair in pairs:
+        assert sampled[pair.prompt.id, pair.chosen.token_ids] == pair.chosen
+        assert sampled[pair.prompt.id, pair.rejected.token_ids] == pair.rejected
+        assert pair.chosen_score is not None and pair.rejected_score is not None
+        assert pair.chosen_score > pair.rejected_score
+
+
+def test_the_first_step_of_each_round_starts_at_the_reference(finished: Path) -> None:
+    for round_ in (1, 2):
+        history = json.loads((finished / f"round_{round_:03d}" / "policy" / "history.json").read_text())
+        assert abs(history[0]["margin"]) < 1e-3
+
+
+def test_held_out_prompts_are_never_trained_on(finished: Path) -> None:
+    run = RunFolder(finished)
+    held_out = {group.prompt.id for group in read_groups(run.stage(2, "evaluation").folder / "sampled")}
+    trained = {pair.prompt.id for round_ in (1, 2) for pair in read_pairs(run.stage(round_, "pairs").folder)}
+    assert len(held_out) == 16 and not held_out & trained
+
+
+def test_the_same_command_again_repeats_nothing(home: dict[str, str], config: Path, finished: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in finished.glob("round_*/*/*")}
+    again = prefloop(home, "run", config, "--run-dir", finished)
+    assert again.returncode == 0 and again.stderr.count("already complete") == 16
+    assert {file: file.stat().st_mtime_ns for file in finished.glob("round_*/*/*")} == before
+
+
+def test_a_run_killed_twice_ends_with_the_same_weights(
+    home: dict[str, str], config: Path, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "killed"
+    command = [sys.executable, "-m", "flows", "run", str(config), "--run-dir", str(run)]
+    for landmark in ("round_001/samples.partial/shard_00001.parquet", "round_002/pairs"):
+        process = subprocess.Popen(command, env=home, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        waited = time.monotonic()
+        while not (run / landmark).exists():
+            assert process.poll() is None and time.monotonic() - waited < 120
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = prefloop(home, "run", config, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert [digest(run, round_) for round_ in (1, 2)] == [digest(finished, round_) for round_ in (1, 2)]
+    assert not list(run.glob("round_*/*.partial"))
+
+
+def test_a_run_without_a_server_is_listed_by_one_started_later(home: dict[str, str], finished: Path) -> None:
+    command = [sys.executable, "-m", "prefect", "flow-run", "ls", "--output", "json"]
+    listed = subprocess.run(command, env=home, capture_output=True, text=True, timeout=120, check=True)
+    runs = json.loads(listed.stdout[listed.stdout.index("[") :])
+    assert any(run["name"] == "tiny" and run["state"]["type"] == "COMPLETED" for run in runs)
+
+
+def test_offline_rounds_train_on_slices_of_a_trl_style_file(home: dict[str, str], config: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"a dog ran {number}", "chosen": f"to the old barn {number}", "rejected": f"mat mat {number}"}
+        for number in range(60)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "offline.yaml"
+    file.write_text(
+        f"""
+name: off
+mode: offline
+rounds: 2
+policy: {{path: {config.parent / "model"}}}
+pairs: {{path: {tmp_path / "pairs.jsonl"}}}
+held_out: {{prompts: 12}}
+sampler: {{kind: transformers}}
+sampling: {{max_tokens: 8}}
+training: {{learning_rate: 1.0e-3, batch_size: 8, epochs: 2, reference: fixed}}
+"""
+    )
+    done = prefloop(home, "run", file, "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    rounds = json.loads(prefloop(home, "show", tmp_path / "run", "--json").stdout)
+    assert [metrics["held_out_accuracy"] for metrics in rounds][0] == 0.5
+    assert rounds[2]["held_out_accuracy"] > 0.9 and rounds[2]["held_out_margin"] > rounds[1]["held_out_margin"] > 0
+    run = RunFolder(tmp_path / "run")
+    slices = [{pair.prompt.id for pair in read_pairs(run.stage(round_, "pairs").folder)} for round_ in (1, 2)]
+    assert [len(ids) for ids in slices] == [24, 24] and not slices[0] & slices[1]

@@ -1,0 +1,47 @@
+"""Preset files and overrides."""
+
+import pytest
+
+from pipeline.losses import load_preset, preset_names
+from pipeline.types import UserError
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_file_loads_and_cites_its_source(name: str) -> None:
+    loss = load_preset(name)
+    assert loss.name == name
+    assert "arXiv" in loss.composition.citation
+
+
+def test_dpo_and_sft_are_there() -> None:
+    assert {"dpo", "sft"} <= set(preset_names())
+
+
+def test_needs_follow_from_the_components() -> None:
+    assert load_preset("dpo").needs == {"rejected", "reference"}
+    assert load_preset("dpo", prior="none").needs == {"rejected"}
+    assert load_preset("dpo", link="none", nll=1.0).needs == frozenset()
+
+
+def test_overrides_replace_fields() -> None:
+    assert load_preset("dpo", beta=0.5, nll=0.1).composition.model_dump(include={"beta", "nll", "link"}) == {
+        "beta": 0.5,
+        "nll": 0.1,
+        "link": "logistic",
+    }
+
+
+def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(UserError, match=r"loss\.preset: '\.\./dpo' is not a loss; one of .*dpo.*sft"):
+        load_preset("../dpo")
+
+
+@pytest.mark.parametrize(("field", "value"), [("beta", -1), ("beta", float("inf")), ("gamma", 1.0), ("link", "cubic")])
+def test_an_override_that_the_schema_refuses_names_the_field(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"loss\.{field}: "):
+        load_preset("dpo", **{field: value})
+
+
+def test_a_loss_without_any_term_is_refused() -> None:
+    with pytest.raises(UserError, match="neither"):
+        load_preset("sft", nll=0)

@@ -1,0 +1,122 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RunConfig
+from pipeline.configfile import changed_fields, dump_config, load_config
+from pipeline.types import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+BASE = """
+name: a
+mode: iterative
+policy: {kind: pretrained, path: model}
+prompts: {kind: file, path: prompts.jsonl}
+scorer: {kind: length}
+"""
+
+
+def write(tmp_path: Path, text: str, name: str = "run.yaml") -> Path:
+    file = tmp_path / name
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_shipped_config_is_valid_and_survives_being_written_out(file: Path, tmp_path: Path) -> None:
+    needed = ["prompts.path=/data.jsonl"] if "e2e" in file.name else []
+    needed += ["policy.path=/model", "pairs.path=/pairs.jsonl"] if file.name == "offline.yaml" else []
+    needed += ["policy.path=/model", "prompts.path=/prompts.jsonl"] if file.name == "online.yaml" else []
+    config = load_config([file], needed)
+    assert load_config([write(tmp_path, dump_config(config))]) == config
+
+
+def test_files_overlay_left_to_right_then_the_command_line(tmp_path: Path) -> None:
+    first = write(tmp_path, BASE + "training: {learning_rate: 1e-4, epochs: 2}\n")
+    second = write(tmp_path, "training: {learning_rate: 2e-4}\n", "second.yaml")
+    config = load_config([first, second], ["seed=7", "sampling.n=8"])
+    assert (config.training.learning_rate, config.training.epochs, config.seed, config.sampling.n) == (2e-4, 2, 7, 8)
+
+
+def test_another_kind_drops_the_settings_of_the_old_one(tmp_path: Path) -> None:
+    first = write(tmp_path, BASE.replace("{kind: length}", "{kind: length, target_words: 3}"))
+    config = load_config([first], ["scorer={kind: match}"])
+    assert config.scorer is not None and config.scorer.kind == "match"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("training: {learning_rate: -1}", ["run.yaml: training.learning_rate", "greater than 0", "-1"]),
+        ("training: {learning_rte: 1}", ["run.yaml: training.learning_rte", "no such setting", "learning_rate"]),
+        ("sampling: {n: 1}", ["sampling.n", "at least 2"]),
+        ("sampling: {temperature: 0}", ["sampling.temperature", "greedy"]),
+        ("sampler: {kind: magic}", ["run.yaml: sampler", "magic", "vllm"]),
+        ("training: {learning_rate: .inf}", ["training.learning_rate", "finite"]),
+        ("name: ../up", ["name"]),
+        ("mode: offline", ["pairs: offline mode needs"]),
+        ("policy: {kind: scratch}", ["warm_start"]),
+        ("policy: {kind: scratch, hidden_size: 100}", ["policy", "multiple of head_size"]),
+    ],
+)
+def test_a_wrong_value_names_file_field_value_and_what_is_allowed(
+    change: str, expected: list[str], tmp_path: Path
+) -> None:
+    base = "\n".join(line for line in BASE.splitlines() if not line.startswith(change.split(":")[0] + ":"))
+    file = write(tmp_path, base + "\n" + change + "\n")
+    with pytest.raises(UserError) as caught:
+        load_config([file])
+    for part in expected:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1\n", "not valid YAML"),
+        ("- 1\n", "mapping"),
+        ("name: a\nname: b\n", "stands twice"),
+        ("name: !!python/object/apply:os.system [true]\n", "not valid YAML"),
+        ("x: &a [1]\n? *a\n: 2\n", "not valid YAML"),
+    ],
+)
+def test_a_malformed_file_is_named(text: str, expected: str, tmp_path: Path) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_config([file])
+    assert str(file) in str(caught.value) and expected in str(caught.value)
+
+
+def test_a_wrong_override_is_shown_as_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="command line: loss.betta: no such setting; did you mean 'beta'"):
+        load_config([write(tmp_path, BASE)], ["loss.betta=1"])
+    with pytest.raises(UserError, match=r"a\.b=value"):
+        load_config([write(tmp_path, BASE)], ["loss..beta=1"])
+
+
+def test_operational_settings_are_no_part_of_what_a_run_is(tmp_path: Path) -> None:
+    file = write(tmp_path, BASE)
+    plain = load_config([file]).identity()
+    assert load_config([file], ["training.micro_batch_size=1", "sampler.retries=9"]).identity() == plain
+    other = load_config([file], ["training.batch_size=1"]).identity()
+    assert changed_fields(plain, other) == ["training.batch_size: 32 -> 1"]
+
+
+def test_every_field_is_documented() -> None:
+    waiting, seen = [RunConfig], set()
+    while waiting:
+        section = waiting.pop()
+        seen.add(section)
+        assert section.__doc__, section
+        waiting += [child for child in section.__subclasses__() if child not in seen]
+
+
+def test_config_code_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, pipeline.configfile, pipeline.store, pipeline.rows, pipeline.data, pipeline.pairs;"
+        "print([m for m in ('torch', 'vllm', 'prefect', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
