@@ -35,8 +35,12 @@ RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run fo
 @app.command()
 def run(
     items: Items,
-    run_dir: Annotated[Path | None, typer.Option(help="the run's folder  [default: runs/NAME]", show_default=False)] = None,
-    extend: Annotated[bool, typer.Option("--extend", help="go on with more rounds than the folder's config has")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="the run's folder  [default: runs/NAME]", show_default=False)
+    ] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="go on with more rounds than the folder's config has")
+    ] = False,
 ) -> None:
     """Run a config; the same command again goes on where a run was stopped or killed."""
     from flows.running import run_config

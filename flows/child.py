@@ -58,7 +58,7 @@ class Child:
         self._socket, theirs = socket.socketpair()
         command = [sys.executable, "-m", entry_module, "--socket", str(theirs.fileno()), "--parent", str(os.getpid())]
         with theirs, log.open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, a module of this project
+            self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

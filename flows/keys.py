@@ -61,7 +61,10 @@ def _dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> 
         case "policy" if round_ == 0:
             return ("policy", "chat", "warm_start"), [data]
         case "samples":
-            return ("sampler", "sampling", "chat", "prompts_per_round", "shard_size"), [data, run.stage(before, "policy")]
+            return ("sampler", "sampling", "chat", "prompts_per_round", "shard_size"), [
+                data,
+                run.stage(before, "policy"),
+            ]
         case "labels":
             return ("scorer",), [run.stage(here, "samples")]
         case "pairs" if config.mode == "offline":

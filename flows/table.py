@@ -13,6 +13,7 @@ from pipeline.types import RunError, UserError
 
 Metrics = dict[str, Any]
 
+
 def read_rounds(root: Path) -> list[Metrics]:
     """The metrics.json of every evaluated round, round 0 first. Raises ``UserError`` if ``root`` is no run."""
     run = RunFolder(root)
@@ -27,6 +28,7 @@ def read_rounds(root: Path) -> list[Metrics]:
             except ValueError as error:
                 raise RunError(f"{file}: not readable JSON ({error})") from None
     return rounds
+
 
 def print_table(root: Path, rounds: list[Metrics]) -> None:
     """Print one row a round; columns that no round has are left out."""

@@ -1,6 +1,5 @@
 """Prefect tasks: one for each stage of a round. They pass names of artefacts, never data."""
 
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -11,7 +10,13 @@ from flows.workers import Workers
 from pipeline.config import RunConfig
 from pipeline.store import RunFolder
 
-UNITS = {"samples": "prompts", "evaluation_samples": "prompts", "labels": "shards", "reference": "pairs", "policy": "steps"}
+UNITS = {
+    "samples": "prompts",
+    "evaluation_samples": "prompts",
+    "labels": "shards",
+    "reference": "pairs",
+    "policy": "steps",
+}
 
 
 class Stages:
@@ -29,7 +34,9 @@ class Stages:
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
         """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads."""
         run_name = f"round {round_} · {self._title(name, round_)}"
-        return _stage.with_options(name=name, task_run_name=run_name, tags=[f"round-{round_}", name])(self, name, round_, inputs)
+        return _stage.with_options(name=name, task_run_name=run_name, tags=[f"round-{round_}", name])(
+            self, name, round_, inputs
+        )
 
     def complete(self, name: str, round_: int) -> str:
         """Run the stage if it is not there; the body of the task."""
@@ -45,9 +52,7 @@ class Stages:
             else:
                 self._workers.run_stage(round_, name, report)
         manifest = self._run.stage(round_, name).require()
-        self._console.print(
-            f"{label}: {manifest.rows} rows in {manifest.seconds:.1f} s", markup=False, highlight=False
-        )
+        self._console.print(f"{label}: {manifest.rows} rows in {manifest.seconds:.1f} s", markup=False, highlight=False)
         return artefact
 
     def _title(self, name: str, round_: int) -> str:
@@ -63,5 +68,3 @@ class Stages:
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False, retries=0)
 def _stage(stages: Stages, name: str, round_: int, inputs: tuple[str, ...]) -> str:
     return stages.complete(name, round_)
-
-

@@ -74,7 +74,7 @@ class Workers:
     def sample(
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> list[tuple[Response, ...]]:
-        """Responses of ``policy`` to one shard; the weights are swapped in and checked against ``probe`` where needed."""
+        """Responses of ``policy`` to one shard; new weights are swapped in and checked against ``probe`` first."""
         if not self._stays_warm():
             self._end_trainer()
         if self._held != str(policy):

@@ -133,7 +133,7 @@ def collate(examples: Sequence[Example], rows: int | None = None) -> Batch:
     filled = [*examples, *[examples[0]] * ((rows or len(examples)) - len(examples))]
     sides = [(e.prompt_ids, e.chosen_ids, e.reference_chosen) for e in filled]
     sides += [(e.prompt_ids, e.rejected_ids, e.reference_rejected) for e in filled if e.rejected_ids is not None]
-    width = max(len(prompt) + len(response) for prompt, response, _ in sides)
+    width = max(2, *(len(prompt) + len(response) for prompt, response, _ in sides))
     ids = np.zeros((len(sides), width), dtype=np.int64)
     mask = np.zeros((len(sides), width), dtype=np.bool_)
     reference = np.zeros((len(sides), width), dtype=np.float32)

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-
 # configs/ lies beside pipeline/ both in a checkout and in an installed package.
 PRESETS = Path(__file__).parents[1] / "configs" / "loss"
 
@@ -79,10 +78,15 @@ class Chat(Closed):
     """How messages become tokens."""
 
     template: Literal["auto", "model", "plain"] = Field(
-        "auto", description="model: the tokenizer's chat template; plain: contents joined by a newline; auto: model if it has one"
+        "auto",
+        description="model: the tokenizer's template; plain: contents joined by a newline; auto: model if it has one",
     )
-    max_prompt_tokens: int = Field(512, ge=1, description="longer prompts are refused by check and dropped with a count")
-    max_response_tokens: int = Field(512, ge=1, description="longer data-set responses are cut at the right and lose their end token")
+    max_prompt_tokens: int = Field(
+        512, ge=1, description="longer prompts are refused by check and dropped with a count"
+    )
+    max_response_tokens: int = Field(
+        512, ge=1, description="longer data-set responses are cut at the right and lose their end token"
+    )
 
 
 # ---------------------------------------------------------------- data
@@ -126,7 +130,9 @@ class HeldOut(Closed):
 
     prompts: int = Field(128, ge=1, description="how many prompts")
     seed: int = Field(0, ge=0, description="which ones; does not follow the run's seed")
-    path: str | None = Field(None, description="take them from this file instead (same columns); must be disjoint from the training prompts")
+    path: str | None = Field(
+        None, description="take them from this file instead (same columns); must be disjoint from the training prompts"
+    )
 
 
 # ---------------------------------------------------------------- sampling
@@ -153,7 +159,9 @@ class VllmSampler(Closed):
     cpu_kv_cache_gib: int = Field(1, ge=1, description="CPU only", json_schema_extra=OPERATIONAL)
     enforce_eager: bool = Field(True, description="no graph capture or compilation")
     max_num_seqs: int = Field(256, ge=1, description="sequences decoded together", json_schema_extra=OPERATIONAL)
-    context: int | None = Field(None, ge=32, description="longest prompt + response in tokens; default: the model's own")
+    context: int | None = Field(
+        None, ge=32, description="longest prompt + response in tokens; default: the model's own"
+    )
     keep_warm: Literal["auto", "always", "never"] = Field(
         "auto",
         description="keep the engine's process between rounds; auto: on CPU yes, on CUDA no",
@@ -161,7 +169,12 @@ class VllmSampler(Closed):
     )
     start_timeout: float = Field(600, gt=0, description="seconds", json_schema_extra=OPERATIONAL)
     shard_timeout: float = Field(1800, gt=0, description="seconds for one shard", json_schema_extra=OPERATIONAL)
-    retries: int = Field(1, ge=0, description="a failed shard is tried again this often, in a fresh engine", json_schema_extra=OPERATIONAL)
+    retries: int = Field(
+        1,
+        ge=0,
+        description="a failed shard is tried again this often, in a fresh engine",
+        json_schema_extra=OPERATIONAL,
+    )
 
 
 class TransformersSampler(Closed):
@@ -187,10 +200,14 @@ class ServerSampler(Closed):
     kind: Literal["server"] = "server"
     base_url: str | None = Field(None, description="such as http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
     model: str | None = Field(None, description="served model name; default: the first that the server lists")
-    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key", json_schema_extra=OPERATIONAL)
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", description="environment variable that holds the key", json_schema_extra=OPERATIONAL
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     context: int | None = Field(
-        None, ge=32, description="longest prompt + response in tokens, of a server started here; default: the model's own"
+        None,
+        ge=32,
+        description="longest prompt + response in tokens, of a server started here; default: the model's own",
     )
     concurrency: int = Field(32, ge=1, description="requests under way at once", json_schema_extra=OPERATIONAL)
     start_timeout: float = Field(600, gt=0, description="seconds", json_schema_extra=OPERATIONAL)
@@ -222,7 +239,9 @@ class ExactMatchScorer(Closed):
 
     kind: Literal["match"] = "match"
     ignore_case: bool = True
-    pattern: str | None = Field(None, description="regular expression; group 1 of its last match is compared with the answer")
+    pattern: str | None = Field(
+        None, description="regular expression; group 1 of its last match is compared with the answer"
+    )
 
 
 class LengthScorer(Closed):
@@ -239,7 +258,9 @@ class ClassifierScorer(Closed):
     path: str = Field(min_length=1)
     output: int = Field(0, ge=0, description="which logit is the reward")
     batch_size: int = Field(16, ge=1, json_schema_extra=OPERATIONAL)
-    max_tokens: int = Field(2048, ge=8, description="longer conversations lose tokens at the left; the count is recorded")
+    max_tokens: int = Field(
+        2048, ge=8, description="longer conversations lose tokens at the left; the count is recorded"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     trust_remote_code: bool = False
 
@@ -263,8 +284,9 @@ class LossSettings(Closed):
 
     preset: str = "dpo"
     beta: float | None = Field(None, gt=0, description="scale of the log-ratio margin; default: the preset's")
-    nll: float | None = Field(None, ge=0, description="weight of the chosen response's negative log-likelihood per token")
-
+    nll: float | None = Field(
+        None, ge=0, description="weight of the chosen response's negative log-likelihood per token"
+    )
 
     @field_validator("preset")
     @classmethod
@@ -290,7 +312,12 @@ class Optimisation(Closed):
     epochs: float = Field(1.0, gt=0, description="passes over the pairs (or texts)")
     max_steps: int | None = Field(None, ge=1, description="stop after this many optimiser steps")
     batch_size: int = Field(32, ge=1, description="pairs (or texts) an optimiser step, over all processes")
-    micro_batch_size: int = Field(32, ge=1, description="pairs (or texts) a forward pass; gradients accumulate to batch_size", json_schema_extra=OPERATIONAL)
+    micro_batch_size: int = Field(
+        32,
+        ge=1,
+        description="pairs (or texts) a forward pass; gradients accumulate to batch_size",
+        json_schema_extra=OPERATIONAL,
+    )
     learning_rate: float = Field(1e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
@@ -298,9 +325,13 @@ class Optimisation(Closed):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the forward and backward pass; weights and loss stay float32")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the forward and backward pass; weights and loss stay float32"
+    )
     gradient_checkpointing: bool = Field(False, json_schema_extra=OPERATIONAL)
-    checkpoint_every: int = Field(0, ge=0, description="optimiser steps between mid-round checkpoints; 0: none", json_schema_extra=OPERATIONAL)
+    checkpoint_every: int = Field(
+        0, ge=0, description="optimiser steps between mid-round checkpoints; 0: none", json_schema_extra=OPERATIONAL
+    )
     stall_timeout: float = Field(1800, gt=0, description="seconds one step may take", json_schema_extra=OPERATIONAL)
 
 
@@ -310,14 +341,21 @@ class Training(Optimisation):
     lora: Lora | None = None
     optimiser_state: Literal["fresh", "carried"] = Field("fresh", description="AdamW state at the start of a round")
     reference: Literal["fixed", "previous", "ema", "every_n"] = Field(
-        "previous", description="fixed: the start policy; previous: this round's starting policy; ema: an average of all policies; every_n: the start policy of every n-th round"
+        "previous",
+        description="fixed: the start policy; previous: this round's starting policy; ema: a running average of "
+        "policies; every_n: renewed every n-th round",
     )
     reference_every: int = Field(2, ge=1, description="n of every_n")
-    reference_decay: float = Field(0.5, ge=0, lt=1, description="ema: weight of the old average at the end of each round")
+    reference_decay: float = Field(
+        0.5, ge=0, lt=1, description="ema: weight of the old average at the end of each round"
+    )
 
 
 class WarmStart(Optimisation):
-    """Supervised training before round 1, on the prompt data's reference responses: the same trainer with the likelihood term alone."""
+    """Supervised training before round 1, on the prompt data's reference responses.
+
+    The same trainer, with the likelihood term alone.
+    """
 
     batch_size: int = Field(64, ge=1, description="texts an optimiser step")
     micro_batch_size: int = Field(64, ge=1, description="texts a forward pass", json_schema_extra=OPERATIONAL)
@@ -345,8 +383,12 @@ class RunConfig(Closed):
     seed: int = Field(0, ge=0)
     policy: Policy
     chat: Chat = Chat()
-    prompts: Data | None = Field(None, description="iterative: what the policy answers (offline: held-out prompts, if other than the pairs')")
-    prompts_per_round: int | None = Field(None, ge=1, description="default: all of them every round; else the next slice, wrapping round")
+    prompts: Data | None = Field(
+        None, description="iterative: what the policy answers (offline: held-out prompts, if other than the pairs')"
+    )
+    prompts_per_round: int | None = Field(
+        None, ge=1, description="default: all of them every round; else the next slice, wrapping round"
+    )
     pairs: FileData | None = Field(None, description="offline: prompt/chosen/rejected rows")
     held_out: HeldOut = HeldOut()
     warm_start: WarmStart | None = None

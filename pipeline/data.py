@@ -147,7 +147,9 @@ def _pair(record: Record, columns: Columns) -> TextPair:
     elif isinstance(chosen, list) and isinstance(rejected, list):
         messages = _common_start(_messages(chosen, columns.chosen), _messages(rejected, columns.rejected), columns)
     else:
-        raise _FaultError(f"no column {columns.prompt!r} (only whole conversations under {columns.chosen!r} can do without)")
+        raise _FaultError(
+            f"no column {columns.prompt!r} (only whole conversations under {columns.chosen!r} can do without)"
+        )
     return TextPair(
         prompt=Prompt(messages, source=record.file.name, answer=_answer(values, columns.answer)),
         chosen=_completion(chosen, messages, columns.chosen),

@@ -33,7 +33,5 @@ def label(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
             )
         unusable = [score for score in given if score is not None and not math.isfinite(score)]
         if unusable:
-            raise RunError(
-                f"{name}: score {unusable[0]} for a response to prompt {group.prompt.id}; must be finite"
-            )
+            raise RunError(f"{name}: score {unusable[0]} for a response to prompt {group.prompt.id}; must be finite")
     return [replace(group, scores=given) for group, given in zip(groups, scores, strict=True)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -14,7 +14,7 @@ from pipeline.adapter import merge_adapter
 from pipeline.chat import TOKENIZER_FILES, Chat
 from pipeline.handshake import PROBE_FILE, probe_sequences, write_probe
 from pipeline.logps import TokenLogps
-from pipeline.types import UserError
+from pipeline.types import UserError, first_lines
 
 # Files of a model folder that belong to its tokenizer and its way of generating.
 COMPANIONS = (
@@ -38,7 +38,7 @@ def load_policy(
     comparable (that of an adapter is the adapter's).
 
     Raises:
-        UserError: no such folder, no config.json or weights in it, or not a causal language model.
+        UserError: no such folder, no config.json or weights in it, or not a causal language model, or tensors missing.
     """
     folder = Path(path)
     if folder.exists() or folder.is_absolute() or path.startswith("."):
@@ -49,13 +49,18 @@ def load_policy(
         settings.update(
             {key: 0.0 for key, value in settings.to_dict().items() if "drop" in key and isinstance(value, float)}
         )
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, config=settings, dtype=dtype, use_safetensors=True, **options
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, config=settings, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: cannot load this model: {str(error).splitlines()[0]}") from error
-    model.train(False)
-    return model
+    model, loading = loaded
+    # transformers fills these with random numbers and only warns.
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise UserError(f"{path}: the weights lack {len(missing)} tensors of this model:\n{first_lines(missing)}")
+    policy: PreTrainedModel = model.train(False)
+    return policy
 
 
 def _require_model_files(folder: Path) -> None:

@@ -20,8 +20,16 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 PLOTS = (
     ("Reward", "mean reward", (("reward", "sampled", BLUE),)),
     ("Win rate against the start", "share of held-out prompts", (("win_rate_vs_start", "win rate", BLUE),)),
-    ("Slot errors", "share of slots", (("slot_error_rate", "greedy", BLUE), ("slot_error_rate_sampled", "sampled", ORANGE))),
-    ("KL on the policy's samples", "nats per token", (("kl_to_start", "to start", BLUE), ("kl_to_previous", "to previous", ORANGE))),
+    (
+        "Slot errors",
+        "share of slots",
+        (("slot_error_rate", "greedy", BLUE), ("slot_error_rate_sampled", "sampled", ORANGE)),
+    ),
+    (
+        "KL on the policy's samples",
+        "nats per token",
+        (("kl_to_start", "to start", BLUE), ("kl_to_previous", "to previous", ORANGE)),
+    ),
     ("Length", "tokens", (("response_length", "sampled", BLUE),)),
     ("Held-out pairs ranked rightly", "share", (("held_out_accuracy", "implicit reward", BLUE),)),
 )
@@ -84,9 +92,9 @@ def _plots(rounds: Sequence[Metrics]) -> list[str]:
 def _line(rounds: Sequence[Metrics], key: str, label: str, colour: str) -> go.Scatter:
     points = [metrics for metrics in rounds if metrics.get(key) is not None]
     values = [metrics[key] for metrics in points]
-    intervals = [metrics.get(f"{key}_ci") for metrics in points]
+    intervals = [metrics[f"{key}_ci"] for metrics in points if metrics.get(f"{key}_ci")]
     bars = None
-    if all(intervals):
+    if len(intervals) == len(values):
         bars = {
             "type": "data",
             "symmetric": False,

@@ -18,7 +18,13 @@ ROW_GROUP = 1024
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PROMPT = pa.struct(
-    [("id", pa.string()), ("messages", _MESSAGES), ("source", pa.string()), ("answer", pa.string()), ("reference", pa.string())]
+    [
+        ("id", pa.string()),
+        ("messages", _MESSAGES),
+        ("source", pa.string()),
+        ("answer", pa.string()),
+        ("reference", pa.string()),
+    ]
 )
 _RESPONSE = pa.struct(
     [
@@ -82,7 +88,7 @@ def write_table(file: Path, schema: pa.Schema, rows: Iterable[Row]) -> int:
         writer.write_table(pa.Table.from_pylist(block, schema=schema))
     with scratch.open("rb") as handle:
         os.fsync(handle.fileno())
-    os.replace(scratch, file)
+    scratch.replace(file)
     return count
 
 

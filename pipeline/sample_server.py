@@ -88,6 +88,7 @@ class ServerEngine:
     def close(self) -> None:
         """Stop the server, if it was started here."""
         self._stop()
+        self._client.close()
         self._pool.shutdown(cancel_futures=True)
 
     def _connect(self, base_url: str, key: str | None) -> None:
@@ -106,7 +107,7 @@ class ServerEngine:
         environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         command = [sys.executable, "-m", "pipeline.watchdog", str(os.getpid()), *self._serve_command(path, port)]
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell
+        self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, env=environment, process_group=0
         )
         self._connect(f"http://127.0.0.1:{port}/v1", key)

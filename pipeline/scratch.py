@@ -5,6 +5,7 @@ Both are saved as an ordinary Hugging Face model folder, so nothing downstream k
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import ScratchPolicy
 
@@ -31,12 +32,12 @@ def make_policy(texts: Iterable[str], settings: ScratchPolicy, seed: int, folder
     caller's random state is untouched.
     """
     import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    import transformers
 
     tokenizer = _train_tokenizer(texts, settings.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    shape = LlamaConfig(
+    shape = transformers.LlamaConfig(
         # Few texts hold fewer merges than the setting allows.
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -53,8 +54,8 @@ def make_policy(texts: Iterable[str], settings: ScratchPolicy, seed: int, folder
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(shape)
-    model.generation_config = GenerationConfig(
+        model: Any = transformers.AutoModelForCausalLM.from_config(shape)
+    model.generation_config = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(folder)
@@ -65,7 +66,7 @@ def _feed_forward_size(hidden_size: int) -> int:
     return -(-hidden_size * 8 // (3 * 32)) * 32
 
 
-def _train_tokenizer(texts: Iterable[str], vocab_size: int):  # type: ignore[no-untyped-def]
+def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

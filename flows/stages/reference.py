@@ -19,7 +19,11 @@ def reference(context: Context, round_: int, folder: Path) -> Outcome:
     training = context.config.training
     total = 2 * len(examples)
     logps = reference_logps(
-        model, examples, training.micro_batch_size, training.dtype, lambda done: context.report(done, total, "responses")
+        model,
+        examples,
+        training.micro_batch_size,
+        training.dtype,
+        lambda done: context.report(done, total, "responses"),
     )
     rows = [
         {"pair_id": example.id, "chosen": chosen, "rejected": rejected}

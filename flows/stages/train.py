@@ -11,16 +11,17 @@ from flows.keys import reference_round, reference_stage
 from flows.stages import Context, Outcome
 from flows.stages.examples import examples_with_reference
 from flows.stages.samples import policy_chat
+from pipeline.adapter import add_adapter
 from pipeline.config import LossSettings, Optimisation
 from pipeline.losses import Loss, load_preset
-from pipeline.adapter import add_adapter
 from pipeline.policy import average_policies, load_policy, save_policy
 from pipeline.rows import PAIRS, read_rows, write_table
 from pipeline.store import write_json
 from pipeline.train import Example, NonFiniteError, StepReport, TrainResult, train
 from pipeline.types import derive_seed
 
-OPTIMISER = "optimiser.safetensors"
+# In a folder of its own: engines load every *.safetensors beside a model as its weights.
+OPTIMISER = "optimiser/state.safetensors"
 CHECKPOINTS = "checkpoints"
 
 
@@ -71,6 +72,8 @@ def fit(
     def on_step(step: StepReport) -> None:
         context.report(step.step, step.steps, f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s")
 
+    if save_optimiser:
+        (folder / OPTIMISER).parent.mkdir(exist_ok=True)
     result = train(
         model,
         examples,
@@ -117,4 +120,5 @@ def _keep_offending_rows(context: Context, round_: int, folder: Path, error: Non
     suspects = set(error.example_ids)
     rows = [row for row in read_rows(context.run.stage(round_, "pairs").folder) if row["id"] in suspects]
     write_table(folder / "offending.parquet", PAIRS, rows)
-    error.args = (f"{error}\n  the rows are in {folder / 'offending.parquet'}, the weights before the step in {folder / CHECKPOINTS}",)
+    kept = f"the rows are in {folder / 'offending.parquet'}, the weights before the step in {folder / CHECKPOINTS}"
+    error.args = (f"{error}\n  {kept}",)

@@ -90,7 +90,10 @@ def test_processes_share_a_batch_with_equal_work(count: int, size: int, world: i
         ([Example("e", (1,), (2,), (), (-1.0,), ())], "example e: a response without tokens"),
         ([Example("p", (), (2,), (3,), (-1.0,), (-1.0,))], "example p: no prompt tokens"),
         ([Example("r", (1,), (2,), (3,))], "example r: loss dpo needs one reference log-probability"),
-        ([Example("r", (1,), (2,), (3, 4), (-1.0,), (-1.0,))], "example r: loss dpo needs one reference log-probability"),
+        (
+            [Example("r", (1,), (2,), (3, 4), (-1.0,), (-1.0,))],
+            "example r: loss dpo needs one reference log-probability",
+        ),
     ],
 )
 def test_examples_that_the_loss_cannot_take_are_refused(examples: list[Example], message: str) -> None:

@@ -90,7 +90,7 @@ def test_a_malformed_file_is_named(text: str, expected: str, tmp_path: Path) -> 
 
 
 def test_a_wrong_override_is_shown_as_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="command line: loss.betta: no such setting; did you mean 'beta'"):
+    with pytest.raises(UserError, match=r"command line: loss\.betta: no such setting; did you mean 'beta'"):
         load_config([write(tmp_path, BASE)], ["loss.betta=1"])
     with pytest.raises(UserError, match=r"a\.b=value"):
         load_config([write(tmp_path, BASE)], ["loss..beta=1"])

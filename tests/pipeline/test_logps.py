@@ -51,7 +51,9 @@ def model_of(kind: str) -> PreTrainedModel:
         case "llama, tied":
             return tiny_llama(tied=True)
         case "learned positions":
-            return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3))
+            return GPT2LMHeadModel(
+                GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)
+            )
         case "sliding window":
             return MistralForCausalLM(MistralConfig(**SMALL, sliding_window=3))
         case "scaled logits":

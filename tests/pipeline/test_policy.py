@@ -112,7 +112,11 @@ def test_dropout_of_the_model_is_switched_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("folder", "no such model folder"), ("config.json", "no config.json"), ("model.safetensors", r"no \*\.safetensors")],
+    [
+        ("folder", "no such model folder"),
+        ("config.json", "no config.json"),
+        ("model.safetensors", r"no \*\.safetensors"),
+    ],
 )
 def test_an_incomplete_model_folder_is_named(missing: str, message: str, origin: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
@@ -162,3 +166,12 @@ def test_policies_of_different_shape_are_not_averaged(tmp_path: Path) -> None:
     save_file(tensors, old / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"old: has no tensor model\.norm\.weight"):
         average_policies(old, new, 0.5, tmp_path / "out")
+
+
+def test_weights_that_lack_a_tensor_are_refused(origin: Path, tmp_path: Path) -> None:
+    shutil.copytree(origin, tmp_path / "model")
+    tensors = load_file(origin / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the weights lack 1 tensors of this model:\n  model\.norm\.weight"):
+        load_policy(str(tmp_path / "model"))

@@ -18,7 +18,7 @@ from pipeline.config import SamplingSettings
 from pipeline.sample import SampleRequest, engine_dtype, make_response, room_for, sample_seeds
 from pipeline.sample_server import ServerEngine
 from pipeline.sample_transformers import TransformersEngine
-from pipeline.types import Response, UserError
+from pipeline.types import Message, Response, UserError
 
 Kind = Literal["vllm", "transformers", "server"]
 Answer = tuple[SampleRequest, tuple[int, ...]]
@@ -240,7 +240,7 @@ def test_room_is_what_the_context_leaves() -> None:
 
 
 def test_text_ends_before_the_earliest_stop_string(chat: Chat) -> None:
-    ids = chat.response_ids([], "one two three", finished=False)
+    ids = chat.response_ids([Message("user", "x")], "one two three", finished=False)
     response = make_response(chat, ids, [-1.0] * len(ids), ("three", "two"))
     assert (response.text, response.token_ids, response.finish_reason) == ("one ", ids, "stop")
 

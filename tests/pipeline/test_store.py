@@ -39,7 +39,7 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     write_groups(tmp_path / "rows.parquet", [Group(PROMPT, (1,), (YES,))])
     data = (tmp_path / "rows.parquet").read_bytes()
     (tmp_path / "rows.parquet").write_bytes(data[:-20])
-    with pytest.raises(RunError, match="rows.parquet: cannot be read"):
+    with pytest.raises(RunError, match=r"rows\.parquet: cannot be read"):
         list(read_groups(tmp_path))
 
 
@@ -80,7 +80,7 @@ def test_missing_files_and_edited_manifests_are_found(tmp_path: Path) -> None:
     (writer.folder / "a.txt").write_text("abc")
     writer.commit(1, {})
     (stage.folder / "a.txt").write_text("ab")
-    with pytest.raises(RunError, match="a.txt: missing or of another size"):
+    with pytest.raises(RunError, match=r"a\.txt: missing or of another size"):
         stage.require()
     (stage.folder / "manifest.json").write_text(json.dumps({"stage": "samples"}))
     with pytest.raises(RunError, match="not a readable manifest"):
@@ -88,7 +88,11 @@ def test_missing_files_and_edited_manifests_are_found(tmp_path: Path) -> None:
 
 
 def test_one_writer_a_run(tmp_path: Path) -> None:
-    with RunFolder(tmp_path).lock(), pytest.raises(UserError, match="another prefloop process"), RunFolder(tmp_path).lock():
+    with (
+        RunFolder(tmp_path).lock(),
+        pytest.raises(UserError, match="another prefloop process"),
+        RunFolder(tmp_path).lock(),
+    ):
         pass
     with RunFolder(tmp_path).lock():
         pass

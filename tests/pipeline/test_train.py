@@ -47,7 +47,7 @@ def test_preferences_are_learned() -> None:
     assert result.metrics["accuracy"] > 0.9
     assert result.metrics["loss"] < 0.5 < result.metrics["first_loss"]
     margins = [
-        (sum(w) - sum(w0)) - (sum(l or ()) - sum(l0 or ())) for (w, l), (w0, l0) in zip(after, before, strict=True)
+        (sum(w) - sum(w0)) - (sum(v or ()) - sum(v0 or ())) for (w, v), (w0, v0) in zip(after, before, strict=True)
     ]
     assert 0.1 * sum(margins) / len(margins) == pytest.approx(result.metrics["margin"], rel=0.5)
 

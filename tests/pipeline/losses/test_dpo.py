@@ -12,11 +12,17 @@ from pipeline.losses import LossOutput, PairBatch, Side, load_preset
 
 BETA = 0.3
 CHOSEN = (([-1.0, -2.5, -0.25], [-1.5, -2.0, -0.5]), ([-0.7], [-0.9]), ([-3.0, -1.0], [-0.1, -0.4]))
-REJECTED = (([-4.0], [-2.0]), ([-0.5, -0.6, -0.7, -0.8], [-0.4, -0.7, -0.5, -1.1]), ([-2.0, -2.0, -2.0], [-1.0, -3.0, -2.5]))
+REJECTED = (
+    ([-4.0], [-2.0]),
+    ([-0.5, -0.6, -0.7, -0.8], [-0.4, -0.7, -0.5, -1.1]),
+    ([-2.0, -2.0, -2.0], [-1.0, -3.0, -2.5]),
+)
 Rows = tuple[tuple[list[float], list[float]], ...]
 
 
-def side(rows: Rows, start: int = 0, width: int = 6, filler: float = math.nan, dtype: torch.dtype = torch.float64) -> Side:
+def side(
+    rows: Rows, start: int = 0, width: int = 6, filler: float = math.nan, dtype: torch.dtype = torch.float64
+) -> Side:
     """The rows from column ``start`` on, everything else filled with ``filler``."""
     policy, reference = (torch.full((len(rows), width), filler, dtype=dtype) for _ in range(2))
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -77,7 +83,9 @@ def test_no_gradient_reaches_the_reference() -> None:
 def test_soft_label_mixes_both_orders() -> None:
     batch = PairBatch(chosen=side(CHOSEN), rejected=side(REJECTED), soft_label=torch.tensor([1.0, 0.9, 0.5]))
     swapped = published(REJECTED, CHOSEN)[0]
-    expected = [p * a + (1 - p) * b for p, a, b in zip([1.0, 0.9, 0.5], published(CHOSEN, REJECTED)[0], swapped, strict=True)]
+    expected = [
+        p * a + (1 - p) * b for p, a, b in zip([1.0, 0.9, 0.5], published(CHOSEN, REJECTED)[0], swapped, strict=True)
+    ]
     assert load_preset("dpo", beta=BETA)(batch).per_pair.tolist() == pytest.approx(expected, rel=1e-7)
 
 
@@ -101,7 +109,7 @@ def test_margin_offset_and_token_mean() -> None:
 def test_metrics_are_means_over_pairs() -> None:
     metrics = load_preset("dpo", beta=BETA)(PairBatch(chosen=side(CHOSEN), rejected=side(REJECTED))).metrics
     gaps_w, gaps_l = ([sum(p) - sum(q) for p, q in rows] for rows in (CHOSEN, REJECTED))
-    margins = [BETA * (w - l) for w, l in zip(gaps_w, gaps_l, strict=True)]
+    margins = [BETA * (w - v) for w, v in zip(gaps_w, gaps_l, strict=True)]
     assert float(metrics["margin"]) == pytest.approx(sum(margins) / 3)
     assert float(metrics["accuracy"]) == pytest.approx(sum(m > 0 for m in margins) / 3)
     assert float(metrics["reward_chosen"]) == pytest.approx(BETA * sum(gaps_w) / 3)
@@ -143,7 +151,7 @@ def test_missing_parts_are_refused() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must be \[B, T\]"):
         Side(policy=torch.zeros(2, 3), mask=torch.ones(2, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match="mask: torch.float32"):
+    with pytest.raises(ValueError, match=r"mask: torch\.float32"):
         Side(policy=torch.zeros(2, 3), mask=torch.ones(2, 3))
     with pytest.raises(ValueError, match="3 chosen and 2 rejected"):
         PairBatch(chosen=side(CHOSEN), rejected=side(REJECTED[:2]))
@@ -158,7 +166,7 @@ LOGPS = st.lists(st.tuples(st.floats(-50, 0), st.floats(-50, 0)), min_size=1, ma
 @given(st.lists(st.tuples(LOGPS, LOGPS), min_size=1, max_size=4), st.integers(0, 3), st.randoms(use_true_random=False))
 def test_padding_and_order_change_nothing_and_gradients_have_the_right_sign(pairs, pad, draw) -> None:  # type: ignore[no-untyped-def]
     rows = [tuple(([p for p, _ in tokens], [q for _, q in tokens]) for tokens in pair) for pair in pairs]
-    chosen, rejected = tuple(w for w, _ in rows), tuple(l for _, l in rows)
+    chosen, rejected = tuple(w for w, _ in rows), tuple(v for _, v in rows)
     loss = load_preset("dpo")
     plain = loss(PairBatch(chosen=side(chosen), rejected=side(rejected))).per_pair
     order = list(range(len(rows)))

@@ -1,0 +1,271 @@
+"""A child answers calls, dies with its parent, and its failures reach the user in its own words."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_model import save_tiny_model, tiny_tokenizer
+from tiny_sampler import write_true_probe
+
+from flows.child import Child
+from flows.sampler_child import SamplerService
+from pipeline import config
+from pipeline.handshake import write_probe
+from pipeline.types import RunError, UserError
+
+ENTRY = "obedient_child"
+ENV = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+
+
+def start(folder: Path, timeout: float = 20, **init: Any) -> Child:
+    return Child(ENTRY, init, folder / "logs" / "child.log", timeout, ENV)
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    with start(tmp_path_factory.mktemp("child"), greeting="hello") as made:
+        yield made
+    assert not made.alive
+
+
+def gone(pid: int) -> bool:
+    """Ended, if perhaps not yet collected by whoever inherited it."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def assert_gone_within(pids: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not all(gone(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"still running: {[pid for pid in pids if not gone(pid)]}"
+        time.sleep(0.02)
+
+
+def test_calls_get_arguments_and_results_across(child: Child) -> None:
+    args = {"numbers": [1, 2.5, -1e-300], "text": "naïve\nline", "nothing": None}
+    answer = child.call("echo", args, 5)
+    assert answer == {"greeting": "hello", "args": args, "pid": child.pid}
+
+
+def test_megabytes_pass_both_ways(child: Child) -> None:
+    args = {"ids": list(range(1_000_000))}
+    assert child.call("echo", args, 30)["args"] == args
+
+
+def test_output_goes_to_the_log_and_not_to_the_results(child: Child, capfd: pytest.CaptureFixture[str]) -> None:
+    child.call("echo", {}, 5)
+    assert "echo was called" in child.log.read_text()
+    assert capfd.readouterr().out == ""
+
+
+def test_progress_arrives_in_order(child: Child) -> None:
+    seen: list[dict[str, Any]] = []
+    assert child.call("count", {"total": 3}, 5, seen.append) == "counted"
+    assert seen == [{"done": 1}, {"done": 2}, {"done": 3}]
+
+
+def test_progress_starts_the_deadline_anew(child: Child) -> None:
+    assert child.call("count", {"total": 4, "seconds": 0.4}, 1.0) == "counted"
+
+
+def test_callers_in_threads_take_turns(child: Child) -> None:
+    answers: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda i=i: answers.update({i: child.call("echo", {"i": i}, 10)["args"]["i"]}))
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {i: i for i in range(8)}
+
+
+@pytest.mark.parametrize(("kind", "error", "text"), [("user", UserError, "bad row"), ("run", RunError, "bad luck")])
+def test_the_child_s_own_words_are_raised(child: Child, kind: str, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=rf"^{text}$"):
+        child.call("fail", {"kind": kind, "text": text}, 5)
+    assert child.call("echo", {}, 5)["greeting"] == "hello"
+
+
+def test_an_unforeseen_error_names_its_type_and_leaves_its_traceback_in_the_log(child: Child) -> None:
+    with pytest.raises(RunError, match=r"^fail: ZeroDivisionError: two by nothing$"):
+        child.call("fail", {"kind": "other", "text": "two by nothing"}, 5)
+    assert "Traceback" in child.log.read_text()
+
+
+def test_a_mistake_in_init_is_the_user_s(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^no such policy$"):
+        start(tmp_path, mistake="no such policy")
+
+
+def test_a_start_that_takes_too_long(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(RunError, match="init was silent for 1 seconds"):
+        start(tmp_path, timeout=1, slow=True)
+    assert time.monotonic() - begun < 5
+
+
+def test_an_entry_that_cannot_start_shows_why(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"(?s)died during init \(exit code 1\).*No module named no_such_module"):
+        Child("no_such_module", {}, tmp_path / "log", 20)
+
+
+@pytest.mark.parametrize(("how", "cause"), [("exit", "exit code 7"), (signal.SIGSEGV, "signal SIGSEGV")])
+def test_a_crash_shows_cause_and_last_log_lines(tmp_path: Path, how: str | int, cause: str) -> None:
+    with start(tmp_path) as made:
+        with pytest.raises(RunError, match=rf"(?s)died during die \({cause}\).*about to die"):
+            made.call("die", {"how": how}, 5)
+        assert not made.alive
+        with pytest.raises(RunError, match="died during echo"):
+            made.call("echo", {}, 5)
+
+
+def test_the_log_of_an_earlier_child_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "child.log").write_text("words of an earlier child\n")
+    with start(tmp_path) as made, pytest.raises(RunError) as caught:
+        made.call("die", {"how": "exit"}, 5)
+    assert "about to die" in str(caught.value)
+    assert "words of" not in str(caught.value)
+
+
+def test_a_hung_call_hits_its_deadline_and_ends_the_child_and_its_children(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    with start(tmp_path) as made:
+        begun = time.monotonic()
+        with pytest.raises(RunError, match=r"(?s)hang was silent for 1 seconds.*about to hang"):
+            made.call("hang", {}, 1.0, seen.append)
+        assert time.monotonic() - begun < 3
+        assert not made.alive
+    assert_gone_within(seen[0]["pids"], 1)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from flows.child import Child
+child = Child("obedient_child", {}, Path(sys.argv[1]), 20)
+child.call("hang", {}, 60, lambda told: print(*told["pids"], flush=True))
+"""
+
+
+@pytest.mark.parametrize("fatal", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_the_child_ends_with_its_parent(tmp_path: Path, fatal: signal.Signals) -> None:
+    log = tmp_path / "log"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(log)],
+        env={**os.environ, **ENV},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    with parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        # As a terminal does: to the whole foreground group.
+        os.killpg(parent.pid, fatal)
+        assert_gone_within(pids, 2)
+    assert "Traceback" not in log.read_text()
+
+
+def test_close_lets_an_idle_child_end_by_itself(tmp_path: Path) -> None:
+    made = start(tmp_path)
+    begun = time.monotonic()
+    made.close()
+    assert time.monotonic() - begun < 3
+    made.close()
+
+
+# ---------------------------------------------------------------- the sampler's service, without an engine
+
+
+class FakeSampler:
+    """Scores nothing right until it is a fresh engine."""
+
+    dtype = "float32"
+
+    def __init__(self, right: list[list[float]], ever_right: bool = True) -> None:
+        self._right, self._ever_right = right, ever_right
+        self._stale = False
+        self.asked_fresh: list[bool] = []
+
+    def load(self, path: str, fresh: bool = False) -> str:
+        self.asked_fresh.append(fresh)
+        self._stale = not fresh
+        return "restart" if fresh else "reload"
+
+    def score(self, sequences: Any) -> list[list[float]]:
+        wrong = self._stale or (bool(self.asked_fresh) and not self._ever_right)
+        return [[x - wrong for x in row] for row in self._right]
+
+
+def service_with(sampler: FakeSampler, folder: Path) -> SamplerService:
+    (folder / "tokenizer.json").write_text(tiny_tokenizer().backend_tokenizer.to_str())
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    write_probe(folder, [[7, 8, 9]], [[-1.0, -2.0]], "float32")
+    service = SamplerService(lambda *args: sampler)  # type: ignore[arg-type]
+    service.init({"sampler": {"kind": "vllm"}, "chat": {}}, lambda progress: None)
+    return service
+
+
+def load(service: SamplerService, folder: Path) -> tuple[str, bool]:
+    report = service.load({"path": str(folder)}, lambda progress: None)
+    return report["how"], report["stale_reload"] is not None
+
+
+def test_a_stale_swap_is_followed_by_a_fresh_engine_and_not_tried_again(tmp_path: Path) -> None:
+    sampler = FakeSampler([[-1.0, -2.0]])
+    service = service_with(sampler, tmp_path)
+    assert load(service, tmp_path) == ("start", False)
+    assert load(service, tmp_path) == ("restart", True)
+    assert load(service, tmp_path) == ("restart", False)
+    assert sampler.asked_fresh == [False, True, True]
+
+
+def test_a_fresh_engine_with_wrong_weights_ends_the_round(tmp_path: Path) -> None:
+    service = service_with(FakeSampler([[-1.0, -2.0]], ever_right=False), tmp_path)
+    load(service, tmp_path)
+    with pytest.raises(RunError, match="does not hold the policy's weights"):
+        load(service, tmp_path)
+
+
+def test_planted_weights_are_refused_by_a_real_engine(tmp_path: Path) -> None:
+    true, planted = (save_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate(("true", "planted")))
+    write_true_probe(true)
+    write_true_probe(planted, weights=true)
+    service = SamplerService()
+    settings = config.TransformersSampler(dtype="float32")
+    service.init({"sampler": settings.model_dump(), "chat": {}}, lambda progress: None)
+    assert load(service, true) == ("start", False)
+    with pytest.raises(RunError, match="differ by up to"):
+        load(service, planted)
+    service.close()
+
+
+def test_sampling_before_a_policy_is_loaded() -> None:
+    service = SamplerService()
+    service.init({"sampler": {"kind": "vllm"}, "chat": {}}, lambda progress: None)
+    with pytest.raises(RunError, match="before it loaded a policy"):
+        service.score({"sequences": [[1, 2]]}, lambda progress: None)
+
+
+def test_a_folder_without_a_probe_is_refused_before_an_engine_starts(tmp_path: Path) -> None:
+    def build(*args: object) -> Any:
+        raise AssertionError("an engine was started")
+
+    service = SamplerService(build)
+    service.init({"sampler": config.VllmSampler().model_dump(), "chat": {}}, lambda progress: None)
+    with pytest.raises(RunError, match=r"probe\.json: missing"):
+        service.load({"path": str(tmp_path)}, lambda progress: None)

@@ -1,0 +1,139 @@
+"""Stale weights are caught: by arithmetic on planted numbers, and with a real engine that really is stale."""
+
+import random
+from pathlib import Path
+
+import pytest
+from tiny_model import reference_scores, save_tiny_model
+from tiny_sampler import vllm_process, write_true_probe
+
+from pipeline.config import SamplingSettings
+from pipeline.handshake import (
+    TOLERANCES,
+    check_weights,
+    coarser_dtype,
+    probe_sequences,
+    read_probe,
+    write_probe,
+)
+from pipeline.sample import SampleRequest
+from pipeline.types import RunError
+
+TRAINER = [[-1.0, -2.0], [-3.0]]
+
+
+def test_probe_sequences_are_fixed_ordinary_and_reach_the_whole_vocabulary() -> None:
+    sequences = probe_sequences(20, {0, 1, 2})
+    assert sequences == probe_sequences(20, {2, 1, 0})
+    assert sequences != probe_sequences(20, {0, 1, 2}, seed=1)
+    assert [len(s) for s in sequences] == [16] * 8
+    assert {i for s in sequences for i in s} == set(range(3, 20))
+
+
+def test_largest_difference_is_returned() -> None:
+    assert check_weights([[-1.0001, -2.0], [-2.9995]], TRAINER, "float32") == pytest.approx(0.0005)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_single_token_beyond_the_largest_difference_is_refused(dtype: str) -> None:
+    off = TOLERANCES[dtype].largest * 1.01
+    with pytest.raises(RunError, match=r"does not hold the policy's weights.*differ by up to"):
+        check_weights([[-1.0 - off, -2.0], [-3.0]], TRAINER, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_small_differences_everywhere_are_refused_by_their_mean(dtype: str) -> None:
+    off = TOLERANCES[dtype].mean
+    assert off * 1.1 < TOLERANCES[dtype].largest
+    check_weights([[-1.0 - off * 0.9, -2.0 - off * 0.9], [-3.0 + off * 0.9]], TRAINER, dtype)
+    with pytest.raises(RunError, match="on average"):
+        check_weights([[-1.0 - off * 1.1, -2.0 - off * 1.1], [-3.0 + off * 1.1]], TRAINER, dtype)
+
+
+def test_message_holds_the_numbers() -> None:
+    with pytest.raises(
+        RunError, match=r"3 probe tokens differ by up to 1\.6 nats, 0\.533 on average \(allowed in float32"
+    ):
+        check_weights([[-2.6, -2.0], [-3.0]], TRAINER, "float32")
+
+
+@pytest.mark.parametrize(
+    "scores", [[[-1.0, float("nan")], [-3.0]], [[-1.0, -float("inf")], [-3.0]], [[-1.0], [-3.0]], []]
+)
+def test_missing_or_broken_scores_never_pass(scores: list[list[float]]) -> None:
+    with pytest.raises(RunError, match="weight handshake"):
+        check_weights(scores, TRAINER if scores else [], "bfloat16")
+
+
+def test_the_coarser_precision_decides() -> None:
+    assert coarser_dtype("float32", "bfloat16") == coarser_dtype("bfloat16", "float16") == "bfloat16"
+
+
+def test_probe_file_is_read_back(tmp_path: Path) -> None:
+    write_probe(tmp_path, [[1, 2, 3]], [[-0.25, -1.5]], "float32")
+    probe = read_probe(tmp_path)
+    assert (probe.sequences, probe.logprobs, probe.dtype) == (((1, 2, 3),), ((-0.25, -1.5),), "float32")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"sequences": [[1]], "logprobs": [["x"]], "dtype": "float32"}'])
+def test_missing_or_broken_probe_file(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "probe.json").write_text(content)
+    with pytest.raises(RunError, match=r"probe\.json: (missing|not a weight probe)"):
+        read_probe(tmp_path)
+
+
+def test_probe_of_unknown_precision(tmp_path: Path) -> None:
+    write_probe(tmp_path, [[1, 2]], [[-1.0]], "int4")
+    with pytest.raises(RunError, match="one of float32, float16, bfloat16"):
+        read_probe(tmp_path)
+
+
+# ---------------------------------------------------------------- with a real engine
+
+
+def assert_holds(process: object, folder: Path) -> None:
+    """Scores and samples are those of ``folder``, on a prompt whose prefix the old weights have cached."""
+    draw = random.Random(3)
+    prompt = [draw.randrange(7, 290) for _ in range(280)]  # two full blocks of vLLM's prefix cache
+    assert process.score([prompt])[0] == pytest.approx(reference_scores(folder, [prompt])[0], abs=1e-4)
+    settings = SamplingSettings(n=2, max_tokens=8)
+    for response in process.sample([SampleRequest(tuple(prompt), 1)], settings)[0]:
+        expected = reference_scores(folder, [[*prompt, *response.token_ids]])[0][len(prompt) - 1 :]
+        assert response.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two untied policies, two tied ones, each with the probe of its own weights."""
+    made = {}
+    for name, seed, tied in (
+        ("first", 0, False),
+        ("second", 1, False),
+        ("tied first", 0, True),
+        ("tied second", 1, True),
+    ):
+        folder = tmp_path_factory.mktemp(name.replace(" ", "_"))
+        made[name] = write_true_probe(save_tiny_model(folder, seed=seed, tied=tied))
+    return made
+
+
+def test_swaps_of_real_weights(policies: dict[str, Path], tmp_path: Path) -> None:
+    with vllm_process(tmp_path / "log") as process:
+        assert process.load(str(policies["first"]))["how"] == "start"
+        assert_holds(process, policies["first"])
+        # Untied embeddings: the swap in place is exact, and nothing of the old weights' cache is read.
+        swap = process.load(str(policies["second"]))
+        assert (swap["how"], swap["stale_reload"]) == ("reload", None)
+        assert swap["max_difference"] < 1e-4
+        assert_holds(process, policies["second"])
+    with vllm_process(tmp_path / "log") as process:
+        process.load(str(policies["tied first"]))
+        assert_holds(process, policies["tied first"])
+        # Tied embeddings: the engine reports success with a stale head; the handshake says so, and a new
+        # engine is exact.
+        swap = process.load(str(policies["tied second"]))
+        assert swap["how"] == "restart"
+        assert "differ by up to" in swap["stale_reload"]
+        assert swap["max_difference"] < 1e-4
+        assert_holds(process, policies["tied second"])

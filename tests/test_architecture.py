@@ -1,0 +1,72 @@
+"""The floors of the building, read from the import statements."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(file for part in ("pipeline", "reward_models", "flows") for file in (ROOT / part).rglob("*.py"))
+FLOORS = {"pipeline": 0, "reward_models": 1, "flows": 2}
+TORCH_FREE = [
+    "types",
+    "config",
+    "configfile",
+    "store",
+    "rows",
+    "data",
+    "records",
+    "pairs",
+    "restaurants",
+    "slots",
+    "slot_claims",
+    "sample",
+    "handshake",
+    "evaluate",
+    "label",
+    "progress",
+    "rounds_table",
+    "schedule",
+]
+
+
+def imports(file: Path) -> set[str]:
+    """Top-level and full names of every module that ``file`` imports, in functions too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_imports_from_a_floor_above(file: Path) -> None:
+    own = FLOORS[file.relative_to(ROOT).parts[0]]
+    above = {name for name in imports(file) if FLOORS.get(name.split(".")[0], 0) > own}
+    assert not above
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_files_stay_short(file: Path) -> None:
+    assert len(file.read_text().splitlines()) <= 420 if file.name == "config.py" else 320
+
+
+def test_prefect_is_known_in_flows_alone_and_vllm_in_one_file() -> None:
+    prefect = {file.parent.name for file in FILES if any(name.split(".")[0] == "prefect" for name in imports(file))}
+    vllm = {file.name for file in FILES if any(name.split(".")[0] == "vllm" for name in imports(file))}
+    assert prefect == {"flows"} and vllm == {"sample_vllm.py"}
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_config_types_store_and_pairing_know_no_torch(name: str) -> None:
+    heavy = {"torch", "transformers", "accelerate", "peft", "vllm", "prefect"}
+    assert not {module.split(".")[0] for module in imports(ROOT / "pipeline" / f"{name}.py")} & heavy
+
+
+def test_nothing_reads_pickles() -> None:
+    for file in FILES:
+        text = file.read_text()
+        assert not {"pickle", "dill", "joblib"} & imports(file)
+        assert "torch.load(" not in text and "torch.save(" not in text
