@@ -102,7 +102,6 @@ class Child:
                     if "progress" not in message:
                         break
                     deadline = time.monotonic() + timeout
-                    deadline = time.monotonic() + timeout
                     if on_progress is not None:
                         on_progress(message["progress"])
             except TimeoutError as error:

@@ -350,6 +350,12 @@ class Training(Optimisation):
         0.5, ge=0, lt=1, description="ema: weight of the old average at the end of each round"
     )
 
+    @model_validator(mode="after")
+    def _state_fits_the_parameters(self) -> "Training":
+        if self.lora is not None and self.optimiser_state == "carried":
+            raise ValueError("optimiser_state: with lora each round trains a new adapter, so its state is fresh")
+        return self
+
 
 class WarmStart(Optimisation):
     """Supervised training before round 1, on the prompt data's reference responses.

@@ -85,7 +85,7 @@ def _plots(rounds: Sequence[Metrics]) -> list[str]:
         for key, label, colour in known:
             figure.add_trace(_line(rounds, key, label, colour))
         # The library's source goes in once, with the first plot.
-        drawn.append(figure.to_html(full_html=False, include_plotlyjs=not drawn, config={"displayModeBar": False}))
+        drawn.append(figure.to_html(full_html=False, include_plotlyjs=not drawn, config={"displayModeBar": False, "responsive": True}))
     return drawn
 
 
@@ -109,7 +109,7 @@ def _layout(title: str, unit: str, legend: bool) -> go.Layout:
     return go.Layout(
         title={"text": title, "font": {"size": 15}},
         xaxis={"title": "round", "dtick": 1},
-        yaxis={"title": unit},
+        yaxis={"title": unit, "rangemode": "tozero"},
         template="plotly_white",
         height=280,
         margin={"l": 60, "r": 20, "t": 45, "b": 45},

@@ -24,9 +24,9 @@ LANDMARKS = (
 VALUES: dict[str, tuple[str, ...]] = {
     "name": NAMES,
     "type": ("restaurant", "pub", "coffee shop"),
-    "food": ("Chinese", "English", "French", "Greek", "Indian", "Italian", "Japanese", "Mexican", "Thai", "Turkish"),
-    "price": ("cheap", "moderate", "less than £20", "£20-25", "more than £30"),
-    "rating": ("low", "average", "high", "1 out of 5", "3 out of 5", "5 out of 5"),
+    "food": ("Chinese", "English", "French", "Greek", "Indian", "Italian", "Mexican", "Thai"),
+    "price": ("cheap", "moderate", "£20-25", "more than £30"),
+    "rating": ("low", "average", "high", "5 out of 5"),
     "area": ("city centre", "riverside", "harbour", "old town"),
     "family": ("yes", "no"),
     "near": LANDMARKS,
@@ -50,7 +50,6 @@ _PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     "price": {
         "cheap": ("cheap prices", "low prices"),
         "moderate": ("moderate prices", "average prices"),
-        "less than £20": ("prices of less than £20", "prices under £20"),
         "£20-25": ("prices of £20-25", "prices between £20 and £25"),
         "more than £30": ("prices of more than £30", "prices over £30"),
     },
@@ -58,8 +57,6 @@ _PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
         "low": ("a low customer rating", "poor reviews"),
         "average": ("an average customer rating", "average reviews"),
         "high": ("a high customer rating", "excellent reviews"),
-        "1 out of 5": ("a customer rating of 1 out of 5", "one star"),
-        "3 out of 5": ("a customer rating of 3 out of 5", "three stars"),
         "5 out of 5": ("a customer rating of 5 out of 5", "five stars"),
     },
     "area": {
@@ -120,7 +117,7 @@ def write_mr(mr: dict[str, str]) -> str:
 
 def _draw_mr(rng: random.Random) -> dict[str, str]:
     optional = [slot for slot in VALUES if slot not in {"name", "type"}]
-    chosen = {"name", "type", *rng.sample(optional, rng.choice((3, 4, 4, 5, 5, 6)))}
+    chosen = {"name", "type", *rng.sample(optional, rng.choice((2, 3, 3, 4, 4, 5)))}
     return {slot: rng.choice(values) for slot, values in VALUES.items() if slot in chosen}
 
 

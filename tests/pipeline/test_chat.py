@@ -108,10 +108,11 @@ INST = (
 )
 
 
-def test_prompt_and_response_are_the_tokens_of_the_whole_conversation() -> None:
-    tokenizer = sentencepiece_like(INST)
+@pytest.mark.parametrize("gap", [" ", ""])
+def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(gap: str) -> None:
+    tokenizer = sentencepiece_like(INST.replace("%} {{ m['content'] }}</s>", "%}" + gap + "{{ m['content'] }}</s>"))
     made = Chat(tokenizer, ChatSettings())
-    whole = tokenizer("<s>[INST] the cat [/INST] answer the cat</s>", add_special_tokens=False)["input_ids"]
+    whole = tokenizer(f"<s>[INST] the cat [/INST]{gap}answer the cat</s>", add_special_tokens=False)["input_ids"]
     assert list(made.prompt_ids(USER) + made.response_ids(USER, "answer the cat")) == whole
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_model import CONTEXT, reference_scores, save_tiny_model
 from tiny_sampler import vllm_process, write_true_probe
-from transformers import LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from pipeline import config
 from pipeline.chat import Chat, load_chat
@@ -81,12 +81,12 @@ def greedy_answers(model: LlamaForCausalLM) -> list[Answer]:
     return [(r, greedy(model, r.prompt_ids, 20)) for r in requests(16)]
 
 
-def next_logprobs(model: LlamaForCausalLM, ids: list[int]) -> torch.Tensor:
+def next_logprobs(model: LlamaForCausalLM | GPT2LMHeadModel, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
 
 
-def greedy(model: LlamaForCausalLM, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+def greedy(model: LlamaForCausalLM | GPT2LMHeadModel, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
     """By whole forward passes: no cache, no batch."""
     ids = list(prompt)
     while len(ids) < len(prompt) + tokens and not (ids[len(prompt) :] and ids[-1] in END_IDS):
@@ -218,6 +218,17 @@ def test_more_prompt_tokens_than_one_engine_step_takes(engine: Engine) -> None:
 def test_nothing_asked_nothing_answered(engine: Engine) -> None:
     assert engine.sample([], SamplingSettings()) == []
     assert engine.score([]) == []
+
+
+def test_padding_does_not_shift_absolute_positions(tmp_path: Path, chat: Chat, folder: Path) -> None:
+    torch.manual_seed(0)
+    settings = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=1, n_head=2, initializer_range=0.3)
+    gpt2 = GPT2LMHeadModel(settings).eval()
+    gpt2.save_pretrained(tmp_path)
+    engine = TransformersEngine(str(tmp_path), chat, config.TransformersSampler(dtype="float32"))
+    asked = requests(6)
+    answers = engine.sample(asked, GREEDY)
+    assert [group[0].token_ids for group in answers] == [greedy(gpt2, r.prompt_ids, 20) for r in asked]
 
 
 # ---------------------------------------------------------------- the rules that they share

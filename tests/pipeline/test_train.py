@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from tiny_training import dpo, pairs_with_reference, random_texts, tiny_llama
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pipeline.config import Optimisation
+from pipeline.adapter import add_adapter
+from pipeline.config import Lora, Optimisation
 from pipeline.gradients import BatchFacts, accumulate_gradient
 from pipeline.logps import TokenLogps
 from pipeline.losses import load_preset
@@ -109,6 +110,26 @@ def test_gradient_checkpointing_changes_nothing_and_is_switched_off_again() -> N
         torch.testing.assert_close(weights(recomputed)[name], expected, rtol=0, atol=1e-6)
     assert not recomputed.is_gradient_checkpointing
     assert not recomputed.training
+
+
+def test_gradient_checkpointing_really_recomputes() -> None:
+    calls = []
+    for recompute in (False, True):
+        model = tiny_llama()
+        seen: list[int] = []
+        model.model.layers[0].input_layernorm.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        fit(model, pairs_with_reference(tiny_llama(), 4), settings(gradient_checkpointing=recompute))
+        calls.append(len(seen))
+    assert calls[1] == calls[0] + 1
+
+
+def test_dropout_of_the_adapter_is_on() -> None:
+    pairs = pairs_with_reference(tiny_llama(), 8)
+    losses = []
+    for dropout in (0.0, 0.5):
+        model = add_adapter(tiny_llama(), Lora(rank=2, dropout=dropout), seed=0)
+        losses.append(fit(model, pairs, settings(), starts_at_reference=True).history[1].loss)
+    assert losses[0] != losses[1]
 
 
 def test_bfloat16_trains_float32_weights_about_as_float32_does() -> None:
