@@ -124,7 +124,7 @@ class _Run:
         self.parameters = trainable(model)
         if settings.gradient_checkpointing:
             plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.eval()
+        model.train()
         module = TokenLogps(model, settings.dtype)
         self.policy, self.optimiser = accelerator.prepare(module, make_adamw(self.parameters, settings))
 

@@ -50,7 +50,7 @@ def test_nothing_imports_from_a_floor_above(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_files_stay_short(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= 420 if file.name == "config.py" else 320
+    assert len(file.read_text().splitlines()) <= 300
 
 
 def test_prefect_is_known_in_flows_alone_and_vllm_in_one_file() -> None:
@@ -61,8 +61,10 @@ def test_prefect_is_known_in_flows_alone_and_vllm_in_one_file() -> None:
 
 @pytest.mark.parametrize("name", TORCH_FREE)
 def test_config_types_store_and_pairing_know_no_torch(name: str) -> None:
+    place = ROOT / "pipeline" / name
+    files = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     heavy = {"torch", "transformers", "accelerate", "peft", "vllm", "prefect"}
-    assert not {module.split(".")[0] for module in imports(ROOT / "pipeline" / f"{name}.py")} & heavy
+    assert files and not {module.split(".")[0] for file in files for module in imports(file)} & heavy
 
 
 def test_nothing_reads_pickles() -> None:

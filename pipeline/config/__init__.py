@@ -1,0 +1,46 @@
+"""The schema of a run: every setting, its range and what it means. Imports no torch, vllm or prefect.
+
+Closed models: an unknown key is an error. A choice among things with different settings is a
+union told apart by ``kind``; a choice among functions of one shape is a ``Literal``.
+Reading files and overlays is in ``configfile``.
+"""
+
+from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.data import Columns, Data, FileData, HeldOut, RestaurantData
+from pipeline.config.labels import ClassifierScorer, ExactMatchScorer, LengthScorer, Pairing, Scorer, SlotScorer
+from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
+from pipeline.config.run import Evaluation, RunConfig
+from pipeline.config.sampling import Sampler, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
+from pipeline.config.training import Lora, LossSettings, Optimisation, Training, WarmStart
+
+__all__ = [
+    "OPERATIONAL",
+    "Chat",
+    "ClassifierScorer",
+    "Closed",
+    "Columns",
+    "Data",
+    "Evaluation",
+    "ExactMatchScorer",
+    "FileData",
+    "HeldOut",
+    "LengthScorer",
+    "Lora",
+    "LossSettings",
+    "Optimisation",
+    "Pairing",
+    "Policy",
+    "PretrainedPolicy",
+    "RestaurantData",
+    "RunConfig",
+    "Sampler",
+    "SamplingSettings",
+    "Scorer",
+    "ScratchPolicy",
+    "ServerSampler",
+    "SlotScorer",
+    "Training",
+    "TransformersSampler",
+    "VllmSampler",
+    "WarmStart",
+]

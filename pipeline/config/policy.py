@@ -1,0 +1,52 @@
+"""The policy to train, and how messages become its tokens."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Closed
+
+
+class PretrainedPolicy(Closed):
+    """A Hugging Face model folder (or hub name) with its tokenizer."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str = Field(min_length=1, description="model folder, or a hub name")
+    revision: str | None = Field(None, description="hub revision")
+    trust_remote_code: bool = Field(False, description="run code that ships with this model")
+
+
+class ScratchPolicy(Closed):
+    """A small Llama-architecture model and a byte-level-BPE tokenizer, made from the warm-start texts."""
+
+    kind: Literal["scratch"] = "scratch"
+    vocab_size: int = Field(1000, ge=300, le=2000, description="tokens, special ones included")
+    hidden_size: int = Field(160, ge=32, description="a multiple of head_size")
+    head_size: Literal[32, 64, 80, 96, 112, 128] = Field(32, description="sizes that vLLM runs on CPU")
+    layers: int = Field(4, ge=1, le=16)
+    context: int = Field(256, ge=32, le=4096, description="longest prompt + response in tokens")
+    tied_embeddings: bool = Field(False, description="share input and output embeddings")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ScratchPolicy":
+        if self.hidden_size % self.head_size:
+            raise ValueError(f"hidden_size must be a multiple of head_size ({self.head_size})")
+        return self
+
+
+Policy = Annotated[PretrainedPolicy | ScratchPolicy, Field(discriminator="kind")]
+
+
+class Chat(Closed):
+    """How messages become tokens."""
+
+    template: Literal["auto", "model", "plain"] = Field(
+        "auto",
+        description="model: the tokenizer's template; plain: contents joined by a newline; auto: model if it has one",
+    )
+    max_prompt_tokens: int = Field(
+        512, ge=1, description="longer prompts are refused by check and dropped with a count"
+    )
+    max_response_tokens: int = Field(
+        512, ge=1, description="longer data-set responses are cut at the right and lose their end token"
+    )

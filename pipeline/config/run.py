@@ -1,0 +1,87 @@
+"""Evaluation, and the whole run."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.base import Closed
+from pipeline.config.data import Data, FileData, HeldOut
+from pipeline.config.labels import Pairing, Scorer
+from pipeline.config.policy import Chat, Policy, ScratchPolicy
+from pipeline.config.sampling import Sampler, SamplingSettings, VllmSampler
+from pipeline.config.training import LossSettings, Training, WarmStart
+
+
+class Evaluation(Closed):
+    """What is measured on the held-out prompts after each round."""
+
+    samples: int = Field(1, ge=1, description="responses a prompt at temperature 1, beside the greedy one")
+    temperature: float = Field(1.0, gt=0)
+    bootstrap: int = Field(1000, ge=100, description="resamples for the 95 % intervals")
+    seed: int = Field(0, ge=0)
+
+
+class RunConfig(Closed):
+    """A whole run. iterative: sample, label, pair and train each round; offline: the pairs come from ``pairs``."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="folder name under runs/")
+    mode: Literal["iterative", "offline"]
+    rounds: int = Field(1, ge=1, le=1000, description="offline: slices of the pair data, one a round")
+    seed: int = Field(0, ge=0)
+    policy: Policy
+    chat: Chat = Chat()
+    prompts: Data | None = Field(
+        None, description="iterative: what the policy answers (offline: held-out prompts, if other than the pairs')"
+    )
+    prompts_per_round: int | None = Field(
+        None, ge=1, description="default: all of them every round; else the next slice, wrapping round"
+    )
+    pairs: FileData | None = Field(None, description="offline: prompt/chosen/rejected rows")
+    held_out: HeldOut = HeldOut()
+    warm_start: WarmStart | None = None
+    sampler: Sampler = VllmSampler()
+    sampling: SamplingSettings = SamplingSettings()
+    shard_size: int = Field(256, ge=1, description="prompts sampled or labelled between two commits to disk")
+    scorer: Scorer | None = None
+    pairing: Pairing = Pairing()
+    loss: LossSettings = LossSettings()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_kinds(cls, given: object) -> object:
+        """A section written without ``kind`` is of the usual one."""
+        if not isinstance(given, dict):
+            return given
+        usual = {"policy": "pretrained", "prompts": "file", "sampler": "vllm"}
+        filled = {
+            name: {"kind": kind, **given[name]} for name, kind in usual.items() if isinstance(given.get(name), dict)
+        }
+        return {**given, **filled}
+
+    @field_validator("name")
+    @classmethod
+    def _no_dots(cls, value: str) -> str:
+        if ".." in value:
+            raise ValueError("must not contain '..'")
+        return value
+
+    @model_validator(mode="after")
+    def _mode_has_its_parts(self) -> "RunConfig":
+        if self.mode == "iterative":
+            if self.prompts is None:
+                raise ValueError("prompts: iterative mode needs prompts to answer")
+            if self.scorer is None:
+                raise ValueError("scorer: iterative mode needs a scorer to label responses")
+            if self.sampling.n < 2:
+                raise ValueError(f"sampling.n: {self.sampling.n} response a prompt makes no pair; at least 2")
+            if self.sampling.temperature == 0:
+                raise ValueError("sampling.temperature: 0 (greedy) makes all responses of a prompt equal; above 0")
+        elif self.pairs is None:
+            raise ValueError("pairs: offline mode needs a pair data set")
+        if isinstance(self.policy, ScratchPolicy) and self.warm_start is None:
+            raise ValueError("warm_start: a policy made from scratch needs one")
+        if self.warm_start is not None and self.prompts is None:
+            raise ValueError("prompts: the warm start trains on the prompt data's reference responses")
+        return self
