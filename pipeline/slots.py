@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline.slot_claims import Role, fold, place_key, read_claims
 from pipeline.slot_wordings import WORDINGS
 
-_SLOT = re.compile(r"([^\[\],][^\[\]]*?)\s*\[([^\[\]]*)\]")
+_SLOT = re.compile(r"([A-Za-z][\w -]*?)\s*\[([^\[\]]*)\]")
 _ALIASES = {
     "eattype": "type",
     "pricerange": "price",
@@ -69,8 +69,9 @@ def parse_mr(text: str) -> dict[str, str]:
     mr: dict[str, str] = {}
     position = 0
     for match in _SLOT.finditer(text):
-        if text[position : match.start()].strip(" ,\n"):
-            raise ValueError(f"not slot[value], ...: {text[position : match.start()]!r}")
+        between = text[position : match.start()].strip()
+        if between != ("," if mr else ""):
+            raise ValueError(f"not slot[value], ...: {text[position : match.end()]!r}")
         slot = match[1].strip().lower()
         slot = _ALIASES.get(slot, slot)
         if slot in mr:
