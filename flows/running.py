@@ -34,9 +34,11 @@ def run_flow(config: RunConfig, run: RunFolder) -> str:
     """Run the flow of the config's mode; returns the path of the report."""
     from flows.iterative import iterative
     from flows.offline import offline
+    from flows.server import prefect_api
 
     flow = iterative if config.mode == "iterative" else offline
-    return flow(name=config.name, run_dir=str(run.root))
+    with prefect_api(run.root / "logs" / "server.log"):
+        return flow(name=config.name, run_dir=str(run.root))
 
 
 def announce(config: RunConfig, root: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.adapter import merge_adapter
 from pipeline.chat import TOKENIZER_FILES, Chat
-from pipeline.handshake import PROBE_FILE, probe_sequences, write_probe
+from pipeline.handshake import probe_sequences, write_probe
 from pipeline.logps import TokenLogps
 from pipeline.types import UserError, first_lines
 
@@ -124,19 +124,19 @@ def copy_companions(source: str, folder: Path) -> None:
 def average_policies(old: Path, new: Path, decay: float, out: Path) -> None:
     """Write to ``out`` the policy ``decay`` · old + (1 − decay) · new, tensor by tensor.
 
-    The average is taken in float32 and stored in the dtype of ``new``. ``out`` holds everything else
-    of ``new`` but its weight probe.
+    The average is taken in float32 and stored in the dtype of ``new``. ``out`` gets the
+    config and the tokenizer of ``new``.
 
     Raises:
         UserError: the two folders hold tensors of other names or shapes.
     """
     where = _tensor_files(old)
     out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(new.iterdir()):
-        if file.suffix != ".safetensors":
-            if file.is_file() and file.name != PROBE_FILE:
-                shutil.copyfile(file, out / file.name)
-            continue
+    copy_companions(str(new), out)
+    for name in ("config.json", "model.safetensors.index.json"):
+        if (new / name).is_file():
+            shutil.copyfile(new / name, out / name)
+    for file in sorted(new.glob("*.safetensors")):
         tensors = load_file(file)
         for name, tensor in tensors.items():
             if name not in where:

@@ -8,7 +8,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -73,8 +73,8 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _open(file: Path) -> IO[bytes]:
-    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]
+def _open(file: Path) -> IO[bytes] | gzip.GzipFile:
+    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
 
 
 def _record(file: Path, number: int, value: object) -> Record:
@@ -83,7 +83,7 @@ def _record(file: Path, number: int, value: object) -> Record:
     return Record(file, number, {}, f"not an object with named columns but a {type(value).__name__}")
 
 
-def _jsonl(file: Path, lines: IO[bytes]) -> Iterator[Record]:
+def _jsonl(file: Path, lines: Iterable[bytes]) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -95,9 +95,9 @@ def _jsonl(file: Path, lines: IO[bytes]) -> Iterator[Record]:
             yield Record(file, number, {}, f"not JSON: {error}")
 
 
-def _json(file: Path, lines: IO[bytes]) -> Iterator[Record]:
+def _json(file: Path, lines: Iterable[bytes]) -> Iterator[Record]:
     try:
-        items = json.loads(lines.read().decode("utf-8-sig"))
+        items = json.loads(b"".join(lines).decode("utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{file}: not JSON: {error}") from error
     if not isinstance(items, list):
@@ -108,9 +108,9 @@ def _json(file: Path, lines: IO[bytes]) -> Iterator[Record]:
         yield _record(file, number, item)
 
 
-def _csv(file: Path, lines: IO[bytes]) -> Iterator[Record]:
+def _csv(file: Path, lines: Iterable[bytes]) -> Iterator[Record]:
     try:
-        text = lines.read().decode("utf-8-sig")
+        text = b"".join(lines).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 (byte {error.start + 1})") from error
     reader = csv.reader(text.splitlines(keepends=True), strict=True)

@@ -10,7 +10,7 @@ COLUMNS = (
     ("kl_to_previous", "KL prev.\nnats/tok", "{:.3f}"),
     ("response_length", "tokens", "{:.1f}"),
     ("stop_rate", "ended", "{:.1%}"),
-    ("reference_logprob", "humans\nnats/tok", "{:.3f}"),
+    ("reference_logprob", "refs\nnats/tok", "{:.3f}"),
     ("held_out_accuracy", "held-out\naccuracy", "{:.1%}"),
 )
 

@@ -32,12 +32,17 @@ def make_policy(texts: Iterable[str], settings: ScratchPolicy, seed: int, folder
     caller's random state is untouched.
     """
     import torch
-    import transformers
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = _train_tokenizer(texts, settings.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    shape = transformers.LlamaConfig(
+    special = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    shape = LlamaConfig(
         # Few texts hold fewer merges than the setting allows.
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -48,16 +53,12 @@ def make_policy(texts: Iterable[str], settings: ScratchPolicy, seed: int, folder
         head_dim=settings.head_size,
         max_position_embeddings=settings.context,
         tie_word_embeddings=settings.tied_embeddings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = transformers.AutoModelForCausalLM.from_config(shape)
-    model.generation_config = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+        model: Any = LlamaForCausalLM(shape)  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig(**special)  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
 
 
@@ -80,7 +81,7 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         pad_token=PAD,
         bos_token=BOS,

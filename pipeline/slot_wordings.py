@@ -82,11 +82,12 @@ _HEAD_PRICE = r"(?:pric(?:es?|ed|ing|ey)|cost(?:s|ing)?|price[ -]range)"
 _POUNDS = r"(?: ?(?:pounds?|quid|gbp))"
 _MONEY = rf"(?:£ ?(?P<a>\d+)(?:\.\d+)?{_POUNDS}?|(?P<b>\d+)(?:\.\d+)?{_POUNDS}|(?P<c>\d\d))"
 _MORE_THAN = (
-    r"(?:(?:no|not) less than|(?<!no )(?<!not )more than|over|above|(?:high|great)er than|exceed(?:s|ing)?|at least|upwards of"
-    r"|in excess of|start(?:s|ing)? (?:at|from)|>)"
+    r"(?:(?:no|not) less than|(?<!no )(?<!not )more than|over|above|(?:high|great)er than|exceed(?:s|ing)?|at least"
+    r"|upwards of|in excess of|start(?:s|ing)? (?:at|from)|>)"
 )
 _LESS_THAN = (
-    r"(?:(?:no|not) (?:more|greater|higher) than|(?<!no )(?<!not )less than|under|below|(?:low|cheap|few)er than|up to|at most|within|<)"
+    r"(?:(?:no|not) (?:more|greater|higher) than|(?<!no )(?<!not )less than|under|below|(?:low|cheap|few)er than"
+    r"|up to|at most|within|<)"
 )
 _AND_MORE = r"(?:(?:and|or) (?:up|over|above|more|higher))"
 _AND_LESS = r"(?:(?:and|or) (?:less|under|below|lower))"
@@ -137,9 +138,7 @@ _PRICE_ALONE = {
     "high": r"expensive(?:ly)?|pricey|costly|up-?scale|high[ -]?end",
 }
 # Words that may stand between a grade and its head: 'high (customer) rating', 'rating (is very) high'.
-_BEFORE_HEAD = (
-    r"(?:(?:customer|customers'?|consumer|user|guest|overall|public|quality|family|food|meal|menu)s?[ -])*"
-)
+_BEFORE_HEAD = r"(?:(?:customer|customers'?|consumer|user|guest|overall|public|quality|family|food|meal|menu)s?[ -])*"
 _AFTER_HEAD = (
     r"(?: (?:is|are|was|were|of|as|at|an?|the|in|to|be|being|been|it|has|have|very|rather|quite|only|just|both|also|but"
     r"|by|its|from|customers?|range[sd]?|considered|on|with|side|end|around|within|their|which|that|fairly|generally"

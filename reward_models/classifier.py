@@ -42,10 +42,9 @@ class ClassifierReward:
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise UserError(f"scorer.path: {settings.path} is no trained classifier: it lacks the weights {missing}")
-        if settings.output >= self._model.config.num_labels:
-            raise UserError(
-                f"scorer.output: {settings.output}, but {settings.path} has outputs 0 to {self._model.config.num_labels - 1}"
-            )
+        outputs: int = self._model.config.num_labels
+        if settings.output >= outputs:
+            raise UserError(f"scorer.output: {settings.output}, but {settings.path} has outputs 0 to {outputs - 1}")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model.to(self._device).eval()
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.rows import read_groups, read_pairs
@@ -137,8 +138,11 @@ def test_a_run_killed_twice_ends_with_the_same_weights(
         while not (run / landmark).exists():
             assert process.poll() is None and time.monotonic() - waited < 120
             time.sleep(0.02)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 3  # the server, the trainer and the sampler
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert psutil.wait_procs(family, timeout=10)[1] == []
     done = prefloop(home, "run", config, "--run-dir", run)
     assert done.returncode == 0, done.stderr
     assert [digest(run, round_) for round_ in (1, 2)] == [digest(finished, round_) for round_ in (1, 2)]
@@ -161,7 +165,7 @@ def test_offline_rounds_train_on_slices_of_a_trl_style_file(home: dict[str, str]
     file = tmp_path / "offline.yaml"
     file.write_text(
         f"""
-name: off
+name: sliced
 mode: offline
 rounds: 2
 policy: {{path: {config.parent / "model"}}}

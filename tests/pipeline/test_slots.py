@@ -13,8 +13,14 @@ from pipeline.slot_claims import read_claims
 from pipeline.slots import SlotErrors, parse_mr, slot_error_rate, slot_errors
 
 CORPUS = Path(__file__).parents[3] / "shared" / "data" / "corpora" / "e2e_nlg.jsonl"
-MILL = "name[The Mill], eatType[pub], food[English], priceRange[less than £20], customer rating[low], area[riverside], familyFriendly[no], near[Café Rouge]"
-GOOD = "The Mill is a riverside pub near Café Rouge. It serves English food for less than £20, has a low rating and is not family friendly."
+MILL = (
+    "name[The Mill], eatType[pub], food[English], priceRange[less than £20], customer rating[low], area[riverside], "
+    "familyFriendly[no], near[Café Rouge]"
+)
+GOOD = (
+    "The Mill is a riverside pub near Café Rouge. It serves English food for less than £20, has a low rating and is "
+    "not family friendly."
+)
 
 
 def errors(mr: str, text: str) -> tuple[int, int, int]:
@@ -95,7 +101,9 @@ def test_name_behind_near_is_a_landmark_and_not_the_name() -> None:
 
 
 def test_listing_every_value_does_not_pay() -> None:
-    everything = "pub restaurant coffee shop, cheap, moderate, expensive, low average high rating, city centre riverside"
+    everything = (
+        "pub restaurant coffee shop, cheap, moderate, expensive, low average high rating, city centre riverside"
+    )
     found = slot_errors(parse_mr(MILL), f"The Mill {everything}")
     assert found.realised - found.invented - found.contradictory < 0
 

@@ -1,0 +1,172 @@
+"""Readers: rows to prompts, texts and pairs; every fault names file and row."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import Columns, FileData, HeldOut, RestaurantData
+from pipeline.data import read_pairs, read_prompts, read_texts, split_held_out
+from pipeline.types import Message, Prompt, UserError
+
+TURN = {"role": "user", "content": "Hi"}
+
+
+def say(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def jsonl(folder: Path, *rows: Any, name: str = "rows.jsonl") -> FileData:
+    file = folder / name
+    file.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return FileData(path=str(file))
+
+
+def fault(folder: Path, *rows: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        read_pairs(jsonl(folder, *rows))
+    return str(caught.value)
+
+
+def pair(row: dict[str, Any], folder: Path) -> tuple[tuple[Message, ...], str, str]:
+    (read,) = read_pairs(jsonl(folder, row))
+    return read.prompt.messages, read.chosen, read.rejected
+
+
+ROWS = [{"prompt": "a", "response": "x", "answer": "1"}, {"prompt": "b", "response": "y, «z»", "answer": "2"}]
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv", "r.parquet", "r.jsonl.gz", "r.json.gz", "r.csv.gz"])
+def test_all_formats_give_the_same_prompts(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    kind = name.split(".")[1]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), file)
+    else:
+        lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+        csv = 'prompt,response,answer\na,x,1\nb,"y, «z»",2\n'
+        text = {"jsonl": lines, "json": json.dumps(ROWS), "csv": csv}[kind].encode()
+        file.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    prompts = read_prompts(FileData(path=str(file)))
+    assert [(p.messages[0].content, p.reference, p.answer) for p in prompts] == [("a", "x", "1"), ("b", "y, «z»", "2")]
+    assert read_prompts(FileData(path=str(tmp_path))) == prompts
+
+
+def test_rows_with_one_prompt_are_one_prompt_with_several_texts(tmp_path: Path) -> None:
+    rows = [{"mr": "m", "ref": "one"}, {"mr": "n", "ref": None}, {"mr": "m", "ref": "two"}]
+    data = jsonl(tmp_path, *rows).model_copy(update={"columns": Columns(prompt="mr", response="ref", answer="mr")})
+    prompts = read_prompts(data)
+    assert [(p.messages[0].content, p.reference, p.answer) for p in prompts] == [("m", "one", "m"), ("n", None, "n")]
+    assert [(p.messages[0].content, text) for p, text in read_texts(data)] == [("m", "one"), ("m", "two")]
+
+
+def test_one_prompt_with_two_answers_is_refused(tmp_path: Path) -> None:
+    data = jsonl(tmp_path, {"prompt": "p", "answer": 1}, {"prompt": "p", "answer": 2})
+    with pytest.raises(UserError, match=r"row 2: answer '2', but .*row 1 has the same prompt with '1'"):
+        read_prompts(data)
+
+
+def test_restaurants_give_prompts_with_their_mr_as_answer() -> None:
+    data = RestaurantData(prompts=20, references=3)
+    prompts, texts = read_prompts(data), read_texts(data)
+    assert len(prompts) == 20 and len(texts) == 60
+    assert all(p.answer == p.messages[0].content and p.reference == texts[3 * i][1] for i, p in enumerate(prompts))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi", "chosen": "Yes", "rejected": "No"},
+        {"prompt": [TURN], "chosen": "Yes", "rejected": "No"},
+        {"prompt": [TURN], "chosen": [say("Yes")], "rejected": [say("No")]},
+        {"prompt": [TURN], "chosen": [TURN, say("Yes")], "rejected": [TURN, say("No")]},
+        {"prompt": "Hi", "chosen": [TURN, say("Yes")], "rejected": [say("No")]},
+        {"chosen": [TURN, say("Yes")], "rejected": [TURN, say("No")]},
+    ],
+)
+def test_every_form_of_a_pair_reads_the_same(tmp_path: Path, row: dict[str, Any]) -> None:
+    assert pair(row, tmp_path) == ((Message("user", "Hi"),), "Yes", "No")
+
+
+def test_prompts_of_a_pair_file_come_from_its_conversations(tmp_path: Path) -> None:
+    data = jsonl(tmp_path, {"chosen": [TURN, say("Yes")], "rejected": [TURN, say("No")]})
+    assert [p.messages for p in read_prompts(data)] == [(Message("user", "Hi"),)]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("not json\n", "not JSON"),
+        ("[1]\n", "not an object with named columns but a list"),
+        ({"prompt": "p", "chosen": "c"}, "no column 'rejected'; it has 'prompt', 'chosen'"),
+        ({"prompt": "p", "chosen": "c", "rejected": None}, "rejected: is null"),
+        ({"chosen": "c", "rejected": "r"}, "no column 'prompt'"),
+        ({"prompt": " ", "chosen": "c", "rejected": "r"}, "prompt: is empty"),
+        ({"prompt": 3, "chosen": "c", "rejected": "r"}, "prompt: must be a string or a list of messages, not int 3"),
+        ({"prompt": [], "chosen": "c", "rejected": "r"}, "not an empty list"),
+        ({"prompt": [{"role": "human", "content": "x"}], "chosen": "c", "rejected": "r"}, "message 1 has role 'human'"),
+        ({"prompt": [{"role": "user"}], "chosen": "c", "rejected": "r"}, "must have the strings role and content"),
+        ({"prompt": [TURN, say("x")], "chosen": "c", "rejected": "r"}, "must end with a user message"),
+        ({"prompt": "p", "chosen": [TURN], "rejected": "r"}, "chosen: must hold one assistant turn"),
+        ({"chosen": [TURN, say("x")], "rejected": [say("y"), say("x")]}, "equal but for the last turn"),
+        ({"prompt": "p", "chosen": {"text": "c"}, "rejected": "r"}, "not an object"),
+    ],
+)
+def test_a_malformed_row_is_named_with_its_file(tmp_path: Path, row: Any, said: str) -> None:
+    message = fault(tmp_path, {"prompt": "p", "chosen": "c", "rejected": "r"}, row)
+    assert "rows.jsonl, row 2: " in message and said in message
+
+
+def test_up_to_five_faults_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
+    message = fault(tmp_path, *[{"prompt": "p"}] * 7)
+    assert "7 malformed rows" in message and "row 5" in message and "row 6" not in message and "and 2 more" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("r.csv", b"prompt,response\na\nb,c\n", "row 1: 1 cells under a header of 2"),
+        ("r.json", b'{"prompt": "a"}', "must be a list of objects"),
+        ("r.json", b"[1, 2", "not JSON"),
+        ("r.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "row 2: not UTF-8"),
+        ("r.jsonl.gz", b"plain text", "cannot be read"),
+        ("r.parquet", b"no parquet", "cannot be read"),
+        ("r.jsonl", b"\n\n", "holds no rows"),
+        ("r.txt", b"text", "unknown kind of file"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_prompts(FileData(path=str(tmp_path / name)))
+    assert name in str(caught.value) and said in str(caught.value)
+
+
+def test_missing_file_and_folder_without_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_prompts(FileData(path=str(tmp_path / "none.jsonl")))
+    with pytest.raises(UserError, match="no data file in this folder"):
+        read_prompts(FileData(path=str(tmp_path)))
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt((Message("user", str(number)),)) for number in range(count)]
+
+
+def test_held_out_prompts_are_disjoint_and_do_not_depend_on_the_order_of_rows() -> None:
+    given = prompts(50)
+    train, held_out = split_held_out(given + given[:10], HeldOut(prompts=12, seed=1))
+    assert len(train) == 38 and len(held_out) == 12
+    assert {p.id for p in train} | {p.id for p in held_out} == {p.id for p in given}
+    again = split_held_out(given[::-1], HeldOut(prompts=12, seed=1))[1]
+    other = split_held_out(given, HeldOut(prompts=12, seed=2))[1]
+    assert {p.id for p in again} == {p.id for p in held_out} != {p.id for p in other}
+
+
+def test_holding_out_every_prompt_is_refused() -> None:
+    with pytest.raises(UserError, match=r"held_out.prompts: 10 of 10 distinct prompts leave none"):
+        split_held_out(prompts(10), HeldOut(prompts=10))

@@ -1,0 +1,77 @@
+"""Evaluation against numbers worked out by hand."""
+
+import pytest
+
+from pipeline.evaluate import bootstrap, describe, distinct, slot_metrics, win_rate
+from pipeline.types import FinishReason, Group, Message, Prompt, Response, RunError
+
+Said = tuple[str, int, FinishReason]
+
+
+def group(name: str, *scores: float | None, said: tuple[Said, ...] | None = None, answer: str | None = None) -> Group:
+    said = said or tuple(("word", 2, "stop") for _ in scores)
+    responses = tuple(Response(text, tuple(range(tokens)), (), finish) for text, tokens, finish in said)
+    return Group(Prompt((Message("user", name),), answer=answer), (1,), responses, scores)
+
+
+def test_win_rate_counts_ties_half_and_prompts_alike() -> None:
+    ours = [group("a", 2.0), group("b", 1.0), group("c", 0.0, 3.0), group("only ours", 9.0)]
+    theirs = [group("c", 1.0, 1.0), group("b", 1.0), group("a", 1.0), group("only theirs", 9.0)]
+    assert win_rate(ours, theirs, 200, 0).mean == pytest.approx((1.0 + 0.5 + 0.5) / 3)
+    assert win_rate(ours, ours, 200, 0).mean == 0.5
+
+
+def test_prompts_without_scores_do_not_count() -> None:
+    assert win_rate([group("a", None), group("b", 2.0)], [group("a", 1.0), group("b", 1.0)], 200, 0).mean == 1.0
+    with pytest.raises(RunError, match="no prompt has scores"):
+        win_rate([group("a", None)], [group("a", 1.0)], 200, 0)
+
+
+def test_bootstrap_interval_is_that_of_the_mean() -> None:
+    values = [0.0, 1.0] * 200
+    interval = bootstrap(values, 2000, 0)
+    # The standard error of a mean of 400 coin tosses is 0.025.
+    assert interval.mean == 0.5
+    assert interval.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
+    assert interval.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+    assert bootstrap(values, 2000, 0) == interval
+    assert bootstrap([0.25], 100, 0).low == 0.25
+
+
+def test_describe_averages_over_responses() -> None:
+    said: tuple[Said, ...] = (("a b a b", 5, "stop"), ("a b c", 3, "length"))
+    metrics = describe([group("p", 1.0, None, said=said), group("q", 4.0)])
+    assert metrics["reward"] == 2.5
+    assert metrics["response_length"] == pytest.approx(10 / 3)
+    assert metrics["stop_rate"] == pytest.approx(2 / 3)
+    assert metrics["distinct_1"] == pytest.approx(4 / 8)
+    assert metrics["distinct_2"] == pytest.approx(3 / 5)
+    assert metrics["repetition_rate"] == 0
+    assert "reward" not in describe([group("p", None)])
+
+
+def test_repetition_is_four_words_said_again() -> None:
+    said: tuple[Said, ...] = (
+        ("It is near the river. It is near the harbour.", 9, "stop"),
+        ("It is near a pub and it is near a hill, so", 9, "stop"),
+        ("It is near, and it is far", 9, "stop"),
+    )
+    assert describe([group("p", 1.0, 1.0, 1.0, said=said)])["repetition_rate"] == pytest.approx(2 / 3)
+
+
+def test_distinct_of_nothing_is_zero() -> None:
+    assert distinct([["a"]], 2) == 0.0
+
+
+def test_slot_errors_greedy_and_sampled() -> None:
+    mr = "name[Bluebell], food[Thai], area[harbour], family[yes]"
+    right = "Bluebell serves Thai food at the harbour and is family friendly."
+    wrong = "Bluebell serves French food near Bell Tower and is family friendly."
+    greedy = [group("p", 4.0, said=((right, 9, "stop"),), answer=mr)]
+    sampled = [group("p", 4.0, 0.0, said=((right, 9, "stop"), (wrong, 9, "stop")), answer=mr)]
+    metrics = slot_metrics(greedy, sampled)
+    assert metrics["slot_error_rate"] == 0
+    assert metrics["slot_error_rate_sampled"] == pytest.approx(4 / 8)
+    assert metrics["slots_missing_sampled"] == pytest.approx(2 / 8)
+    assert metrics["slots_invented_sampled"] == pytest.approx(1 / 8)
+    assert metrics["slots_contradictory_sampled"] == pytest.approx(1 / 8)

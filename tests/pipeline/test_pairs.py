@@ -1,0 +1,129 @@
+"""Pairs from groups and from texts: who wins, what is dropped and how it is counted."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Chat, Pairing
+from pipeline.pairs import make_pairs, tokenise_pairs
+from pipeline.types import FinishReason, Group, Message, Prompt, Response, TextPair
+
+Rule = str
+
+
+def response(token: int, text: str = "text", finish: FinishReason = "stop") -> Response:
+    return Response(text, (token, 0), (-1.0, -1.0), finish)
+
+
+def group(*scores: float | None, name: str = "p") -> Group:
+    prompt = Prompt((Message("user", name),))
+    return Group(prompt, (7,), tuple(response(i + 1) for i in range(len(scores))), scores)
+
+
+def winners(groups: list[Group], **settings: object) -> list[tuple[int, int]]:
+    pairs, _ = make_pairs(groups, Pairing.model_validate(settings), 1, 0)
+    return [(p.chosen.token_ids[0], p.rejected.token_ids[0]) for p in pairs]
+
+
+def drops(groups: list[Group], **settings: object) -> dict[str, int]:
+    _, dropped = make_pairs(groups, Pairing.model_validate(settings), 1, 0)
+    return {cause: count for cause, count in dropped.items() if count}
+
+
+def test_best_against_worst() -> None:
+    pairs, dropped = make_pairs([group(1.0, 3.0, -2.0, 0.0)], Pairing(), 2, 0)
+    (pair,) = pairs
+    assert (pair.chosen.token_ids, pair.rejected.token_ids) == ((2, 0), (3, 0))
+    assert (pair.chosen_score, pair.rejected_score, pair.round, pair.prompt_ids) == (3.0, -2.0, 2, (7,))
+    assert set(dropped) == {"cut", "empty", "missing_label", "identical", "too_few", "tie"} and not any(
+        dropped.values()
+    )
+
+
+def test_all_pairs_leave_out_ties() -> None:
+    assert sorted(winners([group(1.0, 3.0, 1.0)], rule="all")) == [(2, 1), (2, 3)]
+    assert drops([group(1.0, 3.0, 1.0)], rule="all") == {"tie": 1}
+
+
+def test_random_pair_is_ordered_by_score_and_meets_every_two() -> None:
+    seen = Counter(winners([group(1.0, 2.0, 3.0, name=str(n)) for n in range(300)], rule="random"))
+    assert set(seen) == {(2, 1), (3, 1), (3, 2)} and min(seen.values()) > 60
+
+
+def test_equally_good_responses_are_drawn_by_lot_that_does_not_depend_on_other_groups() -> None:
+    groups = [group(5.0, 5.0, 1.0, name=str(n)) for n in range(200)]
+    drawn = winners(groups)
+    assert 60 < sum(pair == (1, 3) for pair in drawn) < 140
+    assert winners(groups[::-1]) == drawn[::-1]
+    assert winners(groups[100:]) == drawn[100:]
+
+
+def test_differences_up_to_the_margin_are_ties() -> None:
+    assert winners([group(1.0, 1.5)], min_margin=0.5) == []
+    assert drops([group(1.0, 1.5)], min_margin=0.5) == {"tie": 1}
+    assert winners([group(1.0, 1.6)], min_margin=0.5) == [(2, 1)]
+
+
+def test_what_is_dropped_is_counted_by_cause() -> None:
+    prompt = Prompt((Message("user", "p"),))
+    responses = (response(1), response(1), response(2, " "), response(3, finish="length"), response(4), response(5))
+    mixed = Group(prompt, (7,), responses, (1.0, 2.0, 9.0, 9.0, None, 0.0))
+    assert winners([mixed], drop_cut=True) == [(1, 5)]
+    assert drops([mixed], drop_cut=True) == {"identical": 1, "empty": 1, "cut": 1, "missing_label": 1}
+    assert winners([mixed]) == [(3, 5)]
+    assert drops([group(1.0, None), group(2.0)]) == {"missing_label": 1, "too_few": 2}
+
+
+@given(
+    st.lists(st.lists(st.one_of(st.none(), st.integers(-3, 3).map(float)), min_size=1, max_size=5), max_size=5),
+    st.sampled_from(["best_worst", "all", "random"]),
+    st.sampled_from([0.0, 1.0]),
+)
+def test_no_pair_is_a_tie_or_has_equal_tokens(scores: list[list[float | None]], rule: Rule, margin: float) -> None:
+    groups = [group(*given, name=str(n)) for n, given in enumerate(scores)]
+    pairs, dropped = make_pairs(groups, Pairing.model_validate({"rule": rule, "min_margin": margin}), 1, 0)
+    for pair in pairs:
+        assert pair.chosen_score is not None and pair.rejected_score is not None
+        assert pair.chosen_score - pair.rejected_score > margin
+        assert pair.chosen.token_ids != pair.rejected.token_ids
+    if rule != "all":
+        assert len(pairs) + dropped["tie"] + dropped["too_few"] == len(groups)
+
+
+class Letters:
+    """A chat whose tokens are letters; 0 ends a turn."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        return tuple(map(ord, messages[-1].content))
+
+    def response_ids(self, messages: tuple[Message, ...], text: str, finished: bool = True) -> tuple[int, ...]:
+        return (*map(ord, text), *([0] if finished else []))[: self.limit]
+
+
+def texts(*rows: tuple[str, str, str]) -> list[TextPair]:
+    return [TextPair(Prompt((Message("user", p),)), c, r, soft_label=0.9) for p, c, r in rows]
+
+
+def test_texts_become_tokens_with_an_end_token_where_they_fit() -> None:
+    limits = Chat(max_prompt_tokens=3, max_response_tokens=4)
+    rows = texts(("abc", "yes", "no"), ("p", "long text", "four"))
+    (short, long), dropped = tokenise_pairs(rows, Letters(4), limits)
+    assert short.chosen.token_ids == (*map(ord, "yes"), 0) and short.chosen.finish_reason == "stop"
+    assert short.chosen.logprobs == () and short.soft_label == 0.9 and short.round == 0
+    assert long.chosen.token_ids == tuple(map(ord, "long")) and long.chosen.finish_reason == "length"
+    assert long.rejected.token_ids == tuple(map(ord, "four")) and long.rejected.finish_reason == "length"
+    assert dropped == {"long_prompt": 0, "empty": 0, "identical": 0, "cut": 2}
+
+
+@pytest.mark.parametrize(
+    ("row", "cause"),
+    [(("abcd", "y", "n"), "long_prompt"), (("p", " ", "n"), "empty"), (("p", "longer", "longest"), "identical")],
+)
+def test_texts_that_cannot_be_a_pair_are_counted(row: tuple[str, str, str], cause: str) -> None:
+    pairs, dropped = tokenise_pairs(texts(row), Letters(4), Chat(max_prompt_tokens=3, max_response_tokens=4))
+    assert pairs == [] and {c for c, n in dropped.items() if n} == {cause}

@@ -1,0 +1,79 @@
+"""A sequence-classification reward: its own template, padding that changes nothing, truncation at the left."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+from pipeline.config import ClassifierScorer, ScratchPolicy
+from pipeline.scratch import make_policy
+from pipeline.types import Group, Message, Prompt, Response, UserError
+from reward_models.classifier import ClassifierReward
+
+TEXTS = ["What is it?", "It is a pub.", "No idea, really, none at all."]
+
+
+def make_classifier(folder: Path, pad: bool, labels: int = 2) -> Path:
+    make_policy(TEXTS, ScratchPolicy(vocab_size=300, hidden_size=32, layers=1, context=128), 0, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1,
+        num_labels=labels, pad_token_id=tokenizer.pad_token_id if pad else None,
+    )  # fmt: skip
+    LlamaForSequenceClassification(shape).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["with pad", "without pad"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_classifier(tmp_path_factory.mktemp("reward"), request.param)
+
+
+def group(prompt: str, *texts: str) -> Group:
+    responses = tuple(Response(text, (1,), (), "stop") for text in texts)
+    return Group(Prompt((Message("user", prompt),)), (1,), responses)
+
+
+def expected(folder: Path, prompt: str, text: str, output: int, last: int | None = None) -> float:
+    """The logit of one unpadded conversation, straight from the library."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    ids = ids[-last:] if last else ids
+    with torch.no_grad():
+        return float(model(torch.tensor([ids])).logits[0, output])
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_batched_scores_are_those_of_single_conversations(folder: Path, output: int) -> None:
+    scorer = ClassifierReward(ClassifierScorer(path=str(folder), output=output, batch_size=3))
+    groups = [group("What?", *TEXTS), group("A longer question, this one", "Yes", TEXTS[2] * 3)]
+    scores = scorer.score(groups)
+    for asked, given in zip(groups, scores, strict=True):
+        prompt = asked.prompt.messages[0].content
+        want = [expected(folder, prompt, response.text, output) for response in asked.responses]
+        assert given == pytest.approx(want, abs=1e-5)
+    assert scorer.truncated == 0
+
+
+def test_long_conversations_keep_their_end_and_are_counted(folder: Path) -> None:
+    scorer = ClassifierReward(ClassifierScorer(path=str(folder), max_tokens=8))
+    ((score,),) = scorer.score([group(TEXTS[2], TEXTS[2])])
+    assert score == pytest.approx(expected(folder, TEXTS[2], TEXTS[2], 0, last=8), abs=1e-5)
+    assert scorer.truncated == 1
+
+
+def test_mistakes_name_the_setting(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"scorer.path: .*cannot be loaded"):
+        ClassifierReward(ClassifierScorer(path=str(tmp_path / "none")))
+    with pytest.raises(UserError, match=r"scorer.output: 2"):
+        ClassifierReward(ClassifierScorer(path=str(folder), output=2))
+
+
+def test_a_language_model_is_no_classifier(tmp_path: Path) -> None:
+    make_policy(TEXTS, ScratchPolicy(vocab_size=300, hidden_size=32, layers=1, context=128), 0, tmp_path)
+    with pytest.raises(UserError, match=r"lacks the weights score\.weight"):
+        ClassifierReward(ClassifierScorer(path=str(tmp_path)))

@@ -1,0 +1,66 @@
+"""Gold rewards against values worked out by hand."""
+
+import pytest
+
+from pipeline.config import ExactMatchScorer, LengthScorer, SlotScorer
+from pipeline.types import FinishReason, Group, Message, Prompt, Response, UserError
+from reward_models.rules import LengthReward, MatchReward, SlotReward
+
+MR = "name[Bluebell], food[Thai], area[harbour], family[yes]"
+RIGHT = "Bluebell serves Thai food at the harbour and is family friendly."
+
+
+def group(*texts: str, answer: str | None = MR, finish: FinishReason = "stop") -> Group:
+    responses = tuple(Response(text, (1,), (), finish) for text in texts)
+    return Group(Prompt((Message("user", "the question"),), answer=answer), (1,), responses)
+
+
+def match(text: str, answer: str, **settings: object) -> float | None:
+    scorer = MatchReward(ExactMatchScorer.model_validate(settings))
+    return scorer.score([group(text, answer=answer)])[0][0]
+
+
+def test_slots_realised_minus_values_made_up() -> None:
+    texts = (RIGHT, "Bluebell serves Thai food.", RIGHT.replace("Thai", "Thai and French"), RIGHT + " It is cheap.", "")
+    assert SlotReward(SlotScorer()).score([group(*texts)]) == [(4.0, 2.0, 3.0, 3.0, 0.0)]
+
+
+def test_running_on_and_being_cut_cost() -> None:
+    scorer = SlotReward(SlotScorer(free_words=11, length_cost=0.1, cut_cost=2.0))
+    assert scorer.score([group(RIGHT, RIGHT + " so good.")]) == [(pytest.approx(4.0), pytest.approx(3.8))]
+    assert scorer.score([group(RIGHT, finish="length")]) == [(2.0,)]
+
+
+def test_prompt_without_a_meaning_representation_is_named() -> None:
+    scorer = SlotReward(SlotScorer())
+    with pytest.raises(UserError, match=r"'the question' has none \(columns.answer\)"):
+        scorer.score([group("x", answer=None)])
+    with pytest.raises(UserError, match=r"slots needs an answer slot\[value\].*'the question': not slot"):
+        scorer.score([group("x", answer="forty-two")])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "settings", "score"),
+    [
+        ("The answer is Paris.", "paris", {}, 1.0),
+        ("The answer is Paris.", "paris", {"ignore_case": False}, 0.0),
+        ("It is 112.", "12", {}, 0.0),
+        ("It is 12.", "12", {}, 1.0),
+        ("first #### 3, then #### 12", "12", {"pattern": r"#### (\d+)"}, 1.0),
+        ("first #### 12, then #### 3", "12", {"pattern": r"#### (\d+)"}, 0.0),
+        ("12", "12", {"pattern": r"#### (\d+)"}, 0.0),
+        ("x (optional)", "y", {"pattern": r"x(z)?"}, 0.0),
+    ],
+)
+def test_exact_match(text: str, answer: str, settings: dict[str, object], score: float) -> None:
+    assert match(text, answer, **settings) == score
+
+
+def test_pattern_that_is_no_regular_expression() -> None:
+    with pytest.raises(UserError, match=r"scorer.pattern: '\(' is no regular expression"):
+        MatchReward(ExactMatchScorer(pattern="("))
+
+
+def test_length_is_the_distance_to_the_target() -> None:
+    scorer = LengthReward(LengthScorer(target_words=3))
+    assert scorer.score([group("one two three", "one", "a b c d e")]) == [(0.0, -2.0, -2.0)]
