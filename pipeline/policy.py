@@ -63,6 +63,12 @@ def load_policy(
     return policy
 
 
+def load_for_scoring(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """``load_policy`` on the accelerator if there is one, for passes that need no gradient. Raises as it does."""
+    model = load_policy(path, trust_remote_code=trust_remote_code)
+    return model.cuda() if torch.cuda.is_available() else model
+
+
 def _require_model_files(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such model folder")

@@ -85,7 +85,11 @@ def _plots(rounds: Sequence[Metrics]) -> list[str]:
         for key, label, colour in known:
             figure.add_trace(_line(rounds, key, label, colour))
         # The library's source goes in once, with the first plot.
-        drawn.append(figure.to_html(full_html=False, include_plotlyjs=not drawn, config={"displayModeBar": False, "responsive": True}))
+        drawn.append(
+            figure.to_html(
+                full_html=False, include_plotlyjs=not drawn, config={"displayModeBar": False, "responsive": True}
+            )
+        )
     return drawn
 
 

@@ -107,9 +107,7 @@ class ServerEngine:
         environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         command = [sys.executable, "-m", "pipeline.watchdog", str(os.getpid()), *self._serve_command(path, port)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, env=environment, process_group=0
-        )
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, process_group=0)
         self._connect(f"http://127.0.0.1:{port}/v1", key)
         deadline = time.monotonic() + self._settings.start_timeout
         while True:

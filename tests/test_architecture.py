@@ -20,6 +20,7 @@ TORCH_FREE = [
     "restaurants",
     "slots",
     "slot_claims",
+    "slot_wordings",
     "sample",
     "handshake",
     "evaluate",

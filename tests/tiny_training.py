@@ -42,7 +42,8 @@ def random_pairs(count: int, seed: int = 0) -> list[Example]:
     """Pairs of ragged length without reference log-probabilities."""
     draw = random.Random(seed)
     return [
-        Example(f"pair{i}", random_ids(draw, 2, 6), random_ids(draw, 1, 9), random_ids(draw, 1, 9)) for i in range(count)
+        Example(f"pair{i}", random_ids(draw, 2, 6), random_ids(draw, 1, 9), random_ids(draw, 1, 9))
+        for i in range(count)
     ]
 
 

@@ -17,7 +17,7 @@ from pipeline.config import SlotScorer
 from pipeline.evaluate import Interval, describe, slot_metrics, win_rate
 from pipeline.label import label
 from pipeline.pairs import tokenise_pairs
-from pipeline.policy import load_policy
+from pipeline.policy import load_for_scoring
 from pipeline.reference import reference_logps, response_logps
 from pipeline.rows import read_groups, write_groups
 from pipeline.store import write_json
@@ -104,7 +104,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group]) -> M
 
 
 def _policy(context: Context, round_: int) -> Any:
-    return load_policy(str(context.policy_path(round_)), trust_remote_code=context.trusted)
+    return load_for_scoring(str(context.policy_path(round_)), trust_remote_code=context.trusted)
 
 
 def _mean_difference(ours: Sequence[tuple[float, ...]], theirs: Sequence[tuple[float, ...]]) -> float:

@@ -1,10 +1,12 @@
 """labels: groups of responses -> the same groups with scores, shard by shard."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from flows.build import build_scorer
 from flows.stages import Context, Outcome
+from pipeline.config import ClassifierScorer
 from pipeline.label import label
 from pipeline.rows import read_group_file, read_groups, write_groups
 from pipeline.types import RunError
@@ -23,7 +25,13 @@ def labels(context: Context, round_: int, folder: Path) -> Outcome:
             write_groups(file, groups)
             scored += sum(len(group.responses) for group in groups)
         context.report(index + 1, len(shards), f"{scored / max(time.monotonic() - started, 1e-9):.0f} responses/s")
-    return _outcome(folder)
+    outcome = _outcome(folder)
+    if isinstance(context.config.scorer, ClassifierScorer):
+        from reward_models.classifier import ClassifierReward
+
+        assert isinstance(scorer, ClassifierReward)
+        return replace(outcome, metrics={**outcome.metrics, "truncated_conversations": scorer.truncated})
+    return outcome
 
 
 def _outcome(folder: Path) -> Outcome:

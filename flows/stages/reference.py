@@ -5,7 +5,7 @@ from pathlib import Path
 from flows.keys import reference_stage
 from flows.stages import Context, Outcome
 from flows.stages.examples import pair_examples
-from pipeline.policy import load_policy
+from pipeline.policy import load_for_scoring
 from pipeline.reference import reference_logps
 from pipeline.rows import REFERENCE, write_table
 
@@ -14,7 +14,7 @@ def reference(context: Context, round_: int, folder: Path) -> Outcome:
     """One row a pair, in the order of the pairs: float32 natural-log probabilities of each response token."""
     stage = reference_stage(context.run, context.config, round_)
     path = context.policy_path(stage.round) if stage.name == "policy" else stage.folder
-    model = load_policy(str(path), trust_remote_code=context.trusted)
+    model = load_for_scoring(str(path), trust_remote_code=context.trusted)
     examples = pair_examples(context, round_)
     training = context.config.training
     total = 2 * len(examples)

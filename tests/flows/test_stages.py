@@ -103,7 +103,9 @@ def test_an_averaged_reference_is_the_average_of_policies(job: Path, tmp_path: P
         ("training.schedule=constant", "training.warmup=0", "training.optimiser_state=carried"),
     ],
 )
-def test_every_way_of_training_raises_chosen_over_rejected(job: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
+def test_every_way_of_training_raises_chosen_over_rejected(
+    job: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
     context = start(job, tmp_path, "rounds=1", "training.epochs=4", *settings)
     train(context, 1)
     history = json.loads((context.run.stage(1, "policy").folder / "history.json").read_text())
