@@ -15,12 +15,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pipeline.types import RunError
 
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
+DRAIN_SECONDS = 10.0
 
 
 @contextmanager
@@ -36,7 +39,12 @@ def prefect_api(log: Path) -> Iterator[None]:
         url = f"http://127.0.0.1:{port}/api"
         _wait(url, process, log)
         with temporary_settings({PREFECT_API_URL: url}):
-            yield
+            try:
+                yield
+            finally:
+                # States of tasks and log lines travel in the background; what is not sent by now is never seen.
+                EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+                APILogWorker.drain_all(timeout=DRAIN_SECONDS)
     finally:
         _stop(process)
 

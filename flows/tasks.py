@@ -14,7 +14,7 @@ UNITS = {
     "samples": "prompts",
     "evaluation_samples": "prompts",
     "labels": "shards",
-    "reference": "pairs",
+    "reference": "responses",
     "policy": "steps",
 }
 

@@ -23,7 +23,7 @@ def reference(context: Context, round_: int, folder: Path) -> Outcome:
         examples,
         training.micro_batch_size,
         training.dtype,
-        lambda done: context.report(done, total, "responses"),
+        lambda done: context.report(done, total, ""),
     )
     rows = [
         {"pair_id": example.id, "chosen": chosen, "rejected": rejected}

@@ -17,6 +17,24 @@ from pipeline.store import RunFolder
 from tests.tiny_model import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
+LIST_RUNS = """
+import json
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+found = []
+with get_client(sync_client=True) as client:
+    for run in client.read_flow_runs():
+        only = FlowRunFilter(id={"any_": [run.id]})
+        tasks = client.read_task_runs(flow_run_filter=only)
+        found.append({
+            "name": run.name,
+            "started": str(run.start_time),
+            "state": run.state.type.value,
+            "tasks": {task.name: task.state.type.value for task in tasks},
+        })
+found.sort(key=lambda run: run["started"])
+print(json.dumps(found))
+"""
 METRICS = {
     "reward",
     "win_rate_vs_start",
@@ -150,10 +168,14 @@ def test_a_run_killed_twice_ends_with_the_same_weights(
 
 
 def test_a_run_without_a_server_is_listed_by_one_started_later(home: dict[str, str], finished: Path) -> None:
-    command = [sys.executable, "-m", "prefect", "flow-run", "ls", "--output", "json"]
-    listed = subprocess.run(command, env=home, capture_output=True, text=True, timeout=120, check=True)
-    runs = json.loads(listed.stdout[listed.stdout.index("[") :])
-    assert any(run["name"] == "tiny" and run["state"]["type"] == "COMPLETED" for run in runs)
+    listed = subprocess.run(
+        [sys.executable, "-c", LIST_RUNS], env=home, capture_output=True, text=True, timeout=120, check=True
+    )
+    runs = [run for run in json.loads(listed.stdout.splitlines()[-1]) if run["name"] == "tiny"]
+    assert runs and all(run["state"] == "COMPLETED" for run in runs if run["tasks"])
+    first = runs[0]["tasks"]
+    assert len(first) == 18 and set(first.values()) == {"COMPLETED"}
+    assert {"round 0 · start policy", "round 1 · samples", "round 2 · train · dpo"} <= first.keys()
 
 
 def test_offline_rounds_train_on_slices_of_a_trl_style_file(home: dict[str, str], config: Path, tmp_path: Path) -> None:
