@@ -43,9 +43,15 @@ def run(
     ] = False,
 ) -> None:
     """Run a config; the same command again goes on where a run was stopped or killed."""
+    from prefect.exceptions import TerminationSignal
+
     from flows.running import run_config
 
-    run_config(*_split(items), run_dir, extend)
+    try:
+        run_config(*_split(items), run_dir, extend)
+    except (KeyboardInterrupt, TerminationSignal):
+        print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -82,9 +88,9 @@ def ui(
 
 
 def _split(items: list[str]) -> tuple[list[Path], list[str]]:
-    """Config files and ``key=value`` settings, told apart by what exists and by the equals sign."""
-    files = [Path(item) for item in items if "=" not in item or Path(item).exists()]
-    settings = [item for item in items if "=" in item and not Path(item).exists()]
+    """Config files and ``key=value`` settings: a setting has an equals sign and no YAML file's ending."""
+    settings = [item for item in items if "=" in item and not item.endswith((".yaml", ".yml"))]
+    files = [Path(item) for item in items if item not in settings]
     if not files:
         raise UserError("no config file was given (only key=value settings)")
     return files, settings
@@ -101,9 +107,6 @@ def main() -> None:
     except RunError as error:
         print(f"prefloop: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 from flows.stages.data import Tables, load_data
-from pipeline.config import ClassifierScorer, PretrainedPolicy, RunConfig
+from pipeline.config import ClassifierScorer, ExactMatchScorer, PretrainedPolicy, RunConfig, SlotScorer
 from pipeline.configfile import load_config
 from pipeline.types import UserError
+from reward_models.rules import MatchReward, answer, meaning
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -14,19 +15,34 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 def check_config(files: list[Path], settings: list[str]) -> None:
     """Print what the config describes. Raises ``UserError`` for every mistake that can be found without training."""
     config = load_config(files, settings)
-    check_model(config)
-    tables = load_data(config)
+    tables = check_run(config)
     for line in describe(config, tables):
         print(line)
 
 
-def check_model(config: RunConfig) -> None:
-    """Model folders exist and hold what is read from them; hub names are left to the hub."""
+def check_run(config: RunConfig) -> Tables:
+    """The data, once model folders, data and scorer are known to fit. Raises ``UserError``; writes nothing.
+
+    Model folders must hold what is read from them; hub names are left to the hub. Prompts must have the answers that
+    the scorer compares with, and one of them at least must be short enough.
+    """
     if isinstance(config.policy, PretrainedPolicy):
         _check_folder(Path(config.policy.path), "policy.path")
-        _check_tokenizer(config)
     if isinstance(config.scorer, ClassifierScorer):
         _check_folder(Path(config.scorer.path), "scorer.path")
+        _check_tokenizer_files(Path(config.scorer.path), "scorer.path")
+    tables = load_data(config)
+    prompts = [*tables.prompts, *tables.held_out]
+    if isinstance(config.scorer, SlotScorer):
+        for prompt in prompts:
+            meaning(prompt)
+    if isinstance(config.scorer, ExactMatchScorer):
+        MatchReward(config.scorer)
+        for prompt in prompts:
+            answer(prompt)
+    if isinstance(config.policy, PretrainedPolicy) and Path(config.policy.path).exists():
+        _check_lengths(config, config.policy, tables)
+    return tables
 
 
 def describe(config: RunConfig, tables: Tables) -> list[str]:
@@ -42,7 +58,8 @@ def describe(config: RunConfig, tables: Tables) -> list[str]:
 
 def _check_folder(path: Path, field: str) -> None:
     if not path.exists():
-        if path.is_absolute() or str(path).startswith((".", "~")) or len(path.parts) != 2:
+        # A hub name is `owner/model`; with a folder `owner` here it is rather a typing error.
+        if path.is_absolute() or str(path).startswith((".", "~")) or len(path.parts) != 2 or path.parent.is_dir():
             raise UserError(f"{field}: {path}: no such model folder")
         print(f"{field}: {path}: no such folder here; it is taken as a hub name", file=sys.stderr)
         return
@@ -52,9 +69,22 @@ def _check_folder(path: Path, field: str) -> None:
         raise UserError(f"{field}: {path}: no safetensors weights in this model folder (other formats are not read)")
 
 
-def _check_tokenizer(config: RunConfig) -> None:
+def _check_tokenizer_files(path: Path, field: str) -> None:
+    from pipeline.chat import TOKENIZER_FILES
+
+    if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{field}: {path}: no tokenizer files in this model folder")
+
+
+def _check_lengths(config: RunConfig, policy: PretrainedPolicy, tables: Tables) -> None:
+    """Raises ``UserError`` if no training prompt, or no held-out one, is short enough for the policy."""
     from pipeline.chat import load_chat
 
-    assert isinstance(config.policy, PretrainedPolicy)
-    if Path(config.policy.path).exists():
-        load_chat(config.policy.path, config.chat, config.policy.trust_remote_code)
+    chat = load_chat(policy.path, config.chat, policy.trust_remote_code)
+    limit = config.chat.max_prompt_tokens
+    for name, prompts in (("prompts", tables.prompts), ("held-out prompts", tables.held_out)):
+        over_long = sum(len(chat.prompt_ids(prompt.messages)) > limit for prompt in prompts)
+        if over_long == len(prompts):
+            raise UserError(f"chat.max_prompt_tokens: {limit}, but all {over_long} {name} are longer")
+        if over_long:
+            print(f"{over_long} of {len(prompts)} {name} are longer than {limit} tokens and left out", file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from pipeline.config import Closed, FileData, PretrainedPolicy, RunConfig
+from pipeline.config import ClassifierScorer, Closed, FileData, PretrainedPolicy, RunConfig
 from pipeline.store import RunFolder, Stage, StageKey, file_sha256
 from pipeline.types import UserError
 
@@ -28,6 +28,8 @@ def stage_key(run: RunFolder, config: RunConfig, round_: int, name: str) -> Stag
     plain = {section: _plain(config, section) for section in sections}
     if name == "data":
         plain["files"] = _data_digests(config)
+    if name in ("labels", "evaluation") and isinstance(config.scorer, ClassifierScorer):
+        plain["scorer_files"] = _model_digest(Path(config.scorer.path))
     if name == "policy" and round_ == 0 and isinstance(config.policy, PretrainedPolicy):
         plain["model_files"] = _model_digest(Path(config.policy.path))
     return StageKey(config=plain, inputs=keys, seed=config.seed)
@@ -72,17 +74,20 @@ def _dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> 
         case "pairs":
             return ("pairing",), [run.stage(here, "labels")]
         case "reference":
-            return ("chat",), [run.stage(here, "pairs"), reference_stage(run, config, here)]
+            return ("chat", "training.dtype"), [run.stage(here, "pairs"), reference_stage(run, config, here)]
         case "policy":
             own = [run.stage(here, "pairs"), run.stage(here, "reference"), run.stage(before, "policy")]
             return ("loss", "training"), own
         case "average":
             return ("training.reference_decay",), [reference_stage(run, config, here), run.stage(here, "policy")]
         case "evaluation_samples":
-            return ("evaluation", "sampling.max_tokens", "sampler", "chat"), [data, run.stage(here, "policy")]
+            return ("evaluation", "sampling.max_tokens", "sampling.stop", "sampler", "chat"), [
+                data,
+                run.stage(here, "policy"),
+            ]
         case "evaluation":
             earlier = [run.stage(number, "evaluation") for number in sorted({0, before}) if number < here]
-            return ("evaluation", "scorer"), [run.stage(here, "evaluation_samples"), *earlier]
+            return ("evaluation", "scorer", "loss", "training.dtype"), [run.stage(here, "evaluation_samples"), *earlier]
     raise ValueError(f"no stage is called {name!r}")
 
 
@@ -98,6 +103,8 @@ def _plain(config: RunConfig, section: str) -> JsonValue:
         return value.identity()
     if value is None or isinstance(value, str | int | float | bool):
         return value
+    if isinstance(value, tuple):
+        return list(value)
     raise TypeError(f"section {section} has no plain form")
 
 

@@ -11,6 +11,9 @@ from pipeline.configfile import changed_fields, dump_config, load_config
 from pipeline.store import RunFolder, write_text
 from pipeline.types import UserError, first_lines
 
+# What a kill may leave of a run that had just begun.
+STARTED = {".lock", "config.yaml.tmp"}
+
 
 def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolder:
     """Make ``root`` the folder of this run, or check that it already is.
@@ -25,7 +28,7 @@ def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolde
         _refuse_other_config(load_config([run.config_file]), config, root, extend)
     elif root.is_file():
         raise UserError(f"{root}: is a file, not a folder")
-    elif root.exists() and any(root.iterdir()):
+    elif root.is_dir() and {file.name for file in _entries(root)} - STARTED:
         raise UserError(f"{root}: not empty and not a run folder (no config.yaml); choose another --run-dir")
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -44,6 +47,13 @@ def open_run(root: Path) -> Iterator[tuple[RunFolder, RunConfig, Stages]]:
         config = load_config([run.config_file])
         with Workers(root, config) as workers:
             yield run, config, Stages(run, config, workers)
+
+
+def _entries(root: Path) -> list[Path]:
+    try:
+        return list(root.iterdir())
+    except OSError as error:
+        raise UserError(f"{root}: cannot be read ({error.strerror})") from None
 
 
 def _refuse_other_config(old: RunConfig, new: RunConfig, root: Path, extend: bool) -> None:

@@ -20,7 +20,6 @@ def write_report(run: RunFolder, config: RunConfig) -> Path:
     page = render_report(
         config.name,
         dump_config(config),
-        config.evaluation.temperature,
         rounds,
         _comparisons(run, rounds[-1]["round"]) if len(rounds) > 1 else [],
         _manifests(run),

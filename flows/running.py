@@ -4,12 +4,11 @@ import os
 import sys
 from pathlib import Path
 
-from flows.checking import check_model
+from flows.checking import check_run
 from flows.environment import log_to_file
 from flows.opening import prepare_run
-from flows.stages.data import load_data
 from flows.table import print_table, read_rounds
-from pipeline.config import RunConfig
+from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.configfile import load_config
 from pipeline.store import RunFolder
 
@@ -17,11 +16,14 @@ from pipeline.store import RunFolder
 def run_config(files: list[Path], settings: list[str], run_dir: Path | None, extend: bool) -> None:
     """Run the config in this process. Raises ``UserError`` or ``RunError``."""
     config = load_config(files, settings)
-    check_model(config)
     root = (run_dir or Path("runs") / config.name).resolve()
     if not RunFolder(root).stage(0, "data").folder.exists():
-        # Before anything is written: a fault in the data leaves no run folder behind.
-        load_data(config)
+        # Before anything is written: a mistake in config or data leaves no run folder behind.
+        check_run(config)
+        if isinstance(config.policy, PretrainedPolicy) and not Path(config.policy.path).exists():
+            from pipeline.policy import local_folder
+
+            local_folder(config.policy.path, config.policy.revision)
     run = prepare_run(config, root, extend)
     announce(config, root)
     log_to_file(root / "logs" / "prefect.log")

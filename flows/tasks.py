@@ -16,6 +16,7 @@ UNITS = {
     "labels": "shards",
     "reference": "responses",
     "policy": "steps",
+    "evaluation": "responses",
 }
 
 

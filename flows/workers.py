@@ -17,7 +17,8 @@ from pipeline.config import PretrainedPolicy, RunConfig, SamplingSettings
 from pipeline.sample import SampleRequest
 from pipeline.types import Response
 
-ACCELERATORS = ("/dev/nvidia0", "/dev/kfd")
+# NVIDIA cards (also a container that sees only its fourth), AMD cards, NVIDIA under WSL.
+ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")
 
 
 class Workers:
@@ -61,15 +62,14 @@ class Workers:
         def on_progress(facts: dict[str, Any]) -> None:
             report(int(facts["done"]), int(facts["total"]), str(facts["note"]))
 
-        # A stage reports after each step or shard, so a deadline of silence is enough.
-        timeout = self._config.training.stall_timeout
+        # The deadline is one of silence: stages report after each step, batch or shard.
+        warm_start = self._config.warm_start if (round_, name) == (0, "policy") else None
+        timeout = (warm_start or self._config.training).stall_timeout
         try:
             self._trainer.call("stage", {"round": round_, "name": name}, timeout, on_progress)
         except BaseException:
             self._end_trainer()
             raise
-        if not self._stays_warm():
-            self._end_trainer()
 
     def sample(
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
@@ -90,7 +90,7 @@ class Workers:
             case "never":
                 return False
             case "auto":
-                return not any(Path(device).exists() for device in ACCELERATORS)
+                return not any(next(Path("/dev").glob(pattern), None) for pattern in ACCELERATORS)
 
     def _end_sampler(self) -> None:
         self._held = None

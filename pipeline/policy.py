@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,8 @@ from pipeline.handshake import probe_sequences, write_probe
 from pipeline.logps import TokenLogps
 from pipeline.types import UserError, first_lines
 
+# What is read of a model on the hub.
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
 # Files of a model folder that belong to its tokenizer and its way of generating.
 COMPANIONS = (
     *TOKENIZER_FILES,
@@ -63,10 +66,29 @@ def load_policy(
     return policy
 
 
+def local_folder(path: str, revision: str | None = None) -> Path:
+    """The model folder ``path``, absolute; a hub name is fetched (or found in the local cache) at ``revision``.
+
+    Raises:
+        UserError: neither a folder here nor a name that the hub or its cache knows.
+    """
+    if Path(path).exists():
+        return Path(path).resolve()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: no such model folder here, and the hub gave none: {reason}") from None
+
+
 def load_for_scoring(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """``load_policy`` on the accelerator if there is one, for passes that need no gradient. Raises as it does."""
     model = load_policy(path, trust_remote_code=trust_remote_code)
-    return model.cuda() if torch.cuda.is_available() else model
+    torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return model
 
 
 def _require_model_files(folder: Path) -> None:

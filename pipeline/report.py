@@ -49,7 +49,6 @@ class Comparison:
 def render_report(
     name: str,
     config: str,
-    temperature: float,
     rounds: Sequence[Metrics],
     comparisons: Sequence[Comparison],
     manifests: Sequence[tuple[str, Manifest]],
@@ -61,7 +60,6 @@ def render_report(
     return template.render(
         name=name,
         config=config,
-        temperature=temperature,
         columns=[heading.replace("\n", " ") for _, heading, _ in shown],
         rows=[
             {"round": metrics["round"], "cells": [cell(metrics.get(key), form) for key, _, form in shown]}

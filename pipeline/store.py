@@ -190,8 +190,7 @@ class StageWriter:
 
     def commit(self, rows: int, metrics: Mapping[str, JsonValue]) -> Manifest:
         """Write the manifest and rename the folder into place."""
-        self._marker.unlink()
-        names = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        names = sorted(path for path in self.folder.rglob("*") if path.is_file() and path != self._marker)
         manifest = Manifest(
             stage=self.stage.name,
             round=self.stage.round,
@@ -207,6 +206,8 @@ class StageWriter:
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
         write_json(self.folder / MANIFEST, asdict(manifest))
+        # Last: without the marker the next try would not know this folder for its own.
+        self._marker.unlink()
         self.folder.rename(self.stage.folder)
         sync_folder(self.stage.folder.parent)
         return manifest

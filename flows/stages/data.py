@@ -70,6 +70,8 @@ def load_data(config: RunConfig) -> Tables:
             raise UserError("warm_start: the prompt data holds no reference response to train on")
     if config.mode == "offline" and len(trained_on) < config.rounds:
         raise UserError(f"pairs: {len(trained_on)} pairs are left for {config.rounds} rounds")
+    if given is not None and config.prompts is None and config.pairs is not None:
+        pairs = read_pairs(config.pairs.model_copy(update={"path": config.held_out.path}))
     held_out_pairs = [pair for pair in pairs if pair.prompt.id in kept_out]
     return Tables(train, held_out, texts, trained_on, held_out_pairs)
 

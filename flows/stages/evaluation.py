@@ -15,10 +15,10 @@ from pipeline.batches import Example
 from pipeline.chat import Chat
 from pipeline.config import SlotScorer
 from pipeline.evaluate import Interval, describe, slot_metrics, win_rate
-from pipeline.label import label
+from pipeline.label import Scorer, label
 from pipeline.pairs import tokenise_pairs
 from pipeline.policy import load_for_scoring
-from pipeline.reference import reference_logps, response_logps
+from pipeline.reference import Logps, reference_logps, response_logps
 from pipeline.rows import read_groups, write_groups
 from pipeline.store import write_json
 from pipeline.types import Group, RunError
@@ -30,7 +30,8 @@ Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
 def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
     """Write metrics.json and the scored responses."""
     _refuse_leak(context)
-    groups = {name: _scored(context, round_, name) for name in ("greedy", "sampled")}
+    scorer = None if context.config.scorer is None else build_scorer(context.config.scorer)
+    groups = {name: _scored(context, round_, name, scorer) for name in ("greedy", "sampled")}
     for name, scored in groups.items():
         (folder / name).mkdir(exist_ok=True)
         write_groups(folder / name / "rows.parquet", scored)
@@ -44,12 +45,10 @@ def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
     return Outcome(len(groups["sampled"]), metrics)
 
 
-def _scored(context: Context, round_: int, name: str) -> list[Group]:
+def _scored(context: Context, round_: int, name: str, scorer: Scorer | None) -> list[Group]:
     folder = context.run.stage(round_, "evaluation_samples").folder / name
     groups = list(read_groups(folder))
-    if context.config.scorer is None:
-        return groups
-    return label(groups, build_scorer(context.config.scorer))
+    return groups if scorer is None else label(groups, scorer)
 
 
 def _refuse_leak(context: Context) -> None:
@@ -87,8 +86,11 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group]) -> M
     pairs = _held_out_examples(context, chat)
 
     def scored(number: int, sequences: Sequences) -> list[tuple[float, ...]]:
-        model = _policy(context, number)
-        return response_logps(model, sequences, config.training.micro_batch_size, config.training.dtype)
+        def report(done: int) -> None:
+            context.report(done, len(sequences), f"under the policy of round {number}")
+
+        size, dtype = config.training.micro_batch_size, config.training.dtype
+        return response_logps(_policy(context, number), sequences, size, dtype, report)
 
     own = scored(round_, drawn + texts)
     metrics: Metrics = {}
@@ -145,10 +147,9 @@ def _held_out_examples(context: Context, chat: Chat) -> list[Example]:
 
 def _pair_metrics(context: Context, round_: int, pairs: list[Example]) -> Metrics:
     """Held-out pairs under the implicit reward β (log π − log π_start), summed over tokens (DPO, 2305.18290, eq. 5)."""
-    training = context.config.training
     sums: list[list[tuple[float, float]]] = []
     for number in (round_, 0):
-        logps = reference_logps(_policy(context, number), pairs, training.micro_batch_size, training.dtype)
+        logps = _pair_logps(context, number, pairs)
         sums.append([(sum(chosen), sum(rejected or ())) for chosen, rejected in logps])
     beta = build_loss(context.config.loss).composition.beta
     margins = [
@@ -157,3 +158,11 @@ def _pair_metrics(context: Context, round_: int, pairs: list[Example]) -> Metric
     ]
     right = sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins)
     return {"held_out_accuracy": right / len(margins), "held_out_margin": sum(margins) / len(margins)}
+
+
+def _pair_logps(context: Context, number: int, pairs: list[Example]) -> list[tuple[Logps, Logps | None]]:
+    def report(done: int) -> None:
+        context.report(done, 2 * len(pairs), f"held-out pairs under the policy of round {number}")
+
+    training = context.config.training
+    return reference_logps(_policy(context, number), pairs, training.micro_batch_size, training.dtype, report)

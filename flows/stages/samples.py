@@ -26,7 +26,7 @@ def evaluation_samples(context: Context, round_: int, folder: Path, workers: Wor
     config = context.config
     prompts = held_out_prompts(context)
     drawn = SamplingSettings(
-        n=config.evaluation.samples, temperature=config.evaluation.temperature, max_tokens=config.sampling.max_tokens
+        n=config.evaluation.samples, max_tokens=config.sampling.max_tokens, stop=config.sampling.stop
     )
     greedy = drawn.model_copy(update={"n": 1, "temperature": 0.0})
     rows, metrics = 0, dict[str, JsonValue]()

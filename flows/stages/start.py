@@ -3,51 +3,86 @@
 import shutil
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from flows.stages import Context, Outcome
 from flows.stages.data import warm_start_texts
 from flows.stages.samples import policy_chat
-from flows.stages.train import fit
+from flows.stages.train import CHECKPOINTS, OFFENDING, fit, kept_where
+from pipeline.chat import Chat
 from pipeline.config import PretrainedPolicy, ScratchPolicy
 from pipeline.losses import load_preset
-from pipeline.policy import load_policy, save_policy, save_probe
+from pipeline.policy import load_policy, local_folder, save_policy, save_probe
+from pipeline.rows import TEXTS, prompt_row, write_table
 from pipeline.scratch import make_policy
-from pipeline.train import Example
-from pipeline.types import Prompt, derive_seed
+from pipeline.train import Example, NonFiniteError
+from pipeline.types import Prompt, UserError, derive_seed
+
+BASE = "base"
 
 
 def start(context: Context, folder: Path) -> Outcome:
     """The policy that round 1 samples from."""
     config = context.config
-    base = folder / "base"
     match config.policy:
         case PretrainedPolicy():
-            origin = Path(config.policy.path)
+            origin = local_folder(config.policy.path, config.policy.revision)
         case ScratchPolicy():
-            origin = base
-            if not (base / "model.safetensors").exists():
-                texts = [part for prompt, text in warm_start_texts(context) for part in (*_contents(prompt), text)]
-                make_policy(texts, config.policy, derive_seed(config.seed, "init"), base)
+            origin = _from_scratch(context, config.policy, folder)
     model = load_policy(str(origin), trust_remote_code=context.trusted)
     chat = policy_chat(config, origin)
     if config.warm_start is None:
         save_probe(model, chat, folder)
         return Outcome(0, {"checkpoint": str(origin), "parameters": model.num_parameters()})
-    examples = [
-        Example(
-            id=f"{prompt.id}-{index}",
-            prompt_ids=chat.prompt_ids(prompt.messages),
-            chosen_ids=chat.response_ids(prompt.messages, text),
-            rejected_ids=None,
-            reference_chosen=None,
-            reference_rejected=None,
-        )
-        for index, (prompt, text) in enumerate(warm_start_texts(context))
-    ]
+    examples, over_long = _examples(context, chat)
+    if not examples:
+        raise UserError(f"warm_start: all {over_long} texts are longer than chat.max_prompt_tokens allows")
     seed = derive_seed(config.seed, "warm start")
-    outcome = fit(context, folder, model, examples, load_preset("sft"), config.warm_start, seed)
+    try:
+        outcome = fit(context, folder, model, examples, load_preset("sft"), config.warm_start, seed)
+    except NonFiniteError as error:
+        _keep_offending_texts(context, folder, error)
+        raise
     save_policy(model, folder, tokenizer_source=str(origin), chat=chat)
-    shutil.rmtree(base, ignore_errors=True)
-    return Outcome(outcome.rows, {**outcome.metrics, "parameters": model.num_parameters()})
+    for spent in (folder / BASE, folder / CHECKPOINTS):
+        shutil.rmtree(spent, ignore_errors=True)
+    facts: dict[str, JsonValue] = {"parameters": model.num_parameters(), "dropped_over_long_texts": over_long}
+    return Outcome(outcome.rows, {**outcome.metrics, **facts})
+
+
+def _from_scratch(context: Context, settings: ScratchPolicy, folder: Path) -> Path:
+    """A tokenizer and random weights in ``folder``; made whole or not at all."""
+    base, scratch = folder / BASE, folder / f"{BASE}.tmp"
+    if not base.is_dir():
+        shutil.rmtree(scratch, ignore_errors=True)
+        texts = [part for prompt, text in warm_start_texts(context) for part in (*_contents(prompt), text)]
+        make_policy(texts, settings, derive_seed(context.config.seed, "init"), scratch)
+        scratch.rename(base)
+    return base
+
+
+def _examples(context: Context, chat: Chat) -> tuple[list[Example], int]:
+    """Warm-start texts as tokens, and how many prompts were too long."""
+    texts = warm_start_texts(context)
+    examples: list[Example] = []
+    for index, (prompt, text) in enumerate(texts):
+        ids = chat.prompt_ids(prompt.messages)
+        if len(ids) <= context.config.chat.max_prompt_tokens:
+            answer = chat.response_ids(prompt.messages, text)
+            examples.append(Example(f"{prompt.id}-{index}", ids, answer, None, None, None))
+    return examples, len(texts) - len(examples)
+
+
+def _keep_offending_texts(context: Context, folder: Path, error: NonFiniteError) -> None:
+    """The texts of the failed step, beside the last good checkpoint."""
+    suspects = set(error.example_ids)
+    rows = [
+        {"prompt": prompt_row(prompt), "text": text}
+        for index, (prompt, text) in enumerate(warm_start_texts(context))
+        if f"{prompt.id}-{index}" in suspects
+    ]
+    write_table(folder / OFFENDING, TEXTS, rows)
+    error.args = (f"{error}\n  {kept_where(folder)}",)
 
 
 def _contents(prompt: Prompt) -> list[str]:

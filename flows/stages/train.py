@@ -23,6 +23,7 @@ from pipeline.types import derive_seed
 # In a folder of its own: engines load every *.safetensors beside a model as its weights.
 OPTIMISER = "optimiser/state.safetensors"
 CHECKPOINTS = "checkpoints"
+OFFENDING = "offending.parquet"
 
 
 def train_round(context: Context, round_: int, folder: Path) -> Outcome:
@@ -52,6 +53,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
         _keep_offending_rows(context, round_, folder, error)
         raise
     save_policy(model, folder, tokenizer_source=str(origin), chat=policy_chat(config, origin))
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return outcome
 
 
@@ -87,7 +89,6 @@ def fit(
         on_step=on_step,
     )
     write_json(folder / "history.json", [asdict(step) for step in result.history])
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return Outcome(len(examples), _metrics(result, loss))
 
 
@@ -115,10 +116,14 @@ def _metrics(result: TrainResult, loss: Loss) -> dict[str, JsonValue]:
     return {"steps": result.steps, "loss_composition": loss.composition.model_dump(mode="json"), **plain}
 
 
+def kept_where(folder: Path) -> str:
+    """Where a run that diverged left what one needs to look at."""
+    return f"the rows are in {folder / OFFENDING}, the weights before the step in {folder / CHECKPOINTS}"
+
+
 def _keep_offending_rows(context: Context, round_: int, folder: Path, error: NonFiniteError) -> None:
     """The pairs of the failed step, beside the last good checkpoint."""
     suspects = set(error.example_ids)
     rows = [row for row in read_rows(context.run.stage(round_, "pairs").folder) if row["id"] in suspects]
-    write_table(folder / "offending.parquet", PAIRS, rows)
-    kept = f"the rows are in {folder / 'offending.parquet'}, the weights before the step in {folder / CHECKPOINTS}"
-    error.args = (f"{error}\n  {kept}",)
+    write_table(folder / OFFENDING, PAIRS, rows)
+    error.args = (f"{error}\n  {kept_where(folder)}",)

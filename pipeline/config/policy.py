@@ -45,7 +45,7 @@ class Chat(Closed):
         description="model: the tokenizer's template; plain: contents joined by a newline; auto: model if it has one",
     )
     max_prompt_tokens: int = Field(
-        512, ge=1, description="longer prompts are refused by check and dropped with a count"
+        512, ge=1, description="longer prompts are dropped with a count; check says how many"
     )
     max_response_tokens: int = Field(
         512, ge=1, description="longer data-set responses are cut at the right and lose their end token"

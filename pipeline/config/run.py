@@ -16,7 +16,6 @@ class Evaluation(Closed):
     """What is measured on the held-out prompts after each round."""
 
     samples: int = Field(1, ge=1, description="responses a prompt at temperature 1, beside the greedy one")
-    temperature: float = Field(1.0, gt=0)
     bootstrap: int = Field(1000, ge=100, description="resamples for the 95 % intervals")
     seed: int = Field(0, ge=0)
 

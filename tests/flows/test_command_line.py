@@ -57,6 +57,10 @@ def test_check_says_what_would_run(
         (["sampling.n=1"], ["sampling.n", "at least 2"]),
         (["held_out.prompts=8"], ["held_out.prompts", "8"]),
         (["scorer.kind=classifier", "scorer.path=/no/reward"], ["scorer.path", "/no/reward"]),
+        (["scorer.pattern='('", "scorer.kind=match"], ["scorer.pattern", "'('"]),
+        (["prompts.columns.answer=none"], ["needs an answer", "columns.answer"]),
+        (["chat.max_prompt_tokens=2"], ["chat.max_prompt_tokens", "all 6 prompts are longer"]),
+        (["policy.path=configs/typo"], ["policy.path", "configs/typo", "no such model folder"]),
         (["loss.preset=dpoo"], ["loss.preset", "dpoo", "dpo, sft"]),
     ],
 )

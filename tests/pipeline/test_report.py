@@ -7,7 +7,7 @@ EVIL = "<script>alert(1)</script> [x](javascript:alert(2))"
 
 
 def page(rounds: list[dict[str, Any]], comparisons: list[Comparison]) -> str:
-    return render_report("run", "name: run\n", 1.0, rounds, comparisons, [])
+    return render_report("run", "name: run\n", rounds, comparisons, [])
 
 
 def test_what_a_model_wrote_is_text_and_nothing_else() -> None:
