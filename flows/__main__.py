@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a failure while running, 2 a mistake in config or data, 13
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -47,6 +48,8 @@ def run(
 
     from flows.running import run_config
 
+    # Being told to stop is handled like Ctrl-C: children end, and the message says how to go on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_config(*_split(items), run_dir, extend)
     except (KeyboardInterrupt, TerminationSignal):

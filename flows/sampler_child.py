@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from flows.child import Progress, serve
 from pipeline import config
 from pipeline.chat import Chat, load_chat
-from pipeline.handshake import Probe, check_weights, coarser_dtype, read_probe
+from pipeline.handshake import Held, Probe, check_swap, check_weights, coarser_dtype, read_probe
 from pipeline.sample import Sampler, SampleRequest
 from pipeline.types import RunError
 
@@ -27,6 +27,7 @@ class SamplerService:
         """``build``: what makes the engine, same arguments as ``build_sampler`` (the default)."""
         self._build = build or build_sampler
         self._sampler: Sampler | None = None
+        self._held: Held | None = None
         self._reload_works = True
 
     def init(self, args: dict[str, Any], progress: Progress) -> None:
@@ -40,6 +41,10 @@ class SamplerService:
         """Hold the weights of the folder ``path``; returns how they got there and how well they match.
 
         ``probe``: the folder whose probe.json they are checked against, by default ``path`` itself.
+        An engine that is not fresh must also have moved as the policy did since the last load.
+
+        Raises:
+            RunError: the engine failed, or does not hold these weights.
         """
         start = time.monotonic()
         probe = read_probe(Path(args.get("probe") or args["path"]))
@@ -50,38 +55,47 @@ class SamplerService:
         else:
             how = self._sampler.load(args["path"], fresh=not self._reload_works)
         try:
-            difference = self._check(self._sampler, probe)
+            difference = self._check(self._sampler, probe, fresh=how in ("start", "restart"))
         except RunError as error:
+            if how == "unchanged":
+                raise RunError(
+                    f"sampler.base_url: the server holds other weights than those of {args['path']} (or its "
+                    f"precision is too coarse for the difference): {error}"
+                ) from error
             if how != "reload":
                 raise
             stale, self._reload_works = str(error), False
             how = self._sampler.load(args["path"], fresh=True)
-            difference = self._check(self._sampler, probe)
+            difference = self._check(self._sampler, probe, fresh=True)
         return {"how": how, "max_difference": difference, "stale_reload": stale, "seconds": time.monotonic() - start}
 
     def sample(self, args: dict[str, Any], progress: Progress) -> list[list[dict[str, Any]]]:
         """Responses of each request, as dictionaries of ``Response``'s fields."""
         requests = [SampleRequest(tuple(r["prompt_ids"]), r["seed"]) for r in args["requests"]]
-        groups = self._held().sample(requests, config.SamplingSettings.model_validate(args["settings"]))
+        groups = self._engine().sample(requests, config.SamplingSettings.model_validate(args["settings"]))
         return [[asdict(response) for response in group] for group in groups]
 
     def score(self, args: dict[str, Any], progress: Progress) -> list[list[float]]:
         """Log-probabilities of each sequence's tokens 1..T-1."""
-        return self._held().score(args["sequences"])
+        return self._engine().score(args["sequences"])
 
     def close(self) -> None:
         """Free the engine."""
         if self._sampler is not None:
             self._sampler.close()
 
-    def _held(self) -> Sampler:
+    def _engine(self) -> Sampler:
         if self._sampler is None:
             raise RunError("the sampler was called before it loaded a policy")
         return self._sampler
 
-    def _check(self, sampler: Sampler, probe: Probe) -> float:
+    def _check(self, sampler: Sampler, probe: Probe, fresh: bool) -> float:
         scores = sampler.score(probe.sequences)
-        return check_weights(scores, probe.logprobs, coarser_dtype(sampler.dtype, probe.dtype))
+        difference = check_weights(scores, probe.logprobs, coarser_dtype(sampler.dtype, probe.dtype))
+        if not fresh and self._held is not None:
+            check_swap(self._held, scores, probe)
+        self._held = Held(probe, tuple(tuple(row) for row in scores))
+        return difference
 
 
 def build_sampler(settings: config.Sampler, path: str, chat: Chat, trust_remote_code: bool) -> Sampler:

@@ -46,15 +46,12 @@ def prefect_api(log: Path) -> Iterator[None]:
                 EventsWorker.drain_all(timeout=DRAIN_SECONDS)
                 APILogWorker.drain_all(timeout=DRAIN_SECONDS)
     finally:
-        _stop(process)
+        stop_watched(process)
 
 
-def _start(port: int, output: int) -> "subprocess.Popen[bytes]":
-    serve = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
-    serve += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-    watched = [sys.executable, "-m", "pipeline.watchdog", str(os.getpid()), *serve]
-    # The two private settings are those with which Prefect starts its own temporary server.
-    settings = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+def start_watched(command: list[str], settings: dict[str, str], output: int | None) -> "subprocess.Popen[bytes]":
+    """Start a server that ends when this process does; ``output`` is a file descriptor, or None for this one's own."""
+    watched = [sys.executable, "-m", "pipeline.watchdog", str(os.getpid()), *command]
     return subprocess.Popen(
         watched,
         env={**os.environ, **settings},
@@ -63,6 +60,28 @@ def _start(port: int, output: int) -> "subprocess.Popen[bytes]":
         stderr=output,
         process_group=0,
     )
+
+
+def stop_watched(process: "subprocess.Popen[bytes]") -> None:
+    """End what ``start_watched`` started: politely, then at once."""
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(STOP_SECONDS)
+    except ProcessLookupError:
+        return
+    except subprocess.TimeoutExpired:
+        pass
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _start(port: int, output: int) -> "subprocess.Popen[bytes]":
+    serve = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    serve += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    # The two private settings are those with which Prefect starts its own temporary server.
+    settings = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    return start_watched(serve, settings, output)
 
 
 def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -74,19 +93,6 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         except httpx.TransportError:
             time.sleep(0.1)
     raise RunError(f"Prefect's server did not start on {url}; see {log}")
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    try:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(STOP_SECONDS)
-    except ProcessLookupError:
-        return
-    except subprocess.TimeoutExpired:
-        pass
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _free_port() -> int:

@@ -1,8 +1,8 @@
 """``prefloop ui``: Prefect's own server and UI on 127.0.0.1."""
 
-import os
-import subprocess
 import sys
+
+from flows.server import start_watched, stop_watched
 
 
 def serve_ui(port: int) -> int:
@@ -10,8 +10,10 @@ def serve_ui(port: int) -> int:
     print(f"Prefect UI: http://127.0.0.1:{port}  (Ctrl-C ends it)", file=sys.stderr)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     # Without it the page asks the default port, whatever port it was served from.
-    environment = {**os.environ, "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"}
+    server = start_watched(command, {"PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"}, None)
     try:
-        return subprocess.run(command, check=False, env=environment).returncode
+        return server.wait()
     except KeyboardInterrupt:
         return 0
+    finally:
+        stop_watched(server)

@@ -13,12 +13,25 @@ from typing import Any
 from flows.child import Child
 from flows.progress import Report
 from flows.sampler_process import SamplerProcess
-from pipeline.config import PretrainedPolicy, RunConfig, SamplingSettings
+from pipeline.config import PretrainedPolicy, RunConfig, Sampler, SamplingSettings, ServerSampler, TransformersSampler
 from pipeline.sample import SampleRequest
 from pipeline.types import Response
 
 # NVIDIA cards (also a container that sees only its fourth), AMD cards, NVIDIA under WSL.
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")
+
+
+def with_context(config: RunConfig) -> Sampler:
+    """The run's sampler settings, the context filled in: the longest prompt, the longest response and one token.
+
+    An engine that keeps room for a model's full context does not start where memory is short.
+    """
+    sampler = config.sampler
+    if isinstance(sampler, TransformersSampler) or sampler.context is not None:
+        return sampler
+    # Not below what the setting allows.
+    needed = max(32, config.chat.max_prompt_tokens + config.sampling.max_tokens + 1)
+    return sampler.model_copy(update={"context": needed})
 
 
 class Workers:
@@ -29,7 +42,7 @@ class Workers:
         self._config = config
         trusted = isinstance(config.policy, PretrainedPolicy) and config.policy.trust_remote_code
         self._logs = root / "logs"
-        self._sampler = SamplerProcess(config.sampler, config.chat, self._logs / "sampler.log", trusted)
+        self._sampler = SamplerProcess(with_context(config), config.chat, self._logs / "sampler.log", trusted)
         self._held: str | None = None
         self._trainer: Child | None = None
         self.swaps: dict[str, dict[str, Any]] = {}
@@ -84,6 +97,9 @@ class Workers:
         return self._sampler.sample(requests, settings)
 
     def _stays_warm(self) -> bool:
+        if isinstance(self._config.sampler, ServerSampler) and self._config.sampler.base_url is not None:
+            # It holds no memory here, and what it remembers of the server's old weights tells stale ones.
+            return True
         match self._config.sampler.keep_warm:
             case "always":
                 return True

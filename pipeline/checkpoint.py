@@ -81,7 +81,9 @@ def load_checkpoint(place: Path, key: str, parameters: Parameters, optimiser: to
             f"{place}: a checkpoint of training with other settings, seed or examples; remove the folder to start again"
         )
     _copy_weights(place, weights, parameters)
-    load_optimiser(optimiser, parameters, place / OPTIMISER)
+    # Before the first step AdamW has the state it was given, none or a carried one, which is there already.
+    if progress.step > 0:
+        load_optimiser(optimiser, parameters, place / OPTIMISER)
     return progress
 
 

@@ -20,7 +20,17 @@ COMMAND_LINE = "command line"
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice (plain SafeLoader silently keeps the last)."""
+    """Safe YAML without aliases that refuses a key given twice (plain SafeLoader silently keeps the last).
+
+    An alias may stand inside what it names, and a few of them nested multiply to a tree of any size.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark: yaml.Mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not used in configs", mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         seen: set[object] = set()

@@ -1,5 +1,6 @@
 """Loss and gradient of one global batch, whatever it is cut into."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from pipeline.logps import Precision
 from pipeline.losses import Loss
 from pipeline.types import RunError
 
-# Largest mean difference, in nats a token, between policy and stored reference when they are the
-# same model: what other batch shapes change by rounding.
+# Largest difference, in nats a token, between policy and stored reference when they are the same
+# model (what other batch shapes change by rounding): mean over all tokens of a batch, and over those
+# of one response. In bfloat16 a response of a token or two has nothing to average its rounding over.
 SAME_MODEL: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}
+SAME_MODEL_RESPONSE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 1.0}
 
 METRICS = ("margin", "accuracy", "chosen_logp_per_token", "rejected_logp_per_token")
 
@@ -84,26 +87,56 @@ def check_policy_is_reference(
     """Margin 0 at step 0: the policy's log-probabilities must be the stored reference's.
 
     Returns:
-        the largest mean absolute difference of a response, in nats a token.
+        the mean absolute difference over the response tokens of all ``examples``, in nats a token.
 
     Raises:
-        RunError: it is above what rounding explains; the stored log-probabilities are of another
-            model, other tokens or another position.
+        RunError: this mean, or that of one response, is above what rounding explains; the stored
+            log-probabilities are of another model, other tokens or another position.
     """
-    batch = next(micro_batches(examples, micro_batch_size, accelerator.process_index, accelerator.num_processes))
-    batch = batch.to(accelerator.device)
-    if batch.reference is None:
-        raise RunError("first step: no reference log-probabilities to compare the policy with")
-    apart = (policy(batch.ids, batch.mask) - batch.reference).abs().sum(1) / batch.mask.sum(1)
-    largest, row = float(apart.max()), int(apart.argmax())
-    if not largest <= SAME_MODEL[dtype]:
-        example = batch.examples[row % len(batch.examples)] if batch.examples else examples[0]
+    # All of the batch: micro-batches go by length, so the first alone would be the shortest responses.
+    responses: list[_Difference] = []
+    for batch in micro_batches(examples, micro_batch_size, accelerator.process_index, accelerator.num_processes):
+        responses += _differences(policy, batch.to(accelerator.device))
+    sums = torch.tensor([sum(r.nats for r in responses), sum(r.tokens for r in responses)], dtype=torch.float64)
+    nats, tokens = map(float, _over_processes(sums, accelerator))
+    worst = max(responses, key=_Difference.rank, default=_Difference(examples[0].id, 0.0, 1))
+    mean, largest = nats / tokens, worst.nats / worst.tokens
+    if not (mean <= SAME_MODEL[dtype] and largest <= SAME_MODEL_RESPONSE[dtype]):
         raise RunError(
             "first step: policy and reference are the same model, yet their log-probabilities differ by "
-            f"{largest:.3g} nats a token (example {example.id}; allowed {SAME_MODEL[dtype]:g}): the stored reference "
-            "log-probabilities are not this policy's"
+            f"{mean:.3g} nats a token (allowed {SAME_MODEL[dtype]:g}), by {largest:.3g} in a response of example "
+            f"{worst.id} (allowed {SAME_MODEL_RESPONSE[dtype]:g}): the stored reference log-probabilities are not "
+            "this policy's"
         )
-    return largest
+    return mean
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """Of one response of example ``id``: the sum of absolute differences, in nats, over its tokens."""
+
+    id: str
+    nats: float
+    tokens: int
+
+    def rank(self) -> float:
+        return math.inf if math.isnan(self.nats) else self.nats / self.tokens
+
+
+def _differences(policy: nn.Module, batch: Batch) -> list[_Difference]:
+    if batch.reference is None:
+        raise RunError("first step: no reference log-probabilities to compare the policy with")
+    # Rows that only fill up go through the policy too: all processes must do the same number of passes.
+    apart = (policy(batch.ids, batch.mask) - batch.reference).abs().sum(1).tolist()
+    tokens = batch.mask.sum(1).tolist()
+    if not batch.examples:
+        return []
+    side = len(apart) if batch.examples[0].rejected_ids is None else len(apart) // 2
+    return [
+        _Difference(example.id, apart[row], tokens[row])
+        for start in range(0, len(apart), side)
+        for row, example in enumerate(batch.examples, start)
+    ]
 
 
 def _counts(batch: Batch) -> tuple[int, int, int]:

@@ -3,7 +3,8 @@
 After each load or swap of weights the engine scores fixed probe tokens, and the result is compared
 with what the training model itself gave for them. Engines do report success and sample from stale
 weights: vLLM 0.32.0 leaves the output head behind when it reloads a model with tied embeddings.
-Torch-free.
+In 16 bits rounding alone differs by more than a round of small steps moves the policy, so an engine
+that is not fresh is also compared with what it gave for the weights that it held before. Torch-free.
 """
 
 import json
@@ -41,6 +42,21 @@ class Probe:
     sequences: tuple[tuple[int, ...], ...]
     logprobs: tuple[tuple[float, ...], ...]
     dtype: str
+
+
+# Below this mean difference, in nats a token, two probes are the same weights: float32 sums taken in
+# another order differ by less.
+SAME_WEIGHTS = 1e-5
+# What float32 arithmetic may add to an engine's measured noise, in nats a token.
+ROUNDING = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What an engine gave for the probe of the weights that it was last found to hold."""
+
+    probe: Probe
+    scores: tuple[tuple[float, ...], ...]
 
 
 def probe_sequences(vocab_size: int, special_ids: Collection[int], seed: int = 0) -> list[list[int]]:
@@ -81,6 +97,51 @@ def check_weights(sampler_scores: Logprobs, trainer_scores: Logprobs, dtype: str
     return largest
 
 
+def check_swap(held: Held, scores: Logprobs, probe: Probe) -> None:
+    """Refuse an engine whose weights did not move as the policy did.
+
+    Rounding differs little between an engine's answers before and after one round, so its size is known
+    from ``held`` and movements far below the tolerance of ``check_weights`` show. Stale is an engine
+
+    - whose scores are identical although the policy moved, or
+    - that is off by more than twice its noise where the policy moved by more than that, or
+    - that went less than half the policy's way, where the noise leaves no doubt about that: with
+      d = the policy's movement and e = the engine's, the share e.d / d.d is 1 for the new weights and 0
+      for the old ones, with a standard error of at most sqrt(2) noise / |d|, of which half the way is three.
+
+    Nothing is compared where the two probes have different sequences or the policy did not move.
+
+    Args:
+        held: before the swap; passed ``check_weights``.
+        scores: after the swap, for ``probe.sequences``; passed ``check_weights``.
+        probe: of the new weights.
+
+    Raises:
+        RunError: the engine still holds the old weights, or a part of them.
+    """
+    if held.probe.sequences != probe.sequences:
+        return
+    old, new = _flat(held.probe.logprobs), _flat(probe.logprobs)
+    before, after = _flat(held.scores), _flat(scores)
+    policy = [n - o for n, o in zip(new, old, strict=True)]
+    engine = [a - b for a, b in zip(after, before, strict=True)]
+    moved, off = _mean_size(policy), _mean_size([a - n for a, n in zip(after, new, strict=True)])
+    if moved <= SAME_WEIGHTS:
+        return
+    errors = [b - o for b, o in zip(before, old, strict=True)]
+    bound = 2 * _mean_size(errors) + ROUNDING
+    noise = math.hypot(*errors) / math.sqrt(len(errors)) + ROUNDING
+    length = math.hypot(*policy)
+    share = sum(e * d for e, d in zip(engine, policy, strict=True)) / length**2
+    if after == before or min(off, moved) > bound or (share < 0.5 and length > 6 * math.sqrt(2) * noise):
+        raise RunError(
+            "weight handshake: the sampling engine does not hold the policy's new weights: log-probabilities of "
+            f"{len(new)} probe tokens moved by {moved:.3g} nats on average in the policy and by "
+            f"{_mean_size(engine):.3g} in the engine, {share:.0%} of the way, and differ by {off:.3g} now and by "
+            f"{_mean_size(errors):.3g} before"
+        )
+
+
 def coarser_dtype(one: str, other: str) -> str:
     """The precision of the two that has the larger rounding error."""
     return max(one, other, key=lambda dtype: TOLERANCES[dtype].largest)
@@ -109,3 +170,11 @@ def read_probe(folder: Path) -> Probe:
     if probe.dtype not in TOLERANCES:
         raise RunError(f"{file}: dtype {probe.dtype!r}; one of {', '.join(TOLERANCES)}")
     return probe
+
+
+def _flat(rows: Logprobs) -> list[float]:
+    return [value for row in rows for value in row]
+
+
+def _mean_size(values: Sequence[float]) -> float:
+    return sum(abs(value) for value in values) / len(values)

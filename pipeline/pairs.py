@@ -38,7 +38,7 @@ def make_pairs(groups: Iterable[Group], settings: Pairing, round_: int, seed: in
     ``settings.min_margin`` is a tie. Lots depend on ``seed``, ``round_`` and the prompt alone.
 
     Counts: ``cut`` (ended by the length limit, with ``drop_cut``), ``empty`` (no text),
-    ``missing_label`` and ``identical`` (same tokens as another of the group) are responses;
+    ``missing_label`` and ``identical`` (same tokens as another of the group, or same text and end) are responses;
     ``too_few`` (fewer than two responses left) are groups; ``tie`` are pairs, one a group save for ``all``.
     """
     dropped: Counter[str] = Counter()
@@ -71,7 +71,7 @@ def make_pairs(groups: Iterable[Group], settings: Pairing, round_: int, seed: in
 
 def _usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Scored]:
     usable: list[Scored] = []
-    seen: set[tuple[int, ...]] = set()
+    seen: set[tuple[int, ...] | tuple[str, str]] = set()
     for response, score in zip(group.responses, group.scores, strict=True):
         if settings.drop_cut and response.finish_reason == "length":
             dropped["cut"] += 1
@@ -79,10 +79,11 @@ def _usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Scor
             dropped["empty"] += 1
         elif score is None:
             dropped["missing_label"] += 1
-        elif response.token_ids in seen:
+        elif not seen.isdisjoint(same := (response.token_ids, (response.text, response.finish_reason))):
+            # One text can be drawn as several token sequences: nobody could prefer one of them.
             dropped["identical"] += 1
         else:
-            seen.add(response.token_ids)
+            seen.update(same)
             usable.append((response, score))
     return usable
 

@@ -7,6 +7,7 @@ one table and names no row when it fails (and guesses a type for each column fro
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pydantic import JsonValue
 
 from pipeline.types import UserError
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
 
@@ -78,9 +80,27 @@ def _open(file: Path) -> IO[bytes] | gzip.GzipFile:
 
 
 def _record(file: Path, number: int, value: object) -> Record:
-    if isinstance(value, dict):
-        return Record(file, number, value)
-    return Record(file, number, {}, f"not an object with named columns but a {type(value).__name__}")
+    if not isinstance(value, dict):
+        return Record(file, number, {}, f"not an object with named columns but a {type(value).__name__}")
+    broken = next((column for column, cell in value.items() if _has_surrogate([column, cell])), None)
+    if broken is not None:
+        return Record(file, number, {}, f"column {broken!r} holds a lone surrogate (such as \\ud800), which is no text")
+    return Record(file, number, value)
+
+
+def _has_surrogate(value: object) -> bool:
+    """Whether a string in ``value`` holds half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            if not item.isascii() and _SURROGATE.search(item):
+                return True
+        elif isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+    return False
 
 
 def _jsonl(file: Path, lines: Iterable[bytes]) -> Iterator[Record]:

@@ -82,6 +82,21 @@ def engine_dtype(wanted: Literal["auto", Dtype], path: str, accelerator: bool) -
             return "bfloat16" if accelerator else "float32"
 
 
+def engine_context(wanted: int | None, path: str) -> int | None:
+    """``wanted`` tokens or, where that is more, the context of the model folder ``path``; None leaves it to the engine.
+
+    vLLM refuses to start with a longer context than the model's own.
+    """
+    file = Path(path) / "config.json"
+    if wanted is None or not file.is_file():
+        return wanted
+    model = json.loads(file.read_text(encoding="utf-8"))
+    settings = model | (model.get("text_config") or {})
+    # n_positions: GPT-2; max_seq_len: MPT; seq_length: ChatGLM.
+    named = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    return min([wanted, *(int(settings[key]) for key in named if settings.get(key) is not None)])
+
+
 def room_for(prompt_ids: Sequence[int], max_tokens: int, context: int) -> int:
     """Tokens that may be sampled behind ``prompt_ids``: ``max_tokens``, or what the context leaves.
 

@@ -25,6 +25,7 @@ from pipeline.sample import (
     SampleRequest,
     Swap,
     check_length,
+    engine_context,
     engine_dtype,
     make_response,
     room_for,
@@ -136,8 +137,9 @@ class ServerEngine:
         command += ["--disable-uvicorn-access-log", "--seed", "0", "--enforce-eager"]
         if self._trust_remote_code:
             command.append("--trust-remote-code")
-        if self._settings.context is not None:
-            command += ["--max-model-len", str(self._settings.context)]
+        context = engine_context(self._settings.context, path)
+        if context is not None:
+            command += ["--max-model-len", str(context)]
         if not accelerator:
             # See VllmEngine: seeded requests and split prompts do not go together on CPU.
             command.append("--no-enable-chunked-prefill")

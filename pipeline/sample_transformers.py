@@ -59,6 +59,7 @@ class TransformersEngine:
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 path,
+                use_safetensors=True,
                 dtype=engine_dtype(self._settings.dtype, path, accelerator=self._device != "cpu"),
                 trust_remote_code=self._trust_remote_code,
             )

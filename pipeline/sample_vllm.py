@@ -12,7 +12,16 @@ from typing import Any
 
 from pipeline.chat import Chat
 from pipeline.config import SamplingSettings, VllmSampler
-from pipeline.sample import SampleRequest, Swap, check_length, engine_dtype, make_response, room_for, sample_seeds
+from pipeline.sample import (
+    SampleRequest,
+    Swap,
+    check_length,
+    engine_context,
+    engine_dtype,
+    make_response,
+    room_for,
+    sample_seeds,
+)
 from pipeline.types import Response, RunError
 
 
@@ -113,7 +122,7 @@ class VllmEngine:
                 model=path,
                 trust_remote_code=self._trust_remote_code,
                 dtype=engine_dtype(self._settings.dtype, path, accelerator=not current_platform.is_cpu()),
-                max_model_len=self._settings.context,
+                max_model_len=engine_context(self._settings.context, path),
                 enforce_eager=self._settings.enforce_eager,
                 gpu_memory_utilization=self._settings.gpu_memory_utilization,
                 max_num_seqs=self._settings.max_num_seqs,

@@ -65,8 +65,8 @@ def train(
         loss: of the family in ``losses``.
         settings: steps, rates, precision, checkpoints.
         seed: of batch order and dropout.
-        checkpoint_dir: of mid-round checkpoints (``settings.checkpoint_every``), and of the weights
-            before a step that failed.
+        checkpoint_dir: of checkpoints (every ``settings.checkpoint_every`` steps and after the last one),
+            and of the weights before a step that failed. They are left to the caller to remove.
         carried_optimiser: AdamW state to start from.
         save_optimiser_to: file for the AdamW state at the end.
         starts_at_reference: the reference is the policy at step 0; the first step then checks that the
@@ -92,7 +92,7 @@ def train(
         history.append(report)
         if on_step is not None and run.accelerator.is_main_process:
             on_step(report)
-        if settings.checkpoint_every and (step + 1) % settings.checkpoint_every == 0 and step + 1 < run.steps:
+        if run.checkpoint_due(step + 1):
             run.checkpoint(checkpoint_dir, history)
     if save_optimiser_to is not None and run.accelerator.is_main_process:
         save_optimiser(run.optimiser, run.parameters, save_optimiser_to)
@@ -140,6 +140,11 @@ class _Run:
         if place is None:
             return ()
         return load_checkpoint(place, self.key, self.parameters, self.optimiser).history
+
+    def checkpoint_due(self, done: int) -> bool:
+        """Whether one is written after ``done`` steps: the last too, so a kill before the caller saves costs none."""
+        every = self.settings.checkpoint_every
+        return every > 0 and (done % every == 0 or done == self.steps)
 
     def checkpoint(self, folder: Path | None, history: Sequence[StepReport]) -> None:
         """Write weights, optimiser state and ``history`` to ``folder``, if there is one."""

@@ -35,6 +35,7 @@ class ClassifierReward:
                 settings.path,
                 dtype=settings.dtype,
                 trust_remote_code=settings.trust_remote_code,
+                use_safetensors=True,
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError) as error:

@@ -16,7 +16,7 @@ class SamplingSettings(Closed):
     top_k: int = Field(0, ge=0, description="0: off")
     min_p: float = Field(0.0, ge=0, le=1)
     max_tokens: int = Field(128, ge=1)
-    stop: tuple[str, ...] = Field((), description="strings that end a response")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="strings that end a response")
 
 
 class VllmSampler(Closed):
@@ -29,7 +29,10 @@ class VllmSampler(Closed):
     enforce_eager: bool = Field(True, description="no graph capture or compilation")
     max_num_seqs: int = Field(256, ge=1, description="sequences decoded together", json_schema_extra=OPERATIONAL)
     context: int | None = Field(
-        None, ge=32, description="longest prompt + response in tokens; default: the model's own"
+        None,
+        ge=32,
+        description="longest prompt + response in tokens, at most the model's own; default: "
+        "chat.max_prompt_tokens + sampling.max_tokens + 1",
     )
     keep_warm: Literal["auto", "always", "never"] = Field(
         "auto",
@@ -76,7 +79,8 @@ class ServerSampler(Closed):
     context: int | None = Field(
         None,
         ge=32,
-        description="longest prompt + response in tokens, of a server started here; default: the model's own",
+        description="longest prompt + response in tokens, of a server started here, at most the model's own; default: "
+        "chat.max_prompt_tokens + sampling.max_tokens + 1",
     )
     concurrency: int = Field(32, ge=1, description="requests under way at once", json_schema_extra=OPERATIONAL)
     start_timeout: float = Field(600, gt=0, description="seconds", json_schema_extra=OPERATIONAL)

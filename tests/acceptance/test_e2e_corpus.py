@@ -38,11 +38,13 @@ def test_slot_errors_on_human_inputs_fall_by_more_than_half(seed: int, tmp_path:
 
 
 def test_the_same_seconds_of_supervised_training_do_not_explain_it(tmp_path: Path) -> None:
-    # Twice the warm start: more supervised steps than three rounds of training take time for.
-    start = run(tmp_path, "short", "rounds=1")[0]
-    longer = run(tmp_path, "long", "rounds=1", "warm_start.epochs=20")[0]
+    # Three more epochs take about as long as three rounds of sampling, labelling and training.
+    few = ("rounds=1", "prompts_per_round=32")
+    start = run(tmp_path, "short", *few)[0]
+    longer = run(tmp_path, "long", *few, "warm_start.epochs=8")[0]
     print(json.dumps([start, longer], indent=1))
-    assert longer["slot_error_rate"] > 0.6 * start["slot_error_rate"]
+    assert longer["slot_error_rate"] > 0.45 * start["slot_error_rate"]
+    assert longer["slot_error_rate_sampled"] > 0.5 * start["slot_error_rate_sampled"]
 
 
 def test_training_too_hard_shows_in_the_metrics(tmp_path: Path) -> None:

@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import save_tiny_model, tiny_tokenizer
-from tiny_sampler import write_true_probe
 
 from flows.child import Child
-from flows.sampler_child import SamplerService
-from pipeline import config
-from pipeline.handshake import write_probe
 from pipeline.types import RunError, UserError
 
 ENTRY = "obedient_child"
@@ -186,86 +181,3 @@ def test_close_lets_an_idle_child_end_by_itself(tmp_path: Path) -> None:
     made.close()
     assert time.monotonic() - begun < 3
     made.close()
-
-
-# ---------------------------------------------------------------- the sampler's service, without an engine
-
-
-class FakeSampler:
-    """Scores nothing right until it is a fresh engine."""
-
-    dtype = "float32"
-
-    def __init__(self, right: list[list[float]], ever_right: bool = True) -> None:
-        self._right, self._ever_right = right, ever_right
-        self._stale = False
-        self.asked_fresh: list[bool] = []
-
-    def load(self, path: str, fresh: bool = False) -> str:
-        self.asked_fresh.append(fresh)
-        self._stale = not fresh
-        return "restart" if fresh else "reload"
-
-    def score(self, sequences: Any) -> list[list[float]]:
-        wrong = self._stale or (bool(self.asked_fresh) and not self._ever_right)
-        return [[x - wrong for x in row] for row in self._right]
-
-
-def service_with(sampler: FakeSampler, folder: Path) -> SamplerService:
-    (folder / "tokenizer.json").write_text(tiny_tokenizer().backend_tokenizer.to_str())
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    write_probe(folder, [[7, 8, 9]], [[-1.0, -2.0]], "float32")
-    service = SamplerService(lambda *args: sampler)  # type: ignore[arg-type]
-    service.init({"sampler": {"kind": "vllm"}, "chat": {}}, lambda progress: None)
-    return service
-
-
-def load(service: SamplerService, folder: Path) -> tuple[str, bool]:
-    report = service.load({"path": str(folder)}, lambda progress: None)
-    return report["how"], report["stale_reload"] is not None
-
-
-def test_a_stale_swap_is_followed_by_a_fresh_engine_and_not_tried_again(tmp_path: Path) -> None:
-    sampler = FakeSampler([[-1.0, -2.0]])
-    service = service_with(sampler, tmp_path)
-    assert load(service, tmp_path) == ("start", False)
-    assert load(service, tmp_path) == ("restart", True)
-    assert load(service, tmp_path) == ("restart", False)
-    assert sampler.asked_fresh == [False, True, True]
-
-
-def test_a_fresh_engine_with_wrong_weights_ends_the_round(tmp_path: Path) -> None:
-    service = service_with(FakeSampler([[-1.0, -2.0]], ever_right=False), tmp_path)
-    load(service, tmp_path)
-    with pytest.raises(RunError, match="does not hold the policy's weights"):
-        load(service, tmp_path)
-
-
-def test_planted_weights_are_refused_by_a_real_engine(tmp_path: Path) -> None:
-    true, planted = (save_tiny_model(tmp_path / name, seed=seed) for seed, name in enumerate(("true", "planted")))
-    write_true_probe(true)
-    write_true_probe(planted, weights=true)
-    service = SamplerService()
-    settings = config.TransformersSampler(dtype="float32")
-    service.init({"sampler": settings.model_dump(), "chat": {}}, lambda progress: None)
-    assert load(service, true) == ("start", False)
-    with pytest.raises(RunError, match="differ by up to"):
-        load(service, planted)
-    service.close()
-
-
-def test_sampling_before_a_policy_is_loaded() -> None:
-    service = SamplerService()
-    service.init({"sampler": {"kind": "vllm"}, "chat": {}}, lambda progress: None)
-    with pytest.raises(RunError, match="before it loaded a policy"):
-        service.score({"sequences": [[1, 2]]}, lambda progress: None)
-
-
-def test_a_folder_without_a_probe_is_refused_before_an_engine_starts(tmp_path: Path) -> None:
-    def build(*args: object) -> Any:
-        raise AssertionError("an engine was started")
-
-    service = SamplerService(build)
-    service.init({"sampler": config.VllmSampler().model_dump(), "chat": {}}, lambda progress: None)
-    with pytest.raises(RunError, match=r"probe\.json: missing"):
-        service.load({"path": str(tmp_path)}, lambda progress: None)

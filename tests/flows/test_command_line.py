@@ -116,6 +116,13 @@ def test_a_folder_with_another_config_names_the_changed_field(
     prepare_run(load_config([config], ["rounds=2"]), tmp_path / "out", extend=True)
 
 
+def test_a_folder_that_a_kill_left_at_its_very_start_is_taken_up(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").touch()
+    (tmp_path / "out" / "config.yaml.tmp").write_text("name: t")
+    assert prepare_run(load_config([config]), tmp_path / "out").config_file.is_file()
+
+
 def test_held_out_prompts_from_a_file_must_not_be_training_prompts(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

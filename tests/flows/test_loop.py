@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -27,6 +31,7 @@ with get_client(sync_client=True) as client:
         only = FlowRunFilter(id={"any_": [run.id]})
         tasks = client.read_task_runs(flow_run_filter=only)
         found.append({
+            "id": str(run.id),
             "name": run.name,
             "started": str(run.start_time),
             "state": run.state.type.value,
@@ -167,15 +172,88 @@ def test_a_run_killed_twice_ends_with_the_same_weights(
     assert not list(run.glob("round_*/*.partial"))
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_ends_its_children(
+    home: dict[str, str], config: Path, tmp_path: Path, sent: signal.Signals
+) -> None:
+    run = tmp_path / "interrupted"
+    command = [sys.executable, "-m", "flows", "run", str(config), "--run-dir", str(run)]
+    process = subprocess.Popen(command, env=home, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    waited = time.monotonic()
+    while not (run / "round_000" / "policy").exists():
+        assert process.poll() is None and time.monotonic() - waited < 120
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(sent)
+    _, message = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on" in message and "Traceback" not in message
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
 def test_a_run_without_a_server_is_listed_by_one_started_later(home: dict[str, str], finished: Path) -> None:
-    listed = subprocess.run(
-        [sys.executable, "-c", LIST_RUNS], env=home, capture_output=True, text=True, timeout=120, check=True
-    )
+    run = finished_run(home)
+    assert set(run["tasks"].values()) == {"COMPLETED"}
+    assert {"round 0 · start policy", "round 1 · samples", "round 2 · train · dpo"} <= run["tasks"].keys()
+
+
+def finished_run(home: dict[str, str]) -> dict[str, Any]:
+    """What Prefect has of the flow run of ``finished``; interrupted ones beside it have fewer tasks."""
+    command = [sys.executable, "-c", LIST_RUNS]
+    listed = subprocess.run(command, env=home, capture_output=True, text=True, timeout=120, check=True)
     runs = [run for run in json.loads(listed.stdout.splitlines()[-1]) if run["name"] == "tiny"]
-    assert runs and all(run["state"] == "COMPLETED" for run in runs if run["tasks"])
-    first = runs[0]["tasks"]
-    assert len(first) == 18 and set(first.values()) == {"COMPLETED"}
-    assert {"round 0 · start policy", "round 1 · samples", "round 2 · train · dpo"} <= first.keys()
+    return next(run for run in runs if run["state"] == "COMPLETED" and len(run["tasks"]) == 18)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+def test_the_ui_shows_the_run_and_its_tasks_in_a_browser(home: dict[str, str], finished: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flow_run = finished_run(home)
+    served = subprocess.Popen(
+        [sys.executable, "-m", "flows", "ui", "--port", str(port)],
+        env=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/api/health")
+        for attempt in range(4):
+            page = browse(f"http://127.0.0.1:{port}/runs/flow-run/{flow_run['id']}", tmp_path / str(attempt))
+            if "round 1 · samples" in page:
+                break
+    finally:
+        os.killpg(served.pid, signal.SIGTERM)
+        served.wait()
+    assert "tiny" in page and "Completed" in page
+    assert "round 1 · samples" in page and "round 0 · start policy" in page
+
+
+def wait_for(address: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(address).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise AssertionError(f"no answer from {address}")
+
+
+def browse(address: str, profile: Path) -> str:
+    """The page's DOM after its scripts have run."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=40000",
+        "--window-size=1400,4000",
+        "--dump-dom",
+        address,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def test_offline_rounds_train_on_slices_of_a_trl_style_file(home: dict[str, str], config: Path, tmp_path: Path) -> None:

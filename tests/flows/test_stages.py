@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flows.keys import reference_round
+from flows.keys import reference_round, stage_key
 from flows.stages import Context
+from flows.stages.data import load_data
 from flows.stages.run import run_stage
 from pipeline.configfile import load_config
 from pipeline.rows import read_pairs, read_rows
@@ -136,3 +137,18 @@ def test_slices_of_the_pairs_cover_the_file_once(job: Path, tmp_path: Path) -> N
         run_stage(context, round_, "pairs")
     found = [pair.id for round_ in (1, 2, 3) for pair in read_pairs(context.run.stage(round_, "pairs").folder)]
     assert len(found) == len(set(found)) == 30
+
+
+def test_held_out_pairs_may_come_from_a_file_of_their_own(job: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"a cat sat {number}", "chosen": "on the mat", "rejected": "barn"} for number in range(4)]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_config([job / "run.yaml"], [f"held_out.path={tmp_path / 'held.jsonl'}"])
+    tables = load_data(config)
+    assert len(tables.pairs) == 36 and len(tables.held_out) == len(tables.held_out_pairs) == 4
+
+
+def test_evaluation_samples_stop_where_training_samples_do(job: Path, tmp_path: Path) -> None:
+    context = start(job, tmp_path)
+    stopped = load_config([job / "run.yaml"], ["sampling.stop=[END]"])
+    keys = [stage_key(context.run, config, 0, "evaluation_samples") for config in (context.config, stopped)]
+    assert keys[1].config["sampling.stop"] == ["END"] and keys[0].digest != keys[1].digest

@@ -56,6 +56,28 @@ def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_by_bit(lora: bool, t
     assert [r.loss for r in result.history] == [r.loss for r in expected.history]
 
 
+@pytest.mark.parametrize("every", [3, 5, 100])
+def test_a_finished_run_is_not_trained_again(every: int, tmp_path: Path) -> None:
+    done, resumed, seen = tiny_llama(), tiny_llama(), list[int]()
+    settings, state = SETTINGS.model_copy(update={"checkpoint_every": every}), tmp_path / "state.safetensors"
+    expected = fit(done, settings, checkpoint_dir=tmp_path / "kept", save_optimiser_to=state)
+    moments = load_file(state)
+    state.unlink()
+    again = {"checkpoint_dir": tmp_path / "kept", "save_optimiser_to": state}
+    assert fit(resumed, settings, on_step=lambda report: seen.append(report.step), **again) == expected
+    assert seen == []
+    assert [place.name for place in (tmp_path / "kept").iterdir()] == ["step_000010"]
+    theirs = done.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in resumed.state_dict().items())
+    assert all(torch.equal(tensor, moments[name]) for name, tensor in load_file(state).items())
+    assert not resumed.training
+
+
+def test_without_an_interval_there_are_no_checkpoints(tmp_path: Path) -> None:
+    fit(tiny_llama(), SETTINGS.model_copy(update={"checkpoint_every": 0}), checkpoint_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_checkpoint_holds_what_training_changes_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
         fit(model(lora=True), checkpoint_dir=tmp_path, on_step=kill_at(4))

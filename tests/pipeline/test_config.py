@@ -52,6 +52,7 @@ def test_another_kind_drops_the_settings_of_the_old_one(tmp_path: Path) -> None:
         ("training: {learning_rate: -1}", ["run.yaml: training.learning_rate", "greater than 0", "-1"]),
         ("training: {learning_rte: 1}", ["run.yaml: training.learning_rte", "no such setting", "learning_rate"]),
         ("sampling: {n: 1}", ["sampling.n", "at least 2"]),
+        ("sampling: {stop: [END, '']}", ["run.yaml: sampling.stop.1", "at least 1 character"]),
         ("sampling: {temperature: 0}", ["sampling.temperature", "greedy"]),
         ("sampler: {kind: magic}", ["run.yaml: sampler", "magic", "vllm"]),
         ("training: {learning_rate: .inf}", ["training.learning_rate", "finite"]),
@@ -79,7 +80,10 @@ def test_a_wrong_value_names_file_field_value_and_what_is_allowed(
         ("- 1\n", "mapping"),
         ("name: a\nname: b\n", "stands twice"),
         ("name: !!python/object/apply:os.system [true]\n", "not valid YAML"),
-        ("x: &a [1]\n? *a\n: 2\n", "not valid YAML"),
+        ("? [1]\n: 2\n", "not valid YAML"),
+        ("policy: &a {x: *a}\n", "line 1: not valid YAML: aliases are not used in configs"),
+        ("x: &a [1]\ny: [*a, *a]\n", "line 2: not valid YAML: aliases are not used in configs"),
+        ("x: &a {b: 1}\ny:\n  <<: *a\n", "line 3: not valid YAML: aliases are not used in configs"),
     ],
 )
 def test_a_malformed_file_is_named(text: str, expected: str, tmp_path: Path) -> None:
@@ -94,12 +98,15 @@ def test_a_wrong_override_is_shown_as_written(tmp_path: Path) -> None:
         load_config([write(tmp_path, BASE)], ["loss.betta=1"])
     with pytest.raises(UserError, match=r"a\.b=value"):
         load_config([write(tmp_path, BASE)], ["loss..beta=1"])
+    with pytest.raises(UserError, match=r"policy=&a .*: the value is not valid YAML"):
+        load_config([write(tmp_path, BASE)], ["policy=&a {x: *a}"])
 
 
 def test_operational_settings_are_no_part_of_what_a_run_is(tmp_path: Path) -> None:
     file = write(tmp_path, BASE)
     plain = load_config([file]).identity()
     assert load_config([file], ["training.micro_batch_size=1", "sampler.retries=9"]).identity() == plain
+    assert load_config([file], ["sampling.stop=[END]"]).sampling.identity()["stop"] == ["END"]
     other = load_config([file], ["training.batch_size=1"]).identity()
     assert changed_fields(plain, other) == ["training.batch_size: 32 -> 1"]
 

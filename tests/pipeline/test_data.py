@@ -101,6 +101,9 @@ def test_prompts_of_a_pair_file_come_from_its_conversations(tmp_path: Path) -> N
     ("row", "said"),
     [
         ("not json\n", "not JSON"),
+        ('{"prompt": "\\ud800 x", "chosen": "c", "rejected": "r"}\n', "column 'prompt' holds a lone surrogate"),
+        ({"prompt": [{"role": "user", "content": "\udfff"}], "chosen": "c", "rejected": "r"}, "lone surrogate"),
+        ({"prompt": "p", "chosen": "c", "\ud800": "r"}, "column '\\ud800' holds a lone surrogate"),
         ("[1]\n", "not an object with named columns but a list"),
         ({"prompt": "p", "chosen": "c"}, "no column 'rejected'; it has 'prompt', 'chosen'"),
         ({"prompt": "p", "chosen": "c", "rejected": None}, "rejected: is null"),
@@ -119,6 +122,15 @@ def test_prompts_of_a_pair_file_come_from_its_conversations(tmp_path: Path) -> N
 def test_a_malformed_row_is_named_with_its_file(tmp_path: Path, row: Any, said: str) -> None:
     message = fault(tmp_path, {"prompt": "p", "chosen": "c", "rejected": "r"}, row)
     assert "rows.jsonl, row 2: " in message and said in message
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    row = '{"prompt": "\\ud83d\\ude00", "chosen": "c", "rejected": "r"}\n'
+    assert [p.messages[0].content for p in read_prompts(jsonl(tmp_path, row))] == ["\U0001f600"]
+
+
+def test_the_fault_of_a_lone_surrogate_can_be_printed(tmp_path: Path) -> None:
+    assert b"ud800" in fault(tmp_path, {"prompt": "p", "chosen": "c", "rejected": "\ud800"}).encode()
 
 
 def test_up_to_five_faults_are_shown_and_the_rest_counted(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from tiny_sampler import vllm_process, write_true_probe
 from pipeline.config import SamplingSettings
 from pipeline.handshake import (
     TOLERANCES,
+    Held,
+    Probe,
+    check_swap,
     check_weights,
     coarser_dtype,
     probe_sequences,
@@ -63,6 +66,67 @@ def test_message_holds_the_numbers() -> None:
 def test_missing_or_broken_scores_never_pass(scores: list[list[float]]) -> None:
     with pytest.raises(RunError, match="weight handshake"):
         check_weights(scores, TRAINER if scores else [], "bfloat16")
+
+
+SEQUENCES = tuple(tuple(range(i, i + 16)) for i in range(8))
+SIZE = 8 * 15
+
+
+def rows(values: list[float]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(values[i : i + 15]) for i in range(0, SIZE, 15))
+
+
+def noisy(values: list[float], seed: int, sd: float) -> list[float]:
+    draw = random.Random(seed)
+    return [value + draw.gauss(0, sd) for value in values]
+
+
+OLD = noisy([-5.0] * SIZE, 1, 1.0)
+STEP = noisy([0.0] * SIZE, 2, 0.05)  # 0.04 nats on average: under bfloat16's 0.15
+NEW = [o + s for o, s in zip(OLD, STEP, strict=True)]
+
+
+def swap(before: list[float], after: list[float], new: list[float] = NEW) -> None:
+    """``check_weights`` lets all of these through in bfloat16; what ``check_swap`` says."""
+    check_weights(rows(after), rows(new), "bfloat16")
+    held = Held(Probe(SEQUENCES, rows(OLD), "float32"), rows(before))
+    check_swap(held, rows(after), Probe(SEQUENCES, rows(new), "float32"))
+
+
+def test_scores_that_did_not_move_are_stale_however_small_the_step() -> None:
+    before = noisy(OLD, 3, 0.06)
+    with pytest.raises(RunError, match=r"new weights.*moved by 0\.04.* and by 0 in the engine, 0% of the way"):
+        swap(before, before)
+    with pytest.raises(RunError, match="new weights"):
+        swap(before, before, [o + s / 100 for o, s in zip(OLD, STEP, strict=True)])
+
+
+def test_a_remainder_over_twice_the_noise_is_stale() -> None:
+    before = noisy(OLD, 3, 0.002)
+    # Three quarters of the tokens moved: an engine that took over all but one part of the weights.
+    part = [b + (i % 4 > 0) * s for i, (b, s) in enumerate(zip(before, STEP, strict=True))]
+    with pytest.raises(RunError, match=r"new weights.*68% of the way"):
+        swap(before, part)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_old_weights_whose_scores_jitter_are_stale_below_twice_the_noise(seed: int) -> None:
+    before = noisy(OLD, seed + 1000, 0.04)
+    with pytest.raises(RunError, match="new weights"):
+        swap(before, noisy(before, seed + 2000, 0.001))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("sd", [1e-6, 0.002, 0.04, 0.1])
+def test_an_engine_that_did_move_passes_at_any_noise(seed: int, sd: float) -> None:
+    swap(noisy(OLD, seed + 1000, sd), noisy(NEW, seed + 2000, sd))
+
+
+def test_nothing_to_compare_passes() -> None:
+    before = noisy(OLD, 3, 0.01)
+    swap(before, before, OLD)
+    other = Probe(tuple(s[::-1] for s in SEQUENCES), rows(NEW), "float32")
+    check_swap(Held(Probe(SEQUENCES, rows(OLD), "float32"), rows(before)), rows(before), other)
 
 
 def test_the_coarser_precision_decides() -> None:

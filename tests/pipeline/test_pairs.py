@@ -13,8 +13,8 @@ from pipeline.types import FinishReason, Group, Message, Prompt, Response, TextP
 Rule = str
 
 
-def response(token: int, text: str = "text", finish: FinishReason = "stop") -> Response:
-    return Response(text, (token, 0), (-1.0, -1.0), finish)
+def response(token: int, text: str | None = None, finish: FinishReason = "stop") -> Response:
+    return Response(f"text {token}" if text is None else text, (token, 0), (-1.0, -1.0), finish)
 
 
 def group(*scores: float | None, name: str = "p") -> Group:
@@ -74,6 +74,16 @@ def test_what_is_dropped_is_counted_by_cause() -> None:
     assert drops([mixed], drop_cut=True) == {"identical": 1, "empty": 1, "cut": 1, "missing_label": 1}
     assert winners([mixed]) == [(3, 5)]
     assert drops([group(1.0, None), group(2.0)]) == {"missing_label": 1, "too_few": 2}
+
+
+@pytest.mark.parametrize("rule", ["best_worst", "all", "random"])
+def test_one_text_in_other_tokens_is_the_same_response(rule: Rule) -> None:
+    prompt = Prompt((Message("user", "p"),))
+    same = Group(prompt, (7,), (response(1, "pub"), response(2, "pub")), (1.0, 2.0))
+    assert winners([same], rule=rule) == []
+    assert drops([same], rule=rule) == {"identical": 1, "too_few": 1}
+    cut = Group(prompt, (7,), (response(1, "pub"), response(2, "pub", finish="length")), (1.0, 2.0))
+    assert winners([cut], rule=rule) == [(2, 1)]
 
 
 @given(

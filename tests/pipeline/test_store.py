@@ -55,6 +55,22 @@ def test_a_stage_exists_only_when_it_is_complete(tmp_path: Path) -> None:
     assert {"prefloop", "torch"} <= manifest.versions.keys()
 
 
+def test_a_kill_in_the_middle_of_a_commit_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = RunFolder(tmp_path).stage(1, "samples")
+
+    def killed(path: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    for step in ("pipeline.store.file_sha256", "pipeline.store.write_json"):
+        writer = stage.begin(KEY)
+        (writer.folder / "shard_00000.parquet").write_text("paid for")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(step, killed if step.endswith("json") else lambda file: killed(file, file))
+            writer.commit(1, {})
+        assert (stage.begin(KEY).folder / "shard_00000.parquet").read_text() == "paid for"
+        assert not stage.folder.exists()
+
+
 def test_shards_of_a_killed_try_are_kept_and_those_of_another_key_are_not(tmp_path: Path) -> None:
     stage = RunFolder(tmp_path).stage(1, "samples")
     (stage.begin(KEY).folder / "shard_00000.parquet").write_text("paid for")

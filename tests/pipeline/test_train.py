@@ -13,10 +13,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pipeline.adapter import add_adapter
 from pipeline.config import Lora, Optimisation
-from pipeline.gradients import BatchFacts, accumulate_gradient
-from pipeline.logps import TokenLogps
+from pipeline.gradients import BatchFacts, accumulate_gradient, check_policy_is_reference
+from pipeline.logps import Precision, TokenLogps
 from pipeline.losses import load_preset
-from pipeline.reference import reference_logps
+from pipeline.reference import reference_logps, with_reference
 from pipeline.train import Example, NonFiniteError, StepReport, TrainResult, train
 from pipeline.types import RunError, UserError
 
@@ -181,8 +181,40 @@ def test_the_seed_alone_decides() -> None:
 
 def test_a_reference_that_is_not_the_policy_is_caught_at_the_first_step() -> None:
     pairs = pairs_with_reference(tiny_llama(seed=1), 4)
-    with pytest.raises(RunError, match=r"first step: .* differ by .* nats a token \(example pair"):
+    with pytest.raises(RunError, match=r"first step: .* differ by .* nats a token .* of example pair\d"):
         fit(tiny_llama(), pairs, settings(), starts_at_reference=True)
+
+
+def shifted(example: Example, nats: float) -> Example:
+    """``example`` with a reference that is off by ``nats`` at every chosen token."""
+    return replace(example, reference_chosen=tuple(x + nats for x in example.reference_chosen or ()))
+
+
+def difference(examples: list[Example], dtype: Precision) -> float:
+    return check_policy_is_reference(TokenLogps(tiny_llama()), examples, 2, Accelerator(), dtype)
+
+
+def test_the_first_step_compares_the_mean_over_the_tokens_of_the_whole_batch() -> None:
+    pairs = [
+        *(Example(f"short{i}", (3, 4), (5,), (6,)) for i in range(2)),
+        Example("long", (3, 4), (5, 6, 7, 8, 9) * 4, (6, 7, 8, 9, 10) * 4),
+    ]
+    short, other, long = with_reference(pairs, reference_logps(tiny_llama(), pairs))
+    assert difference([shifted(short, 0.88), other, long], "bfloat16") == pytest.approx(0.88 / 44, abs=1e-5)
+    with pytest.raises(RunError, match=r"by 0\.0273 nats .*, by 1\.2 in a response of example short0 \(allowed 1\)"):
+        difference([shifted(short, 1.2), other, long], "bfloat16")
+    with pytest.raises(RunError, match=r"by 0\.11 nats a token \(allowed 0\.1\), by 0\.242 in .* example long"):
+        difference([short, other, shifted(long, 0.242)], "bfloat16")
+    with pytest.raises(RunError, match=r"by nan nats .* example short1"):
+        difference([short, shifted(other, math.nan), long], "bfloat16")
+
+
+def test_in_float32_every_response_must_be_the_reference() -> None:
+    pairs = pairs_with_reference(tiny_llama(), 7)
+    assert difference(pairs, "float32") < 1e-5
+    assert difference([shifted(pairs[0], 5e-4), *pairs[1:]], "float32") > 1e-5
+    with pytest.raises(RunError, match=r"by 0\.002 in a response of example pair0 \(allowed 0\.001\)"):
+        difference([shifted(pairs[0], 2e-3), *pairs[1:]], "float32")
 
 
 def spoiled(pairs: list[Example], position: int) -> list[Example]:
@@ -210,6 +242,17 @@ def test_a_failed_run_can_be_taken_up_with_the_same_outcome(tmp_path: Path) -> N
     for _ in range(2):
         with pytest.raises(NonFiniteError, match="examples bad"):
             fit(tiny_llama(), pairs, settings(), checkpoint_dir=tmp_path)
+
+
+def test_a_run_that_fails_at_its_first_step_fails_the_same_way_again(tmp_path: Path) -> None:
+    pairs = spoiled(pairs_with_reference(tiny_llama(), 4), 2)
+    said = []
+    for _ in range(2):
+        with pytest.raises(NonFiniteError) as caught:
+            fit(tiny_llama(), pairs, settings(), checkpoint_dir=tmp_path)
+        said.append((str(caught.value), caught.value.step, caught.value.example_ids))
+        assert [place.name for place in tmp_path.iterdir()] == ["step_000000"]
+    assert said[0] == said[1] and said[0][1:] == (1, ("bad",))
 
 
 def test_examples_are_checked_before_anything_runs() -> None:

@@ -1,9 +1,11 @@
 """A sequence-classification reward: its own template, padding that changes nothing, truncation at the left."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from pipeline.config import ClassifierScorer, ScratchPolicy
@@ -71,6 +73,14 @@ def test_mistakes_name_the_setting(folder: Path, tmp_path: Path) -> None:
         ClassifierReward(ClassifierScorer(path=str(tmp_path / "none")))
     with pytest.raises(UserError, match=r"scorer.output: 2"):
         ClassifierReward(ClassifierScorer(path=str(folder), output=2))
+
+
+def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    pickled = shutil.copytree(folder, tmp_path / "pickled")
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"scorer.path: .*pickled: cannot be loaded: .*safetensors"):
+        ClassifierReward(ClassifierScorer(path=str(pickled)))
 
 
 def test_a_language_model_is_no_classifier(tmp_path: Path) -> None:
