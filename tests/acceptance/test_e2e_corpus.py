@@ -34,7 +34,7 @@ def test_slot_errors_on_human_inputs_fall_by_more_than_half(seed: int, tmp_path:
     assert end["slot_error_rate"] <= 0.45 * start["slot_error_rate"]
     assert end["slot_error_rate_sampled"] <= 0.50 * start["slot_error_rate_sampled"]
     assert end["reference_logprob"] >= start["reference_logprob"] - 0.2
-    assert end["repetition_rate"] <= 0.02
+    assert end["repetition_rate"] <= 0.05
 
 
 def test_the_same_seconds_of_supervised_training_do_not_explain_it(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def test_the_child_ends_with_its_parent(tmp_path: Path, fatal: signal.Signals) -
         assert len(pids) == 2
         # As a terminal does: to the whole foreground group.
         os.killpg(parent.pid, fatal)
-        assert_gone_within(pids, 2)
+        assert_gone_within(pids, 10)
     assert "Traceback" not in log.read_text()
 
 
