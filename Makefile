@@ -27,7 +27,6 @@ endif
 
 quickstart: $(READY)
 	$(BIN)/prefloop run configs/quickstart.yaml
-	$(BIN)/prefloop show runs/quickstart
 
 test: $(READY)
 	$(BIN)/python -m pytest

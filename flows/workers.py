@@ -13,7 +13,7 @@ from typing import Any
 from flows.child import Child
 from flows.progress import Report
 from flows.sampler_process import SamplerProcess
-from pipeline.config import PretrainedPolicy, RunConfig, Sampler, SamplingSettings, ServerSampler, TransformersSampler
+from pipeline.config import RunConfig, Sampler, SamplingSettings, ServerSampler, TransformersSampler
 from pipeline.sample import SampleRequest
 from pipeline.types import Response
 
@@ -40,9 +40,9 @@ class Workers:
     def __init__(self, root: Path, config: RunConfig) -> None:
         self._root = root
         self._config = config
-        trusted = isinstance(config.policy, PretrainedPolicy) and config.policy.trust_remote_code
         self._logs = root / "logs"
-        self._sampler = SamplerProcess(with_context(config), config.chat, self._logs / "sampler.log", trusted)
+        log = self._logs / "sampler.log"
+        self._sampler = SamplerProcess(with_context(config), config.chat, log, config.trusts_policy)
         self._held: str | None = None
         self._trainer: Child | None = None
         self.swaps: dict[str, dict[str, Any]] = {}

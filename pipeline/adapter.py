@@ -1,7 +1,5 @@
 """LoRA adapters: one explicit life cycle. Added fresh at the start of a round, merged when saved."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,13 +40,3 @@ def merge_adapter(model: Any) -> PreTrainedModel:
         return model
     merged: PreTrainedModel = model.merge_and_unload()
     return merged
-
-
-@contextmanager
-def adapter_off(model: Any) -> Iterator[None]:
-    """Within it, ``model`` is what it was before ``add_adapter``: the reference needs no second copy."""
-    if isinstance(model, PreTrainedModel):
-        yield
-    else:
-        with model.disable_adapter():
-            yield

@@ -75,26 +75,17 @@ def with_reference(examples: Sequence[Example], logps: Sequence[tuple[Logps, Log
     ]
 
 
-def kl_per_token(
-    policy: Any,
-    other: Any,
-    sequences: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
-    batch_size: int = 64,
-    dtype: Precision = "float32",
-) -> float:
+def kl_per_token(ours: Sequence[Logps], theirs: Sequence[Logps]) -> float:
     """Monte-Carlo estimate of KL(policy ‖ other) in nats per token.
 
     Args:
-        policy: what the responses were sampled from, at temperature 1 and without cuts.
-        other: the model to compare with.
-        sequences: (prompt ids, response ids).
-        batch_size: sequences a forward pass.
-        dtype: of matrix products.
+        ours: for each response, one log-probability a token under the policy that it was sampled from, at
+            temperature 1 and without cuts.
+        theirs: the same tokens under the other model.
 
     Returns:
         Σ (log policy − log other) over all response tokens, divided by their number; 0 without any.
         May be slightly negative when the two are close, as any sample mean.
     """
-    ours, theirs = (response_logps(model, sequences, batch_size, dtype) for model in (policy, other))
     tokens = sum(map(len, ours))
     return sum(sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)) / tokens if tokens else 0.0

@@ -7,7 +7,7 @@ from pydantic import JsonValue
 
 from flows.keys import stage_key
 from flows.progress import Report, silent
-from pipeline.config import PretrainedPolicy, RunConfig
+from pipeline.config import RunConfig
 from pipeline.store import RunFolder
 
 
@@ -28,11 +28,6 @@ class Context:
     def probe_path(self, round_: int) -> Path:
         """The folder whose probe.json the sampler's weights are checked against."""
         return self.run.stage(round_, "policy").folder
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the config lets the policy's own code run."""
-        return isinstance(self.config.policy, PretrainedPolicy) and self.config.policy.trust_remote_code
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pipeline.evaluate import Interval, describe, slot_metrics, win_rate
 from pipeline.label import Scorer, label
 from pipeline.pairs import tokenise_pairs
 from pipeline.policy import load_for_scoring
-from pipeline.reference import Logps, reference_logps, response_logps
+from pipeline.reference import Logps, kl_per_token, reference_logps, response_logps
 from pipeline.rows import read_groups, write_groups
 from pipeline.store import write_json
 from pipeline.types import Group, RunError
@@ -81,7 +81,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group]) -> M
     """KL to the start and the previous policy on this round's samples, and likelihoods of what people wrote."""
     config = context.config
     chat = policy_chat(config, context.policy_path(round_))
-    texts = _reference_texts(context, chat)
+    texts = _reference_texts(sampled, chat)
     drawn = [(group.prompt_ids, response.token_ids) for group in sampled for response in group.responses]
     pairs = _held_out_examples(context, chat)
 
@@ -96,7 +96,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group]) -> M
     metrics: Metrics = {}
     for name, other in (("start", 0), ("previous", max(round_ - 1, 0))):
         theirs = own if other == round_ else scored(other, drawn)
-        metrics[f"kl_to_{name}"] = _mean_difference(own[: len(drawn)], theirs[: len(drawn)])
+        metrics[f"kl_to_{name}"] = kl_per_token(own[: len(drawn)], theirs[: len(drawn)])
     if texts:
         metrics["reference_logprob"] = _per_token(own[len(drawn) :])
     if pairs:
@@ -106,14 +106,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group]) -> M
 
 
 def _policy(context: Context, round_: int) -> Any:
-    return load_for_scoring(str(context.policy_path(round_)), trust_remote_code=context.trusted)
-
-
-def _mean_difference(ours: Sequence[tuple[float, ...]], theirs: Sequence[tuple[float, ...]]) -> float:
-    """Mean over tokens of log π − log other on π's own samples: a Monte-Carlo estimate of KL, nats per token."""
-    tokens = sum(map(len, ours))
-    gap = sum(sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True))
-    return gap / tokens if tokens else 0.0
+    return load_for_scoring(str(context.policy_path(round_)), trust_remote_code=context.config.trusts_policy)
 
 
 def _per_token(logps: Sequence[tuple[float, ...]]) -> float:
@@ -129,11 +122,12 @@ def _sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> 
     return sum(abs(a - b) for a, b in zip(said, found, strict=True)) / len(said)
 
 
-def _reference_texts(context: Context, chat: Chat) -> Sequences:
-    prompts = [prompt for prompt in held_out_prompts(context) if prompt.reference]
+def _reference_texts(sampled: Sequence[Group], chat: Chat) -> Sequences:
+    """What people wrote for the prompts that were sampled from (over-long ones are not among them)."""
     return [
-        (chat.prompt_ids(prompt.messages), chat.response_ids(prompt.messages, prompt.reference or ""))
-        for prompt in prompts
+        (group.prompt_ids, chat.response_ids(group.prompt.messages, group.prompt.reference))
+        for group in sampled
+        if group.prompt.reference
     ]
 
 

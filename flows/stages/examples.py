@@ -1,6 +1,7 @@
 """Pairs and reference log-probs of the run folder as the trainer's examples."""
 
 from flows.stages import Context
+from pipeline.reference import with_reference
 from pipeline.rows import read_pairs, read_rows
 from pipeline.train import Example
 from pipeline.types import RunError
@@ -28,15 +29,4 @@ def examples_with_reference(context: Context, round_: int) -> list[Example]:
     rows = list(read_rows(context.run.stage(round_, "reference").folder))
     if [row["pair_id"] for row in rows] != [example.id for example in examples]:
         raise RunError(f"round {round_}: reference log-probs and pairs do not belong together")
-    return [
-        Example(
-            id=example.id,
-            prompt_ids=example.prompt_ids,
-            chosen_ids=example.chosen_ids,
-            rejected_ids=example.rejected_ids,
-            reference_chosen=tuple(row["chosen"]),
-            reference_rejected=tuple(row["rejected"]),
-            soft_label=example.soft_label,
-        )
-        for example, row in zip(examples, rows, strict=True)
-    ]
+    return with_reference(examples, [(tuple(row["chosen"]), tuple(row["rejected"])) for row in rows])

@@ -14,7 +14,7 @@ def reference(context: Context, round_: int, folder: Path) -> Outcome:
     """One row a pair, in the order of the pairs: float32 natural-log probabilities of each response token."""
     stage = reference_stage(context.run, context.config, round_)
     path = context.policy_path(stage.round) if stage.name == "policy" else stage.folder
-    model = load_for_scoring(str(path), trust_remote_code=context.trusted)
+    model = load_for_scoring(str(path), trust_remote_code=context.config.trusts_policy)
     examples = pair_examples(context, round_)
     training = context.config.training
     total = 2 * len(examples)

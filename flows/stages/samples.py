@@ -9,7 +9,7 @@ from flows.stages import Context, Outcome
 from flows.stages.data import held_out_prompts, training_prompts
 from flows.workers import Workers
 from pipeline.chat import Chat, load_chat
-from pipeline.config import PretrainedPolicy, RunConfig, SamplingSettings
+from pipeline.config import RunConfig, SamplingSettings
 from pipeline.rows import read_groups, write_groups
 from pipeline.sample import SampleRequest
 from pipeline.types import Group, Prompt, RunError, derive_seed
@@ -85,8 +85,7 @@ def _sample(
 
 def policy_chat(config: RunConfig, policy: Path) -> Chat:
     """The chat of a policy folder under the run's settings."""
-    trusted = isinstance(config.policy, PretrainedPolicy) and config.policy.trust_remote_code
-    return load_chat(str(policy), config.chat, trusted)
+    return load_chat(str(policy), config.chat, config.trusts_policy)
 
 
 def _metrics(folder: Path, over_long: int, swap: dict[str, JsonValue] | None) -> dict[str, JsonValue]:

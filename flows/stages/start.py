@@ -29,7 +29,7 @@ def start(context: Context, folder: Path) -> Outcome:
             origin = local_folder(config.policy.path, config.policy.revision)
         case ScratchPolicy():
             origin = _from_scratch(context, config.policy, folder)
-    model = load_policy(str(origin), trust_remote_code=context.trusted)
+    model = load_policy(str(origin), trust_remote_code=context.config.trusts_policy)
     chat = policy_chat(config, origin)
     if config.warm_start is None:
         save_probe(model, chat, folder)

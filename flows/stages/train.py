@@ -31,7 +31,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
     config = context.config
     training = config.training
     origin = context.policy_path(round_ - 1)
-    model = load_policy(str(origin), trust_remote_code=context.trusted)
+    model = load_policy(str(origin), trust_remote_code=context.config.trusts_policy)
     if training.lora is not None:
         model = add_adapter(model, training.lora, derive_seed(config.seed, "adapter", round_))
     carried = context.run.stage(round_ - 1, "policy").folder / OPTIMISER

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.base import Closed
 from pipeline.config.data import Data, FileData, HeldOut
 from pipeline.config.labels import Pairing, Scorer
-from pipeline.config.policy import Chat, Policy, ScratchPolicy
+from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.sampling import Sampler, SamplingSettings, VllmSampler
 from pipeline.config.training import LossSettings, Training, WarmStart
 
@@ -46,6 +46,11 @@ class RunConfig(Closed):
     loss: LossSettings = LossSettings()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+
+    @property
+    def trusts_policy(self) -> bool:
+        """Whether code that ships with the policy may run."""
+        return isinstance(self.policy, PretrainedPolicy) and self.policy.trust_remote_code
 
     @model_validator(mode="before")
     @classmethod
