@@ -1,4 +1,4 @@
-"""The command line: ``prefloop run | show | check | ui``.
+"""The command line: ``prefloop run | show | check | losses | ui``.
 
 Exit codes: 0 done, 1 a failure while running, 2 a mistake in config or data, 130 interrupted.
 """
@@ -78,6 +78,27 @@ def check(items: Items) -> None:
     from flows.checking import check_config
 
     check_config(*_split(items))
+
+
+@app.command()
+def losses(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one preset in full", show_default=False)] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="draw all links and their slopes (.png, .svg or .pdf)", show_default=False),
+    ] = None,
+) -> None:
+    """List the losses; show what one computes and needs."""
+    from flows.losses import plot_links, print_preset, print_presets
+
+    if plot is not None and name is not None:
+        raise UserError("losses: either NAME or --plot FILE: the plot shows the links of all losses")
+    if plot is not None:
+        plot_links(plot)
+    elif name is not None:
+        print_preset(name)
+    else:
+        print_presets()
 
 
 @app.command()

@@ -1,10 +1,13 @@
 """``prefloop check`` and the checks that ``run`` makes before it starts anything: config, data, model folder."""
 
+import json
 import sys
 from pathlib import Path
 
+from flows.needs import check_needs, loss_name
 from flows.stages.data import Tables, load_data
 from pipeline.config import ClassifierScorer, ExactMatchScorer, PretrainedPolicy, RunConfig, SlotScorer
+from pipeline.config.needs import needs_of
 from pipeline.configfile import load_config
 from pipeline.types import UserError
 from reward_models.rules import MatchReward, answer, meaning
@@ -21,7 +24,7 @@ def check_config(files: list[Path], settings: list[str]) -> None:
 
 
 def check_run(config: RunConfig) -> Tables:
-    """The data, once model folders, data and scorer are known to fit. Raises ``UserError``; writes nothing.
+    """The data, once model folders, data, scorer and loss are known to fit. Raises ``UserError``; writes nothing.
 
     Model folders must hold what is read from them; hub names are left to the hub. Prompts must have the answers that
     the scorer compares with, and one of them at least must be short enough.
@@ -31,7 +34,10 @@ def check_run(config: RunConfig) -> Tables:
     if isinstance(config.scorer, ClassifierScorer):
         _check_folder(Path(config.scorer.path), "scorer.path")
         _check_tokenizer_files(Path(config.scorer.path), "scorer.path")
+    for field, path in _further_models(config):
+        _check_folder(Path(path), field)
     tables = load_data(config)
+    check_needs(config, tables)
     prompts = [*tables.prompts, *tables.held_out]
     if isinstance(config.scorer, SlotScorer):
         for prompt in prompts:
@@ -42,6 +48,8 @@ def check_run(config: RunConfig) -> Tables:
             answer(prompt)
     if isinstance(config.policy, PretrainedPolicy) and Path(config.policy.path).exists():
         _check_lengths(config, config.policy, tables)
+        for field, path in _further_models(config):
+            check_vocabulary(Path(config.policy.path), Path(path), field)
     return tables
 
 
@@ -53,7 +61,56 @@ def describe(config: RunConfig, tables: Tables) -> list[str]:
     if config.mode == "iterative":
         prompts = min(config.prompts_per_round or sizes["prompts"], sizes["prompts"])
         lines.append(f"  a round samples {prompts} prompts x {config.sampling.n} responses")
+    needs = sorted(needs_of(config.loss))
+    lines.append(f"  {loss_name(config)} reads {', '.join(needs) or 'the policy alone'}")
     return lines
+
+
+def check_vocabulary(policy: Path, other: Path, field: str) -> None:
+    """Raise ``UserError`` if two model folders give token ids other meanings, as far as their files tell.
+
+    Log-probabilities of one's tokens under the other would be of other words. Sizes count only where a tokenizer is
+    missing: models of one tokenizer may pad their embeddings differently.
+    """
+    words = [_words(folder) for folder in (policy, other)]
+    if all(words):
+        if words[0] != words[1]:
+            raise UserError(
+                f"{field}: {other}: its tokenizer gives other ids than that of policy.path; must be the same"
+            )
+        return
+    sizes = [_vocabulary_size(folder) for folder in (policy, other)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise UserError(
+            f"{field}: {other}: a vocabulary of {sizes[1]}, but policy.path has {sizes[0]}; must be the same"
+        )
+
+
+def _further_models(config: RunConfig) -> list[tuple[str, str]]:
+    contrast = config.training.contrastive
+    found = [("training.references", path) for path in config.training.references]
+    if contrast is not None:
+        sides = {"positive": contrast.positive, "negative": contrast.negative}
+        found += [(f"training.contrastive.{name}", path) for name, path in sides.items()]
+    return found
+
+
+def _vocabulary_size(folder: Path) -> int | None:
+    try:
+        size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return size if isinstance(size, int) else None
+
+
+def _words(folder: Path) -> dict[str, int]:
+    """Ids of the words of a tokenizer.json, those that were added to it too; empty if there is none."""
+    try:
+        plain = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        words: dict[str, int] = dict(plain["model"]["vocab"])
+        return words | {token["content"]: token["id"] for token in plain.get("added_tokens", [])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _check_folder(path: Path, field: str) -> None:

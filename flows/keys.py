@@ -9,21 +9,33 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from flows.supply import (
+    reads_contrast,
+    reads_mismatched,
+    samples_calibration,
+    stores_reference,
+    takes_groups,
+    takes_texts,
+    trains_with_reference,
+    win_against,
+)
 from pipeline.config import ClassifierScorer, Closed, FileData, PretrainedPolicy, RunConfig
+from pipeline.config.components import ExtrapolatedPrior
+from pipeline.config.needs import references_of
 from pipeline.store import RunFolder, Stage, StageKey, file_sha256
 from pipeline.types import UserError
 
-# Stages of a round in the order in which they run.
+# Stages of a round in the order in which they run; what a loss does not read is left out (flows/supply.py).
 START_STAGES = ("data", "policy", "evaluation_samples", "evaluation")
-ITERATIVE_STAGES = ("samples", "labels", "pairs", "reference", "policy", "evaluation_samples", "evaluation")
-OFFLINE_STAGES = ("pairs", "reference", "policy", "evaluation_samples", "evaluation")
+OFFLINE_STAGES = ("pairs", "calibration", "reference", "policy", "evaluation_samples", "evaluation")
+ITERATIVE_STAGES = ("samples", "labels", *OFFLINE_STAGES)
 
 HASHED_WHOLE = 64 * 1024 * 1024
 
 
 def stage_key(run: RunFolder, config: RunConfig, round_: int, name: str) -> StageKey:
     """The key of a stage whose inputs are complete. Raises ``RunError`` if one of them is not."""
-    sections, inputs = _dependencies(run, config, round_, name)
+    sections, inputs = dependencies(run, config, round_, name)
     keys = {stage.title: stage.require().key for stage in inputs}
     plain = {section: _plain(config, section) for section in sections}
     if name == "data":
@@ -32,6 +44,8 @@ def stage_key(run: RunFolder, config: RunConfig, round_: int, name: str) -> Stag
         plain["scorer_files"] = _model_digest(Path(config.scorer.path))
     if name == "policy" and round_ == 0 and isinstance(config.policy, PretrainedPolicy):
         plain["model_files"] = _model_digest(Path(config.policy.path))
+    if name == "reference":
+        plain["further_models"] = {path: _model_digest(Path(path)) for path in _further_models(config)}
     return StageKey(config=plain, inputs=keys, seed=config.seed)
 
 
@@ -47,6 +61,18 @@ def reference_round(config: RunConfig, round_: int) -> int:
             return ((round_ - 1) // training.reference_every) * training.reference_every
 
 
+def reference_stages(run: RunFolder, config: RunConfig, round_: int) -> list[Stage]:
+    """The stages whose models the loss measures against in ``round_``, in the order of its references.
+
+    An extrapolated prior reads the two newest policies; in round 1 both are the start policy, unless
+    ``training.references`` names the one before. Further references of a mixture are no stages.
+    """
+    newest = [reference_stage(run, config, round_)]
+    if not isinstance(config.loss.prior, ExtrapolatedPrior) or (round_ == 1 and config.training.references):
+        return newest
+    return [*newest, run.stage(max(round_ - 2, 0), "policy")]
+
+
 def reference_stage(run: RunFolder, config: RunConfig, round_: int) -> Stage:
     """The stage that holds the reference model of ``round_``."""
     source = reference_round(config, round_)
@@ -54,7 +80,8 @@ def reference_stage(run: RunFolder, config: RunConfig, round_: int) -> Stage:
     return run.stage(source, "average" if averaged else "policy")
 
 
-def _dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> tuple[tuple[str, ...], list[Stage]]:
+def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> tuple[tuple[str, ...], list[Stage]]:
+    """The parts of the config, and the stages, that a stage reads."""
     data, start = run.stage(0, "data"), run.stage(0, "policy")
     before, here = max(round_ - 1, 0), round_
     match name:
@@ -70,16 +97,22 @@ def _dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> 
         case "labels":
             return ("scorer",), [run.stage(here, "samples")]
         case "pairs" if config.mode == "offline":
-            return ("chat", "rounds"), [data, start]
+            return ("chat", "rounds", "pairing", "trained_on"), [data, start]
         case "pairs":
-            return ("pairing",), [run.stage(here, "labels")]
+            return ("pairing", "trained_on"), [run.stage(here, "labels")]
+        case "calibration":
+            sections = ("sampler", "sampling.max_tokens", "sampling.stop", "chat", "shard_size")
+            return sections, [run.stage(here, "pairs"), reference_stage(run, config, here)]
         case "reference":
-            return ("chat", "training.dtype"), [run.stage(here, "pairs"), reference_stage(run, config, here)]
+            sections = ("chat", "training.dtype", "stored", "training.references", "training.contrastive")
+            given = [stage for stage in _made(run, config, here) if stage.name != "reference"]
+            return sections, [*given, *reference_stages(run, config, here)]
         case "policy":
-            own = [run.stage(here, "pairs"), run.stage(here, "reference"), run.stage(before, "policy")]
-            return ("loss", "training"), own
+            own = [*_made(run, config, here), run.stage(before, "policy")]
+            beside = [reference_stage(run, config, here)] if trains_with_reference(config.loss) else []
+            return ("loss", "training"), [*own, *beside]
         case "average":
-            return ("training.reference_decay",), [reference_stage(run, config, here), run.stage(here, "policy")]
+            return ("training.reference_decay", "chat"), [reference_stage(run, config, here), run.stage(here, "policy")]
         case "evaluation_samples":
             return ("evaluation", "sampling.max_tokens", "sampling.stop", "sampler", "chat"), [
                 data,
@@ -91,7 +124,22 @@ def _dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> 
     raise ValueError(f"no stage is called {name!r}")
 
 
+def _made(run: RunFolder, config: RunConfig, round_: int) -> list[Stage]:
+    """What the loss reads of the stages between labels and policy."""
+    names = {"pairs": True, "calibration": samples_calibration(config.loss), "reference": stores_reference(config.loss)}
+    return [run.stage(round_, name) for name, read in names.items() if read]
+
+
+def _further_models(config: RunConfig) -> list[str]:
+    contrast = config.training.contrastive
+    return [*config.training.references, *([] if contrast is None else [contrast.positive, contrast.negative])]
+
+
 def _plain(config: RunConfig, section: str) -> JsonValue:
+    if section == "trained_on":
+        return {"groups": takes_groups(config.loss), "win_against": win_against(config.loss)}
+    if section == "stored":
+        return _stored(config)
     if section == "rounds_if_offline":
         return config.rounds if config.mode == "offline" else None
     if section == "warm_start_texts":
@@ -106,6 +154,18 @@ def _plain(config: RunConfig, section: str) -> JsonValue:
     if isinstance(value, tuple):
         return list(value)
     raise TypeError(f"section {section} has no plain form")
+
+
+def _stored(config: RunConfig) -> JsonValue:
+    """What of the loss decides the rows of the reference stage."""
+    loss = config.loss
+    return {
+        "references": references_of(loss),
+        "entropy": loss.dispersion is not None,
+        "weights": loss.weights.identity() if reads_contrast(loss) else None,
+        "mismatched": reads_mismatched(loss),
+        "text": takes_texts(loss),
+    }
 
 
 def _data_digests(config: RunConfig) -> dict[str, JsonValue]:

@@ -13,6 +13,7 @@ from pipeline.store import RunFolder
 UNITS = {
     "samples": "prompts",
     "evaluation_samples": "prompts",
+    "calibration": "prompts",
     "labels": "shards",
     "reference": "responses",
     "policy": "steps",
@@ -62,8 +63,7 @@ class Stages:
         if round_ == 0:
             return "start policy"
         loss = self._config.loss
-        beta = "" if loss.beta is None else f" β={loss.beta:g}"
-        return f"train · {loss.preset}{beta}"
+        return f"train · {loss.preset} β={loss.beta:g}"
 
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False, retries=0)

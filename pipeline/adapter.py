@@ -1,5 +1,7 @@
 """LoRA adapters: one explicit life cycle. Added fresh at the start of a round, merged when saved."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +34,18 @@ def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"training.lora.target_modules: {error}") from error
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """Within it, the peft model ``model`` is what it was before the adapter, in evaluation mode."""
+    training = model.training
+    model.eval()
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        model.train(training)
 
 
 def merge_adapter(model: Any) -> PreTrainedModel:

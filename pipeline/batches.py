@@ -1,4 +1,4 @@
-"""Examples, the order in which a run of training sees them, and their tensors.
+"""The order in which a run of training sees its examples, and their tensors.
 
 The order is a function of the examples and the seed alone, so a run that is taken up again in the
 middle of an epoch goes on with the batch that it would have seen.
@@ -6,66 +6,24 @@ middle of an epoch goes on with the batch that it would have seen.
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.losses import Loss, PairBatch, Side
-from pipeline.types import UserError, derive_seed
+from pipeline.config.components import ActivationWeights, LearnedPrior, LearnedWeights
+from pipeline.edits import Flags, edits
+from pipeline.examples import Continuation, Example, Kind, reads_mismatched
+from pipeline.logps import Fact, TokenFacts
+from pipeline.losses import GroupBatch, Loss, PairBatch, Side, UnpairedBatch
+from pipeline.padding import PaddedRows
+from pipeline.types import derive_seed
 
 # Examples are sorted by length within windows of this many batches: little padding, and still a
 # composition that differs from epoch to epoch.
 WINDOW_BATCHES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A pair as token ids, or a single text (``rejected_ids`` None).
-
-    ``reference_chosen`` and ``reference_rejected`` hold one natural-log probability per response
-    token under the reference policy, where the loss needs them.
-    """
-
-    id: str
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...] | None = None
-    reference_chosen: tuple[float, ...] | None = None
-    reference_rejected: tuple[float, ...] | None = None
-    soft_label: float = 1.0
-
-    @property
-    def length(self) -> int:
-        """Tokens of its longest row."""
-        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids or ()))
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that a forward pass over it reads."""
-        return sum(len(self.prompt_ids) + len(ids) for ids in (self.chosen_ids, self.rejected_ids) if ids is not None)
-
-
-def check_examples(examples: Sequence[Example], loss: Loss) -> None:
-    """Refuse, before anything runs, examples that the loss cannot be computed for (``UserError``)."""
-    if not examples:
-        raise UserError("training: no examples")
-    if len({e.rejected_ids is None for e in examples}) > 1:
-        raise UserError("training: pairs and single texts in one run")
-    for e in examples:
-        if not e.prompt_ids:
-            raise UserError(f"training: example {e.id}: no prompt tokens, so the first response token follows nothing")
-        if not e.chosen_ids or e.rejected_ids == ():
-            raise UserError(f"training: example {e.id}: a response without tokens")
-        if "rejected" in loss.needs and e.rejected_ids is None:
-            raise UserError(f"training: example {e.id}: loss {loss.name} needs a rejected response")
-        if "reference" in loss.needs:
-            sides = ((e.chosen_ids, e.reference_chosen), (e.rejected_ids or (), e.reference_rejected))
-            if any(logps is None or len(logps) != len(ids) for ids, logps in sides):
-                raise UserError(
-                    f"training: example {e.id}: loss {loss.name} needs one reference log-probability a response token"
-                )
 
 
 def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
@@ -85,85 +43,246 @@ def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -
     return batches
 
 
+def facts_of(loss: Loss) -> frozenset[Fact]:
+    """What the loss reads of policy and reference model beside log-probabilities."""
+    found: set[Fact] = set()
+    if "kl" in loss.needs:
+        found.add("kl")
+    if "collision" in loss.needs:
+        found.add("collision")
+    if loss.needs & {"value", "critic_chosen"}:
+        found.add("hidden")
+    if "critic_chosen" in loss.needs:
+        found.add("reference_last_hidden")
+    composition = loss.composition
+    if isinstance(composition.weights, LearnedWeights | ActivationWeights) or isinstance(
+        composition.prior, LearnedPrior
+    ):
+        found.add("reference_hidden")
+    return frozenset(found)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The tensors of one forward pass.
+    """The tensors of one forward pass: ``blocks`` blocks of equally many rows, one row an example.
+
+    Blocks of pairs: chosen, rejected and, if the loss reads it, calibration; of unpaired responses: these and
+    mismatched; of groups: the K responses; of texts: one. Tensors that no example has values for are None.
 
     Attributes:
-        ids: [R, T] token ids, padded at the right. Of pairs, all chosen rows first, then all rejected.
+        kind: of the examples.
+        examples: the B examples; fewer than the rows of a block where the share was filled up.
+        blocks: how many.
+        ids: [R, T] token ids, padded at the right.
         mask: [R, T] bool, true at response tokens.
-        reference: [R, T] float32 reference log-probabilities, or None.
+        references: [K, R, T] float32 log-probabilities under K reference models.
+        weights: [R, T] float32, what each token counts.
+        prior: [R, T] float32, the response's log ζ spread evenly over its tokens.
+        edited: [R, T] bool, true at tokens that the other response of a pair does not share.
         soft_label: [B] float32.
-        examples: the B examples; fewer than the rows stand for where the share was filled up.
+        rewards: [B, K] float32, of the responses.
+        present: [B, K] bool, false where a group has fewer than K responses and a row only stands for one.
+        win_probability: [B, K] float32, of the responses.
+        dispersion: [B] float32.
+        desirable: [B] bool.
+        seeds: [B] int64, of lots drawn for an example: functions of seed, example and epoch, not of the batch.
     """
 
+    kind: Kind
+    examples: tuple[Example, ...]
+    blocks: int
     ids: Tensor
     mask: Tensor
-    reference: Tensor | None
+    references: Tensor | None
+    weights: Tensor | None
+    prior: Tensor | None
+    edited: Tensor | None
     soft_label: Tensor
-    examples: tuple[Example, ...]
+    rewards: Tensor | None
+    present: Tensor
+    win_probability: Tensor | None
+    dispersion: Tensor | None
+    desirable: Tensor | None
+    seeds: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
-        reference = None if self.reference is None else self.reference.to(device)
-        return Batch(self.ids.to(device), self.mask.to(device), reference, self.soft_label.to(device), self.examples)
+        values = {field.name: self.__getattribute__(field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()}
+        return Batch(**moved)
 
-    def pair_batch(self, policy: Tensor) -> PairBatch:
-        """What the loss reads: ``policy`` [R, T] cut into the two sides, rows that only fill up left out."""
-        pairs = len(self.examples)
-        if self.examples[0].rejected_ids is None:
-            return PairBatch(chosen=self._side(policy, 0, pairs))
-        half = policy.shape[0] // 2
-        rejected = self._side(policy, half, half + pairs)
-        return PairBatch(chosen=self._side(policy, 0, pairs), rejected=rejected, soft_label=self.soft_label)
+    def block(self, index: int) -> slice:
+        """The rows of block ``index`` that stand for an example."""
+        start = index * (len(self.ids) // self.blocks)
+        return slice(start, start + len(self.examples))
 
-    def _side(self, policy: Tensor, start: int, stop: int) -> Side:
-        reference = None if self.reference is None else self.reference[start:stop]
-        return Side(policy=policy[start:stop], mask=self.mask[start:stop], reference=reference)
+    def loss_batch(self, facts: TokenFacts) -> PairBatch | UnpairedBatch | GroupBatch:
+        """What a loss reads: rows of ``facts`` cut into sides, those that only fill up left out.
+
+        Weights and priors that ``facts`` has from trained heads stand in place of the examples' own.
+        """
+        sides = tuple(self._side(facts, index) for index in range(self.blocks))
+        match self.kind:
+            case "text":
+                return PairBatch(chosen=sides[0], seeds=self.seeds)
+            case "pair":
+                return self._pairs(sides)
+            case "unpaired":
+                assert self.desirable is not None, "every unpaired example is marked"
+                return UnpairedBatch(
+                    responses=sides[0], desirable=self.desirable, mismatched=sides[1] if self.blocks > 1 else None
+                )
+            case "group":
+                if self.rewards is None:
+                    raise ValueError("groups need a reward of each response")
+                return GroupBatch(responses=sides, rewards=self.rewards, present=self.present)
+
+    def _pairs(self, sides: tuple[Side, ...]) -> PairBatch:
+        rewards = (None, None) if self.rewards is None else self.rewards.unbind(1)
+        wins = (None, None) if self.win_probability is None else self.win_probability.unbind(1)
+        return PairBatch(
+            chosen=sides[0],
+            rejected=sides[1],
+            soft_label=self.soft_label,
+            reward_chosen=rewards[0],
+            reward_rejected=rewards[1],
+            win_probability=wins[0],
+            win_probability_rejected=wins[1],
+            dispersion=self.dispersion,
+            calibration=sides[2] if len(sides) > 2 else None,
+            seeds=self.seeds,
+        )
+
+    def _side(self, facts: TokenFacts, index: int) -> Side:
+        rows = self.block(index)
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows]
+
+        return Side(
+            policy=facts.policy[rows],
+            mask=self.mask[rows],
+            reference=None if self.references is None else self.references[:, rows],
+            kl=cut(facts.kl),
+            collision=cut(facts.collision),
+            weights=cut(self.weights if facts.weights is None else facts.weights),
+            kl_weights=cut(facts.kl_weights),
+            edited=cut(self.edited),
+            prior=cut(self.prior if facts.prior is None else facts.prior),
+        )
 
 
-def collate(examples: Sequence[Example], rows: int | None = None) -> Batch:
-    """Tensors of ``examples``, which are all pairs or all single texts.
+def collate(
+    examples: Sequence[Example],
+    rows: int | None = None,
+    *,
+    loss: Loss | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    filler: Example | None = None,
+    responses: int | None = None,
+) -> Batch:
+    """Tensors of ``examples``, which are all of one kind.
 
     Args:
-        examples: at least one.
-        rows: fill up to this many by repeating the first, so that all processes do the same number
-            of rows; the repeats are left out of ``pair_batch``.
+        examples: at least one, or none and a ``filler``.
+        rows: fill every block up to this many by repeating ``filler``, so that all processes do the same
+            number of rows; the repeats are left out of ``loss_batch``.
+        loss: what it reads beside the responses is put in; None: nothing.
+        seed, epoch: of lots.
+        filler: None: the first example.
+        responses: fill groups up to this many; None: the most that one of ``examples`` has.
     """
-    filled = [*examples, *[examples[0]] * ((rows or len(examples)) - len(examples))]
-    sides = [(e.prompt_ids, e.chosen_ids, e.reference_chosen) for e in filled]
-    sides += [(e.prompt_ids, e.rejected_ids, e.reference_rejected) for e in filled if e.rejected_ids is not None]
-    width = max(2, *(len(prompt) + len(response) for prompt, response, _ in sides))
-    ids = np.zeros((len(sides), width), dtype=np.int64)
-    mask = np.zeros((len(sides), width), dtype=np.bool_)
-    reference = np.zeros((len(sides), width), dtype=np.float32)
-    for row, (prompt, response, logps) in enumerate(sides):
-        stop = len(prompt) + len(response)
-        ids[row, :stop] = prompt + response
-        mask[row, len(prompt) : stop] = True
-        if logps is not None:
-            reference[row, len(prompt) : stop] = logps
-    known = all(logps is not None for _, _, logps in sides)
+    first = filler or examples[0]
+    filled = [*examples, *[first] * ((rows or len(examples)) - len(examples))]
+    count = max(responses or 0, *(len(e.responses) for e in filled))
+    blocks = [[e.responses[k] if k < len(e.responses) else e.responses[0] for e in filled] for k in range(count)]
+    blocks += _beside(filled, loss)
+    padded = PaddedRows([e.prompt_ids for _ in blocks for e in filled], [c for block in blocks for c in block])
+    edited = first.kind == "pair" and loss is not None and "edited" in loss.needs
     return Batch(
-        torch.from_numpy(ids),
-        torch.from_numpy(mask),
-        torch.from_numpy(reference) if known else None,
-        torch.tensor([e.soft_label for e in examples], dtype=torch.float32),
-        tuple(examples),
+        kind=first.kind,
+        examples=tuple(examples),
+        blocks=len(blocks),
+        ids=padded.ids(),
+        mask=padded.mask(),
+        references=padded.references(),
+        weights=padded.weights(),
+        prior=padded.priors(),
+        edited=padded.laid(_edited_rows(filled, len(blocks)), np.bool_) if edited else None,
+        soft_label=torch.tensor([e.soft_label for e in examples], dtype=torch.float32),
+        rewards=_of_responses([[c.reward for c in e.responses] for e in examples], count),
+        present=torch.tensor([k < len(e.responses) for e in examples for k in range(count)]).bool().view(-1, count),
+        win_probability=_of_responses([_wins(e) for e in examples], count),
+        dispersion=_of_examples([e.dispersion for e in examples], torch.float32),
+        desirable=_of_examples([e.desirable for e in examples], torch.bool),
+        seeds=torch.tensor([derive_seed(seed, e.id, epoch) for e in examples], dtype=torch.int64),
     )
 
 
-def micro_batches(examples: Sequence[Example], size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """This process's share of a global batch, in forward passes of at most ``size`` pairs.
+def micro_batches(
+    examples: Sequence[Example],
+    size: int,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    loss: Loss | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Iterator[Batch]:
+    """This process's share of a global batch, in forward passes of at most ``size`` examples.
 
     Every process gets the same number of forward passes with the same number of rows; where there
     is nothing left to do, an example is repeated and its ``examples`` are empty or fewer.
+    ``loss``, ``seed`` and ``epoch`` are as in ``collate``.
     """
     ordered = sorted(examples, key=lambda e: (e.length, e.id))
     share = -(-len(ordered) // world)
     mine = ordered[rank::world]
+    responses = max(len(e.responses) for e in ordered)
     for start in range(0, share, size):
         rows = min(size, share - start)
         part = mine[start : start + rows]
-        batch = collate(part or ordered[:1], rows)
-        yield batch if part else Batch(batch.ids, batch.mask, batch.reference, batch.soft_label[:0], ())
+        yield collate(part, rows, loss=loss, seed=seed, epoch=epoch, filler=(part or ordered)[0], responses=responses)
+
+
+def _beside(examples: Sequence[Example], loss: Loss | None) -> list[list[Continuation]]:
+    """Blocks of what the loss reads beside the responses."""
+    if loss is None:
+        return []
+    wanted = []
+    if "calibration" in loss.needs:
+        wanted.append([e.calibration for e in examples])
+    if reads_mismatched(loss, examples[0].kind):
+        wanted.append([e.mismatched for e in examples])
+    blocks = [[c for c in block if c is not None] for block in wanted]
+    if any(len(block) != len(examples) for block in blocks):
+        raise ValueError("an example lacks a calibration or mismatched response that the loss reads")
+    return blocks
+
+
+def _edited_rows(examples: Sequence[Example], blocks: int) -> list[Flags]:
+    """Of the rows of all blocks; those beside the two responses have no edits."""
+    sides = [edits(e.responses[0].ids, e.responses[1].ids) for e in examples]
+    beside: list[Flags] = [()] * (len(examples) * (blocks - 2))
+    return [chosen for chosen, _ in sides] + [rejected for _, rejected in sides] + beside
+
+
+def _wins(example: Example) -> list[float | None]:
+    """Of chosen and rejected; the latter what is left to 1 where only the former is known."""
+    found = [c.win_probability for c in example.responses]
+    if len(found) == 2 and found[0] is not None and found[1] is None:
+        return [found[0], 1 - found[0]]
+    return found
+
+
+def _of_responses(values: Sequence[Sequence[float | None]], count: int) -> Tensor | None:
+    """[B, K], 0 for a response that is not there; None unless all are known."""
+    if any(value is None for of_example in values for value in of_example):
+        return None
+    padded = [value for of_example in values for value in (*of_example, *[0.0] * (count - len(of_example)))]
+    return torch.tensor(padded, dtype=torch.float32).view(-1, count)
+
+
+def _of_examples(values: Sequence[float | None], dtype: torch.dtype) -> Tensor | None:
+    return None if any(value is None for value in values) else torch.tensor(values, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Mid-round checkpoints: trainable weights, AdamW state and progress, as safetensors and JSON.
+"""Mid-round checkpoints: what training changes, AdamW's state and progress, as safetensors and JSON.
 
 A checkpoint is written beside its place and renamed, so one that exists is whole; the one before
 is removed only then. No random state is kept: the trainer draws each step's from seed and step.
@@ -6,8 +6,8 @@ is removed only then. No random state is kept: the trainer draws each step's fro
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,24 +26,48 @@ WEIGHTS, OPTIMISER, PROGRESS = "weights.safetensors", "optimiser.safetensors", "
 class Progress:
     """How far a run of training has come.
 
-    ``key`` identifies the run: settings, loss, seed and examples. ``step`` is the number of
-    optimiser steps that are done.
+    Attributes:
+        key: what identifies the run: settings, loss, seed and examples.
+        step: the number of optimiser steps that are done.
+        history: their reports.
+        running: running statistics of the loss, by name.
     """
 
     key: str
     step: int
     history: tuple[StepReport, ...]
+    running: Mapping[str, float] = field(default_factory=dict)
 
 
-def save_checkpoint(folder: Path, progress: Progress, parameters: Parameters, optimiser: torch.optim.Optimizer) -> Path:
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run of training changes.
+
+    Attributes:
+        parameters: trained ones, of the policy and beside it.
+        buffers: tensors that change without a gradient.
+        optimiser: of ``parameters``.
+    """
+
+    parameters: Parameters
+    buffers: Mapping[str, torch.Tensor]
+    optimiser: torch.optim.Optimizer
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers."""
+        return {**self.parameters, **self.buffers}
+
+
+def save_checkpoint(folder: Path, progress: Progress, trained: Trained) -> Path:
     """Write ``folder/step_NNNNNN`` and remove what was there before; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"step_{progress.step:06d}"
     partial = place.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_file({name: p.detach().contiguous().cpu() for name, p in parameters.items()}, partial / WEIGHTS)
-    save_optimiser(optimiser, parameters, partial / OPTIMISER)
+    save_file({name: t.detach().contiguous().cpu() for name, t in trained.tensors.items()}, partial / WEIGHTS)
+    save_optimiser(trained.optimiser, trained.parameters, partial / OPTIMISER)
     (partial / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
@@ -60,7 +84,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def load_checkpoint(place: Path, key: str, parameters: Parameters, optimiser: torch.optim.Optimizer) -> Progress:
+def load_checkpoint(place: Path, key: str, trained: Trained) -> Progress:
     """Put weights and optimiser state of the checkpoint ``place`` back.
 
     Raises:
@@ -70,7 +94,7 @@ def load_checkpoint(place: Path, key: str, parameters: Parameters, optimiser: to
     try:
         plain = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
         history = tuple(StepReport(**report) for report in plain["history"])
-        progress = Progress(plain["key"], plain["step"], history)
+        progress = Progress(plain["key"], plain["step"], history, plain["running"])
         weights = load_file(place / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
@@ -80,21 +104,21 @@ def load_checkpoint(place: Path, key: str, parameters: Parameters, optimiser: to
         raise UserError(
             f"{place}: a checkpoint of training with other settings, seed or examples; remove the folder to start again"
         )
-    _copy_weights(place, weights, parameters)
+    _copy_weights(place, weights, trained.tensors)
     # Before the first step AdamW has the state it was given, none or a carried one, which is there already.
     if progress.step > 0:
-        load_optimiser(optimiser, parameters, place / OPTIMISER)
+        load_optimiser(trained.optimiser, trained.parameters, place / OPTIMISER)
     return progress
 
 
 @torch.no_grad()
-def _copy_weights(place: Path, weights: dict[str, torch.Tensor], parameters: Parameters) -> None:
-    differing = _differing(weights, parameters)
+def _copy_weights(place: Path, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    differing = _differing(weights, tensors)
     if differing:
         raise UserError(f"{place}: a checkpoint of another model ({differing[0]} is missing or has another shape)")
-    for name, parameter in parameters.items():
-        parameter.copy_(weights[name])
+    for name, tensor in tensors.items():
+        tensor.copy_(weights[name])
 
 
-def _differing(weights: dict[str, torch.Tensor], parameters: Parameters) -> Sequence[str]:
-    return [name for name, p in parameters.items() if name not in weights or weights[name].shape != p.shape]
+def _differing(weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> Sequence[str]:
+    return [name for name, t in tensors.items() if name not in weights or weights[name].shape != t.shape]

@@ -7,6 +7,7 @@ field, the value and what is allowed.
 import difflib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import yaml
 from pydantic import JsonValue, ValidationError
@@ -53,13 +54,16 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConf
     origins: Origins = {}
     for file in files:
         _overlay(tree, read_yaml(file), origins, str(file), ())
+    # Together, so that their order does not matter: a new kind must not drop what stands before it on the same line.
+    settings: Tree = {}
     for text in overrides:
         path, value = _parse_override(text)
         nested: JsonValue = value
         for name in reversed(path):
             nested = {name: nested}
         assert isinstance(nested, dict)
-        _overlay(tree, nested, origins, COMMAND_LINE, ())
+        _overlay(settings, nested, {}, COMMAND_LINE, ())
+    _overlay(tree, settings, origins, COMMAND_LINE, ())
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
@@ -118,12 +122,16 @@ def _parse_override(text: str) -> tuple[list[str], JsonValue]:
 
 
 def _overlay(tree: Tree, top: Tree, origins: Origins, origin: str, path: tuple[str, ...]) -> None:
-    """Put ``top`` over ``tree`` in place; a changed ``kind`` drops the settings of the old kind."""
-    if "kind" in top and "kind" in tree and top["kind"] != tree["kind"]:
+    """Put ``top`` over ``tree`` in place; a changed ``kind`` or loss ``preset`` drops the settings of the old one."""
+    for choice in ("kind", "preset"):
+        if choice in top and choice in tree and top[choice] != tree[choice]:
+            tree.clear()
+    if path == ("loss",) and _is_another_loss(tree, top):
         tree.clear()
     for name, value in top.items():
         here = (*path, str(name))
-        old = tree.get(name)
+        # Put in anew, so that of two spellings of one setting the later layer's comes later.
+        old = tree.pop(name, None)
         origins[".".join(here)] = origin
         if isinstance(value, dict):
             branch: Tree = old if isinstance(old, dict) else {}
@@ -133,35 +141,84 @@ def _overlay(tree: Tree, top: Tree, origins: Origins, origin: str, path: tuple[s
             tree[name] = value
 
 
+def _is_another_loss(tree: Tree, top: Tree) -> bool:
+    """Whether ``top`` names a preset over a composition that is written out, or the other way round."""
+    written = {"link", "terms", "head"}
+    if "preset" in top:
+        return bool(tree) and "preset" not in tree and not written.isdisjoint(tree)
+    return "preset" in tree and "prior" in top and not written.isdisjoint(top)
+
+
 def _explain(error: ValidationError, tree: Tree, origins: Origins) -> str:
     """One line a problem: origin, field, what is wrong, the value."""
     lines = []
     for problem in error.errors(include_url=False):
-        path = _field_path(problem["loc"], tree)
-        field = ".".join(path)
+        path, sections = _field_path(problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = "no such setting" + _nearest(problem["loc"], path)
+            message = "no such setting" + _nearest(path)
         elif problem["type"] == "missing":
             message = "must be given"
-        elif not isinstance(problem["input"], dict):
+        elif problem["type"] == "value_error":
+            path, message = _with_named_field(path, message, sections, tree)
+        if not isinstance(problem["input"], dict) and problem["type"] not in ("extra_forbidden", "missing"):
             message = f"{message[0].lower()}{message[1:]} (got {problem['input']!r})"
-        origin = _origin(path, origins)
+        field, origin = ".".join(path), _origin(path, origins)
         lines.append(f"{origin}: {field}: {message}" if field else f"{origin}: {message}")
     return "the config is not valid:\n" + first_lines(lines, 8)
 
 
-def _field_path(loc: tuple[int | str, ...], tree: Tree) -> tuple[str, ...]:
-    """``loc`` without the union tags that pydantic puts between a section and its field."""
+def _field_path(loc: tuple[int | str, ...]) -> tuple[tuple[str, ...], list[type[Closed]]]:
+    """``loc`` without what pydantic puts between a section and its field, and the section that it ends in.
+
+    That is the tag of a union, whoever chose it (a preset does too), and the name of a member of a plain one.
+    """
     path: list[str] = []
+    sections: list[type[Closed]] = [RunConfig]
+    tag_follows = False
+    for part in loc:
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if isinstance(part, int):
+            path.append(str(part))
+        elif tag_follows:
+            sections = [section for section in sections if part in _kinds(section)]
+            tag_follows = False
+        elif fields:
+            path.append(part)
+            sections = _sections_in(fields[0].annotation)
+            tag_follows = len(sections) > 1
+        elif sections:
+            path.append(part)
+    return tuple(path), sections
+
+
+def _sections_in(annotation: Any) -> list[type[Closed]]:
+    """The sections that a field of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Closed):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
+
+
+def _kinds(section: type[Closed]) -> tuple[Any, ...]:
+    return get_args(section.model_fields["kind"].annotation) if "kind" in section.model_fields else ()
+
+
+def _with_named_field(
+    path: tuple[str, ...], message: str, sections: list[type[Closed]], tree: Tree
+) -> tuple[tuple[str, ...], str]:
+    """The field that a section's own message begins with (``sampling.n: ...``) as the end of the path."""
+    name, colon, rest = message.partition(": ")
+    first, given = name.split(".")[0], _given(tree, path)
+    known = any(first in section.model_fields for section in sections) or first in given
+    return ((*path, *name.split(".")), rest) if colon and known else (path, message)
+
+
+def _given(tree: Tree, path: tuple[str, ...]) -> Tree:
+    """The section at ``path`` as it was written; empty if it was not."""
     node: JsonValue = tree
-    for position, part in enumerate(loc):
-        is_tag = isinstance(node, dict) and node.get("kind") == part and part not in node and position > 0
-        if is_tag or "[" in str(part):
-            continue
-        path.append(str(part))
-        node = node.get(str(part)) if isinstance(node, dict) else None
-    return tuple(path)
+    for part in path:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}
 
 
 def _origin(path: tuple[str, ...], origins: Origins) -> str:
@@ -173,11 +230,11 @@ def _origin(path: tuple[str, ...], origins: Origins) -> str:
     return named[-1] if len(named) == 1 else "config"
 
 
-def _nearest(loc: tuple[int | str, ...], path: tuple[str, ...]) -> str:
+def _nearest(path: tuple[str, ...]) -> str:
     """`; did you mean x?` from the names of the whole schema."""
     names = {name for section in _sections() for name in section.model_fields}
     close = difflib.get_close_matches(path[-1], names, n=1)
-    return f"; did you mean {close[0]!r}?" if close and loc else ""
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _sections() -> list[type[Closed]]:

@@ -1,25 +1,35 @@
-"""Prompts, reference texts and preference pairs from the user's files or the generated task.
+"""Prompts, reference texts and preferences from the user's files or the generated task.
 
 Every row is checked before anything is returned: a fault names file, row and column. Rows with one
-prompt are one prompt. Knows no tokenizer; ``pairs.tokenise_pairs`` makes tokens of what is read here.
+prompt are one prompt. Knows no tokenizer; ``given`` makes tokens of what is read here.
 """
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar, assert_never
 
-from pydantic import JsonValue
-
+from pipeline import cells
+from pipeline.cells import FaultError
 from pipeline.config import Columns, Data, FileData, HeldOut, RestaurantData
 from pipeline.records import Record, read_records
 from pipeline.restaurants import generate
-from pipeline.types import Message, Prompt, Role, TextPair, UserError, content_hash, first_lines
+from pipeline.types import (
+    Message,
+    Prompt,
+    TextGroup,
+    TextPair,
+    TextPreference,
+    UnpairedText,
+    UserError,
+    content_hash,
+    first_lines,
+)
 
 T = TypeVar("T")
-_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
-
-
-class _FaultError(Exception):
-    """What is wrong with one row."""
+FORMS: dict[type[TextPreference], str] = {
+    TextPair: "a pair (chosen, rejected)",
+    TextGroup: "a group (responses, rewards)",
+    UnpairedText: "a single response (completion, label)",
+}
 
 
 def read_prompts(data: Data) -> list[Prompt]:
@@ -41,16 +51,24 @@ def read_texts(data: Data) -> list[tuple[Prompt, str]]:
     return [(prompt, text) for prompt, texts, _ in _rows(data) for text in texts]
 
 
-def read_pairs(data: FileData) -> list[TextPair]:
-    """Preference pairs in TRL's form: ``prompt``, ``chosen``, ``rejected``.
+def read_preferences(data: FileData) -> list[TextPreference]:
+    """Preferences in one of three forms, which the columns tell apart; a file holds one form.
 
-    Each is a string or a list of messages. Lists under chosen and rejected hold the assistant's turn
-    alone or the whole conversation; without a prompt column the prompt is what both begin with.
+    - Pairs, in TRL's form: ``prompt``, ``chosen``, ``rejected``, with scores, a soft label, win probabilities or
+      priors where the file has them. Lists under chosen and rejected hold the assistant's turn alone or the whole
+      conversation; without a prompt column the prompt is what both begin with.
+    - Groups: ``prompt``, ``responses`` (a list), ``rewards`` (a number for each).
+    - Single responses, in the form of TRL's KTO: ``prompt``, ``completion``, ``label`` (true: good).
 
     Raises:
-        UserError: no rows, or malformed rows (up to five are shown).
+        UserError: no rows, malformed rows (up to five are shown), or rows of several forms.
     """
-    return [pair for pair, _ in _read(data.path, lambda record: _pair(record, data.columns))]
+    rows = _read(data.path, lambda record: _preference(record, data.columns))
+    first, first_place = rows[0]
+    for row, place in rows:
+        if type(row) is not type(first):
+            raise UserError(f"{place}: {FORMS[type(row)]}, but {first_place} is {FORMS[type(first)]}; one form a file")
+    return [row for row, _ in rows]
 
 
 def split_held_out(prompts: list[Prompt], settings: HeldOut) -> tuple[list[Prompt], list[Prompt]]:
@@ -71,7 +89,7 @@ def split_held_out(prompts: list[Prompt], settings: HeldOut) -> tuple[list[Promp
     return [p for p in distinct if p.id not in chosen], [p for p in distinct if p.id in chosen]
 
 
-# ---------------------------------------------------------------- rows of prompts
+# ---------------------------------------------------------------- rows
 
 
 def _rows(data: Data) -> list[tuple[Prompt, tuple[str, ...], str]]:
@@ -97,9 +115,9 @@ def _read(path: str, parse: Callable[[Record], T]) -> list[tuple[T, str]]:
     for record in read_records(path):
         try:
             if record.fault is not None:
-                raise _FaultError(record.fault)
+                raise FaultError(record.fault)
             parsed.append((parse(record), record.place))
-        except _FaultError as fault:
+        except FaultError as fault:
             faults.append(f"{record.place}: {fault}")
     if faults:
         many = "row" if len(faults) == 1 else "rows"
@@ -130,116 +148,85 @@ def _prompt_row(record: Record, columns: Columns) -> tuple[Prompt, tuple[str, ..
     if columns.prompt not in values and {columns.chosen, columns.rejected} <= values.keys():
         pair = _pair(record, columns)
         return pair.prompt, ()
-    messages = _prompt_messages(_required(values, columns.prompt), columns.prompt)
-    response = _optional_text(values, columns.response)
+    messages = cells.prompt_messages(cells.required(values, columns.prompt), columns.prompt)
+    response = cells.optional_text(values, columns.response)
     if columns.response == columns.prompt:
-        raise _FaultError(f"columns.response and columns.prompt are both {columns.prompt!r}")
-    answer = _answer(values, columns.answer)
+        raise FaultError(f"columns.response and columns.prompt are both {columns.prompt!r}")
+    answer = cells.plain_answer(values, columns.answer)
     prompt = Prompt(messages, source=record.file.name, answer=answer, reference=response)
     return prompt, () if response is None else (response,)
 
 
+def _preference(record: Record, columns: Columns) -> TextPreference:
+    there = {column for column, value in record.values.items() if value is not None}
+    if {columns.chosen, columns.rejected}.isdisjoint(there):
+        if columns.responses in there:
+            return _group(record, columns)
+        if columns.completion in there:
+            return _unpaired(record, columns)
+    return _pair(record, columns)
+
+
+def _group(record: Record, columns: Columns) -> TextGroup:
+    values = record.values
+    messages = cells.prompt_messages(cells.required(values, columns.prompt), columns.prompt)
+    responses = cells.completions(values[columns.responses], messages, columns.responses)
+    rewards = cells.numbers(cells.required(values, columns.rewards), columns.rewards)
+    if len(responses) != len(rewards):
+        raise FaultError(f"{columns.rewards}: {len(rewards)} for {len(responses)} {columns.responses}; one for each")
+    return TextGroup(_prompt(record, messages, columns), responses, rewards)
+
+
+def _unpaired(record: Record, columns: Columns) -> UnpairedText:
+    values = record.values
+    messages = cells.prompt_messages(cells.required(values, columns.prompt), columns.prompt)
+    completion = cells.completion(values[columns.completion], messages, columns.completion)
+    desirable = cells.truth(cells.required(values, columns.label), columns.label)
+    return UnpairedText(_prompt(record, messages, columns), completion, desirable)
+
+
 def _pair(record: Record, columns: Columns) -> TextPair:
     values = record.values
-    chosen, rejected = (_required(values, column) for column in (columns.chosen, columns.rejected))
+    chosen, rejected = (cells.required(values, column) for column in (columns.chosen, columns.rejected))
     if values.get(columns.prompt) is not None:
-        messages = _prompt_messages(values[columns.prompt], columns.prompt)
+        messages = cells.prompt_messages(values[columns.prompt], columns.prompt)
     elif isinstance(chosen, list) and isinstance(rejected, list):
-        messages = _common_start(_messages(chosen, columns.chosen), _messages(rejected, columns.rejected), columns)
+        whole = [cells.messages(chosen, columns.chosen), cells.messages(rejected, columns.rejected)]
+        messages = _common_start(whole[0], whole[1], columns)
     else:
-        raise _FaultError(
+        raise FaultError(
             f"no column {columns.prompt!r} (only whole conversations under {columns.chosen!r} can do without)"
         )
+    soft_label = cells.optional_probability(values, columns.soft_label)
+    wins = cells.optional_probability(values, columns.win_probability)
+    wins_rejected = cells.optional_probability(values, columns.win_probability_rejected)
+    if wins is None and wins_rejected is not None:
+        raise FaultError(f"{columns.win_probability_rejected}: {wins_rejected:g}, but no {columns.win_probability}")
     return TextPair(
-        prompt=Prompt(messages, source=record.file.name, answer=_answer(values, columns.answer)),
-        chosen=_completion(chosen, messages, columns.chosen),
-        rejected=_completion(rejected, messages, columns.rejected),
+        prompt=_prompt(record, messages, columns),
+        chosen=cells.completion(chosen, messages, columns.chosen),
+        rejected=cells.completion(rejected, messages, columns.rejected),
+        chosen_score=cells.optional_number(values, columns.chosen_score),
+        rejected_score=cells.optional_number(values, columns.rejected_score),
+        soft_label=1.0 if soft_label is None else soft_label,
+        win_probability=wins,
+        win_probability_rejected=wins_rejected,
+        chosen_prior=cells.optional_number(values, columns.chosen_prior),
+        rejected_prior=cells.optional_number(values, columns.rejected_prior),
     )
 
 
-# ---------------------------------------------------------------- cells
-
-
-def _required(values: dict[str, JsonValue], column: str) -> JsonValue:
-    if column not in values:
-        raise _FaultError(f"no column {column!r}; it has {', '.join(map(repr, values)) or 'none'}")
-    if values[column] is None:
-        raise _FaultError(f"{column}: is null")
-    return values[column]
-
-
-def _optional_text(values: dict[str, JsonValue], column: str) -> str | None:
-    value = values.get(column)
-    if value is None or value == "":
-        return None
-    if isinstance(value, list):
-        value = _completion(value, (), column)
-    if not isinstance(value, str):
-        raise _FaultError(f"{column}: must be a string, not {_kind(value)}")
-    return value
-
-
-def _answer(values: dict[str, JsonValue], column: str) -> str | None:
-    value = values.get(column)
-    if value is None or value == "":
-        return None
-    if isinstance(value, list | dict):
-        raise _FaultError(f"{column}: must be a string or number, not {_kind(value)}")
-    return str(value)
-
-
-def _messages(value: JsonValue, column: str) -> tuple[Message, ...]:
-    """A list of {role, content}; a string is one user message."""
-    if isinstance(value, str):
-        if not value.strip():
-            raise _FaultError(f"{column}: is empty")
-        return (Message("user", value),)
-    if not isinstance(value, list) or not value:
-        raise _FaultError(f"{column}: must be a string or a list of messages, not {_kind(value)}")
-    messages = []
-    for number, item in enumerate(value, 1):
-        role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise _FaultError(f"{column}: message {number} must have the strings role and content")
-        if role not in _ROLES:
-            raise _FaultError(f"{column}: message {number} has role {role!r}; allowed: {', '.join(_ROLES)}")
-        messages.append(Message(_ROLES[role], content))
-    return tuple(messages)
-
-
-def _prompt_messages(value: JsonValue, column: str) -> tuple[Message, ...]:
-    messages = _messages(value, column)
-    if messages[-1].role != "user":
-        raise _FaultError(f"{column}: must end with a user message, not with {messages[-1].role!r}")
-    return messages
+def _prompt(record: Record, messages: tuple[Message, ...], columns: Columns) -> Prompt:
+    return Prompt(messages, source=record.file.name, answer=cells.plain_answer(record.values, columns.answer))
 
 
 def _common_start(chosen: tuple[Message, ...], rejected: tuple[Message, ...], columns: Columns) -> tuple[Message, ...]:
     """The prompt of two whole conversations: all turns but the last, which must be the same in both."""
     if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
-        raise _FaultError(
+        raise FaultError(
             f"{columns.chosen} and {columns.rejected}: without a prompt they must be "
             "conversations equal but for the last turn"
         )
     if chosen[-2].role != "user":
-        raise _FaultError(f"{columns.chosen}: the turn before the last must be the user's, not {chosen[-2].role!r}")
+        raise FaultError(f"{columns.chosen}: the turn before the last must be the user's, not {chosen[-2].role!r}")
     return chosen[:-1]
-
-
-def _completion(value: JsonValue, prompt: tuple[Message, ...], column: str) -> str:
-    """The assistant's text: a string, a list with the assistant's turn, or the whole conversation."""
-    if isinstance(value, str):
-        return value
-    messages = _messages(value, column)
-    if prompt and messages[: len(prompt)] == prompt:
-        messages = messages[len(prompt) :]
-    if len(messages) != 1 or messages[0].role != "assistant":
-        roles = ", ".join(message.role for message in messages)
-        raise _FaultError(f"{column}: must hold one assistant turn after the prompt, but holds: {roles or 'nothing'}")
-    return messages[0].content
-
-
-def _kind(value: JsonValue) -> str:
-    return {"NoneType": "null", "dict": "an object", "list": "a list" if value else "an empty list"}.get(
-        type(value).__name__, f"{type(value).__name__} {value!r}"[:60]
-    )

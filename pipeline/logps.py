@@ -1,21 +1,24 @@
-"""Per-token log-probabilities of given sequences under a causal language model.
+"""What causal language models say of the tokens of given sequences: log-probabilities, and what else a loss reads.
 
-Knows no loss. The output head runs on response positions only, in chunks whose logits are made
-again in the backward pass, so logits of a whole batch are never held.
+Knows no loss. Everything at index t belongs to the prediction of token t, so hidden states at t are those of
+position t − 1. The output head runs on response positions only, in chunks.
 """
 
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-Precision = Literal["float32", "bfloat16"]
+from pipeline.adapter import adapter_off
+from pipeline.head import CHUNK_ELEMENTS, OutputHead, Softmaxes, Source, output_head, softmaxes
+from pipeline.types import RunError
 
-# Logits held at once: 2**26 float32 values, 256 MiB.
-CHUNK_ELEMENTS = 2**26
+Precision = Literal["float32", "bfloat16"]
+Fact = Literal["kl", "collision", "entropy", "hidden", "reference_hidden", "reference_last_hidden"]
+OF_REFERENCE: frozenset[Fact] = frozenset({"kl", "reference_hidden", "reference_last_hidden"})
 
 
 def plain_model(model: Any) -> Any:
@@ -23,89 +26,165 @@ def plain_model(model: Any) -> Any:
     return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
 
-class TokenLogps(nn.Module):
-    """A policy as a module from token ids to log-probabilities of those tokens.
+@dataclass(frozen=True, slots=True)
+class TokenFacts:
+    """What is known of each token of R rows; None where it was not asked for.
 
-    A module of its own, so that whatever wraps it for several processes sees one ``forward``.
+    The first four are 0 where the mask is false; hidden states are real at prompt tokens too, and 0 at index 0.
+
+    Attributes:
+        policy: [R, T] float32 natural-log probabilities, with gradient.
+        kl: [R, T] KL(π_ref ‖ π) over the whole vocabulary, nats, with gradient.
+        collision: [R, T] Σ_v π(v)², constant.
+        entropy: [R, T] of the policy's softmax, nats, constant.
+        hidden: [R, T, H] the policy's last hidden states, with gradient.
+        reference_hidden: [R, T, H] of each layer of the reference, embeddings not among them, or of the last alone;
+            constant.
+        weights, kl_weights, prior: [R, T] what trained heads make of the reference's hidden states; for whoever runs
+            them to fill in.
     """
 
-    def __init__(self, model: Any, dtype: Precision = "float32") -> None:
-        """``dtype``: of matrix products (autocast); log-softmax is float32 always."""
+    policy: Tensor
+    kl: Tensor | None = None
+    collision: Tensor | None = None
+    entropy: Tensor | None = None
+    hidden: Tensor | None = None
+    reference_hidden: tuple[Tensor, ...] | None = None
+    weights: Tensor | None = None
+    kl_weights: Tensor | None = None
+    prior: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One forward pass: what the head takes at the wanted positions, and hidden states of all positions."""
+
+    source: Source
+    vocabulary: int
+    layers: tuple[Tensor, ...]
+
+
+class TokenLogps(nn.Module):
+    """A policy as a module from token ids to what is known of those tokens.
+
+    A module of its own, so that whatever wraps it for several processes sees one ``forward``. The reference model is
+    held, not owned: it is no part of the parameters, of the state dict or of what a wrapper synchronises.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        dtype: Precision = "float32",
+        wants: frozenset[Fact] = frozenset(),
+        reference_model: Any | None = None,
+        chunk_elements: int = CHUNK_ELEMENTS,
+    ) -> None:
+        """See the class.
+
+        Args:
+            model: a policy.
+            dtype: of matrix products (autocast); log-softmax is float32 always.
+            wants: beside log-probabilities.
+            reference_model: for ``kl`` and hidden states of the reference; on the policy's device. Put in evaluation
+                mode. ``model`` itself: it without its adapter.
+
+        Raises:
+            ValueError: something is wanted of a reference model, and there is none, or it is the policy.
+        """
         super().__init__()
+        if wants & OF_REFERENCE and reference_model is None:
+            raise ValueError(f"{', '.join(sorted(wants & OF_REFERENCE))}: no reference model")
+        if reference_model is model and plain_model(model) is model:
+            raise ValueError("the reference model is the policy itself, which has no adapter to switch off")
         self.model = model
         self.dtype = dtype
-        self._splits = head_splits(plain_model(model))
+        self.wants = wants
+        self.chunk_elements = chunk_elements
+        self._head = output_head(plain_model(model))
+        # A tuple keeps it out of the module's children.
+        self._reference: tuple[Any, ...] = () if reference_model is None else (reference_model,)
+        self._reference_head = None if reference_model is None else output_head(plain_model(reference_model))
+        if reference_model is not None and reference_model is not model:
+            reference_model.eval()
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """log π(ids[:, t] | ids[:, :t]) where ``mask`` is true, 0 elsewhere: [R, T] float32, natural log.
+    def forward(self, ids: Tensor, mask: Tensor) -> TokenFacts:
+        """Facts of ids[:, t] given ids[:, :t] where ``mask`` is true.
 
         Args:
             ids: [R, T], padded at the right. Causal attention needs no mask for that: padding stands
                 behind every token whose log-probability is asked for.
             mask: [R, T] bool; position 0 has nothing before it and is never asked for.
+
+        Raises:
+            RunError: policy and reference have vocabularies of different sizes.
         """
         wanted = mask[:, 1:].reshape(-1).nonzero().squeeze(1)
         targets = ids[:, 1:].reshape(-1)[wanted]
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            logps = self._selected(ids[:, :-1], wanted, targets)
-        rows, width = ids.shape
-        flat = logps.new_zeros(rows * (width - 1)).index_copy(0, wanted, logps)
-        return torch.cat([flat.new_zeros(rows, 1), flat.view(rows, width - 1)], dim=1)
+            # First, since switching the policy's adapter off and on must not come between its passes.
+            theirs = self._reference_run(ids[:, :-1], wanted)
+            ours = _run(self.model, self._head, ids[:, :-1], wanted, all_layers=False, last="hidden" in self.wants)
+            found = self._softmaxes(ours, theirs, targets)
 
-    def _selected(self, inputs: Tensor, wanted: Tensor, targets: Tensor) -> Tensor:
-        if not self._splits:
-            logits = self.model(input_ids=inputs, use_cache=False).logits
-            return _log_softmax_at(logits.flatten(0, 1).index_select(0, wanted), targets)
-        model = plain_model(self.model)
-        hidden = model.get_decoder()(input_ids=inputs, use_cache=False).last_hidden_state
-        states = hidden.flatten(0, 1).index_select(0, wanted)
-        return head_logps(model.get_output_embeddings(), states, targets)
+        def placed(values: Tensor | None) -> Tensor | None:
+            return None if values is None else _placed(values, wanted, ids.shape)
 
+        return TokenFacts(
+            policy=_placed(found.logps, wanted, ids.shape),
+            kl=placed(found.kl),
+            collision=placed(found.collision),
+            entropy=placed(found.entropy),
+            hidden=_shifted(ours.layers[-1]) if ours.layers else None,
+            reference_hidden=None if theirs is None or not theirs.layers else tuple(map(_shifted, theirs.layers)),
+        )
 
-def head_logps(head: nn.Linear, states: Tensor, targets: Tensor, elements: int = CHUNK_ELEMENTS) -> Tensor:
-    """Log-probabilities of ``targets`` [N] under ``head``'s softmax of ``states`` [N, H]: [N] float32.
+    def _softmaxes(self, ours: _Run, theirs: _Run | None, targets: Tensor) -> Softmaxes:
+        reference = None
+        if theirs is not None and "kl" in self.wants:
+            if theirs.vocabulary != ours.vocabulary:
+                raise RunError(f"the policy has {ours.vocabulary} tokens, the reference {theirs.vocabulary}")
+            reference = theirs.source
+        return softmaxes(
+            ours.source,
+            targets,
+            ours.vocabulary,
+            reference=reference,
+            collision="collision" in self.wants,
+            entropy="entropy" in self.wants,
+            elements=self.chunk_elements,
+        )
 
-    At most ``elements`` logits are held at once where N needs more than one chunk.
-    """
-    rows = max(1, elements // head.out_features)
-    if len(states) <= rows:
-        return _log_softmax_at(head(states), targets)
-
-    def chunk(part: Tensor, wanted: Tensor) -> Tensor:
-        return _log_softmax_at(head(part), wanted)
-
-    pieces = zip(torch.split(states, rows), torch.split(targets, rows), strict=True)
-    return torch.cat([checkpoint(chunk, part, wanted, use_reentrant=False) for part, wanted in pieces])
-
-
-def _log_softmax_at(logits: Tensor, targets: Tensor) -> Tensor:
-    return -cross_entropy(logits.float(), targets, reduction="none")
-
-
-@torch.no_grad()
-def head_splits(model: Any) -> bool:
-    """Whether logits are just the output head applied to the decoder's last hidden states.
-
-    Asked of the model itself: some scale or cap their logits, and those take the slower path.
-    """
-    if any("softcap" in name and value for name, value in model.config.to_dict().items()):
-        return False
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        return False
-    ids = torch.arange(8, device=head.weight.device).unsqueeze(0) % head.out_features
-    training = model.training
-    model.eval()
-    try:
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        logits = model(input_ids=ids, use_cache=False).logits
-        alike = logits.shape[:-1] == hidden.shape[:-1]
-        return alike and torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-5)
-    finally:
-        model.train(training)
+    @torch.no_grad()
+    def _reference_run(self, inputs: Tensor, wanted: Tensor) -> _Run | None:
+        if not self.wants & OF_REFERENCE:
+            return None
+        (reference,) = self._reference
+        every, last = "reference_hidden" in self.wants, "reference_last_hidden" in self.wants
+        with adapter_off(reference) if reference is self.model else nullcontext():
+            return _run(reference, self._reference_head, inputs, wanted, all_layers=every, last=last)
 
 
-def token_logps(model: Any, ids: Tensor, mask: Tensor, dtype: Precision = "float32") -> Tensor:
-    """``TokenLogps`` once, for callers with a single batch."""
-    logps: Tensor = TokenLogps(model, dtype)(ids, mask)
-    return logps
+def _run(model: Any, head: OutputHead | None, inputs: Tensor, wanted: Tensor, *, all_layers: bool, last: bool) -> _Run:
+    """The decoder once; where it is not known how logits are made of its states, the whole model and all its logits."""
+    if head is not None:
+        output = plain_model(model).get_decoder()(input_ids=inputs, use_cache=False, output_hidden_states=all_layers)
+        states = final = output.last_hidden_state
+        vocabulary = head.linear.out_features
+    else:
+        output = model(input_ids=inputs, use_cache=False, output_hidden_states=all_layers or last)
+        states, final = output.logits, output.hidden_states[-1] if last else None
+        vocabulary = output.logits.shape[-1]
+    layers = tuple(output.hidden_states[1:]) if all_layers else ((final,) if last else ())
+    return _Run(Source(head or nn.Identity(), states.flatten(0, 1).index_select(0, wanted)), vocabulary, layers)
+
+
+def _placed(values: Tensor, wanted: Tensor, shape: torch.Size) -> Tensor:
+    """[R, T] with ``values`` [N] at the ``wanted`` of its positions from 1 on, 0 elsewhere."""
+    rows, width = shape
+    flat = values.new_zeros(rows * (width - 1)).index_copy(0, wanted, values)
+    return torch.cat([flat.new_zeros(rows, 1), flat.view(rows, width - 1)], dim=1)
+
+
+def _shifted(states: Tensor) -> Tensor:
+    """[R, T, H] from [R, T − 1, H]: at each index the state of the position before."""
+    return torch.cat([torch.zeros_like(states[:, :1]), states], dim=1)

@@ -1,6 +1,7 @@
 """AdamW, and its state as a safetensors file keyed by parameter name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,15 +21,33 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def make_adamw(parameters: Parameters, settings: Optimisation) -> torch.optim.AdamW:
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters of one weight decay, whose learning rate is ``rate`` times that of the run."""
+
+    parameters: Parameters
+    weight_decay: float
+    rate: float = 1.0
+
+
+def make_adamw(groups: Sequence[Group], settings: Optimisation) -> torch.optim.AdamW:
     """Fused AdamW; weight decay on matrices only, never on norms and biases."""
-    matrices = [p for p in parameters.values() if p.ndim >= 2]
-    vectors = [p for p in parameters.values() if p.ndim < 2]
-    decays = ((matrices, settings.weight_decay), (vectors, 0.0))
-    groups = [{"params": members, "weight_decay": decay} for members, decay in decays if members]
+    made: list[dict[str, object]] = []
+    for group in groups:
+        matrices = [p for p in group.parameters.values() if p.ndim >= 2]
+        vectors = [p for p in group.parameters.values() if p.ndim < 2]
+        for members, decay in ((matrices, group.weight_decay), (vectors, 0.0)):
+            if members:
+                made.append({"params": members, "weight_decay": decay, "rate": group.rate})
     return torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), fused=True
+        made, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), fused=True
     )
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Make ``rate`` the learning rate of the run."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["rate"]
 
 
 def save_optimiser(optimiser: torch.optim.Optimizer, parameters: Parameters, file: Path) -> None:

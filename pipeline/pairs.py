@@ -1,41 +1,35 @@
-"""Preference pairs from scored groups, and from a data set's texts.
+"""Preference pairs, or groups that can be compared, from scored groups.
 
 Ties, equal responses and missing labels never become pairs; whatever is dropped is counted by cause.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
-from typing import Literal, Protocol
+from typing import Literal
 
-from pipeline import config
 from pipeline.config import Pairing
-from pipeline.types import Group, Message, Pair, Response, TextPair, derive_seed
+from pipeline.types import Group, Pair, Response, derive_seed
 
-Cause = Literal["cut", "empty", "missing_label", "identical", "too_few", "tie", "long_prompt"]
-CAUSES: tuple[Cause, ...] = ("cut", "empty", "missing_label", "identical", "too_few", "tie", "long_prompt")
+Cause = Literal["cut", "empty", "missing_label", "identical", "too_few", "tie"]
+CAUSES: tuple[Cause, ...] = ("cut", "empty", "missing_label", "identical", "too_few", "tie")
+# Whom a win probability is against: the average of the policy's answers, or the other response of the pair.
+Opponent = Literal["average", "other"]
 Scored = tuple[Response, float]
 
 
-class Tokeniser(Protocol):
-    """What tokenising pairs needs of ``chat.Chat``."""
-
-    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids up to where the assistant's turn begins."""
-        ...
-
-    def response_ids(self, messages: Sequence[Message], text: str, finished: bool = True) -> tuple[int, ...]:
-        """Ids of the assistant's turn."""
-        ...
-
-
-def make_pairs(groups: Iterable[Group], settings: Pairing, round_: int, seed: int) -> tuple[list[Pair], dict[str, int]]:
+def make_pairs(
+    groups: Iterable[Group], settings: Pairing, round_: int, seed: int, win_against: Opponent = "average"
+) -> tuple[list[Pair], dict[str, int]]:
     """Pairs from scored ``groups``, and what was dropped by cause.
 
     ``best_worst`` takes the best against the worst response of a group (equally good ones by lot),
     ``random`` two responses by lot, ``all`` every two. A difference of scores at or below
-    ``settings.min_margin`` is a tie. Lots depend on ``seed``, ``round_`` and the prompt alone.
+    ``settings.min_margin`` is a tie. Lots depend on ``seed``, ``round_`` and the prompt alone. Win
+    probabilities are those of ``win_probability`` among all scored responses of the group, or against the other one.
 
     Counts: ``cut`` (ended by the length limit, with ``drop_cut``), ``empty`` (no text),
     ``missing_label`` and ``identical`` (same tokens as another of the group, or same text and end) are responses;
@@ -54,19 +48,66 @@ def make_pairs(groups: Iterable[Group], settings: Pairing, round_: int, seed: in
             if better[1] - worse[1] <= settings.min_margin:
                 dropped["tie"] += 1
                 continue
-            pairs.append(
-                Pair(
-                    group.prompt,
-                    group.prompt_ids,
-                    better[0],
-                    worse[0],
-                    better[1],
-                    worse[1],
-                    soft_label=1.0,
-                    round=round_,
-                )
-            )
-    return pairs, {cause: dropped[cause] for cause in CAUSES if cause != "long_prompt"}
+            others = [score for score in group.scores if score is not None] if win_against == "average" else None
+            pairs.append(_pair(group, better, worse, others, round_))
+    return pairs, {cause: dropped[cause] for cause in CAUSES}
+
+
+def make_groups(groups: Iterable[Group], settings: Pairing) -> tuple[list[Group], dict[str, int]]:
+    """The usable responses of scored ``groups``, for losses over K responses, and what was dropped by cause.
+
+    Counts as ``make_pairs``, but for ties: responses of equal score stay, since a loss over K responses
+    learns from those too. Neither the rule nor the least margin of ``settings`` is read.
+    """
+    dropped: Counter[str] = Counter()
+    kept: list[Group] = []
+    for group in groups:
+        usable = _usable(group, settings, dropped)
+        if len(usable) < 2:
+            dropped["too_few"] += 1
+            continue
+        responses, scores = zip(*usable, strict=True)
+        kept.append(replace(group, responses=responses, scores=scores))
+    return kept, {cause: dropped[cause] for cause in CAUSES if cause != "tie"}
+
+
+def win_probability(reward: float, rewards: Sequence[float]) -> float:
+    """P(a response of ``reward`` beats the policy's average answer), from the ``rewards`` of the K that were drawn.
+
+    The mean over the K of σ(r − r_j), the response itself among them (SPPO, arXiv:2405.00675, section 4; there a
+    pairwise model gives each probability, here it is Bradley and Terry's of the scorer's values).
+    """
+    return sum(sigmoid(reward - other) for other in rewards) / len(rewards)
+
+
+def sigmoid(value: float) -> float:
+    """1 / (1 + e^-value)."""
+    # e^-|value| cannot overflow.
+    small = math.exp(-abs(value))
+    return (1.0 if value >= 0 else small) / (1.0 + small)
+
+
+def win_probabilities(chosen: float, rejected: float, rewards: Sequence[float] | None) -> tuple[float, float]:
+    """Of two rewards, each against the average of ``rewards``, or against the other (None)."""
+    if rewards is None:
+        wins = sigmoid(chosen - rejected)
+        return wins, 1 - wins
+    return win_probability(chosen, rewards), win_probability(rejected, rewards)
+
+
+def _pair(group: Group, better: Scored, worse: Scored, rewards: Sequence[float] | None, round_: int) -> Pair:
+    wins, wins_rejected = win_probabilities(better[1], worse[1], rewards)
+    return Pair(
+        group.prompt,
+        group.prompt_ids,
+        better[0],
+        worse[0],
+        better[1],
+        worse[1],
+        win_probability=wins,
+        win_probability_rejected=wins_rejected,
+        round=round_,
+    )
 
 
 def _usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Scored]:
@@ -97,42 +138,3 @@ def _candidates(usable: list[Scored], settings: Pairing, lots: random.Random) ->
     else:
         shuffled = lots.sample(usable, len(usable))
         yield max(shuffled, key=lambda item: item[1]), min(shuffled, key=lambda item: item[1])
-
-
-def tokenise_pairs(
-    texts: Iterable[TextPair], chat: Tokeniser, limits: config.Chat
-) -> tuple[list[Pair], dict[str, int]]:
-    """A data set's pairs as tokens, in order, and what was dropped or shortened by cause.
-
-    Both responses get an end token, since their authors stopped there, unless they are longer than
-    ``limits.max_response_tokens``: those are cut at the right, carry none and are counted in ``cut``
-    (responses, kept). Dropped pairs: ``long_prompt`` (over ``limits.max_prompt_tokens``), ``empty`` (a response without
-    text), ``identical`` (equal tokens, before or after the cut).
-    """
-    dropped: Counter[str] = Counter()
-    pairs: list[Pair] = []
-    for text in texts:
-        messages = text.prompt.messages
-        prompt_ids = chat.prompt_ids(messages)
-        if len(prompt_ids) > limits.max_prompt_tokens:
-            dropped["long_prompt"] += 1
-            continue
-        if not text.chosen.strip() or not text.rejected.strip():
-            dropped["empty"] += 1
-            continue
-        chosen, rejected = (_given(side, messages, chat, limits) for side in (text.chosen, text.rejected))
-        if chosen.token_ids == rejected.token_ids:
-            dropped["identical"] += 1
-            continue
-        dropped["cut"] += sum(side.finish_reason == "length" for side in (chosen, rejected))
-        scores = (text.chosen_score, text.rejected_score)
-        pairs.append(Pair(text.prompt, prompt_ids, chosen, rejected, *scores, soft_label=text.soft_label))
-    return pairs, {cause: dropped[cause] for cause in ("long_prompt", "empty", "identical", "cut")}
-
-
-def _given(text: str, messages: Sequence[Message], chat: Tokeniser, limits: config.Chat) -> Response:
-    # One token of the limit is the end token's, so the count without it tells a full response from a cut one.
-    content = chat.response_ids(messages, text, finished=False)
-    whole = chat.response_ids(messages, text)
-    fits = len(whole) > len(content)
-    return Response(text, whole[: limits.max_response_tokens], (), "stop" if fits else "length")

@@ -132,7 +132,7 @@ def score_sequences(model: Any, sequences: Sequence[Sequence[int]]) -> list[list
     ids = torch.tensor(sequences, device=model.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, 0] = False
-    scores: list[list[float]] = TokenLogps(model)(ids, mask)[:, 1:].tolist()
+    scores: list[list[float]] = TokenLogps(model)(ids, mask).policy[:, 1:].tolist()
     return scores
 
 

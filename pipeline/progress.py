@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimiser step; means over the pairs of its global batch.
+    """One optimiser step; means over the examples of its global batch.
 
     Attributes:
         step: from 1; ``steps`` is the number of the whole run.
-        loss: mean loss a pair.
+        loss: mean loss an example.
         grad_norm: before clipping.
         margin: β times the difference of the two scores, None without a preference term; ``accuracy``
             is the share of pairs where it is above 0.

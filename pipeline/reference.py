@@ -1,24 +1,55 @@
-"""Log-probabilities under a model that is not being trained: the reference, and divergences."""
+"""What models that are not trained say of responses: reference log-probabilities, entropies, token weights, KL."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
-from pipeline.batches import Example, collate
-from pipeline.logps import Precision, TokenLogps
+from pipeline.batches import collate
+from pipeline.config.components import GivenWeights
+from pipeline.examples import Example, Logps
+from pipeline.logps import Fact, Precision, TokenLogps, plain_model
+from pipeline.losses.dispersion import scaled
+from pipeline.types import RunError
 
-Logps = tuple[float, ...]
+__all__ = [
+    "Logps",
+    "ReferenceValues",
+    "contrastive_weights",
+    "dispersions",
+    "kl_per_token",
+    "reference_logps",
+    "reference_values",
+    "response_logps",
+    "with_references",
+]
+
+Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+OnProgress = Callable[[int], None]
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class ReferenceValues:
+    """What one model says of an example.
+
+    Attributes:
+        logps: one natural-log probability a token, of each of the example's ``continuations``.
+        entropy: mean over the responses of the mean over their tokens of the entropy of the next token, over log V:
+            in [0, 1]. None where it was not asked for.
+    """
+
+    logps: tuple[Logps, ...]
+    entropy: float | None = None
+
+
 def response_logps(
     model: Any,
-    sequences: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    sequences: Sequences,
     batch_size: int = 64,
     dtype: Precision = "float32",
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[Logps]:
     """Natural-log probabilities of response tokens, dropout off.
 
@@ -32,20 +63,32 @@ def response_logps(
     Returns:
         one value a response token, in the order of ``sequences``.
     """
-    training = model.training
-    model.eval()
-    score, device = TokenLogps(model, dtype), model.device
-    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
-    found: list[Logps] = [()] * len(sequences)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = collate([Example("", *sequences[i]) for i in rows]).to(device)
-        values, mask = score(batch.ids, batch.mask).cpu(), batch.mask.cpu()
-        for row, i in enumerate(rows):
-            found[i] = tuple(values[row][mask[row]].tolist())
-        if on_progress is not None:
-            on_progress(start + len(rows))
-    model.train(training)
+    return [logps for logps, _ in _scored(model, sequences, batch_size, dtype, on_progress, frozenset())]
+
+
+def reference_values(
+    model: Any,
+    examples: Sequence[Example],
+    batch_size: int = 64,
+    dtype: Precision = "float32",
+    on_progress: OnProgress | None = None,
+    *,
+    entropy: bool = False,
+) -> list[ReferenceValues]:
+    """What ``model`` says of each example, in one pass over all of its continuations.
+
+    ``on_progress`` is called with the number of continuations that are done; the other arguments are
+    those of ``response_logps``.
+    """
+    sequences = [(e.prompt_ids, c.ids) for e in examples for c in e.continuations]
+    wants: frozenset[Fact] = frozenset({"entropy"} if entropy else ())
+    values = iter(_scored(model, sequences, batch_size, dtype, on_progress, wants))
+    largest = math.log(plain_model(model).get_output_embeddings().weight.shape[0]) if entropy else 1.0
+    found = []
+    for e in examples:
+        logps, nats = zip(*(next(values) for _ in e.continuations), strict=True)
+        means = [sum(of_tokens) / len(of_tokens) / largest for of_tokens in nats[: len(e.responses)] if of_tokens]
+        found.append(ReferenceValues(logps, sum(means) / len(means) if means else None))
     return found
 
 
@@ -54,25 +97,64 @@ def reference_logps(
     examples: Sequence[Example],
     batch_size: int = 64,
     dtype: Precision = "float32",
-    on_progress: Callable[[int], None] | None = None,
-) -> list[tuple[Logps, Logps | None]]:
-    """For each example, log-probabilities of its chosen and its rejected tokens (None for a single text).
+    on_progress: OnProgress | None = None,
+) -> list[tuple[Logps, ...]]:
+    """For each example, log-probabilities of each of its continuations; see ``reference_values``."""
+    return [values.logps for values in reference_values(model, examples, batch_size, dtype, on_progress)]
 
-    ``on_progress`` is called with the number of responses that are done.
+
+def with_references(examples: Sequence[Example], passes: Sequence[Sequence[tuple[Logps, ...]]]) -> list[Example]:
+    """The examples with log-probabilities under reference models, in the order in which the loss counts these.
+
+    Args:
+        examples: E examples.
+        passes: of each reference model, what ``reference_logps`` gave for these examples: [K][E][continuation].
+
+    Raises:
+        ValueError: a pass is of other examples.
     """
-    sequences = [(e.prompt_ids, e.chosen_ids) for e in examples]
-    sequences += [(e.prompt_ids, e.rejected_ids) for e in examples if e.rejected_ids is not None]
-    values = response_logps(model, sequences, batch_size, dtype, on_progress)
-    rejected = iter(values[len(examples) :])
-    return [(values[i], None if e.rejected_ids is None else next(rejected)) for i, e in enumerate(examples)]
+    found = []
+    for index, example in enumerate(examples):
+        per_model = [logps[index] for logps in passes if len(logps) == len(examples)]
+        if len(per_model) < len(passes) or any(len(logps) != len(example.continuations) for logps in per_model):
+            raise ValueError(f"example {example.id}: reference log-probabilities of other examples")
+        values = [tuple(of_model[c] for of_model in per_model) for c in range(len(example.continuations))]
+        scored = [replace(c, references=v) for c, v in zip(example.continuations, values, strict=True)]
+        found.append(example.with_continuations(scored))
+    return found
 
 
-def with_reference(examples: Sequence[Example], logps: Sequence[tuple[Logps, Logps | None]]) -> list[Example]:
-    """The examples with their reference log-probabilities filled in."""
-    return [
-        replace(e, reference_chosen=chosen, reference_rejected=rejected)
-        for e, (chosen, rejected) in zip(examples, logps, strict=True)
-    ]
+def dispersions(entropies: Sequence[float], scale: float | Literal["mean"] = "mean") -> list[float]:
+    """d = −φ* log Hn of each example (MallowsPO, arXiv:2405.14953).
+
+    Args:
+        entropies: Hn, of ``reference_values``, in [0, 1].
+        scale: φ*; mean: whatever makes the mean of d 1.
+
+    Raises:
+        RunError: φ* cannot be told since every entropy is as large as can be.
+    """
+    values = scaled(torch.tensor(entropies, dtype=torch.float64), 1.0 if scale == "mean" else scale)
+    if scale != "mean" or not len(values):
+        return [float(value) for value in values]
+    mean = float(values.mean())
+    if mean <= 0:
+        raise RunError("dispersion: the reference is as unsure as can be of every token, so no scale gives a mean of 1")
+    return [float(value) / mean for value in values]
+
+
+def contrastive_weights(positive: Logps, negative: Logps, settings: GivenWeights, *, chosen: bool) -> tuple[float, ...]:
+    """w_t = e^(± μ clamp(log π⁺ − log π⁻, low, high)) of a response's tokens (TIS-DPO, arXiv:2410.04350).
+
+    Args:
+        positive, negative: log-probabilities under two models, one that leans to good and one that leans to bad
+            responses.
+        settings: μ and the clamp.
+        chosen: the sign is + for a chosen response, − for a rejected one.
+    """
+    sign = settings.mu if chosen else -settings.mu
+    gaps = (ours - theirs for ours, theirs in zip(positive, negative, strict=True))
+    return tuple(math.exp(sign * min(max(gap, settings.low), settings.high)) for gap in gaps)
 
 
 def kl_per_token(ours: Sequence[Logps], theirs: Sequence[Logps]) -> float:
@@ -89,3 +171,32 @@ def kl_per_token(ours: Sequence[Logps], theirs: Sequence[Logps]) -> float:
     """
     tokens = sum(map(len, ours))
     return sum(sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)) / tokens if tokens else 0.0
+
+
+@torch.no_grad()
+def _scored(
+    model: Any,
+    sequences: Sequences,
+    batch_size: int,
+    dtype: Precision,
+    on_progress: OnProgress | None,
+    wants: frozenset[Fact],
+) -> list[tuple[Logps, tuple[float, ...]]]:
+    """(log-probabilities, entropies) of each sequence's response tokens; the latter empty where not wanted."""
+    training = model.training
+    model.eval()
+    score, device = TokenLogps(model, dtype, wants), model.device
+    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
+    found: list[tuple[Logps, tuple[float, ...]]] = [((), ())] * len(sequences)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = collate([Example.text("", *sequences[i]) for i in rows]).to(device)
+        facts, mask = score(batch.ids, batch.mask), batch.mask.cpu()
+        logps, entropy = facts.policy.cpu(), None if facts.entropy is None else facts.entropy.cpu()
+        for row, i in enumerate(rows):
+            nats = () if entropy is None else tuple(entropy[row][mask[row]].tolist())
+            found[i] = tuple(logps[row][mask[row]].tolist()), nats
+        if on_progress is not None:
+            on_progress(start + len(rows))
+    model.train(training)
+    return found

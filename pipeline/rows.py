@@ -4,14 +4,28 @@ A table is a folder's ``*.parquet`` files in the order of their names: one file,
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.types import Group, Message, Pair, Prompt, Response, RunError, TextPair
+from pipeline.types import (
+    Group,
+    Message,
+    Pair,
+    Preference,
+    Prompt,
+    Response,
+    RunError,
+    TextGroup,
+    TextPair,
+    TextPreference,
+    Unpaired,
+    UnpairedText,
+)
 
 Row = dict[str, Any]
 ROW_GROUP = 1024
@@ -36,16 +50,24 @@ _RESPONSE = pa.struct(
 )
 PROMPTS = pa.schema(list(_PROMPT))
 TEXTS = pa.schema([("prompt", _PROMPT), ("text", pa.string())])
-TEXT_PAIRS = pa.schema(
-    [
-        ("prompt", _PROMPT),
-        ("chosen", pa.string()),
-        ("rejected", pa.string()),
-        ("chosen_score", pa.float64()),
-        ("rejected_score", pa.float64()),
-        ("soft_label", pa.float64()),
-    ]
+# What both forms of a pair, as text and as tokens, carry beside the responses.
+_PAIR_NUMBERS = [
+    (name, pa.float64())
+    for name in (
+        "chosen_score",
+        "rejected_score",
+        "soft_label",
+        "win_probability",
+        "win_probability_rejected",
+        "chosen_prior",
+        "rejected_prior",
+    )
+]
+TEXT_PAIRS = pa.schema([("prompt", _PROMPT), ("chosen", pa.string()), ("rejected", pa.string()), *_PAIR_NUMBERS])
+TEXT_GROUPS = pa.schema(
+    [("prompt", _PROMPT), ("responses", pa.list_(pa.string())), ("rewards", pa.list_(pa.float64()))]
 )
+UNPAIRED_TEXTS = pa.schema([("prompt", _PROMPT), ("completion", pa.string()), ("desirable", pa.bool_())])
 GROUPS = pa.schema(
     [
         ("prompt", _PROMPT),
@@ -61,15 +83,30 @@ PAIRS = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),
         ("chosen", _RESPONSE),
         ("rejected", _RESPONSE),
-        ("chosen_score", pa.float64()),
-        ("rejected_score", pa.float64()),
-        ("soft_label", pa.float64()),
+        *_PAIR_NUMBERS,
         ("round", pa.int32()),
     ]
 )
-# One row a pair, in the order of the pairs; float32 log-probs of each response token under the reference.
+UNPAIRED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", _PROMPT),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response", _RESPONSE),
+        ("desirable", pa.bool_()),
+    ]
+)
+_TOKENS = pa.list_(pa.float32())
+# One row an example, in their order. Natural-log probabilities, float32, under each reference, of each continuation
+# (the responses, then a calibration or mismatched one), of each token; the reference's mean entropy over the
+# responses, 1 for that of a uniform distribution; what each token of each response counts.
 REFERENCE = pa.schema(
-    [("pair_id", pa.string()), ("chosen", pa.list_(pa.float32())), ("rejected", pa.list_(pa.float32()))]
+    [
+        ("id", pa.string()),
+        ("logps", pa.list_(pa.list_(_TOKENS))),
+        ("entropy", pa.float64()),
+        ("weights", pa.list_(_TOKENS)),
+    ]
 )
 
 
@@ -122,24 +159,26 @@ def read_group_file(file: Path) -> Iterator[Group]:
     return map(_group, _file_rows(file))
 
 
-def write_pairs(file: Path, pairs: Iterable[Pair]) -> int:
-    """Pairs to one parquet file; returns how many."""
-    return write_table(file, PAIRS, (_pair_row(pair) for pair in pairs))
+def write_preferences(file: Path, preferences: Sequence[Preference]) -> int:
+    """Pairs, groups or marked responses, all of one kind, to one parquet file; returns how many."""
+    schema = {Pair: PAIRS, Group: GROUPS, Unpaired: UNPAIRED}[type(preferences[0])] if preferences else PAIRS
+    return write_table(file, schema, map(_preference_row, preferences))
+
+
+def read_preferences(folder: Path) -> Iterator[Preference]:
+    """What a pairs stage wrote, of whatever kind."""
+    for row in read_rows(folder):
+        if "chosen" in row:
+            yield _pair(row)
+        elif "desirable" in row:
+            yield _unpaired(row)
+        else:
+            yield _group(row)
 
 
 def read_pairs(folder: Path) -> Iterator[Pair]:
-    """Pairs of a pairs stage."""
-    for row in read_rows(folder):
-        yield Pair(
-            prompt=row_prompt(row["prompt"]),
-            prompt_ids=tuple(row["prompt_ids"]),
-            chosen=_response(row["chosen"]),
-            rejected=_response(row["rejected"]),
-            chosen_score=row["chosen_score"],
-            rejected_score=row["rejected_score"],
-            soft_label=row["soft_label"],
-            round=row["round"],
-        )
+    """Pairs of a pairs stage that wrote pairs."""
+    return map(_pair, read_rows(folder))
 
 
 def prompt_row(prompt: Prompt) -> Row:
@@ -153,21 +192,39 @@ def prompt_row(prompt: Prompt) -> Row:
     }
 
 
-def text_pair_row(pair: TextPair) -> Row:
-    """A data set's pair as a plain row."""
-    return {
-        "prompt": prompt_row(pair.prompt),
-        "chosen": pair.chosen,
-        "rejected": pair.rejected,
-        "chosen_score": pair.chosen_score,
-        "rejected_score": pair.rejected_score,
-        "soft_label": pair.soft_label,
-    }
+def text_row(record: TextPreference) -> Row:
+    """A data set's preference, in whatever form, as a plain row."""
+    return {**asdict(record), "prompt": prompt_row(record.prompt)}
 
 
 def row_text_pair(row: Row) -> TextPair:
     """The data set's pair of a plain row."""
     return TextPair(**{**row, "prompt": row_prompt(row["prompt"])})
+
+
+def row_text_group(row: Row) -> TextGroup:
+    """The data set's group of a plain row."""
+    return TextGroup(row_prompt(row["prompt"]), tuple(row["responses"]), tuple(row["rewards"]))
+
+
+def row_unpaired_text(row: Row) -> UnpairedText:
+    """The data set's marked response of a plain row."""
+    return UnpairedText(row_prompt(row["prompt"]), row["completion"], row["desirable"])
+
+
+def _pair(row: Row) -> Pair:
+    return Pair(
+        prompt=row_prompt(row["prompt"]),
+        prompt_ids=tuple(row["prompt_ids"]),
+        chosen=_response(row["chosen"]),
+        rejected=_response(row["rejected"]),
+        round=row["round"],
+        **{name: row[name] for name, _ in _PAIR_NUMBERS},
+    )
+
+
+def _unpaired(row: Row) -> Unpaired:
+    return Unpaired(row_prompt(row["prompt"]), tuple(row["prompt_ids"]), _response(row["response"]), row["desirable"])
 
 
 def _group(row: Row) -> Group:
@@ -188,18 +245,27 @@ def _group_row(group: Group) -> Row:
     }
 
 
-def _pair_row(pair: Pair) -> Row:
-    return {
-        "id": pair.id,
-        "prompt": prompt_row(pair.prompt),
-        "prompt_ids": pair.prompt_ids,
-        "chosen": _response_row(pair.chosen),
-        "rejected": _response_row(pair.rejected),
-        "chosen_score": pair.chosen_score,
-        "rejected_score": pair.rejected_score,
-        "soft_label": pair.soft_label,
-        "round": pair.round,
-    }
+def _preference_row(preference: Preference) -> Row:
+    match preference:
+        case Group():
+            return _group_row(preference)
+        case Unpaired():
+            own = {"response": _response_row(preference.response), "desirable": preference.desirable}
+        case Pair():
+            own = {
+                "chosen": _response_row(preference.chosen),
+                "rejected": _response_row(preference.rejected),
+                "chosen_score": preference.chosen_score,
+                "rejected_score": preference.rejected_score,
+                "soft_label": preference.soft_label,
+                "win_probability": preference.win_probability,
+                "win_probability_rejected": preference.win_probability_rejected,
+                "chosen_prior": preference.chosen_prior,
+                "rejected_prior": preference.rejected_prior,
+                "round": preference.round,
+            }
+    shared = {"id": preference.id, "prompt": prompt_row(preference.prompt), "prompt_ids": preference.prompt_ids}
+    return {**shared, **own}
 
 
 def _response_row(response: Response) -> Row:

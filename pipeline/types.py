@@ -80,13 +80,20 @@ class Group:
     responses: tuple[Response, ...]
     scores: tuple[float | None, ...] = ()
 
+    @property
+    def id(self) -> str:
+        """Hash of the token ids of the prompt and of every response."""
+        return content_hash([self.prompt_ids, *(response.token_ids for response in self.responses)])
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two responses to one prompt, the preferred one first.
 
     ``soft_label`` is the probability that ``chosen`` really is the better one; ``round`` is the
-    round whose policy produced the responses (0: they came with a data set).
+    round whose policy produced the responses (0: they came with a data set). ``win_probability`` is
+    the probability that ``chosen`` beats the policy's average answer, ``win_probability_rejected`` that
+    ``rejected`` does. A prior is log ζ of a whole response, in nats.
     """
 
     prompt: Prompt
@@ -96,12 +103,34 @@ class Pair:
     chosen_score: float | None = None
     rejected_score: float | None = None
     soft_label: float = 1.0
+    win_probability: float | None = None
+    win_probability_rejected: float | None = None
+    chosen_prior: float | None = None
+    rejected_prior: float | None = None
     round: int = 0
 
     @property
     def id(self) -> str:
         """Hash of the token ids of prompt, chosen and rejected."""
         return content_hash([self.prompt_ids, self.chosen.token_ids, self.rejected.token_ids])
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """One response, marked good (``desirable``) or bad."""
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+    response: Response
+    desirable: bool
+
+    @property
+    def id(self) -> str:
+        """Hash of the token ids and the mark."""
+        return content_hash([self.prompt_ids, self.response.token_ids, self.desirable])
+
+
+Preference = Pair | Group | Unpaired
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +143,31 @@ class TextPair:
     chosen_score: float | None = None
     rejected_score: float | None = None
     soft_label: float = 1.0
+    win_probability: float | None = None
+    win_probability_rejected: float | None = None
+    chosen_prior: float | None = None
+    rejected_prior: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextGroup:
+    """Two or more responses to a prompt, each with its reward, as a data set gives them."""
+
+    prompt: Prompt
+    responses: tuple[str, ...]
+    rewards: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedText:
+    """One response, marked good or bad, as a data set gives it."""
+
+    prompt: Prompt
+    completion: str
+    desirable: bool
+
+
+TextPreference = TextPair | TextGroup | UnpairedText
 
 
 class UserError(Exception):

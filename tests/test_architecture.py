@@ -11,6 +11,10 @@ FLOORS = {"pipeline": 0, "reward_models": 1, "flows": 2}
 TORCH_FREE = [
     "types",
     "config",
+    "cells",
+    "given",
+    "edits",
+    "examples",
     "configfile",
     "store",
     "rows",
@@ -54,10 +58,14 @@ def test_files_stay_short(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 300
 
 
-def test_prefect_is_known_in_flows_alone_and_vllm_in_one_file() -> None:
-    prefect = {file.parent.name for file in FILES if any(name.split(".")[0] == "prefect" for name in imports(file))}
-    vllm = {file.name for file in FILES if any(name.split(".")[0] == "vllm" for name in imports(file))}
-    assert prefect == {"flows"} and vllm == {"sample_vllm.py"}
+def importers(package: str) -> list[Path]:
+    return [file for file in FILES if any(name.split(".")[0] == package for name in imports(file))]
+
+
+def test_prefect_is_known_in_flows_alone_and_vllm_and_matplotlib_in_one_file_each() -> None:
+    assert {file.parent.name for file in importers("prefect")} == {"flows"}
+    assert [file.name for file in importers("vllm")] == ["sample_vllm.py"]
+    assert [file.name for file in importers("matplotlib")] == ["plot.py"]
 
 
 @pytest.mark.parametrize("name", TORCH_FREE)

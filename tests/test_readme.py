@@ -2,28 +2,56 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
+import pytest
+import yaml
 from typer.testing import CliRunner
 
 from flows.__main__ import app
+from flows.losses import FAMILIES
+from flows.supply import takes_unpaired
+from pipeline.config import Composition, LossSettings, preset_names, resolve
+from pipeline.config.components import ConstantMargin, DecayWeights
+from pipeline.config.composition import Family
+from pipeline.config.needs import needs_of, references_of, stateful
+from pipeline.config.presets import AMBIGUOUS
+from pipeline.config.terms import HingeLink
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PRESETS = {name: Composition.model_validate(resolve(name, {})) for name in preset_names()}
+PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+YAML = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
+
+
+def tree() -> dict[str, str]:
+    """Path -> what the tree says of it; folders end with a slash."""
+    lines = README.partition("## What is where\n\n```\n")[2].partition("```")[0].splitlines()
+    found: dict[str, str] = {}
+    folders: list[str] = []
+    for line in lines:
+        name, _, said = line.strip().partition(" ")
+        depth = (len(line) - len(line.lstrip())) // 2
+        path = "".join(folders[:depth]) + name
+        assert path not in found, path
+        found[path] = said.strip()
+        if name.endswith("/"):
+            folders[depth:] = [name]
+    return found
 
 
 def test_every_source_file_has_its_line_in_the_tree() -> None:
-    tree = README[README.index("## What is where") :]
-    for part in ("pipeline", "pipeline/config", "pipeline/losses", "reward_models", "flows", "flows/stages", "configs"):
-        for file in sorted((ROOT / part).iterdir()):
-            if file.suffix in (".py", ".yaml", ".jinja") and file.name != "__init__.py":
-                assert re.search(rf"^\s*{re.escape(file.name)}\s+\S+", tree, re.M), f"{part}/{file.name}"
+    told = tree()
+    parts = ("pipeline", "pipeline/config", "pipeline/losses", "reward_models", "flows", "flows/stages", "configs")
+    files = [file for part in parts for file in sorted((ROOT / part).iterdir()) if file.name != "__init__.py"]
+    sources = [str(file.relative_to(ROOT)) for file in files if file.suffix in (".py", ".yaml", ".jinja")]
+    assert [path for path in sources if not told.get(path)] == []
 
 
 def test_the_tree_names_nothing_that_is_not_there() -> None:
-    tree = README[README.index("## What is where") :]
-    names = {file.name for file in ROOT.rglob("*") if ".venv" not in file.parts}
-    for name in re.findall(r"^\s*([\w.-]+\.(?:py|yaml|jinja|txt|toml))\s{2,}", tree, re.M):
-        assert name in names, name
+    for path in tree():
+        assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
 
 
 def test_every_command_is_in_the_table_and_the_other_way_round() -> None:
@@ -43,3 +71,64 @@ def test_commands_of_the_text_name_files_that_exist() -> None:
         assert (ROOT / file).is_file(), file
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"make (\w+)", README)) <= targets | {"a", "the"}
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table whose first line is ``heading``."""
+    table = README[README.index(heading) :].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+
+
+def test_the_table_of_losses_says_what_the_presets_say() -> None:
+    expected = []
+    for family in get_args(Family):
+        expected.append([f"**{FAMILIES[family]}**", ""])
+        expected += [[f"`{name}`", loss.summary] for name, loss in PRESETS.items() if loss.family == family]
+    assert rows("| preset | what it is |") == expected
+    assert len(expected) == len(PRESETS) + len(FAMILIES)
+
+
+def test_the_table_of_needs_names_exactly_the_losses_that_have_them() -> None:
+    told: set[str] = set()
+    for reads, losses, _ in rows("| it reads | losses |"):
+        fields = re.findall(r"`(\w+)`", reads)
+        expected = {name for name, loss in PRESETS.items() if needs_of(loss) & set(fields)}
+        if not fields:
+            expected = {name for name, loss in PRESETS.items() if references_of(loss) > 1}
+        assert set(re.findall(r"`(\w+)`", losses)) == expected, reads
+        told |= set(fields)
+    # What every loss on pairs reads is no row, and one mask more is said with the other.
+    assert set().union(*map(needs_of, PRESETS.values())) - told <= {"rejected", "reference", "kl_weights"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("also take single responses", {name for name, loss in PRESETS.items() if takes_unpaired(loss)}),
+        ("read statistics over the whole batch", {name for name, loss in PRESETS.items() if stateful(loss)}),
+        ("read no\nreference", {name for name, loss in PRESETS.items() if references_of(loss) == 0}),
+    ],
+)
+def test_sentences_on_losses_name_all_of_them(words: str, expected: set[str]) -> None:
+    sentence = re.split(r"[.;] |[.]\n|\n\n", README.partition(words)[0])[-1]
+    assert set(re.findall(r"`(\w+)`", sentence)) == expected
+
+
+def test_every_ambiguous_name_is_told() -> None:
+    assert rows("| name | could be |") == [[f"`{name}`", "; ".join(meanings)] for name, meanings in AMBIGUOUS.items()]
+
+
+def test_losses_in_yaml_are_valid_and_mean_what_they_say() -> None:
+    preset, written_out = [LossSettings.model_validate(yaml.safe_load(text)["loss"]) for text in YAML]
+    assert preset.preset == "simpo" and preset.beta == 2.5 and preset.margin == ConstantMargin(gamma=1.0)
+    assert preset.aggregate == "mean" and preset.prior.kind == "none"
+    assert written_out.preset == "custom" and written_out.link == HingeLink(delta=0.5)
+    assert written_out.prior.kind == "reference" and written_out.weights == DecayWeights(gamma=0.95)
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_prints_what_its_comments_say(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
+    exec(compile(code, "README.md", "exec"), {})
+    assert expected and capsys.readouterr().out.splitlines() == expected
+    assert len(PYTHON) == 2

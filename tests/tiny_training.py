@@ -1,13 +1,15 @@
 """A Llama of a few thousand parameters in memory and random examples for it, for tests of training."""
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pipeline.examples import Continuation, Example
 from pipeline.losses import Loss, load_preset
-from pipeline.reference import reference_logps, with_reference
-from pipeline.train import Example
+from pipeline.reference import reference_logps, with_references
 
 VOCABULARY = 40
 
@@ -42,19 +44,45 @@ def random_pairs(count: int, seed: int = 0) -> list[Example]:
     """Pairs of ragged length without reference log-probabilities."""
     draw = random.Random(seed)
     return [
-        Example(f"pair{i}", random_ids(draw, 2, 6), random_ids(draw, 1, 9), random_ids(draw, 1, 9))
+        Example.pair(f"pair{i}", random_ids(draw, 2, 6), random_ids(draw, 1, 9), random_ids(draw, 1, 9))
         for i in range(count)
     ]
 
 
-def pairs_with_reference(model: torch.nn.Module, count: int, seed: int = 0) -> list[Example]:
-    pairs = random_pairs(count, seed)
-    return with_reference(pairs, reference_logps(model, pairs))
-
-
 def random_texts(count: int, seed: int = 0) -> list[Example]:
     draw = random.Random(seed)
-    return [Example(f"text{i}", random_ids(draw, 2, 6), random_ids(draw, 1, 9)) for i in range(count)]
+    return [Example.text(f"text{i}", random_ids(draw, 2, 6), random_ids(draw, 1, 9)) for i in range(count)]
+
+
+def random_unpaired(count: int, seed: int = 0) -> list[Example]:
+    """Good and bad responses in turn, each with the response to the next prompt as its mismatched one."""
+    draw = random.Random(seed)
+    found = [
+        Example.unpaired(f"single{i}", random_ids(draw, 2, 6), random_ids(draw, 1, 9), desirable=i % 2 == 0)
+        for i in range(count)
+    ]
+    others = [*found[1:], found[0]]
+    return [replace(e, mismatched=Continuation(other.responses[0].ids)) for e, other in zip(found, others, strict=True)]
+
+
+def random_groups(count: int, sizes: Sequence[int] = (4,), seed: int = 0) -> list[Example]:
+    """Groups whose numbers of responses are ``sizes`` in turn, with random rewards."""
+    draw = random.Random(seed)
+    found = []
+    for i in range(count):
+        size = sizes[i % len(sizes)]
+        responses = [random_ids(draw, 1, 9) for _ in range(size)]
+        found.append(Example.group(f"group{i}", random_ids(draw, 2, 6), responses, [draw.random() for _ in responses]))
+    return found
+
+
+def under_references(examples: Sequence[Example], *models: torch.nn.Module) -> list[Example]:
+    """The examples with log-probabilities of all their continuations under ``models``."""
+    return with_references(examples, [reference_logps(model, examples) for model in models])
+
+
+def pairs_with_reference(model: torch.nn.Module, count: int, seed: int = 0) -> list[Example]:
+    return under_references(random_pairs(count, seed), model)
 
 
 def dpo(**overrides: object) -> Loss:

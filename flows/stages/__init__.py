@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from flows.keys import stage_key
 from flows.progress import Report, silent
 from pipeline.config import RunConfig
-from pipeline.store import RunFolder
+from pipeline.store import RunFolder, Stage
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,12 @@ class Context:
 
     def policy_path(self, round_: int) -> Path:
         """The model folder of a round's policy: in the run folder, or the user's own for an untrained start."""
-        stage = self.run.stage(round_, "policy")
+        return self.model_path(self.run.stage(round_, "policy"))
+
+    def model_path(self, stage: Stage) -> Path:
+        """The model folder that a policy or average stage is, or points to."""
         pointer = stage.require().metrics.get("checkpoint")
         return Path(str(pointer)) if pointer else stage.folder
-
-    def probe_path(self, round_: int) -> Path:
-        """The folder whose probe.json the sampler's weights are checked against."""
-        return self.run.stage(round_, "policy").folder
 
 
 @dataclass(frozen=True)

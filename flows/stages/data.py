@@ -1,35 +1,45 @@
 """data: the user's files, read once, checked, split by prompt and frozen in the run folder."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.stages import Context, Outcome
 from pipeline.config import RunConfig
-from pipeline.data import read_pairs, read_prompts, read_texts, split_held_out
+from pipeline.data import read_preferences, read_prompts, read_texts, split_held_out
 from pipeline.rows import (
     PROMPTS,
+    TEXT_GROUPS,
     TEXT_PAIRS,
     TEXTS,
+    UNPAIRED_TEXTS,
     prompt_row,
     read_rows,
     row_prompt,
+    row_text_group,
     row_text_pair,
-    text_pair_row,
+    row_unpaired_text,
+    text_row,
     write_table,
 )
-from pipeline.types import Prompt, TextPair, UserError, first_lines
+from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, UnpairedText, UserError, first_lines
 
 Texts = list[tuple[Prompt, str]]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """A run's data: nothing in ``prompts``, ``texts`` or ``pairs`` shares a prompt with ``held_out``."""
+    """A run's data: only ``held_out_pairs`` shares prompts with ``held_out``.
+
+    Of ``pairs``, ``groups`` and ``unpaired`` one at most holds rows: a file has one form.
+    """
 
     prompts: list[Prompt]
     held_out: list[Prompt]
     texts: Texts
     pairs: list[TextPair]
+    groups: list[TextGroup]
+    unpaired: list[UnpairedText]
     held_out_pairs: list[TextPair]
 
 
@@ -40,8 +50,10 @@ def data(context: Context, folder: Path) -> Outcome:
         ("prompts", PROMPTS, [prompt_row(prompt) for prompt in tables.prompts]),
         ("held_out", PROMPTS, [prompt_row(prompt) for prompt in tables.held_out]),
         ("texts", TEXTS, [{"prompt": prompt_row(prompt), "text": text} for prompt, text in tables.texts]),
-        ("pairs", TEXT_PAIRS, [text_pair_row(pair) for pair in tables.pairs]),
-        ("held_out_pairs", TEXT_PAIRS, [text_pair_row(pair) for pair in tables.held_out_pairs]),
+        ("pairs", TEXT_PAIRS, map(text_row, tables.pairs)),
+        ("groups", TEXT_GROUPS, map(text_row, tables.groups)),
+        ("unpaired", UNPAIRED_TEXTS, map(text_row, tables.unpaired)),
+        ("held_out_pairs", TEXT_PAIRS, map(text_row, tables.held_out_pairs)),
     ):
         (folder / name).mkdir(exist_ok=True)
         write_table(folder / name / "rows.parquet", schema, rows)
@@ -51,7 +63,7 @@ def data(context: Context, folder: Path) -> Outcome:
 
 def load_data(config: RunConfig) -> Tables:
     """Read and split what the config names; writes nothing. Raises ``UserError`` for any fault in the data."""
-    pairs = read_pairs(config.pairs) if config.pairs is not None else []
+    preferences = read_preferences(config.pairs) if config.pairs is not None else []
     source = config.prompts if config.prompts is not None else config.pairs
     assert source is not None, "the config's validator asks for prompts or pairs"
     prompts = read_prompts(source)
@@ -62,18 +74,25 @@ def load_data(config: RunConfig) -> Tables:
         train, held_out = prompts, given
         _refuse_leak(train, held_out, config)
     kept_out = {prompt.id for prompt in held_out}
-    trained_on = [pair for pair in pairs if pair.prompt.id not in kept_out]
+    trained_on = [row for row in preferences if row.prompt.id not in kept_out]
     texts: Texts = []
     if config.warm_start is not None and config.prompts is not None:
         texts = [(prompt, text) for prompt, text in read_texts(config.prompts) if prompt.id not in kept_out]
         if not texts:
             raise UserError("warm_start: the prompt data holds no reference response to train on")
     if config.mode == "offline" and len(trained_on) < config.rounds:
-        raise UserError(f"pairs: {len(trained_on)} pairs are left for {config.rounds} rounds")
+        raise UserError(f"pairs: {len(trained_on)} rows are left for {config.rounds} rounds")
     if given is not None and config.prompts is None and config.pairs is not None:
-        pairs = read_pairs(config.pairs.model_copy(update={"path": config.held_out.path}))
-    held_out_pairs = [pair for pair in pairs if pair.prompt.id in kept_out]
-    return Tables(train, held_out, texts, trained_on, held_out_pairs)
+        preferences = read_preferences(config.pairs.model_copy(update={"path": config.held_out.path}))
+    return Tables(
+        train,
+        held_out,
+        texts,
+        pairs=[row for row in trained_on if isinstance(row, TextPair)],
+        groups=[row for row in trained_on if isinstance(row, TextGroup)],
+        unpaired=[row for row in trained_on if isinstance(row, UnpairedText)],
+        held_out_pairs=_comparisons(row for row in preferences if row.prompt.id in kept_out),
+    )
 
 
 def training_prompts(context: Context) -> list[Prompt]:
@@ -91,9 +110,31 @@ def warm_start_texts(context: Context) -> Texts:
     return [(row_prompt(row["prompt"]), row["text"]) for row in read_rows(_folder(context) / "texts")]
 
 
-def text_pairs(context: Context, name: str) -> list[TextPair]:
-    """The pairs of the data set: ``pairs`` or ``held_out_pairs``."""
-    return [row_text_pair(row) for row in read_rows(_folder(context) / name)]
+def text_preferences(context: Context) -> list[TextPreference]:
+    """The preferences of the data set that rounds may train on, in its order, of whatever form."""
+    folder = _folder(context)
+    found: list[TextPreference] = [row_text_pair(row) for row in read_rows(folder / "pairs")]
+    found += [row_text_group(row) for row in read_rows(folder / "groups")]
+    found += [row_unpaired_text(row) for row in read_rows(folder / "unpaired")]
+    return found
+
+
+def held_out_pairs(context: Context) -> list[TextPair]:
+    """Pairs of the data set whose prompts no round trains on."""
+    return [row_text_pair(row) for row in read_rows(_folder(context) / "held_out_pairs")]
+
+
+def _comparisons(preferences: Iterable[TextPreference]) -> list[TextPair]:
+    """Pairs as they are, of each group its best against its worst response; single responses compare nothing."""
+    found: list[TextPair] = []
+    for row in preferences:
+        if isinstance(row, TextPair):
+            found.append(row)
+        elif isinstance(row, TextGroup) and max(row.rewards) > min(row.rewards):
+            best, worst = (row.rewards.index(choose(row.rewards)) for choose in (max, min))
+            scores = (row.rewards[best], row.rewards[worst])
+            found.append(TextPair(row.prompt, row.responses[best], row.responses[worst], *scores))
+    return found
 
 
 def _folder(context: Context) -> Path:

@@ -8,17 +8,18 @@ from pydantic import JsonValue
 
 from flows.build import build_scorer
 from flows.stages import Context, Outcome
-from flows.stages.data import held_out_prompts, text_pairs, training_prompts
+from flows.stages.data import held_out_pairs, held_out_prompts, text_preferences, training_prompts
 from flows.stages.samples import policy_chat
-from flows.stages.train import build_loss
-from pipeline.batches import Example
+from flows.supply import takes_texts
 from pipeline.chat import Chat
-from pipeline.config import SlotScorer
+from pipeline.config import Composition, SlotScorer
+from pipeline.config.needs import references_of
 from pipeline.evaluate import Interval, describe, slot_metrics, win_rate
+from pipeline.examples import Example, Logps
+from pipeline.given import tokenise_pairs
 from pipeline.label import Scorer, label
-from pipeline.pairs import tokenise_pairs
 from pipeline.policy import load_for_scoring
-from pipeline.reference import Logps, kl_per_token, reference_logps, response_logps
+from pipeline.reference import kl_per_token, reference_logps, response_logps
 from pipeline.rows import read_groups, write_groups
 from pipeline.store import write_json
 from pipeline.types import Group, RunError
@@ -55,7 +56,7 @@ def _refuse_leak(context: Context) -> None:
     """Held-out prompts must not be among those that rounds train on, nor in any pair of the data set."""
     held_out = {prompt.id for prompt in held_out_prompts(context)}
     trained = {prompt.id for prompt in training_prompts(context)}
-    trained |= {pair.prompt.id for pair in text_pairs(context, "pairs")}
+    trained |= {row.prompt.id for row in text_preferences(context)}
     if held_out & trained:
         raise RunError(f"{len(held_out & trained)} held-out prompts are training prompts too")
 
@@ -83,7 +84,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group]) -> M
     chat = policy_chat(config, context.policy_path(round_))
     texts = _reference_texts(sampled, chat)
     drawn = [(group.prompt_ids, response.token_ids) for group in sampled for response in group.responses]
-    pairs = _held_out_examples(context, chat)
+    pairs = held_out_examples(context, chat)
 
     def scored(number: int, sequences: Sequences) -> list[tuple[float, ...]]:
         def report(done: int) -> None:
@@ -131,30 +132,38 @@ def _reference_texts(sampled: Sequence[Group], chat: Chat) -> Sequences:
     ]
 
 
-def _held_out_examples(context: Context, chat: Chat) -> list[Example]:
-    pairs, _ = tokenise_pairs(text_pairs(context, "held_out_pairs"), chat, context.config.chat)
-    return [
-        Example(pair.id, pair.prompt_ids, pair.chosen.token_ids, pair.rejected.token_ids, soft_label=pair.soft_label)
-        for pair in pairs
-    ]
+def held_out_examples(context: Context, chat: Chat) -> list[Example]:
+    """Pairs of the data set whose prompts no round trains on, as tokens."""
+    pairs, _ = tokenise_pairs(held_out_pairs(context), chat, context.config.chat)
+    return [Example.pair(pair.id, pair.prompt_ids, pair.chosen.token_ids, pair.rejected.token_ids) for pair in pairs]
 
 
 def _pair_metrics(context: Context, round_: int, pairs: list[Example]) -> Metrics:
-    """Held-out pairs under the implicit reward β (log π − log π_start), summed over tokens (DPO, 2305.18290, eq. 5)."""
-    sums: list[list[tuple[float, float]]] = []
-    for number in (round_, 0):
-        logps = _pair_logps(context, number, pairs)
-        sums.append([(sum(chosen), sum(rejected or ())) for chosen, rejected in logps])
-    beta = build_loss(context.config.loss).composition.beta
-    margins = [
-        beta * ((chosen - start_chosen) - (rejected - start_rejected))
-        for (chosen, rejected), (start_chosen, start_rejected) in zip(*sums, strict=True)
-    ]
+    """Held-out pairs under β times the loss's score of a response, before token weights, shape and margin.
+
+    The implicit reward log π − log π_start (DPO, arXiv:2305.18290, eq. 5) where the loss measures against any
+    reference, so that rounds can be compared; log π alone where it measures against none. Tokens are summed or
+    averaged as in the loss.
+    """
+    loss = context.config.loss
+    scores = [_scores(logps, loss) for logps in _pair_logps(context, round_, pairs)]
+    if references_of(loss) > 0:
+        start = [_scores(logps, loss) for logps in _pair_logps(context, 0, pairs)]
+        scores = [(own[0] - old[0], own[1] - old[1]) for own, old in zip(scores, start, strict=True)]
+    margins = [loss.beta * (chosen - rejected) for chosen, rejected in scores]
     right = sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins)
     return {"held_out_accuracy": right / len(margins), "held_out_margin": sum(margins) / len(margins)}
 
 
-def _pair_logps(context: Context, number: int, pairs: list[Example]) -> list[tuple[Logps, Logps | None]]:
+def _scores(pair: tuple[Logps, ...], loss: Composition) -> tuple[float, float]:
+    """Of chosen and rejected; likelihood alone is compared per token, since the longer response has less of it."""
+    power = {"sum": 0.0, "mean": 1.0, "power": loss.length_power}[loss.aggregate]
+    power = 1.0 if takes_texts(loss) else power
+    chosen, rejected = (sum(logps) / len(logps) ** power for logps in pair)
+    return chosen, rejected
+
+
+def _pair_logps(context: Context, number: int, pairs: list[Example]) -> list[tuple[Logps, ...]]:
     def report(done: int) -> None:
         context.report(done, 2 * len(pairs), f"held-out pairs under the policy of round {number}")
 

@@ -8,7 +8,7 @@ from flows.workers import Workers
 from pipeline.types import RunError
 
 # Stages that the sampler child serves; all others run where torch is.
-SAMPLED = ("samples", "evaluation_samples")
+SAMPLED = ("samples", "evaluation_samples", "calibration")
 
 
 def run_stage(context: Context, round_: int, name: str, workers: Workers | None = None) -> bool:
@@ -34,8 +34,13 @@ def _body(context: Context, round_: int, name: str, folder: Path, workers: Worke
         from flows.stages import samples
 
         assert workers is not None, "sampling needs the sampler child"
-        body = samples.samples if name == "samples" else samples.evaluation_samples
-        return body(context, round_, folder, workers)
+        match name:
+            case "samples":
+                return samples.samples(context, round_, folder, workers)
+            case "calibration":
+                return samples.calibration(context, round_, folder, workers)
+            case _:
+                return samples.evaluation_samples(context, round_, folder, workers)
     match name:
         case "data":
             from flows.stages.data import data

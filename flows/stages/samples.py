@@ -1,24 +1,30 @@
-"""samples and evaluation_samples: prompts -> groups of responses, shard by shard, through the sampler child."""
+"""samples, calibration, evaluation_samples: prompts -> groups of responses, through the sampler child.
+
+Shard by shard: what was written before a kill is kept.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
 
+from flows.keys import reference_stage
 from flows.stages import Context, Outcome
 from flows.stages.data import held_out_prompts, training_prompts
 from flows.workers import Workers
 from pipeline.chat import Chat, load_chat
 from pipeline.config import RunConfig, SamplingSettings
-from pipeline.rows import read_groups, write_groups
+from pipeline.rows import read_groups, read_preferences, write_groups
 from pipeline.sample import SampleRequest
+from pipeline.store import Stage
 from pipeline.types import Group, Prompt, RunError, derive_seed
 
 
 def samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
     """K responses of the previous round's policy to each of this round's prompts."""
     prompts = round_prompts(context, round_)
-    return _sample(context, round_, folder, workers, prompts, context.config.sampling, "samples", round_ - 1)
+    policy = context.run.stage(round_ - 1, "policy")
+    return _sample(context, round_, folder, workers, prompts, context.config.sampling, "samples", policy)
 
 
 def evaluation_samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
@@ -32,10 +38,20 @@ def evaluation_samples(context: Context, round_: int, folder: Path, workers: Wor
     rows, metrics = 0, dict[str, JsonValue]()
     for name, settings in (("greedy", greedy), ("sampled", drawn)):
         (folder / name).mkdir(exist_ok=True)
-        outcome = _sample(context, round_, folder / name, workers, prompts, settings, f"evaluation {name}", round_)
+        purpose, policy = f"evaluation {name}", context.run.stage(round_, "policy")
+        outcome = _sample(context, round_, folder / name, workers, prompts, settings, purpose, policy)
         rows += outcome.rows
         metrics[name] = outcome.metrics
     return Outcome(rows, metrics)
+
+
+def calibration(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
+    """One temperature-1 response of the round's reference policy to each prompt that the round trains on."""
+    config = context.config
+    prompts = {row.prompt.id: row.prompt for row in read_preferences(context.run.stage(round_, "pairs").folder)}
+    settings = SamplingSettings(n=1, max_tokens=config.sampling.max_tokens, stop=config.sampling.stop)
+    policy = reference_stage(context.run, config, round_)
+    return _sample(context, round_, folder, workers, [*prompts.values()], settings, "calibration", policy)
 
 
 def round_prompts(context: Context, round_: int) -> list[Prompt]:
@@ -57,10 +73,11 @@ def _sample(
     prompts: Sequence[Prompt],
     settings: SamplingSettings,
     purpose: str,
-    policy_round: int,
+    source: Stage,
 ) -> Outcome:
+    """Responses of the policy that the stage ``source`` holds, or points to."""
     config = context.config
-    policy = context.policy_path(policy_round)
+    policy = context.model_path(source)
     chat = policy_chat(config, policy)
     tokenised = [(prompt, chat.prompt_ids(prompt.messages)) for prompt in prompts]
     kept = [(prompt, ids) for prompt, ids in tokenised if len(ids) <= config.chat.max_prompt_tokens]
@@ -74,7 +91,7 @@ def _sample(
             requests = [
                 SampleRequest(ids, derive_seed(config.seed, purpose, round_, prompt.id)) for prompt, ids in shard
             ]
-            answers = workers.sample(policy, context.probe_path(policy_round), requests, settings)
+            answers = workers.sample(policy, source.folder, requests, settings)
             groups = [Group(prompt, ids, answer) for (prompt, ids), answer in zip(shard, answers, strict=True)]
             write_groups(file, groups)
             tokens += sum(len(response.token_ids) for answer in answers for response in answer)

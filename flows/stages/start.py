@@ -11,11 +11,12 @@ from flows.stages.samples import policy_chat
 from flows.stages.train import CHECKPOINTS, OFFENDING, fit, kept_where
 from pipeline.chat import Chat
 from pipeline.config import PretrainedPolicy, ScratchPolicy
+from pipeline.examples import Example
 from pipeline.losses import load_preset
 from pipeline.policy import load_policy, local_folder, save_policy, save_probe
 from pipeline.rows import TEXTS, prompt_row, write_table
 from pipeline.scratch import make_policy
-from pipeline.train import Example, NonFiniteError
+from pipeline.train import NonFiniteError
 from pipeline.types import Prompt, UserError, derive_seed
 
 BASE = "base"
@@ -69,7 +70,7 @@ def _examples(context: Context, chat: Chat) -> tuple[list[Example], int]:
         ids = chat.prompt_ids(prompt.messages)
         if len(ids) <= context.config.chat.max_prompt_tokens:
             answer = chat.response_ids(prompt.messages, text)
-            examples.append(Example(f"{prompt.id}-{index}", ids, answer, None, None, None))
+            examples.append(Example.text(f"{prompt.id}-{index}", ids, answer))
     return examples, len(texts) - len(examples)
 
 

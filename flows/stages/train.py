@@ -1,29 +1,47 @@
 """policy of rounds 1 and on: one round of preference training; average: the running mean of policies."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
-from flows.keys import reference_round, reference_stage
+from flows.keys import reference_stage
 from flows.stages import Context, Outcome
 from flows.stages.examples import examples_with_reference
 from flows.stages.samples import policy_chat
+from flows.supply import trains_with_reference
 from pipeline.adapter import add_adapter
-from pipeline.config import LossSettings, Optimisation
-from pipeline.losses import Loss, load_preset
-from pipeline.policy import average_policies, load_policy, save_policy
-from pipeline.rows import PAIRS, read_rows, write_table
+from pipeline.config import Optimisation
+from pipeline.config.needs import references_of
+from pipeline.examples import Example
+from pipeline.losses import Loss
+from pipeline.policy import average_policies, load_policy, save_policy, save_probe
+from pipeline.progress import StepReport, TrainResult
+from pipeline.rows import read_preferences, write_preferences
 from pipeline.store import write_json
-from pipeline.train import Example, NonFiniteError, StepReport, TrainResult, train
+from pipeline.train import NonFiniteError, train
 from pipeline.types import derive_seed
 
-# In a folder of its own: engines load every *.safetensors beside a model as its weights.
+# In folders of their own: engines load every *.safetensors beside a model as its weights.
+HEADS = "heads"
 OPTIMISER = "optimiser/state.safetensors"
 CHECKPOINTS = "checkpoints"
 OFFENDING = "offending.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a round takes up from the last one and leaves to the next; None: not at all."""
+
+    optimiser_from: Path | None = None
+    optimiser_to: Path | None = None
+    heads_from: Path | None = None
+    heads_to: Path | None = None
+
+
+NOTHING_CARRIED = Carried()
 
 
 def train_round(context: Context, round_: int, folder: Path) -> Outcome:
@@ -31,23 +49,22 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
     config = context.config
     training = config.training
     origin = context.policy_path(round_ - 1)
-    model = load_policy(str(origin), trust_remote_code=context.config.trusts_policy)
+    model = load_policy(str(origin), trust_remote_code=config.trusts_policy)
     if training.lora is not None:
         model = add_adapter(model, training.lora, derive_seed(config.seed, "adapter", round_))
-    carried = context.run.stage(round_ - 1, "policy").folder / OPTIMISER
-    carries = training.optimiser_state == "carried"
+    at_reference = _starts_at_reference(context, round_)
     try:
         outcome = fit(
             context,
             folder,
             model,
             examples_with_reference(context, round_),
-            build_loss(config.loss),
+            Loss(config.loss.preset, config.loss),
             training,
             derive_seed(config.seed, "train", round_),
-            carried=carried if carries and carried.is_file() else None,
-            save_optimiser=carries,
-            starts_at_reference=reference_round(config, round_) == round_ - 1 and _plain_reference(context, round_),
+            reference_model=_reference_model(context, round_, at_reference),
+            carried=_carried(context, round_, folder),
+            starts_at_reference=at_reference and references_of(config.loss) > 0,
         )
     except NonFiniteError as error:
         _keep_offending_rows(context, round_, folder, error)
@@ -65,8 +82,8 @@ def fit(
     loss: Loss,
     settings: Optimisation,
     seed: int,
-    carried: Path | None = None,
-    save_optimiser: bool = False,
+    reference_model: Any | None = None,
+    carried: Carried = NOTHING_CARRIED,
     starts_at_reference: bool = False,
 ) -> Outcome:
     """Train ``model`` in place, with mid-round checkpoints in ``folder``; the steps go to history.json there."""
@@ -74,17 +91,18 @@ def fit(
     def on_step(step: StepReport) -> None:
         context.report(step.step, step.steps, f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s")
 
-    if save_optimiser:
-        (folder / OPTIMISER).parent.mkdir(exist_ok=True)
     result = train(
         model,
         examples,
         loss,
         settings,
         seed=seed,
+        reference_model=reference_model,
         checkpoint_dir=folder / CHECKPOINTS,
-        carried_optimiser=carried,
-        save_optimiser_to=folder / OPTIMISER if save_optimiser else None,
+        carried_optimiser=carried.optimiser_from,
+        carried_heads=carried.heads_from,
+        save_optimiser_to=carried.optimiser_to,
+        save_heads_to=carried.heads_to,
         starts_at_reference=starts_at_reference,
         on_step=on_step,
     )
@@ -92,28 +110,49 @@ def fit(
     return Outcome(len(examples), _metrics(result, loss))
 
 
+def _starts_at_reference(context: Context, round_: int) -> bool:
+    """Whether the round's reference is the policy that its training starts from."""
+    stage = reference_stage(context.run, context.config, round_)
+    return (stage.name, stage.round) == ("policy", round_ - 1)
+
+
+def _reference_model(context: Context, round_: int, at_reference: bool) -> Any | None:
+    """The reference policy, where the loss reads more of it than is stored; None: none, or the policy's own base."""
+    config = context.config
+    if not trains_with_reference(config.loss) or (at_reference and config.training.lora is not None):
+        return None
+    path = context.model_path(reference_stage(context.run, config, round_))
+    return load_policy(str(path), trust_remote_code=config.trusts_policy)
+
+
+def _carried(context: Context, round_: int, folder: Path) -> Carried:
+    """Heads go from round to round whenever the loss trains some; the optimiser's state if the config says so."""
+    before = context.run.stage(round_ - 1, "policy").folder
+    carries = context.config.training.optimiser_state == "carried"
+    if carries:
+        (folder / OPTIMISER).parent.mkdir(exist_ok=True)
+    return Carried(
+        optimiser_from=before / OPTIMISER if carries and (before / OPTIMISER).is_file() else None,
+        optimiser_to=folder / OPTIMISER if carries else None,
+        heads_from=before / HEADS if (before / HEADS).is_dir() else None,
+        heads_to=folder / HEADS,
+    )
+
+
 def average(context: Context, round_: int, folder: Path) -> Outcome:
     """The reference of the next round under ``reference: ema``: old average and new policy, weighted."""
     stage = reference_stage(context.run, context.config, round_)
-    old = context.policy_path(stage.round) if stage.name == "policy" else stage.folder
+    old = context.model_path(stage)
     decay = context.config.training.reference_decay
     average_policies(old, context.policy_path(round_), decay, folder)
+    model = load_policy(str(folder), trust_remote_code=context.config.trusts_policy)
+    save_probe(model, policy_chat(context.config, folder), folder)
     return Outcome(0, {"old": stage.title, "decay": decay})
-
-
-def build_loss(settings: LossSettings) -> Loss:
-    """The preset with the settings that the config gives."""
-    given = settings.model_dump(exclude={"preset"}, exclude_none=True)
-    return load_preset(settings.preset, **given)
-
-
-def _plain_reference(context: Context, round_: int) -> bool:
-    return reference_stage(context.run, context.config, round_).name == "policy"
 
 
 def _metrics(result: TrainResult, loss: Loss) -> dict[str, JsonValue]:
     plain: dict[str, JsonValue] = dict(result.metrics)
-    return {"steps": result.steps, "loss_composition": loss.composition.model_dump(mode="json"), **plain}
+    return {"steps": result.steps, "loss_composition": loss.composition.identity(), **plain}
 
 
 def kept_where(folder: Path) -> str:
@@ -122,8 +161,8 @@ def kept_where(folder: Path) -> str:
 
 
 def _keep_offending_rows(context: Context, round_: int, folder: Path, error: NonFiniteError) -> None:
-    """The pairs of the failed step, beside the last good checkpoint."""
+    """What the failed step was trained on, beside the last good checkpoint."""
     suspects = set(error.example_ids)
-    rows = [row for row in read_rows(context.run.stage(round_, "pairs").folder) if row["id"] in suspects]
-    write_table(folder / OFFENDING, PAIRS, rows)
+    preferences = read_preferences(context.run.stage(round_, "pairs").folder)
+    write_preferences(folder / OFFENDING, [row for row in preferences if row.id in suspects])
     error.args = (f"{error}\n  {kept_where(folder)}",)

@@ -6,9 +6,11 @@ Reading files and overlays is in ``configfile``.
 """
 
 from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.composition import Composition
 from pipeline.config.data import Columns, Data, FileData, HeldOut, RestaurantData
 from pipeline.config.labels import ClassifierScorer, ExactMatchScorer, LengthScorer, Pairing, Scorer, SlotScorer
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
+from pipeline.config.presets import preset_names, resolve
 from pipeline.config.run import Evaluation, RunConfig
 from pipeline.config.sampling import Sampler, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
 from pipeline.config.training import Lora, LossSettings, Optimisation, Training, WarmStart
@@ -19,6 +21,7 @@ __all__ = [
     "ClassifierScorer",
     "Closed",
     "Columns",
+    "Composition",
     "Data",
     "Evaluation",
     "ExactMatchScorer",
@@ -43,4 +46,6 @@ __all__ = [
     "TransformersSampler",
     "VllmSampler",
     "WarmStart",
+    "preset_names",
+    "resolve",
 ]

@@ -18,11 +18,13 @@ class Closed(BaseModel):
             if field.json_schema_extra == OPERATIONAL:
                 continue
             value: object = self.__dict__[name]
-            plain[name] = value.identity() if isinstance(value, Closed) else _plain(value)
+            plain[name] = _plain(value)
         return plain
 
 
 def _plain(value: object) -> JsonValue:
+    if isinstance(value, Closed):
+        return value.identity()
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, list | tuple):

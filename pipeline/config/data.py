@@ -11,8 +11,25 @@ class Columns(Closed):
     """Names of the columns in the user's file."""
 
     prompt: str = Field("prompt", description="a string, or a list of {role, content}")
-    chosen: str = "chosen"
-    rejected: str = "rejected"
+    chosen: str = Field("chosen", description="pairs: the preferred response")
+    rejected: str = Field("rejected", description="pairs: the other one")
+    chosen_score: str = Field("chosen_score", description="pairs: a reward model's score; may be absent")
+    rejected_score: str = Field("rejected_score", description="pairs: the same of rejected; may be absent")
+    soft_label: str = Field(
+        "soft_label", description="pairs: probability that chosen is the better one; absent: 1 (certain)"
+    )
+    win_probability: str = Field(
+        "win_probability", description="pairs: probability that chosen beats the policy's average answer; may be absent"
+    )
+    win_probability_rejected: str = Field(
+        "win_probability_rejected", description="pairs: the same of rejected; absent: 1 - win_probability"
+    )
+    chosen_prior: str = Field("chosen_prior", description="pairs: log ζ of chosen, nats; for the prior given")
+    rejected_prior: str = Field("rejected_prior", description="pairs: log ζ of rejected, nats; for the prior given")
+    completion: str = Field("completion", description="single responses marked good or bad: the response")
+    label: str = Field("label", description="single responses: true for good, false for bad")
+    responses: str = Field("responses", description="K responses a prompt: a list of strings, at least 2")
+    rewards: str = Field("rewards", description="K responses a prompt: a list with one number a response")
     response: str = Field("response", description="a reference response (warm start)")
     answer: str = Field("answer", description="what gold scorers compare with; may be absent")
 

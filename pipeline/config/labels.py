@@ -54,7 +54,10 @@ Scorer = Annotated[SlotScorer | ExactMatchScorer | LengthScorer | ClassifierScor
 
 
 class Pairing(Closed):
-    """How scored groups become pairs. Ties and responses with equal tokens never do."""
+    """How scored groups become pairs. Ties and responses with equal tokens never do.
+
+    A loss over K responses takes each group as it is, but for what ``drop_cut`` drops.
+    """
 
     rule: Literal["best_worst", "all", "random"] = "best_worst"
     min_margin: float = Field(0.0, ge=0, description="score differences at or below this are ties")

@@ -35,7 +35,9 @@ class RunConfig(Closed):
     prompts_per_round: int | None = Field(
         None, ge=1, description="default: all of them every round; else the next slice, wrapping round"
     )
-    pairs: FileData | None = Field(None, description="offline: prompt/chosen/rejected rows")
+    pairs: FileData | None = Field(
+        None, description="offline: pairs, groups of scored responses, or single responses marked good or bad"
+    )
     held_out: HeldOut = HeldOut()
     warm_start: WarmStart | None = None
     sampler: Sampler = VllmSampler()
@@ -43,7 +45,7 @@ class RunConfig(Closed):
     shard_size: int = Field(256, ge=1, description="prompts sampled or labelled between two commits to disk")
     scorer: Scorer | None = None
     pairing: Pairing = Pairing()
-    loss: LossSettings = LossSettings()
+    loss: LossSettings = Field(default_factory=lambda: LossSettings.model_validate({}))
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
 

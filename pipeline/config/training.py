@@ -1,32 +1,33 @@
 """Losses and training runs."""
 
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.composition import Composition
+from pipeline.config.presets import DOCUMENTATION, resolve
 
-# configs/ lies beside pipeline/ both in a checkout and in an installed package.
-PRESETS = Path(__file__).parents[2] / "configs" / "loss"
 
+class LossSettings(Composition):
+    """A preset of configs/loss/ with settings of its own, or a composition written out (then it names a link,
+    terms or a head).
+    """
 
-class LossSettings(Closed):
-    """A loss preset by name, with its settings; the presets are in configs/loss/."""
+    preset: str = "custom"
 
-    preset: str = "dpo"
-    beta: float | None = Field(None, gt=0, description="scale of the log-ratio margin; default: the preset's")
-    nll: float | None = Field(
-        None, ge=0, description="weight of the chosen response's negative log-likelihood per token"
-    )
-
-    @field_validator("preset")
+    @model_validator(mode="before")
     @classmethod
-    def _known(cls, value: str) -> str:
-        names = sorted(file.stem for file in PRESETS.glob("*.yaml"))
-        if value not in names:
-            raise ValueError(f"no such loss; one of {', '.join(names)}")
-        return value
+    def _preset_first(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        rest = {key: value for key, value in given.items() if key != "preset"}
+        written_out = not {"link", "terms", "head"}.isdisjoint(rest)
+        name = given.get("preset", "custom" if written_out else "dpo")
+        if name == "custom" or not isinstance(name, str):
+            return given
+        documented = {key: value for key, value in rest.items() if key not in DOCUMENTATION}
+        return {**resolve(name, documented), "preset": name}
 
 
 class Lora(Closed):
@@ -67,6 +68,13 @@ class Optimisation(Closed):
     stall_timeout: float = Field(1800, gt=0, description="seconds one step may take", json_schema_extra=OPERATIONAL)
 
 
+class Contrast(Closed):
+    """Two models whose difference says what each token counts (TIS-DPO, arXiv:2410.04350): folders or hub names."""
+
+    positive: str = Field(min_length=1, description="trained, or told, to answer well")
+    negative: str = Field(min_length=1, description="to answer badly")
+
+
 class Training(Optimisation):
     """Preference training of a round."""
 
@@ -81,6 +89,12 @@ class Training(Optimisation):
     reference_decay: float = Field(
         0.5, ge=0, lt=1, description="ema: weight of the old average at the end of each round"
     )
+    references: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="model folders: further references of a mixture or harmonic prior, in the order of its weights "
+        "after the first; of an extrapolated one, the checkpoint before the start policy",
+    )
+    contrastive: Contrast | None = Field(None, description="for token weights of two contrasting models (given)")
 
     @model_validator(mode="after")
     def _state_fits_the_parameters(self) -> "Training":

@@ -1,8 +1,19 @@
 """Preference losses as data: ``load_preset(name)(PairBatch(...)).per_pair``."""
 
-from pipeline.losses.batch import PairBatch, Side
-from pipeline.losses.composition import Composition
+from pipeline.config import Composition
+from pipeline.losses.batch import Batch, GroupBatch, PairBatch, Side, UnpairedBatch
 from pipeline.losses.loss import Loss, LossOutput
 from pipeline.losses.presets import load_preset, preset_names
 
-__all__ = ["Composition", "Loss", "LossOutput", "PairBatch", "Side", "load_preset", "preset_names"]
+__all__ = [
+    "Batch",
+    "Composition",
+    "GroupBatch",
+    "Loss",
+    "LossOutput",
+    "PairBatch",
+    "Side",
+    "UnpairedBatch",
+    "load_preset",
+    "preset_names",
+]

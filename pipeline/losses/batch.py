@@ -1,24 +1,41 @@
-"""What a loss is computed from: log-probabilities of the two sides of a batch of pairs."""
+"""What a loss is computed from: token log-probabilities of the responses, and what else it declares that it needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One response of each pair, token by token.
+    """One response of each pair, token by token. Only what the loss ``needs`` has to be there.
+
+    What stands where ``mask`` is false is never read. Everything but ``policy``, ``kl`` and what heads learn
+    (``weights``, ``kl_weights``, ``prior``) is taken as constant.
 
     Attributes:
         policy: [B, T] natural-log probabilities of the tokens under the policy that is trained.
-        mask: [B, T] bool, true at response tokens; lengths come from it alone. What stands at other
-            positions is never read.
-        reference: [B, T] the same under the reference policy, or None. Carries no gradient.
+        mask: [B, T] bool, true at response tokens; lengths come from it alone.
+        reference: [B, T] the same under the reference policy, [K, B, T] under K of them, or None.
+        kl: [B, T] KL(π_ref ‖ π) over the whole vocabulary at each position, in nats.
+        ref_entropy: [B, T] entropy of the reference over the whole vocabulary, in nats with the loss's
+            ``dispersion.vocab_size``, else over log V.
+        collision: [B, T] Σ_v π(v)² over the whole vocabulary.
+        weights: [B, T] what each token counts (TIS-DPO's weights, SparsePO's and MaPO's mask).
+        kl_weights: [B, T] what each token's KL counts, where it is not ``weights`` (independent masks).
+        edited: [B, T] bool, true at tokens that the other response does not share (BMC).
+        prior: [B, T] log ζ of each token where it is given; what a learned prior adds to the reference's.
     """
 
     policy: Tensor
     mask: Tensor
     reference: Tensor | None = None
+    kl: Tensor | None = None
+    ref_entropy: Tensor | None = None
+    collision: Tensor | None = None
+    weights: Tensor | None = None
+    kl_weights: Tensor | None = None
+    edited: Tensor | None = None
+    prior: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError where shapes differ or the mask is not bool."""
@@ -28,10 +45,16 @@ class Side:
             )
         if self.mask.is_floating_point() or self.mask.is_complex():
             raise ValueError(f"mask: {self.mask.dtype}; must be bool or integer")
-        if self.reference is not None and self.reference.shape != self.policy.shape:
-            raise ValueError(
-                f"reference {tuple(self.reference.shape)}: must be [B, T] like policy {tuple(self.policy.shape)}"
-            )
+        for field in fields(self)[2:]:
+            value: Tensor | None = self.__getattribute__(field.name)
+            if value is None:
+                continue
+            shape = value.shape[1:] if field.name == "reference" and value.ndim == 3 else value.shape
+            if shape != self.policy.shape:
+                kind = "[B, T] or [K, B, T]" if field.name == "reference" else "[B, T]"
+                raise ValueError(
+                    f"{field.name} {tuple(value.shape)}: must be {kind} like policy {tuple(self.policy.shape)}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +65,91 @@ class PairBatch:
         chosen: the preferred responses. The two sides may differ in T.
         rejected: the other ones.
         soft_label: [B] probability p that ``chosen`` is the better one; None: 1.
+        reward_chosen, reward_rejected: [B] scores of a reward model.
+        win_probability: [B] probability that ``chosen`` beats the policy's average answer (SPPO), or ``rejected``.
+        win_probability_rejected: [B] the same of ``rejected``; None: 1 − ``win_probability``.
+        dispersion: [B] d = −log φ(x) ≥ 0, large where people agree (MallowsPO).
+        calibration: a response of the calibration policy to each prompt (VPO, XPO).
+        value: [B] predicted reward of the prompt (HPO); carries the gradient of the value head.
+        critic_chosen, critic_rejected: [B] a critic's score of the policy's hidden states less its mean score of the
+            reference's (GANPO); carry a gradient.
+        seeds: [B] int64, of lots drawn for a pair (SamPO, β-DPO); None: 0 … B − 1.
     """
 
     chosen: Side
     rejected: Side | None = None
     soft_label: Tensor | None = None
+    reward_chosen: Tensor | None = None
+    reward_rejected: Tensor | None = None
+    win_probability: Tensor | None = None
+    win_probability_rejected: Tensor | None = None
+    dispersion: Tensor | None = None
+    calibration: Side | None = None
+    value: Tensor | None = None
+    critic_chosen: Tensor | None = None
+    critic_rejected: Tensor | None = None
+    seeds: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError where the parts do not hold the same number of pairs."""
         pairs = self.chosen.policy.shape[0]
         if self.rejected is not None and self.rejected.policy.shape[0] != pairs:
             raise ValueError(f"{pairs} chosen and {self.rejected.policy.shape[0]} rejected responses")
-        if self.soft_label is not None and self.soft_label.shape != (pairs,):
-            raise ValueError(f"soft_label {tuple(self.soft_label.shape)}: must be [B] = ({pairs},)")
+        if self.calibration is not None and self.calibration.policy.shape[0] != pairs:
+            raise ValueError(f"{pairs} chosen and {self.calibration.policy.shape[0]} calibration responses")
+        for field in fields(self):
+            value = self.__getattribute__(field.name)
+            if isinstance(value, Tensor) and value.shape != (pairs,):
+                raise ValueError(f"{field.name} {tuple(value.shape)}: must be [B] = ({pairs},)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpairedBatch:
+    """B single responses, each marked good or bad (KTO, BCO).
+
+    Attributes:
+        responses: one a row.
+        desirable: [B] bool.
+        mismatched: for each prompt, the response to another prompt, whose log-ratio estimates KL(π ‖ π_ref); None: 0.
+    """
+
+    responses: Side
+    desirable: Tensor
+    mismatched: Side | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the parts do not hold the same number of responses."""
+        rows = self.responses.policy.shape[0]
+        if self.desirable.shape != (rows,):
+            raise ValueError(f"desirable {tuple(self.desirable.shape)}: must be [B] = ({rows},)")
+        if self.mismatched is not None and self.mismatched.policy.shape[0] != rows:
+            raise ValueError(f"{rows} responses and {self.mismatched.policy.shape[0]} mismatched ones")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupBatch:
+    """B prompts with K responses each.
+
+    Attributes:
+        responses: K sides, the k-th response of every prompt; they may differ in T.
+        rewards: [B, K].
+        present: [B, K] bool; false where a prompt has fewer than K responses. None: all are there.
+    """
+
+    responses: tuple[Side, ...]
+    rewards: Tensor
+    present: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for fewer than two responses, and where the parts do not fit each other."""
+        if len(self.responses) < 2:
+            raise ValueError(f"{len(self.responses)} response a prompt: a list loss compares at least 2")
+        rows = {side.policy.shape[0] for side in self.responses}
+        shape = (self.responses[0].policy.shape[0], len(self.responses))
+        if len(rows) > 1 or self.rewards.shape != shape:
+            raise ValueError(f"rewards {tuple(self.rewards.shape)} of {sorted(rows)} prompts: must be [B, K] = {shape}")
+        if self.present is not None and self.present.shape != shape:
+            raise ValueError(f"present {tuple(self.present.shape)}: must be [B, K] = {shape}")
+
+
+Batch = PairBatch | UnpairedBatch | GroupBatch

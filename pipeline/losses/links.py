@@ -1,22 +1,157 @@
-"""The link f: from a margin z to a loss, decreasing at 0 (GPO, arXiv:2402.05749, table 1)."""
+"""The link f: from a margin z to a loss, decreasing at 0 (GPO, arXiv:2402.05749, table 1, and others).
 
+Slopes at 0 differ (logistic −1/2, exponential −1, square −2 ...), so β is to be tuned anew with the link.
+"""
+
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
+
+from pipeline.config.terms import DiscoLink, FocalLink, HingeLink, MallowsPhiLink, PlainLink
+from pipeline.config.terms import Link as LinkSettings
+from pipeline.losses.mallows import mallows_phi
+from pipeline.losses.masked import bounded_exp
 
 Link = Callable[[Tensor], Tensor]
 
 
 def logistic(z: Tensor) -> Tensor:
-    """f(z) = log(1 + exp(−z)), the Bradley-Terry likelihood. Exact for any finite z.
+    """f(z) = log(1 + e^−z), the Bradley-Terry likelihood. Exact for any finite z.
 
-    >>> import torch
     >>> logistic(torch.tensor([0.0, -1e4]))
     tensor([6.9315e-01, 1.0000e+04])
     """
     return -logsigmoid(z)
 
 
-LINKS: Mapping[str, Link] = MappingProxyType({"logistic": logistic})
+def ipo(z: Tensor) -> Tensor:
+    """f(z) = (z − ½)²; IPO (arXiv:2310.12036, equation 17) is f(τ D)/τ²."""
+    return (z - 0.5).square()
+
+
+def square(z: Tensor) -> Tensor:
+    """f(z) = (1 − z)²."""
+    return (1 - z).square()
+
+
+def squared_error(z: Tensor) -> Tensor:
+    """f(z) = z², of a margin that is the distance from a target."""
+    return z.square()
+
+
+def exponential(z: Tensor) -> Tensor:
+    """f(z) = e^−z; below z = −30 its tangent."""
+    return bounded_exp(-z)
+
+
+def truncated_quadratic(z: Tensor) -> Tensor:
+    """f(z) = max(0, 1 − z)²."""
+    return (1 - z).clamp(min=0).square()
+
+
+def savage(z: Tensor) -> Tensor:
+    """f(z) = 1/(1 + e^z)². Convex only above z = −ln 2; pairs far on the wrong side have no gradient."""
+    return torch.sigmoid(-z).square()
+
+
+def sigmoid(z: Tensor) -> Tensor:
+    """f(z) = σ(−z) (KTO, APO-zero)."""
+    return torch.sigmoid(-z)
+
+
+def linear(z: Tensor) -> Tensor:
+    """f(z) = −z."""
+    return -z
+
+
+def cauchy(z: Tensor) -> Tensor:
+    """f(z) = −log(½ + arctan(z)/π) (RainbowPO's code)."""
+    # ½ + arctan(z)/π loses all digits at z far below 0; the angle of (−z, 1) is the same number.
+    return -(torch.atan2(torch.ones_like(z), -z) / math.pi).log()
+
+
+def hinge(z: Tensor, delta: float = 1.0) -> Tensor:
+    """f(z) = max(0, δ − z); at the kink the slope is −1."""
+    return torch.where(z <= delta, delta - z, torch.zeros_like(z))
+
+
+def focal(z: Tensor, gamma: float) -> Tensor:
+    """f(z) = −σ(z)^γ log σ(z) (FocalPO, arXiv:2501.06645): pairs on the wrong side count for less."""
+    likelihood = logsigmoid(z)
+    return -(gamma * likelihood).exp() * likelihood
+
+
+def disco(z: Tensor, tau: float) -> Tensor:
+    """f(z) = (1 − s) log(1 + e^−z) + s e^−z with s = σ(z/τ) (DiscoPOP, arXiv:2406.08414, equation 5)."""
+    # s e^−z = e^(log σ(z/τ) − z), which is small where e^−z alone would overflow.
+    share = torch.sigmoid(z / tau)
+    return (1 - share) * logistic(z) + bounded_exp(logsigmoid(z / tau) - z)
+
+
+def reverse_kl(z: Tensor, label_logit: Tensor) -> Tensor:
+    """f(z) = KL(Bernoulli(σ(z)) ‖ Bernoulli(p)), p = σ(``label_logit``) (EXO, arXiv:2402.00856)."""
+    towards = torch.sigmoid(z) * (logsigmoid(z) - logsigmoid(label_logit))
+    return towards + torch.sigmoid(-z) * (logsigmoid(-z) - logsigmoid(-label_logit))
+
+
+LINKS: Mapping[str, Link] = MappingProxyType(
+    {
+        "logistic": logistic,
+        "ipo": ipo,
+        "square": square,
+        "squared_error": squared_error,
+        "exponential": exponential,
+        "truncated_quadratic": truncated_quadratic,
+        "savage": savage,
+        "sigmoid": sigmoid,
+        "linear": linear,
+        "cauchy": cauchy,
+    }
+)
+
+
+def make_link(settings: LinkSettings, *, dispersion: Tensor | None = None, label_logit: Tensor | None = None) -> Link:
+    """f with its settings.
+
+    Args:
+        settings: any but ``none``.
+        dispersion: [B] d of each pair, for ``mallows_phi``.
+        label_logit: [B] log p/(1 − p) of each pair's label, for ``reverse_kl``.
+
+    Raises:
+        ValueError: the link is ``none``, or what it reads is missing.
+    """
+    match settings:
+        case HingeLink():
+            return lambda z: hinge(z, settings.delta)
+        case FocalLink():
+            return lambda z: focal(z, settings.gamma)
+        case DiscoLink():
+            return lambda z: disco(z, settings.tau)
+        case MallowsPhiLink():
+            if dispersion is None:
+                raise ValueError("this loss needs the dispersion of each pair (PairBatch.dispersion)")
+            return lambda z: mallows_phi(z, dispersion, settings.smoothing)
+        case PlainLink(kind="reverse_kl"):
+            if label_logit is None:
+                raise ValueError("the link reverse_kl needs a label strictly between 0 and 1")
+            return lambda z: reverse_kl(z, label_logit)
+        case PlainLink(kind="none"):
+            raise ValueError("link: none is no function")
+        case PlainLink():
+            return LINKS[settings.kind]
+
+
+def log_odds_of(p: Tensor) -> Tensor:
+    """log p/(1 − p); infinite at 0 and 1."""
+    return p.log() - torch.log1p(-p)
+
+
+def entropy_of(logit: Tensor) -> Tensor:
+    """Entropy in nats of a Bernoulli variable with log-odds ``logit``, 0 in both limits."""
+    p = torch.sigmoid(logit)
+    return p * softplus(-logit) + (1 - p) * softplus(logit)

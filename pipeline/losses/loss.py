@@ -2,28 +2,38 @@
 
 ::
 
-    score     s_j = Agg_t[ log π(y_t) − log ζ(y_t) ]            ζ: the prior      (arXiv:2501.01544)
-    margin    z_i = β (s_w − s_l) − m
-    link      L_i = p_i f(z_i) + (1 − p_i) f(−z_i)              f: the link       (arXiv:2402.05749)
-    total     L_i + λ NLL_i
+    score     s_j = Agg_t[ w_t (a log π(y_t) − log ζ(y_t)) ] + κ Σ_t m_t KL_t     ζ: the prior   (arXiv:2501.01544)
+    shape     R_j = β d T(s_j)                                                    d: dispersion  (arXiv:2405.14953)
+    margin    z = R_w − R_l − m
+    link      L = ω A [ p f(z) + (1 − p) f(−z) + Σ_k c_k f_k(a_k R_w + b_k R_l − m_k) ]
+                                                                                  f: the link    (arXiv:2402.05749)
+    total     L + Σ_r λ_r Reg_r
 
-Knows no trainer and no model. Nothing is reduced over the batch: whoever sums decides what to
-divide by.
+Over K responses a list head stands in the place of the links. Knows no trainer and no model. Nothing is reduced over
+the batch: whoever sums decides what to divide by.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pipeline.losses.batch import PairBatch, Side
-from pipeline.losses.composition import Composition
-from pipeline.losses.links import LINKS
-from pipeline.losses.masked import at_least_float32, masked_mean, masked_sum
-from pipeline.losses.regularisers import nll
-from pipeline.losses.scores import score
-from pipeline.losses.terms import preference_term
+from pipeline.config import Composition
+from pipeline.config.needs import needs_of, references_of, stateful
+from pipeline.losses.batch import Batch, GroupBatch, PairBatch, Side, UnpairedBatch
+from pipeline.losses.dispersion import dispersion_of
+from pipeline.losses.groups import as_group, best, head_loss, present_of, worst
+from pipeline.losses.labels import label_of
+from pipeline.losses.margins import margin_of
+from pipeline.losses.masked import at_least_float32, bounded_exp, constant, masked_mean
+from pipeline.losses.regularisers import nll, regularisers
+from pipeline.losses.scores import scores
+from pipeline.losses.shapes import shaped
+from pipeline.losses.statistics import Observed, State, kept, observe, summarise
+from pipeline.losses.terms import one_sided_terms, pair_term, unpaired_terms
+from pipeline.losses.weights import uniform
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,66 +46,198 @@ class LossOutput:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss by name. Call it with a ``PairBatch``."""
+    """A loss by name. Call it with a ``PairBatch``, a ``GroupBatch`` or an ``UnpairedBatch``, as it is made for."""
 
     name: str
     composition: Composition
 
     @property
     def needs(self) -> frozenset[str]:
-        """Which optional parts of the batch it reads: ``rejected``, ``reference``."""
-        if self.composition.link == "none":
-            return frozenset()
-        return frozenset({"rejected"} | ({"reference"} if self.composition.prior == "reference" else set()))
+        """Which optional parts of the batch it reads, by the names of their fields."""
+        return needs_of(self.composition)
 
-    def __call__(self, batch: PairBatch) -> LossOutput:
-        """The loss of each pair, in float32, or float64 where the batch is.
+    @property
+    def references(self) -> int:
+        """How many reference policies it reads."""
+        return references_of(self.composition)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether it reads statistics over the global batch: then pass ``observe`` and ``summarise``'s results."""
+        return stateful(self.composition)
+
+    def __call__(self, batch: Batch, statistics: Mapping[str, float] | None = None) -> LossOutput:
+        """The loss of each pair, response or group, in float32, or float64 where the batch is.
+
+        Args:
+            batch: with what ``needs`` names.
+            statistics: of ``summarise``, for a stateful loss; None: those of this batch alone.
 
         Raises:
             ValueError: a response without tokens, or a part that the loss needs is missing.
         """
+        if isinstance(batch, PairBatch) and self.composition.head is not None:
+            batch = as_group(batch, self.composition.head)
         _refuse_empty(batch)
-        metrics = _likelihoods(batch)
+        if isinstance(batch, GroupBatch):
+            return self._of_groups(batch)
+        known: Mapping[str, float] = {}
+        if self.stateful:
+            known = self.summarise(self.observe(batch), {})[0] if statistics is None else statistics
+        return self._of_single(batch, known) if isinstance(batch, UnpairedBatch) else self._of_pairs(batch, known)
+
+    def observe(self, batch: Batch) -> Observed:
+        """What each pair of ``batch`` adds to the statistics: name -> [n], constant; empty if not ``stateful``."""
+        if not self.stateful or isinstance(batch, GroupBatch):
+            return {}
+        if isinstance(batch, PairBatch):
+            self._rejected(batch)
+        else:
+            self._takes_single()
+        return observe(batch, self.composition)
+
+    def summarise(self, observed: Mapping[str, Tensor], state: Mapping[str, float]) -> tuple[State, State]:
+        """(statistics of the global batch, the state after it) of all pairs' ``observed`` and the state before it."""
+        return summarise(observed, state, self.composition)
+
+    def _of_pairs(self, batch: PairBatch, statistics: Mapping[str, float]) -> LossOutput:
+        parts = self.composition
+        metrics = _likelihoods({"chosen": batch.chosen, "rejected": batch.rejected})
         per_pair = torch.zeros_like(at_least_float32(batch.chosen.policy[:, 0]))
-        if self.composition.link != "none":
-            z, rewards = self._margin(batch)
-            per_pair = preference_term(z, LINKS[self.composition.link], batch.soft_label)
+        if parts.links:
+            value, rewards = self._preference(batch, statistics)
+            per_pair = per_pair + parts.weight / parts.beta**parts.unscale * value
             metrics |= rewards
-        if self.composition.nll > 0:
-            likelihood = nll(batch.chosen)
-            per_pair = per_pair + self.composition.nll * likelihood
+        if parts.nll > 0:
+            likelihood = nll(batch.chosen, parts.nll_aggregate)
+            per_pair = per_pair + parts.nll * likelihood
             metrics["nll"] = likelihood.detach().mean()
+        beside = regularisers(batch, parts)
+        if beside is not None:
+            per_pair = per_pair + beside
+            metrics["regulariser"] = beside.detach().mean()
+        # Rewards and the like may come in float64; the log-probabilities decide.
+        return LossOutput(per_pair.to(at_least_float32(batch.chosen.policy).dtype), metrics)
+
+    def _preference(self, batch: PairBatch, statistics: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """ω times the sum of all preference terms, [B], and what is worth watching of it."""
+        parts = self.composition
+        raw = scores((batch.chosen, self._rejected(batch)), parts, batch.seeds)
+        shapes = [shaped(s, parts.shape, chosen) for s, chosen in zip(raw, (True, False), strict=True)]
+        d = None if parts.dispersion is None else dispersion_of(batch, parts.dispersion)
+        scale: Tensor | float = parts.beta * statistics.get("scale", 1.0)
+        if d is not None and parts.link.kind != "mallows_phi":
+            scale = scale * d
+        reward_w, reward_l = scale * shapes[0], scale * shapes[1]
+        gap = reward_w - reward_l
+        value = torch.zeros_like(gap)
+        if parts.link.kind != "none":
+            z = gap - margin_of(batch, parts, scale, statistics)
+            value = value + pair_term(z, parts, label_of(batch, parts.label), d)
+        if parts.terms:
+            value = value + one_sided_terms(reward_w, reward_l, batch, parts, statistics)
+        omega = self._pair_weight(batch, shapes[0] - shapes[1], statistics)
+        return value if omega is None else omega * value, _rewards(reward_w, reward_l)
+
+    def _pair_weight(self, batch: PairBatch, gap: Tensor, statistics: Mapping[str, float]) -> Tensor | None:
+        """ω, [B]: how likely the policy makes the pair (WPO, arXiv:2406.11827), or who is kept (β-DPO)."""
+        parts = self.composition
+        if parts.pair_weight == "policy":
+            cap = math.inf if parts.pair_weight_cap is None else math.log(parts.pair_weight_cap)
+            likely = _likeliness(batch.chosen) + _likeliness(self._rejected(batch))
+            return bounded_exp(likely.clamp(max=cap))
+        if parts.scale is None:
+            return None
+        seeds = torch.arange(len(gap)) if batch.seeds is None else batch.seeds
+        return kept(gap.detach(), uniform(seeds).to(gap.device), statistics)
+
+    def _of_single(self, batch: UnpairedBatch, statistics: Mapping[str, float]) -> LossOutput:
+        parts = self.composition
+        self._takes_single()
+        (score,) = scores((batch.responses,), parts)
+        reward = parts.beta * score
+        value = parts.weight / parts.beta**parts.unscale * unpaired_terms(reward, batch, parts, statistics)
+        good = batch.desirable.bool()
+        metrics = _likelihoods({"chosen": batch.responses})
+        metrics |= {
+            "reward_chosen": _mean_where(reward.detach(), good),
+            "reward_rejected": _mean_where(reward.detach(), ~good),
+        }
+        return LossOutput(value, metrics)
+
+    def _of_groups(self, batch: GroupBatch) -> LossOutput:
+        parts = self.composition
+        if parts.head is None:
+            raise ValueError(f"{self.name}: this loss compares two responses; it cannot use groups")
+        present = present_of(batch)
+        rewards = torch.stack([parts.beta * s for s in scores(batch.responses, parts)], dim=1)
+        per_pair = parts.weight * head_loss(rewards, batch, parts.head)
+        rows, top, bottom = torch.arange(len(rewards)), best(batch), worst(batch)
+        metrics = _rewards(rewards[rows, top].detach(), rewards[rows, bottom].detach())
+        per_token = torch.stack([-nll(side).detach() for side in batch.responses], dim=1)
+        metrics["chosen_logp_per_token"] = per_token[rows, top].mean()
+        metrics["rejected_logp_per_token"] = per_token[rows, bottom].mean()
+        if parts.nll > 0:
+            losses = torch.stack([nll(side, parts.nll_aggregate) for side in batch.responses], dim=1)
+            of_best = losses.masked_fill(~present, 0)[rows, top]
+            per_pair = per_pair + parts.nll * of_best
+            metrics["nll"] = of_best.detach().mean()
         return LossOutput(per_pair, metrics)
 
-    def _margin(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """z = β (s_w − s_l) − m, and what is worth watching of it."""
+    def _takes_single(self) -> None:
+        if not self.composition.unpaired:
+            raise ValueError(f"{self.name}: this loss compares two responses; it cannot use single ones")
+
+    def _rejected(self, batch: PairBatch) -> Side:
         if batch.rejected is None:
             raise ValueError(f"{self.name}: this loss needs rejected responses (PairBatch.rejected)")
-        parts = self.composition
-        s_w, s_l = (score(side, parts.prior, parts.aggregate) for side in (batch.chosen, batch.rejected))
-        reward_w, reward_l = parts.beta * s_w, parts.beta * s_l
-        gap = reward_w - reward_l
-        return gap - parts.margin, {
-            "reward_chosen": reward_w.detach().mean(),
-            "reward_rejected": reward_l.detach().mean(),
-            "margin": gap.detach().mean(),
-            "accuracy": (gap.detach() > 0).to(gap.dtype).mean(),
-        }
+        return batch.rejected
 
 
-def _likelihoods(batch: PairBatch) -> dict[str, Tensor]:
-    sides: dict[str, Side | None] = {"chosen": batch.chosen, "rejected": batch.rejected}
+def _likeliness(side: Side) -> Tensor:
+    """Mean of log π(y_t) − log Σ_v π(v)², [B], constant."""
+    if side.collision is None:
+        raise ValueError("this loss needs Σ p² of each position (Side.collision)")
+    return masked_mean(constant(side.policy) - constant(side.collision).log(), side.mask)
+
+
+def _rewards(reward_w: Tensor, reward_l: Tensor) -> dict[str, Tensor]:
+    gap = (reward_w - reward_l).detach()
     return {
-        f"{name}_logp_per_token": masked_mean(at_least_float32(side.policy.detach()), side.mask).mean()
+        "reward_chosen": reward_w.detach().mean(),
+        "reward_rejected": reward_l.detach().mean(),
+        "margin": gap.mean(),
+        "accuracy": (gap > 0).to(gap.dtype).mean(),
+    }
+
+
+def _mean_where(values: Tensor, rows: Tensor) -> Tensor:
+    return values.masked_fill(~rows, 0).sum() / rows.sum().clamp(min=1)
+
+
+def _likelihoods(sides: Mapping[str, Side | None]) -> dict[str, Tensor]:
+    return {
+        f"{name}_logp_per_token": masked_mean(constant(side.policy), side.mask).mean()
         for name, side in sides.items()
         if side is not None
     }
 
 
-def _refuse_empty(batch: PairBatch) -> None:
-    for name, side in (("chosen", batch.chosen), ("rejected", batch.rejected)):
+def _refuse_empty(batch: Batch) -> None:
+    sides: dict[str, Side | None]
+    present = None
+    match batch:
+        case PairBatch():
+            sides = {"chosen": batch.chosen, "rejected": batch.rejected, "calibration": batch.calibration}
+        case UnpairedBatch():
+            sides = {"responses": batch.responses, "mismatched": batch.mismatched}
+        case GroupBatch():
+            sides = {f"responses[{k}]": side for k, side in enumerate(batch.responses)}
+            present = present_of(batch)
+    for index, (name, side) in enumerate(sides.items()):
         if side is None:
             continue
-        empty = (masked_sum(torch.ones_like(side.policy), side.mask) == 0).nonzero().flatten().tolist()
+        without = side.mask.sum(-1) == 0
+        empty = (without if present is None else without & present[:, index]).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"{name}: no response tokens in row {', '.join(map(str, empty[:5]))} of the batch")

@@ -46,7 +46,7 @@ def test_check_says_what_would_run(
 ) -> None:
     assert call(monkeypatch, "check", config) == 0
     assert "prompts: 6" in (said := capsys.readouterr().out) and "held out: 2" in said
-    assert "6 prompts x 4 responses" in said
+    assert "6 prompts x 4 responses" in said and "loss dpo reads reference, rejected" in said
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,17 @@ def test_check_says_what_would_run(
         (["prompts.columns.answer=none"], ["needs an answer", "columns.answer"]),
         (["chat.max_prompt_tokens=2"], ["chat.max_prompt_tokens", "all 6 prompts are longer"]),
         (["policy.path=configs/typo"], ["policy.path", "configs/typo", "no such model folder"]),
-        (["loss.preset=dpoo"], ["loss.preset", "dpoo", "dpo, sft"]),
+        (["loss.preset=dpoo"], ["loss.preset", "dpoo", "dpo, dpo_sft"]),
+        (["loss.preset=apo"], ["loss.preset", "'apo' is ambiguous", "apo_accelerated", "apo_zero or apo_down"]),
+        (["loss.preset=apo_accelerated"], ["rounds: 1", "two checkpoints"]),
+        (["loss.preset=mrpo"], ["training.references: 0", "2 references"]),
+        (["loss.preset=tis_dpo"], ["training.contrastive", "two contrasting models"]),
+        (["loss={preset: dpo, prior: given}"], ["loss.prior", "given", "iterative"]),
+        (["loss={preset: kto, prior: {kind: length}}"], ["loss.prior", "length is not normalised", "one-sided"]),
+        (["loss={preset: robust_dpo, epsilon: 0.5}"], ["loss.label.epsilon", "less than 0.5", "0.5"]),
+        (["loss.preset=d2po_decay", "loss.gamma=1.5"], ["loss.weights.gamma", "less than or equal to 1", "1.5"]),
+        (["loss={preset: tdpo1, reference_free: true}"], ["loss.reference_free", "tdpo1 needs a reference"]),
+        (["loss.preset=rpo_sqloo", "sampling.n=1"], ["sampling.n", "1 response", "at least 2"]),
     ],
 )
 def test_mistakes_end_with_exit_code_2_before_anything_is_written(

@@ -194,7 +194,7 @@ def test_an_interrupted_run_says_so_and_ends_its_children(
 def test_a_run_without_a_server_is_listed_by_one_started_later(home: dict[str, str], finished: Path) -> None:
     run = finished_run(home)
     assert set(run["tasks"].values()) == {"COMPLETED"}
-    assert {"round 0 · start policy", "round 1 · samples", "round 2 · train · dpo"} <= run["tasks"].keys()
+    assert {"round 0 · start policy", "round 1 · samples", "round 2 · train · dpo β=0.1"} <= run["tasks"].keys()
 
 
 def finished_run(home: dict[str, str]) -> dict[str, Any]:
@@ -273,6 +273,7 @@ pairs: {{path: {tmp_path / "pairs.jsonl"}}}
 held_out: {{prompts: 12}}
 sampler: {{kind: transformers}}
 sampling: {{max_tokens: 8}}
+loss: {{preset: xpo}}
 training: {{learning_rate: 1.0e-3, batch_size: 8, epochs: 2, reference: fixed}}
 """
     )
@@ -284,3 +285,7 @@ training: {{learning_rate: 1.0e-3, batch_size: 8, epochs: 2, reference: fixed}}
     run = RunFolder(tmp_path / "run")
     slices = [{pair.prompt.id for pair in read_pairs(run.stage(round_, "pairs").folder)} for round_ in (1, 2)]
     assert [len(ids) for ids in slices] == [24, 24] and not slices[0] & slices[1]
+    # The handshake has checked that the start policy answered, though the sampler held that of round 1 in between.
+    assert [run.stage(round_, "calibration").require().rows for round_ in (1, 2)] == [24, 24]
+    swap = run.stage(2, "calibration").require().metrics["weight_handshake"]
+    assert isinstance(swap, dict) and swap["max_difference"] < 1e-3

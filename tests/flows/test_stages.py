@@ -119,7 +119,7 @@ def test_every_way_of_training_raises_chosen_over_rejected(
 def test_an_untrained_start_is_not_copied(job: Path, tmp_path: Path) -> None:
     context = start(job, tmp_path)
     assert context.policy_path(0) == job / "model"
-    assert {file.name for file in context.probe_path(0).iterdir()} == {"probe.json", "manifest.json"}
+    assert {file.name for file in context.run.stage(0, "policy").folder.iterdir()} == {"probe.json", "manifest.json"}
 
 
 def test_a_model_that_changed_under_a_run_is_noticed(job: Path, tmp_path: Path) -> None:

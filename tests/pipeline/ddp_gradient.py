@@ -1,24 +1,60 @@
-"""Run by test_train_processes.py in several processes: one step of training, weights to the file given."""
+"""Run by test_train_processes.py in several processes: each gradient, and two steps of some losses, to a file."""
 
 import sys
 
+import torch
 from accelerate import Accelerator
+from loss_examples import examples_for, loss_named, settings
 from safetensors.torch import save_file
-from tiny_training import dpo, pairs_with_reference, tiny_llama
+from tiny_training import tiny_llama
 
-from pipeline.config import Optimisation
+from pipeline.adapter import add_adapter
+from pipeline.batches import facts_of
+from pipeline.companions import Companions
+from pipeline.config import Lora
+from pipeline.gradients import Objective, accumulate_gradient
+from pipeline.logps import TokenLogps
 from pipeline.train import train
 
-model = tiny_llama()
+GRADIENTS = ("dpo", "simpo", "tdpo2", "sparsepo", "mi_dpo", "beta_dpo", "kto", "bco", "hpo", "rpo_sqloo", "ganpo")
+STEPS = ("dpo", "sparsepo", "beta_dpo", "ganpo")
+
+
+def gradient(name: str, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
+    loss, model = loss_named(name), tiny_llama()
+    companions = Companions(loss.composition, 32, 2, 32, seed=1)
+    policy = TokenLogps(model, wants=facts_of(loss), reference_model=tiny_llama(seed=1))
+    objective = Objective(accelerator.prepare(policy), loss, companions, accelerator)
+    facts = accumulate_gradient(objective, examples_for(loss, 7), 1)
+    named = [*model.named_parameters(), *companions.named().items()]
+    found = {f"{name}.{part}": p.grad for part, p in named if p.grad is not None}
+    if facts.critic_means is not None:
+        found[f"{name}.means"] = facts.critic_means
+    return found, facts.loss
+
+
+def steps(name: str, accelerator: Accelerator, lora: bool = False) -> tuple[dict[str, torch.Tensor], float]:
+    loss, model = loss_named(name), tiny_llama()
+    policy = add_adapter(model, Lora(rank=2, dropout=0.0), seed=3) if lora else model
+    twice = settings(batch_size=7, micro_batch_size=2, warmup=0, max_steps=2, epochs=2.0)
+    reference = None if lora else tiny_llama(seed=1)
+    examples = examples_for(loss, 7, tiny_llama() if lora else tiny_llama(seed=1))
+    result = train(policy, examples, loss, twice, seed=0, accelerator=accelerator, reference_model=reference)
+    trained = {f"steps.{name}.{part}": p.detach() for part, p in policy.named_parameters() if p.requires_grad}
+    return trained, result.history[-1].loss
+
+
 accelerator = Accelerator(cpu=True)
-settings = Optimisation(batch_size=7, micro_batch_size=2, learning_rate=1e-3, warmup=0, max_steps=2, epochs=2.0)
-pairs = pairs_with_reference(tiny_llama(seed=1), 7)
-result = train(model, pairs, dpo(), settings, seed=0, accelerator=accelerator)
+tensors: dict[str, torch.Tensor] = {}
+losses: list[float] = []
+for found, loss in [
+    *(gradient(name, accelerator) for name in GRADIENTS),
+    *(steps(name, accelerator) for name in STEPS),
+    steps("tdpo2", accelerator, lora=True),
+]:
+    tensors |= found
+    losses.append(loss)
 if accelerator.is_main_process:
-    losses = [str(report.loss) for report in result.history]
-    save_file(
-        {name: p.detach() for name, p in model.named_parameters()},
-        sys.argv[1],
-        metadata={"processes": str(accelerator.num_processes), "losses": " ".join(losses)},
-    )
+    facts = {"processes": str(accelerator.num_processes), "losses": " ".join(map(str, losses))}
+    save_file({name: t.contiguous() for name, t in tensors.items()}, sys.argv[1], metadata=facts)
 accelerator.end_training()

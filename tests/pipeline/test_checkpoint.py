@@ -1,10 +1,12 @@
 """Taking training up again: after a kill, and in the next round."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from loss_examples import examples_for, loss_named
 from safetensors.torch import load_file
 from tiny_training import dpo, pairs_with_reference, tiny_llama
 
@@ -37,7 +39,8 @@ def model(lora: bool) -> Any:
 
 
 def fit(policy: Any, settings: Optimisation = SETTINGS, **options: Any) -> TrainResult:
-    return train(policy, options.pop("examples", None) or pairs(), dpo(), settings, seed=5, **options)
+    loss = options.pop("loss", None) or dpo()
+    return train(policy, options.pop("examples", None) or pairs(), loss, settings, seed=5, **options)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -54,6 +57,32 @@ def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_by_bit(lora: bool, t
     ours, theirs = resumed.state_dict(), whole.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert [r.loss for r in result.history] == [r.loss for r in expected.history]
+
+
+@pytest.mark.parametrize("name", ["sparsepo", "mi_dpo", "ganpo", "hpo", "beta_dpo", "alpha_dpo", "bco", "sampo"])
+def test_what_a_loss_keeps_beside_the_policy_goes_on_bit_by_bit(name: str, tmp_path: Path) -> None:
+    loss = loss_named(name)
+    options: dict[str, Any] = {"loss": loss, "reference_model": tiny_llama(seed=1)}
+    options["examples"] = examples_for(loss, 18, tiny_llama(seed=1))
+    whole, resumed = tiny_llama(), tiny_llama()
+    expected = fit(whole, save_heads_to=tmp_path / "whole", **options)
+    with pytest.raises(KilledError):
+        fit(tiny_llama(), checkpoint_dir=tmp_path / "kept", on_step=kill_at(8), **options)
+    torch.manual_seed(99)
+    torch.rand(3)
+    result = fit(resumed, checkpoint_dir=tmp_path / "kept", save_heads_to=tmp_path / "resumed", **options)
+    assert [r.loss for r in result.history] == [r.loss for r in expected.history]
+    ours, theirs = resumed.state_dict(), whole.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    trains_heads = name in ("sparsepo", "mi_dpo", "ganpo", "hpo")
+    assert (tmp_path / "whole").exists() == trains_heads
+    if trains_heads:
+        heads = [load_file(tmp_path / folder / "heads.safetensors") for folder in ("whole", "resumed")]
+        assert heads[0].keys() == heads[1].keys()
+        assert all(torch.equal(tensor, heads[1][part]) for part, tensor in heads[0].items())
+    running = json.loads((tmp_path / "kept" / "step_000010" / "progress.json").read_text())["running"]
+    assert bool(running) == (name in ("beta_dpo", "alpha_dpo", "bco"))
+    assert name != "bco" or running["reward_count"] == 2 * 18, "of all steps, those before the kill too"
 
 
 @pytest.mark.parametrize("every", [3, 5, 100])

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, preset_names
+from pipeline.config.components import ConstantMargin
 from pipeline.configfile import changed_fields, dump_config, load_config
 from pipeline.types import UserError
 
@@ -44,6 +45,67 @@ def test_another_kind_drops_the_settings_of_the_old_one(tmp_path: Path) -> None:
     first = write(tmp_path, BASE.replace("{kind: length}", "{kind: length, target_words: 3}"))
     config = load_config([first], ["scorer={kind: match}"])
     assert config.scorer is not None and config.scorer.kind == "match"
+
+
+def test_another_preset_drops_the_settings_of_the_old_one(tmp_path: Path) -> None:
+    first = write(tmp_path, BASE + "loss: {preset: dpo, beta: 0.3, nll: 0.5}\n")
+    assert load_config([first]).loss.beta == 0.3 and load_config([first], ["loss.nll=0"]).loss.beta == 0.3
+    assert (load_config([first], ["loss.preset=simpo"]).loss.beta, load_config([first]).loss.nll) == (2.5, 0.5)
+    for settings in (["loss.preset=simpo", "loss.beta=3"], ["loss.beta=3", "loss.preset=simpo"]):
+        other = load_config([first], settings).loss
+        assert (other.preset, other.beta, other.nll) == ("simpo", 3, 0)
+
+
+def test_of_two_spellings_of_a_setting_the_later_layer_counts(tmp_path: Path) -> None:
+    first = write(tmp_path, BASE + "loss: {preset: simpo, margin: {gamma: 1}}\n")
+    second = write(tmp_path, "loss: {gamma: 2}\n", "second.yaml")
+    assert load_config([first, second]).loss.margin == ConstantMargin(gamma=2)
+    assert load_config([first, second], ["loss.margin.gamma=3"]).loss.margin == ConstantMargin(gamma=3)
+    assert load_config([first], ["loss.margin.gamma=3", "loss.gamma=4"]).loss.margin == ConstantMargin(gamma=4)
+
+
+def test_a_preset_and_a_composition_do_not_mix_across_files(tmp_path: Path) -> None:
+    composed = write(tmp_path, BASE + "loss: {prior: reference, link: {kind: hinge, delta: 2}, beta: 0.2}\n")
+    named = load_config([composed], ["loss.preset=simpo"]).loss
+    assert (named.preset, named.prior.kind, named.link.kind, named.beta) == ("simpo", "none", "logistic", 2.5)
+    first = write(tmp_path, BASE + "loss: {preset: dpo, nll: 0.2}\n", "named.yaml")
+    over = write(tmp_path, "loss: {prior: reference, link: hinge}\n", "over.yaml")
+    loss = load_config([first, over]).loss
+    assert (loss.preset, loss.link.kind, loss.nll) == ("custom", "hinge", 0)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_survives_being_written_out(name: str, tmp_path: Path) -> None:
+    config = load_config([write(tmp_path, BASE)], [f"loss.preset={name}"])
+    again = load_config([write(tmp_path, dump_config(config), "again.yaml")])
+    assert again == config and again.identity() == config.identity()
+
+
+def test_a_loss_may_be_written_out_component_by_component(tmp_path: Path) -> None:
+    text = "loss: {prior: reference, link: {kind: hinge, delta: 2}, beta: 0.2, margin: {kind: length, alpha: 0.5}}\n"
+    loss = load_config([write(tmp_path, BASE + text)]).loss
+    assert (loss.preset, loss.prior.kind, loss.link.kind, loss.beta) == ("custom", "reference", "hinge", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("{preset: rpo}", "loss.preset: 'rpo' is ambiguous; it could mean"),
+        ("{preset: cdpo, epsilon: 0.5}", "loss.label.epsilon: input should be less than 0.5 (got 0.5)"),
+        ("{preset: d2po_decay, gamma: 0}", "loss.weights.gamma: input should be greater than 0 (got 0)"),
+        ("{preset: d2po_decay, gamma: 1.5}", "loss.weights.gamma: input should be less than or equal to 1"),
+        ("{preset: rainbowpo, prior: {weight: 3}}", "loss.prior.weight: input should be less than or equal to 1"),
+        ("{preset: kto, prior: extrapolated}", "loss.prior: extrapolated is not normalised"),
+        ("{preset: kto, reference_free: true}", "loss.reference_free: kto needs a reference"),
+        ("{preset: focalpo, link: {gama: 1}}", "loss.link.gama: no such setting; did you mean 'gamma'"),
+        ("{terms: [{chosen: 1, link: {kind: focal, gamma: -2}}]}", "loss.terms.0.link.gamma: input should be greater"),
+        ("{preset: dpo, head: nca}", "loss.head: nca: a loss over K responses has no link"),
+    ],
+)
+def test_a_wrong_loss_names_its_field_without_the_kinds_on_the_way(loss: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config([write(tmp_path, BASE + f"loss: {loss}\n")])
+    assert f"run.yaml: {expected}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +156,10 @@ def test_a_malformed_file_is_named(text: str, expected: str, tmp_path: Path) -> 
 
 
 def test_a_wrong_override_is_shown_as_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"command line: loss\.betta: no such setting; did you mean 'beta'"):
+    with pytest.raises(UserError, match=r"command line: loss\.betta: is no setting of dpo: beta"):
         load_config([write(tmp_path, BASE)], ["loss.betta=1"])
+    with pytest.raises(UserError, match=r"command line: loss\.betta: no such setting; did you mean 'beta'"):
+        load_config([write(tmp_path, BASE)], ["loss={link: logistic, betta: 1}"])
     with pytest.raises(UserError, match=r"a\.b=value"):
         load_config([write(tmp_path, BASE)], ["loss..beta=1"])
     with pytest.raises(UserError, match=r"policy=&a .*: the value is not valid YAML"):
@@ -122,7 +186,7 @@ def test_every_field_is_documented() -> None:
 
 def test_config_code_loads_nothing_heavy() -> None:
     code = (
-        "import sys, pipeline.configfile, pipeline.store, pipeline.rows, pipeline.data, pipeline.pairs;"
+        "import sys, pipeline.configfile, pipeline.store, pipeline.rows, pipeline.data, pipeline.given, flows.needs;"
         "print([m for m in ('torch', 'vllm', 'prefect', 'transformers', 'datasets') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

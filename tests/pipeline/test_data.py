@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Columns, FileData, HeldOut, RestaurantData
-from pipeline.data import read_pairs, read_prompts, read_texts, split_held_out
-from pipeline.types import Message, Prompt, UserError
+from pipeline.data import read_preferences, read_prompts, read_texts, split_held_out
+from pipeline.types import Message, Prompt, TextGroup, TextPair, UnpairedText, UserError
 
 TURN = {"role": "user", "content": "Hi"}
 
@@ -28,12 +28,13 @@ def jsonl(folder: Path, *rows: Any, name: str = "rows.jsonl") -> FileData:
 
 def fault(folder: Path, *rows: Any) -> str:
     with pytest.raises(UserError) as caught:
-        read_pairs(jsonl(folder, *rows))
+        read_preferences(jsonl(folder, *rows))
     return str(caught.value)
 
 
 def pair(row: dict[str, Any], folder: Path) -> tuple[tuple[Message, ...], str, str]:
-    (read,) = read_pairs(jsonl(folder, row))
+    (read,) = read_preferences(jsonl(folder, row))
+    assert isinstance(read, TextPair)
     return read.prompt.messages, read.chosen, read.rejected
 
 
@@ -122,6 +123,85 @@ def test_prompts_of_a_pair_file_come_from_its_conversations(tmp_path: Path) -> N
 def test_a_malformed_row_is_named_with_its_file(tmp_path: Path, row: Any, said: str) -> None:
     message = fault(tmp_path, {"prompt": "p", "chosen": "c", "rejected": "r"}, row)
     assert "rows.jsonl, row 2: " in message and said in message
+
+
+def test_a_pair_carries_what_its_columns_say(tmp_path: Path) -> None:
+    row = {"prompt": "p", "chosen": "c", "rejected": "r", "chosen_score": 2, "rejected_score": "-1.5", "p_right": 0.9}
+    more = {"win_probability": 0.75, "win_probability_rejected": 0.5, "chosen_prior": -3.5, "rejected_prior": -4}
+    data = jsonl(tmp_path, {**row, **more}).model_copy(update={"columns": Columns(soft_label="p_right")})
+    (read,) = read_preferences(data)
+    assert read == TextPair(read.prompt, "c", "r", 2.0, -1.5, 0.9, 0.75, 0.5, -3.5, -4.0)
+    (plain,) = read_preferences(jsonl(tmp_path, {"prompt": "p", "chosen": "c", "rejected": "r", "chosen_score": None}))
+    assert plain == TextPair(plain.prompt, "c", "r")
+
+
+def test_the_columns_tell_the_form_of_the_data(tmp_path: Path) -> None:
+    group = {"prompt": "p", "responses": ["a", [TURN | {"content": "p"}, say("b")], "c"], "rewards": [1, 0.5, -2]}
+    (read,) = read_preferences(jsonl(tmp_path, group))
+    assert read == TextGroup(Prompt((Message("user", "p"),), source="rows.jsonl"), ("a", "b", "c"), (1.0, 0.5, -2.0))
+    marked = [
+        {"prompt": "p", "completion": "a", "label": True},
+        {"prompt": "p", "completion": [say("b")], "label": False},
+    ]
+    found = read_preferences(jsonl(tmp_path, *marked))
+    assert [(row.completion, row.desirable) for row in found if isinstance(row, UnpairedText)] == [
+        ("a", True),
+        ("b", False),
+    ]
+
+
+def test_csv_holds_numbers_and_truths_as_text(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected,chosen_score,rejected_score\np,c,r,1e1,\n")
+    (read,) = read_preferences(FileData(path=str(tmp_path / "pairs.csv")))
+    assert isinstance(read, TextPair) and (read.chosen_score, read.rejected_score) == (10.0, None)
+    (tmp_path / "marked.csv").write_text("prompt,completion,label\np,c,True\np,d,false\n")
+    found = read_preferences(FileData(path=str(tmp_path / "marked.csv")))
+    assert [row.desirable for row in found if isinstance(row, UnpairedText)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ({"soft_label": 1.2}, "soft_label: 1.2; a probability is from 0 to 1"),
+        ({"win_probability": -0.1}, "win_probability: -0.1; a probability is from 0 to 1"),
+        ({"win_probability_rejected": 0.5}, "win_probability_rejected: 0.5, but no win_probability"),
+        ({"chosen_score": "high"}, "chosen_score: must be a finite number, not str 'high'"),
+        ({"rejected_score": True}, "rejected_score: must be a finite number, not bool True"),
+        ('"chosen_prior": NaN', "chosen_prior: must be a finite number, not float nan"),
+        ('"rejected_prior": -Infinity', "rejected_prior: must be a finite number, not float -inf"),
+        ({"chosen_score": [1]}, "chosen_score: must be a finite number, not a list"),
+    ],
+)
+def test_a_malformed_number_of_a_pair_is_named(tmp_path: Path, cells: Any, said: str) -> None:
+    plain = {"prompt": "p", "chosen": "c", "rejected": "r"}
+    row = json.dumps(plain)[:-1] + f", {cells}}}\n" if isinstance(cells, str) else {**plain, **cells}
+    assert f"rows.jsonl, row 1: {said}" in fault(tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"responses": ["a"], "rewards": [1]}, "responses: 1 in the list; at least 2 responses make a comparison"),
+        ({"responses": "a, b", "rewards": [1, 2]}, "responses: must be a list of responses, not str"),
+        ({"responses": ["a", 3], "rewards": [1, 2]}, "responses, item 2: must be a string or a list of messages"),
+        ({"responses": ["a", "b"], "rewards": [1]}, "rewards: 1 for 2 responses; one for each"),
+        ({"responses": ["a", "b"], "rewards": [1, None]}, "rewards, item 2: must be a finite number, not null"),
+        ({"responses": ["a", "b"], "rewards": 2}, "rewards: must be a list of numbers, not int 2"),
+        ({"responses": ["a", "b"]}, "no column 'rewards'"),
+        ({"completion": "a", "label": 1}, "label: must be true or false, not int 1"),
+        ({"completion": "a", "label": "yes"}, "label: must be true or false, not str 'yes'"),
+        ({"completion": "a"}, "no column 'label'"),
+    ],
+)
+def test_a_malformed_group_or_mark_is_named(tmp_path: Path, row: Any, said: str) -> None:
+    assert f"rows.jsonl, row 1: {said}" in fault(tmp_path, {"prompt": "p", **row})
+
+
+def test_a_file_of_two_forms_is_refused(tmp_path: Path) -> None:
+    message = fault(
+        tmp_path, {"prompt": "p", "chosen": "c", "rejected": "r"}, {"prompt": "p", "completion": "c", "label": True}
+    )
+    assert "row 2: a single response (completion, label), but" in message and "row 1 is a pair" in message
 
 
 def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:

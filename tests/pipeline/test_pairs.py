@@ -1,14 +1,15 @@
 """Pairs from groups and from texts: who wins, what is dropped and how it is counted."""
 
+import math
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Chat, Pairing
-from pipeline.pairs import make_pairs, tokenise_pairs
-from pipeline.types import FinishReason, Group, Message, Prompt, Response, TextPair
+from pipeline.config import Pairing
+from pipeline.pairs import make_groups, make_pairs, win_probability
+from pipeline.types import FinishReason, Group, Message, Prompt, Response
 
 Rule = str
 
@@ -40,6 +41,37 @@ def test_best_against_worst() -> None:
     assert set(dropped) == {"cut", "empty", "missing_label", "identical", "too_few", "tie"} and not any(
         dropped.values()
     )
+
+
+def test_win_probabilities_are_against_the_average_of_all_scored_responses() -> None:
+    (pair,), _ = make_pairs([group(2.0, 0.0, None, 1.0)], Pairing(), 1, 0)
+    wins = [1 / (1 + math.exp(-(2.0 - other))) for other in (2.0, 0.0, 1.0)]
+    loses = [1 / (1 + math.exp(-(0.0 - other))) for other in (2.0, 0.0, 1.0)]
+    assert pair.win_probability == pytest.approx(sum(wins) / 3)
+    assert pair.win_probability_rejected == pytest.approx(sum(loses) / 3)
+    (other,), _ = make_pairs([group(2.0, 0.0, None, 1.0)], Pairing(), 1, 0, "other")
+    assert other.win_probability == pytest.approx(1 / (1 + math.exp(-2.0)))
+    assert other.win_probability_rejected == pytest.approx(1 / (1 + math.exp(2.0)))
+
+
+def test_a_response_drawn_twice_counts_twice_in_the_average() -> None:
+    twice = Group(Prompt((Message("user", "p"),)), (7,), (response(1), response(1), response(2)), (1.0, 1.0, 0.0))
+    (pair,), dropped = make_pairs([twice], Pairing(), 1, 0)
+    assert dropped["identical"] == 1
+    assert pair.win_probability == pytest.approx((0.5 + 0.5 + 1 / (1 + math.exp(-1.0))) / 3)
+
+
+def test_a_win_probability_of_far_rewards_does_not_overflow() -> None:
+    assert win_probability(1e4, [1e4, -1e4]) == 0.75 and win_probability(-1e4, [1e4, -1e4]) == 0.25
+
+
+def test_groups_keep_every_usable_response_and_ties() -> None:
+    prompt = Prompt((Message("user", "p"),))
+    responses = (response(1), response(1), response(2, " "), response(3, finish="length"), response(4), response(5))
+    mixed = Group(prompt, (7,), responses, (1.0, 2.0, 9.0, 9.0, None, 1.0))
+    (kept,), dropped = make_groups([mixed, group(1.0, None)], Pairing(drop_cut=True, min_margin=3.0))
+    assert [r.token_ids[0] for r in kept.responses] == [1, 5] and kept.scores == (1.0, 1.0)
+    assert dropped == {"cut": 1, "empty": 1, "missing_label": 2, "identical": 1, "too_few": 1}
 
 
 def test_all_pairs_leave_out_ties() -> None:
@@ -100,40 +132,3 @@ def test_no_pair_is_a_tie_or_has_equal_tokens(scores: list[list[float | None]], 
         assert pair.chosen.token_ids != pair.rejected.token_ids
     if rule != "all":
         assert len(pairs) + dropped["tie"] + dropped["too_few"] == len(groups)
-
-
-class Letters:
-    """A chat whose tokens are letters; 0 ends a turn."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-
-    def prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
-        return tuple(map(ord, messages[-1].content))
-
-    def response_ids(self, messages: tuple[Message, ...], text: str, finished: bool = True) -> tuple[int, ...]:
-        return (*map(ord, text), *([0] if finished else []))[: self.limit]
-
-
-def texts(*rows: tuple[str, str, str]) -> list[TextPair]:
-    return [TextPair(Prompt((Message("user", p),)), c, r, soft_label=0.9) for p, c, r in rows]
-
-
-def test_texts_become_tokens_with_an_end_token_where_they_fit() -> None:
-    limits = Chat(max_prompt_tokens=3, max_response_tokens=4)
-    rows = texts(("abc", "yes", "no"), ("p", "long text", "four"))
-    (short, long), dropped = tokenise_pairs(rows, Letters(4), limits)
-    assert short.chosen.token_ids == (*map(ord, "yes"), 0) and short.chosen.finish_reason == "stop"
-    assert short.chosen.logprobs == () and short.soft_label == 0.9 and short.round == 0
-    assert long.chosen.token_ids == tuple(map(ord, "long")) and long.chosen.finish_reason == "length"
-    assert long.rejected.token_ids == tuple(map(ord, "four")) and long.rejected.finish_reason == "length"
-    assert dropped == {"long_prompt": 0, "empty": 0, "identical": 0, "cut": 2}
-
-
-@pytest.mark.parametrize(
-    ("row", "cause"),
-    [(("abcd", "y", "n"), "long_prompt"), (("p", " ", "n"), "empty"), (("p", "longer", "longest"), "identical")],
-)
-def test_texts_that_cannot_be_a_pair_are_counted(row: tuple[str, str, str], cause: str) -> None:
-    pairs, dropped = tokenise_pairs(texts(row), Letters(4), Chat(max_prompt_tokens=3, max_response_tokens=4))
-    assert pairs == [] and {c for c, n in dropped.items() if n} == {cause}

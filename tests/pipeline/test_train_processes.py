@@ -35,5 +35,8 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert [float(x) for x in same["losses"].split()] == pytest.approx(
         [float(x) for x in facts["losses"].split()], abs=1e-5
     )
+    assert shared.keys() == alone.keys()
     for name, expected in alone.items():
-        torch.testing.assert_close(shared[name], expected, rtol=0, atol=5e-5)
+        # Adam divides a gradient by its own size, and so what rounding makes of one that is nearly 0.
+        apart = 5e-5 if name.startswith("steps.") else 1e-6
+        torch.testing.assert_close(shared[name], expected, rtol=1e-5, atol=apart)

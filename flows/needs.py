@@ -1,0 +1,179 @@
+"""What a run's loss needs and its config or data do not have: refused before anything runs. Torch-free.
+
+What single settings rule out is in the schema; here it is settings against data, mode, rounds and models.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.stages.data import Tables
+from flows.supply import reads_contrast, takes_groups, takes_texts, takes_unpaired
+from pipeline.config import FileData, RunConfig, preset_names, resolve
+from pipeline.config.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior
+from pipeline.config.composition import Composition
+from pipeline.config.needs import REWARDS, needs_of, references_of
+from pipeline.config.terms import WinLabel
+from pipeline.types import TextPair, UserError
+
+
+def check_needs(config: RunConfig, tables: Tables) -> None:
+    """Raise ``UserError`` for the first need of the loss that is not met, naming the field and the rule."""
+    _check_references(config)
+    _check_contrast(config)
+    _check_prior(config, tables)
+    if config.mode == "offline":
+        _check_form(config, tables)
+        _check_rewards(config, tables.pairs)
+        _check_labels(config, tables.pairs)
+
+
+def loss_name(config: RunConfig) -> str:
+    """The loss as messages name it."""
+    return "this loss" if config.loss.preset == "custom" else f"loss {config.loss.preset}"
+
+
+# ---------------------------------------------------------------- models
+
+
+def _check_references(config: RunConfig) -> None:
+    training, name = config.training, loss_name(config)
+    given = len(training.references)
+    match config.loss.prior:
+        case ExtrapolatedPrior():
+            _check_checkpoints(config)
+        case MixturePrior() | HarmonicPrior():
+            wanted = references_of(config.loss) - 1
+            if given != wanted:
+                raise UserError(
+                    f"training.references: {given} model folders, but {name} measures against {wanted + 1} references: "
+                    f"the round's own and {wanted} of these (loss.prior.weights has one number for each)"
+                )
+        case _:
+            if given:
+                raise UserError(
+                    f"training.references: {given} model folders, but {name} has the prior {config.loss.prior.kind}; "
+                    "only mixture, harmonic and extrapolated ones read further models"
+                )
+
+
+def _check_checkpoints(config: RunConfig) -> None:
+    training, name = config.training, loss_name(config)
+    if training.reference != "previous":
+        raise UserError(
+            f"training.reference: {training.reference}, but {name} measures against the two newest policies: previous"
+        )
+    if len(training.references) > 1:
+        raise UserError(
+            f"training.references: {len(training.references)} model folders; with the prior extrapolated one at most, "
+            "the checkpoint before the start policy"
+        )
+    if config.rounds == 1 and not training.references:
+        raise UserError(
+            f"rounds: 1, but {name} extrapolates from two checkpoints, and round 1 has the start policy alone: "
+            "at least 2 rounds, or the checkpoint before the start policy in training.references"
+        )
+
+
+def _check_contrast(config: RunConfig) -> None:
+    name = loss_name(config)
+    contrast = config.training.contrastive
+    if reads_contrast(config.loss):
+        if contrast is None:
+            raise UserError(
+                f"training.contrastive: {name} weighs tokens by two contrasting models; "
+                "give the model folders positive and negative"
+            )
+        if takes_groups(config.loss):
+            raise UserError("loss.weights: given weights belong to a better and a worse response; not with loss.head")
+    elif contrast is not None:
+        raise UserError(f"training.contrastive: {name} reads no such models; only loss.weights given does")
+
+
+# ---------------------------------------------------------------- data
+
+
+def _check_prior(config: RunConfig, tables: Tables) -> None:
+    if not isinstance(config.loss.prior, GivenPrior):
+        return
+    if config.mode == "iterative":
+        raise UserError(
+            "loss.prior: given comes from columns of a pair data set; iterative mode makes responses that none has"
+        )
+    if not tables.pairs:
+        raise UserError(f"loss.prior: given needs pairs, but {_path(config)} holds another form of data")
+    _require(config, tables.pairs, ("chosen_prior", "rejected_prior"), "loss.prior: given needs log ζ")
+
+
+def _check_form(config: RunConfig, tables: Tables) -> None:
+    """Pairs and groups serve every loss (of a group, best against worst); single responses only some."""
+    if not tables.unpaired:
+        return
+    if not takes_unpaired(config.loss):
+        raise UserError(
+            f"pairs.path: {_path(config)} holds single responses (columns completion and label), but "
+            f"{loss_name(config)} reads several to one prompt: give chosen and rejected, or responses and rewards, "
+            f"or take one of {', '.join(_unpaired_presets())}"
+        )
+    if len({row.desirable for row in tables.unpaired}) < 2:
+        mark = "good (true)" if tables.unpaired[0].desirable else "bad (false)"
+        raise UserError(
+            f"pairs.columns.label: all {len(tables.unpaired)} responses of {_path(config)} are marked {mark}; "
+            f"{loss_name(config)} learns from both kinds"
+        )
+
+
+def _check_rewards(config: RunConfig, pairs: Sequence[TextPair]) -> None:
+    scores = ("chosen_score", "rejected_score")
+    if pairs and needs_of(config.loss) >= REWARDS:
+        _require(config, pairs, scores, f"{loss_name(config)} needs rewards")
+    elif takes_groups(config.loss) and any(pair.chosen_score is not None for pair in pairs):
+        _require(config, pairs, scores, f"{loss_name(config)} takes the rewards of all pairs or of none")
+    if pairs and isinstance(config.loss.label, WinLabel):
+        without = [pair for pair in pairs if pair.win_probability is None]
+        if without:
+            _require(
+                config,
+                without,
+                scores,
+                f"loss.label: wins needs the column {_pair_data(config).columns.win_probability!r}, or scores",
+            )
+
+
+def _check_labels(config: RunConfig, pairs: Sequence[TextPair]) -> None:
+    """Soft labels must not be dropped in silence."""
+    loss = config.loss
+    soft = sum(pair.soft_label != 1 for pair in pairs)
+    certain = loss.one_sided or loss.label.kind != "data" or takes_groups(loss) or takes_texts(loss)
+    if soft and certain and "win_probability" not in needs_of(loss):
+        raise UserError(
+            f"pairs.columns.soft_label: {soft} of {len(pairs)} pairs have one other than 1, which {loss_name(config)} "
+            "does not read; leave the column out (or name another) to train on hard labels"
+        )
+
+
+def _require(config: RunConfig, pairs: Sequence[TextPair], fields: tuple[str, str], why: str) -> None:
+    columns = _pair_data(config).columns.model_dump()
+    plain = [(pair.chosen_score, pair.rejected_score) for pair in pairs]
+    if fields[0] == "chosen_prior":
+        plain = [(pair.chosen_prior, pair.rejected_prior) for pair in pairs]
+    lacking = sum(None in both for both in plain)
+    if lacking:
+        names = " and ".join(repr(columns[field]) for field in fields)
+        raise UserError(
+            f"{why}: {lacking} of {len(pairs)} pairs of {_path(config)} have no number in the columns {names} "
+            f"(pairs.columns.{fields[0]}, {fields[1]})"
+        )
+
+
+def _pair_data(config: RunConfig) -> FileData:
+    assert config.pairs is not None, "the config's validator asks for pairs offline"
+    return config.pairs
+
+
+def _path(config: RunConfig) -> Path:
+    return Path(_pair_data(config).path)
+
+
+def _unpaired_presets() -> list[str]:
+    """Presets for single responses."""
+    return [name for name in preset_names() if takes_unpaired(Composition.model_validate(resolve(name, {})))]

@@ -1,0 +1,137 @@
+"""A data set's preferences as tokens: pairs, groups of K responses, single responses.
+
+Every response gets an end token, since its author stopped there, unless it is longer than
+``limits.max_response_tokens``: such a one is cut at the right, carries none and is counted in
+``cut`` (responses, kept). Whatever is dropped is counted by cause: ``long_prompt`` (over
+``limits.max_prompt_tokens``), ``empty`` (a response without text), ``identical`` (equal tokens, before or after the
+cut). Torch-free.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from pipeline import config
+from pipeline.pairs import Opponent, win_probabilities
+from pipeline.types import Group, Message, Pair, Prompt, Response, TextGroup, TextPair, Unpaired, UnpairedText
+
+CAUSES = ("long_prompt", "empty", "identical", "cut")
+
+
+class Tokeniser(Protocol):
+    """What tokenising needs of ``chat.Chat``."""
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids up to where the assistant's turn begins."""
+        ...
+
+    def response_ids(self, messages: Sequence[Message], text: str, finished: bool = True) -> tuple[int, ...]:
+        """Ids of the assistant's turn."""
+        ...
+
+
+def tokenise_pairs(
+    texts: Iterable[TextPair], chat: Tokeniser, limits: config.Chat, win_against: Opponent = "average"
+) -> tuple[list[Pair], dict[str, int]]:
+    """Pairs in the order of ``texts``, and what was dropped or cut; an empty or identical response drops its pair.
+
+    Win probabilities that the data set lacks come of its two scores (their average is that of the policy's
+    answers, as far as it is known), or else are the soft label and what it leaves: a hard label says that ``chosen``
+    always wins.
+    """
+    dropped: Counter[str] = Counter()
+    pairs: list[Pair] = []
+    for text in texts:
+        prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
+        if prompt_ids is None:
+            continue
+        if not text.chosen.strip() or not text.rejected.strip():
+            dropped["empty"] += 1
+            continue
+        chosen, rejected = (_given(side, text.prompt, chat, limits) for side in (text.chosen, text.rejected))
+        if chosen.token_ids == rejected.token_ids:
+            dropped["identical"] += 1
+            continue
+        dropped["cut"] += sum(side.finish_reason == "length" for side in (chosen, rejected))
+        pairs.append(_pair(text, prompt_ids, chosen, rejected, win_against))
+    return pairs, _counts(dropped)
+
+
+def tokenise_groups(
+    texts: Iterable[TextGroup], chat: Tokeniser, limits: config.Chat
+) -> tuple[list[Group], dict[str, int]]:
+    """Scored groups in the order of ``texts``, empty and identical responses still among them."""
+    dropped: Counter[str] = Counter()
+    groups: list[Group] = []
+    for text in texts:
+        prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
+        if prompt_ids is None:
+            continue
+        responses = tuple(_given(response, text.prompt, chat, limits) for response in text.responses)
+        dropped["cut"] += sum(response.finish_reason == "length" for response in responses)
+        groups.append(Group(text.prompt, prompt_ids, responses, text.rewards))
+    return groups, {cause: dropped[cause] for cause in ("long_prompt", "cut")}
+
+
+def tokenise_unpaired(
+    texts: Iterable[UnpairedText], chat: Tokeniser, limits: config.Chat
+) -> tuple[list[Unpaired], dict[str, int]]:
+    """Marked responses in the order of ``texts``, and what was dropped or cut; none is ``identical``."""
+    dropped: Counter[str] = Counter()
+    marked: list[Unpaired] = []
+    for text in texts:
+        prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
+        if prompt_ids is None:
+            continue
+        if not text.completion.strip():
+            dropped["empty"] += 1
+            continue
+        response = _given(text.completion, text.prompt, chat, limits)
+        dropped["cut"] += response.finish_reason == "length"
+        marked.append(Unpaired(text.prompt, prompt_ids, response, text.desirable))
+    return marked, _counts(dropped)
+
+
+def _counts(dropped: Counter[str]) -> dict[str, int]:
+    return {cause: dropped[cause] for cause in CAUSES}
+
+
+def _prompt_ids(prompt: Prompt, chat: Tokeniser, limits: config.Chat, dropped: Counter[str]) -> tuple[int, ...] | None:
+    ids = chat.prompt_ids(prompt.messages)
+    if len(ids) <= limits.max_prompt_tokens:
+        return ids
+    dropped["long_prompt"] += 1
+    return None
+
+
+def _pair(
+    text: TextPair, prompt_ids: tuple[int, ...], chosen: Response, rejected: Response, win_against: Opponent
+) -> Pair:
+    wins, wins_rejected = text.win_probability, text.win_probability_rejected
+    if wins is None:
+        if text.chosen_score is None or text.rejected_score is None:
+            wins = text.soft_label
+        else:
+            scores = (text.chosen_score, text.rejected_score)
+            wins, wins_rejected = win_probabilities(*scores, scores if win_against == "average" else None)
+    return Pair(
+        text.prompt,
+        prompt_ids,
+        chosen,
+        rejected,
+        chosen_score=text.chosen_score,
+        rejected_score=text.rejected_score,
+        soft_label=text.soft_label,
+        win_probability=wins,
+        win_probability_rejected=1 - wins if wins_rejected is None else wins_rejected,
+        chosen_prior=text.chosen_prior,
+        rejected_prior=text.rejected_prior,
+    )
+
+
+def _given(text: str, prompt: Prompt, chat: Tokeniser, limits: config.Chat) -> Response:
+    # One token of the limit is the end token's, so the count without it tells a full response from a cut one.
+    content = chat.response_ids(prompt.messages, text, finished=False)
+    whole = chat.response_ids(prompt.messages, text)
+    fits = len(whole) > len(content)
+    return Response(text, whole[: limits.max_response_tokens], (), "stop" if fits else "length")

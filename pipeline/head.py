@@ -1,0 +1,189 @@
+"""The output head of a language model, in chunks: what is asked of full-vocabulary softmaxes, never all logits at once.
+
+Logits of a chunk are made again in the backward pass.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+# Logits of one model held at once: 2**26 float32 values, 256 MiB.
+CHUNK_ELEMENTS = 2**26
+
+FINAL_CAP = "final_logit_softcapping"
+
+Head = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputHead:
+    """Logits of a decoder's last hidden states: x = factor · linear, or cap · tanh(x / cap) where there is a cap."""
+
+    linear: nn.Linear
+    factor: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """[N, V] from [N, H]."""
+        logits: Tensor = self.linear(states)
+        if self.factor != 1:
+            logits = _at_least_float32(logits) * self.factor
+        return logits if self.cap is None else self.cap * torch.tanh(_at_least_float32(logits) / self.cap)
+
+
+@torch.no_grad()
+def output_head(model: Any) -> OutputHead | None:
+    """How the transformers model ``model`` makes logits of its decoder's last hidden states; None if that is not known.
+
+    Asked of the model itself: of the ways that its configuration may mean, the one that gives its logits.
+    """
+    linear = model.get_output_embeddings()
+    plain = linear.get_base_layer() if isinstance(linear, BaseTunerLayer) else linear
+    settings = model.config.get_text_config().to_dict()
+    # A cap does not show in small logits, so one that is not known is not put to the test.
+    caps = {name for name, value in settings.items() if "softcap" in name and value}
+    if not isinstance(plain, nn.Linear) or caps - {FINAL_CAP, "attn_logit_softcapping"}:
+        return None
+    scales = [settings[name] for name in ("logits_scaling", "logit_scale") if settings.get(name)]
+    factors = [1.0, *scales, *(1 / scale for scale in scales)]
+    ids = torch.arange(8, device=plain.weight.device).unsqueeze(0) % plain.out_features
+    training = model.training
+    model.eval()
+    try:
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        model.train(training)
+    heads = (OutputHead(linear, factor, settings.get(FINAL_CAP) or None) for factor in factors)
+    return next((head for head in heads if _alike(head(hidden), logits)), None)
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
+    """The same up to rounding to the dtype that a model may have."""
+    rounding = 1e-3 if theirs.dtype.itemsize >= 4 else 1e-2
+    return ours.shape == theirs.shape and torch.allclose(ours.float(), theirs.float(), rtol=rounding, atol=1e-5)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """N softmaxes of a model that is not made yet: ``head`` of a slice of ``states`` [N, H] is that slice's logits."""
+
+    head: Head
+    states: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Softmaxes:
+    """What is known of N softmaxes over the vocabulary, [N] float32 each; None where it was not asked for.
+
+    Attributes:
+        logps: natural-log probability of the target.
+        kl: KL(reference ‖ model) in nats, with gradient.
+        collision: Σ_v π(v)², constant.
+        entropy: −Σ_v π(v) log π(v) in nats, constant.
+    """
+
+    logps: Tensor
+    kl: Tensor | None = None
+    collision: Tensor | None = None
+    entropy: Tensor | None = None
+
+
+def softmaxes(
+    model: Source,
+    targets: Tensor,
+    vocabulary: int,
+    *,
+    reference: Source | None = None,
+    collision: bool = False,
+    entropy: bool = False,
+    elements: int = CHUNK_ELEMENTS,
+) -> Softmaxes:
+    """Log-probabilities of ``targets`` [N] and full-vocabulary statistics; log-softmax in float32 or better.
+
+    Args:
+        model: gradients flow into its head and states.
+        targets: [N] token ids.
+        vocabulary: logits of one softmax.
+        reference: no gradient flows into it; with it, ``kl`` is computed.
+        collision, entropy: whether they are computed.
+        elements: logits of one model that are held at once where N needs more than one chunk.
+    """
+
+    chunk = _Chunk(model.head, None if reference is None else reference.head, collision, entropy)
+    rows = max(1, elements // vocabulary)
+    theirs = None if reference is None else reference.states
+    if len(targets) <= rows:
+        parts = [chunk(model.states, targets, theirs)]
+    else:
+        cuts = zip(
+            torch.split(model.states, rows), torch.split(targets, rows), _split(theirs, rows, len(targets)), strict=True
+        )
+        parts = [checkpoint(chunk, *cut, use_reentrant=False) for cut in cuts]
+    logps, kl, moments = (_joined(column) for column in zip(*parts, strict=True))
+    assert logps is not None, "every chunk has log-probabilities"
+    squares, entropies = (None, None) if moments is None else moments.unbind(1)
+    return Softmaxes(logps, kl, squares if collision else None, entropies if entropy else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """What is asked of n softmaxes that are held at once."""
+
+    head: Head
+    reference_head: Head | None
+    collision: bool
+    entropy: bool
+
+    def __call__(
+        self, states: Tensor, targets: Tensor, theirs: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(log-probabilities [n], KL [n], Σ p² and entropy [n, 2]) of the states of the model and the reference."""
+        logits = _at_least_float32(self.head(states))
+        if theirs is None and not self.collision and not self.entropy:
+            return -cross_entropy(logits, targets, reduction="none"), None, None
+        ours = logits.log_softmax(-1)
+        divergence = None
+        if theirs is not None and self.reference_head is not None:
+            divergence = _divergence(ours, self.reference_head, theirs)
+        # Last, so that the backward pass, which stops making things again when it has what it needs, leaves it out.
+        moments = _moments(ours, self.collision, self.entropy)
+        return ours.gather(1, targets.unsqueeze(1)).squeeze(1), divergence, moments
+
+
+def _divergence(ours: Tensor, head: Head, states: Tensor) -> Tensor:
+    """KL(reference ‖ model), [n], of the model's log-softmax ``ours`` [n, V] and the reference's head and states."""
+    with torch.no_grad():
+        theirs = _at_least_float32(head(states)).log_softmax(-1)
+    return (theirs.exp() * (theirs - ours)).sum(-1)
+
+
+@torch.no_grad()
+def _moments(logps: Tensor, collision: bool, entropy: bool) -> Tensor | None:
+    """Σ p² and −Σ p log p of log-softmaxes [n, V], [n, 2]; zeros for what is not asked for."""
+    if not collision and not entropy:
+        return None
+    p = logps.exp()
+    none = logps.new_zeros(len(logps))
+    return torch.stack(
+        [p.square().sum(-1) if collision else none, torch.special.entr(p).sum(-1) if entropy else none], dim=1
+    )
+
+
+def _split(states: Tensor | None, rows: int, count: int) -> Sequence[Tensor | None]:
+    return [None] * -(-count // rows) if states is None else torch.split(states, rows)
+
+
+def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype.itemsize < 4 else logits

@@ -1,0 +1,155 @@
+"""Statistics over the whole batch, and running ones, of the losses that read them.
+
+``observe`` gives what each pair contributes, ``summarise`` makes numbers of all pairs' contributions and of the state
+so far. Whoever trains passes the contributions of the *global* batch, so that neither micro-batches nor processes
+change the loss, and keeps the state in its checkpoints.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Composition
+from pipeline.config.components import GapMargin
+from pipeline.config.terms import BatchScale
+from pipeline.losses.batch import PairBatch, UnpairedBatch
+from pipeline.losses.margins import log_ratio_gap
+from pipeline.losses.scores import scores
+from pipeline.losses.shapes import shaped
+from pipeline.losses.weights import uniform
+
+Observed = dict[str, Tensor]
+State = dict[str, float]
+
+# β-DPO's code lets β fall no further.
+SMALLEST_BETA = 1e-3
+
+
+@torch.no_grad()
+def observe(batch: PairBatch | UnpairedBatch, loss: Composition) -> Observed:
+    """What each pair (or response) adds to the statistics: name -> [n], constant."""
+    if isinstance(batch, UnpairedBatch):
+        return _observe_unpaired(batch, loss)
+    assert batch.rejected is not None, "checked by the loss before"
+    found: Observed = {}
+    raw = scores((batch.chosen, batch.rejected), loss, batch.seeds)
+    found["score_chosen"], found["score_rejected"] = (
+        shaped(s, loss.shape, chosen) for s, chosen in zip(raw, (True, False), strict=True)
+    )
+    if isinstance(loss.margin, GapMargin):
+        found["gap"] = log_ratio_gap(batch)
+    if loss.scale is not None:
+        found["gap"] = found["score_chosen"] - found["score_rejected"]
+        seeds = torch.arange(len(found["gap"])) if batch.seeds is None else batch.seeds
+        found["lot"] = uniform(seeds).to(found["gap"].device)
+    return found
+
+
+def summarise(observed: Mapping[str, Tensor], state: Mapping[str, float], loss: Composition) -> tuple[State, State]:
+    """(statistics for this batch, the state after it).
+
+    Args:
+        observed: of ``observe``, all pairs of the global batch.
+        state: of the batch before; empty at the start.
+        loss: which statistics.
+    """
+    statistics: State = {}
+    after: State = {}
+    targets = {term.target for term in loss.terms}
+    if "baseline" in targets:
+        statistics |= _baselines(observed)
+    if "running_mean" in targets:
+        after |= _running_reward(observed, state, loss.beta)
+        statistics["running_mean"] = after["reward_sum"] / max(after["reward_count"], 1.0)
+    if isinstance(loss.margin, GapMargin):
+        after |= _running_gap(observed["gap"], state, loss.margin.momentum)
+        statistics |= {"gap_mean": after["gap_mean"], "gap_std": after["gap_std"]}
+    if loss.scale is not None:
+        after |= _running_gap(observed["gap"], state, loss.scale.momentum)
+        statistics |= _batch_scale(observed, {**after, **state}, loss.scale, loss.beta)
+    return statistics, after
+
+
+def kept(gap: Tensor, lot: Tensor, statistics: Mapping[str, float]) -> Tensor:
+    """ω of β-DPO, [B]: 0 for pairs that are left out, for the others what keeps the mean over the batch theirs."""
+    if statistics["threshold"] == -math.inf:
+        return torch.ones_like(gap)
+    keys = _keys(gap, lot, statistics["gap_mean"], statistics["gap_std"])
+    return (keys >= statistics["threshold"]).to(gap.dtype) / statistics["share"]
+
+
+def _observe_unpaired(batch: UnpairedBatch, loss: Composition) -> Observed:
+    (score,) = scores((batch.responses,), loss)
+    found = {"score": score}
+    if batch.mismatched is not None:
+        (found["mismatched"],) = scores((batch.mismatched,), loss)
+    return found
+
+
+def _baselines(observed: Mapping[str, Tensor]) -> State:
+    """z0 = max(0, mean log-ratio of responses that do not belong), KTO (arXiv:2402.01306, equation 8).
+
+    Of pairs, each side's is the mean of the other side, as the first code for pairs has it.
+    """
+    if "score" in observed:
+        mean = _mean(observed["mismatched"]) if "mismatched" in observed else 0.0
+        return {"baseline_chosen": max(0.0, mean), "baseline_rejected": max(0.0, mean)}
+    return {
+        "baseline_chosen": max(0.0, _mean(observed["score_rejected"])),
+        "baseline_rejected": max(0.0, _mean(observed["score_chosen"])),
+    }
+
+
+def _running_reward(observed: Mapping[str, Tensor], state: Mapping[str, float], beta: float) -> State:
+    """Sum and count of all rewards β s so far (BCO, arXiv:2404.04656: δ is their mean)."""
+    parts = [observed[name] for name in ("score_chosen", "score_rejected", "score") if name in observed]
+    total = sum(beta * float(part.double().sum()) for part in parts)
+    count = sum(part.numel() for part in parts)
+    return {
+        "reward_sum": state.get("reward_sum", 0.0) + total,
+        "reward_count": state.get("reward_count", 0.0) + count,
+    }
+
+
+def _running_gap(gap: Tensor, state: Mapping[str, float], momentum: float) -> State:
+    """Mean and deviation of log-ratio differences over the batches so far, older ones counting ``momentum`` for each.
+
+    Of the moments, not of the batches' deviations: the first batch of a round, where policy and reference are one and
+    all differences 0, says nothing about how far pairs lie apart later. Moving sums are divided by their weights, so
+    that they do not start at 0 either.
+    """
+    found = {"gap_weight": 1.0, "gap_sum": _mean(gap), "gap_square": _mean(gap.double().square())}
+    for name, value in found.items():
+        found[name] = momentum * state.get(name, 0.0) + (1 - momentum) * value
+    mean = found["gap_sum"] / found["gap_weight"]
+    variance = found["gap_square"] / found["gap_weight"] - mean**2
+    return {**found, "gap_mean": mean, "gap_std": math.sqrt(max(variance, 0.0))}
+
+
+def _batch_scale(observed: Mapping[str, Tensor], running: Mapping[str, float], scale: BatchScale, beta: float) -> State:
+    """β's factor 1 + α (mean − running mean), which keeps β at 0.001 or more, and who is left out.
+
+    β-DPO, arXiv:2407.08639: pairs are kept without replacement, with weights that fall with the distance of their
+    log-ratio difference from the running mean like a normal density. Those that are kept count for all.
+    """
+    mean, deviation = running["gap_mean"], running["gap_std"]
+    factor = max(1 + scale.alpha * (_mean(observed["gap"]) - mean), SMALLEST_BETA / beta)
+    keys = _keys(observed["gap"], observed["lot"], mean, deviation).sort().values
+    left_out = min(int(scale.drop * len(keys)), len(keys) - 1)
+    # Between two keys, so that rounding in another batch shape does not move a pair across.
+    threshold = -math.inf if left_out == 0 else float(keys[left_out - 1] + keys[left_out]) / 2
+    share = (len(keys) - left_out) / len(keys)
+    return {"scale": factor, "threshold": threshold, "share": share, "gap_mean": mean, "gap_std": deviation}
+
+
+def _keys(gap: Tensor, lot: Tensor, mean: float, deviation: float) -> Tensor:
+    """log(−log lot^(1/w)) turned so that large is kept: the largest keys are a weighted draw without replacement."""
+    distance = (gap.detach().double() - mean) / max(deviation, 1e-6)
+    log_weight = -0.5 * distance.square()
+    return log_weight - (-lot.double().log()).log()
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())

@@ -1,0 +1,209 @@
+"""One optimiser step after the other: model, heads, optimiser and batch order of a run of training."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+
+from pipeline.batches import facts_of, plan_epoch
+from pipeline.checkpoint import Progress, Trained, load_checkpoint, newest_checkpoint, save_checkpoint
+from pipeline.companions import Companions
+from pipeline.config import Optimisation
+from pipeline.examples import Example
+from pipeline.first_step import check_policy_is_reference
+from pipeline.gradients import BatchFacts, Lots, Objective, accumulate_gradient
+from pipeline.logps import OF_REFERENCE, TokenLogps, plain_model
+from pipeline.losses import Loss
+from pipeline.optimiser import Group, make_adamw, set_rate, trainable
+from pipeline.progress import StepReport
+from pipeline.schedule import rate_factor, steps_of
+from pipeline.types import RunError, UserError, content_hash, derive_seed
+
+# Those where every process holds all parameters under their own names.
+REPLICATED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+
+
+class NonFiniteError(RunError):
+    """Loss or gradient became infinite or NaN. ``step`` counts from 1."""
+
+    def __init__(self, message: str, step: int, example_ids: tuple[str, ...]) -> None:
+        """``example_ids``: those whose loss is not finite, or the whole batch if only the gradient is not."""
+        super().__init__(message)
+        self.step = step
+        self.example_ids = example_ids
+
+
+class Steps:
+    """The steps of one run of training; see ``train`` for the arguments.
+
+    Attributes:
+        count: how many there are.
+        companions: what the loss trains beside the policy.
+        trained: all that the steps change, but for the loss's running statistics.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        loss: Loss,
+        settings: Optimisation,
+        seed: int,
+        reference_model: Any | None,
+        accelerator: Accelerator,
+    ) -> None:
+        """Put ``model`` into training mode and on the accelerator's device."""
+        if accelerator.distributed_type not in REPLICATED:
+            kind = accelerator.distributed_type.value
+            raise UserError(f"training: {kind} is not supported; one process, or data parallel (DDP)")
+        self.model, self.examples, self.loss, self.settings, self.seed = model, examples, loss, settings, seed
+        self.accelerator = accelerator
+        self.count = steps_of(len(examples), settings)
+        self._lengths = [e.length for e in examples]
+        self._plan: tuple[int, list[tuple[int, ...]]] = (-1, [])
+        self._running: Mapping[str, float] = {}
+        if settings.gradient_checkpointing:
+            plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        reference = _reference_of(model, reference_model, loss)
+        if reference is not None:
+            reference.to(accelerator.device)
+        self.companions = _companions(model, reference, loss, derive_seed(seed, "heads")).to(accelerator.device)
+        policy = trainable(model)
+        groups = [Group(policy, settings.weight_decay), *self.companions.groups(settings)]
+        module, optimiser = accelerator.prepare(
+            TokenLogps(model, settings.dtype, facts_of(loss), reference), make_adamw(groups, settings)
+        )
+        self._objective = Objective(module, loss, self.companions, accelerator)
+        parameters = {**policy, **self.companions.named()}
+        self.trained = Trained(parameters, self.companions.named_constants(), optimiser)
+
+    @property
+    def key(self) -> str:
+        """What a checkpoint must agree on to be one of this run."""
+        parts = [self.settings.identity(), self.loss.composition.identity(), self.seed]
+        return content_hash([*parts, [[e.id, e.length] for e in self.examples]])
+
+    def resume(self, folder: Path | None) -> tuple[StepReport, ...]:
+        """Go back to the newest checkpoint in ``folder``; the reports of the steps up to it."""
+        place = None if folder is None else newest_checkpoint(folder)
+        if place is None:
+            return ()
+        progress = load_checkpoint(place, self.key, self.trained)
+        self._running = progress.running
+        return progress.history
+
+    def checkpoint_due(self, done: int) -> bool:
+        """Whether one is written after ``done`` steps: the last too, so a kill before the caller saves costs none."""
+        every = self.settings.checkpoint_every
+        return every > 0 and (done % every == 0 or done == self.count)
+
+    def checkpoint(self, folder: Path | None, history: Sequence[StepReport]) -> None:
+        """Write what is trained, the optimiser's state and ``history`` to ``folder``, if there is one."""
+        if folder is not None and self.accelerator.is_main_process:
+            save_checkpoint(folder, Progress(self.key, len(history), tuple(history), self._running), self.trained)
+        self.accelerator.wait_for_everyone()
+
+    def release(self) -> None:
+        """Leave the model as a caller expects it: evaluation mode, no recomputation."""
+        if self.settings.gradient_checkpointing:
+            plain_model(self.model).gradient_checkpointing_disable()
+        self.model.eval()
+
+    def take(self, step: int, check_start: bool) -> StepReport:
+        """Optimiser step number ``step`` from 0; ``check_start``: whether policy and reference must be the same.
+
+        Raises:
+            NonFiniteError: nothing has changed then.
+        """
+        started = time.perf_counter()
+        # Dropout depends on the step alone, so there is no random state to save.
+        torch.manual_seed(derive_seed(self.seed, "step", step, self.accelerator.process_index))
+        rate = self.settings.learning_rate * rate_factor(step, self.count, self.settings)
+        optimiser, size = self.trained.optimiser, self.settings.micro_batch_size
+        set_rate(optimiser, rate)
+        epoch, index = divmod(step, math.ceil(len(self.examples) / self.settings.batch_size))
+        batch = self._global_batch(epoch, index)
+        if check_start:
+            check_policy_is_reference(self._objective.policy, batch, size, self.accelerator, self.settings.dtype)
+        facts = accumulate_gradient(self._objective, batch, size, Lots(self.seed, epoch), self._running)
+        norm = self._clip()
+        self._require_finite(step, facts, norm, batch)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        self._running = facts.running
+        self.companions.after_step(facts.critic_means)
+        return self._report(step, facts, rate, norm, time.perf_counter() - started)
+
+    def _global_batch(self, epoch: int, index: int) -> list[Example]:
+        if self._plan[0] != epoch:
+            self._plan = (epoch, plan_epoch(self._lengths, self.settings.batch_size, self.seed, epoch))
+        return [self.examples[i] for i in self._plan[1][index]]
+
+    def _clip(self) -> float:
+        """Norm of the policy's gradient before clipping; NaN where that of heads or critics is not finite."""
+        # What is trained beside the policy must not shorten its step, however hard it pulls.
+        beside = [*self.companions.parameters()]
+        theirs = {id(p) for p in beside}
+        policy = [p for p in self.trained.parameters.values() if id(p) not in theirs]
+        norm = float(self.accelerator.clip_grad_norm_(policy, self.settings.max_grad_norm))
+        if beside and not math.isfinite(float(self.accelerator.clip_grad_norm_(beside, self.settings.max_grad_norm))):
+            return math.nan
+        return norm
+
+    def _require_finite(self, step: int, facts: BatchFacts, norm: float, batch: Sequence[Example]) -> None:
+        if math.isfinite(facts.loss) and math.isfinite(norm):
+            return
+        self.trained.optimiser.zero_grad(set_to_none=True)
+        suspects = tuple(dict.fromkeys(gather_object(list(facts.suspects)))) or tuple(e.id for e in batch)
+        shown = ", ".join(suspects[:5]) + (f" and {len(suspects) - 5} more" if len(suspects) > 5 else "")
+        raise NonFiniteError(
+            f"step {step + 1} of {self.count}: loss {facts.loss:g}, gradient norm {norm:g}; examples {shown}",
+            step + 1,
+            suspects,
+        )
+
+    def _report(self, step: int, facts: BatchFacts, rate: float, norm: float, seconds: float) -> StepReport:
+        return StepReport(
+            step=step + 1,
+            steps=self.count,
+            loss=facts.loss,
+            learning_rate=rate,
+            grad_norm=norm,
+            margin=facts.metrics.get("margin"),
+            accuracy=facts.metrics.get("accuracy"),
+            chosen_logp_per_token=facts.metrics["chosen_logp_per_token"],
+            rejected_logp_per_token=facts.metrics.get("rejected_logp_per_token"),
+            tokens=facts.tokens,
+            response_tokens=facts.response_tokens,
+            padding=1 - facts.tokens / facts.positions,
+            seconds=seconds,
+            tokens_per_second=facts.tokens / seconds,
+        )
+
+
+def _reference_of(model: Any, given: Any | None, loss: Loss) -> Any | None:
+    """The model that tells what stored log-probabilities do not; None if the loss asks for nothing of it."""
+    wanted = facts_of(loss) & OF_REFERENCE
+    if not wanted:
+        return None
+    if given is not None:
+        return given
+    if plain_model(model) is model:
+        raise UserError(
+            f"training: loss {loss.name} reads more of the reference model than its log-probabilities "
+            f"({', '.join(sorted(wanted))}); without an adapter to switch off, a reference model must be given"
+        )
+    return model
+
+
+def _companions(model: Any, reference: Any | None, loss: Loss, seed: int) -> Companions:
+    own = plain_model(model).config.get_text_config()
+    other = own if reference is None else plain_model(reference).config.get_text_config()
+    made = Companions(loss.composition, own.hidden_size, other.num_hidden_layers, other.hidden_size, seed)
+    return made.train()
