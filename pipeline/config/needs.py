@@ -86,8 +86,8 @@ def _of_labels(loss: Composition) -> set[str]:
     if isinstance(loss.label, WinLabel) or any(term.target == "win" for term in loss.terms):
         found.add("win_probability")
     if loss.head is not None:
-        # Those that only rank responses, or take the better one as certain, can do without rewards of a pair.
-        found |= {"responses"} | (set() if loss.head.kind in ("cross_entropy", "rank") else REWARDS)
+        # To rank two responses it is enough to know the better one. Cross-entropy with that alone would be DPO.
+        found |= {"responses"} | (set() if loss.head.kind == "rank" else REWARDS)
     return found
 
 
