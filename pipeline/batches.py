@@ -5,7 +5,7 @@ middle of an epoch goes on with the batch that it would have seen.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipeline.edits import Flags, edits
 from pipeline.examples import Continuation, Example, Kind, reads_mismatched
 from pipeline.logps import Fact, TokenFacts
 from pipeline.losses import GroupBatch, Loss, PairBatch, Side, UnpairedBatch
+from pipeline.packing import Packed, pack
 from pipeline.padding import PaddedRows
 from pipeline.types import derive_seed
 
@@ -40,6 +41,10 @@ def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -
         near = sorted(order[start : start + window], key=lambda i: (lengths[i], i))
         batches += [tuple(near[i : i + batch_size]) for i in range(0, len(near), batch_size)]
     draw.shuffle(batches)
+    if epoch == 0:
+        # What needs the most memory comes first.
+        longest = max(lengths)
+        batches.sort(key=lambda batch: all(lengths[i] < longest for i in batch))
     return batches
 
 
@@ -86,6 +91,7 @@ class Batch:
         dispersion: [B] float32.
         desirable: [B] bool.
         seeds: [B] int64, of lots drawn for an example: functions of seed, example and epoch, not of the batch.
+        packed: the rows as one stream, or None.
     """
 
     kind: Kind
@@ -104,11 +110,19 @@ class Batch:
     dispersion: Tensor | None
     desirable: Tensor | None
     seeds: Tensor
+    packed: Packed | None = None
+
+    @property
+    def computed(self) -> int:
+        """Positions that a forward pass computes."""
+        return self.ids.numel() if self.packed is None else len(self.packed.ids)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``."""
         values = {field.name: self.__getattribute__(field.name) for field in fields(self)}
-        moved: dict[str, Any] = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()}
+        moved: dict[str, Any] = {
+            name: v.to(device) if isinstance(v, Tensor | Packed) else v for name, v in values.items()
+        }
         return Batch(**moved)
 
     def block(self, index: int) -> slice:
@@ -181,6 +195,7 @@ def collate(
     epoch: int = 0,
     filler: Example | None = None,
     responses: int | None = None,
+    packing: bool = False,
 ) -> Batch:
     """Tensors of ``examples``, which are all of one kind.
 
@@ -192,13 +207,15 @@ def collate(
         seed, epoch: of lots.
         filler: None: the first example.
         responses: fill groups up to this many; None: the most that one of ``examples`` has.
+        packing: also as one stream.
     """
     first = filler or examples[0]
     filled = [*examples, *[first] * ((rows or len(examples)) - len(examples))]
     count = max(responses or 0, *(len(e.responses) for e in filled))
     blocks = [[e.responses[k] if k < len(e.responses) else e.responses[0] for e in filled] for k in range(count)]
     blocks += _beside(filled, loss)
-    padded = PaddedRows([e.prompt_ids for _ in blocks for e in filled], [c for block in blocks for c in block])
+    prompts, continuations = [e.prompt_ids for _ in blocks for e in filled], [c for block in blocks for c in block]
+    padded = PaddedRows(prompts, continuations)
     edited = first.kind == "pair" and loss is not None and "edited" in loss.needs
     return Batch(
         kind=first.kind,
@@ -217,33 +234,8 @@ def collate(
         dispersion=_of_examples([e.dispersion for e in examples], torch.float32),
         desirable=_of_examples([e.desirable for e in examples], torch.bool),
         seeds=torch.tensor([derive_seed(seed, e.id, epoch) for e in examples], dtype=torch.int64),
+        packed=pack([(p, c.ids) for p, c in zip(prompts, continuations, strict=True)]) if packing else None,
     )
-
-
-def micro_batches(
-    examples: Sequence[Example],
-    size: int,
-    rank: int = 0,
-    world: int = 1,
-    *,
-    loss: Loss | None = None,
-    seed: int = 0,
-    epoch: int = 0,
-) -> Iterator[Batch]:
-    """This process's share of a global batch, in forward passes of at most ``size`` examples.
-
-    Every process gets the same number of forward passes with the same number of rows; where there
-    is nothing left to do, an example is repeated and its ``examples`` are empty or fewer.
-    ``loss``, ``seed`` and ``epoch`` are as in ``collate``.
-    """
-    ordered = sorted(examples, key=lambda e: (e.length, e.id))
-    share = -(-len(ordered) // world)
-    mine = ordered[rank::world]
-    responses = max(len(e.responses) for e in ordered)
-    for start in range(0, share, size):
-        rows = min(size, share - start)
-        part = mine[start : start + rows]
-        yield collate(part, rows, loss=loss, seed=seed, epoch=epoch, filler=(part or ordered)[0], responses=responses)
 
 
 def _beside(examples: Sequence[Example], loss: Loss | None) -> list[list[Continuation]]:

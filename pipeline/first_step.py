@@ -8,10 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipeline.batches import Batch, micro_batches
+from pipeline.batches import Batch
 from pipeline.examples import Example
 from pipeline.gradients import over_processes
 from pipeline.logps import Precision
+from pipeline.micro_batches import Cut, micro_batches
 from pipeline.types import RunError
 
 # Largest difference, in nats a token, between policy and stored reference when they are the same
@@ -23,7 +24,7 @@ SAME_MODEL_RESPONSE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 1.0}
 
 @torch.no_grad()
 def check_policy_is_reference(
-    policy: nn.Module, examples: Sequence[Example], micro_batch_size: int, accelerator: Accelerator, dtype: Precision
+    policy: nn.Module, examples: Sequence[Example], cut: Cut, accelerator: Accelerator, dtype: Precision
 ) -> float:
     """Margin 0 at step 0: the policy's log-probabilities must be the stored reference's, of several the first's.
 
@@ -39,7 +40,7 @@ def check_policy_is_reference(
     training = policy.training
     # Dropout would make them differ.
     policy.eval()
-    for batch in micro_batches(examples, micro_batch_size, accelerator.process_index, accelerator.num_processes):
+    for batch in micro_batches(examples, cut, accelerator.process_index, accelerator.num_processes):
         responses += _differences(policy, batch.to(accelerator.device))
     policy.train(training)
     sums = torch.tensor([sum(r.nats for r in responses), sum(r.tokens for r in responses)], dtype=torch.float64)
@@ -54,6 +55,33 @@ def check_policy_is_reference(
             "this policy's"
         )
     return mean
+
+
+@torch.no_grad()
+def check_packing(
+    policy: nn.Module, examples: Sequence[Example], cut: Cut, accelerator: Accelerator, dtype: Precision
+) -> float:
+    """Packed and padded rows must have the same log-probabilities; the largest forward pass is compared.
+
+    Returns:
+        the mean absolute difference over its response tokens, in nats a token.
+
+    Raises:
+        RunError: it is above what rounding explains: this model sees other tokens than it should in packed streams.
+    """
+    training = policy.training
+    policy.eval()
+    batch = next(micro_batches(examples, cut, accelerator.process_index, accelerator.num_processes))
+    batch = batch.to(accelerator.device)
+    packed, padded = (policy(batch.ids, batch.mask, given).policy for given in (batch.packed, None))
+    policy.train(training)
+    apart = float((packed - padded).abs().sum() / batch.mask.sum())
+    if not apart <= SAME_MODEL[dtype]:
+        raise RunError(
+            f"first step: packed and padded rows differ by {apart:.3g} nats a token (allowed {SAME_MODEL[dtype]:g}); "
+            "set training.packing to false for this model"
+        )
+    return apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +100,7 @@ def _differences(policy: nn.Module, batch: Batch) -> list[_Difference]:
     if batch.references is None:
         raise RunError("first step: no reference log-probabilities to compare the policy with")
     # Rows that only fill up go through the policy too: all processes must do the same number of passes.
-    apart = ((policy(batch.ids, batch.mask).policy - batch.references[0]) * batch.mask).abs().sum(1)
+    apart = ((policy(batch.ids, batch.mask, batch.packed).policy - batch.references[0]) * batch.mask).abs().sum(1)
     tokens = batch.mask.sum(1)
     found: list[_Difference] = []
     for index in range(batch.blocks):

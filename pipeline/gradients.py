@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from pipeline.batches import Batch, micro_batches
+from pipeline.batches import Batch
 from pipeline.companions import Companions, policy_states, reference_states
 from pipeline.critics import SIDES
 from pipeline.examples import Example
 from pipeline.logps import TokenFacts
 from pipeline.losses import Loss
+from pipeline.micro_batches import Cut, micro_batches
 
 METRICS = ("margin", "accuracy", "chosen_logp_per_token", "rejected_logp_per_token")
 
@@ -71,7 +72,7 @@ class BatchFacts:
 def accumulate_gradient(
     objective: Objective,
     examples: Sequence[Example],
-    micro_batch_size: int,
+    cut: Cut,
     lots: Lots | None = None,
     running: Mapping[str, float] | None = None,
 ) -> BatchFacts:
@@ -83,13 +84,13 @@ def accumulate_gradient(
     Args:
         objective: see there.
         examples: the global batch; each process works on its share.
-        micro_batch_size: examples a forward pass.
+        cut: into forward passes.
         lots: of this step.
         running: the loss's running statistics so far.
     """
     lots, accelerator = lots or Lots(), objective.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
-    own = micro_batches(examples, micro_batch_size, rank, world, loss=objective.loss, seed=lots.seed, epoch=lots.epoch)
+    own = micro_batches(examples, cut, rank, world, loss=objective.loss, seed=lots.seed, epoch=lots.epoch)
     batches = [batch.to(accelerator.device) for batch in own]
     whole = len(batches) == 1 and world == 1
     shared = None if whole else _look_ahead(objective, batches, running or {})
@@ -140,7 +141,7 @@ class _Total:
 
 
 def _facts(objective: Objective, batch: Batch) -> TokenFacts:
-    facts: TokenFacts = objective.policy(batch.ids, batch.mask)
+    facts: TokenFacts = objective.policy(batch.ids, batch.mask, batch.packed)
     return objective.companions.token_facts(facts, batch.mask)
 
 
@@ -215,8 +216,9 @@ def _backward(objective: Objective, batch: Batch, facts: TokenFacts, shared: _Sh
 
 
 def _counts(batch: Batch) -> tuple[int, int, int]:
-    tokens = sum(e.tokens for e in batch.examples)
-    return tokens, sum(e.response_tokens for e in batch.examples), batch.ids.numel()
+    # What is packed is computed once however many rows it is in.
+    tokens = sum(e.tokens for e in batch.examples) if batch.packed is None else batch.computed
+    return tokens, sum(e.response_tokens for e in batch.examples), batch.computed
 
 
 def over_processes(sums: Tensor, accelerator: Accelerator) -> Tensor:

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from pipeline.adapter import adapter_off
 from pipeline.head import CHUNK_ELEMENTS, OutputHead, Softmaxes, Source, output_head, softmaxes
+from pipeline.packing import Packed
+from pipeline.shared_attention import share, stream_arguments, why_not_shared
 from pipeline.types import RunError
 
 Precision = Literal["float32", "bfloat16"]
@@ -30,7 +32,7 @@ def plain_model(model: Any) -> Any:
 class TokenFacts:
     """What is known of each token of R rows; None where it was not asked for.
 
-    The first four are 0 where the mask is false; hidden states are real at prompt tokens too, and 0 at index 0.
+    All are 0 where the mask is false.
 
     Attributes:
         policy: [R, T] float32 natural-log probabilities, with gradient.
@@ -56,8 +58,16 @@ class TokenFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a model is given, and which of its flattened positions predict a token that is asked for, row by row."""
+
+    arguments: dict[str, Any]
+    wanted: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Run:
-    """One forward pass: what the head takes at the wanted positions, and hidden states of all positions."""
+    """One forward pass: what the head takes, and hidden states, both at the wanted positions."""
 
     source: Source
     vocabulary: int
@@ -78,6 +88,7 @@ class TokenLogps(nn.Module):
         wants: frozenset[Fact] = frozenset(),
         reference_model: Any | None = None,
         chunk_elements: int = CHUNK_ELEMENTS,
+        share_prompts: bool = False,
     ) -> None:
         """See the class.
 
@@ -87,6 +98,8 @@ class TokenLogps(nn.Module):
             wants: beside log-probabilities.
             reference_model: for ``kl`` and hidden states of the reference; on the policy's device. Put in evaluation
                 mode. ``model`` itself: it without its adapter.
+            chunk_elements: logits held at once.
+            share_prompts: take packed streams, where both models can; ``padded_because`` says why not.
 
         Raises:
             ValueError: something is wanted of a reference model, and there is none, or it is the policy.
@@ -106,36 +119,46 @@ class TokenLogps(nn.Module):
         self._reference_head = None if reference_model is None else output_head(plain_model(reference_model))
         if reference_model is not None and reference_model is not model:
             reference_model.eval()
+        self.padded_because: str | None = "packing is off"
+        if share_prompts:
+            self.padded_because = _why_padded(model, reference_model)
 
-    def forward(self, ids: Tensor, mask: Tensor) -> TokenFacts:
+    def forward(self, ids: Tensor, mask: Tensor, packed: Packed | None = None) -> TokenFacts:
         """Facts of ids[:, t] given ids[:, :t] where ``mask`` is true.
 
         Args:
             ids: [R, T], padded at the right. Causal attention needs no mask for that: padding stands
                 behind every token whose log-probability is asked for.
             mask: [R, T] bool; position 0 has nothing before it and is never asked for.
+            packed: the same rows as one stream, which is then what the models are given.
 
         Raises:
             RunError: policy and reference have vocabularies of different sizes.
         """
-        wanted = mask[:, 1:].reshape(-1).nonzero().squeeze(1)
-        targets = ids[:, 1:].reshape(-1)[wanted]
+        places = mask[:, 1:].reshape(-1).nonzero().squeeze(1)
+        targets = ids[:, 1:].reshape(-1)[places]
+        inputs = (
+            _Inputs({"input_ids": ids[:, :-1]}, places)
+            if packed is None
+            else _Inputs(stream_arguments(packed), packed.predictors)
+        )
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
             # First, since switching the policy's adapter off and on must not come between its passes.
-            theirs = self._reference_run(ids[:, :-1], wanted)
-            ours = _run(self.model, self._head, ids[:, :-1], wanted, all_layers=False, last="hidden" in self.wants)
+            theirs = self._reference_run(inputs)
+            ours = _run(self.model, self._head, inputs, all_layers=False, last="hidden" in self.wants)
             found = self._softmaxes(ours, theirs, targets)
 
         def placed(values: Tensor | None) -> Tensor | None:
-            return None if values is None else _placed(values, wanted, ids.shape)
+            return None if values is None else _placed(values, places, ids.shape)
 
+        layers = () if theirs is None else theirs.layers
         return TokenFacts(
-            policy=_placed(found.logps, wanted, ids.shape),
+            policy=_placed(found.logps, places, ids.shape),
             kl=placed(found.kl),
             collision=placed(found.collision),
             entropy=placed(found.entropy),
-            hidden=_shifted(ours.layers[-1]) if ours.layers else None,
-            reference_hidden=None if theirs is None or not theirs.layers else tuple(map(_shifted, theirs.layers)),
+            hidden=placed(ours.layers[-1] if ours.layers else None),
+            reference_hidden=tuple(_placed(layer, places, ids.shape) for layer in layers) or None,
         )
 
     def _softmaxes(self, ours: _Run, theirs: _Run | None, targets: Tensor) -> Softmaxes:
@@ -155,36 +178,53 @@ class TokenLogps(nn.Module):
         )
 
     @torch.no_grad()
-    def _reference_run(self, inputs: Tensor, wanted: Tensor) -> _Run | None:
+    def _reference_run(self, inputs: _Inputs) -> _Run | None:
         if not self.wants & OF_REFERENCE:
             return None
         (reference,) = self._reference
         every, last = "reference_hidden" in self.wants, "reference_last_hidden" in self.wants
         with adapter_off(reference) if reference is self.model else nullcontext():
-            return _run(reference, self._reference_head, inputs, wanted, all_layers=every, last=last)
+            return _run(reference, self._reference_head, inputs, all_layers=every, last=last)
 
 
-def _run(model: Any, head: OutputHead | None, inputs: Tensor, wanted: Tensor, *, all_layers: bool, last: bool) -> _Run:
+def _why_padded(model: Any, reference_model: Any | None) -> str | None:
+    """Why prompts cannot be shared; None, and both models attend that way, if they can."""
+    models = [plain_model(m) for m in (model, reference_model) if m is not None]
+    for one in models:
+        reason = why_not_shared(one)
+        if reason is not None:
+            return reason
+    for one in models:
+        share(one)
+    return None
+
+
+def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bool, last: bool) -> _Run:
     """The decoder once; where it is not known how logits are made of its states, the whole model and all its logits."""
     if head is not None:
-        output = plain_model(model).get_decoder()(input_ids=inputs, use_cache=False, output_hidden_states=all_layers)
+        output = plain_model(model).get_decoder()(**inputs.arguments, use_cache=False, output_hidden_states=all_layers)
         states = final = output.last_hidden_state
         vocabulary = head.linear.out_features
     else:
-        output = model(input_ids=inputs, use_cache=False, output_hidden_states=all_layers or last)
+        output = model(**inputs.arguments, use_cache=False, output_hidden_states=all_layers or last)
         states, final = output.logits, output.hidden_states[-1] if last else None
         vocabulary = output.logits.shape[-1]
-    layers = tuple(output.hidden_states[1:]) if all_layers else ((final,) if last else ())
-    return _Run(Source(head or nn.Identity(), states.flatten(0, 1).index_select(0, wanted)), vocabulary, layers)
+
+    def wanted(values: Tensor) -> Tensor:
+        return values.flatten(0, 1).index_select(0, inputs.wanted)
+
+    layers = output.hidden_states[1:] if all_layers else ((final,) if last else ())
+    at_head = wanted(states)
+    return _Run(
+        Source(head or nn.Identity(), at_head),
+        vocabulary,
+        tuple(at_head if layer is states else wanted(layer) for layer in layers),
+    )
 
 
-def _placed(values: Tensor, wanted: Tensor, shape: torch.Size) -> Tensor:
-    """[R, T] with ``values`` [N] at the ``wanted`` of its positions from 1 on, 0 elsewhere."""
+def _placed(values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    """[R, T, ...] with ``values`` [N, ...] at ``places`` of its positions from 1 on, 0 elsewhere."""
     rows, width = shape
-    flat = values.new_zeros(rows * (width - 1)).index_copy(0, wanted, values)
-    return torch.cat([flat.new_zeros(rows, 1), flat.view(rows, width - 1)], dim=1)
-
-
-def _shifted(states: Tensor) -> Tensor:
-    """[R, T, H] from [R, T − 1, H]: at each index the state of the position before."""
-    return torch.cat([torch.zeros_like(states[:, :1]), states], dim=1)
+    flat = values.new_zeros((rows * (width - 1), *values.shape[1:])).index_copy(0, places, values)
+    whole = flat.view(rows, width - 1, *values.shape[1:])
+    return torch.cat([whole.new_zeros((rows, 1, *values.shape[1:])), whole], dim=1)

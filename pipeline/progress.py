@@ -47,12 +47,14 @@ class TrainResult:
         metrics: ``loss``, ``margin``, ``accuracy``, ``chosen_logp_per_token`` and so on as means over
             the last tenth of the steps (``first_loss``: the first step's), and totals: ``tokens``,
             ``response_tokens``, ``seconds`` inside steps, ``tokens_per_second``, ``padding``.
+        padded_because: why each row had its own copy of the prompt and padding; None: prompts were shared.
     """
 
     steps: int
     tokens: int
     history: tuple[StepReport, ...]
     metrics: dict[str, float]
+    padded_because: str | None = None
 
 
 def summarise(history: tuple[StepReport, ...]) -> TrainResult:

@@ -1,7 +1,7 @@
 """What models that are not trained say of responses: reference log-probabilities, entropies, token weights, KL."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +25,9 @@ __all__ = [
     "response_logps",
     "with_references",
 ]
+
+# Computed in one pass at most, unless one sequence alone has more.
+PASS_TOKENS = 16384
 
 Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 OnProgress = Callable[[int], None]
@@ -185,18 +188,44 @@ def _scored(
     """(log-probabilities, entropies) of each sequence's response tokens; the latter empty where not wanted."""
     training = model.training
     model.eval()
-    score, device = TokenLogps(model, dtype, wants), model.device
-    order = sorted(range(len(sequences)), key=lambda i: sum(map(len, sequences[i])))
+    score, device = TokenLogps(model, dtype, wants, share_prompts=True), model.device
+    packing = score.padded_because is None
     found: list[tuple[Logps, tuple[float, ...]]] = [((), ())] * len(sequences)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = collate([Example.text("", *sequences[i]) for i in rows]).to(device)
-        facts, mask = score(batch.ids, batch.mask), batch.mask.cpu()
+    done = 0
+    for rows in _batches(sequences, batch_size, packing):
+        batch = collate([Example.text("", *sequences[i]) for i in rows], packing=packing).to(device)
+        facts, mask = score(batch.ids, batch.mask, batch.packed), batch.mask.cpu()
         logps, entropy = facts.policy.cpu(), None if facts.entropy is None else facts.entropy.cpu()
         for row, i in enumerate(rows):
             nats = () if entropy is None else tuple(entropy[row][mask[row]].tolist())
             found[i] = tuple(logps[row][mask[row]].tolist()), nats
+        done += len(rows)
         if on_progress is not None:
-            on_progress(start + len(rows))
+            on_progress(done)
     model.train(training)
     return found
+
+
+def _batches(sequences: Sequences, size: int, packing: bool) -> Iterator[list[int]]:
+    """Indices in passes of at most ``size`` sequences and ``PASS_TOKENS`` tokens, the longest first.
+
+    Where prompts are shared, sequences of one prompt stand together.
+    """
+
+    def rank(i: int) -> tuple[int, tuple[int, ...], int]:
+        prompt, ids = sequences[i]
+        return (-len(prompt), prompt, -len(ids)) if packing else (-len(prompt) - len(ids), (), i)
+
+    rows: list[int] = []
+    total = 0
+    for i in sorted(range(len(sequences)), key=rank):
+        prompt, ids = sequences[i]
+        shared = packing and bool(rows) and sequences[rows[-1]][0] == prompt
+        cost = len(ids) + (0 if shared else len(prompt))
+        if rows and (len(rows) == size or total + cost > PASS_TOKENS):
+            yield rows
+            rows, total, cost = [], 0, len(prompt) + len(ids)
+        rows.append(i)
+        total += cost
+    if rows:
+        yield rows

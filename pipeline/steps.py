@@ -15,10 +15,11 @@ from pipeline.checkpoint import Progress, Trained, load_checkpoint, newest_check
 from pipeline.companions import Companions
 from pipeline.config import Optimisation
 from pipeline.examples import Example
-from pipeline.first_step import check_policy_is_reference
+from pipeline.first_step import check_packing, check_policy_is_reference
 from pipeline.gradients import BatchFacts, Lots, Objective, accumulate_gradient
 from pipeline.logps import OF_REFERENCE, TokenLogps, plain_model
 from pipeline.losses import Loss
+from pipeline.micro_batches import Cut
 from pipeline.optimiser import Group, make_adamw, set_rate, trainable
 from pipeline.progress import StepReport
 from pipeline.schedule import rate_factor, steps_of
@@ -45,6 +46,7 @@ class Steps:
         count: how many there are.
         companions: what the loss trains beside the policy.
         trained: all that the steps change, but for the loss's running statistics.
+        padded_because: why rows are padded; None: prompts are shared and nothing is.
     """
 
     def __init__(
@@ -76,9 +78,13 @@ class Steps:
         self.companions = _companions(model, reference, loss, derive_seed(seed, "heads")).to(accelerator.device)
         policy = trainable(model)
         groups = [Group(policy, settings.weight_decay), *self.companions.groups(settings)]
-        module, optimiser = accelerator.prepare(
-            TokenLogps(model, settings.dtype, facts_of(loss), reference), make_adamw(groups, settings)
+        facts = TokenLogps(model, settings.dtype, facts_of(loss), reference, share_prompts=settings.packing)
+        self.padded_because = facts.padded_because
+        self._cut = Cut(
+            settings.micro_batch_size, _tokens_of_a_pass(settings, accelerator), self.padded_because is None
         )
+        self._packing_checked = False
+        module, optimiser = accelerator.prepare(facts, make_adamw(groups, settings))
         self._objective = Objective(module, loss, self.companions, accelerator)
         parameters = {**policy, **self.companions.named()}
         self.trained = Trained(parameters, self.companions.named_constants(), optimiser)
@@ -125,13 +131,16 @@ class Steps:
         # Dropout depends on the step alone, so there is no random state to save.
         torch.manual_seed(derive_seed(self.seed, "step", step, self.accelerator.process_index))
         rate = self.settings.learning_rate * rate_factor(step, self.count, self.settings)
-        optimiser, size = self.trained.optimiser, self.settings.micro_batch_size
+        optimiser = self.trained.optimiser
         set_rate(optimiser, rate)
         epoch, index = divmod(step, math.ceil(len(self.examples) / self.settings.batch_size))
         batch = self._global_batch(epoch, index)
+        if self._cut.packing and not self._packing_checked:
+            check_packing(self._objective.policy, batch, self._cut, self.accelerator, self.settings.dtype)
+            self._packing_checked = True
         if check_start:
-            check_policy_is_reference(self._objective.policy, batch, size, self.accelerator, self.settings.dtype)
-        facts = accumulate_gradient(self._objective, batch, size, Lots(self.seed, epoch), self._running)
+            check_policy_is_reference(self._objective.policy, batch, self._cut, self.accelerator, self.settings.dtype)
+        facts = accumulate_gradient(self._objective, batch, self._cut, Lots(self.seed, epoch), self._running)
         norm = self._clip()
         self._require_finite(step, facts, norm, batch)
         optimiser.step()
@@ -207,3 +216,9 @@ def _companions(model: Any, reference: Any | None, loss: Loss, seed: int) -> Com
     other = own if reference is None else plain_model(reference).config.get_text_config()
     made = Companions(loss.composition, own.hidden_size, other.num_hidden_layers, other.hidden_size, seed)
     return made.train()
+
+
+def _tokens_of_a_pass(settings: Optimisation, accelerator: Accelerator) -> int:
+    if settings.micro_batch_tokens is not None:
+        return settings.micro_batch_tokens
+    return 1024 if accelerator.device.type == "cpu" else 16384

@@ -6,6 +6,7 @@ Knows no files but its own checkpoints and what one run leaves for the next.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,4 +91,4 @@ def train(
         if save_heads_to is not None:
             steps.companions.save(save_heads_to)
     steps.release()
-    return summarise(tuple(history))
+    return replace(summarise(tuple(history)), padded_because=steps.padded_because)

@@ -152,7 +152,8 @@ def average(context: Context, round_: int, folder: Path) -> Outcome:
 
 def _metrics(result: TrainResult, loss: Loss) -> dict[str, JsonValue]:
     plain: dict[str, JsonValue] = dict(result.metrics)
-    return {"steps": result.steps, "loss_composition": loss.composition.identity(), **plain}
+    said: dict[str, JsonValue] = {"steps": result.steps, "padded_because": result.padded_because}
+    return {**said, "loss_composition": loss.composition.identity(), **plain}
 
 
 def kept_where(folder: Path) -> str:

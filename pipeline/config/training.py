@@ -48,7 +48,19 @@ class Optimisation(Closed):
     micro_batch_size: int = Field(
         32,
         ge=1,
-        description="pairs (or texts) a forward pass; gradients accumulate to batch_size",
+        description="pairs (or texts) a forward pass at most; gradients accumulate to batch_size",
+        json_schema_extra=OPERATIONAL,
+    )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens that a forward pass computes at most, unless one pair alone has more; default: 1,024 on "
+        "CPU, where more is not faster, else 16,384",
+        json_schema_extra=OPERATIONAL,
+    )
+    packing: bool = Field(
+        True,
+        description="each prompt once for all its responses, nothing padded, where the model's attention allows that",
         json_schema_extra=OPERATIONAL,
     )
     learning_rate: float = Field(1e-6, gt=0)

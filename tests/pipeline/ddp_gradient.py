@@ -14,6 +14,7 @@ from pipeline.companions import Companions
 from pipeline.config import Lora
 from pipeline.gradients import Objective, accumulate_gradient
 from pipeline.logps import TokenLogps
+from pipeline.micro_batches import Cut
 from pipeline.train import train
 
 GRADIENTS = ("dpo", "simpo", "tdpo2", "sparsepo", "mi_dpo", "beta_dpo", "kto", "bco", "hpo", "rpo_sqloo", "ganpo")
@@ -25,7 +26,7 @@ def gradient(name: str, accelerator: Accelerator) -> tuple[dict[str, torch.Tenso
     companions = Companions(loss.composition, 32, 2, 32, seed=1)
     policy = TokenLogps(model, wants=facts_of(loss), reference_model=tiny_llama(seed=1))
     objective = Objective(accelerator.prepare(policy), loss, companions, accelerator)
-    facts = accumulate_gradient(objective, examples_for(loss, 7), 1)
+    facts = accumulate_gradient(objective, examples_for(loss, 7), Cut(1))
     named = [*model.named_parameters(), *companions.named().items()]
     found = {f"{name}.{part}": p.grad for part, p in named if p.grad is not None}
     if facts.critic_means is not None:

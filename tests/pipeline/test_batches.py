@@ -8,10 +8,11 @@ import torch
 from tiny_training import dpo, random_groups, random_pairs, random_texts, random_unpaired
 from torch import Tensor
 
-from pipeline.batches import collate, facts_of, micro_batches, plan_epoch
+from pipeline.batches import collate, facts_of, plan_epoch
 from pipeline.examples import Continuation, Example
 from pipeline.logps import TokenFacts
 from pipeline.losses import GroupBatch, PairBatch, UnpairedBatch, load_preset
+from pipeline.micro_batches import Cut, micro_batches
 from pipeline.types import derive_seed
 
 LENGTHS = random.Random(0).choices(range(10, 91), k=205)
@@ -210,7 +211,7 @@ def test_a_batch_moves_with_all_that_is_in_it() -> None:
 @pytest.mark.parametrize(("count", "size", "world"), [(7, 2, 1), (7, 2, 3), (2, 4, 3), (8, 8, 2)])
 def test_processes_share_a_batch_with_equal_work(count: int, size: int, world: int) -> None:
     examples = random_pairs(count)
-    shares = [list(micro_batches(examples, size, rank, world)) for rank in range(world)]
+    shares = [list(micro_batches(examples, Cut(size), rank, world)) for rank in range(world)]
     assert sorted(e.id for share in shares for batch in share for e in batch.examples) == sorted(e.id for e in examples)
     assert len({tuple(len(batch.ids) for batch in share) for share in shares}) == 1
     assert all(len(batch.ids) <= 2 * size for share in shares for batch in share)
@@ -218,13 +219,13 @@ def test_processes_share_a_batch_with_equal_work(count: int, size: int, world: i
 
 def test_processes_share_groups_of_different_size_with_equal_work() -> None:
     groups = random_groups(5, sizes=(2, 4))
-    shares = [list(micro_batches(groups, 2, rank, 3)) for rank in range(3)]
+    shares = [list(micro_batches(groups, Cut(2), rank, 3)) for rank in range(3)]
     assert {tuple(len(batch.ids) for batch in share) for share in shares} == {(8,)}
     assert sorted(e.id for share in shares for batch in share for e in batch.examples) == sorted(e.id for e in groups)
 
 
 def test_a_process_without_examples_still_has_rows() -> None:
-    (batch,) = micro_batches(random_pairs(2), 4, rank=2, world=3)
+    (batch,) = micro_batches(random_pairs(2), Cut(4), rank=2, world=3)
     assert batch.examples == ()
     assert len(batch.ids) == 2
     made = batch.loss_batch(TokenFacts(torch.zeros(batch.ids.shape)))

@@ -11,6 +11,7 @@ from tiny_training import pairs_with_reference, tiny_llama, under_references
 from pipeline.examples import Example
 from pipeline.first_step import check_policy_is_reference
 from pipeline.logps import Precision, TokenLogps
+from pipeline.micro_batches import Cut
 from pipeline.types import RunError
 
 
@@ -22,7 +23,7 @@ def shifted(example: Example, nats: float) -> Example:
 
 
 def difference(examples: list[Example], dtype: Precision) -> float:
-    return check_policy_is_reference(TokenLogps(tiny_llama()), examples, 2, Accelerator(), dtype)
+    return check_policy_is_reference(TokenLogps(tiny_llama()), examples, Cut(2), Accelerator(), dtype)
 
 
 def test_the_first_step_compares_the_mean_over_the_tokens_of_the_whole_batch() -> None:
@@ -63,5 +64,5 @@ def test_responses_of_every_kind_are_compared_with_the_first_reference(name: str
 def test_dropout_does_not_make_them_differ() -> None:
     policy = TokenLogps(tiny_llama(dropout=0.5).train())
     pairs = pairs_with_reference(tiny_llama(), 4)
-    assert check_policy_is_reference(policy, pairs, 2, Accelerator(), "float32") < 1e-5
+    assert check_policy_is_reference(policy, pairs, Cut(2), Accelerator(), "float32") < 1e-5
     assert policy.training and policy.model.training

@@ -216,7 +216,9 @@ def test_hidden_states_are_those_that_predict_each_token(kind: str) -> None:
         pairs = [(facts.hidden, layers[-1]), (last.reference_hidden[0], layers[-1])]
         pairs += list(zip(facts.reference_hidden, layers[1:], strict=True))
         for found, expected in pairs:
-            torch.testing.assert_close(found[row, 1:width].detach(), expected[0, :-1], rtol=1e-4, atol=1e-5)
+            at = torch.arange(len(prompt), width)
+            torch.testing.assert_close(found[row, at].detach(), expected[0, at - 1], rtol=1e-4, atol=1e-5)
+            assert (found[row, : len(prompt)] == 0).all()
     assert not any(states.requires_grad for states in facts.reference_hidden)
 
 

@@ -59,7 +59,7 @@ def test_reports_count_tokens_without_padding() -> None:
     model = tiny_llama()
     pairs = pairs_with_reference(model, 10)
     seen: list[StepReport] = []
-    result = fit(model, pairs, settings(), on_step=seen.append)
+    result = fit(model, pairs, settings(packing=False), on_step=seen.append)
     assert tuple(seen) == result.history
     assert [report.step for report in seen] == [1, 2, 3]
     assert {report.steps for report in seen} == {3}
@@ -67,6 +67,9 @@ def test_reports_count_tokens_without_padding() -> None:
     assert result.tokens == responses + 2 * sum(len(e.prompt_ids) for e in pairs)
     assert result.metrics["response_tokens"] == responses
     assert 0 < result.metrics["padding"] < 0.5
+    shared = fit(tiny_llama(), pairs, settings())
+    assert shared.tokens == responses + sum(len(e.prompt_ids) for e in pairs)
+    assert shared.metrics["padding"] == 0
 
 
 def test_gradient_checkpointing_changes_nothing_and_is_switched_off_again() -> None:
@@ -137,7 +140,7 @@ def test_weight_decay_leaves_vectors_alone() -> None:
 
 
 def test_the_seed_alone_decides() -> None:
-    pairs = pairs_with_reference(tiny_llama(), 12)
+    pairs = pairs_with_reference(tiny_llama(), 40)
     first, again, other = tiny_llama(), tiny_llama(), tiny_llama()
     fit(first, pairs, settings())
     torch.rand(3)

@@ -1,0 +1,78 @@
+"""A global batch cut into forward passes, the same number of them for every process."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.batches import Batch, collate
+from pipeline.examples import Example
+from pipeline.losses import Loss
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a global batch is cut into forward passes.
+
+    Attributes:
+        examples: at most this many a pass.
+        tokens: at most this many computed positions a pass, unless one example alone has more; None: any number.
+        packing: whether rows go as one stream.
+    """
+
+    examples: int
+    tokens: int | None = None
+    packing: bool = False
+
+
+def micro_batches(
+    examples: Sequence[Example],
+    cut: Cut,
+    rank: int = 0,
+    world: int = 1,
+    *,
+    loss: Loss | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Iterator[Batch]:
+    """This process's share of a global batch, longest examples first, so that memory runs out at once or never.
+
+    Every process gets the same number of forward passes with the same number of rows; where there
+    is nothing left to do, an example is repeated and its ``examples`` are empty or fewer.
+    ``loss``, ``seed`` and ``epoch`` are as in ``collate``.
+    """
+    ordered = sorted(examples, key=lambda e: (-e.length, e.id))
+    mine = ordered[rank::world]
+    responses = max(len(e.responses) for e in ordered)
+    # Of each place in the processes' shares, the most that one process computes there.
+    costs = [max(_cost(e, cut) for e in ordered[i : i + world]) for i in range(0, len(ordered), world)]
+    for start, stop in _passes(costs, cut):
+        part = mine[start:stop]
+        yield collate(
+            part,
+            stop - start,
+            loss=loss,
+            seed=seed,
+            epoch=epoch,
+            filler=(part or ordered)[0],
+            responses=responses,
+            packing=cut.packing,
+        )
+
+
+def _cost(example: Example, cut: Cut) -> int:
+    rows = len(example.continuations)
+    return len(example.prompt_ids) + example.response_tokens if cut.packing else rows * example.length
+
+
+def _passes(costs: Sequence[int], cut: Cut) -> Iterator[tuple[int, int]]:
+    start = 0
+    while start < len(costs):
+        stop = start + 1
+        total = costs[start]
+        while stop < len(costs) and stop - start < cut.examples:
+            # Rows are padded to the longest, which comes first.
+            total = total + costs[stop] if cut.packing else costs[start] * (stop - start + 1)
+            if cut.tokens is not None and total > cut.tokens:
+                break
+            stop += 1
+        yield start, stop
+        start = stop

@@ -1,0 +1,84 @@
+"""Packed token streams: every prompt once, its continuations behind it, many of them in one row without padding.
+
+A continuation sees its prompt and itself, never its siblings, and its positions go on from the prompt's end, so each
+log-probability is that of the prompt with this continuation alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A stream of N tokens: trees one after the other, each a prompt with the continuations that share it.
+
+    Attributes:
+        ids: [N] tokens.
+        positions: [N] as in the sequence of prompt and continuation.
+        branch: [N] 0 in a prompt, k in its k-th continuation.
+        predictors: [M] for each continuation token of each row, row by row, where in the stream the token before it
+            stands. Rows with the same tokens share theirs.
+        lengths: [trees] int64, in the order of the stream.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    branch: Tensor
+    predictors: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device) -> "Packed":
+        """The same on ``device``."""
+        return Packed(*(self.__getattribute__(field.name).to(device) for field in fields(self)))
+
+
+def pack(rows: Sequence[tuple[Ids, Ids]]) -> Packed:
+    """The stream of ``rows``, each a prompt and its continuation; equal prompts and equal rows are there once.
+
+    Raises:
+        ValueError: a prompt without tokens, whose continuation's first token would follow nothing.
+    """
+    trees: dict[Ids, dict[Ids, int]] = {}
+    for prompt, ids in rows:
+        if not prompt:
+            raise ValueError("a row without prompt tokens")
+        trees.setdefault(prompt, {}).setdefault(ids, len(trees[prompt]) + 1)
+    starts: dict[tuple[Ids, Ids], tuple[int, int]] = {}
+    pieces: list[Ids] = []
+    positions, branch, lengths = [], [], []
+    at = 0
+    for prompt, continuations in trees.items():
+        begin = at
+        pieces.append(prompt)
+        positions.append(np.arange(len(prompt)))
+        branch.append(np.zeros(len(prompt), dtype=np.int64))
+        at += len(prompt)
+        for ids, number in continuations.items():
+            starts[prompt, ids] = (begin + len(prompt) - 1, at)
+            pieces.append(ids)
+            positions.append(np.arange(len(prompt), len(prompt) + len(ids)))
+            branch.append(np.full(len(ids), number, dtype=np.int64))
+            at += len(ids)
+        lengths.append(at - begin)
+    predictors = [_predictors(*starts[row], len(row[1])) for row in rows]
+    stream = np.fromiter((token for piece in pieces for token in piece), dtype=np.int64, count=at)
+    return Packed(
+        torch.from_numpy(stream),
+        torch.from_numpy(np.concatenate(positions)),
+        torch.from_numpy(np.concatenate(branch)),
+        torch.from_numpy(np.concatenate(predictors)),
+        torch.tensor(lengths, dtype=torch.int64),
+    )
+
+
+def _predictors(prompt_end: int, start: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The first token is predicted at the prompt's end, the others at their neighbours."""
+    found = np.arange(start - 1, start - 1 + length, dtype=np.int64)
+    found[:1] = prompt_end
+    return found
