@@ -32,11 +32,19 @@ def circumstances(module: str) -> Facts:
     """Machine, versions, command and time."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *_settings(sys.argv[1:])]),
         "commit": _commit(),
         "machine": _machine(),
         "versions": {"python": platform.python_version()} | _versions(),
     }
+
+
+def _settings(arguments: Sequence[str]) -> list[str]:
+    """Without where the JSON goes, which is a path of the machine."""
+    if "--json" not in arguments:
+        return list(arguments)
+    at = arguments.index("--json")
+    return [*arguments[:at], *arguments[at + 2 :]]
 
 
 def keep(found: Mapping[str, Any], tables: str, given: argparse.Namespace) -> None:
