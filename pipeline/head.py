@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-# Logits of one model held at once: 2**26 float32 values, 256 MiB.
-CHUNK_ELEMENTS = 2**26
+# Logits of one model held at once: 2**25 float32 values, 128 MiB.
+CHUNK_ELEMENTS = 2**25
 
 FINAL_CAP = "final_logit_softcapping"
 
