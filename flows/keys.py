@@ -11,7 +11,6 @@ from pydantic import JsonValue
 
 from flows.supply import (
     reads_contrast,
-    reads_mismatched,
     samples_calibration,
     stores_reference,
     takes_groups,
@@ -21,7 +20,7 @@ from flows.supply import (
 )
 from pipeline.config import ClassifierScorer, Closed, FileData, PretrainedPolicy, RunConfig
 from pipeline.config.components import ExtrapolatedPrior
-from pipeline.config.needs import references_of
+from pipeline.config.needs import reads_baseline, references_of
 from pipeline.store import RunFolder, Stage, StageKey, file_sha256
 from pipeline.types import UserError
 
@@ -163,7 +162,7 @@ def _stored(config: RunConfig) -> JsonValue:
         "references": references_of(loss),
         "entropy": loss.dispersion is not None,
         "weights": loss.weights.identity() if reads_contrast(loss) else None,
-        "mismatched": reads_mismatched(loss),
+        "mismatched": reads_baseline(loss),
         "text": takes_texts(loss),
     }
 

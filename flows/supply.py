@@ -36,11 +36,6 @@ def samples_calibration(loss: Composition) -> bool:
     return "calibration" in needs_of(loss)
 
 
-def reads_mismatched(loss: Composition) -> bool:
-    """Whether single responses go with another prompt's (KTO)."""
-    return any(term.target == "baseline" for term in loss.terms)
-
-
 def reads_contrast(loss: Composition) -> bool:
     """Whether two contrasting models weigh the tokens (TIS-DPO)."""
     return isinstance(loss.weights, GivenWeights)

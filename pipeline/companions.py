@@ -115,10 +115,6 @@ class Companions(nn.Module):
             found = replace(found, critic_chosen=chosen, critic_rejected=rejected)
         return found
 
-    def critic_parameters(self) -> list[nn.Parameter]:
-        """Those that play against the policy."""
-        return [] if self.critics is None else list(self.critics.parameters())
-
     def after_step(self, critic_means: Tensor | None) -> None:
         """What follows a step of the optimiser; ``critic_means`` [2, 3]: the critics' mean scores in it."""
         if self.critics is not None and critic_means is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.config.components import GivenPrior, GivenWeights
+from pipeline.config.needs import reads_baseline
 from pipeline.losses import Loss
 from pipeline.types import UserError
 
@@ -124,7 +125,7 @@ class Example:
 
 def reads_mismatched(loss: Loss, kind: Kind) -> bool:
     """Whether the loss estimates KL(π ‖ π_ref) from responses to other prompts (KTO); of pairs it needs none."""
-    return kind == "unpaired" and any(term.target == "baseline" for term in loss.composition.terms)
+    return kind == "unpaired" and reads_baseline(loss.composition)
 
 
 def check_examples(examples: Sequence[Example], loss: Loss) -> None:

@@ -176,11 +176,6 @@ def read_preferences(folder: Path) -> Iterator[Preference]:
             yield _group(row)
 
 
-def read_pairs(folder: Path) -> Iterator[Pair]:
-    """Pairs of a pairs stage that wrote pairs."""
-    return map(_pair, read_rows(folder))
-
-
 def prompt_row(prompt: Prompt) -> Row:
     """A prompt as a plain row (also the form in which prompts go to a child process)."""
     return {

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flows.stages import Context
-from flows.supply import reads_contrast, reads_mismatched, samples_calibration, stores_reference, takes_texts
+from flows.supply import reads_contrast, samples_calibration, stores_reference, takes_texts
 from pipeline.config import Composition
-from pipeline.config.needs import needs_of
+from pipeline.config.needs import needs_of, reads_baseline
 from pipeline.examples import Continuation, Example
 from pipeline.reference import dispersions, with_references
 from pipeline.rows import Row, read_groups, read_preferences, read_rows
@@ -20,7 +20,7 @@ def round_examples(context: Context, round_: int) -> list[Example]:
     examples = [_example(preference, loss) for preference in preferences]
     if samples_calibration(loss):
         examples = _with_calibration(context, round_, preferences, examples)
-    if examples[0].kind == "unpaired" and reads_mismatched(loss):
+    if examples[0].kind == "unpaired" and reads_baseline(loss):
         examples = _with_mismatched(examples)
     return examples
 

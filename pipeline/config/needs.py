@@ -58,8 +58,13 @@ def references_of(loss: Composition) -> int:
 
 def stateful(loss: Composition) -> bool:
     """Whether it reads statistics over the whole batch, and running ones."""
-    targets = {term.target for term in loss.terms}
-    return loss.scale is not None or isinstance(loss.margin, GapMargin) or bool({"baseline", "running_mean"} & targets)
+    running = any(term.target == "running_mean" for term in loss.terms)
+    return loss.scale is not None or isinstance(loss.margin, GapMargin) or running or reads_baseline(loss)
+
+
+def reads_baseline(loss: Composition) -> bool:
+    """Whether it estimates KL(π ‖ π_ref) from responses that do not belong: of single ones, those to other prompts."""
+    return any(term.target == "baseline" for term in loss.terms)
 
 
 def _reads_ratio(loss: Composition) -> bool:

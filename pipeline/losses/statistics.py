@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.config import Composition
 from pipeline.config.components import GapMargin
+from pipeline.config.needs import reads_baseline
 from pipeline.config.terms import BatchScale
 from pipeline.losses.batch import PairBatch, UnpairedBatch
 from pipeline.losses.margins import log_ratio_gap
@@ -57,10 +58,9 @@ def summarise(observed: Mapping[str, Tensor], state: Mapping[str, float], loss: 
     """
     statistics: State = {}
     after: State = {}
-    targets = {term.target for term in loss.terms}
-    if "baseline" in targets:
+    if reads_baseline(loss):
         statistics |= _baselines(observed)
-    if "running_mean" in targets:
+    if any(term.target == "running_mean" for term in loss.terms):
         after |= _running_reward(observed, state, loss.beta)
         statistics["running_mean"] = after["reward_sum"] / max(after["reward_count"], 1.0)
     if isinstance(loss.margin, GapMargin):

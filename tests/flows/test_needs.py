@@ -9,7 +9,6 @@ import pytest
 from flows.checking import check_run, check_vocabulary
 from flows.supply import (
     reads_contrast,
-    reads_mismatched,
     samples_calibration,
     stores_reference,
     takes_groups,
@@ -18,6 +17,7 @@ from flows.supply import (
     trains_with_reference,
 )
 from pipeline.config import Composition, RunConfig, preset_names, resolve
+from pipeline.config.needs import reads_baseline
 from pipeline.configfile import load_config
 from pipeline.losses import load_preset
 from pipeline.types import UserError
@@ -213,4 +213,4 @@ def test_what_is_supplied_is_what_the_loss_reads(name: str) -> None:
         loss.needs & {"weights", "prior"} and not reads_contrast(parts)
     )
     assert trains_with_reference(parts) == bool(live)
-    assert not takes_unpaired(parts) or not reads_mismatched(parts) or loss.stateful
+    assert not takes_unpaired(parts) or not reads_baseline(parts) or loss.stateful

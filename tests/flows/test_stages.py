@@ -12,7 +12,7 @@ from flows.stages import Context
 from flows.stages.data import load_data
 from flows.stages.run import run_stage
 from pipeline.configfile import load_config
-from pipeline.rows import read_pairs, read_rows
+from pipeline.rows import read_preferences, read_rows
 from pipeline.store import RunFolder
 from pipeline.types import RunError, UserError
 from tests.tiny_model import save_tiny_model
@@ -66,7 +66,7 @@ def test_a_run_that_diverges_stops_and_keeps_rows_and_weights(job: Path, tmp_pat
         train(context, 1)
     partial = context.run.stage(1, "policy").partial
     kept = {row["id"] for row in read_rows(partial)}
-    assert kept and kept <= {pair.id for pair in read_pairs(context.run.stage(1, "pairs").folder)}
+    assert kept and kept <= {pair.id for pair in read_preferences(context.run.stage(1, "pairs").folder)}
     assert str(partial / "offending.parquet") in str(caught.value)
     assert list((partial / "checkpoints").rglob("*.safetensors"))
     assert context.run.stage(1, "policy").manifest() is None
@@ -135,7 +135,7 @@ def test_slices_of_the_pairs_cover_the_file_once(job: Path, tmp_path: Path) -> N
     context = start(job, tmp_path)
     for round_ in (1, 2, 3):
         run_stage(context, round_, "pairs")
-    found = [pair.id for round_ in (1, 2, 3) for pair in read_pairs(context.run.stage(round_, "pairs").folder)]
+    found = [pair.id for round_ in (1, 2, 3) for pair in read_preferences(context.run.stage(round_, "pairs").folder)]
     assert len(found) == len(set(found)) == 30
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.rows import GROUPS, read_groups, read_pairs, read_rows, write_groups, write_preferences, write_table
+from pipeline.rows import GROUPS, read_groups, read_preferences, read_rows, write_groups, write_preferences, write_table
 from pipeline.store import RunFolder, StageKey, file_sha256
 from pipeline.types import Group, Message, Pair, Prompt, Response, RunError, UserError
 
@@ -21,7 +21,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     assert write_groups(tmp_path / "g" / "shard_00000.parquet", groups) == 2
     write_preferences(tmp_path / "p" / "rows.parquet", pairs)
     assert list(read_groups(tmp_path / "g")) == groups
-    assert list(read_pairs(tmp_path / "p")) == pairs
+    assert list(read_preferences(tmp_path / "p")) == pairs
 
 
 def test_a_row_that_fails_half_way_leaves_no_table(tmp_path: Path) -> None:
