@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from pipeline.config.composition import Composition
 
@@ -17,6 +18,9 @@ Tree = dict[str, Any]
 
 # configs/ lies beside pipeline/ both in a checkout and in an installed package.
 PRESETS = Path(__file__).parents[2] / "configs" / "loss"
+
+DOCUMENTATION = ("summary", "formula", "citation", "family", "identity_with", "departures")
+SCALARS = ("exponent", "aggregate", "length_power", "kl", "kl_stop_chosen", "weight", "unscale", "nll", "nll_aggregate")
 
 # Names that published papers share; what each could mean.
 AMBIGUOUS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -92,16 +96,13 @@ def settings_of(composition: Composition) -> dict[str, Any]:
     return found
 
 
-DOCUMENTATION = ("summary", "formula", "citation", "family", "identity_with", "departures")
-SCALARS = ("exponent", "aggregate", "length_power", "kl", "kl_stop_chosen", "weight", "unscale", "nll", "nll_aggregate")
-
-
 def _override(name: str, tree: Tree, composition: Composition, key: str, value: Any) -> None:
     if key == "reference_free":
         _drop_reference(name, tree, composition, value)
     elif key in Composition.model_fields and key not in DOCUMENTATION:
         tree[key] = _laid_over(tree.get(key), value)
     else:
+        composition = _as_overridden(tree, composition)
         paths = [path for path in _paths(composition) if path == key or path.rpartition(".")[2] == key]
         if len(paths) != 1:
             known = ", ".join(sorted(_paths(composition) | {"beta", "nll"}))
@@ -116,6 +117,14 @@ def _override(name: str, tree: Tree, composition: Composition, key: str, value: 
             return
         whole = tree.get(component)
         tree[component] = {**(whole if isinstance(whole, dict) else {"kind": whole}), leaf: value}
+
+
+def _as_overridden(tree: Tree, preset: Composition) -> Composition:
+    """What ``tree`` says so far, whose components may be of other kinds; the preset where it is not whole yet."""
+    try:
+        return Composition.model_validate(tree)
+    except ValidationError:
+        return preset
 
 
 def _paths(composition: Composition) -> set[str]:

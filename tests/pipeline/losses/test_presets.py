@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from pipeline.config.terms import FocalLink
 from pipeline.losses import load_preset, preset_names
 from pipeline.types import UserError
 
@@ -29,6 +30,12 @@ def test_needs_follow_from_the_components() -> None:
 def test_overrides_replace_fields() -> None:
     composition = load_preset("dpo", beta=0.5, nll=0.1, link="savage").composition
     assert (composition.beta, composition.nll, composition.link.kind) == (0.5, 0.1, "savage")
+
+
+def test_a_setting_of_a_component_that_replaces_another() -> None:
+    assert load_preset("dpo", link="focal", gamma=0.2).composition.link == FocalLink(gamma=0.2)
+    with pytest.raises(UserError, match=r"loss\.gamma: is no setting of dpo"):
+        load_preset("dpo", link="logistic", gamma=0.2)
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
