@@ -1,4 +1,4 @@
-"""The command line: ``prefloop run | show | check | losses | ui``.
+"""The command line: ``prefloop run | show | check | pairs | losses | ui``.
 
 Exit codes: 0 done, 1 a failure while running, 2 a mistake in config or data, 130 interrupted.
 """
@@ -42,6 +42,14 @@ def run(
     extend: Annotated[
         bool, typer.Option("--extend", help="go on with more rounds than the folder's config has")
     ] = False,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROUND:STAGE",
+            help="stop after this stage, such as 1:pairs; the same command without it goes on",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run a config; the same command again goes on where a run was stopped or killed."""
     from prefect.exceptions import TerminationSignal
@@ -51,7 +59,7 @@ def run(
     # Being told to stop is handled like Ctrl-C: children end, and the message says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run_config(*_split(items), run_dir, extend)
+        run_config(*_split(items), run_dir, extend, until)
     except (KeyboardInterrupt, TerminationSignal):
         print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -78,6 +86,26 @@ def check(items: Items) -> None:
     from flows.checking import check_config
 
     check_config(*_split(items))
+
+
+@app.command()
+def pairs(
+    run_folder: RunFolderArgument,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="with --preview: such as pairing.rule=all", show_default=False),
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="make them anew from the labels that are there; writes nothing")
+    ] = False,
+    round_: Annotated[
+        int | None, typer.Option("--round", min=1, help="[default: the newest]", show_default=False)
+    ] = None,
+) -> None:
+    """Show what a round trains on: yield by cause, margins, lengths, ten examples."""
+    from flows.pairs import show_pairs
+
+    show_pairs(run_folder, settings or [], round_, preview)
 
 
 @app.command()

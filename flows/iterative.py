@@ -10,9 +10,9 @@ from flows.rounds import learn, start
 
 
 @flow(name="iterative", flow_run_name="{name}", persist_result=False, retries=0)
-def iterative(name: str, run_dir: str) -> str:
-    """Run (or go on with) the run folder ``run_dir``; returns the report's path."""
-    with open_run(Path(run_dir)) as (run, config, stage):
+def iterative(name: str, run_dir: str, until: str | None = None) -> str:
+    """Run (or go on with) the run folder ``run_dir``, up to ``until`` if named; returns the report's path."""
+    with open_run(Path(run_dir), until) as (run, config, stage):
         _, policy = start(stage)
         for round_ in range(1, config.rounds + 1):
             samples = stage("samples", round_, policy)
@@ -20,4 +20,4 @@ def iterative(name: str, run_dir: str) -> str:
             pairs = stage("pairs", round_, labels)
             policy = learn(stage, config, round_, pairs, policy)
             write_report(run, config)
-        return str(write_report(run, config))
+    return str(write_report(run, config))

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from flows.supply import (
     reads_contrast,
+    replayed_ages,
     samples_calibration,
     stores_reference,
     takes_groups,
@@ -96,9 +97,13 @@ def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> t
         case "labels":
             return ("scorer",), [run.stage(here, "samples")]
         case "pairs" if config.mode == "offline":
-            return ("chat", "rounds", "pairing", "trained_on"), [data, start]
+            return ("chat", "rounds", "pairing", "trained_on"), [data, start, *_earlier_pairs(run, config, here)]
         case "pairs":
-            return ("pairing", "trained_on"), [run.stage(here, "labels")]
+            anchored = config.replay is not None and config.replay.anchor > 0
+            drifting = config.replay is not None and config.replay.max_drift is not None
+            beside = [*([data, start] if anchored else []), *([run.stage(before, "policy")] if drifting else [])]
+            inputs = [run.stage(here, "labels"), *_earlier_pairs(run, config, here), *beside]
+            return ("pairing", "replay", "trained_on", *(("chat",) if anchored else ())), inputs
         case "calibration":
             sections = ("sampler", "sampling.max_tokens", "sampling.stop", "chat", "shard_size")
             return sections, [run.stage(here, "pairs"), reference_stage(run, config, here)]
@@ -127,6 +132,13 @@ def _made(run: RunFolder, config: RunConfig, round_: int) -> list[Stage]:
     """What the loss reads of the stages between labels and policy."""
     names = {"pairs": True, "calibration": samples_calibration(config.loss), "reference": stores_reference(config.loss)}
     return [run.stage(round_, name) for name, read in names.items() if read]
+
+
+def _earlier_pairs(run: RunFolder, config: RunConfig, round_: int) -> list[Stage]:
+    """The pairs stages that this round's replays, or drops what they hold."""
+    ages = [] if config.replay is None else replayed_ages(config.replay, round_)
+    rounds = range(1, round_) if config.pairing.drop_repeated else sorted(round_ - age for age in ages)
+    return [run.stage(earlier, "pairs") for earlier in rounds]
 
 
 def _further_models(config: RunConfig) -> list[str]:

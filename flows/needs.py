@@ -21,7 +21,11 @@ def check_needs(config: RunConfig, tables: Tables) -> None:
     _check_references(config)
     _check_contrast(config)
     _check_prior(config, tables)
-    if config.mode == "offline":
+    _check_pairing(config)
+    anchored = config.replay is not None and config.replay.anchor > 0
+    if anchored:
+        _check_anchor(config, tables)
+    if anchored or config.mode == "offline":
         _check_form(config, tables)
         _check_rewards(config, tables.pairs)
         _check_labels(config, tables.pairs)
@@ -87,6 +91,35 @@ def _check_contrast(config: RunConfig) -> None:
             raise UserError("loss.weights: given weights belong to a better and a worse response; not with loss.head")
     elif contrast is not None:
         raise UserError(f"training.contrastive: {name} reads no such models; only loss.weights given does")
+
+
+# ---------------------------------------------------------------- pairing
+
+
+def _check_pairing(config: RunConfig) -> None:
+    """Settings of ``pairing`` that what the loss takes has no use for."""
+    if config.pairing.rule == "marked" and not takes_unpaired(config.loss):
+        raise UserError(
+            f"pairing.rule: marked makes single responses, but {loss_name(config)} reads several to one prompt; "
+            f"another rule, or one of {', '.join(_unpaired_presets())}"
+        )
+    of_pairs = {"rule", "min_margin", "max_margin", "max_length_difference", "max_pairs"}
+    unread = sorted(config.pairing.model_fields_set & of_pairs)
+    if takes_groups(config.loss) and unread and not (config.pairs is not None and config.mode == "offline"):
+        raise UserError(
+            f"pairing.{unread[0]}: {loss_name(config)} takes all responses of a prompt at once, so no pairs are made"
+        )
+
+
+def _check_anchor(config: RunConfig, tables: Tables) -> None:
+    """The data set's rows must be of the form that the rounds make."""
+    name, rows = "pairs, or groups of scored responses", [*tables.pairs, *tables.groups]
+    if takes_groups(config.loss):
+        name, rows = "groups of scored responses (columns responses and rewards)", [*tables.groups]
+    elif config.pairing.rule == "marked":
+        name, rows = "single responses (columns completion and label), or groups", [*tables.groups, *tables.unpaired]
+    if not rows:
+        raise UserError(f"replay.anchor: rounds train on {name} here, and {_path(config)} holds another form")
 
 
 # ---------------------------------------------------------------- data

@@ -1,10 +1,10 @@
 """Opening a run folder: the frozen config, the lock, the children."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flows.tasks import Stages
+from flows.tasks import Reached, Stages
 from flows.workers import Workers
 from pipeline.config import RunConfig
 from pipeline.configfile import changed_fields, dump_config, load_config
@@ -40,13 +40,16 @@ def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolde
 
 
 @contextmanager
-def open_run(root: Path) -> Iterator[tuple[RunFolder, RunConfig, Stages]]:
-    """Lock the run and start its children on demand; all are gone when the block ends."""
+def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, RunConfig, Stages]]:
+    """Lock the run and start its children on demand; all are gone when the block ends.
+
+    The block ends early, without an error, when the stage ``until`` (``ROUND:STAGE``) is complete.
+    """
     run = RunFolder(root)
     with run.lock():
         config = load_config([run.config_file])
-        with Workers(root, config) as workers:
-            yield run, config, Stages(run, config, workers)
+        with suppress(Reached), Workers(root, config) as workers:
+            yield run, config, Stages(run, config, workers, until)
 
 
 def _entries(root: Path) -> list[Path]:

@@ -6,16 +6,23 @@ from pathlib import Path
 
 from flows.checking import check_run
 from flows.environment import log_to_file
+from flows.keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
 from flows.opening import prepare_run
 from flows.table import print_table, read_rounds
 from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.configfile import load_config
 from pipeline.store import RunFolder
+from pipeline.types import UserError
 
 
-def run_config(files: list[Path], settings: list[str], run_dir: Path | None, extend: bool) -> None:
-    """Run the config in this process. Raises ``UserError`` or ``RunError``."""
+def run_config(files: list[Path], settings: list[str], run_dir: Path | None, extend: bool, until: str | None) -> None:
+    """Run the config in this process, up to the stage ``until`` (``ROUND:STAGE``) if one is named.
+
+    Raises ``UserError`` or ``RunError``.
+    """
     config = load_config(files, settings)
+    if until is not None:
+        _check_until(until, config)
     root = (run_dir or Path("runs") / config.name).resolve()
     if not RunFolder(root).stage(0, "data").folder.exists():
         # Before anything is written: a mistake in config or data leaves no run folder behind.
@@ -27,12 +34,14 @@ def run_config(files: list[Path], settings: list[str], run_dir: Path | None, ext
     run = prepare_run(config, root, extend)
     announce(config, root)
     log_to_file(root / "logs" / "prefect.log")
-    report = run_flow(config, run)
+    report = run_flow(config, run, until)
     print_table(root, read_rounds(root))
+    if until is not None:
+        print(f"stopped after {until}; the same command without --until goes on")
     print(f"report: {report}")
 
 
-def run_flow(config: RunConfig, run: RunFolder) -> str:
+def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str:
     """Run the flow of the config's mode; returns the path of the report."""
     from flows.iterative import iterative
     from flows.offline import offline
@@ -40,7 +49,18 @@ def run_flow(config: RunConfig, run: RunFolder) -> str:
 
     flow = iterative if config.mode == "iterative" else offline
     with prefect_api(run.root / "logs" / "server.log"):
-        return flow(name=config.name, run_dir=str(run.root))
+        return flow(name=config.name, run_dir=str(run.root), until=until)
+
+
+def _check_until(until: str, config: RunConfig) -> None:
+    round_, _, name = until.partition(":")
+    in_round = ITERATIVE_STAGES if config.mode == "iterative" else OFFLINE_STAGES
+    stages = START_STAGES if round_ == "0" else in_round
+    if not round_.isdecimal() or int(round_) > config.rounds or name not in stages:
+        raise UserError(
+            f"--until: {until}: not ROUND:STAGE with a round from 0 to {config.rounds} and a stage of "
+            f"{', '.join(START_STAGES)} (round 0) or {', '.join(in_round)}"
+        )
 
 
 def announce(config: RunConfig, root: Path) -> None:

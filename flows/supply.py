@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pipeline.config import Composition
+from pipeline.config import Composition, Replay
 from pipeline.config.components import ActivationWeights, GivenWeights, LearnedPrior, LearnedWeights
 from pipeline.config.needs import needs_of, references_of
 from pipeline.config.terms import WinLabel
@@ -50,3 +50,9 @@ def trains_with_reference(loss: Composition) -> bool:
     """Whether the reference model stands beside the policy in training: what the loss reads cannot be stored."""
     learned = isinstance(loss.weights, LearnedWeights | ActivationWeights) or isinstance(loss.prior, LearnedPrior)
     return learned or loss.kl > 0 or loss.adversary is not None
+
+
+def replayed_ages(replay: Replay, round_: int) -> list[int]:
+    """Ages in rounds of what ``round_`` may replay, the youngest first; 1 is the round before."""
+    oldest = round_ - 1 if replay.max_age is None else min(replay.max_age, round_ - 1)
+    return [*range(1, oldest + 1)] if replay.share else []

@@ -21,13 +21,19 @@ UNITS = {
 }
 
 
+class Reached(Exception):  # noqa: N818 - it ends a run, and is no error
+    """The stage that a run was to stop after is complete."""
+
+
 class Stages:
     """The stages of one run as calls that read like the algorithm; each is one Prefect task run.
 
     Every call returns the name of the artefact (``round_001/samples``) that is then complete.
     """
 
-    def __init__(self, run: RunFolder, config: RunConfig, workers: Workers) -> None:
+    def __init__(self, run: RunFolder, config: RunConfig, workers: Workers, until: str | None = None) -> None:
+        """``until``: ``ROUND:STAGE`` after which a call raises ``Reached``."""
+        self._until = until
         self._run = run
         self._config = config
         self._workers = workers
@@ -36,9 +42,12 @@ class Stages:
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
         """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads."""
         run_name = f"round {round_} · {self._title(name, round_)}"
-        return _stage.with_options(name=name, task_run_name=run_name, tags=[f"round-{round_}", name])(
+        artefact = _stage.with_options(name=name, task_run_name=run_name, tags=[f"round-{round_}", name])(
             self, name, round_, inputs
         )
+        if f"{round_}:{name}" == self._until:
+            raise Reached
+        return artefact
 
     def complete(self, name: str, round_: int) -> str:
         """Run the stage if it is not there; the body of the task."""

@@ -167,13 +167,18 @@ def write_preferences(file: Path, preferences: Sequence[Preference]) -> int:
 
 def read_preferences(folder: Path) -> Iterator[Preference]:
     """What a pairs stage wrote, of whatever kind."""
-    for row in read_rows(folder):
-        if "chosen" in row:
-            yield _pair(row)
-        elif "desirable" in row:
-            yield _unpaired(row)
-        else:
-            yield _group(row)
+    return map(_preference, read_rows(folder))
+
+
+def read_preference_file(file: Path) -> Iterator[Preference]:
+    """The same of one of its files."""
+    return map(_preference, _file_rows(file))
+
+
+def _preference(row: Row) -> Preference:
+    if "chosen" in row:
+        return _pair(row)
+    return _unpaired(row) if "desirable" in row else _group(row)
 
 
 def prompt_row(prompt: Prompt) -> Row:

@@ -1,9 +1,10 @@
 """pairs: scored groups, or a slice of a data set, -> what the round trains on, as token ids.
 
-Pairs, or groups for a loss over K responses, or single responses where the data set holds those.
+Pairs, or groups for a loss over K responses, or single responses marked good or bad. The round's own are in
+``rows.parquet``; what earlier rounds and a data set add has files of its own beside it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -13,42 +14,63 @@ from flows.stages.data import text_preferences
 from flows.stages.samples import policy_chat
 from flows.supply import takes_groups, win_against
 from pipeline.given import tokenise_groups, tokenise_pairs, tokenise_unpaired
-from pipeline.pairs import make_groups, make_pairs
-from pipeline.rows import read_groups, write_preferences
-from pipeline.types import Group, Pair, Preference, RunError, TextGroup, TextPair, UnpairedText, first_lines
+from pipeline.pairs import drop_repeated, make_groups, make_marked, make_pairs
+from pipeline.rows import read_groups, read_preference_file, write_preferences
+from pipeline.types import (
+    Group,
+    Pair,
+    Preference,
+    RunError,
+    TextGroup,
+    TextPair,
+    TextPreference,
+    UnpairedText,
+    first_lines,
+)
 
 Made = tuple[list[Preference], dict[str, int]]
+OWN = "rows.parquet"
 
 
 def pairs(context: Context, round_: int, folder: Path) -> Outcome:
     """Write what the round trains on; what became none of it is counted by cause."""
-    if context.config.mode == "offline":
-        made, dropped = _from_data(context, round_)
-    else:
-        made, dropped = _from_groups(context, round_, read_groups(context.run.stage(round_, "labels").folder))
+    made, dropped = own(context, round_)
     if not made:
         causes = first_lines([f"{cause}: {count}" for cause, count in dropped.items() if count])
         raise RunError(f"round {round_}: no pair is left to train on; dropped by cause:\n{causes}")
-    write_preferences(folder / "rows.parquet", made)
+    write_preferences(folder / OWN, made)
     metrics: dict[str, JsonValue] = {"kind": type(made[0]).__name__.lower(), "dropped": dict(dropped)}
-    return Outcome(len(made), {**metrics, "margin": _margin(made)})
+    metrics |= {"margin": mean_margin(made), "own": len(made)}
+    if context.config.replay is None:
+        return Outcome(len(made), metrics)
+    from flows.stages.replay import replay
+
+    added, beside = replay(context, round_, made, folder)
+    return Outcome(len(made) + added, {**metrics, **beside})
 
 
-def _from_groups(context: Context, round_: int, groups: Iterable[Group]) -> Made:
+def own(context: Context, round_: int) -> Made:
+    """What the round makes itself, and what was dropped by cause; writes nothing."""
+    if context.config.mode == "offline":
+        texts = text_preferences(context)
+        rounds = context.config.rounds
+        made, dropped = from_texts(
+            context, texts[((round_ - 1) * len(texts)) // rounds : (round_ * len(texts)) // rounds], round_
+        )
+    else:
+        made, dropped = _from_groups(context, round_, read_groups(context.run.stage(round_, "labels").folder))
+    if context.config.pairing.drop_repeated:
+        stages = [context.run.stage(earlier, "pairs") for earlier in range(1, round_)]
+        seen = {row.id for stage in stages for row in read_preference_file(stage.folder / OWN)}
+        made, repeated = drop_repeated(made, seen)
+        dropped = {**dropped, **repeated}
+    return made, dropped
+
+
+def from_texts(context: Context, part: Sequence[TextPreference], round_: int) -> Made:
+    """Tokens of rows of the data set, all of one form, in their order, and what was dropped by cause."""
     config = context.config
-    if takes_groups(config.loss):
-        kept, dropped = make_groups(groups, config.pairing)
-        return [*kept], dropped
-    made, dropped = make_pairs(groups, config.pairing, round_, config.seed, win_against(config.loss))
-    return [*made], dropped
-
-
-def _from_data(context: Context, round_: int) -> Made:
-    """Slice ``round_`` of the data set: contiguous, in the order of the file."""
-    config = context.config
-    texts = text_preferences(context)
     chat = policy_chat(config, context.policy_path(0))
-    part = texts[((round_ - 1) * len(texts)) // config.rounds : (round_ * len(texts)) // config.rounds]
     groups, cut = tokenise_groups((text for text in part if isinstance(text, TextGroup)), chat, config.chat)
     if groups:
         made, dropped = _from_groups(context, round_, groups)
@@ -62,7 +84,7 @@ def _from_data(context: Context, round_: int) -> Made:
     return [*made_pairs], dropped
 
 
-def _margin(made: list[Preference]) -> float | None:
+def mean_margin(made: Iterable[Preference]) -> float | None:
     """Mean difference of the scores of pairs, where they have scores."""
     margins = [
         row.chosen_score - row.rejected_score
@@ -70,3 +92,15 @@ def _margin(made: list[Preference]) -> float | None:
         if isinstance(row, Pair) and row.chosen_score is not None and row.rejected_score is not None
     ]
     return sum(margins) / len(margins) if margins else None
+
+
+def _from_groups(context: Context, round_: int, groups: Iterable[Group]) -> Made:
+    config = context.config
+    if takes_groups(config.loss):
+        kept, dropped = make_groups(groups, config.pairing)
+        return [*kept], dropped
+    if config.pairing.rule == "marked":
+        marked, dropped = make_marked(groups, config.pairing)
+        return [*marked], dropped
+    made, dropped = make_pairs(groups, config.pairing, round_, config.seed, win_against(config.loss))
+    return [*made], dropped

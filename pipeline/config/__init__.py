@@ -8,7 +8,8 @@ Reading files and overlays is in ``configfile``.
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.composition import Composition
 from pipeline.config.data import Columns, Data, FileData, HeldOut, RestaurantData
-from pipeline.config.labels import ClassifierScorer, ExactMatchScorer, LengthScorer, Pairing, Scorer, SlotScorer
+from pipeline.config.labels import ClassifierScorer, ExactMatchScorer, LengthScorer, Scorer, SlotScorer
+from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.presets import preset_names, resolve
 from pipeline.config.run import Evaluation, RunConfig
@@ -34,6 +35,7 @@ __all__ = [
     "Pairing",
     "Policy",
     "PretrainedPolicy",
+    "Replay",
     "RestaurantData",
     "RunConfig",
     "Sampler",

@@ -1,4 +1,4 @@
-"""What scores responses, and how scored groups become pairs."""
+"""What scores responses."""
 
 from typing import Annotated, Literal
 
@@ -51,14 +51,3 @@ class ClassifierScorer(Closed):
 
 
 Scorer = Annotated[SlotScorer | ExactMatchScorer | LengthScorer | ClassifierScorer, Field(discriminator="kind")]
-
-
-class Pairing(Closed):
-    """How scored groups become pairs. Ties and responses with equal tokens never do.
-
-    A loss over K responses takes each group as it is, but for what ``drop_cut`` drops.
-    """
-
-    rule: Literal["best_worst", "all", "random"] = "best_worst"
-    min_margin: float = Field(0.0, ge=0, description="score differences at or below this are ties")
-    drop_cut: bool = Field(False, description="drop responses that the length limit ended")

@@ -6,7 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import Closed
 from pipeline.config.data import Data, FileData, HeldOut
-from pipeline.config.labels import Pairing, Scorer
+from pipeline.config.labels import Scorer
+from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.sampling import Sampler, SamplingSettings, VllmSampler
 from pipeline.config.training import LossSettings, Training, WarmStart
@@ -36,7 +37,9 @@ class RunConfig(Closed):
         None, ge=1, description="default: all of them every round; else the next slice, wrapping round"
     )
     pairs: FileData | None = Field(
-        None, description="offline: pairs, groups of scored responses, or single responses marked good or bad"
+        None,
+        description="offline: pairs, groups of scored responses, or single responses marked good or bad; "
+        "iterative: the same, for replay.anchor",
     )
     held_out: HeldOut = HeldOut()
     warm_start: WarmStart | None = None
@@ -45,6 +48,7 @@ class RunConfig(Closed):
     shard_size: int = Field(256, ge=1, description="prompts sampled or labelled between two commits to disk")
     scorer: Scorer | None = None
     pairing: Pairing = Pairing()
+    replay: Replay | None = None
     loss: LossSettings = Field(default_factory=lambda: LossSettings.model_validate({}))
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
@@ -86,6 +90,10 @@ class RunConfig(Closed):
                 raise ValueError("sampling.temperature: 0 (greedy) makes all responses of a prompt equal; above 0")
         elif self.pairs is None:
             raise ValueError("pairs: offline mode needs a pair data set")
+        elif self.replay is not None:
+            raise ValueError("replay: offline mode trains on the data set's own pairs; only iterative mode replays")
+        if self.replay is not None and self.replay.anchor > 0 and self.pairs is None:
+            raise ValueError(f"replay.anchor: {self.replay.anchor:g}, but the section pairs names no data set")
         if isinstance(self.policy, ScratchPolicy) and self.warm_start is None:
             raise ValueError("warm_start: a policy made from scratch needs one")
         if self.warm_start is not None and self.prompts is None:

@@ -88,6 +88,15 @@ def test_mistakes_end_with_exit_code_2_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("until", ["1", "1:policies", "0:samples", "2:pairs", "x:pairs"])
+def test_a_stage_to_stop_after_must_be_one_of_the_run(
+    until: str, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(monkeypatch, capsys, "run", config, "--run-dir", tmp_path / "out", "--until", until)
+    assert f"--until: {until}: not ROUND:STAGE with a round from 0 to 1" in message and "samples, labels" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_malformed_rows_are_named_by_file_and_number(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

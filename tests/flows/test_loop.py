@@ -277,6 +277,11 @@ loss: {{preset: xpo}}
 training: {{learning_rate: 1.0e-3, batch_size: 8, epochs: 2, reference: fixed}}
 """
     )
+    first = prefloop(home, "run", file, "--run-dir", tmp_path / "run", "--until", "1:pairs")
+    assert first.returncode == 0 and "stopped after 1:pairs" in first.stdout, first.stderr
+    assert not (tmp_path / "run" / "round_001" / "calibration").exists()
+    shown = prefloop(home, "pairs", tmp_path / "run").stdout
+    assert "kept 24" in " ".join(shown.split()) and "a dog ran" in shown
     done = prefloop(home, "run", file, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     rounds = json.loads(prefloop(home, "show", tmp_path / "run", "--json").stdout)

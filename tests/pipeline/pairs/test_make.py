@@ -38,9 +38,8 @@ def test_best_against_worst() -> None:
     (pair,) = pairs
     assert (pair.chosen.token_ids, pair.rejected.token_ids) == ((2, 0), (3, 0))
     assert (pair.chosen_score, pair.rejected_score, pair.round, pair.prompt_ids) == (3.0, -2.0, 2, (7,))
-    assert set(dropped) == {"cut", "empty", "missing_label", "identical", "too_few", "tie"} and not any(
-        dropped.values()
-    )
+    causes = {"cut", "empty", "over_long", "missing_label", "identical", "too_few", "tie", "margin", "length"}
+    assert set(dropped) == {*causes, "near_duplicate", "capped"} and not any(dropped.values())
 
 
 def test_win_probabilities_are_against_the_average_of_all_scored_responses() -> None:
@@ -71,7 +70,14 @@ def test_groups_keep_every_usable_response_and_ties() -> None:
     mixed = Group(prompt, (7,), responses, (1.0, 2.0, 9.0, 9.0, None, 1.0))
     (kept,), dropped = make_groups([mixed, group(1.0, None)], Pairing(drop_cut=True, min_margin=3.0))
     assert [r.token_ids[0] for r in kept.responses] == [1, 5] and kept.scores == (1.0, 1.0)
-    assert dropped == {"cut": 1, "empty": 1, "missing_label": 2, "identical": 1, "too_few": 1}
+    assert {cause: count for cause, count in dropped.items() if count} == {
+        "cut": 1,
+        "empty": 1,
+        "missing_label": 2,
+        "identical": 1,
+        "too_few": 1,
+    }
+    assert "tie" not in dropped
 
 
 def test_all_pairs_leave_out_ties() -> None:

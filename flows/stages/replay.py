@@ -1,0 +1,115 @@
+"""What of earlier rounds and of the data set a round trains on beside its own, written beside it."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from flows.stages import Context
+from flows.stages.data import text_preferences
+from flows.stages.pairs import OWN, from_texts
+from flows.supply import replayed_ages
+from pipeline.config import Replay
+from pipeline.pairs import ages_within_drift, draw, shares
+from pipeline.rows import read_preference_file, write_preferences
+from pipeline.types import Group, Pair, Preference, Response, derive_seed
+
+# Rows of each earlier round whose drift is measured.
+MEASURED = 64
+
+
+def replay(context: Context, round_: int, made: Sequence[Preference], folder: Path) -> tuple[int, dict[str, JsonValue]]:
+    """Write ``replayed.parquet`` and ``anchor.parquet``; returns how many rows they hold, and metrics."""
+    settings = context.config.replay
+    assert settings is not None, "called where replay is configured"
+    replayed, anchored = shares(len(made), settings)
+    metrics: dict[str, JsonValue] = {}
+    earlier: list[Preference] = []
+    if settings.share:
+        ages = replayed_ages(settings, round_)
+        if settings.max_drift is not None:
+            drifts = {age: _drift(context, round_, age) for age in ages}
+            ages = ages_within_drift(drifts, settings.max_drift)
+            metrics["drift"] = {str(age): drift for age, drift in drifts.items()}
+        earlier, by_age = _drawn(context, round_, ages, replayed, settings)
+        metrics["replayed"] = {str(age): count for age, count in by_age.items()}
+    anchors = _anchors(context, round_, anchored)
+    if settings.anchor:
+        metrics["anchor"] = len(anchors)
+    for name, rows in (("replayed.parquet", earlier), ("anchor.parquet", anchors)):
+        if rows:
+            write_preferences(folder / name, rows)
+    return len(earlier) + len(anchors), metrics
+
+
+def _drawn(
+    context: Context, round_: int, ages: Sequence[int], count: int, settings: Replay
+) -> tuple[list[Preference], dict[int, int]]:
+    sizes = {age: _pool_size(context, round_ - age) for age in ages}
+    places = draw({age: range(size) for age, size in sizes.items()}, count, settings.decay, context.config.seed, round_)
+    found = [row for age in ages for row in _rows(context, round_ - age, places.get(age, []))]
+    return found, {age: len(chosen) for age, chosen in places.items()}
+
+
+def _pool_size(context: Context, round_: int) -> int:
+    own = context.run.stage(round_, "pairs").require().metrics["own"]
+    assert isinstance(own, int), "the pairs stage counts its own"
+    return own
+
+
+def _rows(context: Context, round_: int, places: Sequence[int]) -> Iterator[Preference]:
+    """The rows that round ``round_`` made itself, at ``places``, in the order of the file."""
+    wanted = set(places)
+    file = context.run.stage(round_, "pairs").folder / OWN
+    return (row for index, row in enumerate(read_preference_file(file)) if index in wanted)
+
+
+def _drift(context: Context, round_: int, age: int) -> float:
+    """How far log-probabilities of responses of an earlier round have moved since they were drawn, nats a token.
+
+    The mean over responses of |log π(y) − log π_then(y)| / tokens, π the policy that this round starts from, on up to
+    ``MEASURED`` rows by lot. Absolute, since what was chosen and what was rejected move apart.
+    """
+    from pipeline.policy import load_for_scoring
+    from pipeline.reference import response_logps
+
+    config = context.config
+    size = _pool_size(context, round_ - age)
+    lots = random.Random(derive_seed("drift", config.seed, round_, age))  # noqa: S311 - lots, not secrets
+    rows = [*_rows(context, round_ - age, lots.sample(range(size), min(size, MEASURED)))]
+    drawn = [(row.prompt_ids, response) for row in rows for response in _responses(row)]
+    model = load_for_scoring(str(context.policy_path(round_ - 1)), trust_remote_code=config.trusts_policy)
+    training = config.training
+    sequences = [(prompt, response.token_ids) for prompt, response in drawn]
+    now = response_logps(model, sequences, training.micro_batch_size, training.dtype)
+    moved = [
+        abs(sum(logps) - sum(response.logprobs)) / len(response.token_ids)
+        for (_, response), logps in zip(drawn, now, strict=True)
+    ]
+    return sum(moved) / len(moved)
+
+
+def _responses(row: Preference) -> tuple[Response, ...]:
+    match row:
+        case Pair():
+            return (row.chosen, row.rejected)
+        case Group():
+            return row.responses
+        case _:
+            return (row.response,)
+
+
+def _anchors(context: Context, round_: int, count: int) -> list[Preference]:
+    """``count`` rows of the data set by lot, or as many as survive; those of one round have no repeats."""
+    if not count:
+        return []
+    texts = text_preferences(context)
+    random.Random(derive_seed("anchor", context.config.seed, round_)).shuffle(texts)  # noqa: S311 - lots, not secrets
+    found: list[Preference] = []
+    start = 0
+    while len(found) < count and start < len(texts):
+        stop = start + count - len(found)
+        found += from_texts(context, texts[start:stop], round_)[0]
+        start = stop
+    return found[:count]

@@ -1,0 +1,87 @@
+"""How scored groups become what a round trains on, and what earlier rounds and a data set add to it."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Closed
+
+
+class Pairing(Closed):
+    """From scored groups to pairs, or to single responses marked good or bad (``rule: marked``).
+
+    Ties and responses with equal tokens never become pairs. A loss over K responses takes each group whole, but for
+    the responses that ``drop_cut``, ``max_response_tokens`` and ``max_similarity`` leave out.
+    """
+
+    rule: Literal["best_worst", "best_random", "random", "all", "closest", "median_split", "marked"] = Field(
+        "best_worst",
+        description="of the pairs of a prompt that min_margin, max_margin, max_length_difference and max_similarity "
+        "allow: best_worst: the one of the largest margin; best_random: the best response against another by lot; "
+        "random: one by lot; all: all, or max_pairs of them by lot; closest: the one of the smallest margin; "
+        "median_split: the upper half against the lower, rank by rank; marked: no pairs but single responses, good "
+        "above threshold and bad below",
+    )
+    min_margin: float = Field(0.0, ge=0, description="score differences at or below this are ties")
+    max_margin: float | None = Field(None, gt=0, description="pairs whose scores differ by more are left out")
+    max_length_difference: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="pairs whose token counts differ by more than this share of the longer one are left out",
+    )
+    max_similarity: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="near-duplicates are left out: responses with 1 - edit distance / tokens of the longer above this",
+    )
+    max_pairs: int | None = Field(None, ge=1, description="all: at most this many a prompt, by lot")
+    threshold: float | None = Field(None, description="marked: default: the mean score of the prompt's responses")
+    drop_cut: bool = Field(False, description="drop responses that the length limit ended")
+    max_response_tokens: int | None = Field(None, ge=1, description="drop responses that are longer")
+    drop_repeated: bool = Field(False, description="drop what an earlier round trained on already, token for token")
+
+    @model_validator(mode="after")
+    def _read_by_the_rule(self) -> "Pairing":
+        if self.max_margin is not None and self.max_margin <= self.min_margin:
+            raise ValueError(f"max_margin: {self.max_margin:g} must be above min_margin, {self.min_margin:g}")
+        if self.max_pairs is not None and self.rule != "all":
+            raise ValueError(f"max_pairs: rule {self.rule} does not read it; only rule all does")
+        if self.threshold is not None and self.rule != "marked":
+            raise ValueError(f"threshold: rule {self.rule} does not read it; only rule marked does")
+        unread = self.model_fields_set & {"max_margin", "max_length_difference"} if self.rule == "marked" else set()
+        if unread:
+            raise ValueError(f"{sorted(unread)[0]}: rule marked makes no pairs and does not read it")
+        return self
+
+
+class Replay(Closed):
+    """Iterative mode: what a round trains on beside what it made itself.
+
+    Shares are of all that the round trains on; where too little is there, what is there is taken.
+    """
+
+    share: float = Field(0.0, ge=0, lt=1, description="made by earlier rounds")
+    decay: float = Field(
+        0.5, gt=0, le=1, description="how much of it each round of age gets, relative to the round after it"
+    )
+    max_age: int | None = Field(None, ge=1, description="rounds; 1: the round before alone")
+    max_drift: float | None = Field(
+        None,
+        gt=0,
+        description="nats a token: a round is too old, as are those before it, if its responses' log-probabilities "
+        "have moved further than this since they were drawn",
+    )
+    anchor: float = Field(0.0, ge=0, lt=1, description="drawn from the data set in the section pairs")
+
+    @model_validator(mode="after")
+    def _something_left(self) -> "Replay":
+        if self.share + self.anchor == 0:
+            raise ValueError("share: 0 and anchor 0 replay nothing; leave the section out")
+        if self.share + self.anchor >= 1:
+            raise ValueError(f"share: {self.share:g} and anchor {self.anchor:g} leave nothing of the round's own")
+        unread = sorted(self.model_fields_set & {"decay", "max_age", "max_drift"}) if self.share == 0 else []
+        if unread:
+            raise ValueError(f"{unread[0]}: share is 0, so nothing of earlier rounds is taken")
+        return self

@@ -1,0 +1,79 @@
+"""Which responses of a group are usable, and which two may make a pair; the others are counted by cause."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from rapidfuzz.distance import Levenshtein
+
+from pipeline.config import Pairing
+from pipeline.types import Group, Response
+
+Scored = tuple[Response, float]
+ResponseCause = Literal["cut", "empty", "over_long", "missing_label", "identical"]
+PairCause = Literal["tie", "margin", "length", "near_duplicate"]
+RESPONSE_CAUSES: tuple[ResponseCause, ...] = ("cut", "empty", "over_long", "missing_label", "identical")
+PAIR_CAUSES: tuple[PairCause, ...] = ("tie", "margin", "length", "near_duplicate")
+
+
+def usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Scored]:
+    """The responses of ``group`` with their scores that could be part of a pair; the others are counted in ``dropped``.
+
+    Causes: ``cut`` (ended by the length limit, with ``drop_cut``), ``empty`` (no text), ``over_long`` (more than
+    ``max_response_tokens``), ``missing_label``, ``identical`` (same tokens as another, or same text and end).
+    """
+    found: list[Scored] = []
+    seen: set[tuple[int, ...] | tuple[str, str]] = set()
+    for response, score in zip(group.responses, group.scores, strict=True):
+        if settings.drop_cut and response.finish_reason == "length":
+            dropped["cut"] += 1
+        elif not response.text.strip():
+            dropped["empty"] += 1
+        elif settings.max_response_tokens is not None and len(response.token_ids) > settings.max_response_tokens:
+            dropped["over_long"] += 1
+        elif score is None:
+            dropped["missing_label"] += 1
+        elif not seen.isdisjoint(same := (response.token_ids, (response.text, response.finish_reason))):
+            # One text can be drawn as several token sequences: nobody could prefer one of them.
+            dropped["identical"] += 1
+        else:
+            seen.update(same)
+            found.append((response, score))
+    return found
+
+
+def distinct(scored: Sequence[Scored], settings: Pairing, dropped: Counter[str]) -> list[Scored]:
+    """Those that are no near-duplicate of one before them; the others are counted as ``near_duplicate``."""
+    found: list[Scored] = []
+    for response, score in scored:
+        if any(near_duplicates(response, other, settings) for other, _ in found):
+            dropped["near_duplicate"] += 1
+        else:
+            found.append((response, score))
+    return found
+
+
+def why_no_pair(one: Scored, other: Scored, settings: Pairing) -> PairCause | None:
+    """Why the two may not make a pair: the first of ``PAIR_CAUSES`` that holds. None: they may.
+
+    ``tie``: scores differ by ``min_margin`` or less; ``margin``: by more than ``max_margin``; ``length``: token counts
+    differ by more than ``max_length_difference``; ``near_duplicate``: more alike than ``max_similarity``.
+    """
+    margin = abs(one[1] - other[1])
+    if margin <= settings.min_margin:
+        return "tie"
+    if settings.max_margin is not None and margin > settings.max_margin:
+        return "margin"
+    if settings.max_length_difference is not None:
+        shorter, longer = sorted((len(one[0].token_ids), len(other[0].token_ids)))
+        if longer - shorter > settings.max_length_difference * longer:
+            return "length"
+    return "near_duplicate" if near_duplicates(one[0], other[0], settings) else None
+
+
+def near_duplicates(one: Response, other: Response, settings: Pairing) -> bool:
+    """Whether 1 − Levenshtein distance / length of the longer, in tokens, is above ``max_similarity``."""
+    if settings.max_similarity is None:
+        return False
+    similarity = Levenshtein.normalized_similarity(one.token_ids, other.token_ids)
+    return similarity > settings.max_similarity
