@@ -19,6 +19,12 @@ from tests.benchmarks.training_cells import LENGTH_OF_GROWTH, Cell, Dtype, cells
 GROUPS = ("dialogue", "grid", "vocabulary", "growth")
 FEW, QUICK_MANY, MANY = 1_000, 5_000, 100_000
 GROWTH_BATCH = 64
+# Beside steps: from opening the parquet files to the first step, and after the last one.
+GROWTH_COLUMNS = {
+    "pairs/s in steps": ("pairs_per_second", ".0f"),
+    "s beside steps": ("opening_seconds", ".2f"),
+    "MiB": ("memory_mib", ".1f"),
+}
 Facts = dict[str, Any]
 # Share of the matrix rate that is asked for, on CPU and on CUDA.
 SHARES = {("float32", "cpu"): 0.7, ("bfloat16", "cpu"): 0.45, ("bfloat16", "cuda"): 0.5}
@@ -75,8 +81,8 @@ def tables(found: Facts) -> str:
     parts = [table(header, [_row(cell) for cell in found["cells"]])] if found["cells"] else []
     if "growth" in found:
         counts = found["growth"]["counts"]
-        rows = [[n, _shown(f, "pairs_per_second", ".0f"), _shown(f, "memory_mib", ".0f")] for n, f in counts.items()]
-        parts.append(table(["pairs, tiny model", "pairs/s", "MiB"], rows))
+        rows = [[n, *(_shown(f, *of) for of in GROWTH_COLUMNS.values())] for n, f in counts.items()]
+        parts.append(table(["pairs, tiny model", *GROWTH_COLUMNS], rows))
     parts.append(bars_table(found["bars"]))
     parts.append(
         "best, 8: TRL's DPOTrainer at its fastest micro-batch and at 8. MiB: peak above the process after imports and "
