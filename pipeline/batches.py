@@ -5,6 +5,7 @@ middle of an epoch goes on with the batch that it would have seen.
 """
 
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -27,19 +28,19 @@ from pipeline.types import derive_seed
 WINDOW_BATCHES = 16
 
 
-def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    """Each index once, in batches of similar length, the batches in random order.
+def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[Sequence[int]]:
+    """Each index once, in batches of similar length, the batches in random order; a few bytes an index.
 
     The last batch of an epoch may be smaller than ``batch_size``.
     """
     draw = random.Random(derive_seed(seed, "epoch", epoch))  # noqa: S311
-    order = list(range(len(lengths)))
+    order = array("i", range(len(lengths)))
     draw.shuffle(order)
     window = WINDOW_BATCHES * batch_size
-    batches: list[tuple[int, ...]] = []
+    batches: list[Sequence[int]] = []
     for start in range(0, len(order), window):
         near = sorted(order[start : start + window], key=lambda i: (lengths[i], i))
-        batches += [tuple(near[i : i + batch_size]) for i in range(0, len(near), batch_size)]
+        batches += [array("i", near[i : i + batch_size]) for i in range(0, len(near), batch_size)]
     draw.shuffle(batches)
     if epoch == 0:
         # What needs the most memory comes first.

@@ -1,5 +1,7 @@
 """What is trained on, as token ids: a prompt with one response or several, and what a loss may need beside them."""
 
+import hashlib
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -128,20 +130,41 @@ def reads_mismatched(loss: Loss, kind: Kind) -> bool:
     return kind == "unpaired" and reads_baseline(loss.composition)
 
 
-def check_examples(examples: Sequence[Example], loss: Loss) -> None:
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What planning knows of E examples without holding them.
+
+    Attributes:
+        lengths: [E] tokens of each one's longest row, 4 bytes each.
+        digest: hash of ids and lengths in their order.
+    """
+
+    lengths: Sequence[int]
+    digest: str
+
+
+def check_examples(examples: Sequence[Example], loss: Loss) -> Survey:
     """Refuse, before anything runs, examples that the loss cannot be computed for.
+
+    Goes through them once, one at a time, so that they need not fit into memory.
 
     Raises:
         UserError: names the example and what it lacks.
     """
     if not examples:
         raise UserError("training: no examples")
-    kinds = sorted({e.kind for e in examples})
-    if len(kinds) > 1:
-        raise UserError(f"training: examples of kinds {' and '.join(kinds)} in one run; all must be of one kind")
+    lengths, digest = array("i"), hashlib.sha256()
+    kind: Kind | None = None
     for e in examples:
+        kind = kind or e.kind
+        if e.kind != kind:
+            both = " and ".join(sorted((kind, e.kind)))
+            raise UserError(f"training: examples of kinds {both} in one run; all must be of one kind")
         for fault in _faults(e, loss):
             raise UserError(f"training: example {e.id}: {fault}")
+        lengths.append(e.length)
+        digest.update(f"{e.id}\n{e.length}\n".encode())
+    return Survey(lengths, digest.hexdigest())
 
 
 def _faults(example: Example, loss: Loss) -> Iterator[str]:

@@ -23,6 +23,7 @@ __all__ = [
     "reference_logps",
     "reference_values",
     "response_logps",
+    "with_reference",
     "with_references",
 ]
 
@@ -116,15 +117,23 @@ def with_references(examples: Sequence[Example], passes: Sequence[Sequence[tuple
     Raises:
         ValueError: a pass is of other examples.
     """
-    found = []
-    for index, example in enumerate(examples):
-        per_model = [logps[index] for logps in passes if len(logps) == len(examples)]
-        if len(per_model) < len(passes) or any(len(logps) != len(example.continuations) for logps in per_model):
-            raise ValueError(f"example {example.id}: reference log-probabilities of other examples")
-        values = [tuple(of_model[c] for of_model in per_model) for c in range(len(example.continuations))]
-        scored = [replace(c, references=v) for c, v in zip(example.continuations, values, strict=True)]
-        found.append(example.with_continuations(scored))
-    return found
+    if any(len(logps) != len(examples) for logps in passes):
+        raise ValueError(f"reference log-probabilities of other examples than these {len(examples)}")
+    return [with_reference(example, [logps[index] for logps in passes]) for index, example in enumerate(examples)]
+
+
+def with_reference(example: Example, per_model: Sequence[tuple[Logps, ...]]) -> Example:
+    """One example with what ``reference_logps`` gave for it, of each reference model: [K][continuation].
+
+    Raises:
+        ValueError: they are of another example.
+    """
+    places = range(len(example.continuations))
+    if any(len(logps) != len(places) for logps in per_model):
+        raise ValueError(f"example {example.id}: reference log-probabilities of other examples")
+    values = [tuple(of_model[place] for of_model in per_model) for place in places]
+    scored = [replace(c, references=v) for c, v in zip(example.continuations, values, strict=True)]
+    return example.with_continuations(scored)
 
 
 def dispersions(entropies: Sequence[float], scale: float | Literal["mean"] = "mean") -> list[float]:

@@ -4,8 +4,9 @@ A table is a folder's ``*.parquet`` files in the order of their names: one file,
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,10 @@ UNPAIRED = pa.schema(
         ("desirable", pa.bool_()),
     ]
 )
-_TOKENS = pa.list_(pa.float32())
-# One row an example, in their order. Natural-log probabilities, float32, under each reference, of each continuation
-# (the responses, then a calibration or mismatched one), of each token; the reference's mean entropy over the
-# responses, 1 for that of a uniform distribution; what each token of each response counts.
-REFERENCE = pa.schema(
-    [
-        ("id", pa.string()),
-        ("logps", pa.list_(pa.list_(_TOKENS))),
-        ("entropy", pa.float64()),
-        ("weights", pa.list_(_TOKENS)),
-    ]
-)
+# What one model says of examples, a row each, in their order: natural-log probabilities, float32, of each continuation
+# (the responses, then a calibration or mismatched one), of each token; its mean entropy over the responses, 1 for that
+# of a uniform distribution.
+REFERENCE = pa.schema([("id", pa.string()), ("logps", pa.list_(pa.list_(pa.float32()))), ("entropy", pa.float64())])
 
 
 def write_table(file: Path, schema: pa.Schema, rows: Iterable[Row]) -> int:
@@ -132,10 +125,11 @@ def write_table(file: Path, schema: pa.Schema, rows: Iterable[Row]) -> int:
 def read_rows(folder: Path) -> Iterator[Row]:
     """Rows of all parquet files in ``folder``. Raises ``RunError`` naming a file that cannot be read."""
     for file in sorted(folder.glob("*.parquet")):
-        yield from _file_rows(file)
+        yield from read_row_file(file)
 
 
-def _file_rows(file: Path) -> Iterator[Row]:
+def read_row_file(file: Path) -> Iterator[Row]:
+    """Rows of one parquet file. Raises as ``read_rows``."""
     try:
         with pq.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=ROW_GROUP):
@@ -156,13 +150,17 @@ def read_groups(folder: Path) -> Iterator[Group]:
 
 def read_group_file(file: Path) -> Iterator[Group]:
     """Groups of one shard."""
-    return map(_group, _file_rows(file))
+    return map(_group, read_row_file(file))
 
 
-def write_preferences(file: Path, preferences: Sequence[Preference]) -> int:
-    """Pairs, groups or marked responses, all of one kind, to one parquet file; returns how many."""
-    schema = {Pair: PAIRS, Group: GROUPS, Unpaired: UNPAIRED}[type(preferences[0])] if preferences else PAIRS
-    return write_table(file, schema, map(_preference_row, preferences))
+def write_preferences(file: Path, preferences: Iterable[Preference]) -> int:
+    """Pairs, groups or marked responses, all of one kind, streamed to one parquet file; returns how many."""
+    rest = iter(preferences)
+    first = next(rest, None)
+    if first is None:
+        return write_table(file, PAIRS, ())
+    schema = {Pair: PAIRS, Group: GROUPS, Unpaired: UNPAIRED}[type(first)]
+    return write_table(file, schema, map(_preference_row, chain((first,), rest)))
 
 
 def read_preferences(folder: Path) -> Iterator[Preference]:
@@ -172,7 +170,7 @@ def read_preferences(folder: Path) -> Iterator[Preference]:
 
 def read_preference_file(file: Path) -> Iterator[Preference]:
     """The same of one of its files."""
-    return map(_preference, _file_rows(file))
+    return map(_preference, read_row_file(file))
 
 
 def _preference(row: Row) -> Preference:

@@ -14,7 +14,7 @@ from pipeline.batches import facts_of, plan_epoch
 from pipeline.checkpoint import Progress, Trained, load_checkpoint, newest_checkpoint, save_checkpoint
 from pipeline.companions import Companions
 from pipeline.config import Optimisation
-from pipeline.examples import Example
+from pipeline.examples import Example, Survey
 from pipeline.first_step import check_packing, check_policy_is_reference
 from pipeline.gradients import BatchFacts, Lots, Objective, accumulate_gradient
 from pipeline.logps import OF_REFERENCE, TokenLogps, plain_model
@@ -53,6 +53,7 @@ class Steps:
         self,
         model: Any,
         examples: Sequence[Example],
+        survey: Survey,
         loss: Loss,
         settings: Optimisation,
         seed: int,
@@ -66,8 +67,10 @@ class Steps:
         self.model, self.examples, self.loss, self.settings, self.seed = model, examples, loss, settings, seed
         self.accelerator = accelerator
         self.count = steps_of(len(examples), settings)
-        self._lengths = [e.length for e in examples]
-        self._plan: tuple[int, list[tuple[int, ...]]] = (-1, [])
+        self._lengths = survey.lengths
+        # What a checkpoint must agree on to be one of this run.
+        self._key = content_hash([settings.identity(), loss.composition.identity(), seed, survey.digest])
+        self._plan: tuple[int, list[Sequence[int]]] = (-1, [])
         self._running: Mapping[str, float] = {}
         if settings.gradient_checkpointing:
             plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -89,18 +92,12 @@ class Steps:
         parameters = {**policy, **self.companions.named()}
         self.trained = Trained(parameters, self.companions.named_constants(), optimiser)
 
-    @property
-    def key(self) -> str:
-        """What a checkpoint must agree on to be one of this run."""
-        parts = [self.settings.identity(), self.loss.composition.identity(), self.seed]
-        return content_hash([*parts, [[e.id, e.length] for e in self.examples]])
-
     def resume(self, folder: Path | None) -> tuple[StepReport, ...]:
         """Go back to the newest checkpoint in ``folder``; the reports of the steps up to it."""
         place = None if folder is None else newest_checkpoint(folder)
         if place is None:
             return ()
-        progress = load_checkpoint(place, self.key, self.trained)
+        progress = load_checkpoint(place, self._key, self.trained)
         self._running = progress.running
         return progress.history
 
@@ -112,7 +109,7 @@ class Steps:
     def checkpoint(self, folder: Path | None, history: Sequence[StepReport]) -> None:
         """Write what is trained, the optimiser's state and ``history`` to ``folder``, if there is one."""
         if folder is not None and self.accelerator.is_main_process:
-            save_checkpoint(folder, Progress(self.key, len(history), tuple(history), self._running), self.trained)
+            save_checkpoint(folder, Progress(self._key, len(history), tuple(history), self._running), self.trained)
         self.accelerator.wait_for_everyone()
 
     def release(self) -> None:

@@ -45,7 +45,8 @@ def train(
 
     Args:
         model: from ``load_policy``, possibly with an adapter; parameters that require gradients change.
-        examples: all of one kind.
+        examples: all of one kind; read as they are needed, so a sequence that makes each when asked
+            (``example_table``) keeps them out of memory.
         loss: of the family in ``losses``.
         settings: steps, rates, precision, checkpoints.
         seed: of batch order, dropout, lots and the first weights of heads.
@@ -67,8 +68,8 @@ def train(
         NonFiniteError: loss or gradient is not finite; weights are those before the step.
         RunError: the first step's self-test failed.
     """
-    check_examples(examples, loss)
-    steps = Steps(model, examples, loss, settings, seed, reference_model, accelerator or Accelerator())
+    survey = check_examples(examples, loss)
+    steps = Steps(model, examples, survey, loss, settings, seed, reference_model, accelerator or Accelerator())
     if carried_heads is not None:
         steps.companions.load(carried_heads)
     if carried_optimiser is not None:

@@ -15,6 +15,8 @@ TORCH_FREE = [
     "given",
     "edits",
     "examples",
+    "example_table",
+    "reference_cache",
     "configfile",
     "store",
     "rows",

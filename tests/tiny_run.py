@@ -86,7 +86,8 @@ def make_job(folder: Path) -> Path:
     common = (
         f"name: tiny\nrounds: 2\npolicy: {{path: {folder / 'model'}}}\nheld_out: {{prompts: 4}}\n"
         f"pairs: {{path: {folder / 'pairs.jsonl'}}}\n"
-        "training: {learning_rate: 1.0e-3, batch_size: 4, warmup: 0, schedule: constant}\n"
+        "training: {learning_rate: 1.0e-3, batch_size: 4, warmup: 0, schedule: constant, "
+        "reference_cache: null}\n"
     )
     (folder / "offline.yaml").write_text(f"{common}mode: offline\n")
     (folder / "iterative.yaml").write_text(

@@ -1,6 +1,6 @@
 """data: the user's files, read once, checked, split by prompt and frozen in the run folder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,9 +105,9 @@ def held_out_prompts(context: Context) -> list[Prompt]:
     return _prompts(context, "held_out")
 
 
-def warm_start_texts(context: Context) -> Texts:
+def warm_start_texts(context: Context) -> Iterator[tuple[Prompt, str]]:
     """Prompts and reference responses for the warm start."""
-    return [(row_prompt(row["prompt"]), row["text"]) for row in read_rows(_folder(context) / "texts")]
+    return ((row_prompt(row["prompt"]), row["text"]) for row in read_rows(_folder(context) / "texts"))
 
 
 def text_preferences(context: Context) -> list[TextPreference]:

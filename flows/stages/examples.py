@@ -1,46 +1,82 @@
-"""What the stages of a round made, as the trainer's examples."""
+"""What the stages of a round made, as the trainer's examples, one after the other."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
 
 from flows.stages import Context
-from flows.supply import reads_contrast, samples_calibration, stores_reference, takes_texts
+from flows.supply import samples_calibration, stores_reference, takes_texts
 from pipeline.config import Composition
-from pipeline.config.needs import needs_of, reads_baseline
+from pipeline.config.components import GivenWeights
+from pipeline.config.needs import needs_of, reads_baseline, references_of
 from pipeline.examples import Continuation, Example
-from pipeline.reference import dispersions, with_references
+from pipeline.reference import contrastive_weights, dispersions, with_reference
 from pipeline.rows import Row, read_groups, read_preferences, read_rows
 from pipeline.types import Group, Pair, Preference, Response, RunError, Unpaired
 
+# Folders of the reference stage that the two contrasting models fill.
+POSITIVE, NEGATIVE = "positive", "negative"
 
-def round_examples(context: Context, round_: int) -> list[Example]:
-    """What the round trains on, without anything of the reference model but its calibration responses."""
+
+def reference_name(number: int) -> str:
+    """The folder of the reference stage that the loss's reference ``number``, from 0, fills."""
+    return f"reference_{number}"
+
+
+def round_examples(context: Context, round_: int) -> Iterator[Example]:
+    """What the round trains on, without anything of the reference model but its calibration responses.
+
+    Those are all in memory where a loss reads them; of the examples there are as many as follow each other with one
+    prompt.
+    """
     loss = context.config.loss
-    preferences = list(read_preferences(context.run.stage(round_, "pairs").folder))
-    examples = [_example(preference, loss) for preference in preferences]
-    if samples_calibration(loss):
-        examples = _with_calibration(context, round_, preferences, examples)
-    if examples[0].kind == "unpaired" and reads_baseline(loss):
-        examples = _with_mismatched(examples)
-    return examples
+    preferences = read_preferences(context.run.stage(round_, "pairs").folder)
+    drawn = _calibration(context, round_) if samples_calibration(loss) else {}
+    examples = (
+        replace(_example(preference, loss), calibration=drawn.get(preference.prompt.id)) for preference in preferences
+    )
+    return _with_mismatched(examples) if reads_baseline(loss) else examples
 
 
-def examples_with_reference(context: Context, round_: int) -> list[Example]:
-    """The round's examples with what the reference stage stored. Raises ``RunError`` if the two do not match."""
+def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
+    """The round's examples with what the reference stage stored.
+
+    Raises:
+        RunError: the two do not belong together.
+    """
     loss = context.config.loss
     examples = round_examples(context, round_)
     if not stores_reference(loss):
         return examples
-    rows = list(read_rows(context.run.stage(round_, "reference").folder))
-    if [row["id"] for row in rows] != [example.id for example in examples]:
-        raise RunError(f"round {round_}: the reference stage and the pairs do not belong together")
+    folder = context.run.stage(round_, "reference").folder
+    # Where only the entropy of a reference is read, its log-probabilities are not the loss's.
+    names = [reference_name(number) for number in range(references_of(loss))]
+    examples = _joined(examples, [read_rows(folder / name) for name in names], round_)
     if loss.dispersion is not None:
-        spread = dispersions([row["entropy"] for row in rows], loss.dispersion.scale)
-        examples = [replace(example, dispersion=d) for example, d in zip(examples, spread, strict=True)]
-    if reads_contrast(loss):
-        examples = [_weighted(example, row) for example, row in zip(examples, rows, strict=True)]
-    passes = [[tuple(map(tuple, row["logps"][model])) for row in rows] for model in range(len(rows[0]["logps"]))]
-    return with_references(examples, passes)
+        entropies = array("d", (row["entropy"] for row in read_rows(folder / reference_name(0))))
+        spread = dispersions(entropies, loss.dispersion.scale)
+        examples = (replace(example, dispersion=d) for example, d in zip(examples, spread, strict=True))
+    if isinstance(loss.weights, GivenWeights):
+        examples = _weighted(examples, folder, loss.weights)
+    return examples
+
+
+def _joined(examples: Iterable[Example], passes: list[Iterator[Row]], round_: int) -> Iterator[Example]:
+    """Each example with its row of each pass."""
+    for example in examples:
+        rows = [next(rows_of_pass, None) for rows_of_pass in passes]
+        found = [row for row in rows if row is not None and row["id"] == example.id]
+        if len(found) < len(passes):
+            raise _foreign(round_)
+        yield with_reference(example, [tuple(map(tuple, row["logps"])) for row in found])
+    if any(next(rows_of_pass, None) is not None for rows_of_pass in passes):
+        raise _foreign(round_)
+
+
+def _foreign(round_: int) -> RunError:
+    return RunError(f"round {round_}: the reference stage and the pairs do not belong together")
 
 
 def _example(preference: Preference, loss: Composition) -> Example:
@@ -77,31 +113,45 @@ def _side(response: Response, prior: float | None, reward: float | None, wins: f
     return Continuation(response.token_ids, prior=prior, reward=reward, win_probability=wins)
 
 
-def _with_calibration(
-    context: Context, round_: int, preferences: Sequence[Preference], examples: Sequence[Example]
-) -> list[Example]:
+def _calibration(context: Context, round_: int) -> dict[str, Continuation]:
+    """The reference policy's answer to each prompt, by the prompt's id."""
     groups = read_groups(context.run.stage(round_, "calibration").folder)
-    drawn = {group.prompt.id: Continuation(group.responses[0].token_ids) for group in groups}
-    return [
-        replace(example, calibration=drawn.get(preference.prompt.id))
-        for preference, example in zip(preferences, examples, strict=True)
-    ]
+    return {group.prompt.id: Continuation(group.responses[0].token_ids) for group in groups}
 
 
-def _with_mismatched(examples: Sequence[Example]) -> list[Example]:
-    """Each with the next example's response to another prompt, the last with one of the first.
+def _with_mismatched(examples: Iterable[Example]) -> Iterator[Example]:
+    """Single responses, each with the next example's response to another prompt, the last with one of the first.
 
-    KTO (arXiv:2402.01306, section 4.1) estimates KL(π ‖ π_ref) from such responses.
+    KTO (arXiv:2402.01306, section 4.1) estimates KL(π ‖ π_ref) from such responses; of pairs it needs none.
     """
-    found = []
-    for index, example in enumerate(examples):
-        order = [*range(index + 1, len(examples)), *range(index)]
-        other = next((i for i in order if examples[i].prompt_ids != example.prompt_ids), index)
-        found.append(replace(example, mismatched=Continuation(examples[other].responses[0].ids)))
-    return found
+    held: list[Example] = []
+    beginnings: list[Example] = []
+    for _, run in groupby(examples, key=lambda example: example.prompt_ids):
+        same = [*run]
+        beginnings = [*beginnings, same[0]][:2]
+        yield from _mismatched(held, same[0])
+        held = same
+    # With one prompt alone there is no other response than its own.
+    others = [example for example in beginnings if example.prompt_ids != held[0].prompt_ids]
+    for example in held:
+        yield from _mismatched([example], [*others, example][0])
 
 
-def _weighted(example: Example, row: Row) -> Example:
-    sides = zip(example.responses, row["weights"], strict=True)
-    weighted = tuple(replace(response, weights=tuple(weights)) for response, weights in sides)
-    return replace(example, responses=weighted)
+def _mismatched(examples: Iterable[Example], other: Example) -> Iterator[Example]:
+    ids = other.responses[0].ids
+    for example in examples:
+        yield replace(example, mismatched=Continuation(ids)) if example.kind == "unpaired" else example
+
+
+def _weighted(examples: Iterable[Example], folder: Path, settings: GivenWeights) -> Iterator[Example]:
+    """Each with what the two contrasting models make its tokens count."""
+    passes = (read_rows(folder / name) for name in (POSITIVE, NEGATIVE))
+    for example, good, bad in zip(examples, *passes, strict=True):
+        weighted = tuple(
+            replace(
+                response,
+                weights=contrastive_weights(good["logps"][side], bad["logps"][side], settings, chosen=side == 0),
+            )
+            for side, response in enumerate(example.responses)
+        )
+        yield replace(example, responses=weighted)

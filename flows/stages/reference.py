@@ -1,44 +1,77 @@
-"""reference: what models that are not trained say of the round's responses, computed once.
+"""reference: what models that are not trained say of the round's responses, one folder of shards a model.
 
 One model in memory at a time: the reference policy, or several, then the two contrasting models if the loss weighs
-tokens by them.
+tokens by them. What a model says of the same tokens is computed once for all runs beside each other; see
+``training.reference_cache``.
 """
 
+import logging
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from pydantic import JsonValue
+from transformers import PreTrainedModel
 
 from flows.keys import reference_stages
 from flows.stages import Context, Outcome
-from flows.stages.examples import round_examples
+from flows.stages.examples import NEGATIVE, POSITIVE, reference_name, round_examples
 from flows.supply import reads_contrast
-from pipeline.config.components import GivenWeights
 from pipeline.config.needs import references_of
+from pipeline.example_table import ExampleTable, write_examples
 from pipeline.examples import Example
-from pipeline.policy import load_for_scoring
-from pipeline.reference import ReferenceValues, contrastive_weights, reference_values
-from pipeline.rows import REFERENCE, Row, write_table
+from pipeline.first_step import SAME_MODEL, SAME_MODEL_RESPONSE
+from pipeline.policy import load_for_scoring, local_folder
+from pipeline.reference import reference_logps, reference_values
+from pipeline.reference_cache import ENTRY, DamagedEntryError, ReferenceCache, entry_key, model_digest, tokens_digest
+from pipeline.rows import REFERENCE, Row, read_rows, write_table
+from pipeline.types import derive_seed
+
+# Examples of a shard: what is in memory at a time, and what a kill can cost.
+SHARD = 1024
+# Examples that are computed again of what the cache gives.
+SPOT_CHECKED = 8
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One model, a folder or a hub name, over all examples: what fills the folder ``name``."""
+
+    name: str
+    model: str
+    entropy: bool = False
+
+
+@dataclass(slots=True)
+class Origin:
+    """Where the passes came from: names of those that the cache gave, and of those it gave in vain, and why."""
+
+    cached: list[str] = field(default_factory=list)
+    refused: dict[str, JsonValue] = field(default_factory=dict)
 
 
 def reference(context: Context, round_: int, folder: Path) -> Outcome:
-    """One row an example, in their order; see ``rows.REFERENCE``."""
-    loss = context.config.loss
-    examples = round_examples(context, round_)
-    wants_entropy = loss.dispersion is not None
-    models = reference_models(context, round_)[: max(references_of(loss), int(wants_entropy))]
-    scores = _Scores(context, examples, len(models) + 2 * reads_contrast(loss))
-    passes = [scores.under(model, entropy=wants_entropy and number == 0) for number, model in enumerate(models)]
-    rows: list[Row] = [
+    """Of each model one row an example, in their order; see ``rows.REFERENCE``."""
+    table = folder / "examples.arrow"
+    write_examples(table, round_examples(context, round_))
+    examples, passes, origin = ExampleTable(table), _passes(context, round_), Origin()
+    for number, one in enumerate(passes):
+        _Scores(context, round_, examples, one, (number, len(passes))).fill(folder / one.name, origin)
+    table.unlink()
+    return Outcome(
+        len(examples),
         {
-            "id": example.id,
-            "logps": [values[index].logps for values in passes[: references_of(loss)]],
-            "entropy": passes[0][index].entropy if wants_entropy else None,
-            "weights": None,
-        }
-        for index, example in enumerate(examples)
-    ]
-    if isinstance(loss.weights, GivenWeights):
-        _add_weights(context, scores, loss.weights, rows)
-    write_table(folder / "rows.parquet", REFERENCE, rows)
-    return Outcome(len(rows), {"reference": reference_stages(context.run, context.config, round_)[0].title})
+            "reference": reference_stages(context.run, context.config, round_)[0].title,
+            "reference_from_cache": len(origin.cached) == len(passes),
+            "passes": {one.name: "cache" if one.name in origin.cached else "computed" for one in passes},
+            "cache_refused": origin.refused,
+        },
+    )
 
 
 def reference_models(context: Context, round_: int) -> list[str]:
@@ -50,34 +83,117 @@ def reference_models(context: Context, round_: int) -> list[str]:
     return own if len(own) > 1 else [*own, *further]
 
 
+def _passes(context: Context, round_: int) -> list[Pass]:
+    loss, contrast = context.config.loss, context.config.training.contrastive
+    wants_entropy = loss.dispersion is not None
+    models = reference_models(context, round_)[: max(references_of(loss), int(wants_entropy))]
+    found = [Pass(reference_name(i), model, wants_entropy and i == 0) for i, model in enumerate(models)]
+    if reads_contrast(loss):
+        assert contrast is not None, "checked before the run"
+        found += [Pass(POSITIVE, contrast.positive), Pass(NEGATIVE, contrast.negative)]
+    return found
+
+
 class _Scores:
-    """Passes over all continuations of the examples under one model after another."""
+    """What one model says of the examples: from the cache, or else computed shard by shard."""
 
-    def __init__(self, context: Context, examples: list[Example], passes: int) -> None:
-        self._context, self.examples = context, examples
-        self._size = sum(len(example.continuations) for example in examples)
-        self._total, self._done = passes * self._size, 0
+    def __init__(
+        self, context: Context, round_: int, examples: ExampleTable, one: Pass, number: tuple[int, int]
+    ) -> None:
+        """``number``: of the pass, and of how many."""
+        self._context, self._examples, self._pass, self._number = context, examples, one, number
+        self._lots = derive_seed(context.config.seed, "spot check", round_, one.name)
+        self._model: PreTrainedModel | None = None
 
-    def under(self, model: str, entropy: bool = False) -> list[ReferenceValues]:
-        """What the model in the folder ``model`` says of each example; it is gone from memory after."""
-        training, done = self._context.config.training, self._done
-        self._done += self._size
-        return reference_values(
-            load_for_scoring(model, trust_remote_code=self._context.config.trusts_policy),
-            self.examples,
-            training.micro_batch_size,
-            training.dtype,
-            lambda count: self._context.report(done + count, self._total, ""),
-            entropy=entropy,
+    def fill(self, place: Path, origin: Origin) -> None:
+        """Make the folder ``place``; what an earlier try has left there is gone on with."""
+        given, training = self._context.config.training.reference_cache, self._context.config.training
+        if given is None:
+            self._compute(place)
+            return
+        cache = ReferenceCache(self._context.run.root / given)
+        model = model_digest(local_folder(self._pass.model))
+        key = entry_key(tokens_digest(self._examples), model, training.dtype, self._pass.entropy)
+        # An earlier try of this stage may have taken it.
+        if (place / ENTRY).exists() or (not place.exists() and self._take(cache, key, place, origin)):
+            origin.cached.append(self._pass.name)
+            return
+        self._compute(place)
+        try:
+            cache.store(key, place, {"model": model, "dtype": training.dtype, "examples": len(self._examples)})
+        except OSError as error:
+            logger.warning("reference cache: nothing is kept: %s", error)
+
+    def _take(self, cache: ReferenceCache, key: str, place: Path, origin: Origin) -> bool:
+        """Whether the cache has given ``place``. What it gives wrongly is dropped there: all of it can be computed."""
+        unchecked = place.with_name(f"{place.name}.unchecked")
+        try:
+            if not cache.fetch(key, unchecked):
+                return False
+            self._spot_check(unchecked)
+        except DamagedEntryError as error:
+            logger.warning("reference cache: %s; computed again", error)
+            origin.refused[self._pass.name] = str(error)
+            with suppress(OSError):
+                cache.drop(key)
+            shutil.rmtree(unchecked, ignore_errors=True)
+            return False
+        unchecked.rename(place)
+        return True
+
+    def _spot_check(self, place: Path) -> None:
+        """Compute a few examples again. Raises ``DamagedEntryError`` if that gives other log-probabilities."""
+        dtype, count = self._context.config.training.dtype, len(self._examples)
+        chosen = sorted(random.Random(self._lots).sample(range(count), min(count, SPOT_CHECKED)))  # noqa: S311
+        stored = [row for index, row in enumerate(read_rows(place)) if index in chosen or index >= count]
+        examples = [self._examples[index] for index in chosen]
+        found = reference_logps(self._load(), examples, self._context.config.training.micro_batch_size, dtype)
+        if len(stored) != len(examples):
+            raise DamagedEntryError(f"{place.name}: not one row for each of {count} examples")
+        nats = tokens = 0.0
+        for example, row, logps in zip(examples, stored, found, strict=True):
+            if row["id"] != example.id or [*map(len, row["logps"])] != [*map(len, logps)]:
+                raise DamagedEntryError(f"{place.name}: rows of other examples")
+            for theirs, ours in zip(row["logps"], logps, strict=True):
+                apart = sum(abs(a - b) for a, b in zip(theirs, ours, strict=True))
+                if not apart <= SAME_MODEL_RESPONSE[dtype] * len(ours):
+                    raise DamagedEntryError(_told(example, apart / len(ours), SAME_MODEL_RESPONSE[dtype]))
+                nats, tokens = nats + apart, tokens + len(ours)
+        if not nats <= SAME_MODEL[dtype] * tokens:
+            raise DamagedEntryError(_told(examples[0], nats / tokens, SAME_MODEL[dtype]))
+
+    def _compute(self, place: Path) -> None:
+        place.mkdir(exist_ok=True)
+        for number, start in enumerate(range(0, len(self._examples), SHARD)):
+            file = place / f"shard_{number:05d}.parquet"
+            if not file.exists():
+                write_table(file, REFERENCE, self._rows(start))
+
+    def _rows(self, start: int) -> Iterator[Row]:
+        """Of the shard that begins with the example ``start``."""
+        training = self._context.config.training
+        examples = self._examples[start : start + SHARD]
+        rows = sum(len(example.continuations) for example in examples)
+
+        def report(done: int) -> None:
+            number, passes = self._number
+            reached = number * len(self._examples) + start + done * len(examples) // rows
+            self._context.report(reached, passes * len(self._examples), "")
+
+        values = reference_values(
+            self._load(), examples, training.micro_batch_size, training.dtype, report, entropy=self._pass.entropy
         )
+        for example, value in zip(examples, values, strict=True):
+            yield {"id": example.id, "logps": value.logps, "entropy": value.entropy}
+
+    def _load(self) -> PreTrainedModel:
+        if self._model is None:
+            self._model = load_for_scoring(self._pass.model, trust_remote_code=self._context.config.trusts_policy)
+        return self._model
 
 
-def _add_weights(context: Context, scores: _Scores, settings: GivenWeights, rows: list[Row]) -> None:
-    contrast = context.config.training.contrastive
-    assert contrast is not None, "checked before the run"
-    good, bad = scores.under(contrast.positive), scores.under(contrast.negative)
-    for row, example, plus, minus in zip(rows, scores.examples, good, bad, strict=True):
-        row["weights"] = [
-            contrastive_weights(plus.logps[side], minus.logps[side], settings, chosen=side == 0)
-            for side in range(len(example.responses))
-        ]
+def _told(example: Example, apart: float, allowed: float) -> str:
+    return (
+        f"the reference model gives other log-probabilities than are stored, by {apart:.3g} nats a token "
+        f"(allowed {allowed:g}; example {example.id})"
+    )

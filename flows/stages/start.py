@@ -1,6 +1,8 @@
 """policy of round 0: the user's model or one made from scratch, after the warm start if there is one."""
 
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -35,9 +37,8 @@ def start(context: Context, folder: Path) -> Outcome:
     if config.warm_start is None:
         save_probe(model, chat, folder)
         return Outcome(0, {"checkpoint": str(origin), "parameters": model.num_parameters()})
-    examples, over_long = _examples(context, chat)
-    if not examples:
-        raise UserError(f"warm_start: all {over_long} texts are longer than chat.max_prompt_tokens allows")
+    dropped: Counter[str] = Counter()
+    examples = _examples(context, chat, dropped)
     seed = derive_seed(config.seed, "warm start")
     try:
         outcome = fit(context, folder, model, examples, load_preset("sft"), config.warm_start, seed)
@@ -47,7 +48,10 @@ def start(context: Context, folder: Path) -> Outcome:
     save_policy(model, folder, tokenizer_source=str(origin), chat=chat)
     for spent in (folder / BASE, folder / CHECKPOINTS):
         shutil.rmtree(spent, ignore_errors=True)
-    facts: dict[str, JsonValue] = {"parameters": model.num_parameters(), "dropped_over_long_texts": over_long}
+    facts: dict[str, JsonValue] = {
+        "parameters": model.num_parameters(),
+        "dropped_over_long_texts": dropped["over_long"],
+    }
     return Outcome(outcome.rows, {**outcome.metrics, **facts})
 
 
@@ -62,26 +66,28 @@ def _from_scratch(context: Context, settings: ScratchPolicy, folder: Path) -> Pa
     return base
 
 
-def _examples(context: Context, chat: Chat) -> tuple[list[Example], int]:
-    """Warm-start texts as tokens, and how many prompts were too long."""
-    texts = warm_start_texts(context)
-    examples: list[Example] = []
-    for index, (prompt, text) in enumerate(texts):
+def _examples(context: Context, chat: Chat, dropped: Counter[str]) -> Iterator[Example]:
+    """Warm-start texts as tokens; prompts that are too long are counted. Raises ``UserError`` if all are."""
+    kept = 0
+    for index, (prompt, text) in enumerate(warm_start_texts(context)):
         ids = chat.prompt_ids(prompt.messages)
-        if len(ids) <= context.config.chat.max_prompt_tokens:
-            answer = chat.response_ids(prompt.messages, text)
-            examples.append(Example.text(f"{prompt.id}-{index}", ids, answer))
-    return examples, len(texts) - len(examples)
+        if len(ids) > context.config.chat.max_prompt_tokens:
+            dropped["over_long"] += 1
+            continue
+        kept += 1
+        yield Example.text(f"{prompt.id}-{index}", ids, chat.response_ids(prompt.messages, text))
+    if not kept:
+        raise UserError(f"warm_start: all {dropped['over_long']} texts are longer than chat.max_prompt_tokens allows")
 
 
 def _keep_offending_texts(context: Context, folder: Path, error: NonFiniteError) -> None:
     """The texts of the failed step, beside the last good checkpoint."""
     suspects = set(error.example_ids)
-    rows = [
+    rows = (
         {"prompt": prompt_row(prompt), "text": text}
         for index, (prompt, text) in enumerate(warm_start_texts(context))
         if f"{prompt.id}-{index}" in suspects
-    ]
+    )
     write_table(folder / OFFENDING, TEXTS, rows)
     error.args = (f"{error}\n  {kept_where(folder)}",)
 

@@ -1,6 +1,7 @@
 """policy of rounds 1 and on: one round of preference training; average: the running mean of policies."""
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from flows.supply import trains_with_reference
 from pipeline.adapter import add_adapter
 from pipeline.config import Optimisation
 from pipeline.config.needs import references_of
+from pipeline.example_table import ExampleTable, write_examples
 from pipeline.examples import Example
 from pipeline.losses import Loss
 from pipeline.policy import average_policies, load_policy, save_policy, save_probe
@@ -28,6 +30,7 @@ from pipeline.types import derive_seed
 HEADS = "heads"
 OPTIMISER = "optimiser/state.safetensors"
 CHECKPOINTS = "checkpoints"
+EXAMPLES = "examples.arrow"
 OFFENDING = "offending.parquet"
 
 
@@ -78,7 +81,7 @@ def fit(
     context: Context,
     folder: Path,
     model: Any,
-    examples: list[Example],
+    examples: Iterable[Example],
     loss: Loss,
     settings: Optimisation,
     seed: int,
@@ -86,14 +89,20 @@ def fit(
     carried: Carried = NOTHING_CARRIED,
     starts_at_reference: bool = False,
 ) -> Outcome:
-    """Train ``model`` in place, with mid-round checkpoints in ``folder``; the steps go to history.json there."""
+    """Train ``model`` in place, with mid-round checkpoints in ``folder``; the steps go to history.json there.
+
+    The examples are read once, into a file beside the checkpoints; steps read it, so memory does not grow with them.
+    """
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+    write_examples(folder / CHECKPOINTS / EXAMPLES, examples)
+    table = ExampleTable(folder / CHECKPOINTS / EXAMPLES)
 
     def on_step(step: StepReport) -> None:
         context.report(step.step, step.steps, f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s")
 
     result = train(
         model,
-        examples,
+        table,
         loss,
         settings,
         seed=seed,
@@ -107,7 +116,7 @@ def fit(
         on_step=on_step,
     )
     write_json(folder / "history.json", [asdict(step) for step in result.history])
-    return Outcome(len(examples), _metrics(result, loss))
+    return Outcome(len(table), _metrics(result, loss))
 
 
 def _starts_at_reference(context: Context, round_: int) -> bool:
@@ -165,5 +174,5 @@ def _keep_offending_rows(context: Context, round_: int, folder: Path, error: Non
     """What the failed step was trained on, beside the last good checkpoint."""
     suspects = set(error.example_ids)
     preferences = read_preferences(context.run.stage(round_, "pairs").folder)
-    write_preferences(folder / OFFENDING, [row for row in preferences if row.id in suspects])
+    write_preferences(folder / OFFENDING, (row for row in preferences if row.id in suspects))
     error.args = (f"{error}\n  {kept_where(folder)}",)

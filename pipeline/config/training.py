@@ -106,6 +106,13 @@ class Training(Optimisation):
         description="model folders: further references of a mixture or harmonic prior, in the order of its weights "
         "after the first; of an extrapolated one, the checkpoint before the start policy",
     )
+    reference_cache: str | None = Field(
+        "../.reference_cache",
+        min_length=1,
+        description="folder, from the run folder on, of what reference models said of token ids, for all runs that "
+        "compute the same: other losses, other seeds; may be removed at any time; null: none",
+        json_schema_extra=OPERATIONAL,
+    )
     contrastive: Contrast | None = Field(None, description="for token weights of two contrasting models (given)")
 
     @model_validator(mode="after")

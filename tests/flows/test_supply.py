@@ -47,7 +47,7 @@ def stored(continuation: Continuation, model: int) -> Any:
 def test_a_mixture_measures_against_the_rounds_reference_first(job: Path, tmp_path: Path) -> None:
     context = prepared(job, tmp_path, "offline", "loss.preset=mrpo", f"training.references=[{job / 'other'}]")
     supply(context, 1)
-    for example in examples_with_reference(context, 1)[:2]:
+    for example in [*examples_with_reference(context, 1)][:2]:
         for response in example.responses:
             assert scores(job / "model", example, response.ids) == stored(response, 0)
             assert scores(job / "other", example, response.ids) == stored(response, 1)
@@ -56,11 +56,11 @@ def test_a_mixture_measures_against_the_rounds_reference_first(job: Path, tmp_pa
 def test_an_extrapolated_prior_measures_against_the_two_newest_policies(job: Path, tmp_path: Path) -> None:
     context = prepared(job, tmp_path, "offline", "loss.preset=apo_accelerated", "training.learning_rate=0.01")
     supply(context, 1)
-    first = examples_with_reference(context, 1)[0].responses[0]
+    first = next(examples_with_reference(context, 1)).responses[0]
     assert first.references[0] == first.references[1]
     run_stage(context, 1, "policy")
     supply(context, 2)
-    example = examples_with_reference(context, 2)[0]
+    example = next(examples_with_reference(context, 2))
     response = example.responses[0]
     assert scores(context.policy_path(1), example, response.ids) == stored(response, 0)
     assert scores(job / "model", example, response.ids) == stored(response, 1)
@@ -71,11 +71,11 @@ def test_the_checkpoint_before_the_start_may_be_given(job: Path, tmp_path: Path)
     settings = ("loss.preset=apo_accelerated", f"training.references=[{job / 'other'}]")
     context = prepared(job, tmp_path, "offline", *settings)
     train(context, 1)
-    example = examples_with_reference(context, 1)[0]
+    example = next(examples_with_reference(context, 1))
     assert scores(job / "model", example, example.responses[1].ids) == stored(example.responses[1], 0)
     assert scores(job / "other", example, example.responses[1].ids) == stored(example.responses[1], 1)
     supply(context, 2)
-    example = examples_with_reference(context, 2)[0]
+    example = next(examples_with_reference(context, 2))
     assert scores(job / "model", example, example.responses[1].ids) == stored(example.responses[1], 1)
 
 
@@ -85,8 +85,8 @@ def test_the_checkpoint_before_the_start_may_be_given(job: Path, tmp_path: Path)
 def test_dispersions_come_of_the_references_entropy_and_have_mean_one(job: Path, tmp_path: Path) -> None:
     context = prepared(job, tmp_path, "offline", "loss.preset=mallows_theta")
     supply(context, 1)
-    entropies = [row["entropy"] for row in read_rows(context.run.stage(1, "reference").folder)]
-    examples = examples_with_reference(context, 1)
+    entropies = [row["entropy"] for row in read_rows(context.run.stage(1, "reference").folder / "reference_0")]
+    examples = [*examples_with_reference(context, 1)]
     found = [example.dispersion or 0.0 for example in examples]
     logs = [-math.log(entropy) for entropy in entropies]
     assert found == pytest.approx([value / (sum(logs) / len(logs)) for value in logs])
@@ -96,15 +96,16 @@ def test_dispersions_come_of_the_references_entropy_and_have_mean_one(job: Path,
 def test_a_loss_without_reference_stores_its_entropy_alone(job: Path, tmp_path: Path) -> None:
     context = prepared(job, tmp_path, "offline", "loss={preset: mallows_theta, reference_free: true}")
     train(context, 1)
-    row = next(read_rows(context.run.stage(1, "reference").folder))
-    assert row["logps"] == [] and 0 < row["entropy"] < 1
+    row = next(read_rows(context.run.stage(1, "reference").folder / "reference_0"))
+    example = next(examples_with_reference(context, 1))
+    assert 0 < row["entropy"] < 1 and [c.references for c in example.continuations] == [(), ()]
 
 
 def test_token_weights_come_of_the_contrast_of_two_models(job: Path, tmp_path: Path) -> None:
     both = f"training.contrastive={{positive: {job / 'model'}, negative: {job / 'other'}}}"
     context = prepared(job, tmp_path, "offline", "loss={preset: tis_dpo, mu: 0.5, low: -0.4, high: 1.0}", both)
     supply(context, 1)
-    for example in examples_with_reference(context, 1)[:3]:
+    for example in [*examples_with_reference(context, 1)][:3]:
         for response, sign in zip(example.responses, (1, -1), strict=True):
             good, bad = (scores(job / name, example, response.ids) for name in ("model", "other"))
             gaps = [min(max(p - n, -0.4), 1.0) for p, n in zip(good, bad, strict=True)]
@@ -114,7 +115,7 @@ def test_token_weights_come_of_the_contrast_of_two_models(job: Path, tmp_path: P
 def test_unpaired_responses_go_with_another_prompts(job: Path, tmp_path: Path) -> None:
     context = prepared(job, tmp_path, "offline", "loss.preset=kto", f"pairs.path={job / 'marked.jsonl'}")
     supply(context, 1)
-    examples = examples_with_reference(context, 1)
+    examples = [*examples_with_reference(context, 1)]
     by_ids = {(e.prompt_ids, e.responses[0].ids) for e in examples}
     for index, example in enumerate(examples):
         other = example.mismatched
@@ -135,7 +136,7 @@ def test_calibration_responses_are_the_references(job: Path, tmp_path: Path, mod
     run_stage(context, 1, "policy")
     assert supply(context, 2).asked[-1] == (context.run.stage(1, "policy").folder,) * 2
     drawn = {group.prompt_ids: group for group in read_groups(context.run.stage(2, "calibration").folder)}
-    for example in examples_with_reference(context, 2)[:2]:
+    for example in [*examples_with_reference(context, 2)][:2]:
         assert example.calibration is not None
         assert (example.calibration.ids,) == tuple(r.token_ids for r in drawn[example.prompt_ids].responses)
         assert scores(context.policy_path(1), example, example.calibration.ids) == stored(example.calibration, 0)
@@ -162,7 +163,7 @@ def test_a_loss_over_k_responses_trains_on_groups(job: Path, tmp_path: Path) -> 
     assert [r.reward for r in example.responses] == list(group.scores) and set(group.scores) == {0.0, 1.0}
     given = prepared(job, tmp_path / "offline", "offline", "loss.preset=nca_list", f"pairs.path={job}/groups.jsonl")
     supply(given, 1)
-    assert [r.reward for r in examples_with_reference(given, 1)[0].responses] == [0.5, 1.5, 0.0]
+    assert [r.reward for r in next(examples_with_reference(given, 1)).responses] == [0.5, 1.5, 0.0]
 
 
 def test_groups_become_pairs_for_a_loss_on_pairs(job: Path, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_win_probabilities_are_against_all_samples(job: Path, tmp_path: Path) ->
 def test_supervised_training_reads_the_chosen_response_alone(job: Path, tmp_path: Path) -> None:
     context = prepared(job, tmp_path, "offline", "loss.preset=sft")
     train(context, 1)
-    examples = examples_with_reference(context, 1)
+    examples = [*examples_with_reference(context, 1)]
     assert {example.kind for example in examples} == {"text"} and not context.run.stage(1, "reference").folder.exists()
 
 
