@@ -25,6 +25,7 @@ class Packed:
         predictors: [M] for each continuation token of each row, row by row, where in the stream the token before it
             stands. Rows with the same tokens share theirs.
         lengths: [trees] int64, in the order of the stream.
+        ends: [rows] where each row's last token stands.
     """
 
     ids: Tensor
@@ -32,6 +33,7 @@ class Packed:
     branch: Tensor
     predictors: Tensor
     lengths: Tensor
+    ends: Tensor
 
     def to(self, device: torch.device) -> "Packed":
         """The same on ``device``."""
@@ -67,6 +69,7 @@ def pack(rows: Sequence[tuple[Ids, Ids]]) -> Packed:
             at += len(ids)
         lengths.append(at - begin)
     predictors = [_predictors(*starts[row], len(row[1])) for row in rows]
+    ends = [starts[row][1] + len(row[1]) - 1 if row[1] else starts[row][0] for row in rows]
     stream = np.fromiter((token for piece in pieces for token in piece), dtype=np.int64, count=at)
     return Packed(
         torch.from_numpy(stream),
@@ -74,6 +77,7 @@ def pack(rows: Sequence[tuple[Ids, Ids]]) -> Packed:
         torch.from_numpy(np.concatenate(branch)),
         torch.from_numpy(np.concatenate(predictors)),
         torch.tensor(lengths, dtype=torch.int64),
+        torch.tensor(ends, dtype=torch.int64),
     )
 
 

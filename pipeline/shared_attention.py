@@ -138,7 +138,7 @@ def share(model: Any) -> None:
 
 @torch.no_grad()
 def why_not_shared(model: Any) -> str | None:
-    """Why a transformers model cannot take packed streams exactly; None if it can.
+    """Why a transformers model, or a decoder without head, cannot take packed streams exactly; None if it can.
 
     Its config is asked for windows, which a short trial would not meet; then the model itself, whether two
     continuations of a shared prompt come out as they do alone.
@@ -163,7 +163,7 @@ def why_not_shared(model: Any) -> str | None:
         model.train(training)
     if not apart <= TOLERANCE[model.dtype]:
         model.set_attn_implementation(before)
-        return f"{type(model).__name__} computes other log-probabilities for shared prompts, {apart:.2g} deviations off"
+        return f"{type(model).__name__} computes other values for shared prompts, {apart:.2g} deviations off"
     return None
 
 
@@ -177,19 +177,25 @@ def _trial_alone(model: Any) -> Tensor:
     prompt, continuations = _trial(model)
     found = []
     for ids in continuations:
-        logits = model(input_ids=torch.tensor([prompt + ids], device=model.device), use_cache=False).logits[0]
-        found.append(logits[len(prompt) - 1 :].float())
+        values = _first_output(model, {"input_ids": torch.tensor([prompt + ids], device=model.device)})
+        found.append(values[len(prompt) - 1 :])
     return torch.cat(found)
 
 
 def _trial_shared(model: Any) -> Tensor:
     prompt, continuations = _trial(model)
     packed = pack([(tuple(prompt), tuple(ids)) for ids in continuations]).to(model.device)
-    logits: Tensor = model(**stream_arguments(packed), use_cache=False).logits[0].float()
-    # Each continuation alone has its last token's logits too.
+    values = _first_output(model, stream_arguments(packed))
+    # Each continuation alone has its last token's values too.
     ends = [len(prompt) + 2, len(prompt) + 8]
     wanted = [*packed.predictors[:3].tolist(), ends[0], *packed.predictors[3:].tolist(), ends[1]]
-    return logits[wanted]
+    return values[wanted]
+
+
+def _first_output(model: Any, arguments: dict[str, Any]) -> Tensor:
+    """[N, ...] logits of a language model, hidden states of a decoder without head."""
+    found: Tensor = model(**arguments, use_cache=False)[0][0].float()
+    return found
 
 
 def stream_arguments(packed: Packed) -> dict[str, Any]:

@@ -18,6 +18,7 @@ TORCH_FREE = [
     "example_table",
     "reference_cache",
     "configfile",
+    "conversations",
     "store",
     "rows",
     "data",

@@ -30,7 +30,7 @@ def labels(context: Context, round_: int, folder: Path) -> Outcome:
         from reward_models.classifier import ClassifierReward
 
         assert isinstance(scorer, ClassifierReward)
-        return replace(outcome, metrics={**outcome.metrics, "truncated_conversations": scorer.truncated})
+        return replace(outcome, metrics={**outcome.metrics, **scorer.facts})
     return outcome
 
 

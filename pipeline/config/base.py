@@ -29,4 +29,6 @@ def _plain(value: object) -> JsonValue:
         return value
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
     raise TypeError(f"no plain form for {type(value).__name__}")

@@ -41,8 +41,24 @@ class ClassifierScorer(Closed):
 
     kind: Literal["classifier"] = "classifier"
     path: str = Field(min_length=1)
-    output: int = Field(0, ge=0, description="which logit is the reward")
-    batch_size: int = Field(16, ge=1, json_schema_extra=OPERATIONAL)
+    outputs: dict[Annotated[int, Field(ge=0)], float] = Field(
+        {0: 1.0},
+        min_length=1,
+        description="the reward is the sum of these logits, each times its weight: {0: 0.7, 3: 0.3} mixes two heads, "
+        "{0: -1, 1: 1} are the log-odds of a model that tells bad (0) from good (1)",
+    )
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens that a forward pass computes at most, unless one prompt with a response has more; default: "
+        "2,048 on CPU, else 16,384",
+        json_schema_extra=OPERATIONAL,
+    )
+    packing: bool = Field(
+        True,
+        description="each prompt once for all its responses, nothing padded, where the model's attention allows that",
+        json_schema_extra=OPERATIONAL,
+    )
     max_tokens: int = Field(
         2048, ge=8, description="longer conversations lose tokens at the left; the count is recorded"
     )

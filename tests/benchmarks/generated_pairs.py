@@ -1,4 +1,4 @@
-"""Preference pairs of random tokens whose lengths are spread as in dialogue data."""
+"""Prompts with two or more responses, of random tokens, whose lengths are spread as in dialogue data."""
 
 import math
 import random
@@ -23,20 +23,33 @@ class Pair:
     rejected: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Token ids of a prompt and its responses."""
+
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+
+
 def generate_pairs(count: int, prompt: float, response: float, vocabulary: int, seed: int) -> list[Pair]:
-    """``count`` pairs with log-normal lengths, cut at ``LONGEST`` times the mean.
+    """``generate_groups`` of two responses."""
+    return [Pair(g.prompt, *g.responses) for g in generate_groups(count, 2, prompt, response, vocabulary, seed)]
+
+
+def generate_groups(count: int, size: int, prompt: float, response: float, vocabulary: int, seed: int) -> list[Group]:
+    """``count`` prompts with ``size`` responses each, of log-normal lengths, cut at ``LONGEST`` times the mean.
 
     The lengths are quantiles of the distribution in random order, so that their means do not depend on ``count`` or on
     luck: they are ``prompt`` and ``response`` to a fraction of a token.
     """
     draw = random.Random(f"{seed} {count} {prompt} {response}")
     prompts = _lengths(count, prompt, draw)
-    answers = _lengths(2 * count, response, draw)
+    answers = iter(_lengths(size * count, response, draw))
 
     def tokens(length: int) -> tuple[int, ...]:
         return tuple(draw.choices(range(FIRST_TOKEN, vocabulary), k=length))
 
-    return [Pair(tokens(prompts[i]), tokens(answers[2 * i]), tokens(answers[2 * i + 1])) for i in range(count)]
+    return [Group(tokens(length), tuple(tokens(next(answers)) for _ in range(size))) for length in prompts]
 
 
 def room_for_rows(prompt: float, response: float) -> int:

@@ -1,6 +1,5 @@
 """One side of the scoring benchmark, in a process of its own: rewards of generated conversations, timed."""
 
-import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 from pipeline.config import ClassifierScorer
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.classifier import ClassifierReward
-from tests.benchmarks.generated_pairs import FIRST_TOKEN, Pair, generate_pairs
+from tests.benchmarks.generated_pairs import FIRST_TOKEN, generate_groups
+from tests.benchmarks.generated_pairs import Group as Generated
 from tests.benchmarks.isolated import Facts, cores, serve
 from tests.benchmarks.llama_shapes import SHAPES, Shape
 from tests.benchmarks.process_memory import PeakMemory
@@ -49,8 +49,8 @@ def write_classifier(shape: Shape, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def groups_of(pairs: list[Pair]) -> list[Group]:
-    """Each prompt with its two responses, as text."""
+def groups_of(generated: list[Generated]) -> list[Group]:
+    """Each prompt with its responses, as text."""
 
     def text(ids: tuple[int, ...]) -> str:
         return " ".join(f"w{i}" for i in ids)
@@ -59,8 +59,8 @@ def groups_of(pairs: list[Pair]) -> list[Group]:
         return Response(text(ids), ids, (), "stop")
 
     return [
-        Group(Prompt((Message("user", text(p.prompt)),)), p.prompt, (response(p.chosen), response(p.rejected)))
-        for p in pairs
+        Group(Prompt((Message("user", text(g.prompt)),)), g.prompt, tuple(map(response, g.responses)))
+        for g in generated
     ]
 
 
@@ -97,9 +97,8 @@ def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
     torch.set_num_threads(cores())
     shape = SHAPES[job["shape"]]
     write_classifier(shape, folder / "classifier")
-    pairs = generate_pairs(job["prompts"], job["prompt"], job["response"], shape.vocabulary, job["seed"])
-    groups = groups_of(pairs)
-    random.Random(job["seed"]).shuffle(groups)
+    sizes = (job["prompts"], job["responses"], job["prompt"], job["response"])
+    groups = groups_of(generate_groups(*sizes, shape.vocabulary, job["seed"]))
     score = (our_scores if job["side"] == "ours" else loop_scores)(folder / "classifier")
     memory = PeakMemory(cuda=torch.cuda.is_available())
     score(groups[:WARM])

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.scoring [--quick] [--json FILE] [--record]
 
-A sequence classifier with random weights scores two responses to each of many generated prompts. The loop takes the
-conversations as they come. Each run is a process of its own, the sides take turns, and medians are shown.
+A sequence classifier with random weights scores K responses to each of many generated prompts. The loop takes the
+conversations as they come, a prompt's one after the other. Each run is a process of its own, the sides take turns, and
+medians are shown.
 """
 
 import argparse
@@ -15,25 +16,24 @@ from tests.benchmarks.isolated import measure_apart
 from tests.benchmarks.llama_shapes import SHAPES
 from tests.benchmarks.recorded_runs import add_options, bar, bars_table, circumstances, keep, table
 
-LENGTHS = ((126, 46), (32, 128), (512, 128))
-TOKENS, QUICK_TOKENS = 200_000, 15_000
+# Mean tokens of prompt and response, and responses a prompt.
+CELLS = ((126, 46, 2), (126, 46, 8), (32, 128, 4), (512, 128, 4), (126, 256, 16))
+TOKENS, QUICK_TOKENS = 100_000, 8_000
 Facts = dict[str, Any]
 
 
 def measure(given: argparse.Namespace) -> Facts:
-    """Both sides for each pair of mean lengths."""
+    """Both sides for each cell."""
     repeats, tokens = (1, QUICK_TOKENS) if given.quick else (3, TOKENS)
-    found = [
-        _measure_lengths(given, prompt, response, max(16, tokens // (prompt + 2 * response)), repeats)
-        for prompt, response in (LENGTHS[:1] if given.quick else LENGTHS)
-    ]
+    found = [_measure_cell(given, cell, max(4, tokens // (cell[2] * (cell[0] + cell[1]))), repeats) for cell in CELLS]
     asked = [bar(f"{facts['name']}: speed / loop", facts.get("ratio"), 3.0, at_least=True) for facts in found]
     return {"circumstances": circumstances("tests.benchmarks.scoring"), "cells": found, "bars": asked}
 
 
-def _measure_lengths(given: argparse.Namespace, prompt: int, response: int, prompts: int, repeats: int) -> Facts:
+def _measure_cell(given: argparse.Namespace, cell: tuple[int, int, int], prompts: int, repeats: int) -> Facts:
+    prompt, response, responses = cell
     runs: dict[str, list[Facts]] = {"ours": [], "loop": []}
-    job = {"shape": given.shape, "prompt": prompt, "response": response, "prompts": prompts}
+    job = {"shape": given.shape, "prompts": prompts, "prompt": prompt, "response": response, "responses": responses}
     for repeat in range(repeats):
         for side, of_side in runs.items():
             facts = measure_apart("tests.benchmarks.reward_scores", {**job, "side": side, "seed": repeat})
@@ -46,7 +46,8 @@ def _measure_lengths(given: argparse.Namespace, prompt: int, response: int, prom
         for mine, theirs in zip(runs["ours"], runs["loop"], strict=True)
         for ours, loop in zip(mine.pop("scores"), theirs.pop("scores"), strict=True)
     ]
-    found: Facts = {"name": f"{prompt}+{response}", "conversations": 2 * prompts, "runs": runs}
+    name = f"{prompt}+{responses}×{response}"
+    found: Facts = {"name": name, "conversations": responses * prompts, "runs": runs}
     for side, of_side in runs.items():
         found[side] = {name: statistics.median(run[name] for run in of_side) for name in of_side[0]}
     found["largest_difference"] = max(abs(ours - loop) for ours, loop in pairs)

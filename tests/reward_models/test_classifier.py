@@ -1,4 +1,4 @@
-"""A sequence-classification reward: its own template, padding that changes nothing, truncation at the left."""
+"""A sequence-classification reward: its own template, streams that change nothing, truncation at the left."""
 
 import shutil
 from pathlib import Path
@@ -51,28 +51,28 @@ def expected(folder: Path, prompt: str, text: str, output: int, last: int | None
 
 @pytest.mark.parametrize("output", [0, 1])
 def test_batched_scores_are_those_of_single_conversations(folder: Path, output: int) -> None:
-    scorer = ClassifierReward(ClassifierScorer(path=str(folder), output=output, batch_size=3))
+    scorer = ClassifierReward(ClassifierScorer(path=str(folder), outputs={output: 1}, batch_tokens=50))
     groups = [group("What?", *TEXTS), group("A longer question, this one", "Yes", TEXTS[2] * 3)]
     scores = scorer.score(groups)
     for asked, given in zip(groups, scores, strict=True):
         prompt = asked.prompt.messages[0].content
         want = [expected(folder, prompt, response.text, output) for response in asked.responses]
         assert given == pytest.approx(want, abs=1e-5)
-    assert scorer.truncated == 0
+    assert scorer.facts == {"truncated_conversations": 0, "padded_because": None}
 
 
 def test_long_conversations_keep_their_end_and_are_counted(folder: Path) -> None:
     scorer = ClassifierReward(ClassifierScorer(path=str(folder), max_tokens=8))
     ((score,),) = scorer.score([group(TEXTS[2], TEXTS[2])])
     assert score == pytest.approx(expected(folder, TEXTS[2], TEXTS[2], 0, last=8), abs=1e-5)
-    assert scorer.truncated == 1
+    assert scorer.facts["truncated_conversations"] == 1
 
 
 def test_mistakes_name_the_setting(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"scorer.path: .*cannot be loaded"):
         ClassifierReward(ClassifierScorer(path=str(tmp_path / "none")))
-    with pytest.raises(UserError, match=r"scorer.output: 2"):
-        ClassifierReward(ClassifierScorer(path=str(folder), output=2))
+    with pytest.raises(UserError, match=r"scorer.outputs: 2"):
+        ClassifierReward(ClassifierScorer(path=str(folder), outputs={0: 1, 2: 1}))
 
 
 def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
