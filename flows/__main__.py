@@ -129,6 +129,24 @@ def losses(
         print_presets()
 
 
+@app.command("reward-model")
+def reward_model(
+    items: Items,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="the reward model's folder  [default: runs/NAME]", show_default=False)
+    ] = None,
+) -> None:
+    """Train a reward model from pairs; the same command again goes on where it was stopped or killed."""
+    from flows.reward_model import make_reward_model
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        make_reward_model(*_split(items), run_dir)
+    except KeyboardInterrupt:
+        print("prefloop: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="port on 127.0.0.1")] = 4200,

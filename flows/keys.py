@@ -41,11 +41,11 @@ def stage_key(run: RunFolder, config: RunConfig, round_: int, name: str) -> Stag
     if name == "data":
         plain["files"] = _data_digests(config)
     if name in ("labels", "evaluation") and isinstance(config.scorer, ClassifierScorer):
-        plain["scorer_files"] = _model_digest(Path(config.scorer.path))
+        plain["scorer_files"] = model_digest(Path(config.scorer.path))
     if name == "policy" and round_ == 0 and isinstance(config.policy, PretrainedPolicy):
-        plain["model_files"] = _model_digest(Path(config.policy.path))
+        plain["model_files"] = model_digest(Path(config.policy.path))
     if name == "reference":
-        plain["further_models"] = {path: _model_digest(Path(path)) for path in _further_models(config)}
+        plain["further_models"] = {path: model_digest(Path(path)) for path in _further_models(config)}
     return StageKey(config=plain, inputs=keys, seed=config.seed)
 
 
@@ -186,11 +186,12 @@ def _data_digests(config: RunConfig) -> dict[str, JsonValue]:
     if config.held_out.path is not None:
         paths["held_out"] = config.held_out.path
     for name, path in paths.items():
-        found[name] = _digest(_files_of(Path(path), name))
+        found[name] = digest(files_of(Path(path), name))
     return found
 
 
-def _files_of(path: Path, name: str) -> list[Path]:
+def files_of(path: Path, name: str) -> list[Path]:
+    """The data files that ``path`` is or holds; ``name``: whose path it is."""
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -198,12 +199,13 @@ def _files_of(path: Path, name: str) -> list[Path]:
     raise UserError(f"{name}.path: {path}: no such file or folder")
 
 
-def _model_digest(path: Path) -> str:
+def model_digest(path: Path) -> str:
     """Small files by content, large ones (weights) by size; a hub name has no files here."""
-    return _digest(sorted(file for file in path.iterdir() if file.is_file())) if path.is_dir() else str(path)
+    return digest(sorted(file for file in path.iterdir() if file.is_file())) if path.is_dir() else str(path)
 
 
-def _digest(files: Iterable[Path]) -> str:
+def digest(files: Iterable[Path]) -> str:
+    """Of names, sizes and, but for very large ones, contents."""
     total = hashlib.sha256()
     for file in files:
         size = file.stat().st_size

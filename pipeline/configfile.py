@@ -7,7 +7,7 @@ field, the value and what is allowed.
 import difflib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import JsonValue, ValidationError
@@ -18,6 +18,7 @@ from pipeline.types import UserError, first_lines
 Tree = dict[str, JsonValue]
 Origins = dict[str, str]
 COMMAND_LINE = "command line"
+Settings = TypeVar("Settings", bound=Closed)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -50,6 +51,11 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConf
 
     Raises ``UserError`` for an unreadable or malformed file and for every value that the schema refuses.
     """
+    return load_settings(RunConfig, files, overrides)
+
+
+def load_settings(schema: type[Settings], files: Sequence[Path], overrides: Sequence[str] = ()) -> Settings:
+    """Like ``load_config``, for any ``schema``."""
     tree: Tree = {}
     origins: Origins = {}
     for file in files:
@@ -65,9 +71,9 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConf
         _overlay(settings, nested, {}, COMMAND_LINE, ())
     _overlay(tree, settings, origins, COMMAND_LINE, ())
     try:
-        return RunConfig.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_explain(error, tree, origins)) from None
+        raise UserError(_explain(error, schema, tree, origins)) from None
 
 
 def read_yaml(file: Path) -> Tree:
@@ -149,11 +155,11 @@ def _is_another_loss(tree: Tree, top: Tree) -> bool:
     return "preset" in tree and "prior" in top and not written.isdisjoint(top)
 
 
-def _explain(error: ValidationError, tree: Tree, origins: Origins) -> str:
+def _explain(error: ValidationError, schema: type[Closed], tree: Tree, origins: Origins) -> str:
     """One line a problem: origin, field, what is wrong, the value."""
     lines = []
     for problem in error.errors(include_url=False):
-        path, sections = _field_path(problem["loc"])
+        path, sections = _field_path(problem["loc"], schema)
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "no such setting" + _nearest(path)
@@ -168,13 +174,13 @@ def _explain(error: ValidationError, tree: Tree, origins: Origins) -> str:
     return "the config is not valid:\n" + first_lines(lines, 8)
 
 
-def _field_path(loc: tuple[int | str, ...]) -> tuple[tuple[str, ...], list[type[Closed]]]:
+def _field_path(loc: tuple[int | str, ...], schema: type[Closed]) -> tuple[tuple[str, ...], list[type[Closed]]]:
     """``loc`` without what pydantic puts between a section and its field, and the section that it ends in.
 
     That is the tag of a union, whoever chose it (a preset does too), and the name of a member of a plain one.
     """
     path: list[str] = []
-    sections: list[type[Closed]] = [RunConfig]
+    sections: list[type[Closed]] = [schema]
     tag_follows = False
     for part in loc:
         fields = [section.model_fields[part] for section in sections if part in section.model_fields]

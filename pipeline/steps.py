@@ -22,6 +22,7 @@ from pipeline.losses import Loss
 from pipeline.micro_batches import Cut
 from pipeline.optimiser import Group, make_adamw, set_rate, trainable
 from pipeline.progress import StepReport
+from pipeline.row_scores import RowScores
 from pipeline.schedule import rate_factor, steps_of
 from pipeline.types import RunError, UserError, content_hash, derive_seed
 
@@ -59,6 +60,7 @@ class Steps:
         seed: int,
         reference_model: Any | None,
         accelerator: Accelerator,
+        module: RowScores | None = None,
     ) -> None:
         """Put ``model`` into training mode and on the accelerator's device."""
         if accelerator.distributed_type not in REPLICATED:
@@ -81,7 +83,7 @@ class Steps:
         self.companions = _companions(model, reference, loss, derive_seed(seed, "heads")).to(accelerator.device)
         policy = trainable(model)
         groups = [Group(policy, settings.weight_decay), *self.companions.groups(settings)]
-        facts = TokenLogps(model, settings.dtype, facts_of(loss), reference, share_prompts=settings.packing)
+        facts = module or TokenLogps(model, settings.dtype, facts_of(loss), reference, share_prompts=settings.packing)
         self.padded_because = facts.padded_because
         self._cut = Cut(
             settings.micro_batch_size, _tokens_of_a_pass(settings, accelerator), self.padded_because is None

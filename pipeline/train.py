@@ -17,6 +17,7 @@ from pipeline.examples import Example, check_examples
 from pipeline.losses import Loss
 from pipeline.optimiser import load_optimiser, save_optimiser
 from pipeline.progress import StepReport, TrainResult, summarise
+from pipeline.row_scores import RowScores
 from pipeline.steps import NonFiniteError, Steps
 
 __all__ = ["Example", "NonFiniteError", "StepReport", "TrainResult", "train"]
@@ -32,6 +33,7 @@ def train(
     *,
     seed: int,
     reference_model: Any | None = None,
+    module: RowScores | None = None,
     checkpoint_dir: Path | None = None,
     carried_optimiser: Path | None = None,
     save_optimiser_to: Path | None = None,
@@ -52,6 +54,7 @@ def train(
         seed: of batch order, dropout, lots and the first weights of heads.
         reference_model: read where the loss needs more of the reference than its stored log-probabilities
             (``batches.facts_of``); brought to the policy's device. None: the policy with its adapter off.
+        module: what is asked about rows in place of the log-probabilities of ``model``: its rewards, of a classifier.
         checkpoint_dir: of checkpoints (every ``settings.checkpoint_every`` steps and after the last one),
             and of the weights before a step that failed. They are left to the caller to remove.
         carried_optimiser: AdamW state to start from.
@@ -69,7 +72,8 @@ def train(
         RunError: the first step's self-test failed.
     """
     survey = check_examples(examples, loss)
-    steps = Steps(model, examples, survey, loss, settings, seed, reference_model, accelerator or Accelerator())
+    made = accelerator or Accelerator()
+    steps = Steps(model, examples, survey, loss, settings, seed, reference_model, made, module)
     if carried_heads is not None:
         steps.companions.load(carried_heads)
     if carried_optimiser is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.config import ClassifierScorer
-from pipeline.conversations import Conversations, Ids, split_shared
+from pipeline.conversations import Conversations, Ids, split_shared, without_end
 from pipeline.packing import pack
 from pipeline.row_scores import RowScores, padding_id
 from pipeline.shared_attention import TOLERANCE
@@ -82,8 +82,8 @@ class ClassifierReward:
 
     def _rows(self, groups: Sequence[Group]) -> list[Ids]:
         asked = [(group.prompt.messages, response.text) for group in groups for response in group.responses]
-        rows, padding = self._conversations.encode(asked), padding_id(self._model)
-        return rows if padding is None else [_without_end(row, padding) for row in rows]
+        padding = padding_id(self._model)
+        return [without_end(row, padding) for row in self._conversations.encode(asked)]
 
     def _passes(self, groups: Sequence[Group], rows: list[Ids]) -> Iterator[tuple[list[int], Tensor]]:
         """Places and rewards of one forward pass after the other, those with the longest rows first."""
@@ -132,14 +132,6 @@ def _load(settings: ClassifierScorer) -> tuple[Any, Any]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"scorer.path: {settings.path} is no trained classifier: it lacks the weights {missing}")
     return tokenizer, model
-
-
-def _without_end(row: Ids, padding: int) -> Ids:
-    """``row`` up to its last token that is not ``padding``, or its first, which is where models pool."""
-    kept = len(row)
-    while kept > 1 and row[kept - 1] == padding:
-        kept -= 1
-    return row[:kept]
 
 
 def _trees(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterator[Tree]:

@@ -56,11 +56,11 @@ def test_the_tree_names_nothing_that_is_not_there() -> None:
 
 def test_every_command_is_in_the_table_and_the_other_way_round() -> None:
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
-    assert set(re.findall(r"^\| `prefloop (\w+)", README, re.M)) == commands
+    assert set(re.findall(r"^\| `prefloop ([\w-]+)", README, re.M)) == commands
 
 
 def test_every_option_of_the_table_exists() -> None:
-    for command, rest in re.findall(r"^\| `prefloop (\w+)([^`]*)`", README, re.M):
+    for command, rest in re.findall(r"^\| `prefloop ([\w-]+)([^`]*)`", README, re.M):
         shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
         for option in re.findall(r"--[\w-]+", rest):
             assert option in re.sub(r"\x1b\[[0-9;]*m", "", shown), (command, option)

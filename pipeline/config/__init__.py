@@ -12,6 +12,7 @@ from pipeline.config.labels import ClassifierScorer, ExactMatchScorer, LengthSco
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.presets import preset_names, resolve
+from pipeline.config.reward_model import RewardModelConfig
 from pipeline.config.run import Evaluation, RunConfig
 from pipeline.config.sampling import Sampler, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
 from pipeline.config.training import Lora, LossSettings, Optimisation, Training, WarmStart
@@ -37,6 +38,7 @@ __all__ = [
     "PretrainedPolicy",
     "Replay",
     "RestaurantData",
+    "RewardModelConfig",
     "RunConfig",
     "Sampler",
     "SamplingSettings",

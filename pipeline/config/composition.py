@@ -158,8 +158,10 @@ class Composition(Closed):
             raise ValueError("label.epsilon: 0: reverse_kl needs a label below 1, so epsilon above 0")
         if isinstance(self.link, MallowsPhiLink) and self.dispersion is None:
             raise ValueError("dispersion: the link mallows_phi takes its φ from it")
-        if any(term.link.kind in ("mallows_phi", "reverse_kl") for term in self.terms):
-            raise ValueError("terms: the links mallows_phi and reverse_kl compare the two of a pair; only as link")
+        if any(term.link.kind in ("mallows_phi", "reverse_kl", "rao_kupper") for term in self.terms):
+            raise ValueError("terms: the links mallows_phi, reverse_kl and rao_kupper compare a pair; only as link")
+        if self.link.kind == "rao_kupper" and self.label.kind != "data":
+            raise ValueError(f"label: {self.label.kind}: rao_kupper tells ties by the data's labels; only data")
         if self.shape.kind == "log_odds" and not (isinstance(self.prior, NoPrior) and self.aggregate == "mean"):
             raise ValueError("shape: log_odds is of a likelihood a token: prior none and aggregate mean")
         if self.scale is not None and (self.margin.kind == "gap" or self.pair_weight != "none"):

@@ -59,7 +59,18 @@ class MallowsPhiLink(Closed):
     smoothing: float = Field(1.0, gt=0)
 
 
-Link = Annotated[PlainLink | HingeLink | FocalLink | DiscoLink | MallowsPhiLink, Field(discriminator="kind"), BY_NAME]
+class RaoKupperLink(Closed):
+    """Rao-Kupper's model of comparisons with ties, the negative log-likelihood; a label of exactly ½ is a tie."""
+
+    kind: Literal["rao_kupper"] = "rao_kupper"
+    eta: float = Field(0.5, gt=0, description="η = log θ: a response must be that much better to win as often as not")
+
+
+Link = Annotated[
+    PlainLink | HingeLink | FocalLink | DiscoLink | MallowsPhiLink | RaoKupperLink,
+    Field(discriminator="kind"),
+    BY_NAME,
+]
 
 # ---------------------------------------------------------------- label: how sure it is that chosen is better
 

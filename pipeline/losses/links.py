@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from pipeline.config.terms import DiscoLink, FocalLink, HingeLink, MallowsPhiLink, PlainLink
+from pipeline.config.terms import DiscoLink, FocalLink, HingeLink, MallowsPhiLink, PlainLink, RaoKupperLink
 from pipeline.config.terms import Link as LinkSettings
 from pipeline.losses.mallows import mallows_phi
 from pipeline.losses.masked import bounded_exp
@@ -98,6 +98,22 @@ def reverse_kl(z: Tensor, label_logit: Tensor) -> Tensor:
     return towards + torch.sigmoid(-z) * (logsigmoid(-z) - logsigmoid(-label_logit))
 
 
+def rao_kupper(z: Tensor, label: Tensor, eta: float) -> Tensor:
+    """Negative log-likelihood of Rao & Kupper's model (J. Am. Stat. Assoc. 62, 1967), η = log θ.
+
+    P(chosen wins) = σ(z − η), P(rejected wins) = σ(−z − η), P(tie) = (e^2η − 1) σ(z − η) σ(−z − η). A ``label`` p of
+    exactly ½ is a tie; any other is the probability that chosen wins, without ties, as in cross-entropy.
+
+    >>> z, eta = torch.tensor([0.7, 0.7, 0.7]), 0.5
+    >>> (-rao_kupper(z, torch.tensor([1.0, 0.5, 0.0]), eta)).exp().sum()
+    tensor(1.)
+    """
+    tie = label == 0.5
+    won, lost = (torch.where(tie, torch.ones_like(label), p) for p in (label, 1 - label))
+    apart = won * softplus(eta - z) + lost * softplus(eta + z)
+    return apart - tie.to(z.dtype) * math.log(math.expm1(2 * eta))
+
+
 LINKS: Mapping[str, Link] = MappingProxyType(
     {
         "logistic": logistic,
@@ -114,13 +130,20 @@ LINKS: Mapping[str, Link] = MappingProxyType(
 )
 
 
-def make_link(settings: LinkSettings, *, dispersion: Tensor | None = None, label_logit: Tensor | None = None) -> Link:
+def make_link(
+    settings: LinkSettings,
+    *,
+    dispersion: Tensor | None = None,
+    label_logit: Tensor | None = None,
+    label: Tensor | None = None,
+) -> Link:
     """f with its settings.
 
     Args:
         settings: any but ``none``.
         dispersion: [B] d of each pair, for ``mallows_phi``.
         label_logit: [B] log p/(1 − p) of each pair's label, for ``reverse_kl``.
+        label: [B] p of each pair, for ``rao_kupper``; None: 1.
 
     Raises:
         ValueError: the link is ``none``, or what it reads is missing.
@@ -136,6 +159,8 @@ def make_link(settings: LinkSettings, *, dispersion: Tensor | None = None, label
             if dispersion is None:
                 raise ValueError("this loss needs the dispersion of each pair (PairBatch.dispersion)")
             return lambda z: mallows_phi(z, dispersion, settings.smoothing)
+        case RaoKupperLink():
+            return lambda z: rao_kupper(z, torch.ones_like(z) if label is None else label.to(z.dtype), settings.eta)
         case PlainLink(kind="reverse_kl"):
             if label_logit is None:
                 raise ValueError("the link reverse_kl needs a label strictly between 0 and 1")

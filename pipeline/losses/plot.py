@@ -7,7 +7,15 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from pipeline.config.terms import DiscoLink, FocalLink, HingeLink, MallowsPhiLink, PlainLink, PlainLinkName
+from pipeline.config.terms import (
+    DiscoLink,
+    FocalLink,
+    HingeLink,
+    MallowsPhiLink,
+    PlainLink,
+    PlainLinkName,
+    RaoKupperLink,
+)
 from pipeline.config.terms import Link as LinkSettings
 from pipeline.losses.links import make_link
 
@@ -29,7 +37,7 @@ class Curve:
 def curves(low: float = -4.0, high: float = 4.0, points: int = 801) -> list[Curve]:
     """Every link with its usual settings over ``points`` margins from ``low`` to ``high``."""
     plain = [PlainLink(kind=kind) for kind in get_args(PlainLinkName) if kind != "none"]
-    links: list[LinkSettings] = [*plain, HingeLink(), FocalLink(), DiscoLink(), MallowsPhiLink()]
+    links: list[LinkSettings] = [*plain, HingeLink(), FocalLink(), DiscoLink(), MallowsPhiLink(), RaoKupperLink()]
     return [_curve(link, torch.linspace(low, high, points, dtype=torch.float64)) for link in links]
 
 
@@ -51,6 +59,8 @@ def _named(link: LinkSettings) -> str:
             return f"disco, τ = {link.tau:g}"
         case MallowsPhiLink():
             return f"mallows_phi, d = {DISPERSION:g}"
+        case RaoKupperLink():
+            return f"rao_kupper, η = {link.eta:g}"
         case PlainLink(kind="reverse_kl"):
             return f"reverse_kl, p = {LABEL:g}"
         case PlainLink():

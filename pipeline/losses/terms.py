@@ -14,9 +14,9 @@ from pipeline.losses.masked import constant
 
 
 def pair_term(z: Tensor, loss: Composition, label: Label, dispersion: Tensor | None) -> Tensor:
-    """p f(z) + (1 − p) f(−z) less the label's entropy, [B]; the link reverse_kl has the label inside."""
-    link = make_link(loss.link, dispersion=dispersion, label_logit=label.logit)
-    value = link(z) if loss.link.kind == "reverse_kl" else labelled(z, link, label)
+    """p f(z) + (1 − p) f(−z) less the label's entropy, [B]; reverse_kl and rao_kupper have the label inside."""
+    link = make_link(loss.link, dispersion=dispersion, label_logit=label.logit, label=label.p)
+    value = link(z) if loss.link.kind in ("reverse_kl", "rao_kupper") else labelled(z, link, label)
     return value if label.entropy is None else value - label.entropy.to(value.dtype)
 
 

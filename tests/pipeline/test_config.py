@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RunConfig, preset_names
+from pipeline.config import RewardModelConfig, RunConfig, preset_names
 from pipeline.config.components import ConstantMargin
-from pipeline.configfile import changed_fields, dump_config, load_config
+from pipeline.configfile import changed_fields, dump_config, load_config, load_settings
 from pipeline.types import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -30,8 +30,10 @@ def test_every_shipped_config_is_valid_and_survives_being_written_out(file: Path
     needed = ["prompts.path=/data.jsonl"] if "e2e" in file.name else []
     needed += ["policy.path=/model", "pairs.path=/pairs.jsonl"] if file.name == "offline.yaml" else []
     needed += ["policy.path=/model", "prompts.path=/prompts.jsonl"] if file.name == "online.yaml" else []
-    config = load_config([file], needed)
-    assert load_config([write(tmp_path, dump_config(config))]) == config
+    needed += ["model.path=/model", "pairs.path=/pairs.jsonl"] if file.name == "reward_model.yaml" else []
+    schema = RewardModelConfig if file.name == "reward_model.yaml" else RunConfig
+    config = load_settings(schema, [file], needed)
+    assert load_settings(schema, [write(tmp_path, dump_config(config))]) == config
 
 
 def test_files_overlay_left_to_right_then_the_command_line(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_values_and_slopes_away_from_zero(drawn: dict[str, Curve]) -> None:
 
 def test_every_link_is_drawn(drawn: dict[str, Curve]) -> None:
     kinds = {name.partition(",")[0] for name in drawn}
-    assert kinds == set(get_args(PlainLinkName)) - {"none"} | {"hinge", "focal", "disco", "mallows_phi"}
+    assert kinds == set(get_args(PlainLinkName)) - {"none"} | {"hinge", "focal", "disco", "mallows_phi", "rao_kupper"}
     assert all(torch.isfinite(torch.cat([curve.value, curve.slope])).all() for curve in curves())
 
 

@@ -71,7 +71,7 @@ def test_single_responses_are_refused_where_a_part_of_the_loss_reads_pairs(given
         ("sft", {"weights": "decay"}, "weights: not read by a loss without"),
         ("beta_dpo", {"pair_weight": "policy"}, "scale: batch has the statistics"),
         ("beta_dpo", {"margin": "gap"}, "scale: batch has the statistics"),
-        ("dpo", {"terms": [{"chosen": 1.0, "link": "mallows_phi"}]}, "terms: the links mallows_phi and reverse_kl"),
+        ("dpo", {"terms": [{"chosen": 1.0, "link": "mallows_phi"}]}, "terms: the links mallows_phi, reverse_kl and"),
         ("dpo", {"pair_weight_cap": 2.0}, "pair_weight_cap: only read with pair_weight: policy"),
         ("orpo", {"prior": "reference"}, "shape: log_odds is of a likelihood a token"),
         ("kto", {"prior": {"kind": "reference", "weight": 0.5}}, "is not normalised"),

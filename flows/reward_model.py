@@ -1,0 +1,189 @@
+"""``prefloop reward-model``: from pairs to the folder of a reward model, with what it is worth on held-out pairs."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from flows.keys import digest, files_of, model_digest
+from flows.progress import make_console, progress
+from pipeline.comparisons import Comparison, compare, example, pairs_of
+from pipeline.config import ClassifierScorer, RewardModelConfig
+from pipeline.configfile import dump_config, load_settings
+from pipeline.conversations import Conversations
+from pipeline.data import read_preferences, split_held_out
+from pipeline.progress import StepReport
+from pipeline.reward_metrics import Judged, percent, reliability, summary, tie_eta
+from pipeline.store import RunFolder, Stage, StageKey, StageWriter, write_json, write_text
+from pipeline.types import Group, Response, TextPair, UserError, derive_seed, first_lines
+
+CHECKPOINTS = "checkpoints"
+# What of a step's report means something where the score of a response is a reward.
+REPORTED = ("step", "loss", "learning_rate", "grad_norm", "margin", "accuracy", "tokens", "padding", "seconds")
+Metrics = dict[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Pairs, disjoint by prompt."""
+
+    train: list[TextPair]
+    held_out: list[TextPair]
+
+
+def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | None) -> None:
+    """Train, or go on, or say what a complete folder holds. Raises ``UserError`` or ``RunError``."""
+    config = load_settings(RewardModelConfig, files, settings)
+    root = (run_dir or Path("runs") / config.name).resolve()
+    stage, key = Stage(root.name, 0, root), _key(config)
+    if not stage.complete(key):
+        data = read_data(config)
+        try:
+            writer = stage.begin(key)
+        except OSError as error:
+            raise UserError(f"{root}: cannot write there ({error.strerror})") from None
+        with RunFolder(writer.folder).lock():
+            _fill(config, data, writer, root)
+    for line in describe(json.loads((root / "metrics.json").read_text(encoding="utf-8"))["held_out"]):
+        print(line)
+    print(f"reward model: {root}")
+
+
+def read_data(config: RewardModelConfig) -> Data:
+    """The pairs, of prompts that are held out and of those that are not. Raises ``UserError`` for any fault."""
+    source, given = config.pairs, config.held_out.path
+    pairs = list(pairs_of(read_preferences(source)))
+    prompts = [pair.prompt for pair in pairs]
+    if given is None:
+        _, held_out = split_held_out(prompts, config.held_out)
+        ids = {prompt.id for prompt in held_out}
+        inside = [pair for pair in pairs if pair.prompt.id in ids]
+        return Data([pair for pair in pairs if pair.prompt.id not in ids], inside)
+    inside = list(pairs_of(read_preferences(source.model_copy(update={"path": given}))))
+    first = {*list(dict.fromkeys(pair.prompt.id for pair in inside))[: config.held_out.prompts]}
+    inside = [pair for pair in inside if pair.prompt.id in first]
+    trained = {prompt.id for prompt in prompts}
+    leaked = [pair.prompt.messages[-1].content[:80] for pair in inside if pair.prompt.id in trained]
+    if leaked:
+        raise UserError(f"held_out.path: {given}: {len(leaked)} rows have training prompts:\n{first_lines(leaked)}")
+    return Data(pairs, inside)
+
+
+def _key(config: RewardModelConfig) -> StageKey:
+    paths = {"pairs": config.pairs.path, "held_out": config.held_out.path}
+    plain: dict[str, JsonValue] = {k: v for k, v in config.identity().items() if k not in ("name", "seed")}
+    plain["files"] = {name: digest(files_of(Path(path), name)) for name, path in paths.items() if path is not None}
+    plain["model_files"] = model_digest(Path(config.model.path))
+    return StageKey(config=plain, inputs={}, seed=config.seed)
+
+
+def _fill(config: RewardModelConfig, data: Data, writer: StageWriter, root: Path) -> None:
+    """Train in the folder of ``writer``, judge what is written there, commit."""
+    console, folder = make_console(), writer.folder
+    with progress(f"reward model · {config.name}", "steps", console) as report:
+
+        def on_step(step: StepReport) -> None:
+            report(step.step, step.steps, f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s")
+            writer.note_time()
+
+        metrics = train_on(config, data.train, folder, on_step)
+    eta = metrics.get("eta")
+    found = judge(folder, config, data.held_out, eta if isinstance(eta, float) else None)
+    metrics |= {"held_out": found}
+    write_json(folder / "metrics.json", metrics)
+    write_text(folder / "config.yaml", dump_config(config))
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    (folder / ".lock").unlink()
+    writer.commit(int(str(metrics["pairs"])), metrics)
+
+
+def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path, on_step: Any) -> Metrics:
+    """Train on ``pairs`` and write model and history to ``folder``; what is worth knowing of it."""
+    from pipeline.losses import Loss
+    from pipeline.reward_model import load_start, save_reward_model
+    from pipeline.row_scores import RowScores, padding_id
+    from pipeline.train import train
+
+    model, tokenizer = load_start(config.model, config.seed)
+    ties = config.ties != "drop"
+    conversations = Conversations(tokenizer)
+    kept, dropped = compare(pairs, conversations, padding_id(model), config.max_tokens, ties=ties)
+    if not kept:
+        causes = first_lines([f"{cause}: {count}" for cause, count in dropped.items() if count])
+        raise UserError(f"{config.pairs.path}: no pair is left to train on; dropped by cause:\n{causes}")
+    eta = _eta(config, kept)
+    loss = Loss("bradley_terry" if eta is None else "rao_kupper", config.composition(eta))
+    result = train(
+        model,
+        [example(comparison) for comparison in kept],
+        loss,
+        config.training,
+        seed=derive_seed(config.seed, "reward model"),
+        module=RowScores(model, {0: 1.0}, config.training.dtype, share_prompts=config.training.packing),
+        checkpoint_dir=folder / CHECKPOINTS,
+        on_step=on_step,
+    )
+    save_reward_model(model, tokenizer, folder)
+    steps = [asdict(step) for step in result.history]
+    write_json(folder / "history.json", [{name: step[name] for name in REPORTED} for step in steps])
+    said = {name: value for name, value in result.metrics.items() if "logp" not in name and name != "response_tokens"}
+    known: Metrics = {} if eta is None else {"eta": eta}
+    return {"pairs": len(kept), "dropped": dict(dropped), "padded_because": result.padded_because, **known, **said}
+
+
+def _eta(config: RewardModelConfig, kept: Sequence[Comparison]) -> float | None:
+    """Rao and Kupper's η; None where ties are not modelled."""
+    if config.ties != "rao_kupper":
+        return None
+    if config.eta is not None:
+        return config.eta
+    ties = sum(comparison.pair.soft_label == 0.5 for comparison in kept)
+    if ties in (0, len(kept)):
+        raise UserError(f"ties: rao_kupper, but {ties} of {len(kept)} pairs are ties; set eta, or use drop or half")
+    return tie_eta(ties / len(kept))
+
+
+def judge(folder: Path, config: RewardModelConfig, pairs: Sequence[TextPair], eta: float | None) -> Metrics:
+    """Metrics of the model folder on held-out ``pairs``, as the scorer loads it; draws the reliability plot."""
+    from pipeline.reliability_plot import draw_reliability
+    from reward_models.classifier import ClassifierReward
+
+    scorer = ClassifierReward(ClassifierScorer(path=str(folder), max_tokens=config.max_tokens))
+    rewards = scorer.score([Group(p.prompt, (), (_response(p.chosen), _response(p.rejected))) for p in pairs])
+    judged = [
+        Judged(chosen - rejected, pair.soft_label, len(pair.chosen), len(pair.rejected))
+        for pair, (chosen, rejected) in zip(pairs, rewards, strict=True)
+        if chosen is not None and rejected is not None
+    ]
+    bins = reliability(judged, eta or 0.0)
+    (folder / "reliability.svg").write_bytes(draw_reliability(bins, config.name))
+    return {**summary(judged, eta), "reliability": [asdict(one) for one in bins], **scorer.facts}
+
+
+def describe(found: Metrics) -> list[str]:
+    """A few lines on held-out metrics."""
+    lines = [
+        f"held-out pairs {found['pairs']}, ties {found['ties']}",
+        f"accuracy {percent(found['accuracy'])} ± {percent(found['accuracy_error'])}; the longer answer wins in "
+        f"{percent(found['longer_wins'])}",
+        f"expected calibration error {percent(found['ece'])}, loss {found['loss']:.4f}",
+    ]
+    if "eta" in found:
+        lines.append(f"ties {percent(found['tie_share'])}, predicted {percent(found['tie_probability'])}")
+    by_length = found["by_length"]
+    assert isinstance(by_length, list)
+    lines.append("length of the better answer over the other's:")
+    for row in by_length:
+        assert isinstance(row, dict)
+        lines.append(
+            f"  {row['better_over_other']!s:>12}: {row['pairs']!s:>5} pairs, accuracy {percent(row['accuracy'])}"
+        )
+    return lines
+
+
+def _response(text: str) -> Response:
+    return Response(text, (), (), "stop")

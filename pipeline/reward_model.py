@@ -1,0 +1,50 @@
+"""A sequence classifier with one output, made of a causal language model, and its folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from pipeline.config import PretrainedPolicy
+from pipeline.types import UserError, derive_seed, first_lines
+
+
+def load_start(settings: PretrainedPolicy, seed: int) -> tuple[Any, Any]:
+    """Model and tokenizer to train a reward model from, in float32.
+
+    A model without a head of one output gets one with random weights. Dropout of the model's own config is set to 0,
+    as ``load_policy`` does. A tokenizer without padding token pads with the end token, for those who score batches.
+
+    Raises:
+        UserError: no such model, a classifier of several outputs, weights that lack more than the head, or a tokenizer
+            with neither padding nor end token.
+    """
+    path, options = settings.path, {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    torch.manual_seed(derive_seed(seed, "reward head"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(path, num_labels=1, **options)
+        dropouts = {key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float)}
+        config.update(dict.fromkeys(dropouts, 0.0))
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model.path: {path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    missing = sorted(key for key in loading["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
+    if missing:
+        raise UserError(f"model.path: {path}: the weights lack {len(missing)} tensors:\n{first_lines(missing)}")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"model.path: {path}: its tokenizer has neither a padding nor an end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+def save_reward_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a folder for ``AutoModelForSequenceClassification``: safetensors, tokenizer, template."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
