@@ -158,12 +158,16 @@ def ui(
 
 
 def _split(items: list[str]) -> tuple[list[Path], list[str]]:
-    """Config files and ``key=value`` settings: a setting has an equals sign and no YAML file's ending."""
-    settings = [item for item in items if "=" in item and not item.endswith((".yaml", ".yml"))]
+    """Config files and ``key=value`` settings: a setting has an equals sign, and no YAML file is called so."""
+    settings = [item for item in items if "=" in item and not (item.endswith((".yaml", ".yml")) and _is_file(item))]
     files = [Path(item) for item in items if item not in settings]
     if not files:
         raise UserError("no config file was given (only key=value settings)")
     return files, settings
+
+
+def _is_file(item: str) -> bool:
+    return Path(item).is_file() or not item.partition("=")[0].replace(".", "_").isidentifier()
 
 
 def main() -> None:

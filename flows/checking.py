@@ -9,6 +9,7 @@ from flows.stages.data import Tables, load_data
 from pipeline.config import ClassifierScorer, ExactMatchScorer, PretrainedPolicy, RunConfig, SlotScorer
 from pipeline.config.needs import needs_of
 from pipeline.configfile import load_config
+from pipeline.launch import read_launch
 from pipeline.types import UserError
 from reward_models.rules import MatchReward, answer, meaning
 
@@ -36,6 +37,7 @@ def check_run(config: RunConfig) -> Tables:
         _check_tokenizer_files(Path(config.scorer.path), "scorer.path")
     for field, path in _further_models(config):
         _check_folder(Path(path), field)
+    read_launch(config)
     tables = load_data(config)
     check_needs(config, tables)
     prompts = [*tables.prompts, *tables.held_out]

@@ -83,10 +83,10 @@ class Child:
         """The process id."""
         return self._process.pid
 
-    def call(self, name: str, args: dict[str, Any], timeout: float, on_progress: Progress | None = None) -> Any:
+    def call(self, name: str, args: dict[str, Any], timeout: float | None, on_progress: Progress | None = None) -> Any:
         """The JSON result of the child's handler ``name``; its progress messages go to ``on_progress``.
 
-        ``timeout`` is in seconds and of silence: each progress message starts it again.
+        ``timeout`` is in seconds and of silence: each progress message starts it again. None: somebody else watches.
 
         Raises:
             UserError: the handler raised one; same text.
@@ -94,14 +94,14 @@ class Child:
                 last two cases the process is gone, and the message ends with its last log lines.
         """
         with self._lock:
-            deadline = time.monotonic() + timeout
+            deadline = _from_now(timeout)
             try:
                 self._send({"call": name, "args": args}, deadline)
                 while True:
                     message = self._receive(deadline)
                     if "progress" not in message:
                         break
-                    deadline = time.monotonic() + timeout
+                    deadline = _from_now(timeout)
                     if on_progress is not None:
                         on_progress(message["progress"])
             except TimeoutError as error:
@@ -145,14 +145,14 @@ class Child:
         else:
             self.kill()
 
-    def _send(self, message: dict[str, Any], deadline: float) -> None:
-        self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+    def _send(self, message: dict[str, Any], deadline: float | None) -> None:
+        self._socket.settimeout(_until(deadline))
         self._socket.sendall(json.dumps(message).encode() + b"\n")
 
-    def _receive(self, deadline: float) -> dict[str, Any]:
+    def _receive(self, deadline: float | None) -> dict[str, Any]:
         pieces = [self._buffer]
         while b"\n" not in pieces[-1]:
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            self._socket.settimeout(_until(deadline))
             piece = self._socket.recv(1 << 20)
             if not piece:
                 raise ConnectionResetError
@@ -170,6 +170,14 @@ class Child:
             log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
             last = log.read().decode(errors="replace").splitlines()[-lines:]
         return "".join(f"\n  {line}" for line in (["last lines of " + str(self.log) + ":", *last] if last else []))
+
+
+def _from_now(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.001)
 
 
 def serve(handlers: Mapping[str, Handler], close: Callable[[], None] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Mid-round checkpoints: what training changes, AdamW's state and progress, as safetensors and JSON.
+"""Mid-round checkpoints: what training changes, the optimiser's state and progress, as safetensors and JSON.
 
 A checkpoint is written beside its place and renamed, so one that exists is whole; the one before
 is removed only then. No random state is kept: the trainer draws each step's from seed and step.
@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pipeline.optimiser import Parameters, load_optimiser, save_optimiser
+from pipeline.optimiser import Parameters, load_optimiser, optimiser_state
 from pipeline.progress import StepReport
+from pipeline.sharding import gathered, placed_like
 from pipeline.store import sync_folder
 from pipeline.types import RunError, UserError
 
@@ -59,15 +61,28 @@ class Trained:
         return {**self.parameters, **self.buffers}
 
 
-def save_checkpoint(folder: Path, progress: Progress, trained: Trained) -> Path:
-    """Write ``folder/step_NNNNNN`` and remove what was there before; returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_checkpoint(folder: Path, progress: Progress, trained: Trained, accelerator: Accelerator) -> Path:
+    """Write ``folder/step_NNNNNN`` and remove what was there before; returns its path.
+
+    Every process must ask, since each may hold a part; the main one writes.
+    """
+    tensors = gathered(trained.tensors, accelerator)
+    state = optimiser_state(trained.optimiser, trained.parameters, accelerator)
     place = folder / f"step_{progress.step:06d}"
+    if accelerator.is_main_process:
+        _write(place, progress, tensors, state)
+    accelerator.wait_for_everyone()
+    return place
+
+
+def _write(place: Path, progress: Progress, tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+    folder = place.parent
+    folder.mkdir(parents=True, exist_ok=True)
     partial = place.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_file({name: t.detach().contiguous().cpu() for name, t in trained.tensors.items()}, partial / WEIGHTS)
-    save_optimiser(trained.optimiser, trained.parameters, partial / OPTIMISER)
+    save_file(tensors, partial / WEIGHTS)
+    save_file(state, partial / OPTIMISER)
     (partial / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
@@ -75,7 +90,6 @@ def save_checkpoint(folder: Path, progress: Progress, trained: Trained) -> Path:
     for old in folder.glob("step_*"):
         if old != place:
             shutil.rmtree(old)
-    return place
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -117,7 +131,7 @@ def _copy_weights(place: Path, weights: Mapping[str, torch.Tensor], tensors: Map
     if differing:
         raise UserError(f"{place}: a checkpoint of another model ({differing[0]} is missing or has another shape)")
     for name, tensor in tensors.items():
-        tensor.copy_(weights[name])
+        tensor.copy_(placed_like(weights[name], tensor))
 
 
 def _differing(weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> Sequence[str]:

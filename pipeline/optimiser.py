@@ -1,19 +1,24 @@
-"""AdamW, and its state as a safetensors file keyed by parameter name."""
+"""AdamW in several forms, and its state as tensors by parameter name, whole and on the CPU."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.config import Optimisation
+from pipeline.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
+from pipeline.sharding import gathered, placed_like
 from pipeline.types import UserError
 
 Parameters = Mapping[str, nn.Parameter]
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+# Tables of bitsandbytes, 256 numbers each, the same for every parameter and run.
+CODES = ("qmap1", "qmap2")
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -30,8 +35,12 @@ class Group:
     rate: float = 1.0
 
 
-def make_adamw(groups: Sequence[Group], settings: Optimisation) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices only, never on norms and biases."""
+def make_optimiser(groups: Sequence[Group], settings: Optimisation) -> torch.optim.Optimizer:
+    """AdamW as ``settings.optimiser`` says; weight decay on matrices only, never on norms and biases.
+
+    Raises:
+        UserError: bitsandbytes is not installed, or what is asked for needs an accelerator and there is none.
+    """
     made: list[dict[str, object]] = []
     for group in groups:
         matrices = [p for p in group.parameters.values() if p.ndim >= 2]
@@ -39,9 +48,39 @@ def make_adamw(groups: Sequence[Group], settings: Optimisation) -> torch.optim.A
         for members, decay in ((matrices, group.weight_decay), (vectors, 0.0)):
             if members:
                 made.append({"params": members, "weight_decay": decay, "rate": group.rate})
-    return torch.optim.AdamW(
-        made, lr=settings.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2), fused=True
-    )
+    rate, betas = settings.learning_rate, (settings.adam_beta1, settings.adam_beta2)
+    require_optimiser(settings, "training", on_accelerator=torch.cuda.is_available())
+    match settings.optimiser:
+        case "adamw":
+            return torch.optim.AdamW(made, lr=rate, betas=betas, fused=True)
+        case "adamw_offload":
+            return OffloadedAdamW(made, rate, betas)
+        case kind:
+            from bitsandbytes.optim import adamw
+
+            # bitsandbytes itself keeps what has fewer than 4,096 weights in 32 bits.
+            bits = 8 if "8bit" in kind else 32
+            untyped: Any = adamw
+            made_by_it: torch.optim.Optimizer = untyped.AdamW(
+                made, lr=rate, betas=betas, optim_bits=bits, is_paged=kind.endswith("paged")
+            )
+            return made_by_it
+
+
+def require_optimiser(settings: Optimisation, section: str, *, on_accelerator: bool) -> None:
+    """Raise ``UserError`` where ``settings.optimiser`` of ``section`` cannot work."""
+    kind = settings.optimiser
+    if kind in ("adamw_offload", "adamw_paged", "adamw_8bit_paged") and not on_accelerator:
+        raise UserError(
+            f"{section}.optimiser: {kind} keeps state out of an accelerator's memory, and training is on the CPU; "
+            "here adamw or adamw_8bit"
+        )
+    if kind in ("adamw", "adamw_offload"):
+        return
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise UserError(f"{section}.optimiser: {kind} needs bitsandbytes (pip install bitsandbytes)") from None
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
@@ -50,42 +89,75 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["rate"]
 
 
-def save_optimiser(optimiser: torch.optim.Optimizer, parameters: Parameters, file: Path) -> None:
-    """Write the moments and step counts of every parameter that has been stepped."""
-    tensors = {
-        f"{name}.{moment}": optimiser.state[parameter][moment].detach().contiguous().cpu()
+def optimiser_state(
+    optimiser: torch.optim.Optimizer, parameters: Parameters, accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """Moments and step counts of every parameter that has been stepped: ``NAME.MOMENT`` -> CPU tensor.
+
+    Every process must ask, and the main one alone is answered.
+    """
+    found = {
+        f"{name}.{part}": value if isinstance(value, Tensor) else torch.tensor(float(value))
         for name, parameter in parameters.items()
-        if parameter in optimiser.state
-        for moment in MOMENTS
+        for part, value in optimiser.state.get(parameter, {}).items()
+        if part not in CODES
     }
-    save_file(tensors, file)
+    return gathered(found, accelerator)
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, parameters: Parameters, file: Path) -> None:
     """Put the state in ``file`` into ``optimiser``.
 
     Raises:
-        UserError: the file is missing or unreadable, or belongs to other parameters.
+        UserError: the file is missing or unreadable, or belongs to other parameters or another optimiser.
     """
+    places = {
+        id(p): (group, g, i) for g, group in enumerate(optimiser.param_groups) for i, p in enumerate(group["params"])
+    }
     try:
-        tensors = load_file(file)
+        with safe_open(file, framework="pt") as tensors:
+            names = set(tensors.keys())
+            for name, parameter in parameters.items():
+                state = _new_state(optimiser, parameter, *places[id(parameter)])
+                optimiser.state[parameter] = state
+                for part, value in state.items():
+                    if part in CODES:
+                        continue
+                    kept = tensors.get_tensor(f"{name}.{part}") if f"{name}.{part}" in names else None
+                    state[part] = _filled(value, kept)
+                    if state[part] is None:
+                        raise UserError(
+                            f"{file}: optimiser state of another model or another training.optimiser: {name} is "
+                            f"missing or is not {tuple(parameter.shape)}"
+                        )
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot read this optimiser state: {error}") from None
-    for name, parameter in parameters.items():
-        parts = {moment: tensors.get(f"{name}.{moment}") for moment in MOMENTS}
-        state = _state(parameter, parts)
-        if state is None:
-            raise UserError(
-                f"{file}: optimiser state of another model: {name} is missing or is not {tuple(parameter.shape)}"
-            )
-        optimiser.state[parameter] = state
 
 
-def _state(parameter: nn.Parameter, parts: Mapping[str, Tensor | None]) -> dict[str, Tensor] | None:
-    state: dict[str, Tensor] = {}
-    for moment, tensor in parts.items():
-        if tensor is None or (moment != "step" and tensor.shape != parameter.shape):
-            return None
+def _new_state(
+    optimiser: torch.optim.Optimizer, parameter: nn.Parameter, group: dict[str, Any], group_index: int, index: int
+) -> dict[str, Any]:
+    """The state of ``parameter`` before its first step."""
+    if isinstance(optimiser, AcceleratedOptimizer):
+        return _new_state(optimiser.optimizer, parameter, group, group_index, index)
+    if isinstance(optimiser, OffloadedAdamW):
+        return optimiser.new_state(parameter)
+    if isinstance(optimiser, torch.optim.AdamW):
         # Fused AdamW keeps its step count beside the parameter.
-        state[moment] = tensor.to(parameter.device)
+        moments = {name: torch.zeros_like(parameter.detach()) for name in MOMENTS}
+        return {STEP: torch.zeros((), device=parameter.device), **moments}
+    # Of bitsandbytes, whose buffers may be paged and whose tables belong to the optimiser.
+    any_optimiser: Any = optimiser
+    any_optimiser.init_state(group, parameter, group_index, index)
+    state: dict[str, Any] = any_optimiser.state[parameter]
     return state
+
+
+def _filled(value: Tensor | int, kept: Tensor | None) -> Tensor | int | None:
+    """``value``, a part of a state, as ``kept`` has it; None where that does not fit."""
+    if kept is None or isinstance(value, int):
+        return None if kept is None else int(kept)
+    if kept.shape != value.shape or kept.dtype != value.dtype:
+        return None
+    value.copy_(placed_like(kept, value))
+    return value

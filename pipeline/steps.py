@@ -1,5 +1,6 @@
 """One optimiser step after the other: model, heads, optimiser and batch order of a run of training."""
 
+import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,17 +18,19 @@ from pipeline.config import Optimisation
 from pipeline.examples import Example, Survey
 from pipeline.first_step import check_packing, check_policy_is_reference
 from pipeline.gradients import BatchFacts, Lots, Objective, accumulate_gradient
+from pipeline.launch import Sharding
 from pipeline.logps import OF_REFERENCE, TokenLogps, plain_model
 from pipeline.losses import Loss
 from pipeline.micro_batches import Cut
-from pipeline.optimiser import Group, make_adamw, set_rate, trainable
+from pipeline.optimiser import Group, make_optimiser, set_rate, trainable
 from pipeline.progress import StepReport
 from pipeline.row_scores import RowScores
 from pipeline.schedule import rate_factor, steps_of
+from pipeline.sharding import shard, single, write_back
 from pipeline.types import RunError, UserError, content_hash, derive_seed
 
-# Those where every process holds all parameters under their own names.
-REPLICATED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+# What accelerate is to know of the processes; how parameters are cut over them is ours (pipeline/sharding.py).
+SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 class NonFiniteError(RunError):
@@ -61,11 +64,16 @@ class Steps:
         reference_model: Any | None,
         accelerator: Accelerator,
         module: RowScores | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
-        """Put ``model`` into training mode and on the accelerator's device."""
-        if accelerator.distributed_type not in REPLICATED:
+        """Put ``model`` into training mode and on the accelerator's device; with ``sharding`` a copy that is cut."""
+        if accelerator.distributed_type not in SUPPORTED:
             kind = accelerator.distributed_type.value
-            raise UserError(f"training: {kind} is not supported; one process, or data parallel (DDP)")
+            raise UserError(f"training: {kind} is not supported; one process, DDP, or FSDP2 by the run's accelerate")
+        self._whole = None if sharding is None else model
+        if sharding is not None and accelerator.is_main_process:
+            # Nobody asks the other processes for the model when it is trained.
+            model = copy.deepcopy(model)
         self.model, self.examples, self.loss, self.settings, self.seed = model, examples, loss, settings, seed
         self.accelerator = accelerator
         self.count = steps_of(len(examples), settings)
@@ -81,21 +89,27 @@ class Steps:
         if reference is not None:
             reference.to(accelerator.device)
         self.companions = _companions(model, reference, loss, derive_seed(seed, "heads")).to(accelerator.device)
-        policy = trainable(model)
-        groups = [Group(policy, settings.weight_decay), *self.companions.groups(settings)]
         facts = module or TokenLogps(model, settings.dtype, facts_of(loss), reference, share_prompts=settings.packing)
         self.padded_because = facts.padded_because
         self._cut = Cut(
             settings.micro_batch_size, _tokens_of_a_pass(settings, accelerator), self.padded_because is None
         )
         self._packing_checked = False
-        module, optimiser = accelerator.prepare(facts, make_adamw(groups, settings))
+        if sharding is not None:
+            shard(facts, sharding, accelerator)
+        policy = trainable(model)
+        groups = [Group(policy, settings.weight_decay), *self.companions.groups(settings)]
+        module, optimiser = facts, make_optimiser(groups, settings)
+        if sharding is None:
+            module, optimiser = accelerator.prepare(module, optimiser)
         self._objective = Objective(module, loss, self.companions, accelerator)
         parameters = {**policy, **self.companions.named()}
         self.trained = Trained(parameters, self.companions.named_constants(), optimiser)
 
     def resume(self, folder: Path | None) -> tuple[StepReport, ...]:
         """Go back to the newest checkpoint in ``folder``; the reports of the steps up to it."""
+        # None of the processes writes before all have read.
+        self.accelerator.wait_for_everyone()
         place = None if folder is None else newest_checkpoint(folder)
         if place is None:
             return ()
@@ -110,12 +124,15 @@ class Steps:
 
     def checkpoint(self, folder: Path | None, history: Sequence[StepReport]) -> None:
         """Write what is trained, the optimiser's state and ``history`` to ``folder``, if there is one."""
-        if folder is not None and self.accelerator.is_main_process:
-            save_checkpoint(folder, Progress(self._key, len(history), tuple(history), self._running), self.trained)
-        self.accelerator.wait_for_everyone()
+        if folder is not None:
+            progress = Progress(self._key, len(history), tuple(history), self._running)
+            save_checkpoint(folder, progress, self.trained, self.accelerator)
 
     def release(self) -> None:
-        """Leave the model as a caller expects it: evaluation mode, no recomputation."""
+        """Leave the model as a caller expects it: whole (in the main process), evaluation mode, no recomputation."""
+        if self._whole is not None:
+            write_back(trainable(self.model), self._whole, self.accelerator)
+            self._whole.eval()
         if self.settings.gradient_checkpointing:
             plain_model(self.model).gradient_checkpointing_disable()
         self.model.eval()
@@ -159,7 +176,7 @@ class Steps:
         beside = [*self.companions.parameters()]
         theirs = {id(p) for p in beside}
         policy = [p for p in self.trained.parameters.values() if id(p) not in theirs]
-        norm = float(self.accelerator.clip_grad_norm_(policy, self.settings.max_grad_norm))
+        norm = single(self.accelerator.clip_grad_norm_(policy, self.settings.max_grad_norm))
         if beside and not math.isfinite(float(self.accelerator.clip_grad_norm_(beside, self.settings.max_grad_norm))):
             return math.nan
         return norm

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors.torch import save_file
 
 from pipeline.config import Optimisation
 from pipeline.examples import Example, check_examples
+from pipeline.launch import Sharding
 from pipeline.losses import Loss
-from pipeline.optimiser import load_optimiser, save_optimiser
+from pipeline.optimiser import load_optimiser, optimiser_state
 from pipeline.progress import StepReport, TrainResult, summarise
 from pipeline.row_scores import RowScores
 from pipeline.steps import NonFiniteError, Steps
@@ -41,6 +43,7 @@ def train(
     save_heads_to: Path | None = None,
     starts_at_reference: bool = False,
     accelerator: Accelerator | None = None,
+    sharding: Sharding | None = None,
     on_step: OnStep | None = None,
 ) -> TrainResult:
     """Train ``model`` in place; if ``checkpoint_dir`` holds a checkpoint of this very run, go on from it.
@@ -63,6 +66,9 @@ def train(
         save_heads_to: folder for them at the end; not made if the loss trains none.
         starts_at_reference: the reference is the policy at step 0; the first step then checks that the
             stored reference log-probabilities say so.
+        accelerator: of the processes that train; each calls this with the same arguments.
+        sharding: cut weights and optimiser state over them (FSDP2). ``model`` is then trained in the main process
+            alone, and worth nothing in the others.
         on_step: called after every optimiser step, on the main process.
 
     Raises:
@@ -73,7 +79,7 @@ def train(
     """
     survey = check_examples(examples, loss)
     made = accelerator or Accelerator()
-    steps = Steps(model, examples, survey, loss, settings, seed, reference_model, made, module)
+    steps = Steps(model, examples, survey, loss, settings, seed, reference_model, made, module, sharding)
     if carried_heads is not None:
         steps.companions.load(carried_heads)
     if carried_optimiser is not None:
@@ -90,10 +96,11 @@ def train(
             on_step(report)
         if steps.checkpoint_due(step + 1):
             steps.checkpoint(checkpoint_dir, history)
-    if steps.accelerator.is_main_process:
-        if save_optimiser_to is not None:
-            save_optimiser(steps.trained.optimiser, steps.trained.parameters, save_optimiser_to)
-        if save_heads_to is not None:
-            steps.companions.save(save_heads_to)
+    if save_optimiser_to is not None:
+        state = optimiser_state(steps.trained.optimiser, steps.trained.parameters, steps.accelerator)
+        if steps.accelerator.is_main_process:
+            save_file(state, save_optimiser_to)
+    if save_heads_to is not None and steps.accelerator.is_main_process:
+        steps.companions.save(save_heads_to)
     steps.release()
     return replace(summarise(tuple(history)), padded_because=steps.padded_because)

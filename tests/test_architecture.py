@@ -35,6 +35,7 @@ TORCH_FREE = [
     "handshake",
     "evaluate",
     "label",
+    "launch",
     "progress",
     "rounds_table",
     "schedule",

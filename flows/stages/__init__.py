@@ -2,22 +2,52 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
 
 from flows.keys import stage_key
 from flows.progress import Report, silent
 from pipeline.config import RunConfig
+from pipeline.launch import Sharding
 from pipeline.store import RunFolder, Stage
 
 
 @dataclass(frozen=True)
+class Joint:
+    """Training in several processes.
+
+    Attributes:
+        accelerator: accelerate's ``Accelerator``; not named as such, since importing it imports torch.
+        sharding: how weights are cut over them; None: each has all.
+    """
+
+    accelerator: Any
+    sharding: Sharding | None
+
+
+@dataclass(frozen=True)
 class Context:
-    """What every stage is given: the run, its config, and whom to tell how far it is."""
+    """What every stage is given: the run, its config, and whom to tell how far it is.
+
+    Attributes:
+        joint: this process's place among those that train together; None: it trains alone.
+    """
 
     run: RunFolder
     config: RunConfig
     report: Report = field(default=silent)
+    joint: Joint | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.joint is None or bool(self.joint.accelerator.is_main_process)
+
+    def wait_for_everyone(self) -> None:
+        """Until all that train together are here."""
+        if self.joint is not None:
+            self.joint.accelerator.wait_for_everyone()
 
     def policy_path(self, round_: int) -> Path:
         """The model folder of a round's policy: in the run folder, or the user's own for an untrained start."""

@@ -29,6 +29,11 @@ def run_stage(context: Context, round_: int, name: str, workers: Workers | None 
     return True
 
 
+def follow_stage(context: Context, round_: int, name: str) -> None:
+    """Do ``run_stage``'s part of training in a process that writes nothing."""
+    _body(context, round_, name, context.run.stage(round_, name).partial, None)
+
+
 def _body(context: Context, round_: int, name: str, folder: Path, workers: Workers | None) -> Outcome:
     if name in SAMPLED:
         from flows.stages import samples

@@ -43,8 +43,11 @@ def start(context: Context, folder: Path) -> Outcome:
     try:
         outcome = fit(context, folder, model, examples, load_preset("sft"), config.warm_start, seed)
     except NonFiniteError as error:
-        _keep_offending_texts(context, folder, error)
+        if context.writes:
+            _keep_offending_texts(context, folder, error)
         raise
+    if not context.writes:
+        return outcome
     save_policy(model, folder, tokenizer_source=str(origin), chat=chat)
     for spent in (folder / BASE, folder / CHECKPOINTS):
         shutil.rmtree(spent, ignore_errors=True)
@@ -58,11 +61,12 @@ def start(context: Context, folder: Path) -> Outcome:
 def _from_scratch(context: Context, settings: ScratchPolicy, folder: Path) -> Path:
     """A tokenizer and random weights in ``folder``; made whole or not at all."""
     base, scratch = folder / BASE, folder / f"{BASE}.tmp"
-    if not base.is_dir():
+    if context.writes and not base.is_dir():
         shutil.rmtree(scratch, ignore_errors=True)
         texts = [part for prompt, text in warm_start_texts(context) for part in (*_contents(prompt), text)]
         make_policy(texts, settings, derive_seed(context.config.seed, "init"), scratch)
         scratch.rename(base)
+    context.wait_for_everyone()
     return base
 
 

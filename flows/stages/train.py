@@ -70,8 +70,11 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
             starts_at_reference=at_reference and references_of(config.loss) > 0,
         )
     except NonFiniteError as error:
-        _keep_offending_rows(context, round_, folder, error)
+        if context.writes:
+            _keep_offending_rows(context, round_, folder, error)
         raise
+    if not context.writes:
+        return outcome
     save_policy(model, folder, tokenizer_source=str(origin), chat=policy_chat(config, origin))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return outcome
@@ -113,9 +116,12 @@ def fit(
         save_optimiser_to=carried.optimiser_to,
         save_heads_to=carried.heads_to,
         starts_at_reference=starts_at_reference,
+        accelerator=None if context.joint is None else context.joint.accelerator,
+        sharding=None if context.joint is None else context.joint.sharding,
         on_step=on_step,
     )
-    write_json(folder / "history.json", [asdict(step) for step in result.history])
+    if context.writes:
+        write_json(folder / "history.json", [asdict(step) for step in result.history])
     return Outcome(len(table), _metrics(result, loss))
 
 
@@ -138,7 +144,7 @@ def _carried(context: Context, round_: int, folder: Path) -> Carried:
     """Heads go from round to round whenever the loss trains some; the optimiser's state if the config says so."""
     before = context.run.stage(round_ - 1, "policy").folder
     carries = context.config.training.optimiser_state == "carried"
-    if carries:
+    if carries and context.writes:
         (folder / OPTIMISER).parent.mkdir(exist_ok=True)
     return Carried(
         optimiser_from=before / OPTIMISER if carries and (before / OPTIMISER).is_file() else None,

@@ -15,7 +15,7 @@ from pipeline.config.presets import preset_names, resolve
 from pipeline.config.reward_model import RewardModelConfig
 from pipeline.config.run import Evaluation, RunConfig
 from pipeline.config.sampling import Sampler, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
-from pipeline.config.training import Lora, LossSettings, Optimisation, Training, WarmStart
+from pipeline.config.training import Lora, LossSettings, Optimisation, Optimiser, Training, WarmStart
 
 __all__ = [
     "OPERATIONAL",
@@ -33,6 +33,7 @@ __all__ = [
     "Lora",
     "LossSettings",
     "Optimisation",
+    "Optimiser",
     "Pairing",
     "Policy",
     "PretrainedPolicy",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import Closed
+from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data import Data, FileData, HeldOut
 from pipeline.config.labels import Scorer
 from pipeline.config.pairing import Pairing, Replay
@@ -51,6 +51,12 @@ class RunConfig(Closed):
     replay: Replay | None = None
     loss: LossSettings = Field(default_factory=lambda: LossSettings.model_validate({}))
     training: Training = Training()
+    accelerate: str | None = Field(
+        None,
+        min_length=1,
+        description="an accelerate config: training runs in as many processes as it says (DDP, FSDP2); default: in one",
+        json_schema_extra=OPERATIONAL,
+    )
     evaluation: Evaluation = Evaluation()
 
     @property

@@ -17,7 +17,7 @@ from pipeline.config import Lora
 from pipeline.examples import Example
 from pipeline.logps import TokenLogps
 from pipeline.losses import Loss, PairBatch
-from pipeline.optimiser import make_adamw, set_rate
+from pipeline.optimiser import make_optimiser, set_rate
 from pipeline.train import TrainResult, train
 from pipeline.types import UserError
 
@@ -50,7 +50,7 @@ def test_masks_have_their_own_weight_decay_and_critics_their_own_rate() -> None:
     (critics,) = made("ganpo", learning_rate_ratio=0.5).groups(own)
     assert (critics.weight_decay, critics.rate) == (0.125, 0.5)
     assert set(critics.parameters) == set(made("ganpo").named())
-    optimiser = make_adamw([mask, critics], settings())
+    optimiser = make_optimiser([mask, critics], settings())
     set_rate(optimiser, 0.5)
     assert sorted({(group["lr"], group["weight_decay"]) for group in optimiser.param_groups}) == [
         (0.25, 0.0),
