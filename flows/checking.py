@@ -6,10 +6,11 @@ from pathlib import Path
 
 from flows.needs import check_needs, loss_name
 from flows.stages.data import Tables, load_data
+from flows.workers import has_accelerator
 from pipeline.config import ClassifierScorer, ExactMatchScorer, PretrainedPolicy, RunConfig, SlotScorer
 from pipeline.config.needs import needs_of
 from pipeline.configfile import load_config
-from pipeline.launch import read_launch
+from pipeline.launch import read_launch, require_optimiser
 from pipeline.types import UserError
 from reward_models.rules import MatchReward, answer, meaning
 
@@ -37,7 +38,7 @@ def check_run(config: RunConfig) -> Tables:
         _check_tokenizer_files(Path(config.scorer.path), "scorer.path")
     for field, path in _further_models(config):
         _check_folder(Path(path), field)
-    read_launch(config)
+    _check_training(config)
     tables = load_data(config)
     check_needs(config, tables)
     prompts = [*tables.prompts, *tables.held_out]
@@ -95,6 +96,14 @@ def _further_models(config: RunConfig) -> list[tuple[str, str]]:
         sides = {"positive": contrast.positive, "negative": contrast.negative}
         found += [(f"training.contrastive.{name}", path) for name, path in sides.items()]
     return found
+
+
+def _check_training(config: RunConfig) -> None:
+    launch = read_launch(config)
+    on_accelerator = has_accelerator() and not (launch is not None and launch.cpu)
+    for section, settings in (("training", config.training), ("warm_start", config.warm_start)):
+        if settings is not None:
+            require_optimiser(settings, section, on_accelerator=on_accelerator)
 
 
 def _vocabulary_size(folder: Path) -> int | None:

@@ -21,6 +21,11 @@ from pipeline.types import Response
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")
 
 
+def has_accelerator() -> bool:
+    """Whether this machine has one, as far as its device files tell."""
+    return any(next(Path("/dev").glob(pattern), None) for pattern in ACCELERATORS)
+
+
 def with_context(config: RunConfig) -> Sampler:
     """The run's sampler settings, the context filled in: the longest prompt, the longest response and one token.
 
@@ -106,7 +111,7 @@ class Workers:
             case "never":
                 return False
             case "auto":
-                return not any(next(Path("/dev").glob(pattern), None) for pattern in ACCELERATORS)
+                return not has_accelerator()
 
     def _end_sampler(self) -> None:
         self._held = None

@@ -3,6 +3,7 @@
 ``accelerate config`` writes these files; what they say beyond this (names of machines, how to save) is not read.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Literal
 
@@ -85,6 +86,20 @@ def read_launch(config: RunConfig) -> Launch | None:
         if settings is not None:
             _require_fit(file, launch, section, settings)
     return launch
+
+
+def require_optimiser(settings: Optimisation, section: str, *, on_accelerator: bool) -> None:
+    """Raise ``UserError`` where ``settings.optimiser`` of ``section`` cannot work."""
+    kind = settings.optimiser
+    if kind in ("adamw_offload", "adamw_paged", "adamw_8bit_paged") and not on_accelerator:
+        raise UserError(
+            f"{section}.optimiser: {kind} keeps state out of an accelerator's memory, and training is on the CPU; "
+            "here adamw or adamw_8bit"
+        )
+    if kind in ("adamw", "adamw_offload"):
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{section}.optimiser: {kind} needs bitsandbytes (pip install 'prefloop[low-bit]')")
 
 
 def _read(file: Path) -> Launch:

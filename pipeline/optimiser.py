@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.config import Optimisation
+from pipeline.launch import require_optimiser
 from pipeline.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
 from pipeline.sharding import gathered, placed_like
 from pipeline.types import UserError
@@ -65,22 +66,6 @@ def make_optimiser(groups: Sequence[Group], settings: Optimisation) -> torch.opt
                 made, lr=rate, betas=betas, optim_bits=bits, is_paged=kind.endswith("paged")
             )
             return made_by_it
-
-
-def require_optimiser(settings: Optimisation, section: str, *, on_accelerator: bool) -> None:
-    """Raise ``UserError`` where ``settings.optimiser`` of ``section`` cannot work."""
-    kind = settings.optimiser
-    if kind in ("adamw_offload", "adamw_paged", "adamw_8bit_paged") and not on_accelerator:
-        raise UserError(
-            f"{section}.optimiser: {kind} keeps state out of an accelerator's memory, and training is on the CPU; "
-            "here adamw or adamw_8bit"
-        )
-    if kind in ("adamw", "adamw_offload"):
-        return
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError:
-        raise UserError(f"{section}.optimiser: {kind} needs bitsandbytes (pip install bitsandbytes)") from None
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

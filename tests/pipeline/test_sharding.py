@@ -1,0 +1,67 @@
+"""Weights cut over two processes (FSDP2) are trained to what one process gives, and their files are whole."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sharded_steps import RUNS, steps
+from tiny_training import tiny_llama
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("sharded_steps.py")
+
+
+def launch(folder: Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), str(folder), *arguments],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    words = [process.communicate(timeout=200)[1] for process in started]
+    return [subprocess.CompletedProcess([], p.returncode, "", said) for p, said in zip(started, words, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    main, other = launch(folder)
+    assert main.returncode == 9, main.stderr[-3000:]
+    assert "onnection" in other.stderr and other.returncode != 0
+    return folder
+
+
+def assert_same(ours: Path, theirs: Path, apart: float) -> None:
+    mine, others = load_file(ours), load_file(theirs)
+    assert mine.keys() == others.keys()
+    for name, expected in others.items():
+        torch.testing.assert_close(mine[name], expected, rtol=0, atol=apart, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "resumed"])
+def test_cut_weights_are_trained_as_whole_ones(name: str, sharded: Path, tmp_path: Path) -> None:
+    steps(name, tmp_path)
+    start = dict(tiny_llama(tied=RUNS[name][1]).named_parameters())
+    trained = load_file(sharded / f"{name}.safetensors")
+    assert any((trained[n] - start[n]).abs().max() > 1e-4 for n in trained if n in start) or RUNS[name][2]
+    assert_same(sharded / f"{name}.safetensors", tmp_path / f"{name}.safetensors", 1e-6)
+    assert_same(sharded / f"{name}.optimiser.safetensors", tmp_path / f"{name}.optimiser.safetensors", 1e-5)
+
+
+def test_a_killed_run_goes_on_cut_bit_by_bit_and_whole_to_rounding(sharded: Path, tmp_path: Path) -> None:
+    assert [place.name for place in (sharded / "kept").iterdir()] == ["step_000002"]
+    shutil.copytree(sharded / "kept", tmp_path / "kept")
+    for process in launch(sharded, "again"):
+        assert process.returncode == 0, process.stderr[-3000:]
+    assert_same(sharded / "resumed.safetensors", sharded / "whole.safetensors", 0.0)
+    steps("resumed", tmp_path, checkpoint_dir=tmp_path / "kept")
+    assert_same(tmp_path / "resumed.safetensors", sharded / "whole.safetensors", 1e-6)
