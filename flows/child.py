@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -93,17 +93,25 @@ class Child:
             RunError: the handler failed otherwise, the child died, or ``timeout`` seconds passed. In the
                 last two cases the process is gone, and the message ends with its last log lines.
         """
+        with contextlib.closing(self.stream(name, args, timeout)) as messages:
+            while True:
+                try:
+                    progress = next(messages)
+                except StopIteration as end:
+                    return end.value
+                if on_progress is not None:
+                    on_progress(progress)
+
+    def stream(self, name: str, args: dict[str, Any], timeout: float) -> Generator[dict[str, Any], None, Any]:
+        """As ``call``, but the progress messages are what is iterated over; the child goes on meanwhile.
+
+        An iteration that is given up ends the child, since it would still be at work.
+        """
         with self._lock:
-            deadline = _from_now(timeout)
             try:
-                self._send({"call": name, "args": args}, deadline)
-                while True:
-                    message = self._receive(deadline)
-                    if "progress" not in message:
-                        break
-                    deadline = _from_now(timeout)
-                    if on_progress is not None:
-                        on_progress(message["progress"])
+                self._send({"call": name, "args": args}, _from_now(timeout))
+                while "progress" in (message := self._receive(_from_now(timeout))):
+                    yield message["progress"]
             except TimeoutError as error:
                 self.kill()
                 silent = f"{self._name}: {name} was silent for {timeout:g} seconds and has been ended"

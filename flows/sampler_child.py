@@ -6,7 +6,6 @@ score {sequences}. Every load ends with the weight handshake.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -69,11 +68,12 @@ class SamplerService:
             difference = self._check(self._sampler, probe, fresh=True)
         return {"how": how, "max_difference": difference, "stale_reload": stale, "seconds": time.monotonic() - start}
 
-    def sample(self, args: dict[str, Any], progress: Progress) -> list[list[dict[str, Any]]]:
-        """Responses of each request, as dictionaries of ``Response``'s fields."""
-        requests = [SampleRequest(tuple(r["prompt_ids"]), r["seed"]) for r in args["requests"]]
+    def sample(self, args: dict[str, Any], progress: Progress) -> None:
+        """Sends the responses of each request, as lists of ``Response``'s fields, while the engine goes on."""
+        requests = [SampleRequest(tuple(ids), seed) for ids, seed in args["requests"]]
         groups = self._engine().sample(requests, config.SamplingSettings.model_validate(args["settings"]))
-        return [[asdict(response) for response in group] for group in groups]
+        for _, group in zip(requests, groups, strict=True):
+            progress({"group": [[r.text, r.token_ids, r.logprobs, r.finish_reason] for r in group]})
 
     def score(self, args: dict[str, Any], progress: Progress) -> list[list[float]]:
         """Log-probabilities of each sequence's tokens 1..T-1."""

@@ -1,6 +1,6 @@
 """The parent's side of the sampler: a child process that holds an engine, started when first needed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,9 +10,12 @@ from pipeline import config
 from pipeline.sample import SampleRequest
 from pipeline.types import Response, RunError
 
+# Requests that go to the child in one message. The engine drains between two of them alone.
+REQUESTS_A_CALL = 4096
+
 
 class SamplerProcess:
-    """Samples through a child process; a shard that fails is tried again in a fresh one."""
+    """Samples through a child process; what fails is tried again in a fresh one."""
 
     def __init__(self, sampler: config.Sampler, chat: config.Chat, log: Path, trust_remote_code: bool = False) -> None:
         """Nothing starts before the first ``load``."""
@@ -46,18 +49,36 @@ class SamplerProcess:
 
     def sample(
         self, requests: Sequence[SampleRequest], settings: config.SamplingSettings
-    ) -> list[tuple[Response, ...]]:
-        """See ``pipeline.sample.Sampler.sample``."""
-        args = {
-            "requests": [{"prompt_ids": r.prompt_ids, "seed": r.seed} for r in requests],
-            "settings": settings.model_dump(mode="json"),
-        }
-        return [tuple(_response(r) for r in group) for group in self._call("sample", args)]
+    ) -> Iterator[tuple[Response, ...]]:
+        """See ``pipeline.sample.Sampler.sample``; the engine goes on while the caller is busy with an answer.
+
+        After a failure the requests that have no answer are asked again in a fresh engine; it fails for good when
+        that happened ``retries`` times without an answer in between.
+        """
+        answered, left = 0, self._settings.retries
+        while answered < len(requests):
+            try:
+                for group in self._sample(requests[answered : answered + REQUESTS_A_CALL], settings):
+                    yield group
+                    answered, left = answered + 1, self._settings.retries
+            except RunError:
+                self.kill()
+                if left == 0:
+                    raise
+                left -= 1
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``pipeline.sample.Sampler.score``."""
-        scores: list[list[float]] = self._call("score", {"sequences": [list(s) for s in sequences]})
-        return scores
+        for left in range(self._settings.retries, -1, -1):
+            try:
+                args = {"sequences": [list(s) for s in sequences]}
+                scores: list[list[float]] = self._loaded_child().call("score", args, self._settings.shard_timeout)
+                return scores
+            except RunError:
+                self.kill()
+                if left == 0:
+                    raise
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
         """End the child and free all that it holds; a later ``load`` starts another."""
@@ -89,20 +110,22 @@ class SamplerProcess:
             self._child = Child("flows.sampler_child", self._init, self._log, self._settings.start_timeout)
         return self._child
 
-    def _call(self, name: str, args: dict[str, Any]) -> Any:
+    def _loaded_child(self) -> Child:
         if not self._loaded:
             raise RunError("the sampler was called before it loaded a policy")
-        for left in range(self._settings.retries, -1, -1):
-            try:
-                if self._child is None:
-                    self._running().call("load", self._loaded, self._settings.start_timeout)
-                return self._running().call(name, args, self._settings.shard_timeout)
-            except RunError:
-                self.kill()
-                if left == 0:
-                    raise
-        raise AssertionError("unreachable")
+        if self._child is None or not self._child.alive:
+            self._running().call("load", self._loaded, self._settings.start_timeout)
+        return self._running()
 
-
-def _response(fields: dict[str, Any]) -> Response:
-    return Response(fields["text"], tuple(fields["token_ids"]), tuple(fields["logprobs"]), fields["finish_reason"])
+    def _sample(
+        self, requests: Sequence[SampleRequest], settings: config.SamplingSettings
+    ) -> Iterator[tuple[Response, ...]]:
+        args = {
+            "requests": [(request.prompt_ids, request.seed) for request in requests],
+            "settings": settings.model_dump(mode="json"),
+        }
+        for message in self._loaded_child().stream("sample", args, self._settings.shard_timeout):
+            yield tuple(
+                Response(text, tuple(token_ids), tuple(logprobs), finish_reason)
+                for text, token_ids, logprobs, finish_reason in message["group"]
+            )

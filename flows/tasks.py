@@ -42,9 +42,8 @@ class Stages:
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
         """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads."""
         run_name = f"round {round_} · {self._title(name, round_)}"
-        artefact = _stage.with_options(name=name, task_run_name=run_name, tags=[f"round-{round_}", name])(
-            self, name, round_, inputs
-        )
+        # No tags: Prefect asks its server for a slot of each tag's concurrency limit, which costs seconds a task.
+        artefact = _stage.with_options(name=name, task_run_name=run_name)(self, name, round_, inputs)
         if f"{round_}:{name}" == self._until:
             raise Reached
         return artefact

@@ -5,7 +5,7 @@ to cores never slows training. On CPU both stay warm for the whole run; on an ac
 that is not needed ends before the other starts, unless ``keep_warm`` says otherwise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -91,8 +91,8 @@ class Workers:
 
     def sample(
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
-    ) -> list[tuple[Response, ...]]:
-        """Responses of ``policy`` to one shard; new weights are swapped in and checked against ``probe`` first."""
+    ) -> Iterator[tuple[Response, ...]]:
+        """Responses of ``policy`` to each request; new weights are swapped in and checked against ``probe`` first."""
         if not self._stays_warm():
             self._end_trainer()
         if self._held != str(policy):

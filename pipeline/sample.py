@@ -4,7 +4,7 @@ Torch-free; the engines are in ``sample_vllm``, ``sample_transformers`` and ``sa
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -32,8 +32,8 @@ class Sampler(Protocol):
     def dtype(self) -> str:
         """The precision that the engine computes in: float32, bfloat16 or float16."""
 
-    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[tuple[Response, ...]]:
-        """``settings.n`` responses to each request, in order.
+    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
+        """``settings.n`` responses to each request, in order, each request's as soon as it and those before are done.
 
         Sample k of a request depends on (request.seed, k) and the prompt alone. Log-probabilities are
         those of the policy itself, before temperature and cuts. ``max_tokens`` is clipped to the room

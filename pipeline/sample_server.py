@@ -5,6 +5,7 @@ comes from the environment and is sent nowhere else; a server started here gets 
 """
 
 import contextlib
+import itertools
 import os
 import secrets
 import signal
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -63,15 +64,16 @@ class ServerEngine:
         """Longest prompt + response, in tokens."""
         return self._context
 
-    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[tuple[Response, ...]]:
+    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
         """See ``Sampler.sample``; each sample is an HTTP request of its own."""
         bodies = [
             self._sampling_body(request, settings, seed)
             for request in requests
             for seed in sample_seeds(request, settings.n)
         ]
-        flat = [self._response(answer, settings) for answer in self._pool.map(self._complete, bodies)]
-        return [tuple(flat[i : i + settings.n]) for i in range(0, len(flat), settings.n)]
+        responses = (self._response(answer, settings) for answer in self._pool.map(self._complete, bodies))
+        for _ in requests:
+            yield tuple(itertools.islice(responses, settings.n))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``Sampler.score``."""

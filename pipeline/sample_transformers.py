@@ -5,7 +5,7 @@ depends on its seed and not on its neighbours in the batch, and log-probabilitie
 before temperature and cuts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ from pipeline.chat import Chat
 from pipeline.config import SamplingSettings, TransformersSampler
 from pipeline.sample import SampleRequest, Swap, check_length, engine_dtype, make_response, room_for, sample_seeds
 from pipeline.types import Response, RunError
+
+# Requests whose samples are sorted by length before they are cut into batches.
+SORTED_TOGETHER = 256
 
 
 @dataclass(slots=True)
@@ -74,20 +77,22 @@ class TransformersEngine:
         if self._device == "cuda":
             torch.cuda.empty_cache()
 
-    @torch.inference_mode()
-    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[tuple[Response, ...]]:
+    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
         """See ``Sampler.sample``."""
-        rows = [
-            _Row(r.prompt_ids, room_for(r.prompt_ids, settings.max_tokens, self.context), self._generator(seed))
-            for r in requests
-            for seed in sample_seeds(r, settings.n)
-        ]
-        # Prompts of one length share a batch where possible, for less padding.
-        by_length = sorted(rows, key=lambda row: len(row.prompt_ids))
-        for start in range(0, len(by_length), self._settings.batch_size):
-            self._decode(by_length[start : start + self._settings.batch_size], settings)
-        flat = [make_response(self._chat, row.token_ids, row.logprobs, settings.stop) for row in rows]
-        return [tuple(flat[i : i + settings.n]) for i in range(0, len(flat), settings.n)]
+        rooms = [room_for(request.prompt_ids, settings.max_tokens, self.context) for request in requests]
+        for start in range(0, len(requests), SORTED_TOGETHER):
+            together = slice(start, start + SORTED_TOGETHER)
+            rows = [
+                _Row(request.prompt_ids, room, self._generator(seed))
+                for request, room in zip(requests[together], rooms[together], strict=True)
+                for seed in sample_seeds(request, settings.n)
+            ]
+            # Prompts of one length share a batch where possible, for less padding.
+            by_length = sorted(rows, key=lambda row: len(row.prompt_ids))
+            for first in range(0, len(by_length), self._settings.batch_size):
+                self._decode(by_length[first : first + self._settings.batch_size], settings)
+            flat = [make_response(self._chat, row.token_ids, row.logprobs, settings.stop) for row in rows]
+            yield from (tuple(flat[i : i + settings.n]) for i in range(0, len(flat), settings.n))
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -108,6 +113,7 @@ class TransformersEngine:
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self._device).manual_seed(seed)
 
+    @torch.inference_mode()
     def _decode(self, rows: list[_Row], settings: SamplingSettings) -> None:
         """Extend every row until an end token, a stop string or its room's end."""
         from transformers import DynamicCache

@@ -6,8 +6,9 @@ generation config is ignored.
 """
 
 import gc
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.chat import Chat
@@ -60,21 +61,45 @@ class VllmEngine:
         """Longest prompt + response, in tokens."""
         return int(self._llm.llm_engine.model_config.max_model_len)
 
-    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> list[tuple[Response, ...]]:
-        """See ``Sampler.sample``; each sample is a request of its own, and prefix caching shares the prompt."""
-        prompts: list[Any] = []
-        params: list[Any] = []
-        for request in requests:
-            room = room_for(request.prompt_ids, settings.max_tokens, self.context)
-            for seed in sample_seeds(request, settings.n):
-                prompts.append({"prompt_token_ids": list(request.prompt_ids)})
-                params.append(self._params(settings, room, seed))
-        outputs = self._generate(prompts, params)
-        flat = [
-            make_response(self._chat, o.token_ids, _sampled_logprobs(o.token_ids, o.logprobs), settings.stop)
-            for o in (output.outputs[0] for output in outputs)
-        ]
-        return [tuple(flat[i : i + settings.n]) for i in range(0, len(flat), settings.n)]
+    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
+        """See ``Sampler.sample``; each sample is a request of its own, and prefix caching shares the prompt.
+
+        As many samples wait in the engine as it decodes together, so that its batch stays full to the last.
+        """
+        rooms = [room_for(request.prompt_ids, settings.max_tokens, self.context) for request in requests]
+        samples = (
+            (request.prompt_ids, self._params(settings, room, seed))
+            for request, room in zip(requests, rooms, strict=True)
+            for seed in sample_seeds(request, settings.n)
+        )
+        responses = self._in_order(samples, settings.stop)
+        for _ in requests:
+            yield tuple(itertools.islice(responses, settings.n))
+
+    def _in_order(self, samples: Iterator[tuple[tuple[int, ...], Any]], stop: Sequence[str]) -> Iterator[Response]:
+        """The response to each of ``samples`` (prompt ids, parameters) as soon as it and those before are done."""
+        engine, numbers = self._llm.llm_engine, itertools.count()
+        under_way: set[str] = set()
+        done: dict[int, Response] = {}
+        given = 0
+        try:
+            while True:
+                room = 2 * self._settings.max_num_seqs - len(under_way)
+                for (ids, params), number in zip(itertools.islice(samples, room), numbers, strict=False):
+                    under_way.add(str(number))
+                    engine.add_request(str(number), {"prompt_token_ids": list(ids)}, params)
+                if not under_way:
+                    return
+                for output in engine.step():
+                    under_way.remove(output.request_id)
+                    sampled = output.outputs[0]
+                    logprobs = _sampled_logprobs(sampled.token_ids, sampled.logprobs)
+                    done[int(output.request_id)] = make_response(self._chat, sampled.token_ids, logprobs, stop)
+                while given in done:
+                    yield done.pop(given)
+                    given += 1
+        finally:
+            engine.abort_request(list(under_way))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``Sampler.score``."""
@@ -148,8 +173,10 @@ class VllmEngine:
 
     def _params(self, settings: SamplingSettings, max_tokens: int, seed: int) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
+            output_kind=RequestOutputKind.FINAL_ONLY,
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
@@ -159,6 +186,7 @@ class VllmEngine:
             stop_token_ids=sorted(self._chat.end_ids),
             seed=seed,
             logprobs=0,
+            flat_logprobs=True,
             detokenize=bool(settings.stop),
         )
 

@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ class InventedResponses:
 
     def sample(
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
-    ) -> list[tuple[Response, ...]]:
+    ) -> Iterator[tuple[Response, ...]]:
         self.asked.append((policy, probe))
-        return [self._group(random.Random(request.seed), settings.n) for request in requests]
+        return (self._group(random.Random(request.seed), settings.n) for request in requests)
 
     def _group(self, draw: random.Random, count: int) -> tuple[Response, ...]:
         kinds = [good, bad, *draw.choices([good, bad], k=count)]

@@ -3,7 +3,8 @@
 Shard by shard: what was written before a kill is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -17,7 +18,10 @@ from pipeline.config import RunConfig, SamplingSettings
 from pipeline.rows import read_groups, read_preferences, write_groups
 from pipeline.sample import SampleRequest
 from pipeline.store import Stage
-from pipeline.types import Group, Prompt, RunError, derive_seed
+from pipeline.types import Group, Prompt, Response, RunError, derive_seed
+
+Answer = tuple[Response, ...]
+Shard = Sequence[tuple[Prompt, tuple[int, ...]]]
 
 
 def samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
@@ -83,21 +87,36 @@ def _sample(
     kept = [(prompt, ids) for prompt, ids in tokenised if len(ids) <= config.chat.max_prompt_tokens]
     if not kept:
         raise RunError(f"all {len(prompts)} prompts are longer than chat.max_prompt_tokens")
-    done = tokens = 0
-    for index, start in enumerate(range(0, len(kept), config.shard_size)):
-        shard = kept[start : start + config.shard_size]
-        file = folder / f"shard_{index:05d}.parquet"
-        if not file.exists():
-            requests = [
-                SampleRequest(ids, derive_seed(config.seed, purpose, round_, prompt.id)) for prompt, ids in shard
-            ]
-            answers = workers.sample(policy, source.folder, requests, settings)
-            groups = [Group(prompt, ids, answer) for (prompt, ids), answer in zip(shard, answers, strict=True)]
-            write_groups(file, groups)
-            tokens += sum(len(response.token_ids) for answer in answers for response in answer)
-        done += len(shard)
-        context.report(done, len(kept), f"{tokens} tokens")
+    shards = {
+        folder / f"shard_{index:05d}.parquet": kept[start : start + config.shard_size]
+        for index, start in enumerate(range(0, len(kept), config.shard_size))
+    }
+    missing = {file: shard for file, shard in shards.items() if not file.exists()}
+    requests = [
+        SampleRequest(ids, derive_seed(config.seed, purpose, round_, prompt.id))
+        for shard in missing.values()
+        for prompt, ids in shard
+    ]
+    if requests:
+        # One call for all shards: the engine is at work on the next ones while one is written.
+        answers = workers.sample(policy, source.folder, requests, settings)
+        _write(context, missing, answers, len(kept) - len(requests), len(kept))
     return Outcome(len(kept), _metrics(folder, len(prompts) - len(kept), workers.swaps.get(str(policy))))
+
+
+def _write(context: Context, shards: Mapping[Path, Shard], answers: Iterator[Answer], done: int, total: int) -> None:
+    """Write each shard to its file as soon as the answers to its prompts are there."""
+    tokens = 0
+    for file, shard in shards.items():
+        groups = []
+        for (prompt, ids), answer in zip(shard, islice(answers, len(shard)), strict=True):
+            groups.append(Group(prompt, ids, answer))
+            done, tokens = done + 1, tokens + sum(len(response.token_ids) for response in answer)
+            context.report(done, total, f"{tokens} tokens")
+        write_groups(file, groups)
+    # A call that is not heard to its end counts as given up.
+    if next(answers, None) is not None:
+        raise RunError("the sampler answered more prompts than it was asked")
 
 
 def policy_chat(config: RunConfig, policy: Path) -> Chat:

@@ -16,11 +16,14 @@ WARM = 8
 
 
 def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
-    """Seconds of one ``LLM.generate`` over all prompts, after a small one that is not counted.
+    """Seconds of one ``LLM.generate`` over all prompts, after a small one that is not counted, drawn in two ways.
+
+    ``same_settings``: as a run asks for it, each sample with its own seed and its tokens' log-probabilities. ``plain``:
+    one request draws all samples of a prompt, without seeds or log-probabilities, and the engine decodes the text.
 
     ``job``: the policy's folder, that of the samples, ``n`` and ``max_tokens``. The engine gets the settings that
     prefloop's sampler gives it where they change what is computed (precision, context, eager mode); all else is vLLM's
-    default, and one request draws all samples of a prompt.
+    default.
     """
     sampler = VllmSampler()
     os.environ.update(engine_environment(sampler))
@@ -35,19 +38,22 @@ def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
         max_model_len=longest + job["max_tokens"] + 1,
         enforce_eager=sampler.enforce_eager,
         generation_config="vllm",
-        # A seeded request needs this off in vLLM 0.32.0 on CPU; here it only keeps the two sides alike.
+        # A seeded request needs this off in vLLM 0.32.0 on CPU.
         enable_chunked_prefill=False,
     )
-    params = SamplingParams(
-        n=job["n"], temperature=1.0, max_tokens=job["max_tokens"], stop_token_ids=sorted(chat.end_ids)
-    )
-    llm.generate(prompts[:WARM], params, use_tqdm=False)
-    start = time.perf_counter()
-    outputs = llm.generate(prompts, params, use_tqdm=False)
-    seconds = time.perf_counter() - start
-    answers = [answer for output in outputs for answer in output.outputs]
-    tokens = sum(len(answer.token_ids) for answer in answers)
-    return {"seconds": seconds, "tokens": tokens, "responses": len(answers), "tokens_per_second": tokens / seconds}
+    shared: Facts = {"temperature": 1.0, "max_tokens": job["max_tokens"], "stop_token_ids": sorted(chat.end_ids)}
+    each = [prompt for prompt in prompts for _ in range(job["n"])]
+    seeded = [SamplingParams(seed=seed, logprobs=0, detokenize=False, **shared) for seed in range(len(each))]
+    ways = {"plain": (prompts, SamplingParams(n=job["n"], **shared)), "same_settings": (each, seeded)}
+    facts: Facts = {}
+    for name, (asked, params) in ways.items():
+        llm.generate(asked[:WARM], params[:WARM] if isinstance(params, list) else params, use_tqdm=False)
+        start = time.perf_counter()
+        outputs = llm.generate(asked, params, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        tokens = sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
+        facts[name] = {"seconds": seconds, "tokens": tokens, "tokens_per_second": tokens / seconds}
+    return facts
 
 
 if __name__ == "__main__":

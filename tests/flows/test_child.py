@@ -72,6 +72,24 @@ def test_progress_starts_the_deadline_anew(child: Child) -> None:
     assert child.call("count", {"total": 4, "seconds": 0.4}, 1.0) == "counted"
 
 
+def test_a_stream_goes_on_while_it_is_not_read_and_its_reader_s_time_is_not_the_child_s(child: Child) -> None:
+    started = time.monotonic()
+    messages = child.stream("count", {"total": 4, "seconds": 0.3}, 0.8)
+    seen = [next(messages)["done"]]
+    time.sleep(1.0)  # longer than the child may be silent
+    seen += [message["done"] for message in messages]
+    assert seen == [1, 2, 3, 4]
+    assert time.monotonic() - started < 0.3 + 1.0 + 3 * 0.3  # the last three were counted in the meantime
+
+
+def test_a_stream_that_is_given_up_ends_the_child(tmp_path: Path) -> None:
+    with start(tmp_path) as given_up:
+        messages = given_up.stream("count", {"total": 1000, "seconds": 0.01}, 5)
+        assert next(messages) == {"done": 1}
+        messages.close()
+        assert not given_up.alive
+
+
 def test_callers_in_threads_take_turns(child: Child) -> None:
     answers: dict[int, Any] = {}
     threads = [

@@ -36,6 +36,7 @@ with get_client(sync_client=True) as client:
             "started": str(run.start_time),
             "state": run.state.type.value,
             "tasks": {task.name: task.state.type.value for task in tasks},
+            "tags": sorted(tag for task in tasks for tag in task.tags),
         })
 found.sort(key=lambda run: run["started"])
 print(json.dumps(found))
@@ -194,6 +195,7 @@ def test_an_interrupted_run_says_so_and_ends_its_children(
 def test_a_run_without_a_server_is_listed_by_one_started_later(home: dict[str, str], finished: Path) -> None:
     run = finished_run(home)
     assert set(run["tasks"].values()) == {"COMPLETED"}
+    assert run["tags"] == []  # each would cost a question about its concurrency limit
     assert {"round 0 · start policy", "round 1 · samples", "round 2 · train · dpo β=0.1"} <= run["tasks"].keys()
 
 

@@ -162,7 +162,8 @@ def assert_holds(process: object, folder: Path) -> None:
     prompt = [draw.randrange(7, 290) for _ in range(280)]  # two full blocks of vLLM's prefix cache
     assert process.score([prompt])[0] == pytest.approx(reference_scores(folder, [prompt])[0], abs=1e-4)
     settings = SamplingSettings(n=2, max_tokens=8)
-    for response in process.sample([SampleRequest(tuple(prompt), 1)], settings)[0]:
+    (responses,) = process.sample([SampleRequest(tuple(prompt), 1)], settings)
+    for response in responses:
         expected = reference_scores(folder, [[*prompt, *response.token_ids]])[0][len(prompt) - 1 :]
         assert response.logprobs == pytest.approx(expected, abs=1e-4)
 

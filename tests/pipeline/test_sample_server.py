@@ -75,7 +75,7 @@ def test_a_request_carries_ids_seed_and_limits_and_its_answer_becomes_a_response
 ) -> None:
     monkeypatch.setenv("PREFLOOP_TEST_KEY", KEY)
     engine = connect(server)
-    responses = engine.sample([SampleRequest((1, 3, 20), 5)], config.SamplingSettings(n=2, max_tokens=100))[0]
+    (responses,) = engine.sample([SampleRequest((1, 3, 20), 5)], config.SamplingSettings(n=2, max_tokens=100))
     assert [(r.token_ids, r.logprobs, r.finish_reason) for r in responses] == [((9, 6), (-0.5, -0.25), "stop")] * 2
     keys, bodies = zip(*server.seen, strict=True)
     assert set(keys) == {f"Bearer {KEY}"}
@@ -88,7 +88,7 @@ def test_a_request_carries_ids_seed_and_limits_and_its_answer_becomes_a_response
 def test_no_key_in_the_environment_sends_none(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFLOOP_TEST_KEY", raising=False)
     engine = connect(server)
-    engine.sample([SampleRequest((1,), 5)], config.SamplingSettings(n=1))
+    list(engine.sample([SampleRequest((1,), 5)], config.SamplingSettings(n=1)))
     assert server.seen[0][0] is None
     engine.close()
 
@@ -115,7 +115,7 @@ def test_a_server_that_is_not_vllm(server: Server) -> None:
     engine = connect(server)
     server.choice = {"text": "words"}
     with pytest.raises(UserError, match="returns no token ids"):
-        engine.sample([SampleRequest((1,), 5)], config.SamplingSettings(n=1))
+        list(engine.sample([SampleRequest((1,), 5)], config.SamplingSettings(n=1)))
     engine.close()
     server.models = [{"id": "mine"}]
     with pytest.raises(UserError, match="is no vLLM server"):

@@ -27,8 +27,12 @@ GREEDY = SamplingSettings(n=1, temperature=0, max_tokens=20)
 
 
 class Engine(Protocol):
-    def sample(self, requests: list[SampleRequest], settings: SamplingSettings) -> list[tuple[Response, ...]]: ...
+    def sample(self, requests: list[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]: ...
     def score(self, sequences: list[list[int]]) -> list[list[float]]: ...
+
+
+def sampled(engine: Engine, requests: list[SampleRequest], settings: SamplingSettings) -> list[tuple[Response, ...]]:
+    return list(engine.sample(requests, settings))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,8 @@ def engine(
     kind: Kind = request.param
     match kind:
         case "vllm":
-            with vllm_process(tmp_path_factory.mktemp("log") / "log") as process:
+            # So few at once that most samples wait for room.
+            with vllm_process(tmp_path_factory.mktemp("log") / "log", max_num_seqs=6) as process:
                 process.load(str(folder))
                 yield process
         case "transformers":
@@ -95,7 +100,7 @@ def greedy(model: LlamaForCausalLM | GPT2LMHeadModel, prompt: tuple[int, ...], t
 
 
 def test_greedy_ids_are_those_of_plain_forward_passes(engine: Engine, greedy_answers: list[Answer]) -> None:
-    answers = engine.sample([request for request, _ in greedy_answers], GREEDY)
+    answers = sampled(engine, [request for request, _ in greedy_answers], GREEDY)
     assert [group[0].token_ids for group in answers] == [ids for _, ids in greedy_answers]
     assert {group[0].finish_reason for group in answers} == {"stop", "length"}
 
@@ -103,7 +108,7 @@ def test_greedy_ids_are_those_of_plain_forward_passes(engine: Engine, greedy_ans
 def test_logprobs_are_the_model_s_own_whatever_the_temperature_and_cuts(engine: Engine, folder: Path) -> None:
     asked = requests(6)
     settings = SamplingSettings(n=2, temperature=0.6, top_p=0.8, top_k=20, min_p=0.01, max_tokens=20)
-    for request, group in zip(asked, engine.sample(asked, settings), strict=True):
+    for request, group in zip(asked, sampled(engine, asked, settings), strict=True):
         for response in group:
             whole = [*request.prompt_ids, *response.token_ids]
             expected = reference_scores(folder, [whole])[0][len(request.prompt_ids) - 1 :]
@@ -121,7 +126,7 @@ def test_scores_are_those_of_plain_forward_passes(engine: Engine, folder: Path) 
 
 def test_an_end_token_only_where_the_model_stopped(engine: Engine) -> None:
     settings = SamplingSettings(n=8, temperature=1.5, max_tokens=40)
-    responses = [r for group in engine.sample(requests(12), settings) for r in group]
+    responses = [r for group in sampled(engine, requests(12), settings) for r in group]
     assert {r.finish_reason for r in responses} == {"stop", "length"}
     for response in responses:
         ends = [i for i, token in enumerate(response.token_ids) if token in END_IDS]
@@ -134,14 +139,14 @@ def test_an_end_token_only_where_the_model_stopped(engine: Engine) -> None:
 def test_a_sample_depends_on_its_seed_alone(engine: Engine) -> None:
     settings = SamplingSettings(n=4, max_tokens=12)
     asked = requests(9)
-    first = engine.sample(asked, settings)
+    first = sampled(engine, asked, settings)
     assert all(len({r.token_ids for r in group}) == 4 for group in first)
-    assert _same_ids(engine.sample(asked, settings), first)
+    assert _same_ids(sampled(engine, asked, settings), first)
     # Another batch, another order, fewer samples.
-    assert _same_ids(engine.sample(asked[::-1], settings), first[::-1])
-    assert _same_ids(engine.sample(asked[3:4], settings), first[3:4])
-    assert _same_ids(engine.sample(asked, settings.model_copy(update={"n": 2})), [group[:2] for group in first])
-    reseeded = engine.sample([SampleRequest(r.prompt_ids, r.seed + 1000) for r in asked], settings)
+    assert _same_ids(sampled(engine, asked[::-1], settings), first[::-1])
+    assert _same_ids(sampled(engine, asked[3:4], settings), first[3:4])
+    assert _same_ids(sampled(engine, asked, settings.model_copy(update={"n": 2})), [group[:2] for group in first])
+    reseeded = sampled(engine, [SampleRequest(r.prompt_ids, r.seed + 1000) for r in asked], settings)
     assert all(
         a.token_ids != b.token_ids
         for one, other in zip(first, reseeded, strict=True)
@@ -154,7 +159,7 @@ def _same_ids(one: list[tuple[Response, ...]], other: list[tuple[Response, ...]]
 
 
 def first_tokens(engine: Engine, prompt: tuple[int, ...], settings: SamplingSettings) -> Counter[int]:
-    return Counter(r.token_ids[0] for r in engine.sample([SampleRequest(prompt, 5)], settings)[0])
+    return Counter(r.token_ids[0] for r in sampled(engine, [SampleRequest(prompt, 5)], settings)[0])
 
 
 def test_frequencies_follow_the_tempered_distribution(engine: Engine, model: LlamaForCausalLM) -> None:
@@ -181,13 +186,13 @@ def test_cuts_leave_exactly_the_tokens_that_they_should(engine: Engine, model: L
 def test_max_tokens_is_clipped_to_the_room_that_the_prompt_leaves(engine: Engine, model: LlamaForCausalLM) -> None:
     asked = [r for r in requests(4, CONTEXT - 3, CONTEXT - 3) if len(greedy(model, r.prompt_ids, 3)) == 3]
     assert asked
-    for group in engine.sample(asked, SamplingSettings(n=1, temperature=0, max_tokens=100)):
+    for group in sampled(engine, asked, SamplingSettings(n=1, temperature=0, max_tokens=100)):
         assert (len(group[0].token_ids), group[0].finish_reason) == (3, "length")
 
 
 def test_a_prompt_that_fills_the_context_is_an_error(engine: Engine) -> None:
     with pytest.raises(UserError, match=f"a prompt of {CONTEXT} tokens leaves no room"):
-        engine.sample(requests(1, CONTEXT, CONTEXT), SamplingSettings(n=1))
+        sampled(engine, requests(1, CONTEXT, CONTEXT), SamplingSettings(n=1))
 
 
 def test_a_sequence_longer_than_the_context_cannot_be_scored(engine: Engine) -> None:
@@ -203,7 +208,7 @@ def test_stop_strings_end_a_response_and_stay_out_of_its_text(
         # The first printable token from the fourth on whose text did not come before.
         at = next(i for i in range(3, len(ids)) if texts[i].isascii() and texts[i] not in chat.decode(ids[:i]))
         settings = GREEDY.model_copy(update={"stop": (texts[at],)})
-        response = engine.sample([request], settings)[0][0]
+        response = sampled(engine, [request], settings)[0][0]
         assert response.token_ids == ids[: at + 1]
         assert response.finish_reason == "stop"
         assert response.text == chat.decode(ids[:at])
@@ -211,12 +216,12 @@ def test_stop_strings_end_a_response_and_stay_out_of_its_text(
 
 def test_more_prompt_tokens_than_one_engine_step_takes(engine: Engine) -> None:
     # vLLM on CPU takes 4096 a step; with split prompts, seeded requests end its engine.
-    answers = engine.sample(requests(40, 150, 290), SamplingSettings(n=2, max_tokens=2))
+    answers = sampled(engine, requests(40, 150, 290), SamplingSettings(n=2, max_tokens=2))
     assert all(len(group) == 2 for group in answers)
 
 
 def test_nothing_asked_nothing_answered(engine: Engine) -> None:
-    assert engine.sample([], SamplingSettings()) == []
+    assert sampled(engine, [], SamplingSettings()) == []
     assert engine.score([]) == []
 
 
@@ -227,7 +232,7 @@ def test_padding_does_not_shift_absolute_positions(tmp_path: Path, chat: Chat, f
     gpt2.save_pretrained(tmp_path)
     engine = TransformersEngine(str(tmp_path), chat, config.TransformersSampler(dtype="float32"))
     asked = requests(6)
-    answers = engine.sample(asked, GREEDY)
+    answers = sampled(engine, asked, GREEDY)
     assert [group[0].token_ids for group in answers] == [greedy(gpt2, r.prompt_ids, 20) for r in asked]
 
 

@@ -1,0 +1,82 @@
+"""The sampler's process as its callers see it: answers come while it works, and a crash costs no answer."""
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_model import save_tiny_model
+from tiny_sampler import write_true_probe
+
+from flows import sampler_process
+from flows.sampler_process import SamplerProcess
+from pipeline import config
+from pipeline.config import SamplingSettings
+from pipeline.sample import SampleRequest
+from pipeline.types import Response, RunError
+
+SETTINGS = SamplingSettings(n=2, max_tokens=8)
+
+
+def requests(count: int) -> list[SampleRequest]:
+    draw = random.Random(1)
+    return [SampleRequest(tuple(draw.randrange(7, 290) for _ in range(9)), i) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_true_probe(save_tiny_model(tmp_path_factory.mktemp("policy")))
+
+
+@pytest.fixture
+def process(folder: Path, tmp_path: Path) -> Iterator[SamplerProcess]:
+    settings = config.TransformersSampler(dtype="float32", batch_size=4, retries=1)
+    with SamplerProcess(settings, config.Chat(), tmp_path / "log") as made:
+        made.load(str(folder))
+        yield made
+
+
+def crash(process: SamplerProcess) -> None:
+    child = process._child
+    assert child is not None
+    os.kill(child.pid, signal.SIGKILL)
+
+
+def same(one: list[tuple[Response, ...]], other: list[tuple[Response, ...]]) -> bool:
+    return [[r.token_ids for r in group] for group in one] == [[r.token_ids for r in group] for group in other]
+
+
+def test_a_crash_in_the_middle_costs_no_answer_and_changes_none(
+    process: SamplerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(20)
+    expected = list(process.sample(asked, SETTINGS))
+    monkeypatch.setattr(sampler_process, "REQUESTS_A_CALL", 8)
+    answers = process.sample(asked, SETTINGS)
+    got = [next(answers)]
+    for _ in range(2):  # more often than ``retries``, but with answers in between
+        crash(process)
+        got += [next(answers) for _ in range(9)]
+    assert same([*got, *answers], expected)
+
+
+def test_a_crash_without_an_answer_in_between_is_final(process: SamplerProcess, folder: Path) -> None:
+    answers = process.sample(requests(4), SETTINGS)
+    (folder / "config.json").rename(folder / "hidden.json")
+    crash(process)
+    try:
+        with pytest.raises(RunError, match="cannot load"):
+            next(answers)
+    finally:
+        (folder / "hidden.json").rename(folder / "config.json")
+
+
+def test_an_engine_that_was_given_up_is_replaced(process: SamplerProcess) -> None:
+    asked = requests(12)
+    expected = list(process.sample(asked, SETTINGS))
+    answers = process.sample(asked, SETTINGS)
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    assert same(list(process.sample(asked, SETTINGS)), expected)
