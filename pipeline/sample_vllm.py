@@ -93,13 +93,15 @@ class VllmEngine:
                 for output in engine.step():
                     under_way.remove(output.request_id)
                     sampled = output.outputs[0]
-                    logprobs = _sampled_logprobs(sampled.token_ids, sampled.logprobs)
+                    # Of each token's own alone: no others were asked for.
+                    logprobs = sampled.logprobs.logprobs
                     done[int(output.request_id)] = make_response(self._chat, sampled.token_ids, logprobs, stop)
                 while given in done:
                     yield done.pop(given)
                     given += 1
-        finally:
+        except GeneratorExit:
             engine.abort_request(list(under_way))
+            raise
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``Sampler.score``."""

@@ -99,10 +99,10 @@ class Steps:
             shard(facts, sharding, accelerator)
         policy = trainable(model)
         groups = [Group(policy, settings.weight_decay), *self.companions.groups(settings)]
-        module, optimiser = facts, make_optimiser(groups, settings)
+        wrapped, optimiser = facts, make_optimiser(groups, settings)
         if sharding is None:
-            module, optimiser = accelerator.prepare(module, optimiser)
-        self._objective = Objective(module, loss, self.companions, accelerator)
+            wrapped, optimiser = accelerator.prepare(wrapped, optimiser)
+        self._objective = Objective(wrapped, loss, self.companions, accelerator)
         parameters = {**policy, **self.companions.named()}
         self.trained = Trained(parameters, self.companions.named_constants(), optimiser)
 

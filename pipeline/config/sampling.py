@@ -40,11 +40,11 @@ class VllmSampler(Closed):
         json_schema_extra=OPERATIONAL,
     )
     start_timeout: float = Field(600, gt=0, description="seconds", json_schema_extra=OPERATIONAL)
-    shard_timeout: float = Field(1800, gt=0, description="seconds for one shard", json_schema_extra=OPERATIONAL)
+    shard_timeout: float = Field(1800, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(
         1,
         ge=0,
-        description="a failed shard is tried again this often, in a fresh engine",
+        description="how often in a row unanswered prompts are asked again, in a fresh engine",
         json_schema_extra=OPERATIONAL,
     )
 
@@ -57,7 +57,7 @@ class TransformersSampler(Closed):
     batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
     keep_warm: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=OPERATIONAL)
     start_timeout: float = Field(600, gt=0, description="seconds", json_schema_extra=OPERATIONAL)
-    shard_timeout: float = Field(3600, gt=0, description="seconds for one shard", json_schema_extra=OPERATIONAL)
+    shard_timeout: float = Field(3600, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(1, ge=0, json_schema_extra=OPERATIONAL)
 
 
@@ -84,7 +84,7 @@ class ServerSampler(Closed):
     )
     concurrency: int = Field(32, ge=1, description="requests under way at once", json_schema_extra=OPERATIONAL)
     start_timeout: float = Field(600, gt=0, description="seconds", json_schema_extra=OPERATIONAL)
-    shard_timeout: float = Field(3600, gt=0, description="seconds for one shard", json_schema_extra=OPERATIONAL)
+    shard_timeout: float = Field(3600, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(1, ge=0, json_schema_extra=OPERATIONAL)
     keep_warm: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=OPERATIONAL)
 
