@@ -1,4 +1,4 @@
-"""The command line: ``prefloop run | show | check | pairs | losses | ui``.
+"""The command line: ``prefloop run | show | check | plan | pairs | losses | ui``.
 
 Exit codes: 0 done, 1 a failure while running, 2 a mistake in config or data, 130 interrupted.
 """
@@ -86,6 +86,47 @@ def check(items: Items) -> None:
     from flows.checking import check_config
 
     check_config(*_split(items))
+
+
+@app.command()
+def plan(
+    items: Items,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="where the run's folder is to be  [default: runs/NAME]", show_default=False)
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND=N,...|FILE",
+            help="tokens a second of sampling, labelling, scoring, training; or a YAML file of these",
+            show_default=False,
+        ),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="measure the other rates: a few seconds of sampling and labelling")
+    ] = False,
+    response_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="mean tokens of a sampled response  [default: sampling.max_tokens]", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="bytes, tokens and seconds as JSON")] = False,
+) -> None:
+    """Tell what a run needs in memory, on disk and in time; exit code 1 if this machine does not have it."""
+    from flows.plan_rates import given_rates
+
+    # Rates are read first: a mistake in them is known at once.
+    given = {} if rates is None else given_rates(rates)
+    from flows.plan import plan_config
+    from flows.plan_table import print_plan
+
+    made = plan_config(*_split(items), run_dir, given, probe=probe, response_tokens=response_tokens)
+    if as_json:
+        print(json.dumps(made.plain(), indent=1))
+    else:
+        print_plan(made)
+    raise typer.Exit(0 if made.fits else 1)
 
 
 @app.command()

@@ -39,6 +39,20 @@ def with_context(config: RunConfig) -> Sampler:
     return sampler.model_copy(update={"context": needed})
 
 
+def stays_warm(config: RunConfig) -> bool:
+    """Whether the sampler's process stays while the trainer works, and the other way round."""
+    if isinstance(config.sampler, ServerSampler) and config.sampler.base_url is not None:
+        # It holds no memory here, and what it remembers of the server's old weights tells stale ones.
+        return True
+    match config.sampler.keep_warm:
+        case "always":
+            return True
+        case "never":
+            return False
+        case "auto":
+            return not has_accelerator()
+
+
 class Workers:
     """Starts each child when it is first asked for; ``close`` (or leaving the block) ends both."""
 
@@ -69,7 +83,7 @@ class Workers:
 
     def run_stage(self, round_: int, name: str, report: Report) -> None:
         """Run a torch stage in the trainer child, which commits it itself."""
-        if not self._stays_warm():
+        if not stays_warm(self._config):
             self._end_sampler()
         if self._trainer is None:
             init = {"run": str(self._root), "config": self._config.model_dump(mode="json")}
@@ -93,25 +107,13 @@ class Workers:
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> Iterator[tuple[Response, ...]]:
         """Responses of ``policy`` to each request; new weights are swapped in and checked against ``probe`` first."""
-        if not self._stays_warm():
+        if not stays_warm(self._config):
             self._end_trainer()
         if self._held != str(policy):
             self._held = None
             self.swaps[str(policy)] = self._sampler.load(str(policy), str(probe))
             self._held = str(policy)
         return self._sampler.sample(requests, settings)
-
-    def _stays_warm(self) -> bool:
-        if isinstance(self._config.sampler, ServerSampler) and self._config.sampler.base_url is not None:
-            # It holds no memory here, and what it remembers of the server's old weights tells stale ones.
-            return True
-        match self._config.sampler.keep_warm:
-            case "always":
-                return True
-            case "never":
-                return False
-            case "auto":
-                return not has_accelerator()
 
     def _end_sampler(self) -> None:
         self._held = None

@@ -36,6 +36,8 @@ TORCH_FREE = [
     "evaluate",
     "label",
     "launch",
+    "plan",
+    "plan_examples",
     "progress",
     "rounds_table",
     "schedule",

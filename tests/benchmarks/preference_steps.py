@@ -30,11 +30,20 @@ Steps = Callable[[LlamaForCausalLM, list[Pair], Facts, Path], Outcome]
 
 def our_steps(model: LlamaForCausalLM, pairs: list[Pair], job: Facts, folder: Path) -> Outcome:
     """Steps of ``pipeline.train`` with its default batching."""
+    from pipeline.losses import load_preset
+    from pipeline.train import StepReport, train
+
+    examples, settings = our_examples(pairs, job), our_settings(job)
+    reports: list[StepReport] = []
+    train(model, examples, load_preset("dpo", beta=BETA), settings, seed=0, on_step=reports.append)
+    return sum(r.seconds for r in reports), sum(r.loss for r in reports) / len(reports)
+
+
+def our_examples(pairs: list[Pair], job: Facts) -> list[Any]:
+    """The trainer's examples of ``pairs``."""
     from dataclasses import replace
 
-    from pipeline.config import Optimisation
-    from pipeline.losses import load_preset
-    from pipeline.train import Example, StepReport, train
+    from pipeline.examples import Example
 
     nats = reference_nats(SHAPES[job["shape"]])
     examples = []
@@ -42,7 +51,14 @@ def our_steps(model: LlamaForCausalLM, pairs: list[Pair], job: Facts, folder: Pa
         example = Example.pair(str(index), pair.prompt, pair.chosen, pair.rejected)
         given = [replace(c, references=((nats,) * len(c.ids),)) for c in example.continuations]
         examples.append(example.with_continuations(given))
-    settings = Optimisation(
+    return examples
+
+
+def our_settings(job: Facts) -> Any:
+    """The trainer's settings."""
+    from pipeline.config import Optimisation
+
+    return Optimisation(
         batch_size=job["batch_size"],
         learning_rate=RATE,
         schedule="constant",
@@ -50,9 +66,16 @@ def our_steps(model: LlamaForCausalLM, pairs: list[Pair], job: Facts, folder: Pa
         dtype=job["dtype"],
         **job.get("ours", {}),
     )
-    reports: list[StepReport] = []
-    train(model, examples, load_preset("dpo", beta=BETA), settings, seed=0, on_step=reports.append)
-    return sum(r.seconds for r in reports), sum(r.loss for r in reports) / len(reports)
+
+
+def planned_mib(config: Any, pairs: list[Pair], job: Facts) -> float:
+    """What ``prefloop plan`` says that these steps add to a process that holds the model, in MiB."""
+    from flows.plan_processes import training_memory
+    from pipeline.losses import load_preset
+    from pipeline.plan_probe import Probed
+
+    probed = Probed(config, load_preset("dpo", beta=BETA))
+    return training_memory(probed, our_examples(pairs, job), our_settings(job), seed=0)[0].above_model / 1024**2
 
 
 def their_steps(model: LlamaForCausalLM, pairs: list[Pair], job: Facts, folder: Path) -> Outcome:
@@ -133,6 +156,9 @@ def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
     whole = time.perf_counter() - start
     facts: Facts = {"seconds": seconds, "whole_seconds": whole, "pairs_per_second": len(pairs) / seconds, "loss": loss}
     facts |= {"memory_mib": memory.above(), "memory_source": memory.source}
+    if job["side"] == "ours" and job["group"] != "growth":
+        facts["planned_mib"] = planned_mib(model.config, pairs, job)
+        facts["plan_ratio"] = facts["planned_mib"] / facts["memory_mib"]
     # A neighbour's work slows one or the other; the faster one is nearer to what the machine can do.
     operations, rate = unavoidable_operations(shape, pairs), max(before, matrix_rate(job["dtype"], device))
     return facts | {"operations": operations, "matrix_rate": rate, "share": operations / seconds / rate}

@@ -67,6 +67,9 @@ def bars(found: Facts) -> list[Facts]:
     asked.append(bar("grid: largest memory / best micro-batch's", max(memory, default=None), 0.5, at_least=False))
     narrow = max(_values(wide, "memory_ratio_best"), default=None)
     asked.append(bar("vocabulary 128k: memory / best micro-batch's", narrow, 0.25, at_least=False))
+    told = [cell["ours"]["plan_ratio"] for cell in found["cells"] if "plan_ratio" in cell["ours"]]
+    asked.append(bar("plan: lowest estimate / measured memory", min(told, default=None), 0.85, at_least=True))
+    asked.append(bar("plan: highest estimate / measured memory", max(told, default=None), 1.15, at_least=False))
     growth = found.get("growth", {})
     asked.append(bar("many pairs: time a pair / with few", growth.get("time_ratio"), 1.05, at_least=False))
     # What 5 MiB, the noise of resident memory, are among 100,000 pairs; the tokens alone of a pair are more.
@@ -77,7 +80,7 @@ def bars(found: Facts) -> list[Facts]:
 def tables(found: Facts) -> str:
     """Markdown: the cells, growth, the bars, and how the share is counted."""
     header = ["cell", "pairs", "ours /s", "best /s", "(batch)", "8 /s", "ours/best", "ours/8"]
-    header += ["ours MiB", "best MiB", "8 MiB", "share"]
+    header += ["ours MiB", "best MiB", "8 MiB", "plan MiB", "plan/ours", "share"]
     parts = [table(header, [_row(cell) for cell in found["cells"]])] if found["cells"] else []
     if "growth" in found:
         counts = found["growth"]["counts"]
@@ -86,9 +89,9 @@ def tables(found: Facts) -> str:
     parts.append(bars_table(found["bars"]))
     parts.append(
         "best, 8: TRL's DPOTrainer at its fastest micro-batch and at 8. MiB: peak above the process after imports and "
-        "model load. share: unavoidable operations a second over the process's own rate of square matrix products; "
-        "counted are 6 a linear-layer parameter and distinct token (prompts once), the head at response tokens alone, "
-        "and 12 · hidden · layers a visible query-key pair."
+        "model load. plan: what prefloop plan says of that. share: unavoidable operations a second over the process's "
+        "own rate of square matrix products; counted are 6 a linear-layer parameter and distinct token (prompts once), "
+        "the head at response tokens alone, and 12 · hidden · layers a visible query-key pair."
     )
     return "\n\n".join(parts)
 
@@ -100,6 +103,7 @@ def _row(cell: Facts) -> list[str]:
     row += [_shown(best, "pairs_per_second", ".2f"), str(cell["best"] or "—"), _shown(usual, "pairs_per_second", ".2f")]
     row += [_shown(cell, "ratio_best", ".2f"), _shown(cell, "ratio_usual", ".2f")]
     row += [_shown(side, "memory_mib", ".0f") for side in (ours, best, usual)]
+    row += [_shown(ours, "planned_mib", ".0f"), _shown(ours, "plan_ratio", ".2f")]
     return [*row, _shown(ours, "share", ".0%")]
 
 

@@ -1,0 +1,133 @@
+"""What each stage of a run holds in memory, by part."""
+
+from collections.abc import Mapping
+from typing import Any, assert_never
+
+from flows.plan_counts import Planned
+from flows.plan_processes import scoring_memory, training_memory
+from flows.supply import stores_reference, trains_with_reference
+from flows.workers import stays_warm
+from pipeline.config import ClassifierScorer, RunConfig, Sampler, ServerSampler, TransformersSampler, VllmSampler
+from pipeline.losses import Loss
+from pipeline.plan import WEIGHT_BYTES, Parameters, StageMemory
+from pipeline.plan_probe import Probed, classifier_parameters
+from pipeline.reference import PASS_TOKENS
+from pipeline.sample import engine_dtype
+from pipeline.types import derive_seed
+
+MIB, GIB = 1024**2, 1024**3
+# What processes hold that have started and have no model yet, what they share counted with the first; measured on Linux
+# with CPU builds: the command line, its flow and Prefect's server; the trainer; the sampler with vLLM, and without.
+PARENT, TRAINER, VLLM, TRANSFORMERS = 800 * MIB, 450 * MIB, 550 * MIB, 450 * MIB
+ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+# What an engine's own server takes of the accelerator (vLLM's default).
+SERVER_SHARE = 0.9
+ON_DEVICE = frozenset({"weights", "gradients", "optimiser", "activations", "engine"})
+
+
+def stage_memories(
+    config: RunConfig, origin: str, shape: Any, planned: Planned, supervised: Loss, device: int | None
+) -> tuple[tuple[StageMemory, ...], Parameters, float]:
+    """(the stages of a run in their order, the policy's parameters, tokens a second that training goes at).
+
+    Args:
+        config: see there.
+        origin: folder or hub name of the start policy.
+        shape: its transformers config.
+        planned: a round.
+        supervised: the loss of the warm start.
+        device: bytes of the accelerator; None: there is none.
+    """
+    probed = _probed(config, shape)
+    training, rate = training_memory(probed, planned.examples, config.training, derive_seed(config.seed, "train", 1))
+    engine = _engine(config.sampler, origin, shape, training.parameters, planned, device)
+    warm, sampler = stays_warm(config), _sampler_process(config.sampler)
+    resting = {"processes": PARENT + TRAINER} | ({"engine": engine} if warm else {})
+    if warm:
+        resting["processes"] += sampler
+    stages: dict[str, Mapping[str, int]] = {}
+    if planned.warm and config.warm_start is not None:
+        first = Probed(shape, supervised, trust_remote_code=config.trusts_policy)
+        seed = derive_seed(config.seed, "warm start")
+        # The sampler starts with the first evaluation.
+        stages["warm start"] = {
+            "processes": PARENT + TRAINER,
+            **training_memory(first, planned.warm, config.warm_start, seed)[0].parts,
+        }
+    alone = {"processes": PARENT + sampler, "engine": engine}
+    stages["sampling"] = resting if warm else alone
+    if isinstance(config.scorer, ClassifierScorer):
+        stages["labelling"] = {**resting, **_classifier(config.scorer)}
+    scores = "reference, evaluation" if stores_reference(config.loss) else "evaluation"
+    stages[scores] = {**resting, **_scoring(config, probed, planned, training.parameters)}
+    stages["training"] = {**resting, **training.parts}
+    where = frozenset() if device is None else ON_DEVICE
+    named = (StageMemory(name, {n: b for n, b in parts.items() if b}, where) for name, parts in stages.items())
+    return tuple(named), training.parameters, rate
+
+
+def _probed(config: RunConfig, shape: Any) -> Probed:
+    training = config.training
+    # With the adapter off the policy is the round's start; any other reference stands beside it.
+    own_base = training.lora is not None and training.reference == "previous"
+    loss = Loss(config.loss.preset, config.loss)
+    beside = trains_with_reference(config.loss) and not own_base
+    return Probed(shape, loss, training.lora, beside, config.trusts_policy)
+
+
+def _scoring(config: RunConfig, probed: Probed, planned: Planned, parameters: Parameters) -> dict[str, int]:
+    """One model at a time, and its passes over examples or over what was drawn for evaluation."""
+    counts = planned.counts
+    prompt, response = max(1, round(counts.example_prompt_tokens)), max(1, round(counts.example_response_tokens))
+    tokens = min(PASS_TOKENS, config.training.micro_batch_size * (prompt + response))
+    passes = scoring_memory(probed, (prompt, response), tokens, config.training)
+    return {"weights": parameters.total * WEIGHT_BYTES, "activations": passes}
+
+
+def _engine(
+    settings: Sampler, origin: str, shape: Any, parameters: Parameters, planned: Planned, device: int | None
+) -> int:
+    """Bytes of the sampler's weights and cache of keys and values."""
+    if isinstance(settings, ServerSampler) and settings.base_url is not None:
+        return 0
+    weights = parameters.total * ITEM_BYTES[engine_dtype(settings.dtype, origin, device is not None)]
+    match settings:
+        case VllmSampler():
+            if device is not None:
+                return round(settings.gpu_memory_utilization * device)
+            return weights + settings.cpu_kv_cache_gib * GIB
+        case ServerSampler():
+            return weights + GIB if device is None else round(SERVER_SHARE * device)
+        case TransformersSampler():
+            text = shape.get_text_config()
+            heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+            size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+            item = ITEM_BYTES[engine_dtype(settings.dtype, origin, device is not None)]
+            longest = max(e.length for e in planned.examples)
+            per_token: int = 2 * text.num_hidden_layers * heads * size * item
+            return weights + settings.batch_size * longest * per_token
+    assert_never(settings)
+
+
+def _sampler_process(settings: Sampler) -> int:
+    match settings:
+        case VllmSampler():
+            return VLLM
+        case TransformersSampler():
+            return TRANSFORMERS
+        case ServerSampler():
+            # The process that asks, and the server that it starts.
+            return TRANSFORMERS + (VLLM if settings.base_url is None else 0)
+    assert_never(settings)
+
+
+def _classifier(settings: ClassifierScorer) -> dict[str, int]:
+    """A reward model: its weights, and of its longest batch what a layer without gradient has at once.
+
+    Hidden states go in and out, and the feed-forward part holds two or three times its width; 16 times the hidden
+    size covers both.
+    """
+    parameters, hidden = classifier_parameters(settings.path, trust_remote_code=settings.trust_remote_code)
+    item = ITEM_BYTES[settings.dtype]
+    longest = settings.batch_size * settings.max_tokens
+    return {"weights": parameters * item, "activations": 16 * hidden * longest * item}

@@ -1,0 +1,230 @@
+"""The arithmetic of a plan: bytes, tokens and seconds of a round, from counts. Torch-free."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+# Weights, gradients and AdamW's two moments are float32, whatever the matrix products are.
+WEIGHT_BYTES, GRADIENT_BYTES, MOMENT_BYTES = 4, 4, 8
+# Of a stored token: its id, its log-probability and its piece of the text, each written as parquet with zstd, which
+# shortens ids and text and hardly the log-probabilities.
+ID_BYTES, LOGP_BYTES, TEXT_BYTES = 2, 4, 3
+# Of work that goes at a rate of its own.
+KINDS = ("sampling", "labelling", "scoring", "training")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Counts: of the policy (its adapter among them), of those that are trained, and of heads and critics beside it."""
+
+    total: int
+    trained: int
+    beside: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerMemory:
+    """What a training run holds at its peak, in bytes.
+
+    Attributes:
+        parameters: see there.
+        activations: all that comes and goes: what passes keep for their gradient, logits, masks, copies of weights.
+        reference_beside: whether a second model stands beside the policy.
+    """
+
+    parameters: Parameters
+    activations: int
+    reference_beside: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Of the policy, of what is trained beside it, and of the reference model."""
+        models = self.parameters.total * (2 if self.reference_beside else 1)
+        return (models + self.parameters.beside) * WEIGHT_BYTES
+
+    @property
+    def gradients(self) -> int:
+        """Of everything that is trained."""
+        return (self.parameters.trained + self.parameters.beside) * GRADIENT_BYTES
+
+    @property
+    def optimiser(self) -> int:
+        """AdamW's two moments."""
+        return (self.parameters.trained + self.parameters.beside) * MOMENT_BYTES
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by name."""
+        named = {"weights": self.weights, "gradients": self.gradients, "optimiser": self.optimiser}
+        return {**named, "activations": self.activations}
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.parts.values())
+
+    @property
+    def above_model(self) -> int:
+        """What training adds to a process that holds the policy already."""
+        return self.total - self.parameters.total * WEIGHT_BYTES
+
+
+def carried_on(places: Sequence[float], values: Sequence[float], at: float) -> float:
+    """The value at ``at`` on the straight line through the first and last place; the one value, if there is but one.
+
+    >>> carried_on((1, 3), (10, 14), 6)
+    20.0
+    """
+    if len(places) == 1:
+        return values[0]
+    slope = (values[-1] - values[0]) / (places[-1] - places[0])
+    return values[0] + slope * (at - places[0])
+
+
+@dataclass(frozen=True, slots=True)
+class StageMemory:
+    """What is held while a stage runs, in bytes by name; ``on_device``: those of them on the accelerator."""
+
+    stage: str
+    parts: Mapping[str, int]
+    on_device: frozenset[str] = frozenset()
+
+    def total(self, *, device: bool) -> int:
+        """Of the accelerator, or of the machine's own memory."""
+        return sum(size for name, size in self.parts.items() if (name in self.on_device) == device)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What goes through one round, in counts.
+
+    Attributes:
+        prompts: that are sampled from; ``responses`` to each.
+        prompt_tokens, response_tokens: means.
+        examples: that are trained on; ``continuations`` of each.
+        example_prompt_tokens, example_response_tokens: means over the examples, the latter of one continuation.
+        held_out: prompts that are evaluated on, with ``held_out_responses`` each.
+        references: models that score the examples before training, one after the other.
+        epochs: passes over the examples.
+        packing: whether a prompt is computed once for all of its continuations.
+    """
+
+    prompts: int
+    responses: int
+    prompt_tokens: float
+    response_tokens: float
+    examples: int
+    continuations: int
+    example_prompt_tokens: float
+    example_response_tokens: float
+    held_out: int
+    held_out_responses: int
+    references: int
+    epochs: float
+    packing: bool = True
+
+    @property
+    def sampled(self) -> float:
+        """Tokens drawn to train on."""
+        return self.prompts * self.responses * self.response_tokens
+
+    @property
+    def evaluated(self) -> float:
+        """Tokens drawn to evaluate."""
+        return self.held_out * self.held_out_responses * self.response_tokens
+
+    @property
+    def example_tokens(self) -> float:
+        """That one pass over the examples computes."""
+        prompts = 1 if self.packing else self.continuations
+        each = prompts * self.example_prompt_tokens + self.continuations * self.example_response_tokens
+        return self.examples * each
+
+    def tokens(self) -> dict[str, float]:
+        """Computed, or for ``sampling`` drawn, by the round's stages, by the rate that they go at.
+
+        ``scoring``: the examples under each reference; what was drawn for evaluation under this policy, the start and
+        the previous one.
+        """
+        read = self.prompt_tokens + self.response_tokens
+        labelled = self.prompts * self.responses + self.held_out * self.held_out_responses
+        evaluated = self.held_out * self.held_out_responses * read
+        return {
+            "sampling": self.sampled + self.evaluated,
+            "labelling": labelled * read,
+            "scoring": self.references * self.example_tokens + 3 * evaluated,
+            "training": self.epochs * self.example_tokens,
+        }
+
+
+def seconds(tokens: Mapping[str, float], rates: Mapping[str, float]) -> dict[str, float | None]:
+    """Of a round by kind of work; None where no rate is known. Without ``scoring`` a third of training's work is taken.
+
+    A pass with gradient has three times the products of one without.
+    """
+    known = dict(rates)
+    if "scoring" not in known and "training" in known:
+        known["scoring"] = 3 * known["training"]
+    return {name: 0.0 if not n else n / known[name] if name in known else None for name, n in tokens.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """Bytes of a run folder by stage: at its start, of each round, and for the time of one training alone."""
+
+    start: Mapping[str, int]
+    round: Mapping[str, int]
+    passing: Mapping[str, int] = field(default_factory=dict)
+
+    def whole(self, rounds: int) -> int:
+        """The most that the run folder holds before its end."""
+        return sum(self.start.values()) + rounds * sum(self.round.values()) + sum(self.passing.values())
+
+
+def disk_use(
+    counts: Round,
+    parameters: Parameters,
+    *,
+    made_start: bool,
+    carried: bool,
+    averaged: bool,
+    checkpoints: bool,
+    iterative: bool,
+) -> DiskUse:
+    """What a run writes.
+
+    Args:
+        counts: of a round.
+        parameters: of the policy; adapters are merged into what is saved.
+        made_start: whether the start policy is trained, and so stored, by the run.
+        carried: whether AdamW's state is kept.
+        averaged: whether an average of policies is stored beside each.
+        checkpoints: whether there are some within a round.
+        iterative: whether rounds sample and label.
+    """
+    token = ID_BYTES + LOGP_BYTES + TEXT_BYTES
+    prompt = counts.prompt_tokens * (ID_BYTES + TEXT_BYTES)
+    policy = (parameters.total - (parameters.trained if parameters.trained < parameters.total else 0)) * WEIGHT_BYTES
+    stepped = parameters.trained + parameters.beside
+    group = prompt + counts.responses * counts.response_tokens * token
+    example = counts.example_prompt_tokens * (ID_BYTES + TEXT_BYTES)
+    example += counts.continuations * counts.example_response_tokens * token
+    scored = counts.examples * counts.continuations * counts.example_response_tokens * LOGP_BYTES
+    held_out = counts.held_out * (2 * prompt + counts.held_out_responses * counts.response_tokens * token)
+    each: dict[str, float] = {
+        "samples": counts.prompts * group if iterative else 0,
+        "labels": counts.prompts * group if iterative else 0,
+        "pairs": counts.examples * example,
+        "reference": max(1, counts.references) * scored if counts.references else 0,
+        "policy": policy + parameters.beside * WEIGHT_BYTES,
+        "optimiser": stepped * MOMENT_BYTES if carried else 0,
+        "average": policy if averaged else 0,
+        "evaluation": 2 * held_out,
+    }
+    # While one is written the one before is still there.
+    passing = 2 * stepped * (WEIGHT_BYTES + MOMENT_BYTES) if checkpoints else 0
+    start = {"policy": policy if made_start else 0, "evaluation": round(2 * held_out)}
+    return DiskUse(
+        {name: size for name, size in start.items() if size},
+        {name: round(size) for name, size in each.items() if size},
+        {"checkpoints": passing} if passing else {},
+    )
