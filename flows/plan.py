@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.logging import disable_progress_bar
+
 from flows.needs import check_needs
 from flows.plan_counts import plan_round
 from flows.plan_machine import Room, room
@@ -105,6 +107,8 @@ def plan_config(
         UserError: a mistake in config or data.
         RunError: something could not be measured.
     """
+    # Standard output is the plan's, and a model that is thrown away needs no progress bar.
+    disable_progress_bar()
     config = load_config(files, settings)
     tables = load_data(config)
     check_needs(config, tables)

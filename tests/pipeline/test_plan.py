@@ -103,12 +103,24 @@ def test_disk_holds_what_the_run_keeps_and_the_checkpoints_of_one_training() -> 
         "policy": 4000,
         "optimiser": 8000,
         "average": 4000,
-        # A float32 a response token.
-        "reference": 10 * 2 * 30 * 4,
+        # A float32 a response token, and the row's id.
+        "reference": 10 * 2 * 30 * 4 + 10 * 64,
     }
     assert used.passing == {"checkpoints": 24_000}
     more = sum(used.round.values())
     assert used.whole(3) - used.whole(2) == more
+
+
+def test_disk_is_what_a_round_of_the_quickstart_wrote() -> None:
+    # 2,000 prompts x 4 responses of 183,688 tokens together; best against worst.
+    counts = Round(2000, 4, 40.0, 22.96, 2000, 2, 40.0, 22.96, 200, 2, 1, 1.0)
+    used = disk_use(
+        counts, Parameters(1, 1), made_start=True, carried=False, averaged=False, checkpoints=False, iterative=True
+    ).round
+    written = {"samples": 1_476_213, "labels": 1_490_423, "pairs": 880_557, "reference": 539_923}
+    assert {name: used[name] / size for name, size in written.items()} == pytest.approx(
+        dict.fromkeys(written, 1), abs=0.1
+    )
 
 
 def test_an_adapter_is_saved_merged() -> None:
