@@ -108,7 +108,7 @@ def plan_config(
         RunError: something could not be measured.
     """
     # Standard output is the plan's, and a model that is thrown away needs no progress bar.
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     config = load_config(files, settings)
     tables = load_data(config)
     check_needs(config, tables)
@@ -118,11 +118,12 @@ def plan_config(
         shape = model_shape(origin, "policy.path", revision=revision, trust_remote_code=config.trusts_policy)
         chat = load_chat(origin, config.chat, config.trusts_policy)
         planned = plan_round(config, tables, chat, shape, response_tokens)
-        stages, parameters, training = stage_memories(config, origin, shape, planned, load_preset("sft"), free.device)
+        stages, parameters, training = stage_memories(config, origin, shape, planned, load_preset("sft"), free)
         known, source = dict(rates), "given" if rates else None
         if probe:
             found = measured_rates(config, origin, shape, chat, tables.prompts, Path(scratch), skip=set(known))
-            known, source = {"training": training, **found, **known}, "measured" if not rates else "measured and given"
+            known = ({} if training is None else {"training": training}) | found | known
+            source = "measured and given" if rates else "measured"
     disk = disk_use(
         planned.counts,
         parameters,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, assert_never
 
 from flows.plan_counts import Planned
+from flows.plan_machine import Room
 from flows.plan_processes import scoring_memory, training_memory
 from flows.supply import stores_reference, trains_with_reference
 from flows.workers import stays_warm
@@ -26,8 +27,8 @@ ON_DEVICE = frozenset({"weights", "gradients", "optimiser", "activations", "engi
 
 
 def stage_memories(
-    config: RunConfig, origin: str, shape: Any, planned: Planned, supervised: Loss, device: int | None
-) -> tuple[tuple[StageMemory, ...], Parameters, float]:
+    config: RunConfig, origin: str, shape: Any, planned: Planned, supervised: Loss, free: Room
+) -> tuple[tuple[StageMemory, ...], Parameters, float | None]:
     """(the stages of a run in their order, the policy's parameters, tokens a second that training goes at).
 
     Args:
@@ -36,10 +37,12 @@ def stage_memories(
         shape: its transformers config.
         planned: a round.
         supervised: the loss of the warm start.
-        device: bytes of the accelerator; None: there is none.
+        free: what there is to measure in.
     """
-    probed = _probed(config, shape)
-    training, rate = training_memory(probed, planned.examples, config.training, derive_seed(config.seed, "train", 1))
+    device = free.device
+    space = free.memory if device is None else device
+    probed, seed = _probed(config, shape), derive_seed(config.seed, "train", 1)
+    training, rate = training_memory(probed, planned.examples, config.training, seed, space)
     engine = _engine(config.sampler, origin, shape, training.parameters, planned, device)
     warm, sampler = stays_warm(config), _sampler_process(config.sampler)
     resting = {"processes": PARENT + TRAINER} | ({"engine": engine} if warm else {})
@@ -52,14 +55,14 @@ def stage_memories(
         # The sampler starts with the first evaluation.
         stages["warm start"] = {
             "processes": PARENT + TRAINER,
-            **training_memory(first, planned.warm, config.warm_start, seed)[0].parts,
+            **training_memory(first, planned.warm, config.warm_start, seed, space)[0].parts,
         }
     alone = {"processes": PARENT + sampler, "engine": engine}
     stages["sampling"] = resting if warm else alone
     if isinstance(config.scorer, ClassifierScorer):
         stages["labelling"] = {**resting, **_classifier(config.scorer)}
     scores = "reference, evaluation" if stores_reference(config.loss) else "evaluation"
-    stages[scores] = {**resting, **_scoring(config, probed, planned, training.parameters)}
+    stages[scores] = {**resting, **_scoring(config, probed, planned, training.parameters, measured=rate is not None)}
     stages["training"] = {**resting, **training.parts}
     where = frozenset() if device is None else ON_DEVICE
     named = (StageMemory(name, {n: b for n, b in parts.items() if b}, where) for name, parts in stages.items())
@@ -75,13 +78,16 @@ def _probed(config: RunConfig, shape: Any) -> Probed:
     return Probed(shape, loss, training.lora, beside, config.trusts_policy)
 
 
-def _scoring(config: RunConfig, probed: Probed, planned: Planned, parameters: Parameters) -> dict[str, int]:
+def _scoring(
+    config: RunConfig, probed: Probed, planned: Planned, parameters: Parameters, *, measured: bool
+) -> dict[str, int]:
     """One model at a time, and its passes over examples or over what was drawn for evaluation."""
-    counts = planned.counts
+    weights, counts = {"weights": parameters.total * WEIGHT_BYTES}, planned.counts
+    if not measured:
+        return weights
     prompt, response = max(1, round(counts.example_prompt_tokens)), max(1, round(counts.example_response_tokens))
     tokens = min(PASS_TOKENS, config.training.micro_batch_size * (prompt + response))
-    passes = scoring_memory(probed, (prompt, response), tokens, config.training)
-    return {"weights": parameters.total * WEIGHT_BYTES, "activations": passes}
+    return {**weights, "activations": scoring_memory(probed, (prompt, response), tokens, config.training)}
 
 
 def _engine(

@@ -1,5 +1,6 @@
 """Measurements of memory, each in a process of its own that has imported what it needs and has done nothing yet."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,25 +38,32 @@ def apart(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
 
 
 def training_memory(
-    probed: Probed, examples: Sequence[Example], settings: Optimisation, seed: int
-) -> tuple[TrainerMemory, float]:
+    probed: Probed, examples: Sequence[Example], settings: Optimisation, seed: int, free: float = math.inf
+) -> tuple[TrainerMemory, float | None]:
     """What ``pipeline.train.train`` holds at its peak, and how many tokens a second it trains on.
+
+    Where not even a few layers fit into ``free`` bytes nothing is measured: no activations are told, and no rate.
 
     Args:
         probed: the model and the loss.
         examples: what is trained on, or examples of its lengths, with all that the loss reads.
         settings: those of the training.
         seed: of its batches.
+        free: bytes that the measurement may take.
     """
     few, size = few_examples(examples, settings, seed)
     whole = probed.parameters(probed.layers)
     few_layers = (probed.layers,) if whole.total <= MEASURED_WHOLE else FEW_LAYERS
     counts = sorted({min(count, probed.layers) for count in few_layers})
+    if TrainerMemory(probed.parameters(counts[-1]), 0, probed.beside).total > free:
+        return TrainerMemory(whole, 0, probed.beside), None
     found: list[Measured] = [apart(train_a_little, probed, few, size, settings, count) for count in counts]
     beyond = carried_on(counts, [one.beyond for one in found], probed.layers)
-    seconds = carried_on(counts, [1 / one.tokens_per_second for one in found], probed.layers)
+    # More layers are not faster, whatever else the machine had to do.
+    slowest = max(1 / one.tokens_per_second for one in found)
+    seconds = max(slowest, carried_on(counts, [1 / one.tokens_per_second for one in found], probed.layers))
     memory = TrainerMemory(whole, round(max(0.0, beyond)), probed.beside)
-    return memory, 1 / max(seconds, 1e-12)
+    return memory, 1 / seconds
 
 
 def scoring_memory(probed: Probed, lengths: tuple[int, int], tokens: int, settings: Optimisation) -> int:

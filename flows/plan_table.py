@@ -30,6 +30,8 @@ def verdict(plan: Plan) -> list[str]:
     """One line for each thing that may run out, and whether all of it is enough."""
     free = {"memory": plan.room.memory, "device": plan.room.device or 0, "disk": plan.room.disk}
     lines = []
+    if any("gradients" in stage.parts and "activations" not in stage.parts for stage in plan.stages):
+        lines.append("Activations come on top: there is no memory to measure them, not even of a few layers.")
     for name, size in plan.needed.items():
         said = "fits" if size <= free[name] else "does not fit"
         lines.append(f"{NAMES[name]}: {gib(size)} GiB of {gib(free[name])} GiB that are free: {said}")

@@ -82,6 +82,24 @@ def test_what_does_not_fit_ends_with_exit_code_1_and_says_what(
     assert "No rate is known" in said
 
 
+def test_a_model_far_too_large_is_refused_without_being_made(
+    config: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    for file in model.glob("*.json"):
+        (large / file.name).write_text(file.read_text())
+    shape = json.loads((model / "config.json").read_text())
+    shape |= {"hidden_size": 32_768, "intermediate_size": 131_072, "num_hidden_layers": 80, "head_dim": 128}
+    shape |= {"num_attention_heads": 256, "num_key_value_heads": 256}
+    (large / "config.json").write_text(json.dumps(shape))
+    assert call(monkeypatch, config, f"policy.path={large}") == 1
+    said = capsys.readouterr().out
+    # 80 · (4 · 32,768² + 3 · 32,768 · 131,072 + 2 · 32,768) + 32,768 · (2 · 294 + 1), the vocabulary apart.
+    assert "parameters: 1,374," in said and "no memory to measure them" in said
+    assert "does not fit" in said.partition("memory: ")[2].splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
