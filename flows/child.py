@@ -102,7 +102,7 @@ class Child:
                 if on_progress is not None:
                     on_progress(progress)
 
-    def stream(self, name: str, args: dict[str, Any], timeout: float) -> Generator[dict[str, Any], None, Any]:
+    def stream(self, name: str, args: dict[str, Any], timeout: float | None) -> Generator[dict[str, Any], None, Any]:
         """As ``call``, but the progress messages are what is iterated over; the child goes on meanwhile.
 
         An iteration that is given up ends the child, since it would still be at work.

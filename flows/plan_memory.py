@@ -7,7 +7,7 @@ from flows.plan_counts import Planned
 from flows.plan_machine import Room
 from flows.plan_processes import scoring_memory, training_memory
 from flows.supply import stores_reference, trains_with_reference
-from flows.workers import stays_warm
+from flows.workers import has_accelerator, stays_warm
 from pipeline.config import ClassifierScorer, RunConfig, Sampler, ServerSampler, TransformersSampler, VllmSampler
 from pipeline.losses import Loss
 from pipeline.plan import WEIGHT_BYTES, Parameters, StageMemory
@@ -135,5 +135,5 @@ def _classifier(settings: ClassifierScorer) -> dict[str, int]:
     """
     parameters, hidden = classifier_parameters(settings.path, trust_remote_code=settings.trust_remote_code)
     item = ITEM_BYTES[settings.dtype]
-    longest = settings.batch_size * settings.max_tokens
+    longest = max(settings.pass_tokens(has_accelerator()), settings.max_tokens)
     return {"weights": parameters * item, "activations": 16 * hidden * longest * item}

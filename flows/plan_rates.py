@@ -77,7 +77,7 @@ def measured_rates(
         def drawn(tokens: int) -> tuple[float, list[tuple[Response, ...]]]:
             settings = config.sampling.model_copy(update={"max_tokens": min(tokens, config.sampling.max_tokens)})
             started = time.perf_counter()
-            answers = sampler.sample(requests, settings)
+            answers = list(sampler.sample(requests, settings))
             return time.perf_counter() - started, answers
 
         # The first call compiles and warms; the second one says for how many tokens there is time.

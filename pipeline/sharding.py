@@ -15,10 +15,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.launch import Sharding
 from pipeline.logps import TokenLogps, plain_model
+from pipeline.row_scores import RowScores
 from pipeline.types import UserError
 
 
-def shard(policy: TokenLogps, settings: Sharding, accelerator: Accelerator) -> None:
+def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accelerator) -> None:
     """Cut the parameters of ``policy`` over all processes, layer by layer; what is in no layer belongs to the whole.
 
     The whole is gathered from its forward pass to the end of its backward pass, since the output head is used by its
@@ -34,7 +35,7 @@ def shard(policy: TokenLogps, settings: Sharding, accelerator: Accelerator) -> N
     fully_shard(policy, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
 
 
-def _layers(policy: TokenLogps, settings: Sharding) -> list[nn.Module]:
+def _layers(policy: TokenLogps | RowScores, settings: Sharding) -> list[nn.Module]:
     if settings.policy == "NO_WRAP":
         return []
     if settings.layers is None:

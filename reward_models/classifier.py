@@ -54,7 +54,7 @@ class ClassifierReward:
         self._model = model.to(self._device).eval()
         self._scores = RowScores(model, settings.outputs, share_prompts=settings.packing)
         self._conversations = Conversations(tokenizer, settings.max_tokens)
-        self._budget = settings.batch_tokens or (2048 if self._device.type == "cpu" else 16384)
+        self._budget = settings.pass_tokens(self._device.type != "cpu")
         self._checked = False
 
     @property

@@ -65,5 +65,9 @@ class ClassifierScorer(Closed):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     trust_remote_code: bool = False
 
+    def pass_tokens(self, accelerator: bool) -> int:
+        """Tokens that a forward pass computes at most, unless one row alone has more."""
+        return self.batch_tokens or (16384 if accelerator else 2048)
+
 
 Scorer = Annotated[SlotScorer | ExactMatchScorer | LengthScorer | ClassifierScorer, Field(discriminator="kind")]
