@@ -14,6 +14,8 @@ from pipeline.types import RunError, UserError
 ENTRY = "flows.trainer_child"
 # For the first process to notice by itself that another has failed, and to write down what is worth keeping.
 GRACE_SECONDS = 30.0
+# From a lost connection to the news of who died.
+NEWS_SECONDS = 5.0
 
 
 class Followers:
@@ -54,13 +56,14 @@ class Followers:
             UserError, RunError: of ``work``, or else of the follower that failed first.
         """
         failed: list[Exception] = []
-        over = threading.Event()
+        over, told = threading.Event(), threading.Event()
 
         def follow(rank: int, child: Child) -> None:
             try:
                 child.call("stage", args, None)
             except (UserError, RunError) as error:
                 failed.append(type(error)(f"process {rank} of training: {error}"))
+                told.set()
                 child.kill()
                 if not over.wait(GRACE_SECONDS):
                     print(failed[0], file=sys.stderr, flush=True)
@@ -72,7 +75,8 @@ class Followers:
         except (UserError, RunError):
             raise
         except Exception as error:
-            # What is seen here is most often no more than a lost connection.
+            # What is seen here is most often no more than a lost connection, and sooner than the reason for it.
+            told.wait(NEWS_SECONDS)
             raise (failed[0] if failed else error) from error
         finally:
             over.set()
