@@ -69,9 +69,9 @@ def test_a_process_that_dies_ends_training_with_its_own_last_words(prepared: dic
             other.kill()
 
     words = r"process 1 of training: flows.trainer_child: died .*signal SIGKILL"
-    with Child("flows.trainer_child", prepared, tmp_path / "trainer.log", 60) as trainer:
+    with Child("flows.trainer_child", prepared, tmp_path / "trainer.log", 200) as trainer:
         with pytest.raises(RunError, match=words):
-            trainer.call("stage", {"round": 1, "name": "policy"}, 60, kill_follower)
+            trainer.call("stage", {"round": 1, "name": "policy"}, 200, kill_follower)
         assert trainer.alive
     assert not RunFolder(Path(prepared["run"])).stage(1, "policy").folder.exists()
 
@@ -81,10 +81,10 @@ import json, sys
 from pathlib import Path
 import psutil
 from flows.child import Child
-trainer = Child("flows.trainer_child", json.loads(sys.argv[1]), Path(sys.argv[2]), 60)
+trainer = Child("flows.trainer_child", json.loads(sys.argv[1]), Path(sys.argv[2]), 200)
 def told(facts):
     print(trainer.pid, *[child.pid for child in psutil.Process(trainer.pid).children()], flush=True)
-trainer.call("stage", {"round": 1, "name": "policy"}, 60, told)
+trainer.call("stage", {"round": 1, "name": "policy"}, 200, told)
 """
 
 
