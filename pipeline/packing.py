@@ -5,7 +5,7 @@ log-probability is that of the prompt with this continuation alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,20 @@ class Packed:
     def to(self, device: torch.device) -> "Packed":
         """The same on ``device``."""
         return Packed(*(self.__getattribute__(field.name).to(device) for field in fields(self)))
+
+    def rounded(self, multiple: int) -> "Packed":
+        """The same, filled up to a ``multiple`` of tokens by one more tree that nobody asks for."""
+        missing = -len(self.ids) % multiple
+        if not missing:
+            return self
+        nothing = self.ids.new_zeros(missing)
+        return replace(
+            self,
+            ids=torch.cat([self.ids, nothing]),
+            positions=torch.cat([self.positions, nothing]),
+            branch=torch.cat([self.branch, nothing]),
+            lengths=torch.cat([self.lengths, self.lengths.new_tensor([missing])]),
+        )
 
 
 def pack(rows: Sequence[tuple[Ids, Ids]]) -> Packed:

@@ -1,84 +1,49 @@
 """Attention over packed streams: exact, tree by tree, for models that take theirs from transformers' registry.
 
-Trees of similar length form a block [G, L], padded inside attention alone; everything else in the model runs on the N
-tokens as they are.
+Only attention knows of trees; everything else in the model runs on the stream's N tokens as they are.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from pipeline.attention_blocks import Layout, attend_in_blocks, layout
+from pipeline.attention_flex import attend_flexibly, block_mask
+from pipeline.attention_spans import Parts, attend_in_spans, parts
 from pipeline.packing import Packed, pack
 
 NAME = "prefloop_shared"
-# A tree joins a block if padding it to the block's length wastes at most this share of it.
-LARGEST_WASTE = 0.125
-# Entries of one block's mask: 2**25 bool values, 32 MiB.
-MASK_ELEMENTS = 2**25
 # Of the trial's logits, in their standard deviations.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """G trees of up to L tokens.
+@dataclass(frozen=True)
+class Shared:
+    """What attention must know of a packed stream, in the form that a device wants it; made once for all layers."""
 
-    Attributes:
-        index: [G, L] where in the stream their tokens stand; padding repeats the first.
-        mask: [G, 1, L, L] bool, who sees whom.
-        valid: [G · L] the places that are no padding.
-    """
+    packed: Packed
 
-    index: Tensor
-    mask: Tensor
-    valid: Tensor
+    @cached_property
+    def parts(self) -> Parts:
+        """For CPU."""
+        return parts(self.packed)
 
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """For CUDA."""
+        return block_mask(self.packed)
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Blocks that together hold each token of the stream once; ``order`` [N] puts their outputs back in order."""
-
-    blocks: tuple[Block, ...]
-    order: Tensor
-
-
-def layout(packed: Packed) -> Layout:
-    """The blocks of ``packed``, longest first."""
-    lengths = packed.lengths.tolist()
-    ends = packed.lengths.cumsum(0).tolist()
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    blocks: list[Block] = []
-    at = 0
-    while at < len(order):
-        longest = lengths[order[at]]
-        room = max(1, MASK_ELEMENTS // longest**2)
-        stop = at
-        while stop < len(order) and stop - at < room and lengths[order[stop]] >= (1 - LARGEST_WASTE) * longest:
-            stop += 1
-        blocks.append(_block(packed, [(ends[i] - lengths[i], lengths[i]) for i in order[at:stop]]))
-        at = stop
-    where = torch.cat([block.index.flatten()[block.valid] for block in blocks])
-    back = torch.empty_like(where)
-    back[where] = torch.arange(len(where), device=where.device)
-    return Layout(tuple(blocks), back)
-
-
-def _block(packed: Packed, spans: list[tuple[int, int]]) -> Block:
-    device, longest = packed.ids.device, max(length for _, length in spans)
-    place = torch.arange(longest, device=device)
-    starts, lengths = (torch.tensor(column, device=device).unsqueeze(1) for column in zip(*spans, strict=True))
-    valid = place < lengths
-    index = torch.where(valid, starts + place, starts)
-    branch = torch.where(valid, packed.branch[index], 0)
-    sees = (branch.unsqueeze(1) == 0) | (branch.unsqueeze(1) == branch.unsqueeze(2))
-    causal = place.unsqueeze(1) >= place.unsqueeze(0)
-    return Block(index, (sees & causal).unsqueeze(1), valid.flatten().nonzero().squeeze(1))
+    @cached_property
+    def layout(self) -> Layout:
+        """For any device."""
+        return layout(self.packed)
 
 
 def attend(
@@ -89,7 +54,7 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    shared: Layout | None = None,
+    shared: Shared | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the form of transformers' attention functions.
@@ -100,7 +65,7 @@ def attend(
         attention_mask: as transformers makes it; not read of a stream, where who sees whom is in ``shared``.
         scaling: of the products.
         dropout: probability.
-        shared: of ``layout``, for one packed stream, B = 1; None: plain rows.
+        shared: one packed stream, B = 1; None: plain rows.
         others: what other attention functions read.
 
     Returns:
@@ -111,23 +76,12 @@ def attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return plain
-    grouped = query.shape[1] != key.shape[1]
-    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    outputs = []
-    for block in shared.blocks:
-        ours, theirs, values = (_gathered(part, block.index) for part in (q, k, v))
-        found = scaled_dot_product_attention(
-            ours, theirs, values, attn_mask=block.mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
-        )
-        outputs.append(found.transpose(1, 2).flatten(0, 1)[block.valid])
-    return torch.cat(outputs)[shared.order].unsqueeze(0), None
-
-
-def _gathered(stream: Tensor, index: Tensor) -> Tensor:
-    """[G, heads, L, D] of a stream [N, heads, D]."""
-    # The backward pass of index_select adds rows; that of indexing by a tensor puts them one by one.
-    rows = stream.index_select(0, index.flatten())
-    return rows.view(*index.shape, *stream.shape[1:]).transpose(1, 2)
+    device, dropped = query.device.type, dropout > 0
+    if device == "cuda" and not dropped:
+        return attend_flexibly(query, key, value, shared.block_mask, scaling), None
+    if device == "cpu" and not dropped and query.shape[-1] == value.shape[-1]:
+        return attend_in_spans(query, key, value, shared.parts, scaling), None
+    return attend_in_blocks(query, key, value, shared.layout, scaling, dropout), None
 
 
 def share(model: Any) -> None:
@@ -206,7 +160,7 @@ def stream_arguments(packed: Packed) -> dict[str, Any]:
         "input_ids": packed.ids.unsqueeze(0),
         "position_ids": packed.positions.unsqueeze(0),
         "attention_mask": nothing,
-        "shared": layout(packed),
+        "shared": Shared(packed),
     }
 
 
