@@ -4,12 +4,14 @@ Knows no loss. Everything at index t belongs to the prediction of token t, so hi
 position t − 1. The output head runs on response positions only, in chunks.
 """
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from pipeline.adapter import adapter_off
@@ -20,6 +22,14 @@ from pipeline.types import RunError
 
 Precision = Literal["float32", "bfloat16"]
 Fact = Literal["kl", "collision", "entropy", "hidden", "reference_hidden", "reference_last_hidden"]
+# Multiples of tokens that streams are filled up to. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
+# memory for every shape that it has met: hundreds of MiB after a few dozen passes. On CUDA FlexAttention is compiled
+# for shapes, and its blocks are of 128 tokens.
+ROUNDING: Mapping[tuple[str, Precision], int] = {
+    ("cpu", "bfloat16"): 64,
+    ("cuda", "float32"): 128,
+    ("cuda", "bfloat16"): 128,
+}
 OF_REFERENCE: frozenset[Fact] = frozenset({"kl", "reference_hidden", "reference_last_hidden"})
 
 
@@ -59,7 +69,10 @@ class TokenFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What a model is given, and which of its flattened positions predict a token that is asked for, row by row."""
+    """What a model is given, and which of its flattened positions predict a token that is asked for, row by row.
+
+    More positions may stand behind these, which only fill up.
+    """
 
     arguments: dict[str, Any]
     wanted: Tensor
@@ -137,11 +150,12 @@ class TokenLogps(nn.Module):
         """
         places = mask[:, 1:].reshape(-1).nonzero().squeeze(1)
         targets = ids[:, 1:].reshape(-1)[places]
-        inputs = (
-            _Inputs({"input_ids": ids[:, :-1]}, places)
-            if packed is None
-            else _Inputs(stream_arguments(packed), packed.predictors)
-        )
+        inputs = _Inputs({"input_ids": ids[:, :-1]}, places)
+        if packed is not None:
+            multiple = ROUNDING.get((ids.device.type, self.dtype), 1)
+            filling = (0, -len(targets) % multiple)
+            targets = pad(targets, filling)
+            inputs = _Inputs(stream_arguments(packed.rounded(multiple)), pad(packed.predictors, filling))
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
             # First, since switching the policy's adapter off and on must not come between its passes.
             theirs = self._reference_run(inputs)
@@ -223,8 +237,9 @@ def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bo
 
 
 def _placed(values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
-    """[R, T, ...] with ``values`` [N, ...] at ``places`` of its positions from 1 on, 0 elsewhere."""
+    """[R, T, ...] with the first of ``values`` [N, ...] at ``places`` of its positions from 1 on, 0 elsewhere."""
     rows, width = shape
+    values = values[: len(places)]
     flat = values.new_zeros((rows * (width - 1), *values.shape[1:])).index_copy(0, places, values)
     whole = flat.view(rows, width - 1, *values.shape[1:])
     return torch.cat([whole.new_zeros((rows, 1, *values.shape[1:])), whole], dim=1)

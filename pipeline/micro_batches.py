@@ -44,11 +44,11 @@ def micro_batches(
     responses = max(len(e.responses) for e in ordered)
     # Of each place in the processes' shares, the most that one process computes there.
     costs = [max(_cost(e, cut) for e in ordered[i : i + world]) for i in range(0, len(ordered), world)]
-    for start, stop in _passes(costs, cut):
-        part = mine[start:stop]
+    for places in _passes(costs, cut):
+        part = [mine[place] for place in places if place < len(mine)]
         yield collate(
             part,
-            stop - start,
+            len(places),
             loss=loss,
             seed=seed,
             epoch=epoch,
@@ -63,16 +63,18 @@ def _cost(example: Example, cut: Cut) -> int:
     return len(example.prompt_ids) + example.response_tokens if cut.packing else rows * example.length
 
 
-def _passes(costs: Sequence[int], cut: Cut) -> Iterator[tuple[int, int]]:
-    start = 0
-    while start < len(costs):
-        stop = start + 1
-        total = costs[start]
-        while stop < len(costs) and stop - start < cut.examples:
-            # Rows are padded to the longest, which comes first.
-            total = total + costs[stop] if cut.packing else costs[start] * (stop - start + 1)
-            if cut.tokens is not None and total > cut.tokens:
+def _passes(costs: Sequence[int], cut: Cut) -> list[list[int]]:
+    """Places by pass, each in the last that has room for it, so that streams are full and of similar lengths.
+
+    Rows are padded to the longest of their pass, which comes first, so these join the last pass or none.
+    """
+    passes: list[list[int]] = []
+    for place, cost in enumerate(costs):
+        for members in reversed(passes if cut.packing else passes[-1:]):
+            total = sum(costs[i] for i in members) + cost if cut.packing else costs[members[0]] * (len(members) + 1)
+            if len(members) < cut.examples and (cut.tokens is None or total <= cut.tokens):
+                members.append(place)
                 break
-            stop += 1
-        yield start, stop
-        start = stop
+        else:
+            passes.append([place])
+    return passes

@@ -23,13 +23,15 @@ from transformers import (
 )
 
 from pipeline import first_step, logps
+from pipeline.attention_blocks import layout
 from pipeline.batches import collate
+from pipeline.examples import Example
 from pipeline.first_step import check_packing
 from pipeline.logps import TokenLogps
 from pipeline.micro_batches import Cut, micro_batches
 from pipeline.packing import Packed, pack
 from pipeline.reference import response_logps
-from pipeline.shared_attention import layout, stream_arguments
+from pipeline.shared_attention import stream_arguments
 from pipeline.types import RunError
 
 SMALL = {
@@ -166,6 +168,19 @@ def test_passes_hold_at_most_the_tokens_that_are_asked_for_and_the_longest_comes
     longest = [max(e.length for e in batch.examples) for batch in batches]
     assert longest == sorted(longest, reverse=True)
     assert [len(b.examples) for b in micro_batches(pairs, Cut(9, 1, packing=True))] == [1] * 9
+
+
+def test_passes_are_filled_with_what_still_fits() -> None:
+    draw = random.Random(5)
+    lengths = (60, 50, 40, 35, 5, 4)
+    texts = [
+        Example.text(f"{length}", random_ids(draw, 1, 1), random_ids(draw, length - 1, length - 1))
+        for length in lengths
+    ]
+    found = [[e.id for e in batch.examples] for batch in micro_batches(texts, Cut(9, 100, packing=True))]
+    # Each goes to the last pass with room, the nearest in length: 40 behind 50, and 35, too long for that, behind 60.
+    assert found == [["60", "35"], ["50", "40", "5", "4"]]
+    assert [len(b.examples) for b in micro_batches(texts, Cut(2, 100, packing=True))] == [2, 2, 2]
 
 
 def test_filling_up_computes_nothing() -> None:
