@@ -3,18 +3,20 @@
 Logits of a chunk are made again in the backward pass.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 # Logits of one model held at once: 2**25 float32 values, 128 MiB.
 CHUNK_ELEMENTS = 2**25
+
+# Of these, how many are worked on at once on CPU: 1 MiB, which stays in cache.
+CACHED_ELEMENTS = 2**18
 
 FINAL_CAP = "final_logit_softcapping"
 
@@ -145,16 +147,56 @@ class _Chunk:
         self, states: Tensor, targets: Tensor, theirs: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(log-probabilities [n], KL [n], Σ p² and entropy [n, 2]) of the states of the model and the reference."""
-        logits = _at_least_float32(self.head(states))
+        logits = self.head(states)
         if theirs is None and not self.collision and not self.entropy:
-            return -cross_entropy(logits, targets, reduction="none"), None, None
-        ours = logits.log_softmax(-1)
+            return _picked(logits, targets), None, None
+        ours = _at_least_float32(logits).log_softmax(-1)
         divergence = None
         if theirs is not None and self.reference_head is not None:
             divergence = _divergence(ours, self.reference_head, theirs)
         # Last, so that the backward pass, which stops making things again when it has what it needs, leaves it out.
         moments = _moments(ours, self.collision, self.entropy)
         return ours.gather(1, targets.unsqueeze(1)).squeeze(1), divergence, moments
+
+
+class _PickedLogps(torch.autograd.Function):
+    """Cross-entropy in blocks of rows that stay in the processor's cache: nothing of the size of the logits is made but
+    their gradient, and the logits are all that is kept for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        found = logits.new_empty(len(logits), dtype=dtype)
+        for rows in _blocks(logits):
+            logps = logits[rows].log_softmax(-1, dtype=dtype)
+            found[rows] = logps.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
+        ctx.save_for_backward(logits, targets, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, targets, found = ctx.saved_tensors
+        made = torch.empty_like(logits)
+        for rows in _blocks(logits):
+            # In float32 where logits are halves, so that the difference is exact.
+            wide, of_row = _at_least_float32(logits[rows]), gradients[0][rows].unsqueeze(1)
+            target = targets[rows].unsqueeze(1)
+            normaliser = wide.gather(1, target) - found[rows].unsqueeze(1)
+            made[rows] = (wide - normaliser).exp_().mul_(-of_row).scatter_add_(1, target, of_row)
+        return made, None
+
+
+def _picked(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities [n] of ``targets``, float32 or better, of ``logits`` [n, V]."""
+    found: Tensor = _PickedLogps.apply(logits, targets)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    elements = CACHED_ELEMENTS if logits.device.type == "cpu" else CHUNK_ELEMENTS
+    rows = max(1, elements // logits.shape[1])
+    return (slice(start, start + rows) for start in range(0, len(logits), rows))
 
 
 def _divergence(ours: Tensor, head: Head, states: Tensor) -> Tensor:
