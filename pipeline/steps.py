@@ -143,7 +143,6 @@ class Steps:
         Raises:
             NonFiniteError: nothing has changed then.
         """
-        started = time.perf_counter()
         # Dropout depends on the step alone, so there is no random state to save.
         torch.manual_seed(derive_seed(self.seed, "step", step, self.accelerator.process_index))
         rate = self.settings.learning_rate * rate_factor(step, self.count, self.settings)
@@ -156,6 +155,8 @@ class Steps:
             self._packing_checked = True
         if check_start:
             check_policy_is_reference(self._objective.policy, batch, self._cut, self.accelerator, self.settings.dtype)
+        # The self-tests of a run's first step are no part of what a step takes.
+        started = time.perf_counter()
         facts = accumulate_gradient(self._objective, batch, self._cut, Lots(self.seed, epoch), self._running)
         norm = self._clip()
         self._require_finite(step, facts, norm, batch)
