@@ -22,7 +22,8 @@ from tests.benchmarks.matrix_rate import matrix_rate
 from tests.benchmarks.process_memory import PeakMemory
 
 BETA, RATE = 0.1, 1e-6
-WARM_PAIRS = 2
+# Of the warming run: what allocators and compiled kernels need, before anything is timed.
+WARM_PAIRS = 8
 # (seconds of the steps, mean loss)
 Outcome = tuple[float, float]
 Steps = Callable[[LlamaForCausalLM, list[Pair], Facts, Path], Outcome]

@@ -3,8 +3,10 @@
     python -m tests.benchmarks.train [--quick] [--json FILE] [--record]
 
 Both sides train the same random Llama with DPO on the same generated pairs, with reference log-probabilities given to
-both, the same optimiser, dtype, global batch and number of steps; only steps are timed. Every run is a process of its
-own, the sides take turns, and medians are shown. On a CUDA machine both sides use it (``--shape 0.5B``).
+both, the same optimiser, dtype, global batch and number of steps. Only steps are timed, after a short warming run of
+the same side; what either does once per training, such as the self-tests of our first step, is in ``whole_seconds`` of
+the JSON. Every run is a process of its own, the sides take turns, and medians are shown. The grid is measured in the
+first of ``--dtypes``. On a CUDA machine both sides use it (``--shape 0.5B``).
 """
 
 import argparse
@@ -88,10 +90,12 @@ def tables(found: Facts) -> str:
         parts.append(table(["pairs, tiny model", *GROWTH_COLUMNS], rows))
     parts.append(bars_table(found["bars"]))
     parts.append(
-        "best, 8: TRL's DPOTrainer at its fastest micro-batch and at 8. MiB: peak above the process after imports and "
-        "model load. plan: what prefloop plan says of that. share: unavoidable operations a second over the process's "
-        "own rate of square matrix products; counted are 6 a linear-layer parameter and distinct token (prompts once), "
-        "the head at response tokens alone, and 12 · hidden · layers a visible query-key pair."
+        "best, 8: TRL's DPOTrainer at its fastest micro-batch and at 8. Timed are optimiser steps alone, on both sides "
+        "after a warming run; our first step's self-tests, once per training, are in the JSON's whole_seconds. MiB: "
+        "peak of all of it above the process after imports and model load. plan: what prefloop plan says of that. "
+        "share: unavoidable operations a second over the process's own rate of square matrix products; counted are 6 a "
+        "linear-layer parameter and distinct token (prompts once), the head at response tokens alone, and "
+        "12 · hidden · layers a visible query-key pair."
     )
     return "\n\n".join(parts)
 

@@ -20,7 +20,7 @@ USUAL = 8
 CLIMB = (1, 2, 4, 8, 16, 32)
 GLOBAL_BATCH = 32
 # Tokens of a measurement, each distinct one counted once.
-TOKENS: Mapping[str, int] = {"dialogue": 40_000, "grid": 12_000, "vocabulary": 7_000}
+TOKENS: Mapping[str, int] = {"dialogue": 28_000, "grid": 8_000, "vocabulary": 7_000}
 QUICK_TOKENS: Mapping[str, int] = {"dialogue": 20_000, "grid": 6_000, "vocabulary": 3_000}
 LENGTH_OF_GROWTH = (8.0, 8.0)
 # Few pairs are gone through again until there are this many visits: a second of steps would be mostly noise.
@@ -54,14 +54,14 @@ class Cell:
 def pairs_for(prompt: float, response: float, tokens: float) -> tuple[int, int]:
     """(pairs, global batch) that make about ``tokens``; at least one step, of fewer pairs where these are long."""
     wanted = tokens / (prompt + 2 * response)
-    batch = next((size for size in (GLOBAL_BATCH, 16) if wanted >= 0.75 * size), 8)
+    batch = next((size for size in (GLOBAL_BATCH, 16, 8) if wanted >= 0.75 * size), 4)
     return batch * max(1, round(wanted / batch)), batch
 
 
 def cells(
     shape: str, dtypes: Sequence[Dtype], ours: Mapping[str, Any], *, quick: bool, scale: float = 1.0
 ) -> list[Cell]:
-    """All cells but those of growth; ``scale`` times as many pairs."""
+    """All cells but those of growth, grid and vocabulary in the first of ``dtypes``; ``scale`` times as many pairs."""
     tokens, climb = (QUICK_TOKENS, (2, USUAL)) if quick else (TOKENS, CLIMB)
 
     def cell(group: Group, shape: str, dtype: Dtype, prompt: float, response: float) -> Cell:
@@ -70,7 +70,7 @@ def cells(
 
     spots = [(32, 128)] if quick else [(p, r) for p in PROMPTS for r in RESPONSES]
     found = [cell("dialogue", shape, dtype, *DIALOGUE) for dtype in dtypes]
-    found += [cell("grid", shape, dtype, *spot) for dtype in (dtypes[:1] if quick else dtypes) for spot in spots]
+    found += [cell("grid", shape, dtypes[0], *spot) for spot in spots]
     return [*found, cell("vocabulary", "wide-vocabulary", dtypes[0], *DIALOGUE)]
 
 
