@@ -36,6 +36,8 @@ def check_run(config: RunConfig) -> Tables:
     if isinstance(config.scorer, ClassifierScorer):
         _check_folder(Path(config.scorer.path), "scorer.path")
         _check_tokenizer_files(Path(config.scorer.path), "scorer.path")
+    if config.discriminator is not None and config.discriminator.start is not None:
+        _check_folder(Path(config.discriminator.start), "discriminator.start")
     for field, path in _further_models(config):
         _check_folder(Path(path), field)
     _check_training(config)

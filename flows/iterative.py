@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.opening import open_run
 from flows.report import write_report
-from flows.rounds import learn, start
+from flows.rounds import labelled, learn, start
 
 
 @flow(name="iterative", flow_run_name="{name}", persist_result=False, retries=0)
@@ -16,7 +16,7 @@ def iterative(name: str, run_dir: str, until: str | None = None) -> str:
         _, policy = start(stage)
         for round_ in range(1, config.rounds + 1):
             samples = stage("samples", round_, policy)
-            labels = stage("labels", round_, samples)
+            labels = labelled(stage, config, round_, samples)
             pairs = stage("pairs", round_, labels)
             policy = learn(stage, config, round_, pairs, policy)
             write_report(run, config)

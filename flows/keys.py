@@ -10,6 +10,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.supply import (
+    bought,
+    buys,
     reads_contrast,
     replayed_ages,
     samples_calibration,
@@ -21,6 +23,7 @@ from flows.supply import (
 )
 from pipeline.config import ClassifierScorer, Closed, FileData, PretrainedPolicy, RunConfig
 from pipeline.config.components import ExtrapolatedPrior
+from pipeline.config.discriminator import Discriminator
 from pipeline.config.needs import reads_baseline, references_of
 from pipeline.store import RunFolder, Stage, StageKey, file_sha256
 from pipeline.types import UserError
@@ -28,7 +31,7 @@ from pipeline.types import UserError
 # Stages of a round in the order in which they run; what a loss does not read is left out (flows/supply.py).
 START_STAGES = ("data", "policy", "evaluation_samples", "evaluation")
 OFFLINE_STAGES = ("pairs", "calibration", "reference", "policy", "evaluation_samples", "evaluation")
-ITERATIVE_STAGES = ("samples", "labels", *OFFLINE_STAGES)
+ITERATIVE_STAGES = ("samples", "gold", "discriminator", "labels", *OFFLINE_STAGES)
 
 HASHED_WHOLE = 64 * 1024 * 1024
 
@@ -44,6 +47,8 @@ def stage_key(run: RunFolder, config: RunConfig, round_: int, name: str) -> Stag
         plain["scorer_files"] = model_digest(Path(config.scorer.path))
     if name == "policy" and round_ == 0 and isinstance(config.policy, PretrainedPolicy):
         plain["model_files"] = model_digest(Path(config.policy.path))
+    if name == "discriminator" and config.discriminator is not None and config.discriminator.start is not None:
+        plain["start_files"] = model_digest(Path(config.discriminator.start))
     if name == "reference":
         plain["further_models"] = {path: model_digest(Path(path)) for path in _further_models(config)}
     return StageKey(config=plain, inputs=keys, seed=config.seed)
@@ -94,6 +99,15 @@ def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> t
                 data,
                 run.stage(before, "policy"),
             ]
+        case "gold":
+            asked = config.discriminator is not None and config.discriminator.select != "random" and here > 1
+            inputs = [run.stage(here, "samples"), *([run.stage(before, "discriminator")] if asked else [])]
+            return ("scorer", "bought"), inputs
+        case "discriminator":
+            gold = [run.stage(number, "gold") for number in range(1, here + 1)]
+            return ("discriminator", "chat"), [*gold, *([run.stage(before, name)] if here > 1 else []), start]
+        case "labels" if config.discriminator is not None:
+            return ("silver",), [run.stage(here, "samples"), *_labellers(run, config.discriminator, here)]
         case "labels":
             return ("scorer",), [run.stage(here, "samples")]
         case "pairs" if config.mode == "offline":
@@ -134,6 +148,20 @@ def _made(run: RunFolder, config: RunConfig, round_: int) -> list[Stage]:
     return [run.stage(round_, name) for name, read in names.items() if read]
 
 
+def _labellers(run: RunFolder, settings: Discriminator, round_: int) -> list[Stage]:
+    """What a round with a discriminator takes its labels from."""
+    gold = [run.stage(round_, "gold")] if buys(settings, round_) else []
+    match settings.silver:
+        case "none":
+            return gold
+        case "self":
+            return [*gold, *(run.stage(number, "policy") for number in sorted({0, round_ - 1}))]
+        case "online":
+            return [*gold, run.stage(round_, "discriminator")]
+        case "static":
+            return [*gold, run.stage(1, "discriminator")]
+
+
 def _earlier_pairs(run: RunFolder, config: RunConfig, round_: int) -> list[Stage]:
     """The pairs stages that this round's replays, or drops what they hold."""
     ages = [] if config.replay is None else replayed_ages(config.replay, round_)
@@ -151,6 +179,8 @@ def _plain(config: RunConfig, section: str) -> JsonValue:
         return {"groups": takes_groups(config.loss), "win_against": win_against(config.loss)}
     if section == "stored":
         return _stored(config)
+    if section in ("bought", "silver"):
+        return _of_discriminator(config, section)
     if section == "rounds_if_offline":
         return config.rounds if config.mode == "offline" else None
     if section == "warm_start_texts":
@@ -165,6 +195,19 @@ def _plain(config: RunConfig, section: str) -> JsonValue:
     if isinstance(value, tuple):
         return list(value)
     raise TypeError(f"section {section} has no plain form")
+
+
+def _of_discriminator(config: RunConfig, section: str) -> JsonValue:
+    """What of the discriminator's settings decides which gold is bought, or who labels the rest."""
+    settings = config.discriminator
+    assert settings is not None, "the stages are run where a discriminator is configured"
+    if section == "bought":
+        first = bought(settings, config.rounds, 1)
+        return {"first": first, "budget": settings.budget, "select": settings.select, "gold": settings.gold}
+    implicit: JsonValue = (
+        {"beta": config.loss.beta, "dtype": config.training.dtype} if settings.silver == "self" else None
+    )
+    return {"by": settings.silver, "implicit": implicit}
 
 
 def _stored(config: RunConfig) -> JsonValue:

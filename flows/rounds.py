@@ -1,6 +1,6 @@
 """What the flows share: how a run starts, and how a round learns from its pairs."""
 
-from flows.supply import samples_calibration, stores_reference
+from flows.supply import buys, samples_calibration, stores_reference
 from flows.tasks import Stages
 from pipeline.config import RunConfig
 
@@ -11,6 +11,16 @@ def start(stage: Stages) -> tuple[str, str]:
     policy = stage("policy", 0, data)
     stage("evaluation", 0, stage("evaluation_samples", 0, policy))
     return data, policy
+
+
+def labelled(stage: Stages, config: RunConfig, round_: int, samples: str) -> str:
+    """Label ``samples``, with a discriminator after gold is bought and it is refitted; returns the labels' artefact."""
+    made, settings = [samples], config.discriminator
+    if settings is not None and buys(settings, round_):
+        made.append(stage("gold", round_, samples))
+        if settings.trains:
+            made.append(stage("discriminator", round_, made[-1]))
+    return stage("labels", round_, *made)
 
 
 def learn(stage: Stages, config: RunConfig, round_: int, pairs: str, policy: str) -> str:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pipeline.config import Composition, Replay
 from pipeline.config.components import ActivationWeights, GivenWeights, LearnedPrior, LearnedWeights
+from pipeline.config.discriminator import Discriminator
 from pipeline.config.needs import needs_of, references_of
 from pipeline.config.terms import WinLabel
 
@@ -56,3 +57,15 @@ def replayed_ages(replay: Replay, round_: int) -> list[int]:
     """Ages in rounds of what ``round_`` may replay, the youngest first; 1 is the round before."""
     oldest = round_ - 1 if replay.max_age is None else min(replay.max_age, round_ - 1)
     return [*range(1, oldest + 1)] if replay.share else []
+
+
+def buys(settings: Discriminator, round_: int) -> bool:
+    """Whether gold is bought in ``round_``; a static reward model's is all bought in the first."""
+    return round_ == 1 or settings.silver != "static"
+
+
+def bought(settings: Discriminator, rounds: int, round_: int) -> int:
+    """How many gold comparisons ``round_`` of ``rounds`` buys."""
+    if not buys(settings, round_):
+        return 0
+    return settings.budget * rounds if settings.silver == "static" else settings.budget

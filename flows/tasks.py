@@ -14,6 +14,8 @@ UNITS = {
     "samples": "prompts",
     "evaluation_samples": "prompts",
     "calibration": "prompts",
+    "gold": "comparisons",
+    "discriminator": "steps",
     "labels": "shards",
     "reference": "responses",
     "policy": "steps",

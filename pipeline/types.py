@@ -20,6 +20,11 @@ def content_hash(value: object, length: int = 16) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:length]
 
 
+def json_line(value: object) -> str:
+    """``value`` as one line of JSON, its line break included."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
 def derive_seed(*parts: object) -> int:
     """A 31-bit seed that depends on ``parts`` alone, never on order of execution or on time."""
     return int(content_hash([str(part) for part in parts], length=8), 16) & 0x7FFFFFFF

@@ -27,6 +27,8 @@ TORCH_FREE = [
     "data",
     "records",
     "pairs",
+    "gold",
+    "questions",
     "restaurants",
     "slots",
     "slot_claims",

@@ -14,6 +14,7 @@ from flows.supply import takes_unpaired
 from pipeline.config import Composition, LossSettings, preset_names, resolve
 from pipeline.config.components import ConstantMargin, DecayWeights
 from pipeline.config.composition import Family
+from pipeline.config.discriminator import Discriminator
 from pipeline.config.needs import needs_of, references_of, stateful
 from pipeline.config.presets import AMBIGUOUS
 from pipeline.config.terms import HingeLink
@@ -118,8 +119,15 @@ def test_every_ambiguous_name_is_told() -> None:
     assert rows("| name | could be |") == [[f"`{name}`", "; ".join(meanings)] for name, meanings in AMBIGUOUS.items()]
 
 
+def test_the_discriminator_in_yaml_is_valid() -> None:
+    (section,) = [yaml.safe_load(text) for text in YAML if text.startswith("discriminator:")]
+    settings = Discriminator.model_validate(section["discriminator"])
+    assert (settings.budget, settings.select, settings.gate.accuracy) == (128, "uncertain", 0.6)
+
+
 def test_losses_in_yaml_are_valid_and_mean_what_they_say() -> None:
-    preset, written_out = [LossSettings.model_validate(yaml.safe_load(text)["loss"]) for text in YAML]
+    sections = [yaml.safe_load(text) for text in YAML]
+    preset, written_out = [LossSettings.model_validate(part["loss"]) for part in sections if "loss" in part]
     assert preset.preset == "simpo" and preset.beta == 2.5 and preset.margin == ConstantMargin(gamma=1.0)
     assert preset.aggregate == "mean" and preset.prior.kind == "none"
     assert written_out.preset == "custom" and written_out.link == HingeLink(delta=0.5)

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.stages import Context
 from flows.stages.run import run_stage
-from flows.supply import samples_calibration, stores_reference
+from flows.supply import buys, samples_calibration, stores_reference
 from pipeline.chat import load_chat
 from pipeline.config import Chat, SamplingSettings
 from pipeline.configfile import load_config
@@ -113,7 +113,7 @@ def begin(context: Context) -> None:
 def supply(context: Context, round_: int) -> InventedResponses:
     """Every stage of a round up to what training reads."""
     workers: Any = InventedResponses(context.policy_path(0))
-    names = ["samples", "labels"] if context.config.mode == "iterative" else []
+    names = ["samples", *_bought(context, round_), "labels"] if context.config.mode == "iterative" else []
     names += ["pairs"]
     names += ["calibration"] if samples_calibration(context.config.loss) else []
     names += ["reference"] if stores_reference(context.config.loss) else []
@@ -121,6 +121,13 @@ def supply(context: Context, round_: int) -> InventedResponses:
         run_stage(context, round_, name, workers)
     invented: InventedResponses = workers
     return invented
+
+
+def _bought(context: Context, round_: int) -> list[str]:
+    settings = context.config.discriminator
+    if settings is None or not buys(settings, round_):
+        return []
+    return ["gold", *(["discriminator"] if settings.trains else [])]
 
 
 def train(context: Context, round_: int) -> None:

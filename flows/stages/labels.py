@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flows.build import build_scorer
 from flows.stages import Context, Outcome
+from flows.stages.silver import silver_labels
 from pipeline.config import ClassifierScorer
 from pipeline.label import label
 from pipeline.rows import read_group_file, read_groups, write_groups
@@ -14,6 +15,8 @@ from pipeline.types import RunError
 
 def labels(context: Context, round_: int, folder: Path) -> Outcome:
     """Score every response of the round's samples."""
+    if context.config.discriminator is not None:
+        return silver_labels(context, round_, folder, context.config.discriminator)
     assert context.config.scorer is not None, "the config's validator asks for a scorer"
     scorer = build_scorer(context.config.scorer)
     shards = sorted(context.run.stage(round_, "samples").folder.glob("shard_*.parquet"))

@@ -51,6 +51,14 @@ def _body(context: Context, round_: int, name: str, folder: Path, workers: Worke
             from flows.stages.data import data
 
             return data(context, folder)
+        case "gold":
+            from flows.stages.gold import gold
+
+            return gold(context, round_, folder)
+        case "discriminator":
+            from flows.stages.discriminator import discriminator
+
+            return discriminator(context, round_, folder)
         case "labels":
             from flows.stages.labels import labels
 

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data import Data, FileData, HeldOut
+from pipeline.config.discriminator import Discriminator
 from pipeline.config.labels import Scorer
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
@@ -46,7 +47,10 @@ class RunConfig(Closed):
     sampler: Sampler = VllmSampler()
     sampling: SamplingSettings = SamplingSettings()
     shard_size: int = Field(256, ge=1, description="prompts sampled or labelled between two commits to disk")
-    scorer: Scorer | None = None
+    scorer: Scorer | None = Field(
+        None, description="what labels responses, and held-out ones for evaluation; with a discriminator: gold"
+    )
+    discriminator: Discriminator | None = None
     pairing: Pairing = Pairing()
     replay: Replay | None = None
     loss: LossSettings = Field(default_factory=lambda: LossSettings.model_validate({}))
@@ -88,7 +92,7 @@ class RunConfig(Closed):
         if self.mode == "iterative":
             if self.prompts is None:
                 raise ValueError("prompts: iterative mode needs prompts to answer")
-            if self.scorer is None:
+            if self.scorer is None and (self.discriminator is None or self.discriminator.gold == "scorer"):
                 raise ValueError("scorer: iterative mode needs a scorer to label responses")
             if self.sampling.n < 2:
                 raise ValueError(f"sampling.n: {self.sampling.n} response a prompt makes no pair; at least 2")
@@ -96,6 +100,8 @@ class RunConfig(Closed):
                 raise ValueError("sampling.temperature: 0 (greedy) makes all responses of a prompt equal; above 0")
         elif self.pairs is None:
             raise ValueError("pairs: offline mode needs a pair data set")
+        elif self.discriminator is not None:
+            raise ValueError("discriminator: offline mode labels nothing; only iterative mode has one")
         elif self.replay is not None:
             raise ValueError("replay: offline mode trains on the data set's own pairs; only iterative mode replays")
         if self.replay is not None and self.replay.anchor > 0 and self.pairs is None:

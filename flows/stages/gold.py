@@ -1,0 +1,90 @@
+"""gold: a few comparisons of the round's responses, answered by the gold labeller or by people."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from flows.build import build_scorer
+from flows.stages import Context, Outcome
+from flows.stages.silver import member_margins
+from flows.supply import bought
+from pipeline.config.discriminator import Discriminator
+from pipeline.gold import choose, comparison
+from pipeline.label import label
+from pipeline.questions import answered, question, questions_page, read_answers
+from pipeline.rows import read_groups, write_groups
+from pipeline.store import write_text
+from pipeline.types import Group, RunError, json_line
+
+# Comparisons labelled between two commits to disk: what was paid for is kept.
+SHARD = 64
+
+
+def gold(context: Context, round_: int, folder: Path) -> Outcome:
+    """Choose comparisons and write them with their scores, shard by shard."""
+    settings = context.config.discriminator
+    assert settings is not None, "the stage is run where a discriminator is configured"
+    chosen = _chosen(context, round_, settings)
+    if not chosen:
+        raise RunError("no prompt of the round has two different responses to compare")
+    if settings.gold == "people":
+        found = _of_people(context, round_, chosen, settings.poll)
+        write_groups(folder / "shard_00000.parquet", found)
+    else:
+        _of_scorer(context, folder, chosen)
+    found = list(read_groups(folder))
+    return Outcome(len(found), _counts(found))
+
+
+def _chosen(context: Context, round_: int, settings: Discriminator) -> list[Group]:
+    groups = read_groups(context.run.stage(round_, "samples").folder)
+    seed = context.config.seed
+    candidates = [found for group in groups if (found := comparison(group, seed, round_)) is not None]
+    rule, margins = settings.select, list[tuple[float, ...]]()
+    if rule != "random":
+        known = member_margins(context, round_ - 1, candidates)
+        rule, margins = ("random", []) if known is None else (rule, known)
+    return choose(candidates, bought(settings, context.config.rounds, round_), rule, margins, seed, round_)
+
+
+def _of_scorer(context: Context, folder: Path, chosen: Sequence[Group]) -> None:
+    assert context.config.scorer is not None, "the config's validator asks for a scorer"
+    scorer = build_scorer(context.config.scorer)
+    for start in range(0, len(chosen), SHARD):
+        file = folder / f"shard_{start // SHARD:05d}.parquet"
+        shard = chosen[start : start + SHARD]
+        if not file.exists():
+            write_groups(file, label(shard, scorer))
+        context.report(start + len(shard), len(chosen), "gold")
+
+
+def handover(context: Context, round_: int) -> Path:
+    """The folder of questions to people and of their answers; outside the stage, so that it may be filled over days."""
+    return context.run.root / "questions" / f"round_{round_:03d}"
+
+
+def _of_people(context: Context, round_: int, chosen: Sequence[Group], poll: float) -> list[Group]:
+    """Write the questions, then wait until each has an answer."""
+    place = handover(context, round_)
+    place.mkdir(parents=True, exist_ok=True)
+    write_text(place / "questions.jsonl", "".join(json_line(question(group)) for group in chosen))
+    write_text(place / "questions.html", questions_page(f"{context.config.name}, round {round_}", chosen))
+    file = place / "answers.jsonl"
+    while True:
+        answers = read_answers(file.read_text(encoding="utf-8") if file.is_file() else "", chosen)
+        note = f"waiting for {file}" + (f"; {answers.faults[0]}" if answers.faults else "")
+        context.report(len(answers.votes), len(chosen), note)
+        if len(answers.votes) == len(chosen):
+            return [answered(group, answers.votes[group.id]) for group in chosen]
+        time.sleep(poll)
+
+
+def _counts(found: Sequence[Group]) -> dict[str, JsonValue]:
+    labels = [group.scores for group in found if None not in group.scores]
+    return {
+        "comparisons": len(found),
+        "missing_labels": len(found) - len(labels),
+        "ties": sum(first == second for first, second in labels),
+    }
