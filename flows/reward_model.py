@@ -22,6 +22,7 @@ from pipeline.store import RunFolder, Stage, StageKey, StageWriter, write_json, 
 from pipeline.types import Group, Response, TextPair, UserError, derive_seed, first_lines
 
 CHECKPOINTS = "checkpoints"
+OFFENDING = "offending.json"
 # What of a step's report means something where the score of a response is a reward.
 REPORTED = ("step", "loss", "learning_rate", "grad_norm", "margin", "accuracy", "tokens", "padding", "seconds")
 Metrics = dict[str, JsonValue]
@@ -46,8 +47,13 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
             writer = stage.begin(key)
         except OSError as error:
             raise UserError(f"{root}: cannot write there ({error.strerror})") from None
-        with RunFolder(writer.folder).lock():
-            _fill(config, data, writer, root)
+        try:
+            with RunFolder(writer.folder).lock():
+                _fill(config, data, writer)
+        except UserError:
+            if not (writer.folder / CHECKPOINTS).exists():
+                shutil.rmtree(writer.folder)
+            raise
     for line in describe(json.loads((root / "metrics.json").read_text(encoding="utf-8"))["held_out"]):
         print(line)
     print(f"reward model: {root}")
@@ -81,8 +87,9 @@ def _key(config: RewardModelConfig) -> StageKey:
     return StageKey(config=plain, inputs={}, seed=config.seed)
 
 
-def _fill(config: RewardModelConfig, data: Data, writer: StageWriter, root: Path) -> None:
+def _fill(config: RewardModelConfig, data: Data, writer: StageWriter) -> None:
     """Train in the folder of ``writer``, judge what is written there, commit."""
+    _quieten()
     console, folder = make_console(), writer.folder
     with progress(f"reward model · {config.name}", "steps", console) as report:
 
@@ -97,8 +104,17 @@ def _fill(config: RewardModelConfig, data: Data, writer: StageWriter, root: Path
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "config.yaml", dump_config(config))
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    (folder / OFFENDING).unlink(missing_ok=True)
     (folder / ".lock").unlink()
     writer.commit(int(str(metrics["pairs"])), metrics)
+
+
+def _quieten() -> None:
+    """Keep transformers from reporting that a language model has no reward head, and from drawing its own bars."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path, on_step: Any) -> Metrics:
@@ -106,7 +122,7 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
     from pipeline.losses import Loss
     from pipeline.reward_model import load_start, save_reward_model
     from pipeline.row_scores import RowScores, padding_id
-    from pipeline.train import train
+    from pipeline.train import NonFiniteError, train
 
     model, tokenizer = load_start(config.model, config.seed)
     ties = config.ties != "drop"
@@ -117,22 +133,34 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
         raise UserError(f"{config.pairs.path}: no pair is left to train on; dropped by cause:\n{causes}")
     eta = _eta(config, kept)
     loss = Loss("bradley_terry" if eta is None else "rao_kupper", config.composition(eta))
-    result = train(
-        model,
-        [example(comparison) for comparison in kept],
-        loss,
-        config.training,
-        seed=derive_seed(config.seed, "reward model"),
-        module=RowScores(model, {0: 1.0}, config.training.dtype, share_prompts=config.training.packing),
-        checkpoint_dir=folder / CHECKPOINTS,
-        on_step=on_step,
-    )
+    try:
+        result = train(
+            model,
+            [example(comparison) for comparison in kept],
+            loss,
+            config.training,
+            seed=derive_seed(config.seed, "reward model"),
+            module=RowScores(model, {0: 1.0}, config.training.dtype, share_prompts=config.training.packing),
+            checkpoint_dir=folder / CHECKPOINTS,
+            on_step=on_step,
+        )
+    except NonFiniteError as error:
+        _keep_offending_pairs(kept, folder, error)
+        raise
     save_reward_model(model, tokenizer, folder)
     steps = [asdict(step) for step in result.history]
     write_json(folder / "history.json", [{name: step[name] for name in REPORTED} for step in steps])
     said = {name: value for name, value in result.metrics.items() if "logp" not in name and name != "response_tokens"}
     known: Metrics = {} if eta is None else {"eta": eta}
     return {"pairs": len(kept), "dropped": dict(dropped), "padded_because": result.padded_because, **known, **said}
+
+
+def _keep_offending_pairs(kept: Sequence[Comparison], folder: Path, error: Any) -> None:
+    """What the failed step was trained on, beside the last good checkpoint."""
+    suspects = set(error.example_ids)
+    pairs = [comparison.pair for comparison in kept if example(comparison).id in suspects]
+    write_json(folder / OFFENDING, [asdict(pair) for pair in pairs])
+    error.args = (f"{error}\n  the pairs are in {folder / OFFENDING}, the weights before in {folder / CHECKPOINTS}",)
 
 
 def _eta(config: RewardModelConfig, kept: Sequence[Comparison]) -> float | None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import Closed
+from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.components import Margin, NoMargin
 from pipeline.config.composition import Composition
 from pipeline.config.data import FileData, HeldOut
@@ -19,6 +19,9 @@ class RewardTraining(Optimisation):
 
     learning_rate: float = Field(1e-5, gt=0)
     warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
+    checkpoint_every: int = Field(
+        100, ge=0, description="optimiser steps between checkpoints; 0: none", json_schema_extra=OPERATIONAL
+    )
 
 
 class RewardModelConfig(Closed):

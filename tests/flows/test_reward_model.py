@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from flows.reward_model import make_reward_model
 from pipeline.config import ClassifierScorer
-from pipeline.types import Group, Message, Prompt, Response, UserError
+from pipeline.types import Group, Message, Prompt, Response, RunError, UserError
 from reward_models.classifier import ClassifierReward
 from tests.tiny_model import save_tiny_model
 from tests.tiny_run import GROUPS, MARKED, PAIRS
@@ -152,4 +152,11 @@ def test_mistakes_are_named_and_leave_no_folder(mistake: str, job: Path) -> None
     placed = [s.replace("=marked", f"={job}/marked").replace("=nowhere", f"={job}/nowhere") for s in settings]
     with pytest.raises(UserError, match=message):
         make(job, job / "mistaken", *placed)
-    assert not (job / "mistaken").exists()
+    assert not list(job.glob("mistaken*"))
+
+
+def test_a_step_that_diverges_keeps_its_pairs(job: Path) -> None:
+    with pytest.raises(RunError, match=r"(?s)loss .*the pairs are in .*offending.json"):
+        make(job, job / "wild", "training.learning_rate=1e30", "training.schedule=constant", "training.warmup=0")
+    pairs = json.loads((job / "wild.partial" / "offending.json").read_text())
+    assert pairs and {pair["chosen"] for pair in pairs} <= {row["chosen"] for row in ROWS}

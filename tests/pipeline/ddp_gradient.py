@@ -1,23 +1,36 @@
 """Run by test_train_processes.py in several processes: each gradient, and two steps of some losses, to a file."""
 
 import sys
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from loss_examples import examples_for, loss_named, settings
 from safetensors.torch import save_file
-from tiny_training import tiny_llama
+from tiny_training import VOCABULARY, random_pairs, tiny_llama
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from pipeline.adapter import add_adapter
 from pipeline.batches import facts_of
 from pipeline.companions import Companions
-from pipeline.config import Lora
+from pipeline.config import Composition, Lora
 from pipeline.gradients import Objective, accumulate_gradient
 from pipeline.logps import TokenLogps
+from pipeline.losses import Loss
 from pipeline.micro_batches import Cut
+from pipeline.row_scores import RowScores
 from pipeline.train import train
 
 GRADIENTS = ("dpo", "simpo", "tdpo2", "sparsepo", "mi_dpo", "beta_dpo", "kto", "bco", "hpo", "rpo_sqloo", "ganpo")
+REWARD_MODEL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "num_labels": 1,
+    "pad_token_id": 0,
+}
 STEPS = ("dpo", "sparsepo", "beta_dpo", "ganpo")
 
 
@@ -32,6 +45,17 @@ def gradient(name: str, accelerator: Accelerator) -> tuple[dict[str, torch.Tenso
     if facts.critic_means is not None:
         found[f"{name}.means"] = facts.critic_means
     return found, facts.loss
+
+
+def reward_gradient(accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
+    """Of a reward model's comparisons."""
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(LlamaConfig(**REWARD_MODEL))
+    loss = Loss("bradley_terry", Composition.model_validate({"link": "logistic"}))
+    companions = Companions(loss.composition, 32, 2, 32, seed=1)
+    scores = accelerator.prepare(RowScores(model, {0: 1.0}, share_prompts=True))
+    facts = accumulate_gradient(Objective(scores, loss, companions, accelerator), random_pairs(7), Cut(2, packing=True))
+    return {f"reward.{part}": p.grad for part, p in model.named_parameters() if p.grad is not None}, facts.loss
 
 
 def steps(name: str, accelerator: Accelerator, lora: bool = False) -> tuple[dict[str, torch.Tensor], float]:
@@ -50,6 +74,7 @@ tensors: dict[str, torch.Tensor] = {}
 losses: list[float] = []
 for found, loss in [
     *(gradient(name, accelerator) for name in GRADIENTS),
+    reward_gradient(accelerator),
     *(steps(name, accelerator) for name in STEPS),
     steps("tdpo2", accelerator, lora=True),
 ]:
