@@ -113,8 +113,8 @@ def _quieten() -> None:
     """Keep transformers from reporting that a language model has no reward head, and from drawing its own bars."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path, on_step: Any) -> Metrics:
@@ -187,9 +187,10 @@ def judge(folder: Path, config: RewardModelConfig, pairs: Sequence[TextPair], et
         for pair, (chosen, rejected) in zip(pairs, rewards, strict=True)
         if chosen is not None and rejected is not None
     ]
-    bins = reliability(judged, eta or 0.0)
-    (folder / "reliability.svg").write_bytes(draw_reliability(bins, config.name))
-    return {**summary(judged, eta), "reliability": [asdict(one) for one in bins], **scorer.facts}
+    bins, found = reliability(judged, eta or 0.0), summary(judged, eta)
+    title = f"{config.name}: {found['pairs']} held-out pairs, calibration error {percent(found['ece'])}"
+    (folder / "reliability.svg").write_bytes(draw_reliability(bins, title))
+    return {**found, "reliability": [asdict(one) for one in bins], **scorer.facts}
 
 
 def describe(found: Metrics) -> list[str]:
