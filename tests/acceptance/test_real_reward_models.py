@@ -88,10 +88,11 @@ def test_a_reward_model_of_sentence_polarity_beats_the_lexicon(tmp_path: Path) -
     assert found["pairs"] == len(held_out_pairs)
     assert found["accuracy"] > lexicon + 2 * found["accuracy_error"]
     assert found["above_longer_wins"] > 0.2
-    assert found["ece"] < 0.05
+    # Below the entropy of a coin, though surer than it should be after seeing each sentence three times.
+    assert found["loss"] < 0.5 and found["ece"] < 0.1
 
 
-def test_ties_of_three_human_votes_are_predicted_as_often_as_they_come(tmp_path: Path) -> None:
+def test_ties_among_human_votes_are_predicted_about_as_often_as_they_come(tmp_path: Path) -> None:
     pairs = [row for row in map(voted, read("pairs/pandalm_test_human3.jsonl")) if row["chosen"] != row["rejected"]]
     write(tmp_path / "pairs.jsonl", pairs)
     metrics = train(
@@ -104,14 +105,13 @@ def test_ties_of_three_human_votes_are_predicted_as_often_as_they_come(tmp_path:
     )
     found = metrics["held_out"]
     print(json.dumps(metrics, indent=1))
-    assert found["ties"] > 10
-    assert abs(found["tie_probability"] - found["tie_share"]) < 0.08
-    assert found["accuracy"] > 0.5
+    # Some 760 pairs do not teach a model from nothing more than that longer answers tend to win.
+    assert found["ties"] > 10 and found["accuracy"] > 0.55
+    assert abs(found["tie_probability"] - found["tie_share"]) < 0.05
 
 
 def voted(row: dict[str, Any]) -> dict[str, Any]:
-    """A pair whose soft label is the share of votes for the better one, ties half to either."""
-    first = sum({1: 1.0, 2: 0.0, 0: 0.5}[vote] for vote in row["votes"]) / 3
-    sides = (row["response1"], row["response2"]) if first >= 0.5 else (row["response2"], row["response1"])
+    """The pair as most of the three people see it; a tie where most see none better, or no two agree."""
+    sides = (row["response2"], row["response1"]) if row["majority"] == 2 else (row["response1"], row["response2"])
     prompt = f"{row['instruction']}\n{row['input']}".strip()
-    return {"prompt": prompt, "chosen": sides[0], "rejected": sides[1], "soft_label": max(first, 1 - first)}
+    return {"prompt": prompt, "chosen": sides[0], "rejected": sides[1], "soft_label": 1.0 if row["majority"] else 0.5}
