@@ -81,11 +81,19 @@ def show(
 
 
 @app.command()
-def check(items: Items) -> None:
-    """Validate config and data; starts nothing heavy."""
+def check(
+    items: Items,
+    faults: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="lists rows with faults  [default: runs/NAME.faults.jsonl]", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Validate config, data and model folders; count faults in the data by cause; starts nothing heavy."""
     from flows.checking import check_config
 
-    check_config(*_split(items))
+    check_config(*_split(items), faults)
 
 
 @app.command()

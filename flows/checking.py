@@ -4,32 +4,46 @@ import json
 import sys
 from pathlib import Path
 
+from flows.data_checking import check_data
+from flows.fault_log import FaultLog
 from flows.needs import check_needs, loss_name
-from flows.stages.data import Tables, load_data
 from flows.workers import has_accelerator
 from pipeline.config import ClassifierScorer, ExactMatchScorer, PretrainedPolicy, RunConfig, SlotScorer
 from pipeline.config.needs import needs_of
 from pipeline.configfile import load_config
+from pipeline.contents import Contents
 from pipeline.launch import read_launch, require_optimiser
-from pipeline.types import UserError
+from pipeline.types import Prompt, UserError
 from reward_models.rules import MatchReward, answer, meaning
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
-def check_config(files: list[Path], settings: list[str]) -> None:
-    """Print what the config describes. Raises ``UserError`` for every mistake that can be found without training."""
+def check_config(files: list[Path], settings: list[str], faults: Path | None = None) -> None:
+    """Print what the config describes. Raises ``UserError`` for every mistake that can be found without training.
+
+    ``faults``: where rows with a fault are listed; default: ``faults_file`` of the run's usual folder.
+    """
     config = load_config(files, settings)
-    tables = check_run(config)
-    for line in describe(config, tables):
+    file = faults or faults_file(Path("runs") / config.name)
+    contents, log = check_run(config, file)
+    for line in describe(config, contents):
         print(line)
+    if log.found:
+        print("\n".join(["  faults in the data, within their limits:", *(f"  {line}" for line in log.lines())]))
+        print(f"  these rows: {file}")
 
 
-def check_run(config: RunConfig) -> Tables:
-    """The data, once model folders, data, scorer and loss are known to fit. Raises ``UserError``; writes nothing.
+def faults_file(root: Path) -> Path:
+    """Where the faults in the data of the run folder ``root`` are listed: beside it."""
+    return root.with_name(f"{root.name}.faults.jsonl")
 
-    Model folders must hold what is read from them; hub names are left to the hub. Prompts must have the answers that
-    the scorer compares with, and one of them at least must be short enough.
+
+def check_run(config: RunConfig, faults: Path | None = None) -> tuple[Contents, FaultLog]:
+    """What the data holds and its faults, once model folders, data, scorer and loss are known to fit.
+
+    Raises ``UserError``; writes nothing but ``faults``. Model folders must hold what is read from them. Prompts must
+    have the answers that the scorer compares with.
     """
     if isinstance(config.policy, PretrainedPolicy):
         _check_folder(Path(config.policy.path), "policy.path")
@@ -41,34 +55,35 @@ def check_run(config: RunConfig) -> Tables:
     for field, path in _further_models(config):
         _check_folder(Path(path), field)
     _check_training(config)
-    tables = load_data(config)
-    check_needs(config, tables)
-    prompts = [*tables.prompts, *tables.held_out]
-    if isinstance(config.scorer, SlotScorer):
-        for prompt in prompts:
-            meaning(prompt)
     if isinstance(config.scorer, ExactMatchScorer):
         MatchReward(config.scorer)
-        for prompt in prompts:
-            answer(prompt)
+    contents, log = check_data(config, faults, lambda prompt: _check_prompt(config, prompt))
+    check_needs(config, contents)
     if isinstance(config.policy, PretrainedPolicy) and Path(config.policy.path).exists():
-        _check_lengths(config, config.policy, tables)
         for field, path in _further_models(config):
             check_vocabulary(Path(config.policy.path), Path(path), field)
-    return tables
+    return contents, log
 
 
-def describe(config: RunConfig, tables: Tables) -> list[str]:
+def describe(config: RunConfig, contents: Contents) -> list[str]:
     """A few lines on what would run."""
-    sizes = {name: len(rows) for name, rows in vars(tables).items()}
     lines = [f"{config.name}: {config.mode}, {config.rounds} rounds, seed {config.seed}: config and data are valid"]
-    lines += [f"  {name.replace('_', ' ')}: {size}" for name, size in sizes.items() if size]
+    lines += [f"  {name.replace('_', ' ')}: {size}" for name, size in contents.sizes.items()]
     if config.mode == "iterative":
-        prompts = min(config.prompts_per_round or sizes["prompts"], sizes["prompts"])
+        prompts = min(config.prompts_per_round or contents.prompts, contents.prompts)
         lines.append(f"  a round samples {prompts} prompts x {config.sampling.n} responses")
     needs = sorted(needs_of(config.loss))
     lines.append(f"  {loss_name(config)} reads {', '.join(needs) or 'the policy alone'}")
     return lines
+
+
+def _check_prompt(config: RunConfig, prompt: Prompt) -> None:
+    """Raise ``UserError`` if the scorer lacks what it compares responses with."""
+    match config.scorer:
+        case SlotScorer():
+            meaning(prompt)
+        case ExactMatchScorer():
+            answer(prompt)
 
 
 def check_vocabulary(policy: Path, other: Path, field: str) -> None:
@@ -144,17 +159,3 @@ def _check_tokenizer_files(path: Path, field: str) -> None:
 
     if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{field}: {path}: no tokenizer files in this model folder")
-
-
-def _check_lengths(config: RunConfig, policy: PretrainedPolicy, tables: Tables) -> None:
-    """Raises ``UserError`` if no training prompt, or no held-out one, is short enough for the policy."""
-    from pipeline.chat import load_chat
-
-    chat = load_chat(policy.path, config.chat, policy.trust_remote_code)
-    limit = config.chat.max_prompt_tokens
-    for name, prompts in (("prompts", tables.prompts), ("held-out prompts", tables.held_out)):
-        over_long = sum(len(chat.prompt_ids(prompt.messages)) > limit for prompt in prompts)
-        if over_long == len(prompts):
-            raise UserError(f"chat.max_prompt_tokens: {limit}, but all {over_long} {name} are longer")
-        if over_long:
-            print(f"{over_long} of {len(prompts)} {name} are longer than {limit} tokens and left out", file=sys.stderr)

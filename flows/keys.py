@@ -6,9 +6,11 @@ The one place that says which stage reads which. Torch-free.
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import assert_never
 
 from pydantic import JsonValue
 
+from flows.sources import held_out_source
 from flows.supply import (
     bought,
     buys,
@@ -21,12 +23,12 @@ from flows.supply import (
     trains_with_reference,
     win_against,
 )
-from pipeline.config import ClassifierScorer, Closed, FileData, PretrainedPolicy, RunConfig
+from pipeline.config import ClassifierScorer, Closed, DatasetData, FileData, PretrainedPolicy, RunConfig, UserData
 from pipeline.config.components import ExtrapolatedPrior
 from pipeline.config.discriminator import Discriminator
 from pipeline.config.needs import reads_baseline, references_of
+from pipeline.records import data_files, open_dataset
 from pipeline.store import RunFolder, Stage, StageKey, file_sha256
-from pipeline.types import UserError
 
 # Stages of a round in the order in which they run; what a loss does not read is left out (flows/supply.py).
 START_STAGES = ("data", "policy", "evaluation_samples", "evaluation")
@@ -223,23 +225,20 @@ def _stored(config: RunConfig) -> JsonValue:
 
 
 def _data_digests(config: RunConfig) -> dict[str, JsonValue]:
-    found: dict[str, JsonValue] = {}
-    sources = {"prompts": config.prompts, "pairs": config.pairs}
-    paths = {name: source.path for name, source in sources.items() if isinstance(source, FileData)}
-    if config.held_out.path is not None:
-        paths["held_out"] = config.held_out.path
-    for name, path in paths.items():
-        found[name] = digest(files_of(Path(path), name))
-    return found
+    sources = {"prompts": config.prompts, "pairs": config.pairs, "held_out": held_out_source(config)}
+    return {
+        name: digest(files_of(source)) for name, source in sources.items() if isinstance(source, FileData | DatasetData)
+    }
 
 
-def files_of(path: Path, name: str) -> list[Path]:
-    """The data files that ``path`` is or holds; ``name``: whose path it is."""
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    raise UserError(f"{name}.path: {path}: no such file or folder")
+def files_of(source: UserData) -> list[Path]:
+    """The files that the data is in. Raises ``UserError`` if there are none."""
+    match source:
+        case FileData():
+            return data_files(source.path)
+        case DatasetData():
+            return [Path(file["filename"]) for file in open_dataset(source).cache_files]
+    assert_never(source)
 
 
 def model_digest(path: Path) -> str:

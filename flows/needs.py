@@ -3,32 +3,29 @@
 What single settings rule out is in the schema; here it is settings against data, mode, rounds and models.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from flows.stages.data import Tables
 from flows.supply import reads_contrast, takes_groups, takes_texts, takes_unpaired
-from pipeline.config import FileData, RunConfig, preset_names, resolve
+from pipeline.config import RunConfig, UserData, preset_names, resolve
 from pipeline.config.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior
 from pipeline.config.composition import Composition
 from pipeline.config.needs import REWARDS, needs_of, references_of
 from pipeline.config.terms import WinLabel
-from pipeline.types import TextPair, UserError
+from pipeline.contents import Contents
+from pipeline.types import UserError
 
 
-def check_needs(config: RunConfig, tables: Tables) -> None:
+def check_needs(config: RunConfig, contents: Contents) -> None:
     """Raise ``UserError`` for the first need of the loss that is not met, naming the field and the rule."""
     _check_references(config)
     _check_contrast(config)
-    _check_prior(config, tables)
+    _check_prior(config, contents)
     _check_pairing(config)
     anchored = config.replay is not None and config.replay.anchor > 0
     if anchored:
-        _check_anchor(config, tables)
+        _check_anchor(config, contents)
     if anchored or config.mode == "offline":
-        _check_form(config, tables)
-        _check_rewards(config, tables.pairs)
-        _check_labels(config, tables.pairs)
+        _check_form(config, contents)
+        _check_rewards(config, contents)
+        _check_labels(config, contents)
 
 
 def loss_name(config: RunConfig) -> str:
@@ -111,13 +108,13 @@ def _check_pairing(config: RunConfig) -> None:
         )
 
 
-def _check_anchor(config: RunConfig, tables: Tables) -> None:
+def _check_anchor(config: RunConfig, contents: Contents) -> None:
     """The data set's rows must be of the form that the rounds make."""
-    name, rows = "pairs, or groups of scored responses", [*tables.pairs, *tables.groups]
+    name, rows = "pairs, or groups of scored responses", contents.pairs + contents.groups
     if takes_groups(config.loss):
-        name, rows = "groups of scored responses (columns responses and rewards)", [*tables.groups]
+        name, rows = "groups of scored responses (columns responses and rewards)", contents.groups
     elif config.pairing.rule == "marked":
-        name, rows = "single responses (columns completion and label), or groups", [*tables.groups, *tables.unpaired]
+        name, rows = "single responses (columns completion and label), or groups", contents.groups + contents.unpaired
     if not rows:
         raise UserError(f"replay.anchor: rounds train on {name} here, and {_path(config)} holds another form")
 
@@ -125,21 +122,22 @@ def _check_anchor(config: RunConfig, tables: Tables) -> None:
 # ---------------------------------------------------------------- data
 
 
-def _check_prior(config: RunConfig, tables: Tables) -> None:
+def _check_prior(config: RunConfig, contents: Contents) -> None:
     if not isinstance(config.loss.prior, GivenPrior):
         return
     if config.mode == "iterative":
         raise UserError(
             "loss.prior: given comes from columns of a pair data set; iterative mode makes responses that none has"
         )
-    if not tables.pairs:
+    if not contents.pairs:
         raise UserError(f"loss.prior: given needs pairs, but {_path(config)} holds another form of data")
-    _require(config, tables.pairs, ("chosen_prior", "rejected_prior"), "loss.prior: given needs log ζ")
+    lacking = contents.pairs - contents.with_priors
+    _require(config, lacking, contents.pairs, ("chosen_prior", "rejected_prior"), "loss.prior: given needs log ζ")
 
 
-def _check_form(config: RunConfig, tables: Tables) -> None:
+def _check_form(config: RunConfig, contents: Contents) -> None:
     """Pairs and groups serve every loss (of a group, best against worst); single responses only some."""
-    if not tables.unpaired:
+    if not contents.unpaired:
         return
     if not takes_unpaired(config.loss):
         raise UserError(
@@ -147,64 +145,57 @@ def _check_form(config: RunConfig, tables: Tables) -> None:
             f"{loss_name(config)} reads several to one prompt: give chosen and rejected, or responses and rewards, "
             f"or take one of {', '.join(_unpaired_presets())}"
         )
-    if len({row.desirable for row in tables.unpaired}) < 2:
-        mark = "good (true)" if tables.unpaired[0].desirable else "bad (false)"
+    if contents.desirable in (0, contents.unpaired):
+        mark = "good (true)" if contents.desirable else "bad (false)"
         raise UserError(
-            f"pairs.columns.label: all {len(tables.unpaired)} responses of {_path(config)} are marked {mark}; "
+            f"pairs.columns.label: all {contents.unpaired} responses of {_path(config)} are marked {mark}; "
             f"{loss_name(config)} learns from both kinds"
         )
 
 
-def _check_rewards(config: RunConfig, pairs: Sequence[TextPair]) -> None:
-    scores = ("chosen_score", "rejected_score")
-    if pairs and needs_of(config.loss) >= REWARDS:
-        _require(config, pairs, scores, f"{loss_name(config)} needs rewards")
-    elif takes_groups(config.loss) and any(pair.chosen_score is not None for pair in pairs):
-        _require(config, pairs, scores, f"{loss_name(config)} takes the rewards of all pairs or of none")
-    if pairs and isinstance(config.loss.label, WinLabel):
-        without = [pair for pair in pairs if pair.win_probability is None]
-        if without:
-            _require(
-                config,
-                without,
-                scores,
-                f"loss.label: wins needs the column {_pair_data(config).columns.win_probability!r}, or scores",
-            )
+def _check_rewards(config: RunConfig, contents: Contents) -> None:
+    scores, pairs = ("chosen_score", "rejected_score"), contents.pairs
+    unscored = pairs - contents.scored
+    if needs_of(config.loss) >= REWARDS:
+        _require(config, unscored, pairs, scores, f"{loss_name(config)} needs rewards")
+    elif takes_groups(config.loss) and contents.half_scored:
+        _require(config, unscored, pairs, scores, f"{loss_name(config)} takes the rewards of all pairs or of none")
+    if isinstance(config.loss.label, WinLabel):
+        why = f"loss.label: wins needs the column {_pair_data(config).columns.win_probability!r}, or scores"
+        _require(config, contents.neither, pairs - contents.with_wins, scores, why)
 
 
-def _check_labels(config: RunConfig, pairs: Sequence[TextPair]) -> None:
+def _check_labels(config: RunConfig, contents: Contents) -> None:
     """Soft labels must not be dropped in silence."""
     loss = config.loss
-    soft = sum(pair.soft_label != 1 for pair in pairs)
     certain = loss.one_sided or loss.label.kind != "data" or takes_groups(loss) or takes_texts(loss)
-    if soft and certain and "win_probability" not in needs_of(loss):
-        raise UserError(
-            f"pairs.columns.soft_label: {soft} of {len(pairs)} pairs have one other than 1, which {loss_name(config)} "
-            "does not read; leave the column out (or name another) to train on hard labels"
-        )
+    if not contents.soft or not certain or "win_probability" in needs_of(loss):
+        return
+    found = f"{contents.soft} of {contents.pairs} pairs have one other than 1, which {loss_name(config)} does not read"
+    if _pair_data(config).columns.has_votes:
+        raise UserError(f"pairs.votes.label: soft: {found}; majority makes hard labels of the votes")
+    raise UserError(
+        f"pairs.columns.soft_label: {found}; leave the column out (or name another) to train on hard labels"
+    )
 
 
-def _require(config: RunConfig, pairs: Sequence[TextPair], fields: tuple[str, str], why: str) -> None:
-    columns = _pair_data(config).columns.model_dump()
-    plain = [(pair.chosen_score, pair.rejected_score) for pair in pairs]
-    if fields[0] == "chosen_prior":
-        plain = [(pair.chosen_prior, pair.rejected_prior) for pair in pairs]
-    lacking = sum(None in both for both in plain)
+def _require(config: RunConfig, lacking: int, pairs: int, fields: tuple[str, str], why: str) -> None:
     if lacking:
+        columns = _pair_data(config).columns.model_dump()
         names = " and ".join(repr(columns[field]) for field in fields)
         raise UserError(
-            f"{why}: {lacking} of {len(pairs)} pairs of {_path(config)} have no number in the columns {names} "
+            f"{why}: {lacking} of {pairs} pairs of {_path(config)} have no number in the columns {names} "
             f"(pairs.columns.{fields[0]}, {fields[1]})"
         )
 
 
-def _pair_data(config: RunConfig) -> FileData:
+def _pair_data(config: RunConfig) -> UserData:
     assert config.pairs is not None, "the config's validator asks for pairs offline"
     return config.pairs
 
 
-def _path(config: RunConfig) -> Path:
-    return Path(_pair_data(config).path)
+def _path(config: RunConfig) -> str:
+    return _pair_data(config).path
 
 
 def _unpaired_presets() -> list[str]:

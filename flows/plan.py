@@ -13,7 +13,7 @@ from flows.plan_counts import plan_round
 from flows.plan_machine import Room, room
 from flows.plan_memory import stage_memories
 from flows.plan_rates import measured_rates
-from flows.stages.data import Tables, load_data
+from flows.tables import Tables, load_data
 from pipeline.chat import load_chat
 from pipeline.config import PretrainedPolicy, RunConfig, ScratchPolicy
 from pipeline.configfile import load_config
@@ -111,7 +111,7 @@ def plan_config(
     disable_progress_bar()  # type: ignore[no-untyped-call]
     config = load_config(files, settings)
     tables = load_data(config)
-    check_needs(config, tables)
+    check_needs(config, tables.contents)
     free = room((run_dir or Path("runs") / config.name).resolve())
     with tempfile.TemporaryDirectory(prefix="prefloop_plan_") as scratch:
         origin, revision = _origin(config, tables, Path(scratch))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import comb
 from typing import Any
 
-from flows.stages.data import Tables
 from flows.supply import reads_contrast, stores_reference, takes_groups, takes_texts
+from flows.tables import Tables
 from pipeline.chat import Chat
 from pipeline.config import RunConfig
 from pipeline.config.needs import references_of

@@ -9,15 +9,17 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from flows.keys import digest, files_of, model_digest
+from flows.keys import digest, model_digest
 from flows.progress import make_console, progress
 from pipeline.comparisons import Comparison, compare, example, pairs_of
 from pipeline.config import ClassifierScorer, RewardModelConfig
 from pipeline.configfile import dump_config, load_settings
 from pipeline.conversations import Conversations
-from pipeline.data import read_preferences, split_held_out
+from pipeline.data import sound_preferences
 from pipeline.progress import StepReport
+from pipeline.records import data_files
 from pipeline.reward_metrics import Judged, percent, reliability, summary, tie_eta
+from pipeline.split import split_held_out
 from pipeline.store import RunFolder, Stage, StageKey, StageWriter, write_json, write_text
 from pipeline.types import Group, Response, TextPair, UserError, derive_seed, first_lines
 
@@ -62,18 +64,18 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
 def read_data(config: RewardModelConfig) -> Data:
     """The pairs, of prompts that are held out and of those that are not. Raises ``UserError`` for any fault."""
     source, given = config.pairs, config.held_out.path
-    pairs = list(pairs_of(read_preferences(source)))
-    prompts = [pair.prompt for pair in pairs]
+    if config.held_out.split is not None:
+        raise UserError("held_out.split: pairs come from files here; held_out.path names one with held-out pairs")
+    pairs = list(pairs_of(sound_preferences(source)))
+    prompts = {pair.prompt.id: pair.prompt for pair in pairs}
     if given is None:
-        _, held_out = split_held_out(prompts, config.held_out)
-        ids = {prompt.id for prompt in held_out}
+        ids = split_held_out(prompts.values(), config.held_out).ids
         inside = [pair for pair in pairs if pair.prompt.id in ids]
         return Data([pair for pair in pairs if pair.prompt.id not in ids], inside)
-    inside = list(pairs_of(read_preferences(source.model_copy(update={"path": given}))))
+    inside = list(pairs_of(sound_preferences(source.model_copy(update={"path": given}))))
     first = {*list(dict.fromkeys(pair.prompt.id for pair in inside))[: config.held_out.prompts]}
     inside = [pair for pair in inside if pair.prompt.id in first]
-    trained = {prompt.id for prompt in prompts}
-    leaked = [pair.prompt.messages[-1].content[:80] for pair in inside if pair.prompt.id in trained]
+    leaked = [pair.prompt.messages[-1].content[:80] for pair in inside if pair.prompt.id in prompts]
     if leaked:
         raise UserError(f"held_out.path: {given}: {len(leaked)} rows have training prompts:\n{first_lines(leaked)}")
     return Data(pairs, inside)
@@ -81,8 +83,9 @@ def read_data(config: RewardModelConfig) -> Data:
 
 def _key(config: RewardModelConfig) -> StageKey:
     paths = {"pairs": config.pairs.path, "held_out": config.held_out.path}
+    files = {name: data_files(path) for name, path in paths.items() if path is not None}
     plain: dict[str, JsonValue] = {k: v for k, v in config.identity().items() if k not in ("name", "seed")}
-    plain["files"] = {name: digest(files_of(Path(path), name)) for name, path in paths.items() if path is not None}
+    plain["files"] = {name: digest(found) for name, found in files.items()}
     plain["model_files"] = model_digest(Path(config.model.path))
     return StageKey(config=plain, inputs={}, seed=config.seed)
 

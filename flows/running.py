@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from flows.checking import check_run
+from flows.checking import check_run, faults_file
 from flows.environment import log_to_file
 from flows.keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
 from flows.opening import prepare_run
@@ -26,7 +26,9 @@ def run_config(files: list[Path], settings: list[str], run_dir: Path | None, ext
     root = (run_dir or Path("runs") / config.name).resolve()
     if not RunFolder(root).stage(0, "data").folder.exists():
         # Before anything is written: a mistake in config or data leaves no run folder behind.
-        check_run(config)
+        _, log = check_run(config, faults_file(root))
+        if log.found:
+            print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)
         if isinstance(config.policy, PretrainedPolicy) and not Path(config.policy.path).exists():
             from pipeline.policy import local_folder
 

@@ -7,9 +7,18 @@ import math
 
 from pydantic import JsonValue
 
+from pipeline.config import Votes
+from pipeline.transcripts import is_transcript, transcript
 from pipeline.types import Message, Role
 
-_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
+# ShareGPT's files say human and gpt.
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "human": "user",
+    "gpt": "assistant",
+}
 # CSV has no booleans.
 _TRUTHS = {"true": True, "false": False}
 
@@ -23,18 +32,32 @@ def absent(value: JsonValue) -> bool:
     return value is None or value == ""
 
 
+def find(values: dict[str, JsonValue], column: str) -> JsonValue:
+    """The cell of ``column``; None where there is none. ``a.b`` is field b of a, or of each object of a list a."""
+    if column in values or "." not in column:
+        return values.get(column)
+    outer, _, field = column.rpartition(".")
+    match find(values, outer):
+        case dict() as inner:
+            return inner.get(field)
+        case list() as inner:
+            return [item.get(field) if isinstance(item, dict) else None for item in inner]
+    return None
+
+
 def required(values: dict[str, JsonValue], column: str) -> JsonValue:
     """The cell of ``column``, which must be there."""
-    if column not in values:
+    found = find(values, column)
+    if found is None:
+        if column.partition(".")[0] in values:
+            raise FaultError(f"{column}: is null")
         raise FaultError(f"no column {column!r}; it has {', '.join(map(repr, values)) or 'none'}")
-    if values[column] is None:
-        raise FaultError(f"{column}: is null")
-    return values[column]
+    return found
 
 
 def optional_text(values: dict[str, JsonValue], column: str) -> str | None:
     """A text, or the assistant's turn of a list of messages; None where there is nothing."""
-    value = values.get(column)
+    value = find(values, column)
     if absent(value):
         return None
     return completion(value, (), column)
@@ -42,7 +65,7 @@ def optional_text(values: dict[str, JsonValue], column: str) -> str | None:
 
 def plain_answer(values: dict[str, JsonValue], column: str) -> str | None:
     """A string or number as text; None where there is nothing."""
-    value = values.get(column)
+    value = find(values, column)
     if absent(value):
         return None
     if isinstance(value, list | dict):
@@ -52,7 +75,7 @@ def plain_answer(values: dict[str, JsonValue], column: str) -> str | None:
 
 def optional_number(values: dict[str, JsonValue], column: str) -> float | None:
     """A finite number; None where there is nothing."""
-    value = values.get(column)
+    value = find(values, column)
     return None if absent(value) else number(value, column)
 
 
@@ -83,11 +106,31 @@ def truth(value: JsonValue, column: str) -> bool:
     return found
 
 
-def numbers(value: JsonValue, column: str) -> tuple[float, ...]:
-    """A list of finite numbers."""
+def rewards(value: JsonValue, column: str) -> tuple[float, ...]:
+    """A list with a reward for each response: a finite number, true or false (1 and 0), or ratings (their mean)."""
     if not isinstance(value, list):
         raise FaultError(f"{column}: must be a list of numbers, not {kind(value)}")
-    return tuple(number(item, f"{column}, item {place}") for place, item in enumerate(value, 1))
+    return tuple(_reward(item, f"{column}, item {place}") for place, item in enumerate(value, 1))
+
+
+def _reward(value: JsonValue, column: str) -> float:
+    if isinstance(value, bool):
+        return float(value)
+    if isinstance(value, list) and value:
+        return sum(number(item, column) for item in value) / len(value)
+    return number(value, column)
+
+
+def votes(value: JsonValue, settings: Votes, column: str) -> tuple[int, int, int]:
+    """How many of the votes (or of the one vote) are for chosen, for rejected and for neither."""
+    given = [str(vote).strip() for vote in (value if isinstance(value, list) else [value])]
+    meanings = [str(vote) for vote in (settings.chosen, settings.rejected, settings.tie)]
+    unknown = next((vote for vote in given if vote not in meanings), None)
+    if unknown is not None or not given:
+        chosen, rejected, tie = map(repr, meanings)
+        what = "no votes" if unknown is None else f"vote {unknown!r}"
+        raise FaultError(f"{column}: {what}; votes are {chosen} (chosen), {rejected} (rejected) and {tie} (tie)")
+    return given.count(meanings[0]), given.count(meanings[1]), given.count(meanings[2])
 
 
 def completions(value: JsonValue, prompt: tuple[Message, ...], column: str) -> tuple[str, ...]:
@@ -107,15 +150,21 @@ def messages(value: JsonValue, column: str) -> tuple[Message, ...]:
         return (Message("user", value),)
     if not isinstance(value, list) or not value:
         raise FaultError(f"{column}: must be a string or a list of messages, not {kind(value)}")
-    found = []
-    for place, item in enumerate(value, 1):
-        role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise FaultError(f"{column}: message {place} must have the strings role and content")
-        if role not in _ROLES:
-            raise FaultError(f"{column}: message {place} has role {role!r}; allowed: {', '.join(_ROLES)}")
-        found.append(Message(_ROLES[role], content))
-    return tuple(found)
+    return tuple(_message(item, place, column) for place, item in enumerate(value, 1))
+
+
+def _message(item: JsonValue, place: int, column: str) -> Message:
+    """One turn: {role, content}, or {from, value} as in ShareGPT's files; content is text, or parts that are text."""
+    turn = item if isinstance(item, dict) else {}
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if isinstance(content, list) and content:
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        content = "".join(map(str, parts)) if all(isinstance(part, str) for part in parts) else None
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise FaultError(f"{column}: message {place} must have the strings role and content")
+    if role not in _ROLES:
+        raise FaultError(f"{column}: message {place} has role {role!r}; allowed: {', '.join(_ROLES)}")
+    return Message(_ROLES[role], content)
 
 
 def prompt_messages(value: JsonValue, column: str) -> tuple[Message, ...]:
@@ -127,10 +176,10 @@ def prompt_messages(value: JsonValue, column: str) -> tuple[Message, ...]:
 
 
 def completion(value: JsonValue, prompt: tuple[Message, ...], column: str) -> str:
-    """The assistant's text: a string, a list with the assistant's turn, or the whole conversation."""
-    if isinstance(value, str):
+    """The assistant's text: a string, a list with the assistant's turn, or the whole conversation or transcript."""
+    if isinstance(value, str) and not (prompt and is_transcript(value)):
         return value
-    found = messages(value, column)
+    found = transcript(value) if isinstance(value, str) else messages(value, column)
     if prompt and found[: len(prompt)] == prompt:
         found = found[len(prompt) :]
     if len(found) != 1 or found[0].role != "assistant":

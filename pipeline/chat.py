@@ -7,6 +7,7 @@ prompt + response; and an end token is put only where the model (or author) stop
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Chat:
             generation config, the template's end-of-turn token.
         end_id: the one of ``end_ids`` that this chat's format puts behind an assistant turn.
         special_ids: every id that stands for no text.
+        bos_id: what stands before a prompt, if the tokenizer has it.
         template_hash: changes whenever the same messages could give other ids.
     """
 
@@ -57,6 +59,9 @@ class Chat:
         self.end_id: int = known[0]
         self.end_ids: frozenset[int] = frozenset(known)
         self.special_ids: frozenset[int] = frozenset(tokenizer.all_special_ids) | self.end_ids
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self._special_texts = {str(tokenizer.convert_ids_to_tokens(i)): i for i in self.special_ids}
+        self._special_pattern = re.compile("|".join(map(re.escape, sorted(self._special_texts, key=len, reverse=True))))
         self.vocab_size: int = len(tokenizer)
         self.template_hash: str = content_hash(
             [
@@ -95,6 +100,23 @@ class Chat:
         content = joined[len(before) :] if together else self._encode(answer, literal=True)
         ids = content + ([self.end_id] if finished else [])
         return tuple(ids[: self._settings.max_response_tokens])
+
+    def continues(self, messages: Sequence[Message], text: str) -> bool:
+        """Whether the prompt's ids are those that prompt and response begin with when they are rendered together.
+
+        Not so where the template renders a prompt in another way once it is answered, or where the tokenizer merges
+        the prompt's last characters with the response's first.
+        """
+        if self.uses_template:
+            whole = self._encode(self._render([*messages, Message("assistant", text)], generation_prompt=False))
+        else:
+            whole = self._encode("\n".join(m.content for m in messages) + text, literal=True)
+        prompt = self.prompt_ids(messages)
+        return self._with_one_bos(whole)[: len(prompt)] == prompt
+
+    def spelled(self, text: str) -> list[tuple[str, int]]:
+        """Special tokens that ``text`` spells out, with their ids."""
+        return [(token, self._special_texts[token]) for token in self._special_pattern.findall(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""

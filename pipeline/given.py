@@ -21,12 +21,14 @@ CAUSES = ("long_prompt", "empty", "identical", "cut")
 class Tokeniser(Protocol):
     """What tokenising needs of ``chat.Chat``."""
 
+    end_ids: frozenset[int]
+
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids up to where the assistant's turn begins."""
         ...
 
-    def response_ids(self, messages: Sequence[Message], text: str, finished: bool = True) -> tuple[int, ...]:
-        """Ids of the assistant's turn."""
+    def response_ids(self, messages: Sequence[Message], text: str) -> tuple[int, ...]:
+        """Ids of the assistant's turn, the end token last unless it is cut."""
         ...
 
 
@@ -48,7 +50,7 @@ def tokenise_pairs(
         if not text.chosen.strip() or not text.rejected.strip():
             dropped["empty"] += 1
             continue
-        chosen, rejected = (_given(side, text.prompt, chat, limits) for side in (text.chosen, text.rejected))
+        chosen, rejected = (_given(side, text.prompt, chat) for side in (text.chosen, text.rejected))
         if chosen.token_ids == rejected.token_ids:
             dropped["identical"] += 1
             continue
@@ -67,7 +69,7 @@ def tokenise_groups(
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
         if prompt_ids is None:
             continue
-        responses = tuple(_given(response, text.prompt, chat, limits) for response in text.responses)
+        responses = tuple(_given(response, text.prompt, chat) for response in text.responses)
         dropped["cut"] += sum(response.finish_reason == "length" for response in responses)
         groups.append(Group(text.prompt, prompt_ids, responses, text.rewards))
     return groups, {cause: dropped[cause] for cause in ("long_prompt", "cut")}
@@ -86,7 +88,7 @@ def tokenise_unpaired(
         if not text.completion.strip():
             dropped["empty"] += 1
             continue
-        response = _given(text.completion, text.prompt, chat, limits)
+        response = _given(text.completion, text.prompt, chat)
         dropped["cut"] += response.finish_reason == "length"
         marked.append(Unpaired(text.prompt, prompt_ids, response, text.desirable))
     return marked, _counts(dropped)
@@ -129,9 +131,6 @@ def _pair(
     )
 
 
-def _given(text: str, prompt: Prompt, chat: Tokeniser, limits: config.Chat) -> Response:
-    # One token of the limit is the end token's, so the count without it tells a full response from a cut one.
-    content = chat.response_ids(prompt.messages, text, finished=False)
-    whole = chat.response_ids(prompt.messages, text)
-    fits = len(whole) > len(content)
-    return Response(text, whole[: limits.max_response_tokens], (), "stop" if fits else "length")
+def _given(text: str, prompt: Prompt, chat: Tokeniser) -> Response:
+    ids = chat.response_ids(prompt.messages, text)
+    return Response(text, ids, (), "stop" if ids[-1] in chat.end_ids else "length")

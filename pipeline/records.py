@@ -1,37 +1,32 @@
-"""Files of rows as numbered records: JSONL, JSON, CSV and parquet, gzipped or not, one file or a folder of them.
+"""The user's data as numbered records: files of any kind in ``formats``, or a data set through ``datasets``.
 
-Read with the standard library and pyarrow, not with ``datasets``: its reader turns a whole file into
-one table and names no row when it fails (and guesses a type for each column from the first block).
+Files of one's own are not read through ``datasets``: its readers of text guess a type for each column from the first
+block, fail without naming the row where a later one differs, and write a second copy of the file to their cache.
 """
 
-import csv
-import gzip
-import json
 import re
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any, assert_never
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from pipeline.config import DatasetData, FileData
+from pipeline.formats import BATCH, SUFFIXES, Broken, read_file
 from pipeline.types import UserError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row. ``number`` counts from 1: lines of JSONL, items of JSON, rows below a CSV's header, rows of parquet.
+    """One row. ``file`` is a path, or the name of a data set; ``number`` counts from 1 within it.
 
     ``fault`` says what is wrong with a row that could not be read; ``values`` is empty then.
     """
 
-    file: Path
+    file: str
     number: int
     values: dict[str, JsonValue]
     fault: str | None = None
@@ -41,45 +36,85 @@ class Record:
         """For messages: ``pairs.jsonl, row 3``."""
         return f"{self.file}, row {self.number}"
 
+    @property
+    def source(self) -> str:
+        """The file's own name, without the folder that it is in."""
+        return Path(self.file).name
 
-def read_records(path: str) -> Iterator[Record]:
-    """All rows of the file ``path``, or of the files of a folder in the order of their names.
 
-    A malformed row is a record with a ``fault``; empty lines of JSONL count but are no rows.
+def read_records(data: FileData | DatasetData) -> Iterator[Record]:
+    """All rows, one after the other; those of several files in the order of the files' paths.
+
+    A malformed row is a record with a ``fault``.
 
     Raises:
-        UserError: no such file, no file of a known kind, or a file that is damaged as a whole.
+        UserError: nothing there, no file of a known kind, or a file that is damaged as a whole.
     """
-    for file in _files(Path(path)):
-        kind = file.name.removesuffix(".gz").rsplit(".", 1)[-1]
-        try:
-            if kind == "parquet":
-                yield from _parquet(file)
-                continue
-            with _open(file) as lines:
-                yield from {"jsonl": _jsonl, "json": _json, "csv": _csv}[kind](file, lines)
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-            raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+    match data:
+        case FileData():
+            for file in data_files(data.path):
+                for number, value in read_file(file):
+                    yield _record(str(file), number, value)
+        case DatasetData():
+            number = 0
+            for batch in open_dataset(data).iter(BATCH):
+                for cells in zip(*batch.values(), strict=True):
+                    number += 1
+                    yield _record(data.path, number, dict(zip(batch, cells, strict=True)))
+        case _:
+            assert_never(data)
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
-        if not files:
-            raise UserError(f"{path}: no data file in this folder (looked for {', '.join(SUFFIXES)})")
-        return files
-    if not path.is_file():
+def data_files(path: str) -> list[Path]:
+    """The data files that ``path`` names: one, those of a folder and its subfolders, or those of a pattern.
+
+    Hidden files and folders are left out. Raises ``UserError`` if there is none, or none of a known kind.
+    """
+    place = Path(path)
+    if place.is_file():
+        if not place.name.endswith(SUFFIXES):
+            raise UserError(f"{path}: unknown kind of file; allowed: {', '.join(SUFFIXES)}")
+        return [place]
+    if place.is_dir():
+        found = place.rglob("*")
+    elif any(character in path for character in "*?["):
+        found = Path(place.anchor).glob(str(place.relative_to(place.anchor)))
+    else:
         raise UserError(f"{path}: no such file")
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: unknown kind of file; allowed: {', '.join(SUFFIXES)}")
-    return [path]
+    files = sorted(
+        file for file in found if file.name.endswith(SUFFIXES) and not _hidden(file, place) and file.is_file()
+    )
+    if not files:
+        raise UserError(f"{path}: no data file there (looked for {', '.join(SUFFIXES)})")
+    return files
 
 
-def _open(file: Path) -> IO[bytes] | gzip.GzipFile:
-    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
+def _hidden(file: Path, folder: Path) -> bool:
+    inner = file.relative_to(folder) if file.is_relative_to(folder) else Path(file.name)
+    return any(part.startswith(".") for part in inner.parts)
 
 
-def _record(file: Path, number: int, value: object) -> Record:
+def open_dataset(data: DatasetData) -> Any:
+    """The data set, its tables mapped from disk. Raises ``UserError`` if there is none, or no such split."""
+    import datasets
+
+    folder = Path(data.path)
+    try:
+        if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return datasets.load_dataset(data.path, data.subset, split=data.split, revision=data.revision)
+        saved = datasets.load_from_disk(data.path)
+        if isinstance(saved, datasets.DatasetDict):
+            if data.split not in saved:
+                raise UserError(f"{data.path}: no split {data.split!r}; it has {', '.join(map(repr, saved))}")
+            return saved[data.split]
+        return saved
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{data.path}: cannot be read as a data set: {str(error).splitlines()[0]}") from error
+
+
+def _record(file: str, number: int, value: object) -> Record:
+    if isinstance(value, Broken):
+        return Record(file, number, {}, value.why)
     if not isinstance(value, dict):
         return Record(file, number, {}, f"not an object with named columns but a {type(value).__name__}")
     broken = next((column for column, cell in value.items() if _has_surrogate([column, cell])), None)
@@ -101,57 +136,3 @@ def _has_surrogate(value: object) -> bool:
         elif isinstance(item, list):
             waiting += item
     return False
-
-
-def _jsonl(file: Path, lines: Iterable[bytes]) -> Iterator[Record]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield _record(file, number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")))
-        except UnicodeDecodeError as error:
-            yield Record(file, number, {}, f"not UTF-8 (byte {error.start + 1} of the row)")
-        except (json.JSONDecodeError, RecursionError) as error:
-            yield Record(file, number, {}, f"not JSON: {error}")
-
-
-def _json(file: Path, lines: Iterable[bytes]) -> Iterator[Record]:
-    try:
-        items = json.loads(b"".join(lines).decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON: {error}") from error
-    if not isinstance(items, list):
-        raise UserError(
-            f"{file}: must be a list of objects, not a {type(items).__name__} (one object a line is .jsonl)"
-        )
-    for number, item in enumerate(items, 1):
-        yield _record(file, number, item)
-
-
-def _csv(file: Path, lines: Iterable[bytes]) -> Iterator[Record]:
-    try:
-        text = b"".join(lines).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 (byte {error.start + 1})") from error
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
-    number = 0
-    try:
-        header = next(reader, None)
-        for number, cells in enumerate(reader, 1):
-            if not cells:
-                continue
-            if header is None or len(cells) != len(header):
-                yield Record(file, number, {}, f"{len(cells)} cells under a header of {len(header or ())}")
-            else:
-                yield Record(file, number, dict(zip(header, cells, strict=True)))
-    except csv.Error as error:
-        yield Record(file, number + 1, {}, f"not CSV: {error}")
-
-
-def _parquet(file: Path) -> Iterator[Record]:
-    number = 0
-    with pq.ParquetFile(file) as table:
-        for batch in table.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield _record(file, number, row)

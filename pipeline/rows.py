@@ -3,16 +3,15 @@
 A table is a folder's ``*.parquet`` files in the order of their names: one file, or one a shard.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.tables import ROW_GROUP, Row, TableWriter
 from pipeline.types import (
     Group,
     Message,
@@ -27,9 +26,6 @@ from pipeline.types import (
     Unpaired,
     UnpairedText,
 )
-
-Row = dict[str, Any]
-ROW_GROUP = 1024
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PROMPT = pa.struct(
@@ -105,21 +101,10 @@ REFERENCE = pa.schema([("id", pa.string()), ("logps", pa.list_(pa.list_(pa.float
 
 def write_table(file: Path, schema: pa.Schema, rows: Iterable[Row]) -> int:
     """Stream ``rows`` to ``file``, which appears only when it is whole; returns how many."""
-    scratch = file.with_name(file.name + ".tmp")
-    count = 0
-    with pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
-        block: list[Row] = []
+    with TableWriter(file, schema) as table:
         for row in rows:
-            block.append(row)
-            count += 1
-            if len(block) == ROW_GROUP:
-                writer.write_table(pa.Table.from_pylist(block, schema=schema))
-                block = []
-        writer.write_table(pa.Table.from_pylist(block, schema=schema))
-    with scratch.open("rb") as handle:
-        os.fsync(handle.fileno())
-    scratch.replace(file)
-    return count
+            table.add(row)
+    return table.rows
 
 
 def read_rows(folder: Path) -> Iterator[Row]:

@@ -34,7 +34,7 @@ def make_policy(texts: Iterable[str], settings: ScratchPolicy, seed: int, folder
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _train_tokenizer(texts, settings.vocab_size)
+    tokenizer = make_tokenizer(texts, settings.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     special = {
@@ -67,7 +67,8 @@ def _feed_forward_size(hidden_size: int) -> int:
     return -(-hidden_size * 8 // (3 * 32)) * 32
 
 
-def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+def make_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """The tokenizer of ``make_policy`` by itself."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

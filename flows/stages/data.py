@@ -1,12 +1,18 @@
-"""data: the user's files, read once, checked, split by prompt and frozen in the run folder."""
+"""data: what the user brings, split by prompt and frozen in the run folder, one row after the other."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
+
+from flows.sources import held_out_source, prompt_source
 from flows.stages import Context, Outcome
-from pipeline.config import RunConfig
-from pipeline.data import read_preferences, read_prompts, read_texts, split_held_out
+from pipeline.config import RunConfig, UserData
+from pipeline.data import read_preferences, read_prompts, values
+from pipeline.distinct import DistinctPrompts
 from pipeline.rows import (
     PROMPTS,
     TEXT_GROUPS,
@@ -20,79 +26,127 @@ from pipeline.rows import (
     row_text_pair,
     row_unpaired_text,
     text_row,
-    write_table,
 )
-from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, UnpairedText, UserError, first_lines
+from pipeline.split import Split, split_held_out
+from pipeline.tables import Row, TableWriter
+from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, UnpairedText, UserError
 
-Texts = list[tuple[Prompt, str]]
+HELD_OUT_PAIRS = "held_out_pairs"
+SCHEMAS: dict[str, pa.Schema] = {
+    "prompts": PROMPTS,
+    "held_out": PROMPTS,
+    "texts": TEXTS,
+    "pairs": TEXT_PAIRS,
+    "groups": TEXT_GROUPS,
+    "unpaired": UNPAIRED_TEXTS,
+    HELD_OUT_PAIRS: TEXT_PAIRS,
+}
+_TABLES: dict[type[TextPreference], str] = {TextPair: "pairs", TextGroup: "groups", UnpairedText: "unpaired"}
+Text = tuple[Prompt, str]
 
 
 @dataclass(frozen=True)
-class Tables:
-    """A run's data: only ``held_out_pairs`` shares prompts with ``held_out``.
+class RunData:
+    """A run's data: its distinct prompts on disk, and which of them are held out."""
 
-    Of ``pairs``, ``groups`` and ``unpaired`` one at most holds rows: a file has one form.
-    """
+    config: RunConfig
+    distinct: DistinctPrompts
+    split: Split
 
-    prompts: list[Prompt]
-    held_out: list[Prompt]
-    texts: Texts
-    pairs: list[TextPair]
-    groups: list[TextGroup]
-    unpaired: list[UnpairedText]
-    held_out_pairs: list[TextPair]
+    def prompts(self) -> Iterator[Prompt]:
+        """The distinct prompts that rounds may train on, in the order of the data."""
+        return (prompt for prompt in self.distinct if not self.split.copies(prompt))
+
+    def texts(self) -> Iterator[Text]:
+        """Prompts and reference responses for the warm start; several for a prompt whose rows give several."""
+        if self.config.warm_start is None or self.config.prompts is None:
+            return
+        for row in values(read_prompts(self.config.prompts)):
+            if not self.split.copies(row.prompt):
+                yield from ((row.prompt, text) for text in row.texts)
+
+    def preferences(self) -> Iterator[tuple[str, TextPreference]]:
+        """(table, preference) of what rounds may train on, and of pairs whose prompts are held out."""
+        config, split = self.config, self.split
+        given = None if config.prompts is not None else held_out_source(config)
+        for row in _preferences(config.pairs):
+            if not split.copies(row.prompt):
+                yield _TABLES[type(row)], row
+            elif given is None and (pair := self._held_out(row)):
+                yield HELD_OUT_PAIRS, pair
+        yield from ((HELD_OUT_PAIRS, pair) for row in _preferences(given) if (pair := self._held_out(row)))
+
+    def _held_out(self, row: TextPreference) -> TextPair | None:
+        return comparison(row) if self.split.holds_out(row.prompt) else None
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Read the prompts and split them; writes nothing. Raises ``UserError`` if that cannot be done."""
+    distinct = DistinctPrompts()
+    source = prompt_source(config)
+    for row in values(read_prompts(source)):
+        distinct.add(row.prompt)
+    if not len(distinct):
+        raise UserError(f"{source.where}: holds no rows")
+    given = held_out_source(config)
+    if given is None:
+        return RunData(config, distinct, split_held_out(distinct, config.held_out))
+    held_out: dict[str, Prompt] = {}
+    for row in values(read_prompts(given)):
+        held_out.setdefault(row.prompt.id, row.prompt)
+        if len(held_out) == config.held_out.prompts:
+            break
+    if not held_out:
+        raise UserError(f"held_out: {given.where}: holds no rows")
+    return RunData(config, distinct, Split.of([*held_out.values()]))
+
+
+def drops_tie(row: TextPreference, source: UserData) -> bool:
+    """Whether the row is a tie that majority votes leave out."""
+    majority = source.columns.has_votes and source.votes.label == "majority"
+    return majority and isinstance(row, TextPair) and row.soft_label == 0.5
+
+
+def comparison(row: TextPreference) -> TextPair | None:
+    """A pair as it is, of a group its best against its worst response; a single response compares nothing."""
+    match row:
+        case TextPair():
+            return row
+        case TextGroup() if max(row.rewards) > min(row.rewards):
+            best, worst = (row.rewards.index(choose(row.rewards)) for choose in (max, min))
+            return TextPair(
+                row.prompt, row.responses[best], row.responses[worst], row.rewards[best], row.rewards[worst]
+            )
+    return None
 
 
 def data(context: Context, folder: Path) -> Outcome:
-    """Write ``load_data``'s tables, one folder each."""
-    tables = load_data(context.config)
-    for name, schema, rows in (
-        ("prompts", PROMPTS, [prompt_row(prompt) for prompt in tables.prompts]),
-        ("held_out", PROMPTS, [prompt_row(prompt) for prompt in tables.held_out]),
-        ("texts", TEXTS, [{"prompt": prompt_row(prompt), "text": text} for prompt, text in tables.texts]),
-        ("pairs", TEXT_PAIRS, map(text_row, tables.pairs)),
-        ("groups", TEXT_GROUPS, map(text_row, tables.groups)),
-        ("unpaired", UNPAIRED_TEXTS, map(text_row, tables.unpaired)),
-        ("held_out_pairs", TEXT_PAIRS, map(text_row, tables.held_out_pairs)),
-    ):
-        (folder / name).mkdir(exist_ok=True)
-        write_table(folder / name / "rows.parquet", schema, rows)
-    counts = {name: len(rows) for name, rows in vars(tables).items()}
+    """Write the run's data, one folder a table."""
+    with ExitStack() as opened:
+        tables: dict[str, TableWriter] = {}
+        for name, schema in SCHEMAS.items():
+            (folder / name).mkdir(exist_ok=True)
+            tables[name] = opened.enter_context(TableWriter(folder / name / "rows.parquet", schema))
+        for name, row in table_rows(open_data(context.config)):
+            tables[name].add(row)
+    counts = {name: table.rows for name, table in tables.items()}
     return Outcome(sum(counts.values()), dict(counts))
 
 
-def load_data(config: RunConfig) -> Tables:
-    """Read and split what the config names; writes nothing. Raises ``UserError`` for any fault in the data."""
-    preferences = read_preferences(config.pairs) if config.pairs is not None else []
-    source = config.prompts if config.prompts is not None else config.pairs
-    assert source is not None, "the config's validator asks for prompts or pairs"
-    prompts = read_prompts(source)
-    given = _given_held_out(config)
-    if given is None:
-        train, held_out = split_held_out(prompts, config.held_out)
-    else:
-        train, held_out = prompts, given
-        _refuse_leak(train, held_out, config)
-    kept_out = {prompt.id for prompt in held_out}
-    trained_on = [row for row in preferences if row.prompt.id not in kept_out]
-    texts: Texts = []
-    if config.warm_start is not None and config.prompts is not None:
-        texts = [(prompt, text) for prompt, text in read_texts(config.prompts) if prompt.id not in kept_out]
-        if not texts:
-            raise UserError("warm_start: the prompt data holds no reference response to train on")
-    if config.mode == "offline" and len(trained_on) < config.rounds:
-        raise UserError(f"pairs: {len(trained_on)} rows are left for {config.rounds} rounds")
-    if given is not None and config.prompts is None and config.pairs is not None:
-        preferences = read_preferences(config.pairs.model_copy(update={"path": config.held_out.path}))
-    return Tables(
-        train,
-        held_out,
-        texts,
-        pairs=[row for row in trained_on if isinstance(row, TextPair)],
-        groups=[row for row in trained_on if isinstance(row, TextGroup)],
-        unpaired=[row for row in trained_on if isinstance(row, UnpairedText)],
-        held_out_pairs=_comparisons(row for row in preferences if row.prompt.id in kept_out),
-    )
+def table_rows(run_data: RunData) -> Iterator[tuple[str, Row]]:
+    """(table, row) of everything that is kept."""
+    yield from (("prompts", prompt_row(prompt)) for prompt in run_data.prompts())
+    yield from (("held_out", prompt_row(prompt)) for prompt in run_data.split.held_out)
+    yield from (("texts", {"prompt": prompt_row(prompt), "text": text}) for prompt, text in run_data.texts())
+    yield from ((table, text_row(row)) for table, row in run_data.preferences())
+
+
+def _preferences(source: UserData | None) -> Iterator[TextPreference]:
+    if source is not None:
+        yield from (row for row in values(read_preferences(source)) if not drops_tie(row, source))
+
+
+# ---------------------------------------------------------------- what later stages read
 
 
 def training_prompts(context: Context) -> list[Prompt]:
@@ -105,36 +159,29 @@ def held_out_prompts(context: Context) -> list[Prompt]:
     return _prompts(context, "held_out")
 
 
-def warm_start_texts(context: Context) -> Iterator[tuple[Prompt, str]]:
+def warm_start_texts(context: Context) -> Iterator[Text]:
     """Prompts and reference responses for the warm start."""
     return ((row_prompt(row["prompt"]), row["text"]) for row in read_rows(_folder(context) / "texts"))
 
 
-def text_preferences(context: Context) -> list[TextPreference]:
+def text_preferences(context: Context) -> Iterator[TextPreference]:
     """The preferences of the data set that rounds may train on, in its order, of whatever form."""
     folder = _folder(context)
-    found: list[TextPreference] = [row_text_pair(row) for row in read_rows(folder / "pairs")]
-    found += [row_text_group(row) for row in read_rows(folder / "groups")]
-    found += [row_unpaired_text(row) for row in read_rows(folder / "unpaired")]
-    return found
+    yield from map(row_text_pair, read_rows(folder / "pairs"))
+    yield from map(row_text_group, read_rows(folder / "groups"))
+    yield from map(row_unpaired_text, read_rows(folder / "unpaired"))
 
 
-def held_out_pairs(context: Context) -> list[TextPair]:
+def preference_slice(context: Context, round_: int) -> Iterator[TextPreference]:
+    """Slice ``round_`` of the data set: contiguous, in its order."""
+    counts, rounds = context.run.stage(0, "data").require().metrics, context.config.rounds
+    total = sum(count for name in _TABLES.values() if isinstance(count := counts[name], int))
+    return islice(text_preferences(context), ((round_ - 1) * total) // rounds, (round_ * total) // rounds)
+
+
+def held_out_pairs(context: Context) -> Iterator[TextPair]:
     """Pairs of the data set whose prompts no round trains on."""
-    return [row_text_pair(row) for row in read_rows(_folder(context) / "held_out_pairs")]
-
-
-def _comparisons(preferences: Iterable[TextPreference]) -> list[TextPair]:
-    """Pairs as they are, of each group its best against its worst response; single responses compare nothing."""
-    found: list[TextPair] = []
-    for row in preferences:
-        if isinstance(row, TextPair):
-            found.append(row)
-        elif isinstance(row, TextGroup) and max(row.rewards) > min(row.rewards):
-            best, worst = (row.rewards.index(choose(row.rewards)) for choose in (max, min))
-            scores = (row.rewards[best], row.rewards[worst])
-            found.append(TextPair(row.prompt, row.responses[best], row.responses[worst], *scores))
-    return found
+    return map(row_text_pair, read_rows(_folder(context) / HELD_OUT_PAIRS))
 
 
 def _folder(context: Context) -> Path:
@@ -143,22 +190,3 @@ def _folder(context: Context) -> Path:
 
 def _prompts(context: Context, name: str) -> list[Prompt]:
     return [row_prompt(row) for row in read_rows(_folder(context) / name)]
-
-
-def _given_held_out(config: RunConfig) -> list[Prompt] | None:
-    if config.held_out.path is None:
-        return None
-    source = config.prompts if config.prompts is not None and config.prompts.kind == "file" else config.pairs
-    if source is None:
-        raise UserError("held_out.path: held-out prompts from a file go with prompts or pairs from a file")
-    return read_prompts(source.model_copy(update={"path": config.held_out.path}))[: config.held_out.prompts]
-
-
-def _refuse_leak(train: list[Prompt], held_out: list[Prompt], config: RunConfig) -> None:
-    trained = {prompt.id for prompt in train}
-    shared = [prompt.messages[-1].content[:80] for prompt in held_out if prompt.id in trained]
-    if shared:
-        raise UserError(
-            f"held_out.path: {config.held_out.path}: {len(shared)} held-out prompts are training prompts too:\n"
-            + first_lines(shared)
-        )

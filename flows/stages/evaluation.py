@@ -1,6 +1,7 @@
 """evaluation: a round's responses to held-out prompts, scored and compared with the start and the previous round."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,10 @@ def _scored(context: Context, round_: int, name: str, scorer: Scorer | None) -> 
 def _refuse_leak(context: Context) -> None:
     """Held-out prompts must not be among those that rounds train on, nor in any pair of the data set."""
     held_out = {prompt.id for prompt in held_out_prompts(context)}
-    trained = {prompt.id for prompt in training_prompts(context)}
-    trained |= {row.prompt.id for row in text_preferences(context)}
-    if held_out & trained:
-        raise RunError(f"{len(held_out & trained)} held-out prompts are training prompts too")
+    trained = chain(training_prompts(context), (row.prompt for row in text_preferences(context)))
+    leaked = {prompt.id for prompt in trained if prompt.id in held_out}
+    if leaked:
+        raise RunError(f"{len(leaked)} held-out prompts are training prompts too")
 
 
 def _win_rates(context: Context, round_: int, sampled: Sequence[Group]) -> Metrics:

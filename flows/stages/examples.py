@@ -13,7 +13,8 @@ from pipeline.config.components import GivenWeights
 from pipeline.config.needs import needs_of, reads_baseline, references_of
 from pipeline.examples import Continuation, Example
 from pipeline.reference import contrastive_weights, dispersions, with_reference
-from pipeline.rows import Row, read_groups, read_preferences, read_rows
+from pipeline.rows import read_groups, read_preferences, read_rows
+from pipeline.tables import Row
 from pipeline.types import Group, Pair, Preference, Response, RunError, Unpaired
 
 # Folders of the reference stage that the two contrasting models fill.

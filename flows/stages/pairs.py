@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.stages import Context, Outcome
-from flows.stages.data import text_preferences
+from flows.stages.data import preference_slice
 from flows.stages.samples import policy_chat
 from flows.supply import takes_groups, win_against
 from pipeline.given import tokenise_groups, tokenise_pairs, tokenise_unpaired
@@ -52,11 +52,7 @@ def pairs(context: Context, round_: int, folder: Path) -> Outcome:
 def own(context: Context, round_: int) -> Made:
     """What the round makes itself, and what was dropped by cause; writes nothing."""
     if context.config.mode == "offline":
-        texts = text_preferences(context)
-        rounds = context.config.rounds
-        made, dropped = from_texts(
-            context, texts[((round_ - 1) * len(texts)) // rounds : (round_ * len(texts)) // rounds], round_
-        )
+        made, dropped = from_texts(context, list(preference_slice(context, round_)), round_)
     else:
         made, dropped = _from_groups(context, round_, read_groups(context.run.stage(round_, "labels").folder))
     if context.config.pairing.drop_repeated:

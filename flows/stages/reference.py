@@ -27,7 +27,8 @@ from pipeline.first_step import SAME_MODEL, SAME_MODEL_RESPONSE
 from pipeline.policy import load_for_scoring, local_folder
 from pipeline.reference import reference_logps, reference_values
 from pipeline.reference_cache import ENTRY, DamagedEntryError, ReferenceCache, entry_key, model_digest, tokens_digest
-from pipeline.rows import REFERENCE, Row, read_rows, write_table
+from pipeline.rows import REFERENCE, read_rows, write_table
+from pipeline.tables import Row
 from pipeline.types import derive_seed
 
 # Examples of a shard: what is in memory at a time, and what a kill can cost.

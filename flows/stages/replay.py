@@ -104,7 +104,7 @@ def _anchors(context: Context, round_: int, count: int) -> list[Preference]:
     """``count`` rows of the data set by lot, or as many as survive; those of one round have no repeats."""
     if not count:
         return []
-    texts = text_preferences(context)
+    texts = list(text_preferences(context))
     random.Random(derive_seed("anchor", context.config.seed, round_)).shuffle(texts)  # noqa: S311 - lots, not secrets
     found: list[Preference] = []
     start = 0

@@ -7,7 +7,7 @@ Reading files and overlays is in ``configfile``.
 
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.composition import Composition
-from pipeline.config.data import Columns, Data, FileData, HeldOut, RestaurantData
+from pipeline.config.data import Columns, Data, DatasetData, FileData, HeldOut, Limits, RestaurantData, UserData, Votes
 from pipeline.config.labels import ClassifierScorer, ExactMatchScorer, LengthScorer, Scorer, SlotScorer
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
@@ -25,11 +25,13 @@ __all__ = [
     "Columns",
     "Composition",
     "Data",
+    "DatasetData",
     "Evaluation",
     "ExactMatchScorer",
     "FileData",
     "HeldOut",
     "LengthScorer",
+    "Limits",
     "Lora",
     "LossSettings",
     "Optimisation",
@@ -49,7 +51,9 @@ __all__ = [
     "SlotScorer",
     "Training",
     "TransformersSampler",
+    "UserData",
     "VllmSampler",
+    "Votes",
     "WarmStart",
     "preset_names",
     "resolve",

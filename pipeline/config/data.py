@@ -1,45 +1,131 @@
-"""Where prompts and pairs come from, and which are held out."""
+"""Where prompts and preferences come from, which prompts are held out, and which faults are let through."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.config.base import Closed
+from pipeline.config.base import OPERATIONAL, Closed
+
+Column = Annotated[str, Field(min_length=1)]
 
 
 class Columns(Closed):
-    """Names of the columns in the user's file."""
+    """Names of the columns in the user's data; ``a.b`` is field b of a, or of each object of a list a."""
 
-    prompt: str = Field("prompt", description="a string, or a list of {role, content}")
-    chosen: str = Field("chosen", description="pairs: the preferred response")
-    rejected: str = Field("rejected", description="pairs: the other one")
-    chosen_score: str = Field("chosen_score", description="pairs: a reward model's score; may be absent")
-    rejected_score: str = Field("rejected_score", description="pairs: the same of rejected; may be absent")
-    soft_label: str = Field(
+    prompt: Column | tuple[Column, ...] = Field(
+        "prompt",
+        description="a string, or a list of {role, content}; several columns of strings are joined by a blank line, "
+        "empty ones left out",
+    )
+    system: Column | None = Field(None, description="a system turn to put before the prompt; may be empty")
+    chosen: Column = Field("chosen", description="pairs: the preferred response (with votes: one of the two)")
+    rejected: Column = Field("rejected", description="pairs: the other one")
+    chosen_score: Column = Field("chosen_score", description="pairs: a reward model's score; may be absent")
+    rejected_score: Column = Field("rejected_score", description="pairs: the same of rejected; may be absent")
+    soft_label: Column = Field(
         "soft_label", description="pairs: probability that chosen is the better one; absent: 1 (certain)"
     )
-    win_probability: str = Field(
+    votes: Column | None = Field(
+        None, description="pairs: a vote, or a list of votes, which decide what is chosen; how they read is in votes"
+    )
+    chosen_votes: Column | None = Field(None, description="pairs: how many voted for chosen, in place of votes")
+    rejected_votes: Column | None = Field(None, description="pairs: how many voted for rejected")
+    tie_votes: Column | None = Field(None, description="pairs: how many saw a tie; may be left out")
+    win_probability: Column = Field(
         "win_probability", description="pairs: probability that chosen beats the policy's average answer; may be absent"
     )
-    win_probability_rejected: str = Field(
+    win_probability_rejected: Column = Field(
         "win_probability_rejected", description="pairs: the same of rejected; absent: 1 - win_probability"
     )
-    chosen_prior: str = Field("chosen_prior", description="pairs: log ζ of chosen, nats; for the prior given")
-    rejected_prior: str = Field("rejected_prior", description="pairs: log ζ of rejected, nats; for the prior given")
-    completion: str = Field("completion", description="single responses marked good or bad: the response")
-    label: str = Field("label", description="single responses: true for good, false for bad")
-    responses: str = Field("responses", description="K responses a prompt: a list of strings, at least 2")
-    rewards: str = Field("rewards", description="K responses a prompt: a list with one number a response")
-    response: str = Field("response", description="a reference response (warm start)")
-    answer: str = Field("answer", description="what gold scorers compare with; may be absent")
+    chosen_prior: Column = Field("chosen_prior", description="pairs: log ζ of chosen, nats; for the prior given")
+    rejected_prior: Column = Field("rejected_prior", description="pairs: log ζ of rejected, nats; for the prior given")
+    completion: Column = Field("completion", description="single responses marked good or bad: the response")
+    label: Column = Field("label", description="single responses: true for good, false for bad")
+    responses: Column = Field("responses", description="K responses a prompt: a list of strings, at least 2")
+    rewards: Column = Field(
+        "rewards",
+        description="K responses a prompt: a list with a number, true or false, or a list of ratings (their mean "
+        "counts) for each response",
+    )
+    response: Column = Field("response", description="a reference response (warm start)")
+    answer: Column = Field("answer", description="what gold scorers compare with; may be absent")
+
+    @model_validator(mode="after")
+    def _votes_are_whole(self) -> "Columns":
+        counts = (self.chosen_votes, self.rejected_votes)
+        if self.votes is not None and counts != (None, None):
+            raise ValueError("votes: either votes or counts of them (chosen_votes, rejected_votes), not both")
+        if (None in counts and counts != (None, None)) or (counts[0] is None and self.tie_votes is not None):
+            raise ValueError("chosen_votes: counts of votes need both chosen_votes and rejected_votes")
+        if self.prompt == ():
+            raise ValueError("prompt: names no column")
+        return self
+
+    @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """The columns that the prompt is in."""
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def has_votes(self) -> bool:
+        """Whether votes decide which response is chosen."""
+        return self.votes is not None or self.chosen_votes is not None
+
+
+class Votes(Closed):
+    """How votes on the two responses of a pair become its label: with v₁ for the response under ``chosen``, v₂ for
+    the one under ``rejected`` and v₀ ties, p = (v₁ + v₀/2) / (v₁ + v₂ + v₀). Below one half the sides change places.
+    """
+
+    chosen: int | str = Field(1, description="a vote for the response in the column chosen")
+    rejected: int | str = Field(2, description="a vote for the one in rejected")
+    tie: int | str = Field(0, description="a vote for neither")
+    label: Literal["soft", "majority"] = Field(
+        "soft",
+        description="soft: p is the soft label; majority: what more than half of the votes are for is "
+        "chosen for certain, and pairs without such a majority are dropped",
+    )
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Votes":
+        said = [str(vote) for vote in (self.chosen, self.rejected, self.tie)]
+        if len(set(said)) < 3:
+            raise ValueError(f"chosen, rejected and tie must differ, not {', '.join(said)}")
+        return self
 
 
 class FileData(Closed):
-    """A local JSONL, JSON, CSV or parquet file (.gz too for text), or a folder of them."""
+    """Local JSONL, JSON, CSV, parquet or Arrow (.gz too for text): a file, a folder of such files, or a pattern."""
 
     kind: Literal["file"] = "file"
-    path: str = Field(min_length=1)
+    path: str = Field(min_length=1, description="file, folder (read with its subfolders), or a pattern such as d/*.csv")
     columns: Columns = Columns()
+    votes: Votes = Votes()
+
+    @property
+    def where(self) -> str:
+        """The data as messages name it."""
+        return self.path
+
+
+class DatasetData(Closed):
+    """A data set of the Hugging Face hub, or a folder that ``datasets`` saved, read through ``datasets``.
+
+    A hub data set is fetched once into the cache of ``datasets``, so later runs work offline.
+    """
+
+    kind: Literal["dataset"] = "dataset"
+    path: str = Field(min_length=1, description="owner/name on the hub, or a folder made by save_to_disk")
+    subset: str | None = Field(None, description="the data set's configuration, where it has several")
+    split: str = Field("train", min_length=1, description="such as train, test or train[:1%]")
+    revision: str | None = Field(None, description="hub revision")
+    columns: Columns = Columns()
+    votes: Votes = Votes()
+
+    @property
+    def where(self) -> str:
+        """The data as messages name it."""
+        return f"{self.path}, split {self.split}"
 
 
 class RestaurantData(Closed):
@@ -53,8 +139,14 @@ class RestaurantData(Closed):
     extra: float = Field(0.10, ge=0, le=1, description="share of sentences that invent a slot")
     seed: int = Field(0, ge=0)
 
+    @property
+    def where(self) -> str:
+        """The data as messages name it."""
+        return "restaurants"
 
-Data = Annotated[FileData | RestaurantData, Field(discriminator="kind")]
+
+UserData = Annotated[FileData | DatasetData, Field(discriminator="kind")]
+Data = Annotated[FileData | DatasetData | RestaurantData, Field(discriminator="kind")]
 
 
 class HeldOut(Closed):
@@ -65,3 +157,47 @@ class HeldOut(Closed):
     path: str | None = Field(
         None, description="take them from this file instead (same columns); must be disjoint from the training prompts"
     )
+    split: str | None = Field(None, description="the same from another split of the data set, such as test")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "HeldOut":
+        if self.path is not None and self.split is not None:
+            raise ValueError("split: held-out prompts come from path or from split, not from both")
+        return self
+
+    @property
+    def is_given(self) -> bool:
+        """Whether held-out prompts have a source of their own."""
+        return self.path is not None or self.split is not None
+
+
+def _share(default: float, description: str) -> float:
+    found: float = Field(default, ge=0, le=1, description=description, json_schema_extra=OPERATIONAL)
+    return found
+
+
+class Limits(Closed):
+    """Which share of the rows may have a fault, by cause, before check and run refuse the data.
+
+    0 lets no row through, 1 only counts. Rows that cannot be trained on are dropped, each with a count. Defaults are 0
+    where a row would teach the model something wrong, small where it is dropped or counts twice.
+    """
+
+    malformed: float = _share(0, "a row that cannot be read as its columns say; dropped")
+    doubled_bos: float = _share(0, "a text spells the beginning-of-sequence token, which the chat puts there itself")
+    doubled_eos: float = _share(0, "a text spells an end token, which the chat puts there itself")
+    special_token: float = _share(0, "a text spells another special token; in a prompt it would become that token")
+    missing_eos: float = _share(0.1, "a response is over chat.max_response_tokens: cut, without an end token")
+    not_a_prefix: float = _share(0.1, "the prompt's tokens are no prefix of those of prompt and response together")
+    empty: float = _share(0.1, "a response without text; dropped")
+    identical: float = _share(0.1, "two responses of the row are equal; dropped")
+    identical_when_cut: float = _share(0.1, "the same, once cut to chat.max_response_tokens; dropped")
+    tie: float = _share(1, "votes, scores or rewards prefer none; what becomes of it is up to loss and pairing")
+    duplicate_prompt: float = _share(1, "the prompt has stood in an earlier row")
+    duplicate_row: float = _share(0.2, "the prompt and all responses have stood in an earlier row, in whatever order")
+    differing_answer: float = _share(0, "an earlier row has the prompt with another answer")
+    leak: float = _share(0, "a held-out prompt that is trained on too, case and spaces aside")
+    long_for_policy: float = _share(
+        0.1, "a prompt over chat.max_prompt_tokens (dropped), or a row over the policy's context"
+    )
+    long_for_reward_model: float = _share(0.1, "prompt and response are over scorer.max_tokens, and lose the beginning")

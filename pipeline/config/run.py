@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.data import Data, FileData, HeldOut
+from pipeline.config.data import Data, HeldOut, Limits, UserData
 from pipeline.config.discriminator import Discriminator
 from pipeline.config.labels import Scorer
 from pipeline.config.pairing import Pairing, Replay
@@ -37,12 +37,13 @@ class RunConfig(Closed):
     prompts_per_round: int | None = Field(
         None, ge=1, description="default: all of them every round; else the next slice, wrapping round"
     )
-    pairs: FileData | None = Field(
+    pairs: UserData | None = Field(
         None,
         description="offline: pairs, groups of scored responses, or single responses marked good or bad; "
         "iterative: the same, for replay.anchor",
     )
     held_out: HeldOut = HeldOut()
+    limits: Limits = Limits()
     warm_start: WarmStart | None = None
     sampler: Sampler = VllmSampler()
     sampling: SamplingSettings = SamplingSettings()
@@ -74,7 +75,7 @@ class RunConfig(Closed):
         """A section written without ``kind`` is of the usual one."""
         if not isinstance(given, dict):
             return given
-        usual = {"policy": "pretrained", "prompts": "file", "sampler": "vllm"}
+        usual = {"policy": "pretrained", "prompts": "file", "pairs": "file", "sampler": "vllm"}
         filled = {
             name: {"kind": kind, **given[name]} for name, kind in usual.items() if isinstance(given.get(name), dict)
         }

@@ -27,6 +27,13 @@ def config(tmp_path: Path, model: Path) -> Path:
     return file
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the commands write goes to runs/ of the folder that they run in.
+    (tmp_path / "configs").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["prefloop", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
@@ -59,7 +66,7 @@ def test_check_says_what_would_run(
         (["scorer.kind=classifier", "scorer.path=/no/reward"], ["scorer.path", "/no/reward"]),
         (["scorer.pattern='('", "scorer.kind=match"], ["scorer.pattern", "'('"]),
         (["prompts.columns.answer=none"], ["needs an answer", "columns.answer"]),
-        (["chat.max_prompt_tokens=2"], ["chat.max_prompt_tokens", "all 6 prompts are longer"]),
+        (["chat.max_prompt_tokens=2"], ["chat.max_prompt_tokens", "long_for_policy: 8 of 8 rows"]),
         (["policy.path=configs/typo"], ["policy.path", "configs/typo", "no such model folder"]),
         (["loss.preset=dpoo"], ["loss.preset", "dpoo", "dpo, dpo_sft"]),
         (["loss.preset=apo"], ["loss.preset", "'apo' is ambiguous", "apo_accelerated", "apo_zero or apo_down"]),
@@ -148,7 +155,7 @@ def test_held_out_prompts_from_a_file_must_not_be_training_prompts(
     held = tmp_path / "held.jsonl"
     held.write_text('{"prompt": "say 3", "answer": "3"}\n{"prompt": "new", "answer": "1"}\n')
     message = refused(monkeypatch, capsys, "check", config, f"held_out.path={held}")
-    assert "1 held-out prompts are training prompts too" in message and "say 3" in message
+    assert "prompts: leak: 1 of 8 rows" in message and "row 4: held out" in message and "'say 3'" in message
 
 
 def test_show_refuses_what_is_no_run(

@@ -1,6 +1,7 @@
 """Stages of an offline run in this process: no Prefect, no sampler."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from flows.keys import reference_round, stage_key
 from flows.stages import Context
-from flows.stages.data import load_data
+from flows.stages.data import open_data
 from flows.stages.run import run_stage
 from pipeline.configfile import load_config
 from pipeline.rows import read_preferences, read_rows
@@ -143,8 +144,9 @@ def test_held_out_pairs_may_come_from_a_file_of_their_own(job: Path, tmp_path: P
     rows = [{"prompt": f"a cat sat {number}", "chosen": "on the mat", "rejected": "barn"} for number in range(4)]
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = load_config([job / "run.yaml"], [f"held_out.path={tmp_path / 'held.jsonl'}"])
-    tables = load_data(config)
-    assert len(tables.pairs) == 36 and len(tables.held_out) == len(tables.held_out_pairs) == 4
+    found = open_data(config)
+    tables = Counter(table for table, _ in found.preferences())
+    assert tables == {"pairs": 36, "held_out_pairs": 4} and len(found.split.held_out) == 4
 
 
 def test_evaluation_samples_stop_where_training_samples_do(job: Path, tmp_path: Path) -> None:

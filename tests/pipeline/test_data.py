@@ -1,17 +1,15 @@
-"""Readers: rows to prompts, texts and pairs; every fault names file and row."""
+"""Readers: rows to prompts, texts and preferences; every fault names file and row."""
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import Columns, FileData, HeldOut, RestaurantData
-from pipeline.data import read_preferences, read_prompts, read_texts, split_held_out
-from pipeline.types import Message, Prompt, TextGroup, TextPair, UnpairedText, UserError
+from pipeline.config import Columns, Data, FileData, RestaurantData
+from pipeline.data import read_preferences, read_prompts, values
+from pipeline.distinct import DistinctPrompts
+from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
 TURN = {"role": "user", "content": "Hi"}
 
@@ -26,56 +24,62 @@ def jsonl(folder: Path, *rows: Any, name: str = "rows.jsonl") -> FileData:
     return FileData(path=str(file))
 
 
+def distinct(data: Data) -> list[Prompt]:
+    found = DistinctPrompts()
+    for row in values(read_prompts(data)):
+        found.add(row.prompt)
+    assert len([*found]) == len(found)
+    return [*found]
+
+
+def preferences(data: FileData) -> list[TextPreference]:
+    rows = [*read_preferences(data)]
+    assert [row.fault for row in rows] == [None] * len(rows)
+    return [*values(rows)]
+
+
+def faults(folder: Path, *rows: Any) -> list[str]:
+    return [f"{row.place}: {row.fault}" for row in read_preferences(jsonl(folder, *rows)) if row.value is None]
+
+
 def fault(folder: Path, *rows: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        read_preferences(jsonl(folder, *rows))
-    return str(caught.value)
+    (found,) = faults(folder, *rows)
+    return found
 
 
 def pair(row: dict[str, Any], folder: Path) -> tuple[tuple[Message, ...], str, str]:
-    (read,) = read_preferences(jsonl(folder, row))
+    (read,) = preferences(jsonl(folder, row))
     assert isinstance(read, TextPair)
     return read.prompt.messages, read.chosen, read.rejected
-
-
-ROWS = [{"prompt": "a", "response": "x", "answer": "1"}, {"prompt": "b", "response": "y, «z»", "answer": "2"}]
-
-
-@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "r.csv", "r.parquet", "r.jsonl.gz", "r.json.gz", "r.csv.gz"])
-def test_all_formats_give_the_same_prompts(tmp_path: Path, name: str) -> None:
-    file = tmp_path / name
-    kind = name.split(".")[1]
-    if kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(ROWS), file)
-    else:
-        lines = "".join(json.dumps(row) + "\n" for row in ROWS)
-        csv = 'prompt,response,answer\na,x,1\nb,"y, «z»",2\n'
-        text = {"jsonl": lines, "json": json.dumps(ROWS), "csv": csv}[kind].encode()
-        file.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
-    prompts = read_prompts(FileData(path=str(file)))
-    assert [(p.messages[0].content, p.reference, p.answer) for p in prompts] == [("a", "x", "1"), ("b", "y, «z»", "2")]
-    assert read_prompts(FileData(path=str(tmp_path))) == prompts
 
 
 def test_rows_with_one_prompt_are_one_prompt_with_several_texts(tmp_path: Path) -> None:
     rows = [{"mr": "m", "ref": "one"}, {"mr": "n", "ref": None}, {"mr": "m", "ref": "two"}]
     data = jsonl(tmp_path, *rows).model_copy(update={"columns": Columns(prompt="mr", response="ref", answer="mr")})
-    prompts = read_prompts(data)
-    assert [(p.messages[0].content, p.reference, p.answer) for p in prompts] == [("m", "one", "m"), ("n", None, "n")]
-    assert [(p.messages[0].content, text) for p, text in read_texts(data)] == [("m", "one"), ("m", "two")]
+    found = distinct(data)
+    assert [(p.messages[0].content, p.reference, p.answer) for p in found] == [("m", "one", "m"), ("n", None, "n")]
+    texts = [(row.prompt.messages[0].content, text) for row in values(read_prompts(data)) for text in row.texts]
+    assert texts == [("m", "one"), ("m", "two")]
 
 
-def test_one_prompt_with_two_answers_is_refused(tmp_path: Path) -> None:
-    data = jsonl(tmp_path, {"prompt": "p", "answer": 1}, {"prompt": "p", "answer": 2})
-    with pytest.raises(UserError, match=r"row 2: answer '2', but .*row 1 has the same prompt with '1'"):
-        read_prompts(data)
+def test_the_first_reference_of_a_prompt_is_kept_with_the_answer_of_its_first_row(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "answer": 1},
+        {"prompt": "q"},
+        {"prompt": "p", "response": "a", "answer": 2},
+        {"prompt": "p", "response": "b"},
+    ]
+    first, second = distinct(jsonl(tmp_path, *rows))
+    assert (first.reference, first.answer, second.reference) == ("a", "1", None)
 
 
 def test_restaurants_give_prompts_with_their_mr_as_answer() -> None:
     data = RestaurantData(prompts=20, references=3)
-    prompts, texts = read_prompts(data), read_texts(data)
-    assert len(prompts) == 20 and len(texts) == 60
-    assert all(p.answer == p.messages[0].content and p.reference == texts[3 * i][1] for i, p in enumerate(prompts))
+    rows = [*values(read_prompts(data))]
+    assert len(rows) == 20 and sum(len(row.texts) for row in rows) == 60
+    assert all(
+        row.prompt.answer == row.prompt.messages[0].content and row.prompt.reference == row.texts[0] for row in rows
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,11 @@ def test_restaurants_give_prompts_with_their_mr_as_answer() -> None:
         {"prompt": [TURN], "chosen": [TURN, say("Yes")], "rejected": [TURN, say("No")]},
         {"prompt": "Hi", "chosen": [TURN, say("Yes")], "rejected": [say("No")]},
         {"chosen": [TURN, say("Yes")], "rejected": [TURN, say("No")]},
+        {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No"},
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": "Yes", "rejected": "No"},
+        {"prompt": "Hi", "chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "No"},
+        {"prompt": [{"from": "human", "value": "Hi"}], "chosen": [{"from": "gpt", "value": "Yes"}], "rejected": "No"},
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], "chosen": "Yes", "rejected": "No"},
     ],
 )
 def test_every_form_of_a_pair_reads_the_same(tmp_path: Path, row: dict[str, Any]) -> None:
@@ -95,7 +104,7 @@ def test_every_form_of_a_pair_reads_the_same(tmp_path: Path, row: dict[str, Any]
 
 def test_prompts_of_a_pair_file_come_from_its_conversations(tmp_path: Path) -> None:
     data = jsonl(tmp_path, {"chosen": [TURN, say("Yes")], "rejected": [TURN, say("No")]})
-    assert [p.messages for p in read_prompts(data)] == [(Message("user", "Hi"),)]
+    assert [p.messages for p in distinct(data)] == [(Message("user", "Hi"),)]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +121,7 @@ def test_prompts_of_a_pair_file_come_from_its_conversations(tmp_path: Path) -> N
         ({"prompt": " ", "chosen": "c", "rejected": "r"}, "prompt: is empty"),
         ({"prompt": 3, "chosen": "c", "rejected": "r"}, "prompt: must be a string or a list of messages, not int 3"),
         ({"prompt": [], "chosen": "c", "rejected": "r"}, "not an empty list"),
-        ({"prompt": [{"role": "human", "content": "x"}], "chosen": "c", "rejected": "r"}, "message 1 has role 'human'"),
+        ({"prompt": [{"role": "bot", "content": "x"}], "chosen": "c", "rejected": "r"}, "message 1 has role 'bot'"),
         ({"prompt": [{"role": "user"}], "chosen": "c", "rejected": "r"}, "must have the strings role and content"),
         ({"prompt": [TURN, say("x")], "chosen": "c", "rejected": "r"}, "must end with a user message"),
         ({"prompt": "p", "chosen": [TURN], "rejected": "r"}, "chosen: must hold one assistant turn"),
@@ -129,21 +138,21 @@ def test_a_pair_carries_what_its_columns_say(tmp_path: Path) -> None:
     row = {"prompt": "p", "chosen": "c", "rejected": "r", "chosen_score": 2, "rejected_score": "-1.5", "p_right": 0.9}
     more = {"win_probability": 0.75, "win_probability_rejected": 0.5, "chosen_prior": -3.5, "rejected_prior": -4}
     data = jsonl(tmp_path, {**row, **more}).model_copy(update={"columns": Columns(soft_label="p_right")})
-    (read,) = read_preferences(data)
+    (read,) = preferences(data)
     assert read == TextPair(read.prompt, "c", "r", 2.0, -1.5, 0.9, 0.75, 0.5, -3.5, -4.0)
-    (plain,) = read_preferences(jsonl(tmp_path, {"prompt": "p", "chosen": "c", "rejected": "r", "chosen_score": None}))
+    (plain,) = preferences(jsonl(tmp_path, {"prompt": "p", "chosen": "c", "rejected": "r", "chosen_score": None}))
     assert plain == TextPair(plain.prompt, "c", "r")
 
 
 def test_the_columns_tell_the_form_of_the_data(tmp_path: Path) -> None:
     group = {"prompt": "p", "responses": ["a", [TURN | {"content": "p"}, say("b")], "c"], "rewards": [1, 0.5, -2]}
-    (read,) = read_preferences(jsonl(tmp_path, group))
+    (read,) = preferences(jsonl(tmp_path, group))
     assert read == TextGroup(Prompt((Message("user", "p"),), source="rows.jsonl"), ("a", "b", "c"), (1.0, 0.5, -2.0))
     marked = [
         {"prompt": "p", "completion": "a", "label": True},
         {"prompt": "p", "completion": [say("b")], "label": False},
     ]
-    found = read_preferences(jsonl(tmp_path, *marked))
+    found = preferences(jsonl(tmp_path, *marked))
     assert [(row.completion, row.desirable) for row in found if isinstance(row, UnpairedText)] == [
         ("a", True),
         ("b", False),
@@ -152,10 +161,10 @@ def test_the_columns_tell_the_form_of_the_data(tmp_path: Path) -> None:
 
 def test_csv_holds_numbers_and_truths_as_text(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected,chosen_score,rejected_score\np,c,r,1e1,\n")
-    (read,) = read_preferences(FileData(path=str(tmp_path / "pairs.csv")))
+    (read,) = preferences(FileData(path=str(tmp_path / "pairs.csv")))
     assert isinstance(read, TextPair) and (read.chosen_score, read.rejected_score) == (10.0, None)
     (tmp_path / "marked.csv").write_text("prompt,completion,label\np,c,True\np,d,false\n")
-    found = read_preferences(FileData(path=str(tmp_path / "marked.csv")))
+    found = preferences(FileData(path=str(tmp_path / "marked.csv")))
     assert [row.desirable for row in found if isinstance(row, UnpairedText)] == [True, False]
 
 
@@ -206,59 +215,8 @@ def test_a_file_of_two_forms_is_refused(tmp_path: Path) -> None:
 
 def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
     row = '{"prompt": "\\ud83d\\ude00", "chosen": "c", "rejected": "r"}\n'
-    assert [p.messages[0].content for p in read_prompts(jsonl(tmp_path, row))] == ["\U0001f600"]
+    assert [p.messages[0].content for p in distinct(jsonl(tmp_path, row))] == ["\U0001f600"]
 
 
 def test_the_fault_of_a_lone_surrogate_can_be_printed(tmp_path: Path) -> None:
     assert b"ud800" in fault(tmp_path, {"prompt": "p", "chosen": "c", "rejected": "\ud800"}).encode()
-
-
-def test_up_to_five_faults_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
-    message = fault(tmp_path, *[{"prompt": "p"}] * 7)
-    assert "7 malformed rows" in message and "row 5" in message and "row 6" not in message and "and 2 more" in message
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("r.csv", b"prompt,response\na\nb,c\n", "row 1: 1 cells under a header of 2"),
-        ("r.json", b'{"prompt": "a"}', "must be a list of objects"),
-        ("r.json", b"[1, 2", "not JSON"),
-        ("r.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "row 2: not UTF-8"),
-        ("r.jsonl.gz", b"plain text", "cannot be read"),
-        ("r.parquet", b"no parquet", "cannot be read"),
-        ("r.jsonl", b"\n\n", "holds no rows"),
-        ("r.txt", b"text", "unknown kind of file"),
-    ],
-)
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        read_prompts(FileData(path=str(tmp_path / name)))
-    assert name in str(caught.value) and said in str(caught.value)
-
-
-def test_missing_file_and_folder_without_data(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        read_prompts(FileData(path=str(tmp_path / "none.jsonl")))
-    with pytest.raises(UserError, match="no data file in this folder"):
-        read_prompts(FileData(path=str(tmp_path)))
-
-
-def prompts(count: int) -> list[Prompt]:
-    return [Prompt((Message("user", str(number)),)) for number in range(count)]
-
-
-def test_held_out_prompts_are_disjoint_and_do_not_depend_on_the_order_of_rows() -> None:
-    given = prompts(50)
-    train, held_out = split_held_out(given + given[:10], HeldOut(prompts=12, seed=1))
-    assert len(train) == 38 and len(held_out) == 12
-    assert {p.id for p in train} | {p.id for p in held_out} == {p.id for p in given}
-    again = split_held_out(given[::-1], HeldOut(prompts=12, seed=1))[1]
-    other = split_held_out(given, HeldOut(prompts=12, seed=2))[1]
-    assert {p.id for p in again} == {p.id for p in held_out} != {p.id for p in other}
-
-
-def test_holding_out_every_prompt_is_refused() -> None:
-    with pytest.raises(UserError, match=r"held_out.prompts: 10 of 10 distinct prompts leave none"):
-        split_held_out(prompts(10), HeldOut(prompts=10))

@@ -12,14 +12,16 @@ from pipeline.types import Message, Pair, Prompt, TextGroup, TextPair, UnpairedT
 class Letters:
     """A chat whose tokens are letters; 0 ends a turn."""
 
+    end_ids = frozenset({0})
+
     def __init__(self, limit: int) -> None:
         self.limit = limit
 
     def prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         return tuple(map(ord, messages[-1].content))
 
-    def response_ids(self, messages: tuple[Message, ...], text: str, finished: bool = True) -> tuple[int, ...]:
-        return (*map(ord, text), *([0] if finished else []))[: self.limit]
+    def response_ids(self, messages: tuple[Message, ...], text: str) -> tuple[int, ...]:
+        return (*map(ord, text), 0)[: self.limit]
 
 
 LIMITS = Chat(max_prompt_tokens=3, max_response_tokens=4)

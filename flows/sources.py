@@ -1,0 +1,28 @@
+"""Where a run's prompts and held-out prompts come from. Torch-free."""
+
+from pipeline.config import Data, DatasetData, FileData, RunConfig, UserData
+from pipeline.types import UserError
+
+
+def prompt_source(config: RunConfig) -> Data:
+    """Where the prompts come from that rounds train on."""
+    source = config.prompts if config.prompts is not None else config.pairs
+    assert source is not None, "the config's validator asks for prompts or pairs"
+    return source
+
+
+def held_out_source(config: RunConfig) -> UserData | None:
+    """Where held-out prompts come from, if that is a place of their own."""
+    if not config.held_out.is_given:
+        return None
+    for source in (config.prompts, config.pairs):
+        match source:
+            case FileData() if config.held_out.path is not None:
+                return source.model_copy(update={"path": config.held_out.path})
+            case DatasetData() if config.held_out.path is not None:
+                return FileData(path=config.held_out.path, columns=source.columns, votes=source.votes)
+            case DatasetData():
+                return source.model_copy(update={"split": config.held_out.split})
+    if config.held_out.split is not None:
+        raise UserError("held_out.split: goes with prompts or pairs from a data set (kind: dataset)")
+    raise UserError("held_out.path: held-out prompts from a file go with prompts or pairs from a file")

@@ -1,0 +1,202 @@
+"""Rows of one data file, one after the other: JSONL, JSON, CSV, parquet, Arrow, the text ones gzipped or not.
+
+Nothing is read whole: memory holds a line, an item of a list, or a batch of 256 rows, whatever the size of the file.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.types import UserError
+
+BATCH = 256
+CHUNK = 1 << 20
+_NO_SPACE = re.compile(r"[^ \t\r\n]")
+_UNDECODED = re.compile("[\udc80-\udcff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A row that could not be read, and why; the rows behind it can be."""
+
+    why: str
+
+
+# Number from 1, and the row as its file has it.
+Rows = Iterator[tuple[int, object | Broken]]
+
+
+def read_file(file: Path) -> Rows:
+    """The rows of ``file``: lines of JSONL, items of JSON, rows below a CSV's header, rows of parquet or Arrow.
+
+    Empty lines count but are no rows.
+
+    Raises:
+        UserError: a file that is damaged as a whole.
+    """
+    kind = kind_of(file)
+    try:
+        if kind in _COLUMNAR:
+            yield from _COLUMNAR[kind](file)
+            return
+        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
+            if kind == "jsonl":
+                yield from _jsonl(stream)
+                return
+            # Of CSV, bytes that are no UTF-8 become lone surrogates, so that the row that they are in can be named.
+            errors = "surrogateescape" if kind == "csv" else "strict"
+            with io.TextIOWrapper(stream, encoding="utf-8-sig", errors=errors, newline="") as text:
+                yield from _csv(file, text) if kind == "csv" else _json(file, text)
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def kind_of(file: Path) -> str:
+    """``jsonl`` of ``rows.jsonl.gz``."""
+    return file.name.removesuffix(".gz").rsplit(".", 1)[-1]
+
+
+def _jsonl(stream: Iterable[bytes]) -> Rows:
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            yield number, Broken(f"not UTF-8 (byte {error.start + 1} of the row)")
+        except (json.JSONDecodeError, RecursionError) as error:
+            yield number, Broken(f"not JSON: {error}")
+
+
+def _json(file: Path, stream: IO[str]) -> Rows:
+    """The items of one list, each decoded as soon as it is there."""
+    text, number = _JsonText(stream), 0
+    try:
+        if text.peek() != "[":
+            raise UserError(f"{file}: must be a list of objects (one object a line is .jsonl)")
+        text.at += 1
+        while text.peek() != "]":
+            if number:
+                if text.peek() != ",":
+                    raise UserError(f"{file}: not JSON: neither a comma nor the list's end behind item {number}")
+                text.at += 1
+            item = text.item()
+            number += 1
+            yield number, item
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON: item {number + 1}: {error}") from error
+
+
+class _JsonText:
+    """JSON text that is read as far as it is looked at."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.at = 0
+        self._stream = stream
+        self._text = ""
+        self._ended = False
+        self._decode = json.JSONDecoder().raw_decode
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            found = _NO_SPACE.search(self._text, self.at)
+            if found is not None:
+                self.at = found.start()
+                return found.group()
+            if self._ended:
+                return ""
+            self._more()
+
+    def item(self) -> object:
+        """The value that begins here."""
+        self.peek()
+        while True:
+            try:
+                item, end = self._decode(self._text, self.at)
+            except json.JSONDecodeError:
+                if self._ended:
+                    raise
+            else:
+                # A number may go on behind what is read so far.
+                if end < len(self._text) or self._ended:
+                    self.at = end
+                    return item
+            self._more()
+
+    def _more(self) -> None:
+        # As much again as waits: an item of n chunks is tried log n times.
+        waiting = self._text[self.at :]
+        chunk = self._stream.read(max(CHUNK, len(waiting)))
+        self._text, self.at, self._ended = waiting + chunk, 0, not chunk
+
+
+def _csv(file: Path, lines: IO[str]) -> Rows:
+    reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    number = -1
+    while True:
+        number += 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            if header is None:
+                raise UserError(f"{file}: not CSV: {error}") from error
+            yield number, Broken(f"not CSV: {error}")
+            continue
+        if cells is None:
+            return
+        if header is None:
+            header = cells
+        elif any(map(_undecoded, cells)):
+            yield number, Broken("not UTF-8")
+        elif cells and len(cells) != len(header):
+            yield number, Broken(f"{len(cells)} cells under a header of {len(header)}")
+        elif cells:
+            yield number, dict(zip(header, cells, strict=True))
+
+
+def _undecoded(cell: str) -> bool:
+    return not cell.isascii() and _UNDECODED.search(cell) is not None
+
+
+def _parquet(file: Path) -> Rows:
+    # Column chunks are read through a buffer: one row group may be the whole file.
+    with pq.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False) as table:
+        yield from _numbered(table.iter_batches(batch_size=BATCH))
+
+
+def _arrow(file: Path) -> Rows:
+    """Both of Arrow's formats: the file (Feather 2) and the stream (what ``datasets`` caches)."""
+    with pa.memory_map(str(file)) as mapped:
+        try:
+            opened = pa.ipc.open_file(mapped)
+        except pa.ArrowInvalid:
+            mapped.seek(0)
+            yield from _numbered(pa.ipc.open_stream(mapped))
+            return
+        yield from _numbered(opened.get_batch(index) for index in range(opened.num_record_batches))
+
+
+def _numbered(batches: Iterable[pa.RecordBatch]) -> Rows:
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, BATCH):
+            for row in batch.slice(start, BATCH).to_pylist():
+                number += 1
+                yield number, row
+
+
+_TEXT = ("jsonl", "json", "csv")
+_COLUMNAR: dict[str, Callable[[Path], Rows]] = {"parquet": _parquet, "arrow": _arrow, "feather": _arrow}
+SUFFIXES = (*(f".{kind}{end}" for kind in _TEXT for end in ("", ".gz")), *(f".{kind}" for kind in _COLUMNAR))

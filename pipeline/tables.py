@@ -1,0 +1,54 @@
+"""Parquet files that are written row by row and appear whole. Torch-free."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Row = dict[str, Any]
+ROW_GROUP = 1024
+
+
+class TableWriter:
+    """One parquet file, row by row, a row group at a time; a context manager.
+
+    The file appears only when it is whole: an error inside leaves none.
+
+    Attributes:
+        rows: how many have been added.
+    """
+
+    def __init__(self, file: Path, schema: pa.Schema) -> None:
+        self.rows = 0
+        self._file = file
+        self._scratch = file.with_name(file.name + ".tmp")
+        self._schema = schema
+        self._writer = pq.ParquetWriter(self._scratch, schema, compression="zstd")
+        self._block: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        """Write one more row."""
+        self._block.append(row)
+        self.rows += 1
+        if len(self._block) == ROW_GROUP:
+            self._flush()
+
+    def __enter__(self) -> "TableWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._writer.close()
+            self._scratch.unlink()
+            return
+        self._flush()
+        self._writer.close()
+        with self._scratch.open("rb") as handle:
+            os.fsync(handle.fileno())
+        self._scratch.replace(self._file)
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._block, schema=self._schema))
+        self._block = []

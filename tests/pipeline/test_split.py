@@ -1,0 +1,33 @@
+"""The held-out split: by content, stable, and closed against copies."""
+
+import pytest
+
+from pipeline.config import HeldOut
+from pipeline.split import Split, split_held_out
+from pipeline.types import Message, Prompt, UserError
+
+
+def prompt(text: str) -> Prompt:
+    return Prompt((Message("user", text),))
+
+
+def test_held_out_prompts_do_not_depend_on_the_order_of_rows() -> None:
+    given = [prompt(str(number)) for number in range(50)]
+    split = split_held_out(iter(given), HeldOut(prompts=12, seed=1))
+    assert len(split.held_out) == 12 and split.ids == {p.id for p in split.held_out}
+    assert [given.index(p) for p in split.held_out] == sorted(given.index(p) for p in split.held_out)
+    again = split_held_out(iter(given[::-1]), HeldOut(prompts=12, seed=1))
+    other = split_held_out(iter(given), HeldOut(prompts=12, seed=2))
+    assert again.ids == split.ids != other.ids
+
+
+def test_holding_out_every_prompt_is_refused() -> None:
+    with pytest.raises(UserError, match=r"held_out.prompts: 10 of 10 distinct prompts leave none"):
+        split_held_out(iter([prompt(str(number)) for number in range(10)]), HeldOut(prompts=10))
+
+
+def test_a_copy_is_the_prompt_but_for_case_and_spaces() -> None:
+    split = Split.of([prompt("What is  it?\nSay.")])
+    assert split.copies(prompt("what is it? SAY. ")) and not split.holds_out(prompt("what is it? SAY. "))
+    assert split.holds_out(prompt("What is  it?\nSay.")) and not split.copies(prompt("what is it say"))
+    assert not split.copies(Prompt((Message("system", "What is it? Say."),)))

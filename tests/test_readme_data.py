@@ -1,0 +1,26 @@
+"""What the README says of data is what the schema says."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from pipeline.config import DatasetData, FileData, Limits
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_table_of_causes_is_the_schema() -> None:
+    table = README.partition("| cause | what it is | limit |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    expected = [
+        f"| `{name}` | {field.description} | {field.default:g} |" for name, field in Limits.model_fields.items()
+    ]
+    assert table.splitlines() == expected
+
+
+def test_the_examples_of_data_are_valid() -> None:
+    examples = [yaml.safe_load(line)["pairs"] for line in re.findall(r"^pairs: \{.*\}$", README, re.M)]
+    found = [
+        DatasetData.model_validate(e) if e.get("kind") == "dataset" else FileData.model_validate(e) for e in examples
+    ]
+    assert len(found) == 4 and found[3].columns.prompt_columns == ("instruction", "input")
