@@ -25,6 +25,8 @@ sampling: {max_tokens: 16}
 chat: {max_prompt_tokens: 400, max_response_tokens: 200}
 training: {learning_rate: 5.0e-4, batch_size: 16}
 evaluation: {bootstrap: 100}
+# Long responses are cut on purpose; rows of the votes share their first response, which the warm start imitates.
+limits: {missing_eos: 1, identical_when_cut: 1, duplicate_row: 1}
 """
 
 
@@ -52,9 +54,7 @@ def measured(root: Path) -> tuple[dict[str, Any], list[float]]:
 @pytest.fixture(scope="module")
 def votes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts = f"prompts: {{path: {FILES['pandalm']}, columns: {{prompt: [instruction, input], response: response1}}}}"
-    # Rows share their first response, so texts of the warm start repeat.
-    more = (prompts, "held_out: {prompts: 34}", "limits: {duplicate_row: 1}")
-    return run(tmp_path_factory.mktemp("votes"), "pandalm", SCRATCH, WARM_START, *more)
+    return run(tmp_path_factory.mktemp("votes"), "pandalm", SCRATCH, WARM_START, prompts, "held_out: {prompts: 34}")
 
 
 def test_human_votes(votes: Path) -> None:
@@ -65,8 +65,8 @@ def test_human_votes(votes: Path) -> None:
 
 def test_ranked_answers_with_ties(votes: Path, tmp_path: Path) -> None:
     policy = f"policy: {{path: {votes / 'round_000' / 'policy'}}}"
-    limits = "limits: {missing_eos: 1, identical_when_cut: 1}\nheld_out: {prompts: 32}"
-    metrics, losses = measured(run(tmp_path, "mtbench", policy, limits, "loss: {preset: rpo_list_fwd}"))
+    more = ("held_out: {prompts: 32}", "loss: {preset: rpo_list_fwd}")
+    metrics, losses = measured(run(tmp_path, "mtbench", policy, *more))
     assert sum(losses[-5:]) < sum(losses[:5])
     assert metrics["held_out_accuracy"] > 0.5 and metrics["held_out_margin"] > 0
 
