@@ -58,10 +58,10 @@ def votes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_human_votes(votes: Path) -> None:
-    metrics, losses = measured(votes)
-    assert losses[0] == pytest.approx(0.6931, abs=1e-3) and sum(losses[-10:]) / 10 < 0.68
-    # 136 prompts teach a model from scratch nothing of others: held-out accuracy is that of chance, 0.52.
-    assert 0.4 < metrics["held_out_accuracy"] < 1
+    # 136 prompts teach a model from scratch nothing of others: held-out accuracy stays that of chance, so only the
+    # training loss is asked for. Soft labels keep it well above 0.
+    _, losses = measured(votes)
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3) and 0.2 < sum(losses[-10:]) / 10 < 0.68
 
 
 def test_ranked_answers_with_ties(votes: Path, tmp_path: Path) -> None:
