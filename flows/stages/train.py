@@ -96,8 +96,10 @@ def fit(
 
     The examples are read once, into a file beside the checkpoints; steps read it, so memory does not grow with them.
     """
-    (folder / CHECKPOINTS).mkdir(exist_ok=True)
-    write_examples(folder / CHECKPOINTS / EXAMPLES, examples)
+    if context.writes:
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        write_examples(folder / CHECKPOINTS / EXAMPLES, examples)
+    context.wait_for_everyone()
     table = ExampleTable(folder / CHECKPOINTS / EXAMPLES)
 
     def on_step(step: StepReport) -> None:
