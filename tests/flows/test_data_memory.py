@@ -35,7 +35,7 @@ for path in sys.argv[2:]:
     print(int(peak.split()[1]) // 1024, out["pairs"].rows)
 """
 ROOT = Path(__file__).parents[2]
-FEW, MANY = 2_000, 6_000
+FEW, MANY = 2_000, 8_000
 
 
 def rows(count: int) -> list[dict[str, str]]:
