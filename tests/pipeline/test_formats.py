@@ -26,7 +26,8 @@ def write(file: Path, rows: list[dict[str, Any]]) -> Path:
     table = pa.Table.from_pylist(rows)
     match kind:
         case "parquet":
-            pq.write_table(table, file)
+            # Readers hold one row group at a time, whatever the size of the file.
+            pq.write_table(table, file, row_group_size=500)
         case "arrow" | "feather":
             new = pa.ipc.new_stream if kind == "arrow" else pa.ipc.new_file
             with new(file, table.schema) as writer:
