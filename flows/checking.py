@@ -12,7 +12,7 @@ from pipeline.config import ClassifierScorer, ExactMatchScorer, PretrainedPolicy
 from pipeline.config.needs import needs_of
 from pipeline.configfile import load_config
 from pipeline.contents import Contents
-from pipeline.launch import read_launch, require_optimiser
+from pipeline.launch import read_launch, require_launcher, require_optimiser
 from pipeline.types import Prompt, UserError
 from reward_models.rules import MatchReward, answer, meaning
 
@@ -117,6 +117,7 @@ def _further_models(config: RunConfig) -> list[tuple[str, str]]:
 
 def _check_training(config: RunConfig) -> None:
     launch = read_launch(config)
+    require_launcher(config, launch)
     on_accelerator = has_accelerator() and not (launch is not None and launch.cpu)
     for section, settings in (("training", config.training), ("warm_start", config.warm_start)):
         if settings is not None:

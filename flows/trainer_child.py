@@ -78,7 +78,7 @@ class TrainerService:
         from pipeline.processes import join
 
         settings = self._config.training
-        return Joint(join(launch, self._rank, self._store, settings.stall_timeout), launch.sharding)
+        return Joint(join(launch, self._rank, self._store, settings.stall_timeout), launch.sharding or launch.zero)
 
     @property
     def _store(self) -> Path:

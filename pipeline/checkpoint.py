@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pipeline.optimiser import Parameters, load_optimiser, optimiser_state
+from pipeline.optimiser import Optimiser, Parameters, load_optimiser, optimiser_state
 from pipeline.progress import StepReport
 from pipeline.sharding import gathered, placed_like
 from pipeline.store import sync_folder
@@ -53,7 +53,7 @@ class Trained:
 
     parameters: Parameters
     buffers: Mapping[str, torch.Tensor]
-    optimiser: torch.optim.Optimizer
+    optimiser: Optimiser
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:

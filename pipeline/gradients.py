@@ -17,6 +17,7 @@ from pipeline.examples import Example
 from pipeline.logps import TokenFacts
 from pipeline.losses import Loss
 from pipeline.micro_batches import Cut, micro_batches
+from pipeline.zero import ZeroEngine
 
 METRICS = ("margin", "accuracy", "chosen_logp_per_token", "rejected_logp_per_token")
 
@@ -26,7 +27,7 @@ class Objective:
     """What a gradient is taken of.
 
     Attributes:
-        policy: a ``TokenLogps``, or what accelerate made of one.
+        policy: a ``TokenLogps``, or what accelerate or DeepSpeed made of one.
         loss: unreduced.
         companions: what the loss trains beside the policy.
         accelerator: gives rank, device and the backward pass.
@@ -36,6 +37,13 @@ class Objective:
     loss: Loss
     companions: Companions
     accelerator: Accelerator
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss``, which the policy has a part in."""
+        if isinstance(self.policy, ZeroEngine):
+            self.policy.backward(loss)
+        else:
+            self.accelerator.backward(loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +202,13 @@ def _backward(objective: Objective, batch: Batch, facts: TokenFacts, shared: _Sh
     """The gradient of one micro-batch of a global batch of ``size`` examples; adds to ``total``."""
     accelerator, companions = objective.accelerator, objective.companions
     if not batch.examples:
-        accelerator.backward(facts.policy.sum() * 0)
+        objective.backward(facts.policy.sum() * 0)
         return
     # Data-parallel wrappers average gradients over processes, so each contributes its share times their number.
     scale = accelerator.num_processes / size
     found = companions.pair_facts(batch.loss_batch(facts), facts, batch)
     output = objective.loss(found, shared.statistics)
-    accelerator.backward(output.per_pair.sum() * scale)
+    objective.backward(output.per_pair.sum() * scale)
     if companions.critics is not None:
         scores = companions.critics.scores(policy_states(facts, batch), reference_states(facts, batch))
         accelerator.backward(companions.critics.loss(*scores).sum() * scale)

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline.config import Optimisation, RunConfig
+from pipeline.config.needs import trains_beside
 from pipeline.configfile import read_yaml
 from pipeline.types import UserError
 
@@ -50,6 +51,26 @@ class Sharding(_Section):
     recomputes: bool = Field(False, alias="fsdp_activation_checkpointing")
 
 
+class Zero(_Section):
+    """``deepspeed_config``: what of the optimiser is cut over the processes (ZeRO).
+
+    How often gradients are accumulated is not read: ``training.batch_size`` and the micro-batches decide.
+
+    Attributes:
+        stage: 1: the optimiser's state; 2: gradients too.
+        offload: where that state lives, and is stepped.
+        offload_weights: only of stage 3.
+        max_grad_norm: as ``training.max_grad_norm``, which decides.
+        file: of DeepSpeed's own settings, which are not read.
+    """
+
+    stage: Literal[1, 2] = Field(2, alias="zero_stage")
+    offload: Literal["none", "cpu"] = Field("none", alias="offload_optimizer_device")
+    offload_weights: Literal["none"] = Field("none", alias="offload_param_device")
+    max_grad_norm: float | Literal["auto"] = Field("auto", alias="gradient_clipping")
+    file: None = Field(None, alias="deepspeed_config_file")
+
+
 class Launch(_Section):
     """What an accelerate config says of training.
 
@@ -61,6 +82,7 @@ class Launch(_Section):
         devices: ids of the accelerators to use, comma-separated, or "all".
         mixed_precision: of accelerate's own autocast, which is not used: ``training.dtype`` decides.
         sharding: with FSDP2.
+        zero: with DeepSpeed.
     """
 
     kind: Kind = Field("DDP", alias="distributed_type")
@@ -70,6 +92,7 @@ class Launch(_Section):
     devices: str = Field("all", alias="gpu_ids", coerce_numbers_to_str=True)
     mixed_precision: Literal["no", "bf16", "fp16", "fp8"] = "no"
     sharding: Sharding | None = Field(None, alias="fsdp_config")
+    zero: Zero | None = Field(None, alias="deepspeed_config")
 
 
 def read_launch(config: RunConfig) -> Launch | None:
@@ -85,7 +108,20 @@ def read_launch(config: RunConfig) -> Launch | None:
     for section, settings in (("training", config.training), ("warm_start", config.warm_start)):
         if settings is not None:
             _require_fit(file, launch, section, settings)
+    if launch.zero is not None and trains_beside(config.loss):
+        raise UserError(
+            f"{file}: distributed_type: DEEPSPEED trains the policy alone, but this loss trains heads or critics "
+            "beside it; use MULTI_GPU, or FSDP with fsdp_version: 2"
+        )
     return launch
+
+
+def require_launcher(config: RunConfig, launch: Launch | None) -> None:
+    """Raise ``UserError`` where what ``launch``, read from ``config.accelerate``, needs is not installed."""
+    if launch is not None and launch.zero is not None and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"{config.accelerate}: distributed_type: DEEPSPEED needs deepspeed (pip install 'prefloop[deepspeed]')"
+        )
 
 
 def require_optimiser(settings: Optimisation, section: str, *, on_accelerator: bool) -> None:
@@ -116,6 +152,8 @@ def _read(file: Path) -> Launch:
     # A file for one kind may still hold the section of another.
     if KINDS[named] != "FSDP2":
         given["fsdp_config"] = None
+    if KINDS[named] != "DeepSpeed":
+        given["deepspeed_config"] = None
     try:
         launch = Launch.model_validate({name: v for name, v in given.items() if v is not None})
     except ValidationError as error:
@@ -127,10 +165,12 @@ def _read(file: Path) -> Launch:
 
 
 def _require_supported(file: Path, launch: Launch) -> None:
-    if launch.kind == "DeepSpeed":
-        raise UserError(
-            f"{file}: distributed_type: DEEPSPEED is not supported; FSDP with fsdp_version: 2 cuts the same tensors"
-        )
+    if launch.kind == "DeepSpeed" and launch.zero is None:
+        raise UserError(f"{file}: deepspeed_config: missing, with zero_stage: 1 or 2")
+    if launch.zero is not None and launch.processes == 1:
+        raise UserError(f"{file}: num_processes: must be 2 or more with DEEPSPEED: one has nothing to share")
+    if launch.cpu and launch.zero is not None and launch.zero.offload != "none":
+        raise UserError(f"{file}: deepspeed_config.offload_optimizer_device: must be none with use_cpu")
     if launch.kind == "FSDP2" and launch.sharding is None:
         raise UserError(f"{file}: fsdp_config: missing, with fsdp_version: 2")
     if launch.sharding is not None and launch.sharding.recomputes:
@@ -147,6 +187,11 @@ def _require_fit(file: Path, launch: Launch, section: str, settings: Optimisatio
         raise UserError(
             f"{file}: mixed_precision: {launch.mixed_precision}, but {section}.dtype is {settings.dtype}, which "
             f"decides; make them the same, or write mixed_precision: 'no'"
+        )
+    if launch.zero is not None and launch.zero.max_grad_norm not in ("auto", settings.max_grad_norm):
+        raise UserError(
+            f"{file}: deepspeed_config.gradient_clipping: {launch.zero.max_grad_norm:g}, but {section}.max_grad_norm "
+            f"is {settings.max_grad_norm:g}, which decides; make them the same, or write gradient_clipping: auto"
         )
     if launch.kind != "DDP" and settings.optimiser != "adamw":
         raise UserError(

@@ -16,8 +16,10 @@ from pipeline.launch import require_optimiser
 from pipeline.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
 from pipeline.sharding import gathered, placed_like
 from pipeline.types import UserError
+from pipeline.zero import ZeroEngine
 
 Parameters = Mapping[str, nn.Parameter]
+Optimiser = torch.optim.Optimizer | ZeroEngine
 # Tables of bitsandbytes, 256 numbers each, the same for every parameter and run.
 CODES = ("qmap1", "qmap2")
 
@@ -68,19 +70,20 @@ def make_optimiser(groups: Sequence[Group], settings: Optimisation) -> torch.opt
             return made_by_it
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimiser: Optimiser, rate: float) -> None:
     """Make ``rate`` the learning rate of the run."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["rate"]
 
 
-def optimiser_state(
-    optimiser: torch.optim.Optimizer, parameters: Parameters, accelerator: Accelerator
-) -> dict[str, Tensor]:
+def optimiser_state(optimiser: Optimiser, parameters: Parameters, accelerator: Accelerator) -> dict[str, Tensor]:
     """Moments and step counts of every parameter that has been stepped: ``NAME.MOMENT`` -> CPU tensor.
 
     Every process must ask, and the main one alone is answered.
     """
+    if isinstance(optimiser, ZeroEngine):
+        state = ((f"{n}.{part}", v) for n, p in parameters.items() for part, v in optimiser.state_of(p).items())
+        return {name: value.cpu() for name, value in state if accelerator.is_main_process}
     found = {
         f"{name}.{part}": value if isinstance(value, Tensor) else torch.tensor(float(value))
         for name, parameter in parameters.items()
@@ -90,7 +93,7 @@ def optimiser_state(
     return gathered(found, accelerator)
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, parameters: Parameters, file: Path) -> None:
+def load_optimiser(optimiser: Optimiser, parameters: Parameters, file: Path) -> None:
     """Put the state in ``file`` into ``optimiser``.
 
     Raises:
@@ -103,8 +106,11 @@ def load_optimiser(optimiser: torch.optim.Optimizer, parameters: Parameters, fil
         with safe_open(file, framework="pt") as tensors:
             names = set(tensors.keys())
             for name, parameter in parameters.items():
-                state = _new_state(optimiser, parameter, *places[id(parameter)])
-                optimiser.state[parameter] = state
+                if isinstance(optimiser, ZeroEngine):
+                    state = _adamw_state(parameter)
+                else:
+                    state = _new_state(optimiser, parameter, *places[id(parameter)])
+                    optimiser.state[parameter] = state
                 for part, value in state.items():
                     if part in CODES:
                         continue
@@ -115,6 +121,8 @@ def load_optimiser(optimiser: torch.optim.Optimizer, parameters: Parameters, fil
                             f"{file}: optimiser state of another model or another training.optimiser: {name} is "
                             f"missing or is not {tuple(parameter.shape)}"
                         )
+                if isinstance(optimiser, ZeroEngine):
+                    optimiser.load_state(parameter, state)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file}: cannot read this optimiser state: {error}") from None
 
@@ -128,14 +136,18 @@ def _new_state(
     if isinstance(optimiser, OffloadedAdamW):
         return optimiser.new_state(parameter)
     if isinstance(optimiser, torch.optim.AdamW):
-        # Fused AdamW keeps its step count beside the parameter.
-        moments = {name: torch.zeros_like(parameter.detach()) for name in MOMENTS}
-        return {STEP: torch.zeros((), device=parameter.device), **moments}
+        return _adamw_state(parameter)
     # Of bitsandbytes, whose buffers may be paged and whose tables belong to the optimiser.
     any_optimiser: Any = optimiser
     any_optimiser.init_state(group, parameter, group_index, index)
     state: dict[str, Any] = any_optimiser.state[parameter]
     return state
+
+
+def _adamw_state(parameter: nn.Parameter) -> dict[str, Any]:
+    # Fused AdamW keeps its step count beside the parameter.
+    moments = {name: torch.zeros_like(parameter.detach()) for name in MOMENTS}
+    return {STEP: torch.zeros((), device=parameter.device), **moments}
 
 
 def _filled(value: Tensor | int, kept: Tensor | None) -> Tensor | int | None:

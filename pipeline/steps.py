@@ -18,7 +18,7 @@ from pipeline.config import Optimisation
 from pipeline.examples import Example, Survey
 from pipeline.first_step import check_packing, check_policy_is_reference
 from pipeline.gradients import BatchFacts, Lots, Objective, accumulate_gradient
-from pipeline.launch import Sharding
+from pipeline.launch import Sharding, Zero
 from pipeline.logps import OF_REFERENCE, TokenLogps, plain_model
 from pipeline.losses import Loss
 from pipeline.micro_batches import Cut
@@ -28,6 +28,7 @@ from pipeline.row_scores import RowScores
 from pipeline.schedule import rate_factor, steps_of
 from pipeline.sharding import shard, single, write_back
 from pipeline.types import RunError, UserError, content_hash, derive_seed
+from pipeline.zero import ZeroEngine
 
 # What accelerate is to know of the processes; how parameters are cut over them is ours (pipeline/sharding.py).
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
@@ -64,14 +65,14 @@ class Steps:
         reference_model: Any | None,
         accelerator: Accelerator,
         module: RowScores | None = None,
-        sharding: Sharding | None = None,
+        sharding: Sharding | Zero | None = None,
     ) -> None:
-        """Put ``model`` into training mode and on the accelerator's device; with ``sharding`` a copy that is cut."""
+        """Put ``model`` into training mode and on the accelerator's device; with FSDP2 a copy that is cut."""
         if accelerator.distributed_type not in SUPPORTED:
             kind = accelerator.distributed_type.value
             raise UserError(f"training: {kind} is not supported; one process, DDP, or FSDP2 by the run's accelerate")
-        self._whole = None if sharding is None else model
-        if sharding is not None and accelerator.is_main_process:
+        self._whole = model if isinstance(sharding, Sharding) else None
+        if self._whole is not None and accelerator.is_main_process:
             # Nobody asks the other processes for the model when it is trained.
             model = copy.deepcopy(model)
         self.model, self.examples, self.loss, self.settings, self.seed = model, examples, loss, settings, seed
@@ -95,13 +96,16 @@ class Steps:
             settings.micro_batch_size, _tokens_of_a_pass(settings, accelerator), self.padded_because is None
         )
         self._packing_checked = False
-        if sharding is not None:
+        if isinstance(sharding, Sharding):
             shard(facts, sharding, accelerator)
         policy = trainable(model)
         groups = [Group(policy, settings.weight_decay), *self.companions.groups(settings)]
-        wrapped, optimiser = facts, make_optimiser(groups, settings)
+        wrapped: Any = facts
+        optimiser: Any = make_optimiser(groups, settings)
         if sharding is None:
             wrapped, optimiser = accelerator.prepare(wrapped, optimiser)
+        elif isinstance(sharding, Zero):
+            wrapped = optimiser = ZeroEngine(facts, optimiser, sharding, settings.max_grad_norm, accelerator)
         self._objective = Objective(wrapped, loss, self.companions, accelerator)
         parameters = {**policy, **self.companions.named()}
         self.trained = Trained(parameters, self.companions.named_constants(), optimiser)
@@ -114,6 +118,8 @@ class Steps:
         if place is None:
             return ()
         progress = load_checkpoint(place, self._key, self.trained)
+        if isinstance(self.trained.optimiser, ZeroEngine):
+            self.trained.optimiser.take_up_weights()
         self._running = progress.running
         return progress.history
 
@@ -133,6 +139,8 @@ class Steps:
         if self._whole is not None:
             write_back(trainable(self.model), self._whole, self.accelerator)
             self._whole.eval()
+        if isinstance(self.trained.optimiser, ZeroEngine):
+            self.trained.optimiser.release()
         if self.settings.gradient_checkpointing:
             plain_model(self.model).gradient_checkpointing_disable()
         self.model.eval()
@@ -173,6 +181,9 @@ class Steps:
 
     def _clip(self) -> float:
         """Norm of the policy's gradient before clipping; NaN where that of heads or critics is not finite."""
+        if isinstance(self.trained.optimiser, ZeroEngine):
+            # It clips as it steps, and trains nothing beside the policy.
+            return self.trained.optimiser.gradient_norm()
         # What is trained beside the policy must not shorten its step, however hard it pulls.
         beside = [*self.companions.parameters()]
         theirs = {id(p) for p in beside}

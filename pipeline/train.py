@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from pipeline.config import Optimisation
 from pipeline.examples import Example, check_examples
-from pipeline.launch import Sharding
+from pipeline.launch import Sharding, Zero
 from pipeline.losses import Loss
 from pipeline.optimiser import load_optimiser, optimiser_state
 from pipeline.progress import StepReport, TrainResult, summarise
@@ -43,7 +43,7 @@ def train(
     save_heads_to: Path | None = None,
     starts_at_reference: bool = False,
     accelerator: Accelerator | None = None,
-    sharding: Sharding | None = None,
+    sharding: Sharding | Zero | None = None,
     on_step: OnStep | None = None,
 ) -> TrainResult:
     """Train ``model`` in place; if ``checkpoint_dir`` holds a checkpoint of this very run, go on from it.
@@ -67,8 +67,8 @@ def train(
         starts_at_reference: the reference is the policy at step 0; the first step then checks that the
             stored reference log-probabilities say so.
         accelerator: of the processes that train; each calls this with the same arguments.
-        sharding: cut weights and optimiser state over them (FSDP2). ``model`` is then trained in the main process
-            alone, and worth nothing in the others.
+        sharding: cut weights and optimiser state over them (FSDP2), or the optimiser's alone (ZeRO). With FSDP2
+            ``model`` is trained in the main process alone, and worth nothing in the others.
         on_step: called after every optimiser step, on the main process.
 
     Raises:

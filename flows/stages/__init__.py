@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from flows.keys import stage_key
 from flows.progress import Report, silent
 from pipeline.config import RunConfig
-from pipeline.launch import Sharding
+from pipeline.launch import Sharding, Zero
 from pipeline.store import RunFolder, Stage
 
 
@@ -19,11 +19,11 @@ class Joint:
 
     Attributes:
         accelerator: accelerate's ``Accelerator``; not named as such, since importing it imports torch.
-        sharding: how weights are cut over them; None: each has all.
+        sharding: how weights or optimiser state are cut over them; None: each has all.
     """
 
     accelerator: Any
-    sharding: Sharding | None
+    sharding: Sharding | Zero | None
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,12 @@ def reads_baseline(loss: Composition) -> bool:
     return any(term.target == "baseline" for term in loss.terms)
 
 
+def trains_beside(loss: Composition) -> bool:
+    """Whether it trains heads or critics beside the policy."""
+    learned = isinstance(loss.weights, LearnedWeights) or isinstance(loss.prior, LearnedPrior)
+    return learned or loss.advantage is not None or loss.adversary is not None
+
+
 def _reads_ratio(loss: Composition) -> bool:
     return loss.calibration is not None and loss.calibration.ratio
 

@@ -1,4 +1,4 @@
-"""Run by test_sharding.py in two processes: some steps with weights cut over them, to files in a folder."""
+"""Run by test_sharding.py in two processes: some steps with a model or its optimiser cut, to files in a folder."""
 
 import os
 import sys
@@ -11,11 +11,16 @@ from tiny_training import tiny_llama
 
 from pipeline.adapter import add_adapter
 from pipeline.config import Lora
-from pipeline.launch import Launch, Sharding
+from pipeline.launch import Launch, Sharding, Zero
 from pipeline.processes import join
 from pipeline.train import StepReport, train
 
-FSDP2 = Sharding(fsdp_version=2)
+CUTS: dict[str, Sharding | Zero] = {
+    "fsdp2": Sharding(fsdp_version=2),
+    "zero1": Zero(zero_stage=1),
+    "zero2": Zero(zero_stage=2),
+    "zero2_offload": Zero(zero_stage=2, offload_optimizer_device="cpu"),
+}
 # name -> loss, tied embeddings, adapter, further settings
 RUNS: dict[str, tuple[str, bool, bool, dict[str, Any]]] = {
     "tied": ("dpo", True, False, {"gradient_checkpointing": True}),
@@ -30,7 +35,9 @@ def die(report: StepReport) -> None:
         os._exit(9)
 
 
-def steps(name: str, folder: Path, accelerator: Any = None, sharding: Sharding | None = None, **options: Any) -> None:
+def steps(
+    name: str, folder: Path, accelerator: Any = None, sharding: Sharding | Zero | None = None, **options: Any
+) -> None:
     """Four steps of two epochs; writes the weights, and the optimiser's state beside them."""
     preset, tied, adapter, further = RUNS[name]
     loss, model = loss_named(preset), tiny_llama(tied=tied)
@@ -52,18 +59,20 @@ def steps(name: str, folder: Path, accelerator: Any = None, sharding: Sharding |
 
 
 def main() -> None:
-    rank, folder, again = int(sys.argv[1]), Path(sys.argv[2]), len(sys.argv) > 3
-    launch = Launch(distributed_type="FSDP2", num_processes=2, use_cpu=True, fsdp_config=FSDP2)
+    rank, folder, cut, again = int(sys.argv[1]), Path(sys.argv[2]), CUTS[sys.argv[3]], len(sys.argv) > 4
+    launch = Launch(num_processes=2, use_cpu=True)
     accelerator = join(launch, rank, folder / f"store_{again}", 60)
     options: dict[str, Any] = {"checkpoint_dir": folder / "kept"}
     if again:
-        steps("resumed", folder, accelerator, FSDP2, **options)
+        steps("resumed", folder, accelerator, cut, **options)
         return
     for name in RUNS:
-        steps(name, folder, accelerator, FSDP2)
+        # Critics are not trained with DeepSpeed.
+        if name != "ganpo" or isinstance(cut, Sharding):
+            steps(name, folder, accelerator, cut)
     if rank == 0:
         (folder / "resumed.safetensors").rename(folder / "whole.safetensors")
-    steps("resumed", folder, accelerator, FSDP2, on_step=die, **options)
+    steps("resumed", folder, accelerator, cut, on_step=die, **options)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What an accelerate config says of training, and what of it is refused."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import pytest
 import yaml
 
 from pipeline.config import RunConfig
-from pipeline.launch import Launch, read_launch
+from pipeline.launch import Launch, read_launch, require_launcher
 from pipeline.types import UserError
 
 ROOT = Path(__file__).parents[2]
+ZERO: dict[str, Any] = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"zero_stage": 2}}
 FSDP: dict[str, Any] = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
 
 
@@ -40,6 +42,7 @@ def test_what_is_shipped_is_read(file: Path) -> None:
     launch = read_launch(run_config(file))
     assert launch is not None and launch.processes > 1
     assert (launch.sharding is not None) == (launch.kind == "FSDP2") == (file.stem == "fsdp2")
+    assert (launch.zero is not None) == (launch.kind == "DeepSpeed") == file.stem.startswith("deepspeed")
 
 
 def test_a_file_as_accelerate_writes_it(tmp_path: Path) -> None:
@@ -56,7 +59,20 @@ def test_a_file_as_accelerate_writes_it(tmp_path: Path) -> None:
     ("plain", "expected"),
     [
         ({"distributed_type": "MEGATRON_LM"}, "distributed_type: must be one of NO, MULTI_CPU"),
-        ({"distributed_type": "DEEPSPEED"}, "distributed_type: DEEPSPEED is not supported; FSDP"),
+        ({"distributed_type": "DEEPSPEED"}, "deepspeed_config: missing"),
+        ({**ZERO, "num_processes": 1}, "num_processes: must be 2 or more"),
+        ({**ZERO, "deepspeed_config": {"zero_stage": 3}}, "deepspeed_config.zero_stage: .*not 3"),
+        ({**ZERO, "deepspeed_config": {"offload_optimizer_device": "nvme"}}, "offload_optimizer_device: .*not 'nvme'"),
+        ({**ZERO, "deepspeed_config": {"offload_param_device": "cpu"}}, "offload_param_device: .*not 'cpu'"),
+        ({**ZERO, "deepspeed_config": {"deepspeed_config_file": "z.json"}}, "deepspeed_config_file: .*not 'z.json'"),
+        (
+            {**ZERO, "deepspeed_config": {"gradient_clipping": 0.5}},
+            "gradient_clipping: 0.5, but training",
+        ),
+        (
+            {**ZERO, "use_cpu": True, "deepspeed_config": {"offload_optimizer_device": "cpu"}},
+            "must be none",
+        ),
         ({"num_machines": 2}, "num_machines: .*not 2"),
         ({"num_processes": 0}, "num_processes: .*not 0"),
         ({"mixed_precision": "fp16"}, "mixed_precision: fp16, but training.dtype is float32"),
@@ -77,6 +93,27 @@ def test_an_optimiser_of_whole_parameters_is_refused_where_they_are_cut(tmp_path
     with pytest.raises(UserError, match=r"^training.optimiser: adamw_8bit is for whole parameters; with FSDP2"):
         read(tmp_path, FSDP, optimiser="adamw_8bit")
     assert read(tmp_path, {"num_processes": 3}, optimiser="adamw_8bit").processes == 3
+
+
+@pytest.mark.parametrize(("preset", "beside"), [("dpo", False), ("ganpo", True), ("sparsepo", True), ("kto", False)])
+def test_deepspeed_trains_the_policy_alone(preset: str, beside: bool, tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(yaml.safe_dump(ZERO))
+    plain = run_config(file).model_dump() | {"loss": {"preset": preset}}
+    if not beside:
+        launch = read_launch(RunConfig.model_validate(plain))
+        assert launch is not None and launch.zero is not None and launch.zero.stage == 2
+        return
+    with pytest.raises(UserError, match="DEEPSPEED trains the policy alone, but this loss trains heads or critics"):
+        read_launch(RunConfig.model_validate(plain))
+
+
+def test_deepspeed_must_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    launch = read(tmp_path, ZERO)
+    with pytest.raises(UserError, match=r"needs deepspeed \(pip install 'prefloop\[deepspeed\]'\)"):
+        require_launcher(run_config(tmp_path / "accelerate.yaml"), launch)
+    require_launcher(run_config(tmp_path / "accelerate.yaml"), read(tmp_path, FSDP))
 
 
 def test_mixed_precision_may_say_what_the_run_does(tmp_path: Path) -> None:
