@@ -35,6 +35,9 @@ class TrainerService:
         self._launch = read_launch(self._config)
         if self._launch is not None and self._launch.devices != "all":
             os.environ["CUDA_VISIBLE_DEVICES"] = self._launch.devices
+        if self._launch is not None and self._launch.zero is not None:
+            # Where it is installed other libraries import DeepSpeed too, and it chooses the device when first imported.
+            os.environ["DS_ACCELERATOR"] = "cpu" if self._launch.cpu else "cuda"
 
     def stage(self, args: dict[str, Any], progress: Progress) -> None:
         """Run stage ``name`` of ``round``."""
