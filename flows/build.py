@@ -2,27 +2,87 @@
 
 from typing import assert_never
 
-from pipeline.config import ClassifierScorer, ExactMatchScorer, LengthScorer, Scorer, SlotScorer
-from pipeline.label import Scorer as ScorerProtocol
+from pipeline.config import (
+    ClassifierScorer,
+    EnsembleScorer,
+    ExactMatchScorer,
+    FunctionScorer,
+    JudgeScorer,
+    KeywordScorer,
+    LengthScorer,
+    NumberScorer,
+    PairwiseScorer,
+    RegexScorer,
+    Scorer,
+    SlotScorer,
+)
+from pipeline.label import Labeller
+from reward_models.accounts import Accounts
+from reward_models.comparisons import OneByOne, TwoByTwo, Uncached
+from reward_models.questions import ScoredBy
 
 
-def build_scorer(settings: Scorer) -> ScorerProtocol:
-    """The labeller that ``settings`` describe. Raises ``UserError`` if its model cannot be loaded."""
+def build_labeller(settings: Scorer, accounts: Accounts, field: str = "scorer") -> Labeller:
+    """The labeller that ``settings``, which stand at ``field`` of the config, describe.
+
+    Raises ``UserError`` if its model, file or key cannot be had.
+    """
+    match settings:
+        case FunctionScorer():
+            from reward_models.function import FunctionReward
+
+            return OneByOne(FunctionReward(settings, field), accounts)
+        case ClassifierScorer():
+            return _classifier(settings, accounts)
+        case PairwiseScorer():
+            from reward_models.pairwise import PairwiseModel
+            from reward_models.versions import model_version
+
+            plain = settings.model_copy(update={"pairs_per_prompt": None})
+            version = model_version({**plain.identity()}, settings.path)
+            return TwoByTwo(PairwiseModel(settings, version, accounts, field), accounts, settings.pairs_per_prompt)
+        case JudgeScorer():
+            from reward_models.judge import Judge
+
+            judge = Judge(settings, accounts, field)
+            if settings.mode == "pairwise":
+                return TwoByTwo(judge, accounts, settings.pairs_per_prompt)
+            return OneByOne(judge, accounts)
+        case EnsembleScorer():
+            from reward_models.ensemble import Ensemble
+
+            places = [f"{field}.members.{index}.scorer" for index in range(len(settings.members))]
+            members = zip(settings.members, places, strict=True)
+            return Ensemble(settings, [build_labeller(member.scorer, accounts, place) for member, place in members])
+        case _:
+            return _rule(settings)
+
+
+def _rule(
+    settings: SlotScorer | ExactMatchScorer | NumberScorer | RegexScorer | KeywordScorer | LengthScorer,
+) -> Labeller:
+    from reward_models import rules
+
     match settings:
         case SlotScorer():
-            from reward_models.rules import SlotReward
-
-            return SlotReward(settings)
+            return Uncached(rules.SlotReward(settings))
         case ExactMatchScorer():
-            from reward_models.rules import MatchReward
-
-            return MatchReward(settings)
+            return Uncached(rules.MatchReward(settings))
+        case NumberScorer():
+            return Uncached(rules.NumberReward(settings))
+        case RegexScorer():
+            return Uncached(rules.RegexReward(settings))
+        case KeywordScorer():
+            return Uncached(rules.KeywordReward(settings))
         case LengthScorer():
-            from reward_models.rules import LengthReward
-
-            return LengthReward(settings)
-        case ClassifierScorer():
-            from reward_models.classifier import ClassifierReward
-
-            return ClassifierReward(settings)
+            return Uncached(rules.LengthReward(settings))
     assert_never(settings)
+
+
+def _classifier(settings: ClassifierScorer, accounts: Accounts) -> Labeller:
+    from reward_models.classifier import ClassifierReward
+    from reward_models.versions import model_version
+
+    reward = ClassifierReward(settings)
+    accounts.facts.append(lambda: reward.facts)
+    return OneByOne(ScoredBy(reward, model_version({**settings.identity()}, settings.path)), accounts)

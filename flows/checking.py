@@ -1,22 +1,20 @@
 """``prefloop check`` and the checks that ``run`` makes before it starts anything: config, data, model folder."""
 
 import json
-import sys
 from pathlib import Path
 
 from flows.data_checking import check_data
 from flows.fault_log import FaultLog
+from flows.model_folders import check_folder
 from flows.needs import check_needs, loss_name
+from flows.scorers import check_answer, check_scorer
 from flows.workers import has_accelerator
-from pipeline.config import ClassifierScorer, ExactMatchScorer, PretrainedPolicy, RunConfig, SlotScorer
+from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.config.needs import needs_of
 from pipeline.configfile import load_config
 from pipeline.contents import Contents
 from pipeline.launch import read_launch, require_launcher, require_optimiser
 from pipeline.types import Prompt, UserError
-from reward_models.rules import MatchReward, answer, meaning
-
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def check_config(files: list[Path], settings: list[str], faults: Path | None = None) -> None:
@@ -46,17 +44,14 @@ def check_run(config: RunConfig, faults: Path | None = None) -> tuple[Contents, 
     have the answers that the scorer compares with.
     """
     if isinstance(config.policy, PretrainedPolicy):
-        _check_folder(Path(config.policy.path), "policy.path")
-    if isinstance(config.scorer, ClassifierScorer):
-        _check_folder(Path(config.scorer.path), "scorer.path")
-        _check_tokenizer_files(Path(config.scorer.path), "scorer.path")
+        check_folder(Path(config.policy.path), "policy.path")
+    if config.scorer is not None:
+        check_scorer(config.scorer)
     if config.discriminator is not None and config.discriminator.start is not None:
-        _check_folder(Path(config.discriminator.start), "discriminator.start")
+        check_folder(Path(config.discriminator.start), "discriminator.start")
     for field, path in _further_models(config):
-        _check_folder(Path(path), field)
+        check_folder(Path(path), field)
     _check_training(config)
-    if isinstance(config.scorer, ExactMatchScorer):
-        MatchReward(config.scorer)
     contents, log = check_data(config, faults, lambda prompt: _check_prompt(config, prompt))
     check_needs(config, contents)
     if isinstance(config.policy, PretrainedPolicy) and Path(config.policy.path).exists():
@@ -79,11 +74,8 @@ def describe(config: RunConfig, contents: Contents) -> list[str]:
 
 def _check_prompt(config: RunConfig, prompt: Prompt) -> None:
     """Raise ``UserError`` if the scorer lacks what it compares responses with."""
-    match config.scorer:
-        case SlotScorer():
-            meaning(prompt)
-        case ExactMatchScorer():
-            answer(prompt)
+    if config.scorer is not None:
+        check_answer(config.scorer, prompt)
 
 
 def check_vocabulary(policy: Path, other: Path, field: str) -> None:
@@ -140,23 +132,3 @@ def _words(folder: Path) -> dict[str, int]:
         return words | {token["content"]: token["id"] for token in plain.get("added_tokens", [])}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def _check_folder(path: Path, field: str) -> None:
-    if not path.exists():
-        # A hub name is `owner/model`; with a folder `owner` here it is rather a typing error.
-        if path.is_absolute() or str(path).startswith((".", "~")) or len(path.parts) != 2 or path.parent.is_dir():
-            raise UserError(f"{field}: {path}: no such model folder")
-        print(f"{field}: {path}: no such folder here; it is taken as a hub name", file=sys.stderr)
-        return
-    if not (path / "config.json").is_file():
-        raise UserError(f"{field}: {path}: no config.json in this model folder")
-    if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
-        raise UserError(f"{field}: {path}: no safetensors weights in this model folder (other formats are not read)")
-
-
-def _check_tokenizer_files(path: Path, field: str) -> None:
-    from pipeline.chat import TOKENIZER_FILES
-
-    if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"{field}: {path}: no tokenizer files in this model folder")

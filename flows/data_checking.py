@@ -7,7 +7,7 @@ from typing import Any, assert_never
 from flows.fault_log import FaultLog
 from flows.sources import held_out_source
 from flows.stages.data import HELD_OUT_PAIRS, RunData, open_data
-from pipeline.config import ClassifierScorer, PretrainedPolicy, RunConfig, ScratchPolicy
+from pipeline.config import ClassifierScorer, PretrainedPolicy, RunConfig, ScratchPolicy, scorers_of
 from pipeline.contents import Contents
 from pipeline.data import PromptRow, Row, read_preferences, read_prompts
 from pipeline.faults import FaultFinder, Tokens
@@ -115,9 +115,12 @@ def _tokens(config: RunConfig, run_data: RunData) -> Tokens:
             chat, context = Chat(make_tokenizer(texts, policy.vocab_size), config.chat), policy.context
         case _:
             assert_never(policy)
-    if isinstance(config.scorer, ClassifierScorer):
-        return Tokens(chat, config.chat, context, _reward_length(config.scorer), config.scorer.max_tokens)
-    return Tokens(chat, config.chat, context)
+    scorers = [] if config.scorer is None else [scorer for _, scorer in scorers_of(config.scorer)]
+    models = [scorer for scorer in scorers if isinstance(scorer, ClassifierScorer)]
+    if not models:
+        return Tokens(chat, config.chat, context)
+    shortest = min(models, key=lambda model: model.max_tokens)
+    return Tokens(chat, config.chat, context, _reward_length(shortest), shortest.max_tokens)
 
 
 def _contents_of(prompt: Prompt) -> list[str]:

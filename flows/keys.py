@@ -4,7 +4,7 @@ The one place that says which stage reads which. Torch-free.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import assert_never
 
@@ -23,12 +23,26 @@ from flows.supply import (
     trains_with_reference,
     win_against,
 )
-from pipeline.config import ClassifierScorer, Closed, DatasetData, FileData, PretrainedPolicy, RunConfig, UserData
+from pipeline.config import (
+    ClassifierScorer,
+    Closed,
+    DatasetData,
+    FileData,
+    FunctionScorer,
+    JudgeScorer,
+    PairwiseScorer,
+    PretrainedPolicy,
+    RunConfig,
+    Scorer,
+    UserData,
+    scorers_of,
+)
 from pipeline.config.components import ExtrapolatedPrior
 from pipeline.config.discriminator import Discriminator
 from pipeline.config.needs import reads_baseline, references_of
 from pipeline.records import data_files, open_dataset
 from pipeline.store import RunFolder, Stage, StageKey, file_sha256
+from pipeline.types import UserError
 
 # Stages of a round in the order in which they run; what a loss does not read is left out (flows/supply.py).
 START_STAGES = ("data", "policy", "evaluation_samples", "evaluation")
@@ -45,8 +59,8 @@ def stage_key(run: RunFolder, config: RunConfig, round_: int, name: str) -> Stag
     plain = {section: _plain(config, section) for section in sections}
     if name == "data":
         plain["files"] = _data_digests(config)
-    if name in ("labels", "evaluation") and isinstance(config.scorer, ClassifierScorer):
-        plain["scorer_files"] = model_digest(Path(config.scorer.path))
+    if "scorer" in sections and config.scorer is not None:
+        plain |= dict(_scorer_digests(config.scorer))
     if name == "policy" and round_ == 0 and isinstance(config.policy, PretrainedPolicy):
         plain["model_files"] = model_digest(Path(config.policy.path))
     if name == "discriminator" and config.discriminator is not None and config.discriminator.start is not None:
@@ -239,6 +253,24 @@ def files_of(source: UserData) -> list[Path]:
         case DatasetData():
             return [Path(file["filename"]) for file in open_dataset(source).cache_files]
     assert_never(source)
+
+
+def _scorer_digests(settings: Scorer) -> Iterator[tuple[str, str]]:
+    """Of the files that labels depend on."""
+    for field, scorer in scorers_of(settings):
+        match scorer:
+            case ClassifierScorer() | PairwiseScorer():
+                yield f"{field}.files", model_digest(Path(scorer.path))
+            case FunctionScorer():
+                yield f"{field}.file", _file_digest(scorer.file, f"{field}.file")
+            case JudgeScorer() if scorer.template is not None:
+                yield f"{field}.template", _file_digest(scorer.template, f"{field}.template")
+
+
+def _file_digest(path: str, field: str) -> str:
+    if not Path(path).is_file():
+        raise UserError(f"{field}: {path}: no such file")
+    return digest([Path(path)])
 
 
 def model_digest(path: Path) -> str:

@@ -8,7 +8,17 @@ from flows.plan_machine import Room
 from flows.plan_processes import scoring_memory, training_memory
 from flows.supply import stores_reference, trains_with_reference
 from flows.workers import has_accelerator, stays_warm
-from pipeline.config import ClassifierScorer, RunConfig, Sampler, ServerSampler, TransformersSampler, VllmSampler
+from pipeline.config import (
+    ClassifierScorer,
+    PairwiseScorer,
+    RunConfig,
+    Sampler,
+    Scorer,
+    ServerSampler,
+    TransformersSampler,
+    VllmSampler,
+    scorers_of,
+)
 from pipeline.losses import Loss
 from pipeline.plan import WEIGHT_BYTES, Parameters, StageMemory
 from pipeline.plan_probe import Probed, classifier_parameters
@@ -59,8 +69,8 @@ def stage_memories(
         }
     alone = {"processes": PARENT + sampler, "engine": engine}
     stages["sampling"] = resting if warm else alone
-    if isinstance(config.scorer, ClassifierScorer):
-        stages["labelling"] = {**resting, **_classifier(config.scorer)}
+    if config.scorer is not None and (models := _reward_models(config.scorer)):
+        stages["labelling"] = {**resting, **models}
     scores = "reference, evaluation" if stores_reference(config.loss) else "evaluation"
     stages[scores] = {**resting, **_scoring(config, probed, planned, training.parameters, measured=rate is not None)}
     stages["training"] = {**resting, **training.parts}
@@ -127,13 +137,23 @@ def _sampler_process(settings: Sampler) -> int:
     assert_never(settings)
 
 
-def _classifier(settings: ClassifierScorer) -> dict[str, int]:
-    """A reward model: its weights, and of its longest batch what a layer without gradient has at once.
+def _reward_models(settings: Scorer) -> dict[str, int]:
+    """Those that are loaded here: weights of all, and of the longest batch what a layer without gradient has at once.
 
     Hidden states go in and out, and the feed-forward part holds two or three times its width; 16 times the hidden
     size covers both.
     """
-    parameters, hidden = classifier_parameters(settings.path, trust_remote_code=settings.trust_remote_code)
-    item = ITEM_BYTES[settings.dtype]
-    longest = max(settings.pass_tokens(has_accelerator()), settings.max_tokens)
-    return {"weights": parameters * item, "activations": 16 * hidden * longest * item}
+    weights, activations = 0, 0
+    for _, scorer in scorers_of(settings):
+        match scorer:
+            case ClassifierScorer():
+                longest = max(scorer.pass_tokens(has_accelerator()), scorer.max_tokens)
+            case PairwiseScorer():
+                longest = scorer.batch_size * (scorer.max_prompt_tokens + 2 * scorer.max_response_tokens)
+            case _:
+                continue
+        parameters, hidden = classifier_parameters(scorer.path, trust_remote_code=scorer.trust_remote_code)
+        item = ITEM_BYTES[scorer.dtype]
+        weights += parameters * item
+        activations = max(activations, 16 * hidden * longest * item)
+    return {"weights": weights, "activations": activations} if weights else {}

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.build import build_scorer
+from flows.build import build_labeller
 from flows.sampler_process import SamplerProcess
 from flows.workers import with_context
 from pipeline.chat import Chat
-from pipeline.config import RunConfig, Scorer
+from pipeline.config import JudgeScorer, RunConfig, Scorer, scorers_of
 from pipeline.configfile import read_yaml
 from pipeline.label import label
 from pipeline.plan import KINDS
 from pipeline.plan_probe import model_to_sample_from
 from pipeline.sample import SampleRequest
 from pipeline.types import Group, Prompt, Response, UserError
+from reward_models.accounts import Accounts, Ledger
+from reward_models.cache import LabelCache
 
 # Sequences of the measured shard, tokens of its first tries, and what the measurement may take.
 SEQUENCES, FIRST_TOKENS, SECONDS = 256, 8, 5.0
@@ -86,13 +88,23 @@ def measured_rates(
         took, answers = drawn(max(FIRST_TOKENS, round(FIRST_TOKENS * SECONDS / short)))
     rates = {"sampling": sum(len(r.token_ids) for answer in answers for r in answer) / took}
     groups = [Group(p, q.prompt_ids, answer) for p, q, answer in zip(chosen, requests, answers, strict=True)]
-    return rates | ({} if config.scorer is None else {"labelling": _labelling_rate(config.scorer, groups)})
+    if config.scorer is None or "labelling" in skip or _asks_a_server(config.scorer):
+        return rates
+    return rates | {"labelling": _labelling_rate(config.scorer, groups)}
+
+
+def _asks_a_server(settings: Scorer) -> bool:
+    """Whether labels may cost money: a plan asks for none of those."""
+    return any(isinstance(scorer, JudgeScorer) for _, scorer in scorers_of(settings))
 
 
 def _labelling_rate(settings: Scorer, groups: list[Group]) -> float:
-    scorer = build_scorer(settings)
-    label(groups[:1], scorer)
-    started = time.perf_counter()
-    label(groups, scorer)
+    with Accounts(LabelCache(None), Ledger(None)) as accounts:
+        labeller = build_labeller(settings, accounts)
+        label(groups[:1], labeller)
+        # What the first call left in the cache would not be labelled again.
+        accounts.cache.close()
+        started = time.perf_counter()
+        label(groups, labeller)
     took = max(time.perf_counter() - started, 1e-9)
     return sum(len(g.prompt_ids) + len(r.token_ids) for g in groups for r in g.responses) / took

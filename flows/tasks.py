@@ -16,7 +16,7 @@ UNITS = {
     "calibration": "prompts",
     "gold": "comparisons",
     "discriminator": "steps",
-    "labels": "shards",
+    "labels": "prompts",
     "reference": "responses",
     "policy": "steps",
     "evaluation": "responses",

@@ -71,6 +71,8 @@ GROUPS = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),
         ("responses", pa.list_(_RESPONSE)),
         ("scores", pa.list_(pa.float64())),
+        ("wins", pa.list_(pa.list_(pa.float64()))),
+        ("disagreement", pa.list_(pa.float64())),
     ]
 )
 PAIRS = pa.schema(
@@ -216,6 +218,9 @@ def _group(row: Row) -> Group:
         prompt_ids=tuple(row["prompt_ids"]),
         responses=tuple(_response(item) for item in row["responses"]),
         scores=tuple(row["scores"]),
+        # A samples file may do without these columns.
+        wins=tuple(tuple(wins) for wins in row.get("wins") or ()),
+        disagreement=tuple(row.get("disagreement") or ()),
     )
 
 
@@ -225,6 +230,8 @@ def _group_row(group: Group) -> Row:
         "prompt_ids": group.prompt_ids,
         "responses": [_response_row(response) for response in group.responses],
         "scores": group.scores,
+        "wins": group.wins,
+        "disagreement": group.disagreement,
     }
 
 

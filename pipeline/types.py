@@ -77,13 +77,28 @@ class Response:
 class Group:
     """A prompt with K responses to it; ``scores`` is empty until labelled, one entry each after.
 
-    A score of ``None`` is a label that is missing (an abstention, an unparsed verdict).
+    A score of ``None`` is a label that is missing (an abstention, an unparsed verdict). ``wins`` are the K x K
+    probabilities that a row's response beats a column's, where the labeller compares; ``disagreement`` is the spread
+    of an ensemble's scores of each response. Both are empty where the labeller gives none.
     """
 
     prompt: Prompt
     prompt_ids: tuple[int, ...]
     responses: tuple[Response, ...]
     scores: tuple[float | None, ...] = ()
+    wins: tuple[tuple[float | None, ...], ...] = ()
+    disagreement: tuple[float | None, ...] = ()
+
+    def only(self, indices: Sequence[int]) -> "Group":
+        """The responses at ``indices``, in that order, with what is known of them."""
+        return Group(
+            self.prompt,
+            self.prompt_ids,
+            tuple(self.responses[i] for i in indices),
+            tuple(self.scores[i] for i in indices if self.scores),
+            tuple(tuple(self.wins[i][j] for j in indices) for i in indices if self.wins),
+            tuple(self.disagreement[i] for i in indices if self.disagreement),
+        )
 
     @property
     def id(self) -> str:

@@ -1,9 +1,17 @@
-"""Gold rewards by rule: slots of a meaning representation, an exact answer, a length."""
+"""Gold rewards by rule: slots, an exact answer, a number, a pattern, keywords, a length. Torch-free."""
 
+import math
 import re
 from collections.abc import Sequence
 
-from pipeline.config import ExactMatchScorer, LengthScorer, SlotScorer
+from pipeline.config import (
+    ExactMatchScorer,
+    KeywordScorer,
+    LengthScorer,
+    NumberScorer,
+    RegexScorer,
+    SlotScorer,
+)
 from pipeline.slots import parse_mr, slot_errors
 from pipeline.types import Group, Prompt, Response, UserError
 
@@ -59,6 +67,107 @@ class MatchReward:
             return False
         found = (matches[-1][1] if self._pattern.groups else matches[-1][0]) or ""
         return (found.casefold() if self._ignore_case else found).strip() == wanted.strip()
+
+
+# A sign counts where no number stands before it; thousands may be parted by commas; 3/4 is one number.
+_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_NUMBER = re.compile(rf"(?:(?<![\w.)])[-−+]\s?)?[$€£]?(?<![\w.])(?:{_PLAIN})(?:/\d+|[eE][-+]?\d+)?", re.ASCII)
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+
+
+class NumberReward:
+    """1 where the final number of the response is that of the answer, else 0."""
+
+    def __init__(self, settings: NumberScorer) -> None:
+        """Nothing is loaded."""
+        self._tolerance = settings.tolerance
+
+    def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
+        """Scores of 0 or 1. Raises ``UserError`` for a prompt whose answer has no number."""
+        return [tuple(self._same(r.text, wanted_number(group.prompt)) for r in group.responses) for group in groups]
+
+    def _same(self, text: str, wanted: float) -> float:
+        found = final_number(text)
+        if found is None:
+            return 0.0
+        return float(math.isclose(found, wanted, rel_tol=self._tolerance, abs_tol=self._tolerance))
+
+
+def wanted_number(prompt: Prompt) -> float:
+    """The number of the prompt's answer. Raises ``UserError`` where there is none."""
+    number = final_number(answer(prompt))
+    if number is None:
+        raise UserError(
+            f"the scorer number needs a number in the answer; that of the prompt {_shown(prompt)} is "
+            f"{(prompt.answer or '')[:80]!r}"
+        )
+    return number
+
+
+def final_number(text: str) -> float | None:
+    """The number after the last `####`, or in the last `\\boxed{}`, or the last one; None where there is none.
+
+    GSM8K (arXiv:2110.14168) ends its solutions with `#### 1,234`. Currency and percent signs do not count.
+    """
+    _, hashes, after = text.rpartition("####")
+    boxed = _BOXED.findall(text)
+    if hashes:
+        found = _NUMBER.search(after)
+        return None if found is None else _value(found[0])
+    numbers = _NUMBER.findall(boxed[-1] if boxed else text)
+    return _value(numbers[-1]) if numbers else None
+
+
+def _value(number: str) -> float | None:
+    plain = re.sub(r"[,$€£\s]", "", number).replace("−", "-")
+    above, slash, below = plain.partition("/")
+    divisor = float(below) if slash else 1.0
+    value = float(above) / divisor if divisor else math.inf
+    return value if math.isfinite(value) else None
+
+
+class RegexReward:
+    """One score where a pattern is found in the response, another where it is not."""
+
+    def __init__(self, settings: RegexScorer) -> None:
+        """The settings' validator has seen that the pattern is one."""
+        self._settings = settings
+        self._pattern = re.compile(settings.pattern)
+
+    def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
+        """``found`` or ``absent`` of the settings."""
+        found, absent = self._settings.found, self._settings.absent
+        return [tuple(found if self._pattern.search(r.text) else absent for r in group.responses) for group in groups]
+
+
+class KeywordReward:
+    """How many keywords stand in the response as words of their own, or their share."""
+
+    def __init__(self, settings: KeywordScorer) -> None:
+        """Nothing is loaded."""
+        self._settings = settings
+
+    def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
+        """Counts, or shares from 0 to 1. Raises ``UserError`` for a prompt whose keywords are none."""
+        return [tuple(self._covered(r.text, self.keywords(group.prompt)) for r in group.responses) for group in groups]
+
+    def keywords(self, prompt: Prompt) -> list[str]:
+        """Those of the settings, or of the prompt's answer; each once."""
+        given = self._settings.words or re.split(r"[,\n]", answer(prompt))
+        words = [*dict.fromkeys(self._plain(word) for word in given if word.strip())]
+        if not words:
+            raise UserError(f"the scorer keywords found none in the answer of the prompt {_shown(prompt)}")
+        return words
+
+    def _covered(self, text: str, words: Sequence[str]) -> float:
+        plain = self._plain(text)
+        count = sum(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", plain) is not None for word in words)
+        return float(count) if self._settings.count else count / len(words)
+
+    def _plain(self, text: str) -> str:
+        """One blank between words, and one case where case does not count."""
+        plain = " ".join(text.split())
+        return plain.casefold() if self._settings.ignore_case else plain
 
 
 class LengthReward:

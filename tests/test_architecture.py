@@ -95,6 +95,15 @@ def test_config_types_store_and_pairing_know_no_torch(name: str) -> None:
     assert files and not {module.split(".")[0] for file in files for module in imports(file)} & heavy
 
 
+@pytest.mark.parametrize(
+    "file",
+    [file for file in FILES if file.parent.name == "reward_models" and file.stem not in ("classifier", "pairwise")],
+    ids=lambda file: file.stem,
+)
+def test_labellers_without_a_local_model_know_no_torch(file: Path) -> None:
+    assert not {"torch", "transformers", "prefect"} & {module.split(".")[0] for module in imports(file)}
+
+
 def test_nothing_reads_pickles() -> None:
     for file in FILES:
         text = file.read_text()

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from flows.losses import FAMILIES
 from flows.supply import takes_unpaired
-from pipeline.config import Composition, LossSettings, preset_names, resolve
+from pipeline.config import Composition, LossSettings, RunConfig, Scorer, preset_names, resolve
 from pipeline.config.components import ConstantMargin, DecayWeights
 from pipeline.config.composition import Family
 from pipeline.config.discriminator import Discriminator
@@ -126,12 +126,25 @@ def test_the_discriminator_in_yaml_is_valid() -> None:
 
 
 def test_losses_in_yaml_are_valid_and_mean_what_they_say() -> None:
-    sections = [yaml.safe_load(text) for text in YAML]
-    preset, written_out = [LossSettings.model_validate(part["loss"]) for part in sections if "loss" in part]
+    losses = [yaml.safe_load(text)["loss"] for text in YAML if text.startswith("loss:")]
+    preset, written_out = [LossSettings.model_validate(loss) for loss in losses]
     assert preset.preset == "simpo" and preset.beta == 2.5 and preset.margin == ConstantMargin(gamma=1.0)
     assert preset.aggregate == "mean" and preset.prior.kind == "none"
     assert written_out.preset == "custom" and written_out.link == HingeLink(delta=0.5)
     assert written_out.prior.kind == "reference" and written_out.weights == DecayWeights(gamma=0.95)
+
+
+def test_labellers_in_yaml_are_valid_and_every_kind_is_told() -> None:
+    (text,) = [text for text in YAML if text.startswith("scorer:")]
+    kinds = set(re.findall(r"`(\w+)`", " ".join(row[0] for row in rows("| `scorer.kind` |"))))
+    union = get_args(get_args(Scorer)[0])
+    assert kinds == {scorer.model_fields["kind"].default for scorer in union}
+    policy = {"name": "x", "mode": "iterative", "policy": {"path": "m"}, "prompts": {"path": "p"}}
+    configs = [RunConfig.model_validate({**policy, **document}) for document in yaml.safe_load_all(text)]
+    assert [config.scorer.kind for config in configs if config.scorer] == [
+        "function", "keywords", "pairwise", "judge", "ensemble"
+    ]  # fmt: skip
+    assert configs[-1].pairing.max_disagreement == 1.5
 
 
 @pytest.mark.parametrize("code", PYTHON)

@@ -7,23 +7,25 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from flows.build import build_scorer
+from flows.build import build_labeller
 from flows.stages import Context, Outcome
 from flows.stages.data import held_out_pairs, held_out_prompts, text_preferences, training_prompts
+from flows.stages.labelling import LabelProgress, open_accounts
 from flows.stages.samples import policy_chat
 from flows.supply import takes_texts
 from pipeline.chat import Chat
-from pipeline.config import Composition, SlotScorer
+from pipeline.config import Composition, SlotScorer, compares
 from pipeline.config.needs import references_of
-from pipeline.evaluate import Interval, describe, slot_metrics, win_rate
+from pipeline.evaluate import Interval, bootstrap, describe, slot_metrics, win_rate
 from pipeline.examples import Example, Logps
 from pipeline.given import tokenise_pairs
-from pipeline.label import Scorer, label
+from pipeline.label import Labeller, label
 from pipeline.policy import load_for_scoring
 from pipeline.reference import kl_per_token, reference_logps, response_logps
 from pipeline.rows import read_groups, write_groups
 from pipeline.store import write_json
 from pipeline.types import Group, RunError
+from reward_models.accounts import summary
 
 Metrics = dict[str, JsonValue]
 Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -32,25 +34,42 @@ Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
 def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
     """Write metrics.json and the scored responses."""
     _refuse_leak(context)
-    scorer = None if context.config.scorer is None else build_scorer(context.config.scorer)
-    groups = {name: _scored(context, round_, name, scorer) for name in ("greedy", "sampled")}
-    for name, scored in groups.items():
-        (folder / name).mkdir(exist_ok=True)
-        write_groups(folder / name / "rows.parquet", scored)
-    metrics: Metrics = {"round": round_, "reward": None, **describe(groups["sampled"])}
-    metrics["reward_greedy"] = describe(groups["greedy"]).get("reward")
-    metrics |= _win_rates(context, round_, groups["sampled"])
-    if isinstance(context.config.scorer, SlotScorer):
-        metrics |= slot_metrics(groups["greedy"], groups["sampled"])
-    metrics |= _model_metrics(context, round_, groups["sampled"])
+    sampled, metrics = _labelled(context, round_, folder)
+    metrics |= _model_metrics(context, round_, sampled)
     write_json(folder / "metrics.json", metrics)
-    return Outcome(len(groups["sampled"]), metrics)
+    return Outcome(len(sampled), metrics)
 
 
-def _scored(context: Context, round_: int, name: str, scorer: Scorer | None) -> list[Group]:
+def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group], Metrics]:
+    """The round's sampled responses, and what their text and their labels say; scored responses are written."""
+    settings = context.config.scorer
+    with open_accounts(context, round_, "evaluation") as accounts:
+        accounts.changed = LabelProgress(context, 1, accounts).tick
+        scorer = None if settings is None else build_labeller(settings, accounts)
+        groups = {name: _scored(context, round_, name, scorer) for name in ("greedy", "sampled")}
+        for name, scored in groups.items():
+            (folder / name).mkdir(exist_ok=True)
+            write_groups(folder / name / "rows.parquet", scored)
+        metrics: Metrics = {"round": round_, "reward": None, **describe(groups["sampled"])}
+        metrics["reward_greedy"] = describe(groups["greedy"]).get("reward")
+        metrics |= _win_rates(context, round_, groups["sampled"], scorer)
+        labelling = summary([accounts.take()], accounts)
+    if isinstance(settings, SlotScorer):
+        metrics |= slot_metrics(groups["greedy"], groups["sampled"])
+    return groups["sampled"], {**metrics, **({"labelling": labelling} if labelling else {})}
+
+
+def _scored(context: Context, round_: int, name: str, scorer: Labeller | None) -> list[Group]:
+    """The round's responses, with scores where the labeller scores a response by itself."""
     folder = context.run.stage(round_, "evaluation_samples").folder / name
     groups = list(read_groups(folder))
-    return groups if scorer is None else label(groups, scorer)
+    if scorer is None or _compares(context):
+        return groups
+    return label(groups, scorer)
+
+
+def _compares(context: Context) -> bool:
+    return context.config.scorer is not None and compares(context.config.scorer)
 
 
 def _refuse_leak(context: Context) -> None:
@@ -62,17 +81,37 @@ def _refuse_leak(context: Context) -> None:
         raise RunError(f"{len(leaked)} held-out prompts are training prompts too")
 
 
-def _win_rates(context: Context, round_: int, sampled: Sequence[Group]) -> Metrics:
+def _win_rates(context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller | None) -> Metrics:
     metrics: Metrics = {}
     settings = context.config.evaluation
     for name, other in (("start", 0), ("previous", max(round_ - 1, 0))):
         interval: Interval | None = None
-        if context.config.scorer is not None:
+        if scorer is not None:
             others = sampled if other == round_ else _earlier(context, other)
-            interval = win_rate(sampled, others, settings.bootstrap, settings.seed)
+            if _compares(context):
+                interval = bootstrap(_wins(sampled, others, scorer), settings.bootstrap, settings.seed)
+            else:
+                interval = win_rate(sampled, others, settings.bootstrap, settings.seed)
         metrics[f"win_rate_vs_{name}"] = None if interval is None else interval.mean
         metrics[f"win_rate_vs_{name}_ci"] = None if interval is None else [interval.low, interval.high]
     return metrics
+
+
+def _wins(sampled: Sequence[Group], others: Sequence[Group], scorer: Labeller) -> list[float]:
+    """Of each prompt, the mean probability that its n-th response beats the other policy's n-th."""
+    theirs = {group.prompt.id: group for group in others}
+    met = [group for group in sampled if group.prompt.id in theirs]
+    duels = [
+        Group(group.prompt, group.prompt_ids, both)
+        for group in met
+        for both in zip(group.responses, theirs[group.prompt.id].responses, strict=False)
+    ]
+    found: dict[str, list[float]] = {}
+    for duel, labels in zip(duels, scorer.label(duels), strict=True):
+        better = labels.preference(0, 1)
+        if better is not None:
+            found.setdefault(duel.prompt.id, []).append(better)
+    return [sum(rates) / len(rates) for rates in found.values()]
 
 
 def _earlier(context: Context, round_: int) -> list[Group]:

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.build import build_scorer
+from flows.build import build_labeller
 from flows.stages import Context, Outcome
+from flows.stages.labelling import Shard, label_shards, open_accounts
 from flows.stages.silver import member_margins
 from flows.supply import bought
 from pipeline.config.discriminator import Discriminator
 from pipeline.gold import choose, comparison
-from pipeline.label import label
 from pipeline.questions import answered, question, questions_page, read_answers
 from pipeline.rows import read_groups, write_groups
 from pipeline.store import write_text
@@ -23,19 +24,23 @@ SHARD = 64
 
 
 def gold(context: Context, round_: int, folder: Path) -> Outcome:
-    """Choose comparisons and write them with their scores, shard by shard."""
+    """Choose comparisons and write them with their scores, shard by shard.
+
+    Raises:
+        RunError: nothing to compare, or fewer answers than ``labelling.min_yield``.
+    """
     settings = context.config.discriminator
     assert settings is not None, "the stage is run where a discriminator is configured"
     chosen = _chosen(context, round_, settings)
     if not chosen:
         raise RunError("no prompt of the round has two different responses to compare")
+    facts: dict[str, JsonValue] = {}
     if settings.gold == "people":
-        found = _of_people(context, round_, chosen, settings.poll)
-        write_groups(folder / "shard_00000.parquet", found)
+        write_groups(folder / "shard_00000.parquet", _of_people(context, round_, chosen, settings.poll))
     else:
-        _of_scorer(context, folder, chosen)
+        facts = _of_scorer(context, round_, folder, chosen)
     found = list(read_groups(folder))
-    return Outcome(len(found), _counts(found))
+    return Outcome(len(found), {**_counts(found), **facts})
 
 
 def _chosen(context: Context, round_: int, settings: Discriminator) -> list[Group]:
@@ -49,15 +54,13 @@ def _chosen(context: Context, round_: int, settings: Discriminator) -> list[Grou
     return choose(candidates, bought(settings, context.config.rounds, round_), rule, margins, seed, round_)
 
 
-def _of_scorer(context: Context, folder: Path, chosen: Sequence[Group]) -> None:
+def _of_scorer(context: Context, round_: int, folder: Path, chosen: Sequence[Group]) -> dict[str, JsonValue]:
+    """Have ``chosen`` labelled; what the labels cost."""
     assert context.config.scorer is not None, "the config's validator asks for a scorer"
-    scorer = build_scorer(context.config.scorer)
-    for start in range(0, len(chosen), SHARD):
-        file = folder / f"shard_{start // SHARD:05d}.parquet"
-        shard = chosen[start : start + SHARD]
-        if not file.exists():
-            write_groups(file, label(shard, scorer))
-        context.report(start + len(shard), len(chosen), "gold")
+    parts = [chosen[start : start + SHARD] for start in range(0, len(chosen), SHARD)]
+    shards = [Shard(f"shard_{n:05d}.parquet", len(part), partial(list[Group], part)) for n, part in enumerate(parts)]
+    with open_accounts(context, round_, "gold") as accounts:
+        return label_shards(context, folder, shards, build_labeller(context.config.scorer, accounts), accounts)
 
 
 def handover(context: Context, round_: int) -> Path:

@@ -9,6 +9,7 @@ from pipeline.config.discriminator import Discriminator
 from pipeline.label import Scorer, label
 from pipeline.rows import read_group_file, read_groups, write_groups
 from pipeline.types import Group
+from reward_models.comparisons import Uncached
 
 
 class Members:
@@ -73,7 +74,7 @@ def silver_labels(context: Context, round_: int, folder: Path, settings: Discrim
             groups = list(read_group_file(shard))
             rest = [group for group in groups if group.prompt.id not in gold]
             bought = [gold[group.prompt.id] for group in groups if group.prompt.id in gold]
-            write_groups(file, [*bought, *([] if scorer is None else label(rest, scorer))])
+            write_groups(file, [*bought, *([] if scorer is None else label(rest, Uncached(scorer)))])
         context.report(index + 1, len(shards), "silver")
     rewards = []
     for group in read_groups(folder):

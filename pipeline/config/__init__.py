@@ -8,7 +8,25 @@ Reading files and overlays is in ``configfile``.
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.composition import Composition
 from pipeline.config.data import Columns, Data, DatasetData, FileData, HeldOut, Limits, RestaurantData, UserData, Votes
-from pipeline.config.labels import ClassifierScorer, ExactMatchScorer, LengthScorer, Scorer, SlotScorer
+from pipeline.config.judge import Budget, Endpoint, JudgeScorer, Price
+from pipeline.config.labels import (
+    ClassifierScorer,
+    EnsembleScorer,
+    ExactMatchScorer,
+    FunctionScorer,
+    KeywordScorer,
+    Labelling,
+    LengthScorer,
+    Member,
+    NumberScorer,
+    PairwiseScorer,
+    RegexScorer,
+    Scorer,
+    SingleScorer,
+    SlotScorer,
+    compares,
+    scorers_of,
+)
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.presets import preset_names, resolve
@@ -19,6 +37,7 @@ from pipeline.config.training import Lora, LossSettings, Optimisation, Optimiser
 
 __all__ = [
     "OPERATIONAL",
+    "Budget",
     "Chat",
     "ClassifierScorer",
     "Closed",
@@ -26,19 +45,30 @@ __all__ = [
     "Composition",
     "Data",
     "DatasetData",
+    "Endpoint",
+    "EnsembleScorer",
     "Evaluation",
     "ExactMatchScorer",
     "FileData",
+    "FunctionScorer",
     "HeldOut",
+    "JudgeScorer",
+    "KeywordScorer",
+    "Labelling",
     "LengthScorer",
     "Limits",
     "Lora",
     "LossSettings",
+    "Member",
+    "NumberScorer",
     "Optimisation",
     "Optimiser",
     "Pairing",
+    "PairwiseScorer",
     "Policy",
     "PretrainedPolicy",
+    "Price",
+    "RegexScorer",
     "Replay",
     "RestaurantData",
     "RewardModelConfig",
@@ -48,6 +78,7 @@ __all__ = [
     "Scorer",
     "ScratchPolicy",
     "ServerSampler",
+    "SingleScorer",
     "SlotScorer",
     "Training",
     "TransformersSampler",
@@ -55,6 +86,8 @@ __all__ = [
     "VllmSampler",
     "Votes",
     "WarmStart",
+    "compares",
     "preset_names",
     "resolve",
+    "scorers_of",
 ]

@@ -1,10 +1,12 @@
-"""What scores responses."""
+"""What labels responses, and what holds for every labeller."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.judge import JudgeScorer
 
 
 class SlotScorer(Closed):
@@ -70,4 +72,172 @@ class ClassifierScorer(Closed):
         return self.batch_tokens or (16384 if accelerator else 2048)
 
 
-Scorer = Annotated[SlotScorer | ExactMatchScorer | LengthScorer | ClassifierScorer, Field(discriminator="kind")]
+class NumberScorer(Closed):
+    """1 if the final number of the response is that of the prompt's answer, else 0 (GSM8K and its like).
+
+    The final number is the one after the last `####`, or in the last `\\boxed{}`, or the last of the text.
+    """
+
+    kind: Literal["number"] = "number"
+    tolerance: float = Field(1e-6, ge=0, lt=1, description="relative, and absolute near 0")
+
+
+class RegexScorer(Closed):
+    """``found`` if the pattern is anywhere in the response, else ``absent``."""
+
+    kind: Literal["regex"] = "regex"
+    pattern: str = Field(min_length=1)
+    found: float = 1.0
+    absent: float = 0.0
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_a_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from None
+        return value
+
+
+class KeywordScorer(Closed):
+    """How many of the keywords are in the response, as words of their own."""
+
+    kind: Literal["keywords"] = "keywords"
+    words: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
+        (), description="words or phrases; default: those of each prompt's answer, separated by commas or lines"
+    )
+    count: bool = Field(False, description="how many; else their share, 0 to 1")
+    ignore_case: bool = True
+
+
+class FunctionScorer(Closed):
+    """A function of your own: ``def reward(prompt, response, answer)`` -> number, or None for no label.
+
+    ``prompt`` is a list of {role, content}, ``response`` a text, ``answer`` a text or None. Its code runs in the
+    run's own process, so name only files that you trust.
+    """
+
+    kind: Literal["function"] = "function"
+    file: str = Field(min_length=1, description="a Python file; its content is part of the labels' version")
+    name: str = Field("reward", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the function")
+
+
+class PairwiseScorer(Closed):
+    """A sequence classifier over a prompt and two responses: P(the first is better), as PairRM (arXiv:2306.02561).
+
+    One logit is taken through a sigmoid; two are (first, second) through a softmax, and three (first, second, tie).
+    Both orders are asked and averaged.
+    """
+
+    kind: Literal["pairwise"] = "pairwise"
+    path: str = Field(min_length=1)
+    markers: tuple[str, str, str] = Field(
+        ("<|source|>", "<|candidate1|>", "<|candidate2|>"),
+        description="what stands before prompt, first and second response in the model's input",
+    )
+    max_prompt_tokens: int = Field(1224, ge=1, description="longer prompts lose their beginning; the count is recorded")
+    max_response_tokens: int = Field(412, ge=1, description="longer responses lose their end; the count is recorded")
+    batch_size: int = Field(16, ge=1, json_schema_extra=OPERATIONAL)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    trust_remote_code: bool = False
+    pairs_per_prompt: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="compare this many of the K (K - 1) / 2 pairs; default: all"
+    )
+
+
+SingleScorer = Annotated[
+    SlotScorer
+    | ExactMatchScorer
+    | NumberScorer
+    | RegexScorer
+    | KeywordScorer
+    | LengthScorer
+    | FunctionScorer
+    | ClassifierScorer
+    | PairwiseScorer
+    | JudgeScorer,
+    Field(discriminator="kind"),
+]
+
+
+class Member(Closed):
+    """One labeller of an ensemble; its scores count as ``(score - offset) / scale``."""
+
+    scorer: SingleScorer
+    weight: float = Field(1.0, gt=0)
+    offset: float = 0.0
+    scale: float = Field(1.0, gt=0, description="what brings the members' scores to one size")
+
+
+class EnsembleScorer(Closed):
+    """Several labellers; the standard deviation of their scores of a response is kept as its disagreement."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: tuple[Member, ...] = Field(min_length=2)
+    combine: Literal["mean", "min", "penalised"] = Field(
+        "mean", description="weighted mean; the lowest; weighted mean minus penalty times the disagreement"
+    )
+    penalty: float = Field(1.0, ge=0, description="penalised: λ")
+    quorum: int | None = Field(
+        None, ge=1, description="members that must have labelled a response, else its label is missing; default: all"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "EnsembleScorer":
+        if self.quorum is not None and self.quorum > len(self.members):
+            raise ValueError(f"quorum: {self.quorum}, but there are {len(self.members)} members")
+        if self.combine != "penalised" and "penalty" in self.model_fields_set and self.penalty != 1:
+            raise ValueError(f"penalty: combine {self.combine} does not read it")
+        return self
+
+
+Scorer = Annotated[
+    SlotScorer
+    | ExactMatchScorer
+    | NumberScorer
+    | RegexScorer
+    | KeywordScorer
+    | LengthScorer
+    | FunctionScorer
+    | ClassifierScorer
+    | PairwiseScorer
+    | JudgeScorer
+    | EnsembleScorer,
+    Field(discriminator="kind"),
+]
+
+
+def scorers_of(settings: Scorer, field: str = "scorer") -> list[tuple[str, SingleScorer]]:
+    """``settings``, or the members of an ensemble, each with the name of its place in the config."""
+    if not isinstance(settings, EnsembleScorer):
+        return [(field, settings)]
+    return [(f"{field}.members.{index}.scorer", member.scorer) for index, member in enumerate(settings.members)]
+
+
+def compares(settings: Scorer) -> bool:
+    """Whether labels come of comparisons alone, so that one response by itself has no score."""
+    return all(
+        isinstance(scorer, PairwiseScorer) or (isinstance(scorer, JudgeScorer) and scorer.mode == "pairwise")
+        for _, scorer in scorers_of(settings)
+    )
+
+
+class Labelling(Closed):
+    """What holds for every labeller."""
+
+    cache: str | None = Field(
+        None,
+        min_length=1,
+        description="file of the labels that were paid for, which runs may share; default: labels.sqlite beside the "
+        "run folder. Rules are computed anew and not kept",
+        json_schema_extra=OPERATIONAL,
+    )
+    min_yield: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of responses that must get a score; below it the run stops, and asks again for what is "
+        "missing when it is started again",
+        json_schema_extra=OPERATIONAL,
+    )

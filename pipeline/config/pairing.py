@@ -38,6 +38,9 @@ class Pairing(Closed):
     )
     max_pairs: int | None = Field(None, ge=1, description="all: at most this many a prompt, by lot")
     threshold: float | None = Field(None, description="marked: default: the mean score of the prompt's responses")
+    max_disagreement: float | None = Field(
+        None, ge=0, description="drop responses on which the labellers of an ensemble differ by more than this"
+    )
     drop_cut: bool = Field(False, description="drop responses that the length limit ended")
     max_response_tokens: int | None = Field(None, ge=1, description="drop responses that are longer")
     drop_repeated: bool = Field(False, description="drop what an earlier round trained on already, token for token")

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data import Data, HeldOut, Limits, UserData
 from pipeline.config.discriminator import Discriminator
-from pipeline.config.labels import Scorer
+from pipeline.config.labels import EnsembleScorer, Labelling, Scorer
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.sampling import Sampler, SamplingSettings, VllmSampler
@@ -51,6 +51,7 @@ class RunConfig(Closed):
     scorer: Scorer | None = Field(
         None, description="what labels responses, and held-out ones for evaluation; with a discriminator: gold"
     )
+    labelling: Labelling = Labelling()
     discriminator: Discriminator | None = None
     pairing: Pairing = Pairing()
     replay: Replay | None = None
@@ -107,6 +108,8 @@ class RunConfig(Closed):
             raise ValueError("replay: offline mode trains on the data set's own pairs; only iterative mode replays")
         if self.replay is not None and self.replay.anchor > 0 and self.pairs is None:
             raise ValueError(f"replay.anchor: {self.replay.anchor:g}, but the section pairs names no data set")
+        if self.pairing.max_disagreement is not None and not isinstance(self.scorer, EnsembleScorer):
+            raise ValueError("pairing.max_disagreement: only scorer.kind ensemble has labellers that could disagree")
         if isinstance(self.policy, ScratchPolicy) and self.warm_start is None:
             raise ValueError("warm_start: a policy made from scratch needs one")
         if self.warm_start is not None and self.prompts is None:

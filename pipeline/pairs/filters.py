@@ -10,9 +10,16 @@ from pipeline.config import Pairing
 from pipeline.types import Group, Response
 
 Scored = tuple[Response, float]
-ResponseCause = Literal["cut", "empty", "over_long", "missing_label", "identical"]
+ResponseCause = Literal["cut", "empty", "over_long", "missing_label", "disputed", "identical"]
 PairCause = Literal["tie", "margin", "length", "near_duplicate"]
-RESPONSE_CAUSES: tuple[ResponseCause, ...] = ("cut", "empty", "over_long", "missing_label", "identical")
+RESPONSE_CAUSES: tuple[ResponseCause, ...] = (
+    "cut",
+    "empty",
+    "over_long",
+    "missing_label",
+    "disputed",
+    "identical",
+)
 PAIR_CAUSES: tuple[PairCause, ...] = ("tie", "margin", "length", "near_duplicate")
 
 
@@ -20,11 +27,13 @@ def usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Score
     """The responses of ``group`` with their scores that could be part of a pair; the others are counted in ``dropped``.
 
     Causes: ``cut`` (ended by the length limit, with ``drop_cut``), ``empty`` (no text), ``over_long`` (more than
-    ``max_response_tokens``), ``missing_label``, ``identical`` (same tokens as another, or same text and end).
+    ``max_response_tokens``), ``missing_label``, ``disputed`` (labellers differ by more than
+    ``max_disagreement``), ``identical`` (same tokens as another, or same text and end).
     """
     found: list[Scored] = []
     seen: set[tuple[int, ...] | tuple[str, str]] = set()
-    for response, score in zip(group.responses, group.scores, strict=True):
+    spreads = group.disagreement or (None,) * len(group.responses)
+    for response, score, spread in zip(group.responses, group.scores, spreads, strict=True):
         if settings.drop_cut and response.finish_reason == "length":
             dropped["cut"] += 1
         elif not response.text.strip():
@@ -33,6 +42,8 @@ def usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Score
             dropped["over_long"] += 1
         elif score is None:
             dropped["missing_label"] += 1
+        elif settings.max_disagreement is not None and spread is not None and spread > settings.max_disagreement:
+            dropped["disputed"] += 1
         elif not seen.isdisjoint(same := (response.token_ids, (response.text, response.finish_reason))):
             # One text can be drawn as several token sequences: nobody could prefer one of them.
             dropped["identical"] += 1

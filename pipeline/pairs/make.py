@@ -6,12 +6,11 @@ Ties, equal responses and missing labels never become pairs; whatever is dropped
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import replace
 
 from pipeline.config import Pairing
 from pipeline.pairs.filters import PAIR_CAUSES, RESPONSE_CAUSES, Scored, distinct, usable
 from pipeline.pairs.rules import choose
-from pipeline.pairs.wins import Opponent, win_probabilities
+from pipeline.pairs.wins import Opponent, group_wins
 from pipeline.types import Group, Pair, Preference, Unpaired, derive_seed
 
 Counts = dict[str, int]
@@ -22,8 +21,8 @@ def make_pairs(
 ) -> tuple[list[Pair], Counts]:
     """Pairs from scored ``groups``, and what was dropped by cause.
 
-    Lots depend on ``seed``, ``round_`` and the prompt alone. Win probabilities are those of ``win_probability`` among
-    all scored responses of the group, or against the other one.
+    Lots depend on ``seed``, ``round_`` and the prompt alone. Win probabilities are those of
+    ``wins.group_wins``.
 
     Counts: responses by the causes of ``filters.usable``; ``too_few`` (fewer than two responses left) are groups;
     those of ``filters.why_no_pair`` and ``capped`` are pairs, see ``rules.choose``.
@@ -37,8 +36,7 @@ def make_pairs(
             continue
         lots = random.Random(derive_seed("pairs", seed, round_, group.prompt.id))  # noqa: S311 - lots, not secrets
         for better, worse in choose(candidates, settings, lots, dropped):
-            others = [score for score in group.scores if score is not None] if win_against == "average" else None
-            pairs.append(_pair(group, better, worse, others, round_))
+            pairs.append(_pair(group, better, worse, win_against, round_))
     return pairs, _counts(dropped, RESPONSE_CAUSES, ("too_few",), PAIR_CAUSES, ("capped",))
 
 
@@ -55,8 +53,7 @@ def make_groups(groups: Iterable[Group], settings: Pairing) -> tuple[list[Group]
         if len(left) < 2:
             dropped["too_few"] += 1
             continue
-        responses, scores = zip(*left, strict=True)
-        kept.append(replace(group, responses=responses, scores=scores))
+        kept.append(group.only([group.responses.index(response) for response, _ in left]))
     return kept, _counts(dropped, RESPONSE_CAUSES, ("near_duplicate", "too_few"))
 
 
@@ -97,8 +94,8 @@ def _counts(dropped: Counter[str], *causes: Sequence[str]) -> Counts:
     return {cause: dropped[cause] for part in causes for cause in part}
 
 
-def _pair(group: Group, better: Scored, worse: Scored, rewards: Sequence[float] | None, round_: int) -> Pair:
-    wins, wins_rejected = win_probabilities(better[1], worse[1], rewards)
+def _pair(group: Group, better: Scored, worse: Scored, win_against: Opponent, round_: int) -> Pair:
+    wins, wins_rejected = group_wins(group, better[0], worse[0], win_against)
     return Pair(
         group.prompt,
         group.prompt_ids,

@@ -1,8 +1,10 @@
-"""Win probabilities of responses from their scores."""
+"""Win probabilities of responses, from their scores or from a labeller that compares."""
 
 import math
 from collections.abc import Sequence
 from typing import Literal
+
+from pipeline.types import Group, Response
 
 # Whom a win probability is against: the average of the policy's answers, or the other response of the pair.
 Opponent = Literal["average", "other"]
@@ -30,3 +32,23 @@ def win_probabilities(chosen: float, rejected: float, rewards: Sequence[float] |
         wins = sigmoid(chosen - rejected)
         return wins, 1 - wins
     return win_probability(chosen, rewards), win_probability(rejected, rewards)
+
+
+def group_wins(group: Group, chosen: Response, rejected: Response, against: Opponent) -> tuple[float, float]:
+    """Win probabilities of two responses of a scored ``group``: its labeller's own where that compares.
+
+    Against the average: the mean over the group, the response itself among it. Against each other, where the labeller
+    did not compare the two: 1/2 and half the difference of their win rates.
+    """
+    places = [group.responses.index(response) for response in (chosen, rejected)]
+    first, second = (group.scores[place] for place in places)
+    assert first is not None and second is not None, "responses without a score are in no pair"
+    if not group.wins:
+        others = [score for score in group.scores if score is not None]
+        return win_probabilities(first, second, others if against == "average" else None)
+    if against == "average":
+        rows = [[wins for wins in group.wins[place] if wins is not None] for place in places]
+        return sum(rows[0]) / len(rows[0]), sum(rows[1]) / len(rows[1])
+    wins = group.wins[places[0]][places[1]]
+    better = 0.5 + (first - second) / 2 if wins is None else wins
+    return better, 1 - better

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_server import judge_server, longer_wins
 
 from flows.checking import check_run
 from flows.stages import Context
 from flows.stages.gold import handover
 from flows.stages.run import run_stage
 from pipeline.rows import read_groups, read_preferences
-from pipeline.types import Group, Pair, UserError
+from pipeline.types import Group, Pair, RunError, UserError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, supply, train
 
 SMALL = ("prompts_per_round=12", "discriminator.budget=8", "discriminator.gate={held_out: 0.25, comparisons: 1}")
@@ -64,6 +65,31 @@ def test_gold_teaches_a_discriminator_that_labels_the_rest(job: Path, tmp_path: 
     train(context, 2)
     second = metrics(context, 2, "discriminator")
     assert second["bought"] == 16 and second["fresh_accuracy"] >= 0.6 and second["previous_accuracy"] is not None
+
+
+def test_gold_of_a_judge_is_paid_for_once_and_says_what_it_cost(job: Path, tmp_path: Path) -> None:
+    with judge_server(longer_wins) as server:
+        endpoint = f"base_url: '{server.url}', model: j, attempts: 1, concurrency: 1, price: {{input: 1, output: 2}}"
+        settings = (
+            *SMALL[:2],
+            "discriminator.silver=none",
+            f"scorer={{kind: judge, server: {{{endpoint}}}}}",
+            "labelling.min_yield=0.8",
+        )
+        context = started(job, tmp_path / "runs" / "one", *settings)
+        server.faults = [""] * 10 + ["500"] * 6
+        workers: Any = InventedResponses(context.policy_path(0))
+        run_stage(context, 1, "samples", workers)
+        with pytest.raises(RunError, match=r"10 of 16 responses got a score.*server_error 6"):
+            run_stage(context, 1, "gold")
+        run_stage(context, 1, "gold")
+        assert len(server.seen) == 16 + 6, "what was answered is not asked again"
+    found = metrics(context, 1, "gold")
+    assert (found["comparisons"], found["missing_labels"], found["calls"], found["failed_calls"]) == (8, 0, 22, 6)
+    assert found["prompt_tokens"] == 1600 and found["cost"] == pytest.approx(16 * 120e-6)
+    for group in groups(context, 1, "gold"):
+        first, second = (len(response.text) for response in group.responses)
+        assert group.scores == ((0.5, 0.5) if first == second else (float(first > second), float(first < second)))
 
 
 def test_a_version_that_does_not_pass_is_rolled_back(job: Path, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def write(tmp_path: Path, text: str, name: str = "run.yaml") -> Path:
 def test_every_shipped_config_is_valid_and_survives_being_written_out(file: Path, tmp_path: Path) -> None:
     needed = ["prompts.path=/data.jsonl"] if "e2e" in file.name else []
     needed += ["policy.path=/model", "pairs.path=/pairs.jsonl"] if file.name == "offline.yaml" else []
-    needed += ["policy.path=/model", "prompts.path=/prompts.jsonl"] if file.name == "online.yaml" else []
+    own = file.name in ("online.yaml", "judge.yaml")
+    needed += ["policy.path=/model", "prompts.path=/prompts.jsonl"] if own else []
     needed += ["model.path=/model", "pairs.path=/pairs.jsonl"] if file.name == "reward_model.yaml" else []
     schema = RewardModelConfig if file.name == "reward_model.yaml" else RunConfig
     config = load_settings(schema, [file], needed)

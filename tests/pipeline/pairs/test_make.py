@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -38,7 +39,18 @@ def test_best_against_worst() -> None:
     (pair,) = pairs
     assert (pair.chosen.token_ids, pair.rejected.token_ids) == ((2, 0), (3, 0))
     assert (pair.chosen_score, pair.rejected_score, pair.round, pair.prompt_ids) == (3.0, -2.0, 2, (7,))
-    causes = {"cut", "empty", "over_long", "missing_label", "identical", "too_few", "tie", "margin", "length"}
+    causes = {
+        "cut",
+        "empty",
+        "over_long",
+        "missing_label",
+        "disputed",
+        "identical",
+        "too_few",
+        "tie",
+        "margin",
+        "length",
+    }
     assert set(dropped) == {*causes, "near_duplicate", "capped"} and not any(dropped.values())
 
 
@@ -51,6 +63,27 @@ def test_win_probabilities_are_against_the_average_of_all_scored_responses() -> 
     (other,), _ = make_pairs([group(2.0, 0.0, None, 1.0)], Pairing(), 1, 0, "other")
     assert other.win_probability == pytest.approx(1 / (1 + math.exp(-2.0)))
     assert other.win_probability_rejected == pytest.approx(1 / (1 + math.exp(2.0)))
+
+
+def test_win_probabilities_are_the_labeller_s_where_it_compares() -> None:
+    wins = ((0.5, 0.9, None), (0.1, 0.5, 0.3), (None, 0.7, 0.5))
+    compared = replace(group(0.9, 0.2, 0.7), wins=wins)
+    (pair,), _ = make_pairs([compared], Pairing(), 1, 0)
+    assert pair.win_probability == pytest.approx(0.7) and pair.win_probability_rejected == pytest.approx(0.3)
+    pairs, _ = make_pairs([compared], Pairing(rule="all"), 1, 0, "other")
+    found = {(p.chosen.token_ids[0], p.rejected.token_ids[0]): p.win_probability for p in pairs}
+    # The first and the third were not compared: half of 0.9 - 0.7 above a half.
+    assert found == {(1, 2): 0.9, (3, 2): 0.7, (1, 3): pytest.approx(0.6)}
+    (kept,), _ = make_groups([replace(compared, scores=(0.9, None, 0.7))], Pairing())
+    assert kept.wins == ((0.5, None), (None, 0.5)) and kept.scores == (0.9, 0.7)
+
+
+def test_responses_that_labellers_differ_on_can_be_left_out() -> None:
+    disputed = replace(group(3.0, 2.0, 1.0), disagreement=(0.6, 0.5, None))
+    assert winners([disputed], max_disagreement=0.5) == [(2, 3)] and winners([disputed]) == [(1, 3)]
+    assert drops([disputed], max_disagreement=0.5) == {"disputed": 1}
+    (kept,), _ = make_groups([disputed], Pairing(max_disagreement=0.5))
+    assert kept.scores == (2.0, 1.0) and kept.disagreement == (0.5, None)
 
 
 def test_a_response_drawn_twice_counts_twice_in_the_average() -> None:

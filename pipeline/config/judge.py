@@ -1,0 +1,125 @@
+"""A judge: a language model behind an OpenAI-compatible server, what it is asked, and what it may cost."""
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.base import OPERATIONAL, Closed
+
+HIGHEST_DIGIT = 9
+
+
+class Price(Closed):
+    """What the server charges, in any currency: the budget and the manifests are in the same one."""
+
+    input: float = Field(0.0, ge=0, description="per million tokens of questions")
+    output: float = Field(0.0, ge=0, description="per million tokens of answers")
+
+
+class Budget(Closed):
+    """What a labeller may use up over the whole run; after that its labels are missing."""
+
+    calls: int | None = Field(None, ge=0, description="requests, those that fail and are sent again included")
+    cost: float | None = Field(None, ge=0, description="money, at the prices of the section price")
+
+
+class Endpoint(Closed):
+    """An OpenAI-compatible server (``/v1/chat/completions``); a vLLM server is one."""
+
+    base_url: str = Field(description="such as http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
+    model: str = Field(min_length=1, description="name under which the server serves the model")
+    version: str = Field("", description="change it when the name stands for another model: old labels are not reused")
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="environment variable that holds the key; left out: none is sent",
+        json_schema_extra=OPERATIONAL,
+    )
+    concurrency: int = Field(16, ge=1, le=1024, description="requests under way at once", json_schema_extra=OPERATIONAL)
+    requests_per_minute: float | None = Field(None, gt=0, json_schema_extra=OPERATIONAL)
+    timeout: float = Field(120, gt=0, description="seconds for one whole answer", json_schema_extra=OPERATIONAL)
+    attempts: int = Field(
+        6, ge=1, description="how often a question is sent before its label is missing", json_schema_extra=OPERATIONAL
+    )
+    backoff: float = Field(
+        1.0,
+        ge=0,
+        description="seconds: a random wait of up to this, doubled after each attempt, unless the server says how long",
+        json_schema_extra=OPERATIONAL,
+    )
+    max_wait: float = Field(60, ge=0, description="seconds between two attempts", json_schema_extra=OPERATIONAL)
+    give_up_after: int = Field(
+        32,
+        ge=1,
+        description="questions in a row without any answer, each after all its attempts: no more are asked",
+        json_schema_extra=OPERATIONAL,
+    )
+    price: Price = Field(Price(), json_schema_extra=OPERATIONAL)
+    budget: Budget = Field(Budget(), json_schema_extra=OPERATIONAL)
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_url(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            host = parts.hostname
+        except ValueError:
+            host, parts = None, urlsplit("")
+        if parts.scheme not in ("http", "https") or not host:
+            raise ValueError("must begin with http:// or https:// and a host")
+        if parts.username is not None or parts.query or parts.fragment:
+            # The address is written to the run's config; a key has its place in the environment.
+            raise ValueError("must hold neither a user nor a query; a key goes into the variable of api_key_env")
+        return value
+
+    @model_validator(mode="after")
+    def _cost_needs_prices(self) -> "Endpoint":
+        if self.budget.cost is not None and self.price.input + self.price.output == 0:
+            raise ValueError("budget.cost: no price is set, so nothing would ever count; set price.input, price.output")
+        return self
+
+
+class JudgeScorer(Closed):
+    """A language model as a labeller: it compares every two responses in both orders, or marks each one.
+
+    pairwise, text: the last line `Verdict: A`, `B`, `tie` (1/2) or `none` (an abstention: the label is missing).
+    pointwise, text: the last line `Score: x` with x on the scale, or `Score: none`.
+    logprobs: the answer is one token; pairwise P(A) / (P(A) + P(B)), pointwise the mean of the scale's digits.
+    An answer of any other form is a missing label.
+    """
+
+    kind: Literal["judge"] = "judge"
+    server: Endpoint
+    mode: Literal["pairwise", "pointwise"] = "pairwise"
+    verdict: Literal["text", "logprobs"] = "text"
+    scale: tuple[int, int] = Field((1, 10), description="pointwise: lowest and highest score")
+    template: str | None = Field(
+        None,
+        min_length=1,
+        description="your own question: a jinja2 file over conversation, response_a and response_b, or response, "
+        "answer, low, high, mark and verdict; without it prefloop's own",
+    )
+    temperature: float | None = Field(0.0, ge=0, le=2, description="null: not sent, for servers that refuse it")
+    max_tokens: int = Field(1024, ge=1, description="of an answer; logprobs asks for 1")
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", json_schema_extra=OPERATIONAL
+    )
+    top_logprobs: int = Field(20, ge=2, le=1000, description="logprobs: alternatives that the server is asked for")
+    pairs_per_prompt: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="pairwise: compare this many of the K (K - 1) / 2 pairs; default: all"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "JudgeScorer":
+        low, high = self.scale
+        if low >= high:
+            raise ValueError(f"scale: {low} to {high}; the first must be below the second")
+        if self.verdict == "logprobs" and self.mode == "pointwise" and not 0 <= low < high <= HIGHEST_DIGIT:
+            raise ValueError(f"scale: {low} to {high}; verdict logprobs reads one digit: 0 to 9 at most")
+        unread = {"scale"} if self.mode == "pairwise" else {"pairs_per_prompt"}
+        unread |= {"top_logprobs"} if self.verdict == "text" else {"max_tokens"}
+        for name in sorted(unread):
+            if self.__dict__[name] != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: mode {self.mode} with verdict {self.verdict} does not read it")
+        return self

@@ -1,0 +1,91 @@
+"""A user's own reward function, loaded from the one file that the config names. Torch-free."""
+
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from pipeline.config import FunctionScorer
+from pipeline.types import Prompt, Response, UserError, content_hash
+from reward_models.questions import Answer, Done, Question
+
+PARAMETERS = 3
+
+
+class FunctionReward:
+    """A source of the scores of ``def reward(prompt, response, answer)``."""
+
+    def __init__(self, settings: FunctionScorer, field: str = "scorer") -> None:
+        """Run the file. Raises ``UserError`` for a file that cannot be run or holds no such function."""
+        self._file = Path(settings.file)
+        self._where = f"{field}.file: {self._file}"
+        try:
+            source = self._file.read_bytes()
+        except OSError as error:
+            raise UserError(f"{self._where}: cannot be read ({error.strerror})") from None
+        self._version = content_hash(["function", source.hex(), settings.name])
+        module = self._load(source)
+        function = vars(module).get(settings.name)
+        if not inspect.isfunction(function):
+            named = sorted(name for name, value in vars(module).items() if inspect.isfunction(value))
+            raise UserError(f"{field}.name: {self._file} has no function {settings.name!r}; it has {named}")
+        try:
+            inspect.signature(function).bind(*[None] * PARAMETERS)
+        except TypeError:
+            raise UserError(f"{self._where}: {settings.name} must take (prompt, response, answer)") from None
+        self._name = settings.name
+        self._function: Callable[[list[dict[str, str]], str, str | None], object] = function
+
+    @property
+    def version(self) -> str:
+        """Hash of the file's bytes and the function's name, not of what the file imports."""
+        return self._version
+
+    def answer(self, questions: Sequence[Question], done: Done) -> None:
+        """What the function returns. Raises ``UserError`` naming prompt, response and line where it fails."""
+        for index, question in enumerate(questions):
+            score = self._score(question.prompt, question.responses[0])
+            done(index, Answer(score, "abstained" if score is None else None))
+
+    def _score(self, prompt: Prompt, response: Response) -> float | None:
+        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        place = f"the response {response.text[:80]!r} to the prompt {prompt.messages[-1].content[:80]!r}"
+        try:
+            value = self._function(messages, response.text, prompt.answer)
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{self._where}{self._line(error)}: {self._name}: {_said(error)}, at {place}") from error
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{self._where}: {self._name} gave {repr(value)[:80]}, at {place}; a finite number or None")
+        return float(value)
+
+    def _load(self, source: bytes) -> ModuleType:
+        # A name of its own, under which the module must be known while it runs: dataclasses look there.
+        name = f"prefloop_reward_{self._version}"
+        module = ModuleType(name)
+        module.__file__ = str(self._file)
+        sys.modules[name] = module
+        try:
+            # The bytes that were hashed, and no compiled file beside them that may be older.
+            exec(compile(source, str(self._file), "exec"), vars(module))  # noqa: S102 - the user named this file
+        except (Exception, SystemExit) as error:
+            del sys.modules[name]
+            raise UserError(f"{self._where}{self._line(error)}: {_said(error)}") from error
+        return module
+
+    def _line(self, error: BaseException) -> str:
+        """Where in the file: the last of its lines on the way to the error."""
+        if isinstance(error, SyntaxError) and error.lineno is not None:
+            return f":{error.lineno}"
+        places = (str(self._file), str(self._file.absolute()))
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in places]
+        return f":{lines[-1]}" if lines else ""
+
+
+def _said(error: BaseException) -> str:
+    text = str(error).splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
