@@ -46,7 +46,7 @@ def steps(
         add_adapter(model, Lora(rank=2), seed=3) if adapter else model,
         examples,
         loss,
-        settings(batch_size=4, micro_batch_size=2, warmup=0, epochs=2.0, learning_rate=1e-4, **further),
+        settings(batch_size=4, micro_batch_size=1, warmup=0, epochs=2.0, learning_rate=1e-4, **further),
         seed=0,
         reference_model=None if adapter else tiny_llama(seed=1),
         save_optimiser_to=folder / f"{name}.optimiser.safetensors",
