@@ -60,7 +60,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rounds that teach a random model to answer in twelve words."""
+    """Two rounds that teach a random model to answer in twelve words, sampled slowly enough to be killed meanwhile."""
     folder = tmp_path_factory.mktemp("job")
     model = save_tiny_model(folder / "model")
     rows = [{"prompt": f"the cat sat on mat {number}"} for number in range(56)]
@@ -74,7 +74,7 @@ rounds: 2
 policy: {{path: {model}}}
 prompts: {{path: {folder / "prompts.jsonl"}}}
 held_out: {{prompts: 16}}
-sampler: {{dtype: float32}}
+sampler: {{dtype: float32, max_num_seqs: 8}}
 sampling: {{n: 4, max_tokens: 24}}
 shard_size: 10
 scorer: {{kind: length, target_words: 12}}
