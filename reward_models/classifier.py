@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from pipeline.config import ClassifierScorer
+from pipeline.config import ClassifierScorer, PairwiseScorer
 from pipeline.conversations import Conversations, Ids, split_shared, without_end
 from pipeline.packing import pack
 from pipeline.row_scores import RowScores, padding_id
@@ -45,7 +45,7 @@ class ClassifierReward:
 
     def __init__(self, settings: ClassifierScorer) -> None:
         """Load model and tokenizer, on the GPU if there is one. Raises ``UserError`` naming the path or the setting."""
-        tokenizer, model = _load(settings)
+        tokenizer, model = load_classifier(settings)
         outputs: int = model.config.num_labels
         unknown = [output for output in settings.outputs if output >= outputs]
         if unknown:
@@ -116,7 +116,12 @@ class ClassifierReward:
                 )
 
 
-def _load(settings: ClassifierScorer) -> tuple[Any, Any]:
+def load_classifier(settings: ClassifierScorer | PairwiseScorer, field: str = "scorer") -> tuple[Any, Any]:
+    """Tokenizer and model; ``field`` is where the config names them.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks weights that only training gives.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
         model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -127,10 +132,10 @@ def _load(settings: ClassifierScorer) -> tuple[Any, Any]:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"scorer.path: {settings.path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{field}.path: {settings.path}: cannot be loaded: {str(error).splitlines()[0]}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"scorer.path: {settings.path} is no trained classifier: it lacks the weights {missing}")
+        raise UserError(f"{field}.path: {settings.path} is no trained classifier: it lacks the weights {missing}")
     return tokenizer, model
 
 

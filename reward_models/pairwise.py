@@ -5,11 +5,11 @@ one logit, two, or three (with a tie) is taken.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from pipeline.config import PairwiseScorer
 from pipeline.types import Message, UserError
 from reward_models.accounts import Accounts
+from reward_models.classifier import load_classifier
 from reward_models.judge_prompt import without_control_tokens
 from reward_models.questions import Answer, Done, Question
 
@@ -20,27 +20,11 @@ class PairwiseModel:
     def __init__(self, settings: PairwiseScorer, version: str, accounts: Accounts, field: str = "scorer") -> None:
         """Load model and tokenizer, on the GPU if there is one. Raises ``UserError`` naming the path."""
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self._settings = settings
         self._version = version
         self._accounts = accounts
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                settings.path, trust_remote_code=settings.trust_remote_code
-            )
-            self._model, report = AutoModelForSequenceClassification.from_pretrained(
-                settings.path,
-                dtype=settings.dtype,
-                trust_remote_code=settings.trust_remote_code,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{field}.path: {settings.path}: cannot be loaded: {str(error).splitlines()[0]}") from error
-        if report["missing_keys"]:
-            missing = ", ".join(sorted(report["missing_keys"])[:3])
-            raise UserError(f"{field}.path: {settings.path} is no trained classifier: it lacks the weights {missing}")
+        self._tokenizer, self._model = load_classifier(settings, field)
         outputs: int = self._model.config.num_labels
         if outputs not in (1, 2, 3):
             raise UserError(f"{field}.path: {settings.path} has {outputs} outputs; a pairwise model has 1, 2 or 3")
