@@ -82,7 +82,7 @@ def importers(package: str) -> list[Path]:
 
 
 def test_prefect_is_known_in_flows_alone_and_vllm_in_one_file_and_matplotlib_where_pictures_are_drawn() -> None:
-    assert {file.parent.name for file in importers("prefect")} == {"flows"}
+    assert {file.parent.name for file in importers("prefect")} == {"flows", "commands"}
     assert [file.name for file in importers("vllm")] == ["sample_vllm.py"]
     assert [file.name for file in importers("matplotlib")] == ["plot.py", "reliability_plot.py"]
 

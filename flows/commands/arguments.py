@@ -1,0 +1,31 @@
+"""What several commands are given: config files with settings, and a run folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.types import UserError
+
+Items = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CONFIG... [KEY=VALUE]...",
+        help="YAML files, each laid over the ones before, then settings such as training.learning_rate=1e-5",
+        show_default=False,
+    ),
+]
+RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", show_default=False)]
+
+
+def split(items: list[str]) -> tuple[list[Path], list[str]]:
+    """Config files and ``key=value`` settings: a setting has an equals sign, and no YAML file is called so."""
+    settings = [item for item in items if "=" in item and not (item.endswith((".yaml", ".yml")) and _is_file(item))]
+    files = [Path(item) for item in items if item not in settings]
+    if not files:
+        raise UserError("no config file was given (only key=value settings)")
+    return files, settings
+
+
+def _is_file(item: str) -> bool:
+    return Path(item).is_file() or not item.partition("=")[0].replace(".", "_").isidentifier()

@@ -1,0 +1,41 @@
+"""Commands that show what a run has made: ``show``, ``pairs``."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import RunFolderArgument
+
+
+def show(
+    run_folder: RunFolderArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="all rounds' metrics as JSON on standard output")] = False,
+) -> None:
+    """Show the rounds of a run."""
+    from flows.table import print_table, read_rounds
+
+    rounds = read_rounds(run_folder)
+    if as_json:
+        print(json.dumps(rounds, indent=1, ensure_ascii=False))
+    else:
+        print_table(run_folder, rounds)
+
+
+def pairs(
+    run_folder: RunFolderArgument,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="with --preview: such as pairing.rule=all", show_default=False),
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="make them anew from the labels that are there; writes nothing")
+    ] = False,
+    round_: Annotated[
+        int | None, typer.Option("--round", min=1, help="[default: the newest]", show_default=False)
+    ] = None,
+) -> None:
+    """Show what a round trains on: yield by cause, margins, lengths, ten examples."""
+    from flows.pairs import show_pairs
+
+    show_pairs(run_folder, settings or [], round_, preview)

@@ -1,0 +1,41 @@
+"""Commands that run: ``run``."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.arguments import Items, split
+
+
+def run(
+    items: Items,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="the run's folder  [default: runs/NAME]", show_default=False)
+    ] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="go on with more rounds than the folder's config has")
+    ] = False,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROUND:STAGE",
+            help="stop after this stage, such as 1:pairs; the same command without it goes on",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Run a config; the same command again goes on where a run was stopped or killed."""
+    from prefect.exceptions import TerminationSignal
+
+    from flows.running import run_config
+
+    # Being told to stop is handled like Ctrl-C: children end, and the message says how to go on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run_config(*split(items), run_dir, extend, until)
+    except (KeyboardInterrupt, TerminationSignal):
+        print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)
+        raise typer.Exit(130) from None
