@@ -1,6 +1,7 @@
 """The command line: ``prefloop COMMAND``; each command is a function of ``flows.commands``.
 
-Exit codes: 0 done, 1 a failure while running, 2 a mistake in config or data, 130 interrupted.
+Exit codes: 0 done, 1 a failure while running, 2 a mistake in config or data, 3 the run waits for a person,
+130 interrupted.
 """
 
 import sys
@@ -8,12 +9,12 @@ import sys
 import typer
 
 from flows.commands.models import reward_model
-from flows.commands.operating import ui
+from flows.commands.operating import approve, ui
 from flows.commands.preparing import check, losses, plan
 from flows.commands.results import pairs, show
 from flows.commands.runs import run
 from flows.environment import prepare_environment
-from pipeline.types import RunError, UserError
+from pipeline.types import Paused, RunError, UserError
 
 app = typer.Typer(
     name="prefloop",
@@ -22,12 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, show, check, plan, pairs, losses, reward_model, ui):
+for command in (run, show, check, plan, pairs, losses, reward_model, approve, ui):
     app.command(command.__name__.replace("_", "-"))(command)
 
 
 def main() -> None:
-    """Entry point: turns the two kinds of errors into messages and exit codes."""
+    """Entry point: turns errors, and a run's pause, into messages and exit codes."""
     prepare_environment()
     try:
         app()
@@ -37,6 +38,9 @@ def main() -> None:
     except RunError as error:
         print(f"prefloop: {error}", file=sys.stderr)
         sys.exit(1)
+    except Paused as pause:
+        print(f"prefloop: {pause}", file=sys.stderr)
+        sys.exit(3)
 
 
 if __name__ == "__main__":

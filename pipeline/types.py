@@ -198,6 +198,10 @@ class RunError(Exception):
     """A failure while running (non-finite loss, stale weights, a dead child): exit code 1."""
 
 
+class Paused(Exception):  # noqa: N818 - the run waits for a person, and nothing has failed
+    """The gate of a round asks a person: exit code 3; the message says why, and how to answer."""
+
+
 def first_lines(items: Sequence[str], limit: int = 5) -> str:
     """The first ``limit`` items on lines of their own, and how many more there are."""
     shown = [f"  {item}" for item in items[:limit]]

@@ -43,6 +43,7 @@ TORCH_FREE = [
     "slot_wordings",
     "sample",
     "handshake",
+    "decision",
     "evaluate",
     "label",
     "launch",

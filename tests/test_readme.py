@@ -44,7 +44,16 @@ def tree() -> dict[str, str]:
 
 def test_every_source_file_has_its_line_in_the_tree() -> None:
     told = tree()
-    parts = ("pipeline", "pipeline/config", "pipeline/losses", "reward_models", "flows", "flows/commands", "flows/stages", "configs")
+    parts = (
+        "pipeline",
+        "pipeline/config",
+        "pipeline/losses",
+        "reward_models",
+        "flows",
+        "flows/commands",
+        "flows/stages",
+        "configs",
+    )
     files = [file for part in parts for file in sorted((ROOT / part).iterdir()) if file.name != "__init__.py"]
     sources = [str(file.relative_to(ROOT)) for file in files if file.suffix in (".py", ".yaml", ".jinja")]
     assert [path for path in sources if not told.get(path)] == []
