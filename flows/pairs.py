@@ -12,6 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.configfile import load_config
 from pipeline.pairs.preview import Histogram, Preview, preview
 from pipeline.rows import read_preferences
+from pipeline.shown_text import visible
 from pipeline.store import RunFolder
 from pipeline.types import Group, Pair, Preference, Response, UserError
 
@@ -53,7 +54,7 @@ def show_pairs(root: Path, settings: list[str], round_: int | None, recompute: b
     console.print(f"{root.name}, round {number}", style="bold", markup=False, highlight=False)
     _print_yield(console, len(made), dropped)
     if made:
-        _print_preview(console, preview(made, config.seed))
+        print_preview(console, preview(made, config.seed))
 
 
 def _newest(run: RunFolder, config: RunConfig, recompute: bool) -> int:
@@ -93,7 +94,8 @@ def _print_yield(console: Console, rows: int, dropped: dict[str, int]) -> None:
     console.print(table)
 
 
-def _print_preview(console: Console, seen: Preview) -> None:
+def print_preview(console: Console, seen: Preview) -> None:
+    """Print histograms and examples; what models and data wrote is shown and does nothing."""
     if seen.margins.counts:
         _print_histogram(console, "margin (score difference)", seen.margins)
     for name, lengths in seen.lengths.items():
@@ -114,7 +116,7 @@ def _print_histogram(console: Console, title: str, histogram: Histogram) -> None
 
 def _print_example(console: Console, number: int, row: Preference) -> None:
     prompt = "\n".join(f"{message.role}: {message.content}" for message in row.prompt.messages)
-    console.print(f"\n{number}. {plain(prompt)}", highlight=False, markup=False)
+    console.print(f"\n{number}. {_shown(prompt)}", highlight=False, markup=False)
     match row:
         case Pair():
             sides = [("chosen", row.chosen, row.chosen_score), ("rejected", row.rejected, row.rejected_score)]
@@ -130,10 +132,9 @@ def _print_example(console: Console, number: int, row: Preference) -> None:
 def _line(name: str, response: Response, score: float | None) -> str:
     facts = [f"{len(response.token_ids)} tokens", *([] if score is None else [f"score {score:.3g}"])]
     end = ", cut" if response.finish_reason == "length" else ""
-    return f"   {name} ({', '.join(facts)}{end}): {plain(response.text)}"
+    return f"   {name} ({', '.join(facts)}{end}): {_shown(response.text)}"
 
 
-def plain(text: str) -> str:
-    """``text`` without control characters, which could drive a terminal, and at most ``SHOWN_CHARACTERS`` of it."""
-    shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + " …"
+def _shown(text: str) -> str:
+    # Indented, so that no line of a response stands where a line of prefloop's would.
+    return visible(text, SHOWN_CHARACTERS).replace("\n", "\n      ")

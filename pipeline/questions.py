@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from pipeline.shown_text import visible
 from pipeline.types import Group, derive_seed
 
 TEMPLATE = Path(__file__).with_name("questions.html.jinja")
@@ -34,6 +35,7 @@ def question(comparison: Group) -> dict[str, Any]:
 def questions_page(title: str, comparisons: Sequence[Group]) -> str:
     """A self-contained page that asks the questions and saves the answers as a file; model text is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["visible"] = visible
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, questions=[question(comparison) for comparison in comparisons])
 

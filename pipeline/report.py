@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, StrictUndefined
 
 from pipeline.rounds_table import COLUMNS, cell
+from pipeline.shown_text import visible
 from pipeline.store import Manifest, versions
 
 Metrics = Mapping[str, Any]
@@ -56,6 +57,7 @@ def render_report(
     """The page. ``rounds`` are the metrics of each round in order, ``manifests`` the stages with their titles."""
     shown = [column for column in COLUMNS if any(metrics.get(column[0]) is not None for metrics in rounds)]
     environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["visible"] = visible
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         name=name,

@@ -1,19 +1,22 @@
 """What earlier rounds and a data set add to a round, what is shown of it, and what is refused."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from flows.checking import check_run
-from flows.pairs import plain, show_pairs
+from flows.pairs import print_preview, show_pairs
 from flows.stages import Context
 from flows.stages.run import run_stage
 from pipeline.config import RunConfig
 from pipeline.configfile import dump_config
+from pipeline.pairs.preview import preview
 from pipeline.rows import read_preference_file, read_preferences
 from pipeline.store import write_text
-from pipeline.types import Preference, UserError
+from pipeline.types import Message, Pair, Preference, Prompt, Response, UserError
 from tests.tiny_run import begin, make_job, open_context, supply, train
 
 
@@ -135,5 +138,12 @@ def test_a_preview_is_made_from_labels_and_writes_nothing(
 
 
 def test_model_output_cannot_drive_the_terminal() -> None:
-    assert plain("a\x1b[2Jb\rc\nd") == "a�[2Jb�c\nd"
-    assert plain("x" * 2000).endswith("x …") and len(plain("x" * 2000)) < 700
+    evil = "a\x1b[2Jb\rc \x1b]8;;https://evil.example\x07link [red]d[/red]\n2. user: forged \u202e" + "x" * 2000
+    first, second = (Response(text, (1, 2), (), "stop") for text in (evil, "other"))
+    pair = Pair(Prompt((Message("user", evil),)), (1,), first, second)
+    with io.StringIO() as output:
+        print_preview(Console(file=output, force_terminal=True, width=100), preview([pair]))
+        shown = output.getvalue()
+    assert "\x1b" not in shown and "\r" not in shown and "\x07" not in shown and "\u202e" not in shown
+    assert "a\N{REPLACEMENT CHARACTER}[2Jb" in shown and "[red]d[/red]" in shown and "x …" in shown
+    assert not any(line.startswith("2. ") for line in shown.splitlines())

@@ -3,7 +3,7 @@ from typing import Any
 from pipeline.report import Comparison, render_report
 from pipeline.rounds_table import COLUMNS, cell
 
-EVIL = "<script>alert(1)</script> [x](javascript:alert(2))"
+EVIL = "<script>alert(1)</script> [x](javascript:alert(2)) \u202e\x1b[2J\0"
 
 
 def page(rounds: list[dict[str, Any]], comparisons: list[Comparison]) -> str:
@@ -14,6 +14,7 @@ def test_what_a_model_wrote_is_text_and_nothing_else() -> None:
     rounds = [{"round": 0, "reward": 1.0}, {"round": 1, "reward": 2.0}]
     html = page(rounds, [Comparison(EVIL, EVIL, "1.00", EVIL, "2.00")])
     assert EVIL not in html and "<script>alert(1)" not in html
+    assert not {"\u202e", "\x1b", "\0"} & set(html)
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
 
 
