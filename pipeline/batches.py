@@ -23,25 +23,17 @@ from pipeline.packing import Packed, pack
 from pipeline.padding import PaddedRows
 from pipeline.types import derive_seed
 
-# Examples are sorted by length within windows of this many batches: little padding, and still a
-# composition that differs from epoch to epoch.
-WINDOW_BATCHES = 16
-
 
 def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[Sequence[int]]:
-    """Each index once, in batches of similar length, the batches in random order; a few bytes an index.
+    """Each index once, in batches drawn at random, so that every gradient is one of the whole data; 4 bytes an index.
 
-    The last batch of an epoch may be smaller than ``batch_size``.
+    Lengths decide only that the batch with the longest example is the first of the run. The last one may
+    be smaller than ``batch_size``.
     """
     draw = random.Random(derive_seed(seed, "epoch", epoch))  # noqa: S311
     order = array("i", range(len(lengths)))
     draw.shuffle(order)
-    window = WINDOW_BATCHES * batch_size
-    batches: list[Sequence[int]] = []
-    for start in range(0, len(order), window):
-        near = sorted(order[start : start + window], key=lambda i: (lengths[i], i))
-        batches += [array("i", near[i : i + batch_size]) for i in range(0, len(near), batch_size)]
-    draw.shuffle(batches)
+    batches: list[Sequence[int]] = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if epoch == 0:
         # What needs the most memory comes first.
         longest = max(lengths)
