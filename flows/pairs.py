@@ -10,7 +10,8 @@ from flows.stages import Context
 from flows.stages.pairs import own
 from pipeline.config import RunConfig
 from pipeline.configfile import load_config
-from pipeline.pairs.preview import Histogram, Preview, preview
+from pipeline.histograms import Histogram
+from pipeline.pairs.preview import Preview, preview
 from pipeline.rows import read_preferences
 from pipeline.shown_text import visible
 from pipeline.store import RunFolder

@@ -47,6 +47,11 @@ def stores_reference(loss: Composition) -> bool:
     return references_of(loss) > 0 or loss.dispersion is not None or reads_contrast(loss)
 
 
+def reference_name(number: int) -> str:
+    """The folder of the reference stage that the loss's reference ``number``, from 0, fills."""
+    return f"reference_{number}"
+
+
 def trains_with_reference(loss: Composition) -> bool:
     """Whether the reference model stands beside the policy in training: what the loss reads cannot be stored."""
     learned = isinstance(loss.weights, LearnedWeights | ActivationWeights) or isinstance(loss.prior, LearnedPrior)

@@ -1,11 +1,14 @@
 """Parquet files that are written row by row and appear whole. Torch-free."""
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline.types import RunError
 
 Row = dict[str, Any]
 ROW_GROUP = 1024
@@ -52,3 +55,12 @@ class TableWriter:
     def _flush(self) -> None:
         self._writer.write_table(pa.Table.from_pylist(self._block, schema=self._schema))
         self._block = []
+
+
+def read_columns(file: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a parquet file, block by block. Raises ``RunError`` if it cannot be read."""
+    try:
+        with pq.ParquetFile(file) as table:
+            yield from table.iter_batches(batch_size=ROW_GROUP, columns=list(names))
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]})") from None

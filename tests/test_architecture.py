@@ -49,7 +49,9 @@ TORCH_FREE = [
     "launch",
     "plan",
     "plan_examples",
+    "histograms",
     "progress",
+    "round_facts",
     "rounds_table",
     "schedule",
 ]

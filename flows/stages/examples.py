@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 from flows.stages import Context
-from flows.supply import samples_calibration, stores_reference, takes_texts
+from flows.supply import reference_name, samples_calibration, stores_reference, takes_texts
 from pipeline.config import Composition
 from pipeline.config.components import GivenWeights
 from pipeline.config.needs import needs_of, reads_baseline, references_of
@@ -19,11 +19,6 @@ from pipeline.types import Group, Pair, Preference, Response, RunError, Unpaired
 
 # Folders of the reference stage that the two contrasting models fill.
 POSITIVE, NEGATIVE = "positive", "negative"
-
-
-def reference_name(number: int) -> str:
-    """The folder of the reference stage that the loss's reference ``number``, from 0, fills."""
-    return f"reference_{number}"
 
 
 def round_examples(context: Context, round_: int) -> Iterator[Example]:

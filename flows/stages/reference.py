@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from flows.keys import reference_stages
 from flows.stages import Context, Outcome
-from flows.stages.examples import NEGATIVE, POSITIVE, reference_name, round_examples
-from flows.supply import reads_contrast
+from flows.stages.examples import NEGATIVE, POSITIVE, round_examples
+from flows.supply import reads_contrast, reference_name
 from pipeline.config.needs import references_of
 from pipeline.example_table import ExampleTable, write_examples
 from pipeline.examples import Example

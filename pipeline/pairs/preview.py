@@ -1,22 +1,12 @@
 """What there is to see of a round's pairs before anything is trained: how many, how far apart, how long, which."""
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.histograms import Histogram, histogram
 from pipeline.types import Group, Pair, Preference, Response, derive_seed
-
-BINS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """``counts[i]`` values lie in [edges[i], edges[i + 1]), the last bin closed; no bins if there were no values."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +45,6 @@ def preview(made: Sequence[Preference], seed: int = 0, shown: int = 10) -> Previ
         sum(chosen > rejected for chosen, rejected in unlike) / len(unlike) if unlike else None,
         tuple(made[place] for place in places),
     )
-
-
-def histogram(values: Sequence[float], bins: int = BINS) -> Histogram:
-    """``bins`` bins of equal width between the least and the largest value; one bin if these are equal."""
-    if not values:
-        return Histogram((), ())
-    low, high = min(values), max(values)
-    if low == high:
-        return Histogram((low, high), (len(values),))
-    edges = tuple(low + (high - low) * index / bins for index in range(bins + 1))
-    counts = [0] * bins
-    for value in values:
-        counts[min(math.floor((value - low) / (high - low) * bins), bins - 1)] += 1
-    return Histogram(edges, tuple(counts))
 
 
 def _sides(made: Sequence[Preference]) -> dict[str, list[Response]]:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from flows.stages import Context
-from flows.stages.examples import examples_with_reference, reference_name
+from flows.stages.examples import examples_with_reference
 from flows.stages.train import fit
+from flows.supply import reference_name
 from pipeline.config import RunConfig
 from pipeline.losses import Loss
 from pipeline.rows import REFERENCE, write_preferences, write_table
