@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flows.artefacts import Screen
 from flows.tasks import Reached, Stages
 from flows.workers import Workers
 from pipeline.config import RunConfig
@@ -48,8 +49,8 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
     run = RunFolder(root)
     with run.lock():
         config = load_config([run.config_file])
-        with suppress(Reached), Workers(root, config) as workers:
-            yield run, config, Stages(run, config, workers, until)
+        with Screen(run, config) as screen, suppress(Reached), Workers(root, config) as workers:
+            yield run, config, Stages(run, config, workers, screen, until)
 
 
 def _entries(root: Path) -> list[Path]:

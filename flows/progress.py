@@ -66,6 +66,16 @@ def progress(title: str, unit: str, console: Console) -> Iterator[Report]:
         yield report
 
 
+def both(one: Report, other: Report) -> Report:
+    """A report that goes to two places."""
+
+    def report(done: int, total: int, note: str) -> None:
+        one(done, total, note)
+        other(done, total, note)
+
+    return report
+
+
 def silent(done: int, total: int, note: str) -> None:
     """A report that shows nothing."""
 

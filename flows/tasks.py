@@ -3,7 +3,8 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.progress import make_console, progress
+from flows.artefacts import Screen
+from flows.progress import both, make_console, progress
 from flows.stages import Context, needed
 from flows.stages.run import SAMPLED, run_stage
 from flows.workers import Workers
@@ -33,12 +34,15 @@ class Stages:
     Every call returns the name of the artefact (``round_001/samples``) that is then complete.
     """
 
-    def __init__(self, run: RunFolder, config: RunConfig, workers: Workers, until: str | None = None) -> None:
+    def __init__(
+        self, run: RunFolder, config: RunConfig, workers: Workers, screen: Screen, until: str | None = None
+    ) -> None:
         """``until``: ``ROUND:STAGE`` after which a call raises ``Reached``."""
         self._until = until
         self._run = run
         self._config = config
         self._workers = workers
+        self._screen = screen
         self._console = make_console()
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
@@ -56,8 +60,12 @@ class Stages:
         if not needed(Context(self._run, self._config), round_, name):
             self._console.print(f"round {round_} · {name}: already complete", style="dim", highlight=False)
             return artefact
-        label = f"round {round_} · {name}"
-        with progress(label, UNITS.get(name, "steps"), self._console) as report:
+        label, unit = f"round {round_} · {name}", UNITS.get(name, "steps")
+        with (
+            self._screen.stage(name, f"round {round_} · {self._title(name, round_)}", unit) as shown,
+            progress(label, unit, self._console) as printed,
+        ):
+            report = both(shown, printed)
             context = Context(self._run, self._config, report)
             if name in SAMPLED:
                 run_stage(context, round_, name, self._workers)

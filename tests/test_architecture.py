@@ -47,6 +47,7 @@ TORCH_FREE = [
     "evaluate",
     "label",
     "launch",
+    "log_lines",
     "plan",
     "plan_examples",
     "histograms",

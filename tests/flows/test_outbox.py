@@ -1,0 +1,80 @@
+"""What is sent to Prefect's server beside a run: in order, without waiting for it, and never at the run's cost."""
+
+import logging
+import threading
+import time
+
+import httpx
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows import outbox
+from flows.outbox import Outbox
+
+
+@pytest.fixture(autouse=True)
+def nobody_listens() -> object:
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        yield
+
+
+def test_calls_are_made_in_order_and_all_of_them_before_the_block_is_left() -> None:
+    made: list[int] = []
+
+    def slow(number: int) -> None:
+        time.sleep(0.02)
+        made.append(number)
+
+    with Outbox() as box:
+        started = time.monotonic()
+        for number in range(5):
+            box.put(lambda _, number=number: slow(number))  # type: ignore[misc]
+        assert time.monotonic() - started < 0.02 * 5
+    assert made == [0, 1, 2, 3, 4]
+
+
+def test_a_ticking_call_is_made_while_its_block_runs_and_once_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "EVERY_SECONDS", 0.01)
+    ticked, seen = threading.Event(), []
+    with Outbox() as box:
+        with box.ticking(lambda _: (seen.append(1), ticked.set())[0]):
+            assert ticked.wait(10)
+        during = len(seen)
+    assert len(seen) > during
+
+
+def test_a_server_that_is_gone_costs_a_warning_and_not_the_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outbox.logger, "propagate", True)
+    made: list[str] = []
+
+    def ask(client: SyncPrefectClient) -> None:
+        client.request("GET", "/health")
+
+    def broken(client: SyncPrefectClient) -> None:
+        raise KeyError("a figure that is not there")
+
+    with caplog.at_level(logging.WARNING), Outbox() as box:
+        for call in (ask, ask, ask, broken, lambda _: made.append("after")):
+            box.put(call)
+    assert made == ["after"]
+    warnings = [record.getMessage() for record in caplog.records if record.name == outbox.logger.name]
+    assert len(warnings) == 2 and "the run goes on" in warnings[0] and "could not be made" in warnings[1]
+
+
+def test_a_server_that_does_not_answer_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "CLOSE_SECONDS", 0.2)
+    held = threading.Event()
+
+    def hang(client: SyncPrefectClient) -> None:
+        held.wait(60)
+        raise httpx.ReadTimeout("silent")
+
+    started = time.monotonic()
+    with Outbox() as box:
+        for _ in range(3 * outbox.MAX_WAITING):
+            box.put(hang)
+    assert time.monotonic() - started < 30
+    held.set()
