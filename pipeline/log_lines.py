@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.shown_text import visible
+
 MAX_LETTERS = 2000
 # Of a traceback the end says what happened.
 MAX_TRACEBACK_ROWS = 40
@@ -23,7 +25,6 @@ PYTHON_WARNING = re.compile(r"^\S+:\d+: \w*Warning: ")
 ERROR_NAME = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b")
 BAR = re.compile(r"\d+%\|| \d+% Completed \||it/s\]|s/it\]")
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TRACEBACK = "Traceback (most recent call last):"
 
 SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.I)
@@ -111,8 +112,7 @@ class LogLines:
         return [self._shown(logging.ERROR, "\n".join(rows), limit=4 * MAX_LETTERS)]
 
     def _shown(self, level: int, text: str, limit: int = MAX_LETTERS) -> LogLine:
-        text = CONTROLS.sub("", hide_secrets(text, self._secrets))
-        return LogLine(level, text if len(text) <= limit else f"{text[: limit - 2]} …")
+        return LogLine(level, visible(hide_secrets(text, self._secrets), limit))
 
 
 def level_of(row: str) -> int:
