@@ -92,7 +92,7 @@ def _key(config: RewardModelConfig) -> StageKey:
 
 def _fill(config: RewardModelConfig, data: Data, writer: StageWriter) -> None:
     """Train in the folder of ``writer``, judge what is written there, commit."""
-    _quieten()
+    quieten()
     console, folder = make_console(), writer.folder
     with progress(f"reward model · {config.name}", "steps", console) as report:
 
@@ -112,7 +112,7 @@ def _fill(config: RewardModelConfig, data: Data, writer: StageWriter) -> None:
     writer.commit(int(str(metrics["pairs"])), metrics)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keep transformers from reporting that a language model has no reward head, and from drawing its own bars."""
     from transformers.utils import logging
 

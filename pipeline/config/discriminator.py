@@ -24,7 +24,8 @@ class Discriminator(Closed):
     """Gold preferences are bought for a few pairs of responses; what learns from them labels the rest.
 
     The controls of a study are values of ``silver``: ``static`` is a reward model trained once, ``self`` the policy's
-    own implicit reward, ``none`` training on gold alone (with the section ``replay``: gold again and again).
+    own implicit reward, ``none`` training on gold alone (with the section ``replay``: gold again and again). That one
+    setting is all that changes: ``self`` and ``none`` train no discriminator, and pass over what says how.
     """
 
     silver: Literal["online", "static", "self", "none"] = Field(
@@ -67,9 +68,6 @@ class Discriminator(Closed):
             raise ValueError(f"select: disagreement needs at least 2 members, not {self.members}")
         if self.select != "random" and self.silver != "online":
             raise ValueError(f"select: {self.select} asks a discriminator that is refitted; silver is {self.silver}")
-        unread = sorted(self.model_fields_set & {"members", "start", "max_tokens", "gate", "training"})
-        if unread and not self.trains:
-            raise ValueError(f"{unread[0]}: silver {self.silver} trains no discriminator")
         if self.trains and self.budget * self.gate.held_out < self.gate.comparisons:
             raise ValueError(
                 f"gate.comparisons: {self.gate.comparisons}, but of {self.budget} comparisons in the first round about "

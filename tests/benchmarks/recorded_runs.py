@@ -47,18 +47,19 @@ def _settings(arguments: Sequence[str]) -> list[str]:
     return [*arguments[:at], *arguments[at + 2 :]]
 
 
-def keep(found: Mapping[str, Any], tables: str, given: argparse.Namespace) -> None:
+def keep(found: Mapping[str, Any], tables: str, given: argparse.Namespace, results: Path = RESULTS) -> None:
     """Print the tables, and write JSON and record as far as ``given`` asks for them.
 
     Args:
         found: what was measured, with ``circumstances`` under that name.
         tables: Markdown.
         given: with the options of ``add_options``.
+        results: what a record is appended to.
     """
     print(tables)
     save(found, given)
     if given.record:
-        with RESULTS.open("a", encoding="utf-8") as file:
+        with results.open("a", encoding="utf-8") as file:
             file.write(section(found["circumstances"], tables))
 
 

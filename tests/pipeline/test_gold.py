@@ -74,7 +74,6 @@ def test_the_gate_says_why() -> None:
     [
         ({"select": "disagreement"}, "disagreement needs at least 2 members"),
         ({"select": "uncertain", "silver": "static"}, "silver is static"),
-        ({"silver": "self", "members": 2}, "members: silver self trains no discriminator"),
         ({"budget": 40}, "about 10 are held out"),
     ],
 )
