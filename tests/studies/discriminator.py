@@ -84,7 +84,7 @@ def tables(found: Mapping[str, Arm]) -> str:
             table(header, rows),
             table(["difference, seed by seed", "gold reward", "accuracy"], differences),
             "gold reward: of sampled responses to held-out prompts after the last round; that of the start policy is "
-            f"{start:.2f}. accuracy: of the labels of responses that no gold was bought for, over the pairs of a prompt, "
+            f"{start:.2f}. accuracy: of the labels of responses that no gold was bought for, over a prompt's pairs, "
             "mean of the later half of the rounds. ±: 95 % interval of the mean over "
             f"{len(found[ONLINE])} seeds (Student's t).",
         ]

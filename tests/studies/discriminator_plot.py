@@ -26,6 +26,7 @@ def draw(found: Mapping[str, Mapping[int, list[Point]]], form: str) -> bytes:
         (panels[2], "round", "accuracy of labels on the round's own samples"),
     ):
         axes.set(xlabel=across, ylabel=up)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     panels[0].legend(frameon=False)
     content = BytesIO()
