@@ -8,8 +8,9 @@ import sys
 
 import typer
 
+from flows.commands.deployments import deploy, serve, ui, up
 from flows.commands.models import reward_model
-from flows.commands.operating import approve, ui
+from flows.commands.operating import approve
 from flows.commands.preparing import check, losses, plan
 from flows.commands.results import pairs, show
 from flows.commands.runs import run
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, show, check, plan, pairs, losses, reward_model, approve, ui):
+for command in (run, show, check, plan, pairs, losses, reward_model, approve, up, deploy, serve, ui):
     app.command(command.__name__.replace("_", "-"))(command)
 
 

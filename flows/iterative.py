@@ -3,16 +3,30 @@
 from pathlib import Path
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
+from flows.firing import Firing, carry_out, run_name
 from flows.opening import open_run
+from flows.parameters import ConfigFiles, RoundsMore, RunDir, Settings, Until
 from flows.report import write_report
 from flows.rounds import labelled, learn, start
 
 
-@flow(name="iterative", flow_run_name="{name}", persist_result=False, retries=0)
-def iterative(name: str, run_dir: str, until: str | None = None) -> str:
-    """Run (or go on with) the run folder ``run_dir``, up to ``until`` if named; returns the report's path."""
-    with open_run(Path(run_dir), until) as (run, config, stage):
+@flow(name="iterative", flow_run_name=run_name, persist_result=False, retries=0)
+def iterative(
+    run_dir: RunDir,
+    config: ConfigFiles = (),
+    settings: Settings = (),
+    rounds_more: RoundsMore = 0,
+    until: Until = None,
+) -> str | State[str]:
+    """Each round samples, labels, pairs, trains and evaluates; a run goes on with its folder. Returns the report."""
+    firing = Firing("iterative", run_dir, config, settings, rounds_more, until)
+    return carry_out(firing, _rounds)
+
+
+def _rounds(root: Path, until: str | None) -> str:
+    with open_run(root, until) as (run, config, stage):
         _, policy = start(stage)
         for round_ in range(1, config.rounds + 1):
             samples = stage("samples", round_, policy)

@@ -3,16 +3,29 @@
 from pathlib import Path
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
+from flows.firing import Firing, carry_out, run_name
 from flows.opening import open_run
+from flows.parameters import ConfigFiles, RunDir, Settings, Until
 from flows.report import write_report
 from flows.rounds import learn, start
 
 
-@flow(name="offline", flow_run_name="{name}", persist_result=False, retries=0)
-def offline(name: str, run_dir: str, until: str | None = None) -> str:
-    """Run (or go on with) the run folder ``run_dir``, up to ``until`` if named; returns the report's path."""
-    with open_run(Path(run_dir), until) as (run, config, stage):
+@flow(name="offline", flow_run_name=run_name, persist_result=False, retries=0)
+def offline(
+    run_dir: RunDir,
+    config: ConfigFiles = (),
+    settings: Settings = (),
+    until: Until = None,
+) -> str | State[str]:
+    """Rounds of training on slices of a fixed data set; a run goes on with its folder. Returns the report."""
+    firing = Firing("offline", run_dir, config, settings, 0, until)
+    return carry_out(firing, _rounds)
+
+
+def _rounds(root: Path, until: str | None) -> str:
+    with open_run(root, until) as (run, config, stage):
         data, policy = start(stage)
         for round_ in range(1, config.rounds + 1):
             pairs = stage("pairs", round_, data, policy)

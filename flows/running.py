@@ -22,17 +22,9 @@ def run_config(files: list[Path], settings: list[str], run_dir: Path | None, ext
     """
     config = load_config(files, settings)
     if until is not None:
-        _check_until(until, config)
+        check_stage(until, config, "--until")
     root = (run_dir or Path("runs") / config.name).resolve()
-    if not RunFolder(root).stage(0, "data").folder.exists():
-        # Before anything is written: a mistake in config or data leaves no run folder behind.
-        _, log = check_run(config, faults_file(root))
-        if log.found:
-            print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)
-        if isinstance(config.policy, PretrainedPolicy) and not Path(config.policy.path).exists():
-            from pipeline.policy import local_folder
-
-            local_folder(config.policy.path, config.policy.revision)
+    check_new(config, root)
     run = prepare_run(config, root, extend)
     announce(config, root)
     log_to_file(root / "logs" / "prefect.log")
@@ -43,6 +35,22 @@ def run_config(files: list[Path], settings: list[str], run_dir: Path | None, ext
     print(f"report: {report}")
 
 
+def check_new(config: RunConfig, root: Path) -> None:
+    """Where ``root`` does not hold the run's data yet, check config and data, and say which faults are within limits.
+
+    Before anything is written: a mistake in config or data leaves no run folder behind. Raises ``UserError``.
+    """
+    if RunFolder(root).stage(0, "data").folder.exists():
+        return
+    _, log = check_run(config, faults_file(root))
+    if log.found:
+        print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)
+    if isinstance(config.policy, PretrainedPolicy) and not Path(config.policy.path).exists():
+        from pipeline.policy import local_folder
+
+        local_folder(config.policy.path, config.policy.revision)
+
+
 def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str:
     """Run the flow of the config's mode; returns the path of the report."""
     from flows.iterative import iterative
@@ -51,16 +59,17 @@ def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str
 
     flow = iterative if config.mode == "iterative" else offline
     with prefect_api(run.root / "logs" / "server.log"):
-        return flow(name=config.name, run_dir=str(run.root), until=until)
+        return str(flow(run_dir=str(run.root), until=until))
 
 
-def _check_until(until: str, config: RunConfig) -> None:
-    round_, _, name = until.partition(":")
+def check_stage(stage: str, config: RunConfig, field: str) -> None:
+    """Raise ``UserError``, naming ``field``, if ``stage`` is not ROUND:STAGE of a run of ``config``."""
+    round_, _, name = stage.partition(":")
     in_round = ITERATIVE_STAGES if config.mode == "iterative" else OFFLINE_STAGES
     stages = START_STAGES if round_ == "0" else in_round
     if not round_.isdecimal() or int(round_) > config.rounds or name not in stages:
         raise UserError(
-            f"--until: {until}: not ROUND:STAGE with a round from 0 to {config.rounds} and a stage of "
+            f"{field}: {stage}: not ROUND:STAGE with a round from 0 to {config.rounds} and a stage of "
             f"{', '.join(START_STAGES)} (round 0) or {', '.join(in_round)}"
         )
 

@@ -1,6 +1,6 @@
-"""A Prefect API for the time of one command: the user's own if one is configured, else a private one.
+"""A Prefect API: the user's own if one is configured, that of ``prefloop up`` if it runs, else one for this command.
 
-The private one writes to the same Prefect home as ``prefloop ui``, listens on 127.0.0.1 and, unlike
+The last one writes to the same Prefect home as ``prefloop up``, listens on 127.0.0.1 and, unlike
 Prefect's own temporary server, is gone as soon as this process is, also when that is killed with -9.
 """
 
@@ -17,9 +17,10 @@ from pathlib import Path
 import httpx
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from pipeline.types import RunError
+from pipeline.store import write_text
+from pipeline.types import RunError, UserError
 
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
@@ -29,8 +30,10 @@ DRAIN_SECONDS = 10.0
 @contextmanager
 def prefect_api(log: Path) -> Iterator[None]:
     """Within the block flows find a server. Raises ``RunError`` if the private one does not start."""
-    if PREFECT_API_URL.value():
-        yield
+    url = lasting_api()
+    if url is not None:
+        with _sent_to(url):
+            yield
         return
     port = _free_port()
     with log.open("ab") as output:
@@ -38,15 +41,64 @@ def prefect_api(log: Path) -> Iterator[None]:
     try:
         url = f"http://127.0.0.1:{port}/api"
         _wait(url, process, log)
-        with temporary_settings({PREFECT_API_URL: url}):
-            try:
-                yield
-            finally:
-                # States of tasks and log lines travel in the background; what is not sent by now is never seen.
-                EventsWorker.drain_all(timeout=DRAIN_SECONDS)
-                APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+        with _sent_to(url):
+            yield
     finally:
         stop_watched(process)
+
+
+def lasting_api() -> str | None:
+    """The URL of a server that outlives this command; None if there is none.
+
+    That is ``PREFECT_API_URL``, or what ``prefloop up`` or ``ui`` on the same Prefect home has noted there.
+    """
+    configured: str | None = PREFECT_API_URL.value()
+    if configured:
+        return configured
+    with suppress(OSError):
+        noted = _note().read_text(encoding="utf-8").strip()
+        return noted if _is_healthy(noted) else None
+    return None
+
+
+@contextmanager
+def lasting_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Prefect's server with its UI on 127.0.0.1, found by other commands as long as the block lasts.
+
+    Raises:
+        UserError: the port is taken, or a server of this Prefect home is there already.
+        RunError: the server does not start.
+    """
+    url = f"http://127.0.0.1:{port}/api"
+    running = lasting_api()
+    if running is not None and (running != url or _is_healthy(url)):
+        raise UserError(f"Prefect's server is already {running}; end it, or unset PREFECT_API_URL where that names it")
+    if not _is_free(port):
+        raise UserError(f"--port: {port} is taken on 127.0.0.1; choose another one from 1 to 65535")
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    # Without it the page asks the default port, whatever port it was served from.
+    log = _home() / "prefloop-server.log"
+    with log.open("ab") as output:
+        process = start_watched(command, {"PREFECT_SERVER_UI_API_URL": url}, output.fileno())
+    try:
+        _wait(url, process, log)
+        write_text(_note(), url + "\n")
+        yield process
+    finally:
+        with suppress(FileNotFoundError):
+            _note().unlink()
+        stop_watched(process)
+
+
+@contextmanager
+def _sent_to(url: str) -> Iterator[None]:
+    with temporary_settings({PREFECT_API_URL: url}):
+        try:
+            yield
+        finally:
+            # States of tasks and log lines travel in the background; what is not sent by now is never seen.
+            EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+            APILogWorker.drain_all(timeout=DRAIN_SECONDS)
 
 
 def start_watched(command: list[str], settings: dict[str, str], output: int | None) -> "subprocess.Popen[bytes]":
@@ -62,11 +114,11 @@ def start_watched(command: list[str], settings: dict[str, str], output: int | No
     )
 
 
-def stop_watched(process: "subprocess.Popen[bytes]") -> None:
-    """End what ``start_watched`` started: politely, then at once."""
+def stop_watched(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECONDS) -> None:
+    """End what ``start_watched`` started: politely, and after some ``seconds`` at once."""
     try:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(STOP_SECONDS)
+        process.wait(seconds)
     except ProcessLookupError:
         return
     except subprocess.TimeoutExpired:
@@ -87,12 +139,38 @@ def _start(port: int, output: int) -> "subprocess.Popen[bytes]":
 def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK:
-                return
-        except httpx.TransportError:
-            time.sleep(0.1)
+        if _is_healthy(url):
+            return
+        time.sleep(0.1)
     raise RunError(f"Prefect's server did not start on {url}; see {log}")
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).status_code == httpx.codes.OK
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
+def _home() -> Path:
+    home: Path = PREFECT_HOME.value()
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def _note() -> Path:
+    return _home() / "prefloop.url"
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do, so that a port counts as free whose last server has just ended.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def _free_port() -> int:

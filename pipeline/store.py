@@ -71,6 +71,10 @@ class Manifest:
     finished: str = ""
 
 
+class RunLockedError(UserError):
+    """Another process is writing to the run folder."""
+
+
 class RunFolder:
     """``root/config.yaml`` and ``root/round_NNN/STAGE/``."""
 
@@ -93,12 +97,15 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder: one writer at a time. The kernel frees the lock when the holder dies."""
+        """Hold the folder: one writer at a time. The kernel frees the lock when the holder dies.
+
+        Raises ``RunLockedError`` if another process holds it.
+        """
         with (self.root / ".lock").open("a") as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"{self.root}: another prefloop process is writing to this run") from None
+                raise RunLockedError(f"{self.root}: another prefloop process is writing to this run") from None
             yield
 
 

@@ -1,4 +1,4 @@
-"""Commands of whoever operates runs: ``approve``, and ``ui`` for Prefect's server."""
+"""Commands of whoever operates runs: ``approve``."""
 
 from typing import Annotated
 
@@ -20,12 +20,3 @@ def approve(
     from flows.approvals import answer
 
     print(answer(run_folder, round_, decision, by, reason))
-
-
-def ui(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="port on 127.0.0.1")] = 4200,
-) -> None:
-    """Start Prefect's server and UI on 127.0.0.1; runs made earlier on the same Prefect home are listed."""
-    from flows.ui import serve_ui
-
-    raise typer.Exit(serve_ui(port))

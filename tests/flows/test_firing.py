@@ -1,0 +1,123 @@
+"""What a flow makes of its run folder before any stage runs."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.utilities.callables import parameter_schema
+
+from flows.firing import Firing, complete_rounds, prepare
+from flows.iterative import iterative
+from flows.keys import ITERATIVE_STAGES
+from flows.offline import offline
+from flows.parameters import dated
+from pipeline.configfile import load_config
+from pipeline.store import RunFolder, StageKey
+from pipeline.types import UserError
+from tests.tiny_run import make_job
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+def firing(job: Path, run: Path, more: int = 1, *settings: str) -> Firing:
+    return Firing("iterative", str(run), (str(job / "iterative.yaml"),), settings, more)
+
+
+def complete(run: Path, round_: int) -> None:
+    """Leave of a round what tells that it is complete."""
+    folder = RunFolder(run)
+    stage = folder.stage(round_, ITERATIVE_STAGES[-1])
+    stage.folder.parent.mkdir(parents=True, exist_ok=True)
+    stage.begin(StageKey({}, {}, 0)).commit(0, {})
+    data = folder.stage(0, "data")
+    if not data.folder.exists():
+        data.begin(StageKey({}, {}, 0)).commit(0, {})
+
+
+def rounds(run: Path) -> int:
+    return load_config([run / "config.yaml"]).rounds
+
+
+def test_each_firing_adds_rounds_to_those_that_are_complete(job: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert prepare(firing(job, run)) == run and rounds(run) == 1  # the config says 2
+    complete(run, 1)
+    prepare(firing(job, run, 3))
+    assert rounds(run) == 4
+    complete(run, 2)
+    # A firing that was killed in round 3 of 4: what was begun is finished, and nothing beyond it.
+    prepare(firing(job, run))
+    assert rounds(run) == 4 and complete_rounds(RunFolder(run)) == 2
+
+
+def test_a_later_try_of_the_same_flow_run_adds_nothing(job: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prepare(firing(job, run, 2))
+    complete(run, 1)
+    complete(run, 2)
+    prepare(firing(job, run, 2), first=False)
+    assert rounds(run) == 2
+    prepare(firing(job, run, 2), first=True)
+    assert rounds(run) == 4
+
+
+def test_without_rounds_to_add_the_config_or_the_folder_decides(job: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prepare(firing(job, run, 0))
+    assert rounds(run) == 2
+    prepare(firing(job, run, 0, "rounds=5"))
+    assert rounds(run) == 5
+    prepare(firing(job, run, 0))
+    assert rounds(run) == 5
+
+
+def test_settings_that_change_results_need_another_folder(job: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prepare(firing(job, run))
+    with pytest.raises(UserError, match=r"training.learning_rate: 0.001 -> 0.002"):
+        prepare(firing(job, run, 1, "training.learning_rate=2e-3"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"config": ()}, "not a run folder"),
+        ({"mode": "offline"}, "runs offline configs"),
+        ({"rounds_more": 1000, "settings": ("rounds=1",)}, None),
+        ({"rounds_more": 1001}, "at most 1000"),
+        ({"until": "7:pairs"}, "until: 7:pairs"),
+        ({"settings": ("discriminator.silver=static",)}, "bought in the first"),
+    ],
+)
+def test_parameters_that_cannot_be_are_named(
+    job: Path, tmp_path: Path, changed: dict[str, object], expected: str | None
+) -> None:
+    given = {**firing(job, tmp_path / "run").__dict__, **changed}
+    if expected is None:
+        prepare(Firing(**given))
+        return
+    with pytest.raises(UserError, match=expected):
+        prepare(Firing(**given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_may_carry_the_time_of_the_firing(monkeypatch: pytest.MonkeyPatch) -> None:
+    due = datetime(2026, 3, 1, 23, 30, tzinfo=UTC).astimezone()
+    assert dated("runs/n-%Y-%m-%d-%H%M", due) == f"runs/n-{due:%Y-%m-%d-%H%M}"
+    assert dated("runs/100", due) == "runs/100"
+
+
+@pytest.mark.parametrize("flow", [iterative, offline])
+def test_the_form_has_titles_descriptions_and_ranges(flow: object) -> None:
+    schema = parameter_schema(flow.fn).model_dump()  # type: ignore[attr-defined]
+    fields = schema["properties"]
+    assert schema["required"] == ["run_dir"]
+    assert all(field["title"] != name and field["description"] for name, field in fields.items())
+    assert "reference" in fields["until"]["anyOf"][0]["pattern"]
+    if "rounds_more" in fields:
+        assert (fields["rounds_more"]["minimum"], fields["rounds_more"]["maximum"]) == (0, 1000)
+    assert yaml.safe_dump(schema)
