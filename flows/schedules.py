@@ -60,8 +60,10 @@ def _cron(text: str, timezone: str | None) -> CronSchedule:
         raise UserError(f"--cron: {text!r}: not the five fields {form}") from None
     if len(text.split()) != 5 and not text.startswith("@"):
         raise UserError(f"--cron: {text!r}: {len(text.split())} fields; a schedule has five: {form}")
-    if not firings(schedule, 1):
-        raise UserError(f"--cron: {text!r}: never comes; the fields are {form}")
+    try:
+        firings(schedule, 1)
+    except ValueError:
+        raise UserError(f"--cron: {text!r}: never comes; the fields are {form}") from None
     return schedule
 
 
