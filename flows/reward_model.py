@@ -20,8 +20,9 @@ from pipeline.progress import StepReport
 from pipeline.records import data_files
 from pipeline.reward_metrics import Judged, percent, reliability, summary, tie_eta
 from pipeline.split import split_held_out
+from pipeline.step_log import STEPS
 from pipeline.store import RunFolder, Stage, StageKey, StageWriter, write_json, write_text
-from pipeline.types import Group, Response, TextPair, UserError, derive_seed, first_lines
+from pipeline.types import Group, Response, TextPair, UserError, derive_seed, first_lines, json_line
 
 CHECKPOINTS = "checkpoints"
 OFFENDING = "offending.json"
@@ -152,7 +153,7 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
         raise
     save_reward_model(model, tokenizer, folder)
     steps = [asdict(step) for step in result.history]
-    write_json(folder / "history.json", [{name: step[name] for name in REPORTED} for step in steps])
+    write_text(folder / STEPS, "".join(json_line({name: step[name] for name in REPORTED}) for step in steps))
     said = {name: value for name, value in result.metrics.items() if "logp" not in name and name != "response_tokens"}
     known: Metrics = {} if eta is None else {"eta": eta}
     return {"pairs": len(kept), "dropped": dict(dropped), "padded_because": result.padded_because, **known, **said}

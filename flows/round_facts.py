@@ -9,7 +9,6 @@ from flows.keys import ITERATIVE_STAGES, START_STAGES
 from flows.supply import reference_name
 from pipeline.config import RunConfig
 from pipeline.histograms import EMPTY, dispersion_histogram, margin_histogram
-from pipeline.progress import StepReport
 from pipeline.round_facts import (
     Comparison,
     DiscriminatorFacts,
@@ -23,6 +22,7 @@ from pipeline.round_facts import (
     label_facts,
 )
 from pipeline.rows import read_groups
+from pipeline.step_log import STEPS, read_steps
 from pipeline.store import Manifest, RunFolder
 from pipeline.types import Group, RunError
 
@@ -135,12 +135,7 @@ def _training(run: RunFolder, round_: int, manifests: Mapping[str, Manifest]) ->
     if "loss" not in said:
         return None
     numbers = {name: float(value) for name, value in said.items() if isinstance(value, int | float)}
-    file = run.stage(round_, "policy").folder / "history.json"
-    try:
-        steps = tuple(StepReport(**step) for step in json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{file}: not a readable list of steps ({error})") from None
-    return TrainingFacts(numbers, steps)
+    return TrainingFacts(numbers, read_steps(run.stage(round_, "policy").folder / STEPS))
 
 
 def _gate(run: RunFolder, round_: int) -> GateFacts | None:

@@ -47,6 +47,11 @@ class SamplerProcess:
             raise
         return report
 
+    @property
+    def pid(self) -> int | None:
+        """The process id of the child; None while there is none."""
+        return None if self._child is None else self._child.pid
+
     def sample(
         self, requests: Sequence[SampleRequest], settings: config.SamplingSettings
     ) -> Iterator[tuple[Response, ...]]:

@@ -115,6 +115,11 @@ class Workers:
             self._held = str(policy)
         return self._sampler.sample(requests, settings)
 
+    def sampler_pids(self) -> list[int]:
+        """The sampler's process, if it runs."""
+        pid = self._sampler.pid
+        return [] if pid is None else [pid]
+
     def _end_sampler(self) -> None:
         self._held = None
         self._sampler.close()

@@ -19,7 +19,14 @@ from pipeline.losses import Loss
 from pipeline.micro_batches import Cut, micro_batches
 from pipeline.zero import ZeroEngine
 
-METRICS = ("margin", "accuracy", "chosen_logp_per_token", "rejected_logp_per_token")
+METRICS = (
+    "margin",
+    "accuracy",
+    "chosen_logp_per_token",
+    "rejected_logp_per_token",
+    "chosen_change_per_token",
+    "rejected_change_per_token",
+)
 
 
 @dataclass(frozen=True, slots=True)

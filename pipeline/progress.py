@@ -2,6 +2,17 @@
 
 from dataclasses import asdict, dataclass
 
+AVERAGED = (
+    "loss",
+    "grad_norm",
+    "margin",
+    "accuracy",
+    "chosen_logp_per_token",
+    "rejected_logp_per_token",
+    "chosen_change_per_token",
+    "rejected_change_per_token",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -18,6 +29,8 @@ class StepReport:
         response_tokens: those of them whose log-probability is in the loss.
         padding: share of the positions of the forward passes that held no token.
         tokens_per_second: ``tokens`` by the step's wall time.
+        chosen_change_per_token: log-prob less that under the (first) reference, averaged as the log-prob; None where
+            the loss measures against no reference; likewise rejected.
     """
 
     step: int
@@ -34,6 +47,8 @@ class StepReport:
     padding: float
     seconds: float
     tokens_per_second: float
+    chosen_change_per_token: float | None = None
+    rejected_change_per_token: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +76,7 @@ def summarise(history: tuple[StepReport, ...]) -> TrainResult:
     """The result of a run from the reports of its steps (at least one)."""
     last = history[-max(1, len(history) // 10) :]
     metrics: dict[str, float] = {"first_loss": history[0].loss}
-    for name in ("loss", "grad_norm", "margin", "accuracy", "chosen_logp_per_token", "rejected_logp_per_token"):
+    for name in AVERAGED:
         values = [value for value in (asdict(report)[name] for report in last) if value is not None]
         if values:
             metrics[name] = sum(values) / len(values)

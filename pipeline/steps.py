@@ -221,6 +221,8 @@ class Steps:
             padding=1 - facts.tokens / facts.positions,
             seconds=seconds,
             tokens_per_second=facts.tokens / seconds,
+            chosen_change_per_token=facts.metrics.get("chosen_change_per_token"),
+            rejected_change_per_token=facts.metrics.get("rejected_change_per_token"),
         )
 
 

@@ -18,6 +18,7 @@ TORCH_FREE = [
     "formats",
     "forms",
     "split",
+    "step_log",
     "tables",
     "transcripts",
     "given",

@@ -69,6 +69,9 @@ class InventedResponses:
         self.asked.append((policy, probe))
         return (self._group(random.Random(request.seed), settings.n) for request in requests)
 
+    def sampler_pids(self) -> list[int]:
+        return []
+
     def _group(self, draw: random.Random, count: int) -> tuple[Response, ...]:
         kinds = [good, bad, *draw.choices([good, bad], k=count)]
         if count == 1:

@@ -1,8 +1,10 @@
 """Run one stage: key, body, commit. The dispatch from a stage's name to its code."""
 
+import os
 from pathlib import Path
 
 from flows.keys import stage_key
+from flows.peak_memory import PeakMemory
 from flows.stages import Context, Outcome
 from flows.workers import Workers
 from pipeline.types import RunError
@@ -18,6 +20,7 @@ def run_stage(context: Context, round_: int, name: str, workers: Workers | None 
     if stage.complete(key):
         return False
     writer = stage.begin(key)
+    memory = PeakMemory(workers.sampler_pids if workers is not None and name in SAMPLED else _own)
     try:
         outcome = _body(context, round_, name, writer.folder, workers)
     except RunError as error:
@@ -25,8 +28,12 @@ def run_stage(context: Context, round_: int, name: str, workers: Workers | None 
     finally:
         if writer.folder.exists():
             writer.note_time()
-    writer.commit(outcome.rows, outcome.metrics)
+    writer.commit(outcome.rows, {**outcome.metrics, "peak_memory": {**memory.bytes()}})
     return True
+
+
+def _own() -> list[int]:
+    return [os.getpid()]
 
 
 def follow_stage(context: Context, round_: int, name: str) -> None:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pipeline.losses import Loss
 from pipeline.policy import average_policies, load_policy, save_policy, save_probe
 from pipeline.progress import StepReport, TrainResult
 from pipeline.rows import read_preferences, write_preferences
-from pipeline.store import write_json
+from pipeline.step_log import STEPS, StepLog
 from pipeline.train import NonFiniteError, train
 from pipeline.types import derive_seed
 
@@ -92,7 +92,7 @@ def fit(
     carried: Carried = NOTHING_CARRIED,
     starts_at_reference: bool = False,
 ) -> Outcome:
-    """Train ``model`` in place, with mid-round checkpoints in ``folder``; the steps go to history.json there.
+    """Train ``model`` in place, with mid-round checkpoints in ``folder``; each step goes to steps.jsonl there.
 
     The examples are read once, into a file beside the checkpoints; steps read it, so memory does not grow with them.
     """
@@ -102,7 +102,10 @@ def fit(
     context.wait_for_everyone()
     table = ExampleTable(folder / CHECKPOINTS / EXAMPLES)
 
+    log = StepLog(folder / STEPS)
+
     def on_step(step: StepReport) -> None:
+        log.add(step)
         context.report(step.step, step.steps, f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s")
 
     result = train(
@@ -123,7 +126,7 @@ def fit(
         on_step=on_step,
     )
     if context.writes:
-        write_json(folder / "history.json", [asdict(step) for step in result.history])
+        log.finish(result.history)
     return Outcome(len(table), _metrics(result, loss))
 
 

@@ -177,6 +177,12 @@ class Loss:
         per_token = torch.stack([-nll(side).detach() for side in batch.responses], dim=1)
         metrics["chosen_logp_per_token"] = per_token[rows, top].mean()
         metrics["rejected_logp_per_token"] = per_token[rows, bottom].mean()
+        changes = [_change(side) for side in batch.responses]
+        known = [change for change in changes if change is not None]
+        if len(known) == len(changes):
+            change = torch.stack(known, dim=1)
+            metrics["chosen_change_per_token"] = change[rows, top].mean()
+            metrics["rejected_change_per_token"] = change[rows, bottom].mean()
         if parts.nll > 0:
             losses = torch.stack([nll(side, parts.nll_aggregate) for side in batch.responses], dim=1)
             of_best = losses.masked_fill(~present, 0)[rows, top]
@@ -216,11 +222,23 @@ def _mean_where(values: Tensor, rows: Tensor) -> Tensor:
 
 
 def _likelihoods(sides: Mapping[str, Side | None]) -> dict[str, Tensor]:
-    return {
-        f"{name}_logp_per_token": masked_mean(constant(side.policy), side.mask).mean()
-        for name, side in sides.items()
-        if side is not None
-    }
+    found: dict[str, Tensor] = {}
+    for name, side in sides.items():
+        if side is None:
+            continue
+        found[f"{name}_logp_per_token"] = masked_mean(constant(side.policy), side.mask).mean()
+        change = _change(side)
+        if change is not None:
+            found[f"{name}_change_per_token"] = change.mean()
+    return found
+
+
+def _change(side: Side) -> Tensor | None:
+    """Mean of log π(y_t) − log π_ref(y_t) over a response, [B], constant; of several references the first."""
+    if side.reference is None:
+        return None
+    reference = side.reference if side.reference.ndim == 2 else side.reference[0]
+    return masked_mean(constant(side.policy) - constant(reference), side.mask)
 
 
 def _refuse_empty(batch: Batch) -> None:

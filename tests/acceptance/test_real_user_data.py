@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.step_log import read_steps
 from tests.real_data import COLUMNS, FILES, needs_real_data
 
 ROOT = Path(__file__).parents[2]
@@ -44,9 +45,8 @@ def run(folder: Path, name: str, *sections: str, settings: tuple[str, ...] = ())
 def measured(root: Path) -> tuple[dict[str, Any], list[float]]:
     """Metrics on held-out pairs after the round, and the losses of its steps."""
     metrics = json.loads((root / "round_001" / "evaluation" / "metrics.json").read_text())
-    history = json.loads((root / "round_001" / "policy" / "history.json").read_text())
     print(root.name, {key: value for key, value in metrics.items() if key.startswith("held_out")})
-    losses = [step["loss"] for step in history]
+    losses = [step.loss for step in read_steps(root / "round_001" / "policy" / "steps.jsonl")]
     print("  losses", losses[:3], "...", losses[-3:])
     return metrics, losses
 

@@ -121,6 +121,5 @@ def margin(context: Context, round_: int) -> float:
 
 
 def history(context: Context, round_: int) -> list[dict[str, float]]:
-    file = context.run.stage(round_, "policy").folder / "history.json"
-    found: list[dict[str, float]] = json.loads(file.read_text())
-    return found
+    lines = (context.run.stage(round_, "policy").folder / "steps.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

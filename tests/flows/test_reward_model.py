@@ -75,8 +75,8 @@ def test_it_says_what_the_model_is_worth_on_held_out_pairs(made: Path) -> None:
     assert (found["pairs"], found["accuracy"], found["longer_wins"], found["above_longer_wins"]) == (5, 1.0, 0.0, 1.0)
     assert metrics["pairs"] == manifest["rows"] == 15 and metrics["padded_because"] is None
     assert manifest["metrics"] == metrics and manifest["config"]["ties"] == "drop"
-    assert manifest["files"].keys() >= {"model.safetensors", "reliability.svg", "history.json", "config.yaml"}
-    history = json.loads((made / "history.json").read_text())
+    assert manifest["files"].keys() >= {"model.safetensors", "reliability.svg", "steps.jsonl", "config.yaml"}
+    history = [json.loads(line) for line in (made / "steps.jsonl").read_text().splitlines()]
     assert len(history) == 12 and history[-1]["loss"] < 0.1 < history[0]["loss"]
     assert not list(made.parent.glob("made.partial*")) and not (made / "checkpoints").exists()
 

@@ -67,6 +67,20 @@ def test_training_and_stages(context: Context, facts: RoundFacts) -> None:
     assert by_name["evaluation_samples"].tokens == sum(len(r.token_ids) for g in held_out for r in g.responses)
 
 
+def test_stages_tell_the_memory_that_they_held(facts: RoundFacts) -> None:
+    memory = {stage.name: stage.memory for stage in facts.stages}
+    # Resident memory of a process that has imported torch; the invented sampler has no process.
+    assert 50e6 < memory["policy"]["process"] < 100e9 and memory["samples"] == {}
+
+
+def test_the_change_of_log_probs_begins_at_the_reference(facts: RoundFacts) -> None:
+    assert facts.training is not None
+    first, *_, last = facts.training.steps
+    assert first.chosen_change_per_token == pytest.approx(0, abs=1e-5)
+    assert last.chosen_change_per_token is not None and last.rejected_change_per_token is not None
+    assert last.chosen_change_per_token > last.rejected_change_per_token
+
+
 def test_comparisons_meet_on_the_prompt(context: Context, facts: RoundFacts) -> None:
     def greedy(round_: int) -> dict[str, Group]:
         folder = context.run.stage(round_, "evaluation").folder / "greedy"

@@ -14,6 +14,7 @@ from flows.stages.data import open_data
 from flows.stages.run import run_stage
 from pipeline.configfile import load_config
 from pipeline.rows import read_preferences, read_rows
+from pipeline.step_log import read_steps
 from pipeline.store import RunFolder
 from pipeline.types import RunError, UserError
 from tests.tiny_model import save_tiny_model
@@ -110,8 +111,8 @@ def test_every_way_of_training_raises_chosen_over_rejected(
 ) -> None:
     context = start(job, tmp_path, "rounds=1", "training.epochs=4", *settings)
     train(context, 1)
-    history = json.loads((context.run.stage(1, "policy").folder / "history.json").read_text())
-    assert history[-1]["margin"] > history[0]["margin"] + 0.05
+    first, *_, last = read_steps(context.run.stage(1, "policy").folder / "steps.jsonl")
+    assert first.margin is not None and last.margin is not None and last.margin > first.margin + 0.05
     names = {file.name for file in context.run.stage(1, "policy").folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "probe.json", "manifest.json"} <= names
     assert "adapter_config.json" not in names and "checkpoints" not in names

@@ -1,7 +1,6 @@
 """Slices of real data through a round of offline training: votes, rankings with ties, right and wrong solutions."""
 
 import gzip
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -12,6 +11,7 @@ from flows.stages import Context
 from flows.stages.run import run_stage
 from pipeline.configfile import load_config
 from pipeline.rows import read_preferences
+from pipeline.step_log import read_steps
 from pipeline.store import RunFolder
 from pipeline.types import Group, Pair
 from tests.real_data import COLUMNS, FILES, needs_real_data
@@ -47,8 +47,7 @@ def trained(name: str, folder: Path, model: Path, *settings: str) -> Context:
 
 
 def losses(context: Context) -> list[float]:
-    history = json.loads((context.run.stage(1, "policy").folder / "history.json").read_text())
-    return [step["loss"] for step in history]
+    return [step.loss for step in read_steps(context.run.stage(1, "policy").folder / "steps.jsonl")]
 
 
 def test_three_votes_are_soft_labels(tmp_path: Path, model: Path) -> None:
