@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -46,7 +45,7 @@ def output_head(model: Any) -> OutputHead | None:
     Asked of the model itself: of the ways that its configuration may mean, the one that gives its logits.
     """
     linear = model.get_output_embeddings()
-    plain = linear.get_base_layer() if isinstance(linear, BaseTunerLayer) else linear
+    plain = linear if isinstance(linear, nn.Linear) else _under_adapter(linear)
     settings = model.config.get_text_config().to_dict()
     # A cap does not show in small logits, so one that is not known is not put to the test.
     caps = {name for name, value in settings.items() if "softcap" in name and value}
@@ -64,6 +63,14 @@ def output_head(model: Any) -> OutputHead | None:
         model.train(training)
     heads = (OutputHead(linear, factor, settings.get(FINAL_CAP) or None) for factor in factors)
     return next((head for head in heads if _alike(head(hidden), logits)), None)
+
+
+def _under_adapter(linear: Any) -> Any:
+    """The layer that an adapter has taken the place of; ``linear`` itself where it is no adapter."""
+    # Seconds of import, which a run without adapters need not wait for.
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return linear.get_base_layer() if isinstance(linear, BaseTunerLayer) else linear
 
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
