@@ -40,12 +40,18 @@ class SamplerProcess:
             RunError: the engine failed, or does not hold these weights.
         """
         self._loaded = {"path": path, "probe": probe}
-        try:
-            report: dict[str, Any] = self._running().call("load", self._loaded, self._settings.start_timeout)
-        except RunError:
-            self.kill()
-            raise
-        return report
+        for left in range(self._settings.retries, -1, -1):
+            try:
+                report: dict[str, Any] = self._running().call("load", self._loaded, self._settings.start_timeout)
+            except RunError:
+                # What it says of its weights it would say again; a process that died or hung gets another try.
+                answered = self._child is not None and self._child.alive
+                self.kill()
+                if answered or left == 0:
+                    raise
+            else:
+                return report
+        raise AssertionError("unreachable")
 
     @property
     def pid(self) -> int | None:

@@ -5,12 +5,14 @@ import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_model import save_tiny_model
 from tiny_sampler import write_true_probe
 
 from flows import sampler_process
+from flows.child import Child
 from flows.sampler_process import SamplerProcess
 from pipeline import config
 from pipeline.config import SamplingSettings
@@ -60,6 +62,23 @@ def test_a_crash_in_the_middle_costs_no_answer_and_changes_none(
         crash(process)
         got += [next(answers) for _ in range(9)]
     assert same([*got, *answers], expected)
+
+
+def test_a_load_in_the_midst_of_which_the_engine_dies_is_tried_again(
+    process: SamplerProcess, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, deaths = Child.call, iter(["once"])
+
+    def dying(child: Child, name: str, *args: Any) -> Any:
+        if name == "load" and next(deaths, None):
+            os.kill(child.pid, signal.SIGKILL)
+        return call(child, name, *args)
+
+    monkeypatch.setattr(Child, "call", dying)
+    assert process.load(str(folder))["how"] == "start"
+    deaths = iter(["once", "and again"])
+    with pytest.raises(RunError, match=r"died during load \(signal SIGKILL\)"):
+        process.load(str(folder))
 
 
 def test_a_crash_without_an_answer_in_between_is_final(process: SamplerProcess, folder: Path) -> None:
