@@ -19,7 +19,15 @@ DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
 }
-PREFECT_LOGGERS = ("prefect", "prefect.flow_runs", "prefect.task_runs", "prefect.server", "httpx", "")
+PREFECT_LOGGERS = (
+    "prefect",
+    "prefect._internal",
+    "prefect.flow_runs",
+    "prefect.task_runs",
+    "prefect.server",
+    "httpx",
+    "",
+)
 
 
 def prepare_environment() -> None:
@@ -33,6 +41,8 @@ def log_to_file(file: Path) -> None:
     import prefect.main  # noqa: F401 - sets up the loggers whose handlers are replaced here
     from prefect.logging.handlers import PrefectConsoleHandler
 
+    # What cannot be sent is in the file all the same; Prefect would say so on standard error, line by line.
+    logging.raiseExceptions = False
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flows.artefacts import Screen
+from flows.prefect_states import true_states
 from flows.tasks import Reached, Stages
 from flows.workers import Workers
 from pipeline.config import RunConfig
@@ -47,7 +48,7 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
     The block ends early, without an error, when the stage ``until`` (``ROUND:STAGE``) is complete.
     """
     run = RunFolder(root)
-    with run.lock():
+    with run.lock(), true_states(root):
         config = load_config([run.config_file])
         with Screen(run, config) as screen, suppress(Reached), Workers(root, config) as workers:
             yield run, config, Stages(run, config, workers, screen, until)

@@ -19,32 +19,43 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
+from flows.kept_alive import kept_alive
 from pipeline.store import write_text
 from pipeline.types import RunError, UserError
 
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
+REACH_SECONDS = 10.0
 
 
 @contextmanager
 def prefect_api(log: Path) -> Iterator[None]:
-    """Within the block flows find a server. Raises ``RunError`` if the private one does not start."""
+    """Within the block flows find a server; the private one is started again, at the same address, if it dies.
+
+    Raises:
+        RunError: the private one does not start, or a lasting one is out of reach where a flow cannot do without.
+    """
     url = lasting_api()
     if url is not None:
-        with _sent_to(url):
+        with _within_reach(url), _sent_to(url):
             yield
         return
     port = _free_port()
-    with log.open("ab") as output:
-        process = _start(port, output.fileno())
+
+    def start() -> "subprocess.Popen[bytes]":
+        with log.open("ab") as output:
+            return _start(port, output.fileno())
+
+    process = start()
+    url = f"http://127.0.0.1:{port}/api"
     try:
-        url = f"http://127.0.0.1:{port}/api"
         _wait(url, process, log)
-        with _sent_to(url):
-            yield
-    finally:
+    except BaseException:
         stop_watched(process)
+        raise
+    with kept_alive(process, start, stop_watched), _sent_to(url):
+        yield
 
 
 def lasting_api() -> str | None:
@@ -88,6 +99,19 @@ def lasting_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
         with suppress(FileNotFoundError):
             _note().unlink()
         stop_watched(process)
+
+
+@contextmanager
+def _within_reach(url: str) -> Iterator[None]:
+    """Raise ``RunError`` where the server at ``url`` does not answer, at first or in the block."""
+    try:
+        httpx.get(f"{url}/health", timeout=REACH_SECONDS)
+        yield
+    except httpx.TransportError as error:
+        raise RunError(
+            f"Prefect's server at {url} is out of reach ({error}); what is complete is kept, and the same command goes "
+            "on when the server is back, or with one of its own when PREFECT_API_URL is not set"
+        ) from error
 
 
 @contextmanager

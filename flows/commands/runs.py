@@ -28,7 +28,7 @@ def run(
     ] = None,
 ) -> None:
     """Run a config; the same command again goes on where a run was stopped or killed."""
-    from prefect.exceptions import TerminationSignal
+    from prefect.exceptions import Abort, TerminationSignal
 
     from flows.running import run_config
 
@@ -36,6 +36,6 @@ def run(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_config(*split(items), run_dir, extend, until)
-    except (KeyboardInterrupt, TerminationSignal):
+    except (KeyboardInterrupt, TerminationSignal, Abort):
         print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)
         raise typer.Exit(130) from None
