@@ -1,0 +1,266 @@
+"""A run under fire: started, killed here and there, started again, and in the end compared with one left alone."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from pipeline.configfile import load_config
+from pipeline.rows import read_row_file, read_rows
+from pipeline.store import RunFolder
+from pipeline.types import derive_seed
+
+ROOT = Path(__file__).parents[2]
+INJECTION = Path(__file__).parent / "injection"
+Role = Literal["parent", "sampler", "trainer", "server"]
+FILES = ("write", "fsync", "rename", "renamed", "remove")
+# Where each process can be told to die, how often that place may be passed before, and the longest delay there.
+POINTS: dict[Role, dict[str, tuple[int, float]]] = {
+    "parent": dict.fromkeys(FILES, (10, 0.0)),
+    "trainer": {**dict.fromkeys(FILES, (10, 0.0)), "step": (24, 0.0)},
+    "sampler": {"sampled": (200, 0.0), "swap": (1, 1.0)},
+    "server": {},
+}
+SHARES: dict[Role, float] = {"parent": 0.35, "trainer": 0.3, "sampler": 0.2, "server": 0.15}
+# Folders of sampled responses in a round, and what their seeds derive from beside run, round and prompt.
+SAMPLED = {
+    "samples": "samples",
+    "evaluation_samples/greedy": "evaluation greedy",
+    "evaluation_samples/sampled": "evaluation sampled",
+}
+# For all processes of a run to be gone after its first one is.
+GONE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One kill: of which process, at which place, or ``seconds`` after it was ordered (``point`` is "time")."""
+
+    role: Role
+    point: str
+    after: int = 0
+    delay: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Losses:
+    """What a run under fire lost; all of it must be empty or zero."""
+
+    shards_twice: list[str] = field(default_factory=list)
+    sampled_again: int = 0
+    orphans: list[str] = field(default_factory=list)
+    left_over: list[str] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing was lost."""
+        return not any(asdict(self).values())
+
+
+def draw_kill(lots: random.Random, longest: float, points: dict[Role, dict[str, tuple[int, float]]] = POINTS) -> Kill:
+    """A kill by lot: half of them at a place, half at a time of up to ``longest`` seconds."""
+    role = lots.choices(list(SHARES), list(SHARES.values()))[0]
+    if points[role] and lots.random() < 0.5:
+        point = lots.choice(list(points[role]))
+        most, delay = points[role][point]
+        return Kill(role, point, lots.randrange(most), lots.uniform(0, delay))
+    return Kill(role, "time", seconds=lots.uniform(0, longest))
+
+
+class Fire:
+    """One run folder and the processes that write it, each of them marked by the folder's name in its environment."""
+
+    def __init__(self, run: Path, arguments: list[str], environment: dict[str, str]) -> None:
+        """``arguments``: of ``prefloop run``, without the folder."""
+        self.run = run
+        self.done: list[Kill] = []
+        self.lost = Losses()
+        self.endings: Counter[int] = Counter()
+        self.starts = 0
+        self._command = [sys.executable, "-m", "flows", "run", *arguments, "--run-dir", str(run)]
+        self._ledger = run.with_name(f"{run.name}.ledger.jsonl")
+        self._orders = run.with_name(f"{run.name}.orders.json")
+        self._output = run.with_name(f"{run.name}.output")
+        self._environment = {
+            **environment,
+            "PYTHONPATH": os.pathsep.join([str(INJECTION), str(ROOT)]),
+            "FAULTS_RUN": str(run),
+            "FAULTS_LEDGER": str(self._ledger),
+            "FAULTS_ORDERS": str(self._orders),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def shoot(self, kill: Kill, patience: float) -> bool:
+        """Have one process killed; False if the run was over before.
+
+        A place that is not reached within ``patience`` seconds is given up, and the process is killed there and then.
+        """
+        process = self._running()
+        number = len(self.done) + 1
+        if kill.point == "time":
+            deadline = time.monotonic() + kill.seconds
+        else:
+            deadline = time.monotonic() + patience
+            self._order({"number": number, **asdict(kill)})
+        while time.monotonic() < deadline and not self._fell(number):
+            if process.poll() is not None:
+                return self._over()
+            time.sleep(0.05)
+        self._order({})
+        if not self._fell(number):
+            role = self._kill_now(kill.role)
+            kill = Kill(role, "time", seconds=kill.seconds or patience)
+        self.done.append(kill)
+        if kill.role == "parent":
+            process.wait()
+        # What a fallen child means shows within a moment; the parent may as well go on.
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            self._over()
+        return True
+
+    def finish(self, tries: int = 3) -> None:
+        """Let the run go on, undisturbed, to its end."""
+        for _ in range(tries):
+            if self._running().wait() == 0:
+                self._over()
+                return
+            self._over()
+        raise AssertionError(f"{self.run}: does not end: {self._output.read_text(errors='replace')[-2000:]}")
+
+    def compare(self, expected: dict[str, str]) -> None:
+        """Hold the finished run against ``results`` of an undisturbed one, and count what was done twice."""
+        found = results(self.run)
+        self.lost.different = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
+        self.lost.left_over = sorted(
+            str(path.relative_to(self.run))
+            for path in self.run.rglob("*")
+            if path.suffix in (".partial", ".tmp") or path.name == "checkpoints"
+        )
+        written = Counter(line["path"] for line in self._lines("renamed") if _is_shard(line["path"]))
+        self.lost.shards_twice = sorted(path for path, times in written.items() if times > 1)
+        self.lost.sampled_again = self._sampled_again()
+
+    def repeated(self) -> int:
+        """Prompts that were sampled more than once: those of shards that were under way when a kill came."""
+        return sum(times - 1 for times in Counter(line["seed"] for line in self._lines("sampled")).values())
+
+    def _sampled_again(self) -> int:
+        """Prompts that were sampled although their shard was there already."""
+        complete: set[int] = set()
+        again, prompts = 0, _seeds_of_shards(self.run)
+        for line in self._lines():
+            if line["event"] == "renamed" and _is_shard(line["path"]):
+                complete |= prompts.get(line["path"], set())
+            elif line["event"] == "sampled":
+                again += line["seed"] in complete
+        return again
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            self.starts += 1
+            self._order({})
+            with self._output.open("ab") as output:
+                self._process = subprocess.Popen(
+                    self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                )
+        return self._process
+
+    def _over(self) -> bool:
+        """Collect a process that has ended, and see that nothing is left of it; False for what ``shoot`` returns."""
+        assert self._process is not None
+        self.endings[self._process.wait()] += 1
+        self._process = None
+        deadline = time.monotonic() + GONE_SECONDS
+        while (left := list(self._family())) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for process in left:
+            self.lost.orphans.append(" ".join(process.info["cmdline"] or ()))
+            process.kill()
+        said = self._output.read_text(errors="replace")
+        if "Traceback" in said and not self.lost.tracebacks:
+            self.lost.tracebacks.append(said[said.index("Traceback") :][:4000])
+        return False
+
+    def _kill_now(self, role: Role) -> Role:
+        """Kill the newest process of that role, or where there is none the parent; returns whom."""
+        alive = {process.pid for process in self._family()}
+        found = [line["pid"] for line in self._lines("started") if line["role"] == role and line["pid"] in alive]
+        if found:
+            os.kill(found[-1], signal.SIGKILL)
+            return role
+        assert self._process is not None
+        self._process.kill()
+        return "parent"
+
+    def _family(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter(["cmdline", "status"]):
+            try:
+                marked = process.environ().get("FAULTS_RUN") == str(self.run)
+            except (psutil.Error, OSError):
+                continue
+            if marked and process.info["status"] != psutil.STATUS_ZOMBIE:
+                yield process
+
+    def _fell(self, number: int) -> bool:
+        return any(line["number"] == number for line in self._lines("killed"))
+
+    def _order(self, order: dict[str, Any]) -> None:
+        scratch = self._orders.with_suffix(".new")
+        scratch.write_text(json.dumps(order))
+        scratch.replace(self._orders)
+
+    def _lines(self, event: str | None = None) -> list[dict[str, Any]]:
+        if not self._ledger.exists():
+            return []
+        lines = [json.loads(line) for line in self._ledger.read_text().splitlines()]
+        return [line for line in lines if event is None or line["event"] == event]
+
+
+def results(run: Path) -> dict[str, str]:
+    """SHA-256 of each round's pairs, row by row, and of each policy's weights."""
+    found: dict[str, str] = {}
+    for round_ in RunFolder(run).rounds():
+        stages = run / f"round_{round_:03d}"
+        if (stages / "pairs").is_dir():
+            rows = "\n".join(json.dumps(row, sort_keys=True) for row in read_rows(stages / "pairs"))
+            found[f"round {round_} pairs"] = hashlib.sha256(rows.encode()).hexdigest()
+        for weights in sorted((stages / "policy").glob("*.safetensors")):
+            found[f"round {round_} {weights.name}"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return found
+
+
+def _is_shard(path: str) -> bool:
+    return Path(path).name.startswith("shard_") and path.endswith(".parquet")
+
+
+def _seeds_of_shards(run: Path) -> dict[str, set[int]]:
+    """The seeds that each shard's prompts are sampled with, by the name under which the shard was written."""
+    seed = load_config([run / "config.yaml"]).seed
+    found: dict[str, set[int]] = {}
+    for round_ in RunFolder(run).rounds():
+        for name, purpose in SAMPLED.items():
+            stage, _, inner = name.partition("/")
+            for file in (run / f"round_{round_:03d}" / name).glob("shard_*.parquet"):
+                written = f"round_{round_:03d}/{stage}.partial/{inner and inner + '/'}{file.name}"
+                prompts = [row["prompt"]["id"] for row in read_row_file(file)]
+                found[written] = {derive_seed(seed, purpose, round_, prompt) for prompt in prompts}
+    return found
