@@ -12,7 +12,7 @@ from flows.commands.deployments import deploy, serve, ui, up
 from flows.commands.models import reward_model
 from flows.commands.operating import approve
 from flows.commands.preparing import check, losses, plan
-from flows.commands.results import pairs, show
+from flows.commands.results import pairs, report, show
 from flows.commands.runs import run
 from flows.environment import prepare_environment
 from pipeline.types import Paused, RunError, UserError
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, show, check, plan, pairs, losses, reward_model, approve, up, deploy, serve, ui):
+for command in (run, show, report, check, plan, pairs, losses, reward_model, approve, up, deploy, serve, ui):
     app.command(command.__name__.replace("_", "-"))(command)
 
 

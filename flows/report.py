@@ -1,60 +1,145 @@
-"""Writes RUN/report.html from the run folder."""
+"""Writes RUN/report.html, or a page of several runs."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows.keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
-from flows.table import read_rounds
-from pipeline.config import RunConfig
-from pipeline.configfile import dump_config
-from pipeline.report import Comparison, render_report
-from pipeline.rows import read_groups
-from pipeline.store import Manifest, RunFolder, write_text
-from pipeline.types import Group
+import pyarrow.parquet as pq
+from pydantic import JsonValue
 
-SHOWN = 12
+from flows.round_facts import evaluated_rounds, round_facts
+from pipeline.config import RunConfig
+from pipeline.configfile import dump_config, load_config
+from pipeline.report import RunFacts, Sample, Samples, render_report
+from pipeline.rows import read_groups
+from pipeline.store import RunFolder, write_text
+from pipeline.types import UserError
+
+# Held-out prompts and rounds that samples are shown of, characters of one response, and of all that a page holds.
+PROMPTS, ROUNDS, RESPONSE, ALL = 100, 8, 1500, 1_500_000
 
 
 def write_report(run: RunFolder, config: RunConfig) -> Path:
-    """Render the rounds that are evaluated so far; returns the file."""
-    rounds = read_rounds(run.root)
-    page = render_report(
-        config.name,
-        dump_config(config),
-        rounds,
-        _comparisons(run, rounds[-1]["round"]) if len(rounds) > 1 else [],
-        _manifests(run),
-    )
+    """Render what there is of the run so far; returns the file."""
     file = run.root / "report.html"
-    write_text(file, page)
+    write_text(file, render_report([run_facts(run, config)]))
     return file
 
 
-def _manifests(run: RunFolder) -> list[tuple[str, Manifest]]:
-    names = (*START_STAGES, *ITERATIVE_STAGES, *OFFLINE_STAGES, "average")
-    stages = [run.stage(round_, name) for round_ in run.rounds() for name in dict.fromkeys(names)]
-    manifests = [(stage.title, stage.manifest()) for stage in stages]
-    return [(title, manifest) for title, manifest in manifests if manifest is not None]
+def report_runs(roots: Sequence[Path], output: Path | None) -> Path:
+    """Write the page of one run, or of several beside each other; returns the file.
+
+    Raises:
+        UserError: no run folder, several without ``output``, or a place that cannot be written.
+    """
+    if len(roots) > 1 and output is None:
+        raise UserError("report: several runs have no folder in common; --output FILE says where the page goes")
+    runs = [RunFolder(root) for root in roots]
+    for run in runs:
+        if not run.config_file.is_file():
+            raise UserError(f"{run.root}: not a run folder (no config.yaml)")
+    found = [(run, load_config([run.config_file])) for run in runs]
+    if output is None:
+        return write_report(*found[0])
+    names = _names([config.name for _, config in found], roots)
+    share = ALL // len(found)
+    page = render_report(
+        [run_facts(run, config, name, share) for (run, config), name in zip(found, names, strict=True)]
+    )
+    try:
+        write_text(output, page)
+    except OSError as error:
+        raise UserError(f"--output: {output}: cannot write there ({error.strerror})") from None
+    return output
 
 
-def _comparisons(run: RunFolder, last: int) -> list[Comparison]:
-    before, after = _greedy(run, 0), _greedy(run, last)
-    shared = [key for key in before if key in after][:SHOWN]
-    return [
-        Comparison(
-            prompt="\n".join(message.content for message in before[key].prompt.messages),
-            before=before[key].responses[0].text,
-            before_score=_score(before[key]),
-            after=after[key].responses[0].text,
-            after_score=_score(after[key]),
-        )
-        for key in shared
+def run_facts(run: RunFolder, config: RunConfig, name: str | None = None, characters: int = ALL) -> RunFacts:
+    """All that a page tells of one run; its samples have at most so many ``characters``."""
+    rounds = tuple(round_facts(run, config, round_, comparisons=0) for round_ in run.rounds())
+    manifests = [manifest for n in run.rounds() for s in _stages(run, n) if (manifest := run.stage(n, s).manifest())]
+    versions: dict[str, str] = {}
+    for manifest in sorted(manifests, key=lambda manifest: manifest.finished):
+        versions |= manifest.versions
+    return RunFacts(
+        name=name or config.name,
+        config=dump_config(config),
+        settings=dict(_leaves(config.model_dump(mode="json"))),
+        headline=_headline(config),
+        rounds=rounds,
+        planned=config.rounds,
+        versions=versions,
+        finished=max((manifest.finished for manifest in manifests), default="").replace("T", " ").replace("Z", " UTC"),
+        samples=_samples(run, characters),
+    )
+
+
+def _leaves(plain: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(plain, dict):
+        for name, value in plain.items():
+            yield from _leaves(value, f"{path}.{name}" if path else name)
+    else:
+        yield path, str(plain)
+
+
+def _stages(run: RunFolder, round_: int) -> list[str]:
+    folder = run.stage(round_, "data").folder.parent
+    return sorted(path.parent.name for path in folder.glob("*/manifest.json") if path.parent.suffix != ".partial")
+
+
+def _headline(config: RunConfig) -> str:
+    training = config.training
+    parts = [
+        config.mode,
+        f"{config.rounds} round{'s' * (config.rounds > 1)}",
+        f"loss {config.loss.preset}, β = {config.loss.beta:g}",
+        f"reference {training.reference}",
+        f"learning rate {training.learning_rate:g}",
+        *([] if config.scorer is None else [f"labels by {config.scorer.kind}"]),
+        f"seed {config.seed}",
     ]
+    return " · ".join(parts)
 
 
-def _greedy(run: RunFolder, round_: int) -> dict[str, Group]:
-    return {group.prompt.id: group for group in read_groups(run.stage(round_, "evaluation").folder / "greedy")}
+def _names(names: Sequence[str], roots: Sequence[Path]) -> list[str]:
+    """Names that tell the runs apart: of their configs, else of their folders, else their paths."""
+    for choice in (names, [root.resolve().name for root in roots], [str(root) for root in roots]):
+        if len(set(choice)) == len(choice):
+            return list(choice)
+    return [f"{root} ({number})" for number, root in enumerate(roots, 1)]
 
 
-def _score(group: Group) -> str:
-    score = group.scores[0] if group.scores else None
-    return "–" if score is None else f"{score:.2f}"
+def _samples(run: RunFolder, characters: int) -> Samples:
+    """Greedy responses of a few rounds, evenly spaced, the first and the newest among them."""
+    rounds = evaluated_rounds(run)
+    last = len(rounds) - 1
+    places = sorted({round(place * last / (ROUNDS - 1)) for place in range(ROUNDS)}) if last > 0 else [*range(last + 1)]
+    shown = [rounds[place] for place in places]
+    found: dict[str, tuple[str, dict[int, tuple[str, float | None]]]] = {}
+    for round_ in shown:
+        for number, group in enumerate(read_groups(run.stage(round_, "evaluation").folder / "greedy")):
+            if number == PROMPTS:
+                break
+            prompt = "\n".join(message.content for message in group.prompt.messages)
+            score = group.scores[0] if group.scores else None
+            cells = found.setdefault(group.prompt.id, (prompt, {}))[1]
+            cells[round_] = (_cut(group.responses[0].text), score)
+    kept = _within(characters, [Sample(_cut(prompt), responses) for prompt, responses in found.values()])
+    return Samples(tuple(kept), _held_out(run, shown[0]) if shown else 0)
+
+
+def _within(characters: int, samples: Sequence[Sample]) -> list[Sample]:
+    kept = []
+    for sample in samples:
+        characters -= len(sample.prompt) + sum(len(text) for text, _ in sample.responses.values())
+        if characters < 0:
+            break
+        kept.append(sample)
+    return kept
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= RESPONSE else text[:RESPONSE] + " …"
+
+
+def _held_out(run: RunFolder, round_: int) -> int:
+    folder = run.stage(round_, "evaluation").folder / "greedy"
+    return sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))

@@ -135,7 +135,8 @@ def _training(run: RunFolder, round_: int, manifests: Mapping[str, Manifest]) ->
     if "loss" not in said:
         return None
     numbers = {name: float(value) for name, value in said.items() if isinstance(value, int | float)}
-    return TrainingFacts(numbers, read_steps(run.stage(round_, "policy").folder / STEPS))
+    file = run.stage(round_, "policy").folder / STEPS
+    return TrainingFacts(numbers, read_steps(file) if file.exists() else ())
 
 
 def _gate(run: RunFolder, round_: int) -> GateFacts | None:

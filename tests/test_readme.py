@@ -48,6 +48,7 @@ def test_every_source_file_has_its_line_in_the_tree() -> None:
         "pipeline",
         "pipeline/config",
         "pipeline/losses",
+        "pipeline/report",
         "reward_models",
         "flows",
         "flows/commands",

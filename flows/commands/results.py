@@ -1,6 +1,7 @@
 """Commands that show what a run has made: ``show``, ``pairs``."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,18 @@ def show(
         print(json.dumps(rounds, indent=1, ensure_ascii=False))
     else:
         print_table(run_folder, rounds)
+
+
+def report(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="[default: report.html in the run's folder]", show_default=False)
+    ] = None,
+) -> None:
+    """Write the page of a run, or of several runs beside each other; one file that needs nothing from outside."""
+    from flows.report import report_runs
+
+    print(report_runs(run_folders, output))
 
 
 def pairs(

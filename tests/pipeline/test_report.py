@@ -1,40 +1,164 @@
+"""The page shows what there is, as text and nothing else, and needs nothing from outside."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from pipeline.report import Comparison, render_report
+import pytest
+
+from pipeline.histograms import histogram
+from pipeline.progress import StepReport
+from pipeline.report import RunFacts, Sample, Samples, render_report
+from pipeline.report.figures import POINTS, thinned
+from pipeline.report.page import duration
+from pipeline.report.training import BOTH_MAY_FALL
+from pipeline.round_facts import (
+    DiscriminatorFacts,
+    GateFacts,
+    LabelFacts,
+    PairFacts,
+    RoundFacts,
+    StageFacts,
+    TrainingFacts,
+    estimate,
+)
 from pipeline.rounds_table import COLUMNS, cell
 
-EVIL = "<script>alert(1)</script> [x](javascript:alert(2)) \u202e\x1b[2J\0"
+EVIL = "</script><script>alert(1)</script> [x](javascript:alert(2))"
+STEP = StepReport(1, 3, 0.5, 1e-3, 1.0, 0.1, 0.75, -1.0, -2.0, 100, 50, 0.0, 0.1, 1000.0, -0.125, -0.25)
+DATA = re.compile(r'<script type="application/json" id="responses">(.*?)</script>', re.S)
 
 
-def page(rounds: list[dict[str, Any]], comparisons: list[Comparison]) -> str:
-    return render_report("run", "name: run\n", rounds, comparisons, [])
+def bare(round_: int, **metrics: Any) -> RoundFacts:
+    """A round of which nothing but ``metrics`` is known."""
+    keys = (
+        "reward",
+        "reward_greedy",
+        "kl_to_start",
+        "kl_to_previous",
+        "response_length",
+        "stop_rate",
+        "sampler_trainer_gap",
+    )
+    known = {key: metrics.get(key) for key in keys}
+    wins = {name: estimate(metrics, name) for name in ("win_rate_vs_start", "win_rate_vs_previous")}
+    return RoundFacts(
+        round_, metrics, **known, **wins, pairs=None, labels=(), discriminator=None, training=None, gate=None,
+        stages=(), comparisons=(),
+    )  # fmt: skip
+
+
+def full(round_: int) -> RoundFacts:
+    """A round that has everything."""
+    wins = {"win_rate_vs_start": 0.5 + round_ / 10, "win_rate_vs_start_ci": [0.4, 0.9]}
+    measures = {"gap": 0.1 * round_, "gap_ci": [0.0, 0.3], "reward_length_slope": 0.01, "lc_win_rate_vs_start": 0.55}
+    facts = bare(
+        round_, reward=float(round_), kl_to_start=0.1 * round_, response_length=20.0, repetition_rate=0.1, **wins
+    )
+    counts = histogram([1.0, 2.0, 3.0])
+    causes = {"no_answer": 1}
+    labels = LabelFacts("labels", 1, causes, 40, 0.25, 30, cost=1.5, orders_that_disagree=0.2, disagreement=0.3)
+    if round_ == 0:
+        return facts
+    return replace(
+        facts,
+        pairs=PairFacts("pair", 12, 10, {"tie": 3}, counts, 2.0, counts),
+        labels=(labels,),
+        discriminator=DiscriminatorFacts(20, 8, 4, 0.75, 0.7, 0.65, "accuracy too low"),
+        training=TrainingFacts({"loss": 0.5}, tuple(replace(STEP, step=n) for n in (1, 2, 3))),
+        gate=GateFacts("pause", ("the length grows",), 1, measures),
+        stages=(StageFacts("policy", 12, 7200.0, 7200, 1.0, {"process": 3 << 30, "device": 5 << 30}),),
+    )  # fmt: skip
+
+
+def run(*rounds: RoundFacts, name: str = "run", samples: tuple[Sample, ...] = (), **settings: str) -> RunFacts:
+    return RunFacts(name, "name: run\n", settings, "iterative", rounds, 3, {"torch": "2.13"}, "", Samples(samples, 9))
 
 
 def test_what_a_model_wrote_is_text_and_nothing_else() -> None:
-    rounds = [{"round": 0, "reward": 1.0}, {"round": 1, "reward": 2.0}]
-    html = page(rounds, [Comparison(EVIL, EVIL, "1.00", EVIL, "2.00")])
-    assert EVIL not in html and "<script>alert(1)" not in html
-    assert not {"\u202e", "\x1b", "\0"} & set(html)
-    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
+    sample = Sample(EVIL, {0: (EVIL + "\x1b[31m", 1.0), 1: (EVIL, None)})
+    html = render_report([run(full(0), full(1), name=EVIL, samples=(sample,), key=EVIL), run(full(0), full(1))])
+    assert "<script>alert(1)" not in html
+    (found,) = [json.loads(text) for text in DATA.findall(html)]
+    assert found["items"][0]["prompt"] == EVIL and "\x1b" not in found["items"][0]["cells"]["0"][0]
+    assert found["items"][0]["cells"]["1"] == [EVIL, None]
 
 
 def test_the_page_needs_nothing_from_outside() -> None:
-    html = page([{"round": 0, "reward": 1.0}, {"round": 1, "reward": 2.0}], [])
-    head = html[: html.index("<body>")]
-    assert "default-src 'none'" in head
-    assert "<link" not in html and "<script src" not in html
+    html = render_report([run(full(0), full(1), full(2))])
+    assert "default-src 'none'" in html[: html.index("<script")]
+    assert "<link" not in html and "<script src" not in html and "<img" not in html
 
 
-def test_columns_without_a_value_are_left_out() -> None:
-    html = page(
-        [{"round": 0, "reward": 1.25, "kl_to_start": 0.0}, {"round": 1, "reward": 2.5, "kl_to_start": None}], []
-    )
-    assert "1.250" in html and "2.500" in html and "slot err greedy" not in html
-    assert "<td>–</td>" in html
+def test_everything_that_there_is_has_its_panel() -> None:
+    html = render_report([run(full(0), full(1), full(2), a="b")])
+    for title in (
+        "Reward", "Win rate", "Win rate, length controlled", "KL", "Reward over KL", "Length", "Loss",
+        "Change of log-probs", "Margin", "Gradient norm", "Learning rate", "Yield", "Margins", "Dispersion",
+        "Discriminator&#39;s accuracy", "Cost of labels", "Time", "Agreement of labels",
+        "Gap between the labellers", "Reward paid for length",
+    ):  # fmt: skip
+        assert f"<b>{title}</b>" in html, title
+    text = html[html.index("<body>") :]
+    assert BOTH_MAY_FALL in text and text.count("the length grows") == 2 and "gate after round 2: pause" in text
+    assert "no: accuracy too low" in text and "1 (no_answer 1)" in text and "4.0 h" in text and "torch 2.13" in text
+    assert "<td>3.00</td><td>5.00</td>" in text and "What differs" not in text
+
+
+def test_what_is_not_there_leaves_no_empty_panel() -> None:
+    html = render_report([run(bare(0, reward=1.25, kl_to_start=0.0), bare(1, reward=2.5, kl_to_start=None))])
+    text = html[html.index("<body>") :]
+    assert re.findall(r"<figcaption><b>(.*?)</b>", text) == ["Reward"]
+    assert re.findall(r"<h2[^>]*>(.*?)</h2>", text) == ["Rounds", "Outcome", "Time and memory", "Config and versions"]
+    assert "1.250" in text and "<td>–</td>" in text and "slot err greedy" not in text
+
+
+def test_a_run_that_has_nothing_yet_is_a_small_page() -> None:
+    html = render_report([run()])
+    assert len(html) < 50_000 and "<figure" not in html[html.index("<body>") :]
+
+
+def test_several_runs_share_their_panels_and_settings_that_differ_are_told() -> None:
+    runs = [run(full(0), full(1), name=name, beta=beta, seed="0") for name, beta in (("one", "0.1"), ("two", "0.5"))]
+    text = render_report(runs)
+    text = text[text.index("<body>") :]
+    assert text.count("<b>Reward</b>") == 1 and "one" in text and "two · vs start" in text
+    assert "<td>beta</td><td>0.1</td><td>0.5</td>" in text and "<td>seed</td>" not in text
+
+
+def test_the_page_stays_small_however_long_the_run() -> None:
+    steps = tuple(replace(STEP, step=n) for n in range(1, 50_001))
+    rounds = [replace(full(n), training=TrainingFacts({}, steps if n == 1 else ())) for n in range(1, 300)]
+    assert len(render_report([run(full(0), *rounds)])) < 8_000_000
+
+
+def test_long_lines_become_means_of_stretches() -> None:
+    assert thinned([1.0, 2.0]) == [1.0, 2.0]
+    found = thinned([float(n) for n in range(10 * POINTS)])
+    assert len(found) == POINTS and found[0] == 4.5 and found[-1] == 10 * POINTS - 5.5
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed here")
+def test_figures_and_samples_are_drawn_in_a_browser(tmp_path: Path) -> None:
+    samples = tuple(Sample(f"prompt {n} <b>", {0: (f"before {n}", 1.0), 2: (f"after {n}", 2.0)}) for n in range(30))
+    page = tmp_path / "report.html"
+    page.write_text(render_report([run(full(0), full(1), full(2), samples=samples)]))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000"]
+    command += [f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    body = done.stdout[done.stdout.index("<body>") :]
+    assert body.count("<figure") == len(re.findall(r'<div class="plot-container', body)) > 15
+    assert "prompt 0 &lt;b&gt;" in body and "after 19" in body and body.count('class="sample"') == 20
+    assert "30 prompts" in body and "round 2, score 2.00" in body
 
 
 def test_cells() -> None:
     assert [cell(0.1234, "{:.1%}"), cell(None, "{:.1%}"), cell(2.0, "{:.3f}")] == ["12.3%", "–", "2.000"]
+    assert [duration(seconds) for seconds in (5.0, 90.0, 7200.0)] == ["5 s", "1.5 min", "2.0 h"]
 
 
 def test_headings_are_short_enough_for_a_terminal() -> None:
