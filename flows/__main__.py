@@ -12,7 +12,7 @@ from flows.commands.deployments import deploy, serve, ui, up
 from flows.commands.models import reward_model
 from flows.commands.operating import approve
 from flows.commands.preparing import check, losses, plan
-from flows.commands.results import pairs, report, show
+from flows.commands.results import pairs, report, show, verify
 from flows.commands.runs import run
 from flows.environment import prepare_environment
 from pipeline.types import Paused, RunError, UserError
@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, show, report, check, plan, pairs, losses, reward_model, approve, up, deploy, serve, ui):
+for command in (run, show, report, verify, check, plan, pairs, losses, reward_model, approve, up, deploy, serve, ui):
     app.command(command.__name__.replace("_", "-"))(command)
 
 
@@ -38,6 +38,10 @@ def main() -> None:
         sys.exit(2)
     except RunError as error:
         print(f"prefloop: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"prefloop: {place}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except Paused as pause:
         print(f"prefloop: {pause}", file=sys.stderr)

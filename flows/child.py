@@ -223,7 +223,9 @@ def _answer(connection: socket.socket, handlers: Mapping[str, Handler], message:
     except RunError as error:
         send({"error": str(error), "kind": "run"})
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever failed is shown to the user
-        traceback.print_exc()
+        # The log may be on the disk that is full.
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         send({"error": f"{message['call']}: {type(error).__name__}: {error}", "kind": "run"})
     else:
         send({"result": result})

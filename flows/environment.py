@@ -36,6 +36,13 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that is given up where its disk is full: what matters is said elsewhere."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Say nothing."""
+
+
 def log_to_file(file: Path) -> None:
     """Send what Prefect would print to ``file`` instead; what it sends to its server still goes there."""
     import prefect.main  # noqa: F401 - sets up the loggers whose handlers are replaced here
@@ -44,7 +51,7 @@ def log_to_file(file: Path) -> None:
     # What cannot be sent is in the file all the same; Prefect would say so on standard error, line by line.
     logging.raiseExceptions = False
     file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file, encoding="utf-8")
+    handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in PREFECT_LOGGERS:
         logger = logging.getLogger(name)

@@ -20,7 +20,8 @@ from flows.environment import prepare_environment
 from flows.keys import ITERATIVE_STAGES
 from flows.opening import prepare_run
 from flows.parameters import MAX_ROUNDS, dated
-from flows.running import check_new, check_stage
+from flows.redo import parse_stage
+from flows.running import check_new
 from pipeline.config import RunConfig
 from pipeline.configfile import load_config
 from pipeline.store import RunFolder, RunLockedError
@@ -92,7 +93,7 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
     check_new(config, root)
     config = config.model_copy(update={"rounds": rounds_to_reach(run, config, firing.rounds_more if first else 0)})
     if firing.until is not None:
-        check_stage(firing.until, config, "until")
+        parse_stage("until", firing.until, config)
     prepare_run(config, root, extend=True)
     return root
 

@@ -40,16 +40,16 @@ from pipeline.config import (
 from pipeline.config.components import ExtrapolatedPrior
 from pipeline.config.discriminator import Discriminator
 from pipeline.config.needs import reads_baseline, references_of
+from pipeline.digests import files_sha256
+from pipeline.manifest import StageKey
 from pipeline.records import data_files, open_dataset
-from pipeline.store import RunFolder, Stage, StageKey, file_sha256
+from pipeline.store import RunFolder, Stage
 from pipeline.types import UserError
 
 # Stages of a round in the order in which they run; what a loss does not read is left out (flows/supply.py).
 START_STAGES = ("data", "policy", "evaluation_samples", "evaluation")
 OFFLINE_STAGES = ("pairs", "calibration", "reference", "policy", "evaluation_samples", "evaluation")
 ITERATIVE_STAGES = ("samples", "gold", "discriminator", "labels", *OFFLINE_STAGES)
-
-HASHED_WHOLE = 64 * 1024 * 1024
 
 
 def stage_key(run: RunFolder, config: RunConfig, round_: int, name: str) -> StageKey:
@@ -255,7 +255,7 @@ def files_of(source: UserData) -> list[Path]:
     assert_never(source)
 
 
-def _scorer_digests(settings: Scorer) -> Iterator[tuple[str, str]]:
+def _scorer_digests(settings: Scorer) -> Iterator[tuple[str, JsonValue]]:
     """Of the files that labels depend on."""
     for field, scorer in scorers_of(settings):
         match scorer:
@@ -273,15 +273,16 @@ def _file_digest(path: str, field: str) -> str:
     return digest([Path(path)])
 
 
-def model_digest(path: Path) -> str:
-    """Small files by content, large ones (weights) by size; a hub name has no files here."""
-    return digest(sorted(file for file in path.iterdir() if file.is_file())) if path.is_dir() else str(path)
+def model_digest(path: Path) -> JsonValue:
+    """Of each file of a model folder; a hub name has none here."""
+    return (
+        {file.name: digest([file]) for file in sorted(path.iterdir()) if file.is_file()} if path.is_dir() else str(path)
+    )
 
 
 def digest(files: Iterable[Path]) -> str:
-    """Of names, sizes and, but for very large ones, contents."""
-    total = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        total.update(f"{file.name}:{size}:{file_sha256(file) if size <= HASHED_WHOLE else ''}\n".encode())
+    """Of names, sizes and contents."""
+    total, found = hashlib.sha256(), [*files]
+    for file, content in zip(found, files_sha256(found), strict=True):
+        total.update(f"{file.name}:{file.stat().st_size}:{content}\n".encode())
     return total.hexdigest()[:16]

@@ -5,7 +5,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flows.artefacts import Screen
+from flows.lease import FILE, hold
 from flows.prefect_states import true_states
+from flows.redo import finish_setting_aside
+from flows.storage_errors import FULL, storage_error
 from flows.tasks import Reached, Stages
 from flows.workers import Workers
 from pipeline.config import RunConfig
@@ -14,7 +17,7 @@ from pipeline.store import RunFolder, write_text
 from pipeline.types import UserError, first_lines
 
 # What a kill may leave of a run that had just begun.
-STARTED = {".lock", "config.yaml.tmp"}
+STARTED = {".lock", "config.yaml.tmp", FILE}
 
 
 def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolder:
@@ -34,9 +37,11 @@ def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolde
         raise UserError(f"{root}: not empty and not a run folder (no config.yaml); choose another --run-dir")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with run.lock():
+        with hold(root):
             write_text(run.config_file, dump_config(config))
     except OSError as error:
+        if error.errno in FULL:
+            raise (storage_error(error, root, "config.yaml") or error) from None
         raise UserError(f"{root}: cannot write there ({error.strerror})") from None
     return run
 
@@ -48,10 +53,11 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
     The block ends early, without an error, when the stage ``until`` (``ROUND:STAGE``) is complete.
     """
     run = RunFolder(root)
-    with run.lock(), true_states(root):
+    with hold(root) as lease, true_states(root):
+        finish_setting_aside(run)
         config = load_config([run.config_file])
         with Screen(run, config) as screen, suppress(Reached), Workers(root, config) as workers:
-            yield run, config, Stages(run, config, workers, screen, until)
+            yield run, config, Stages(run, config, workers, screen, lease, until)
 
 
 def _entries(root: Path) -> list[Path]:

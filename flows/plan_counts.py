@@ -67,7 +67,7 @@ def _counts(
         responses=config.sampling.n,
         prompt_tokens=_mean([len(ids) for ids in prompts]),
         response_tokens=sampled,
-        examples=len(examples) if offline else _made(config, len(prompts)),
+        examples=len(examples) if offline else made_examples(config, len(prompts)),
         continuations=len(examples[0].continuations),
         example_prompt_tokens=_mean(
             [len(e.prompt_ids) for e in examples] if offline else [len(ids) for ids in prompts]
@@ -88,7 +88,7 @@ def _passes(config: RunConfig) -> int:
     return max(1, references_of(config.loss)) + 2 * reads_contrast(config.loss)
 
 
-def _made(config: RunConfig, prompts: int) -> int:
+def made_examples(config: RunConfig, prompts: int) -> int:
     """Examples that a round makes of its groups, at most."""
     sampled, n, pairing = min(config.prompts_per_round or prompts, prompts), config.sampling.n, config.pairing
     of_prompt = 1

@@ -1,10 +1,11 @@
 """What this machine has to offer: memory, the accelerator's memory, disk."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from flows.room import free_bytes
 
 # Control groups of version 2: the limit of a container, which the machine's own figures do not show.
 GROUP = Path("/sys/fs/cgroup")
@@ -24,8 +25,7 @@ def room(folder: Path) -> Room:
     import torch
 
     device = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return Room(free_memory(), device, shutil.disk_usage(place).free)
+    return Room(free_memory(), device, free_bytes(folder))
 
 
 def free_memory(group: Path = GROUP) -> int:

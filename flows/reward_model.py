@@ -16,13 +16,14 @@ from pipeline.config import ClassifierScorer, RewardModelConfig
 from pipeline.configfile import dump_config, load_settings
 from pipeline.conversations import Conversations
 from pipeline.data import sound_preferences
+from pipeline.manifest import StageKey
 from pipeline.progress import StepReport
 from pipeline.records import data_files
 from pipeline.reward_metrics import Judged, percent, reliability, summary, tie_eta
 from pipeline.split import split_held_out
 from pipeline.step_log import STEPS
-from pipeline.store import RunFolder, Stage, StageKey, StageWriter, write_json, write_text
-from pipeline.types import Group, Response, TextPair, UserError, derive_seed, first_lines, json_line
+from pipeline.store import RunFolder, Stage, StageWriter, write_json, write_text
+from pipeline.types import Group, Response, RowsError, TextPair, UserError, derive_seed, first_lines, json_line
 
 CHECKPOINTS = "checkpoints"
 OFFENDING = "offending.json"
@@ -126,7 +127,7 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
     from pipeline.losses import Loss
     from pipeline.reward_model import load_start, save_reward_model
     from pipeline.row_scores import RowScores, padding_id
-    from pipeline.train import NonFiniteError, train
+    from pipeline.train import train
 
     model, tokenizer = load_start(config.model, config.seed)
     ties = config.ties != "drop"
@@ -148,7 +149,7 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
             checkpoint_dir=folder / CHECKPOINTS,
             on_step=on_step,
         )
-    except NonFiniteError as error:
+    except RowsError as error:
         _keep_offending_pairs(kept, folder, error)
         raise
     save_reward_model(model, tokenizer, folder)

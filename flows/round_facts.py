@@ -9,6 +9,7 @@ from flows.keys import ITERATIVE_STAGES, START_STAGES
 from flows.supply import reference_name
 from pipeline.config import RunConfig
 from pipeline.histograms import EMPTY, dispersion_histogram, margin_histogram
+from pipeline.manifest import Manifest
 from pipeline.round_facts import (
     Comparison,
     DiscriminatorFacts,
@@ -23,7 +24,7 @@ from pipeline.round_facts import (
 )
 from pipeline.rows import read_groups
 from pipeline.step_log import STEPS, read_steps
-from pipeline.store import Manifest, RunFolder
+from pipeline.store import RunFolder
 from pipeline.types import Group, RunError
 
 # Of the comparisons of a round; a page or an artefact shows no more.

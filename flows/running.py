@@ -6,26 +6,40 @@ from pathlib import Path
 
 from flows.checking import check_run, faults_file
 from flows.environment import log_to_file
-from flows.keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
+from flows.lease import hold
 from flows.opening import prepare_run
+from flows.redo import FOLDER, parse_stage, set_aside
 from flows.table import print_table, read_rounds
 from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.configfile import load_config
 from pipeline.store import RunFolder
-from pipeline.types import UserError
 
 
-def run_config(files: list[Path], settings: list[str], run_dir: Path | None, extend: bool, until: str | None) -> None:
+def run_config(
+    files: list[Path],
+    settings: list[str],
+    run_dir: Path | None,
+    extend: bool,
+    until: str | None,
+    redo_from: str | None = None,
+) -> None:
     """Run the config in this process, up to the stage ``until`` (``ROUND:STAGE``) if one is named.
+
+    ``redo_from``, of the same form: what is there from this stage on is set aside first.
 
     Raises ``UserError`` or ``RunError``.
     """
     config = load_config(files, settings)
     if until is not None:
-        check_stage(until, config, "--until")
+        parse_stage("--until", until, config)
+    redo = None if redo_from is None else parse_stage("--from", redo_from, config)
     root = (run_dir or Path("runs") / config.name).resolve()
     check_new(config, root)
     run = prepare_run(config, root, extend)
+    if redo is not None:
+        with hold(root):
+            moved = set_aside(run, config, *redo)
+        print(f"set aside in {root / FOLDER}: {', '.join(moved)}", file=sys.stderr)
     announce(config, root)
     log_to_file(root / "logs" / "prefect.log")
     report = run_flow(config, run, until)
@@ -60,18 +74,6 @@ def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str
     flow = iterative if config.mode == "iterative" else offline
     with prefect_api(run.root / "logs" / "server.log"):
         return str(flow(run_dir=str(run.root), until=until))
-
-
-def check_stage(stage: str, config: RunConfig, field: str) -> None:
-    """Raise ``UserError``, naming ``field``, if ``stage`` is not ROUND:STAGE of a run of ``config``."""
-    round_, _, name = stage.partition(":")
-    in_round = ITERATIVE_STAGES if config.mode == "iterative" else OFFLINE_STAGES
-    stages = START_STAGES if round_ == "0" else in_round
-    if not round_.isdecimal() or int(round_) > config.rounds or name not in stages:
-        raise UserError(
-            f"{field}: {stage}: not ROUND:STAGE with a round from 0 to {config.rounds} and a stage of "
-            f"{', '.join(START_STAGES)} (round 0) or {', '.join(in_round)}"
-        )
 
 
 def announce(config: RunConfig, root: Path) -> None:

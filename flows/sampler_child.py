@@ -14,8 +14,9 @@ from pydantic import TypeAdapter
 from flows.child import Progress, serve
 from pipeline import config
 from pipeline.chat import Chat, load_chat
-from pipeline.handshake import Held, Probe, check_swap, check_weights, coarser_dtype, read_probe
+from pipeline.handshake import Held, Logprobs, Probe, check_swap, check_weights, coarser_dtype, read_probe
 from pipeline.sample import Sampler, SampleRequest
+from pipeline.store import write_json
 from pipeline.types import RunError
 
 
@@ -30,10 +31,11 @@ class SamplerService:
         self._reload_works = True
 
     def init(self, args: dict[str, Any], progress: Progress) -> None:
-        """Read the settings; the engine starts with the first load."""
+        """Read the settings; the engine starts with the first load. ``evidence``: a file for a failed handshake."""
         adapter: TypeAdapter[config.Sampler] = TypeAdapter(config.Sampler)
         self._settings = adapter.validate_python(args["sampler"])
         self._chat_settings = config.Chat.model_validate(args["chat"])
+        self._evidence = Path(args["evidence"]) if "evidence" in args else None
         self._trust_remote_code = bool(args.get("trust_remote_code", False))
 
     def load(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -66,7 +68,13 @@ class SamplerService:
             stale, self._reload_works = str(error), False
             how = self._sampler.load(args["path"], fresh=True)
             difference = self._check(self._sampler, probe, fresh=True)
-        return {"how": how, "max_difference": difference, "stale_reload": stale, "seconds": time.monotonic() - start}
+        return {
+            "how": how,
+            "max_difference": difference,
+            "dtype": coarser_dtype(self._sampler.dtype, probe.dtype),
+            "stale_reload": stale,
+            "seconds": time.monotonic() - start,
+        }
 
     def sample(self, args: dict[str, Any], progress: Progress) -> None:
         """Sends the responses of each request, as lists of ``Response``'s fields, while the engine goes on."""
@@ -91,11 +99,22 @@ class SamplerService:
 
     def _check(self, sampler: Sampler, probe: Probe, fresh: bool) -> float:
         scores = sampler.score(probe.sequences)
-        difference = check_weights(scores, probe.logprobs, coarser_dtype(sampler.dtype, probe.dtype))
-        if not fresh and self._held is not None:
-            check_swap(self._held, scores, probe)
+        try:
+            difference = check_weights(scores, probe.logprobs, coarser_dtype(sampler.dtype, probe.dtype))
+            if not fresh and self._held is not None:
+                check_swap(self._held, scores, probe)
+        except RunError as error:
+            raise RunError(f"{error}{self._keep(probe, scores)}") from error
         self._held = Held(probe, tuple(tuple(row) for row in scores))
         return difference
+
+    def _keep(self, probe: Probe, scores: Logprobs) -> str:
+        """Write down what a failed handshake compared; says where."""
+        if self._evidence is None:
+            return ""
+        kept = {"sequences": probe.sequences, "trainer": probe.logprobs, "sampler": scores, "dtype": probe.dtype}
+        write_json(self._evidence, kept)
+        return f"; both sides' log-probabilities are in {self._evidence}"
 
 
 def build_sampler(settings: config.Sampler, path: str, chat: Chat, trust_remote_code: bool) -> Sampler:

@@ -24,6 +24,7 @@ class SamplerProcess:
             "sampler": sampler.model_dump(mode="json"),
             "chat": chat.model_dump(mode="json"),
             "trust_remote_code": trust_remote_code,
+            "evidence": str(log.with_name("handshake.json")),
         }
         self._log = log
         self._child: Child | None = None

@@ -4,6 +4,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flows.artefacts import Screen
+from flows.lease import Lease
 from flows.progress import both, make_console, progress
 from flows.stages import Context, needed
 from flows.stages.run import SAMPLED, run_stage
@@ -35,10 +36,17 @@ class Stages:
     """
 
     def __init__(
-        self, run: RunFolder, config: RunConfig, workers: Workers, screen: Screen, until: str | None = None
+        self,
+        run: RunFolder,
+        config: RunConfig,
+        workers: Workers,
+        screen: Screen,
+        lease: Lease,
+        until: str | None = None,
     ) -> None:
         """``until``: ``ROUND:STAGE`` after which a call raises ``Reached``."""
         self._until = until
+        self._lease = lease
         self._run = run
         self._config = config
         self._workers = workers
@@ -56,6 +64,7 @@ class Stages:
 
     def complete(self, name: str, round_: int) -> str:
         """Run the stage if it is not there; the body of the task."""
+        self._lease.check()
         artefact = self._run.stage(round_, name).title
         if not needed(Context(self._run, self._config), round_, name):
             self._console.print(f"round {round_} · {name}: already complete", style="dim", highlight=False)
@@ -65,7 +74,7 @@ class Stages:
             self._screen.stage(name, f"round {round_} · {self._title(name, round_)}", unit) as shown,
             progress(label, unit, self._console) as printed,
         ):
-            report = both(shown, printed)
+            report = both(self._while_held, both(shown, printed))
             context = Context(self._run, self._config, report)
             if name in SAMPLED:
                 run_stage(context, round_, name, self._workers)
@@ -74,6 +83,10 @@ class Stages:
         manifest = self._run.stage(round_, name).require()
         self._console.print(f"{label}: {manifest.rows} rows in {manifest.seconds:.1f} s", markup=False, highlight=False)
         return artefact
+
+    def _while_held(self, done: int, total: int, note: str) -> None:
+        """What is reported is made by children: a lost lease ends them here."""
+        self._lease.require()
 
     def _title(self, name: str, round_: int) -> str:
         if name != "policy":

@@ -13,7 +13,7 @@ from pipeline.examples import Example
 from pipeline.gradients import over_processes
 from pipeline.logps import Precision
 from pipeline.micro_batches import Cut, micro_batches
-from pipeline.types import RunError
+from pipeline.types import RowsError, RunError
 
 # Largest difference, in nats a token, between policy and stored reference when they are the same
 # model (what other batch shapes change by rounding): mean over all tokens of a batch, and over those
@@ -22,6 +22,12 @@ SAME_MODEL: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}
 SAME_MODEL_RESPONSE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 1.0}
 # Short examples of a process that packed and padded rows are compared on, beside its longest.
 SHORTEST = 3
+# Of the examples of a failed test, the worst first, so many are named.
+NAMED = 16
+
+
+class SelfTestError(RowsError):
+    """What must be equal differs before anything is trained."""
 
 
 @torch.no_grad()
@@ -34,7 +40,7 @@ def check_policy_is_reference(
         the mean absolute difference over the response tokens of all ``examples``, in nats a token.
 
     Raises:
-        RunError: this mean, or that of one response, is above what rounding explains; the stored
+        SelfTestError: this mean, or that of one response, is above what rounding explains; the stored
             log-probabilities are of another model, other tokens or another position.
     """
     # All of the batch: micro-batches go by length, so the first alone would be the shortest responses.
@@ -50,11 +56,12 @@ def check_policy_is_reference(
     worst = max(responses, key=_Difference.rank, default=_Difference(examples[0].id, 0.0, 1))
     mean, largest = nats / tokens, worst.nats / worst.tokens
     if not (mean <= SAME_MODEL[dtype] and largest <= SAME_MODEL_RESPONSE[dtype]):
-        raise RunError(
+        raise SelfTestError(
             "first step: policy and reference are the same model, yet their log-probabilities differ by "
             f"{mean:.3g} nats a token (allowed {SAME_MODEL[dtype]:g}), by {largest:.3g} in a response of example "
             f"{worst.id} (allowed {SAME_MODEL_RESPONSE[dtype]:g}): the stored reference log-probabilities are not "
-            "this policy's"
+            "this policy's",
+            tuple(dict.fromkeys(r.id for r in sorted(responses, key=_Difference.rank, reverse=True)))[:NAMED],
         )
     return mean
 
@@ -71,7 +78,8 @@ def check_packing(
         the mean absolute difference over this process's response tokens, in nats a token.
 
     Raises:
-        RunError: it is above what rounding explains: this model sees other tokens than it should in packed streams.
+        SelfTestError: it is above what rounding explains: this model sees other tokens than it should in packed
+            streams.
     """
     world = accelerator.num_processes
     ordered = sorted(examples, key=lambda e: (-e.length, e.id))
@@ -84,9 +92,10 @@ def check_packing(
     policy.train(training)
     apart = float((packed - padded).abs().mean())
     if not apart <= SAME_MODEL[dtype]:
-        raise RunError(
+        raise SelfTestError(
             f"first step: packed and padded rows differ by {apart:.3g} nats a token (allowed {SAME_MODEL[dtype]:g}); "
-            "set training.packing to false for this model"
+            "set training.packing to false for this model",
+            tuple(example.id for example in some),
         )
     return apart
 

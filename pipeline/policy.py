@@ -1,5 +1,6 @@
 """Policies on disk: Hugging Face folders, safetensors only, with the tokenizer and a weight probe beside."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.adapter import merge_adapter
 from pipeline.chat import TOKENIZER_FILES, Chat
 from pipeline.handshake import probe_sequences, write_probe
 from pipeline.logps import TokenLogps
-from pipeline.types import UserError, first_lines
+from pipeline.types import RunError, UserError, first_lines
 
 # What is read of a model on the hub.
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
@@ -123,7 +124,10 @@ def save_probe(model: Any, chat: Chat, folder: Path) -> None:
     # Padded embeddings hold rows that no tokenizer names, and engines refuse their ids.
     rows = min(model.get_input_embeddings().weight.shape[0], chat.vocab_size)
     sequences = probe_sequences(rows, chat.special_ids)
-    write_probe(folder, sequences, score_sequences(model, sequences), str(model.dtype).removeprefix("torch."))
+    scores = score_sequences(model, sequences)
+    if not all(math.isfinite(logp) for row in scores for logp in row):
+        raise RunError("the model's log-probabilities of probe tokens are not finite: weights are damaged or diverged")
+    write_probe(folder, sequences, scores, str(model.dtype).removeprefix("torch."))
 
 
 @torch.no_grad()

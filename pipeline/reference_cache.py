@@ -15,8 +15,9 @@ from uuid import uuid4
 
 from pydantic import JsonValue
 
+from pipeline.digests import file_sha256
 from pipeline.examples import Example
-from pipeline.store import file_sha256, sync_folder, write_json
+from pipeline.store import sync_folder, write_json
 from pipeline.types import RunError, content_hash
 
 ENTRY = "entry.json"

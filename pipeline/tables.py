@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,23 @@ class TableWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
-            self._writer.close()
-            self._scratch.unlink()
+            self._discard()
             return
-        self._flush()
-        self._writer.close()
-        with self._scratch.open("rb") as handle:
-            os.fsync(handle.fileno())
+        try:
+            self._flush()
+            self._writer.close()
+            with self._scratch.open("rb") as handle:
+                os.fsync(handle.fileno())
+        except BaseException:
+            self._discard()
+            raise
         self._scratch.replace(self._file)
+
+    def _discard(self) -> None:
+        # On a full disk closing fails too, and what is there takes the room of what could be kept.
+        with suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        self._scratch.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         self._writer.write_table(pa.Table.from_pylist(self._block, schema=self._schema))

@@ -74,8 +74,9 @@ def train(
     Raises:
         UserError: no examples, an example without response tokens or without what the loss needs; no
             reference model where one is needed; carried state that is missing or of another model.
-        NonFiniteError: loss or gradient is not finite; weights are those before the step.
-        RunError: the first step's self-test failed.
+        NonFiniteError: loss or gradient is not finite, and weights are those before the step; or the weights are not
+            when they are to be kept.
+        SelfTestError: the first step's self-test failed.
     """
     survey = check_examples(examples, loss)
     made = accelerator or Accelerator()
@@ -94,6 +95,8 @@ def train(
         history.append(report)
         if on_step is not None and steps.accelerator.is_main_process:
             on_step(report)
+        if step + 1 == steps.count or steps.checkpoint_due(step + 1):
+            steps.require_finite_weights(step)
         if steps.checkpoint_due(step + 1):
             steps.checkpoint(checkpoint_dir, history)
     if save_optimiser_to is not None:

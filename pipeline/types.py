@@ -202,6 +202,15 @@ class Paused(Exception):  # noqa: N818 - the run waits for a person, and nothing
     """The gate of a round asks a person: exit code 3; the message says why, and how to answer."""
 
 
+class RowsError(RunError):
+    """A failure that some of the rows at hand show: numbers that are not finite, a self-test that fails."""
+
+    def __init__(self, message: str, example_ids: tuple[str, ...]) -> None:
+        """``example_ids``: of those rows."""
+        super().__init__(message)
+        self.example_ids = example_ids
+
+
 def first_lines(items: Sequence[str], limit: int = 5) -> str:
     """The first ``limit`` items on lines of their own, and how many more there are."""
     shown = [f"  {item}" for item in items[:limit]]

@@ -3,6 +3,7 @@
 Costs are written down call by call in the run folder, so that no kill makes a budget start anew.
 """
 
+import errno
 import json
 import os
 import threading
@@ -48,8 +49,12 @@ class Ledger:
         self._file = file
         self._lock = threading.Lock()
         self.calls: list[Call] = []
+        # Whether the file ends within a line, which the next one must not continue.
+        self._torn = False
         if file is not None and file.exists():
-            for line in file.read_text(encoding="utf-8").splitlines():
+            text = file.read_text(encoding="utf-8")
+            self._torn = text != "" and not text.endswith("\n")
+            for line in text.splitlines():
                 try:
                     self.calls.append(Call.model_validate_json(line))
                 except ValidationError:
@@ -76,12 +81,15 @@ class Ledger:
             if self._file is None:
                 return
             self._file.parent.mkdir(parents=True, exist_ok=True)
+            written = ("\n" * self._torn + line).encode()
             descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
                 # One write: lines of two processes cannot mix.
-                os.write(descriptor, line.encode())
+                self._torn = os.write(descriptor, written) < len(written)
             finally:
                 os.close(descriptor)
+            if self._torn:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
 
 
 @dataclass(frozen=True)

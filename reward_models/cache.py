@@ -4,6 +4,8 @@ SQLite's write-ahead log keeps what is written through a kill of any process, an
 """
 
 import contextlib
+import errno
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,8 @@ Kept = tuple[float | None, "Missing | None"]
 APPLICATION_ID = 0x70666C62
 LAYOUT = 1
 WAIT_SECONDS = 60.0
+# Not the file is at fault, but the disk that it is on; the low byte of SQLite's codes is the kind.
+_FAILING = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 AT_ONCE = 500
 
 
@@ -58,7 +62,12 @@ class LabelCache:
             if self._connection is None:
                 self._connection = self._open()
             yield self._connection
-        except (sqlite3.DatabaseError, OSError) as error:
+        except sqlite3.DatabaseError as error:
+            code = _FAILING.get(error.sqlite_errorcode & 0xFF) if hasattr(error, "sqlite_errorcode") else None
+            if code is not None:
+                raise OSError(code, os.strerror(code), str(self._file)) from error
+            raise UserError(f"labelling.cache: {self._file}: {error}; move it away or name another file") from error
+        except OSError as error:
             raise UserError(f"labelling.cache: {self._file}: {error}; move it away or name another file") from error
 
     def _open(self) -> sqlite3.Connection:

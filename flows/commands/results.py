@@ -1,4 +1,4 @@
-"""Commands that show what a run has made: ``show``, ``pairs``."""
+"""Commands that show what a run has made: ``show``, ``report``, ``verify``, ``pairs``."""
 
 import json
 from pathlib import Path
@@ -33,6 +33,19 @@ def report(
     from flows.report import report_runs
 
     print(report_runs(run_folders, output))
+
+
+def verify(
+    run_folder: RunFolderArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="what was found of each stage as JSON")] = False,
+) -> None:
+    """Check every file of a run against its SHA-256; exit code 1 if one is damaged."""
+    from flows.verify import print_verification
+    from flows.verify import verify as read_all
+
+    found = read_all(run_folder)
+    print_verification(found, as_json)
+    raise typer.Exit(1 if found.faults else 0)
 
 
 def pairs(

@@ -26,6 +26,15 @@ def run(
             show_default=False,
         ),
     ] = None,
+    redo_from: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="ROUND:STAGE",
+            help="set this stage, and all that was made from it, aside and make them again",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run a config; the same command again goes on where a run was stopped or killed."""
     from prefect.exceptions import Abort, TerminationSignal
@@ -35,7 +44,7 @@ def run(
     # Being told to stop is handled like Ctrl-C: children end, and the message says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run_config(*split(items), run_dir, extend, until)
+        run_config(*split(items), run_dir, extend, until, redo_from)
     except (KeyboardInterrupt, TerminationSignal, Abort):
         print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 from flows.keys import stage_key
 from flows.progress import Report, silent
 from pipeline.config import RunConfig
+from pipeline.intact import POINTER
 from pipeline.launch import Sharding, Zero
 from pipeline.store import RunFolder, Stage
 
@@ -55,7 +56,7 @@ class Context:
 
     def model_path(self, stage: Stage) -> Path:
         """The model folder that a policy or average stage is, or points to."""
-        pointer = stage.require().metrics.get("checkpoint")
+        pointer = stage.require().metrics.get(POINTER)
         return Path(str(pointer)) if pointer else stage.folder
 
 

@@ -1,5 +1,6 @@
 """evaluation: a round's responses to held-out prompts, scored and compared with the start and the previous round."""
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,6 +12,7 @@ from flows.build import build_labeller
 from flows.stages import Context, Outcome
 from flows.stages.data import held_out_pairs, held_out_prompts, text_preferences, training_prompts
 from flows.stages.labelling import LabelProgress, open_accounts
+from flows.stages.offending import offending_file
 from flows.stages.samples import policy_chat
 from flows.supply import takes_texts
 from pipeline.chat import Chat
@@ -19,6 +21,7 @@ from pipeline.config.needs import references_of
 from pipeline.evaluate import Interval, bootstrap, describe, slot_metrics, win_rate
 from pipeline.examples import Example, Logps
 from pipeline.given import tokenise_pairs
+from pipeline.handshake import coarser_dtype
 from pipeline.label import Labeller, label
 from pipeline.policy import load_for_scoring
 from pipeline.reference import kl_per_token, reference_logps, response_logps
@@ -28,6 +31,10 @@ from pipeline.types import Group, RunError
 from reward_models.accounts import summary
 
 Metrics = dict[str, JsonValue]
+# Nats a token, the mean over a round's responses, that rounding may set sampler and trainer apart.
+MAX_GAP = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.3}
+# Rows that are kept where they are further apart.
+WORST = 16
 Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
@@ -143,6 +150,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group]) -> M
     if pairs:
         metrics |= _pair_metrics(context, round_, pairs)
     metrics["sampler_trainer_gap"] = _sampler_gap(sampled, own[: len(drawn)])
+    require_small_gap(context, round_, sampled, own[: len(drawn)])
     return metrics
 
 
@@ -161,6 +169,40 @@ def _sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> 
     if len(said) != len(found) or not said:
         return None
     return sum(abs(a - b) for a, b in zip(said, found, strict=True)) / len(said)
+
+
+def require_small_gap(
+    context: Context, round_: int, sampled: Sequence[Group], own: Sequence[tuple[float, ...]]
+) -> None:
+    """Refuse a sampler whose log-probabilities have drifted away from the trainer's, of the same responses.
+
+    Raises:
+        RunError: the mean difference is above ``evaluation.max_gap``; the worst rows are kept.
+    """
+    found, limit = _sampler_gap(sampled, own), _gap_limit(context, round_)
+    if found is None or limit is None or found <= limit:
+        return
+    theirs = iter(own)
+    gaps = [(group, _sampler_gap([group], [next(theirs) for _ in group.responses]) or 0.0) for group in sampled]
+    # Where a gap is no number, its row comes first.
+    gaps.sort(key=lambda one: -math.inf if math.isnan(one[1]) else -one[1])
+    kept = offending_file(context, f"round_{round_:03d}/evaluation")
+    write_groups(kept, [group for group, gap in gaps[:WORST]])
+    raise RunError(
+        f"sampler and trainer differ by {found:.3g} nats a token about the policy's own responses, by {gaps[0][1]:.3g} "
+        f"in the worst (evaluation.max_gap: {limit:g}): they compute different policies; the worst rows are in {kept}"
+    )
+
+
+def _gap_limit(context: Context, round_: int) -> float | None:
+    """Of the config, or else by the coarser precision of the two; None where the sampler told none."""
+    config = context.config
+    if config.evaluation.max_gap is not None:
+        return config.evaluation.max_gap
+    drawn = context.run.stage(round_, "evaluation_samples").require().metrics.get("sampled")
+    shake = drawn.get("weight_handshake") if isinstance(drawn, dict) else None
+    dtype = shake.get("dtype") if isinstance(shake, dict) else None
+    return None if dtype is None else MAX_GAP[coarser_dtype(str(dtype), config.training.dtype)]
 
 
 def _reference_texts(sampled: Sequence[Group], chat: Chat) -> Sequences:

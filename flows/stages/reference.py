@@ -6,9 +6,10 @@ tokens by them. What a model says of the same tokens is computed once for all ru
 """
 
 import logging
+import math
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from flows.keys import reference_stages
 from flows.stages import Context, Outcome
 from flows.stages.examples import NEGATIVE, POSITIVE, round_examples
+from flows.stages.offending import keep_rows, offending_file
 from flows.supply import reads_contrast, reference_name
 from pipeline.config.needs import references_of
 from pipeline.example_table import ExampleTable, write_examples
@@ -29,7 +31,7 @@ from pipeline.reference import reference_logps, reference_values
 from pipeline.reference_cache import ENTRY, DamagedEntryError, ReferenceCache, entry_key, model_digest, tokens_digest
 from pipeline.rows import REFERENCE, read_rows, write_table
 from pipeline.tables import Row
-from pipeline.types import derive_seed
+from pipeline.types import RunError, derive_seed
 
 # Examples of a shard: what is in memory at a time, and what a kill can cost.
 SHARD = 1024
@@ -103,6 +105,7 @@ class _Scores:
     ) -> None:
         """``number``: of the pass, and of how many."""
         self._context, self._examples, self._pass, self._number = context, examples, one, number
+        self._round = round_
         self._lots = derive_seed(context.config.seed, "spot check", round_, one.name)
         self._model: PreTrainedModel | None = None
 
@@ -185,7 +188,19 @@ class _Scores:
             self._load(), examples, training.micro_batch_size, training.dtype, report, entropy=self._pass.entropy
         )
         for example, value in zip(examples, values, strict=True):
+            self._require_finite(example, [logp for logps in value.logps for logp in logps], value.entropy)
             yield {"id": example.id, "logps": value.logps, "entropy": value.entropy}
+
+    def _require_finite(self, example: Example, logps: Sequence[float], entropy: float | None) -> None:
+        """Raise ``RunError`` if the model gives no numbers; the shard is not kept."""
+        if all(map(math.isfinite, logps)) and (entropy is None or math.isfinite(entropy)):
+            return
+        kept = offending_file(self._context, f"round_{self._round:03d}/reference")
+        keep_rows(self._context, self._round, [example.id], kept)
+        raise RunError(
+            f"log-probabilities of example {example.id} under {self._pass.model} are not finite; the row is in {kept}, "
+            "the shard is not kept"
+        )
 
     def _load(self) -> PreTrainedModel:
         if self._model is None:

@@ -1,11 +1,15 @@
 """Run one stage: key, body, commit. The dispatch from a stage's name to its code."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from flows.keys import stage_key
 from flows.peak_memory import PeakMemory
+from flows.reading import check_inputs
+from flows.room import require_room
 from flows.stages import Context, Outcome
+from flows.storage_errors import WRITING, storage_error
 from flows.workers import Workers
 from pipeline.types import RunError
 
@@ -19,16 +23,25 @@ def run_stage(context: Context, round_: int, name: str, workers: Workers | None 
     key = stage_key(context.run, context.config, round_, name)
     if stage.complete(key):
         return False
-    writer = stage.begin(key)
+    check_inputs(context.run, context.config, round_, name)
+    needed = require_room(context.run, context.config, round_, name)
     memory = PeakMemory(workers.sampler_pids if workers is not None and name in SAMPLED else _own)
     try:
-        outcome = _body(context, round_, name, writer.folder, workers)
+        writer = stage.begin(key)
+        try:
+            outcome = _body(context, round_, name, writer.folder, workers)
+        finally:
+            # What failed is said; a full disk must not say it twice.
+            with suppress(OSError):
+                writer.note_time()
+        writer.commit(outcome.rows, {**outcome.metrics, "peak_memory": {**memory.bytes()}})
     except RunError as error:
         raise RunError(f"round {round_}, {name}: {error}") from error
-    finally:
-        if writer.folder.exists():
-            writer.note_time()
-    writer.commit(outcome.rows, {**outcome.metrics, "peak_memory": {**memory.bytes()}})
+    except WRITING as error:
+        told = storage_error(error, context.run.root, stage.title, needed)
+        if told is None:
+            raise
+        raise told from error
     return True
 
 

@@ -3,6 +3,7 @@
 Shard by shard: what was written before a kill is kept.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import JsonValue
 from flows.keys import reference_stage
 from flows.stages import Context, Outcome
 from flows.stages.data import held_out_prompts, training_prompts
+from flows.stages.offending import offending_file
 from flows.workers import Workers
 from pipeline.chat import Chat, load_chat
 from pipeline.config import RunConfig, SamplingSettings
@@ -113,10 +115,25 @@ def _write(context: Context, shards: Mapping[Path, Shard], answers: Iterator[Ans
             groups.append(Group(prompt, ids, answer))
             done, tokens = done + 1, tokens + sum(len(response.token_ids) for response in answer)
             context.report(done, total, f"{tokens} tokens")
+        _require_finite(context, file, groups)
         write_groups(file, groups)
     # A call that is not heard to its end counts as given up.
     if next(answers, None) is not None:
         raise RunError("the sampler answered more prompts than it was asked")
+
+
+def _require_finite(context: Context, file: Path, groups: Sequence[Group]) -> None:
+    """Raise ``RunError`` if the engine gave log-probabilities that are no numbers; such a shard is not kept."""
+    wrong = [g for g in groups if not all(math.isfinite(logp) for r in g.responses for logp in r.logprobs)]
+    if not wrong:
+        return
+    title = file.parent.relative_to(context.run.root).as_posix().replace(".partial", "")
+    kept = offending_file(context, title)
+    write_groups(kept, wrong)
+    raise RunError(
+        f"the sampler's log-probabilities of {len(wrong)} of {len(groups)} prompts of {file.name} are not finite; "
+        f"the rows are in {kept}, the shard is not kept"
+    )
 
 
 def policy_chat(config: RunConfig, policy: Path) -> Chat:

@@ -14,12 +14,12 @@ from flows.stages.train import CHECKPOINTS, OFFENDING, fit, kept_where
 from pipeline.chat import Chat
 from pipeline.config import PretrainedPolicy, ScratchPolicy
 from pipeline.examples import Example
+from pipeline.intact import POINTED_FILES, POINTER, model_files
 from pipeline.losses import load_preset
 from pipeline.policy import load_policy, local_folder, save_policy, save_probe
 from pipeline.rows import TEXTS, prompt_row, write_table
 from pipeline.scratch import make_policy
-from pipeline.train import NonFiniteError
-from pipeline.types import Prompt, UserError, derive_seed
+from pipeline.types import Prompt, RowsError, UserError, derive_seed
 
 BASE = "base"
 
@@ -36,13 +36,14 @@ def start(context: Context, folder: Path) -> Outcome:
     chat = policy_chat(config, origin)
     if config.warm_start is None:
         save_probe(model, chat, folder)
-        return Outcome(0, {"checkpoint": str(origin), "parameters": model.num_parameters()})
+        facts: dict[str, JsonValue] = {POINTER: str(origin), POINTED_FILES: model_files(origin)}
+        return Outcome(0, {**facts, "parameters": model.num_parameters()})
     dropped: Counter[str] = Counter()
     examples = _examples(context, chat, dropped)
     seed = derive_seed(config.seed, "warm start")
     try:
         outcome = fit(context, folder, model, examples, load_preset("sft"), config.warm_start, seed)
-    except NonFiniteError as error:
+    except RowsError as error:
         if context.writes:
             _keep_offending_texts(context, folder, error)
         raise
@@ -51,7 +52,7 @@ def start(context: Context, folder: Path) -> Outcome:
     save_policy(model, folder, tokenizer_source=str(origin), chat=chat)
     for spent in (folder / BASE, folder / CHECKPOINTS):
         shutil.rmtree(spent, ignore_errors=True)
-    facts: dict[str, JsonValue] = {
+    facts = {
         "parameters": model.num_parameters(),
         "dropped_over_long_texts": dropped["over_long"],
     }
@@ -84,7 +85,7 @@ def _examples(context: Context, chat: Chat, dropped: Counter[str]) -> Iterator[E
         raise UserError(f"warm_start: all {dropped['over_long']} texts are longer than chat.max_prompt_tokens allows")
 
 
-def _keep_offending_texts(context: Context, folder: Path, error: NonFiniteError) -> None:
+def _keep_offending_texts(context: Context, folder: Path, error: RowsError) -> None:
     """The texts of the failed step, beside the last good checkpoint."""
     suspects = set(error.example_ids)
     rows = (

@@ -11,9 +11,11 @@ from pydantic import JsonValue
 from flows.keys import reference_stage
 from flows.stages import Context, Outcome
 from flows.stages.examples import examples_with_reference
+from flows.stages.offending import keep_rows
 from flows.stages.samples import policy_chat
 from flows.supply import trains_with_reference
 from pipeline.adapter import add_adapter
+from pipeline.checkpoint import newest_checkpoint
 from pipeline.config import Optimisation
 from pipeline.config.needs import references_of
 from pipeline.example_table import ExampleTable, write_examples
@@ -21,10 +23,9 @@ from pipeline.examples import Example
 from pipeline.losses import Loss
 from pipeline.policy import average_policies, load_policy, save_policy, save_probe
 from pipeline.progress import StepReport, TrainResult
-from pipeline.rows import read_preferences, write_preferences
 from pipeline.step_log import STEPS, StepLog
-from pipeline.train import NonFiniteError, train
-from pipeline.types import derive_seed
+from pipeline.train import train
+from pipeline.types import RowsError, derive_seed
 
 # In folders of their own: engines load every *.safetensors beside a model as its weights.
 HEADS = "heads"
@@ -69,7 +70,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
             carried=_carried(context, round_, folder),
             starts_at_reference=at_reference and references_of(config.loss) > 0,
         )
-    except NonFiniteError as error:
+    except RowsError as error:
         if context.writes:
             _keep_offending_rows(context, round_, folder, error)
         raise
@@ -178,12 +179,12 @@ def _metrics(result: TrainResult, loss: Loss) -> dict[str, JsonValue]:
 
 def kept_where(folder: Path) -> str:
     """Where a run that diverged left what one needs to look at."""
-    return f"the rows are in {folder / OFFENDING}, the weights before the step in {folder / CHECKPOINTS}"
+    place = newest_checkpoint(folder / CHECKPOINTS)
+    weights = "those before are the stage's inputs" if place is None else f"the last good ones are in {place}"
+    return f"the rows are in {folder / OFFENDING}; weights: {weights}"
 
 
-def _keep_offending_rows(context: Context, round_: int, folder: Path, error: NonFiniteError) -> None:
+def _keep_offending_rows(context: Context, round_: int, folder: Path, error: RowsError) -> None:
     """What the failed step was trained on, beside the last good checkpoint."""
-    suspects = set(error.example_ids)
-    preferences = read_preferences(context.run.stage(round_, "pairs").folder)
-    write_preferences(folder / OFFENDING, (row for row in preferences if row.id in suspects))
+    keep_rows(context, round_, error.example_ids, folder / OFFENDING)
     error.args = (f"{error}\n  {kept_where(folder)}",)

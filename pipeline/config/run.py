@@ -20,6 +20,13 @@ class Evaluation(Closed):
     samples: int = Field(1, ge=1, description="responses a prompt at temperature 1, beside the greedy one")
     bootstrap: int = Field(1000, ge=100, description="resamples for the 95 % intervals")
     seed: int = Field(0, ge=0)
+    max_gap: float | None = Field(
+        None,
+        gt=0,
+        description="nats a token that sampler and trainer may give apart for the same responses; default: 0.01 in "
+        "float32, 0.1 in float16, 0.3 in bfloat16",
+        json_schema_extra=OPERATIONAL,
+    )
 
 
 class RunConfig(Closed):
@@ -64,6 +71,11 @@ class RunConfig(Closed):
         json_schema_extra=OPERATIONAL,
     )
     evaluation: Evaluation = Evaluation()
+    check_disk: bool = Field(
+        True,
+        description="refuse to start a stage for which the disk has no room",
+        json_schema_extra=OPERATIONAL,
+    )
 
     @property
     def trusts_policy(self) -> bool:

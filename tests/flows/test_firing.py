@@ -13,7 +13,8 @@ from flows.keys import ITERATIVE_STAGES
 from flows.offline import offline
 from flows.parameters import dated
 from pipeline.configfile import load_config
-from pipeline.store import RunFolder, StageKey
+from pipeline.manifest import StageKey
+from pipeline.store import RunFolder
 from pipeline.types import UserError
 from tests.tiny_run import make_job
 

@@ -1,5 +1,6 @@
 """The sampler's service: stale weights are replaced or refused, in any precision."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,14 @@ def test_planted_weights_are_refused_by_a_real_engine(tmp_path: Path) -> None:
     write_true_probe(planted, weights=true)
     service = SamplerService()
     settings = config.TransformersSampler(dtype="float32")
-    service.init({"sampler": settings.model_dump(), "chat": {}}, lambda progress: None)
-    assert load(service, true) == ("start", False)
-    with pytest.raises(RunError, match="differ by up to"):
+    kept = tmp_path / "handshake.json"
+    service.init({"sampler": settings.model_dump(), "chat": {}, "evidence": str(kept)}, lambda progress: None)
+    assert load(service, true) == ("start", False) and not kept.exists()
+    with pytest.raises(RunError, match=f"differ by up to .*both sides' log-probabilities are in {kept}"):
         load(service, planted)
+    evidence = json.loads(kept.read_text())
+    shapes = [[len(row) for row in evidence[side]] for side in ("sampler", "trainer")]
+    assert shapes[0] == shapes[1] == [len(row) - 1 for row in evidence["sequences"]]
     service.close()
 
 

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.digests import file_sha256
+from pipeline.manifest import StageKey
 from pipeline.rows import GROUPS, read_groups, read_preferences, read_rows, write_groups, write_preferences, write_table
-from pipeline.store import RunFolder, StageKey, file_sha256
+from pipeline.store import RunFolder
 from pipeline.types import Group, Message, Pair, Prompt, Response, RunError, UserError
 
 KEY = StageKey({"sampling": {"n": 4}}, {"round_000/policy": "abc"}, seed=3)
@@ -61,7 +63,7 @@ def test_a_kill_in_the_middle_of_a_commit_loses_nothing(tmp_path: Path, monkeypa
     def killed(path: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
-    for step in ("pipeline.store.file_sha256", "pipeline.store.write_json"):
+    for step in ("pipeline.store.files_sha256", "pipeline.store.write_json"):
         writer = stage.begin(KEY)
         (writer.folder / "shard_00000.parquet").write_text("paid for")
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

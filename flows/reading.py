@@ -1,0 +1,28 @@
+"""Which stages a stage reads, and whether they are still what was written. Torch-free."""
+
+from flows.keys import dependencies
+from pipeline.config import RunConfig
+from pipeline.intact import require_intact
+from pipeline.store import RunFolder, Stage
+
+
+def reads(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Stage]:
+    """All stages whose files the stage ``name`` opens.
+
+    Its key names those that vouch for the others: an evaluation depends on its samples, and reads the policy too.
+    """
+    found = dependencies(run, config, round_, name)[1]
+    if name == "evaluation":
+        policies = [run.stage(number, "policy") for number in (0, max(round_ - 1, 0), round_)]
+        found = [*found, run.stage(0, "data"), *policies]
+    if name in ("gold", "discriminator", "labels") and config.discriminator is not None:
+        # A version that did not pass its gate names an earlier one, which labels in its place.
+        earlier = [run.stage(number, "discriminator") for number in range(1, round_)]
+        found = [*found, *(stage for stage in earlier if stage.folder.exists())]
+    return list(dict.fromkeys(found))
+
+
+def check_inputs(run: RunFolder, config: RunConfig, round_: int, name: str) -> None:
+    """Read all that the stage ``name`` is about to read, once a process. Raises as ``require_intact``."""
+    for stage in reads(run, config, round_, name):
+        require_intact(stage)
