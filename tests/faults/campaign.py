@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flows.environment import prepare_environment
-from tests.faults.fire import ROOT, Fire, draw_kill, results
+from tests.faults.fire import ROOT, Fire, draw_kill, prefloop_run, results
 
 # Neither changes a result: training goes on inside a round.
 OFTEN = ["warm_start.checkpoint_every=25", "training.checkpoint_every=5"]
@@ -22,7 +22,7 @@ def undisturbed(folder: Path, arguments: list[str], environment: dict[str, str])
     """Results of the job without a kill, made once a folder."""
     run = folder / "undisturbed"
     if not (run / "report.html").exists():
-        Fire(run, arguments, environment).finish()
+        Fire(run, prefloop_run(arguments, run), environment).finish()
     return results(run)
 
 
@@ -31,7 +31,7 @@ def under_fire(
 ) -> Fire:
     """One run that is killed ``kills`` times, unless it is over before, and compared with ``expected``."""
     lots = random.Random(seed)
-    fire = Fire(run, arguments, environment)
+    fire = Fire(run, prefloop_run(arguments, run), environment)
     while len(fire.done) < kills:
         kill = draw_kill(lots, longest=25.0)
         if not fire.shoot(kill, PATIENCE):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from pipeline.types import derive_seed
 
 ROOT = Path(__file__).parents[2]
 INJECTION = Path(__file__).parent / "injection"
-Role = Literal["parent", "sampler", "trainer", "server"]
+Role = Literal["parent", "sampler", "trainer", "server", "script"]
 FILES = ("write", "fsync", "rename", "renamed", "remove")
 # Where each process can be told to die, how often that place may be passed before, and the longest delay there.
 POINTS: dict[Role, dict[str, tuple[int, float]]] = {
@@ -31,6 +31,8 @@ POINTS: dict[Role, dict[str, tuple[int, float]]] = {
     "trainer": {**dict.fromkeys(FILES, (10, 0.0)), "step": (24, 0.0)},
     "sampler": {"sampled": (200, 0.0), "swap": (1, 1.0)},
     "server": {},
+    # Of a program of a test's own, which runs one stage.
+    "script": {**dict.fromkeys(FILES, (10, 0.0)), "judge": (100, 0.0)},
 }
 SHARES: dict[Role, float] = {"parent": 0.35, "trainer": 0.3, "sampler": 0.2, "server": 0.15}
 # Folders of sampled responses in a round, and what their seeds derive from beside run, round and prompt.
@@ -71,12 +73,17 @@ class Losses:
         return not any(asdict(self).values())
 
 
-def draw_kill(lots: random.Random, longest: float, points: dict[Role, dict[str, tuple[int, float]]] = POINTS) -> Kill:
+def prefloop_run(arguments: list[str], run: Path) -> list[str]:
+    """The command that runs ``prefloop run`` with ``arguments`` in the folder ``run``."""
+    return [sys.executable, "-m", "flows", "run", *arguments, "--run-dir", str(run)]
+
+
+def draw_kill(lots: random.Random, longest: float) -> Kill:
     """A kill by lot: half of them at a place, half at a time of up to ``longest`` seconds."""
     role = lots.choices(list(SHARES), list(SHARES.values()))[0]
-    if points[role] and lots.random() < 0.5:
-        point = lots.choice(list(points[role]))
-        most, delay = points[role][point]
+    if POINTS[role] and lots.random() < 0.5:
+        point = lots.choice(list(POINTS[role]))
+        most, delay = POINTS[role][point]
         return Kill(role, point, lots.randrange(most), lots.uniform(0, delay))
     return Kill(role, "time", seconds=lots.uniform(0, longest))
 
@@ -84,14 +91,14 @@ def draw_kill(lots: random.Random, longest: float, points: dict[Role, dict[str, 
 class Fire:
     """One run folder and the processes that write it, each of them marked by the folder's name in its environment."""
 
-    def __init__(self, run: Path, arguments: list[str], environment: dict[str, str]) -> None:
-        """``arguments``: of ``prefloop run``, without the folder."""
+    def __init__(self, run: Path, command: list[str], environment: Mapping[str, str]) -> None:
+        """``command``: starts the run, or goes on with it."""
         self.run = run
         self.done: list[Kill] = []
         self.lost = Losses()
         self.endings: Counter[int] = Counter()
         self.starts = 0
-        self._command = [sys.executable, "-m", "flows", "run", *arguments, "--run-dir", str(run)]
+        self._command = command
         self._ledger = run.with_name(f"{run.name}.ledger.jsonl")
         self._orders = run.with_name(f"{run.name}.orders.json")
         self._output = run.with_name(f"{run.name}.output")
@@ -125,7 +132,7 @@ class Fire:
             role = self._kill_now(kill.role)
             kill = Kill(role, "time", seconds=kill.seconds or patience)
         self.done.append(kill)
-        if kill.role == "parent":
+        if kill.role in ("parent", "script"):
             process.wait()
         # What a fallen child means shows within a moment; the parent may as well go on.
         deadline = time.monotonic() + 2

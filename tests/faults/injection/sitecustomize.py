@@ -26,6 +26,7 @@ ROLES = {
     "flows.trainer_child": "trainer",
     "uvicorn": "server",
     "flows": "parent",
+    "-c": "script",
 }
 
 
