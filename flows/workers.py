@@ -85,7 +85,8 @@ class Workers:
         """Run a torch stage in the trainer child, which commits it itself."""
         if not stays_warm(self._config):
             self._end_sampler()
-        if self._trainer is None:
+        if self._trainer is None or not self._trainer.alive:
+            self._end_trainer()
             init = {"run": str(self._root), "config": self._config.model_dump(mode="json")}
             self._trainer = Child(
                 "flows.trainer_child", init, self._logs / "trainer.log", self._config.sampler.start_timeout

@@ -15,7 +15,7 @@ from tests.faults.fire import ROOT, Fire, draw_kill, prefloop_run, results
 
 # Neither changes a result: training goes on inside a round.
 OFTEN = ["warm_start.checkpoint_every=25", "training.checkpoint_every=5"]
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 
 def undisturbed(folder: Path, arguments: list[str], environment: dict[str, str]) -> dict[str, str]:

@@ -110,35 +110,36 @@ class Fire:
             "FAULTS_ORDERS": str(self._orders),
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._ordered: dict[str, Any] | None = None
 
     def shoot(self, kill: Kill, patience: float) -> bool:
         """Have one process killed; False if the run was over before.
 
         A place that is not reached within ``patience`` seconds is given up, and the process is killed there and then.
         """
-        process = self._running()
         number = len(self.done) + 1
-        if kill.point == "time":
-            deadline = time.monotonic() + kill.seconds
-        else:
-            deadline = time.monotonic() + patience
-            self._order({"number": number, **asdict(kill)})
-        while time.monotonic() < deadline and not self._fell(number):
+        given_up, due = time.monotonic() + patience, None
+        while not self._fell(number):
+            process = self._running(kill, number)
+            if process.poll() == 0:
+                self._over()
+                return False
             if process.poll() is not None:
-                return self._over()
-            time.sleep(0.05)
-        self._order({})
-        if not self._fell(number):
-            role = self._kill_now(kill.role)
-            kill = Kill(role, "time", seconds=kill.seconds or patience)
+                # What an earlier kill has brought about; the next start gets this one's order.
+                self._over()
+                continue
+            now = time.monotonic()
+            if kill.point == "time" and due is None and self._alive(kill.role):
+                due = now + kill.seconds
+            if now > (given_up if due is None else due):
+                self._order({})
+                role = self._kill_now(kill.role)
+                kill = Kill(role, "time", seconds=kill.seconds or patience)
+                break
+            time.sleep(0.1)
         self.done.append(kill)
         if kill.role in ("parent", "script"):
-            process.wait()
-        # What a fallen child means shows within a moment; the parent may as well go on.
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
-        if process.poll() is not None:
+            self._running().wait()
             self._over()
         return True
 
@@ -181,18 +182,21 @@ class Fire:
                 again += line["seed"] in complete
         return again
 
-    def _running(self) -> "subprocess.Popen[bytes]":
+    def _running(self, kill: Kill | None = None, number: int = 0) -> "subprocess.Popen[bytes]":
+        """The run's first process; it, or one that runs already, has the order to see to ``kill``."""
+        order = {} if kill is None or kill.point == "time" else {"number": number, **asdict(kill)}
+        if order != self._ordered:
+            self._order(order)
         if self._process is None:
             self.starts += 1
-            self._order({})
             with self._output.open("ab") as output:
                 self._process = subprocess.Popen(
                     self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
                 )
         return self._process
 
-    def _over(self) -> bool:
-        """Collect a process that has ended, and see that nothing is left of it; False for what ``shoot`` returns."""
+    def _over(self) -> None:
+        """Collect the first process, which has ended, and see that no other is left."""
         assert self._process is not None
         self.endings[self._process.wait()] += 1
         self._process = None
@@ -205,18 +209,21 @@ class Fire:
         said = self._output.read_text(errors="replace")
         if "Traceback" in said and not self.lost.tracebacks:
             self.lost.tracebacks.append(said[said.index("Traceback") :][:4000])
-        return False
 
     def _kill_now(self, role: Role) -> Role:
-        """Kill the newest process of that role, or where there is none the parent; returns whom."""
-        alive = {process.pid for process in self._family()}
-        found = [line["pid"] for line in self._lines("started") if line["role"] == role and line["pid"] in alive]
+        """Kill the process of that role, or where there is none the parent; returns whom."""
+        found = self._alive(role)
         if found:
             os.kill(found[-1], signal.SIGKILL)
             return role
         assert self._process is not None
         self._process.kill()
         return "parent"
+
+    def _alive(self, role: Role) -> list[int]:
+        """Ids of the processes of that role, the newest last."""
+        alive = {process.pid for process in self._family()}
+        return [line["pid"] for line in self._lines("started") if line["role"] == role and line["pid"] in alive]
 
     def _family(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter(["cmdline", "status"]):
@@ -231,6 +238,7 @@ class Fire:
         return any(line["number"] == number for line in self._lines("killed"))
 
     def _order(self, order: dict[str, Any]) -> None:
+        self._ordered = order
         scratch = self._orders.with_suffix(".new")
         scratch.write_text(json.dumps(order))
         scratch.replace(self._orders)
