@@ -47,13 +47,20 @@ GONE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One kill: of which process, at which place, or ``seconds`` after it was ordered (``point`` is "time")."""
+    """One kill: of which process, at which place or (``point`` is "time") when it has been there for ``seconds``.
+
+    Attributes:
+        path: what the path of the file must hold that is written, renamed or removed at that place.
+        after: how often the place is passed before.
+        delay: seconds from the place to the kill.
+    """
 
     role: Role
     point: str
     after: int = 0
     delay: float = 0.0
     seconds: float = 0.0
+    path: str = ""
 
 
 @dataclass(slots=True)

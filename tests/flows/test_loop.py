@@ -1,6 +1,5 @@
 """The loop for real: Prefect, the vLLM child, the trainer child, on a model of a few thousand parameters."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
+from tiny_loop import prefloop
 
 from pipeline.rows import read_groups, read_preferences
 from pipeline.step_log import read_steps
 from pipeline.store import RunFolder
-from tests.tiny_model import save_tiny_model
 
-ROOT = Path(__file__).parents[2]
 LIST_RUNS = """
 import json
 from prefect.client.orchestration import get_client
@@ -51,57 +48,6 @@ METRICS = {
     "response_length",
     "stop_rate",
 }
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment whose Prefect home is empty."""
-    return {**os.environ, "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")), "PYTHONPATH": str(ROOT)}
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two rounds that teach a random model to answer in twelve words, sampled slowly enough to be killed meanwhile."""
-    folder = tmp_path_factory.mktemp("job")
-    model = save_tiny_model(folder / "model")
-    rows = [{"prompt": f"the cat sat on mat {number}"} for number in range(56)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    file = folder / "tiny.yaml"
-    file.write_text(
-        f"""
-name: tiny
-mode: iterative
-rounds: 2
-policy: {{path: {model}}}
-prompts: {{path: {folder / "prompts.jsonl"}}}
-held_out: {{prompts: 16}}
-sampler: {{dtype: float32, max_num_seqs: 8}}
-sampling: {{n: 4, max_tokens: 24}}
-shard_size: 10
-scorer: {{kind: length, target_words: 12}}
-training: {{learning_rate: 3.0e-3, batch_size: 8, micro_batch_size: 4, epochs: 2, optimiser_state: carried}}
-"""
-    )
-    return file
-
-
-def prefloop(home: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows", *map(str, arguments)]
-    return subprocess.run(command, env=home, capture_output=True, text=True, timeout=280, check=False)
-
-
-def digest(run: Path, round_: int) -> str:
-    return hashlib.sha256((run / f"round_{round_:03d}" / "policy" / "model.safetensors").read_bytes()).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def finished(home: dict[str, str], config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    done = prefloop(home, "run", config, "--run-dir", run)
-    assert done.returncode == 0, done.stderr
-    assert "report" in done.stdout and "vllm" not in done.stdout.lower()
-    assert "INFO" not in done.stderr and "Traceback" not in done.stderr
-    return run
 
 
 def test_every_round_is_measured_and_learns(home: dict[str, str], finished: Path) -> None:
@@ -145,52 +91,11 @@ def test_held_out_prompts_are_never_trained_on(finished: Path) -> None:
     assert len(held_out) == 16 and not held_out & trained
 
 
-def test_the_same_command_again_repeats_nothing(home: dict[str, str], config: Path, finished: Path) -> None:
+def test_the_same_command_again_repeats_nothing(home: dict[str, str], loop_config: Path, finished: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in finished.glob("round_*/*/*")}
-    again = prefloop(home, "run", config, "--run-dir", finished)
+    again = prefloop(home, "run", loop_config, "--run-dir", finished)
     assert again.returncode == 0 and again.stderr.count("already complete") == 18
     assert {file: file.stat().st_mtime_ns for file in finished.glob("round_*/*/*")} == before
-
-
-def test_a_run_killed_twice_ends_with_the_same_weights(
-    home: dict[str, str], config: Path, finished: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "killed"
-    command = [sys.executable, "-m", "flows", "run", str(config), "--run-dir", str(run)]
-    for landmark in ("round_001/samples.partial/shard_00001.parquet", "round_002/pairs"):
-        process = subprocess.Popen(command, env=home, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        waited = time.monotonic()
-        while not (run / landmark).exists():
-            assert process.poll() is None and time.monotonic() - waited < 120
-            time.sleep(0.02)
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert len(family) >= 3  # the server, the trainer and the sampler
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert psutil.wait_procs(family, timeout=10)[1] == []
-    done = prefloop(home, "run", config, "--run-dir", run)
-    assert done.returncode == 0, done.stderr
-    assert [digest(run, round_) for round_ in (1, 2)] == [digest(finished, round_) for round_ in (1, 2)]
-    assert not list(run.glob("round_*/*.partial"))
-
-
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_and_ends_its_children(
-    home: dict[str, str], config: Path, tmp_path: Path, sent: signal.Signals
-) -> None:
-    run = tmp_path / "interrupted"
-    command = [sys.executable, "-m", "flows", "run", str(config), "--run-dir", str(run)]
-    process = subprocess.Popen(command, env=home, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    waited = time.monotonic()
-    while not (run / "round_000" / "policy").exists():
-        assert process.poll() is None and time.monotonic() - waited < 120
-        time.sleep(0.05)
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(sent)
-    _, message = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "interrupted; the same command goes on" in message and "Traceback" not in message
-    assert psutil.wait_procs(family, timeout=10)[1] == []
 
 
 def test_a_run_without_a_server_is_listed_by_one_started_later(home: dict[str, str], finished: Path) -> None:
@@ -259,7 +164,9 @@ def browse(address: str, profile: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def test_offline_rounds_train_on_slices_of_a_trl_style_file(home: dict[str, str], config: Path, tmp_path: Path) -> None:
+def test_offline_rounds_train_on_slices_of_a_trl_style_file(
+    home: dict[str, str], loop_config: Path, tmp_path: Path
+) -> None:
     rows = [
         {"prompt": f"a dog ran {number}", "chosen": f"to the old barn {number}", "rejected": f"mat mat {number}"}
         for number in range(60)
@@ -271,7 +178,7 @@ def test_offline_rounds_train_on_slices_of_a_trl_style_file(home: dict[str, str]
 name: sliced
 mode: offline
 rounds: 2
-policy: {{path: {config.parent / "model"}}}
+policy: {{path: {loop_config.parent / "model"}}}
 pairs: {{path: {tmp_path / "pairs.jsonl"}}}
 held_out: {{prompts: 12}}
 sampler: {{kind: transformers}}

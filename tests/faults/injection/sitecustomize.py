@@ -2,7 +2,8 @@
 
 ``FAULTS_RUN`` is the run's folder, which also marks all of the run's processes. ``FAULTS_LEDGER`` is a file to which
 each process appends what happened, a JSON object a line. ``FAULTS_ORDERS`` is a file, read again whenever it changes:
-``{"number": n, "role": which process, "point": which place, "after": how often that is passed before, "delay": s}``.
+``{"number": n, "role": which process, "point": which place, "path": what the file's path must hold, "after": how often
+that is passed before, "delay": seconds}``.
 """
 
 import builtins
@@ -47,11 +48,13 @@ class Points:
         line = {"event": event, "role": self.role, "pid": os.getpid(), **facts}
         os.write(self._ledger, json.dumps(line).encode() + b"\n")
 
-    def passes(self, point: str) -> None:
+    def passes(self, point: str, path: object = "") -> None:
         """Pass ``point``, or die there."""
         with self._lock:
             self._read_order()
             if (self._order.get("role"), self._order.get("point")) != (self.role, point):
+                return
+            if self._order["path"] not in os.fsdecode(path):  # type: ignore[arg-type]
                 return
             self._order["after"] -= 1
             if self._order["after"] >= 0:
@@ -98,7 +101,7 @@ def watch_files(points: Points) -> None:
 
     def opening(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         if set(mode) & set("wxa+") and inside(file):
-            points.passes("write")
+            points.passes("write", file)
         return plain_open(file, mode, *args, **kwargs)
 
     def syncing(descriptor: Any) -> None:
@@ -109,11 +112,11 @@ def watch_files(points: Points) -> None:
         def renamed(source: Any, target: Any, **kwargs: Any) -> None:
             ours = inside(target)
             if ours:
-                points.passes("rename")
+                points.passes("rename", target)
             rename(source, target, **kwargs)
             if ours:
                 points.note("renamed", path=os.path.relpath(target, RUN))
-                points.passes("renamed")
+                points.passes("renamed", target)
 
         return renamed
 
@@ -121,7 +124,7 @@ def watch_files(points: Points) -> None:
         def removed(path: Any, **kwargs: Any) -> None:
             # Relative to an open folder: how whole trees are removed.
             if "dir_fd" in kwargs or inside(path):
-                points.passes("remove")
+                points.passes("remove", path)
             remove(path, **kwargs)
 
         return removed
@@ -141,7 +144,7 @@ def watch_tables(points: Points, module: ModuleType) -> None:
 
     def opening(self: Any, where: Any, *args: Any, **kwargs: Any) -> None:
         if inside(where):
-            points.passes("write")
+            points.passes("write", where)
         before(self, where, *args, **kwargs)
 
     module.ParquetWriter.__init__ = opening
@@ -153,7 +156,7 @@ def watch_weights(points: Points, module: ModuleType) -> None:
 
     def saving(tensors: Any, filename: Any, *args: Any, **kwargs: Any) -> None:
         if inside(filename):
-            points.passes("write")
+            points.passes("write", filename)
         before(tensors, filename, *args, **kwargs)
 
     module.save_file = saving
