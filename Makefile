@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 EXTRA  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: install quickstart test lint acceptance clean
+.PHONY: install quickstart test lint acceptance faults clean
 
 install: $(READY)
 
@@ -36,6 +36,9 @@ lint: $(READY)
 
 acceptance: $(READY)
 	$(BIN)/python -m pytest -m acceptance -o timeout=3600 -s
+
+faults: $(READY)
+	$(BIN)/python -m tests.faults
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -39,7 +39,9 @@ class VllmSampler(Closed):
         description="keep the engine's process between rounds; auto: on CPU yes, on CUDA no",
         json_schema_extra=OPERATIONAL,
     )
-    start_timeout: float = Field(600, gt=0, description="seconds", json_schema_extra=OPERATIONAL)
+    start_timeout: float = Field(
+        600, gt=0, description="seconds, of the engine, or of weights that it swaps", json_schema_extra=OPERATIONAL
+    )
     shard_timeout: float = Field(1800, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(
         1,
@@ -56,7 +58,9 @@ class TransformersSampler(Closed):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
     keep_warm: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=OPERATIONAL)
-    start_timeout: float = Field(600, gt=0, description="seconds", json_schema_extra=OPERATIONAL)
+    start_timeout: float = Field(
+        600, gt=0, description="seconds, of the engine, or of weights that it swaps", json_schema_extra=OPERATIONAL
+    )
     shard_timeout: float = Field(3600, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(1, ge=0, json_schema_extra=OPERATIONAL)
 
@@ -83,7 +87,9 @@ class ServerSampler(Closed):
         "chat.max_prompt_tokens + sampling.max_tokens + 1",
     )
     concurrency: int = Field(32, ge=1, description="requests under way at once", json_schema_extra=OPERATIONAL)
-    start_timeout: float = Field(600, gt=0, description="seconds", json_schema_extra=OPERATIONAL)
+    start_timeout: float = Field(
+        600, gt=0, description="seconds, of the engine, or of weights that it swaps", json_schema_extra=OPERATIONAL
+    )
     shard_timeout: float = Field(3600, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(1, ge=0, json_schema_extra=OPERATIONAL)
     keep_warm: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=OPERATIONAL)

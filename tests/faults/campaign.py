@@ -4,11 +4,13 @@ import argparse
 import json
 import os
 import random
+import shutil
 import sys
 import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from flows.environment import prepare_environment
 from tests.faults.fire import ROOT, Fire, draw_kill, prefloop_run, results
@@ -16,6 +18,7 @@ from tests.faults.fire import ROOT, Fire, draw_kill, prefloop_run, results
 # Neither changes a result: training goes on inside a round.
 OFTEN = ["warm_start.checkpoint_every=25", "training.checkpoint_every=5"]
 PATIENCE = 120.0
+Row = dict[str, Any]
 
 
 def undisturbed(folder: Path, arguments: list[str], environment: dict[str, str]) -> dict[str, str]:
@@ -26,54 +29,72 @@ def undisturbed(folder: Path, arguments: list[str], environment: dict[str, str])
     return results(run)
 
 
-def under_fire(
-    run: Path, arguments: list[str], environment: dict[str, str], expected: dict[str, str], seed: int, kills: int
-) -> Fire:
-    """One run that is killed ``kills`` times, unless it is over before, and compared with ``expected``."""
-    lots = random.Random(seed)
+def under_fire(run: Path, arguments: list[str], environment: dict[str, str], lots: random.Random, kills: int) -> Fire:
+    """One run that is killed ``kills`` times, unless it is over before."""
+    for left in run.parent.glob(f"{run.name}*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     fire = Fire(run, prefloop_run(arguments, run), environment)
-    while len(fire.done) < kills:
-        kill = draw_kill(lots, longest=25.0)
-        if not fire.shoot(kill, PATIENCE):
-            break
+    while len(fire.done) < kills and fire.shoot(draw_kill(lots, longest=25.0), PATIENCE):
         print(f"  {run.name}: kill {len(fire.done)}: {fire.done[-1]}", flush=True)
     fire.finish()
-    fire.compare(expected)
     return fire
 
 
+def told(fire: Fire, seed: int, seconds: float) -> Row:
+    """What became of a run, for ``kills.jsonl``."""
+    return {
+        "seed": seed,
+        "kills": len(fire.done),
+        "places": Counter(f"{kill.role} at {kill.point}" for kill in fire.done),
+        "starts": fire.starts,
+        "endings": {str(code): times for code, times in fire.endings.items()},
+        "sampled_again_of_shards_in_flight": fire.repeated(),
+        "seconds": round(seconds),
+        "nothing_lost": fire.lost.nothing,
+        "lost": asdict(fire.lost),
+    }
+
+
 def main() -> int:
-    """Kill until the number is reached; every run's losses are a line of ``FOLDER/kills.jsonl``."""
+    """Kill until the number is reached; every run is a line of ``FOLDER/kills.jsonl``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200, help="altogether")
     parser.add_argument("--kills-a-run", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the first run; the others count on from it")
     parser.add_argument("--folder", type=Path, default=Path("runs/faults"))
+    parser.add_argument("--go-on", action="store_true", help="count the runs of FOLDER too; the code must be the same")
     options = parser.parse_args()
     prepare_environment()
     folder = options.folder.resolve()
+    if not options.go_on:
+        shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
     arguments = [str(ROOT / "configs" / "quickstart.yaml"), *OFTEN]
     expected = undisturbed(folder, arguments, environment)
-    total, places, nothing_lost, number = 0, Counter[str](), True, 0
-    while total < options.kills:
-        seed, wanted = options.seed + number, min(options.kills_a_run, options.kills - total)
-        began = time.monotonic()
-        fire = under_fire(folder / f"killed_{seed:03d}", arguments, environment, expected, seed, wanted)
-        number, total = number + 1, total + len(fire.done)
-        places.update(f"{kill.role} at {kill.point}" for kill in fire.done)
-        nothing_lost &= fire.lost.nothing
-        line = {"seed": seed, "kills": len(fire.done), "starts": fire.starts, "lost": asdict(fire.lost)}
-        line |= {"sampled_again_of_shards_in_flight": fire.repeated(), "seconds": round(time.monotonic() - began)}
-        line |= {"endings": {str(code): times for code, times in fire.endings.items()}}
-        with (folder / "kills.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(f"{total} of {options.kills} kills: {json.dumps(line)}", flush=True)
-    for place, times in sorted(places.items()):
+    record = folder / "kills.jsonl"
+    runs: list[Row] = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    while (total := sum(run["kills"] for run in runs)) < options.kills:
+        seed, began = len(runs), time.monotonic()
+        wanted = min(options.kills_a_run, options.kills - total)
+        fire = under_fire(folder / f"killed_{seed:03d}", arguments, environment, random.Random(seed), wanted)
+        fire.compare(expected)
+        runs.append(told(fire, seed, time.monotonic() - began))
+        with record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(runs[-1]) + "\n")
+        print(f"{total + len(fire.done)} of {options.kills} kills: {json.dumps(runs[-1])}", flush=True)
+    return summarise(runs, folder)
+
+
+def summarise(runs: list[Row], folder: Path) -> int:
+    """Print what was tried and lost; returns the exit code."""
+    for place, times in sorted(sum((Counter(run["places"]) for run in runs), Counter[str]()).items()):
         print(f"{times:5d} {place}")
-    print(f"{total} kills in {number} runs; lost: {'nothing' if nothing_lost else 'SOMETHING, see ' + str(folder)}")
-    return 0 if nothing_lost else 1
+    nothing = all(run["nothing_lost"] for run in runs)
+    kills = sum(run["kills"] for run in runs)
+    print(
+        f"{kills} kills in {len(runs)} runs; lost: {'nothing' if nothing else f'something, see {folder}/kills.jsonl'}"
+    )
+    return 0 if nothing else 1
 
 
 if __name__ == "__main__":

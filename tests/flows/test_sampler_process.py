@@ -81,6 +81,34 @@ def test_a_load_in_the_midst_of_which_the_engine_dies_is_tried_again(
         process.load(str(folder))
 
 
+def stop(process: SamplerProcess) -> None:
+    """The child hangs, as far as its parent can tell."""
+    child = process._child
+    assert child is not None
+    os.kill(child.pid, signal.SIGSTOP)
+
+
+def test_an_engine_that_hangs_is_replaced_after_its_deadline_and_costs_no_answer(process: SamplerProcess) -> None:
+    asked = requests(20)
+    expected = list(process.sample(asked, SETTINGS))
+    process._settings = process._settings.model_copy(update={"shard_timeout": 6.0})
+    answers = process.sample(asked, SETTINGS)
+    got = [next(answers)]
+    stop(process)
+    assert same([*got, *answers], expected)
+
+
+def test_a_swap_that_hangs_ends_with_the_engine_s_last_words(process: SamplerProcess, folder: Path) -> None:
+    process._settings = process._settings.model_copy(update={"start_timeout": 1.0, "retries": 0})
+    assert process._child is not None
+    with process._child.log.open("a") as log:
+        log.write("loading the weights of layer 7\n")
+    stop(process)
+    with pytest.raises(RunError, match=r"(?s)load was silent for 1 seconds.*last lines of.*weights of layer 7"):
+        process.load(str(folder))
+    assert process._child is None
+
+
 def test_a_crash_without_an_answer_in_between_is_final(process: SamplerProcess, folder: Path) -> None:
     answers = process.sample(requests(4), SETTINGS)
     (folder / "config.json").rename(folder / "hidden.json")

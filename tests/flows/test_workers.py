@@ -1,0 +1,61 @@
+"""The trainer's process as the flow sees it: one that hangs is ended, one that has died is replaced."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from flows.stages import Context
+from flows.workers import Workers
+from pipeline.types import RunError
+from tests.tiny_run import begin, make_job, open_context, supply
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    """A run that is about to train its first round."""
+    job = make_job(tmp_path_factory.mktemp("job"))
+    made = open_context(job, tmp_path_factory.mktemp("run"), "offline", "training.epochs=40")
+    begin(made)
+    supply(made, 1)
+    return made
+
+
+@pytest.fixture
+def workers(context: Context) -> Iterator[Workers]:
+    with Workers(context.run.root, context.config) as made:
+        yield made
+
+
+def trainer() -> psutil.Process:
+    found = [child for child in psutil.Process().children() if "flows.trainer_child" in child.cmdline()]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_a_step_that_takes_longer_than_allowed_ends_training_with_the_trainer_s_last_words(context: Context) -> None:
+    training = context.config.training.model_copy(update={"stall_timeout": 8.0})
+    stopped: list[psutil.Process] = []
+
+    def stop(done: int, total: int, note: str) -> None:
+        if not stopped:
+            stopped.append(trainer())
+            (context.run.root / "logs" / "trainer.log").open("a").write("loss 0.6931\n")
+            stopped[0].suspend()
+
+    with Workers(context.run.root, context.config.model_copy(update={"training": training})) as workers:
+        with pytest.raises(RunError, match=r"(?s)trainer_child: stage was silent for 8 seconds.*loss 0\.6931"):
+            workers.run_stage(1, "policy", stop)
+        assert not stopped[0].is_running()
+    assert not context.run.stage(1, "policy").folder.exists()
+
+
+def test_a_trainer_that_died_between_two_stages_is_replaced(context: Context, workers: Workers) -> None:
+    workers.run_stage(1, "pairs", lambda done, total, note: None)
+    first = trainer()
+    os.kill(first.pid, signal.SIGKILL)
+    psutil.wait_procs([first], timeout=10)
+    workers.run_stage(1, "policy", lambda done, total, note: None)
+    assert context.run.stage(1, "policy").require().rows > 0 and trainer().pid != first.pid
