@@ -22,7 +22,7 @@ from pipeline.records import data_files
 from pipeline.reward_metrics import Judged, percent, reliability, summary, tie_eta
 from pipeline.split import split_held_out
 from pipeline.step_log import STEPS
-from pipeline.store import RunFolder, Stage, StageWriter, write_json, write_text
+from pipeline.store import RunFolder, Stage, StageWriter, discard, write_json, write_text
 from pipeline.types import Group, Response, RowsError, TextPair, UserError, derive_seed, first_lines, json_line
 
 CHECKPOINTS = "checkpoints"
@@ -108,7 +108,7 @@ def _fill(config: RewardModelConfig, data: Data, writer: StageWriter) -> None:
     metrics |= {"held_out": found}
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "config.yaml", dump_config(config))
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    discard(folder / CHECKPOINTS)
     (folder / OFFENDING).unlink(missing_ok=True)
     (folder / ".lock").unlink()
     writer.commit(int(str(metrics["pairs"])), metrics)

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,10 +177,14 @@ class Stage:
         """Open the partial folder; what an earlier try under the same key left in it is kept."""
         marker, made_from = self.partial / "key.json", self.seals(key)
         tried = content_hash([key.digest, made_from])
-        if self.partial.exists() and _read_key(marker) != tried:
+        if self.partial.exists() and _tried(self.partial) != tried:
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
         write_json(marker, {"key": tried, "seconds": _read_seconds(marker)})
+        # What a kill has left half written or half removed is no part of the stage, nor is a manifest without it.
+        (self.partial / MANIFEST).unlink(missing_ok=True)
+        for left in [*self.partial.rglob("*.tmp")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         return StageWriter(self, key, made_from, tried)
 
 
@@ -226,7 +230,7 @@ class StageWriter:
             made_from=self._made_from,
         ).sealed()
         write_json(self.folder / MANIFEST, plain(manifest))
-        # Last: without the marker the next try would not know this folder for its own.
+        # After the manifest, which says as well whose this folder is.
         self._marker.unlink()
         self.folder.rename(self.stage.folder)
         sync_folder(self.stage.folder.parent)
@@ -265,11 +269,26 @@ def _facts_of(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, JsonVa
     return {str(file.relative_to(folder)): file_facts(digest, file.stat().st_size) for file, digest in digests}
 
 
-def _read_key(marker: Path) -> str | None:
+def discard(folder: Path) -> None:
+    """Remove a folder of a stage that is being written; a kill leaves all of it, or none under its name."""
+    spent = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(spent, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.rename(spent)
+    shutil.rmtree(spent, ignore_errors=True)
+
+
+def _tried(partial: Path) -> str | None:
+    """What the try that wrote this folder went by; None if that cannot be told."""
     try:
-        return str(json.loads(marker.read_text(encoding="utf-8"))["key"])
+        return str(json.loads((partial / "key.json").read_text(encoding="utf-8"))["key"])
     except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        manifest = read_manifest(partial / MANIFEST)
+    except (FileNotFoundError, DamagedError):
         return None
+    return content_hash([manifest.key, manifest.made_from])
 
 
 def _read_seconds(marker: Path) -> float:

@@ -1,6 +1,5 @@
 """discriminator: refitted on all gold so far, measured on held-out gold, rolled back if that is not good enough."""
 
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from pipeline.config.discriminator import Discriminator
 from pipeline.gold import held_out, passes, ranked_rightly
 from pipeline.progress import StepReport
 from pipeline.rows import read_groups
+from pipeline.step_log import STEPS
+from pipeline.store import discard
 from pipeline.types import Group, RunError, TextPair, derive_seed
 
 
@@ -81,10 +82,11 @@ def _refit(
             total = step.steps * settings.members
             context.report(number * step.steps + step.step, total, f"loss {step.loss:.4f}")
 
-        if not (place / "model.safetensors").is_file():
+        # Which is written last, and appears whole.
+        if not (place / STEPS).is_file():
             place.mkdir(exist_ok=True)
             train_on(config, pairs, place, on_step)
-        shutil.rmtree(place / CHECKPOINTS, ignore_errors=True)
+        discard(place / CHECKPOINTS)
 
 
 def _member_config(

@@ -19,6 +19,7 @@ from pipeline.losses import load_preset
 from pipeline.policy import load_policy, local_folder, save_policy, save_probe
 from pipeline.rows import TEXTS, prompt_row, write_table
 from pipeline.scratch import make_policy
+from pipeline.store import discard
 from pipeline.types import Prompt, RowsError, UserError, derive_seed
 
 BASE = "base"
@@ -51,7 +52,7 @@ def start(context: Context, folder: Path) -> Outcome:
         return outcome
     save_policy(model, folder, tokenizer_source=str(origin), chat=chat)
     for spent in (folder / BASE, folder / CHECKPOINTS):
-        shutil.rmtree(spent, ignore_errors=True)
+        discard(spent)
     facts = {
         "parameters": model.num_parameters(),
         "dropped_over_long_texts": dropped["over_long"],

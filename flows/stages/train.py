@@ -1,6 +1,5 @@
 """policy of rounds 1 and on: one round of preference training; average: the running mean of policies."""
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipeline.losses import Loss
 from pipeline.policy import average_policies, load_policy, save_policy, save_probe
 from pipeline.progress import StepReport, TrainResult
 from pipeline.step_log import STEPS, StepLog
+from pipeline.store import discard
 from pipeline.train import train
 from pipeline.types import RowsError, derive_seed
 
@@ -77,7 +77,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
     if not context.writes:
         return outcome
     save_policy(model, folder, tokenizer_source=str(origin), chat=policy_chat(config, origin))
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    discard(folder / CHECKPOINTS)
     return outcome
 
 

@@ -1,12 +1,17 @@
+import itertools
 import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.digests import file_sha256
 from pipeline.manifest import StageKey
 from pipeline.rows import GROUPS, read_groups, read_preferences, read_rows, write_groups, write_preferences, write_table
-from pipeline.store import RunFolder
+from pipeline.store import RunFolder, discard
 from pipeline.types import Group, Message, Pair, Prompt, Response, RunError, UserError
 
 KEY = StageKey({"sampling": {"n": 4}}, {"round_000/policy": "abc"}, seed=3)
@@ -57,20 +62,43 @@ def test_a_stage_exists_only_when_it_is_complete(tmp_path: Path) -> None:
     assert {"prefloop", "torch"} <= manifest.versions.keys()
 
 
-def test_a_kill_in_the_middle_of_a_commit_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = RunFolder(tmp_path).stage(1, "samples")
+class Killed(BaseException):
+    pass
 
-    def killed(path: Path, target: Path) -> None:
-        raise KeyboardInterrupt
 
-    for step in ("pipeline.store.files_sha256", "pipeline.store.write_json"):
-        writer = stage.begin(KEY)
+def test_a_commit_that_is_killed_at_any_of_its_steps_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: Iterator[int]
+
+    def watched(step: Callable[..., Any], last: int) -> Callable[..., Any]:
+        def stepping(*args: Any, **kwargs: Any) -> Any:
+            if next(passed) == last:
+                raise Killed
+            return step(*args, **kwargs)
+
+        return stepping
+
+    for last in itertools.count():
+        stage = RunFolder(tmp_path / str(last)).stage(1, "samples")
+        writer, passed = stage.begin(KEY), itertools.count()
         (writer.folder / "shard_00000.parquet").write_text("paid for")
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(step, killed if step.endswith("json") else lambda file: killed(file, file))
+        (writer.folder / "checkpoints" / "step_000001").mkdir(parents=True)
+        with monkeypatch.context() as patch, suppress(Killed):
+            for name in ("fsync", "replace", "rename", "unlink", "rmdir"):
+                patch.setattr(os, name, watched(getattr(os, name), last))
+            discard(writer.folder / "checkpoints")
             writer.commit(1, {})
-        assert (stage.begin(KEY).folder / "shard_00000.parquet").read_text() == "paid for"
-        assert not stage.folder.exists()
+            break
+        if not stage.folder.exists():
+            writer = stage.begin(KEY)
+            assert (writer.folder / "shard_00000.parquet").read_text() == "paid for"
+            discard(writer.folder / "checkpoints")
+            writer.commit(1, {})
+        assert list(stage.require().files) == ["shard_00000.parquet"]
+        assert sorted(file.name for file in stage.folder.iterdir()) == ["manifest.json", "shard_00000.parquet"]
+        assert not stage.partial.exists()
+    assert last > 6
 
 
 def test_shards_of_a_killed_try_are_kept_and_those_of_another_key_are_not(tmp_path: Path) -> None:
