@@ -9,15 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun, State
 from prefect.context import FlowRunContext
+from prefect.exceptions import Abort
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as current
 from prefect.states import Cancelled, Failed
 
+from flows.decision_form import stop_schedule_if_done, wait_for_decision
 from flows.environment import prepare_environment
-from flows.keys import ITERATIVE_STAGES
 from flows.opening import prepare_run
 from flows.parameters import MAX_ROUNDS, dated
 from flows.redo import parse_stage
@@ -25,7 +28,7 @@ from flows.running import check_new
 from pipeline.config import RunConfig
 from pipeline.configfile import load_config
 from pipeline.store import RunFolder, RunLockedError
-from pipeline.types import UserError
+from pipeline.types import Paused, UserError
 
 # A firing that starts later than this after its time has been missed.
 MISSED_AFTER = timedelta(minutes=5)
@@ -50,22 +53,38 @@ def run_name() -> str:
     return Path(str(current.parameters["run_dir"])).name
 
 
-def carry_out(firing: Firing, rounds: Rounds) -> str | State[str]:
-    """Run ``rounds``; returns the path of the report, or for a deployment's run the state that it ends in."""
+def carry_out(firing: Firing, rounds: Rounds) -> str:
+    """Run ``rounds``; returns the path of the report. A deployment's run that is skipped or refused ends here."""
     flow_run = _deployed()
     if flow_run is None:
         return rounds(prepare(firing), firing.until)
     prepare_environment()
     due = flow_run.expected_start_time or datetime.now(UTC)
     if _is_missed(flow_run, due):
-        return Cancelled(name="Skipped", message=f"skipped: this firing was due at {due:%Y-%m-%d %H:%M} UTC")
-    try:
-        firing = replace(firing, run_dir=dated(firing.run_dir, due))
-        return rounds(prepare(firing, first=flow_run.run_count <= 1), firing.until)
-    except RunLockedError as error:
-        return Cancelled(name="Skipped", message=f"skipped: {error}")
-    except UserError as error:
-        return Failed(message=str(error))
+        _end(flow_run, Cancelled(name="Skipped", message=f"skipped: this firing was due at {due:%Y-%m-%d %H:%M} UTC"))
+    firing = replace(firing, run_dir=dated(firing.run_dir, due))
+    first = flow_run.run_count <= 1
+    while True:
+        try:
+            root = prepare(firing, first=first)
+            report = rounds(root, firing.until)
+            stop_schedule_if_done(root)
+            return report
+        except Paused as pause:
+            wait_for_decision(Path(firing.run_dir).resolve(), pause)
+            first = False
+        except RunLockedError as error:
+            _end(flow_run, Cancelled(name="Skipped", message=f"skipped: {error}"))
+        except UserError as error:
+            _end(flow_run, Failed(message=str(error)))
+
+
+def _end(flow_run: FlowRun, state: State[object]) -> NoReturn:
+    """End a deployment's run in ``state``, without the traceback that a raised error would leave in its logs."""
+    get_run_logger().error("%s", state.message)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, state, force=True)
+    raise Abort(str(state.message))
 
 
 def prepare(firing: Firing, *, first: bool = True) -> Path:
@@ -115,7 +134,7 @@ def rounds_to_reach(run: RunFolder, config: RunConfig, more: int) -> int:
 def complete_rounds(run: RunFolder) -> int:
     """How many rounds, from the first on, are complete."""
     number = 0
-    while run.stage(number + 1, ITERATIVE_STAGES[-1]).manifest() is not None:
+    while run.stage(number + 1, "evaluation").manifest() is not None:
         number += 1
     return number
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from prefect import flow
-from prefect.client.schemas.objects import State
 
 from flows.firing import Firing, carry_out, run_name
 from flows.opening import open_run
@@ -19,7 +18,7 @@ def iterative(
     settings: Settings = (),
     rounds_more: RoundsMore = 0,
     until: Until = None,
-) -> str | State[str]:
+) -> str:
     """Each round samples, labels, pairs, trains and evaluates; a run goes on with its folder. Returns the report."""
     firing = Firing("iterative", run_dir, config, settings, rounds_more, until)
     return carry_out(firing, _rounds)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from prefect import flow
-from prefect.client.schemas.objects import State
 
 from flows.firing import Firing, carry_out, run_name
 from flows.opening import open_run
@@ -18,7 +17,7 @@ def offline(
     config: ConfigFiles = (),
     settings: Settings = (),
     until: Until = None,
-) -> str | State[str]:
+) -> str:
     """Rounds of training on slices of a fixed data set; a run goes on with its folder. Returns the report."""
     firing = Firing("offline", run_dir, config, settings, 0, until)
     return carry_out(firing, _rounds)

@@ -57,9 +57,9 @@ def _worker(url: str, pool: str, limit: int | None) -> Iterator["subprocess.Pope
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
         ensure_pool(client, pool)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    command += [] if limit is None else ["--limit", str(limit)]
     # Nothing before its time: a run that is taken early would collide with one that ends in between.
-    command += ["--prefetch-seconds", "0", *([] if limit is None else ["--limit", str(limit)])]
-    worker = start_watched(command, {"PREFECT_API_URL": url}, None)
+    worker = start_watched(command, {"PREFECT_API_URL": url, "PREFECT_WORKER_PREFETCH_SECONDS": "0"}, None)
     try:
         yield worker
     finally:

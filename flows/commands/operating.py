@@ -18,5 +18,9 @@ def approve(
 ) -> None:
     """Answer a run that its gate has paused or stopped; the command that ran it then goes on."""
     from flows.approvals import answer
+    from flows.decision_form import release
 
     print(answer(run_folder, round_, decision, by, reason))
+    released = release(run_folder)
+    if released is not None:
+        print(f"Prefect's flow run {released}, which waited for it, goes on")

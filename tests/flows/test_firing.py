@@ -9,7 +9,6 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.firing import Firing, complete_rounds, prepare
 from flows.iterative import iterative
-from flows.keys import ITERATIVE_STAGES
 from flows.offline import offline
 from flows.parameters import dated
 from pipeline.configfile import load_config
@@ -31,7 +30,7 @@ def firing(job: Path, run: Path, more: int = 1, *settings: str) -> Firing:
 def complete(run: Path, round_: int) -> None:
     """Leave of a round what tells that it is complete."""
     folder = RunFolder(run)
-    stage = folder.stage(round_, ITERATIVE_STAGES[-1])
+    stage = folder.stage(round_, "evaluation")
     stage.folder.parent.mkdir(parents=True, exist_ok=True)
     stage.begin(StageKey({}, {}, 0)).commit(0, {})
     data = folder.stage(0, "data")
