@@ -21,9 +21,10 @@ from prefect.states import Cancelled, Failed
 
 from flows.decision_form import stop_schedule_if_done, wait_for_decision
 from flows.environment import prepare_environment
+from flows.lease import hold
 from flows.opening import prepare_run
 from flows.parameters import MAX_ROUNDS, dated
-from flows.redo import parse_stage
+from flows.redo import parse_stage, set_aside
 from flows.running import check_new
 from pipeline.config import RunConfig
 from pipeline.configfile import load_config
@@ -46,6 +47,7 @@ class Firing:
     settings: tuple[str, ...] = ()
     rounds_more: int = 0
     until: str | None = None
+    redo_from: str | None = None
 
 
 def run_name() -> str:
@@ -91,7 +93,7 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
     """Make or open the run folder as the parameters say; returns it.
 
     ``first``: whether this is the flow run's first try. Later ones (after a pause, or a retry) go on with what the
-    first one began: they add no rounds.
+    first one began: they add no rounds, and redo nothing.
 
     Raises ``UserError``.
     """
@@ -99,7 +101,7 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
     run = RunFolder(root)
     if not firing.config and not run.config_file.is_file():
         raise UserError(f"run_dir: {root}: not a run folder (no config.yaml), and no config files were given")
-    if not (firing.config or firing.settings or firing.rounds_more):
+    if not (firing.config or firing.settings or firing.rounds_more or firing.redo_from):
         return root
     files = [Path(file) for file in firing.config] or [run.config_file]
     config = load_config(files, firing.settings)
@@ -113,7 +115,11 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
     config = config.model_copy(update={"rounds": rounds_to_reach(run, config, firing.rounds_more if first else 0)})
     if firing.until is not None:
         parse_stage("until", firing.until, config)
+    redo = parse_stage("redo_from", firing.redo_from, config) if firing.redo_from is not None and first else None
     prepare_run(config, root, extend=True)
+    if redo is not None:
+        with hold(root):
+            set_aside(run, config, *redo)
     return root
 
 

@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.firing import Firing, carry_out, run_name
 from flows.opening import open_run
-from flows.parameters import ConfigFiles, RoundsMore, RunDir, Settings, Until
+from flows.parameters import ConfigFiles, RedoFrom, RoundsMore, RunDir, Settings, Until
 from flows.report import write_report
 from flows.rounds import labelled, learn, start
 
@@ -18,9 +18,10 @@ def iterative(
     settings: Settings = (),
     rounds_more: RoundsMore = 0,
     until: Until = None,
+    redo_from: RedoFrom = None,
 ) -> str:
     """Each round samples, labels, pairs, trains and evaluates; a run goes on with its folder. Returns the report."""
-    firing = Firing("iterative", run_dir, config, settings, rounds_more, until)
+    firing = Firing("iterative", run_dir, config, settings, rounds_more, until, redo_from)
     return carry_out(firing, _rounds)
 
 

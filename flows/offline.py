@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.firing import Firing, carry_out, run_name
 from flows.opening import open_run
-from flows.parameters import ConfigFiles, RunDir, Settings, Until
+from flows.parameters import ConfigFiles, RedoFrom, RunDir, Settings, Until
 from flows.report import write_report
 from flows.rounds import learn, start
 
@@ -17,9 +17,10 @@ def offline(
     config: ConfigFiles = (),
     settings: Settings = (),
     until: Until = None,
+    redo_from: RedoFrom = None,
 ) -> str:
     """Rounds of training on slices of a fixed data set; a run goes on with its folder. Returns the report."""
-    firing = Firing("offline", run_dir, config, settings, 0, until)
+    firing = Firing("offline", run_dir, config, settings, 0, until, redo_from)
     return carry_out(firing, _rounds)
 
 

@@ -68,6 +68,15 @@ Until = Annotated[
         json_schema_extra=_shown("Stop after", "ROUND:STAGE, such as 1:pairs; the next run goes on from there."),
     ),
 ]
+RedoFrom = Annotated[
+    Annotated[str, Field(pattern=STAGE_OF_ROUND)] | None,
+    Field(
+        json_schema_extra=_shown(
+            "Redo from",
+            "ROUND:STAGE, such as 2:labels: that stage and all that depends on it are set aside and redone.",
+        ),
+    ),
+]
 
 
 def dated(run_dir: str, due: datetime) -> str:

@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 import pytest
-from tests.flows.test_loop import browse
 
 from flows.approvals import approval_file
 from pipeline.configfile import load_config
 from pipeline.decision import Decision
 from pipeline.rows import read_groups
 from pipeline.store import RunFolder, StageKey
+from tests.flows.test_loop import browse
 from tests.tiny_model import save_tiny_model
 
 ROOT = Path(__file__).parents[2]

@@ -1,5 +1,6 @@
 """What a flow makes of its run folder before any stage runs."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -65,6 +66,17 @@ def test_a_later_try_of_the_same_flow_run_adds_nothing(job: Path, tmp_path: Path
     assert rounds(run) == 4
 
 
+def test_stages_are_redone_at_the_first_try_alone(job: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prepare(firing(job, run, 2))
+    complete(run, 1)
+    redo = replace(firing(job, run, 0), redo_from="1:evaluation")
+    prepare(redo, first=False)
+    assert complete_rounds(RunFolder(run)) == 1
+    prepare(redo)
+    assert complete_rounds(RunFolder(run)) == 0 and len(list(run.glob("set_aside/*/round_001/evaluation"))) == 1
+
+
 def test_without_rounds_to_add_the_config_or_the_folder_decides(job: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     prepare(firing(job, run, 0))
@@ -90,6 +102,7 @@ def test_settings_that_change_results_need_another_folder(job: Path, tmp_path: P
         ({"rounds_more": 1000, "settings": ("rounds=1",)}, None),
         ({"rounds_more": 1001}, "at most 1000"),
         ({"until": "7:pairs"}, "until: 7:pairs"),
+        ({"redo_from": "7:pairs"}, "redo_from: 7:pairs"),
         ({"settings": ("discriminator.silver=static",)}, "bought in the first"),
     ],
 )
