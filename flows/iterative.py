@@ -34,4 +34,5 @@ def _rounds(root: Path, until: str | None) -> str:
             pairs = stage("pairs", round_, labels)
             policy = learn(stage, config, round_, pairs, policy)
             write_report(run, config)
+            stage.free_room()
     return str(write_report(run, config))

@@ -31,4 +31,5 @@ def _rounds(root: Path, until: str | None) -> str:
             pairs = stage("pairs", round_, data, policy)
             policy = learn(stage, config, round_, pairs, policy)
             write_report(run, config)
+            stage.free_room()
     return str(write_report(run, config))

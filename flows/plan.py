@@ -132,6 +132,8 @@ def plan_config(
         averaged=config.training.reference == "ema",
         checkpoints=config.training.checkpoint_every > 0,
         iterative=config.mode == "iterative",
+        # The best round's beside the last ones, and a new one before an old one goes.
+        policies=None if config.retention.last is None else config.retention.last + 2,
     )
     return Plan(config, planned.counts, parameters, stages, disk, known, source, free)
 

@@ -1,6 +1,7 @@
 """Which stages a stage reads, and whether they are still what was written. Torch-free."""
 
 from flows.keys import dependencies
+from flows.supply import buys, samples_calibration, stores_reference
 from pipeline.config import RunConfig
 from pipeline.intact import require_intact
 from pipeline.store import RunFolder, Stage
@@ -20,6 +21,25 @@ def reads(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Sta
         earlier = [run.stage(number, "discriminator") for number in range(1, round_)]
         found = [*found, *(stage for stage in earlier if stage.folder.exists())]
     return list(dict.fromkeys(found))
+
+
+def made_in(config: RunConfig, round_: int, name: str) -> bool:
+    """Whether rounds like ``round_`` have the stage ``name`` at all."""
+    match name:
+        case "gold":
+            return config.discriminator is not None and buys(config.discriminator, round_)
+        case "discriminator":
+            return (
+                config.discriminator is not None and buys(config.discriminator, round_) and config.discriminator.trains
+            )
+        case "calibration":
+            return samples_calibration(config.loss)
+        case "reference":
+            return stores_reference(config.loss)
+        case "average":
+            return config.training.reference == "ema"
+        case _:
+            return True
 
 
 def check_inputs(run: RunFolder, config: RunConfig, round_: int, name: str) -> None:

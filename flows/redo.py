@@ -78,12 +78,16 @@ def _move(source: Path, target: Path) -> None:
 
 def dependents(run: RunFolder, config: RunConfig, named: Stage) -> list[Stage]:
     """``named`` and the stages, complete or begun, that were made from it, in the order in which they are made."""
-    order = ["data", *ITERATIVE_STAGES, "average"]
+    order = [*dict.fromkeys(("data", *ITERATIVE_STAGES, "average", "gate"))]
     left = [stage for stage in dict.fromkeys((*run.stages(), *run.begun())) if stage.name in order and stage != named]
     gone, found = [named], [named]
     while found:
+        # A gate decides which policy later rounds start from.
+        gated = min((stage.round for stage in gone if stage.name == "gate"), default=config.rounds)
         found = [
-            stage for stage in left if not set(dependencies(run, config, stage.round, stage.name)[1]).isdisjoint(gone)
+            stage
+            for stage in left
+            if stage.round > gated or not set(dependencies(run, config, stage.round, stage.name)[1]).isdisjoint(gone)
         ]
         gone, left = [*gone, *found], [stage for stage in left if stage not in found]
     return sorted(gone, key=lambda stage: (stage.round, order.index(stage.name)))

@@ -6,6 +6,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.artefacts import Screen
 from flows.lease import Lease
 from flows.progress import both, make_console, progress
+from flows.retention import free_room, told
 from flows.stages import Context, needed
 from flows.stages.run import SAMPLED, run_stage
 from flows.workers import Workers
@@ -83,6 +84,12 @@ class Stages:
         manifest = self._run.stage(round_, name).require()
         self._console.print(f"{label}: {manifest.rows} rows in {manifest.seconds:.1f} s", markup=False, highlight=False)
         return artefact
+
+    def free_room(self) -> None:
+        """Remove what no stage to come reads, as far as the config says so; say what it was."""
+        freed = free_room(self._run, self._config)
+        if freed:
+            self._console.print(told(freed), markup=False, highlight=False)
 
     def _while_held(self, done: int, total: int, note: str) -> None:
         """What is reported is made by children: a lost lease ends them here."""

@@ -8,6 +8,8 @@ WEIGHT_BYTES, GRADIENT_BYTES, MOMENT_BYTES = 4, 4, 8
 # Of a stored token its id, its log-probability and its piece of the text, in parquet with zstd, which shortens ids and
 # text and hardly the log-probabilities; and the id of a row. Within 10 % of what rounds of the quickstart wrote.
 ID_BYTES, LOGP_BYTES, TEXT_BYTES, ROW_BYTES = 2, 4, 1, 64
+# What of a round's bytes retention removes.
+WEIGHTS = {"policy", "optimiser", "average"}
 # Of work that goes at a rate of its own.
 KINDS = ("sampling", "labelling", "scoring", "training")
 
@@ -169,15 +171,21 @@ def seconds(tokens: Mapping[str, float], rates: Mapping[str, float]) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """Bytes of a run folder by stage: at its start, of each round, and for the time of one training alone."""
+    """Bytes of a run folder by stage: at its start, of each round, and for the time of one training alone.
+
+    ``policies``: of how many rounds weights are there at a time; None: of all.
+    """
 
     start: Mapping[str, int]
     round: Mapping[str, int]
     passing: Mapping[str, int] = field(default_factory=dict)
+    policies: int | None = None
 
     def whole(self, rounds: int) -> int:
         """The most that the run folder holds before its end."""
-        return sum(self.start.values()) + rounds * sum(self.round.values()) + sum(self.passing.values())
+        kept = rounds if self.policies is None else min(rounds, self.policies)
+        of_rounds = sum(size * (kept if name in WEIGHTS else rounds) for name, size in self.round.items())
+        return sum(self.start.values()) + of_rounds + sum(self.passing.values())
 
 
 def disk_use(
@@ -189,6 +197,7 @@ def disk_use(
     averaged: bool,
     checkpoints: bool,
     iterative: bool,
+    policies: int | None = None,
 ) -> DiskUse:
     """What a run writes.
 
@@ -200,6 +209,7 @@ def disk_use(
         averaged: whether an average of policies is stored beside each.
         checkpoints: whether there are some within a round.
         iterative: whether rounds sample and label.
+        policies: see ``DiskUse``.
     """
     token = ID_BYTES + LOGP_BYTES + TEXT_BYTES
     prompt = counts.prompt_tokens * (ID_BYTES + TEXT_BYTES)
@@ -227,4 +237,5 @@ def disk_use(
         {name: size for name, size in start.items() if size},
         {name: round(size) for name, size in each.items() if size},
         {"checkpoints": passing} if passing else {},
+        policies,
     )

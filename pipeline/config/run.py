@@ -10,6 +10,7 @@ from pipeline.config.discriminator import Discriminator
 from pipeline.config.labels import EnsembleScorer, Labelling, Scorer
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
+from pipeline.config.retention import Retention
 from pipeline.config.sampling import Sampler, SamplingSettings, VllmSampler
 from pipeline.config.training import LossSettings, Training, WarmStart
 
@@ -71,6 +72,7 @@ class RunConfig(Closed):
         json_schema_extra=OPERATIONAL,
     )
     evaluation: Evaluation = Evaluation()
+    retention: Retention = Field(Retention(), json_schema_extra=OPERATIONAL)
     check_disk: bool = Field(
         True,
         description="refuse to start a stage for which the disk has no room",
