@@ -50,12 +50,18 @@ def stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> in
 def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
     if name == "data":
         return _data_bytes(config)
+    if name == "labels":
+        return _size(run.stage(round_, "samples").folder)
+    if run.stage(0, "data").manifest() is None:
+        return 0
     if (round_, name) == (0, "policy"):
         # One made from scratch is small, and one that is not trained is not copied.
         if isinstance(config.policy, ScratchPolicy) or config.warm_start is None:
             return 0
         return _policy_bytes(_use(run, config, 0, Path(config.policy.path)))
     model = _model(run, round_)
+    if model is None:
+        return 0
     use = _use(run, config, round_, model)
     match name:
         case "policy":
@@ -143,11 +149,14 @@ def _response_tokens(run: RunFolder, config: RunConfig, round_: int) -> float:
     return limit
 
 
-def _model(run: RunFolder, round_: int) -> Path:
+def _model(run: RunFolder, round_: int) -> Path | None:
     """The newest policy that is there when the round begins: pairs of a data set are made before any is trained."""
     earlier = [run.stage(number, "policy") for number in range(max(round_ - 1, 0), -1, -1)]
-    policy = next((stage for stage in earlier if stage.manifest() is not None), run.stage(0, "policy"))
-    return Path(str(policy.require().metrics.get(POINTER) or policy.folder))
+    for stage in earlier:
+        manifest = stage.manifest()
+        if manifest is not None:
+            return Path(str(manifest.metrics.get(POINTER) or stage.folder))
+    return None
 
 
 def _parameters(model: Path) -> int:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipeline.digests import file_sha256
 from pipeline.optimiser import Optimiser, Parameters, load_optimiser, optimiser_state
 from pipeline.progress import StepReport
 from pipeline.sharding import gathered, placed_like
@@ -83,7 +84,8 @@ def _write(place: Path, progress: Progress, tensors: dict[str, torch.Tensor], st
     partial.mkdir()
     save_file(tensors, partial / WEIGHTS)
     save_file(state, partial / OPTIMISER)
-    (partial / PROGRESS).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    files = {name: file_sha256(partial / name) for name in (WEIGHTS, OPTIMISER)}
+    (partial / PROGRESS).write_text(json.dumps({**asdict(progress), "files": files}), encoding="utf-8")
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
     sync_folder(folder)
@@ -109,6 +111,9 @@ def load_checkpoint(place: Path, key: str, trained: Trained) -> Progress:
         plain = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
         history = tuple(StepReport(**report) for report in plain["history"])
         progress = Progress(plain["key"], plain["step"], history, plain["running"])
+        for name, digest in plain["files"].items():
+            if file_sha256(place / name) != digest:
+                raise ValueError(f"{name} has other content than was written (SHA-256)")
         weights = load_file(place / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(

@@ -118,9 +118,14 @@ def read_rows(folder: Path) -> Iterator[Row]:
 def read_row_file(file: Path) -> Iterator[Row]:
     """Rows of one parquet file. Raises as ``read_rows``."""
     try:
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(file, page_checksum_verification=True) as table:
+            left = table.metadata.num_rows
             for batch in table.iter_batches(batch_size=ROW_GROUP):
+                left -= batch.num_rows
                 yield from batch.to_pylist()
+        if left:
+            # The headers of pages have no checksum of their own.
+            raise RunError(f"{file}: cannot be read as parquet ({left} rows are missing)")
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 

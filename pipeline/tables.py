@@ -29,7 +29,7 @@ class TableWriter:
         self._file = file
         self._scratch = file.with_name(file.name + ".tmp")
         self._schema = schema
-        self._writer = pq.ParquetWriter(self._scratch, schema, compression="zstd")
+        self._writer = pq.ParquetWriter(self._scratch, schema, compression="zstd", write_page_checksum=True)
         self._block: list[Row] = []
 
     def add(self, row: Row) -> None:
@@ -70,7 +70,7 @@ class TableWriter:
 def read_columns(file: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of a parquet file, block by block. Raises ``RunError`` if it cannot be read."""
     try:
-        with pq.ParquetFile(file) as table:
+        with pq.ParquetFile(file, page_checksum_verification=True) as table:
             yield from table.iter_batches(batch_size=ROW_GROUP, columns=list(names))
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]})") from None

@@ -14,6 +14,7 @@ from judge_server import JudgeServer, judge_server, longer_wins
 from flows.stages import Context
 from flows.stages.run import run_stage
 from pipeline.config.run import RunConfig
+from pipeline.manifest import StageKey
 from pipeline.rows import read_groups, read_preferences, write_groups
 from pipeline.store import RunFolder
 from pipeline.types import Group, Message, Pair, Prompt, Response, RunError, UserError
@@ -49,14 +50,12 @@ def plain(server: JudgeServer, labelling: dict[str, Any] | None = None, **endpoi
 def with_samples(root: Path, shards: int = 3, prompts: int = 2) -> RunFolder:
     """A run whose first round has samples: per prompt three responses of one, two and three letters."""
     run = RunFolder(root)
-    folder = run.stage(1, "samples").folder
-    folder.mkdir(parents=True)
+    writer = run.stage(1, "samples").begin(StageKey({}, {}, 0))
     responses = tuple(Response("x" * n, (n,), (-1.0,), "stop") for n in (1, 2, 3))
     for shard in range(shards):
         groups = [Group(Prompt((Message("user", f"{shard} {n}"),)), (1,), responses) for n in range(prompts)]
-        write_groups(folder / f"shard_{shard:05d}.parquet", groups)
-    manifest = {"stage": "samples", "round": 1, "key": "k", "config": {}, "inputs": {}, "seed": 0, "rows": 6}
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "seconds": 0.0}))
+        write_groups(writer.folder / f"shard_{shard:05d}.parquet", groups)
+    writer.commit(6, {})
     return run
 
 

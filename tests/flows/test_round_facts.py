@@ -8,6 +8,7 @@ import pytest
 from flows.round_facts import evaluated_rounds, round_facts
 from flows.stages import Context
 from flows.stages.run import run_stage
+from pipeline.manifest import StageKey
 from pipeline.round_facts import RoundFacts
 from pipeline.rows import read_groups, read_preferences
 from pipeline.types import Group, Pair
@@ -101,15 +102,10 @@ def test_round_0_has_no_pairs_and_nothing_to_compare_with(context: Context) -> N
 
 
 def test_a_gate_s_decision_is_told(context: Context) -> None:
-    folder = context.run.stage(1, "gate").folder
-    folder.mkdir()
+    writer = context.run.stage(1, "gate").begin(StageKey({}, {}, 0))
     decision = {"decision": "pause", "reasons": ["length grows"], "best_round": 0, "measures": {"gap": 0.5}}
-    (folder / "decision.json").write_text(json.dumps(decision))
-    (folder / "manifest.json").write_text(
-        json.dumps(
-            {"stage": "gate", "round": 1, "key": "", "config": {}, "inputs": {}, "seed": 0, "rows": 0, "seconds": 1.0}
-        )
-    )
+    (writer.folder / "decision.json").write_text(json.dumps(decision))
+    writer.commit(0, {})
     gate = round_facts(context.run, context.config, 1).gate
     assert gate is not None and (gate.decision, gate.reasons, gate.best_round) == ("pause", ("length grows",), 0)
 

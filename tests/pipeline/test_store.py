@@ -147,3 +147,18 @@ def test_one_writer_a_run(tmp_path: Path) -> None:
 def test_ids_depend_on_content_alone() -> None:
     assert PROMPT.id == Prompt(PROMPT.messages, source="elsewhere", answer="b").id
     assert PROMPT.id != Prompt((Message("user", "hé\nllo"),)).id
+
+
+def test_a_flipped_bit_in_a_table_is_found_though_nothing_vouches_for_it_yet(tmp_path: Path) -> None:
+    file = tmp_path / "shard_00000.parquet"
+    write_groups(file, [Group(PROMPT, (1, 2), (YES, NO), (0.5, None))] * 64)
+    whole, found = file.read_bytes(), 0
+    # Behind the data is the footer, whose length stands before the last four bytes. In headers a bit may mean nothing.
+    data = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for place in range(4, data):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            assert list(read_groups(tmp_path)) == [Group(PROMPT, (1, 2), (YES, NO), (0.5, None))] * 64
+        except RunError:
+            found += 1
+    assert found > data // 2 > 100
