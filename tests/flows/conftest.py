@@ -4,9 +4,12 @@ import json
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_loop import ROOT, prefloop
 from tiny_model import save_tiny_model
+
+from flows import child
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +52,15 @@ def finished(home: dict[str, str], loop_config: Path, tmp_path_factory: pytest.T
     assert "report" in done.stdout and "vllm" not in done.stdout.lower()
     assert "INFO" not in done.stderr and "Traceback" not in done.stderr
     return run
+
+
+@pytest.fixture
+def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a child is stopped (SIGSTOP: it hangs, as far as its parent can tell), any deadline of a call is soon."""
+    as_set = child._from_now
+
+    def soon(timeout: float | None) -> float | None:
+        stopped = any(process.status() == psutil.STATUS_STOPPED for process in psutil.Process().children())
+        return as_set(1.0 if stopped else timeout)
+
+    monkeypatch.setattr(child, "_from_now", soon)

@@ -88,23 +88,30 @@ def stop(process: SamplerProcess) -> None:
     os.kill(child.pid, signal.SIGSTOP)
 
 
-def test_an_engine_that_hangs_is_replaced_after_its_deadline_and_costs_no_answer(process: SamplerProcess) -> None:
+def test_an_engine_that_hangs_is_replaced_after_its_deadline_and_costs_no_answer(
+    process: SamplerProcess, short_deadlines: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = requests(20)
     expected = list(process.sample(asked, SETTINGS))
-    process._settings = process._settings.model_copy(update={"shard_timeout": 6.0})
+    # Not all answers are under way before it hangs.
+    monkeypatch.setattr(sampler_process, "REQUESTS_A_CALL", 8)
     answers = process.sample(asked, SETTINGS)
     got = [next(answers)]
+    hung = process._child
     stop(process)
     assert same([*got, *answers], expected)
+    assert process._child is not hung
 
 
-def test_a_swap_that_hangs_ends_with_the_engine_s_last_words(process: SamplerProcess, folder: Path) -> None:
-    process._settings = process._settings.model_copy(update={"start_timeout": 1.0, "retries": 0})
+def test_a_swap_that_hangs_ends_with_the_engine_s_last_words(
+    process: SamplerProcess, folder: Path, short_deadlines: None
+) -> None:
+    process._settings = process._settings.model_copy(update={"start_timeout": 123.0, "retries": 0})
     assert process._child is not None
     with process._child.log.open("a") as log:
         log.write("loading the weights of layer 7\n")
     stop(process)
-    with pytest.raises(RunError, match=r"(?s)load was silent for 1 seconds.*last lines of.*weights of layer 7"):
+    with pytest.raises(RunError, match=r"(?s)load was silent for 123 seconds.*last lines of.*weights of layer 7"):
         process.load(str(folder))
     assert process._child is None
 

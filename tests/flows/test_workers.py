@@ -35,18 +35,21 @@ def trainer() -> psutil.Process:
     return found[0]
 
 
-def test_a_step_that_takes_longer_than_allowed_ends_training_with_the_trainer_s_last_words(context: Context) -> None:
-    training = context.config.training.model_copy(update={"stall_timeout": 8.0})
+def test_a_step_that_takes_longer_than_allowed_ends_training_with_the_trainer_s_last_words(
+    context: Context, short_deadlines: None
+) -> None:
+    training = context.config.training.model_copy(update={"stall_timeout": 1234.0})
     stopped: list[psutil.Process] = []
 
     def stop(done: int, total: int, note: str) -> None:
         if not stopped:
             stopped.append(trainer())
-            (context.run.root / "logs" / "trainer.log").open("a").write("loss 0.6931\n")
+            with (context.run.root / "logs" / "trainer.log").open("a") as log:
+                log.write("loss 0.6931\n")
             stopped[0].suspend()
 
     with Workers(context.run.root, context.config.model_copy(update={"training": training})) as workers:
-        with pytest.raises(RunError, match=r"(?s)trainer_child: stage was silent for 8 seconds.*loss 0\.6931"):
+        with pytest.raises(RunError, match=r"(?s)trainer_child: stage was silent for 1234 seconds.*loss 0\.6931"):
             workers.run_stage(1, "policy", stop)
         assert not stopped[0].is_running()
     assert not context.run.stage(1, "policy").folder.exists()
