@@ -14,14 +14,27 @@ from pathlib import Path
 from tests.faults.fire import ROOT
 
 FAULTS = {
-    "kills at each commit point, interrupts, cancellations": ["tests/flows/test_loop_stopped.py"],
-    "kills amid labels and in files of caches": [
+    "kills at each commit point, interrupts, cancellations": [
+        "tests/flows/test_loop_stopped.py",
+        "tests/pipeline/test_store.py",
+        "tests/pipeline/test_checkpoint.py",
+    ],
+    "kills amid labels, and of caches' writers": [
         "tests/flows/test_labels_stage.py",
         "tests/reward_models/test_cache.py",
     ],
-    "states in Prefect, its server killed": ["tests/flows/test_prefect_states.py"],
-    "hung and dying children, deadlines": ["tests/flows/test_child.py", "tests/flows/test_sampler_process.py"],
+    "zombies and cancellations in Prefect, its server killed": ["tests/flows/test_prefect_states.py"],
+    "children that die or hang": [
+        "tests/flows/test_child.py",
+        "tests/flows/test_workers.py",
+        "tests/flows/test_sampler_process.py",
+        "tests/flows/test_followers.py",
+    ],
     "judges that fail": ["tests/reward_models/test_judge.py"],
+    "files that are damaged, missing or edited": ["tests/flows/test_verify.py", "tests/flows/test_redo.py"],
+    "full disks, read-only folders, vanished mounts": ["tests/flows/test_full_disk.py"],
+    "two writers, stale leases": ["tests/flows/test_lease.py"],
+    "numbers that are not finite, weights that are others, drift": ["tests/flows/test_numbers.py"],
 }
 
 
