@@ -9,13 +9,17 @@ import sys
 import typer
 
 from flows.commands.deployments import deploy, serve, ui, up
-from flows.commands.models import reward_model
+from flows.commands.models import export, reward_model
 from flows.commands.operating import approve
 from flows.commands.preparing import check, losses, plan
 from flows.commands.results import pairs, report, show, verify
 from flows.commands.runs import run
 from flows.environment import prepare_environment
+from pipeline.redaction import redacted
+from pipeline.shown_text import visible
 from pipeline.types import Paused, RunError, UserError
+
+LONGEST_MESSAGE = 8000
 
 app = typer.Typer(
     name="prefloop",
@@ -24,7 +28,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, show, report, verify, check, plan, pairs, losses, reward_model, approve, up, deploy, serve, ui):
+for command in (
+    run,
+    show,
+    report,
+    verify,
+    check,
+    plan,
+    pairs,
+    losses,
+    reward_model,
+    export,
+    approve,
+    up,
+    deploy,
+    serve,
+    ui,
+):
     app.command(command.__name__.replace("_", "-"))(command)
 
 
@@ -34,10 +54,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"prefloop: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(2)
     except RunError as error:
-        print(f"prefloop: {error}", file=sys.stderr)
+        _say(error)
         sys.exit(1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
@@ -46,6 +66,11 @@ def main() -> None:
     except Paused as pause:
         print(f"prefloop: {pause}", file=sys.stderr)
         sys.exit(3)
+
+
+def _say(error: Exception) -> None:
+    # Messages quote values of files that others wrote.
+    print(f"prefloop: {visible(redacted(error), LONGEST_MESSAGE)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeline.redaction import redacted
 from pipeline.types import RunError, UserError
 from pipeline.watchdog import end_with_parent
 
@@ -176,7 +177,7 @@ class Child:
     def _log_tail(self, lines: int = 15) -> str:
         with self.log.open("rb") as log:
             log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
-            last = log.read().decode(errors="replace").splitlines()[-lines:]
+            last = redacted(log.read().decode(errors="replace")).splitlines()[-lines:]
         return "".join(f"\n  {line}" for line in (["last lines of " + str(self.log) + ":", *last] if last else []))
 
 
@@ -219,13 +220,13 @@ def _answer(connection: socket.socket, handlers: Mapping[str, Handler], message:
     try:
         result = handlers[message["call"]](message["args"], lambda progress: send({"progress": progress}))
     except UserError as error:
-        send({"error": str(error), "kind": "user"})
+        send({"error": redacted(error), "kind": "user"})
     except RunError as error:
-        send({"error": str(error), "kind": "run"})
+        send({"error": redacted(error), "kind": "run"})
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever failed is shown to the user
         # The log may be on the disk that is full.
         with contextlib.suppress(OSError):
-            traceback.print_exc()
-        send({"error": f"{message['call']}: {type(error).__name__}: {error}", "kind": "run"})
+            print(redacted(traceback.format_exc()), file=sys.stderr)
+        send({"error": redacted(f"{message['call']}: {type(error).__name__}: {error}"), "kind": "run"})
     else:
         send({"result": result})

@@ -8,7 +8,8 @@ import logging
 from pathlib import Path
 from threading import Lock
 
-from pipeline.log_lines import LogLine, LogLines, secrets_of
+from pipeline.log_lines import LogLine, LogLines
+from pipeline.redaction import secrets_of
 
 MAX_LINES = 200
 # Of what was written since the last look, however much that is.

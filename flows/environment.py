@@ -7,6 +7,8 @@ import logging
 import os
 from pathlib import Path
 
+from pipeline.redaction import redacted
+
 DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -30,6 +32,13 @@ PREFECT_LOGGERS = (
 )
 
 
+class _Redacting(logging.Formatter):
+    """Keys stay out of lines, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 def prepare_environment() -> None:
     """Set the defaults that child processes and Prefect read."""
     for name, value in DEFAULTS.items():
@@ -46,13 +55,13 @@ class _LogFile(logging.FileHandler):
 def log_to_file(file: Path) -> None:
     """Send what Prefect would print to ``file`` instead; what it sends to its server still goes there."""
     import prefect.main  # noqa: F401 - sets up the loggers whose handlers are replaced here
-    from prefect.logging.handlers import PrefectConsoleHandler
+    from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 
     # What cannot be sent is in the file all the same; Prefect would say so on standard error, line by line.
     logging.raiseExceptions = False
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in PREFECT_LOGGERS:
         logger = logging.getLogger(name)
         printed = [old for old in logger.handlers if isinstance(old, PrefectConsoleHandler)]
@@ -60,3 +69,6 @@ def log_to_file(file: Path) -> None:
             logger.removeHandler(old)
         if printed:
             logger.addHandler(handler)
+        for sent in logger.handlers:
+            if isinstance(sent, APILogHandler):
+                sent.setFormatter(_Redacting(sent.formatter._fmt if sent.formatter else None))

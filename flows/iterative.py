@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.export import write_card
 from flows.firing import Firing, carry_out, run_name
 from flows.opening import open_run
 from flows.parameters import ConfigFiles, RedoFrom, RoundsMore, RunDir, Settings, Until
@@ -34,5 +35,6 @@ def _rounds(root: Path, until: str | None) -> str:
             pairs = stage("pairs", round_, labels)
             policy = learn(stage, config, round_, pairs, policy)
             write_report(run, config)
+            write_card(run, config, round_)
             stage.free_room()
     return str(write_report(run, config))

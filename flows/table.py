@@ -23,11 +23,21 @@ def read_rounds(root: Path) -> list[Metrics]:
     for round_ in run.rounds():
         file = run.stage(round_, "evaluation").folder / "metrics.json"
         if file.is_file():
-            try:
-                rounds.append(json.loads(file.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise RunError(f"{file}: not readable JSON ({error})") from None
+            rounds.append(_read_metrics(file))
     return rounds
+
+
+def _read_metrics(file: Path) -> Metrics:
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{file}: not readable JSON ({error})") from None
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("round"), int):
+        raise RunError(f"{file}: not the metrics of a round")
+    odd = [name for name, _, _ in COLUMNS if not isinstance(metrics.get(name), int | float | None)]
+    if odd:
+        raise RunError(f"{file}: {odd[0]}: not a number")
+    return metrics
 
 
 def print_table(root: Path, rounds: list[Metrics]) -> None:

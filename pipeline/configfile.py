@@ -22,15 +22,17 @@ Settings = TypeVar("Settings", bound=Closed)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without aliases that refuses a key given twice (plain SafeLoader silently keeps the last).
+    """Safe YAML without aliases and tags that refuses a key given twice (plain SafeLoader silently keeps the last).
 
-    An alias may stand inside what it names, and a few of them nested multiply to a tree of any size.
+    An alias may stand inside what it names, and a few of them nested multiply to a tree of any size. No setting is of
+    a type that only a tag could give it.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark: yaml.Mark = self.get_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases are not used in configs", mark)
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        used = "aliases" if isinstance(event, yaml.AliasEvent) else "tags" if getattr(event, "tag", None) else None
+        if used is not None:
+            raise yaml.composer.ComposerError(None, None, f"{used} are not used in configs", event.start_mark)
         node: yaml.Node | None = super().compose_node(parent, index)
         return node
 
@@ -70,6 +72,7 @@ def load_settings(schema: type[Settings], files: Sequence[Path], overrides: Sequ
         assert isinstance(nested, dict)
         _overlay(settings, nested, {}, COMMAND_LINE, ())
     _overlay(tree, settings, origins, COMMAND_LINE, ())
+    _refuse_odd(tree, origins)
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
@@ -80,15 +83,15 @@ def read_yaml(file: Path) -> Tree:
     """The mapping in ``file``; an empty file is an empty mapping. Raises ``UserError``."""
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"{file}: cannot read the config ({reason})") from None
     try:
-        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        tree = _load(text)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise UserError(f"{file}{line}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from None
     if tree is None:
         return {}
@@ -103,6 +106,15 @@ def dump_config(config: Closed) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
+def said(value: object, longest: int = 200) -> str:
+    """``value`` as messages quote it: at most ``longest`` characters of its ``repr``."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} that is too large to print"
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 def changed_fields(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue], prefix: str = "") -> list[str]:
     """``field: old -> new`` for each leaf that differs between two plain configs."""
     changes: list[str] = []
@@ -111,7 +123,7 @@ def changed_fields(old: Mapping[str, JsonValue], new: Mapping[str, JsonValue], p
         if isinstance(before, dict) and isinstance(after, dict):
             changes += changed_fields(before, after, f"{prefix}{name}.")
         elif before != after:
-            changes.append(f"{prefix}{name}: {before!r} -> {after!r}")
+            changes.append(f"{prefix}{name}: {said(before)} -> {said(after)}")
     return changes
 
 
@@ -119,12 +131,46 @@ def _parse_override(text: str) -> tuple[list[str], JsonValue]:
     name, equals, value = text.partition("=")
     path = name.strip().split(".")
     if not equals or not all(path):
-        raise UserError(f"{text!r}: an override is written a.b=value")
+        raise UserError(f"{said(text)}: an override is written a.b=value")
     try:
-        parsed: JsonValue = yaml.load(value, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"{text!r}: the value is not valid YAML; quote it") from None
+        parsed: JsonValue = _load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{said(text)}: the value is not valid YAML; quote it") from None
     return path, parsed
+
+
+def _load(text: str) -> Any:
+    """The value that ``text`` is in YAML. Raises ``yaml.YAMLError``."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (ValueError, LookupError, ArithmeticError) as error:
+        # Such as a date of month 13.
+        raise yaml.YAMLError(f"a value that looks like a number or a date and is none ({error})") from None
+
+
+def _refuse_odd(tree: Tree, origins: Origins) -> None:
+    """Raise ``UserError`` for values that no file of a run could hold: half characters, NUL, numbers without end."""
+    waiting: list[tuple[tuple[str, ...], object]] = [((), tree)]
+    while waiting:
+        path, value = waiting.pop()
+        fault = None
+        if isinstance(value, dict):
+            waiting += [((*path, str(name)), inner) for name, inner in value.items()]
+            fault = next((found for name in value if (found := _odd(name))), None)
+        elif isinstance(value, list):
+            waiting += [((*path, str(place)), inner) for place, inner in enumerate(value)]
+        else:
+            fault = _odd(value)
+        if fault is not None:
+            raise UserError(f"{_origin(path, origins)}: {said('.'.join(path))}: {fault}")
+
+
+def _odd(value: object) -> str | None:
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        return "holds NUL or half a character (\\x00, \\ud800), which is no text"
+    return "a number of more than 64 bits" if isinstance(value, int) and value.bit_length() > 64 else None
 
 
 def _overlay(tree: Tree, top: Tree, origins: Origins, origin: str, path: tuple[str, ...]) -> None:
@@ -168,7 +214,7 @@ def _explain(error: ValidationError, schema: type[Closed], tree: Tree, origins: 
         elif problem["type"] == "value_error":
             path, message = _with_named_field(path, message, sections, tree)
         if not isinstance(problem["input"], dict) and problem["type"] not in ("extra_forbidden", "missing"):
-            message = f"{message[0].lower()}{message[1:]} (got {problem['input']!r})"
+            message = f"{message[0].lower()}{message[1:]} (got {said(problem['input'])})"
         field, origin = ".".join(path), _origin(path, origins)
         lines.append(f"{origin}: {field}: {message}" if field else f"{origin}: {message}")
     return "the config is not valid:\n" + first_lines(lines, 8)

@@ -21,6 +21,8 @@ from pipeline.types import UserError
 
 BATCH = 256
 CHUNK = 1 << 20
+# Bytes of a line, characters of an item: a file without line breaks must not fill the memory.
+LONGEST_ROW = 64 << 20
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
 _UNDECODED = re.compile("[\udc80-\udcff]")
 
@@ -66,16 +68,29 @@ def kind_of(file: Path) -> str:
     return file.name.removesuffix(".gz").rsplit(".", 1)[-1]
 
 
-def _jsonl(stream: Iterable[bytes]) -> Rows:
-    for number, line in enumerate(stream, 1):
+def _jsonl(stream: io.BufferedIOBase) -> Rows:
+    for number, line in enumerate(_lines(stream), 1):
+        if isinstance(line, Broken):
+            yield number, line
+            continue
         if not line.strip():
             continue
         try:
             yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
             yield number, Broken(f"not UTF-8 (byte {error.start + 1} of the row)")
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             yield number, Broken(f"not JSON: {error}")
+
+
+def _lines(stream: io.BufferedIOBase) -> Iterator[bytes | Broken]:
+    while line := stream.readline(LONGEST_ROW):
+        if len(line) < LONGEST_ROW or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := stream.readline(CHUNK)) and not rest.endswith(b"\n"):
+            pass
+        yield Broken(f"a line of more than {LONGEST_ROW >> 20} MiB")
 
 
 def _json(file: Path, stream: IO[str]) -> Rows:
@@ -93,7 +108,7 @@ def _json(file: Path, stream: IO[str]) -> Rows:
             item = text.item()
             number += 1
             yield number, item
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not JSON: item {number + 1}: {error}") from error
 
 
@@ -116,6 +131,7 @@ class _JsonText:
                 return found.group()
             if self._ended:
                 return ""
+            self.at = len(self._text)
             self._more()
 
     def item(self) -> object:
@@ -137,6 +153,8 @@ class _JsonText:
     def _more(self) -> None:
         # As much again as waits: an item of n chunks is tried log n times.
         waiting = self._text[self.at :]
+        if len(waiting) > LONGEST_ROW:
+            raise ValueError(f"longer than {LONGEST_ROW >> 20} Mi characters")
         chunk = self._stream.read(max(CHUNK, len(waiting)))
         self._text, self.at, self._ended = waiting + chunk, 0, not chunk
 
@@ -192,9 +210,33 @@ def _numbered(batches: Iterable[pa.RecordBatch]) -> Rows:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, BATCH):
-            for row in batch.slice(start, BATCH).to_pylist():
+            part = batch.slice(start, BATCH)
+            for row in _values(part) or [_value(part, place) for place in range(part.num_rows)]:
                 number += 1
                 yield number, row
+
+
+# Strings that are no UTF-8, dates that Python has none of.
+_NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
+
+
+def _values(batch: pa.RecordBatch) -> list[object | Broken] | None:
+    try:
+        rows: list[object | Broken] = batch.to_pylist()
+    except _NO_VALUE:
+        return None
+    return rows
+
+
+def _value(batch: pa.RecordBatch, place: int) -> object | Broken:
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column[place].as_py()
+        except _NO_VALUE as error:
+            what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).splitlines()[0]
+            return Broken(f"column {name!r}: {what}")
+    row: object = batch.slice(place, 1).to_pylist()[0]
+    return row
 
 
 _TEXT = ("jsonl", "json", "csv")

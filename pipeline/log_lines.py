@@ -5,11 +5,10 @@ debugging.
 """
 
 import logging
-import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.redaction import hide_secrets
 from pipeline.shown_text import visible
 
 MAX_LETTERS = 2000
@@ -27,15 +26,6 @@ BAR = re.compile(r"\d+%\|| \d+% Completed \||it/s\]|s/it\]")
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TRACEBACK = "Traceback (most recent call last):"
 
-SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.I)
-SECRET_TEXT = re.compile(
-    r"\b(?:sk|hf|gh[pousr]|xox[abprs]|pnu|pnb)[-_][A-Za-z0-9_-]{12,}|(?<=Bearer )[^\s'\",;]{8,}"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-)
-HIDDEN = "[hidden]"
-# Shorter values are words of any text.
-SHORTEST_SECRET = 8
-
 
 @dataclass(frozen=True)
 class LogLine:
@@ -43,20 +33,6 @@ class LogLine:
 
     level: int
     text: str
-
-
-def secrets_of(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Values of variables whose names say that they are secret, the longest first."""
-    values = os.environ if environment is None else environment
-    found = {value.strip() for name, value in values.items() if SECRET_NAME.search(name)}
-    return tuple(sorted((value for value in found if len(value) >= SHORTEST_SECRET), key=len, reverse=True))
-
-
-def hide_secrets(text: str, secrets: tuple[str, ...]) -> str:
-    """``text`` without any of ``secrets``, and without what looks like a key."""
-    for secret in secrets:
-        text = text.replace(secret, HIDDEN)
-    return SECRET_TEXT.sub(HIDDEN, text)
 
 
 class LogLines:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from pipeline.types import RunError, content_hash
 
@@ -82,6 +82,9 @@ class Manifest:
         return replace(self, sha256=content_hash(plain, length=64))
 
 
+_MANIFEST = TypeAdapter(Manifest)
+
+
 @dataclass(frozen=True)
 class Freed:
     """What of a complete stage was removed on purpose, to have its room: bytes by file, why, when."""
@@ -99,11 +102,15 @@ class Freed:
 def read_manifest(file: Path) -> Manifest:
     """The manifest in ``file``. Raises ``FileNotFoundError``, or ``DamagedError`` if it is not as it was written."""
     try:
-        manifest = Manifest(**json.loads(file.read_text(encoding="utf-8")))
+        manifest = _MANIFEST.validate_json(file.read_bytes())
         sealed = manifest.sealed()
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, TypeError) as error:
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        place = ": ".join([*map(str, problem["loc"]), problem["msg"]])
+        raise DamagedError(f"{file}: not a readable manifest ({place[:300]})") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"{file}: not a readable manifest ({error})") from None
     if sealed.sha256 != manifest.sha256:
         raise DamagedError(f"{file}: not as it was written: its SHA-256 is another")
@@ -118,7 +125,7 @@ def read_freed(folder: Path) -> Freed | None:
         return Freed({str(name): int(size) for name, size in plain["files"].items()}, plain["reason"], plain["time"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedError(f"{file}: cannot be read ({error})") from None
 
 

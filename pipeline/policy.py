@@ -146,7 +146,7 @@ def copy_companions(source: str, folder: Path) -> None:
     if not origin.is_dir():
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
         return
     for name in COMPANIONS:
         if (origin / name).is_file() and (origin / name).resolve() != (folder / name).resolve():

@@ -54,13 +54,14 @@ def read_answers(text: str, comparisons: Iterable[Group]) -> Answers:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             faults.append(f"row {number}: not JSON")
             continue
-        if not isinstance(row, dict) or row.get("id") not in asked:
-            faults.append(f"row {number}: id: {str(line)[:80]} names none of the questions")
-        elif row.get("answer") not in ANSWERS:
-            faults.append(f"row {number}: answer: {row.get('answer')!r}; must be one of {', '.join(ANSWERS)}")
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row["id"] not in asked:
+            faults.append(f"row {number}: id: {line[:80]} names none of the questions")
+        elif not isinstance(row.get("answer"), str) or row["answer"] not in ANSWERS:
+            answer = repr(row.get("answer"))[:80]
+            faults.append(f"row {number}: answer: {answer}; must be one of {', '.join(ANSWERS)}")
         else:
             votes[row["id"]][row["answer"]] += 1
     return Answers(dict(votes), faults)

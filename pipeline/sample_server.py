@@ -21,6 +21,7 @@ import httpx
 
 from pipeline.chat import Chat
 from pipeline.config import SamplingSettings, ServerSampler
+from pipeline.redaction import redacted
 from pipeline.sample import (
     Dtype,
     SampleRequest,
@@ -32,6 +33,7 @@ from pipeline.sample import (
     room_for,
     sample_seeds,
 )
+from pipeline.shown_text import visible
 from pipeline.types import Response, RunError, UserError
 
 SERVED_NAME = "policy"
@@ -51,7 +53,7 @@ class ServerEngine:
             self._launch(path)
         else:
             self._dtype: Dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
-            self._connect(settings.base_url, os.environ.get(settings.api_key_env))
+            self._connect(settings.base_url, os.environ.get(settings.api_key_env, "").strip() or None)
             self._read_model()
 
     @property
@@ -95,6 +97,7 @@ class ServerEngine:
         self._pool.shutdown(cancel_futures=True)
 
     def _connect(self, base_url: str, key: str | None) -> None:
+        self._key = key
         local = httpx.URL(base_url).host in ("127.0.0.1", "localhost", "::1")
         self._client = httpx.Client(
             base_url=base_url.rstrip("/") + "/",
@@ -201,9 +204,11 @@ class ServerEngine:
         try:
             answer = self._client.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise RunError(f"the sampling server at {self._client.base_url} does not answer: {error!r}") from error
+            said = redacted(repr(error), self._key)
+            raise RunError(f"the sampling server at {self._client.base_url} does not answer: {said}") from None
         if answer.is_error:
-            raise RunError(f"the sampling server refused {path} (status {answer.status_code}): {answer.text[:500]}")
+            said = visible(redacted(answer.text, self._key), 500)
+            raise RunError(f"the sampling server refused {path} (status {answer.status_code}): {said}")
         content: dict[str, Any] = answer.json()
         return content
 

@@ -129,7 +129,7 @@ class Stage:
             file = self.folder / name
             if freed is not None and name in freed.files:
                 continue
-            if not file.is_file() or file.stat().st_size != facts["bytes"]:
+            if not file.is_file() or file.stat().st_size != facts.get("bytes"):
                 raise DamagedError(f"{file}: missing or of another size than its manifest says; {self.redo}")
         return manifest
 
@@ -282,7 +282,7 @@ def _tried(partial: Path) -> str | None:
     """What the try that wrote this folder went by; None if that cannot be told."""
     try:
         return str(json.loads((partial / "key.json").read_text(encoding="utf-8"))["key"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     try:
         manifest = read_manifest(partial / MANIFEST)
@@ -294,5 +294,5 @@ def _tried(partial: Path) -> str | None:
 def _read_seconds(marker: Path) -> float:
     try:
         return float(json.loads(marker.read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0.0

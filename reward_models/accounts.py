@@ -52,9 +52,9 @@ class Ledger:
         # Whether the file ends within a line, which the next one must not continue.
         self._torn = False
         if file is not None and file.exists():
-            text = file.read_text(encoding="utf-8")
-            self._torn = text != "" and not text.endswith("\n")
-            for line in text.splitlines():
+            content = file.read_bytes()
+            self._torn = content != b"" and not content.endswith(b"\n")
+            for line in content.split(b"\n"):
                 try:
                     self.calls.append(Call.model_validate_json(line))
                 except ValidationError:

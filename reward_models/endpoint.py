@@ -16,6 +16,8 @@ from tenacity.stop import stop_when_event_set
 from tenacity.wait import wait_random_exponential
 
 from pipeline.config import Endpoint
+from pipeline.redaction import redacted
+from pipeline.shown_text import visible
 from pipeline.types import UserError
 from reward_models.budget import Budget
 from reward_models.questions import Missing
@@ -215,9 +217,8 @@ class ChatEndpoint:
             raise _PassingError("rate_limited", after=after)
         if code >= 500 or code in (httpx.codes.REQUEST_TIMEOUT, httpx.codes.CONFLICT):
             raise _PassingError("server_error", after=after)
-        said = content.decode("utf-8", "replace")[:300]
-        if self._key:
-            said = said.replace(self._key, "***")
+        # Before it is cut, which could leave half a key.
+        said = visible(redacted(content.decode("utf-8", "replace"), self._key), 300)
         where = f"{self._settings.base_url} (status {code}): {said}"
         if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             named = self._settings.api_key_env

@@ -1,4 +1,4 @@
-"""Commands that make models beside a run: ``reward-model``."""
+"""Commands that make models beside a run: ``reward-model``, ``export``."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import Items, split
+from flows.commands.arguments import Items, RunFolderArgument, split
 
 
 def reward_model(
@@ -25,3 +25,17 @@ def reward_model(
     except KeyboardInterrupt:
         print("prefloop: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def export(
+    run_folder: RunFolderArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder that is new or empty", show_default=False)],
+    round_: Annotated[
+        int | None,
+        typer.Option("--round", min=0, help="[default: the gate's best, else the newest]", show_default=False),
+    ] = None,
+) -> None:
+    """Write a round's policy to a folder that transformers and vLLM load, with its tokenizer and a model card."""
+    from flows.export import export as export_policy
+
+    print(export_policy(run_folder, folder, round_))

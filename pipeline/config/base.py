@@ -1,9 +1,30 @@
 """What every section of the config is: closed, frozen, and sure of what decides a result."""
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
 
 # Settings that change how a result is reached and not the result: they may differ between a kill and its resume.
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
+
+
+def _plain_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname
+    except ValueError:
+        host, parts = None, urlsplit("")
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError("must begin with http:// or https:// and a host")
+    if parts.username is not None or parts.query or parts.fragment:
+        # The address is written to the run's config; a key has its place in the environment.
+        raise ValueError("must hold neither a user nor a query; a key goes into the variable of api_key_env")
+    return value
+
+
+# Of an OpenAI-compatible server.
+ServerAddress = Annotated[str, AfterValidator(_plain_url)]
 
 
 class Closed(BaseModel):

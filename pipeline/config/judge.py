@@ -1,11 +1,10 @@
 """A judge: a language model behind an OpenAI-compatible server, what it is asked, and what it may cost."""
 
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.base import OPERATIONAL, Closed, ServerAddress
 
 HIGHEST_DIGIT = 9
 
@@ -27,7 +26,7 @@ class Budget(Closed):
 class Endpoint(Closed):
     """An OpenAI-compatible server (``/v1/chat/completions``); a vLLM server is one."""
 
-    base_url: str = Field(description="such as http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
+    base_url: ServerAddress = Field(description="such as http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
     model: str = Field(min_length=1, description="name under which the server serves the model")
     version: str = Field("", description="change it when the name stands for another model: old labels are not reused")
     api_key_env: str | None = Field(
@@ -57,21 +56,6 @@ class Endpoint(Closed):
     )
     price: Price = Field(Price(), json_schema_extra=OPERATIONAL)
     budget: Budget = Field(Budget(), json_schema_extra=OPERATIONAL)
-
-    @field_validator("base_url")
-    @classmethod
-    def _plain_url(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            host = parts.hostname
-        except ValueError:
-            host, parts = None, urlsplit("")
-        if parts.scheme not in ("http", "https") or not host:
-            raise ValueError("must begin with http:// or https:// and a host")
-        if parts.username is not None or parts.query or parts.fragment:
-            # The address is written to the run's config; a key has its place in the environment.
-            raise ValueError("must hold neither a user nor a query; a key goes into the variable of api_key_env")
-        return value
 
     @model_validator(mode="after")
     def _cost_needs_prices(self) -> "Endpoint":

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.base import OPERATIONAL, Closed, ServerAddress
 
 
 class SamplingSettings(Closed):
@@ -74,7 +74,9 @@ class ServerSampler(Closed):
     """
 
     kind: Literal["server"] = "server"
-    base_url: str | None = Field(None, description="such as http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
+    base_url: ServerAddress | None = Field(
+        None, description="such as http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL
+    )
     model: str | None = Field(None, description="served model name; default: the first that the server lists")
     api_key_env: str = Field(
         "OPENAI_API_KEY", description="environment variable that holds the key", json_schema_extra=OPERATIONAL

@@ -1,1 +1,1 @@
-"""Random and hostile input to everything that reads what people wrote: configs, data, and a run folder's small files."""
+"""Random and hostile input to whatever reads what people wrote: configs, data, and small files of a run folder."""

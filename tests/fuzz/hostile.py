@@ -5,10 +5,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-BILLION_LAUGHS = (
-    "a: &a [x, x, x, x, x, x, x, x, x]\n"
-    + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True))
-)
+_PAIRS = zip("abcdefgh", "bcdefghi", strict=True)
+_LAUGHS = "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in _PAIRS)
+BILLION_LAUGHS = f"a: &a [x, x, x, x, x, x, x, x, x]\n{_LAUGHS}"
 TEXTS = (
     "",
     " ",

@@ -9,7 +9,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -19,16 +19,16 @@ from hypothesis import strategies as st
 from flows.approvals import read_approval, read_decision
 from flows.commands.arguments import split
 from flows.data_checking import check_data
-from flows.fault_log import FaultLog
 from flows.plan_rates import given_rates
-from flows.stages.data import data as data_stage
 from flows.stages import Context
+from flows.stages.data import data as data_stage
 from flows.table import print_table, read_rounds
-from pipeline.config import Limits, RunConfig
+from pipeline.config import RunConfig
 from pipeline.configfile import dump_config, load_config
 from pipeline.launch import read_launch
+from pipeline.manifest import Manifest, StageKey
 from pipeline.questions import read_answers
-from pipeline.store import RunFolder, StageKey
+from pipeline.store import RunFolder
 from pipeline.types import Group, Message, Prompt, Response, RunError, UserError
 from reward_models.accounts import Ledger
 from tests.fuzz.inputs import accelerate_config, config_layers, data_file, data_settings, small_file
@@ -57,9 +57,7 @@ APPROVAL = '{"decision": "promote", "by": "me", "reason": "", "time": ""}'
 METRICS = '{"round": 1, "reward": 0.5, "reward_ci": [0.1, 0.2], "win_rate_vs_start": null, "stop_rate": 1}'
 CALL = '{"stage": "labels", "labeller": "x", "outcome": "ok", "prompt_tokens": 3, "completion_tokens": 1, "cost": 0.5}'
 FAULTS = '{"source": "pairs", "file": "a", "row": 1, "cause": "tie", "said": ""}'
-ASKED = Group(
-    Prompt((Message("user", "p"),)), (1,), (Response("a", (1,), (), "stop"), Response("b", (2,), (), "stop"))
-)
+ASKED = Group(Prompt((Message("user", "p"),)), (1,), (Response("a", (1,), (), "stop"), Response("b", (2,), (), "stop")))
 ANSWERS = f'{{"id": "{ASKED.id}", "answer": "a"}}\n{{"id": "{ASKED.id}", "answer": "tie"}}'
 
 
@@ -126,7 +124,11 @@ def manifest(data: st.DataObject, folder: Path) -> None:
     stage = RunFolder(folder).stage(1, "pairs")
     stage.folder.mkdir(parents=True)
     (stage.folder / "rows.parquet").touch()
-    (stage.folder / "manifest.json").write_bytes(data.draw(small_file((MANIFEST,))))
+    content = data.draw(small_file((MANIFEST,)))
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        # Somebody who edits it may know how it is sealed.
+        content = json.dumps(asdict(Manifest(**json.loads(content)).sealed())).encode()
+    (stage.folder / "manifest.json").write_bytes(content)
     stage.partial.mkdir()
     (stage.partial / "key.json").write_bytes(data.draw(small_file(('{"key": "x", "seconds": 1.5}',))))
     key = StageKey({"a": 2}, {"labels": "y"}, 1)
@@ -198,44 +200,38 @@ def try_inputs(name: str, reader: Reader, count: int, start: int, scratch: Path,
         failure = _one(name, reader, data, folder, tried)
         if failure is None:
             return
-        if failure not in tried.failures:
-            tried.kept[failure] = keep / f"{name}_{len(tried.failures)}"
-            shutil.copytree(folder, tried.kept[failure], dirs_exist_ok=True)
-            (tried.kept[failure] / "FAILURE").write_text(failure, encoding="utf-8", errors="backslashreplace")
-        tried.failures[failure] = tried.failures.get(failure, 0) + 1
+        what, said = failure
+        if what not in tried.failures:
+            tried.kept[what] = keep / f"{name}_{len(tried.failures)}"
+            shutil.copytree(folder, tried.kept[what], dirs_exist_ok=True)
+            (tried.kept[what] / "FAILURE").write_text(f"{what}\n{said}", encoding="utf-8", errors="backslashreplace")
+        tried.failures[what] = tried.failures.get(what, 0) + 1
 
     each()
 
 
-def _one(name: str, reader: Reader, data: st.DataObject, folder: Path, tried: Tried) -> str | None:
+def _one(name: str, reader: Reader, data: st.DataObject, folder: Path, tried: Tried) -> tuple[str, str] | None:
+    """What failed, in words that tell failures apart, and what was said; None: nothing."""
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    failure: str | None = None
+    failure: tuple[str, str] | None = None
     try:
         with _deadline(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             reader(data, folder)
-    except (UserError, RunError) as error:
+    except (UserError, RunError):
         tried.refused += 1
-        failure = _bad_message(str(error))
     except SlowError as error:
-        failure = f"{name}: took more than {CPU_SECONDS:g} s of CPU time\n{_last(error)}"
-    except Exception as error:  # noqa: BLE001 - whatever is raised would be a traceback
+        failure = f"{name}: took more than {CPU_SECONDS:g} s of CPU time", _last(error)
+    except Exception as error:
         if type(error).__module__.startswith("hypothesis"):
             raise
-        failure = f"{name}: {type(error).__name__}: {str(error)[:200]}\n{_last(error)}"
+        failure = f"{name}: {type(error).__name__}\n{_last(error)}", str(error)[:2000]
     seconds = time.process_time() - started
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
     if failure is None and grown > MEMORY:
-        failure = f"{name}: took {grown >> 20} MiB of memory"
+        failure = f"{name}: took more than {MEMORY >> 20} MiB of memory", f"{grown >> 20} MiB"
     tried.inputs += 1
     tried.slowest = max(tried.slowest, (seconds, name))
     return failure
-
-
-def _bad_message(text: str) -> str | None:
-    """What is wrong with a message, if it could not be printed or would fill the screen."""
-    if len(text) > 20_000:
-        return f"a message of {len(text)} characters: {text[:80]!r}"
-    return None
 
 
 def _last(error: BaseException) -> str:
