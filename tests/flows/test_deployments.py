@@ -29,6 +29,18 @@ ROOT = Path(__file__).parents[2]
 Found = TypeVar("Found")
 
 
+class Patient(httpx.Client):
+    """Asks again while the server's database is locked, as Prefect's own client does."""
+
+    def request(self, *arguments: Any, **named: Any) -> httpx.Response:
+        for _ in range(60):
+            response = super().request(*arguments, **named)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(0.5)
+        return response
+
+
 @dataclass
 class Up:
     """``prefloop up`` in a process of its own, and a folder to run commands in."""
@@ -38,7 +50,7 @@ class Up:
     environment: dict[str, str]
     port: int
     log: Path
-    api: httpx.Client
+    api: Patient
 
     def prefloop(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "flows", *map(str, arguments)]
@@ -112,7 +124,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
             stderr=output,
             start_new_session=True,
         )
-    api = httpx.Client(base_url=f"http://127.0.0.1:{port}/api", timeout=200)
+    api = Patient(base_url=f"http://127.0.0.1:{port}/api", timeout=200)
     started = Up(process, folder, environment, port, log, api)
     try:
         started.until(lambda: "Prefect UI" in log.read_text() or process.poll() is not None)

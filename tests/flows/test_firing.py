@@ -12,11 +12,14 @@ from flows.firing import Firing, complete_rounds, prepare
 from flows.iterative import iterative
 from flows.offline import offline
 from flows.parameters import dated
+from flows.schedules import read_schedule
 from pipeline.configfile import load_config
 from pipeline.manifest import StageKey
 from pipeline.store import RunFolder
 from pipeline.types import UserError
 from tests.tiny_run import make_job
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +137,14 @@ def test_the_form_has_titles_descriptions_and_ranges(flow: object) -> None:
     if "rounds_more" in fields:
         assert (fields["rounds_more"]["minimum"], fields["rounds_more"]["maximum"]) == (0, 1000)
     assert yaml.safe_dump(schema)
+
+
+def test_the_deployments_for_other_pools_name_flows_and_parameters_that_exist() -> None:
+    told = yaml.safe_load((ROOT / "configs" / "prefect" / "pools.yaml").read_text())
+    flows = {"flows.iterative.iterative": iterative, "flows.offline.offline": offline}
+    assert {deployment["name"] for deployment in told["deployments"]} == {"process", "docker", "kubernetes"}
+    for deployment in told["deployments"]:
+        checked = flows[deployment["entrypoint"]].validate_parameters(deployment["parameters"])
+        assert all((ROOT / file).is_file() for file in checked["config"])
+        assert read_schedule(deployment["schedules"][0]["cron"], None, deployment["schedules"][0]["timezone"])
+        assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
