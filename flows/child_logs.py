@@ -59,9 +59,12 @@ class ChildLogs:
         start = self._ends.get(file, 0)
         with file.open("rb") as log:
             end = log.seek(0, 2)
-            log.seek(max(start, end - MAX_BYTES))
+            first = max(start, end - MAX_BYTES)
+            log.seek(first)
             self._ends[file] = end
-            return log.read(end - log.tell()).decode(errors="replace")
+            text = log.read(end - first).decode(errors="replace")
+            # What is left of a line that was cut could be the rest of a key.
+            return text if first == start else text.partition("\n")[2]
 
     def _files(self) -> list[Path]:
         return sorted(file for pattern in PATTERNS for file in self._folder.glob(pattern))

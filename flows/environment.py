@@ -16,6 +16,8 @@ DEFAULTS = {
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_LOGGING_COLORS": "false",
+    # With Prefect's own 5 a flow takes minutes to notice that its server is gone for good.
+    "PREFECT_CLIENT_MAX_RETRIES": "3",
     # Spinning barriers cost a factor of ten as soon as another process wants the same cores.
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
@@ -64,7 +66,9 @@ def log_to_file(file: Path) -> None:
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in PREFECT_LOGGERS:
         logger = logging.getLogger(name)
-        printed = [old for old in logger.handlers if isinstance(old, PrefectConsoleHandler)]
+        printed = [
+            old for old in logger.handlers if isinstance(old, PrefectConsoleHandler) or name == "prefect._internal"
+        ]
         for old in printed:
             logger.removeHandler(old)
         if printed:

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 Call = Callable[[SyncPrefectClient], None]
 
 EVERY_SECONDS = 3.0
-CLOSE_SECONDS = 10.0
+CLOSE_SECONDS = 30.0
 REQUEST_SECONDS = 10.0
 # Of a server that does not answer, the oldest calls are given up.
 MAX_WAITING = 100
@@ -75,9 +75,10 @@ class Outbox:
             while True:
                 self._wake.wait(EVERY_SECONDS)
                 self._wake.clear()
-                while self._waiting:
+                # At the end a server that fails gets no more tries.
+                while self._waiting and not (self._over and self._failing):
                     self._make(self._waiting.popleft(), client)
-                if self._over and not self._waiting:
+                if self._over:
                     return
                 if time.monotonic() - ticked >= EVERY_SECONDS:
                     ticked = time.monotonic()

@@ -69,11 +69,15 @@ def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str
     """Run the flow of the config's mode; returns the path of the report."""
     from flows.iterative import iterative
     from flows.offline import offline
-    from flows.server import prefect_api
+    from flows.server import ServerLostError, go_on_without, prefect_api
 
     flow = iterative if config.mode == "iterative" else offline
-    with prefect_api(run.root / "logs" / "server.log"):
-        return str(flow(run_dir=str(run.root), until=until))
+    try:
+        with prefect_api(run.root / "logs" / "server.log"):
+            return str(flow(run_dir=str(run.root), until=until))
+    except ServerLostError as error:
+        # Nothing of a run is the server's: stages are complete or not, whatever it knows of them.
+        go_on_without(error)
 
 
 def announce(config: RunConfig, root: Path) -> None:

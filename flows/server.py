@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 from prefect.events.worker import EventsWorker
@@ -27,6 +28,10 @@ START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
 REACH_SECONDS = 10.0
+
+
+class ServerLostError(RunError):
+    """A server that outlives this command does not answer, after it did."""
 
 
 @contextmanager
@@ -103,12 +108,14 @@ def lasting_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
 
 @contextmanager
 def _within_reach(url: str) -> Iterator[None]:
-    """Raise ``RunError`` where the server at ``url`` does not answer, at first or in the block."""
+    """Raise ``RunError`` where the server at ``url`` does not answer: ``ServerLostError`` where it did at first."""
+    kind: type[RunError] = RunError
     try:
         httpx.get(f"{url}/health", timeout=REACH_SECONDS)
+        kind = ServerLostError
         yield
     except httpx.TransportError as error:
-        raise RunError(
+        raise kind(
             f"Prefect's server at {url} is out of reach ({error}); what is complete is kept, and the same command goes "
             "on when the server is back, or with one of its own when PREFECT_API_URL is not set"
         ) from error
@@ -123,6 +130,17 @@ def _sent_to(url: str) -> Iterator[None]:
             # States of tasks and log lines travel in the background; what is not sent by now is never seen.
             EventsWorker.drain_all(timeout=DRAIN_SECONDS)
             APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+
+
+def go_on_without(error: ServerLostError) -> NoReturn:
+    """Replace this process by the same command with a server of its own; what is complete is not repeated.
+
+    A new process, since Prefect would wait at the end of this one, for minutes, to send what it could not.
+    """
+    print(f"prefloop: Prefect's server is lost ({error.__cause__}); going on with one of one's own", file=sys.stderr)
+    sys.stdout.flush()
+    os.environ["PREFECT_API_URL"] = ""
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command
 
 
 def start_watched(command: list[str], settings: dict[str, str], output: int | None) -> "subprocess.Popen[bytes]":

@@ -2,6 +2,7 @@
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
 
 from flows.artefacts import Screen
 from flows.lease import Lease
@@ -56,7 +57,7 @@ class Stages:
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
         """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads."""
-        run_name = f"round {round_} · {self._title(name, round_)}"
+        run_name = self._run_name(name, round_)
         # No tags: Prefect asks its server for a slot of each tag's concurrency limit, which costs seconds a task.
         artefact = _stage.with_options(name=name, task_run_name=run_name)(self, name, round_, inputs)
         if f"{round_}:{name}" == self._until:
@@ -72,7 +73,7 @@ class Stages:
             return artefact
         label, unit = f"round {round_} · {name}", UNITS.get(name, "steps")
         with (
-            self._screen.stage(name, f"round {round_} · {self._title(name, round_)}", unit) as shown,
+            self._screen.stage(round_, self._run_name(name, round_), unit) as shown,
             progress(label, unit, self._console) as printed,
         ):
             report = both(self._while_held, both(shown, printed))
@@ -82,7 +83,9 @@ class Stages:
             else:
                 self._workers.run_stage(round_, name, report)
         manifest = self._run.stage(round_, name).require()
-        self._console.print(f"{label}: {manifest.rows} rows in {manifest.seconds:.1f} s", markup=False, highlight=False)
+        took = f"{manifest.rows} rows in {manifest.seconds:.1f} s"
+        get_run_logger().info(took)
+        self._console.print(f"{label}: {took}", markup=False, highlight=False)
         return artefact
 
     def free_room(self) -> None:
@@ -95,13 +98,13 @@ class Stages:
         """What is reported is made by children: a lost lease ends them here."""
         self._lease.require()
 
-    def _title(self, name: str, round_: int) -> str:
+    def _run_name(self, name: str, round_: int) -> str:
         if name != "policy":
-            return name.replace("_", " ")
+            return f"round {round_} · {name.replace('_', ' ')}"
         if round_ == 0:
-            return "start policy"
+            return "round 0 · start policy"
         loss = self._config.loss
-        return f"train · {loss.preset} β={loss.beta:g}"
+        return f"round {round_} · train · {loss.preset} β={loss.beta:g}"
 
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False, retries=0)

@@ -52,6 +52,7 @@ TORCH_FREE = [
     "label",
     "launch",
     "log_lines",
+    "round_page",
     "plan",
     "plan_examples",
     "histograms",

@@ -152,6 +152,12 @@ def test_the_log_of_an_earlier_child_is_not_quoted(tmp_path: Path) -> None:
     assert "words of" not in str(caught.value)
 
 
+def test_last_words_tell_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "about to die")
+    with start(tmp_path) as child, pytest.raises(RunError, match=r"last lines of .*\n  \[hidden\]$"):
+        child.call("die", {"how": "exit"}, 5)
+
+
 def test_a_hung_call_hits_its_deadline_and_ends_the_child_and_its_children(tmp_path: Path) -> None:
     seen: list[dict[str, Any]] = []
     with start(tmp_path) as made:

@@ -1,18 +1,11 @@
 """The loop for real: Prefect, the vLLM child, the trainer child, on a model of a few thousand parameters."""
 
 import json
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import httpx
-import pytest
 from tiny_loop import prefloop
 
 from pipeline.rows import read_groups, read_preferences
@@ -111,57 +104,6 @@ def finished_run(home: dict[str, str]) -> dict[str, Any]:
     listed = subprocess.run(command, env=home, capture_output=True, text=True, timeout=120, check=True)
     runs = [run for run in json.loads(listed.stdout.splitlines()[-1]) if run["name"] == "tiny · iterative · 2 rounds"]
     return next(run for run in runs if run["state"] == "COMPLETED" and len(run["tasks"]) == 18)
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
-def test_the_ui_shows_the_run_and_its_tasks_in_a_browser(home: dict[str, str], finished: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flow_run = finished_run(home)
-    served = subprocess.Popen(
-        [sys.executable, "-m", "flows", "ui", "--port", str(port)],
-        env=home,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/api/health")
-        for attempt in range(4):
-            page = browse(f"http://127.0.0.1:{port}/runs/flow-run/{flow_run['id']}", tmp_path / str(attempt))
-            if "round 1 · samples" in page:
-                break
-    finally:
-        os.killpg(served.pid, signal.SIGTERM)
-        served.wait()
-    assert "tiny" in page and "Completed" in page
-    assert "round 1 · samples" in page and "round 0 · start policy" in page
-
-
-def wait_for(address: str) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(address).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise AssertionError(f"no answer from {address}")
-
-
-def browse(address: str, profile: Path) -> str:
-    """The page's DOM after its scripts have run."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [
-        f"--user-data-dir={profile}",
-        "--virtual-time-budget=40000",
-        "--window-size=1400,4000",
-        "--dump-dom",
-        address,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def test_offline_rounds_train_on_slices_of_a_trl_style_file(

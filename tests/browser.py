@@ -1,0 +1,107 @@
+"""A real browser for tests: headless Chromium, driven by its DevTools protocol."""
+
+import base64
+import itertools
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from websockets.sync.client import ClientConnection, connect
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SWITCHES = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+    "--remote-debugging-port=0",
+)
+START_SECONDS = 60.0
+PAGE_SECONDS = 60.0
+
+
+class Browser:
+    """One tab, 1400 pixels wide; a context manager."""
+
+    def __init__(self, profile: Path) -> None:
+        assert CHROMIUM is not None
+        command = [CHROMIUM, *SWITCHES, f"--user-data-dir={profile}", "--window-size=1400,1000", "about:blank"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._numbers = itertools.count(1)
+        try:
+            self._socket = self._connect(profile / "DevToolsActivePort")
+            target = self._ask("Target.createTarget", {"url": "about:blank"}, None)["targetId"]
+            attached = self._ask("Target.attachToTarget", {"targetId": target, "flatten": True}, None)
+            self._session: str = attached["sessionId"]
+        except BaseException:
+            self._process.kill()
+            raise
+
+    def __enter__(self) -> "Browser":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+    def open(self, address: str, *texts: str) -> str:
+        """The text of the page as soon as it shows all ``texts``."""
+        self._ask("Page.navigate", {"url": address}, self._session)
+        return self.wait(*texts)
+
+    def wait(self, *texts: str) -> str:
+        """The text of the page as soon as it shows all ``texts``; an error after ``PAGE_SECONDS``."""
+        deadline = time.monotonic() + PAGE_SECONDS
+        while not all(text in (shown := self.text()) for text in texts):
+            if time.monotonic() > deadline:
+                missing = [text for text in texts if text not in shown]
+                raise AssertionError(f"the page does not show {missing}:\n{shown}")
+            time.sleep(0.2)
+        return shown
+
+    def text(self) -> str:
+        """What a reader of the page reads."""
+        return str(self.run("document.body ? document.body.innerText : ''"))
+
+    def click(self, text: str) -> None:
+        """Click what says ``text``, and nothing else."""
+        found = "[...document.querySelectorAll('button, a, li, [role=tab]')]"
+        self.run(f"{found}.find(one => one.innerText.trim() === {json.dumps(text)}).click()")
+
+    def run(self, script: str) -> Any:
+        """The value of an expression of the page's own language."""
+        result = self._ask("Runtime.evaluate", {"expression": script, "returnByValue": True}, self._session)
+        return result["result"].get("value")
+
+    def picture(self, file: Path, height: int = 1000) -> Path:
+        """A PNG of the page's first ``height`` pixels."""
+        size = {"width": 1400, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._ask("Emulation.setDeviceMetricsOverride", size, self._session)
+        time.sleep(0.5)
+        shot = self._ask("Page.captureScreenshot", {"format": "png"}, self._session)
+        file.write_bytes(base64.b64decode(shot["data"]))
+        return file
+
+    def _connect(self, told: Path) -> ClientConnection:
+        deadline = time.monotonic() + START_SECONDS
+        while not (told.is_file() and len(lines := told.read_text().splitlines()) == 2):
+            assert self._process.poll() is None and time.monotonic() < deadline, "Chromium did not start"
+            time.sleep(0.05)
+        port, path = lines
+        return connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None)
+
+    def _ask(self, method: str, params: dict[str, Any], session: str | None) -> dict[str, Any]:
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": params}
+        self._socket.send(json.dumps(message if session is None else {**message, "sessionId": session}))
+        while True:
+            answer = json.loads(self._socket.recv(timeout=PAGE_SECONDS))
+            if answer.get("id") == number:
+                assert "error" not in answer, (method, answer["error"])
+                result: dict[str, Any] = answer["result"]
+                return result
