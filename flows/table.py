@@ -40,11 +40,15 @@ def _read_metrics(file: Path) -> Metrics:
     return metrics
 
 
+def make_table_console() -> Console:
+    """Standard output; as wide as the terminal, or 120 characters where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 def print_table(root: Path, rounds: list[Metrics]) -> None:
     """Print one row a round; columns that no round has are left out."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    console = make_table_console()
     if not rounds:
         console.print(f"{root}: no round is evaluated yet", markup=False, highlight=False)
         return

@@ -175,6 +175,25 @@ class RoundFacts:
     stages: tuple[StageFacts, ...]
     comparisons: tuple[Comparison, ...]
 
+    def measured(self, name: str) -> float | None:
+        """A number of the evaluation, or else of the gate."""
+        for source in self._sources():
+            value = source.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+        return None
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The 95 % interval of ``measured``, where there is one."""
+        for source in self._sources():
+            bounds = source.get(f"{name}_ci")
+            if source.get(name) is not None and bounds:
+                return float(bounds[0]), float(bounds[1])
+        return None
+
+    def _sources(self) -> tuple[Mapping[str, Any], ...]:
+        return (self.metrics,) if self.gate is None else (self.metrics, self.gate.measures)
+
     @property
     def seconds(self) -> float:
         """Wall time of all stages."""

@@ -17,6 +17,7 @@ TORCH_FREE = [
     "faults",
     "formats",
     "forms",
+    "sparkline",
     "split",
     "step_log",
     "tables",

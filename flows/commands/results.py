@@ -13,7 +13,8 @@ def show(
     run_folder: RunFolderArgument,
     as_json: Annotated[bool, typer.Option("--json", help="all rounds' metrics as JSON on standard output")] = False,
 ) -> None:
-    """Show the rounds of a run."""
+    """Show the rounds of a run: the table, and small charts of what the report tells."""
+    from flows.story import print_story
     from flows.table import print_table, read_rounds
 
     rounds = read_rounds(run_folder)
@@ -21,6 +22,7 @@ def show(
         print(json.dumps(rounds, indent=1, ensure_ascii=False))
     else:
         print_table(run_folder, rounds)
+        print_story(run_folder)
 
 
 def report(

@@ -8,7 +8,6 @@ purple darker, so that each has a contrast of 3 or more to white and to near-bla
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -125,14 +124,6 @@ def histogram_figure(found: Sequence[tuple[str, Histogram]], *, x_title: str) ->
 def library() -> str:
     """The source of the library that draws the figures, for one script element."""
     return str(get_plotlyjs())
-
-
-def thinned(values: Sequence[float], points: int = POINTS) -> list[float]:
-    """``values``, or the means of ``points`` stretches of them."""
-    if len(values) <= points:
-        return list(values)
-    ends = [len(values) * place // points for place in range(points + 1)]
-    return [sum(values[a:b]) / (b - a) for a, b in pairwise(ends)]
 
 
 def _trace(line: Line, marks: bool) -> go.Scatter:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from pipeline.report.figures import Line, lines_figure
 from pipeline.report.panel import Panel, Runs, label_of
-from pipeline.report.run_facts import interval, measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ def outcome_panels(runs: Runs) -> list[Panel]:
 def hacking_panels(runs: Runs) -> list[Panel]:
     """Signs that the policy pleases the labeller and nobody else; empty where no gate measured any."""
     signs = ("gap", "reward_length_slope")
-    if not any(measured(facts, name) is not None for name in signs for run in runs for facts in run.rounds):
+    if not any(facts.measured(name) is not None for name in signs for run in runs for facts in run.rounds):
         return []
     return [panel for metric in HACKING if (panel := _of_metric(runs, metric)) is not None]
 
@@ -137,11 +136,11 @@ def _of_metric(runs: Runs, metric: Metric) -> Panel | None:
     several = len(runs) > 1
     for number, run in enumerate(runs):
         for place, (name, label) in enumerate(metric.names):
-            known = [facts for facts in run.evaluated if measured(facts, name) is not None]
+            known = [facts for facts in run.evaluated if facts.measured(name) is not None]
             if len(known) < 2:
                 continue
-            points = [measured(facts, name) or 0.0 for facts in known]
-            bands = [interval(facts, name) or (point, point) for facts, point in zip(known, points, strict=True)]
+            points = [facts.measured(name) or 0.0 for facts in known]
+            bands = [facts.interval(name) or (point, point) for facts, point in zip(known, points, strict=True)]
             spread = any(low != high for low, high in bands)
             lines.append(
                 Line(

@@ -55,21 +55,3 @@ class RunFacts:
     def trained(self) -> tuple[RoundFacts, ...]:
         """The rounds of preference training that were trained."""
         return tuple(facts for facts in self.rounds if facts.round > 0 and facts.training is not None)
-
-
-def measured(facts: RoundFacts, name: str) -> float | None:
-    """A number of the evaluation, or else of the gate."""
-    for source in (facts.metrics, facts.gate.measures if facts.gate is not None else {}):
-        value = source.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    return None
-
-
-def interval(facts: RoundFacts, name: str) -> tuple[float, float] | None:
-    """The 95 % interval of ``measured``, where there is one."""
-    for source in (facts.metrics, facts.gate.measures if facts.gate is not None else {}):
-        bounds = source.get(f"{name}_ci")
-        if source.get(name) is not None and bounds:
-            return float(bounds[0]), float(bounds[1])
-    return None

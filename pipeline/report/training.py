@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.progress import StepReport
-from pipeline.report.figures import Line, lines_figure, thinned
+from pipeline.report.figures import POINTS, Line, lines_figure
 from pipeline.report.panel import Panel, Runs, label_of
 from pipeline.report.run_facts import RunFacts
 from pipeline.round_facts import RoundFacts
+from pipeline.sparkline import thinned
 
 BOTH_MAY_FALL = (
     "A preference loss fixes only the difference of the two log-probs, so both may fall while the margin grows: "
@@ -71,10 +72,10 @@ def _of_steps(
     for number, run in enumerate(runs):
         steps = [step for facts in run.trained for step in _steps(facts)]
         for place, (label, read) in enumerate(curves):
-            known = [(index, value) for index, step in enumerate(steps, 1) if (value := read(step)) is not None]
+            known = [(float(index), value) for index, step in enumerate(steps, 1) if (value := read(step)) is not None]
             if len(known) < 2:
                 continue
-            x, y = thinned([float(index) for index, _ in known]), thinned([value for _, value in known])
+            x, y = (thinned(column, POINTS) for column in zip(*known, strict=True))
             lines.append(
                 Line(label_of(run, label, several, len(curves) > 1), x, y, number if several else place, dash=place)
             )

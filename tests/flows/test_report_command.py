@@ -69,3 +69,22 @@ def test_samples_are_cut_and_end_where_the_page_would_grow_too_large(
     size = len(samples.samples[0].prompt) + sum(len(text) for text, _ in samples.samples[0].responses.values())
     few = run_facts(context.run, context.config, characters=size).samples
     assert (len(few.samples), few.prompts) == (1, 4)
+
+
+def test_show_tells_the_story_below_the_table(context: Context) -> None:
+    shown = CliRunner().invoke(app, ["show", str(context.run.root)], catch_exceptions=False).output
+    story = shown[shown.index("\nrounds\n") :]
+    assert "reward" in story and "rejected, nats/token" in story and "8; dropped" not in story
+    assert re.search(r"policy +█* .* s, \d+\.\d\d GiB", story)
+
+
+def test_what_is_shown_cannot_drive_the_terminal(context: Context) -> None:
+    folder = context.run.stage(1, "gate").folder
+    folder.mkdir()
+    (folder / "decision.json").write_text(
+        json.dumps({"decision": "pause", "reasons": ["[bold]odd[/bold]\x1b]0;title\x07\nnext"], "best_round": 0})
+    )
+    said = {"stage": "gate", "round": 1, "key": "", "config": {}, "inputs": {}, "seed": 0, "rows": 0, "seconds": 1.0}
+    (folder / "manifest.json").write_text(json.dumps(said))
+    shown = CliRunner().invoke(app, ["show", str(context.run.root)], catch_exceptions=False).output
+    assert "pause: [bold]odd[/bold]\ufffd]0;title\ufffd⏎ next" in shown and "\x1b" not in shown

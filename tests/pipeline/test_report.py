@@ -13,7 +13,6 @@ import pytest
 from pipeline.histograms import histogram
 from pipeline.progress import StepReport
 from pipeline.report import RunFacts, Sample, Samples, render_report
-from pipeline.report.figures import POINTS, thinned
 from pipeline.report.page import duration
 from pipeline.report.training import BOTH_MAY_FALL
 from pipeline.round_facts import (
@@ -134,12 +133,6 @@ def test_the_page_stays_small_however_long_the_run() -> None:
     steps = tuple(replace(STEP, step=n) for n in range(1, 50_001))
     rounds = [replace(full(n), training=TrainingFacts({}, steps if n == 1 else ())) for n in range(1, 300)]
     assert len(render_report([run(full(0), *rounds)])) < 8_000_000
-
-
-def test_long_lines_become_means_of_stretches() -> None:
-    assert thinned([1.0, 2.0]) == [1.0, 2.0]
-    found = thinned([float(n) for n in range(10 * POINTS)])
-    assert len(found) == POINTS and found[0] == 4.5 and found[-1] == 10 * POINTS - 5.5
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed here")
