@@ -8,6 +8,7 @@ from flows.fault_log import FaultLog
 from flows.model_folders import check_folder
 from flows.needs import check_needs, loss_name
 from flows.scorers import check_answer, check_scorer
+from flows.trackers import require_trackers
 from flows.workers import has_accelerator
 from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.config.needs import needs_of
@@ -52,6 +53,7 @@ def check_run(config: RunConfig, faults: Path | None = None) -> tuple[Contents, 
     for field, path in _further_models(config):
         check_folder(Path(path), field)
     _check_training(config)
+    require_trackers(config)
     contents, log = check_data(config, faults, lambda prompt: _check_prompt(config, prompt))
     check_needs(config, contents)
     if isinstance(config.policy, PretrainedPolicy) and Path(config.policy.path).exists():

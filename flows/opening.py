@@ -10,6 +10,7 @@ from flows.prefect_states import true_states
 from flows.redo import finish_setting_aside
 from flows.storage_errors import FULL, storage_error
 from flows.tasks import Reached, Stages
+from flows.trackers import Trackers, require_trackers
 from flows.workers import Workers
 from pipeline.config import RunConfig
 from pipeline.configfile import changed_fields, dump_config, load_config
@@ -56,8 +57,14 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
     with hold(root) as lease, true_states(root):
         finish_setting_aside(run)
         config = load_config([run.config_file])
-        with Screen(run, config) as screen, suppress(Reached), Workers(root, config) as workers:
-            yield run, config, Stages(run, config, workers, screen, lease, until)
+        require_trackers(config)
+        with (
+            Screen(run, config) as screen,
+            Trackers(run, config) as trackers,
+            suppress(Reached),
+            Workers(root, config) as workers,
+        ):
+            yield run, config, Stages(run, config, workers, screen, lease, trackers, until)
 
 
 def _entries(root: Path) -> list[Path]:

@@ -39,7 +39,7 @@ def round_facts(run: RunFolder, config: RunConfig, round_: int, comparisons: int
         RunError: a file of the round cannot be read.
     """
     manifests = _manifests(run, round_)
-    metrics = _evaluation(run, round_)
+    metrics = evaluation_metrics(run, round_)
     return RoundFacts(
         round=round_,
         metrics=metrics,
@@ -73,7 +73,8 @@ def _manifests(run: RunFolder, round_: int) -> dict[str, Manifest]:
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def _evaluation(run: RunFolder, round_: int) -> dict[str, Any]:
+def evaluation_metrics(run: RunFolder, round_: int) -> dict[str, Any]:
+    """The metrics.json of a round's evaluation; empty if there is none. Raises ``RunError`` if it cannot be read."""
     return _json(run.stage(round_, "evaluation").folder / "metrics.json") or {}
 
 

@@ -10,6 +10,7 @@ from flows.progress import both, make_console, progress
 from flows.retention import free_room, told
 from flows.stages import Context, needed
 from flows.stages.run import SAMPLED, run_stage
+from flows.trackers import Trackers
 from flows.workers import Workers
 from pipeline.config import RunConfig
 from pipeline.store import RunFolder
@@ -44,6 +45,7 @@ class Stages:
         workers: Workers,
         screen: Screen,
         lease: Lease,
+        trackers: Trackers,
         until: str | None = None,
     ) -> None:
         """``until``: ``ROUND:STAGE`` after which a call raises ``Reached``."""
@@ -53,6 +55,7 @@ class Stages:
         self._config = config
         self._workers = workers
         self._screen = screen
+        self._trackers = trackers
         self._console = make_console()
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
@@ -77,11 +80,13 @@ class Stages:
             progress(label, unit, self._console) as printed,
         ):
             report = both(self._while_held, both(shown, printed))
+            report = both(report, lambda *_: self._trackers.look())
             context = Context(self._run, self._config, report)
             if name in SAMPLED:
                 run_stage(context, round_, name, self._workers)
             else:
                 self._workers.run_stage(round_, name, report)
+        self._trackers.follow()
         manifest = self._run.stage(round_, name).require()
         took = f"{manifest.rows} rows in {manifest.seconds:.1f} s"
         get_run_logger().info(took)

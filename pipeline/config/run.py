@@ -78,6 +78,12 @@ class RunConfig(Closed):
         description="refuse to start a stage for which the disk has no room",
         json_schema_extra=OPERATIONAL,
     )
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (),
+        description="where steps and rounds are logged beside the run folder's own files; wandb is offline unless "
+        "WANDB_API_KEY or WANDB_MODE say otherwise",
+        json_schema_extra=OPERATIONAL,
+    )
 
     @property
     def trusts_policy(self) -> bool:
