@@ -13,6 +13,7 @@ from flows.__main__ import app
 from flows.report import run_facts, write_report
 from flows.stages import Context
 from flows.stages.run import run_stage
+from pipeline.store import StageKey
 from pipeline.types import UserError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, train
 
@@ -79,12 +80,9 @@ def test_show_tells_the_story_below_the_table(context: Context) -> None:
 
 
 def test_what_is_shown_cannot_drive_the_terminal(context: Context) -> None:
-    folder = context.run.stage(1, "gate").folder
-    folder.mkdir()
-    (folder / "decision.json").write_text(
-        json.dumps({"decision": "pause", "reasons": ["[bold]odd[/bold]\x1b]0;title\x07\nnext"], "best_round": 0})
-    )
-    said = {"stage": "gate", "round": 1, "key": "", "config": {}, "inputs": {}, "seed": 0, "rows": 0, "seconds": 1.0}
-    (folder / "manifest.json").write_text(json.dumps(said))
+    writer = context.run.stage(1, "gate").begin(StageKey({}, {}, 0))
+    decision = {"decision": "pause", "reasons": ["[bold]odd[/bold]\x1b]0;title\x07\nnext"], "best_round": 0}
+    (writer.folder / "decision.json").write_text(json.dumps(decision))
+    writer.commit(0, {})
     shown = CliRunner().invoke(app, ["show", str(context.run.root)], catch_exceptions=False).output
     assert "pause: [bold]odd[/bold]\ufffd]0;title\ufffd⏎ next" in shown and "\x1b" not in shown
