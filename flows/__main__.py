@@ -11,7 +11,7 @@ import typer
 from flows.commands.deployments import deploy, serve, ui, up
 from flows.commands.models import export, reward_model
 from flows.commands.operating import approve
-from flows.commands.preparing import check, losses, plan
+from flows.commands.preparing import check, init, losses, plan
 from flows.commands.results import pairs, report, show, verify
 from flows.commands.runs import run
 from flows.environment import prepare_environment
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 for command in (
     run,
+    init,
     show,
     report,
     verify,

@@ -4,7 +4,7 @@ The one place that says which stage reads which. Torch-free.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import assert_never
 
@@ -52,10 +52,12 @@ OFFLINE_STAGES = ("pairs", "calibration", "reference", "policy", "evaluation_sam
 ITERATIVE_STAGES = ("samples", "gold", "discriminator", "labels", *OFFLINE_STAGES)
 
 
-def stage_key(run: RunFolder, config: RunConfig, round_: int, name: str) -> StageKey:
-    """The key of a stage whose inputs are complete. Raises ``RunError`` if one of them is not."""
+def stage_key(
+    run: RunFolder, config: RunConfig, round_: int, name: str, known: Mapping[str, str] | None = None
+) -> StageKey:
+    """The key of a stage whose inputs are complete, or in ``known`` by title. Raises ``RunError`` if one is not."""
     sections, inputs = dependencies(run, config, round_, name)
-    keys = {stage.title: stage.require().key for stage in inputs}
+    keys = {stage.title: (known or {}).get(stage.title) or stage.require().key for stage in inputs}
     plain = {section: _plain(config, section) for section in sections}
     if name == "data":
         plain["files"] = _data_digests(config)

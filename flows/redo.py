@@ -13,6 +13,7 @@ from flows.keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES, dependenc
 from flows.reading import reads
 from pipeline.config import RunConfig
 from pipeline.store import RunFolder, Stage, sync_folder, write_json
+from pipeline.suggestions import nearest
 from pipeline.types import RunError, UserError
 
 FOLDER, MOVES = "set_aside", "moves.json"
@@ -26,7 +27,7 @@ def parse_stage(option: str, text: str, config: RunConfig) -> tuple[int, str]:
     if not round_.isdecimal() or int(round_) > config.rounds or name not in stages:
         raise UserError(
             f"{option}: {text}: not ROUND:STAGE with a round from 0 to {config.rounds} and a stage of "
-            f"{', '.join(START_STAGES)} (round 0) or {', '.join(in_round)}"
+            f"{', '.join(START_STAGES)} (round 0) or {', '.join(in_round)}{nearest(name, stages)}"
         )
     return int(round_), name
 

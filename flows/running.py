@@ -49,6 +49,16 @@ def run_config(
     print(f"report: {report}")
 
 
+def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str | None) -> None:
+    """Print which stages the run has and which would run; writes nothing. Raises ``UserError`` or ``RunError``."""
+    from flows.dry_run import print_dry_run
+
+    config = load_config(files, settings)
+    if until is not None:
+        parse_stage("--until", until, config)
+    print_dry_run(config, (run_dir or Path("runs") / config.name).resolve(), until)
+
+
 def check_new(config: RunConfig, root: Path) -> None:
     """Where ``root`` does not hold the run's data yet, check config and data, and say which faults are within limits.
 

@@ -4,7 +4,6 @@ Torch-free. Every problem is reported with the file (or the command line) that s
 field, the value and what is allowed.
 """
 
-import difflib
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -13,6 +12,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 
 from pipeline.config import Closed, RunConfig
+from pipeline.suggestions import nearest
 from pipeline.types import UserError, first_lines
 
 Tree = dict[str, JsonValue]
@@ -285,8 +285,7 @@ def _origin(path: tuple[str, ...], origins: Origins) -> str:
 def _nearest(path: tuple[str, ...]) -> str:
     """`; did you mean x?` from the names of the whole schema."""
     names = {name for section in _sections() for name in section.model_fields}
-    close = difflib.get_close_matches(path[-1], names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return nearest(path[-1], names)
 
 
 def _sections() -> list[type[Closed]]:

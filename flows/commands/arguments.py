@@ -5,11 +5,33 @@ from typing import Annotated
 
 import typer
 
+from pipeline.config import preset_names
 from pipeline.types import UserError
+
+SUFFIXES = (".yaml", ".yml")
+
+
+def complete_presets(incomplete: str) -> list[str]:
+    """Names of losses that begin so, for a shell."""
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
+def complete_items(incomplete: str) -> list[str]:
+    """Config files and folders that begin so, and ``loss.preset=`` with the names of losses, for a shell."""
+    setting = "loss.preset="
+    if incomplete.startswith(setting):
+        return [setting + name for name in complete_presets(incomplete.removeprefix(setting))]
+    given = Path(incomplete)
+    folder = given if incomplete.endswith("/") else given.parent
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    names = [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix in SUFFIXES]
+    return [name for name in [*names, setting] if name.startswith(incomplete)]
+
 
 Items = Annotated[
     list[str],
     typer.Argument(
+        autocompletion=complete_items,
         metavar="CONFIG... [KEY=VALUE]...",
         help="YAML files, each laid over the ones before, then settings such as training.learning_rate=1e-5",
         show_default=False,

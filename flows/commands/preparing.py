@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.arguments import Items, split
+from flows.commands.arguments import Items, complete_presets, split
 from pipeline.types import UserError
 
 
@@ -23,6 +23,26 @@ def check(
     from flows.checking import check_config
 
     check_config(*split(items), faults)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where config.yaml goes", show_default=False)],
+    mode: Annotated[str | None, typer.Option(help="iterative or offline", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="model folder, or a hub name", show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(help="file of prompts; offline: of pairs", show_default=False)] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="match, number, length, keywords, or a reward model's folder", show_default=False)
+    ] = None,
+    loss: Annotated[str, typer.Option(help="a preset", autocompletion=complete_presets)] = "dpo",
+    rounds: Annotated[int, typer.Option(min=1, max=1000)] = 1,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-7,
+) -> None:
+    """Write a config with comments; asks on a terminal for what no option says. Overwrites nothing."""
+    from flows.init import answered, write_config
+
+    given = answered(mode, model, data, scorer, loss, rounds, learning_rate)
+    file = write_config(folder, given)
+    print(f"{file}\nprefloop check {file}\nprefloop run {file}")
 
 
 def plan(

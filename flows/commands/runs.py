@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.arguments import Items, split
+from pipeline.types import UserError
 
 
 def run(
@@ -35,12 +36,20 @@ def run(
             show_default=False,
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say which stages would run, with their keys; starts and writes nothing")
+    ] = False,
 ) -> None:
     """Run a config; the same command again goes on where a run was stopped or killed."""
     from prefect.exceptions import Abort, TerminationSignal
 
-    from flows.running import run_config
+    from flows.running import dry, run_config
 
+    if dry_run:
+        if redo_from is not None:
+            raise UserError("--dry-run: tells what is there; --from would change that")
+        dry(*split(items), run_dir, until)
+        return
     # Being told to stop is handled like Ctrl-C: children end, and the message says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
