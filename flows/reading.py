@@ -14,8 +14,13 @@ def reads(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Sta
     """
     found = dependencies(run, config, round_, name)[1]
     if name == "evaluation":
-        policies = [run.stage(number, "policy") for number in (0, max(round_ - 1, 0), round_)]
-        found = [*found, run.stage(0, "data"), *policies]
+        # KL is to the policies whose evaluations it is compared with.
+        rounds = {0, round_, *(stage.round for stage in found if stage.name == name)}
+        found = [*found, run.stage(0, "data"), *(run.stage(number, "policy") for number in sorted(rounds))]
+    if name == "gate":
+        # The start, the parent, the best round and the rules' base: any of the rounds before.
+        earlier = [run.stage(number, one) for number in range(round_) for one in ("evaluation", "gate")]
+        found = [*found, *(stage for stage in earlier if stage.folder.exists())]
     if name in ("gold", "discriminator", "labels") and config.discriminator is not None:
         # A version that did not pass its gate names an earlier one, which labels in its place.
         earlier = [run.stage(number, "discriminator") for number in range(1, round_)]
