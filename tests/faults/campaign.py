@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.environment import prepare_environment
-from tests.faults.fire import ROOT, Fire, draw_kill, prefloop_run, results
+from tests.faults.fire import ROOT, Fire, draw_kill, prefloop_run
+from tests.faults.results import largest_difference, results
 
 # Neither changes a result: training goes on inside a round.
 OFTEN = ["warm_start.checkpoint_every=25", "training.checkpoint_every=5"]
@@ -50,6 +51,7 @@ def told(fire: Fire, seed: int, seconds: float) -> Row:
         "endings": {str(code): times for code, times in fire.endings.items()},
         "sampled_again_of_shards_in_flight": fire.repeated(),
         "seconds": round(seconds),
+        "largest_logprob_difference": largest_difference(fire.run, fire.run.with_name("undisturbed")),
         "nothing_lost": fire.lost.nothing,
         "lost": asdict(fire.lost),
     }

@@ -1,6 +1,5 @@
 """A run under fire: started, killed here and there, started again, and in the end compared with one left alone."""
 
-import hashlib
 import json
 import os
 import random
@@ -16,10 +15,7 @@ from typing import Any, Literal
 
 import psutil
 
-from pipeline.configfile import load_config
-from pipeline.rows import read_row_file, read_rows
-from pipeline.store import RunFolder
-from pipeline.types import derive_seed
+from tests.faults.results import is_shard, results, seeds_of_shards
 
 ROOT = Path(__file__).parents[2]
 INJECTION = Path(__file__).parent / "injection"
@@ -35,12 +31,6 @@ POINTS: dict[Role, dict[str, tuple[int, float]]] = {
     "script": {**dict.fromkeys(FILES, (10, 0.0)), "judge": (100, 0.0)},
 }
 SHARES: dict[Role, float] = {"parent": 0.35, "trainer": 0.3, "sampler": 0.2, "server": 0.15}
-# Folders of sampled responses in a round, and what their seeds derive from beside run, round and prompt.
-SAMPLED = {
-    "samples": "samples",
-    "evaluation_samples/greedy": "evaluation greedy",
-    "evaluation_samples/sampled": "evaluation sampled",
-}
 # For all processes of a run to be gone after its first one is.
 GONE_SECONDS = 10.0
 
@@ -171,7 +161,7 @@ class Fire:
             for path in self.run.rglob("*")
             if path.suffix in (".partial", ".tmp") or path.name == "checkpoints"
         )
-        written = Counter(line["path"] for line in self._lines("renamed") if _is_shard(line["path"]))
+        written = Counter(line["path"] for line in self._lines("renamed") if is_shard(line["path"]))
         self.lost.shards_twice = sorted(path for path, times in written.items() if times > 1)
         self.lost.sampled_again = self._sampled_again()
 
@@ -182,9 +172,9 @@ class Fire:
     def _sampled_again(self) -> int:
         """Prompts that were sampled although their shard was there already."""
         complete: set[int] = set()
-        again, prompts = 0, _seeds_of_shards(self.run)
+        again, prompts = 0, seeds_of_shards(self.run)
         for line in self._lines():
-            if line["event"] == "renamed" and _is_shard(line["path"]):
+            if line["event"] == "renamed" and is_shard(line["path"]):
                 complete |= prompts.get(line["path"], set())
             elif line["event"] == "sampled":
                 again += line["seed"] in complete
@@ -256,34 +246,3 @@ class Fire:
             return []
         lines = [json.loads(line) for line in self._ledger.read_text().splitlines()]
         return [line for line in lines if event is None or line["event"] == event]
-
-
-def results(run: Path) -> dict[str, str]:
-    """SHA-256 of each round's pairs, row by row, and of each policy's weights."""
-    found: dict[str, str] = {}
-    for round_ in RunFolder(run).rounds():
-        stages = run / f"round_{round_:03d}"
-        if (stages / "pairs").is_dir():
-            rows = "\n".join(json.dumps(row, sort_keys=True) for row in read_rows(stages / "pairs"))
-            found[f"round {round_} pairs"] = hashlib.sha256(rows.encode()).hexdigest()
-        for weights in sorted((stages / "policy").glob("*.safetensors")):
-            found[f"round {round_} {weights.name}"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return found
-
-
-def _is_shard(path: str) -> bool:
-    return Path(path).name.startswith("shard_") and path.endswith(".parquet")
-
-
-def _seeds_of_shards(run: Path) -> dict[str, set[int]]:
-    """The seeds that each shard's prompts are sampled with, by the name under which the shard was written."""
-    seed = load_config([run / "config.yaml"]).seed
-    found: dict[str, set[int]] = {}
-    for round_ in RunFolder(run).rounds():
-        for name, purpose in SAMPLED.items():
-            stage, _, inner = name.partition("/")
-            for file in (run / f"round_{round_:03d}" / name).glob("shard_*.parquet"):
-                written = f"round_{round_:03d}/{stage}.partial/{inner and inner + '/'}{file.name}"
-                prompts = [row["prompt"]["id"] for row in read_row_file(file)]
-                found[written] = {derive_seed(seed, purpose, round_, prompt) for prompt in prompts}
-    return found

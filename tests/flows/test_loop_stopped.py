@@ -10,7 +10,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.faults.fire import Fire, Kill, prefloop_run, results
+from tests.faults.fire import Fire, Kill, prefloop_run
+from tests.faults.results import results
 
 # In the order in which a run comes by.
 KILLS = [
