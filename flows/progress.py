@@ -47,13 +47,13 @@ def progress(title: str, unit: str, console: Console) -> Iterator[Report]:
         yield _Lines(title, unit, console, now, now).report
         return
     columns = (
-        TextColumn("  {task.description}"),
+        TextColumn("  {task.description}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(title, total=None, note="", rate=unit)

@@ -6,8 +6,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.rounds_table import COLUMNS, cell
+from pipeline.shown_text import visible
 from pipeline.store import RunFolder
 from pipeline.types import RunError, UserError
 
@@ -53,7 +55,7 @@ def print_table(root: Path, rounds: list[Metrics]) -> None:
         console.print(f"{root}: no round is evaluated yet", markup=False, highlight=False)
         return
     shown = [column for column in COLUMNS if any(metrics.get(column[0]) is not None for metrics in rounds)]
-    table = Table(title=root.name, title_justify="left", box=None, padding=(0, 0, 0, 1))
+    table = Table(title=Text(visible(root.name)), title_justify="left", box=None, padding=(0, 0, 0, 1))
     table.add_column("round", justify="right")
     for _, heading, _ in shown:
         table.add_column(heading, justify="right", no_wrap=True)
