@@ -59,7 +59,7 @@ def read_file(file: Path) -> Rows:
             errors = "surrogateescape" if kind == "csv" else "strict"
             with io.TextIOWrapper(stream, encoding="utf-8-sig", errors=errors, newline="") as text:
                 yield from _csv(file, text) if kind == "csv" else _json(file, text)
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import formats
 from pipeline.config import FileData
+from pipeline.formats import Broken, read_file
 from pipeline.records import Record, data_files, read_records
 from pipeline.types import UserError
 
@@ -137,3 +138,32 @@ def test_a_json_list_is_decoded_across_chunks(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "r.json").write_text("[1, 23, 456]")
     monkeypatch.setattr(formats, "CHUNK", 1)
     assert [value for _, value in formats.read_file(tmp_path / "r.json")] == [1, 23, 456]
+
+
+def test_a_name_of_a_column_that_is_no_utf_8_damages_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "rows.arrow"
+    with pa.ipc.new_stream(file, (table := pa.table({"prompt": ["a"]})).schema) as writer:
+        writer.write_table(table)
+    file.write_bytes(file.read_bytes().replace(b"prompt", b"\x8drompt"))
+    with pytest.raises(UserError, match=r"rows\.arrow: cannot be read"):
+        list(read_file(file))
+
+
+def test_cells_that_python_has_no_value_for_are_faults_of_their_rows(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    broken = pa.StringArray.from_buffers(2, *pa.array([b"ok", b"\xff"]).buffers()[1:])
+    pq.write_table(pa.table({"prompt": broken}), file)
+    (_, first), (_, second) = read_file(file)
+    assert first == {"prompt": "ok"} and second == Broken("column 'prompt': not UTF-8")
+
+
+def test_a_line_without_an_end_is_a_fault_and_fills_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.formats.LONGEST_ROW", 1 << 20)
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "' + "x" * (3 << 20) + '"}\n{"prompt": "a"}\n')
+    (_, first), (number, second) = read_file(file)
+    assert isinstance(first, Broken) and "a line of more than 1 MiB" in first.why
+    assert number == 2 and second == {"prompt": "a"}
+    (tmp_path / "rows.json").write_text('[{"prompt": "' + "x" * (6 << 20) + '"}]')
+    with pytest.raises(UserError, match="longer than 1 Mi"):
+        list(read_file(tmp_path / "rows.json"))
