@@ -21,12 +21,14 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.redaction import redacted
-from pipeline.types import RunError, UserError
+from pipeline.types import Paused, RunError, UserError
 from pipeline.watchdog import end_with_parent
 
 Progress = Callable[[dict[str, Any]], None]
 Handler = Callable[[dict[str, Any], Progress], Any]
 CLOSE_SECONDS = 5.0
+# What a handler may raise, as the message of a failed call names it; whatever else it raises is a failure of the run.
+KINDS: dict[str, type[Exception]] = {"user": UserError, "run": RunError, "pause": Paused}
 
 
 class Child:
@@ -90,7 +92,7 @@ class Child:
         ``timeout`` is in seconds and of silence: each progress message starts it again. None: somebody else watches.
 
         Raises:
-            UserError: the handler raised one; same text.
+            UserError, Paused: the handler raised one; same text.
             RunError: the handler failed otherwise, the child died, or ``timeout`` seconds passed. In the
                 last two cases the process is gone, and the message ends with its last log lines.
         """
@@ -124,7 +126,7 @@ class Child:
                 self.kill()
                 raise
         if "error" in message:
-            raise (UserError if message["kind"] == "user" else RunError)(message["error"])
+            raise KINDS[message["kind"]](message["error"])
         return message["result"]
 
     def close(self) -> None:
@@ -219,10 +221,9 @@ def _answer(connection: socket.socket, handlers: Mapping[str, Handler], message:
 
     try:
         result = handlers[message["call"]](message["args"], lambda progress: send({"progress": progress}))
-    except UserError as error:
-        send({"error": redacted(error), "kind": "user"})
-    except RunError as error:
-        send({"error": redacted(error), "kind": "run"})
+    except (UserError, RunError, Paused) as error:
+        kind = next(name for name, raised in KINDS.items() if isinstance(error, raised))
+        send({"error": redacted(error), "kind": kind})
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever failed is shown to the user
         # The log may be on the disk that is full.
         with contextlib.suppress(OSError):

@@ -199,7 +199,7 @@ class RunError(Exception):
 
 
 class Paused(Exception):  # noqa: N818 - the run waits for a person, and nothing has failed
-    """The gate of a round asks a person: exit code 3; the message says why, and how to answer."""
+    """The gate of a round, or its gold, asks people: exit code 3; the message says why, and how to answer."""
 
 
 class RowsError(RunError):

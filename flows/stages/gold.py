@@ -14,10 +14,10 @@ from flows.stages.silver import member_margins
 from flows.supply import bought
 from pipeline.config.discriminator import Discriminator
 from pipeline.gold import choose, comparison
-from pipeline.questions import answered, question, questions_page, read_answers
+from pipeline.questions import Answers, answered, question, questions_page, read_answers
 from pipeline.rows import read_groups, write_groups
 from pipeline.store import write_text
-from pipeline.types import Group, RunError, json_line
+from pipeline.types import Group, Paused, RunError, first_lines, json_line
 
 # Comparisons labelled between two commits to disk: what was paid for is kept.
 SHARD = 64
@@ -28,6 +28,7 @@ def gold(context: Context, round_: int, folder: Path) -> Outcome:
 
     Raises:
         RunError: nothing to compare, or fewer answers than ``labelling.min_yield``.
+        Paused: people have not answered everything within ``discriminator.wait`` seconds.
     """
     settings = context.config.discriminator
     assert settings is not None, "the stage is run where a discriminator is configured"
@@ -36,7 +37,7 @@ def gold(context: Context, round_: int, folder: Path) -> Outcome:
         raise RunError("no prompt of the round has two different responses to compare")
     facts: dict[str, JsonValue] = {}
     if settings.gold == "people":
-        write_groups(folder / "shard_00000.parquet", _of_people(context, round_, chosen, settings.poll))
+        write_groups(folder / "shard_00000.parquet", _of_people(context, round_, chosen, settings))
     else:
         facts = _of_scorer(context, round_, folder, chosen)
     found = list(read_groups(folder))
@@ -68,20 +69,33 @@ def handover(context: Context, round_: int) -> Path:
     return context.run.root / "questions" / f"round_{round_:03d}"
 
 
-def _of_people(context: Context, round_: int, chosen: Sequence[Group], poll: float) -> list[Group]:
-    """Write the questions, then wait until each has an answer."""
+def _of_people(context: Context, round_: int, chosen: Sequence[Group], settings: Discriminator) -> list[Group]:
+    """Write the questions; the answers, if each question has one by the time that the wait is over."""
     place = handover(context, round_)
     place.mkdir(parents=True, exist_ok=True)
     write_text(place / "questions.jsonl", "".join(json_line(question(group)) for group in chosen))
     write_text(place / "questions.html", questions_page(f"{context.config.name}, round {round_}", chosen))
     file = place / "answers.jsonl"
+    started = time.monotonic()
     while True:
         answers = read_answers(file.read_text(encoding="utf-8") if file.is_file() else "", chosen)
         note = f"waiting for {file}" + (f"; {answers.faults[0]}" if answers.faults else "")
         context.report(len(answers.votes), len(chosen), note)
         if len(answers.votes) == len(chosen):
             return [answered(group, answers.votes[group.id]) for group in chosen]
-        time.sleep(poll)
+        if settings.wait is not None and time.monotonic() - started >= settings.wait:
+            raise Paused(_unanswered(round_, place, answers, len(chosen)))
+        time.sleep(settings.poll)
+
+
+def _unanswered(round_: int, place: Path, answers: Answers, asked: int) -> str:
+    faults = f"\nrows of answers.jsonl that are no answers:\n{first_lines(answers.faults)}" if answers.faults else ""
+    return (
+        f"round {round_} waits for people, who have answered {len(answers.votes)} of {asked} questions{faults}\n"
+        f"  questions: {place / 'questions.html'}, a page that saves answers.jsonl, or questions.jsonl beside it\n"
+        f"  answers: to {place / 'answers.jsonl'}\n"
+        "then give the same command again"
+    )
 
 
 def _counts(found: Sequence[Group]) -> dict[str, JsonValue]:

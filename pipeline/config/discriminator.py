@@ -1,6 +1,6 @@
 """A discriminator that is trained while the policy is, on preferences that are bought (D2PO, arXiv:2405.01511)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,6 +53,12 @@ class Discriminator(Closed):
     max_tokens: int = Field(2048, ge=8, description="of a conversation; comparisons with a longer one teach nothing")
     gate: Gate = Gate()
     training: RewardTraining = RewardTraining(epochs=3)
+    wait: Annotated[float, Field(ge=0)] | None = Field(
+        0.0,
+        description="people: seconds to wait for answers; then the run pauses (exit code 3, the same command goes on); "
+        "null: as long as it takes",
+        json_schema_extra=OPERATIONAL,
+    )
     poll: float = Field(
         2.0, gt=0, description="people: seconds between looks for answers", json_schema_extra=OPERATIONAL
     )

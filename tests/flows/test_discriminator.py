@@ -167,7 +167,7 @@ def test_what_the_discriminator_is_unsure_of_is_bought(job: Path, tmp_path: Path
 
 def test_people_answer_questions_in_a_file(job: Path, tmp_path: Path) -> None:
     settings = (
-        "discriminator={gold: people, silver: none, budget: 6, poll: 0.05}",
+        "discriminator={gold: people, silver: none, budget: 6, poll: 0.05, wait: 60}",
         "prompts_per_round=8",
         "scorer=null",
     )
