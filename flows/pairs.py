@@ -1,5 +1,6 @@
 """``prefloop pairs``: what a round trains on, or would, in the terminal."""
 
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,7 +46,9 @@ def show_pairs(root: Path, settings: list[str], round_: int | None, recompute: b
     number = _newest(run, config, recompute) if round_ is None else round_
     _require(run, config, number, recompute)
     if recompute:
-        made, dropped = own(context, number)
+        counted = Counter[str]()
+        made = [*own(context, number, counted)]
+        dropped = dict(counted)
     else:
         stage = run.stage(number, "pairs")
         made, dropped = [*read_preferences(stage.folder)], _dropped(stage.require().metrics)

@@ -1,7 +1,9 @@
 """What a round of a config is made of: examples of the lengths that are trained on, and counts."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import comb
 from typing import Any
 
@@ -131,10 +133,14 @@ def _given_examples(config: RunConfig, tables: Tables, chat: Chat, loss: Loss, v
     """Those of the first round's slice of the data set."""
     rows: Sequence[TextPair | TextGroup] = [*tables.pairs, *tables.groups]
     part = slice(0, max(len(rows), len(tables.unpaired)) // config.rounds)
-    groups, _ = tokenise_groups((row for row in rows[part] if isinstance(row, TextGroup)), chat, config.chat)
-    pairs, _ = tokenise_pairs((row for row in rows[part] if isinstance(row, TextPair)), chat, config.chat)
-    marked, _ = tokenise_unpaired(tables.unpaired[part], chat, config.chat)
-    every: list[Group | Pair | Unpaired] = [*groups, *pairs, *marked]
+    dropped = Counter[str]()
+    groups = (row for row in rows[part] if isinstance(row, TextGroup))
+    pairs = (row for row in rows[part] if isinstance(row, TextPair))
+    every: Iterator[Group | Pair | Unpaired] = chain(
+        tokenise_groups(groups, chat, config.chat, dropped=dropped),
+        tokenise_pairs(pairs, chat, config.chat, dropped=dropped),
+        tokenise_unpaired(tables.unpaired[part], chat, config.chat, dropped=dropped),
+    )
     for index, made in enumerate(every):
         yield stand_in(str(index), *_parts(made, loss), loss, vocabulary)
 

@@ -4,11 +4,11 @@ Every response gets an end token, since its author stopped there, unless it is l
 ``limits.max_response_tokens``: such a one is cut at the right, carries none and is counted in
 ``cut`` (responses, kept). Whatever is dropped is counted by cause: ``long_prompt`` (over
 ``limits.max_prompt_tokens``), ``empty`` (a response without text), ``identical`` (equal tokens, before or after the
-cut). Torch-free.
+cut). Rows are made one after the other, and counts are complete when the last one is. Torch-free.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from pipeline import config
@@ -33,16 +33,20 @@ class Tokeniser(Protocol):
 
 
 def tokenise_pairs(
-    texts: Iterable[TextPair], chat: Tokeniser, limits: config.Chat, win_against: Opponent = "average"
-) -> tuple[list[Pair], dict[str, int]]:
-    """Pairs in the order of ``texts``, and what was dropped or cut; an empty or identical response drops its pair.
+    texts: Iterable[TextPair],
+    chat: Tokeniser,
+    limits: config.Chat,
+    win_against: Opponent = "average",
+    *,
+    dropped: Counter[str],
+) -> Iterator[Pair]:
+    """Pairs in the order of ``texts``; an empty or identical response drops its pair.
 
     Win probabilities that the data set lacks come of its two scores (their average is that of the policy's
     answers, as far as it is known), or else are the soft label and what it leaves: a hard label says that ``chosen``
     always wins.
     """
-    dropped: Counter[str] = Counter()
-    pairs: list[Pair] = []
+    dropped.update(dict.fromkeys(CAUSES, 0))
     for text in texts:
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
         if prompt_ids is None:
@@ -55,32 +59,28 @@ def tokenise_pairs(
             dropped["identical"] += 1
             continue
         dropped["cut"] += sum(side.finish_reason == "length" for side in (chosen, rejected))
-        pairs.append(_pair(text, prompt_ids, chosen, rejected, win_against))
-    return pairs, _counts(dropped)
+        yield _pair(text, prompt_ids, chosen, rejected, win_against)
 
 
 def tokenise_groups(
-    texts: Iterable[TextGroup], chat: Tokeniser, limits: config.Chat
-) -> tuple[list[Group], dict[str, int]]:
+    texts: Iterable[TextGroup], chat: Tokeniser, limits: config.Chat, *, dropped: Counter[str]
+) -> Iterator[Group]:
     """Scored groups in the order of ``texts``, empty and identical responses still among them."""
-    dropped: Counter[str] = Counter()
-    groups: list[Group] = []
+    dropped.update({"long_prompt": 0, "cut": 0})
     for text in texts:
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
         if prompt_ids is None:
             continue
         responses = tuple(_given(response, text.prompt, chat) for response in text.responses)
         dropped["cut"] += sum(response.finish_reason == "length" for response in responses)
-        groups.append(Group(text.prompt, prompt_ids, responses, text.rewards))
-    return groups, {cause: dropped[cause] for cause in ("long_prompt", "cut")}
+        yield Group(text.prompt, prompt_ids, responses, text.rewards)
 
 
 def tokenise_unpaired(
-    texts: Iterable[UnpairedText], chat: Tokeniser, limits: config.Chat
-) -> tuple[list[Unpaired], dict[str, int]]:
-    """Marked responses in the order of ``texts``, and what was dropped or cut; none is ``identical``."""
-    dropped: Counter[str] = Counter()
-    marked: list[Unpaired] = []
+    texts: Iterable[UnpairedText], chat: Tokeniser, limits: config.Chat, *, dropped: Counter[str]
+) -> Iterator[Unpaired]:
+    """Marked responses in the order of ``texts``; none is ``identical``."""
+    dropped.update(dict.fromkeys(CAUSES, 0))
     for text in texts:
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
         if prompt_ids is None:
@@ -90,12 +90,7 @@ def tokenise_unpaired(
             continue
         response = _given(text.completion, text.prompt, chat)
         dropped["cut"] += response.finish_reason == "length"
-        marked.append(Unpaired(text.prompt, prompt_ids, response, text.desirable))
-    return marked, _counts(dropped)
-
-
-def _counts(dropped: Counter[str]) -> dict[str, int]:
-    return {cause: dropped[cause] for cause in CAUSES}
+        yield Unpaired(text.prompt, prompt_ids, response, text.desirable)
 
 
 def _prompt_ids(prompt: Prompt, chat: Tokeniser, limits: config.Chat, dropped: Counter[str]) -> tuple[int, ...] | None:

@@ -1,6 +1,7 @@
 """evaluation: a round's responses to held-out prompts, scored and compared with the start and the previous round."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -216,7 +217,7 @@ def _reference_texts(sampled: Sequence[Group], chat: Chat) -> Sequences:
 
 def held_out_examples(context: Context, chat: Chat) -> list[Example]:
     """Pairs of the data set whose prompts no round trains on, as tokens."""
-    pairs, _ = tokenise_pairs(held_out_pairs(context), chat, context.config.chat)
+    pairs = tokenise_pairs(held_out_pairs(context), chat, context.config.chat, dropped=Counter())
     return [Example.pair(pair.id, pair.prompt_ids, pair.chosen.token_ids, pair.rejected.token_ids) for pair in pairs]
 
 

@@ -24,14 +24,15 @@ POSITIVE, NEGATIVE = "positive", "negative"
 def round_examples(context: Context, round_: int) -> Iterator[Example]:
     """What the round trains on, without anything of the reference model but its calibration responses.
 
-    Those are all in memory where a loss reads them; of the examples there are as many as follow each other with one
-    prompt.
+    Those are all in memory where a loss reads them, four bytes a token; of the examples there are as many as follow
+    each other with one prompt.
     """
     loss = context.config.loss
     preferences = read_preferences(context.run.stage(round_, "pairs").folder)
     drawn = _calibration(context, round_) if samples_calibration(loss) else {}
     examples = (
-        replace(_example(preference, loss), calibration=drawn.get(preference.prompt.id)) for preference in preferences
+        replace(_example(preference, loss), calibration=_drawn(drawn.get(preference.prompt.id)))
+        for preference in preferences
     )
     return _with_mismatched(examples) if reads_baseline(loss) else examples
 
@@ -109,10 +110,14 @@ def _side(response: Response, prior: float | None, reward: float | None, wins: f
     return Continuation(response.token_ids, prior=prior, reward=reward, win_probability=wins)
 
 
-def _calibration(context: Context, round_: int) -> dict[str, Continuation]:
-    """The reference policy's answer to each prompt, by the prompt's id."""
+def _calibration(context: Context, round_: int) -> dict[str, array[int]]:
+    """The token ids of the reference policy's answer to each prompt, by the prompt's id."""
     groups = read_groups(context.run.stage(round_, "calibration").folder)
-    return {group.prompt.id: Continuation(group.responses[0].token_ids) for group in groups}
+    return {group.prompt.id: array("i", group.responses[0].token_ids) for group in groups}
+
+
+def _drawn(ids: array[int] | None) -> Continuation | None:
+    return None if ids is None else Continuation(tuple(ids))
 
 
 def _with_mismatched(examples: Iterable[Example]) -> Iterator[Example]:

@@ -4,7 +4,9 @@ Pairs, or groups for a loss over K responses, or single responses marked good or
 ``rows.parquet``; what earlier rounds and a data set add has files of its own beside it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -28,75 +30,92 @@ from pipeline.types import (
     first_lines,
 )
 
-Made = tuple[list[Preference], dict[str, int]]
 OWN = "rows.parquet"
 
 
+class Margins:
+    """The mean difference of the scores of pairs that pass by."""
+
+    def __init__(self) -> None:
+        self.rows = self._known = 0
+        self._sum = 0.0
+
+    def of(self, made: Iterable[Preference]) -> Iterator[Preference]:
+        """``made``, row by row."""
+        for row in made:
+            self.rows += 1
+            if isinstance(row, Pair) and row.chosen_score is not None and row.rejected_score is not None:
+                self._known += 1
+                self._sum += row.chosen_score - row.rejected_score
+            yield row
+
+    @property
+    def mean(self) -> float | None:
+        """Over the pairs that have scores; None where none has."""
+        return self._sum / self._known if self._known else None
+
+
 def pairs(context: Context, round_: int, folder: Path) -> Outcome:
-    """Write what the round trains on; what became none of it is counted by cause."""
-    made, dropped = own(context, round_)
-    if not made:
+    """Write what the round trains on, row by row; what became none of it is counted by cause."""
+    dropped = Counter[str]()
+    rest = own(context, round_, dropped)
+    first = next(rest, None)
+    if first is None:
         causes = first_lines([f"{cause}: {count}" for cause, count in dropped.items() if count])
         raise RunError(f"round {round_}: no pair is left to train on; dropped by cause:\n{causes}")
-    write_preferences(folder / OWN, made)
-    metrics: dict[str, JsonValue] = {"kind": type(made[0]).__name__.lower(), "dropped": dict(dropped)}
-    metrics |= {"margin": mean_margin(made), "own": len(made)}
+    margins = Margins()
+    write_preferences(folder / OWN, margins.of(chain((first,), rest)))
+    metrics: dict[str, JsonValue] = {"kind": type(first).__name__.lower(), "dropped": dict(dropped)}
+    metrics |= {"margin": margins.mean, "own": margins.rows}
     if context.config.replay is None:
-        return Outcome(len(made), metrics)
+        return Outcome(margins.rows, metrics)
     from flows.stages.replay import replay
 
-    added, beside = replay(context, round_, made, folder)
-    return Outcome(len(made) + added, {**metrics, **beside})
+    added, beside = replay(context, round_, margins.rows, folder)
+    return Outcome(margins.rows + added, {**metrics, **beside})
 
 
-def own(context: Context, round_: int) -> Made:
-    """What the round makes itself, and what was dropped by cause; writes nothing."""
+def own(context: Context, round_: int, dropped: Counter[str]) -> Iterator[Preference]:
+    """What the round makes itself, row by row, and in ``dropped``, at its end, what became none of it, by cause."""
     if context.config.mode == "offline":
-        made, dropped = from_texts(context, list(preference_slice(context, round_)), round_)
+        made = from_texts(context, preference_slice(context, round_), round_, dropped)
     else:
-        made, dropped = _from_groups(context, round_, read_groups(context.run.stage(round_, "labels").folder))
-    if context.config.pairing.drop_repeated:
-        stages = [context.run.stage(earlier, "pairs") for earlier in range(1, round_)]
-        seen = {row.id for stage in stages for row in read_preference_file(stage.folder / OWN)}
-        made, repeated = drop_repeated(made, seen)
-        dropped = {**dropped, **repeated}
-    return made, dropped
+        made = _from_groups(context, round_, read_groups(context.run.stage(round_, "labels").folder), dropped)
+    if not context.config.pairing.drop_repeated:
+        return made
+    stages = [context.run.stage(earlier, "pairs") for earlier in range(1, round_)]
+    earlier = chain.from_iterable(read_preference_file(stage.folder / OWN) for stage in stages)
+    return drop_repeated(made, earlier, dropped=dropped)
 
 
-def from_texts(context: Context, part: Sequence[TextPreference], round_: int) -> Made:
-    """Tokens of rows of the data set, all of one form, in their order, and what was dropped by cause."""
+def from_texts(
+    context: Context, part: Iterable[TextPreference], round_: int, dropped: Counter[str]
+) -> Iterator[Preference]:
+    """Tokens of rows of the data set, all of one form, in their order; ``dropped`` counts the others by cause."""
     config = context.config
     chat = policy_chat(config, context.policy_path(0))
-    groups, cut = tokenise_groups((text for text in part if isinstance(text, TextGroup)), chat, config.chat)
-    if groups:
-        made, dropped = _from_groups(context, round_, groups)
-        # Responses that were cut are counted once, whether or not drop_cut drops them.
-        return made, {**dropped, **cut}
-    marked, dropped = tokenise_unpaired((text for text in part if isinstance(text, UnpairedText)), chat, config.chat)
-    if marked:
-        return [*marked], dropped
-    given = (text for text in part if isinstance(text, TextPair))
-    made_pairs, dropped = tokenise_pairs(given, chat, config.chat, win_against(config.loss))
-    return [*made_pairs], dropped
+    rest = iter(part)
+    first = next(rest, None)
+    texts = chain(() if first is None else (first,), rest)
+    match first:
+        case TextGroup():
+            cut = Counter[str]()
+            given = (text for text in texts if isinstance(text, TextGroup))
+            yield from _from_groups(context, round_, tokenise_groups(given, chat, config.chat, dropped=cut), dropped)
+            # Responses that were cut are counted once, whether or not drop_cut drops them.
+            dropped.update({cause: count - dropped[cause] for cause, count in cut.items()})
+        case UnpairedText():
+            marked = (text for text in texts if isinstance(text, UnpairedText))
+            yield from tokenise_unpaired(marked, chat, config.chat, dropped=dropped)
+        case _:
+            pairs = (text for text in texts if isinstance(text, TextPair))
+            yield from tokenise_pairs(pairs, chat, config.chat, win_against(config.loss), dropped=dropped)
 
 
-def mean_margin(made: Iterable[Preference]) -> float | None:
-    """Mean difference of the scores of pairs, where they have scores."""
-    margins = [
-        row.chosen_score - row.rejected_score
-        for row in made
-        if isinstance(row, Pair) and row.chosen_score is not None and row.rejected_score is not None
-    ]
-    return sum(margins) / len(margins) if margins else None
-
-
-def _from_groups(context: Context, round_: int, groups: Iterable[Group]) -> Made:
+def _from_groups(context: Context, round_: int, groups: Iterable[Group], dropped: Counter[str]) -> Iterator[Preference]:
     config = context.config
     if takes_groups(config.loss):
-        kept, dropped = make_groups(groups, config.pairing)
-        return [*kept], dropped
+        return make_groups(groups, config.pairing, dropped=dropped)
     if config.pairing.rule == "marked":
-        marked, dropped = make_marked(groups, config.pairing)
-        return [*marked], dropped
-    made, dropped = make_pairs(groups, config.pairing, round_, config.seed, win_against(config.loss))
-    return [*made], dropped
+        return make_marked(groups, config.pairing, dropped=dropped)
+    return make_pairs(groups, config.pairing, round_, config.seed, win_against(config.loss), dropped=dropped)

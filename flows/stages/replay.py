@@ -1,6 +1,7 @@
 """What of earlier rounds and of the data set a round trains on beside its own, written beside it."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from pipeline.types import Group, Pair, Preference, Response, derive_seed
 MEASURED = 64
 
 
-def replay(context: Context, round_: int, made: Sequence[Preference], folder: Path) -> tuple[int, dict[str, JsonValue]]:
-    """Write ``replayed.parquet`` and ``anchor.parquet``; returns how many rows they hold, and metrics."""
+def replay(context: Context, round_: int, own: int, folder: Path) -> tuple[int, dict[str, JsonValue]]:
+    """Write ``replayed.parquet`` and ``anchor.parquet`` beside ``own`` rows; how many rows they hold, and metrics."""
     settings = context.config.replay
     assert settings is not None, "called where replay is configured"
-    replayed, anchored = shares(len(made), settings)
+    replayed, anchored = shares(own, settings)
     metrics: dict[str, JsonValue] = {}
-    earlier: list[Preference] = []
+    added = 0
     if settings.share:
         ages = replayed_ages(settings, round_)
         if settings.max_drift is not None:
@@ -33,22 +34,23 @@ def replay(context: Context, round_: int, made: Sequence[Preference], folder: Pa
             ages = ages_within_drift(drifts, settings.max_drift)
             metrics["drift"] = {str(age): drift for age, drift in drifts.items()}
         earlier, by_age = _drawn(context, round_, ages, replayed, settings)
+        if sum(by_age.values()):
+            added += write_preferences(folder / "replayed.parquet", earlier)
         metrics["replayed"] = {str(age): count for age, count in by_age.items()}
-    anchors = _anchors(context, round_, anchored)
     if settings.anchor:
+        anchors = _anchors(context, round_, anchored)
         metrics["anchor"] = len(anchors)
-    for name, rows in (("replayed.parquet", earlier), ("anchor.parquet", anchors)):
-        if rows:
-            write_preferences(folder / name, rows)
-    return len(earlier) + len(anchors), metrics
+        if anchors:
+            added += write_preferences(folder / "anchor.parquet", anchors)
+    return added, metrics
 
 
 def _drawn(
     context: Context, round_: int, ages: Sequence[int], count: int, settings: Replay
-) -> tuple[list[Preference], dict[int, int]]:
+) -> tuple[Iterator[Preference], dict[int, int]]:
     sizes = {age: _pool_size(context, round_ - age) for age in ages}
     places = draw({age: range(size) for age, size in sizes.items()}, count, settings.decay, context.config.seed, round_)
-    found = [row for age in ages for row in _rows(context, round_ - age, places.get(age, []))]
+    found = (row for age in ages for row in _rows(context, round_ - age, places.get(age, [])))
     return found, {age: len(chosen) for age, chosen in places.items()}
 
 
@@ -102,14 +104,14 @@ def _responses(row: Preference) -> tuple[Response, ...]:
 
 def _anchors(context: Context, round_: int, count: int) -> list[Preference]:
     """``count`` rows of the data set by lot, or as many as survive; those of one round have no repeats."""
-    if not count:
-        return []
-    texts = list(text_preferences(context))
-    random.Random(derive_seed("anchor", context.config.seed, round_)).shuffle(texts)  # noqa: S311 - lots, not secrets
+    order = list(range(sum(1 for _ in text_preferences(context)))) if count else []
+    random.Random(derive_seed("anchor", context.config.seed, round_)).shuffle(order)  # noqa: S311 - lots, not secrets
     found: list[Preference] = []
     start = 0
-    while len(found) < count and start < len(texts):
-        stop = start + count - len(found)
-        found += from_texts(context, texts[start:stop], round_)[0]
-        start = stop
+    while len(found) < count and start < len(order):
+        places = order[start : start + count - len(found)]
+        wanted = set(places)
+        texts = {place: text for place, text in enumerate(text_preferences(context)) if place in wanted}
+        found += from_texts(context, [texts[place] for place in places], round_, Counter())
+        start += len(places)
     return found[:count]

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from flows.child import Progress, serve
-from pipeline.types import RunError, UserError
+from pipeline.types import Paused, RunError, UserError
 
 GREETING: list[str] = []
 
@@ -33,7 +33,7 @@ def count(args: dict[str, Any], progress: Progress) -> str:
 
 
 def fail(args: dict[str, Any], progress: Progress) -> None:
-    raise {"user": UserError, "run": RunError, "other": ZeroDivisionError}[args["kind"]](args["text"])
+    raise {"user": UserError, "run": RunError, "pause": Paused, "other": ZeroDivisionError}[args["kind"]](args["text"])
 
 
 def die(args: dict[str, Any], progress: Progress) -> None:

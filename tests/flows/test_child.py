@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flows.child import Child
-from pipeline.types import RunError, UserError
+from pipeline.types import Paused, RunError, UserError
 
 ENTRY = "obedient_child"
 ENV = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
@@ -103,7 +103,10 @@ def test_callers_in_threads_take_turns(child: Child) -> None:
     assert answers == {i: i for i in range(8)}
 
 
-@pytest.mark.parametrize(("kind", "error", "text"), [("user", UserError, "bad row"), ("run", RunError, "bad luck")])
+@pytest.mark.parametrize(
+    ("kind", "error", "text"),
+    [("user", UserError, "bad row"), ("run", RunError, "bad luck"), ("pause", Paused, "ask Ann")],
+)
 def test_the_child_s_own_words_are_raised(child: Child, kind: str, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=rf"^{text}$"):
         child.call("fail", {"kind": kind, "text": text}, 5)

@@ -34,6 +34,28 @@ for path in sys.argv[2:]:
     peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     print(int(peak.split()[1]) // 1024, out["pairs"].rows)
 """
+# Makes pairs of so many groups of two responses and writes them as the pairs stage does; prints its peak in MiB.
+PAIRS = """
+import sys
+from collections import Counter
+from pathlib import Path
+from pipeline.config import Pairing
+from pipeline.pairs import drop_repeated, make_pairs
+from pipeline.rows import write_preferences
+from pipeline.types import Group, Message, Prompt, Response
+
+def groups(count):
+    for n in range(count):
+        drawn = tuple(Response(f"{n} {k}", tuple(range(n + k, n + k + 300)), (-1.5 - n,) * 300, "stop") for k in (0, 1))
+        yield Group(Prompt((Message("user", str(n)),)), (1, 2), drawn, (0.0, 1.0))
+
+for count in map(int, sys.argv[2:]):
+    dropped = Counter()
+    made = make_pairs(groups(count), Pairing(), 1, 0, dropped=dropped)
+    rows = write_preferences(Path(sys.argv[1]), drop_repeated(made, (), dropped=dropped))
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(int(peak.split()[1]) // 1024, rows)
+"""
 ROOT = Path(__file__).parents[2]
 FEW, MANY = 2_000, 8_000
 
@@ -57,3 +79,14 @@ def test_memory_does_not_grow_with_the_data(kind: str, tmp_path: Path) -> None:
     text = sum(len(json.dumps(row)) for row in rows(MANY)) / 2**20
     print(f"{kind}: {small} MiB for {FEW} rows, {large} MiB for {MANY} rows of {text:.0f} MiB")
     assert large - small < text / 2
+
+
+def test_memory_does_not_grow_with_the_pairs_of_a_round(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PAIRS, str(tmp_path / "rows.parquet"), str(FEW), str(MANY)]
+    environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT, env=environment)
+    (small, few), (large, many) = (map(int, line.split()) for line in done.stdout.splitlines())
+    assert (few, many) == (FEW, MANY)
+    # In memory, ids and log-probabilities take about 68 bytes a token: 40 kB a pair.
+    print(f"{small} MiB for {FEW} pairs, {large} MiB for {MANY}")
+    assert large - small < (MANY - FEW) * 10 / 2**10

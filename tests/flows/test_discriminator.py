@@ -14,7 +14,7 @@ from flows.stages import Context
 from flows.stages.gold import handover
 from flows.stages.run import run_stage
 from pipeline.rows import read_groups, read_preferences
-from pipeline.types import Group, Pair, RunError, UserError
+from pipeline.types import Group, Pair, Paused, RunError, UserError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, supply, train
 
 SMALL = ("prompts_per_round=12", "discriminator.budget=8", "discriminator.gate={held_out: 0.25, comparisons: 1}")
@@ -207,6 +207,24 @@ def test_people_answer_questions_in_a_file(job: Path, tmp_path: Path) -> None:
     pairs = [row for row in read_preferences(context.run.stage(1, "pairs").folder) if isinstance(row, Pair)]
     decided = sum(("barn" in row["a"]) != ("barn" in row["b"]) for row in questions)
     assert pairs and all("barn" in pair.chosen.text for pair in pairs) and len(pairs) >= decided
+
+
+def test_a_run_that_waits_for_people_pauses_and_goes_on(job: Path, tmp_path: Path) -> None:
+    settings = ("discriminator={gold: people, silver: none, budget: 6}", "prompts_per_round=8", "scorer=null")
+    context = started(job, tmp_path / "run", *settings)
+    run_stage(context, 1, "samples", InventedResponses(context.policy_path(0)))  # type: ignore[arg-type]
+    place = handover(context, 1)
+    with pytest.raises(Paused, match=r"answered 0 of 6 questions\n  questions: .*questions.html"):
+        run_stage(context, 1, "gold")
+    questions = [json.loads(line) for line in (place / "questions.jsonl").read_text().splitlines()]
+    rows = [json.dumps({"id": row["id"], "answer": "a"}) + "\n" for row in questions]
+    (place / "answers.jsonl").write_text("".join(rows[:4]) + "a\n")
+    with pytest.raises(Paused, match=r"answered 4 of 6 questions\nrows .* that are no answers:\n  row 5: not JSON"):
+        run_stage(context, 1, "gold")
+    (place / "answers.jsonl").write_text("".join(rows))
+    run_stage(context, 1, "gold")
+    assert [json.loads(line) for line in (place / "questions.jsonl").read_text().splitlines()] == questions
+    assert all(set(group.scores) == {0.0, 1.0} for group in groups(context, 1, "gold"))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from pipeline.config import Chat
 from pipeline.given import tokenise_groups, tokenise_pairs, tokenise_unpaired
 from pipeline.types import Message, Pair, Prompt, TextGroup, TextPair, UnpairedText
+from tests.counted import counted
 
 
 class Letters:
@@ -37,7 +38,7 @@ def texts(*rows: tuple[str, str, str]) -> list[TextPair]:
 
 def test_texts_become_tokens_with_an_end_token_where_they_fit() -> None:
     rows = texts(("abc", "yes", "no"), ("p", "long text", "four"))
-    (short, long), dropped = tokenise_pairs(rows, Letters(4), LIMITS)
+    (short, long), dropped = counted(tokenise_pairs, rows, Letters(4), LIMITS)
     assert short.chosen.token_ids == (*map(ord, "yes"), 0) and short.chosen.finish_reason == "stop"
     assert short.chosen.logprobs == () and short.soft_label == 0.9 and short.round == 0
     assert long.chosen.token_ids == tuple(map(ord, "long")) and long.chosen.finish_reason == "length"
@@ -50,12 +51,12 @@ def test_texts_become_tokens_with_an_end_token_where_they_fit() -> None:
     [(("abcd", "y", "n"), "long_prompt"), (("p", " ", "n"), "empty"), (("p", "longer", "longest"), "identical")],
 )
 def test_texts_that_cannot_be_a_pair_are_counted(row: tuple[str, str, str], cause: str) -> None:
-    pairs, dropped = tokenise_pairs(texts(row), Letters(4), LIMITS)
+    pairs, dropped = counted(tokenise_pairs, texts(row), Letters(4), LIMITS)
     assert pairs == [] and {c for c, n in dropped.items() if n} == {cause}
 
 
 def tokenised(pair: TextPair, **against: str) -> Pair:
-    (found,), _ = tokenise_pairs([pair], Letters(4), LIMITS, **against)  # type: ignore[arg-type]
+    (found,), _ = counted(tokenise_pairs, [pair], Letters(4), LIMITS, **against)  # type: ignore[arg-type]
     return found
 
 
@@ -85,7 +86,7 @@ def test_groups_keep_all_responses_with_their_rewards() -> None:
         TextGroup(prompt("p"), ("y", "long text", " "), (1.0, 2.0, 3.0)),
         TextGroup(prompt("abcd"), ("y", "n"), (0, 1)),
     ]
-    (found,), dropped = tokenise_groups(rows, Letters(4), LIMITS)
+    (found,), dropped = counted(tokenise_groups, rows, Letters(4), LIMITS)
     assert found.prompt_ids == (ord("p"),) and found.scores == (1.0, 2.0, 3.0)
     assert [r.token_ids for r in found.responses[:2]] == [(ord("y"), 0), tuple(map(ord, "long"))]
     assert [r.finish_reason for r in found.responses] == ["stop", "length", "stop"]
@@ -96,7 +97,7 @@ def test_marked_responses_keep_their_marks() -> None:
     rows = [
         UnpairedText(prompt(p), text, mark) for p, text, mark in (("p", "y", True), ("q", " ", True), ("r", "n", False))
     ]
-    found, dropped = tokenise_unpaired(rows, Letters(4), LIMITS)
+    found, dropped = counted(tokenise_unpaired, rows, Letters(4), LIMITS)
     assert [(row.prompt_ids, row.response.token_ids, row.desirable) for row in found] == [
         ((ord("p"),), (ord("y"), 0), True),
         ((ord("r"),), (ord("n"), 0), False),

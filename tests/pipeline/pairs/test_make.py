@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.config import Pairing
 from pipeline.pairs import make_groups, make_pairs, win_probability
 from pipeline.types import FinishReason, Group, Message, Prompt, Response
+from tests.counted import counted
 
 Rule = str
 
@@ -25,17 +26,17 @@ def group(*scores: float | None, name: str = "p") -> Group:
 
 
 def winners(groups: list[Group], **settings: object) -> list[tuple[int, int]]:
-    pairs, _ = make_pairs(groups, Pairing.model_validate(settings), 1, 0)
+    pairs, _ = counted(make_pairs, groups, Pairing.model_validate(settings), 1, 0)
     return [(p.chosen.token_ids[0], p.rejected.token_ids[0]) for p in pairs]
 
 
 def drops(groups: list[Group], **settings: object) -> dict[str, int]:
-    _, dropped = make_pairs(groups, Pairing.model_validate(settings), 1, 0)
+    _, dropped = counted(make_pairs, groups, Pairing.model_validate(settings), 1, 0)
     return {cause: count for cause, count in dropped.items() if count}
 
 
 def test_best_against_worst() -> None:
-    pairs, dropped = make_pairs([group(1.0, 3.0, -2.0, 0.0)], Pairing(), 2, 0)
+    pairs, dropped = counted(make_pairs, [group(1.0, 3.0, -2.0, 0.0)], Pairing(), 2, 0)
     (pair,) = pairs
     assert (pair.chosen.token_ids, pair.rejected.token_ids) == ((2, 0), (3, 0))
     assert (pair.chosen_score, pair.rejected_score, pair.round, pair.prompt_ids) == (3.0, -2.0, 2, (7,))
@@ -55,12 +56,12 @@ def test_best_against_worst() -> None:
 
 
 def test_win_probabilities_are_against_the_average_of_all_scored_responses() -> None:
-    (pair,), _ = make_pairs([group(2.0, 0.0, None, 1.0)], Pairing(), 1, 0)
+    (pair,), _ = counted(make_pairs, [group(2.0, 0.0, None, 1.0)], Pairing(), 1, 0)
     wins = [1 / (1 + math.exp(-(2.0 - other))) for other in (2.0, 0.0, 1.0)]
     loses = [1 / (1 + math.exp(-(0.0 - other))) for other in (2.0, 0.0, 1.0)]
     assert pair.win_probability == pytest.approx(sum(wins) / 3)
     assert pair.win_probability_rejected == pytest.approx(sum(loses) / 3)
-    (other,), _ = make_pairs([group(2.0, 0.0, None, 1.0)], Pairing(), 1, 0, "other")
+    (other,), _ = counted(make_pairs, [group(2.0, 0.0, None, 1.0)], Pairing(), 1, 0, "other")
     assert other.win_probability == pytest.approx(1 / (1 + math.exp(-2.0)))
     assert other.win_probability_rejected == pytest.approx(1 / (1 + math.exp(2.0)))
 
@@ -68,13 +69,13 @@ def test_win_probabilities_are_against_the_average_of_all_scored_responses() -> 
 def test_win_probabilities_are_the_labeller_s_where_it_compares() -> None:
     wins = ((0.5, 0.9, None), (0.1, 0.5, 0.3), (None, 0.7, 0.5))
     compared = replace(group(0.9, 0.2, 0.7), wins=wins)
-    (pair,), _ = make_pairs([compared], Pairing(), 1, 0)
+    (pair,), _ = counted(make_pairs, [compared], Pairing(), 1, 0)
     assert pair.win_probability == pytest.approx(0.7) and pair.win_probability_rejected == pytest.approx(0.3)
-    pairs, _ = make_pairs([compared], Pairing(rule="all"), 1, 0, "other")
+    pairs, _ = counted(make_pairs, [compared], Pairing(rule="all"), 1, 0, "other")
     found = {(p.chosen.token_ids[0], p.rejected.token_ids[0]): p.win_probability for p in pairs}
     # The first and the third were not compared: half of 0.9 - 0.7 above a half.
     assert found == {(1, 2): 0.9, (3, 2): 0.7, (1, 3): pytest.approx(0.6)}
-    (kept,), _ = make_groups([replace(compared, scores=(0.9, None, 0.7))], Pairing())
+    (kept,), _ = counted(make_groups, [replace(compared, scores=(0.9, None, 0.7))], Pairing())
     assert kept.wins == ((0.5, None), (None, 0.5)) and kept.scores == (0.9, 0.7)
 
 
@@ -82,13 +83,13 @@ def test_responses_that_labellers_differ_on_can_be_left_out() -> None:
     disputed = replace(group(3.0, 2.0, 1.0), disagreement=(0.6, 0.5, None))
     assert winners([disputed], max_disagreement=0.5) == [(2, 3)] and winners([disputed]) == [(1, 3)]
     assert drops([disputed], max_disagreement=0.5) == {"disputed": 1}
-    (kept,), _ = make_groups([disputed], Pairing(max_disagreement=0.5))
+    (kept,), _ = counted(make_groups, [disputed], Pairing(max_disagreement=0.5))
     assert kept.scores == (2.0, 1.0) and kept.disagreement == (0.5, None)
 
 
 def test_a_response_drawn_twice_counts_twice_in_the_average() -> None:
     twice = Group(Prompt((Message("user", "p"),)), (7,), (response(1), response(1), response(2)), (1.0, 1.0, 0.0))
-    (pair,), dropped = make_pairs([twice], Pairing(), 1, 0)
+    (pair,), dropped = counted(make_pairs, [twice], Pairing(), 1, 0)
     assert dropped["identical"] == 1
     assert pair.win_probability == pytest.approx((0.5 + 0.5 + 1 / (1 + math.exp(-1.0))) / 3)
 
@@ -101,7 +102,7 @@ def test_groups_keep_every_usable_response_and_ties() -> None:
     prompt = Prompt((Message("user", "p"),))
     responses = (response(1), response(1), response(2, " "), response(3, finish="length"), response(4), response(5))
     mixed = Group(prompt, (7,), responses, (1.0, 2.0, 9.0, 9.0, None, 1.0))
-    (kept,), dropped = make_groups([mixed, group(1.0, None)], Pairing(drop_cut=True, min_margin=3.0))
+    (kept,), dropped = counted(make_groups, [mixed, group(1.0, None)], Pairing(drop_cut=True, min_margin=3.0))
     assert [r.token_ids[0] for r in kept.responses] == [1, 5] and kept.scores == (1.0, 1.0)
     assert {cause: count for cause, count in dropped.items() if count} == {
         "cut": 1,
@@ -164,7 +165,7 @@ def test_one_text_in_other_tokens_is_the_same_response(rule: Rule) -> None:
 )
 def test_no_pair_is_a_tie_or_has_equal_tokens(scores: list[list[float | None]], rule: Rule, margin: float) -> None:
     groups = [group(*given, name=str(n)) for n, given in enumerate(scores)]
-    pairs, dropped = make_pairs(groups, Pairing.model_validate({"rule": rule, "min_margin": margin}), 1, 0)
+    pairs, dropped = counted(make_pairs, groups, Pairing.model_validate({"rule": rule, "min_margin": margin}), 1, 0)
     for pair in pairs:
         assert pair.chosen_score is not None and pair.rejected_score is not None
         assert pair.chosen_score - pair.rejected_score > margin

@@ -7,6 +7,7 @@ import pytest
 from pipeline.config import Pairing
 from pipeline.pairs import make_groups, make_marked, make_pairs
 from pipeline.types import Group, Message, Prompt, Response, UserError
+from tests.counted import counted
 
 Tokens = tuple[int, ...]
 
@@ -26,7 +27,7 @@ def of_scores(*scores: float, name: str = "p") -> Group:
 
 def made(groups: list[Group], **settings: object) -> tuple[list[tuple[float, float]], dict[str, int]]:
     """Scores of chosen and rejected, and what was dropped."""
-    pairs, dropped = make_pairs(groups, Pairing.model_validate(settings), 1, 0)
+    pairs, dropped = counted(make_pairs, groups, Pairing.model_validate(settings), 1, 0)
     found = [(pair.chosen_score or 0.0, pair.rejected_score or 0.0) for pair in pairs]
     return found, {cause: count for cause, count in dropped.items() if count}
 
@@ -78,8 +79,8 @@ def test_near_duplicates_make_no_pair() -> None:
     # One edit of four tokens: similarity 0.75.
     assert made([alike], max_similarity=0.75) == ([(1.0, 0.0)], {})
     assert made([alike], max_similarity=0.7) == ([], {"near_duplicate": 1})
-    (kept,), dropped = make_groups(
-        [group(((1, 2, 3, 4), 0.0), ((1, 2, 3, 5), 1.0), ((9,), 2.0))], Pairing(max_similarity=0.7)
+    (kept,), dropped = counted(
+        make_groups, [group(((1, 2, 3, 4), 0.0), ((1, 2, 3, 5), 1.0), ((9,), 2.0))], Pairing(max_similarity=0.7)
     )
     assert kept.scores == (0.0, 2.0) and dropped["near_duplicate"] == 1
 
@@ -93,12 +94,12 @@ def test_long_responses_are_left_out() -> None:
 
 def test_marked_responses_are_good_above_the_threshold_and_bad_below() -> None:
     settings = Pairing(rule="marked")
-    marked, dropped = make_marked([of_scores(0.0, 1.0, 5.0)], settings)
+    marked, dropped = counted(make_marked, [of_scores(0.0, 1.0, 5.0)], settings)
     assert [(row.response.token_ids[0], row.desirable) for row in marked] == [(0, False), (1, False), (2, True)]
     assert dropped["tie"] == 0
-    marked, dropped = make_marked([of_scores(0.0, 0.5, 1.0)], Pairing(rule="marked", threshold=0.5))
+    marked, dropped = counted(make_marked, [of_scores(0.0, 0.5, 1.0)], Pairing(rule="marked", threshold=0.5))
     assert [row.desirable for row in marked] == [False, True] and dropped["tie"] == 1
-    marked, _ = make_marked([of_scores(1.0)], Pairing(rule="marked", threshold=0.5, min_margin=0.4))
+    marked, _ = counted(make_marked, [of_scores(1.0)], Pairing(rule="marked", threshold=0.5, min_margin=0.4))
     assert [row.desirable for row in marked] == [True]
 
 

@@ -5,6 +5,7 @@ import pytest
 from pipeline.config import Replay
 from pipeline.pairs import ages_within_drift, draw, drop_repeated, shares
 from pipeline.types import Message, Pair, Prompt, Response
+from tests.counted import counted
 
 
 def pools(*sizes: int) -> dict[int, range]:
@@ -49,7 +50,7 @@ def test_what_was_trained_on_is_dropped_token_for_token() -> None:
         sides = [Response("t", (token,), (), "stop") for token in (chosen, rejected)]
         return Pair(Prompt((Message("user", "p"),)), (7,), *sides)
 
-    kept, dropped = drop_repeated([pair(1, 2), pair(2, 1), pair(1, 3), pair(1, 3)], {pair(1, 2).id})
+    kept, dropped = counted(drop_repeated, [pair(1, 2), pair(2, 1), pair(1, 3), pair(1, 3)], [pair(1, 2)])
     assert [row.id for row in kept] == [pair(2, 1).id, pair(1, 3).id] and dropped == {"repeated": 2}
 
 
