@@ -110,13 +110,13 @@ def _side(response: Response, prior: float | None, reward: float | None, wins: f
     return Continuation(response.token_ids, prior=prior, reward=reward, win_probability=wins)
 
 
-def _calibration(context: Context, round_: int) -> dict[str, array[int]]:
+def _calibration(context: Context, round_: int) -> "dict[str, array[int]]":
     """The token ids of the reference policy's answer to each prompt, by the prompt's id."""
     groups = read_groups(context.run.stage(round_, "calibration").folder)
     return {group.prompt.id: array("i", group.responses[0].token_ids) for group in groups}
 
 
-def _drawn(ids: array[int] | None) -> Continuation | None:
+def _drawn(ids: "array[int] | None") -> Continuation | None:
     return None if ids is None else Continuation(tuple(ids))
 
 

@@ -68,9 +68,13 @@ def test_ranked_answers_with_ties(votes: Path, tmp_path: Path) -> None:
     policy = f"policy: {{path: {votes / 'round_000' / 'policy'}}}"
     # Prompts over 400 tokens are left out.
     more = ("held_out: {prompts: 32}", "loss: {preset: rpo_list_fwd}")
-    metrics, losses = measured(run(tmp_path, "mtbench", policy, *more))
-    assert sum(losses[-5:]) < sum(losses[:5])
-    assert metrics["held_out_accuracy"] > 0.5 and metrics["held_out_margin"] > 0
+    root = run(tmp_path, "mtbench", policy, *more, settings=("training.epochs=6",))
+    metrics, losses = measured(root)
+    # 75 prompts of a model from scratch: as with the votes, the training loss alone says something. It is 0 only where
+    # the policy's distribution over the four responses is that of their scores.
+    assert json.loads((root / "round_001" / "pairs" / "manifest.json").read_text())["metrics"]["kind"] == "group"
+    epoch = len(losses) // 6
+    assert 0 < sum(losses[-epoch:]) < 0.7 * sum(losses[:epoch])
 
 
 def test_right_and_wrong_solutions(tmp_path: Path) -> None:
