@@ -69,7 +69,7 @@ def test_ranked_answers_with_ties(votes: Path, tmp_path: Path) -> None:
     # Prompts over 400 tokens are left out.
     more = ("held_out: {prompts: 32}", "loss: {preset: rpo_list_fwd}")
     root = run(tmp_path, "mtbench", policy, *more, settings=("training.epochs=6",))
-    metrics, losses = measured(root)
+    _, losses = measured(root)
     # 75 prompts of a model from scratch: as with the votes, the training loss alone says something. It is 0 only where
     # the policy's distribution over the four responses is that of their scores.
     assert json.loads((root / "round_001" / "pairs" / "manifest.json").read_text())["metrics"]["kind"] == "group"
