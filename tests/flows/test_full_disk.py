@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,11 +164,11 @@ def test_a_mount_that_vanishes_is_told(run: Context, disk: Path, monkeypatch: py
     set_aside(run.run, run.config, 1, "pairs")
     from flows.stages import pairs
 
-    def vanishes(context: Context, round_: int) -> Any:
+    def vanishes(context: Context, round_: int, dropped: Counter[str]) -> Any:
         command("umount", "-l", str(disk))
-        return made
+        return iter(made)
 
-    made = pairs.own(run, 1)
+    made = [*pairs.own(run, 1, Counter())]
     monkeypatch.setattr(pairs, "own", vanishes)
     with pytest.raises(RunError, match="the run folder is gone, while round_001/pairs was written; is its disk still"):
         run_stage(run, 1, "pairs")

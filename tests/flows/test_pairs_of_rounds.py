@@ -1,6 +1,7 @@
 """What earlier rounds and a data set add to a round, what is shown of it, and what is refused."""
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ def test_what_an_earlier_round_trained_on_can_be_left_out(job: Path, tmp_path: P
     dropping = Context(dropping.run, dropping.config.model_copy(update={"pairing": _dropping(dropping.config)}))
     from flows.stages.pairs import own
 
-    made, dropped = own(dropping, 3)
+    dropped = Counter[str]()
+    made = [*own(dropping, 3, dropped)]
     assert dropped["repeated"] == repeats and not {row.id for row in made} & seen
 
 
