@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Pairing
@@ -158,6 +158,7 @@ def test_one_text_in_other_tokens_is_the_same_response(rule: Rule) -> None:
     assert winners([cut], rule=rule) == [(2, 1)]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.lists(st.one_of(st.none(), st.integers(-3, 3).map(float)), min_size=1, max_size=5), max_size=5),
     st.sampled_from(["best_worst", "all", "random"]),
