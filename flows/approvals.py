@@ -3,15 +3,16 @@
 import getpass
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from pipeline.configfile import load_settings
-from pipeline.decision import Answer, Approval, Decision
+from pipeline.decision import Answer, Approval, Decision, Verdict
 from pipeline.store import RunFolder, write_json
-from pipeline.types import RunError, UserError
+from pipeline.types import Paused, RunError, UserError
 
 DECISION = "decision.json"
 
@@ -111,6 +112,49 @@ def waiting(run: RunFolder) -> list[int]:
         and read_approval(run, round_) is None
         and not _begun(run, round_ + 1)
     ]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of a round: the gate's verdict, or a person's answer to it."""
+
+    verdict: Verdict
+    best_round: int
+    answered: bool
+
+
+def settled(run: RunFolder, round_: int) -> Settled | None:
+    """What the gate of ``round_`` and, where it asked, a person decided; None if the gate has not."""
+    made = read_decision(run, round_)
+    if made is None:
+        return None
+    approval = read_approval(run, round_) if made.decision in ("pause", "stop") else None
+    if approval is None:
+        return Settled(made.decision, made.best_round, answered=False)
+    # Whoever promotes a round in spite of its gate takes it for the best.
+    best = round_ if approval.decision == "promote" else made.best_round
+    return Settled(approval.decision, best, answered=True)
+
+
+def answers_before(run: RunFolder, round_: int) -> dict[str, JsonValue]:
+    """What people answered to the gates of earlier rounds."""
+    approvals = {str(number): read_approval(run, number) for number in range(1, round_)}
+    return {number: approval.decision for number, approval in approvals.items() if approval is not None}
+
+
+def goes_on(run: RunFolder, round_: int) -> bool:
+    """Whether a round follows ``round_``. Raises ``Paused`` if its gate waits for a person."""
+    outcome, made = settled(run, round_), read_decision(run, round_)
+    if outcome is None or made is None:
+        return True
+    if outcome.verdict == "pause":
+        reasons = "\n".join(f"  {reason}" for reason in made.reasons)
+        raise Paused(
+            f"round {round_} waits for a person:\n{reasons}\n"
+            f"answer with: prefloop approve {run.root} --round {round_} --decision promote|stop|roll_back "
+            f"(back to round {made.best_round}), then give the same command again"
+        )
+    return outcome.verdict != "stop"
 
 
 def _begun(run: RunFolder, round_: int) -> bool:

@@ -7,7 +7,7 @@ from flows.data_checking import check_data
 from flows.fault_log import FaultLog
 from flows.model_folders import check_folder
 from flows.needs import check_needs, loss_name
-from flows.scorers import check_answer, check_scorer
+from flows.scorers import check_answer, check_scorer, check_second
 from flows.trackers import require_trackers
 from flows.workers import has_accelerator
 from pipeline.config import PretrainedPolicy, RunConfig
@@ -48,6 +48,8 @@ def check_run(config: RunConfig, faults: Path | None = None) -> tuple[Contents, 
         check_folder(Path(config.policy.path), "policy.path")
     if config.scorer is not None:
         check_scorer(config.scorer)
+    if config.gate is not None and config.gate.second is not None:
+        check_second(config.scorer, config.gate.second)
     if config.discriminator is not None and config.discriminator.start is not None:
         check_folder(Path(config.discriminator.start), "discriminator.start")
     for field, path in _further_models(config):
@@ -75,9 +77,11 @@ def describe(config: RunConfig, contents: Contents) -> list[str]:
 
 
 def _check_prompt(config: RunConfig, prompt: Prompt) -> None:
-    """Raise ``UserError`` if the scorer lacks what it compares responses with."""
+    """Raise ``UserError`` if a labeller lacks what it compares responses with."""
     if config.scorer is not None:
         check_answer(config.scorer, prompt)
+    if config.gate is not None and config.gate.second is not None:
+        check_answer(config.gate.second, prompt)
 
 
 def check_vocabulary(policy: Path, other: Path, field: str) -> None:

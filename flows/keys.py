@@ -10,6 +10,8 @@ from typing import assert_never
 
 from pydantic import JsonValue
 
+from flows.approvals import answers_before
+from flows.lineage import parent, reference_stage, reference_stages
 from flows.sources import held_out_source
 from flows.supply import (
     bought,
@@ -37,7 +39,6 @@ from pipeline.config import (
     UserData,
     scorers_of,
 )
-from pipeline.config.components import ExtrapolatedPrior
 from pipeline.config.discriminator import Discriminator
 from pipeline.config.needs import reads_baseline, references_of
 from pipeline.digests import files_sha256
@@ -48,7 +49,7 @@ from pipeline.types import UserError
 
 # Stages of a round in the order in which they run; what a loss does not read is left out (flows/supply.py).
 START_STAGES = ("data", "policy", "evaluation_samples", "evaluation")
-OFFLINE_STAGES = ("pairs", "calibration", "reference", "policy", "evaluation_samples", "evaluation")
+OFFLINE_STAGES = ("pairs", "calibration", "reference", "policy", "evaluation_samples", "evaluation", "gate")
 ITERATIVE_STAGES = ("samples", "gold", "discriminator", "labels", *OFFLINE_STAGES)
 
 
@@ -62,7 +63,10 @@ def stage_key(
     if name == "data":
         plain["files"] = _data_digests(config)
     if "scorer" in sections and config.scorer is not None:
-        plain |= dict(_scorer_digests(config.scorer))
+        plain |= dict(scorer_digests(config.scorer))
+    if name == "gate" and config.gate is not None:
+        plain["answers"] = answers_before(run, round_)
+        plain |= {} if config.gate.second is None else dict(scorer_digests(config.gate.second, "gate.second"))
     if name == "policy" and round_ == 0 and isinstance(config.policy, PretrainedPolicy):
         plain["model_files"] = model_digest(Path(config.policy.path))
     if name == "discriminator" and config.discriminator is not None and config.discriminator.start is not None:
@@ -72,41 +76,11 @@ def stage_key(
     return StageKey(config=plain, inputs=keys, seed=config.seed)
 
 
-def reference_round(config: RunConfig, round_: int) -> int:
-    """Which round's policy is the reference of ``round_`` (for ema: the round whose average is)."""
-    training = config.training
-    match training.reference:
-        case "fixed":
-            return 0
-        case "previous" | "ema":
-            return round_ - 1
-        case "every_n":
-            return ((round_ - 1) // training.reference_every) * training.reference_every
-
-
-def reference_stages(run: RunFolder, config: RunConfig, round_: int) -> list[Stage]:
-    """The stages whose models the loss measures against in ``round_``, in the order of its references.
-
-    An extrapolated prior reads the two newest policies; in round 1 both are the start policy, unless
-    ``training.references`` names the one before. Further references of a mixture are no stages.
-    """
-    newest = [reference_stage(run, config, round_)]
-    if not isinstance(config.loss.prior, ExtrapolatedPrior) or (round_ == 1 and config.training.references):
-        return newest
-    return [*newest, run.stage(max(round_ - 2, 0), "policy")]
-
-
-def reference_stage(run: RunFolder, config: RunConfig, round_: int) -> Stage:
-    """The stage that holds the reference model of ``round_``."""
-    source = reference_round(config, round_)
-    averaged = config.training.reference == "ema" and source > 0
-    return run.stage(source, "average" if averaged else "policy")
-
-
 def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> tuple[tuple[str, ...], list[Stage]]:
     """The parts of the config, and the stages, that a stage reads."""
     data, start = run.stage(0, "data"), run.stage(0, "policy")
     before, here = max(round_ - 1, 0), round_
+    origin = parent(run, config, round_)
     match name:
         case "data":
             return ("mode", "rounds_if_offline", "prompts", "pairs", "held_out", "warm_start_texts"), []
@@ -115,7 +89,7 @@ def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> t
         case "samples":
             return ("sampler", "sampling", "chat", "prompts_per_round", "shard_size"), [
                 data,
-                run.stage(before, "policy"),
+                run.stage(origin, "policy"),
             ]
         case "gold":
             asked = config.discriminator is not None and config.discriminator.select != "random" and here > 1
@@ -125,7 +99,7 @@ def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> t
             gold = [run.stage(number, "gold") for number in range(1, here + 1)]
             return ("discriminator", "chat"), [*gold, *([run.stage(before, name)] if here > 1 else []), start]
         case "labels" if config.discriminator is not None:
-            return ("silver",), [run.stage(here, "samples"), *_labellers(run, config.discriminator, here)]
+            return ("silver",), [run.stage(here, "samples"), *_labellers(run, config, config.discriminator, here)]
         case "labels":
             return ("scorer",), [run.stage(here, "samples")]
         case "pairs" if config.mode == "offline":
@@ -133,7 +107,7 @@ def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> t
         case "pairs":
             anchored = config.replay is not None and config.replay.anchor > 0
             drifting = config.replay is not None and config.replay.max_drift is not None
-            beside = [*([data, start] if anchored else []), *([run.stage(before, "policy")] if drifting else [])]
+            beside = [*([data, start] if anchored else []), *([run.stage(origin, "policy")] if drifting else [])]
             inputs = [run.stage(here, "labels"), *_earlier_pairs(run, config, here), *beside]
             return ("pairing", "replay", "trained_on", *(("chat",) if anchored else ())), inputs
         case "calibration":
@@ -144,7 +118,7 @@ def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> t
             given = [stage for stage in _made(run, config, here) if stage.name != "reference"]
             return sections, [*given, *reference_stages(run, config, here)]
         case "policy":
-            own = [*_made(run, config, here), run.stage(before, "policy")]
+            own = [*_made(run, config, here), run.stage(origin, "policy")]
             beside = [reference_stage(run, config, here)] if trains_with_reference(config.loss) else []
             return ("loss", "training"), [*own, *beside]
         case "average":
@@ -155,8 +129,11 @@ def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> t
                 run.stage(here, "policy"),
             ]
         case "evaluation":
-            earlier = [run.stage(number, "evaluation") for number in sorted({0, before}) if number < here]
+            earlier = [run.stage(number, "evaluation") for number in sorted({0, origin}) if number < here]
             return ("evaluation", "scorer", "loss", "training.dtype"), [run.stage(here, "evaluation_samples"), *earlier]
+        case "gate":
+            decided = [run.stage(before, name)] if before > 0 else [run.stage(0, "evaluation")]
+            return ("gate", "evaluation", "scorer"), [run.stage(here, "evaluation"), *decided]
     raise ValueError(f"no stage is called {name!r}")
 
 
@@ -166,14 +143,14 @@ def _made(run: RunFolder, config: RunConfig, round_: int) -> list[Stage]:
     return [run.stage(round_, name) for name, read in names.items() if read]
 
 
-def _labellers(run: RunFolder, settings: Discriminator, round_: int) -> list[Stage]:
+def _labellers(run: RunFolder, config: RunConfig, settings: Discriminator, round_: int) -> list[Stage]:
     """What a round with a discriminator takes its labels from."""
     gold = [run.stage(round_, "gold")] if buys(settings, round_) else []
     match settings.silver:
         case "none":
             return gold
         case "self":
-            return [*gold, *(run.stage(number, "policy") for number in sorted({0, round_ - 1}))]
+            return [*gold, *(run.stage(number, "policy") for number in sorted({0, parent(run, config, round_)}))]
         case "online":
             return [*gold, run.stage(round_, "discriminator")]
         case "static":
@@ -257,9 +234,9 @@ def files_of(source: UserData) -> list[Path]:
     assert_never(source)
 
 
-def _scorer_digests(settings: Scorer) -> Iterator[tuple[str, JsonValue]]:
-    """Of the files that labels depend on."""
-    for field, scorer in scorers_of(settings):
+def scorer_digests(settings: Scorer, place: str = "scorer") -> Iterator[tuple[str, JsonValue]]:
+    """Of the files that labels depend on; ``place``: where ``settings`` stand in the config."""
+    for field, scorer in scorers_of(settings, place):
         match scorer:
             case ClassifierScorer() | PairwiseScorer():
                 yield f"{field}.files", model_digest(Path(scorer.path))

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.approvals import goes_on
 from flows.export import write_card
 from flows.firing import Firing, carry_out, run_name
+from flows.lineage import parent
 from flows.opening import open_run
 from flows.parameters import ConfigFiles, RedoFrom, RunDir, Settings, Until
 from flows.report import write_report
@@ -27,11 +29,14 @@ def offline(
 
 def _rounds(root: Path, until: str | None) -> str:
     with open_run(root, until) as (run, config, stage):
-        data, policy = start(stage)
+        data, _ = start(stage)
         for round_ in range(1, config.rounds + 1):
+            policy = run.stage(parent(run, config, round_), "policy").title
             pairs = stage("pairs", round_, data, policy)
-            policy = learn(stage, config, round_, pairs, policy)
+            learn(stage, config, round_, pairs, policy)
             write_report(run, config)
             write_card(run, config, round_)
+            if not goes_on(run, round_):
+                break
             stage.free_room()
     return str(write_report(run, config))

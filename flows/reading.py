@@ -43,6 +43,8 @@ def made_in(config: RunConfig, round_: int, name: str) -> bool:
             return stores_reference(config.loss)
         case "average":
             return config.training.reference == "ema"
+        case "gate":
+            return config.gate is not None
         case _:
             return True
 

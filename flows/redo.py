@@ -5,6 +5,7 @@ list, and the next opening of the run moves the rest before anything else.
 """
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,7 +85,7 @@ def dependents(run: RunFolder, config: RunConfig, named: Stage) -> list[Stage]:
     gone, found = [named], [named]
     while found:
         # A gate decides which policy later rounds start from.
-        gated = min((stage.round for stage in gone if stage.name == "gate"), default=config.rounds)
+        gated = min((stage.round for stage in gone if stage.name == "gate"), default=math.inf)
         found = [
             stage
             for stage in left

@@ -24,7 +24,7 @@ def labelled(stage: Stages, config: RunConfig, round_: int, samples: str) -> str
 
 
 def learn(stage: Stages, config: RunConfig, round_: int, pairs: str, policy: str) -> str:
-    """Train on ``pairs`` from ``policy`` and evaluate; returns the new policy's artefact.
+    """Train on ``pairs`` from ``policy``, evaluate, and let the gate decide; returns the new policy's artefact.
 
     What the loss does not read is not made.
     """
@@ -36,5 +36,7 @@ def learn(stage: Stages, config: RunConfig, round_: int, pairs: str, policy: str
     policy = stage("policy", round_, *made, policy)
     if config.training.reference == "ema":
         stage("average", round_, policy)
-    stage("evaluation", round_, stage("evaluation_samples", round_, policy))
+    evaluated = stage("evaluation", round_, stage("evaluation_samples", round_, policy))
+    if config.gate is not None:
+        stage("gate", round_, evaluated)
     return policy

@@ -13,6 +13,7 @@ from flows.table import print_table, read_rounds
 from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.configfile import load_config
 from pipeline.store import RunFolder
+from pipeline.types import Paused
 
 
 def run_config(
@@ -27,7 +28,7 @@ def run_config(
 
     ``redo_from``, of the same form: what is there from this stage on is set aside first.
 
-    Raises ``UserError`` or ``RunError``.
+    Raises ``UserError``, ``RunError``, or ``Paused`` where the gate of a round asks a person.
     """
     config = load_config(files, settings)
     if until is not None:
@@ -42,7 +43,11 @@ def run_config(
         print(f"set aside in {root / FOLDER}: {', '.join(moved)}", file=sys.stderr)
     announce(config, root)
     log_to_file(root / "logs" / "prefect.log")
-    report = run_flow(config, run, until)
+    try:
+        report = run_flow(config, run, until)
+    except Paused:
+        print_table(root, read_rounds(root))
+        raise
     print_table(root, read_rounds(root))
     if until is not None:
         print(f"stopped after {until}; the same command without --until goes on")

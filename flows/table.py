@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.approvals import read_decision, settled
 from pipeline.rounds_table import COLUMNS, cell
 from pipeline.shown_text import visible
 from pipeline.store import RunFolder
@@ -25,7 +26,8 @@ def read_rounds(root: Path) -> list[Metrics]:
     for round_ in run.rounds():
         file = run.stage(round_, "evaluation").folder / "metrics.json"
         if file.is_file():
-            rounds.append(_read_metrics(file))
+            metrics, decision = _read_metrics(file), read_decision(run, round_)
+            rounds.append(metrics if decision is None else {**metrics, "gate": json.loads(decision.model_dump_json())})
     return rounds
 
 
@@ -63,3 +65,19 @@ def print_table(root: Path, rounds: list[Metrics]) -> None:
         cells = [cell(metrics.get(name), form) for name, _, form in shown]
         table.add_row(str(metrics["round"]), *cells)
     console.print(table)
+    for line in gate_lines(root):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def gate_lines(root: Path) -> list[str]:
+    """What the gate of each round decided, and why; and what a person answered."""
+    run = RunFolder(root)
+    lines = []
+    for round_ in run.rounds():
+        made, outcome = read_decision(run, round_), settled(run, round_)
+        if made is None or outcome is None:
+            continue
+        lines.append(f"gate, round {round_}: {made.decision.replace('_', ' ')}: {'; '.join(made.reasons)}")
+        if outcome.answered:
+            lines.append(f"gate, round {round_}: answered: {outcome.verdict.replace('_', ' ')}")
+    return lines

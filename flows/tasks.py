@@ -25,6 +25,7 @@ UNITS = {
     "reference": "responses",
     "policy": "steps",
     "evaluation": "responses",
+    "gate": "prompts",
 }
 
 

@@ -4,15 +4,18 @@ Torch-free; KL needs models and is in ``reference``.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.slots import SlotErrors, parse_mr, slot_error_rate, slot_errors
 from pipeline.types import Group, RunError
 
 REPEATED_WORDS = 4
+Rows = npt.NDArray[np.intp]
+Statistic = Callable[[Rows], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,33 +32,53 @@ def bootstrap(values: Sequence[float], resamples: int, seed: int) -> Interval:
 
     Raises ``RunError`` for no values.
     """
-    if not values:
-        raise RunError("nothing to average: no prompt has scores")
     data = np.asarray(values, dtype=np.float64)
+    return bootstrap_of(lambda rows: float(data[rows].mean()), len(data), resamples, seed)
+
+
+def bootstrap_of(statistic: Statistic, size: int, resamples: int, seed: int) -> Interval:
+    """``statistic`` of all rows, and its 2.5 and 97.5 percentiles over resamples of them.
+
+    Args:
+        statistic: a number, or NaN, from the numbers of rows that are drawn; rows may be drawn twice.
+        size: how many rows there are, one a prompt.
+
+    Raises ``RunError`` for no rows.
+    """
+    if not size:
+        raise RunError("nothing to average: no prompt has scores")
     rng = np.random.default_rng(seed)
     # A resample at a time keeps memory at the size of the data.
-    means = np.array([data[rng.integers(len(data), size=len(data))].mean() for _ in range(resamples)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(data.mean()), float(low), float(high))
+    drawn = np.array([statistic(rng.integers(size, size=size)) for _ in range(resamples)])
+    known = drawn[~np.isnan(drawn)]
+    whole = statistic(np.arange(size))
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (whole, whole)
+    return Interval(whole, float(low), float(high))
 
 
 def win_rate(groups: Iterable[Group], others: Iterable[Group], resamples: int, seed: int) -> Interval:
     """Share of comparisons with responses of ``others`` to the same prompt that ``groups`` win, ties half.
 
-    Every scored response of one side meets every one of the other; prompts count alike, and a prompt
-    that only one side has, or that lacks scores on one side, does not count.
-
     Raises:
         RunError: no prompt is left to compare.
     """
+    return bootstrap([*wins_by_score(groups, others).values()], resamples, seed)
+
+
+def wins_by_score(groups: Iterable[Group], others: Iterable[Group]) -> dict[str, float]:
+    """Of each prompt, by id, the share of comparisons with ``others`` that ``groups`` win, ties half.
+
+    Every scored response of one side meets every one of the other; a prompt that only one side has, or that lacks
+    scores on one side, does not count.
+    """
     theirs = {group.prompt.id: _scores(group) for group in others}
-    rates = []
+    rates = {}
     for group in groups:
         ours, against = _scores(group), theirs.get(group.prompt.id, [])
         points = [1.0 if a > b else 0.5 if a == b else 0.0 for a in ours for b in against]
         if points:
-            rates.append(sum(points) / len(points))
-    return bootstrap(rates, resamples, seed)
+            rates[group.prompt.id] = sum(points) / len(points)
+    return rates
 
 
 def describe(groups: Iterable[Group]) -> dict[str, float]:
@@ -76,7 +99,7 @@ def describe(groups: Iterable[Group]) -> dict[str, float]:
         "stop_rate": sum(r.finish_reason == "stop" for r in responses) / len(responses),
         "distinct_1": distinct(words, 1),
         "distinct_2": distinct(words, 2),
-        "repetition_rate": sum(_repeats(said) for said in words) / len(responses),
+        "repetition_rate": sum(repeats(said) for said in words) / len(responses),
     }
     scores = [score for group in counted for score in _scores(group)]
     if scores:
@@ -86,7 +109,7 @@ def describe(groups: Iterable[Group]) -> dict[str, float]:
 
 def distinct(texts: Iterable[Sequence[str]], n: int) -> float:
     """Different n-grams over all n-grams of ``texts`` (lists of words); 0 where there are none."""
-    counts = Counter(gram for words in texts for gram in _grams(words, n))
+    counts = Counter(gram for words in texts for gram in grams(words, n))
     return len(counts) / counts.total() if counts else 0.0
 
 
@@ -115,10 +138,12 @@ def _scores(group: Group) -> list[float]:
     return [score for score in group.scores if score is not None]
 
 
-def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All runs of ``n`` words."""
     return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
 
 
-def _repeats(words: Sequence[str]) -> bool:
-    grams = _grams([word.lower().strip(".,;!?") for word in words], REPEATED_WORDS)
-    return len(set(grams)) < len(grams)
+def repeats(words: Sequence[str]) -> bool:
+    """Whether the same four words in a row are said more than once, case and punctuation aside."""
+    runs = grams([word.lower().strip(".,;!?") for word in words], REPEATED_WORDS)
+    return len(set(runs)) < len(runs)

@@ -89,3 +89,23 @@ def _fault(labels: Labels, count: int) -> str | None:
 
 def _numbers(rows: Iterable[Scores]) -> list[float]:
     return [value for row in rows for value in row if value is not None]
+
+
+def wins_by_comparison(groups: Sequence[Group], others: Iterable[Group], labeller: Labeller) -> dict[str, float]:
+    """Of each prompt, by id, the mean probability that its n-th response beats the n-th of ``others``, as labelled.
+
+    Prompts that only one side has, or for which no label could be had, do not count.
+    """
+    theirs = {group.prompt.id: group for group in others}
+    duels = [
+        Group(group.prompt, group.prompt_ids, both)
+        for group in groups
+        if group.prompt.id in theirs
+        for both in zip(group.responses, theirs[group.prompt.id].responses, strict=False)
+    ]
+    found: dict[str, list[float]] = {}
+    for duel, labels in zip(duels, labeller.label(duels), strict=True):
+        better = labels.preference(0, 1)
+        if better is not None:
+            found.setdefault(duel.prompt.id, []).append(better)
+    return {key: sum(rates) / len(rates) for key, rates in found.items()}

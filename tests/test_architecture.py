@@ -50,6 +50,8 @@ TORCH_FREE = [
     "handshake",
     "decision",
     "evaluate",
+    "gate",
+    "gate_measures",
     "label",
     "launch",
     "log_lines",

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from flows.losses import FAMILIES
 from flows.supply import takes_unpaired
-from pipeline.config import Composition, LossSettings, RunConfig, Scorer, preset_names, resolve
+from pipeline.config import Composition, Gate, LossSettings, RunConfig, Scorer, preset_names, resolve
 from pipeline.config.components import ConstantMargin, DecayWeights
 from pipeline.config.composition import Family
 from pipeline.config.discriminator import Discriminator
@@ -133,6 +133,12 @@ def test_the_discriminator_in_yaml_is_valid() -> None:
     (section,) = [yaml.safe_load(text) for text in YAML if text.startswith("discriminator:")]
     settings = Discriminator.model_validate(section["discriminator"])
     assert (settings.budget, settings.select, settings.gate.accuracy) == (128, "uncertain", 0.6)
+
+
+def test_the_gate_in_yaml_is_valid_and_tells_the_defaults() -> None:
+    (section,) = [yaml.safe_load(text) for text in YAML if text.startswith("gate:")]
+    told = Gate.model_validate(section["gate"])
+    assert told.second is not None and told.model_copy(update={"second": None}) == Gate()
 
 
 def test_losses_in_yaml_are_valid_and_mean_what_they_say() -> None:

@@ -2,14 +2,16 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import JsonValue
 
 from flows.build import build_labeller
+from flows.lineage import parent
 from flows.stages import Context, Outcome
 from flows.stages.data import held_out_pairs, held_out_prompts, text_preferences, training_prompts
 from flows.stages.labelling import LabelProgress, open_accounts
@@ -19,11 +21,11 @@ from flows.supply import takes_texts
 from pipeline.chat import Chat
 from pipeline.config import Composition, SlotScorer, compares
 from pipeline.config.needs import references_of
-from pipeline.evaluate import Interval, bootstrap, describe, slot_metrics, win_rate
+from pipeline.evaluate import Interval, bootstrap, bootstrap_of, describe, slot_metrics, win_rate
 from pipeline.examples import Example, Logps
 from pipeline.given import tokenise_pairs
 from pipeline.handshake import coarser_dtype
-from pipeline.label import Labeller, label
+from pipeline.label import Labeller, label, wins_by_comparison
 from pipeline.policy import load_for_scoring
 from pipeline.reference import kl_per_token, reference_logps, response_logps
 from pipeline.rows import read_groups, write_groups
@@ -31,6 +33,7 @@ from pipeline.store import write_json
 from pipeline.types import Group, RunError
 from reward_models.accounts import summary
 
+HELD_OUT_MARGINS = "held_out_margins.json"
 Metrics = dict[str, JsonValue]
 # Nats a token, the mean over a round's responses, that rounding may set sampler and trainer apart.
 MAX_GAP = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.3}
@@ -43,7 +46,7 @@ def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
     """Write metrics.json and the scored responses."""
     _refuse_leak(context)
     sampled, metrics = _labelled(context, round_, folder)
-    metrics |= _model_metrics(context, round_, sampled)
+    metrics |= _model_metrics(context, round_, sampled, folder)
     write_json(folder / "metrics.json", metrics)
     return Outcome(len(sampled), metrics)
 
@@ -92,12 +95,14 @@ def _refuse_leak(context: Context) -> None:
 def _win_rates(context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller | None) -> Metrics:
     metrics: Metrics = {}
     settings = context.config.evaluation
-    for name, other in (("start", 0), ("previous", max(round_ - 1, 0))):
+    for name, other in (("start", 0), ("previous", parent(context.run, context.config, round_))):
         interval: Interval | None = None
         if scorer is not None:
             others = sampled if other == round_ else _earlier(context, other)
             if _compares(context):
-                interval = bootstrap(_wins(sampled, others, scorer), settings.bootstrap, settings.seed)
+                interval = bootstrap(
+                    [*wins_by_comparison(sampled, others, scorer).values()], settings.bootstrap, settings.seed
+                )
             else:
                 interval = win_rate(sampled, others, settings.bootstrap, settings.seed)
         metrics[f"win_rate_vs_{name}"] = None if interval is None else interval.mean
@@ -105,28 +110,11 @@ def _win_rates(context: Context, round_: int, sampled: Sequence[Group], scorer: 
     return metrics
 
 
-def _wins(sampled: Sequence[Group], others: Sequence[Group], scorer: Labeller) -> list[float]:
-    """Of each prompt, the mean probability that its n-th response beats the other policy's n-th."""
-    theirs = {group.prompt.id: group for group in others}
-    met = [group for group in sampled if group.prompt.id in theirs]
-    duels = [
-        Group(group.prompt, group.prompt_ids, both)
-        for group in met
-        for both in zip(group.responses, theirs[group.prompt.id].responses, strict=False)
-    ]
-    found: dict[str, list[float]] = {}
-    for duel, labels in zip(duels, scorer.label(duels), strict=True):
-        better = labels.preference(0, 1)
-        if better is not None:
-            found.setdefault(duel.prompt.id, []).append(better)
-    return [sum(rates) / len(rates) for rates in found.values()]
-
-
 def _earlier(context: Context, round_: int) -> list[Group]:
     return list(read_groups(context.run.stage(round_, "evaluation").folder / "sampled"))
 
 
-def _model_metrics(context: Context, round_: int, sampled: Sequence[Group]) -> Metrics:
+def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], folder: Path) -> Metrics:
     """KL to the start and the previous policy on this round's samples, and likelihoods of what people wrote."""
     config = context.config
     chat = policy_chat(config, context.policy_path(round_))
@@ -143,16 +131,36 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group]) -> M
 
     own = scored(round_, drawn + texts)
     metrics: Metrics = {}
-    for name, other in (("start", 0), ("previous", max(round_ - 1, 0))):
+    for name, other in (("start", 0), ("previous", parent(context.run, context.config, round_))):
         theirs = own if other == round_ else scored(other, drawn)
         metrics[f"kl_to_{name}"] = kl_per_token(own[: len(drawn)], theirs[: len(drawn)])
+        metrics[f"kl_to_{name}_ci"] = _kl_interval(context, own[: len(drawn)], theirs[: len(drawn)])
     if texts:
         metrics["reference_logprob"] = _per_token(own[len(drawn) :])
     if pairs:
-        metrics |= _pair_metrics(context, round_, pairs)
+        margins = _pair_margins(context, round_, pairs)
+        write_json(folder / HELD_OUT_MARGINS, {pair.id: margin for pair, margin in zip(pairs, margins, strict=True)})
+        right = ranked_rightly(margins)
+        metrics |= {"held_out_accuracy": sum(right) / len(right), "held_out_margin": sum(margins) / len(right)}
     metrics["sampler_trainer_gap"] = _sampler_gap(sampled, own[: len(drawn)])
     require_small_gap(context, round_, sampled, own[: len(drawn)])
     return metrics
+
+
+def _kl_interval(context: Context, ours: Sequence[Logps], theirs: Sequence[Logps]) -> list[JsonValue] | None:
+    """Over responses; None without any."""
+    differences = np.array([sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)])
+    sizes = np.array([len(a) for a in ours])
+    if not sizes.sum():
+        return None
+    settings = context.config.evaluation
+    found = bootstrap_of(
+        lambda rows: float(differences[rows].sum() / max(sizes[rows].sum(), 1)),
+        len(sizes),
+        settings.bootstrap,
+        settings.seed,
+    )
+    return [found.low, found.high]
 
 
 def _policy(context: Context, round_: int) -> Any:
@@ -221,8 +229,8 @@ def held_out_examples(context: Context, chat: Chat) -> list[Example]:
     return [Example.pair(pair.id, pair.prompt_ids, pair.chosen.token_ids, pair.rejected.token_ids) for pair in pairs]
 
 
-def _pair_metrics(context: Context, round_: int, pairs: list[Example]) -> Metrics:
-    """Held-out pairs under β times the loss's score of a response, before token weights, shape and margin.
+def _pair_margins(context: Context, round_: int, pairs: list[Example]) -> list[float]:
+    """Of each held-out pair β times the difference of the loss's scores, before token weights, shape and margin.
 
     The implicit reward log π − log π_start (DPO, arXiv:2305.18290, eq. 5) where the loss measures against any
     reference, so that rounds can be compared; log π alone where it measures against none. Tokens are summed or
@@ -233,9 +241,12 @@ def _pair_metrics(context: Context, round_: int, pairs: list[Example]) -> Metric
     if references_of(loss) > 0:
         start = [_scores(logps, loss) for logps in _pair_logps(context, 0, pairs)]
         scores = [(own[0] - old[0], own[1] - old[1]) for own, old in zip(scores, start, strict=True)]
-    margins = [loss.beta * (chosen - rejected) for chosen, rejected in scores]
-    right = sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins)
-    return {"held_out_accuracy": right / len(margins), "held_out_margin": sum(margins) / len(margins)}
+    return [loss.beta * (chosen - rejected) for chosen, rejected in scores]
+
+
+def ranked_rightly(margins: Iterable[float]) -> list[float]:
+    """1 for a pair whose margin is positive, 1/2 at 0, else 0."""
+    return [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
 
 
 def _scores(pair: tuple[Logps, ...], loss: Composition) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import JsonValue
 from transformers import PreTrainedModel
 
-from flows.keys import reference_stages
+from flows.lineage import reference_stages
 from flows.stages import Context, Outcome
 from flows.stages.examples import NEGATIVE, POSITIVE, round_examples
 from flows.stages.offending import keep_rows, offending_file

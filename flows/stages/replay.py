@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from flows.lineage import parent
 from flows.stages import Context
 from flows.stages.data import text_preferences
 from flows.stages.pairs import OWN, from_texts
@@ -81,7 +82,9 @@ def _drift(context: Context, round_: int, age: int) -> float:
     lots = random.Random(derive_seed("drift", config.seed, round_, age))  # noqa: S311 - lots, not secrets
     rows = [*_rows(context, round_ - age, lots.sample(range(size), min(size, MEASURED)))]
     drawn = [(row.prompt_ids, response) for row in rows for response in _responses(row)]
-    model = load_for_scoring(str(context.policy_path(round_ - 1)), trust_remote_code=config.trusts_policy)
+    model = load_for_scoring(
+        str(context.policy_path(parent(context.run, config, round_))), trust_remote_code=config.trusts_policy
+    )
     training = config.training
     sequences = [(prompt, response.token_ids) for prompt, response in drawn]
     now = response_logps(model, sequences, training.micro_batch_size, training.dtype)

@@ -107,4 +107,8 @@ def _body(context: Context, round_: int, name: str, folder: Path, workers: Worke
             from flows.stages.evaluation import evaluation
 
             return evaluation(context, round_, folder)
+        case "gate":
+            from flows.stages.gate import gate
+
+            return gate(context, round_, folder)
     raise ValueError(f"no stage is called {name!r}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.keys import reference_stage
+from flows.lineage import parent, reference_stage
 from flows.stages import Context, Outcome
 from flows.stages.data import held_out_prompts, training_prompts
 from flows.stages.offending import offending_file
@@ -27,9 +27,9 @@ Shard = Sequence[tuple[Prompt, tuple[int, ...]]]
 
 
 def samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
-    """K responses of the previous round's policy to each of this round's prompts."""
+    """K responses of the policy that the round starts from to each of this round's prompts."""
     prompts = round_prompts(context, round_)
-    policy = context.run.stage(round_ - 1, "policy")
+    policy = context.run.stage(parent(context.run, context.config, round_), "policy")
     return _sample(context, round_, folder, workers, prompts, context.config.sampling, "samples", policy)
 
 

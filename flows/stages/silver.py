@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.lineage import parent
 from flows.stages import Context, Outcome
 from pipeline.config import ClassifierScorer
 from pipeline.config.discriminator import Discriminator
@@ -114,5 +115,5 @@ def _implicit(context: Context, round_: int) -> Scorer:
     from reward_models.implicit import ImplicitReward
 
     config = context.config
-    policy, start = (str(context.policy_path(number)) for number in (round_ - 1, 0))
+    policy, start = (str(context.policy_path(number)) for number in (parent(context.run, config, round_), 0))
     return ImplicitReward(policy, start, config.loss.beta, config.training.dtype, config.trusts_policy)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from flows.keys import reference_stage
+from flows.lineage import parent, reference_stage
 from flows.stages import Context, Outcome
 from flows.stages.examples import examples_with_reference
 from flows.stages.offending import keep_rows
@@ -49,10 +49,10 @@ NOTHING_CARRIED = Carried()
 
 
 def train_round(context: Context, round_: int, folder: Path) -> Outcome:
-    """The previous round's policy, trained on this round's pairs; writes the new policy's model folder."""
+    """The policy that the round starts from, trained on this round's pairs; writes the new policy's model folder."""
     config = context.config
     training = config.training
-    origin = context.policy_path(round_ - 1)
+    origin = context.policy_path(parent(context.run, config, round_))
     model = load_policy(str(origin), trust_remote_code=config.trusts_policy)
     if training.lora is not None:
         model = add_adapter(model, training.lora, derive_seed(config.seed, "adapter", round_))
@@ -134,7 +134,7 @@ def fit(
 def _starts_at_reference(context: Context, round_: int) -> bool:
     """Whether the round's reference is the policy that its training starts from."""
     stage = reference_stage(context.run, context.config, round_)
-    return (stage.name, stage.round) == ("policy", round_ - 1)
+    return (stage.name, stage.round) == ("policy", parent(context.run, context.config, round_))
 
 
 def _reference_model(context: Context, round_: int, at_reference: bool) -> Any | None:
@@ -148,7 +148,7 @@ def _reference_model(context: Context, round_: int, at_reference: bool) -> Any |
 
 def _carried(context: Context, round_: int, folder: Path) -> Carried:
     """Heads go from round to round whenever the loss trains some; the optimiser's state if the config says so."""
-    before = context.run.stage(round_ - 1, "policy").folder
+    before = context.run.stage(parent(context.run, context.config, round_), "policy").folder
     carries = context.config.training.optimiser_state == "carried"
     if carries and context.writes:
         (folder / OPTIMISER).parent.mkdir(exist_ok=True)

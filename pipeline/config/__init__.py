@@ -8,6 +8,7 @@ Reading files and overlays is in ``configfile``.
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.composition import Composition
 from pipeline.config.data import Columns, Data, DatasetData, FileData, HeldOut, Limits, RestaurantData, UserData, Votes
+from pipeline.config.gate import Gate
 from pipeline.config.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.labels import (
     ClassifierScorer,
@@ -51,6 +52,7 @@ __all__ = [
     "ExactMatchScorer",
     "FileData",
     "FunctionScorer",
+    "Gate",
     "HeldOut",
     "JudgeScorer",
     "KeywordScorer",

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data import Data, HeldOut, Limits, UserData
 from pipeline.config.discriminator import Discriminator
+from pipeline.config.gate import Gate
 from pipeline.config.labels import EnsembleScorer, Labelling, Scorer
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
@@ -84,6 +85,7 @@ class RunConfig(Closed):
         "WANDB_API_KEY or WANDB_MODE say otherwise",
         json_schema_extra=OPERATIONAL,
     )
+    gate: Gate | None = Field(Gate(), description="null: every round is promoted")
 
     @property
     def trusts_policy(self) -> bool:

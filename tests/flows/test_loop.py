@@ -87,7 +87,7 @@ def test_held_out_prompts_are_never_trained_on(finished: Path) -> None:
 def test_the_same_command_again_repeats_nothing(home: dict[str, str], loop_config: Path, finished: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in finished.glob("round_*/*/*")}
     again = prefloop(home, "run", loop_config, "--run-dir", finished)
-    assert again.returncode == 0 and again.stderr.count("already complete") == 18
+    assert again.returncode == 0 and again.stderr.count("already complete") == 20
     assert {file: file.stat().st_mtime_ns for file in finished.glob("round_*/*/*")} == before
 
 
@@ -103,7 +103,7 @@ def finished_run(home: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-c", LIST_RUNS]
     listed = subprocess.run(command, env=home, capture_output=True, text=True, timeout=120, check=True)
     runs = [run for run in json.loads(listed.stdout.splitlines()[-1]) if run["name"] == "tiny · iterative · 2 rounds"]
-    return next(run for run in runs if run["state"] == "COMPLETED" and len(run["tasks"]) == 18)
+    return next(run for run in runs if run["state"] == "COMPLETED" and len(run["tasks"]) == 20)
 
 
 def test_offline_rounds_train_on_slices_of_a_trl_style_file(

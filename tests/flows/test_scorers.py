@@ -1,14 +1,16 @@
 """What is wrong with a labeller is said before anything runs, field, value and file named."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from flows.scorers import check_answer, check_scorer
+from flows.scorers import check_answer, check_scorer, check_second
 from pipeline.config import RunConfig, Scorer, compares
 from pipeline.types import Message, Prompt, UserError
+from tests.tiny_model import save_tiny_model
 
 SERVER = {"base_url": "http://127.0.0.1:8000/v1", "model": "judge"}
 JUDGE = {"kind": "judge", "server": SERVER}
@@ -95,3 +97,38 @@ def test_which_labellers_compare() -> None:
     assert compares(scorer(JUDGE)) and compares(scorer({"kind": "ensemble", "members": two}))
     assert not compares(scorer({**JUDGE, "mode": "pointwise"}))
     assert not compares(scorer({"kind": "ensemble", "members": [*two, {"scorer": {"kind": "length"}}]}))
+
+
+@pytest.mark.parametrize(
+    ("training", "second", "said"),
+    [
+        ({"kind": "number"}, {"kind": "number"}, "gate.second: kind number with these settings is what scorer labels"),
+        (JUDGE, {**JUDGE, "mode": "pointwise", "scale": [1, 5]}, "gate.second: judge is what scorer labels with"),
+        ({"kind": "classifier", "path": "a"}, {"kind": "classifier", "path": "copy"}, "gate.second: copy is what"),
+        ({"kind": "function", "file": "f.py"}, {"kind": "function", "file": "g.py", "name": "other"}, "g.py is what"),
+        (
+            {"kind": "ensemble", "members": [{"scorer": {"kind": "slots"}}, {"scorer": {"kind": "number"}}]},
+            {"kind": "number"},
+            "is what scorer.members.1.scorer labels with",
+        ),
+        ({"kind": "number"}, {"kind": "classifier", "path": "none"}, "gate.second.path: none: no such model folder"),
+    ],
+)
+def test_a_second_labeller_that_training_uses_is_refused(
+    training: dict[str, Any], second: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "copy"):
+        save_tiny_model(tmp_path / folder)
+    for file in ("f.py", "g.py"):
+        (tmp_path / file).write_text("def reward(prompt, response, answer):\n    return 1.0\nother = reward\n")
+    with pytest.raises(UserError) as caught:
+        check_second(scorer(training), scorer(second))
+    assert said in str(caught.value)
+
+
+def test_a_second_labeller_of_its_own_passes(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("def reward(prompt, response, answer):\n    return 1.0\n")
+    check_second(scorer({"kind": "slots"}), scorer({"kind": "function", "file": str(tmp_path / "f.py")}))
+    check_second(scorer({"kind": "slots"}), scorer({"kind": "slots", "length_cost": 0.5}))
+    check_second(None, scorer({"kind": "number"}))

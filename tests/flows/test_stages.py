@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flows.keys import reference_round, stage_key
+from flows.keys import stage_key
+from flows.lineage import reference_round
 from flows.stages import Context
 from flows.stages.data import open_data
 from flows.stages.run import run_stage
@@ -77,7 +78,7 @@ def test_a_run_that_diverges_stops_and_keeps_rows_and_weights(job: Path, tmp_pat
 def test_the_reference_follows_its_rule(job: Path, tmp_path: Path) -> None:
     def rounds(*settings: str) -> list[int]:
         config = load_config([job / "run.yaml"], settings)
-        return [reference_round(config, round_) for round_ in (1, 2, 3, 4, 5)]
+        return [reference_round(RunFolder(tmp_path), config, round_) for round_ in (1, 2, 3, 4, 5)]
 
     assert rounds("training.reference=fixed") == [0, 0, 0, 0, 0]
     assert rounds("training.reference=previous") == [0, 1, 2, 3, 4]
