@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from pipeline.configfile import load_config
 from pipeline.decision import Decision
 from pipeline.rows import read_groups
 from pipeline.store import RunFolder, StageKey
-from tests.flows.test_loop import browse
+from tests.browser import CHROMIUM, Browser
 from tests.tiny_model import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -268,15 +267,11 @@ def register_asking(up: Up, name: str, root: Path) -> str:
     return name
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed")
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_the_form_of_a_deployment_is_in_the_page(up: Up, nightly: str, tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{up.port}/deployments/deployment/{up.deployment(nightly)['id']}/run"
-    for attempt in range(4):
-        page = browse(address, tmp_path / str(attempt))
-        if "Rounds to add" in page:
-            break
-    assert "Rounds to add" in page and "Run folder" in page
-    assert "How many rounds this run adds" in page
+    with Browser(tmp_path) as browser:
+        browser.open(address, "Rounds to add", "Run folder", "How many rounds this run adds")
 
 
 def test_killing_up_ends_server_worker_and_runs(up: Up, nightly: str) -> None:
