@@ -248,7 +248,7 @@ def test_a_run_whose_server_is_lost_goes_on_with_another(screened: Screened) -> 
     run = screened.folder / "lost"
     config = screened.folder / "tiny.yaml"
     command = [sys.executable, "-m", "flows", "run", str(config), "--run-dir", str(run), "--until", "0:evaluation"]
-    env = {**screened.env, "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    env = {**screened.env, "PREFECT_CLIENT_MAX_RETRIES": "2"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not (run / "round_000" / "data").exists():
