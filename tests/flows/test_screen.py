@@ -206,12 +206,13 @@ def test_the_page_of_the_run(screened: Screened, browser: Browser, pictures: Pat
 def test_the_round_table_is_on_its_page(screened: Screened, browser: Browser, pictures: Path) -> None:
     table = screened.artefacts(screened.flow_runs[1])["rounds"][-1]
     rounds = json.loads(screened.prefloop("show", screened.run, "--json").stdout)
-    browser.open(f"{screened.ui}/artifacts/artifact/{table['id']}", "3 Items", "wins vs start")
+    # The headings are there before the rows.
+    rewards = [f"{one['reward']:.3f}" for one in rounds]
+    browser.open(f"{screened.ui}/artifacts/artifact/{table['id']}", "3 Items", "wins vs start", *rewards)
     rows = browser.run("[...document.querySelectorAll('tr')].map(row => row.innerText.split('\\t').map(c => c.trim()))")
     headings, *cells = rows
     assert headings[:3] == ["round", "reward", "wins vs start"]
-    expected = [[str(one["round"]), f"{one['reward']:.3f}"] for one in rounds]
-    assert len(rounds) == 3 and [row[:2] for row in cells] == expected
+    assert len(rounds) == 3 and [row[:2] for row in cells] == [[str(n), reward] for n, reward in enumerate(rewards)]
     assert cells[2][2].startswith(f"{rounds[2]['win_rate_vs_start']:.1%} (")
     browser.picture(pictures / "rounds.png")
 
