@@ -61,6 +61,11 @@ class Trackers:
             self.follow()
         for tracker in self._open:
             tracker.finish()
+        if "wandb" in self._config.trackers and self._open:
+            import wandb
+
+            # Its own process may still be writing the file; this waits for it.
+            wandb.teardown()
 
     def look(self) -> None:
         """``follow``, but not more often than every few seconds."""
