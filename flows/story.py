@@ -43,7 +43,6 @@ def print_story(root: Path) -> None:
         ("training, all steps", _steps(rounds)),
         ("pairs", _pairs(rounds)),
         ("labels", _labels(rounds)),
-        ("gate", _gates(rounds)),
         ("time and peak memory", _stages(rounds)),
     ):
         found = list(lines)
@@ -102,13 +101,6 @@ def _labels(rounds: Sequence[RoundFacts]) -> Iterator[str]:
             yield f"{f'round {facts.round} · discriminator':<{NAME}}{found.accuracy:.1%} of held-out gold" + (
                 f"; does not label: {found.why_not}" if found.why_not else ""
             )
-
-
-def _gates(rounds: Sequence[RoundFacts]) -> Iterator[str]:
-    for facts in rounds:
-        if facts.gate is not None:
-            decision = facts.gate.decision.replace("_", " ")
-            yield f"{f'round {facts.round}':<{NAME}}{decision}: {'; '.join(facts.gate.reasons)}"
 
 
 def _stages(rounds: Sequence[RoundFacts]) -> Iterator[str]:

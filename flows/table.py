@@ -10,7 +10,7 @@ from rich.text import Text
 
 from flows.approvals import read_decision, settled
 from pipeline.rounds_table import COLUMNS, cell
-from pipeline.shown_text import visible
+from pipeline.shown_text import one_line, visible
 from pipeline.store import RunFolder
 from pipeline.types import RunError, UserError
 
@@ -66,7 +66,7 @@ def print_table(root: Path, rounds: list[Metrics]) -> None:
         table.add_row(str(metrics["round"]), *cells)
     console.print(table)
     for line in gate_lines(root):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def gate_lines(root: Path) -> list[str]:

@@ -73,6 +73,9 @@ def lines_figure(
         figure.add_hline(y=level, line={"dash": "dot", "width": 1, "color": COLOURS[-1]})
     for bound in bounds:
         figure.add_vline(x=bound, line={"dash": "dot", "width": 1, "color": COLOURS[-1]})
+    if len({y for line in lines for y in line.y}) == 1:
+        # Around one value the library would show a range of two, whatever its size.
+        figure.update_yaxes(rangemode="tozero")
     if whole:
         largest = max((x for line in lines for x in line.x), default=0)
         figure.update_xaxes(dtick=max(1, round(largest / 8)), tickformat="d")
