@@ -222,6 +222,8 @@ _NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
 
 def _values(batch: pa.RecordBatch) -> list[object | Broken] | None:
     try:
+        # Arrow trusts the offsets in a file, and reads whatever memory they point to.
+        batch.validate(full=True)
         rows: list[object | Broken] = batch.to_pylist()
     except _NO_VALUE:
         return None
@@ -229,13 +231,15 @@ def _values(batch: pa.RecordBatch) -> list[object | Broken] | None:
 
 
 def _value(batch: pa.RecordBatch, place: int) -> object | Broken:
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+    alone = batch.slice(place, 1)
+    for name, column in zip(alone.schema.names, alone.columns, strict=True):
         try:
-            column[place].as_py()
+            column.validate(full=True)
+            column[0].as_py()
         except _NO_VALUE as error:
-            what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error).splitlines()[0]
+            what = "not UTF-8" if "UTF8" in str(error) else str(error).splitlines()[0]
             return Broken(f"column {name!r}: {what}")
-    row: object = batch.slice(place, 1).to_pylist()[0]
+    row: object = alone.to_pylist()[0]
     return row
 
 

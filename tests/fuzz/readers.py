@@ -23,11 +23,13 @@ from flows.plan_rates import given_rates
 from flows.stages import Context
 from flows.stages.data import data as data_stage
 from flows.table import print_table, read_rounds
-from pipeline.config import RunConfig
+from pipeline.config import FileData, RunConfig
 from pipeline.configfile import dump_config, load_config
+from pipeline.data import PromptRow, read_preferences, read_prompts
 from pipeline.launch import read_launch
 from pipeline.manifest import Manifest, StageKey
 from pipeline.questions import read_answers
+from pipeline.rows import text_row
 from pipeline.store import RunFolder
 from pipeline.types import Group, Message, Prompt, Response, RunError, UserError
 from reward_models.accounts import Ledger
@@ -99,6 +101,13 @@ def _data_config(data: st.DataObject, folder: Path, mode: str, policy: str) -> R
 def rows(data: st.DataObject, folder: Path) -> None:
     """A data file through the data stage: read, split, written as tables."""
     config = _data_config(data, folder, data.draw(st.sampled_from(("offline", "iterative"))), "none")
+    source = config.pairs or config.prompts
+    assert isinstance(source, FileData)
+    with contextlib.suppress(UserError):
+        # The stage refuses data that is too little to be split before it has read all of it.
+        for reads in (read_prompts, read_preferences):
+            for row in reads(source):
+                assert row.value is None or isinstance(row.value, PromptRow) or text_row(row.value)
     data_stage(Context(RunFolder(folder), config), folder)
 
 

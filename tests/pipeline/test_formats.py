@@ -167,3 +167,14 @@ def test_a_line_without_an_end_is_a_fault_and_fills_no_memory(tmp_path: Path, mo
     (tmp_path / "rows.json").write_text('[{"prompt": "' + "x" * (6 << 20) + '"}]')
     with pytest.raises(UserError, match="longer than 1 Mi"):
         list(read_file(tmp_path / "rows.json"))
+
+
+def test_offsets_that_point_outside_of_an_arrow_file_are_not_followed(tmp_path: Path) -> None:
+    file = tmp_path / "rows.arrow"
+    with pa.ipc.new_stream(file, (table := pa.table({"prompt": ["abcd", "efgh"]})).schema) as writer:
+        writer.write_table(table)
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 4, 8))
+    wrong = b"".join(number.to_bytes(4, "little") for number in (0, 1 << 30, 8))
+    assert file.read_bytes().count(offsets) == 1
+    file.write_bytes(file.read_bytes().replace(offsets, wrong))
+    assert [type(row) for _, row in read_file(file)] == [Broken, Broken]
