@@ -49,13 +49,17 @@ def label_shards(
     """
     progress = LabelProgress(context, sum(shard.prompts for shard in shards), accounts)
     accounts.changed = progress.tick
-    responses = scored = 0
+    responses = scored = made = 0
+    spent = 0.0
     for shard in shards:
         file = folder / shard.name
         if file.exists() and not _asks_again(file):
             groups = list(read_group_file(file))
         else:
+            started = time.monotonic()
             groups = label(list(shard.read()), labeller)
+            spent += time.monotonic() - started
+            made += sum(len(group.responses) for group in groups)
             # Before the rows: a shard that is there has its counts.
             write_json(file.with_suffix(".json"), accounts.take().plain())
             write_groups(file, groups)
@@ -64,7 +68,9 @@ def label_shards(
         progress.shard(len(groups), responses)
         if scored < context.config.labelling.min_yield * responses:
             raise RunError(_too_few(context, scored, responses, _tallies(folder)))
-    return summary(_tallies(folder), accounts)
+    # Of this try alone: shards that an earlier one has left took no time here.
+    rate: dict[str, JsonValue] = {"labels_per_second": made / spent} if spent > 0 else {}
+    return {**rate, **summary(_tallies(folder), accounts)}
 
 
 def _too_few(context: Context, scored: int, responses: int, tallies: list[Tally]) -> str:

@@ -71,9 +71,11 @@ def label(run: RunFolder, config: dict[str, Any], notes: list[str] | None = None
 def test_wins_costs_and_cache_are_in_the_manifest_and_the_progress(server: JudgeServer, tmp_path: Path) -> None:
     config = plain(server, price={"input": 1.0, "output": 2.0})
     notes: list[str] = []
-    facts = label(with_samples(tmp_path / "first"), config, notes)
+    first = with_samples(tmp_path / "first")
+    facts = label(first, config, notes)
     assert (facts["labels"], facts["missing_labels"], facts["reward"]) == (18, 0, 0.5)
     assert (facts["questions"], facts["calls"], facts["cache_hit_rate"]) == (36, 36, 0.0)
+    assert facts["labels_per_second"] > 18 / (first.stage(1, "labels").require().seconds + 0.001)
     assert (facts["prompt_tokens"], facts["completion_tokens"]) == (3600, 360)
     assert facts["cost"] == pytest.approx(36 * 120e-6) and facts["orders_that_disagree"] == 0
     (groups,) = {group.wins for group in read_groups(tmp_path / "first" / "round_001" / "labels")}
