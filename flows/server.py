@@ -28,6 +28,11 @@ START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
 REACH_SECONDS = 10.0
+# With Prefect's 15, all may wait for the one that writes to SQLite, which then waits for a second one of its own.
+CONNECTIONS = {
+    "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "50",
+    "PREFECT_SERVER_DATABASE_SQLALCHEMY_MAX_OVERFLOW": "50",
+}
 
 
 class ServerLostError(RunError):
@@ -95,7 +100,7 @@ def lasting_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
     # Without it the page asks the default port, whatever port it was served from.
     log = _home() / "prefloop-server.log"
     with log.open("ab") as output:
-        process = start_watched(command, {"PREFECT_SERVER_UI_API_URL": url}, output.fileno())
+        process = start_watched(command, {"PREFECT_SERVER_UI_API_URL": url, **CONNECTIONS}, output.fileno())
     try:
         _wait(url, process, log)
         write_text(_note(), url + "\n")

@@ -109,7 +109,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
         "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "JUDGE_KEY": "a-key-that-nobody-must-see",
     }
@@ -137,8 +137,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 @pytest.fixture(scope="module")
 def nightly(up: Up) -> str:
-    """A deployment that fires every twelve seconds, which is more often than a run takes."""
-    done = up.prefloop("deploy", "tiny.yaml", "--name", "nightly", "--interval", "12s")
+    """A deployment that fires every 15 seconds, which is more often than a run takes."""
+    done = up.prefloop("deploy", "tiny.yaml", "--name", "nightly", "--interval", "15s")
     assert done.returncode == 0, done.stderr
     assert "each adds 1 round" in done.stdout and "/deployments/deployment/" in done.stdout
     return "iterative/nightly"
