@@ -48,9 +48,11 @@ def test_stages_that_the_loss_does_not_read_are_left_out(
         called.append(name)
         return name
 
-    config = open_context(job, tmp_path, "offline", f"loss.preset={preset}").config
-    learn(stage, config, 1, "pairs", "policy")  # type: ignore[arg-type]
-    assert called == [*wanted, "policy", "evaluation_samples", "evaluation"]
+    for settings, gate in (([], ["gate"]), (["gate=null"], [])):
+        called.clear()
+        config = open_context(job, tmp_path, "offline", f"loss.preset={preset}", *settings).config
+        learn(stage, config, 1, "pairs", "policy")  # type: ignore[arg-type]
+        assert called == [*wanted, "policy", "evaluation_samples", "evaluation", *gate]
 
 
 def test_keys_follow_what_a_stage_reads_of_the_loss(job: Path, tmp_path: Path) -> None:
