@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from flows.supply import buys, samples_calibration, stores_reference
 from pipeline.chat import load_chat
 from pipeline.config import Chat, SamplingSettings
 from pipeline.configfile import load_config
+from pipeline.digests import file_sha256
+from pipeline.manifest import MANIFEST, file_facts, plain, read_manifest
 from pipeline.sample import SampleRequest
-from pipeline.store import RunFolder
+from pipeline.store import RunFolder, write_json
 from pipeline.types import Message, Response
 from tests.tiny_model import save_tiny_model
 
@@ -139,3 +142,11 @@ def train(context: Context, round_: int) -> None:
     run_stage(context, round_, "policy")
     if context.config.training.reference == "ema":
         run_stage(context, round_, "average")
+
+
+def sealed_anew(context: Context, round_: int, name: str) -> None:
+    """A manifest that vouches for what is there."""
+    folder = context.run.stage(round_, name).folder
+    manifest = read_manifest(folder / MANIFEST)
+    files = {n: file_facts(file_sha256(folder / n), (folder / n).stat().st_size) for n in manifest.files}
+    write_json(folder / MANIFEST, plain(replace(manifest, files=files).sealed()))

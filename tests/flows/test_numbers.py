@@ -3,7 +3,6 @@
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ from flows.stages import Context
 from flows.stages import reference as reference_stage
 from flows.stages.run import run_stage
 from pipeline.config import SamplingSettings
-from pipeline.digests import file_sha256
-from pipeline.manifest import MANIFEST, file_facts, plain, read_manifest
+from pipeline.manifest import MANIFEST, read_manifest
 from pipeline.rows import read_group_file, read_preference_file, read_preferences
 from pipeline.sample import SampleRequest
 from pipeline.store import RunFolder, write_json
 from pipeline.types import Response, RunError
 from tests.flows.finished_run import finished
-from tests.tiny_run import InventedResponses, begin, make_job, open_context, supply
+from tests.tiny_run import InventedResponses, begin, make_job, open_context, sealed_anew, supply
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +100,6 @@ def test_a_reference_that_is_not_the_policy_is_found_at_step_0_with_the_rows(
     kept = context.run.stage(1, "policy").partial / "offending.parquet"
     assert str(kept) in str(error.value)
     assert next(read_preference_file(kept)).id in trained_rows(context)
-
-
-def sealed_anew(context: Context, round_: int, name: str) -> None:
-    """A manifest that vouches for what is there."""
-    folder = context.run.stage(round_, name).folder
-    manifest = read_manifest(folder / MANIFEST)
-    files = {n: file_facts(file_sha256(folder / n), (folder / n).stat().st_size) for n in manifest.files}
-    write_json(folder / MANIFEST, plain(replace(manifest, files=files).sealed()))
 
 
 def test_reference_log_probabilities_that_are_no_numbers_are_not_kept(

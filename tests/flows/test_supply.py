@@ -15,7 +15,7 @@ from pipeline.examples import Continuation, Example
 from pipeline.rows import read_groups, read_preferences, read_rows
 from pipeline.types import Group, Pair
 from tests.tiny_model import reference_scores, save_tiny_model
-from tests.tiny_run import begin, make_job, open_context, supply, train
+from tests.tiny_run import begin, make_job, open_context, sealed_anew, supply, train
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,7 @@ def test_heads_go_from_round_to_round(job: Path, tmp_path: Path) -> None:
     file = context.run.stage(1, "policy").folder / "heads" / "heads.safetensors"
     heads = {name: tensor + 0.25 for name, tensor in load_file(file).items()}
     save_file(heads, file)
+    sealed_anew(context, 1, "policy")
     train(context, 2)
     after = load_file(context.run.stage(2, "policy").folder / "heads" / "heads.safetensors")
     assert after.keys() == heads.keys()
