@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
@@ -154,8 +155,12 @@ def hold(root: Path, every: float = BEAT_SECONDS, patience: float = PATIENCE_SEC
 
 def read_holder(file: Path) -> Holder | None:
     """Who holds the lease ``file``; None if it cannot be told from it. Raises ``OSError``."""
+    return _parse(file.read_bytes())
+
+
+def _parse(contents: bytes) -> Holder | None:
     try:
-        return Holder(**json.loads(file.read_bytes()))
+        return Holder(**json.loads(contents))
     except (ValueError, TypeError):
         return None
 
@@ -198,40 +203,63 @@ def _machine() -> str:
 
 def _take(file: Path, own: Holder) -> None:
     """Make the lease ``file``, in the place of one whose holder is gone."""
-    while True:
-        try:
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            _remove_stale(file, own)
-            continue
-        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-            handle.write(json.dumps(asdict(own), indent=1) + "\n")
-        return
+    while not (_create(file, own) or _succeed(file, own)):
+        pass
 
 
-def _remove_stale(file: Path, own: Holder) -> None:
-    """Take away a lease whose holder is gone. Raises ``RunLockedError`` if it is not."""
+def _create(file: Path, own: Holder) -> bool:
+    """Make ``file`` unless it is there."""
     try:
-        before, holder = file.read_bytes(), read_holder(file)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+        handle.write(json.dumps(asdict(own), indent=1) + "\n")
+    return True
+
+
+def _succeed(file: Path, own: Holder) -> bool:
+    """Take over a lease whose holder is gone; False if things have changed meanwhile.
+
+    A lease has one successor: whoever makes the claim that is named after its contents. The lease itself is replaced,
+    never absent. A successor that died before it replaced the lease has successors in turn.
+
+    Raises:
+        RunLockedError: the holder, or a successor, is there.
+    """
+    try:
+        found = last = file.read_bytes()
+        claim = _claim(file, found)
+        while claim.exists():
+            last = claim.read_bytes()
+            claim = _claim(file, last)
+        holder = _require_gone(file, last, own)
+        if not _create(claim, own):
+            return False
+        # Claims of the past are cleared away, so this one may be of a lease that others have succeeded long since.
+        if file.read_bytes() == found:
+            write_json(file, asdict(own))
+            _say(file, f"taken over from {holder or 'a process that left no name'}, which is gone")
+            return True
+        claim.unlink(missing_ok=True)
     except FileNotFoundError:
-        return
+        pass
+    return False
+
+
+def _claim(file: Path, contents: bytes) -> Path:
+    return file.with_name(f"{FILE}.{sha256(contents).hexdigest()[:32]}")
+
+
+def _require_gone(file: Path, contents: bytes, own: Holder) -> Holder | None:
+    """The holder that a lease or claim with ``contents`` names. Raises ``RunLockedError`` if it shows signs of life."""
+    holder = _parse(contents)
     if holder is not None and holder.machine == own.machine:
         if _runs(holder):
             raise _held(file.parent, holder)
     elif _changes(file, own.patience if holder is None else holder.patience, holder):
         raise _held(file.parent, holder)
-    # One of several processes that want to take over succeeds in this.
-    aside = file.with_name(f"{FILE}.{own.token}")
-    try:
-        file.rename(aside)
-    except FileNotFoundError:
-        return
-    with suppress(FileNotFoundError):
-        if aside.read_bytes() != before:
-            aside.rename(file)
-            raise _held(file.parent, holder)
-        aside.unlink()
-    print(f"{file.parent}: taken over from {holder or 'a process that left no name'}, which is gone", file=sys.stderr)
+    return holder
 
 
 def _runs(holder: Holder) -> bool:
@@ -246,7 +274,7 @@ def _runs(holder: Holder) -> bool:
 
 def _changes(file: Path, patience: float, holder: Holder | None) -> bool:
     """Whether the lease shows a sign of life within ``patience`` seconds."""
-    print(f"{file.parent}: waiting {patience:g} s for a sign of life of {holder or 'its holder'}", file=sys.stderr)
+    _say(file, f"waiting {patience:g} s for a sign of life of {holder or 'its holder'}")
     try:
         before = (file.read_bytes(), file.stat().st_mtime_ns)
         deadline = time.monotonic() + patience
@@ -257,6 +285,10 @@ def _changes(file: Path, patience: float, holder: Holder | None) -> bool:
     except FileNotFoundError:
         return False
     return False
+
+
+def _say(file: Path, what: str) -> None:
+    print(f"{file.parent}: {what}", file=sys.stderr)
 
 
 def _now() -> str:

@@ -18,6 +18,7 @@ T = TypeVar("T")
 # Two numbers of layers, far enough apart to tell what one layer adds; models up to so many parameters are measured as
 # they are, since what an allocator cannot give back is not quite the same for each layer.
 FEW_LAYERS, MEASURED_WHOLE = (1, 3), 128_000_000
+REPEATED = 3
 # Tokens of passes without gradient, whose memory is carried on to passes of the stage's own size.
 FEW_TOKENS = (1024, 2048)
 
@@ -57,13 +58,22 @@ def training_memory(
     counts = sorted({min(count, probed.layers) for count in few_layers})
     if TrainerMemory(probed.parameters(counts[-1]), 0, probed.beside).total > free:
         return TrainerMemory(whole, 0, probed.beside), None
-    found: list[Measured] = [apart(train_a_little, probed, few, size, settings, count) for count in counts]
+    found = [of_several(train_a_little, probed, few, size, settings, count) for count in counts]
     beyond = carried_on(counts, [one.beyond for one in found], probed.layers)
     # More layers are not faster, whatever else the machine had to do.
     slowest = max(1 / one.tokens_per_second for one in found)
     seconds = max(slowest, carried_on(counts, [1 / one.tokens_per_second for one in found], probed.layers))
     memory = TrainerMemory(whole, round(max(0.0, beyond)), probed.beside)
     return memory, 1 / seconds
+
+
+def of_several(work: Callable[P, Measured], *args: P.args, **named: P.kwargs) -> Measured:
+    """The largest memory and the best rate of ``REPEATED`` processes that do the same.
+
+    An allocator finds room for the same steps in one of several ways, up to a tenth apart; a run must fit in any.
+    """
+    found = [apart(work, *args, **named) for _ in range(REPEATED)]
+    return Measured(max(one.beyond for one in found), max(one.tokens_per_second for one in found))
 
 
 def scoring_memory(probed: Probed, lengths: tuple[int, int], tokens: int, settings: Optimisation) -> int:

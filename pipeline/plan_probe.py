@@ -38,7 +38,7 @@ from pipeline.types import UserError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # Of a measurement. What libraries keep for each shape they meet grows over many steps.
-SECONDS, MOST_STEPS, PASSES = 10.0, 16, 8
+SECONDS, MOST_STEPS, PASSES = 4.0, 16, 8
 
 
 @dataclass(frozen=True, slots=True)

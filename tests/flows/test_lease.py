@@ -2,6 +2,7 @@ import errno
 import fcntl
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import lease
 from flows.lease import FILE, Holder, hold, read_holder
 from flows.opening import prepare_run
 from pipeline.configfile import load_config
@@ -138,15 +140,14 @@ def test_a_lease_that_was_half_written_is_waited_for_and_replaced(
     assert "taken over from a process that left no name" in capsys.readouterr().err
 
 
-def test_of_two_that_take_over_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_locks(monkeypatch)
-    write_json(tmp_path / FILE, asdict(ELSEWHERE))
+def contend(root: Path) -> list[str]:
+    """What each of four that want the run at once gets."""
     got: list[str] = []
     done = threading.Event()
 
     def take() -> None:
         try:
-            with hold(tmp_path):
+            with hold(root):
                 got.append("held")
                 done.wait(10)
         except UserError:
@@ -159,7 +160,51 @@ def test_of_two_that_take_over_at_once_one_gets_it(tmp_path: Path, monkeypatch: 
     done.set()
     for thread in threads:
         thread.join()
-    assert sorted(got) == ["held", "refused", "refused", "refused"]
+    return sorted(got)
+
+
+def test_of_four_that_take_over_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(monkeypatch)
+    write_json(tmp_path / FILE, asdict(ELSEWHERE))
+    assert contend(tmp_path) == ["held", "refused", "refused", "refused"]
+
+
+def test_one_gets_it_however_the_takeovers_interleave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(monkeypatch)
+
+    def changes(file: Path, patience: float, holder: Holder | None) -> bool:
+        time.sleep(random.random() / 1000)
+        # Who is writing a claim is alive.
+        return holder is None
+
+    monkeypatch.setattr(lease, "_changes", changes)
+    for attempt in range(100):
+        root = tmp_path / str(attempt)
+        root.mkdir()
+        write_json(root / FILE, asdict(ELSEWHERE))
+        assert contend(root) == ["held", "refused", "refused", "refused"]
+        assert [file.name for file in root.iterdir()] == [".lock"]
+
+
+def test_a_successor_that_died_before_it_took_over_is_succeeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_locks(monkeypatch)
+    write_json(tmp_path / FILE, asdict(ELSEWHERE))
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lease, "write_json", die)
+        with pytest.raises(KeyboardInterrupt), hold(tmp_path):
+            pass
+    # The process that made the claim lives on here, so the next asks it for a sign of life first.
+    monkeypatch.setattr(lease, "_runs", lambda holder: False)
+    with hold(tmp_path) as held:
+        held.check()
+        assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [FILE]
+    assert f"taken over from process {os.getpid()} " in capsys.readouterr().err
 
 
 def test_who_was_taken_over_from_notices_and_leaves_the_lease_alone(tmp_path: Path) -> None:

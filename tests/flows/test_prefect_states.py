@@ -40,8 +40,10 @@ def rounds(root: Path, work: Callable[[], None]) -> str:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[psutil.Process]:
     """A private server, as ``prefloop run`` starts it."""
     quiet, logging.raiseExceptions = logging.raiseExceptions, False
+    before = set(psutil.Process().children())
     with prefect_api(tmp_path_factory.mktemp("prefect") / "server.log"):
-        yield psutil.Process().children()[0]
+        (started,) = set(psutil.Process().children()) - before
+        yield started
     logging.raiseExceptions = quiet
 
 
