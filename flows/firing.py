@@ -131,16 +131,17 @@ def rounds_to_reach(run: RunFolder, config: RunConfig, more: int) -> int:
     begun = load_config([run.config_file]).rounds if run.config_file.is_file() else 0
     if config.mode == "offline":
         return config.rounds
-    wanted = complete_rounds(run) + more if more else config.rounds
+    wanted = complete_rounds(run, config) + more if more else config.rounds
     if wanted > MAX_ROUNDS:
         raise UserError(f"rounds_more: {more}: the run would have {wanted} rounds; at most {MAX_ROUNDS}")
     return max(begun, wanted)
 
 
-def complete_rounds(run: RunFolder) -> int:
-    """How many rounds, from the first on, are complete."""
+def complete_rounds(run: RunFolder, config: RunConfig) -> int:
+    """How many rounds, from the first on, are complete: evaluated, and decided on where there is a gate."""
+    last = "evaluation" if config.gate is None else "gate"
     number = 0
-    while run.stage(number + 1, "evaluation").manifest() is not None:
+    while run.stage(number + 1, last).manifest() is not None:
         number += 1
     return number
 

@@ -31,12 +31,13 @@ def firing(job: Path, run: Path, more: int = 1, *settings: str) -> Firing:
     return Firing("iterative", str(run), (str(job / "iterative.yaml"),), settings, more)
 
 
-def complete(run: Path, round_: int) -> None:
-    """Leave of a round what tells that it is complete."""
+def complete(run: Path, round_: int, *stages: str) -> None:
+    """Leave of a round what tells that it is complete, or that these stages of it are."""
     folder = RunFolder(run)
-    stage = folder.stage(round_, "evaluation")
-    stage.folder.parent.mkdir(parents=True, exist_ok=True)
-    stage.begin(StageKey({}, {}, 0)).commit(0, {})
+    for name in stages or ("evaluation", "gate"):
+        stage = folder.stage(round_, name)
+        stage.folder.parent.mkdir(parents=True, exist_ok=True)
+        stage.begin(StageKey({}, {}, 0)).commit(0, {})
     data = folder.stage(0, "data")
     if not data.folder.exists():
         data.begin(StageKey({}, {}, 0)).commit(0, {})
@@ -44,6 +45,10 @@ def complete(run: Path, round_: int) -> None:
 
 def rounds(run: Path) -> int:
     return load_config([run / "config.yaml"]).rounds
+
+
+def completed(run: Path) -> int:
+    return complete_rounds(RunFolder(run), load_config([run / "config.yaml"]))
 
 
 def test_each_firing_adds_rounds_to_those_that_are_complete(job: Path, tmp_path: Path) -> None:
@@ -55,7 +60,19 @@ def test_each_firing_adds_rounds_to_those_that_are_complete(job: Path, tmp_path:
     complete(run, 2)
     # A firing that was killed in round 3 of 4: what was begun is finished, and nothing beyond it.
     prepare(firing(job, run))
-    assert rounds(run) == 4 and complete_rounds(RunFolder(run)) == 2
+    assert rounds(run) == 4 and completed(run) == 2
+
+
+@pytest.mark.parametrize(("settings", "complete_with", "reached"), [((), 0, 1), (("gate=null",), 1, 2)])
+def test_a_round_that_was_killed_before_its_gate_is_the_next_firings(
+    job: Path, tmp_path: Path, settings: tuple[str, ...], complete_with: int, reached: int
+) -> None:
+    run = tmp_path / "run"
+    prepare(firing(job, run, 1, *settings))
+    complete(run, 1, "evaluation")
+    assert completed(run) == complete_with
+    prepare(firing(job, run, 1, *settings))
+    assert rounds(run) == reached
 
 
 def test_a_later_try_of_the_same_flow_run_adds_nothing(job: Path, tmp_path: Path) -> None:
@@ -75,9 +92,9 @@ def test_stages_are_redone_at_the_first_try_alone(job: Path, tmp_path: Path) -> 
     complete(run, 1)
     redo = replace(firing(job, run, 0), redo_from="1:evaluation")
     prepare(redo, first=False)
-    assert complete_rounds(RunFolder(run)) == 1
+    assert completed(run) == 1
     prepare(redo)
-    assert complete_rounds(RunFolder(run)) == 0 and len(list(run.glob("set_aside/*/round_001/evaluation"))) == 1
+    assert completed(run) == 0 and len(list(run.glob("set_aside/*/round_001/evaluation"))) == 1
 
 
 def test_without_rounds_to_add_the_config_or_the_folder_decides(job: Path, tmp_path: Path) -> None:
