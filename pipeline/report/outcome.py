@@ -124,10 +124,14 @@ def outcome_panels(runs: Runs) -> list[Panel]:
 
 def hacking_panels(runs: Runs) -> list[Panel]:
     """Signs that the policy pleases the labeller and nobody else; empty where no gate measured any."""
-    signs = ("gap", "reward_length_slope")
-    if not any(facts.measured(name) is not None for name in signs for run in runs for facts in run.rounds):
+    if not any(_measured(runs, sign) for sign in ("gap", "reward_length_slope")):
         return []
-    return [panel for metric in HACKING if (panel := _of_metric(runs, metric)) is not None]
+    compared = [metric for metric in HACKING if all(_measured(runs, name) for name, _ in metric.names)]
+    return [panel for metric in compared if (panel := _of_metric(runs, metric)) is not None]
+
+
+def _measured(runs: Runs, name: str) -> bool:
+    return any(facts.measured(name) is not None for run in runs for facts in run.rounds)
 
 
 def _of_metric(runs: Runs, metric: Metric) -> Panel | None:

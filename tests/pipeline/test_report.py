@@ -116,6 +116,13 @@ def test_what_is_not_there_leaves_no_empty_panel() -> None:
     assert "1.250" in text and "<td>–</td>" in text and "slot err greedy" not in text
 
 
+def test_labellers_are_compared_where_there_are_two() -> None:
+    second = {"second_win_rate_vs_start": 0.5}
+    two = [replace(full(n), metrics={**full(n).metrics, **second}) for n in (0, 1)]
+    assert "Training and second labeller" in render_report([run(*two)])
+    assert "Training and second labeller" not in render_report([run(full(0), full(1))])
+
+
 def test_a_run_that_has_nothing_yet_is_a_small_page() -> None:
     html = render_report([run()])
     assert len(html) < 50_000 and "<figure" not in html[html.index("<body>") :]
