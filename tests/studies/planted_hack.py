@@ -10,6 +10,7 @@ that is there is not made again.
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,10 @@ class InThisProcess:
         self._service.sample({"requests": asked, "settings": settings.model_dump()}, said.append)
         for one in said:
             yield tuple(Response(text, tuple(ids), tuple(logps), why) for text, ids, logps, why in one["group"])
+
+    def sampler_pids(self) -> list[int]:
+        """This process."""
+        return [os.getpid()]
 
 
 class Loop:
