@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200, help="altogether")
     parser.add_argument("--kills-a-run", type=int, default=20)
     parser.add_argument("--folder", type=Path, default=Path("runs/faults"))
+    parser.add_argument("--seed", type=int, default=0, help="of the first run's kills")
     parser.add_argument("--go-on", action="store_true", help="count the runs of FOLDER too; the code must be the same")
     options = parser.parse_args()
     prepare_environment()
@@ -76,7 +77,7 @@ def main() -> int:
     record = folder / "kills.jsonl"
     runs: list[Row] = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     while (total := sum(run["kills"] for run in runs)) < options.kills:
-        seed, began = len(runs), time.monotonic()
+        seed, began = options.seed + len(runs), time.monotonic()
         wanted = min(options.kills_a_run, options.kills - total)
         fire = under_fire(folder / f"killed_{seed:03d}", arguments, environment, random.Random(seed), wanted)
         fire.compare(expected)
