@@ -16,11 +16,10 @@ import httpx
 import psutil
 import pytest
 
-from flows.approvals import approval_file
+from flows.approvals import read_approval, read_decision
 from pipeline.configfile import load_config
-from pipeline.decision import Decision
 from pipeline.rows import read_groups
-from pipeline.store import RunFolder, StageKey
+from pipeline.store import RunFolder
 from tests.browser import CHROMIUM, Browser
 from tests.tiny_model import save_tiny_model
 
@@ -214,57 +213,38 @@ def test_no_key_is_in_what_the_server_holds(up: Up, nightly: str) -> None:
     assert b"nightly" in held and b"a-key-that-nobody-must-see" not in held
 
 
-@pytest.mark.parametrize("by_command", [False, True])
-def test_a_paused_run_shows_a_form_and_goes_on_when_it_is_answered(up: Up, by_command: bool) -> None:
-    root = up.folder / f"asked-{by_command}"
-    paused_run(root, up.folder / "tiny.yaml")
-    name = register_asking(up, f"asking-{by_command}", root)
-    flow_run = up.start(f"asking/{name}")
-    suspended = up.wait_for(flow_run, "PAUSED", "COMPLETED", "FAILED", "CRASHED")
-    assert suspended["state"]["name"] == "Suspended"
-    assert suspended["state"]["message"] == "round 1: reward up, second labeller down"
-    assert up.until(lambda: up.deployment(f"asking/{name}")["paused"])
-    form = up.api.get(f"/flow_runs/{flow_run}/input/suspended-round-1-schema").raise_for_status().json()
+def test_a_run_that_its_gate_pauses_goes_on_when_the_command_or_the_form_has_answered(up: Up) -> None:
+    """Any training breaks these limits, and what is rolled back from is measured from the start again."""
+    far = ("rounds=2", "training.learning_rate=3e-2", "evaluation.samples=4", "gate.max_kl=1e-6", "gate.min_prompts=2")
+    done = up.prefloop("deploy", "tiny.yaml", *far, "--name", "asking", "--run-dir", "asked")
+    assert done.returncode == 0, done.stderr
+    run, name = RunFolder(up.folder / "asked"), "iterative/asking"
+    flow_run = up.start(name)
+
+    def waits_for(round_: int) -> bool:
+        state = up.wait_for(flow_run, "PAUSED", "COMPLETED", "FAILED", "CRASHED")["state"]
+        assert state["name"] == "Suspended", state
+        return f"round {round_} waits for a person" in state["message"] and "KL to the start is" in state["message"]
+
+    assert waits_for(1) and up.until(lambda: up.deployment(name)["paused"])
+    assert not trainers(run.root) and read_decision(run, 1) is not None
+    said = up.prefloop("approve", run.root, "--decision", "roll_back", "--by", "Ada", "--reason", "looked at it")
+    assert said.returncode == 0 and "goes on" in said.stdout
+    assert not up.deployment(name)["paused"]
+
+    assert up.until(lambda: waits_for(2))
+    form = up.api.get(f"/flow_runs/{flow_run}/input/suspended-round-2-schema").raise_for_status().json()
     assert form["properties"]["decision"]["enum"] == ["promote", "stop", "roll_back"]
-    if by_command:
-        said = up.prefloop("approve", root, "--by", "Ada", "--reason", "looked at it")
-        assert said.returncode == 0 and "goes on" in said.stdout
-    else:
-        refused = up.api.post(f"/flow_runs/{flow_run}/resume", json={"run_input": {"decision": "maybe"}}).json()
-        assert refused["status"] == "REJECT"
-        answer = {"decision": "promote", "by": "Ada", "reason": "looked at it"}
-        assert up.api.post(f"/flow_runs/{flow_run}/resume", json={"run_input": answer}).json()["status"] == "ACCEPT"
+    refused = up.api.post(f"/flow_runs/{flow_run}/resume", json={"run_input": {"decision": "maybe"}}).json()
+    assert refused["status"] == "REJECT"
+    answer = {"decision": "promote", "by": "Bob", "reason": "reads well"}
+    assert up.api.post(f"/flow_runs/{flow_run}/resume", json={"run_input": answer}).json()["status"] == "ACCEPT"
     assert up.wait_for(flow_run, "COMPLETED", "FAILED", "CRASHED")["state"]["type"] == "COMPLETED"
-    kept = json.loads(approval_file(RunFolder(root), 1).read_text())
-    assert (kept["decision"], kept["by"], kept["reason"]) == ("promote", "Ada", "looked at it")
-    assert not up.deployment(f"asking/{name}")["paused"]
-
-
-def paused_run(root: Path, config: Path) -> None:
-    """A run folder whose first gate asks a person."""
-    root.mkdir()
-    (root / "config.yaml").write_text(config.read_text())
-    stage = RunFolder(root).stage(1, "gate")
-    stage.folder.parent.mkdir(parents=True)
-    writer = stage.begin(StageKey({}, {}, 0))
-    decision = Decision(decision="pause", reasons=("second labeller down",), best_round=0)
-    (writer.folder / "decision.json").write_text(decision.model_dump_json())
-    writer.commit(0, {})
-
-
-def register_asking(up: Up, name: str, root: Path) -> str:
-    """Deploy the flow that asks, as ``prefloop deploy`` deploys the others."""
-    flow = up.api.post("/flows/", json={"name": "asking"}).json()["id"]
-    deployment = {
-        "name": name,
-        "flow_id": flow,
-        "entrypoint": "tests.flows.asking_flow.asking",
-        "parameters": {"run_dir": str(root)},
-        "work_pool_name": "prefloop",
-        "job_variables": {"working_dir": str(up.folder)},
-    }
-    up.api.post("/deployments/", json=deployment).raise_for_status()
-    return name
+    kept = [read_approval(run, round_) for round_ in (1, 2)]
+    told = [(one.decision, one.by, one.reason) for one in kept if one is not None]
+    assert told == [("roll_back", "Ada", "looked at it"), ("promote", "Bob", "reads well")]
+    assert "round_000/policy" in run.stage(2, "samples").require().inputs
+    assert not up.deployment(name)["paused"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
