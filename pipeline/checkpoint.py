@@ -20,7 +20,7 @@ from pipeline.optimiser import Optimiser, Parameters, load_optimiser, optimiser_
 from pipeline.progress import StepReport
 from pipeline.sharding import gathered, placed_like
 from pipeline.store import sync_folder
-from pipeline.types import RunError, UserError
+from pipeline.types import RunError, UserError, content_hash
 
 WEIGHTS, OPTIMISER, PROGRESS = "weights.safetensors", "optimiser.safetensors", "progress.json"
 
@@ -85,7 +85,8 @@ def _write(place: Path, progress: Progress, tensors: dict[str, torch.Tensor], st
     save_file(tensors, partial / WEIGHTS)
     save_file(state, partial / OPTIMISER)
     files = {name: file_sha256(partial / name) for name in (WEIGHTS, OPTIMISER)}
-    (partial / PROGRESS).write_text(json.dumps({**asdict(progress), "files": files}), encoding="utf-8")
+    told = {**asdict(progress), "files": files}
+    (partial / PROGRESS).write_text(json.dumps({**told, "sha256": _digest(told)}), encoding="utf-8")
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
     sync_folder(folder)
@@ -109,13 +110,15 @@ def load_checkpoint(place: Path, key: str, trained: Trained) -> Progress:
     """
     try:
         plain = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
+        if plain.pop("sha256") != _digest(plain):
+            raise ValueError(f"{PROGRESS} has other content than was written (SHA-256)")
         history = tuple(StepReport(**report) for report in plain["history"])
         progress = Progress(plain["key"], plain["step"], history, plain["running"])
         for name, digest in plain["files"].items():
             if file_sha256(place / name) != digest:
                 raise ValueError(f"{name} has other content than was written (SHA-256)")
         weights = load_file(place / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise RunError(
             f"{place}: not a readable checkpoint: {error}; remove this folder to train this round from its start"
         ) from None
@@ -128,6 +131,11 @@ def load_checkpoint(place: Path, key: str, trained: Trained) -> Progress:
     if progress.step > 0:
         load_optimiser(trained.optimiser, trained.parameters, place / OPTIMISER)
     return progress
+
+
+def _digest(told: Mapping[str, object]) -> str:
+    # As it will be read: JSON knows no tuples.
+    return content_hash(json.loads(json.dumps(told)), length=64)
 
 
 @torch.no_grad()

@@ -6,13 +6,15 @@ downstream vouches for what is upstream.
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from pipeline.digests import files_sha256
 from pipeline.types import RunError, content_hash
 
 MANIFEST = "manifest.json"
@@ -132,6 +134,16 @@ def read_freed(folder: Path) -> Freed | None:
 def file_facts(sha256: str, size: int) -> dict[str, JsonValue]:
     """How a manifest tells one file."""
     return {"sha256": sha256, "bytes": size}
+
+
+def facts_of(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, JsonValue]]:
+    """The same of all files among ``paths``, which are in ``folder``, by their path there; flushed to the disk."""
+    files = [path for path in paths if path.is_file()]
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    digests = zip(files, files_sha256(files), strict=True)
+    return {str(file.relative_to(folder)): file_facts(digest, file.stat().st_size) for file, digest in digests}
 
 
 def plain(record: Manifest | Freed) -> Mapping[str, JsonValue]:

@@ -45,15 +45,12 @@ class ReferenceCache:
             return False
         try:
             shutil.copytree(source, place)
-            told = json.loads((place / ENTRY).read_text(encoding="utf-8"))["files"]
-            found = _digests(place)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
             if not source.is_dir():
                 # Another run has just removed it.
                 return False
             raise DamagedEntryError(f"{source}: cannot be read ({error})") from None
-        if found != told:
-            raise DamagedEntryError(f"{source}: the files are not those that were stored")
+        require_stored(place, source)
         return True
 
     def store(self, key: str, place: Path, about: dict[str, JsonValue]) -> None:
@@ -89,6 +86,17 @@ class ReferenceCache:
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def require_stored(place: Path, source: Path) -> None:
+    """Raise ``DamagedEntryError`` if ``place``, a copy of ``source``, does not hold the files that were stored."""
+    try:
+        told = json.loads((place / ENTRY).read_text(encoding="utf-8"))["files"]
+        found = _digests(place)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedEntryError(f"{source}: cannot be read ({error})") from None
+    if found != told:
+        raise DamagedEntryError(f"{source}: the files are not those that were stored")
 
 
 def entry_key(tokens: str, model: str, dtype: str, entropy: bool) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.seals import Seal
 from pipeline.tables import ROW_GROUP, Row, TableWriter
 from pipeline.types import (
     Group,
@@ -101,9 +102,9 @@ UNPAIRED = pa.schema(
 REFERENCE = pa.schema([("id", pa.string()), ("logps", pa.list_(pa.list_(pa.float32()))), ("entropy", pa.float64())])
 
 
-def write_table(file: Path, schema: pa.Schema, rows: Iterable[Row]) -> int:
-    """Stream ``rows`` to ``file``, which appears only when it is whole; returns how many."""
-    with TableWriter(file, schema) as table:
+def write_table(file: Path, schema: pa.Schema, rows: Iterable[Row], seal: Seal | None = None) -> int:
+    """Stream ``rows`` to ``file``, which appears only when it is whole, and sealed; returns how many."""
+    with TableWriter(file, schema, seal) as table:
         for row in rows:
             table.add(row)
     return table.rows
@@ -130,9 +131,9 @@ def read_row_file(file: Path) -> Iterator[Row]:
         raise RunError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 
 
-def write_groups(file: Path, groups: Iterable[Group]) -> int:
+def write_groups(file: Path, groups: Iterable[Group], seal: Seal | None = None) -> int:
     """Groups to one parquet file; returns how many."""
-    return write_table(file, GROUPS, (_group_row(group) for group in groups))
+    return write_table(file, GROUPS, (_group_row(group) for group in groups), seal)
 
 
 def read_groups(folder: Path) -> Iterator[Group]:

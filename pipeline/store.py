@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +19,20 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from pipeline.configfile import changed_fields
-from pipeline.digests import files_sha256
 from pipeline.manifest import (
     MANIFEST,
     DamagedError,
     Freed,
     Manifest,
     StageKey,
-    file_facts,
+    facts_of,
     plain,
     read_freed,
     read_manifest,
     versions,
 )
-from pipeline.types import RunError, UserError, content_hash
+from pipeline.seals import SEALS, require_unchanged
+from pipeline.types import RunError, UserError, content_hash, json_text
 
 
 class RunLockedError(UserError):
@@ -212,8 +212,14 @@ class StageWriter:
         write_json(self._marker, {"key": self._tried, "seconds": self.seconds})
 
     def commit(self, rows: int, metrics: Mapping[str, JsonValue]) -> Manifest:
-        """Write the manifest and rename the folder into place."""
-        names = sorted(path for path in self.folder.rglob("*") if path.is_file() and path != self._marker)
+        """Write the manifest and rename the folder into place.
+
+        Raises:
+            DamagedError: a file is not as it was sealed.
+        """
+        aside = {self._marker, *self.folder.rglob(SEALS)}
+        files = facts_of(self.folder, sorted(path for path in self.folder.rglob("*") if path not in aside))
+        require_unchanged(self.folder, files)
         manifest = Manifest(
             stage=self.stage.name,
             round=self.stage.round,
@@ -224,7 +230,7 @@ class StageWriter:
             rows=rows,
             seconds=round(self.seconds, 3),
             metrics=dict(metrics),
-            files=_facts_of(self.folder, names),
+            files=files,
             versions=versions(),
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             made_from=self._made_from,
@@ -234,12 +240,15 @@ class StageWriter:
         self._marker.unlink()
         self.folder.rename(self.stage.folder)
         sync_folder(self.stage.folder.parent)
+        # What a kill leaves of them is hidden, and says no more than the manifest.
+        for seals in [*self.stage.folder.rglob(SEALS)]:
+            seals.unlink()
         return manifest
 
 
 def write_json(file: Path, value: object) -> None:
     """Write ``value`` so that ``file`` holds either the old content or the new, never a part."""
-    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(file, json_text(value))
 
 
 def write_text(file: Path, text: str) -> None:
@@ -259,14 +268,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _facts_of(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, JsonValue]]:
-    for file in files:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    digests = zip(files, files_sha256(files), strict=True)
-    return {str(file.relative_to(folder)): file_facts(digest, file.stat().st_size) for file, digest in digests}
 
 
 def discard(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.seals import Seal
 from pipeline.types import RunError
 
 Row = dict[str, Any]
@@ -24,8 +25,9 @@ class TableWriter:
         rows: how many have been added.
     """
 
-    def __init__(self, file: Path, schema: pa.Schema) -> None:
+    def __init__(self, file: Path, schema: pa.Schema, seal: Seal | None = None) -> None:
         self.rows = 0
+        self._seal = seal
         self._file = file
         self._scratch = file.with_name(file.name + ".tmp")
         self._schema = schema
@@ -51,6 +53,8 @@ class TableWriter:
             self._writer.close()
             with self._scratch.open("rb") as handle:
                 os.fsync(handle.fileno())
+            if self._seal is not None:
+                self._seal(self._scratch)
         except BaseException:
             self._discard()
             raise

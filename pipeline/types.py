@@ -25,6 +25,11 @@ def json_line(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
+def json_text(value: object) -> str:
+    """``value`` as the text of a JSON file."""
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
 def derive_seed(*parts: object) -> int:
     """A 31-bit seed that depends on ``parts`` alone, never on order of execution or on time."""
     return int(content_hash([str(part) for part in parts], length=8), 16) & 0x7FFFFFFF

@@ -13,7 +13,7 @@ from pipeline.config.discriminator import Discriminator
 from pipeline.gold import held_out, passes, ranked_rightly
 from pipeline.progress import StepReport
 from pipeline.rows import read_groups
-from pipeline.step_log import STEPS
+from pipeline.seals import Seals
 from pipeline.store import discard
 from pipeline.types import Group, RunError, TextPair, derive_seed
 
@@ -74,6 +74,7 @@ def _refit(
     pairs = comparisons(gold, settings)
     if not pairs:
         raise RunError("no gold comparison is left to learn from")
+    seals = Seals(folder)
     for number in range(settings.members):
         place = folder / f"member_{number}"
         config = _member_config(context, round_, settings, None if before is None else before[number], number)
@@ -82,10 +83,11 @@ def _refit(
             total = step.steps * settings.members
             context.report(number * step.steps + step.step, total, f"loss {step.loss:.4f}")
 
-        # Which is written last, and appears whole.
-        if not (place / STEPS).is_file():
+        if not seals.hold_all(place.name):
             place.mkdir(exist_ok=True)
             train_on(config, pairs, place, on_step)
+            made = sorted(file for file in place.rglob("*") if file.is_file())
+            seals.files(file for file in made if CHECKPOINTS not in file.relative_to(place).parts)
         discard(place / CHECKPOINTS)
 
 

@@ -11,8 +11,9 @@ from pydantic import JsonValue
 from flows.stages import Context
 from pipeline.label import Labeller, label
 from pipeline.rows import read_group_file, write_groups
-from pipeline.store import write_json
-from pipeline.types import Group, RunError
+from pipeline.seals import Seals
+from pipeline.store import write_text
+from pipeline.types import Group, RunError, json_text
 from reward_models.accounts import Accounts, Ledger, Tally, summary
 from reward_models.cache import LabelCache
 from reward_models.questions import FINAL
@@ -51,18 +52,22 @@ def label_shards(
     accounts.changed = progress.tick
     responses = scored = made = 0
     spent = 0.0
+    seals = Seals(folder)
     for shard in shards:
-        file = folder / shard.name
-        if file.exists() and not _asks_again(file):
+        file, counts = folder / shard.name, Path(shard.name).with_suffix(".json").name
+        if seals.hold(counts) and seals.hold(file.name) and not _asks_again(folder / counts):
             groups = list(read_group_file(file))
         else:
             started = time.monotonic()
             groups = label(list(shard.read()), labeller)
             spent += time.monotonic() - started
             made += sum(len(group.responses) for group in groups)
-            # Before the rows: a shard that is there has its counts.
-            write_json(file.with_suffix(".json"), accounts.take().plain())
-            write_groups(file, groups)
+            # Before the rows: a shard that is there has its own counts.
+            file.unlink(missing_ok=True)
+            told = json_text(accounts.take().plain())
+            seals.text(counts, told)
+            write_text(folder / counts, told)
+            write_groups(file, groups, seals.of(file.name))
         responses += sum(len(group.responses) for group in groups)
         scored += sum(score is not None for group in groups for score in group.scores)
         progress.shard(len(groups), responses)
@@ -84,9 +89,9 @@ def _too_few(context: Context, scored: int, responses: int, tallies: list[Tally]
     )
 
 
-def _asks_again(file: Path) -> bool:
+def _asks_again(counts: Path) -> bool:
     """Whether a shard lacks labels that may be had now: those that the labeller never gave an answer to."""
-    return any(cause not in FINAL for cause in Tally.read(file.with_suffix(".json")).missing)
+    return any(cause not in FINAL for cause in Tally.read(counts).missing)
 
 
 def _tallies(folder: Path) -> list[Tally]:

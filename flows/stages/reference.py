@@ -28,8 +28,18 @@ from pipeline.examples import Example
 from pipeline.first_step import SAME_MODEL, SAME_MODEL_RESPONSE
 from pipeline.policy import load_for_scoring, local_folder
 from pipeline.reference import reference_logps, reference_values
-from pipeline.reference_cache import ENTRY, DamagedEntryError, ReferenceCache, entry_key, model_digest, tokens_digest
+from pipeline.reference_cache import (
+    ENTRY,
+    DamagedEntryError,
+    ReferenceCache,
+    entry_key,
+    model_digest,
+    require_stored,
+    tokens_digest,
+)
 from pipeline.rows import REFERENCE, read_rows, write_table
+from pipeline.seals import Seals
+from pipeline.store import discard
 from pipeline.tables import Row
 from pipeline.types import RunError, derive_seed
 
@@ -118,8 +128,7 @@ class _Scores:
         cache = ReferenceCache(self._context.run.root / given)
         model = model_digest(local_folder(self._pass.model))
         key = entry_key(tokens_digest(self._examples), model, training.dtype, self._pass.entropy)
-        # An earlier try of this stage may have taken it.
-        if (place / ENTRY).exists() or (not place.exists() and self._take(cache, key, place, origin)):
+        if _taken(place) or (not place.exists() and self._take(cache, key, place, origin)):
             origin.cached.append(self._pass.name)
             return
         self._compute(place)
@@ -168,10 +177,11 @@ class _Scores:
 
     def _compute(self, place: Path) -> None:
         place.mkdir(exist_ok=True)
+        seals = Seals(place)
         for number, start in enumerate(range(0, len(self._examples), SHARD)):
             file = place / f"shard_{number:05d}.parquet"
-            if not file.exists():
-                write_table(file, REFERENCE, self._rows(start))
+            if not seals.hold(file.name):
+                write_table(file, REFERENCE, self._rows(start), seals.of(file.name))
 
     def _rows(self, start: int) -> Iterator[Row]:
         """Of the shard that begins with the example ``start``."""
@@ -206,6 +216,19 @@ class _Scores:
         if self._model is None:
             self._model = load_for_scoring(self._pass.model, trust_remote_code=self._context.config.trusts_policy)
         return self._model
+
+
+def _taken(place: Path) -> bool:
+    """Whether an earlier try of this stage has taken all of it from the cache. What is damaged there is removed."""
+    if not (place / ENTRY).exists():
+        return False
+    try:
+        require_stored(place, place)
+    except DamagedEntryError as error:
+        logger.warning("%s; made again", error)
+        discard(place)
+        return False
+    return True
 
 
 def _told(example: Example, apart: float, allowed: float) -> str:

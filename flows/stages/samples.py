@@ -19,6 +19,7 @@ from pipeline.chat import Chat, load_chat
 from pipeline.config import RunConfig, SamplingSettings
 from pipeline.rows import read_groups, read_preferences, write_groups
 from pipeline.sample import SampleRequest
+from pipeline.seals import Seals
 from pipeline.store import Stage
 from pipeline.types import Group, Prompt, Response, RunError, derive_seed
 
@@ -93,7 +94,8 @@ def _sample(
         folder / f"shard_{index:05d}.parquet": kept[start : start + config.shard_size]
         for index, start in enumerate(range(0, len(kept), config.shard_size))
     }
-    missing = {file: shard for file, shard in shards.items() if not file.exists()}
+    seals = Seals(folder)
+    missing = {file: shard for file, shard in shards.items() if not seals.hold(file.name)}
     requests = [
         SampleRequest(ids, derive_seed(config.seed, purpose, round_, prompt.id))
         for shard in missing.values()
@@ -102,11 +104,13 @@ def _sample(
     if requests:
         # One call for all shards: the engine is at work on the next ones while one is written.
         answers = workers.sample(policy, source.folder, requests, settings)
-        _write(context, missing, answers, len(kept) - len(requests), len(kept))
+        _write(context, missing, seals, answers, len(kept) - len(requests), len(kept))
     return Outcome(len(kept), _metrics(folder, len(prompts) - len(kept), workers.swaps.get(str(policy))))
 
 
-def _write(context: Context, shards: Mapping[Path, Shard], answers: Iterator[Answer], done: int, total: int) -> None:
+def _write(
+    context: Context, shards: Mapping[Path, Shard], seals: Seals, answers: Iterator[Answer], done: int, total: int
+) -> None:
     """Write each shard to its file as soon as the answers to its prompts are there."""
     tokens = 0
     for file, shard in shards.items():
@@ -116,7 +120,7 @@ def _write(context: Context, shards: Mapping[Path, Shard], answers: Iterator[Ans
             done, tokens = done + 1, tokens + sum(len(response.token_ids) for response in answer)
             context.report(done, total, f"{tokens} tokens")
         _require_finite(context, file, groups)
-        write_groups(file, groups)
+        write_groups(file, groups, seals.of(file.name))
     # A call that is not heard to its end counts as given up.
     if next(answers, None) is not None:
         raise RunError("the sampler answered more prompts than it was asked")

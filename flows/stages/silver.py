@@ -9,6 +9,7 @@ from pipeline.config import ClassifierScorer
 from pipeline.config.discriminator import Discriminator
 from pipeline.label import Scorer, label
 from pipeline.rows import read_group_file, read_groups, write_groups
+from pipeline.seals import Seals
 from pipeline.types import Group
 from reward_models.comparisons import Uncached
 
@@ -68,14 +69,16 @@ def silver_labels(context: Context, round_: int, folder: Path, settings: Discrim
     gold = {group.prompt.id: group for group in _gold(context, round_, settings)}
     scorer = _scorer(context, round_, settings)
     shards = sorted(context.run.stage(round_, "samples").folder.glob("shard_*.parquet"))
+    seals = Seals(folder)
     silver = rows = 0
     for index, shard in enumerate(shards):
         file = folder / shard.name
-        if not file.exists():
+        if not seals.hold(file.name):
             groups = list(read_group_file(shard))
             rest = [group for group in groups if group.prompt.id not in gold]
             bought = [gold[group.prompt.id] for group in groups if group.prompt.id in gold]
-            write_groups(file, [*bought, *([] if scorer is None else label(rest, Uncached(scorer)))])
+            made = [*bought, *([] if scorer is None else label(rest, Uncached(scorer)))]
+            write_groups(file, made, seals.of(file.name))
         context.report(index + 1, len(shards), "silver")
     rewards = []
     for group in read_groups(folder):

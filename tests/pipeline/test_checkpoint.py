@@ -149,6 +149,17 @@ def test_a_damaged_checkpoint_is_named(name: str, tmp_path: Path) -> None:
         fit(tiny_llama(), checkpoint_dir=tmp_path)
 
 
+def test_a_checkpoint_whose_step_is_another_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        fit(tiny_llama(), checkpoint_dir=tmp_path, on_step=kill_at(4))
+    file = tmp_path / "step_000003" / "progress.json"
+    told = file.read_text().replace('"step": 3', '"step": 2')
+    assert told != file.read_text()
+    file.write_text(told)
+    with pytest.raises(RunError, match=r"step_000003: not a readable checkpoint: progress\.json has other content"):
+        fit(tiny_llama(), checkpoint_dir=tmp_path)
+
+
 def one_step(steps: int) -> Optimisation:
     return Optimisation(
         batch_size=18, micro_batch_size=18, learning_rate=1e-3, schedule="constant", warmup=0, epochs=float(steps)
