@@ -1,13 +1,16 @@
 """Labels by content, in one SQLite file that several runs may use at once. Torch-free.
 
-SQLite's write-ahead log keeps what is written through a kill of any process, and lets runs read while one writes.
+SQLite's write-ahead log keeps what is written through a kill of any process, and lets runs read while one writes. Each
+label has a checksum of its own, which SQLite's pages lack: one that has changed on the disk is as if it were not there.
 """
 
 import contextlib
 import errno
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -19,11 +22,20 @@ if TYPE_CHECKING:
 Kept = tuple[float | None, "Missing | None"]
 # "pflb": tells the file from other programs' databases.
 APPLICATION_ID = 0x70666C62
-LAYOUT = 1
+LAYOUT = 2
+# Without checksums.
+LAYOUT_1 = 1
 WAIT_SECONDS = 60.0
 # Not the file is at fault, but the disk that it is on; the low byte of SQLite's codes is the kind.
 _FAILING = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 AT_ONCE = 500
+_TABLE = "CREATE TABLE labels (key TEXT PRIMARY KEY, value REAL, missing TEXT, seal TEXT) WITHOUT ROWID"
+# A label that another run has written meanwhile stays, unless it is damaged.
+_WRITE = """INSERT INTO labels VALUES (?1, ?2, ?3, seal_of(?1, ?2, ?3)) ON CONFLICT (key) DO UPDATE
+SET value = excluded.value, missing = excluded.missing, seal = excluded.seal
+WHERE labels.seal IS NOT seal_of(labels.key, labels.value, labels.missing)"""
+
+logger = logging.getLogger(__name__)
 
 
 class LabelCache:
@@ -35,20 +47,30 @@ class LabelCache:
         self._connection: sqlite3.Connection | None = None
 
     def read(self, keys: Sequence[str]) -> dict[str, Kept]:
-        """What is known of ``keys``. Raises ``UserError`` for a file that is no label cache or cannot be written."""
+        """What is known of ``keys``; a damaged label is not, and is told.
+
+        Raises ``UserError`` for a file that is damaged, is no label cache or cannot be written.
+        """
         found: dict[str, Kept] = {}
+        damaged = 0
         with self._database() as database:
             for start in range(0, len(keys), AT_ONCE):
                 part = keys[start : start + AT_ONCE]
                 marks = ",".join("?" * len(part))
-                rows = database.execute(f"SELECT key, value, missing FROM labels WHERE key IN ({marks})", part)  # noqa: S608 - question marks alone
-                found.update({key: (value, cast("Missing | None", missing)) for key, value, missing in rows})
+                rows = database.execute(f"SELECT key, value, missing, seal FROM labels WHERE key IN ({marks})", part)  # noqa: S608 - question marks alone
+                for key, value, missing, seal in rows:
+                    if seal == _seal_of(key, value, missing):
+                        found[key] = (value, cast("Missing | None", missing))
+                    else:
+                        damaged += 1
+        if damaged:
+            logger.warning("%s: %d labels are not as they were written; they are asked for again", self._file, damaged)
         return found
 
     def write(self, key: str, value: float | None, missing: "Missing | None" = None) -> None:
         """Keep a label; one that another run has written meanwhile stays as it is."""
         with self._database() as database:
-            database.execute("INSERT OR IGNORE INTO labels VALUES (?, ?, ?)", (key, value, missing))
+            database.execute(_WRITE, (key, None if value is None else float(value), missing))
 
     def close(self) -> None:
         """Close the file."""
@@ -75,6 +97,9 @@ class LabelCache:
             self._file.parent.mkdir(parents=True, exist_ok=True)
         # Autocommit: every statement is a transaction, so a label is kept as soon as it is there.
         database = sqlite3.connect(self._file or ":memory:", timeout=WAIT_SECONDS, isolation_level=None)
+        # What has changed on the disk need not be text.
+        database.text_factory = lambda text: text.decode(errors="replace")
+        database.create_function("seal_of", 3, _seal_of, deterministic=True)
         try:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
@@ -83,8 +108,12 @@ class LabelCache:
             (application,) = database.execute("PRAGMA application_id").fetchone()
             (layout,) = database.execute("PRAGMA user_version").fetchone()
             if tables == 0:
-                database.execute("CREATE TABLE labels (key TEXT PRIMARY KEY, value REAL, missing TEXT) WITHOUT ROWID")
+                database.execute(_TABLE)
                 database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                database.execute(f"PRAGMA user_version = {LAYOUT}")
+            elif (application, layout) == (APPLICATION_ID, LAYOUT_1):
+                database.execute("ALTER TABLE labels ADD COLUMN seal TEXT")
+                database.execute("UPDATE labels SET seal = seal_of(key, value, missing)")
                 database.execute(f"PRAGMA user_version = {LAYOUT}")
             elif (application, layout) != (APPLICATION_ID, LAYOUT):
                 raise sqlite3.DatabaseError("is a database, but no label cache of this version")
@@ -93,3 +122,8 @@ class LabelCache:
             database.close()
             raise
         return database
+
+
+def _seal_of(key: object, value: object, missing: object) -> str:
+    """The checksum of one label."""
+    return sha256(repr((key, value, missing)).encode("utf-8", "replace")).hexdigest()[:16]

@@ -1,20 +1,23 @@
 """Labels stay through kill -9, and two processes may write at once."""
 
 import os
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from pipeline.types import UserError
-from reward_models.cache import LabelCache
+from reward_models.cache import APPLICATION_ID, LabelCache
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys
+from collections import Counter
 from pathlib import Path
 from reward_models.cache import LabelCache
 cache = LabelCache(Path(sys.argv[1]))
@@ -56,6 +59,68 @@ def test_a_key_keeps_its_first_label(tmp_path: Path) -> None:
     assert len(cache.read(many)) == 2000
     cache.close()
     assert LabelCache(tmp_path / "deeper" / "labels.sqlite").read(["a"])["a"] == (1.0, None)
+
+
+def test_a_label_that_changed_on_the_disk_is_asked_for_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "labels.sqlite"
+    cache = LabelCache(file)
+    for key in "abc":
+        cache.write(key, 1.0)
+    with sqlite3.connect(file) as database:
+        database.execute("UPDATE labels SET value = 2.0 WHERE key = 'a'")
+        database.execute("UPDATE labels SET missing = CAST(x'ff' AS TEXT) WHERE key = 'b'")
+    database.close()
+    assert cache.read(["a", "b", "c"]) == {"c": (1.0, None)}
+    assert "labels.sqlite: 2 labels are not as they were written" in caplog.text
+    cache.write("a", 3.0)
+    cache.write("c", 3.0)
+    assert cache.read(["a", "b", "c"]) == {"a": (3.0, None), "c": (1.0, None)}
+    cache.close()
+
+
+def test_a_cache_without_checksums_is_taken_over(tmp_path: Path) -> None:
+    file = tmp_path / "labels.sqlite"
+    with sqlite3.connect(file) as database:
+        database.execute("CREATE TABLE labels (key TEXT PRIMARY KEY, value REAL, missing TEXT) WITHOUT ROWID")
+        database.execute("INSERT INTO labels VALUES ('a', 1, NULL), ('b', NULL, 'unparsed')")
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    for _ in range(2):
+        cache = LabelCache(file)
+        assert cache.read(["a", "b"]) == {"a": (1.0, None), "b": (None, "unparsed")}
+        cache.close()
+
+
+def test_whatever_is_damaged_no_label_is_another(tmp_path: Path) -> None:
+    file = tmp_path / "labels.sqlite"
+    cache = LabelCache(file)
+    told = {f"{number:064x}": (number / 7, None) for number in range(300)}
+    for key, (value, _) in told.items():
+        cache.write(key, value)
+    cache.close()
+    whole, ends = file.read_bytes(), Counter[str]()
+    for number in range(300):
+        lots, data = random.Random(number), bytearray(whole)
+        if number % 10:
+            data[lots.randrange(len(data))] ^= 1 << lots.randrange(8)
+        else:
+            del data[lots.randrange(len(data)) :]
+        file.write_bytes(data)
+        damaged = LabelCache(file)
+        try:
+            found = damaged.read([*told])
+            damaged.write(f"{1:064x}", 1 / 7)
+        except UserError as error:
+            assert "labelling.cache" in str(error) and "labels.sqlite" in str(error)
+            ends["refused"] += 1
+        else:
+            assert found.items() <= told.items()
+            ends["read" if len(found) == len(told) else "fewer"] += 1
+        damaged.close()
+        for left in (tmp_path / "labels.sqlite-wal", tmp_path / "labels.sqlite-shm"):
+            left.unlink(missing_ok=True)
+    assert min(ends[end] for end in ("refused", "read", "fewer")) > 3, ends
 
 
 def test_a_file_that_is_no_cache_is_refused_and_left_alone(tmp_path: Path) -> None:
