@@ -1,18 +1,12 @@
 """Deployments for real: ``prefloop up``, schedules that fire, and what Prefect's UI asks of the server's API."""
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import httpx
 import psutil
 import pytest
 
@@ -21,73 +15,8 @@ from pipeline.configfile import load_config
 from pipeline.rows import read_groups
 from pipeline.store import RunFolder
 from tests.browser import CHROMIUM, Browser
+from tests.prefloop_up import Up, started_up
 from tests.tiny_model import save_tiny_model
-
-ROOT = Path(__file__).parents[2]
-Found = TypeVar("Found")
-
-
-class Patient(httpx.Client):
-    """Asks again while the server's database is locked, as Prefect's own client does."""
-
-    def request(self, *arguments: Any, **named: Any) -> httpx.Response:
-        for _ in range(60):
-            response = super().request(*arguments, **named)
-            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                break
-            time.sleep(0.5)
-        return response
-
-
-@dataclass
-class Up:
-    """``prefloop up`` in a process of its own, and a folder to run commands in."""
-
-    process: "subprocess.Popen[bytes]"
-    folder: Path
-    environment: dict[str, str]
-    port: int
-    log: Path
-    api: Patient
-
-    def prefloop(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "flows", *map(str, arguments)]
-        return subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=200, check=False
-        )
-
-    def deployment(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.api.get(f"/deployments/name/{name}").raise_for_status().json()
-        return found
-
-    def runs(self, name: str) -> list[dict[str, Any]]:
-        """The deployment's runs that a worker has seen, in the order in which they are due."""
-        asked = {"deployments": {"id": {"any_": [self.deployment(name)["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        runs = self.api.post("/flow_runs/filter", json=asked).raise_for_status().json()
-        return [run for run in runs if run["state"]["type"] != "SCHEDULED"]
-
-    def start(self, name: str, **parameters: object) -> str:
-        """What the UI's Custom run sends."""
-        asked = self.api.post(
-            f"/deployments/{self.deployment(name)['id']}/create_flow_run", json={"parameters": parameters}
-        )
-        return str(asked.raise_for_status().json()["id"])
-
-    def wait_for(self, flow_run: str, *states: str) -> dict[str, Any]:
-        def reached() -> dict[str, Any] | None:
-            run: dict[str, Any] = self.api.get(f"/flow_runs/{flow_run}").raise_for_status().json()
-            return run if run["state"]["type"] in states else None
-
-        return self.until(reached)
-
-    def until(self, ask: Callable[[], Found | None]) -> Found:
-        deadline = time.monotonic() + 270
-        while time.monotonic() < deadline:
-            found = ask()
-            if found:
-                return found
-            time.sleep(0.5)
-        raise AssertionError(f"not within four minutes:\n{self.log.read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="module")
@@ -102,36 +31,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         "sampling: {n: 3, max_tokens: 8}\nscorer: {kind: length, target_words: 12}\n"
         "training: {learning_rate: 3.0e-3, batch_size: 8}\n"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        "JUDGE_KEY": "a-key-that-nobody-must-see",
-    }
-    log = folder / "up.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows", "up", "--port", str(port)],
-            cwd=folder,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    api = Patient(base_url=f"http://127.0.0.1:{port}/api", timeout=200)
-    started = Up(process, folder, environment, port, log, api)
-    try:
-        started.until(lambda: "Prefect UI" in log.read_text() or process.poll() is not None)
-        assert process.poll() is None, log.read_text()
+    with started_up(folder) as started:
         yield started
-    finally:
-        api.close()
-        process.send_signal(signal.SIGTERM)
-        process.wait(90)
 
 
 @pytest.fixture(scope="module")
@@ -169,27 +70,15 @@ def test_a_run_is_stopped_in_the_ui_and_started_again_with_other_parameters(up: 
     root = up.folder / "runs" / "tiny"
     flow_run = up.start(nightly, rounds_more=3)
     up.wait_for(flow_run, "RUNNING")
-    up.until(lambda: trainers(root))
+    up.until(lambda: up.trainers())
     cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
     up.api.post(f"/flow_runs/{flow_run}/set_state", json=cancelling).raise_for_status()
     up.wait_for(flow_run, "CANCELLED")
-    up.until(lambda: not trainers(root))
+    up.until(lambda: not up.trainers())
     again = up.wait_for(up.start(nightly, rounds_more=0, until="3:samples"), "COMPLETED", "FAILED", "CRASHED")
     assert again["state"]["type"] == "COMPLETED"
     assert RunFolder(root).stage(3, "samples").manifest() is not None
     assert not RunFolder(root).stage(3, "pairs").folder.exists()
-
-
-def trainers(root: Path) -> list[int]:
-    """Processes that work for a run of ``up``; their names hold its Prefect home through the environment."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        try:
-            if "flows.trainer_child" in process.info["cmdline"] and process.cwd() == str(root.parents[1]):
-                found.append(process.pid)
-        except (psutil.Error, TypeError):
-            continue
-    return found
 
 
 @pytest.mark.parametrize(
@@ -227,7 +116,7 @@ def test_a_run_that_its_gate_pauses_goes_on_when_the_command_or_the_form_has_ans
         return f"round {round_} waits for a person" in state["message"] and "KL to the start is" in state["message"]
 
     assert waits_for(1) and up.until(lambda: up.deployment(name)["paused"])
-    assert not trainers(run.root) and read_decision(run, 1) is not None
+    assert not up.trainers() and read_decision(run, 1) is not None
     said = up.prefloop("approve", run.root, "--decision", "roll_back", "--by", "Ada", "--reason", "looked at it")
     assert said.returncode == 0 and "goes on" in said.stdout
     assert not up.deployment(name)["paused"]
@@ -247,6 +136,37 @@ def test_a_run_that_its_gate_pauses_goes_on_when_the_command_or_the_form_has_ans
     assert not up.deployment(name)["paused"]
 
 
+def test_firings_missed_in_an_outage_are_caught_up_one_after_another_or_skipped(up: Up) -> None:
+    """Of a pool whose worker was away for a day; a firing is as short as it can be: it reads the data."""
+    names = {missed: f"iterative/{missed}" for missed in ("skip", "catch-up")}
+    for missed, name in names.items():
+        options = ("--interval", "12h", "--missed", missed, "--pool", "away", "--run-dir", missed)
+        assert up.prefloop("deploy", "tiny.yaml", "--name", missed, *options).returncode == 0
+        found = up.deployment(name)
+        short = {"parameters": {**found["parameters"], "until": "0:data"}}
+        up.api.patch(f"/deployments/{found['id']}", json=short).raise_for_status()
+    up.until(lambda: all(len(up.firings(name)) >= 2 for name in names.values()))
+    passed = [run for name in names.values() for run in up.firings(name)[:2]]
+    up.make_late(passed)
+    command = [sys.executable, "-m", "flows", "serve", "--pool", "away"]
+    with (up.folder / "away.log").open("wb") as log:
+        worker = subprocess.Popen(command, cwd=up.folder, env=up.environment, stdout=log, stderr=log)
+    try:
+        for flow_run in passed:
+            up.wait_for(flow_run["id"], "COMPLETED", "CANCELLED", "FAILED", "CRASHED")
+    finally:
+        worker.terminate()
+        worker.wait(90)
+    skipped, caught_up = (up.firings(name)[:2] for name in names.values())
+    assert {run["state"]["type"] for run in skipped} == {"CANCELLED"}
+    assert any("skipped: this firing was due at" in run["state"]["message"] for run in skipped)
+    assert not (up.folder / "skip").exists()
+    assert [run["state"]["type"] for run in caught_up] == ["COMPLETED", "COMPLETED"]
+    first, second = sorted(caught_up, key=lambda run: str(run["start_time"]))
+    assert first["end_time"] <= second["start_time"]
+    assert RunFolder(up.folder / "catch-up").stage(0, "data").manifest() is not None
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 def test_the_form_of_a_deployment_is_in_the_page(up: Up, nightly: str, tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{up.port}/deployments/deployment/{up.deployment(nightly)['id']}/run"
@@ -256,7 +176,7 @@ def test_the_form_of_a_deployment_is_in_the_page(up: Up, nightly: str, tmp_path:
 
 def test_killing_up_ends_server_worker_and_runs(up: Up, nightly: str) -> None:
     up.start(nightly, rounds_more=5)
-    up.until(lambda: trainers(up.folder / "runs" / "tiny"))
+    up.until(lambda: up.trainers())
     family = psutil.Process(up.process.pid).children(recursive=True)
     assert len(family) >= 6
     up.process.kill()
