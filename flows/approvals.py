@@ -34,6 +34,13 @@ def approval_file(run: RunFolder, round_: int) -> Path:
     return run.root / "approvals" / f"round_{round_:03d}.json"
 
 
+def approvals(run: RunFolder) -> dict[int, Path]:
+    """The files of people's answers, by round."""
+    files = sorted(approval_file(run, 0).parent.glob("round_*.json"))
+    numbers = [file.stem.removeprefix("round_") for file in files]
+    return {int(number): file for number, file in zip(numbers, files, strict=True) if number.isdecimal()}
+
+
 def read_approval(run: RunFolder, round_: int) -> Approval | None:
     """A person's answer; None if there is none. Raises ``UserError`` that names the field and what it may be."""
     file = approval_file(run, round_)

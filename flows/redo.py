@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from flows.approvals import approvals
 from flows.keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES, dependencies
 from flows.reading import reads
 from pipeline.config import RunConfig
@@ -101,9 +102,14 @@ def _paths(run: RunFolder, stages: Sequence[Stage]) -> list[Path]:
         if stage.name == "samples":
             # Questions to people were about these responses.
             paths.append(run.root / "questions" / stage.folder.parent.name)
-        if stage.name == "gate":
-            paths.append(run.root / "approvals" / f"{stage.folder.parent.name}.json")
-    return paths
+    return [*paths, *_approvals(run, stages)]
+
+
+def _approvals(run: RunFolder, stages: Sequence[Stage]) -> list[Path]:
+    """People's answers to gates that are among ``stages``, or that will decide anew: a new question needs a new one."""
+    first = min(stage.round for stage in stages)
+    gates = {run.stage(round_, "gate"): file for round_, file in approvals(run).items() if round_ >= first}
+    return [file for gate, file in gates.items() if gate in stages or not gate.folder.exists()]
 
 
 def _refuse_freed(run: RunFolder, config: RunConfig, gone: Sequence[Stage]) -> None:

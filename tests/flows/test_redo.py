@@ -1,9 +1,11 @@
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from flows import redo
+from flows.approvals import approval_file
 from flows.redo import dependents, finish_setting_aside, parse_stage, set_aside
 from flows.stages import Context
 from flows.verify import verify
@@ -66,6 +68,31 @@ def test_questions_to_people_go_with_the_responses_that_they_were_about(run: Con
     assert (run.run.root / "questions/round_001/answers.jsonl").is_file()
     (kept,) = (run.run.root / "set_aside").glob("*/questions/round_002/answers.jsonl")
     assert kept.read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("round_", "stage", "gone"),
+    [(1, "gate", [1, 2]), (1, "policy", [1, 2]), (2, "samples", [2]), (2, "gate", [2]), (0, "policy", [1, 2])],
+)
+def test_a_persons_answer_goes_with_the_question(run: Context, round_: int, stage: str, gone: list[int]) -> None:
+    # The gate of round 2 has been begun, and an answer to an earlier one is left.
+    run.run.stage(1, "gate").folder.mkdir()
+    run.run.stage(2, "gate").partial.mkdir()
+    for number in (1, 2):
+        file = approval_file(run.run, number)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"decision": "promote"}))
+    set_aside(run.run, run.config, round_, stage)
+    assert [number for number in (1, 2) if not approval_file(run.run, number).exists()] == gone
+    assert len([*(run.run.root / "set_aside").glob("*/approvals/*.json")]) == len(gone)
+
+
+def test_an_answer_without_its_gate_goes_too(run: Context) -> None:
+    for number in (1, 2):
+        approval_file(run.run, number).parent.mkdir(exist_ok=True)
+        approval_file(run.run, number).write_text("{}")
+    set_aside(run.run, run.config, 2, "policy")
+    assert approval_file(run.run, 1).exists() and not approval_file(run.run, 2).exists()
 
 
 @pytest.mark.parametrize("moves", range(0, len(FROM_PAIRS) + 1, 3))
