@@ -15,12 +15,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.redaction import redacted
+from pipeline.redaction import redact_output, redacted
 from pipeline.types import Paused, RunError, UserError
 from pipeline.watchdog import end_with_parent
 
@@ -44,9 +44,18 @@ class Child:
         init: dict[str, Any],
         log: Path,
         start_timeout: float,
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
+        keys: Iterable[str] = (),
     ) -> None:
         """Start the child and hand ``init`` to it.
+
+        Args:
+            entry_module: whose ``main`` serves.
+            init: of the call of this name.
+            log: where its output goes.
+            start_timeout: in seconds.
+            env: variables that it has beside this process's; None: that it has not.
+            keys: names of variables whose values it must not print.
 
         Raises:
             RunError: it did not answer within ``start_timeout`` seconds.
@@ -60,6 +69,8 @@ class Child:
         self._log_start = log.stat().st_size if log.exists() else 0
         self._socket, theirs = socket.socketpair()
         command = [sys.executable, "-m", entry_module, "--socket", str(theirs.fileno()), "--parent", str(os.getpid())]
+        command += [f"--key={name}" for name in sorted(keys)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         with theirs, log.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
@@ -67,7 +78,7 @@ class Child:
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+                env={name: value for name, value in environment.items() if value is not None},
                 process_group=0,
             )
         try:
@@ -200,7 +211,9 @@ def serve(handlers: Mapping[str, Handler], close: Callable[[], None] | None = No
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--key", action="append", default=[])
     options = parser.parse_args()
+    redact_output(options.key)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(options.parent)
     with socket.socket(fileno=options.socket) as connection:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.child import Child
+from pipeline.redaction import key_variables
 from pipeline.types import RunError, UserError
 
 ENTRY = "flows.trainer_child"
@@ -35,7 +36,9 @@ class Followers:
         def start(rank: int) -> Child:
             own = log.with_name(f"{log.stem}_{rank}{log.suffix}")
             threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share_of_cores(count + 1)))}
-            return Child(ENTRY, {**init, "rank": rank}, own, start_timeout, threads)
+            # Followers train, and ask nobody.
+            env = {**threads, **dict.fromkeys(key_variables(init["config"]))}
+            return Child(ENTRY, {**init, "rank": rank}, own, start_timeout, env)
 
         starting = [self._pool.submit(start, rank) for rank in range(1, count + 1)]
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.child import Child
 from pipeline import config
+from pipeline.redaction import key_variables
 from pipeline.sample import SampleRequest
 from pipeline.types import Response, RunError
 
@@ -17,9 +18,18 @@ REQUESTS_A_CALL = 4096
 class SamplerProcess:
     """Samples through a child process; what fails is tried again in a fresh one."""
 
-    def __init__(self, sampler: config.Sampler, chat: config.Chat, log: Path, trust_remote_code: bool = False) -> None:
-        """Nothing starts before the first ``load``."""
+    def __init__(
+        self,
+        sampler: config.Sampler,
+        chat: config.Chat,
+        log: Path,
+        trust_remote_code: bool = False,
+        keys: frozenset[str] = frozenset(),
+    ) -> None:
+        """Nothing starts before the first ``load``. ``keys``: variables that others need, and the sampler has not."""
         self._settings = sampler
+        own = key_variables(sampler.model_dump(mode="json"))
+        self._own_keys, self._env = own, dict.fromkeys(keys - own)
         self._init = {
             "sampler": sampler.model_dump(mode="json"),
             "chat": chat.model_dump(mode="json"),
@@ -119,7 +129,8 @@ class SamplerProcess:
 
     def _running(self) -> Child:
         if self._child is None or not self._child.alive:
-            self._child = Child("flows.sampler_child", self._init, self._log, self._settings.start_timeout)
+            timeout = self._settings.start_timeout
+            self._child = Child("flows.sampler_child", self._init, self._log, timeout, self._env, self._own_keys)
         return self._child
 
     def _loaded_child(self) -> Child:

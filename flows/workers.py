@@ -14,6 +14,7 @@ from flows.child import Child
 from flows.progress import Report
 from flows.sampler_process import SamplerProcess
 from pipeline.config import RunConfig, Sampler, SamplingSettings, ServerSampler, TransformersSampler
+from pipeline.redaction import key_variables
 from pipeline.sample import SampleRequest
 from pipeline.types import Response
 
@@ -61,7 +62,8 @@ class Workers:
         self._config = config
         self._logs = root / "logs"
         log = self._logs / "sampler.log"
-        self._sampler = SamplerProcess(with_context(config), config.chat, log, config.trusts_policy)
+        self._keys = key_variables(config.model_dump(mode="json"))
+        self._sampler = SamplerProcess(with_context(config), config.chat, log, config.trusts_policy, self._keys)
         self._held: str | None = None
         self._trainer: Child | None = None
         self.swaps: dict[str, dict[str, Any]] = {}
@@ -88,9 +90,9 @@ class Workers:
         if self._trainer is None or not self._trainer.alive:
             self._end_trainer()
             init = {"run": str(self._root), "config": self._config.model_dump(mode="json")}
-            self._trainer = Child(
-                "flows.trainer_child", init, self._logs / "trainer.log", self._config.sampler.start_timeout
-            )
+            # A user's reward function runs there, which may print anything.
+            timeout = self._config.sampler.start_timeout
+            self._trainer = Child("flows.trainer_child", init, self._logs / "trainer.log", timeout, keys=self._keys)
 
         def on_progress(facts: dict[str, Any]) -> None:
             report(int(facts["done"]), int(facts["total"]), str(facts["note"]))

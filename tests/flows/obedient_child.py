@@ -25,6 +25,13 @@ def echo(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return {"greeting": GREETING[0], "args": args, "pid": os.getpid()}
 
 
+def tell(args: dict[str, Any], progress: Progress) -> list[str]:
+    """Print the environment; the names of the variables in it."""
+    print("as", os.environ, flush=True)
+    print("and", *os.environ.values(), file=sys.stderr, flush=True)
+    return [*os.environ]
+
+
 def count(args: dict[str, Any], progress: Progress) -> str:
     for done in range(args["total"]):
         time.sleep(args.get("seconds", 0))
@@ -53,4 +60,4 @@ def hang(args: dict[str, Any], progress: Progress) -> None:
 
 
 if __name__ == "__main__":
-    serve({"init": init, "echo": echo, "count": count, "fail": fail, "die": die, "hang": hang})
+    serve({"init": init, "echo": echo, "tell": tell, "count": count, "fail": fail, "die": die, "hang": hang})

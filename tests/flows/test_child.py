@@ -56,6 +56,21 @@ def test_megabytes_pass_both_ways(child: Child) -> None:
     assert child.call("echo", args, 30)["args"] == args
 
 
+def test_keys_are_not_printed_and_those_that_it_does_not_need_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE", "qz7-Xw4NbV9rLk2Tt8")
+    monkeypatch.setenv("OTHER_TOKEN", "another-secret-value")
+    monkeypatch.setenv("SAMPLER", "of the sampler alone")
+    with Child(ENTRY, {}, tmp_path / "log", 20, {**ENV, "SAMPLER": None}, ["JUDGE"]) as child:
+        names = child.call("tell", {}, 5)
+    assert {"JUDGE", "OTHER_TOKEN"} <= {*names} and "SAMPLER" not in names
+    printed = (tmp_path / "log").read_text()
+    assert "'JUDGE': '[hidden]'" in printed and "as environ" in printed and "\nand " in printed
+    for secret in ("qz7-Xw4NbV9rLk2Tt8", "another-secret-value", "of the sampler alone"):
+        assert secret not in printed
+
+
 def test_output_goes_to_the_log_and_not_to_the_results(child: Child, capfd: pytest.CaptureFixture[str]) -> None:
     child.call("echo", {}, 5)
     assert "echo was called" in child.log.read_text()
