@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flows.artefacts import Screen
 from flows.lease import FILE, hold
+from flows.links import require_own_folders
 from flows.prefect_states import true_states
 from flows.redo import finish_setting_aside
 from flows.storage_errors import FULL, storage_error
@@ -38,6 +39,7 @@ def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolde
         raise UserError(f"{root}: not empty and not a run folder (no config.yaml); choose another --run-dir")
     try:
         root.mkdir(parents=True, exist_ok=True)
+        require_own_folders(root)
         with hold(root):
             write_text(run.config_file, dump_config(config))
     except OSError as error:
@@ -54,6 +56,7 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
     The block ends early, without an error, when the stage ``until`` (``ROUND:STAGE``) is complete.
     """
     run = RunFolder(root)
+    require_own_folders(root)
     with hold(root) as lease, true_states(root):
         finish_setting_aside(run)
         config = load_config([run.config_file])

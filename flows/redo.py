@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flows.approvals import approvals
 from flows.keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES, dependencies
+from flows.links import inside
 from flows.reading import reads
 from pipeline.config import RunConfig
 from pipeline.store import RunFolder, Stage, sync_folder, write_json
@@ -63,7 +64,7 @@ def finish_setting_aside(run: RunFolder) -> None:
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
             for name in reversed(told["moves"]):
-                _move(run.root / name, file.parent / name)
+                _move(inside(run.root, name), inside(file.parent, name))
             # Last: with this name it is only a record.
             file.rename(file.with_name("moved.json"))
             sync_folder(file.parent)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
+from flows.links import inside
 from flows.reading import made_in, reads
 from pipeline.config import RunConfig
 from pipeline.manifest import FREED, Freed, plain
@@ -107,7 +108,7 @@ def _free(stage: Stage, reason: str) -> FreedStage | None:
 
 def _remove(stage: Stage, freed: Freed) -> None:
     for name in freed.files:
-        (stage.folder / name).unlink(missing_ok=True)
+        inside(stage.folder, name).unlink(missing_ok=True)
 
 
 def _reason(config: RunConfig) -> str:

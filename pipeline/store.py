@@ -65,10 +65,8 @@ class RunFolder:
 
     def begun(self) -> list["Stage"]:
         """The stages that are being written, or were when a run ended."""
-        names = [
-            (round_, name.removesuffix(".partial")) for round_, name in self._folders() if name.endswith(".partial")
-        ]
-        return [self.stage(round_, name) for round_, name in names]
+        found = [(round_, name) for round_, name in self._folders() if name.endswith(".partial")]
+        return [self.stage(round_, name.removesuffix(".partial")) for round_, name in found]
 
     def _folders(self) -> list[tuple[int, str]]:
         rounds = [(number, self.root / f"round_{number:03d}") for number in self.rounds()]
@@ -177,14 +175,17 @@ class Stage:
         """Open the partial folder; what an earlier try under the same key left in it is kept."""
         marker, made_from = self.partial / "key.json", self.seals(key)
         tried = content_hash([key.digest, made_from])
-        if self.partial.exists() and _tried(self.partial) != tried:
+        if self.partial.is_symlink():
+            self.partial.unlink()
+        elif self.partial.exists() and _tried(self.partial) != tried:
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
         write_json(marker, {"key": tried, "seconds": _read_seconds(marker)})
-        # What a kill has left half written or half removed is no part of the stage, nor is a manifest without it.
+        # What a kill has left half written or half removed is no part of the stage, nor is a manifest without it. Nor
+        # are links, behind which nothing is written.
         (self.partial / MANIFEST).unlink(missing_ok=True)
-        for left in [*self.partial.rglob("*.tmp")]:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in [path for path in self.partial.rglob("*") if path.suffix == ".tmp" or path.is_symlink()]:
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
         return StageWriter(self, key, made_from, tried)
 
 
