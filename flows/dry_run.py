@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from flows.growth import ADDED
 from flows.keys import stage_key
-from flows.rounds import labelled, learn, start
+from flows.rounds import added, labelled, learn, start
 from flows.table import make_table_console
 from flows.tasks import Reached, Stages
 from pipeline.config import RunConfig
@@ -66,11 +67,18 @@ def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> l
         for round_ in range(1, config.rounds + 1):
             made = ""
             if config.mode == "iterative":
-                made = labelled(stages, config, round_, stages("samples", round_, policy))
+                samples = stages("samples", round_, *_added(stages, run, config, round_), policy)
+                made = labelled(stages, config, round_, samples)
             policy = learn(stages, config, round_, stages("pairs", round_, made), policy)
     except Reached:
         pass
     return stages.planned
+
+
+def _added(stages: _Recorder, run: RunFolder, config: RunConfig, round_: int) -> list[str]:
+    """What the next round will take up, rounds after it have."""
+    planned = any(one.title.endswith(f"/{ADDED}") and one.state != "done" for one in stages.planned)
+    return [] if planned else added(stages, run, config, round_)
 
 
 def print_dry_run(config: RunConfig, root: Path, until: str | None) -> None:

@@ -11,7 +11,7 @@ from flows.lineage import parent
 from flows.opening import open_run
 from flows.parameters import ConfigFiles, RedoFrom, RoundsMore, RunDir, Settings, Until
 from flows.report import write_report
-from flows.rounds import labelled, learn, start
+from flows.rounds import added, labelled, learn, start
 
 
 @flow(name="iterative", flow_run_name=run_name, persist_result=False, retries=0)
@@ -33,7 +33,7 @@ def _rounds(root: Path, until: str | None) -> str:
         start(stage)
         for round_ in range(1, config.rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
-            samples = stage("samples", round_, policy)
+            samples = stage("samples", round_, *added(stage, run, config, round_), policy)
             labels = labelled(stage, config, round_, samples)
             pairs = stage("pairs", round_, labels)
             learn(stage, config, round_, pairs, policy)

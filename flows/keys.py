@@ -3,16 +3,15 @@
 The one place that says which stage reads which. Torch-free.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import assert_never
 
 from pydantic import JsonValue
 
 from flows.approvals import answers_before
+from flows.growth import ADDED, added_stages, digest_when_read, may_grow
 from flows.lineage import parent, reference_stage, reference_stages
-from flows.sources import held_out_source
+from flows.sources import digest, files_of, held_out_source
 from flows.supply import (
     bought,
     buys,
@@ -36,21 +35,18 @@ from pipeline.config import (
     PretrainedPolicy,
     RunConfig,
     Scorer,
-    UserData,
     scorers_of,
 )
 from pipeline.config.discriminator import Discriminator
 from pipeline.config.needs import reads_baseline, references_of
-from pipeline.digests import files_sha256
 from pipeline.manifest import StageKey
-from pipeline.records import data_files, open_dataset
 from pipeline.store import RunFolder, Stage
 from pipeline.types import UserError
 
 # Stages of a round in the order in which they run; what a loss does not read is left out (flows/supply.py).
 START_STAGES = ("data", "policy", "evaluation_samples", "evaluation")
 OFFLINE_STAGES = ("pairs", "calibration", "reference", "policy", "evaluation_samples", "evaluation", "gate")
-ITERATIVE_STAGES = ("samples", "gold", "discriminator", "labels", *OFFLINE_STAGES)
+ITERATIVE_STAGES = (ADDED, "samples", "gold", "discriminator", "labels", *OFFLINE_STAGES)
 
 
 def stage_key(
@@ -61,7 +57,12 @@ def stage_key(
     keys = {stage.title: (known or {}).get(stage.title) or stage.require().key for stage in inputs}
     plain = {section: _plain(config, section) for section in sections}
     if name == "data":
-        plain["files"] = _data_digests(config)
+        plain["files"] = _data_digests(run, config)
+    if name == ADDED:
+        plain["files"] = {"prompts": digest_when_read(run.stage(round_, name), config)}
+    if name == "samples":
+        # Of rounds that are only planned, what they would add is not there yet.
+        keys |= {title: key for title, key in (known or {}).items() if title.endswith(f"/{ADDED}")}
     if "scorer" in sections and config.scorer is not None:
         plain |= dict(scorer_digests(config.scorer))
     if name == "gate" and config.gate is not None:
@@ -86,9 +87,12 @@ def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> t
             return ("mode", "rounds_if_offline", "prompts", "pairs", "held_out", "warm_start_texts"), []
         case "policy" if round_ == 0:
             return ("policy", "chat", "warm_start"), [data]
+        case "added_prompts":
+            return ("prompts",), [data, *added_stages(run, before)]
         case "samples":
             return ("sampler", "sampling", "chat", "prompts_per_round", "shard_size"), [
                 data,
+                *added_stages(run, here),
                 run.stage(origin, "policy"),
             ]
         case "gold":
@@ -217,21 +221,12 @@ def _stored(config: RunConfig) -> JsonValue:
     }
 
 
-def _data_digests(config: RunConfig) -> dict[str, JsonValue]:
+def _data_digests(run: RunFolder, config: RunConfig) -> dict[str, JsonValue]:
     sources = {"prompts": config.prompts, "pairs": config.pairs, "held_out": held_out_source(config)}
-    return {
+    found: dict[str, JsonValue] = {
         name: digest(files_of(source)) for name, source in sources.items() if isinstance(source, FileData | DatasetData)
     }
-
-
-def files_of(source: UserData) -> list[Path]:
-    """The files that the data is in. Raises ``UserError`` if there are none."""
-    match source:
-        case FileData():
-            return data_files(source.path)
-        case DatasetData():
-            return [Path(file["filename"]) for file in open_dataset(source).cache_files]
-    assert_never(source)
+    return found | ({"prompts": digest_when_read(run.stage(0, "data"), config)} if may_grow(config) else {})
 
 
 def scorer_digests(settings: Scorer, place: str = "scorer") -> Iterator[tuple[str, JsonValue]]:
@@ -257,11 +252,3 @@ def model_digest(path: Path) -> JsonValue:
     return (
         {file.name: digest([file]) for file in sorted(path.iterdir()) if file.is_file()} if path.is_dir() else str(path)
     )
-
-
-def digest(files: Iterable[Path]) -> str:
-    """Of names, sizes and contents."""
-    total, found = hashlib.sha256(), [*files]
-    for file, content in zip(found, files_sha256(found), strict=True):
-        total.update(f"{file.name}:{file.stat().st_size}:{content}\n".encode())
-    return total.hexdigest()[:16]

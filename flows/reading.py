@@ -1,5 +1,6 @@
 """Which stages a stage reads, and whether they are still what was written. Torch-free."""
 
+from flows.growth import added_stages
 from flows.keys import dependencies
 from flows.supply import buys, samples_calibration, stores_reference
 from pipeline.config import RunConfig
@@ -16,7 +17,8 @@ def reads(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Sta
     if name == "evaluation":
         # KL is to the policies whose evaluations it is compared with.
         rounds = {0, round_, *(stage.round for stage in found if stage.name == name)}
-        found = [*found, run.stage(0, "data"), *(run.stage(number, "policy") for number in sorted(rounds))]
+        found = [*found, run.stage(0, "data"), *added_stages(run, round_)]
+        found += [*(run.stage(number, "policy") for number in sorted(rounds))]
     if name == "gate":
         # The start, the parent, the best round and the rules' base: any of the rounds before.
         earlier = [run.stage(number, one) for number in range(round_) for one in ("evaluation", "gate")]
@@ -29,8 +31,10 @@ def reads(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Sta
 
 
 def made_in(config: RunConfig, round_: int, name: str) -> bool:
-    """Whether rounds like ``round_`` have the stage ``name`` at all."""
+    """Whether all rounds like ``round_`` have the stage ``name``."""
     match name:
+        case "added_prompts":
+            return False
         case "gold":
             return config.discriminator is not None and buys(config.discriminator, round_)
         case "discriminator":

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from flows.keys import digest, model_digest
+from flows.keys import model_digest
 from flows.progress import make_console, progress
+from flows.sources import digest
 from pipeline.comparisons import Comparison, compare, example, pairs_of
 from pipeline.config import ClassifierScorer, RewardModelConfig
 from pipeline.configfile import dump_config, load_settings

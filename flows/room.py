@@ -6,8 +6,8 @@ import struct
 from itertools import islice
 from pathlib import Path
 
-from flows.keys import files_of
 from flows.plan_counts import made_examples
+from flows.sources import files_of
 from flows.supply import stores_reference
 from pipeline.config import DatasetData, FileData, RunConfig, ScratchPolicy
 from pipeline.config.needs import references_of

@@ -1,8 +1,10 @@
 """What the flows share: how a run starts, and how a round learns from its pairs."""
 
+from flows.growth import ADDED, brings_prompts
 from flows.supply import buys, samples_calibration, stores_reference
 from flows.tasks import Stages
 from pipeline.config import RunConfig
+from pipeline.store import RunFolder
 
 
 def start(stage: Stages) -> tuple[str, str]:
@@ -11,6 +13,11 @@ def start(stage: Stages) -> tuple[str, str]:
     policy = stage("policy", 0, data)
     stage("evaluation", 0, stage("evaluation_samples", 0, policy))
     return data, policy
+
+
+def added(stage: Stages, run: RunFolder, config: RunConfig, round_: int) -> list[str]:
+    """Take up what the source of prompts has gained since the round before; the artefact, if there is one."""
+    return [stage(ADDED, round_)] if brings_prompts(run, config, round_) else []
 
 
 def labelled(stage: Stages, config: RunConfig, round_: int, samples: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flows.checking import check_run, faults_file
 from flows.environment import log_to_file
+from flows.growth import has_grown, require_as_it_was
 from flows.lease import hold
 from flows.opening import prepare_run
 from flows.redo import FOLDER, parse_stage, set_aside
@@ -65,12 +66,17 @@ def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str
 
 
 def check_new(config: RunConfig, root: Path) -> None:
-    """Where ``root`` does not hold the run's data yet, check config and data, and say which faults are within limits.
+    """Where ``root`` does not hold the run's data yet, or prompts were added to it, check config and data.
+
+    Says which faults are within limits.
 
     Before anything is written: a mistake in config or data leaves no run folder behind. Raises ``UserError``.
     """
-    if RunFolder(root).stage(0, "data").folder.exists():
-        return
+    run = RunFolder(root)
+    if run.stage(0, "data").folder.exists():
+        require_as_it_was(run, config)
+        if not has_grown(run, config):
+            return
     _, log = check_run(config, faults_file(root))
     if log.found:
         print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)

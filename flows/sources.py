@@ -1,6 +1,13 @@
-"""Where a run's prompts and held-out prompts come from. Torch-free."""
+"""Where a run's prompts and held-out prompts come from, and the files that they are in. Torch-free."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import assert_never
 
 from pipeline.config import Data, DatasetData, FileData, RunConfig, UserData
+from pipeline.digests import files_sha256, prefix_sha256
+from pipeline.records import data_files, open_dataset
 from pipeline.types import UserError
 
 
@@ -26,3 +33,23 @@ def held_out_source(config: RunConfig) -> UserData | None:
     if config.held_out.split is not None:
         raise UserError("held_out.split: goes with prompts or pairs from a data set (kind: dataset)")
     raise UserError("held_out.path: held-out prompts from a file go with prompts or pairs from a file")
+
+
+def files_of(source: UserData) -> list[Path]:
+    """The files that the data is in. Raises ``UserError`` if there are none."""
+    match source:
+        case FileData():
+            return data_files(source.path)
+        case DatasetData():
+            return [Path(file["filename"]) for file in open_dataset(source).cache_files]
+    assert_never(source)
+
+
+def digest(files: Iterable[Path], sizes: Sequence[int] | None = None) -> str:
+    """Of names, sizes and contents; with ``sizes``, of no more than so many bytes of each file."""
+    total, found = hashlib.sha256(), [*files]
+    ends = [file.stat().st_size for file in found] if sizes is None else sizes
+    contents = files_sha256(found) if sizes is None else map(prefix_sha256, found, sizes)
+    for file, size, content in zip(found, ends, contents, strict=True):
+        total.update(f"{file.name}:{size}:{content}\n".encode())
+    return total.hexdigest()[:16]

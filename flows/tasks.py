@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.store import RunFolder
 
 UNITS = {
+    "added_prompts": "prompts",
     "samples": "prompts",
     "evaluation_samples": "prompts",
     "calibration": "prompts",

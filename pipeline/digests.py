@@ -10,6 +10,7 @@ from pathlib import Path
 
 # Hashing lets other threads run: the shards of a large model are read side by side.
 AT_ONCE = 8
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,13 @@ class _Version:
 
 def file_sha256(file: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal; of one that has not changed since, what was found the last time."""
-    facts = file.stat()
-    return _sha256(_Version(facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, file))
+    return _sha256(_version(file))
+
+
+def prefix_sha256(file: Path, size: int) -> str:
+    """SHA-256 of a file's first ``size`` bytes."""
+    version = _version(file)
+    return _sha256(version) if size == version.size else _prefix_sha256(version, size)
 
 
 def files_sha256(files: Sequence[Path]) -> list[str]:
@@ -38,7 +44,22 @@ def files_sha256(files: Sequence[Path]) -> list[str]:
         return list(pool.map(file_sha256, files))
 
 
+def _version(file: Path) -> _Version:
+    facts = file.stat()
+    return _Version(facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, file)
+
+
 @lru_cache(maxsize=65536)
 def _sha256(version: _Version) -> str:
     with version.path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=65536)
+def _prefix_sha256(version: _Version, size: int) -> str:
+    total, left = hashlib.sha256(), size
+    with version.path.open("rb") as handle:
+        while left and (block := handle.read(min(left, BLOCK))):
+            total.update(block)
+            left -= len(block)
+    return total.hexdigest()

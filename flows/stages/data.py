@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from flows.growth import added_stages, sizes_of
 from flows.sources import held_out_source, prompt_source
 from flows.stages import Context, Outcome
 from pipeline.config import RunConfig, UserData
@@ -122,6 +123,7 @@ def comparison(row: TextPreference) -> TextPair | None:
 
 def data(context: Context, folder: Path) -> Outcome:
     """Write the run's data, one folder a table."""
+    sizes = sizes_of(context.config)
     with ExitStack() as opened:
         tables: dict[str, TableWriter] = {}
         for name, schema in SCHEMAS.items():
@@ -130,7 +132,22 @@ def data(context: Context, folder: Path) -> Outcome:
         for name, row in table_rows(open_data(context.config)):
             tables[name].add(row)
     counts = {name: table.rows for name, table in tables.items()}
-    return Outcome(sum(counts.values()), dict(counts))
+    return Outcome(sum(counts.values()), {**counts, **sizes})
+
+
+def added_prompts(context: Context, round_: int, folder: Path) -> Outcome:
+    """Write the prompts that the source has gained since an earlier round, but no copies of held-out ones."""
+    source, sizes = prompt_source(context.config), sizes_of(context.config)
+    known, split = {prompt.id for prompt in training_prompts(context, round_ - 1)}, Split.of(held_out_prompts(context))
+    distinct = DistinctPrompts()
+    for row in values(read_prompts(source)):
+        if row.prompt.id not in known and not split.copies(row.prompt):
+            distinct.add(row.prompt)
+    (folder / "prompts").mkdir(exist_ok=True)
+    with TableWriter(folder / "prompts" / "rows.parquet", PROMPTS) as table:
+        for prompt in distinct:
+            table.add(prompt_row(prompt))
+    return Outcome(len(distinct), {"prompts": len(distinct), **sizes})
 
 
 def table_rows(run_data: RunData) -> Iterator[tuple[str, Row]]:
@@ -149,14 +166,20 @@ def _preferences(source: UserData | None) -> Iterator[TextPreference]:
 # ---------------------------------------------------------------- what later stages read
 
 
-def training_prompts(context: Context) -> list[Prompt]:
-    """The prompts that rounds may train on, in the order of the data."""
-    return _prompts(context, "prompts")
+def prompts_by_round(context: Context, round_: int) -> dict[int, list[Prompt]]:
+    """The prompts that ``round_`` may train on, in the order of the data, by the round that they came with."""
+    stages = [context.run.stage(0, "data"), *added_stages(context.run, round_)]
+    return {stage.round: _prompts(stage.folder / "prompts") for stage in stages}
+
+
+def training_prompts(context: Context, round_: int) -> list[Prompt]:
+    """The same, one after the other."""
+    return [prompt for prompts in prompts_by_round(context, round_).values() for prompt in prompts]
 
 
 def held_out_prompts(context: Context) -> list[Prompt]:
     """The prompts that no round trains on."""
-    return _prompts(context, "held_out")
+    return _prompts(_folder(context) / "held_out")
 
 
 def warm_start_texts(context: Context) -> Iterator[Text]:
@@ -188,5 +211,5 @@ def _folder(context: Context) -> Path:
     return context.run.stage(0, "data").folder
 
 
-def _prompts(context: Context, name: str) -> list[Prompt]:
-    return [row_prompt(row) for row in read_rows(_folder(context) / name)]
+def _prompts(folder: Path) -> list[Prompt]:
+    return [row_prompt(row) for row in read_rows(folder)]

@@ -44,7 +44,7 @@ Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
     """Write metrics.json and the scored responses."""
-    _refuse_leak(context)
+    _refuse_leak(context, round_)
     sampled, metrics = _labelled(context, round_, folder)
     metrics |= _model_metrics(context, round_, sampled, folder)
     write_json(folder / "metrics.json", metrics)
@@ -83,10 +83,10 @@ def _compares(context: Context) -> bool:
     return context.config.scorer is not None and compares(context.config.scorer)
 
 
-def _refuse_leak(context: Context) -> None:
+def _refuse_leak(context: Context, round_: int) -> None:
     """Held-out prompts must not be among those that rounds train on, nor in any pair of the data set."""
     held_out = {prompt.id for prompt in held_out_prompts(context)}
-    trained = chain(training_prompts(context), (row.prompt for row in text_preferences(context)))
+    trained = chain(training_prompts(context, round_), (row.prompt for row in text_preferences(context)))
     leaked = {prompt.id for prompt in trained if prompt.id in held_out}
     if leaked:
         raise RunError(f"{len(leaked)} held-out prompts are training prompts too")

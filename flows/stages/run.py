@@ -71,6 +71,10 @@ def _body(context: Context, round_: int, name: str, folder: Path, workers: Worke
             from flows.stages.data import data
 
             return data(context, folder)
+        case "added_prompts":
+            from flows.stages.data import added_prompts
+
+            return added_prompts(context, round_, folder)
         case "gold":
             from flows.stages.gold import gold
 

@@ -4,6 +4,7 @@ Shard by shard: what was written before a kill is kept.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import JsonValue
 
 from flows.lineage import parent, reference_stage
 from flows.stages import Context, Outcome
-from flows.stages.data import held_out_prompts, training_prompts
+from flows.stages.data import held_out_prompts, prompts_by_round
 from flows.stages.offending import offending_file
 from flows.workers import Workers
 from pipeline.chat import Chat, load_chat
@@ -62,14 +63,24 @@ def calibration(context: Context, round_: int, folder: Path, workers: Workers) -
 
 
 def round_prompts(context: Context, round_: int) -> list[Prompt]:
-    """The training prompts of a round: all, or the next slice of a fixed shuffle, wrapping round."""
-    prompts = training_prompts(context)
-    wanted = context.config.prompts_per_round
-    if wanted is None or wanted >= len(prompts):
-        return prompts
-    order = sorted(prompts, key=lambda prompt: derive_seed(context.config.seed, "order", prompt.id))
-    start = (round_ - 1) * wanted
-    return [order[(start + offset) % len(order)] for offset in range(wanted)]
+    """The training prompts of a round: all, or the next slice of a fixed shuffle, wrapping round.
+
+    Added prompts come, shuffled, before any that was used.
+    """
+    by_round, wanted = prompts_by_round(context, round_), context.config.prompts_per_round
+    everything = [prompt for prompts in by_round.values() for prompt in prompts]
+    if wanted is None or wanted >= len(everything):
+        return everything
+    unused: deque[Prompt] = deque()
+    used: deque[Prompt] = deque()
+    taken: list[Prompt] = []
+    for number in range(round_ + 1):
+        came = by_round.get(number, [])
+        unused += sorted(came, key=lambda prompt: derive_seed(context.config.seed, "order", prompt.id))
+        count = min(wanted, len(unused) + len(used)) if number else 0
+        taken = [unused.popleft() if unused else used.popleft() for _ in range(count)]
+        used += taken
+    return taken
 
 
 def _sample(

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from flows.approvals import read_approval, read_decision
+from flows.growth import ADDED
 from pipeline.configfile import load_config
 from pipeline.rows import read_groups
 from pipeline.store import RunFolder
@@ -68,6 +69,8 @@ def test_a_run_is_stopped_in_the_ui_and_started_again_with_other_parameters(up: 
     for run in up.runs(nightly):
         up.wait_for(run["id"], "COMPLETED", "CANCELLED")
     root = up.folder / "runs" / "tiny"
+    with (up.folder / "prompts.jsonl").open("a") as prompts:
+        prompts.write('{"prompt": "a dog ran to the barn"}\n')
     flow_run = up.start(nightly, rounds_more=3)
     up.wait_for(flow_run, "RUNNING")
     up.until(lambda: up.trainers())
@@ -78,6 +81,7 @@ def test_a_run_is_stopped_in_the_ui_and_started_again_with_other_parameters(up: 
     again = up.wait_for(up.start(nightly, rounds_more=0, until="3:samples"), "COMPLETED", "FAILED", "CRASHED")
     assert again["state"]["type"] == "COMPLETED"
     assert RunFolder(root).stage(3, "samples").manifest() is not None
+    assert RunFolder(root).stage(3, ADDED).require().rows == 1
     assert not RunFolder(root).stage(3, "pairs").folder.exists()
 
 
