@@ -83,7 +83,8 @@ class RowScores(nn.Module):
     def _mixed(self, logits: Tensor) -> Tensor:
         weights = logits.new_zeros(logits.shape[1], dtype=torch.float32)
         weights[list(self.outputs)] = weights.new_tensor(list(self.outputs.values()))
-        return logits.float() @ weights
+        # No matrix product, which autocast would round to 16 bits.
+        return (logits.float() * weights).sum(-1)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16")

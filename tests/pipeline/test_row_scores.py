@@ -63,6 +63,17 @@ def test_the_gradient_is_that_of_bradley_and_terry_however_the_batch_is_cut(cut:
         torch.testing.assert_close(found[name], wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_rewards_are_in_32_bits_where_matrix_products_are_in_16() -> None:
+    ids = torch.arange(1, 19).reshape(2, 9)
+    exact, rounded, third = (
+        RowScores(classifier(), {0: weight}, dtype)(ids, ids > 5).policy[:, -1].detach()
+        for weight, dtype in ((1.0, "float32"), (1.0, "bfloat16"), (1 / 3, "bfloat16"))
+    )
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(third, rounded / 3)
+
+
 class KilledError(Exception):
     pass
 
