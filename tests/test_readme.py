@@ -1,7 +1,6 @@
 """The README's tree, commands and files are those of the checkout."""
 
 import re
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -18,9 +17,8 @@ from pipeline.config.discriminator import Discriminator
 from pipeline.config.needs import needs_of, references_of, stateful
 from pipeline.config.presets import AMBIGUOUS
 from pipeline.config.terms import HingeLink
+from tests.readme import README, ROOT
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 PRESETS = {name: Composition.model_validate(resolve(name, {})) for name in preset_names()}
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 YAML = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
