@@ -5,6 +5,7 @@ Prefect's own temporary server, is gone as soon as this process is, also when th
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -44,11 +45,12 @@ def prefect_api(log: Path) -> Iterator[None]:
     """Within the block flows find a server; the private one is started again, at the same address, if it dies.
 
     Raises:
-        RunError: the private one does not start, or a lasting one is out of reach where a flow cannot do without.
+        RunError: the private one does not start, one fails (its disk may be full), or a lasting one is out of reach
+            where a flow cannot do without.
     """
     url = lasting_api()
     if url is not None:
-        with _within_reach(url), _sent_to(url):
+        with _within_reach(url), _at_work(), _sent_to(url):
             yield
         return
     port = _free_port()
@@ -64,7 +66,7 @@ def prefect_api(log: Path) -> Iterator[None]:
     except BaseException:
         stop_watched(process)
         raise
-    with kept_alive(process, start, stop_watched), _sent_to(url):
+    with _at_work(log), kept_alive(process, start, stop_watched), _sent_to(url):
         yield
 
 
@@ -124,6 +126,30 @@ def _within_reach(url: str) -> Iterator[None]:
             f"Prefect's server at {url} is out of reach ({error}); what is complete is kept, and the same command goes "
             "on when the server is back, or with one of its own when PREFECT_API_URL is not set"
         ) from error
+
+
+@contextmanager
+def _at_work(log: Path | None = None) -> Iterator[None]:
+    """Raise ``RunError`` where the server says that it has failed; a private one, whose ``log`` this is, or died."""
+    failures = (httpx.HTTPStatusError,) if log is None else (httpx.HTTPStatusError, httpx.TransportError)
+    try:
+        yield
+    except failures as error:
+        said = str(error).splitlines()[0]
+        if isinstance(error, httpx.HTTPStatusError):
+            if not error.response.is_server_error:
+                raise
+            said = f"{error.response.status_code} {error.response.reason_phrase}"
+        raise RunError(
+            f"Prefect's server failed ({said}); {_database(log)}. What is complete is kept; the same command goes on"
+        ) from error
+
+
+def _database(log: Path | None) -> str:
+    if log is None:
+        return "its own log says why"
+    free = shutil.disk_usage(_home()).free
+    return f"its database is in {_home()}, where {free:,} bytes are free; see {log}"
 
 
 @contextmanager
@@ -189,7 +215,7 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         if _is_healthy(url):
             return
         time.sleep(0.1)
-    raise RunError(f"Prefect's server did not start on {url}; see {log}")
+    raise RunError(f"Prefect's server did not start on {url}; {_database(log)}")
 
 
 def _is_healthy(url: str) -> bool:

@@ -196,3 +196,13 @@ def test_labels_and_costs_that_cannot_be_kept_are_told_with_their_file(disk: Pat
     assert Ledger(disk / "spending.jsonl").spent(lambda call: call.cost == 7.0).calls == 1
     assert cache.read(["first"]) == {"first": (1.0, None)}
     cache.close()
+
+
+def test_a_full_disk_under_prefect_is_told(job: Path, disk: Path, tmp_path: Path) -> None:
+    place, root = Path(__file__).parents[2], tmp_path / "run"
+    fill(disk, leaving=0)
+    command = [sys.executable, "-m", "flows", "run", str(job / "offline.yaml"), "--run-dir", str(root)]
+    home = {**os.environ, "PREFECT_HOME": str(disk), "PYTHONPATH": str(place)}
+    done = subprocess.run(command, cwd=place, env=home, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert f"its database is in {disk}, where 0 bytes are free; see {root / 'logs'}" in done.stderr
