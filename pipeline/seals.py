@@ -14,9 +14,12 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from pipeline.digests import file_sha256
-from pipeline.manifest import DamagedError
+from pipeline.manifest import MANIFEST, DamagedError, read_manifest
+from pipeline.types import content_hash
 
 SEALS = ".seals.jsonl"
+# What the stage that is being written goes by, and the seconds spent on it.
+MARKER = "key.json"
 # Of a file that is whole, but has another name yet.
 Seal = Callable[[Path], None]
 
@@ -90,3 +93,28 @@ def require_unchanged(folder: Path, facts: Mapping[str, Mapping[str, JsonValue]]
                 raise DamagedError(
                     f"{folder / place}: has changed since it was written (SHA-256); the same command makes it again"
                 )
+
+
+def tried(partial: Path) -> str | None:
+    """What the try that wrote this folder went by; None if that cannot be told, which is told where it was damaged."""
+    try:
+        return str(json.loads((partial / MARKER).read_text(encoding="utf-8"))["key"])
+    except FileNotFoundError:
+        damaged = False
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        damaged = True
+    try:
+        manifest = read_manifest(partial / MANIFEST)
+    except (FileNotFoundError, DamagedError):
+        if damaged:
+            logger.warning("%s: not as it was written; the stage is begun anew", partial / MARKER)
+        return None
+    return content_hash([manifest.key, manifest.made_from])
+
+
+def read_seconds(partial: Path) -> float:
+    """The seconds that earlier tries have noted."""
+    try:
+        return float(json.loads((partial / MARKER).read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0.0

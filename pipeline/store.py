@@ -7,7 +7,6 @@ overwritten: a stage whose key no longer fits is an error that names the changed
 """
 
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -31,7 +30,7 @@ from pipeline.manifest import (
     read_manifest,
     versions,
 )
-from pipeline.seals import SEALS, require_unchanged
+from pipeline.seals import MARKER, SEALS, read_seconds, require_unchanged, tried
 from pipeline.types import RunError, UserError, content_hash, json_text
 
 
@@ -173,20 +172,20 @@ class Stage:
 
     def begin(self, key: StageKey) -> "StageWriter":
         """Open the partial folder; what an earlier try under the same key left in it is kept."""
-        marker, made_from = self.partial / "key.json", self.seals(key)
-        tried = content_hash([key.digest, made_from])
+        marker, made_from = self.partial / MARKER, self.seals(key)
+        goes_by = content_hash([key.digest, made_from])
         if self.partial.is_symlink():
             self.partial.unlink()
-        elif self.partial.exists() and _tried(self.partial) != tried:
+        elif self.partial.exists() and tried(self.partial) != goes_by:
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
-        write_json(marker, {"key": tried, "seconds": _read_seconds(marker)})
+        write_json(marker, {"key": goes_by, "seconds": read_seconds(self.partial)})
         # What a kill has left half written or half removed is no part of the stage, nor is a manifest without it. Nor
         # are links, behind which nothing is written.
         (self.partial / MANIFEST).unlink(missing_ok=True)
         for left in [path for path in self.partial.rglob("*") if path.suffix == ".tmp" or path.is_symlink()]:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
-        return StageWriter(self, key, made_from, tried)
+        return StageWriter(self, key, made_from, goes_by)
 
 
 class StageWriter:
@@ -199,8 +198,8 @@ class StageWriter:
         self._made_from = made_from
         self._tried = tried
         self.folder = stage.partial
-        self._marker = self.folder / "key.json"
-        self._earlier = _read_seconds(self._marker)
+        self._marker = self.folder / MARKER
+        self._earlier = read_seconds(self.folder)
         self._started = time.monotonic()
 
     @property
@@ -278,23 +277,3 @@ def discard(folder: Path) -> None:
     with suppress(FileNotFoundError):
         folder.rename(spent)
     shutil.rmtree(spent, ignore_errors=True)
-
-
-def _tried(partial: Path) -> str | None:
-    """What the try that wrote this folder went by; None if that cannot be told."""
-    try:
-        return str(json.loads((partial / "key.json").read_text(encoding="utf-8"))["key"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    try:
-        manifest = read_manifest(partial / MANIFEST)
-    except (FileNotFoundError, DamagedError):
-        return None
-    return content_hash([manifest.key, manifest.made_from])
-
-
-def _read_seconds(marker: Path) -> float:
-    try:
-        return float(json.loads(marker.read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return 0.0

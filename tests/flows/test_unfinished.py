@@ -10,7 +10,7 @@ import pytest
 from flows.stages import Context
 from flows.stages.run import run_stage
 from pipeline.reference_cache import ENTRY
-from pipeline.seals import SEALS
+from pipeline.seals import MARKER, SEALS
 from pipeline.store import RunFolder, StageWriter
 from pipeline.types import RunError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context
@@ -140,3 +140,16 @@ def test_a_file_that_changes_before_the_commit_is_named_and_made_again(job: Path
         run_stage(Context(context.run, context.config, report), 1, "samples", workers)
     assert not stage.folder.exists()
     assert run_stage(context, 1, "samples", workers) and not [*stage.folder.rglob(SEALS)]
+
+
+def test_a_damaged_marker_is_told_and_the_stage_begun_anew(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = open_context(job, tmp_path / "run", "iterative", *SMALL)
+    begin(context)
+    whole = killed_before_commit(context, "samples", monkeypatch)
+    (context.run.stage(1, "samples").partial / MARKER).write_bytes(b"{\xff")
+    workers: Any = InventedResponses(context.policy_path(0))
+    run_stage(context, 1, "samples", workers)
+    assert files_of(context.run, "samples") == whole
+    assert "key.json: not as it was written; the stage is begun anew" in caplog.text
