@@ -1,6 +1,7 @@
 """Deployments for real: ``prefloop up``, schedules that fire, and what Prefect's UI asks of the server's API."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pipeline.rows import read_groups
 from pipeline.store import RunFolder
 from tests.browser import CHROMIUM, Browser
 from tests.prefloop_up import Up, started_up
+from tests.readme import ROOT, commands
 from tests.tiny_model import save_tiny_model
 
 
@@ -32,26 +34,27 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         "sampling: {n: 3, max_tokens: 8}\nscorer: {kind: length, target_words: 12}\n"
         "training: {learning_rate: 3.0e-3, batch_size: 8}\n"
     )
+    (folder / "configs").symlink_to(ROOT / "configs")
     with started_up(folder) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def nightly(up: Up) -> str:
+def often(up: Up) -> str:
     """A deployment that fires every 15 seconds, which is more often than a run takes."""
-    done = up.prefloop("deploy", "tiny.yaml", "--name", "nightly", "--interval", "15s")
+    done = up.prefloop("deploy", "tiny.yaml", "--name", "often", "--interval", "15s")
     assert done.returncode == 0, done.stderr
     assert "each adds 1 round" in done.stdout and "/deployments/deployment/" in done.stdout
-    return "iterative/nightly"
+    return "iterative/often"
 
 
-def test_two_firings_add_a_round_each_and_what_fires_in_between_is_skipped(up: Up, nightly: str) -> None:
+def test_two_firings_add_a_round_each_and_what_fires_in_between_is_skipped(up: Up, often: str) -> None:
     def two_complete() -> list[dict[str, Any]] | None:
-        runs = up.runs(nightly)
+        runs = up.runs(often)
         return runs if [run["state"]["type"] for run in runs].count("COMPLETED") >= 2 else None
 
     runs = up.until(two_complete)
-    up.api.post(f"/deployments/{up.deployment(nightly)['id']}/pause_deployment").raise_for_status()
+    up.api.post(f"/deployments/{up.deployment(often)['id']}/pause_deployment").raise_for_status()
     complete = [run for run in runs if run["state"]["type"] == "COMPLETED"]
     skipped = [run for run in runs if run["state"]["type"] == "CANCELLED"]
     assert all(run["auto_scheduled"] for run in runs)
@@ -65,20 +68,20 @@ def test_two_firings_add_a_round_each_and_what_fires_in_between_is_skipped(up: U
     assert len(prompts[0]) == 8 and prompts[0].isdisjoint(prompts[1])
 
 
-def test_a_run_is_stopped_in_the_ui_and_started_again_with_other_parameters(up: Up, nightly: str) -> None:
-    for run in up.runs(nightly):
+def test_a_run_is_stopped_in_the_ui_and_started_again_with_other_parameters(up: Up, often: str) -> None:
+    for run in up.runs(often):
         up.wait_for(run["id"], "COMPLETED", "CANCELLED")
     root = up.folder / "runs" / "tiny"
     with (up.folder / "prompts.jsonl").open("a") as prompts:
         prompts.write('{"prompt": "a dog ran to the barn"}\n')
-    flow_run = up.start(nightly, rounds_more=3)
+    flow_run = up.start(often, rounds_more=3)
     up.wait_for(flow_run, "RUNNING")
     up.until(lambda: up.trainers())
     cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
     up.api.post(f"/flow_runs/{flow_run}/set_state", json=cancelling).raise_for_status()
     up.wait_for(flow_run, "CANCELLED")
     up.until(lambda: not up.trainers())
-    again = up.wait_for(up.start(nightly, rounds_more=0, until="3:samples"), "COMPLETED", "FAILED", "CRASHED")
+    again = up.wait_for(up.start(often, rounds_more=0, until="3:samples"), "COMPLETED", "FAILED", "CRASHED")
     assert again["state"]["type"] == "COMPLETED"
     assert RunFolder(root).stage(3, "samples").manifest() is not None
     assert RunFolder(root).stage(3, ADDED).require().rows == 1
@@ -88,22 +91,22 @@ def test_a_run_is_stopped_in_the_ui_and_started_again_with_other_parameters(up: 
 @pytest.mark.parametrize(
     "wrong", [{"rounds_more": -1}, {"until": "1:sampling"}, {"settings": ["no value"]}, {"run_dir": ""}]
 )
-def test_the_server_refuses_parameters_that_the_form_would_mark(up: Up, nightly: str, wrong: dict[str, Any]) -> None:
-    address = f"/deployments/{up.deployment(nightly)['id']}/create_flow_run"
+def test_the_server_refuses_parameters_that_the_form_would_mark(up: Up, often: str, wrong: dict[str, Any]) -> None:
+    address = f"/deployments/{up.deployment(often)['id']}/create_flow_run"
     assert up.api.post(address, json={"parameters": wrong}).status_code in (409, 422)
 
 
-def test_a_mistake_ends_the_flow_run_with_the_message_of_the_command_line(up: Up, nightly: str) -> None:
-    run = up.wait_for(up.start(nightly, settings=["training.learning_rate=1.0"]), "FAILED", "COMPLETED", "CRASHED")
+def test_a_mistake_ends_the_flow_run_with_the_message_of_the_command_line(up: Up, often: str) -> None:
+    run = up.wait_for(up.start(often, settings=["training.learning_rate=1.0"]), "FAILED", "COMPLETED", "CRASHED")
     assert run["state"]["type"] == "FAILED"
     assert "training.learning_rate: 0.003 -> 1.0" in run["state"]["message"]
 
 
-def test_no_key_is_in_what_the_server_holds(up: Up, nightly: str) -> None:
-    deployment = up.deployment(nightly)
+def test_no_key_is_in_what_the_server_holds(up: Up, often: str) -> None:
+    deployment = up.deployment(often)
     assert deployment["job_variables"]["working_dir"] == str(up.folder)
     held = b"".join(file.read_bytes() for file in (up.folder / "prefect").glob("*.db*"))
-    assert b"nightly" in held and b"a-key-that-nobody-must-see" not in held
+    assert b"often" in held and b"a-key-that-nobody-must-see" not in held
 
 
 def test_a_run_that_its_gate_pauses_goes_on_when_the_command_or_the_form_has_answered(up: Up) -> None:
@@ -171,15 +174,46 @@ def test_firings_missed_in_an_outage_are_caught_up_one_after_another_or_skipped(
     assert RunFolder(up.folder / "catch-up").stage(0, "data").manifest() is not None
 
 
+def test_the_command_of_the_readme_registers_a_schedule(up: Up) -> None:
+    (line,) = commands("prefloop deploy")
+    done = up.prefloop(*shlex.split(line)[1:])
+    assert done.returncode == 0, done.stderr
+    found = up.deployment("iterative/nightly")
+    assert "each adds 1 round" in done.stdout and found["parameters"]["rounds_more"] == 1
+    schedules = [(one["schedule"]["cron"], one["schedule"]["timezone"], one["active"]) for one in found["schedules"]]
+    assert schedules == [("0 2 * * *", "Europe/Berlin", True)]
+    up.api.delete(f"/deployments/{found['id']}").raise_for_status()
+
+
+def test_the_commands_for_work_pools_of_ones_own_run_a_deployment(up: Up) -> None:
+    create, deploy, work = ([sys.executable, "-m", *shlex.split(line)] for line in commands("prefect"))
+    environment = {**up.environment, "PREFECT_API_URL": str(up.api.base_url), "PWD": str(up.folder)}
+    for command in (create, deploy):
+        done = subprocess.run(command, cwd=up.folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    job = {"run_dir": "pooled", "config": ["tiny.yaml"], "until": "0:data"}
+    flow_run = up.start("iterative/process", **job)
+    with (up.folder / "pool.log").open("wb") as log:
+        worker = subprocess.Popen(work, cwd=up.folder, env=environment, stdout=log, stderr=log)
+    try:
+        ended = up.wait_for(flow_run, "COMPLETED", "CANCELLED", "FAILED", "CRASHED")
+    finally:
+        worker.terminate()
+        worker.wait(90)
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]
+    assert RunFolder(up.folder / "pooled").stage(0, "data").manifest() is not None
+    up.api.delete(f"/deployments/{up.deployment('iterative/process')['id']}").raise_for_status()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-def test_the_form_of_a_deployment_is_in_the_page(up: Up, nightly: str, tmp_path: Path) -> None:
-    address = f"http://127.0.0.1:{up.port}/deployments/deployment/{up.deployment(nightly)['id']}/run"
+def test_the_form_of_a_deployment_is_in_the_page(up: Up, often: str, tmp_path: Path) -> None:
+    address = f"http://127.0.0.1:{up.port}/deployments/deployment/{up.deployment(often)['id']}/run"
     with Browser(tmp_path) as browser:
         browser.open(address, "Rounds to add", "Run folder", "How many rounds this run adds")
 
 
-def test_killing_up_ends_server_worker_and_runs(up: Up, nightly: str) -> None:
-    up.start(nightly, rounds_more=5)
+def test_killing_up_ends_server_worker_and_runs(up: Up, often: str) -> None:
+    up.start(often, rounds_more=5)
     up.until(lambda: up.trainers())
     family = psutil.Process(up.process.pid).children(recursive=True)
     assert len(family) >= 6
