@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from flows.approvals import read_approval
+from flows.growth import added_stages
 from flows.round_facts import round_facts
 from flows.stages import Context
 from pipeline.config import RunConfig
@@ -64,6 +65,8 @@ def card(run: RunFolder, config: RunConfig, round_: int) -> str:
     """The card of a round's policy."""
     rounds = [round_facts(run, config, number, comparisons=0) for number in range(round_ + 1)]
     counts = {name: n for name, n in run.stage(0, "data").require().metrics.items() if isinstance(n, int)}
+    for added in added_stages(run, round_):
+        counts["prompts"] += added.require().rows
     return model_card(CardFacts(config, rounds, counts, run.stage(round_, "policy").require().versions))
 
 

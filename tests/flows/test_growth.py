@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from flows.dry_run import planned_stages
+from flows.export import card
 from flows.firing import Firing, prepare
 from flows.growth import ADDED, brings_prompts, has_grown
 from flows.stages import Context
@@ -79,6 +80,7 @@ def test_added_prompts_are_those_of_later_rounds_and_change_nothing_of_earlier_o
     added = [stage for stage in again.run.stages() if stage.name == ADDED]
     assert [(stage.round, stage.require().rows) for stage in added] == [(2, 12)]
     assert again.run.stage(2, "samples").require().key == planned["round_002/samples"]
+    assert "| prompts that rounds could train on | 28 |" in card(again.run, again.config, 3)
     # All is there still, under the keys that the files have with what was added.
     for stage in again.run.stages():
         assert not run_stage(again, stage.round, stage.name)
