@@ -108,7 +108,7 @@ def _sizes(stage: Stage) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     for entry in told if isinstance(told, list) else []:
         match entry:
-            case [str(name), int(size)]:
+            case [str(name), int(size)] if size >= 0:
                 found.append((name, size))
     return found
 
