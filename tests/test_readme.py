@@ -1,6 +1,7 @@
-"""The README's tree, commands and files are those of the checkout."""
+"""What README and pages say of trees, commands and files is so."""
 
 import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -17,7 +18,7 @@ from pipeline.config.discriminator import Discriminator
 from pipeline.config.needs import needs_of, references_of, stateful
 from pipeline.config.presets import AMBIGUOUS
 from pipeline.config.terms import HingeLink
-from tests.readme import README, ROOT
+from tests.readme import PAGES, README, ROOT
 
 PRESETS = {name: Composition.model_validate(resolve(name, {})) for name in preset_names()}
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
@@ -25,8 +26,9 @@ YAML = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
 
 
 def tree() -> dict[str, str]:
-    """Path -> what the tree says of it; folders end with a slash."""
-    lines = README.partition("## What is where\n\n```\n")[2].partition("```")[0].splitlines()
+    """Path -> what the trees say of it; folders end with a slash."""
+    blocks = re.findall(r"^## What is where\n\n```\n(.*?)^```", README, re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
     found: dict[str, str] = {}
     folders: list[str] = []
     for line in lines:
@@ -167,3 +169,22 @@ def test_python_prints_what_its_comments_say(code: str, capsys: pytest.CaptureFi
     exec(compile(code, "README.md", "exec"), {})
     assert expected and capsys.readouterr().out.splitlines() == expected
     assert len(PYTHON) == 2
+
+
+def anchors(text: str) -> set[str]:
+    """Of all headings, as the pages of code hosts make them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", PAGES[page]):
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found.read_text()), target
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 160

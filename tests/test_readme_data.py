@@ -1,4 +1,4 @@
-"""What the README says of data is what the schema says."""
+"""What the page on data says is what the schema says."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import yaml
 
 from pipeline.config import DatasetData, FileData, Limits
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[1] / "pipeline" / "README.md").read_text()
 
 
 def test_the_table_of_causes_is_the_schema() -> None:
