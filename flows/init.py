@@ -49,7 +49,7 @@ pairs:
 """
 SCORER = """\
 scorer:
-  kind: {kind}               # what labels responses; the README's table lists the others
+  kind: {kind}               # what labels responses; reward_models/README.md lists the others
 """
 
 
