@@ -16,7 +16,7 @@ from flows.stages.run import run_stage
 from flows.stages.samples import round_prompts
 from pipeline.configfile import load_config
 from pipeline.digests import file_sha256
-from pipeline.store import RunFolder
+from pipeline.store import RunFolder, StageWriter
 from pipeline.types import UserError
 from tests.tiny_run import PAIRS, begin, make_job, open_context, train
 
@@ -84,6 +84,30 @@ def test_added_prompts_are_those_of_later_rounds_and_change_nothing_of_earlier_o
     # All is there still, under the keys that the files have with what was added.
     for stage in again.run.stages():
         assert not run_stage(again, stage.round, stage.name)
+
+
+def test_a_kill_while_prompts_are_taken_up_loses_and_repeats_none(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path / "prompts.jsonl", PAIRS)
+    context = opened(job, tmp_path)
+    begin(context)
+    written(file, NEW[:5], "a")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageWriter, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage(context, 1, ADDED)
+    stage = context.run.stage(1, ADDED)
+    assert (stage.partial / "prompts" / "rows.parquet").is_file() and not stage.folder.exists()
+    written(file, NEW[5:], "a")
+    assert brings_prompts(context.run, context.config, 1)
+    run_stage(context, 1, ADDED)
+    assert stage.require().rows == len(NEW) and not stage.partial.exists()
+    assert not has_grown(context.run, context.config)
 
 
 @pytest.mark.parametrize(
