@@ -6,9 +6,11 @@ import os
 import random
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +59,51 @@ def told(fire: Fire, seed: int, seconds: float) -> Row:
     }
 
 
+@dataclass(slots=True)
+class Campaign:
+    """Runs that are under fire beside each other until there were enough kills; a line of ``kills.jsonl`` each."""
+
+    folder: Path
+    arguments: list[str]
+    kills: int
+    kills_a_run: int
+    seed: int
+    expected: dict[str, str]
+    runs: list[Row] = field(default_factory=list)
+    begun: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def total(self) -> int:
+        """Kills in the runs that are over."""
+        return sum(int(run["kills"]) for run in self.runs)
+
+    def lane(self, number: int) -> None:
+        """One run after another, with a server of its own."""
+        environment = {**os.environ, "PREFECT_HOME": str(self.folder / f"prefect_{number}")}
+        while self.total() < self.kills:
+            with self.lock:
+                seed, self.begun = self.seed + self.begun, self.begun + 1
+            began = time.monotonic()
+            fire = under_fire(
+                self.folder / f"killed_{seed:03d}", self.arguments, environment, random.Random(seed), self.kills_a_run
+            )
+            fire.compare(self.expected)
+            with self.lock:
+                self._add(told(fire, seed, time.monotonic() - began))
+
+    def _add(self, run: Row) -> None:
+        self.runs.append(run)
+        with (self.folder / "kills.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(run) + "\n")
+        print(f"{self.total()} of {self.kills} kills: {json.dumps(run)}", flush=True)
+
+
 def main() -> int:
-    """Kill until the number is reached; every run is a line of ``FOLDER/kills.jsonl``."""
+    """Kill until the number is reached."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200, help="altogether")
+    parser.add_argument("--kills", type=int, default=200, help="altogether, or a few more: runs are brought to an end")
     parser.add_argument("--kills-a-run", type=int, default=20)
+    parser.add_argument("--lanes", type=int, default=2, help="runs beside each other")
     parser.add_argument("--folder", type=Path, default=Path("runs/faults"))
     parser.add_argument("--seed", type=int, default=0, help="of the first run's kills")
     parser.add_argument("--go-on", action="store_true", help="count the runs of FOLDER too; the code must be the same")
@@ -71,21 +113,16 @@ def main() -> int:
     if not options.go_on:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
     arguments = [str(ROOT / "configs" / "quickstart.yaml"), *OFTEN]
-    expected = undisturbed(folder, arguments, environment)
+    expected = undisturbed(folder, arguments, {**os.environ, "PREFECT_HOME": str(folder / "prefect_0")})
     record = folder / "kills.jsonl"
-    runs: list[Row] = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    while (total := sum(run["kills"] for run in runs)) < options.kills:
-        seed, began = options.seed + len(runs), time.monotonic()
-        wanted = min(options.kills_a_run, options.kills - total)
-        fire = under_fire(folder / f"killed_{seed:03d}", arguments, environment, random.Random(seed), wanted)
-        fire.compare(expected)
-        runs.append(told(fire, seed, time.monotonic() - began))
-        with record.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(runs[-1]) + "\n")
-        print(f"{total + len(fire.done)} of {options.kills} kills: {json.dumps(runs[-1])}", flush=True)
-    return summarise(runs, folder)
+    runs = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    campaign = Campaign(
+        folder, arguments, options.kills, options.kills_a_run, options.seed, expected, runs, begun=len(runs)
+    )
+    with ThreadPoolExecutor(options.lanes) as lanes:
+        list(lanes.map(campaign.lane, range(options.lanes)))
+    return summarise(campaign.runs, folder)
 
 
 def summarise(runs: list[Row], folder: Path) -> int:
