@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -101,7 +102,7 @@ class LabelCache:
         database.text_factory = lambda text: text.decode(errors="replace")
         database.create_function("seal_of", 3, _seal_of, deterministic=True)
         try:
-            database.execute("PRAGMA journal_mode = WAL")
+            _keep_a_log_of_writes(database)
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute("BEGIN IMMEDIATE")
             (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -127,3 +128,17 @@ class LabelCache:
 def _seal_of(key: object, value: object, missing: object) -> str:
     """The checksum of one label."""
     return sha256(repr((key, value, missing)).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def _keep_a_log_of_writes(database: sqlite3.Connection) -> None:
+    """Readers and a writer beside each other; of a new file only one process can ask for it at a time."""
+    given_up = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait here as it does elsewhere.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > given_up:
+                raise
+        time.sleep(0.01)

@@ -18,8 +18,8 @@ SWITCHES = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
     "--remote-debugging-port=0",
 )
-START_SECONDS = 60.0
-PAGE_SECONDS = 60.0
+START_SECONDS = 150.0
+PAGE_SECONDS = 150.0
 
 
 class Browser:
@@ -37,6 +37,7 @@ class Browser:
             self._session: str = attached["sessionId"]
         except BaseException:
             self._process.kill()
+            self._process.wait()
             raise
 
     def __enter__(self) -> "Browser":
@@ -69,9 +70,13 @@ class Browser:
         return str(self.run("document.body ? document.body.innerText : ''"))
 
     def click(self, text: str) -> None:
-        """Click what says ``text``, and nothing else."""
+        """Click what says ``text``, and nothing else, as soon as it is there."""
         found = "[...document.querySelectorAll('button, a, li, [role=tab]')]"
-        self.run(f"{found}.find(one => one.innerText.trim() === {json.dumps(text)}).click()")
+        one = f"{found}.find(one => one.innerText.trim() === {json.dumps(text)})"
+        deadline = time.monotonic() + PAGE_SECONDS
+        while not self.run(f"(one => one ? (one.click(), true) : false)({one})"):
+            assert time.monotonic() < deadline, f"nothing says {text}"
+            time.sleep(0.2)
 
     def run(self, script: str) -> Any:
         """The value of an expression of the page's own language."""

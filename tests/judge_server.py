@@ -31,7 +31,7 @@ class JudgeServer(ThreadingHTTPServer):
         self.headers_seen: list[dict[str, str]] = []
         self.times: list[float] = []
         self.lock = threading.Lock()
-        self.under_way = self.most_under_way = 0
+        self.over = threading.Event()
 
     @property
     def url(self) -> str:
@@ -53,26 +53,21 @@ class Handler(BaseHTTPRequestHandler):
             server.headers_seen.append(dict(self.headers))
             server.times.append(time.monotonic())
             fault = server.faults.pop(0) if server.faults else server.always
-            server.under_way += 1
-            server.most_under_way = max(server.most_under_way, server.under_way)
-        try:
-            self._answer(body, fault)
-        finally:
-            with server.lock:
-                server.under_way -= 1
+        self._answer(body, fault)
 
     def _answer(self, body: Body, fault: str) -> None:
         match fault:
             case "slow":
-                time.sleep(0.8)
-                self._send(200, b"{}")
+                # Longer than any client waits.
+                self.server.over.wait(60)
+                self.close_connection = True
             case "drip":
                 self.send_response(200)
                 self.send_header("Content-Length", "1000")
                 self.end_headers()
-                for _ in range(8):
+                while not self.server.over.wait(0.1):
                     self.wfile.write(b" ")
-                    time.sleep(0.1)
+                self.close_connection = True
             case "close":
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
@@ -127,6 +122,7 @@ def judge_server(judge: Callable[[str], str | dict[str, float]]) -> Iterator[Jud
         try:
             yield server
         finally:
+            server.over.set()
             server.shutdown()
             thread.join()
 

@@ -47,7 +47,7 @@ class Up:
     def prefloop(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "flows", *map(str, arguments)]
         return subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=200, check=False
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
         )
 
     def deployment(self, name: str) -> dict[str, Any]:
@@ -103,13 +103,13 @@ class Up:
                 )
 
     def until(self, ask: Callable[[], Found | None]) -> Found:
-        deadline = time.monotonic() + 270
+        deadline = time.monotonic() + 800
         while time.monotonic() < deadline:
             found = ask()
             if found:
                 return found
             time.sleep(0.5)
-        raise AssertionError(f"not within four minutes:\n{self.log.read_text()[-3000:]}")
+        raise AssertionError(f"not within 800 seconds:\n{self.log.read_text()[-3000:]}")
 
 
 @contextmanager

@@ -99,7 +99,12 @@ def test_tensorboard_shows_a_run(folder: Path) -> None:
     try:
         page = answered(address, process)
         assert "TensorBoard" in page
-        tags = httpx.get(f"{address}/data/plugin/scalars/tags", timeout=60).json()
+        # It answers before it has read the run.
+        for _ in range(120):
+            tags = httpx.get(f"{address}/data/plugin/scalars/tags", timeout=60).json()
+            if tags:
+                break
+            time.sleep(0.5)
         assert any("round/reward" in names for names in tags.values()), tags
     finally:
         process.send_signal(signal.SIGINT)

@@ -9,4 +9,4 @@ ROOT = Path(__file__).parents[1]
 
 def prefloop(home: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows", *map(str, arguments)]
-    return subprocess.run(command, env=home, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, env=home, capture_output=True, text=True, timeout=800, check=False)

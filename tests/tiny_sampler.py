@@ -20,5 +20,5 @@ def write_true_probe(folder: Path, weights: Path | None = None) -> Path:
 
 def vllm_process(log: Path, **settings: object) -> SamplerProcess:
     """A process that will hold a float32 vLLM engine."""
-    sampler = config.VllmSampler.model_validate({"dtype": "float32", "retries": 0, "start_timeout": 120, **settings})
+    sampler = config.VllmSampler.model_validate({"dtype": "float32", "retries": 0, "start_timeout": 400, **settings})
     return SamplerProcess(sampler, config.Chat(), log)

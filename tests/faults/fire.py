@@ -32,7 +32,7 @@ POINTS: dict[Role, dict[str, tuple[int, float]]] = {
 }
 SHARES: dict[Role, float] = {"parent": 0.35, "trainer": 0.3, "sampler": 0.2, "server": 0.15}
 # For all processes of a run to be gone after its first one is.
-GONE_SECONDS = 10.0
+GONE_SECONDS = 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +117,16 @@ class Fire:
         """
         number = len(self.done) + 1
         given_up, due = time.monotonic() + patience, None
-        while not self._fell(number):
+        while True:
             process = self._running(kill, number)
-            if process.poll() == 0:
+            # Asked first: what was killed has said so before it ended.
+            ended = process.poll()
+            if self._fell(number):
+                break
+            if ended == 0:
                 self._over()
                 return False
-            if process.poll() is not None:
+            if ended is not None:
                 # What an earlier kill has brought about; the next start gets this one's order.
                 self._over()
                 continue

@@ -132,7 +132,8 @@ def test_a_run_that_its_gate_pauses_goes_on_when_the_command_or_the_form_has_ans
     assert said.returncode == 0 and "goes on" in said.stdout
     assert not up.deployment(name)["paused"]
 
-    assert up.until(lambda: waits_for(2))
+    # The form is there when the deployment has paused.
+    assert up.until(lambda: waits_for(2)) and up.until(lambda: up.deployment(name)["paused"])
     form = up.api.get(f"/flow_runs/{flow_run}/input/suspended-round-2-schema").raise_for_status().json()
     assert form["properties"]["decision"]["enum"] == ["promote", "stop", "roll_back"]
     refused = up.api.post(f"/flow_runs/{flow_run}/resume", json={"run_input": {"decision": "maybe"}}).json()

@@ -88,6 +88,13 @@ trainer.call("stage", {"round": 1, "name": "policy"}, 200, told)
 """
 
 
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_both_processes_end_with_the_run(prepared: dict[str, Any], tmp_path: Path) -> None:
     command = [sys.executable, "-c", PARENT, json.dumps(prepared), str(tmp_path / "trainer.log")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -96,7 +103,7 @@ def test_both_processes_end_with_the_run(prepared: dict[str, Any], tmp_path: Pat
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2
         os.kill(parent.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
+    deadline = time.monotonic() + 40
+    while any(running(pid) for pid in pids):
         assert time.monotonic() < deadline, pids
         time.sleep(0.05)

@@ -203,6 +203,6 @@ def test_a_full_disk_under_prefect_is_told(job: Path, disk: Path, tmp_path: Path
     fill(disk, leaving=0)
     command = [sys.executable, "-m", "flows", "run", str(job / "offline.yaml"), "--run-dir", str(root)]
     home = {**os.environ, "PREFECT_HOME": str(disk), "PYTHONPATH": str(place)}
-    done = subprocess.run(command, cwd=place, env=home, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(command, cwd=place, env=home, capture_output=True, text=True, check=False, timeout=800)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert f"its database is in {disk}, where 0 bytes are free; see {root / 'logs'}" in done.stderr

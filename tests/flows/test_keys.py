@@ -83,7 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
 
         def run() -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-m", "flows", "run", str(inputs / "job.yaml")]
-            return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=280)
+            return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=800)
 
         server.always = "401"
         refused = run()
@@ -91,7 +91,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         yield Made(place, refused, run(), (inputs / "witness").read_text().splitlines(), server)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_key_is_sent_and_written_nowhere(made: Made) -> None:
     assert made.refused.returncode == 2 and "the server refuses the key in JUDGE" in made.refused.stderr
     assert made.finished.returncode == 0, made.finished.stderr

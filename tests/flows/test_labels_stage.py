@@ -39,7 +39,7 @@ def server() -> Iterator[JudgeServer]:
 
 
 def plain(server: JudgeServer, labelling: dict[str, Any] | None = None, **endpoint: Any) -> dict[str, Any]:
-    url = {"base_url": server.url, "model": "judge", "backoff": 0.0, "attempts": 1, "timeout": 5.0, "concurrency": 2}
+    url = {"base_url": server.url, "model": "judge", "backoff": 0.0, "attempts": 1, "timeout": 60.0, "concurrency": 2}
     return {
         "name": "judged", "mode": "iterative", "policy": {"path": "model"}, "prompts": {"path": "prompts.jsonl"},
         "labelling": labelling or {}, "scorer": {"kind": "judge", "server": {**url, **endpoint}},

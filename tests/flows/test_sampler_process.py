@@ -3,10 +3,12 @@
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tiny_model import save_tiny_model
 from tiny_sampler import write_true_probe
@@ -86,6 +88,8 @@ def stop(process: SamplerProcess) -> None:
     child = process._child
     assert child is not None
     os.kill(child.pid, signal.SIGSTOP)
+    while psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
 
 
 def test_an_engine_that_hangs_is_replaced_after_its_deadline_and_costs_no_answer(

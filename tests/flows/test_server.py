@@ -25,7 +25,7 @@ def test_a_server_whose_database_fails_is_told_with_its_place(tmp_path: Path, mo
         prefect_api(tmp_path / "server.log"),
     ):
         nothing()
-        with sqlite3.connect(home / "prefect.db") as database:
+        with sqlite3.connect(home / "prefect.db", timeout=60) as database:
             database.execute("DROP TABLE flow_run")
         database.close()
         nothing()

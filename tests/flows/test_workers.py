@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -30,7 +32,11 @@ def workers(context: Context) -> Iterator[Workers]:
 
 
 def trainer() -> psutil.Process:
-    found = [child for child in psutil.Process().children() if "flows.trainer_child" in child.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        # Others of pytest's children may have ended.
+        with suppress(psutil.Error):
+            found += [child] if "flows.trainer_child" in child.cmdline() else []
     assert len(found) == 1
     return found[0]
 
@@ -47,6 +53,8 @@ def test_a_step_that_takes_longer_than_allowed_ends_training_with_the_trainer_s_
             with (context.run.root / "logs" / "trainer.log").open("a") as log:
                 log.write("loss 0.6931\n")
             stopped[0].suspend()
+            while stopped[0].status() != psutil.STATUS_STOPPED:
+                time.sleep(0.01)
 
     with Workers(context.run.root, context.config.model_copy(update={"training": training})) as workers:
         with pytest.raises(RunError, match=r"(?s)trainer_child: stage was silent for 1234 seconds.*loss 0\.6931"):
@@ -59,6 +67,6 @@ def test_a_trainer_that_died_between_two_stages_is_replaced(context: Context, wo
     workers.run_stage(1, "pairs", lambda done, total, note: None)
     first = trainer()
     os.kill(first.pid, signal.SIGKILL)
-    psutil.wait_procs([first], timeout=10)
+    psutil.wait_procs([first], timeout=60)
     workers.run_stage(1, "policy", lambda done, total, note: None)
     assert context.run.stage(1, "policy").require().rows > 0 and trainer().pid != first.pid

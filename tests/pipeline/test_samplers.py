@@ -61,7 +61,7 @@ def engine(
             yield made
             made.close()
         case "server":
-            server = ServerEngine(str(folder), chat, config.ServerSampler(dtype="float32", start_timeout=120))
+            server = ServerEngine(str(folder), chat, config.ServerSampler(dtype="float32", start_timeout=400))
             yield server
             server.close()
 

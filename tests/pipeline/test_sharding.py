@@ -31,7 +31,7 @@ def launch(folder: Path, *arguments: str) -> list[subprocess.CompletedProcess[st
         )
         for rank in (0, 1)
     ]
-    words = [process.communicate(timeout=200)[1] for process in started]
+    words = [process.communicate(timeout=400)[1] for process in started]
     return [subprocess.CompletedProcess([], p.returncode, "", said) for p, said in zip(started, words, strict=True)]
 
 

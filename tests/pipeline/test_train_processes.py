@@ -21,7 +21,7 @@ def trained(processes: int, out: Path) -> tuple[dict[str, torch.Tensor], dict[st
     }
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     done = subprocess.run(
-        [sys.executable, *launch, str(SCRIPT), str(out)], env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, *launch, str(SCRIPT), str(out)], env=environment, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr[-3000:]
     with safe_open(out, framework="pt") as file:

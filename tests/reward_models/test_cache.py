@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -138,3 +139,25 @@ def test_a_file_that_is_no_cache_is_refused_and_left_alone(tmp_path: Path) -> No
         assert content is None or file.read_bytes() == before
     with pytest.raises(UserError, match=r"labelling\.cache"):
         LabelCache(tmp_path / "text" / "labels.sqlite").write("a", 1.0)
+
+
+def test_writers_that_make_a_file_at_the_same_moment_do_not_meet_either(tmp_path: Path) -> None:
+    """SQLite gives up at once where two turn on its log of writes; 3 files of 100 are hit."""
+    refused: list[UserError] = []
+
+    def write(file: Path, key: str, together: threading.Barrier) -> None:
+        together.wait()
+        try:
+            LabelCache(file).write(key, 1.0)
+        except UserError as error:
+            refused.append(error)
+
+    for number in range(150):
+        together = threading.Barrier(4)
+        given = [(tmp_path / f"{number}.sqlite", key, together) for key in "abcd"]
+        threads = [threading.Thread(target=write, args=one) for one in given]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not refused
