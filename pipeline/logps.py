@@ -5,7 +5,7 @@ position t − 1. The output head runs on response positions only, in chunks.
 """
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from pipeline.adapter import adapter_off
 from pipeline.head import CHUNK_ELEMENTS, OutputHead, Softmaxes, Source, output_head, softmaxes
+from pipeline.last_layer import only_at, places, position_wise
 from pipeline.packing import Packed
 from pipeline.shared_attention import share, stream_arguments, why_not_shared
 from pipeline.types import RunError
@@ -71,11 +72,12 @@ class TokenFacts:
 class _Inputs:
     """What a model is given, and which of its flattened positions predict a token that is asked for, row by row.
 
-    More positions may stand behind these, which only fill up.
+    More positions may stand behind these, which only fill up. ``asked``: of a stream, them and no others.
     """
 
     arguments: dict[str, Any]
     wanted: Tensor
+    asked: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +135,12 @@ class TokenLogps(nn.Module):
         if reference_model is not None and reference_model is not model:
             reference_model.eval()
         self.padded_because: str | None = "packing is off"
+        # What computes no more than what is asked for, of the policy and of the reference.
+        self._narrow: tuple[tuple[nn.Module, ...], ...] = ((), ())
         if share_prompts:
             self.padded_because = _why_padded(model, reference_model)
+            if self.padded_because is None:
+                self._narrow = tuple(() if m is None else _narrow(m) for m in (model, reference_model))
 
     def forward(self, ids: Tensor, mask: Tensor, packed: Packed | None = None) -> TokenFacts:
         """Facts of ids[:, t] given ids[:, :t] where ``mask`` is true.
@@ -148,31 +154,33 @@ class TokenLogps(nn.Module):
         Raises:
             RunError: policy and reference have vocabularies of different sizes.
         """
-        places = mask[:, 1:].reshape(-1).nonzero().squeeze(1)
-        targets = ids[:, 1:].reshape(-1)[places]
-        inputs = _Inputs({"input_ids": ids[:, :-1]}, places)
+        rows = mask[:, 1:].reshape(-1).nonzero().squeeze(1)
+        targets = ids[:, 1:].reshape(-1)[rows]
+        inputs = _Inputs({"input_ids": ids[:, :-1]}, rows)
         if packed is not None:
             multiple = ROUNDING.get((ids.device.type, self.dtype), 1)
             filling = (0, -len(targets) % multiple)
             targets = pad(targets, filling)
-            inputs = _Inputs(stream_arguments(packed.rounded(multiple)), pad(packed.predictors, filling))
+            stream, wanted = packed.rounded(multiple), pad(packed.predictors, filling)
+            inputs = _Inputs(stream_arguments(stream), wanted, places(wanted, len(stream.ids), multiple))
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
             # First, since switching the policy's adapter off and on must not come between its passes.
             theirs = self._reference_run(inputs)
-            ours = _run(self.model, self._head, inputs, all_layers=False, last="hidden" in self.wants)
+            with _no_more_than_asked(self.model, self._narrow[0], inputs):
+                ours = _run(self.model, self._head, inputs, all_layers=False, last="hidden" in self.wants)
             found = self._softmaxes(ours, theirs, targets)
 
         def placed(values: Tensor | None) -> Tensor | None:
-            return None if values is None else _placed(values, places, ids.shape)
+            return None if values is None else _placed(values, rows, ids.shape)
 
         layers = () if theirs is None else theirs.layers
         return TokenFacts(
-            policy=_placed(found.logps, places, ids.shape),
+            policy=_placed(found.logps, rows, ids.shape),
             kl=placed(found.kl),
             collision=placed(found.collision),
             entropy=placed(found.entropy),
             hidden=placed(ours.layers[-1] if ours.layers else None),
-            reference_hidden=tuple(_placed(layer, places, ids.shape) for layer in layers) or None,
+            reference_hidden=tuple(_placed(layer, rows, ids.shape) for layer in layers) or None,
         )
 
     def _softmaxes(self, ours: _Run, theirs: _Run | None, targets: Tensor) -> Softmaxes:
@@ -197,7 +205,10 @@ class TokenLogps(nn.Module):
             return None
         (reference,) = self._reference
         every, last = "reference_hidden" in self.wants, "reference_last_hidden" in self.wants
-        with adapter_off(reference) if reference is self.model else nullcontext():
+        with (
+            adapter_off(reference) if reference is self.model else nullcontext(),
+            _no_more_than_asked(reference, self._narrow[1], inputs),
+        ):
             return _run(reference, self._reference_head, inputs, all_layers=every, last=last)
 
 
@@ -211,6 +222,17 @@ def _why_padded(model: Any, reference_model: Any | None) -> str | None:
     for one in models:
         share(one)
     return None
+
+
+def _narrow(model: Any) -> tuple[nn.Module, ...]:
+    return position_wise(plain_model(model).get_decoder())
+
+
+def _no_more_than_asked(model: Any, modules: tuple[nn.Module, ...], inputs: _Inputs) -> AbstractContextManager[None]:
+    # Layers that are computed again in the backward pass would be so without what is set up here.
+    if inputs.asked is None or plain_model(model).is_gradient_checkpointing:
+        return nullcontext()
+    return only_at(modules, inputs.asked, inputs.arguments["input_ids"].shape[1])
 
 
 def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bool, last: bool) -> _Run:
@@ -236,10 +258,10 @@ def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bo
     )
 
 
-def _placed(values: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
-    """[R, T, ...] with the first of ``values`` [N, ...] at ``places`` of its positions from 1 on, 0 elsewhere."""
+def _placed(values: Tensor, at: Tensor, shape: torch.Size) -> Tensor:
+    """[R, T, ...] with the first of ``values`` [N, ...] at the places ``at`` from position 1 on, else 0."""
     rows, width = shape
-    values = values[: len(places)]
-    flat = values.new_zeros((rows * (width - 1), *values.shape[1:])).index_copy(0, places, values)
+    values = values[: len(at)]
+    flat = values.new_zeros((rows * (width - 1), *values.shape[1:])).index_copy(0, at, values)
     whole = flat.view(rows, width - 1, *values.shape[1:])
     return torch.cat([whole.new_zeros((rows, 1, *values.shape[1:])), whole], dim=1)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.last_layer import only_at, places, position_wise
 from pipeline.logps import Precision, TokenFacts, plain_model
 from pipeline.packing import Packed
 from pipeline.shared_attention import share, stream_arguments, why_not_shared
@@ -41,8 +42,12 @@ class RowScores(nn.Module):
         self.outputs = dict(outputs)
         self.dtype = dtype
         self.padded_because: str | None = "packing is off"
+        # What computes no more than the ends of rows.
+        self._narrow: tuple[nn.Module, ...] = ()
         if share_prompts:
             self.padded_because = _why_padded(plain_model(model))
+            if self.padded_because is None:
+                self._narrow = position_wise(plain_model(model).base_model)
 
     def forward(self, ids: Tensor, mask: Tensor, packed: Packed | None = None) -> TokenFacts:
         """The rewards of rows in the form in which losses read responses.
@@ -61,7 +66,10 @@ class RowScores(nn.Module):
 
     def of_stream(self, packed: Packed) -> Tensor:
         """[R] float32 rewards of packed rows; only for models that share prompts."""
-        with self._autocast(packed.ids.device):
+        total = len(packed.ids)
+        # Layers that are computed again in the backward pass would be so without what is set up here.
+        narrow = () if plain_model(self.model).is_gradient_checkpointing else self._narrow
+        with self._autocast(packed.ids.device), only_at(narrow, places(packed.ends, total), total):
             return self._pooled(stream_arguments(packed), lambda states: states[0].index_select(0, packed.ends))
 
     def of_rows(self, ids: Tensor, lengths: Tensor) -> Tensor:

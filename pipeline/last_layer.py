@@ -1,0 +1,80 @@
+"""The last decoder layer at the positions alone that are asked for.
+
+Nothing behind its keys and values looks at any other position, so its queries, its output projection and its
+feed-forward network are computed at the positions whose hidden states are read: those that predict a response token, or
+end a row. A prompt's tokens cost the last layer no more than their keys and values.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.packing import pack
+from pipeline.shared_attention import TOLERANCE, stream_arguments
+
+# Of a layer, and of its attention, by the names that they bear in nearly all of transformers' decoders.
+FEED_FORWARD, ATTENTION = "mlp", "self_attn"
+PROJECTIONS = ("q_proj", "o_proj")
+
+
+@torch.no_grad()
+def position_wise(decoder: Any) -> tuple[nn.Module, ...]:
+    """The modules of the last layer of a decoder without head, one that shares prompts, which may skip positions.
+
+    The decoder itself is asked: none where its hidden states at the asked positions are others then.
+    """
+    found = _candidates(decoder)
+    vocabulary = decoder.get_input_embeddings().weight.shape[0]
+    prompt, one, two = ([(7 * i + 3) % vocabulary for i in ids] for ids in (range(6), range(6, 9), range(9, 15)))
+    packed = pack([(tuple(prompt), tuple(one)), (tuple(prompt), tuple(two))]).to(decoder.device)
+    asked, training = places(packed.predictors, len(packed.ids)), decoder.training
+    decoder.eval()
+    try:
+        whole = decoder(**stream_arguments(packed), use_cache=False).last_hidden_state[0, asked]
+        with only_at(found, asked, len(packed.ids)):
+            narrow = decoder(**stream_arguments(packed), use_cache=False).last_hidden_state[0, asked]
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return ()
+    finally:
+        decoder.train(training)
+    apart = float((narrow - whole).abs().max() / whole.std())
+    return found if apart <= TOLERANCE[decoder.dtype] else ()
+
+
+def places(wanted: Tensor, total: int, multiple: int = 1) -> Tensor:
+    """The distinct positions among ``wanted``, ascending, filled up to a ``multiple`` by others of the ``total``."""
+    asked = torch.zeros(total, dtype=torch.bool, device=wanted.device).index_fill(0, wanted, True)
+    count = int(asked.sum())
+    return torch.argsort(asked, descending=True, stable=True)[: count + -count % multiple].sort().values
+
+
+@contextmanager
+def only_at(modules: tuple[nn.Module, ...], asked: Tensor, total: int) -> Iterator[None]:
+    """While it lasts, ``modules`` compute of [1, total, ...] the positions ``asked``; what they give of others is 0."""
+
+    def narrow(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (given[0].index_select(1, asked), *given[1:])
+
+    def widen(_: nn.Module, __: tuple[Any, ...], made: Tensor) -> Tensor:
+        return made.new_zeros((1, total, *made.shape[2:])).index_copy(1, asked, made)
+
+    hooks = [module.register_forward_pre_hook(narrow) for module in modules]
+    hooks += [module.register_forward_hook(widen) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _candidates(decoder: Any) -> tuple[nn.Module, ...]:
+    stacks = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child)]
+    if not stacks:
+        return ()
+    layer = dict(max(stacks, key=len)[-1].named_children())
+    attention = dict(layer[ATTENTION].named_children()) if ATTENTION in layer else {}
+    found = (layer.get(FEED_FORWARD), *(attention.get(name) for name in PROJECTIONS))
+    return tuple(module for module in found if module is not None)
