@@ -29,7 +29,8 @@ quickstart: $(READY)
 	$(BIN)/prefloop run configs/quickstart.yaml
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	@# Most wait for other processes; those of a file share what is slow to set up.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
