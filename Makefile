@@ -29,8 +29,8 @@ quickstart: $(READY)
 	$(BIN)/prefloop run configs/quickstart.yaml
 
 test: $(READY)
-	@# Most wait for other processes; those of a file share what is slow to set up.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@# Most wait for other processes; those of a file share what is slow to set up. The longest files come first.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
