@@ -19,7 +19,7 @@ from typing import NoReturn
 import httpx
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_HOME, temporary_settings
 
 from flows.kept_alive import kept_alive
 from pipeline.store import write_text
@@ -29,6 +29,8 @@ START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
 REACH_SECONDS = 10.0
+# With 2, 4, 8, ... seconds in between: a minute or two.
+RETRIES = 5
 # With Prefect's 15, all may wait for the one that writes to SQLite, which then waits for a second one of its own.
 CONNECTIONS = {
     "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "50",
@@ -50,7 +52,7 @@ def prefect_api(log: Path) -> Iterator[None]:
     """
     url = lasting_api()
     if url is not None:
-        with _within_reach(url), _at_work(), _sent_to(url):
+        with _within_reach(url), _at_work(), _sent_to(url), _said_plainly():
             yield
         return
     port = _free_port()
@@ -66,7 +68,9 @@ def prefect_api(log: Path) -> Iterator[None]:
     except BaseException:
         stop_watched(process)
         raise
-    with _at_work(log), kept_alive(process, start, stop_watched), _sent_to(url):
+    # As often as it takes a slow machine to start it again.
+    patience = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: max(RETRIES, PREFECT_CLIENT_MAX_RETRIES.value())})
+    with _at_work(log), kept_alive(process, start, stop_watched), _sent_to(url), patience, _said_plainly():
         yield
 
 
@@ -143,6 +147,17 @@ def _at_work(log: Path | None = None) -> Iterator[None]:
         raise RunError(
             f"Prefect's server failed ({said}); {_database(log)}. What is complete is kept; the same command goes on"
         ) from error
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    """Raise the error of the network that Prefect's first word with a server, about versions, hides in another one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, httpx.TransportError) and "reach API" in str(error):
+            raise error.__cause__ from None
+        raise
 
 
 def _database(log: Path | None) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from prefect import flow
-from prefect.settings import PREFECT_HOME, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_HOME, temporary_settings
 
-from flows.server import prefect_api
+from flows.server import ServerLostError, prefect_api
 from pipeline.types import RunError
 
 
@@ -29,3 +29,22 @@ def test_a_server_whose_database_fails_is_told_with_its_place(tmp_path: Path, mo
             database.execute("DROP TABLE flow_run")
         database.close()
         nothing()
+
+
+def test_a_server_that_is_gone_before_the_first_word_with_it_is_told_too(tmp_path: Path) -> None:
+    """Like one that is lost later: the command goes on by itself where the server was somebody's own."""
+    gone = {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    with (
+        pytest.raises(RunError, match=r"server failed \(.*Connection refused\)"),
+        prefect_api(tmp_path / "server.log"),
+    ):
+        url = PREFECT_API_URL.value()
+        with (
+            temporary_settings({PREFECT_API_URL: url}),
+            pytest.raises(ServerLostError, match="is out of reach"),
+            prefect_api(tmp_path / "not written.log"),
+            temporary_settings(gone),
+        ):
+            nothing()
+        with temporary_settings(gone):
+            nothing()
