@@ -71,6 +71,9 @@ class Campaign:
     expected: dict[str, str]
     runs: list[Row] = field(default_factory=list)
     begun: int = 0
+    # Kills that runs under way are to get.
+    promised: int = 0
+    failed: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def total(self) -> int:
@@ -80,16 +83,28 @@ class Campaign:
     def lane(self, number: int) -> None:
         """One run after another, with a server of its own."""
         environment = {**os.environ, "PREFECT_HOME": str(self.folder / f"prefect_{number}")}
-        while self.total() < self.kills:
+        while not self.failed:
             with self.lock:
+                wanted = min(self.kills_a_run, self.kills - self.total() - self.promised)
+                if wanted <= 0:
+                    return
+                self.promised += wanted
                 seed, self.begun = self.seed + self.begun, self.begun + 1
-            began = time.monotonic()
-            fire = under_fire(
-                self.folder / f"killed_{seed:03d}", self.arguments, environment, random.Random(seed), self.kills_a_run
-            )
-            fire.compare(self.expected)
+            try:
+                run = self._run(seed, wanted, environment)
+            except BaseException:
+                self.failed = True
+                raise
             with self.lock:
-                self._add(told(fire, seed, time.monotonic() - began))
+                self.promised -= wanted
+                self._add(run)
+
+    def _run(self, seed: int, kills: int, environment: dict[str, str]) -> Row:
+        began = time.monotonic()
+        run = self.folder / f"killed_{seed:03d}"
+        fire = under_fire(run, self.arguments, environment, random.Random(seed), kills)
+        fire.compare(self.expected)
+        return told(fire, seed, time.monotonic() - began)
 
     def _add(self, run: Row) -> None:
         self.runs.append(run)
@@ -101,7 +116,7 @@ class Campaign:
 def main() -> int:
     """Kill until the number is reached."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=200, help="altogether, or a few more: runs are brought to an end")
+    parser.add_argument("--kills", type=int, default=200, help="altogether")
     parser.add_argument("--kills-a-run", type=int, default=20)
     parser.add_argument("--lanes", type=int, default=2, help="runs beside each other")
     parser.add_argument("--folder", type=Path, default=Path("runs/faults"))

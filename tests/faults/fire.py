@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -207,7 +208,8 @@ class Fire:
             time.sleep(0.1)
         for process in left:
             self.lost.orphans.append(" ".join(process.info["cmdline"] or ()))
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         said = self._output.read_text(errors="replace")
         if "Traceback" in said and not self.lost.tracebacks:
             self.lost.tracebacks.append(said[said.index("Traceback") :][:4000])
@@ -215,9 +217,10 @@ class Fire:
     def _kill_now(self, role: Role) -> Role:
         """Kill the process of that role, or where there is none the parent; returns whom."""
         found = self._alive(role)
-        if found:
-            os.kill(found[-1], signal.SIGKILL)
-            return role
+        with suppress(ProcessLookupError):
+            if found:
+                os.kill(found[-1], signal.SIGKILL)
+                return role
         assert self._process is not None
         self._process.kill()
         return "parent"
