@@ -45,7 +45,12 @@ def position_wise(decoder: Any) -> tuple[nn.Module, ...]:
 
 
 def places(wanted: Tensor, total: int, multiple: int = 1) -> Tensor:
-    """The distinct positions among ``wanted``, ascending, filled up to a ``multiple`` by others of the ``total``."""
+    """[K] int64: the distinct positions among ``wanted`` [M], ascending.
+
+    Args:
+        wanted: positions in a stream of ``total`` tokens, in any order, some perhaps more than once.
+        multiple: K is filled up to one by other positions; ``total`` must be one too.
+    """
     asked = torch.zeros(total, dtype=torch.bool, device=wanted.device).index_fill(0, wanted, True)
     count = int(asked.sum())
     return torch.argsort(asked, descending=True, stable=True)[: count + -count % multiple].sort().values
@@ -53,7 +58,10 @@ def places(wanted: Tensor, total: int, multiple: int = 1) -> Tensor:
 
 @contextmanager
 def only_at(modules: tuple[nn.Module, ...], asked: Tensor, total: int) -> Iterator[None]:
-    """While it lasts, ``modules`` compute of [1, total, ...] the positions ``asked``; what they give of others is 0."""
+    """While it lasts, ``modules`` compute of [1, total, ...] the positions ``asked`` [K]; else they give 0.
+
+    Not for layers that are computed again in the backward pass: by then it is over, and shapes would differ.
+    """
 
     def narrow(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         return (given[0].index_select(1, asked), *given[1:])

@@ -69,7 +69,7 @@ def test_an_interrupted_run_says_so_and_ends_its_children(
     _, message = process.communicate(timeout=150)
     assert process.returncode == 130
     assert "interrupted; the same command goes on" in message and "Traceback" not in message
-    assert psutil.wait_procs(family, timeout=60)[1] == []
+    assert psutil.wait_procs(family, timeout=10)[1] == []
 
 
 def cancel(run: Path, family: list[psutil.Process]) -> None:
