@@ -6,14 +6,15 @@ end a row. A prompt's tokens cost the last layer no more than their keys and val
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pipeline.packing import pack
-from pipeline.shared_attention import TOLERANCE, stream_arguments
+from pipeline.shared_attention import TOLERANCE, stream_arguments, trial
 
 # Of a layer, and of its attention, by the names that they bear in nearly all of transformers' decoders.
 FEED_FORWARD, ATTENTION = "mlp", "self_attn"
@@ -27,9 +28,8 @@ def position_wise(decoder: Any) -> tuple[nn.Module, ...]:
     The decoder itself is asked: none where its hidden states at the asked positions are others then.
     """
     found = _candidates(decoder)
-    vocabulary = decoder.get_input_embeddings().weight.shape[0]
-    prompt, one, two = ([(7 * i + 3) % vocabulary for i in ids] for ids in (range(6), range(6, 9), range(9, 15)))
-    packed = pack([(tuple(prompt), tuple(one)), (tuple(prompt), tuple(two))]).to(decoder.device)
+    prompt, continuations = trial(decoder)
+    packed = pack([(prompt, ids) for ids in continuations]).to(decoder.device)
     asked, training = places(packed.predictors, len(packed.ids)), decoder.training
     decoder.eval()
     try:
@@ -58,10 +58,7 @@ def places(wanted: Tensor, total: int, multiple: int = 1) -> Tensor:
 
 @contextmanager
 def only_at(modules: tuple[nn.Module, ...], asked: Tensor, total: int) -> Iterator[None]:
-    """While it lasts, ``modules`` compute of [1, total, ...] the positions ``asked`` [K]; else they give 0.
-
-    Not for layers that are computed again in the backward pass: by then it is over, and shapes would differ.
-    """
+    """While it lasts, ``modules`` compute of [1, total, ...] the positions ``asked`` [K]; else they give 0."""
 
     def narrow(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         return (given[0].index_select(1, asked), *given[1:])
@@ -76,6 +73,16 @@ def only_at(modules: tuple[nn.Module, ...], asked: Tensor, total: int) -> Iterat
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def no_more_than(
+    asked: Tensor, total: int, model: PreTrainedModel, modules: tuple[nn.Module, ...]
+) -> AbstractContextManager[None]:
+    """``only_at`` for ``modules`` of ``model``; nothing where its layers are computed again in the backward pass.
+
+    By then it would be over, and shapes would differ.
+    """
+    return nullcontext() if model.is_gradient_checkpointing else only_at(modules, asked, total)
 
 
 def _candidates(decoder: Any) -> tuple[nn.Module, ...]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from pipeline.adapter import adapter_off
 from pipeline.head import CHUNK_ELEMENTS, OutputHead, Softmaxes, Source, output_head, softmaxes
-from pipeline.last_layer import only_at, places, position_wise
+from pipeline.last_layer import no_more_than, places, position_wise
 from pipeline.packing import Packed
 from pipeline.shared_attention import share, stream_arguments, why_not_shared
 from pipeline.types import RunError
@@ -229,10 +229,9 @@ def _narrow(model: Any) -> tuple[nn.Module, ...]:
 
 
 def _no_more_than_asked(model: Any, modules: tuple[nn.Module, ...], inputs: _Inputs) -> AbstractContextManager[None]:
-    # Layers that are computed again in the backward pass would be so without what is set up here.
-    if inputs.asked is None or plain_model(model).is_gradient_checkpointing:
+    if inputs.asked is None:
         return nullcontext()
-    return only_at(modules, inputs.asked, inputs.arguments["input_ids"].shape[1])
+    return no_more_than(inputs.asked, inputs.arguments["input_ids"].shape[1], plain_model(model), modules)
 
 
 def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bool, last: bool) -> _Run:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.last_layer import only_at, places, position_wise
+from pipeline.last_layer import no_more_than, places, position_wise
 from pipeline.logps import Precision, TokenFacts, plain_model
 from pipeline.packing import Packed
 from pipeline.shared_attention import share, stream_arguments, why_not_shared
@@ -67,9 +67,8 @@ class RowScores(nn.Module):
     def of_stream(self, packed: Packed) -> Tensor:
         """[R] float32 rewards of packed rows; only for models that share prompts."""
         total = len(packed.ids)
-        # Layers that are computed again in the backward pass would be so without what is set up here.
-        narrow = () if plain_model(self.model).is_gradient_checkpointing else self._narrow
-        with self._autocast(packed.ids.device), only_at(narrow, places(packed.ends, total), total):
+        asked = no_more_than(places(packed.ends, total), total, plain_model(self.model), self._narrow)
+        with self._autocast(packed.ids.device), asked:
             return self._pooled(stream_arguments(packed), lambda states: states[0].index_select(0, packed.ends))
 
     def of_rows(self, ids: Tensor, lengths: Tensor) -> Tensor:

@@ -90,6 +90,13 @@ def share(model: Any) -> None:
         model.set_attn_implementation(NAME)
 
 
+def trial(model: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """A prompt of 6 ids that ``model`` knows, and continuations of 3 and 6, by which its attention is tried out."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = tuple((7 * i + 3) % rows for i in range(15))
+    return ids[:6], [ids[6:9], ids[9:]]
+
+
 @torch.no_grad()
 def why_not_shared(model: Any) -> str | None:
     """Why a transformers model, or a decoder without head, cannot take packed streams exactly; None if it can.
@@ -121,14 +128,8 @@ def why_not_shared(model: Any) -> str | None:
     return None
 
 
-def _trial(model: Any) -> tuple[list[int], list[list[int]]]:
-    rows = model.get_input_embeddings().weight.shape[0]
-    ids = [(7 * i + 3) % rows for i in range(15)]
-    return ids[:6], [ids[6:9], ids[9:15]]
-
-
 def _trial_alone(model: Any) -> Tensor:
-    prompt, continuations = _trial(model)
+    prompt, continuations = trial(model)
     found = []
     for ids in continuations:
         values = _first_output(model, {"input_ids": torch.tensor([prompt + ids], device=model.device)})
@@ -137,8 +138,8 @@ def _trial_alone(model: Any) -> Tensor:
 
 
 def _trial_shared(model: Any) -> Tensor:
-    prompt, continuations = _trial(model)
-    packed = pack([(tuple(prompt), tuple(ids)) for ids in continuations]).to(model.device)
+    prompt, continuations = trial(model)
+    packed = pack([(prompt, ids) for ids in continuations]).to(model.device)
     values = _first_output(model, stream_arguments(packed))
     # Each continuation alone has its last token's values too.
     ends = [len(prompt) + 2, len(prompt) + 8]
