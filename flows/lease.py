@@ -119,10 +119,15 @@ class Lease:
             if found is None or found.token != self.holder.token:
                 self._lost = f"{self._file}: the run was taken over by {found or 'another process'}"
 
+    def _is_own(self) -> bool:
+        self._look()
+        return self._lost is None
+
     def _beat(self) -> bool:
         self.holder = replace(self.holder, beats=self.holder.beats + 1, beat=_now())
         try:
-            write_json(self._file, asdict(self.holder))
+            # A disk may take so long that another has taken over meanwhile.
+            write_json(self._file, asdict(self.holder), self._is_own)
         except OSError:
             try:
                 # On a full disk the time of a file can still be changed.

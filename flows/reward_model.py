@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from flows.keys import model_digest
+from flows.lease import hold
 from flows.progress import make_console, progress
 from flows.sources import digest
 from pipeline.comparisons import Comparison, compare, example, pairs_of
@@ -23,10 +25,9 @@ from pipeline.records import data_files
 from pipeline.reward_metrics import Judged, percent, reliability, summary, tie_eta
 from pipeline.split import split_held_out
 from pipeline.step_log import STEPS
-from pipeline.store import RunFolder, Stage, StageWriter, discard, write_json, write_text
+from pipeline.store import CHECKPOINTS, Stage, StageWriter, write_json, write_text
 from pipeline.types import Group, Response, RowsError, TextPair, UserError, derive_seed, first_lines, json_line
 
-CHECKPOINTS = "checkpoints"
 OFFENDING = "offending.json"
 # What of a step's report means something where the score of a response is a reward.
 REPORTED = ("step", "loss", "learning_rate", "grad_norm", "margin", "accuracy", "tokens", "padding", "seconds")
@@ -48,20 +49,33 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
     stage, key = Stage(root.name, 0, root), _key(config)
     if not stage.complete(key):
         data = read_data(config)
-        try:
+        with _alone(root):
             writer = stage.begin(key)
-        except OSError as error:
-            raise UserError(f"{root}: cannot write there ({error.strerror})") from None
-        try:
-            with RunFolder(writer.folder).lock():
+            try:
                 _fill(config, data, writer)
-        except UserError:
-            if not (writer.folder / CHECKPOINTS).exists():
-                shutil.rmtree(writer.folder)
-            raise
+            except UserError:
+                if not (writer.folder / CHECKPOINTS).exists():
+                    shutil.rmtree(writer.folder)
+                raise
     for line in describe(json.loads((root / "metrics.json").read_text(encoding="utf-8"))["held_out"]):
         print(line)
     print(f"reward model: {root}")
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One writer at a time; its lease lies beside the folder, which begins anew where settings are others.
+
+    Raises:
+        UserError: another process writes there, or nobody can.
+    """
+    lease = root.with_name(f".{root.name}.lease")
+    try:
+        lease.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{root}: cannot write there ({error.strerror})") from None
+    with hold(lease):
+        yield
 
 
 def read_data(config: RewardModelConfig) -> Data:
@@ -109,9 +123,7 @@ def _fill(config: RewardModelConfig, data: Data, writer: StageWriter) -> None:
     metrics |= {"held_out": found}
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "config.yaml", dump_config(config))
-    discard(folder / CHECKPOINTS)
     (folder / OFFENDING).unlink(missing_ok=True)
-    (folder / ".lock").unlink()
     writer.commit(int(str(metrics["pairs"])), metrics)
 
 

@@ -6,12 +6,11 @@ folder are renamed into place one by one and survive a kill. Nothing that is com
 overwritten: a stage whose key no longer fits is an error that names the changed field.
 """
 
-import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +31,9 @@ from pipeline.manifest import (
 )
 from pipeline.seals import MARKER, SEALS, read_seconds, require_unchanged, tried
 from pipeline.types import RunError, UserError, content_hash, json_text
+
+# What a stage needs only until it is whole: a folder in the one where it is being written.
+CHECKPOINTS = "checkpoints"
 
 
 class RunLockedError(UserError):
@@ -70,19 +72,6 @@ class RunFolder:
     def _folders(self) -> list[tuple[int, str]]:
         rounds = [(number, self.root / f"round_{number:03d}") for number in self.rounds()]
         return [(number, path.name) for number, place in rounds for path in sorted(place.iterdir()) if path.is_dir()]
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder: one writer at a time. The kernel frees the lock when the holder dies.
-
-        Raises ``RunLockedError`` if another process holds it.
-        """
-        with (self.root / ".lock").open("a") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunLockedError(f"{self.root}: another prefloop process is writing to this run") from None
-            yield
 
 
 @dataclass(frozen=True)
@@ -212,12 +201,15 @@ class StageWriter:
         write_json(self._marker, {"key": self._tried, "seconds": self.seconds})
 
     def commit(self, rows: int, metrics: Mapping[str, JsonValue]) -> Manifest:
-        """Write the manifest and rename the folder into place.
+        """Write the manifest and rename the folder into place, without its checkpoints.
+
+        They go last: to read large files takes minutes, in which a kill must not cost what was trained.
 
         Raises:
             DamagedError: a file is not as it was sealed.
         """
-        aside = {self._marker, *self.folder.rglob(SEALS)}
+        checkpoints = self.folder / CHECKPOINTS
+        aside = {self._marker, checkpoints, *checkpoints.rglob("*"), *self.folder.rglob(SEALS)}
         files = facts_of(self.folder, sorted(path for path in self.folder.rglob("*") if path not in aside))
         require_unchanged(self.folder, files)
         manifest = Manifest(
@@ -236,6 +228,7 @@ class StageWriter:
             made_from=self._made_from,
         ).sealed()
         write_json(self.folder / MANIFEST, plain(manifest))
+        discard(checkpoints)
         # After the manifest, which says as well whose this folder is.
         self._marker.unlink()
         self.folder.rename(self.stage.folder)
@@ -246,19 +239,25 @@ class StageWriter:
         return manifest
 
 
-def write_json(file: Path, value: object) -> None:
-    """Write ``value`` so that ``file`` holds either the old content or the new, never a part."""
-    write_text(file, json_text(value))
+def write_json(file: Path, value: object, still: Callable[[], bool] = lambda: True) -> None:
+    """Write ``value`` so that ``file`` holds either the old content or the new, never a part.
+
+    ``still`` is asked once the new content is on the disk; where it says no, the old one stays.
+    """
+    write_text(file, json_text(value), still)
 
 
-def write_text(file: Path, text: str) -> None:
+def write_text(file: Path, text: str, still: Callable[[], bool] = lambda: True) -> None:
     """Like ``write_json``, for text."""
     scratch = file.with_name(file.name + ".tmp")
     with scratch.open("w", encoding="utf-8") as handle:
         handle.write(text)
         handle.flush()
         os.fsync(handle.fileno())
-    scratch.replace(file)
+    if still():
+        scratch.replace(file)
+    else:
+        scratch.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

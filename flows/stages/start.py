@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from flows.stages import Context, Outcome
 from flows.stages.data import warm_start_texts
 from flows.stages.samples import policy_chat
-from flows.stages.train import CHECKPOINTS, OFFENDING, fit, kept_where
+from flows.stages.train import OFFENDING, fit, kept_where
 from pipeline.chat import Chat
 from pipeline.config import PretrainedPolicy, ScratchPolicy
 from pipeline.examples import Example
@@ -19,7 +19,7 @@ from pipeline.losses import load_preset
 from pipeline.policy import load_policy, local_folder, save_policy, save_probe
 from pipeline.rows import TEXTS, prompt_row, write_table
 from pipeline.scratch import make_policy
-from pipeline.store import discard
+from pipeline.store import CHECKPOINTS
 from pipeline.types import Prompt, RowsError, UserError, derive_seed
 
 BASE = "base"
@@ -51,8 +51,6 @@ def start(context: Context, folder: Path) -> Outcome:
     if not context.writes:
         return outcome
     save_policy(model, folder, tokenizer_source=str(origin), chat=chat)
-    for spent in (folder / BASE, folder / CHECKPOINTS):
-        discard(spent)
     facts = {
         "parameters": model.num_parameters(),
         "dropped_over_long_texts": dropped["over_long"],
@@ -61,8 +59,8 @@ def start(context: Context, folder: Path) -> Outcome:
 
 
 def _from_scratch(context: Context, settings: ScratchPolicy, folder: Path) -> Path:
-    """A tokenizer and random weights in ``folder``; made whole or not at all."""
-    base, scratch = folder / BASE, folder / f"{BASE}.tmp"
+    """A tokenizer and random weights beside the checkpoints in ``folder``; made whole or not at all."""
+    base, scratch = folder / CHECKPOINTS / BASE, folder / CHECKPOINTS / f"{BASE}.tmp"
     if context.writes and not base.is_dir():
         shutil.rmtree(scratch, ignore_errors=True)
         texts = [part for prompt, text in warm_start_texts(context) for part in (*_contents(prompt), text)]

@@ -23,14 +23,13 @@ from pipeline.losses import Loss
 from pipeline.policy import average_policies, load_policy, save_policy, save_probe
 from pipeline.progress import StepReport, TrainResult
 from pipeline.step_log import STEPS, StepLog
-from pipeline.store import discard
+from pipeline.store import CHECKPOINTS
 from pipeline.train import train
 from pipeline.types import RowsError, derive_seed
 
 # In folders of their own: engines load every *.safetensors beside a model as its weights.
 HEADS = "heads"
 OPTIMISER = "optimiser/state.safetensors"
-CHECKPOINTS = "checkpoints"
 EXAMPLES = "examples.arrow"
 OFFENDING = "offending.parquet"
 
@@ -77,7 +76,6 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
     if not context.writes:
         return outcome
     save_policy(model, folder, tokenizer_source=str(origin), chat=policy_chat(config, origin))
-    discard(folder / CHECKPOINTS)
     return outcome
 
 

@@ -223,6 +223,26 @@ def test_who_was_taken_over_from_notices_and_leaves_the_lease_alone(tmp_path: Pa
     assert (found := read_holder(tmp_path / FILE)) is not None and found.token == "t"
 
 
+def test_a_heartbeat_that_the_disk_held_up_does_not_undo_a_takeover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, fsync, held_up = tmp_path / FILE, os.fsync, threading.Event()
+
+    def taken_over_meanwhile(descriptor: int) -> None:
+        if threading.current_thread().name == "lease" and not held_up.is_set():
+            file.write_text(json.dumps(asdict(ELSEWHERE)))
+            held_up.set()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", taken_over_meanwhile)
+    with hold(tmp_path, every=0.05) as lease:
+        assert held_up.wait(20)
+        wait_for(lambda: lease._lost is not None)
+        with pytest.raises(RunError, match="taken over by process 7 on far"):
+            lease.require()
+    assert (found := read_holder(file)) is not None and found.token == "t"
+
+
 def test_a_folder_that_is_gone_is_noticed(tmp_path: Path) -> None:
     root = tmp_path / "run"
     root.mkdir()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from flows.lease import hold
 from flows.reward_model import make_reward_model
 from pipeline.config import ClassifierScorer
 from pipeline.types import Group, Message, Prompt, Response, RunError, UserError
@@ -67,6 +68,19 @@ def test_the_folder_is_a_reward_model_for_the_scorer_and_for_transformers(made: 
     assert logits.shape == (2, 1)
     assert logits[:, 0].tolist() == pytest.approx([better, worse], abs=1e-5)
     assert better is not None and worse is not None and better > worse + 1
+
+
+@pytest.mark.parametrize("settings", [(), ("training.epochs=2",)])
+def test_a_second_writer_is_refused_and_takes_nothing_away(
+    job: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    (partial / "checkpoints").mkdir(parents=True)
+    (partial / "steps.jsonl").write_text("of the first")
+    (tmp_path / ".out.lease").mkdir()
+    with hold(tmp_path / ".out.lease"), pytest.raises(UserError, match="another prefloop process is writing"):
+        make(job, out, *settings)
+    assert (partial / "steps.jsonl").read_text() == "of the first" and (partial / "checkpoints").is_dir()
 
 
 def test_it_says_what_the_model_is_worth_on_held_out_pairs(made: Path) -> None:
