@@ -29,37 +29,43 @@ def base_before(run: RunFolder, round_: int) -> int:
     return next((number for number, one in earlier if one is not None and one.answered and one.verdict == "promote"), 0)
 
 
-def reference_round(run: RunFolder, config: RunConfig, round_: int) -> int:
-    """Which round's policy is the reference of ``round_`` (for ema: the round whose average is)."""
+def reference_round(run: RunFolder, config: RunConfig, round_: int, start: int | None = None) -> int:
+    """Which round's policy is the reference of ``round_`` (for ema: the round whose average is).
+
+    ``start``: the round whose policy it starts from, where that is not yet what gates have decided.
+    """
     training = config.training
+    start = parent(run, config, round_) if start is None else start
     match training.reference:
         case "fixed":
             return 0
         case "previous" | "ema":
-            return parent(run, config, round_)
+            return start
         case "every_n":
             due = ((round_ - 1) // training.reference_every) * training.reference_every
             # A round that was rolled back from is the ancestor of none after it.
-            ancestor = parent(run, config, round_)
+            ancestor = start
             while ancestor > due:
                 ancestor = parent(run, config, ancestor)
             return ancestor
 
 
-def reference_stages(run: RunFolder, config: RunConfig, round_: int) -> list[Stage]:
+def reference_stages(run: RunFolder, config: RunConfig, round_: int, start: int | None = None) -> list[Stage]:
     """The stages whose models the loss measures against in ``round_``, in the order of its references.
 
     An extrapolated prior reads the two newest policies that the round descends from; in round 1 both are the start
     policy, unless ``training.references`` names the one before. Further references of a mixture are no stages.
+    ``start`` is as in ``reference_round``.
     """
-    newest = [reference_stage(run, config, round_)]
+    newest = [reference_stage(run, config, round_, start)]
     if not isinstance(config.loss.prior, ExtrapolatedPrior) or (round_ == 1 and config.training.references):
         return newest
-    return [*newest, run.stage(parent(run, config, parent(run, config, round_)), "policy")]
+    start = parent(run, config, round_) if start is None else start
+    return [*newest, run.stage(parent(run, config, start), "policy")]
 
 
-def reference_stage(run: RunFolder, config: RunConfig, round_: int) -> Stage:
-    """The stage that holds the reference model of ``round_``."""
-    source = reference_round(run, config, round_)
+def reference_stage(run: RunFolder, config: RunConfig, round_: int, start: int | None = None) -> Stage:
+    """The stage that holds the reference model of ``round_``; ``start`` is as in ``reference_round``."""
+    source = reference_round(run, config, round_, start)
     averaged = config.training.reference == "ema" and source > 0
     return run.stage(source, "average" if averaged else "policy")

@@ -5,6 +5,7 @@ from flows.keys import dependencies
 from flows.supply import buys, samples_calibration, stores_reference
 from pipeline.config import RunConfig
 from pipeline.intact import require_intact
+from pipeline.manifest import DamagedError
 from pipeline.store import RunFolder, Stage
 
 
@@ -24,10 +25,22 @@ def reads(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Sta
         earlier = [run.stage(number, one) for number in range(round_) for one in ("evaluation", "gate")]
         found = [*found, *(stage for stage in earlier if stage.folder.exists())]
     if name in ("gold", "discriminator", "labels") and config.discriminator is not None:
-        # A version that did not pass its gate names an earlier one, which labels in its place.
-        earlier = [run.stage(number, "discriminator") for number in range(1, round_)]
-        found = [*found, *(stage for stage in earlier if stage.folder.exists())]
+        found = [*found, *labelling(run, 1 if config.discriminator.silver == "static" else round_ - 1)]
     return list(dict.fromkeys(found))
+
+
+def labelling(run: RunFolder, round_: int) -> list[Stage]:
+    """The discriminator of ``round_``, and the earlier one that it names where it did not pass its gate."""
+    newest = run.stage(round_, "discriminator")
+    if not newest.folder.exists():
+        return []
+    try:
+        manifest = newest.manifest()
+    except DamagedError:
+        # It cannot say which; any of them may be read.
+        return [stage for n in range(1, round_ + 1) if (stage := run.stage(n, "discriminator")).folder.exists()]
+    labels_with = None if manifest is None else manifest.metrics.get("labels_with")
+    return [newest, *(stage for stage in run.stages() if stage.title == labels_with)]
 
 
 def made_in(config: RunConfig, round_: int, name: str) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
+from flows.lineage import reference_stages
 from flows.links import inside
 from flows.reading import made_in, reads
 from pipeline.config import RunConfig
@@ -44,8 +45,13 @@ def free_room(run: RunFolder, config: RunConfig) -> list[FreedStage]:
             _remove(stage, freed)
     if config.retention.last is None:
         return []
-    kept = set(_kept_rounds(run, config, config.retention.last))
-    needed = set(_needed(run, config))
+    try:
+        best = best_round(run)
+    except (OSError, ValueError):
+        # Which round is the best cannot be read now; what is removed then could be it.
+        return []
+    kept = set(_kept_rounds(run, config, config.retention.last, best))
+    needed = {*_needed(run, config), *_needed_after_roll_back(run, config, best)}
     gone = [stage for stage in models if stage.round not in kept and stage not in needed and stage.freed() is None]
     return [found for stage in gone if (found := _free(stage, _reason(config)))]
 
@@ -57,7 +63,10 @@ def told(freed: Sequence[FreedStage]) -> str:
 
 
 def best_round(run: RunFolder) -> int | None:
-    """The round that the newest gate names, or else the one that evaluates best; None before any is evaluated."""
+    """The round that the newest gate names, or else the one that evaluates best; None before any is evaluated.
+
+    Raises ``OSError`` or ``ValueError`` if what says so cannot be read.
+    """
     metrics: dict[int, dict[str, object]] = {}
     for round_ in run.rounds():
         decision = _json(run.stage(round_, "gate").folder / "decision.json")
@@ -74,24 +83,32 @@ def best_round(run: RunFolder) -> int | None:
     return None
 
 
-def _kept_rounds(run: RunFolder, config: RunConfig, last: int) -> Iterator[int]:
+def _kept_rounds(run: RunFolder, config: RunConfig, last: int, best: int | None) -> Iterator[int]:
     complete = [round_ for round_ in run.rounds() if run.stage(round_, "policy").folder.exists()]
     yield from complete[-last:]
     if config.retention.start:
         yield 0
-    best = best_round(run)
     # A gate may send the run back to its best round.
     if best is not None and (config.retention.best or run.stage(complete[-1], "gate").folder.exists()):
         yield best
 
 
 def _needed(run: RunFolder, config: RunConfig) -> Iterator[Stage]:
-    """What stages read that are still to be made."""
+    """What stages read that are still to be made, or would be if the run were extended by a round."""
     names = ITERATIVE_STAGES if config.mode == "iterative" else OFFLINE_STAGES
-    for round_ in range(config.rounds + 1):
+    for round_ in range(config.rounds + 2):
+        # Every evaluation reads the start: whoever does not keep it gives up further rounds.
+        spared = {0} if round_ > config.rounds and not config.retention.start else set()
         for name in START_STAGES if round_ == 0 else (*names, "average"):
             if made_in(config, round_, name) and not run.stage(round_, name).folder.exists():
-                yield from reads(run, config, round_, name)
+                yield from (stage for stage in reads(run, config, round_, name) if stage.round not in spared)
+
+
+def _needed_after_roll_back(run: RunFolder, config: RunConfig, best: int | None) -> Iterator[Stage]:
+    """What the next round would read beside its start, were it sent back to the ``best`` one."""
+    if config.gate is not None and best is not None:
+        following = max(run.rounds()) + 1
+        yield from reference_stages(run, config, following, best)
 
 
 def _free(stage: Stage, reason: str) -> FreedStage | None:
@@ -121,6 +138,6 @@ def _reason(config: RunConfig) -> str:
 def _json(file: Path) -> dict[str, object]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -10,4 +10,4 @@ class Retention(Closed):
 
     last: int | None = Field(None, ge=1, description="keep the policies of so many rounds, the newest; default: all")
     best: bool = Field(True, description="and that of the best round: the gate's, or by win rate, reward or accuracy")
-    start: bool = Field(True, description="and that of round 0")
+    start: bool = Field(True, description="and that of round 0, without which a complete run cannot be extended")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from flows import retention
+from flows.reading import labelling
 from flows.redo import set_aside
 from flows.retention import best_round, free_room, told
 from flows.stages import Context
@@ -13,6 +14,7 @@ from flows.stages.run import run_stage
 from flows.table import read_rounds
 from flows.verify import verify
 from pipeline.configfile import dump_config
+from pipeline.manifest import StageKey
 from pipeline.store import RunFolder, write_json, write_text
 from pipeline.types import RunError, UserError
 from tests.flows.finished_run import complete, digests, evaluate, finished
@@ -151,3 +153,41 @@ def test_the_best_round_is_the_gates(run: RunFolder) -> None:
     stage.folder.mkdir()
     write_json(stage.folder / "decision.json", {"decision": "roll_back", "best_round": 1})
     assert best_round(run) == 1
+
+
+def test_nothing_is_removed_while_it_cannot_be_read_which_round_is_the_best(job: Path, run: RunFolder) -> None:
+    context = config(job, run, "retention.last=1")
+    file = run.stage(2, "evaluation").folder / "metrics.json"
+    whole = file.read_text()
+    file.write_text(whole[:20])
+    assert free_room(run, context.config) == [] and weights(run) == [1, 2, 3]
+    file.write_text(whole)
+    assert free_room(run, context.config) != []
+
+
+def test_what_a_run_reads_that_is_extended_is_kept(job: Path, run: RunFolder) -> None:
+    every_second = config(job, run, *LAST, "training.reference=every_n", "training.reference_every=2")
+    # Round 4 would start from policy 3 and measure against policy 2.
+    assert [stage.title for stage in free_room(run, every_second.config)] == ["round_001/policy"]
+    assert weights(run) == [2, 3]
+
+
+def test_what_a_round_reads_after_a_roll_back_is_kept(job: Path, run: RunFolder) -> None:
+    context = config(job, run, *LAST, "loss.preset=apo_accelerated")
+    stage = run.stage(3, "gate")
+    stage.folder.mkdir()
+    write_json(stage.folder / "decision.json", {"decision": "pause", "reasons": ["a"], "best_round": 2})
+    free_room(run, context.config)
+    # Should a person send it back to policy 2, the next round extrapolates from policies 1 and 2.
+    assert weights(run) == [1, 2, 3]
+
+
+def test_of_discriminators_those_are_read_that_label(run: RunFolder) -> None:
+    for number, labels_with in ((1, 1), (2, 1), (3, 3)):
+        writer = run.stage(number, "discriminator").begin(StageKey(config={}, inputs={}, seed=0))
+        writer.commit(1, {"labels_with": f"round_00{labels_with}/discriminator"})
+    read = {number: [stage.round for stage in labelling(run, number)] for number in range(4)}
+    assert read == {0: [], 1: [1, 1], 2: [2, 1], 3: [3, 3]}
+    # One that cannot say which: any.
+    (run.stage(2, "discriminator").folder / "manifest.json").write_text("{")
+    assert [stage.round for stage in labelling(run, 2)] == [1, 2]
