@@ -19,9 +19,17 @@ from reward_models.cache import LabelCache
 EXAMPLES = 3
 
 
-class Call(BaseModel):
-    """One request to a paid labeller, as a line of the ledger; ``cost`` in the currency of the config's prices."""
+# The outcome of a call that has none yet, or was cut off by a kill.
+UNDER_WAY = "under_way"
 
+
+class Call(BaseModel):
+    """One request to a paid labeller, as a line of the ledger; ``cost`` in the currency of the config's prices.
+
+    A later line of the same ``id`` takes the place of one that was under way, whose cost is the most that it may be.
+    """
+
+    id: str = ""
     stage: str
     labeller: str
     outcome: str
@@ -42,13 +50,14 @@ class Spent:
 
 
 class Ledger:
-    """All calls of a run, one JSON line each."""
+    """All calls of a run, two JSON lines each: before it is made, and what became of it."""
 
     def __init__(self, file: Path | None) -> None:
         """Without a file the ledger is in memory alone."""
         self._file = file
         self._lock = threading.Lock()
         self.calls: list[Call] = []
+        self._under_way: dict[str, Call] = {}
         # Whether the file ends within a line, which the next one must not continue.
         self._torn = False
         if file is not None and file.exists():
@@ -56,16 +65,23 @@ class Ledger:
             self._torn = content != b"" and not content.endswith(b"\n")
             for line in content.split(b"\n"):
                 try:
-                    self.calls.append(Call.model_validate_json(line))
+                    self._count(Call.model_validate_json(line))
                 except ValidationError:
                     # A kill of the machine may tear the last line.
                     continue
+
+    def _count(self, call: Call) -> None:
+        if call.outcome == UNDER_WAY:
+            self._under_way[call.id] = call
+        else:
+            self._under_way.pop(call.id, None)
+            self.calls.append(call)
 
     def spent(self, counts: Callable[[Call], bool]) -> Spent:
         """The sum over the calls that ``counts`` takes."""
         total = Spent()
         with self._lock:
-            for call in filter(counts, self.calls):
+            for call in filter(counts, [*self.calls, *self._under_way.values()]):
                 total.calls += 1
                 total.failed_calls += call.outcome != "ok"
                 total.prompt_tokens += call.prompt_tokens
@@ -77,7 +93,7 @@ class Ledger:
         """Write ``call`` down; safe from any thread."""
         line = call.model_dump_json() + "\n"
         with self._lock:
-            self.calls.append(call)
+            self._count(call)
             if self._file is None:
                 return
             self._file.parent.mkdir(parents=True, exist_ok=True)

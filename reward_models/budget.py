@@ -1,16 +1,18 @@
 """What a paid labeller may still use up: calls and money. Torch-free."""
 
 import threading
+from uuid import uuid4
 
 from pipeline.config import Endpoint
-from reward_models.accounts import Accounts, Call
+from reward_models.accounts import UNDER_WAY, Accounts, Call
 
 
 class Budget:
     """Calls are let through while the run's ledger and the calls under way stay within the section ``budget``.
 
     A call is let through only if the most that it can cost still fits, so the cap is never passed; where calls under
-    way may turn out cheaper, it waits for them.
+    way may turn out cheaper, it waits for them. It is written down before it is made, so that one that a kill cuts off
+    has cost the most that it could.
     """
 
     def __init__(self, settings: Endpoint, labeller: str, accounts: Accounts) -> None:
@@ -20,7 +22,7 @@ class Budget:
         self._accounts = accounts
         earlier = accounts.ledger.spent(lambda call: call.labeller == labeller)
         self._calls, self._cost = earlier.calls, earlier.cost
-        self._reserved: list[float] = []
+        self._reserved: dict[str, float] = {}
         self._moved = threading.Condition()
 
     def highest_cost(self, text: str, max_tokens: int) -> float:
@@ -28,46 +30,59 @@ class Budget:
         # What a chat template adds is some tokens a message.
         return self._price(len(text.encode()) + 64, max_tokens)
 
-    def reserve(self, highest: float) -> bool:
-        """Whether a call that costs at most ``highest`` may be made; it then counts until ``settle``."""
+    def reserve(self, highest: float) -> str | None:
+        """The id of a call that costs at most ``highest``, which counts until ``settle``; None if it may not be made.
+
+        Raises ``OSError`` if it cannot be written down.
+        """
+        name = self._reserve(highest)
+        if name is not None:
+            self._accounts.ledger.add(self._call(name, UNDER_WAY, cost=highest))
+        return name
+
+    def _reserve(self, highest: float) -> str | None:
         budget = self._settings.budget
         with self._moved:
             while True:
                 under_way = len(self._reserved)
                 calls_left = budget.calls is None or self._calls + under_way < budget.calls
-                reserved = sum(self._reserved)
+                reserved = sum(self._reserved.values())
                 money_left = budget.cost is None or self._cost + reserved + highest <= budget.cost
                 if calls_left and money_left:
-                    self._reserved.append(highest)
-                    return True
+                    name = uuid4().hex
+                    self._reserved[name] = highest
+                    return name
                 hopeless = budget.cost is not None and self._cost + highest > budget.cost
                 if not calls_left or hopeless or under_way == 0:
-                    return False
+                    return None
                 self._moved.wait()
 
-    def settle(self, highest: float, outcome: str, tokens: tuple[int, int] | None, billed: bool) -> None:
-        """Write the call down: at ``tokens`` (of question and answer), or at its ``highest`` cost if they are unknown.
+    def settle(self, name: str, outcome: str, tokens: tuple[int, int] | None, billed: bool) -> None:
+        """Write down what became of the call: its cost is that of ``tokens`` (of question and answer), if they are
+        known, else the highest.
 
         A call that the server turned away is not ``billed``.
         """
         cost = 0.0
         if billed:
-            cost = highest if tokens is None else self._price(*tokens)
+            cost = self._reserved[name] if tokens is None else self._price(*tokens)
         given = tokens or (0, 0)
         with self._moved:
-            self._reserved.remove(highest)
+            del self._reserved[name]
             self._calls += 1
             self._cost += cost
             self._moved.notify_all()
-        self._accounts.ledger.add(
-            Call(
-                stage=self._accounts.stage,
-                labeller=self._labeller,
-                outcome=outcome,
-                prompt_tokens=given[0],
-                completion_tokens=given[1],
-                cost=cost,
-            )
+        self._accounts.ledger.add(self._call(name, outcome, given, cost))
+
+    def _call(self, name: str, outcome: str, tokens: tuple[int, int] = (0, 0), cost: float = 0.0) -> Call:
+        return Call(
+            id=name,
+            stage=self._accounts.stage,
+            labeller=self._labeller,
+            outcome=outcome,
+            prompt_tokens=tokens[0],
+            completion_tokens=tokens[1],
+            cost=cost,
         )
 
     def _price(self, prompt_tokens: int, completion_tokens: int) -> float:

@@ -155,7 +155,8 @@ class ChatEndpoint:
         self._take_turn()
         if self._stopped.is_set():
             raise FailedCallError("unreachable")
-        if not self._budget.reserve(highest):
+        call = self._budget.reserve(highest)
+        if call is None:
             raise FailedCallError("budget")
         outcome, tokens, billed = "interrupted", None, True
         try:
@@ -172,7 +173,7 @@ class ChatEndpoint:
             outcome, billed = "refused", False
             raise
         finally:
-            self._budget.settle(highest, outcome, tokens, billed)
+            self._budget.settle(call, outcome, tokens, billed)
         return reply
 
     def _take_turn(self) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pydantic import JsonValue
 
 from pipeline.config import JudgeScorer
-from pipeline.types import content_hash
+from pipeline.types import UserError, content_hash
 from reward_models.accounts import Accounts
 from reward_models.budget import Budget
 from reward_models.endpoint import ChatEndpoint, FailedCallError, Reply
@@ -64,6 +64,14 @@ class Judge:
                     for future in finished:
                         done(pending.pop(future), future.result())
                     self._accounts.changed()
+            except UserError:
+                # The server refuses us; what it has answered is paid for.
+                self._endpoint.stop()
+                pool.shutdown(cancel_futures=True)
+                for future, index in pending.items():
+                    if not future.cancelled() and future.exception() is None and not future.result().missing:
+                        done(index, future.result())
+                raise
             except BaseException:
                 # Whatever ended this, no more is to be paid for.
                 self._endpoint.stop()

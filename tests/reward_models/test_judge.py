@@ -4,7 +4,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.config import JudgeScorer
 from pipeline.label import Labels
 from pipeline.types import Group, Message, Prompt, Response, UserError
 from reward_models.accounts import Accounts, Ledger
+from reward_models.budget import Budget
 from reward_models.cache import LabelCache
 from reward_models.comparisons import OneByOne, TwoByTwo
 from reward_models.judge import Judge
@@ -229,6 +230,43 @@ def test_a_budget_of_calls_holds_over_kills(server: JudgeServer, tmp_path: Path)
     assert len(server.seen) == 5 and books.missing == {"budget": 2}
     spent = books.spent()
     assert (spent.calls, spent.failed_calls, spent.prompt_tokens, spent.completion_tokens) == (5, 1, 400, 40)
+
+
+def test_a_call_that_a_kill_cuts_off_counts_with_the_most_that_it_can_cost(server: JudgeServer, tmp_path: Path) -> None:
+    given = settings(server, {"budget": {"calls": 3}, "price": {"input": 1.0, "output": 2.0}})
+    ask(given, books := accounts(tmp_path), group("a", "bb"))
+    labeller = Judge(given, books).version
+    before = books.spent().cost
+    assert Budget(given.server, labeller, books).reserve(0.25) is not None
+    again = accounts(tmp_path)
+    assert again.spent().calls == 3 and again.spent().cost == pytest.approx(before + 0.25)
+    ask(given, again, group("a", "bb", prompt="2"))
+    assert len(server.seen) == 2 and again.missing == {"budget": 2}
+
+
+def test_a_server_that_turns_us_away_loses_no_answer_that_is_on_its_way(server: JudgeServer, tmp_path: Path) -> None:
+    turned_away = threading.Event()
+
+    def late(question: str) -> str:
+        # Of two questions, the one that is let through is answered after the other was refused.
+        assert turned_away.wait(20)
+        time.sleep(0.3)
+        return longer_wins(question)
+
+    server.judge, server.faults = late, ["", "401"]
+    given = settings(server, {"concurrency": 2})
+    threading.Thread(target=lambda: wait_until(lambda: len(server.seen) == 2, turned_away.set), daemon=True).start()
+    with pytest.raises(UserError, match="the server refuses"):
+        ask(given, accounts(tmp_path), group("a", "bb"))
+    ask(given, books := accounts(tmp_path), group("a", "bb"))
+    assert len(server.seen) == 3 and books.counts["cached"] == 1
+
+
+def wait_until(happened: Callable[[], bool], then: Callable[[], None]) -> None:
+    deadline = time.monotonic() + 20
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    then()
 
 
 def test_a_budget_of_money_is_never_passed(server: JudgeServer, tmp_path: Path) -> None:
