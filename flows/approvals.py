@@ -3,7 +3,9 @@
 import getpass
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
@@ -23,10 +25,17 @@ def read_decision(run: RunFolder, round_: int) -> Decision | None:
     file = stage.folder / DECISION
     if not file.is_file():
         return None
+    text = file.read_bytes()
     try:
-        return Decision.model_validate_json(file.read_text(encoding="utf-8"))
+        decision = Decision.model_validate_json(text)
     except (ValueError, ValidationError) as error:
         raise RunError(f"{file}: not a readable decision ({str(error).splitlines()[0]}); restore it") from None
+    with suppress(FileNotFoundError):
+        # A gate without a manifest is told where stages are looked for.
+        facts = stage.manifest_alone().files.get(DECISION, {})
+        if facts.get("sha256") != sha256(text).hexdigest():
+            raise RunError(f"{file}: not what its manifest says (SHA-256); {stage.redo}")
+    return decision
 
 
 def approval_file(run: RunFolder, round_: int) -> Path:

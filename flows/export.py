@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from flows.approvals import read_approval
@@ -12,7 +13,8 @@ from flows.stages import Context
 from pipeline.config import RunConfig
 from pipeline.configfile import load_config
 from pipeline.digests import file_sha256
-from pipeline.manifest import MANIFEST, Manifest
+from pipeline.intact import POINTED_FILES
+from pipeline.manifest import MANIFEST
 from pipeline.model_card import CardFacts, model_card
 from pipeline.store import RunFolder, sync_folder, write_text
 from pipeline.types import RunError, UserError
@@ -90,7 +92,8 @@ def _write(run: RunFolder, config: RunConfig, round_: int, out: Path) -> None:
     source, manifest = Context(run, config).policy_path(round_), stage.require()
     if not any(source.glob("*.safetensors")):
         raise UserError(f"--round: the weights of round {round_} are not there any more (see `prefloop verify`)")
-    known = manifest if source == stage.folder else None
+    pointed = manifest.metrics.get(POINTED_FILES)
+    known = manifest.files if source == stage.folder else pointed if isinstance(pointed, dict) else {}
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as scratch:
@@ -113,9 +116,10 @@ def _files(source: Path, config: RunConfig) -> list[Path]:
     return sorted(file for file in found if file.name not in KEPT_BACK)
 
 
-def _copy(file: Path, copy: Path, manifest: Manifest | None) -> None:
+def _copy(file: Path, copy: Path, known: Mapping[str, object]) -> None:
     shutil.copyfile(file, copy)
     with copy.open("rb") as written:
         os.fsync(written.fileno())
-    if manifest is not None and manifest.files.get(file.name, {}).get("sha256") != file_sha256(copy):
+    facts = known.get(file.name)
+    if not isinstance(facts, dict) or facts.get("sha256") != file_sha256(copy):
         raise RunError(f"{file}: not what its manifest says (SHA-256); nothing was exported")

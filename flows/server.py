@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -186,7 +186,14 @@ def go_on_without(error: ServerLostError) -> NoReturn:
     print(f"prefloop: Prefect's server is lost ({error.__cause__}); going on with one of one's own", file=sys.stderr)
     sys.stdout.flush()
     os.environ["PREFECT_API_URL"] = ""
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command
+    os.execv(sys.executable, [sys.executable, *going_on(sys.orig_argv[1:])])  # noqa: S606 - this very command
+
+
+def going_on(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command that goes on where that with ``arguments`` ended: what --from set aside stays so."""
+    taken = (at for at, one in enumerate(arguments) if one == "--from")
+    left_out = {place for at in taken for place in (at, at + 1)}
+    return [one for at, one in enumerate(arguments) if at not in left_out and not one.startswith("--from=")]
 
 
 def start_watched(command: list[str], settings: dict[str, str], output: int | None) -> "subprocess.Popen[bytes]":

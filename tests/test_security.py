@@ -23,6 +23,7 @@ from pipeline.sample_transformers import TransformersEngine
 from pipeline.types import RunError, UserError
 from reward_models.classifier import ClassifierReward
 from reward_models.function import FunctionReward
+from tests.tiny_run import begin, make_job, open_context
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [file for part in ("pipeline", "reward_models", "flows") for file in sorted((ROOT / part).rglob("*.py"))]
@@ -167,6 +168,18 @@ def test_code_that_ships_with_a_model_runs_only_where_the_config_trusts_it(
     assert not (tmp_path / "ran").exists()
     AutoTokenizer.from_pretrained(coded, trust_remote_code=True)
     assert (tmp_path / "ran").exists()
+
+
+def test_trust_in_the_policy_is_none_in_other_models(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    plain = open_context(job, tmp_path / "run", "offline")
+    begin(plain)
+    policy, made, other = job / "model", plain.run.root / "round_001" / "policy", tmp_path / "another"
+    assert policy == plain.policy_path(0) and not any(map(plain.trusts, (policy, made, other)))
+    trusting = open_context(job, tmp_path / "trusting", "offline", "policy.trust_remote_code=true")
+    begin(trusting)
+    assert trusting.trusts(policy) and trusting.trusts(str(trusting.run.root / "round_001" / "policy"))
+    assert not any(map(trusting.trusts, (other, made, "acme/model")))
 
 
 def test_trust_is_off_unless_the_config_names_the_model() -> None:

@@ -55,5 +55,6 @@ def run(
     try:
         run_config(*split(items), run_dir, extend, until, redo_from)
     except (KeyboardInterrupt, TerminationSignal, Abort):
-        print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)
+        again = "the same command" if redo_from is None else "the same command without --from"
+        print(f"prefloop: interrupted; {again} goes on from the last complete shard", file=sys.stderr)
         raise typer.Exit(130) from None

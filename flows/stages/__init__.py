@@ -59,6 +59,11 @@ class Context:
         pointer = stage.require().metrics.get(POINTER)
         return Path(str(pointer)) if pointer else stage.folder
 
+    def trusts(self, model: str | Path) -> bool:
+        """Whether code that comes with ``model`` may run: with the policy that the config trusts and the run's own."""
+        own = self.run.root in Path(model).absolute().parents or Path(model) == self.policy_path(0)
+        return self.config.trusts_policy and own
+
 
 @dataclass(frozen=True)
 class Outcome:

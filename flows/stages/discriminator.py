@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.reward_model import CHECKPOINTS, train_on
+from flows.reward_model import train_on
 from flows.stages import Context, Outcome
 from flows.stages.silver import Members, accepted
 from pipeline.config import FileData, PretrainedPolicy, RewardModelConfig
@@ -14,7 +14,7 @@ from pipeline.gold import held_out, passes, ranked_rightly
 from pipeline.progress import StepReport
 from pipeline.rows import read_groups
 from pipeline.seals import Seals
-from pipeline.store import discard
+from pipeline.store import CHECKPOINTS, discard
 from pipeline.types import Group, RunError, TextPair, derive_seed
 
 
@@ -98,7 +98,7 @@ def _member_config(
     return RewardModelConfig(
         name=f"member-{number}",
         seed=derive_seed(context.config.seed, "discriminator", round_, number),
-        model=PretrainedPolicy(path=start, trust_remote_code=context.config.trusts_policy),
+        model=PretrainedPolicy(path=start, trust_remote_code=context.trusts(start)),
         pairs=FileData(path=str(context.run.stage(round_, "gold").folder)),
         max_tokens=settings.max_tokens,
         training=settings.training,

@@ -214,7 +214,8 @@ class _Scores:
 
     def _load(self) -> PreTrainedModel:
         if self._model is None:
-            self._model = load_for_scoring(self._pass.model, trust_remote_code=self._context.config.trusts_policy)
+            trusted = self._context.trusts(self._pass.model)
+            self._model = load_for_scoring(self._pass.model, trust_remote_code=trusted)
         return self._model
 
 

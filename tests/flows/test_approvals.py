@@ -9,6 +9,7 @@ import pytest
 from flows.__main__ import main
 from flows.approvals import approval_file, approve, read_approval, read_decision, waiting
 from pipeline.decision import Decision
+from pipeline.manifest import StageKey
 from pipeline.store import RunFolder, write_json
 from pipeline.types import RunError, UserError
 
@@ -105,3 +106,14 @@ def test_a_damaged_decision_is_named(run: RunFolder) -> None:
     file.write_text('{"decision": ')
     with pytest.raises(RunError, match=r"decision\.json: not a readable decision"):
         read_decision(run, 2)
+
+
+def test_a_decision_that_was_edited_is_named(run: RunFolder) -> None:
+    writer = run.stage(3, "gate").begin(StageKey(config={}, inputs={}, seed=0))
+    write_json(writer.folder / "decision.json", {"decision": "promote", "reasons": [], "best_round": 1})
+    writer.commit(1, {})
+    assert (made := read_decision(run, 3)) is not None and made.best_round == 1
+    file = run.stage(3, "gate").folder / "decision.json"
+    file.write_text(file.read_text().replace('"best_round": 1', '"best_round": 2'))
+    with pytest.raises(RunError, match=r"decision\.json: not what its manifest says"):
+        read_decision(run, 3)

@@ -7,7 +7,7 @@ import pytest
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_HOME, temporary_settings
 
-from flows.server import ServerLostError, prefect_api
+from flows.server import ServerLostError, going_on, prefect_api
 from pipeline.types import RunError
 
 
@@ -48,3 +48,8 @@ def test_a_server_that_is_gone_before_the_first_word_with_it_is_told_too(tmp_pat
             nothing()
         with temporary_settings(gone):
             nothing()
+
+
+@pytest.mark.parametrize("option", [["--from", "2:policy"], ["--from=2:policy"]])
+def test_a_command_that_goes_on_sets_nothing_aside_a_second_time(option: list[str]) -> None:
+    assert going_on(["-m", "flows", "run", "a.yaml", *option, "seed=1"]) == ["-m", "flows", "run", "a.yaml", "seed=1"]
