@@ -166,7 +166,7 @@ def test_nothing_is_removed_while_it_cannot_be_read_which_round_is_the_best(job:
 
 
 def test_what_a_run_reads_that_is_extended_is_kept(job: Path, run: RunFolder) -> None:
-    every_second = config(job, run, *LAST, "training.reference=every_n", "training.reference_every=2")
+    every_second = config(job, run, *LAST, "gate=null", "training.reference=every_n", "training.reference_every=2")
     # Round 4 would start from policy 3 and measure against policy 2.
     assert [stage.title for stage in free_room(run, every_second.config)] == ["round_001/policy"]
     assert weights(run) == [2, 3]
