@@ -58,12 +58,17 @@ class Judge:
             pending: dict[Future[Answer], int] = {
                 pool.submit(self._judge, question): index for index, question in enumerate(questions)
             }
+            settled = 0
             try:
                 while pending:
                     finished, _ = wait(pending, timeout=TICK_SECONDS, return_when=FIRST_COMPLETED)
                     for future in finished:
                         done(pending.pop(future), future.result())
-                    self._accounts.changed()
+                    calls = len(self._accounts.ledger.calls)
+                    if finished or calls != settled:
+                        # Where nothing comes to an end, whoever waits for this must see that.
+                        self._accounts.changed()
+                    settled = calls
             except UserError:
                 # The server refuses us; what it has answered is paid for.
                 self._endpoint.stop()

@@ -68,6 +68,10 @@ class Handler(BaseHTTPRequestHandler):
                 while not self.server.over.wait(0.1):
                     self.wfile.write(b" ")
                 self.close_connection = True
+            case "processing":
+                while not self.server.over.wait(0.05):
+                    self.wfile.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+                self.close_connection = True
             case "close":
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True

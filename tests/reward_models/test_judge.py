@@ -14,6 +14,7 @@ from judge_server import JudgeServer, judge_server, longer_wins, shown
 from pipeline.config import JudgeScorer
 from pipeline.label import Labels
 from pipeline.types import Group, Message, Prompt, Response, UserError
+from reward_models import judge
 from reward_models.accounts import Accounts, Ledger
 from reward_models.budget import Budget
 from reward_models.cache import LabelCache
@@ -260,6 +261,24 @@ def test_a_server_that_turns_us_away_loses_no_answer_that_is_on_its_way(server: 
         ask(given, accounts(tmp_path), group("a", "bb"))
     ask(given, books := accounts(tmp_path), group("a", "bb"))
     assert len(server.seen) == 3 and books.counts["cached"] == 1
+
+
+def test_a_server_that_is_for_ever_about_to_answer_shows_as_standing_still(
+    server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "TICK_SECONDS", 0.05)
+    server.always, ticks = "processing", []
+    books = accounts()
+    books.changed = lambda: ticks.append(time.monotonic())
+    asking = threading.Thread(target=ask, args=(settings(server), books, group("a", "bb")), daemon=True)
+    asking.start()
+    wait_until(lambda: len(server.seen) == 2, lambda: None)
+    before = len(ticks)
+    asking.join(1.0)
+    assert asking.is_alive() and len(ticks) == before
+    server.over.set()
+    asking.join(20)
+    assert not asking.is_alive() and len(ticks) > before and books.missing == {"connection": 2}
 
 
 def wait_until(happened: Callable[[], bool], then: Callable[[], None]) -> None:
