@@ -25,6 +25,8 @@ app = typer.Typer(
     name="prefloop",
     help="Online preference learning: sample, label, pair, train, evaluate, repeat.",
     no_args_is_help=True,
+    # With it, defaults in brackets are taken for markup and not shown.
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
