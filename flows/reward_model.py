@@ -50,16 +50,21 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
     if not stage.complete(key):
         data = read_data(config)
         with _alone(root):
-            writer = stage.begin(key)
-            try:
-                _fill(config, data, writer)
-            except UserError:
-                if not (writer.folder / CHECKPOINTS).exists():
-                    shutil.rmtree(writer.folder)
-                raise
+            # Another process may have completed it while data was read.
+            if not stage.complete(key):
+                _write(config, data, stage.begin(key))
     for line in describe(json.loads((root / "metrics.json").read_text(encoding="utf-8"))["held_out"]):
         print(line)
     print(f"reward model: {root}")
+
+
+def _write(config: RewardModelConfig, data: Data, writer: StageWriter) -> None:
+    try:
+        _fill(config, data, writer)
+    except UserError:
+        if not (writer.folder / CHECKPOINTS).exists():
+            shutil.rmtree(writer.folder)
+        raise
 
 
 @contextmanager

@@ -37,7 +37,14 @@ class Budget:
         """
         name = self._reserve(highest)
         if name is not None:
-            self._accounts.ledger.add(self._call(name, UNDER_WAY, cost=highest))
+            try:
+                self._accounts.ledger.add(self._call(name, UNDER_WAY, cost=highest))
+            except OSError:
+                # It is not made, and those that wait for it must not wait for ever.
+                with self._moved:
+                    del self._reserved[name]
+                    self._moved.notify_all()
+                raise
         return name
 
     def _reserve(self, highest: float) -> str | None:

@@ -178,6 +178,7 @@ def test_trust_in_the_policy_is_none_in_other_models(tmp_path: Path) -> None:
     assert policy == plain.policy_path(0) and not any(map(plain.trusts, (policy, made, other)))
     trusting = open_context(job, tmp_path / "trusting", "offline", "policy.trust_remote_code=true")
     begin(trusting)
+    assert trusting.config.policy.path == str(policy)  # type: ignore[union-attr]
     assert trusting.trusts(policy) and trusting.trusts(str(trusting.run.root / "round_001" / "policy"))
     assert not any(map(trusting.trusts, (other, made, "acme/model")))
 

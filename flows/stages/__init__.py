@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from flows.keys import stage_key
 from flows.progress import Report, silent
-from pipeline.config import RunConfig
+from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.intact import POINTER
 from pipeline.launch import Sharding, Zero
 from pipeline.store import RunFolder, Stage
@@ -61,8 +61,9 @@ class Context:
 
     def trusts(self, model: str | Path) -> bool:
         """Whether code that comes with ``model`` may run: with the policy that the config trusts and the run's own."""
-        own = self.run.root in Path(model).absolute().parents or Path(model) == self.policy_path(0)
-        return self.config.trusts_policy and own
+        policy = self.config.policy
+        named = isinstance(policy, PretrainedPolicy) and str(model) in (policy.path, str(self.policy_path(0)))
+        return self.config.trusts_policy and (named or self.run.root in Path(model).absolute().parents)
 
 
 @dataclass(frozen=True)

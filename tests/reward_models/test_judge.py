@@ -245,6 +245,26 @@ def test_a_call_that_a_kill_cuts_off_counts_with_the_most_that_it_can_cost(serve
     assert len(server.seen) == 2 and again.missing == {"budget": 2}
 
 
+def test_a_call_that_cannot_be_written_down_is_not_waited_for(
+    server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Room for one call at a time.
+    given = settings(server, {"budget": {"cost": 1.0}, "price": {"input": 1.0, "output": 2.0}})
+    budget = Budget(given.server, "l", books := accounts())
+
+    def full(call: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(books.ledger, "add", full)
+        budget.reserve(0.9)
+    got: list[str | None] = []
+    waiting = threading.Thread(target=lambda: got.append(budget.reserve(0.9)), daemon=True)
+    waiting.start()
+    waiting.join(20)
+    assert len(got) == 1 and got[0] is not None
+
+
 def test_a_server_that_turns_us_away_loses_no_answer_that_is_on_its_way(server: JudgeServer, tmp_path: Path) -> None:
     turned_away = threading.Event()
 
