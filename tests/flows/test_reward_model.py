@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from flows import reward_model
 from flows.lease import hold
 from flows.reward_model import make_reward_model
-from pipeline.config import ClassifierScorer
+from pipeline.config import ClassifierScorer, RewardModelConfig
 from pipeline.types import Group, Message, Prompt, Response, RunError, UserError
 from reward_models.classifier import ClassifierReward
 from tests.tiny_model import save_tiny_model
@@ -81,6 +82,20 @@ def test_a_second_writer_is_refused_and_takes_nothing_away(
     with hold(tmp_path / ".out.lease"), pytest.raises(UserError, match="another prefloop process is writing"):
         make(job, out, *settings)
     assert (partial / "steps.jsonl").read_text() == "of the first" and (partial / "checkpoints").is_dir()
+
+
+def test_one_that_another_process_completes_while_data_is_read_is_taken(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_data, out = reward_model.read_data, tmp_path / "out"
+
+    def meanwhile(config: RewardModelConfig) -> reward_model.Data:
+        monkeypatch.undo()
+        make(job, out)
+        return read_data(config)
+
+    monkeypatch.setattr(reward_model, "read_data", meanwhile)
+    assert make(job, out)["pairs"] == 15 and not (tmp_path / "out.partial").exists()
 
 
 def test_it_says_what_the_model_is_worth_on_held_out_pairs(made: Path) -> None:
