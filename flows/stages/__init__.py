@@ -62,8 +62,10 @@ class Context:
     def trusts(self, model: str | Path) -> bool:
         """Whether code that comes with ``model`` may run: with the policy that the config trusts and the run's own."""
         policy = self.config.policy
-        named = isinstance(policy, PretrainedPolicy) and str(model) in (policy.path, str(self.policy_path(0)))
-        return self.config.trusts_policy and (named or self.run.root in Path(model).absolute().parents)
+        if not isinstance(policy, PretrainedPolicy) or not self.config.trusts_policy:
+            return False
+        ours = self.run.root in Path(model).absolute().parents
+        return ours or str(model) == policy.path or str(model) == str(self.policy_path(0))
 
 
 @dataclass(frozen=True)
