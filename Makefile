@@ -12,7 +12,7 @@ TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 install: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prefloop needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "prefloop needs Python 3.11 to 3.14: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(EXTRA),cpu)
 	@# The plain name would bring several GB of CUDA packages, so the CPU build is asked for first and by its full version.
