@@ -5,6 +5,7 @@ why; it is written first, so that a kill in between leaves nothing that looks da
 """
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from flows.reading import made_in, reads
 from pipeline.config import RunConfig
 from pipeline.manifest import FREED, Freed, plain
 from pipeline.store import RunFolder, Stage, sync_folder, write_json
+
+logger = logging.getLogger("prefect.prefloop")
 
 # Stages that hold models.
 MODELS = ("policy", "average", "discriminator")
@@ -47,8 +50,9 @@ def free_room(run: RunFolder, config: RunConfig) -> list[FreedStage]:
         return []
     try:
         best = best_round(run)
-    except (OSError, ValueError):
-        # Which round is the best cannot be read now; what is removed then could be it.
+    except (OSError, ValueError) as error:
+        # What is removed now could be it.
+        logger.warning("retention: nothing is freed, for it cannot be read which round is the best: %s", error)
         return []
     kept = set(_kept_rounds(run, config, config.retention.last, best))
     needed = {*_needed(run, config), *_needed_after_roll_back(run, config, best)}

@@ -155,12 +155,15 @@ def test_the_best_round_is_the_gates(run: RunFolder) -> None:
     assert best_round(run) == 1
 
 
-def test_nothing_is_removed_while_it_cannot_be_read_which_round_is_the_best(job: Path, run: RunFolder) -> None:
+def test_nothing_is_removed_while_it_cannot_be_read_which_round_is_the_best(
+    job: Path, run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
     context = config(job, run, "retention.last=1")
     file = run.stage(2, "evaluation").folder / "metrics.json"
     whole = file.read_text()
     file.write_text(whole[:20])
     assert free_room(run, context.config) == [] and weights(run) == [1, 2, 3]
+    assert "nothing is freed" in caplog.text
     file.write_text(whole)
     assert free_room(run, context.config) != []
 
