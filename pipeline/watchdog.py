@@ -31,9 +31,11 @@ def end_with_parent(parent: int) -> None:
 
 
 def main() -> None:
-    """Run the command of the arguments until it or the parent ends."""
+    """Run the command of the arguments until it or the parent ends; SIGTERM is passed on, and its end awaited."""
     end_with_parent(int(sys.argv[1]))
-    sys.exit(subprocess.call(sys.argv[2:]))
+    with subprocess.Popen(sys.argv[2:]) as command:
+        signal.signal(signal.SIGTERM, lambda *_: command.terminate())
+        sys.exit(command.wait())
 
 
 if __name__ == "__main__":
