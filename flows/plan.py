@@ -18,7 +18,7 @@ from pipeline.chat import load_chat
 from pipeline.config import PretrainedPolicy, RunConfig, ScratchPolicy
 from pipeline.configfile import load_config
 from pipeline.losses import load_preset
-from pipeline.plan import DiskUse, Parameters, Round, StageMemory, disk_use, seconds
+from pipeline.plan import STATE_BYTES, DiskUse, Parameters, Round, StageMemory, disk_use, seconds
 from pipeline.plan_probe import model_shape
 from pipeline.scratch import make_policy
 from pipeline.types import derive_seed
@@ -134,6 +134,8 @@ def plan_config(
         iterative=config.mode == "iterative",
         # The best round's beside the last ones, and a new one before an old one goes.
         policies=None if config.retention.last is None else config.retention.last + 2,
+        state_bytes=STATE_BYTES[config.training.optimiser],
+        cached=config.training.reference_cache is not None,
     )
     return Plan(config, planned.counts, parameters, stages, disk, known, source, free)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, assert_never
 
 from flows.plan_counts import Planned
+from flows.plan_launch import held_together
 from flows.plan_machine import Room
 from flows.plan_processes import scoring_memory, training_memory
 from flows.supply import stores_reference, trains_with_reference
@@ -19,6 +20,7 @@ from pipeline.config import (
     VllmSampler,
     scorers_of,
 )
+from pipeline.launch import read_launch
 from pipeline.losses import Loss
 from pipeline.plan import WEIGHT_BYTES, Parameters, StageMemory
 from pipeline.plan_probe import Probed, classifier_parameters
@@ -51,7 +53,7 @@ def stage_memories(
     """
     device = free.device
     space = free.memory if device is None else device
-    probed, seed = _probed(config, shape), derive_seed(config.seed, "train", 1)
+    probed, seed, launch = _probed(config, shape), derive_seed(config.seed, "train", 1), read_launch(config)
     training, rate = training_memory(probed, planned.examples, config.training, seed, space)
     engine = _engine(config.sampler, origin, shape, training.parameters, planned, device)
     warm, sampler = stays_warm(config), _sampler_process(config.sampler)
@@ -59,23 +61,27 @@ def stage_memories(
     if warm:
         resting["processes"] += sampler
     stages: dict[str, Mapping[str, int]] = {}
+    away: dict[str, frozenset[str]] = {}
+    alone = PARENT + TRAINER * (1 if launch is None else launch.processes)
     if planned.warm and config.warm_start is not None:
         first = Probed(shape, supervised, trust_remote_code=config.trusts_policy)
         seed = derive_seed(config.seed, "warm start")
         # The sampler starts with the first evaluation.
-        stages["warm start"] = {
-            "processes": PARENT + TRAINER,
-            **training_memory(first, planned.warm, config.warm_start, seed, space)[0].parts,
-        }
-    alone = {"processes": PARENT + sampler, "engine": engine}
-    stages["sampling"] = resting if warm else alone
+        taken = training_memory(first, planned.warm, config.warm_start, seed, space)[0]
+        parts, away["warm start"] = held_together(taken, config.warm_start, launch, device=device is not None)
+        stages["warm start"] = {"processes": alone, **parts}
+    stages["sampling"] = resting if warm else {"processes": PARENT + sampler, "engine": engine}
     if config.scorer is not None and (models := _reward_models(config.scorer)):
         stages["labelling"] = {**resting, **models}
     scores = "reference, evaluation" if stores_reference(config.loss) else "evaluation"
     stages[scores] = {**resting, **_scoring(config, probed, planned, training.parameters, measured=rate is not None)}
-    stages["training"] = {**resting, **training.parts}
+    parts, away["training"] = held_together(training, config.training, launch, device=device is not None)
+    stages["training"] = {**resting, "processes": resting["processes"] + alone - PARENT - TRAINER, **parts}
     where = frozenset() if device is None else ON_DEVICE
-    named = (StageMemory(name, {n: b for n, b in parts.items() if b}, where) for name, parts in stages.items())
+    named = (
+        StageMemory(name, {n: b for n, b in parts.items() if b}, where - away.get(name, frozenset()))
+        for name, parts in stages.items()
+    )
     return tuple(named), training.parameters, rate
 
 

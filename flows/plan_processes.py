@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from pipeline.config import Optimisation
 from pipeline.examples import Example
-from pipeline.plan import TrainerMemory, carried_on
+from pipeline.plan import STATE_BYTES, TrainerMemory, carried_on
 from pipeline.plan_probe import Measured, Probed, few_examples, score_a_little, train_a_little
 from pipeline.types import RunError
 
@@ -53,17 +53,17 @@ def training_memory(
         free: bytes that the measurement may take.
     """
     few, size = few_examples(examples, settings, seed)
-    whole = probed.parameters(probed.layers)
+    whole, state = probed.parameters(probed.layers), STATE_BYTES[settings.optimiser]
     few_layers = (probed.layers,) if whole.total <= MEASURED_WHOLE else FEW_LAYERS
     counts = sorted({min(count, probed.layers) for count in few_layers})
-    if TrainerMemory(probed.parameters(counts[-1]), 0, probed.beside).total > free:
-        return TrainerMemory(whole, 0, probed.beside), None
+    if TrainerMemory(probed.parameters(counts[-1]), 0, probed.beside, state).total > free:
+        return TrainerMemory(whole, 0, probed.beside, state), None
     found = [of_several(train_a_little, probed, few, size, settings, count) for count in counts]
     beyond = carried_on(counts, [one.beyond for one in found], probed.layers)
     # More layers are not faster, whatever else the machine had to do.
     slowest = max(1 / one.tokens_per_second for one in found)
     seconds = max(slowest, carried_on(counts, [1 / one.tokens_per_second for one in found], probed.layers))
-    memory = TrainerMemory(whole, round(max(0.0, beyond)), probed.beside)
+    memory = TrainerMemory(whole, round(max(0.0, beyond)), probed.beside, state)
     return memory, 1 / seconds
 
 

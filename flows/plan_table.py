@@ -8,7 +8,7 @@ from rich.table import Table
 from flows.plan import Plan
 from pipeline.plan import KINDS
 
-COLUMNS = ("weights", "gradients", "optimiser", "activations", "engine", "processes")
+COLUMNS = ("weights", "gradients", "optimiser", "activations", "engine", "whole policy", "processes")
 NAMES = {"memory": "memory", "device": "memory of the accelerator", "disk": "disk"}
 
 
@@ -19,7 +19,8 @@ def print_plan(plan: Plan) -> None:
         console = Console(highlight=False, markup=False, width=120)
     for line in _heading(plan):
         console.print(line, soft_wrap=True)
-    _print(console, ["stage", *COLUMNS, "GiB"], _memory_rows(plan))
+    columns = [name for name in COLUMNS if any(name in stage.parts for stage in plan.stages)]
+    _print(console, ["stage", *columns, "GiB"], _memory_rows(plan, columns))
     _print(console, ["on disk", "GiB"], _disk_rows(plan))
     _print(console, ["a round", "tokens", "tokens/s", "seconds"], _time_rows(plan))
     for line in (*_time_notes(plan), *verdict(plan)):
@@ -56,10 +57,10 @@ def _heading(plan: Plan) -> list[str]:
     ]
 
 
-def _memory_rows(plan: Plan) -> list[list[str]]:
+def _memory_rows(plan: Plan, columns: Sequence[str]) -> list[list[str]]:
     rows = []
     for stage in plan.stages:
-        parts = [gib(stage.parts[name]) if name in stage.parts else "" for name in COLUMNS]
+        parts = [gib(stage.parts[name]) if name in stage.parts else "" for name in columns]
         rows.append([stage.stage, *parts, gib(sum(stage.parts.values()))])
     return rows
 

@@ -24,11 +24,15 @@ from pipeline.padding import PaddedRows
 from pipeline.types import derive_seed
 
 
-def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[Sequence[int]]:
+def plan_epoch(
+    lengths: Sequence[int], tokens: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> list[Sequence[int]]:
     """Each index once, in batches drawn at random, so that every gradient is one of the whole data; 4 bytes an index.
 
-    Lengths decide only that the batch with the longest example is the first of the run. The last one may
-    be smaller than ``batch_size``.
+    Sizes decide only that the batch of the example with the most ``tokens``, whose packed pass is the largest, is the
+    first of the run, and that of the longest row, which is if rows are padded, the second where it is another. The
+    order does not tell packed from padded rows: a run may go on with either. The last batch may be smaller than
+    ``batch_size``.
     """
     draw = random.Random(derive_seed(seed, "epoch", epoch))  # noqa: S311
     order = array("i", range(len(lengths)))
@@ -36,8 +40,9 @@ def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -
     batches: list[Sequence[int]] = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if epoch == 0:
         # What needs the most memory comes first.
-        longest = max(lengths)
-        batches.sort(key=lambda batch: all(lengths[i] < longest for i in batch))
+        for sizes in (lengths, tokens):
+            largest = max(sizes)
+            batches.sort(key=lambda batch: all(sizes[i] < largest for i in batch))
     return batches
 
 

@@ -120,6 +120,11 @@ class Example:
         return sum(len(c.ids) for c in self.continuations)
 
     @property
+    def distinct_tokens(self) -> int:
+        """Tokens of its prompt, once, and of all its continuations: what a packed pass computes."""
+        return len(self.prompt_ids) + self.response_tokens
+
+    @property
     def tokens(self) -> int:
         """Tokens of all its rows."""
         return len(self.prompt_ids) * len(self.continuations) + self.response_tokens
@@ -136,10 +141,12 @@ class Survey:
 
     Attributes:
         lengths: [E] tokens of each one's longest row, 4 bytes each.
+        tokens: [E] of each one's prompt and all of its continuations, 4 bytes each.
         digest: hash of ids and lengths in their order.
     """
 
     lengths: Sequence[int]
+    tokens: Sequence[int]
     digest: str
 
 
@@ -153,7 +160,7 @@ def check_examples(examples: Sequence[Example], loss: Loss) -> Survey:
     """
     if not examples:
         raise UserError("training: no examples")
-    lengths, digest = array("i"), hashlib.sha256()
+    lengths, tokens, digest = array("i"), array("i"), hashlib.sha256()
     kind: Kind | None = None
     for e in examples:
         kind = kind or e.kind
@@ -163,8 +170,9 @@ def check_examples(examples: Sequence[Example], loss: Loss) -> Survey:
         for fault in _faults(e, loss):
             raise UserError(f"training: example {e.id}: {fault}")
         lengths.append(e.length)
+        tokens.append(e.distinct_tokens)
         digest.update(f"{e.id}\n{e.length}\n".encode())
-    return Survey(lengths, digest.hexdigest())
+    return Survey(lengths, tokens, digest.hexdigest())
 
 
 def _faults(example: Example, loss: Loss) -> Iterator[str]:

@@ -33,17 +33,21 @@ def micro_batches(
     seed: int = 0,
     epoch: int = 0,
 ) -> Iterator[Batch]:
-    """This process's share of a global batch, longest examples first, so that memory runs out at once or never.
+    """This process's share of a global batch, largest examples first, so that memory runs out at once or never.
 
     Every process gets the same number of forward passes with the same number of rows; where there
     is nothing left to do, an example is repeated and its ``examples`` are empty or fewer.
     ``loss``, ``seed`` and ``epoch`` are as in ``collate``.
     """
     ordered = sorted(examples, key=lambda e: (-e.length, e.id))
-    mine = ordered[rank::world]
+    # Who has which example does not depend on packing: either form of it can be compared with the other.
+    shares = [ordered[one::world] for one in range(world)]
+    if cut.packing:
+        shares = [sorted(share, key=lambda e: -e.distinct_tokens) for share in shares]
+    mine = shares[rank]
     responses = max(len(e.responses) for e in ordered)
     # Of each place in the processes' shares, the most that one process computes there.
-    costs = [max(_cost(e, cut) for e in ordered[i : i + world]) for i in range(0, len(ordered), world)]
+    costs = [max(_cost(share[place], cut) for share in shares if place < len(share)) for place in range(len(shares[0]))]
     for places in _passes(costs, cut):
         part = [mine[place] for place in places if place < len(mine)]
         yield collate(
@@ -60,7 +64,7 @@ def micro_batches(
 
 def _cost(example: Example, cut: Cut) -> int:
     rows = len(example.continuations)
-    return len(example.prompt_ids) + example.response_tokens if cut.packing else rows * example.length
+    return example.distinct_tokens if cut.packing else rows * example.length
 
 
 def _passes(costs: Sequence[int], cut: Cut) -> list[list[int]]:

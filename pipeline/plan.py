@@ -5,9 +5,20 @@ from dataclasses import dataclass, field
 
 # Weights, gradients and AdamW's two moments are float32, whatever the matrix products are.
 WEIGHT_BYTES, GRADIENT_BYTES, MOMENT_BYTES = 4, 4, 8
+# Bytes a weight of the state of each ``training.optimiser``; and of which the accelerator's memory need not hold it.
+STATE_BYTES: Mapping[str, int] = {
+    "adamw": MOMENT_BYTES,
+    "adamw_offload": MOMENT_BYTES,
+    "adamw_paged": MOMENT_BYTES,
+    "adamw_8bit": 2,
+    "adamw_8bit_paged": 2,
+}
+OFF_DEVICE = frozenset({"adamw_offload", "adamw_paged", "adamw_8bit_paged"})
 # Of a stored token its id, its log-probability and its piece of the text, in parquet with zstd, which shortens ids and
 # text and hardly the log-probabilities; and the id of a row. Within 10 % of what rounds of the quickstart wrote.
 ID_BYTES, LOGP_BYTES, TEXT_BYTES, ROW_BYTES = 2, 4, 1, 64
+# In the file that training reads at random places, which is gone when it ends.
+ARROW_ID_BYTES = 4
 # What of a round's bytes retention removes.
 WEIGHTS = {"policy", "optimiser", "average"}
 # Of work that goes at a rate of its own.
@@ -31,11 +42,13 @@ class TrainerMemory:
         parameters: see there.
         activations: all that comes and goes: what passes keep for their gradient, logits, masks, copies of weights.
         reference_beside: whether a second model stands beside the policy.
+        state_bytes: of the optimiser, a weight.
     """
 
     parameters: Parameters
     activations: int
     reference_beside: bool = False
+    state_bytes: int = MOMENT_BYTES
 
     @property
     def weights(self) -> int:
@@ -50,8 +63,8 @@ class TrainerMemory:
 
     @property
     def optimiser(self) -> int:
-        """AdamW's two moments."""
-        return (self.parameters.trained + self.parameters.beside) * MOMENT_BYTES
+        """AdamW's two moments, in whatever form."""
+        return (self.parameters.trained + self.parameters.beside) * self.state_bytes
 
     @property
     def parts(self) -> dict[str, int]:
@@ -171,7 +184,7 @@ def seconds(tokens: Mapping[str, float], rates: Mapping[str, float]) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """Bytes of a run folder by stage: at its start, of each round, and for the time of one training alone.
+    """Bytes of a run folder, and of its reference cache, by stage: at its start, of each round, and while it trains.
 
     ``policies``: of how many rounds weights are there at a time; None: of all.
     """
@@ -198,6 +211,8 @@ def disk_use(
     checkpoints: bool,
     iterative: bool,
     policies: int | None = None,
+    state_bytes: int = MOMENT_BYTES,
+    cached: bool = True,
 ) -> DiskUse:
     """What a run writes.
 
@@ -210,6 +225,8 @@ def disk_use(
         checkpoints: whether there are some within a round.
         iterative: whether rounds sample and label.
         policies: see ``DiskUse``.
+        state_bytes: of the optimiser, a weight.
+        cached: whether reference log-probabilities are kept for other runs too.
     """
     token = ID_BYTES + LOGP_BYTES + TEXT_BYTES
     prompt = counts.prompt_tokens * (ID_BYTES + TEXT_BYTES)
@@ -219,23 +236,29 @@ def disk_use(
     example = counts.example_prompt_tokens * (ID_BYTES + TEXT_BYTES)
     example += counts.continuations * counts.example_response_tokens * token
     scored = counts.examples * counts.continuations * counts.example_response_tokens * LOGP_BYTES
+    reference = counts.references * scored + counts.examples * ROW_BYTES if counts.references else 0
     held_out = counts.held_out * (2 * prompt + counts.held_out_responses * counts.response_tokens * token)
     each: dict[str, float] = {
         "samples": counts.prompts * group if iterative else 0,
         "labels": counts.prompts * group if iterative else 0,
         "pairs": counts.examples * example,
-        "reference": counts.references * scored + counts.examples * ROW_BYTES if counts.references else 0,
+        "reference": reference,
+        "reference cache": reference if cached else 0,
         "policy": policy + parameters.beside * WEIGHT_BYTES,
-        "optimiser": stepped * MOMENT_BYTES if carried else 0,
+        "optimiser": stepped * state_bytes if carried else 0,
         "average": policy if averaged else 0,
         "evaluation": 2 * held_out,
     }
     # While one is written the one before is still there.
-    passing = 2 * stepped * (WEIGHT_BYTES + MOMENT_BYTES) if checkpoints else 0
+    rows = counts.continuations * counts.example_response_tokens * (ARROW_ID_BYTES + counts.references * LOGP_BYTES)
+    passing = {
+        "checkpoints": 2 * stepped * (WEIGHT_BYTES + state_bytes) if checkpoints else 0,
+        "examples": round(counts.examples * (counts.example_prompt_tokens * ARROW_ID_BYTES + rows)),
+    }
     start = {"policy": policy if made_start else 0, "evaluation": round(2 * held_out)}
     return DiskUse(
         {name: size for name, size in start.items() if size},
         {name: round(size) for name, size in each.items() if size},
-        {"checkpoints": passing} if passing else {},
+        {name: size for name, size in passing.items() if size},
         policies,
     )

@@ -30,7 +30,7 @@ from pipeline.examples import Example
 from pipeline.losses import Loss
 from pipeline.micro_batches import Cut, micro_batches
 from pipeline.optimiser import trainable
-from pipeline.plan import GRADIENT_BYTES, MOMENT_BYTES, WEIGHT_BYTES, Parameters
+from pipeline.plan import GRADIENT_BYTES, OFF_DEVICE, STATE_BYTES, WEIGHT_BYTES, Parameters
 from pipeline.policy import load_policy, save_policy, save_probe
 from pipeline.reference import reference_values
 from pipeline.train import StepReport, train
@@ -115,7 +115,8 @@ def few_examples(examples: Sequence[Example], settings: Optimisation, seed: int)
     after it: they have gradients beside them, and what the allocator could not give back. Others follow, as long as
     there is time.
     """
-    order = plan_epoch([e.length for e in examples], settings.batch_size, seed, 0)
+    lengths, sizes = [e.length for e in examples], [e.distinct_tokens for e in examples]
+    order = plan_epoch(lengths, sizes, settings.batch_size, seed, 0)
     tokens = settings.micro_batch_tokens or (16384 if torch.cuda.is_available() else 1024)
     cut = Cut(settings.micro_batch_size, tokens, settings.packing)
     passes = list(micro_batches([examples[i] for i in order[0]], cut))
@@ -150,7 +151,10 @@ def train_a_little(
             train(model, examples, probed.loss, asked, seed=0, reference_model=reference, on_step=on_step)
 
     peak, counted = peak_growth(work), probed.parameters(layers)
-    stepped = (counted.trained + counted.beside) * (GRADIENT_BYTES + MOMENT_BYTES)
+    # Tensors of the accelerator are all that is measured there.
+    seen = not (torch.cuda.is_available() and settings.optimiser in OFF_DEVICE)
+    state = STATE_BYTES[settings.optimiser] if seen else 0
+    stepped = (counted.trained + counted.beside) * (GRADIENT_BYTES + state)
     # The first step also compares packed with padded rows.
     return Measured(max(0, peak - stepped - counted.beside * WEIGHT_BYTES), statistics.median(rates[1:]))
 

@@ -77,7 +77,7 @@ class Steps:
         self.model, self.examples, self.loss, self.settings, self.seed = model, examples, loss, settings, seed
         self.accelerator = accelerator
         self.count = steps_of(len(examples), settings)
-        self._lengths = survey.lengths
+        self._survey = survey
         # What a checkpoint must agree on to be one of this run.
         self._key = content_hash([settings.identity(), loss.composition.identity(), seed, survey.digest])
         self._plan: tuple[int, list[Sequence[int]]] = (-1, [])
@@ -85,6 +85,9 @@ class Steps:
         if settings.gradient_checkpointing:
             plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
+        if sharding is None:
+            # What its attention can do is tried where it will run.
+            model.to(accelerator.device)
         reference = _reference_of(model, reference_model, loss)
         if reference is not None:
             reference.to(accelerator.device)
@@ -175,7 +178,8 @@ class Steps:
 
     def _global_batch(self, epoch: int, index: int) -> list[Example]:
         if self._plan[0] != epoch:
-            self._plan = (epoch, plan_epoch(self._lengths, self.settings.batch_size, self.seed, epoch))
+            sizes = self._survey.lengths, self._survey.tokens
+            self._plan = (epoch, plan_epoch(*sizes, self.settings.batch_size, self.seed, epoch))
         return [self.examples[i] for i in self._plan[1][index]]
 
     def _clip(self) -> float:

@@ -43,23 +43,31 @@ def first_column(values: Tensor) -> list[float]:
 
 
 def test_an_epoch_holds_every_example_once() -> None:
-    plan = plan_epoch(LENGTHS, 8, seed=1, epoch=0)
+    plan = plan_epoch(LENGTHS, LENGTHS, 8, seed=1, epoch=0)
     assert sorted(i for batch in plan for i in batch) == list(range(205))
     assert sorted(map(len, plan)) == [5] + [8] * 25
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    assert plan_epoch(LENGTHS, 8, 1, 0) == plan_epoch(LENGTHS, 8, 1, 0)
-    assert plan_epoch(LENGTHS, 8, 1, 0) != plan_epoch(LENGTHS, 8, 1, 1)
-    assert plan_epoch(LENGTHS, 8, 1, 0) != plan_epoch(LENGTHS, 8, 2, 0)
+    assert plan_epoch(LENGTHS, LENGTHS, 8, 1, 0) == plan_epoch(LENGTHS, LENGTHS, 8, 1, 0)
+    assert plan_epoch(LENGTHS, LENGTHS, 8, 1, 0) != plan_epoch(LENGTHS, LENGTHS, 8, 1, 1)
+    assert plan_epoch(LENGTHS, LENGTHS, 8, 1, 0) != plan_epoch(LENGTHS, LENGTHS, 8, 2, 0)
 
 
 def test_batches_are_drawn_whatever_the_lengths_and_the_longest_example_comes_first() -> None:
-    plan = plan_epoch(LENGTHS, 8, 1, 0)
+    plan = plan_epoch(LENGTHS, LENGTHS, 8, 1, 0)
     means = [sum(LENGTHS[i] for i in batch) / len(batch) for batch in plan if len(batch) == 8]
     # Lengths are uniform on 81 values: the mean of eight draws deviates by 8.3, that of eight neighbours by 23.
     assert 5 < statistics.pstdev(means) < 12
     assert max(LENGTHS) in [LENGTHS[i] for i in plan[0]]
+
+
+def test_the_largest_packed_example_comes_first_and_the_longest_row_next() -> None:
+    lengths, tokens = [5] * 12, [8] * 12
+    lengths[3], tokens[9] = 30, 40
+    for seed in range(4):
+        first, second, *_ = plan_epoch(lengths, tokens, 1, seed, 0)
+        assert ([*first], [*second]) == ([9], [3])
 
 
 def test_collate_puts_chosen_rows_first_and_pads_at_the_right() -> None:

@@ -95,6 +95,7 @@ def test_a_survey_tells_other_examples_apart_and_holds_four_bytes_a_length(tmp_p
     examples = pairs_with_reference(tiny_llama(), 20)
     survey = check_examples(table_of(tmp_path / "examples.arrow", examples), dpo())
     assert survey == check_examples(examples, dpo())
+    assert [*survey.tokens] == [len(e.prompt_ids) + e.response_tokens for e in examples]
     assert [*survey.lengths] == [example.length for example in examples] and memoryview(survey.lengths).nbytes == 80  # type: ignore[arg-type]
     renamed = [*examples[:-1], replace(examples[-1], id="other")]
     swapped = [examples[1], examples[0], *examples[2:]]

@@ -165,9 +165,18 @@ def test_passes_hold_at_most_the_tokens_that_are_asked_for_and_the_longest_comes
     assert all(batch.computed <= 40 for batch in batches)
     assert sorted(e.id for batch in batches for e in batch.examples) == sorted(e.id for e in pairs)
     assert sum(batch.computed for batch in batches) == sum(sizes)
-    longest = [max(e.length for e in batch.examples) for batch in batches]
-    assert longest == sorted(longest, reverse=True)
+    largest = [max(e.distinct_tokens for e in batch.examples) for batch in batches]
+    assert largest == sorted(largest, reverse=True)
     assert [len(b.examples) for b in micro_batches(pairs, Cut(9, 1, packing=True))] == [1] * 9
+
+
+def test_of_groups_those_with_the_most_tokens_come_first_when_packed() -> None:
+    draw = random.Random(3)
+    many = Example.group("many", random_ids(draw, 3, 3), [random_ids(draw, 6, 6) for _ in range(8)], [0.0] * 8)
+    long = Example.group("long", random_ids(draw, 20, 20), [random_ids(draw, 2, 2) for _ in range(8)], [0.0] * 8)
+    for packing, first in ((True, "many"), (False, "long")):
+        (pass_, *_) = micro_batches([long, many], Cut(1, packing=packing))
+        assert [e.id for e in pass_.examples] == [first]
 
 
 def test_passes_are_filled_with_what_still_fits() -> None:

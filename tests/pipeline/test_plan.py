@@ -111,7 +111,9 @@ def test_disk_holds_what_the_run_keeps_and_the_checkpoints_of_one_training() -> 
         # A float32 a response token, and the row's id.
         "reference": 10 * 2 * 30 * 4 + 10 * 64,
     }
-    assert used.passing == {"checkpoints": 24_000}
+    # Of an example its prompt, and two responses with the log-probabilities of one reference: 4 bytes each.
+    assert used.passing == {"checkpoints": 24_000, "examples": 10 * (20 * 4 + 2 * 30 * 8)}
+    assert used.round["reference cache"] == used.round["reference"]
     more = sum(used.round.values())
     assert used.whole(3) - used.whole(2) == more
 
