@@ -142,6 +142,8 @@ def quieten() -> None:
 
 def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path, on_step: Any) -> Metrics:
     """Train on ``pairs`` and write model and history to ``folder``; what is worth knowing of it."""
+    import torch
+
     from pipeline.losses import Loss
     from pipeline.reward_model import load_start, save_reward_model
     from pipeline.row_scores import RowScores, padding_id
@@ -155,6 +157,8 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
         causes = first_lines([f"{cause}: {count}" for cause, count in dropped.items() if count])
         raise UserError(f"{config.pairs.path}: no pair is left to train on; dropped by cause:\n{causes}")
     eta = _eta(config, kept)
+    # What its attention can do is tried where it will run.
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     loss = Loss("bradley_terry" if eta is None else "rao_kupper", config.composition(eta))
     try:
         result = train(

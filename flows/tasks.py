@@ -59,6 +59,7 @@ class Stages:
         self._screen = screen
         self._trackers = trackers
         self._console = make_console()
+        self._padding_told = False
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
         """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads."""
@@ -90,10 +91,18 @@ class Stages:
                 self._workers.run_stage(round_, name, report)
         self._trackers.follow()
         manifest = self._run.stage(round_, name).require()
+        self._tell_of_padding(manifest.metrics.get("padded_because"))
         took = f"{manifest.rows} rows in {manifest.seconds:.1f} s"
         get_run_logger().info(took)
         self._console.print(f"{label}: {took}", markup=False, highlight=False)
         return artefact
+
+    def _tell_of_padding(self, why: object) -> None:
+        """Say, once a run, that prompts are not shared although that was asked for, which costs time and memory."""
+        if why is not None and self._config.training.packing and not self._padding_told:
+            self._padding_told = True
+            get_run_logger().warning("Rows are padded and prompts computed for each response: %s", why)
+            self._console.print(f"rows are padded, prompts not shared: {why}", markup=False, highlight=False)
 
     def free_room(self) -> None:
         """Remove what no stage to come reads, as far as the config says so; say what it was."""

@@ -18,7 +18,7 @@ from pipeline.config import Composition, Optimisation
 from pipeline.config.components import ActivationWeights, LearnedPrior, LearnedWeights
 from pipeline.critics import Critics, PairStates
 from pipeline.heads import MaskHead, PriorHead, ValueHead, activation_mask
-from pipeline.logps import TokenFacts
+from pipeline.logps import TokenFacts, at_tokens, response_places
 from pipeline.losses import GroupBatch, PairBatch, UnpairedBatch
 from pipeline.optimiser import Group
 from pipeline.types import UserError, derive_seed
@@ -88,16 +88,14 @@ class Companions(nn.Module):
 
     def token_facts(self, facts: TokenFacts, mask: Tensor) -> TokenFacts:
         """``facts`` of rows with response tokens ``mask`` [R, T], filled up with what the heads say of each token."""
-        weights = kl_weights = prior = None
         hidden = facts.reference_hidden
-        if hidden is not None:
-            if self.mask is not None:
-                weights = self.mask(hidden)
-            elif isinstance(self.loss.weights, ActivationWeights):
-                weights = activation_mask(hidden, mask)
-            kl_weights = None if self.kl_mask is None else self.kl_mask(hidden)
-            prior = None if self.prior is None else self.prior(hidden)
-        return replace(facts, weights=weights, kl_weights=kl_weights, prior=prior)
+        if hidden is None:
+            return facts
+        found = {"weights": self.mask, "kl_weights": self.kl_mask, "prior": self.prior}
+        said = {name: at_tokens(head(hidden), mask) for name, head in found.items() if head is not None}
+        if isinstance(self.loss.weights, ActivationWeights):
+            said["weights"] = at_tokens(activation_mask(hidden, response_places(mask)), mask)
+        return replace(facts, weights=said.get("weights"), kl_weights=said.get("kl_weights"), prior=said.get("prior"))
 
     def pair_facts(
         self, found: PairBatch | UnpairedBatch | GroupBatch, facts: TokenFacts, batch: Batch
@@ -106,10 +104,8 @@ class Companions(nn.Module):
         if not isinstance(found, PairBatch) or facts.hidden is None:
             return found
         if self.value is not None:
-            rows = batch.block(0)
-            hidden, first = facts.hidden[rows], batch.mask[rows].int().argmax(1)
-            # Index t has the state before token t: at the first response token, that of the prompt's last.
-            found = replace(found, value=self.value(hidden[torch.arange(len(first), device=first.device), first]))
+            # The first token of the response is predicted from the state at the prompt's last.
+            found = replace(found, value=self.value(facts.hidden[batch.block(0), 0]))
         if self.critics is not None:
             chosen, rejected = self.critics.policy_term(policy_states(facts, batch))
             found = replace(found, critic_chosen=chosen, critic_rejected=rejected)
@@ -171,4 +167,5 @@ def reference_states(facts: TokenFacts, batch: Batch) -> PairStates:
 def _states(hidden: Tensor, batch: Batch) -> PairStates:
     """Cut at the rows of chosen and rejected responses."""
     chosen, rejected = batch.block(0), batch.block(1)
-    return PairStates(hidden[chosen], batch.mask[chosen], hidden[rejected], batch.mask[rejected])
+    inside = response_places(batch.mask)
+    return PairStates(hidden[chosen], inside[chosen], hidden[rejected], inside[rejected])

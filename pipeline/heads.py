@@ -2,7 +2,7 @@
 
 Heads are modules of their own, outside of the policy: they have their own parameters in the optimiser and their own
 file, and a policy without them is what it always was. Penalties on what they give are the loss's (pipeline/losses/).
-The hidden states at index t are those that token t is predicted from, as everywhere (pipeline/logps.py).
+The hidden states of a token are those that it is predicted from, as everywhere (pipeline/logps.py).
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class MaskHead(LayerMixer):
         nn.init.ones_(self.bias)
 
     def forward(self, hidden: Layers) -> Tensor:
-        """[R, T] float32 ≥ 0 from L hidden states [R, T, H]; with a gradient to the head alone."""
+        """[R, W] float32 ≥ 0 from L hidden states [R, W, H]; with a gradient to the head alone."""
         values = dropout(relu(self.each(hidden)), self.dropout, self.training)
         return dropout(relu(values @ self.mix[0]), self.dropout, self.training)
 
@@ -77,7 +77,7 @@ class PriorHead(LayerMixer):
         nn.init.zeros_(self.mix)
 
     def forward(self, hidden: Layers) -> Tensor:
-        """[R, T] float32, nats, from L hidden states [R, T, H] of the reference; with a gradient to the head alone."""
+        """[R, W] float32, nats, from L hidden states [R, W, H] of the reference; with a gradient to the head alone."""
         return self.each(hidden) @ self.mix[0]
 
 

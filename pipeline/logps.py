@@ -1,7 +1,7 @@
 """What causal language models say of the tokens of given sequences: log-probabilities, and what else a loss reads.
 
-Knows no loss. Everything at index t belongs to the prediction of token t, so hidden states at t are those of
-position t − 1. The output head runs on response positions only, in chunks.
+Knows no loss. Everything at index t belongs to the prediction of token t, so its hidden states are those of position
+t − 1. The output head runs on response positions only, in chunks.
 """
 
 from collections.abc import Mapping
@@ -43,15 +43,16 @@ def plain_model(model: Any) -> Any:
 class TokenFacts:
     """What is known of each token of R rows; None where it was not asked for.
 
-    All are 0 where the mask is false.
+    All are 0 where the mask is false, and hidden states behind the end of a response.
 
     Attributes:
         policy: [R, T] float32 natural-log probabilities, with gradient.
         kl: [R, T] KL(π_ref ‖ π) over the whole vocabulary, nats, with gradient.
         collision: [R, T] Σ_v π(v)², constant.
         entropy: [R, T] of the policy's softmax, nats, constant.
-        hidden: [R, T, H] the policy's last hidden states, with gradient.
-        reference_hidden: [R, T, H] of each layer of the reference, embeddings not among them, or of the last alone;
+        hidden: [R, W, H] the policy's last hidden states, with gradient: those that the tokens of a row's response are
+            predicted from, in their order, with nothing of the prompt; W tokens has the longest response.
+        reference_hidden: [R, W, H] of each layer of the reference, embeddings not among them, or of the last alone;
             constant.
         weights, kl_weights, prior: [R, T] what trained heads make of the reference's hidden states; for whoever runs
             them to fill in.
@@ -173,14 +174,14 @@ class TokenLogps(nn.Module):
         def placed(values: Tensor | None) -> Tensor | None:
             return None if values is None else _placed(values, rows, ids.shape)
 
-        layers = () if theirs is None else theirs.layers
+        hidden = _of_responses(ours.layers, mask)
         return TokenFacts(
             policy=_placed(found.logps, rows, ids.shape),
             kl=placed(found.kl),
             collision=placed(found.collision),
             entropy=placed(found.entropy),
-            hidden=placed(ours.layers[-1] if ours.layers else None),
-            reference_hidden=tuple(_placed(layer, rows, ids.shape) for layer in layers) or None,
+            hidden=None if hidden is None else hidden[-1],
+            reference_hidden=None if theirs is None else _of_responses(theirs.layers, mask),
         )
 
     def _softmaxes(self, ours: _Run, theirs: _Run | None, targets: Tensor) -> Softmaxes:
@@ -258,9 +259,28 @@ def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bo
 
 
 def _placed(values: Tensor, at: Tensor, shape: torch.Size) -> Tensor:
-    """[R, T, ...] with the first of ``values`` [N, ...] at the places ``at`` from position 1 on, else 0."""
+    """[R, T] with the first of ``values`` [N] at the places ``at`` from position 1 on, else 0."""
     rows, width = shape
-    values = values[: len(at)]
-    flat = values.new_zeros((rows * (width - 1), *values.shape[1:])).index_copy(0, at, values)
-    whole = flat.view(rows, width - 1, *values.shape[1:])
-    return torch.cat([whole.new_zeros((rows, 1, *values.shape[1:])), whole], dim=1)
+    whole = values.new_zeros(rows * (width - 1)).index_copy(0, at, values[: len(at)]).view(rows, width - 1)
+    return torch.cat([whole.new_zeros((rows, 1)), whole], dim=1)
+
+
+def _of_responses(layers: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, ...] | None:
+    """[R, W, H] with the first of each layer's [N, H] at ``response_places``, else 0; None of no layers."""
+    if not layers:
+        return None
+    inside = response_places(mask[:, 1:])
+    at = inside.flatten().nonzero().squeeze(1)
+    shape = (inside.numel(), layers[0].shape[-1])
+    return tuple(layer.new_zeros(shape).index_copy(0, at, layer[: len(at)]).view(*inside.shape, -1) for layer in layers)
+
+
+def response_places(mask: Tensor) -> Tensor:
+    """[R, W] bool, true at as many first places of a row as tokens of ``mask`` [R, T] are; W: the most of a row."""
+    counts = mask.sum(1)
+    return torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
+
+
+def at_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """[R, T] of ``values`` [R, W], which stand as ``response_places`` says: each at its token of ``mask``, else 0."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values[response_places(mask)])

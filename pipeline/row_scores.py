@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.last_layer import no_more_than, places, position_wise
-from pipeline.logps import Precision, TokenFacts, plain_model
+from pipeline.logps import ROUNDING, Precision, TokenFacts, plain_model
 from pipeline.packing import Packed
 from pipeline.shared_attention import share, stream_arguments, why_not_shared
 
@@ -66,10 +66,12 @@ class RowScores(nn.Module):
 
     def of_stream(self, packed: Packed) -> Tensor:
         """[R] float32 rewards of packed rows; only for models that share prompts."""
-        total = len(packed.ids)
-        asked = no_more_than(places(packed.ends, total), total, plain_model(self.model), self._narrow)
+        multiple = ROUNDING.get((packed.ids.device.type, self.dtype), 1)
+        stream = packed.rounded(multiple)
+        total = len(stream.ids)
+        asked = no_more_than(places(packed.ends, total, multiple), total, plain_model(self.model), self._narrow)
         with self._autocast(packed.ids.device), asked:
-            return self._pooled(stream_arguments(packed), lambda states: states[0].index_select(0, packed.ends))
+            return self._pooled(stream_arguments(stream), lambda states: states[0].index_select(0, packed.ends))
 
     def of_rows(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """[R] float32 rewards of rows padded at the right, ``ids`` [R, T], of ``lengths`` [R] tokens each."""

@@ -27,7 +27,7 @@ from pipeline.example_table import ExampleTable, write_examples
 from pipeline.examples import Example
 from pipeline.first_step import SAME_MODEL, SAME_MODEL_RESPONSE
 from pipeline.policy import load_for_scoring, local_folder
-from pipeline.reference import reference_logps, reference_values
+from pipeline.reference import reference_values
 from pipeline.reference_cache import (
     ENTRY,
     DamagedEntryError,
@@ -160,14 +160,18 @@ class _Scores:
         chosen = sorted(random.Random(self._lots).sample(range(count), min(count, SPOT_CHECKED)))  # noqa: S311
         stored = [row for index, row in enumerate(read_rows(place)) if index in chosen or index >= count]
         examples = [self._examples[index] for index in chosen]
-        found = reference_logps(self._load(), examples, self._context.config.training.micro_batch_size, dtype)
+        size, entropy = self._context.config.training.micro_batch_size, self._pass.entropy
+        found = reference_values(self._load(), examples, size, dtype, entropy=entropy)
         if len(stored) != len(examples):
             raise DamagedEntryError(f"{place.name}: not one row for each of {count} examples")
         nats = tokens = 0.0
-        for example, row, logps in zip(examples, stored, found, strict=True):
-            if row["id"] != example.id or [*map(len, row["logps"])] != [*map(len, logps)]:
+        for example, row, values in zip(examples, stored, found, strict=True):
+            if row["id"] != example.id or [*map(len, row["logps"])] != [*map(len, values.logps)]:
                 raise DamagedEntryError(f"{place.name}: rows of other examples")
-            for theirs, ours in zip(row["logps"], logps, strict=True):
+            if not abs((row["entropy"] or 0) - (values.entropy or 0)) <= SAME_MODEL[dtype]:
+                told = f"{place.name}: entropy {row['entropy']} of example {example.id}, not {values.entropy}"
+                raise DamagedEntryError(told)
+            for theirs, ours in zip(row["logps"], values.logps, strict=True):
                 apart = sum(abs(a - b) for a, b in zip(theirs, ours, strict=True))
                 if not apart <= SAME_MODEL_RESPONSE[dtype] * len(ours):
                     raise DamagedEntryError(_told(example, apart / len(ours), SAME_MODEL_RESPONSE[dtype]))

@@ -34,16 +34,20 @@ REWARD_MODEL: dict[str, Any] = {
 STEPS = ("dpo", "sparsepo", "beta_dpo", "ganpo")
 
 
-def gradient(name: str, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
+CUTS = {"padded": Cut(1), "packed": Cut(3, 60, packing=True)}
+
+
+def gradient(name: str, cut: str, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
     loss, model = loss_named(name), tiny_llama()
     companions = Companions(loss.composition, 32, 2, 32, seed=1)
-    policy = TokenLogps(model, wants=facts_of(loss), reference_model=tiny_llama(seed=1))
+    reference = tiny_llama(seed=1)
+    policy = TokenLogps(model, "float32", facts_of(loss), reference, share_prompts=CUTS[cut].packing)
     objective = Objective(accelerator.prepare(policy), loss, companions, accelerator)
-    facts = accumulate_gradient(objective, examples_for(loss, 7), Cut(1))
+    facts = accumulate_gradient(objective, examples_for(loss, 7), CUTS[cut])
     named = [*model.named_parameters(), *companions.named().items()]
-    found = {f"{name}.{part}": p.grad for part, p in named if p.grad is not None}
+    found = {f"{name}.{cut}.{part}": p.grad for part, p in named if p.grad is not None}
     if facts.critic_means is not None:
-        found[f"{name}.means"] = facts.critic_means
+        found[f"{name}.{cut}.means"] = facts.critic_means
     return found, facts.loss
 
 
@@ -73,7 +77,7 @@ accelerator = Accelerator(cpu=True)
 tensors: dict[str, torch.Tensor] = {}
 losses: list[float] = []
 for found, loss in [
-    *(gradient(name, accelerator) for name in GRADIENTS),
+    *(gradient(name, cut, accelerator) for name in GRADIENTS for cut in CUTS),
     reward_gradient(accelerator),
     *(steps(name, accelerator) for name in STEPS),
     steps("tdpo2", accelerator, lora=True),

@@ -206,7 +206,8 @@ def test_hidden_states_are_those_that_predict_each_token(kind: str) -> None:
     facts = TokenLogps(model, wants=wants, reference_model=reference)(ids, mask)
     assert facts.hidden.requires_grad
     assert len(facts.reference_hidden) == 2
-    assert (facts.hidden[:, 0] == 0).all()
+    # A place for each token of the longest response, and none for the prompts.
+    assert facts.hidden.shape[1] == max(len(response) for _, response in ROWS)
     last = TokenLogps(model, wants=frozenset({"reference_last_hidden"}), reference_model=reference)(ids, mask)
     assert len(last.reference_hidden) == 1
     for row, (prompt, response) in enumerate(ROWS):
@@ -216,9 +217,9 @@ def test_hidden_states_are_those_that_predict_each_token(kind: str) -> None:
         pairs = [(facts.hidden, layers[-1]), (last.reference_hidden[0], layers[-1])]
         pairs += list(zip(facts.reference_hidden, layers[1:], strict=True))
         for found, expected in pairs:
-            at = torch.arange(len(prompt), width)
-            torch.testing.assert_close(found[row, at].detach(), expected[0, at - 1], rtol=1e-4, atol=1e-5)
-            assert (found[row, : len(prompt)] == 0).all()
+            states = expected[0, len(prompt) - 1 : width - 1]
+            torch.testing.assert_close(found[row, : len(response)].detach(), states, rtol=1e-4, atol=1e-5)
+            assert (found[row, len(response) :] == 0).all()
     assert not any(states.requires_grad for states in facts.reference_hidden)
 
 

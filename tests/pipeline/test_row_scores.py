@@ -13,9 +13,11 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from pipeline.companions import Companions
 from pipeline.config import Composition, Optimisation
 from pipeline.examples import Example
+from pipeline.first_step import check_packing
 from pipeline.gradients import Objective, accumulate_gradient
 from pipeline.losses import Loss
 from pipeline.micro_batches import Cut
+from pipeline.packing import Packed
 from pipeline.row_scores import RowScores
 from pipeline.train import StepReport, TrainResult, train
 from pipeline.types import RunError
@@ -112,3 +114,15 @@ def test_a_response_that_sees_its_sibling_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pipeline.batches, "pack", leaking)
     with pytest.raises(RunError, match="packed and padded rows differ"):
         fit(classifier())
+
+
+def test_a_wrong_reward_of_a_long_response_is_not_thinned_by_its_tokens() -> None:
+    class Shifted(RowScores):
+        def of_stream(self, packed: Packed) -> torch.Tensor:
+            return super().of_stream(packed) + 0.01
+
+    tokens = tuple(range(2, 22))
+    pairs = [Example.pair(str(i), (1, 2), tokens * 20, (*tokens * 20, 5 + i)) for i in range(2)]
+    scores, accelerator = Shifted(classifier(), {0: 1.0}, share_prompts=True), Accelerator()
+    with pytest.raises(RunError, match=r"packed and padded rows differ by 0\.01 nats"):
+        check_packing(scores, pairs, Cut(2, packing=True), accelerator, "float32")
