@@ -55,7 +55,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("a reference pass was computed")
 
-    monkeypatch.setattr(stage, "reference_values", refuse)
+    monkeypatch.setattr(stage._Scores, "_rows", refuse)
 
 
 def test_a_run_with_another_loss_and_seed_computes_no_reference_pass(
