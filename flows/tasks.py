@@ -59,7 +59,6 @@ class Stages:
         self._screen = screen
         self._trackers = trackers
         self._console = make_console()
-        self._padding_told = False
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
         """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads."""
@@ -98,9 +97,8 @@ class Stages:
         return artefact
 
     def _tell_of_padding(self, why: object) -> None:
-        """Say, once a run, that prompts are not shared although that was asked for, which costs time and memory."""
-        if why is not None and self._config.training.packing and not self._padding_told:
-            self._padding_told = True
+        """Say that prompts are not shared although that was asked for, which costs time and memory."""
+        if why is not None and self._config.training.packing:
             get_run_logger().warning("Rows are padded and prompts computed for each response: %s", why)
             self._console.print(f"rows are padded, prompts not shared: {why}", markup=False, highlight=False)
 

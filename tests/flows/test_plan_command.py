@@ -71,6 +71,16 @@ def test_rates_are_measured_with_the_parts_of_the_run(
     assert 0 < plan["parameters"]["trained"] < plan["parameters"]["total"] / 4
 
 
+def test_processes_on_one_machine_are_planned_with_what_all_of_them_hold(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = Path(__file__).parents[2] / "configs/accelerate/ddp_cpu.yaml"
+    plan = planned(monkeypatch, capsys, config, f"accelerate={launch}")
+    training = plan["memory"]["training"]
+    assert training["weights"] == training["gradients"] == 2 * 4 * plan["parameters"]["total"]
+    assert training["processes"] > plan["memory"]["reference, evaluation"]["processes"]
+
+
 def test_what_does_not_fit_ends_with_exit_code_1_and_says_what(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +118,8 @@ def test_a_model_far_too_large_is_refused_without_being_made(
         (["--rates", "training=nan"], ["--rates", "training", "nan"]),
         (["--rates", "/no/such/rates.yaml"], ["/no/such/rates.yaml", "cannot read"]),
         (["policy.path=/no/such/model"], ["policy.path", "/no/such/model"]),
+        (["accelerate=/no/such/launch.yaml"], ["/no/such/launch.yaml"]),
+        (["training.optimiser=adamw_offload"], ["training.optimiser", "adamw_offload", "adamw_8bit"]),
         (["loss.preset=mrpo"], ["training.references: 0", "2 references"]),
         (["chat.max_prompt_tokens=2"], ["chat.max_prompt_tokens"]),
     ],

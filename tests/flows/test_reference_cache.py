@@ -81,11 +81,15 @@ def test_a_run_with_another_loss_and_seed_computes_no_reference_pass(
     assert next(examples_with_reference(second, 1)).responses[0].references
 
 
-def spoil(folder: Path, *, signed: bool) -> None:
-    """Other log-probabilities; ``signed``: as if they had been stored so."""
+def spoil(folder: Path, *, signed: bool, of: str = "logps") -> None:
+    """Other log-probabilities, or entropies; ``signed``: as if they had been stored so."""
     for file in folder.glob("*.parquet"):
         table = pq.read_table(file)
-        rows = [{**row, "logps": [[x - 0.01 for x in side] for side in row["logps"]]} for row in table.to_pylist()]
+        spoilt: Any = {
+            "logps": lambda row: [[x - 0.01 for x in side] for side in row["logps"]],
+            "entropy": lambda row: row["entropy"] - 0.01,
+        }[of]
+        rows = [{**row, of: spoilt(row)} for row in table.to_pylist()]
         pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
     if signed:
         told = json.loads((folder / ENTRY).read_text())
@@ -121,6 +125,15 @@ def test_a_damaged_entry_is_told_computed_again_and_replaced(
     assert [*examples_with_reference(second, 1)] == [*examples_with_reference(first, 1)]
     third = referred(opened(job, tmp_path / "c"))
     assert third["reference_from_cache"] is True and third["cache_refused"] == {}
+
+
+def test_other_entropies_in_the_cache_are_found(job: Path, tmp_path: Path) -> None:
+    settings = ("loss.preset=mallows_theta",)
+    first = opened(job, tmp_path / "a", *settings)
+    referred(first)
+    spoil(entry(tmp_path), signed=True, of="entropy")
+    metrics = referred(opened(job, tmp_path / "b", *settings))
+    assert metrics["reference_from_cache"] is False and "entropy" in metrics["cache_refused"]["reference_0"]
 
 
 def test_another_model_dtype_or_other_tokens_are_another_entry(job: Path, tmp_path: Path) -> None:
