@@ -167,8 +167,8 @@ class _Chunk:
 
 
 class _PickedLogps(torch.autograd.Function):
-    """Cross-entropy in blocks of rows that stay in the processor's cache: nothing of the size of the logits is made but
-    their gradient, and the logits are all that is kept for it.
+    """Cross-entropy in blocks of rows that stay in the processor's cache: nothing of the size of the logits is made,
+    not even their gradient, which takes their place.
     """
 
     @staticmethod
@@ -184,14 +184,14 @@ class _PickedLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, found = ctx.saved_tensors
-        made = torch.empty_like(logits)
+        # In the logits' own room: nothing else keeps them, and a second backward pass finds them changed and refuses.
         for rows in _blocks(logits):
             # In float32 where logits are halves, so that the difference is exact.
             wide, of_row = _at_least_float32(logits[rows]), gradients[0][rows].unsqueeze(1)
             target = targets[rows].unsqueeze(1)
             normaliser = wide.gather(1, target) - found[rows].unsqueeze(1)
-            made[rows] = (wide - normaliser).exp_().mul_(-of_row).scatter_add_(1, target, of_row)
-        return made, None
+            logits[rows] = (wide - normaliser).exp_().mul_(-of_row).scatter_add_(1, target, of_row)
+        return logits, None
 
 
 def _picked(logits: Tensor, targets: Tensor) -> Tensor:

@@ -9,8 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.environment import DEFAULTS
+
 ROOT = Path(__file__).parents[2]
 Facts = dict[str, Any]
+# How threads of OpenMP wait for each other.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def cores() -> int:
@@ -18,13 +22,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def measure_apart(module: str, job: Mapping[str, Any], limit: float = 1800) -> Facts:
+def measure_apart(module: str, job: Mapping[str, Any], limit: float = 1800, *, ours: bool = True) -> Facts:
     """What ``python -m module`` says of ``job``; with ``failed`` alone where it did not end well.
 
     Args:
         module: has a ``main`` that calls ``serve``.
         job: anything that JSON can hold.
         limit: seconds.
+        ours: threads wait for each other as in prefloop's own processes; else as PyTorch has them wait, which is faster
+            in a process that has the machine to itself.
 
     Returns:
         what the child handed to ``serve``.
@@ -32,8 +38,9 @@ def measure_apart(module: str, job: Mapping[str, Any], limit: float = 1800) -> F
     with tempfile.TemporaryDirectory(prefix="benchmark_") as name:
         folder = Path(name)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        # As in prefloop's own processes: threads that spin while they wait cost a factor as soon as anything else runs.
-        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+        if ours:
+            environment |= {name: DEFAULTS[name] for name in WAITING}
         environment |= {"OMP_NUM_THREADS": str(cores()), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         environment |= {"HF_HOME": str(folder / "hub"), "TRL_EXPERIMENTAL_SILENCE": "1"}
         command = [sys.executable, "-W", "ignore", "-m", module, str(folder)]

@@ -65,7 +65,7 @@ def _beside(run: Facts, module: str, limit: float) -> Facts:
     root, config = run["root"], run["config"]
     job = {"policy": str(root / "round_001" / "policy"), "samples": str(root / "round_002" / "samples")}
     job |= {"n": run["samples"], "max_tokens": config["sampling"]["max_tokens"], "dtype": config["sampler"]["dtype"]}
-    facts = measure_apart(module, {**job, "config": config}, limit)
+    facts = measure_apart(module, {**job, "config": config}, limit, ours=False)
     if "failed" in facts:
         print(f"{module}: {facts['failed']}", file=sys.stderr)
     return facts

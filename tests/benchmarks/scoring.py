@@ -36,7 +36,9 @@ def _measure_cell(given: argparse.Namespace, cell: tuple[int, int, int], prompts
     job = {"shape": given.shape, "prompts": prompts, "prompt": prompt, "response": response, "responses": responses}
     for repeat in range(repeats):
         for side, of_side in runs.items():
-            facts = measure_apart("tests.benchmarks.reward_scores", {**job, "side": side, "seed": repeat})
+            facts = measure_apart(
+                "tests.benchmarks.reward_scores", {**job, "side": side, "seed": repeat}, ours=side == "ours"
+            )
             if "failed" in facts:
                 sys.exit(f"{side}: {facts['failed']}")
             of_side.append(facts)

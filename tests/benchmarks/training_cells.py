@@ -84,7 +84,7 @@ def measure_cell(cell: Cell, repeats: int, limit: float) -> Facts:
     theirs: dict[int, list[Facts]] = {}
 
     def run(side: str, repeat: int, micro: int = 0) -> Facts:
-        facts = measure_apart(SIDE, cell.job(repeat, side=side, micro_batch=micro), limit)
+        facts = measure_apart(SIDE, cell.job(repeat, side=side, micro_batch=micro), limit, ours=side == "ours")
         _tell(cell, side, micro, facts)
         return facts
 

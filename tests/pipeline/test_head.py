@@ -99,6 +99,28 @@ def test_no_logits_are_kept_for_the_backward_pass() -> None:
         assert max(kept) == ROWS * VOCABULARY
 
 
+def test_the_gradient_takes_the_place_of_the_logits() -> None:
+    head, states = source(0)
+    held: list[Tensor] = []
+
+    def kept(given: Tensor) -> Tensor:
+        held.append(head(given))
+        return held[-1]
+
+    found = softmaxes(Source(kept, states), torch.zeros(ROWS, dtype=torch.int64), VOCABULARY)
+    p = held[0].detach().softmax(-1)
+    found.logps.sum().backward()
+    torch.testing.assert_close(held[0].detach(), torch.eye(VOCABULARY)[[0] * ROWS] - p)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    head, states = source(0)
+    found = softmaxes(Source(head, states), torch.zeros(ROWS, dtype=torch.int64), VOCABULARY)
+    found.logps.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.logps.sum().backward()
+
+
 def test_no_state_at_all_gives_no_values() -> None:
     head, states = source(0)
     found = softmaxes(Source(head, states[:0]), torch.zeros(0, dtype=torch.long), VOCABULARY, entropy=True)
