@@ -150,7 +150,8 @@ def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
     memory = PeakMemory(cuda=device.type == "cuda")
     pairs = generate_pairs(job["pairs"], job["prompt"], job["response"], shape.vocabulary, job["seed"])
     # On CUDA kernels are compiled for the shapes that come first.
-    steps(model, pairs[: job["batch_size"] if device.type == "cuda" else WARM_PAIRS], job, folder)
+    warm = job["batch_size"] if device.type == "cuda" else min(WARM_PAIRS, len(pairs) // 2)
+    steps(model, pairs[:warm], job, folder)
     gc.collect()
     start = time.perf_counter()
     seconds, loss = steps(model, pairs, job, folder)

@@ -52,10 +52,13 @@ class Cell:
 
 
 def pairs_for(prompt: float, response: float, tokens: float) -> tuple[int, int]:
-    """(pairs, global batch) that make about ``tokens``; at least one step, of fewer pairs where these are long."""
+    """(pairs, global batch) that make about ``tokens``; at least two steps, of fewer pairs where these are long.
+
+    One step is not all that training holds: the optimiser's state comes with its end.
+    """
     wanted = tokens / (prompt + 2 * response)
-    batch = next((size for size in (GLOBAL_BATCH, 16, 8) if wanted >= 0.75 * size), 4)
-    return batch * max(1, round(wanted / batch)), batch
+    batch = next((size for size in (GLOBAL_BATCH, 16, 8, 4) if wanted >= 1.5 * size), 2)
+    return batch * max(2, round(wanted / batch)), batch
 
 
 def cells(
