@@ -21,9 +21,9 @@ def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
     ``same_settings``: as a run asks for it, each sample with its own seed and its tokens' log-probabilities. ``plain``:
     one request draws all samples of a prompt, without seeds or log-probabilities, and the engine decodes the text.
 
-    ``job``: the policy's folder, that of the samples, ``n`` and ``max_tokens``. The engine gets the settings that
-    prefloop's sampler gives it where they change what is computed (precision, context, eager mode); all else is vLLM's
-    default.
+    ``job``: the policy's folder, that of the samples, ``n``, ``max_tokens`` and the run's config. The engine gets the
+    settings that prefloop's sampler gives it where they change what is computed (precision, context, eager mode,
+    sequences decoded together); all else is vLLM's default.
     """
     sampler = VllmSampler()
     os.environ.update(engine_environment(sampler))
@@ -38,6 +38,7 @@ def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
         max_model_len=longest + job["max_tokens"] + 1,
         enforce_eager=sampler.enforce_eager,
         generation_config="vllm",
+        max_num_seqs=job["config"]["sampler"]["max_num_seqs"],
         # A seeded request needs this off in vLLM 0.32.0 on CPU.
         enable_chunked_prefill=False,
     )
