@@ -8,15 +8,15 @@ import sys
 
 import typer
 
-from flows.commands.deployments import deploy, serve, ui, up
-from flows.commands.models import export, reward_model
-from flows.commands.operating import approve
-from flows.commands.preparing import check, init, losses, plan
-from flows.commands.results import pairs, report, show, verify
-from flows.commands.runs import run
-from flows.environment import prepare_environment
+from flows.commands.cli.deployments import deploy, serve, ui, up
+from flows.commands.cli.models import export, reward_model
+from flows.commands.cli.operating import approve
+from flows.commands.cli.preparing import check, init, losses, plan
+from flows.commands.cli.results import pairs, report, show, verify
+from flows.commands.cli.runs import run
+from flows.prefect_api.environment import prepare_environment
 from pipeline.redaction import redacted
-from pipeline.shown_text import visible
+from pipeline.safe_text import visible
 from pipeline.types import Paused, RunError, UserError
 
 LONGEST_MESSAGE = 8000

@@ -4,14 +4,14 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.approvals import goes_on
-from flows.export import write_card
-from flows.firing import Firing, carry_out, run_name
-from flows.lineage import parent
-from flows.opening import open_run
-from flows.parameters import ConfigFiles, RedoFrom, RoundsMore, RunDir, Settings, Until
-from flows.report import write_report
-from flows.rounds import added, labelled, learn, start
+from flows.commands.export import write_card
+from flows.loop.entry import Firing, carry_out, run_name
+from flows.loop.opening import open_run
+from flows.loop.rounds import added, labelled, learn, start
+from flows.prefect_api.parameters import ConfigFiles, RedoFrom, RoundsMore, RunDir, Settings, Until
+from flows.report.write import write_report
+from flows.run_folder.ancestry import parent
+from flows.run_folder.approvals import goes_on
 
 
 @flow(name="iterative", flow_run_name=run_name, persist_result=False, retries=0)

@@ -4,16 +4,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from flows.artefacts import Screen
-from flows.lease import Lease
-from flows.progress import both, make_console, progress
-from flows.retention import free_room, told
-from flows.stages import Context, needed
+from flows.prefect_api.artefacts import Screen
+from flows.report.progress import both, make_console, progress
+from flows.report.trackers import Trackers
+from flows.run_folder.lease import Lease
+from flows.run_folder.retention import free_room, told
+from flows.stages.context import Context, needed
 from flows.stages.run import SAMPLED, run_stage
-from flows.trackers import Trackers
-from flows.workers import Workers
+from flows.workers.local import Workers
 from pipeline.config import RunConfig
-from pipeline.store import RunFolder
+from pipeline.storage.run_folder import RunFolder
 
 UNITS = {
     "added_prompts": "prompts",

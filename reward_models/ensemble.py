@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from pipeline.config import EnsembleScorer
-from pipeline.label import Labeller, Labels
 from pipeline.types import Group
+from reward_models.labeller import Labeller, Labels
 
 Matrix = Sequence[Sequence[float | None]]
 

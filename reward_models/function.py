@@ -10,7 +10,7 @@ from types import ModuleType
 
 from pipeline.config import FunctionScorer
 from pipeline.types import Prompt, Response, UserError, content_hash
-from reward_models.questions import Answer, Done, Question
+from reward_models.answers.questions import Answer, Done, Question
 
 PARAMETERS = 3
 

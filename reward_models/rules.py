@@ -4,15 +4,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from pipeline.config import (
-    ExactMatchScorer,
-    KeywordScorer,
-    LengthScorer,
-    NumberScorer,
-    RegexScorer,
-    SlotScorer,
-)
-from pipeline.slots import parse_mr, slot_errors
+from pipeline.config import ExactMatchScorer, KeywordScorer, LengthScorer, NumberScorer, RegexScorer, SlotScorer
+from pipeline.data.tasks.slots import parse_mr, slot_errors
 from pipeline.types import Group, Prompt, Response, UserError
 
 

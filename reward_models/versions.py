@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.digests import file_sha256
+from pipeline.storage.digests import file_sha256
 from pipeline.types import content_hash
 
 HASHED_WHOLE = 64 * 1024 * 1024

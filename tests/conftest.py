@@ -6,7 +6,7 @@ import tempfile
 
 from hypothesis import HealthCheck, settings
 
-from flows.environment import prepare_environment
+from flows.prefect_api.environment import prepare_environment
 
 os.environ.setdefault("PREFECT_HOME", tempfile.mkdtemp(prefix="prefect-home-"))
 prepare_environment()

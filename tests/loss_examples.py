@@ -7,8 +7,8 @@ import torch
 from tiny_training import random_groups, random_ids, random_pairs, random_unpaired, tiny_llama, under_references
 
 from pipeline.config import Optimisation
-from pipeline.examples import Continuation, Example
 from pipeline.losses import Loss, load_preset
+from pipeline.training.batches.examples import Continuation, Example
 
 # Small critics, heads that learn in a few steps, and no dropout, whose lots depend on how a batch is cut.
 SMALLER: dict[str, dict[str, object]] = {

@@ -83,7 +83,7 @@ class Up:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             try:
-                if "flows.trainer_child" in process.info["cmdline"] and process.cwd() == str(self.folder):
+                if "flows.stages.trainer_service" in process.info["cmdline"] and process.cwd() == str(self.folder):
                     found.append(process.pid)
             except (psutil.Error, TypeError):
                 continue

@@ -19,8 +19,8 @@ import httpx
 import pytest
 
 from flows.__main__ import main
+from flows.report.trackers import Trackers
 from flows.stages.run import run_stage
-from flows.trackers import Trackers
 from tests.readme import ROOT, commands
 from tests.tiny_run import InventedResponses, bad, begin, good, make_job, open_context, train
 

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from tiny_model import save_tiny_model
 from transformers import AutoTokenizer
 
-from flows.checking import check_config
-from flows.model_folders import check_folder
-from pipeline.chat import load_chat
+from flows.preflight.check import check_config
+from flows.preflight.model_folders import check_folder
 from pipeline.config import Chat, ClassifierScorer, FunctionScorer, RunConfig, TransformersSampler
-from pipeline.configfile import load_config, read_yaml
-from pipeline.policy import load_policy
-from pipeline.sample_transformers import TransformersEngine
+from pipeline.config.files import load_config, read_yaml
+from pipeline.models.chat import load_chat
+from pipeline.models.policy import load_policy
+from pipeline.sampling.transformers_engine import TransformersEngine
 from pipeline.types import RunError, UserError
-from reward_models.classifier import ClassifierReward
 from reward_models.function import FunctionReward
+from reward_models.local.classifier import ClassifierReward
 from tests.tiny_run import begin, make_job, open_context
 
 ROOT = Path(__file__).parents[1]

@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flows.stages import Context
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from flows.supply import buys, samples_calibration, stores_reference
-from pipeline.chat import load_chat
 from pipeline.config import Chat, SamplingSettings
-from pipeline.configfile import load_config
-from pipeline.digests import file_sha256
-from pipeline.manifest import MANIFEST, file_facts, plain, read_manifest
-from pipeline.sample import SampleRequest
-from pipeline.store import RunFolder, write_json
+from pipeline.config.files import load_config
+from pipeline.config.loss.supply import buys, samples_calibration, stores_reference
+from pipeline.models.chat import load_chat
+from pipeline.sampling.sampler import SampleRequest
+from pipeline.storage.digests import file_sha256
+from pipeline.storage.manifest import MANIFEST, file_facts, plain, read_manifest
+from pipeline.storage.run_folder import RunFolder, write_json
 from pipeline.types import Message, Response
 from tests.tiny_model import save_tiny_model
 
@@ -56,7 +56,7 @@ FORMS: dict[str, list[dict[str, Any]]] = {"pairs": PAIRS, "groups": GROUPS, "mar
 
 
 class InventedResponses:
-    """Stands for ``flows.workers.Workers``: one good response, one bad one, more by lot.
+    """Stands for ``flows.workers.local.Workers``: one good response, one bad one, more by lot.
 
     ``asked`` holds the model folders that responses were asked of, and the folders of their probes.
     """

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from tiny_model import reference_scores
 
-from flows.sampler_process import SamplerProcess
+from flows.workers.sampler_client import SamplerProcess
 from pipeline import config
-from pipeline.chat import load_chat
-from pipeline.handshake import probe_sequences, write_probe
+from pipeline.models.chat import load_chat
+from pipeline.models.handshake import probe_sequences, write_probe
 
 
 def write_true_probe(folder: Path, weights: Path | None = None) -> Path:

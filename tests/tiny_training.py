@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.examples import Continuation, Example
 from pipeline.losses import Loss, load_preset
-from pipeline.reference import reference_logps, with_references
+from pipeline.training.batches.examples import Continuation, Example
+from pipeline.training.reference import reference_logps, with_references
 
 VOCABULARY = 40
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from flows.growth import added_stages, sizes_of
-from flows.sources import held_out_source, prompt_source
-from flows.stages import Context, Outcome
+from flows.run_folder.growth import added_stages, sizes_of
+from flows.stages.context import Context, Outcome
 from pipeline.config import RunConfig, UserData
-from pipeline.data import read_preferences, read_prompts, values
-from pipeline.distinct import DistinctPrompts
-from pipeline.rows import (
+from pipeline.data.distinct import DistinctPrompts
+from pipeline.data.reading import read_preferences, read_prompts, values
+from pipeline.data.sources import held_out_source, prompt_source
+from pipeline.data.split import Split, split_held_out
+from pipeline.storage.rows import (
     PROMPTS,
     TEXT_GROUPS,
     TEXT_PAIRS,
@@ -28,8 +29,7 @@ from pipeline.rows import (
     row_unpaired_text,
     text_row,
 )
-from pipeline.split import Split, split_held_out
-from pipeline.tables import Row, TableWriter
+from pipeline.storage.tables import Row, TableWriter
 from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, UnpairedText, UserError
 
 HELD_OUT_PAIRS = "held_out_pairs"

@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 from pydantic import JsonValue
 
-from flows.build import build_labeller
-from flows.lineage import parent
-from flows.stages import Context, Outcome
+from flows.run_folder.ancestry import parent
+from flows.stages.context import Context, Outcome
 from flows.stages.data import held_out_pairs, held_out_prompts, text_preferences, training_prompts
-from flows.stages.labelling import LabelProgress, open_accounts
+from flows.stages.labels.shards import LabelProgress, open_accounts
 from flows.stages.offending import offending_file
 from flows.stages.samples import policy_chat
-from flows.supply import takes_texts
-from pipeline.chat import Chat
 from pipeline.config import Composition, SlotScorer, compares
-from pipeline.config.needs import references_of
-from pipeline.evaluate import Interval, bootstrap, bootstrap_of, describe, slot_metrics, win_rate
-from pipeline.examples import Example, Logps
-from pipeline.given import tokenise_pairs
-from pipeline.handshake import coarser_dtype
-from pipeline.label import Labeller, label, wins_by_comparison
-from pipeline.policy import load_for_scoring
-from pipeline.reference import kl_per_token, reference_logps, response_logps
-from pipeline.rows import read_groups, write_groups
-from pipeline.store import write_json
+from pipeline.config.loss.needs import references_of
+from pipeline.config.loss.supply import takes_texts
+from pipeline.evaluation.metrics import Interval, bootstrap, bootstrap_of, describe, slot_metrics, win_rate
+from pipeline.models.chat import Chat
+from pipeline.models.handshake import coarser_dtype
+from pipeline.models.policy import load_for_scoring
+from pipeline.pairs.from_data import tokenise_pairs
+from pipeline.storage.rows import read_groups, write_groups
+from pipeline.storage.run_folder import write_json
+from pipeline.training.batches.examples import Example, Logps
+from pipeline.training.reference import kl_per_token, reference_logps, response_logps
 from pipeline.types import Group, RunError
-from reward_models.accounts import summary
+from reward_models.answers.accounts import summary
+from reward_models.build import build_labeller
+from reward_models.labeller import Labeller, label, wins_by_comparison
 
 HELD_OUT_MARGINS = "held_out_margins.json"
 Metrics = dict[str, JsonValue]

@@ -8,21 +8,21 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from flows.approvals import DECISION
-from flows.build import build_labeller
-from flows.lineage import base_before, best_before, parent
-from flows.stages import Context, Outcome
+from flows.run_folder.ancestry import base_before, best_before, parent
+from flows.run_folder.approvals import DECISION
+from flows.stages.context import Context, Outcome
 from flows.stages.evaluation import HELD_OUT_MARGINS, ranked_rightly
-from flows.stages.labelling import Shard, label_shards, open_accounts
+from flows.stages.labels.shards import Shard, label_shards, open_accounts
 from pipeline.config import Gate, Scorer, compares
-from pipeline.evaluate import Interval, wins_by_score
-from pipeline.gate import Measures, Standing, decide
-from pipeline.gate_measures import Measuring, by_prompt, finished, longer, repeating, tokens
-from pipeline.label import Labeller, wins_by_comparison
-from pipeline.rows import read_groups
-from pipeline.store import write_json
+from pipeline.evaluation.gate import Measures, Standing, decide
+from pipeline.evaluation.gate_measures import Measuring, by_prompt, finished, longer, repeating, tokens
+from pipeline.evaluation.metrics import Interval, wins_by_score
+from pipeline.storage.rows import read_groups
+from pipeline.storage.run_folder import write_json
 from pipeline.types import Group
-from reward_models.accounts import Accounts
+from reward_models.answers.accounts import Accounts
+from reward_models.build import build_labeller
+from reward_models.labeller import Labeller, wins_by_comparison
 
 WINS = "wins_over_best.json"
 Groups = list[Group]

@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from flows.stages import Context
-from pipeline.rows import read_preferences, write_preferences
+from flows.stages.context import Context
+from pipeline.storage.rows import read_preferences, write_preferences
 
 
 def offending_file(context: Context, title: str) -> Path:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.stages import Context, Outcome
+from flows.stages.context import Context, Outcome
 from flows.stages.data import preference_slice
 from flows.stages.samples import policy_chat
-from flows.supply import takes_groups, win_against
-from pipeline.given import tokenise_groups, tokenise_pairs, tokenise_unpaired
+from pipeline.config.loss.supply import takes_groups, win_against
 from pipeline.pairs import drop_repeated, make_groups, make_marked, make_pairs
-from pipeline.rows import read_groups, read_preference_file, write_preferences
+from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
+from pipeline.storage.rows import read_groups, read_preference_file, write_preferences
 from pipeline.types import (
     Group,
     Pair,

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.lineage import parent
-from flows.stages import Context
+from flows.run_folder.ancestry import parent
+from flows.stages.context import Context
 from flows.stages.data import text_preferences
 from flows.stages.pairs import OWN, from_texts
-from flows.supply import replayed_ages
 from pipeline.config import Replay
+from pipeline.config.loss.supply import replayed_ages
 from pipeline.pairs import ages_within_drift, draw, shares
-from pipeline.rows import read_preference_file, write_preferences
+from pipeline.storage.rows import read_preference_file, write_preferences
 from pipeline.types import Group, Pair, Preference, Response, derive_seed
 
 # Rows of each earlier round whose drift is measured.
@@ -74,8 +74,8 @@ def _drift(context: Context, round_: int, age: int) -> float:
     The mean over responses of |log π(y) − log π_then(y)| / tokens, π the policy that this round starts from, on up to
     ``MEASURED`` rows by lot. Absolute, since what was chosen and what was rejected move apart.
     """
-    from pipeline.policy import load_for_scoring
-    from pipeline.reference import response_logps
+    from pipeline.models.policy import load_for_scoring
+    from pipeline.training.reference import response_logps
 
     config = context.config
     size = _pool_size(context, round_ - age)

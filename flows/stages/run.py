@@ -4,13 +4,13 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from flows.keys import stage_key
-from flows.peak_memory import PeakMemory
-from flows.reading import check_inputs
-from flows.room import require_room
-from flows.stages import Context, Outcome
-from flows.storage_errors import WRITING, storage_error
-from flows.workers import Workers
+from flows.planning.machine import require_room
+from flows.run_folder.inputs import check_inputs
+from flows.run_folder.stage_keys import stage_key
+from flows.run_folder.storage_errors import WRITING, storage_error
+from flows.stages.context import Context, Outcome
+from flows.workers.local import Workers
+from flows.workers.peak_memory import PeakMemory
 from pipeline.types import RunError
 
 # Stages that the sampler child serves; all others run where torch is.
@@ -76,15 +76,15 @@ def _body(context: Context, round_: int, name: str, folder: Path, workers: Worke
 
             return added_prompts(context, round_, folder)
         case "gold":
-            from flows.stages.gold import gold
+            from flows.stages.labels.gold import gold
 
             return gold(context, round_, folder)
         case "discriminator":
-            from flows.stages.discriminator import discriminator
+            from flows.stages.labels.discriminator import discriminator
 
             return discriminator(context, round_, folder)
         case "labels":
-            from flows.stages.labels import labels
+            from flows.stages.labels.labels import labels
 
             return labels(context, round_, folder)
         case "pairs":
@@ -92,19 +92,19 @@ def _body(context: Context, round_: int, name: str, folder: Path, workers: Worke
 
             return pairs(context, round_, folder)
         case "reference":
-            from flows.stages.reference import reference
+            from flows.stages.training.reference import reference
 
             return reference(context, round_, folder)
         case "policy" if round_ == 0:
-            from flows.stages.start import start
+            from flows.stages.training.start import start
 
             return start(context, folder)
         case "policy":
-            from flows.stages.train import train_round
+            from flows.stages.training.train import train_round
 
             return train_round(context, round_, folder)
         case "average":
-            from flows.stages.train import average
+            from flows.stages.training.train import average
 
             return average(context, round_, folder)
         case "evaluation":

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.lineage import parent, reference_stage
-from flows.stages import Context, Outcome
+from flows.run_folder.ancestry import parent, reference_stage
+from flows.stages.context import Context, Outcome
 from flows.stages.data import held_out_prompts, prompts_by_round
 from flows.stages.offending import offending_file
-from flows.workers import Workers
-from pipeline.chat import Chat, load_chat
+from flows.workers.local import Workers
 from pipeline.config import RunConfig, SamplingSettings
-from pipeline.rows import read_groups, read_preferences, write_groups
-from pipeline.sample import SampleRequest
-from pipeline.seals import Seals
-from pipeline.store import Stage
+from pipeline.models.chat import Chat, load_chat
+from pipeline.sampling.sampler import SampleRequest
+from pipeline.storage.rows import read_groups, read_preferences, write_groups
+from pipeline.storage.run_folder import Stage
+from pipeline.storage.seals import Seals
 from pipeline.types import Group, Prompt, Response, RunError, derive_seed
 
 Answer = tuple[Response, ...]

@@ -5,9 +5,9 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.components import Margin, NoMargin
-from pipeline.config.composition import Composition
 from pipeline.config.data import FileData, HeldOut
+from pipeline.config.loss.components import Margin, NoMargin
+from pipeline.config.loss.composition import Composition
 from pipeline.config.policy import PretrainedPolicy
 from pipeline.config.training import Optimisation
 

@@ -7,12 +7,12 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data import Data, HeldOut, Limits, UserData
 from pipeline.config.discriminator import Discriminator
-from pipeline.config.gate import Gate
-from pipeline.config.labels import EnsembleScorer, Labelling, Scorer
+from pipeline.config.evaluation import Gate
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.retention import Retention
 from pipeline.config.sampling import Sampler, SamplingSettings, VllmSampler
+from pipeline.config.scorers import EnsembleScorer, Labelling, Scorer
 from pipeline.config.training import LossSettings, Training, WarmStart
 
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.composition import Composition
-from pipeline.config.presets import DOCUMENTATION, resolve
+from pipeline.config.loss.composition import Composition
+from pipeline.config.loss.presets import DOCUMENTATION, resolve
 
 
 class LossSettings(Composition):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.config.terms import EntropyDispersion
+from pipeline.config.loss.terms import EntropyDispersion
 from pipeline.losses.batch import PairBatch, Side
 from pipeline.losses.masked import constant, masked_mean
 

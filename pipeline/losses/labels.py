@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.config.terms import DataLabel, RewardLabel, SmoothLabel, WinLabel
-from pipeline.config.terms import Label as LabelSettings
+from pipeline.config.loss.terms import DataLabel, RewardLabel, SmoothLabel, WinLabel
+from pipeline.config.loss.terms import Label as LabelSettings
 from pipeline.losses.batch import PairBatch
 from pipeline.losses.links import Link, entropy_of, log_odds_of
 from pipeline.losses.masked import constant

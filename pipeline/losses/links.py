@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
-from pipeline.config.terms import DiscoLink, FocalLink, HingeLink, MallowsPhiLink, PlainLink, RaoKupperLink
-from pipeline.config.terms import Link as LinkSettings
+from pipeline.config.loss.terms import DiscoLink, FocalLink, HingeLink, MallowsPhiLink, PlainLink, RaoKupperLink
+from pipeline.config.loss.terms import Link as LinkSettings
 from pipeline.losses.mallows import mallows_phi
 from pipeline.losses.masked import bounded_exp
 

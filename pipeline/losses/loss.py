@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Composition
-from pipeline.config.needs import needs_of, references_of, stateful
+from pipeline.config.loss.needs import needs_of, references_of, stateful
 from pipeline.losses.batch import Batch, GroupBatch, PairBatch, Side, UnpairedBatch
 from pipeline.losses.dispersion import dispersion_of
-from pipeline.losses.groups import as_group, best, head_loss, present_of, worst
 from pipeline.losses.labels import label_of
+from pipeline.losses.list_heads import as_group, best, head_loss, present_of, worst
 from pipeline.losses.margins import margin_of
 from pipeline.losses.masked import at_least_float32, bounded_exp, constant, masked_mean
 from pipeline.losses.regularisers import nll, regularisers

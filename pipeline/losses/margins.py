@@ -6,7 +6,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from pipeline.config import Composition
-from pipeline.config.components import (
+from pipeline.config.loss.components import (
     ConstantMargin,
     GapMargin,
     HomeMargin,

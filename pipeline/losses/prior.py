@@ -7,7 +7,7 @@ spread evenly over the response's tokens, so that every aggregation gives the re
 import torch
 from torch import Tensor
 
-from pipeline.config.components import (
+from pipeline.config.loss.components import (
     ExtrapolatedPrior,
     GivenPrior,
     HarmonicPrior,
@@ -17,7 +17,7 @@ from pipeline.config.components import (
     NoPrior,
     ReferencePrior,
 )
-from pipeline.config.components import Prior as PriorSettings
+from pipeline.config.loss.components import Prior as PriorSettings
 from pipeline.losses.batch import Side
 from pipeline.losses.masked import at_least_float32, constant, masked_sum
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pipeline.config.components import AlphaShape, DivergenceShape, IdentityShape, PenaltyShape, PlainShape
-from pipeline.config.components import Shape as ShapeSettings
+from pipeline.config.loss.components import AlphaShape, DivergenceShape, IdentityShape, PenaltyShape, PlainShape
+from pipeline.config.loss.components import Shape as ShapeSettings
 from pipeline.losses.masked import bounded_exp
 
 # Of a mean log-probability; nearer to 0 the odds of the likelihood overflow.

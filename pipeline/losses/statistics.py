@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Composition
-from pipeline.config.components import GapMargin
-from pipeline.config.needs import reads_baseline
-from pipeline.config.terms import BatchScale
+from pipeline.config.loss.components import GapMargin
+from pipeline.config.loss.needs import reads_baseline
+from pipeline.config.loss.terms import BatchScale
 from pipeline.losses.batch import PairBatch, UnpairedBatch
 from pipeline.losses.margins import log_ratio_gap
 from pipeline.losses.scores import scores

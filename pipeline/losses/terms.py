@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Composition
-from pipeline.config.terms import Term
+from pipeline.config.loss.terms import Term
 from pipeline.losses.batch import PairBatch, UnpairedBatch
 from pipeline.losses.labels import Label, labelled, win_probability
 from pipeline.losses.links import make_link

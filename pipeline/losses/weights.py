@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pipeline.config.components import (
+from pipeline.config.loss.components import (
     ActivationWeights,
     DecayWeights,
     EditWeights,
@@ -13,7 +13,7 @@ from pipeline.config.components import (
     SubsetWeights,
     TailWeights,
 )
-from pipeline.config.components import Weights as WeightSettings
+from pipeline.config.loss.components import Weights as WeightSettings
 from pipeline.losses.batch import Side
 from pipeline.losses.masked import at_least_float32, constant
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from pipeline.config import Pairing
-from pipeline.distinct import Firsts
+from pipeline.data.distinct import Firsts
 from pipeline.pairs.filters import PAIR_CAUSES, RESPONSE_CAUSES, Scored, distinct, usable
 from pipeline.pairs.rules import choose
 from pipeline.pairs.wins import Opponent, group_wins

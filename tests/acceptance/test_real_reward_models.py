@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import ScratchPolicy
-from pipeline.scratch import make_policy
+from pipeline.models.scratch import make_policy
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"

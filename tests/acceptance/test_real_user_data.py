@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.step_log import read_steps
+from pipeline.training.step_log import read_steps
 from tests.real_data import COLUMNS, FILES, needs_real_data
 
 ROOT = Path(__file__).parents[2]

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.chat import load_chat
 from pipeline.config import Chat, VllmSampler
-from pipeline.rows import read_groups
-from pipeline.sample_vllm import engine_environment
+from pipeline.models.chat import load_chat
+from pipeline.sampling.vllm_engine import engine_environment
+from pipeline.storage.rows import read_groups
 from tests.benchmarks.isolated import Facts, serve
 
 WARM = 8

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.environment import DEFAULTS
+from flows.prefect_api.environment import DEFAULTS
 
 ROOT = Path(__file__).parents[2]
 Facts = dict[str, Any]

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pipeline.logps import TokenLogps
 from pipeline.losses import GroupBatch, PairBatch, Side, load_preset, preset_names
+from pipeline.models.token_logps import TokenLogps
 
 PAIRS, PROMPT, RESPONSE, VOCABULARY = 32, 32, 32, 1000
 REPEATS = 15

@@ -30,9 +30,9 @@ Steps = Callable[[LlamaForCausalLM, list[Pair], Facts, Path], Outcome]
 
 
 def our_steps(model: LlamaForCausalLM, pairs: list[Pair], job: Facts, folder: Path) -> Outcome:
-    """Steps of ``pipeline.train`` with its default batching."""
+    """Steps of ``pipeline.training.train`` with its default batching."""
     from pipeline.losses import load_preset
-    from pipeline.train import StepReport, train
+    from pipeline.training.train import StepReport, train
 
     examples, settings = our_examples(pairs, job), our_settings(job)
     reports: list[StepReport] = []
@@ -44,7 +44,7 @@ def our_examples(pairs: list[Pair], job: Facts) -> list[Any]:
     """The trainer's examples of ``pairs``."""
     from dataclasses import replace
 
-    from pipeline.examples import Example
+    from pipeline.training.batches.examples import Example
 
     nats = reference_nats(SHAPES[job["shape"]])
     examples = []
@@ -71,9 +71,9 @@ def our_settings(job: Facts) -> Any:
 
 def planned_mib(config: Any, pairs: list[Pair], job: Facts) -> float:
     """What ``prefloop plan`` says that these steps add to a process that holds the model, in MiB."""
-    from flows.plan_processes import training_memory
+    from flows.planning.measure import training_memory
+    from flows.planning.probe import Probed
     from pipeline.losses import load_preset
-    from pipeline.plan_probe import Probed
 
     probed = Probed(config, load_preset("dpo", beta=BETA))
     return training_memory(probed, our_examples(pairs, job), our_settings(job), seed=0)[0].above_model / 1024**2
@@ -170,7 +170,7 @@ def _import_side(side: str) -> None:
     """Import what the side imports late, so that it counts as the bare process."""
     if side == "ours":
         import pipeline.losses
-        import pipeline.train  # noqa: F401
+        import pipeline.training.train  # noqa: F401
     else:
         import datasets  # noqa: F401
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 from pipeline.config import ClassifierScorer
 from pipeline.types import Group, Message, Prompt, Response
-from reward_models.classifier import ClassifierReward
+from reward_models.local.classifier import ClassifierReward
 from tests.benchmarks.generated_pairs import FIRST_TOKEN, generate_groups
 from tests.benchmarks.generated_pairs import Group as Generated
 from tests.benchmarks.isolated import Facts, cores, serve

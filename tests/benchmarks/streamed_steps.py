@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from flows.stages import Context
-from flows.stages.examples import examples_with_reference
-from flows.stages.train import fit
-from flows.supply import reference_name
+from flows.stages.context import Context
+from flows.stages.training.examples import examples_with_reference
+from flows.stages.training.train import fit
 from pipeline.config import RunConfig
+from pipeline.config.loss.supply import reference_name
 from pipeline.losses import Loss
-from pipeline.rows import REFERENCE, write_preferences, write_table
-from pipeline.store import RunFolder
+from pipeline.storage.rows import REFERENCE, write_preferences, write_table
+from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Message, Pair, Prompt, Response
 from tests.benchmarks.generated_pairs import generate_pairs, room_for_rows
 from tests.benchmarks.isolated import Facts, cores, serve

@@ -11,7 +11,7 @@ from trl.experimental.online_dpo.online_dpo_config import OnlineDPOConfig
 from trl.experimental.online_dpo.online_dpo_trainer import OnlineDPOTrainer
 
 from pipeline.config import RunConfig
-from pipeline.rows import read_groups
+from pipeline.storage.rows import read_groups
 from pipeline.types import Group, Prompt, Response
 from reward_models.rules import SlotReward
 from tests.benchmarks.isolated import Facts, cores, serve

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.environment import prepare_environment
+from flows.prefect_api.environment import prepare_environment
 from tests.faults.fire import ROOT, Fire, draw_kill, prefloop_run
 from tests.faults.results import largest_difference, results
 

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.configfile import load_config
-from pipeline.rows import read_row_file, read_rows
-from pipeline.store import RunFolder
+from pipeline.config.files import load_config
+from pipeline.storage.rows import read_row_file, read_rows
+from pipeline.storage.run_folder import RunFolder
 from pipeline.types import derive_seed
 
 # Folders of sampled responses in a round, and what their seeds derive from beside run, round and prompt.

@@ -9,7 +9,7 @@ import pytest
 from tiny_loop import ROOT, prefloop
 from tiny_model import save_tiny_model
 
-from flows import child
+from flows.workers import child
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from flows.stages import Context
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.configfile import dump_config
-from pipeline.step_log import STEPS
-from pipeline.store import RunFolder, write_text
+from pipeline.config.files import dump_config
+from pipeline.storage.run_folder import RunFolder, write_text
+from pipeline.training.step_log import STEPS
 from tests.tiny_run import InventedResponses, begin, open_context, train
 
 

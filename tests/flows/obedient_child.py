@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from flows.child import Progress, serve
+from flows.workers.child import Progress, serve
 from pipeline.types import Paused, RunError, UserError
 
 GREETING: list[str] = []

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
-from flows.approvals import approval_file, approve, read_approval, read_decision, waiting
-from pipeline.decision import Decision
-from pipeline.manifest import StageKey
-from pipeline.store import RunFolder, write_json
+from flows.run_folder.approvals import approval_file, approve, read_approval, read_decision, waiting
+from pipeline.evaluation.decision import Decision
+from pipeline.storage.manifest import StageKey
+from pipeline.storage.run_folder import RunFolder, write_json
 from pipeline.types import RunError, UserError
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from flows import child as child_module
-from flows.child import Child
+from flows.workers import child as child_module
+from flows.workers.child import Child
 from pipeline.types import Paused, RunError, UserError
 
 ENTRY = "obedient_child"
@@ -194,7 +194,7 @@ def test_a_hung_call_hits_its_deadline_and_ends_the_child_and_its_children(tmp_p
 PARENT = """
 import sys
 from pathlib import Path
-from flows.child import Child
+from flows.workers.child import Child
 child = Child("obedient_child", {}, Path(sys.argv[1]), 20)
 child.call("hang", {}, 60, lambda told: print(*told["pids"], flush=True))
 """

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
-from flows.opening import prepare_run
-from pipeline.configfile import load_config
+from flows.loop.opening import prepare_run
+from pipeline.config.files import load_config
 from tests.tiny_model import save_tiny_model
 
 

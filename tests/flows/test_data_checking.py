@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flows.checking import check_config, check_run
+from flows.preflight.check import check_config, check_run
 from pipeline.config import RunConfig
-from pipeline.configfile import load_config
+from pipeline.config.files import load_config
 from pipeline.types import UserError
 from tests.tiny_model import save_tiny_model
 

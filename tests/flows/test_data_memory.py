@@ -14,11 +14,11 @@ from tests.pipeline.test_formats import write
 PROGRAM = """
 import sys
 from pathlib import Path
-from flows.data_checking import _contents, _sources
+from flows.preflight.data import _contents, _sources
 from flows.stages.data import SCHEMAS, open_data, table_rows
-from pipeline.configfile import load_config
-from pipeline.faults import FaultFinder
-from pipeline.tables import TableWriter
+from pipeline.config.files import load_config
+from pipeline.data.faults import FaultFinder
+from pipeline.storage.tables import TableWriter
 
 for path in sys.argv[2:]:
     config = load_config([Path(sys.argv[1])], [f"pairs.path={path}"])
@@ -41,7 +41,7 @@ from collections import Counter
 from pathlib import Path
 from pipeline.config import Pairing
 from pipeline.pairs import drop_repeated, make_pairs
-from pipeline.rows import write_preferences
+from pipeline.storage.rows import write_preferences
 from pipeline.types import Group, Message, Prompt, Response
 
 def groups(count):

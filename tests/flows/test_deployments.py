@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.approvals import read_approval, read_decision
-from flows.growth import ADDED
-from pipeline.configfile import load_config
-from pipeline.rows import read_groups
-from pipeline.store import RunFolder
+from flows.run_folder.approvals import read_approval, read_decision
+from flows.run_folder.growth import ADDED
+from pipeline.config.files import load_config
+from pipeline.storage.rows import read_groups
+from pipeline.storage.run_folder import RunFolder
 from tests.browser import CHROMIUM, Browser
 from tests.prefloop_up import Up, started_up
 from tests.readme import ROOT, commands

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from judge_server import judge_server, longer_wins
 
-from flows.checking import check_run
-from flows.stages import Context
-from flows.stages.gold import handover
+from flows.preflight.check import check_run
+from flows.stages.context import Context
+from flows.stages.labels.gold import handover
 from flows.stages.run import run_stage
-from pipeline.rows import read_groups, read_preferences
+from pipeline.storage.rows import read_groups, read_preferences
 from pipeline.types import Group, Pair, Paused, RunError, UserError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, supply, train
 
@@ -98,7 +98,7 @@ def test_a_version_that_does_not_pass_is_rolled_back(job: Path, tmp_path: Path) 
     strict = context.config.model_copy(deep=True)
     object.__setattr__(strict.discriminator.gate, "comparisons", 1000)  # type: ignore[union-attr]
     later = Context(context.run, strict)
-    from flows.stages.discriminator import discriminator
+    from flows.stages.labels.discriminator import discriminator
 
     workers: Any = InventedResponses(context.policy_path(0))
     run_stage(context, 2, "samples", workers)
@@ -148,8 +148,8 @@ def test_controls(job: Path, tmp_path: Path, silver: str, second: dict[str, int]
 
 @pytest.mark.parametrize("rule", ["uncertain", "disagreement"])
 def test_what_the_discriminator_is_unsure_of_is_bought(job: Path, tmp_path: Path, rule: str) -> None:
-    from flows.stages.silver import member_margins
-    from pipeline.gold import comparison
+    from flows.stages.labels.silver import member_margins
+    from reward_models.training.gold import comparison
 
     chosen = ("discriminator.members=2", f"discriminator.select={rule}")
     context = started(job, tmp_path / "run", *LEARNS, *chosen)

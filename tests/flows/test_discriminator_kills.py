@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from flows.child import Child
-from flows.stages import Context
+from flows.stages.context import Context
 from flows.stages.run import run_stage
+from flows.workers.child import Child
 from pipeline.types import RunError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context
 
@@ -55,7 +55,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, Context]:
 
 def child(context: Context) -> Child:
     init = {"run": str(context.run.root), "config": context.config.model_dump(mode="json")}
-    return Child("flows.trainer_child", init, context.run.root / "logs" / "trainer.log", 120)
+    return Child("flows.stages.trainer_service", init, context.run.root / "logs" / "trainer.log", 120)
 
 
 def call(process: Child, name: str, on_progress: Callable[[dict[str, Any]], None] | None = None) -> None:

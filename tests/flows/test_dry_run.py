@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.__main__ import app
-from flows.dry_run import planned_stages
-from pipeline.configfile import load_config
+from flows.commands.dry_run import planned_stages
+from pipeline.config.files import load_config
 from pipeline.types import UserError
 from tests.tiny_run import begin, make_job, open_context, train
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from flows.environment import DEFAULTS, prepare_environment
+from flows.prefect_api.environment import DEFAULTS, prepare_environment
 
 
 @pytest.fixture

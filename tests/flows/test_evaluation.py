@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.stages import Context
+from flows.stages.context import Context
 from flows.stages.evaluation import held_out_examples
 from flows.stages.run import run_stage
 from flows.stages.samples import policy_chat

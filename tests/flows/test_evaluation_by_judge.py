@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from judge_server import JudgeServer, judge_server, longer_wins
 
-from flows.build import build_labeller
 from flows.stages.evaluation import _win_rates
-from flows.stages.labelling import open_accounts
-from pipeline.rows import write_groups
+from flows.stages.labels.shards import open_accounts
+from pipeline.storage.rows import write_groups
 from pipeline.types import Group, Message, Prompt, Response
+from reward_models.build import build_labeller
 from tests.tiny_run import make_job, open_context
 
 

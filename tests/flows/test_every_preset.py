@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from flows.checking import check_run
-from flows.stages import Context
+from flows.preflight.check import check_run
+from flows.stages.context import Context
 from flows.stages.data import held_out_prompts
-from flows.supply import takes_unpaired
-from pipeline.chat import load_chat
 from pipeline.config import Composition, preset_names, resolve
-from pipeline.examples import Example
-from pipeline.policy import load_policy
-from pipeline.reference import reference_logps
+from pipeline.config.loss.supply import takes_unpaired
+from pipeline.models.chat import load_chat
+from pipeline.models.policy import load_policy
+from pipeline.training.batches.examples import Example
+from pipeline.training.reference import reference_logps
 from pipeline.types import Message
 from tests.tiny_run import PAIRS, begin, make_job, open_context, supply, train
 

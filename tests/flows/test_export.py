@@ -9,13 +9,13 @@ import torch
 from tiny_sampler import vllm_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.export import export, write_card
-from flows.stages import Context
+from flows.commands.export import export, write_card
+from flows.stages.context import Context
 from pipeline.config import SamplingSettings
-from pipeline.configfile import dump_config
-from pipeline.manifest import StageKey
-from pipeline.sample import SampleRequest
-from pipeline.store import write_json, write_text
+from pipeline.config.files import dump_config
+from pipeline.sampling.sampler import SampleRequest
+from pipeline.storage.manifest import StageKey
+from pipeline.storage.run_folder import write_json, write_text
 from pipeline.types import RunError, UserError
 from tests.tiny_run import begin, make_job, open_context, train
 

@@ -8,14 +8,14 @@ import pytest
 import yaml
 from prefect.utilities.callables import parameter_schema
 
-from flows.firing import Firing, complete_rounds, prepare
 from flows.iterative import iterative
+from flows.loop.entry import Firing, complete_rounds, prepare
 from flows.offline import offline
-from flows.parameters import dated
-from flows.schedules import read_schedule
-from pipeline.configfile import load_config
-from pipeline.manifest import StageKey
-from pipeline.store import RunFolder
+from flows.prefect_api.parameters import dated
+from flows.prefect_api.schedules import read_schedule
+from pipeline.config.files import load_config
+from pipeline.storage.manifest import StageKey
+from pipeline.storage.run_folder import RunFolder
 from pipeline.types import UserError
 from tests.tiny_run import make_job
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flows.child import Child
-from pipeline.store import RunFolder
+from flows.workers.child import Child
+from pipeline.storage.run_folder import RunFolder
 from pipeline.types import RunError
 from tests.tiny_run import begin, make_job, open_context, supply, train
 
@@ -68,8 +68,8 @@ def test_a_process_that_dies_ends_training_with_its_own_last_words(prepared: dic
         for other in psutil.Process(trainer.pid).children():
             other.kill()
 
-    words = r"process 1 of training: flows.trainer_child: died .*signal SIGKILL"
-    with Child("flows.trainer_child", prepared, tmp_path / "trainer.log", 200) as trainer:
+    words = r"process 1 of training: flows.stages.trainer_service: died .*signal SIGKILL"
+    with Child("flows.stages.trainer_service", prepared, tmp_path / "trainer.log", 200) as trainer:
         with pytest.raises(RunError, match=words):
             trainer.call("stage", {"round": 1, "name": "policy"}, 200, kill_follower)
         assert trainer.alive
@@ -80,8 +80,8 @@ PARENT = """
 import json, sys
 from pathlib import Path
 import psutil
-from flows.child import Child
-trainer = Child("flows.trainer_child", json.loads(sys.argv[1]), Path(sys.argv[2]), 200)
+from flows.workers.child import Child
+trainer = Child("flows.stages.trainer_service", json.loads(sys.argv[1]), Path(sys.argv[2]), 200)
 def told(facts):
     print(trainer.pid, *[child.pid for child in psutil.Process(trainer.pid).children()], flush=True)
 trainer.call("stage", {"round": 1, "name": "policy"}, 200, told)

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 
-from flows.redo import set_aside
-from flows.room import stage_bytes
-from flows.stages import Context
+from flows.commands.verify import verify
+from flows.planning.machine import stage_bytes
+from flows.report.table import read_rounds
+from flows.run_folder.redo import set_aside
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from flows.table import read_rounds
-from flows.verify import verify
-from flows.workers import Workers
-from pipeline.configfile import load_config
-from pipeline.store import RunFolder
+from flows.workers.local import Workers
+from pipeline.config.files import load_config
+from pipeline.storage.run_folder import RunFolder
 from pipeline.types import RunError
-from reward_models.accounts import Call, Ledger
-from reward_models.cache import LabelCache
+from reward_models.answers.accounts import Call, Ledger
+from reward_models.answers.cache import LabelCache
 from tests.flows.finished_run import complete, digests, finished
 from tests.tiny_run import InventedResponses, make_job
 
@@ -131,10 +131,10 @@ def test_what_is_asked_for_is_about_what_is_written(whole: Context) -> None:
 TRAINS_UNDER_A_LIMIT = """
 import resource, sys
 from pathlib import Path
-from flows.stages import Context
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.configfile import load_config
-from pipeline.store import RunFolder
+from pipeline.config.files import load_config
+from pipeline.storage.run_folder import RunFolder
 run = RunFolder(Path(sys.argv[1]))
 config = load_config([run.config_file])
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))

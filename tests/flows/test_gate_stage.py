@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from flows.approvals import approve, goes_on, read_decision
-from flows.keys import stage_key
-from flows.lineage import parent, reference_round
-from flows.stages import Context
+from flows.run_folder.ancestry import parent, reference_round
+from flows.run_folder.approvals import approve, goes_on, read_decision
+from flows.run_folder.stage_keys import stage_key
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.configfile import dump_config
-from pipeline.decision import Decision
+from pipeline.config.files import dump_config
+from pipeline.evaluation.decision import Decision
 from pipeline.types import Message, Paused, Response, UserError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, train
 

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from flows.dry_run import planned_stages
-from flows.export import card
-from flows.firing import Firing, prepare
-from flows.growth import ADDED, brings_prompts, has_grown
-from flows.stages import Context
+from flows.commands.dry_run import planned_stages
+from flows.commands.export import card
+from flows.loop.entry import Firing, prepare
+from flows.run_folder.growth import ADDED, brings_prompts, has_grown
+from flows.stages.context import Context
 from flows.stages.data import held_out_prompts
 from flows.stages.run import run_stage
 from flows.stages.samples import round_prompts
-from pipeline.configfile import load_config
-from pipeline.digests import file_sha256
-from pipeline.store import RunFolder, StageWriter
+from pipeline.config.files import load_config
+from pipeline.storage.digests import file_sha256
+from pipeline.storage.run_folder import RunFolder, StageWriter
 from pipeline.types import UserError
 from tests.tiny_run import PAIRS, begin, make_job, open_context, train
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.__main__ import app
-from flows.commands.arguments import complete_items, complete_presets
-from pipeline.configfile import load_config
+from flows.commands.cli.arguments import complete_items, complete_presets
+from pipeline.config.files import load_config
 from pipeline.types import UserError
 from tests.tiny_run import make_job
 

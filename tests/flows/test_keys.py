@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import ServerSampler
-from pipeline.configfile import load_config
+from pipeline.config.files import load_config
 from pipeline.types import UserError
 from tests.judge_server import JudgeServer, judge_server, longer_wins
 from tests.tiny_model import save_tiny_model
@@ -108,7 +108,10 @@ def test_the_key_is_sent_and_written_nowhere(made: Made) -> None:
 
 def test_only_the_process_that_asks_the_judge_has_the_key(made: Made) -> None:
     told = {line for line in made.noted if "has the key" in line}
-    assert told == {"flows.trainer_child has the key: True", "flows.sampler_child has the key: False"}
+    assert told == {
+        "flows.stages.trainer_service has the key: True",
+        "flows.workers.sampler_service has the key: False",
+    }
 
 
 def test_no_process_reads_pickles_or_listens_to_others(made: Made) -> None:

@@ -11,22 +11,22 @@ import pytest
 from faults.fire import Fire, Kill
 from judge_server import JudgeServer, judge_server, longer_wins
 
-from flows.stages import Context
+from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config.run import RunConfig
-from pipeline.manifest import StageKey
-from pipeline.rows import read_groups, read_preferences, write_groups
-from pipeline.store import RunFolder
+from pipeline.storage.manifest import StageKey
+from pipeline.storage.rows import read_groups, read_preferences, write_groups
+from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Group, Message, Pair, Prompt, Response, RunError, UserError
 
 ROOT = Path(__file__).parents[2]
 RUN_STAGE = """
 import json, sys
 from pathlib import Path
-from flows.stages import Context
+from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config import RunConfig
-from pipeline.store import RunFolder
+from pipeline.storage.run_folder import RunFolder
 config = RunConfig.model_validate(json.loads(sys.argv[2]))
 run_stage(Context(RunFolder(Path(sys.argv[1])), config), 1, "labels")
 """

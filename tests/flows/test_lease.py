@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import lease
-from flows.lease import FILE, Holder, hold, read_holder
-from flows.opening import prepare_run
-from pipeline.configfile import load_config
-from pipeline.store import write_json
+from flows.loop.opening import prepare_run
+from flows.run_folder import lease
+from flows.run_folder.lease import FILE, Holder, hold, read_holder
+from pipeline.config.files import load_config
+from pipeline.storage.run_folder import write_json
 from pipeline.types import RunError, UserError
 from tests.tiny_run import make_job
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 HOLDS = """
 import sys, time
 from pathlib import Path
-from flows.lease import hold
+from flows.run_folder.lease import hold
 with hold(Path(sys.argv[1]), 0.05):
     print("held", flush=True)
     time.sleep(60)

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from flows.links import inside
-from flows.opening import open_run, prepare_run
-from flows.redo import finish_setting_aside
-from flows.retention import free_room
-from flows.running import run_config
-from flows.stages import Context
+from flows.commands.run import run_config
+from flows.loop.opening import open_run, prepare_run
+from flows.run_folder.links import inside
+from flows.run_folder.redo import finish_setting_aside
+from flows.run_folder.retention import free_room
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.configfile import dump_config
-from pipeline.store import write_json, write_text
+from pipeline.config.files import dump_config
+from pipeline.storage.run_folder import write_json, write_text
 from pipeline.types import RunError, UserError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context
 

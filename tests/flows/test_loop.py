@@ -8,9 +8,9 @@ from typing import Any
 
 from tiny_loop import prefloop
 
-from pipeline.rows import read_groups, read_preferences
-from pipeline.step_log import read_steps
-from pipeline.store import RunFolder
+from pipeline.storage.rows import read_groups, read_preferences
+from pipeline.storage.run_folder import RunFolder
+from pipeline.training.step_log import read_steps
 
 LIST_RUNS = """
 import json

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from flows.__main__ import main
-from flows.losses import NEEDS, PLOT_ENDINGS, needs, preset, settings
+from flows.commands.losses import NEEDS, PLOT_ENDINGS, needs, preset, settings
 from pipeline.config import preset_names
-from pipeline.config.needs import needs_of
-from pipeline.config.presets import AMBIGUOUS, PRESETS
+from pipeline.config.loss.needs import needs_of
+from pipeline.config.loss.presets import AMBIGUOUS, PRESETS
 
 SIGNATURES = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
@@ -109,7 +109,8 @@ def test_unknown_names_are_refused_with_the_nearest_ones(
 
 def test_listing_loads_no_torch() -> None:
     code = (
-        "import sys; from flows.losses import print_presets, print_preset; print_presets(); print_preset('sparsepo');"
+        "import sys; from flows.commands.losses import print_presets, print_preset;"
+        "print_presets(); print_preset('sparsepo');"
         "assert not {'torch', 'matplotlib', 'prefect'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
-from flows.checking import check_run, check_vocabulary
-from flows.supply import (
+from flows.preflight.check import check_run, check_vocabulary
+from pipeline.config import Composition, RunConfig, preset_names, resolve
+from pipeline.config.files import load_config
+from pipeline.config.loss.needs import reads_baseline
+from pipeline.config.loss.supply import (
     reads_contrast,
     samples_calibration,
     stores_reference,
@@ -16,9 +19,6 @@ from flows.supply import (
     takes_unpaired,
     trains_with_reference,
 )
-from pipeline.config import Composition, RunConfig, preset_names, resolve
-from pipeline.config.needs import reads_baseline
-from pipeline.configfile import load_config
 from pipeline.losses import load_preset
 from pipeline.types import UserError
 from tests.tiny_model import save_tiny_model

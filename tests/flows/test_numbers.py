@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flows.stages import Context
-from flows.stages import reference as reference_stage
+from flows.stages.context import Context
 from flows.stages.run import run_stage
+from flows.stages.training import reference as reference_stage
 from pipeline.config import SamplingSettings
-from pipeline.manifest import MANIFEST, read_manifest
-from pipeline.rows import read_group_file, read_preference_file, read_preferences
-from pipeline.sample import SampleRequest
-from pipeline.store import RunFolder, write_json
+from pipeline.sampling.sampler import SampleRequest
+from pipeline.storage.manifest import MANIFEST, read_manifest
+from pipeline.storage.rows import read_group_file, read_preference_file, read_preferences
+from pipeline.storage.run_folder import RunFolder, write_json
 from pipeline.types import Response, RunError
 from tests.flows.finished_run import finished
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, sealed_anew, supply
@@ -62,7 +62,7 @@ def test_weights_that_overflow_are_not_kept_though_loss_and_gradient_were_finite
 def test_weights_that_overflow_do_not_replace_the_last_good_checkpoint(
     job: Path, tmp_path: Path, supplied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.steps import Steps
+    from pipeline.training.steps import Steps
 
     take = Steps.take
 

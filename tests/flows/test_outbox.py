@@ -9,8 +9,8 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import outbox
-from flows.outbox import Outbox
+from flows.prefect_api import outbox
+from flows.prefect_api.outbox import Outbox
 
 
 @pytest.fixture(autouse=True)

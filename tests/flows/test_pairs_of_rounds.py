@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flows.checking import check_run
-from flows.pairs import print_preview, show_pairs
-from flows.stages import Context
+from flows.commands.pairs import print_preview, show_pairs
+from flows.preflight.check import check_run
+from flows.report.pair_preview import preview
+from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config import RunConfig
-from pipeline.configfile import dump_config
-from pipeline.pairs.preview import preview
-from pipeline.rows import read_preference_file, read_preferences
-from pipeline.store import write_text
+from pipeline.config.files import dump_config
+from pipeline.storage.rows import read_preference_file, read_preferences
+from pipeline.storage.run_folder import write_text
 from pipeline.types import Message, Pair, Preference, Prompt, Response, UserError
 from tests.tiny_run import begin, make_job, open_context, supply, train
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from flows.peak_memory import PeakMemory
+from flows.workers.peak_memory import PeakMemory
 
 MIB = 1 << 20
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from flows.plan_launch import held_together
+from flows.planning.arithmetic import STATE_BYTES, Parameters, TrainerMemory
+from flows.planning.plan_launch import held_together
 from pipeline.config import Optimisation
-from pipeline.launch import Launch
-from pipeline.plan import STATE_BYTES, Parameters, TrainerMemory
+from pipeline.training.distributed.launch import Launch
 
 GIVEN = {"num_processes": 2}
 

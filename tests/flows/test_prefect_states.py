@@ -18,9 +18,9 @@ from prefect.exceptions import Abort
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelling, Running
 
-from flows import prefect_states
-from flows.prefect_states import FILE, true_states
-from flows.server import prefect_api
+from flows.prefect_api import states as prefect_states
+from flows.prefect_api.server import prefect_api
+from flows.prefect_api.states import FILE, true_states
 from pipeline.types import RunError
 
 
@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[psutil.Process]
     before = set(psutil.Process().children())
     with prefect_api(tmp_path_factory.mktemp("prefect") / "server.log"):
         new = set(psutil.Process().children()) - before
-        (started,) = [process for process in new if "pipeline.watchdog" in process.cmdline()]
+        (started,) = [process for process in new if "pipeline.sampling.watchdog" in process.cmdline()]
         yield started
     logging.raiseExceptions = quiet
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from flows import redo
-from flows.approvals import approval_file
-from flows.redo import dependents, finish_setting_aside, parse_stage, set_aside
-from flows.stages import Context
-from flows.verify import verify
-from pipeline.store import RunFolder, write_json
+from flows.commands.verify import verify
+from flows.run_folder import redo
+from flows.run_folder.approvals import approval_file
+from flows.run_folder.redo import dependents, finish_setting_aside, parse_stage, set_aside
+from flows.stages.context import Context
+from pipeline.storage.run_folder import RunFolder, write_json
 from pipeline.types import RunError, UserError
 from tests.flows.finished_run import complete, digests, finished
 from tests.tiny_run import make_job

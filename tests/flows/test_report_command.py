@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import flows.report
+import flows.report.write
 from flows.__main__ import app
-from flows.report import run_facts, write_report
-from flows.stages import Context
+from flows.report.write import run_facts, write_report
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.store import StageKey
+from pipeline.storage.run_folder import StageKey
 from pipeline.types import UserError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, train
 
@@ -63,7 +63,7 @@ def test_several_runs_go_where_one_says(context: Context, tmp_path: Path) -> Non
 def test_samples_are_cut_and_end_where_the_page_would_grow_too_large(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows.report, "RESPONSE", 4)
+    monkeypatch.setattr(flows.report.write, "RESPONSE", 4)
     samples = run_facts(context.run, context.config).samples
     assert len(samples.samples) == 4
     assert all(len(text) <= 6 and text.endswith(" …") for one in samples.samples for text, _ in one.responses.values())

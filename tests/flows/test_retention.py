@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
-from flows import retention
-from flows.reading import labelling
-from flows.redo import set_aside
-from flows.retention import best_round, free_room, told
-from flows.stages import Context
+from flows.commands.verify import verify
+from flows.report.table import read_rounds
+from flows.run_folder import retention
+from flows.run_folder.inputs import labelling
+from flows.run_folder.redo import set_aside
+from flows.run_folder.retention import best_round, free_room, told
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from flows.table import read_rounds
-from flows.verify import verify
-from pipeline.configfile import dump_config
-from pipeline.manifest import StageKey
-from pipeline.store import RunFolder, write_json, write_text
+from pipeline.config.files import dump_config
+from pipeline.storage.manifest import StageKey
+from pipeline.storage.run_folder import RunFolder, write_json, write_text
 from pipeline.types import RunError, UserError
 from tests.flows.finished_run import complete, digests, evaluate, finished
 from tests.tiny_run import begin, make_job, open_context, train

@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from flows import reward_model
-from flows.lease import hold
-from flows.reward_model import make_reward_model
+from flows.commands import reward_model
+from flows.commands.reward_model import make_reward_model
+from flows.run_folder.lease import hold
 from pipeline.config import ClassifierScorer, RewardModelConfig
 from pipeline.types import Group, Message, Prompt, Response, RunError, UserError
-from reward_models.classifier import ClassifierReward
+from reward_models.local.classifier import ClassifierReward
 from tests.tiny_model import save_tiny_model
 from tests.tiny_run import GROUPS, MARKED, PAIRS
 
@@ -119,13 +119,13 @@ def test_the_same_command_again_changes_nothing_and_another_is_refused(job: Path
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(job: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import flows.reward_model
+    import flows.commands.reward_model
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(flows.reward_model, "judge", killed)
+        patched.setattr(flows.commands.reward_model, "judge", killed)
         make(job, job / "again")
     (place,) = (job / "again.partial" / "checkpoints").iterdir()
     assert place.name == "step_000012"

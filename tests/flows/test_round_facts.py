@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from flows.round_facts import evaluated_rounds, round_facts
-from flows.stages import Context
+from flows.report.facts import RoundFacts
+from flows.report.gather import evaluated_rounds, round_facts
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.manifest import StageKey
-from pipeline.round_facts import RoundFacts
-from pipeline.rows import read_groups, read_preferences
+from pipeline.storage.manifest import StageKey
+from pipeline.storage.rows import read_groups, read_preferences
 from pipeline.types import Group, Pair
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, train
 

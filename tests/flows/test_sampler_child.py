@@ -8,9 +8,9 @@ import pytest
 from tiny_model import save_tiny_model, tiny_tokenizer
 from tiny_sampler import write_true_probe
 
-from flows.sampler_child import SamplerService
+from flows.workers.sampler_service import SamplerService
 from pipeline import config
-from pipeline.handshake import write_probe
+from pipeline.models.handshake import write_probe
 from pipeline.types import RunError
 
 

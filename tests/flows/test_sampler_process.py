@@ -13,12 +13,12 @@ import pytest
 from tiny_model import save_tiny_model
 from tiny_sampler import write_true_probe
 
-from flows import sampler_process
-from flows.child import Child
-from flows.sampler_process import SamplerProcess
+from flows.workers import sampler_client as sampler_process
+from flows.workers.child import Child
+from flows.workers.sampler_client import SamplerProcess
 from pipeline import config
 from pipeline.config import SamplingSettings
-from pipeline.sample import SampleRequest
+from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response, RunError
 
 SETTINGS = SamplingSettings(n=2, max_tokens=8)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from flows.scorers import check_answer, check_scorer, check_second
+from flows.preflight.labellers import check_answer, check_scorer, check_second
 from pipeline.config import RunConfig, Scorer, compares
 from pipeline.types import Message, Prompt, UserError
 from tests.tiny_model import save_tiny_model

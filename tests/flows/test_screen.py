@@ -16,11 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.round_facts import round_facts
+from flows.report.gather import round_facts
 from pipeline.config import RunConfig
-from pipeline.configfile import load_config
-from pipeline.shown_text import visible
-from pipeline.store import RunFolder
+from pipeline.config.files import load_config
+from pipeline.safe_text import visible
+from pipeline.storage.run_folder import RunFolder
 from tests.browser import CHROMIUM, Browser
 from tests.tiny_model import save_tiny_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.stages.run import run_stage
-from pipeline.rows import read_groups
+from pipeline.storage.rows import read_groups
 from pipeline.types import Response
 from tests.tiny_run import InventedResponses, begin, make_job, open_context
 

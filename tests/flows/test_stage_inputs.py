@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from flows.keys import dependencies, stage_key
-from flows.rounds import learn
-from flows.stages import Context
-from flows.stages.examples import examples_with_reference, round_examples
+from flows.loop.rounds import learn
+from flows.run_folder.stage_keys import dependencies, stage_key
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from flows.supply import stores_reference
+from flows.stages.training.examples import examples_with_reference, round_examples
 from pipeline.config import Composition
+from pipeline.config.loss.supply import stores_reference
 from pipeline.types import RunError
 from tests.tiny_run import PAIRS, begin, make_job, open_context, supply
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flows.keys import stage_key
-from flows.lineage import reference_round
-from flows.stages import Context
+from flows.run_folder.ancestry import reference_round
+from flows.run_folder.stage_keys import stage_key
+from flows.stages.context import Context
 from flows.stages.data import open_data
 from flows.stages.run import run_stage
-from pipeline.configfile import load_config
-from pipeline.rows import read_preferences, read_rows
-from pipeline.step_log import read_steps
-from pipeline.store import RunFolder
+from pipeline.config.files import load_config
+from pipeline.storage.rows import read_preferences, read_rows
+from pipeline.storage.run_folder import RunFolder
+from pipeline.training.step_log import read_steps
 from pipeline.types import RunError, UserError
 from tests.tiny_model import save_tiny_model
 

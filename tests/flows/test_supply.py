@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flows.stages import Context
-from flows.stages.examples import examples_with_reference
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.examples import Continuation, Example
-from pipeline.rows import read_groups, read_preferences, read_rows
+from flows.stages.training.examples import examples_with_reference
+from pipeline.storage.rows import read_groups, read_preferences, read_rows
+from pipeline.training.batches.examples import Continuation, Example
 from pipeline.types import Group, Pair
 from tests.tiny_model import reference_scores, save_tiny_model
 from tests.tiny_run import begin, make_job, open_context, sealed_anew, supply, train

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flows.trackers import Trackers, require_trackers
+from flows.report.trackers import Trackers, require_trackers
 from pipeline.config import RunConfig
-from pipeline.progress import StepReport
-from pipeline.step_log import STEPS, StepLog
-from pipeline.store import RunFolder, StageKey, write_json
+from pipeline.storage.run_folder import RunFolder, StageKey, write_json
+from pipeline.training.progress import StepReport
+from pipeline.training.step_log import STEPS, StepLog
 from pipeline.types import UserError
 
 KEY = StageKey({}, {}, 0)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from flows.stages import Context
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.reference_cache import ENTRY
-from pipeline.seals import MARKER, SEALS
-from pipeline.store import RunFolder, StageWriter
+from pipeline.storage.run_folder import RunFolder, StageWriter
+from pipeline.storage.seals import MARKER, SEALS
+from pipeline.training.reference_cache import ENTRY
 from pipeline.types import RunError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.stages import Context
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.configfile import load_config
-from pipeline.rows import read_preferences
-from pipeline.step_log import read_steps
-from pipeline.store import RunFolder
+from pipeline.config.files import load_config
+from pipeline.storage.rows import read_preferences
+from pipeline.storage.run_folder import RunFolder
+from pipeline.training.step_log import read_steps
 from pipeline.types import Group, Pair
 from tests.real_data import COLUMNS, FILES, needs_real_data
 from tests.tiny_model import save_tiny_model

@@ -7,13 +7,13 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.__main__ import app
-from flows.reading import reads
-from flows.stages import Context
+from flows.commands.verify import verify
+from flows.run_folder.inputs import reads
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from flows.verify import verify
-from pipeline.digests import file_sha256
-from pipeline.manifest import MANIFEST, DamagedError, Manifest
-from pipeline.store import RunFolder, write_json
+from pipeline.storage.digests import file_sha256
+from pipeline.storage.manifest import MANIFEST, DamagedError, Manifest
+from pipeline.storage.run_folder import RunFolder, write_json
 from pipeline.types import RunError, UserError
 from tests.flows.finished_run import complete, finished
 from tests.tiny_run import make_job

@@ -9,8 +9,8 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from flows.stages import Context
-from flows.workers import Workers
+from flows.stages.context import Context
+from flows.workers.local import Workers
 from pipeline.types import RunError
 from tests.tiny_run import begin, make_job, open_context, supply
 
@@ -36,7 +36,7 @@ def trainer() -> psutil.Process:
     for child in psutil.Process().children():
         # Others of pytest's children may have ended.
         with suppress(psutil.Error):
-            found += [child] if "flows.trainer_child" in child.cmdline() else []
+            found += [child] if "flows.stages.trainer_service" in child.cmdline() else []
     assert len(found) == 1
     return found[0]
 

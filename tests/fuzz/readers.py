@@ -16,23 +16,23 @@ from types import FrameType
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from flows.approvals import read_approval, read_decision
-from flows.commands.arguments import split
-from flows.data_checking import check_data
-from flows.plan_rates import given_rates
-from flows.stages import Context
+from flows.commands.cli.arguments import split
+from flows.planning.rates import given_rates
+from flows.preflight.data import check_data
+from flows.report.table import print_table, read_rounds
+from flows.run_folder.approvals import read_approval, read_decision
+from flows.stages.context import Context
 from flows.stages.data import data as data_stage
-from flows.table import print_table, read_rounds
 from pipeline.config import FileData, RunConfig
-from pipeline.configfile import dump_config, load_config
-from pipeline.data import PromptRow, read_preferences, read_prompts
-from pipeline.launch import read_launch
-from pipeline.manifest import Manifest, StageKey
-from pipeline.questions import read_answers
-from pipeline.rows import text_row
-from pipeline.store import RunFolder
+from pipeline.config.files import dump_config, load_config
+from pipeline.data.reading import PromptRow, read_preferences, read_prompts
+from pipeline.storage.manifest import Manifest, StageKey
+from pipeline.storage.rows import text_row
+from pipeline.storage.run_folder import RunFolder
+from pipeline.training.distributed.launch import read_launch
 from pipeline.types import Group, Message, Prompt, Response, RunError, UserError
-from reward_models.accounts import Ledger
+from reward_models.answers.accounts import Ledger
+from reward_models.people.people import read_answers
 from tests.fuzz.inputs import accelerate_config, config_layers, data_file, data_settings, small_file
 
 CPU_SECONDS = 10.0

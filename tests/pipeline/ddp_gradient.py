@@ -10,16 +10,16 @@ from safetensors.torch import save_file
 from tiny_training import VOCABULARY, random_pairs, tiny_llama
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from pipeline.adapter import add_adapter
-from pipeline.batches import facts_of
-from pipeline.companions import Companions
 from pipeline.config import Composition, Lora
-from pipeline.gradients import Objective, accumulate_gradient
-from pipeline.logps import TokenLogps
 from pipeline.losses import Loss
-from pipeline.micro_batches import Cut
-from pipeline.row_scores import RowScores
-from pipeline.train import train
+from pipeline.models.classifier_scores import RowScores
+from pipeline.models.lora import add_adapter
+from pipeline.models.token_logps import TokenLogps
+from pipeline.training.auxiliary.modules import Companions
+from pipeline.training.batches.collate import facts_of
+from pipeline.training.batches.micro_batches import Cut
+from pipeline.training.gradients import Objective, accumulate_gradient
+from pipeline.training.train import train
 
 GRADIENTS = ("dpo", "simpo", "tdpo2", "sparsepo", "mi_dpo", "beta_dpo", "kto", "bco", "hpo", "rpo_sqloo", "ganpo")
 REWARD_MODEL: dict[str, Any] = {

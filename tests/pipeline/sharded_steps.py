@@ -9,11 +9,11 @@ from loss_examples import examples_for, loss_named, settings
 from safetensors.torch import save_file
 from tiny_training import tiny_llama
 
-from pipeline.adapter import add_adapter
 from pipeline.config import Lora
-from pipeline.launch import Launch, Sharding, Zero
-from pipeline.processes import join
-from pipeline.train import StepReport, train
+from pipeline.models.lora import add_adapter
+from pipeline.training.distributed.launch import Launch, Sharding, Zero
+from pipeline.training.distributed.process_group import join
+from pipeline.training.train import StepReport, train
 
 CUTS: dict[str, Sharding | Zero] = {
     "fsdp2": Sharding(fsdp_version=2),

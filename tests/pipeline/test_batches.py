@@ -9,11 +9,11 @@ import torch
 from tiny_training import dpo, random_groups, random_pairs, random_texts, random_unpaired
 from torch import Tensor
 
-from pipeline.batches import collate, facts_of, plan_epoch
-from pipeline.examples import Continuation, Example
-from pipeline.logps import TokenFacts
 from pipeline.losses import GroupBatch, PairBatch, UnpairedBatch, load_preset
-from pipeline.micro_batches import Cut, micro_batches
+from pipeline.models.token_logps import TokenFacts
+from pipeline.training.batches.collate import collate, facts_of, plan_epoch
+from pipeline.training.batches.examples import Continuation, Example
+from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.types import derive_seed
 
 LENGTHS = random.Random(0).choices(range(10, 91), k=205)

@@ -7,8 +7,8 @@ from tiny_model import TEMPLATE, save_tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.chat import Chat, load_chat
 from pipeline.config import Chat as ChatSettings
+from pipeline.models.chat import Chat, load_chat
 from pipeline.types import Message, UserError
 
 USER = (Message("user", "the cat"),)

@@ -10,9 +10,9 @@ from loss_examples import examples_for, loss_named
 from safetensors.torch import load_file
 from tiny_training import dpo, pairs_with_reference, tiny_llama
 
-from pipeline.adapter import add_adapter
 from pipeline.config import Lora, Optimisation
-from pipeline.train import Example, StepReport, TrainResult, train
+from pipeline.models.lora import add_adapter
+from pipeline.training.train import Example, StepReport, TrainResult, train
 from pipeline.types import RunError, UserError
 
 SETTINGS = Optimisation(batch_size=4, micro_batch_size=2, learning_rate=1e-3, epochs=2.0, checkpoint_every=3)

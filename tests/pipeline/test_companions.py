@@ -10,15 +10,15 @@ from loss_examples import examples_for, loss_named, settings
 from safetensors.torch import load_file, save_file
 from tiny_training import dpo, pairs_with_reference, tiny_llama
 
-from pipeline.adapter import add_adapter
-from pipeline.batches import collate, facts_of
-from pipeline.companions import Companions
 from pipeline.config import Lora
-from pipeline.examples import Example
-from pipeline.logps import TokenLogps
 from pipeline.losses import Loss, PairBatch
-from pipeline.optimiser import make_optimiser, set_rate
-from pipeline.train import TrainResult, train
+from pipeline.models.lora import add_adapter
+from pipeline.models.token_logps import TokenLogps
+from pipeline.training.auxiliary.modules import Companions
+from pipeline.training.batches.collate import collate, facts_of
+from pipeline.training.batches.examples import Example
+from pipeline.training.optimiser import make_optimiser, set_rate
+from pipeline.training.train import TrainResult, train
 from pipeline.types import UserError
 
 

@@ -3,9 +3,9 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.comparisons import compare, example, pairs_of
-from pipeline.conversations import Conversations
 from pipeline.types import Message, Prompt, TextGroup, TextPair, UnpairedText, UserError
+from reward_models.local.conversations import Conversations
+from reward_models.training.comparisons import compare, example, pairs_of
 from tests.tiny_model import tiny_tokenizer
 
 PROMPT = Prompt((Message("user", "the cat"),))

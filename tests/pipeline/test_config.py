@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import RewardModelConfig, RunConfig, preset_names
-from pipeline.config.components import ConstantMargin
-from pipeline.configfile import changed_fields, dump_config, load_config, load_settings
+from pipeline.config.files import changed_fields, dump_config, load_config, load_settings
+from pipeline.config.loss.components import ConstantMargin
 from pipeline.types import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -189,7 +189,8 @@ def test_every_field_is_documented() -> None:
 
 def test_config_code_loads_nothing_heavy() -> None:
     code = (
-        "import sys, pipeline.configfile, pipeline.store, pipeline.rows, pipeline.data, pipeline.given, flows.needs;"
+        "import sys, pipeline.config.files, pipeline.storage.run_folder, pipeline.storage.rows, pipeline.data.reading;"
+        "import pipeline.pairs.from_data, flows.preflight.loss_needs;"
         "print([m for m in ('torch', 'vllm', 'prefect', 'transformers', 'datasets') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.config.terms import Adversary
-from pipeline.critics import Critics, PairStates, Scores
+from pipeline.config.loss.terms import Adversary
+from pipeline.training.auxiliary.critics import Critics, PairStates, Scores
 
 WIDTH = 8
 SETTINGS = Adversary(hidden_size=32, layers=1, heads=2)

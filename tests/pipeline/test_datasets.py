@@ -13,8 +13,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from pipeline.config import Columns, DatasetData
-from pipeline.data import read_preferences
-from pipeline.records import read_records
+from pipeline.data.reading import read_preferences
+from pipeline.data.records import read_records
 from pipeline.types import TextPair, UserError
 
 ROWS = [{"prompt": f"p{n}", "chosen": "c", "rejected": "r" if n != 300 else None} for n in range(600)]
@@ -23,7 +23,7 @@ REVISION, BLOB = "a" * 40, "b" * 40
 READ = """
 import json, sys
 from pipeline.config import DatasetData
-from pipeline.data import read_preferences
+from pipeline.data.reading import read_preferences
 rows = [*read_preferences(DatasetData(path="owner/name"))]
 print(json.dumps([[row.place, row.fault] for row in rows]))
 """

@@ -9,13 +9,13 @@ import pytest
 from tiny_model import CONTEXT, save_tiny_model
 from tiny_sampler import vllm_process, write_true_probe
 
-from flows.workers import Workers, with_context
+from flows.workers.local import Workers, with_context
 from pipeline import config
-from pipeline.chat import Chat, load_chat
-from pipeline.configfile import load_config
-from pipeline.sample import engine_context
-from pipeline.sample_server import ServerEngine
-from pipeline.sample_transformers import TransformersEngine
+from pipeline.config.files import load_config
+from pipeline.models.chat import Chat, load_chat
+from pipeline.sampling.sampler import engine_context
+from pipeline.sampling.server_engine import ServerEngine
+from pipeline.sampling.transformers_engine import TransformersEngine
 from pipeline.types import RunError, UserError
 
 

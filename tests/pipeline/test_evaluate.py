@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluate import bootstrap, describe, distinct, slot_metrics, win_rate
+from pipeline.evaluation.metrics import bootstrap, describe, distinct, slot_metrics, win_rate
 from pipeline.types import FinishReason, Group, Message, Prompt, Response, RunError
 
 Said = tuple[str, int, FinishReason]

@@ -17,9 +17,9 @@ from tiny_training import (
 )
 
 from pipeline.config import Optimisation
-from pipeline.example_table import BATCH_ROWS, ExampleTable, write_examples
-from pipeline.examples import Continuation, Example, check_examples
-from pipeline.train import StepReport, train
+from pipeline.training.batches.example_table import BATCH_ROWS, ExampleTable, write_examples
+from pipeline.training.batches.examples import Continuation, Example, check_examples
+from pipeline.training.train import StepReport, train
 from pipeline.types import RunError
 
 SETTINGS = Optimisation(batch_size=8, learning_rate=1e-2, epochs=2, checkpoint_every=3)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tiny_training import random_groups, random_pairs, random_texts, random_unpaired, tiny_llama, under_references
 
-from pipeline.examples import Continuation, Example, check_examples
 from pipeline.losses import load_preset
+from pipeline.training.batches.examples import Continuation, Example, check_examples
 from pipeline.types import UserError
 
 

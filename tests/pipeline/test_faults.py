@@ -3,10 +3,10 @@
 import pytest
 
 from pipeline import config
-from pipeline.chat import Chat
-from pipeline.data import PromptRow
-from pipeline.faults import Fault, FaultFinder, Tokens
-from pipeline.split import Split
+from pipeline.data.faults import Fault, FaultFinder, Tokens
+from pipeline.data.reading import PromptRow
+from pipeline.data.split import Split
+from pipeline.models.chat import Chat
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText, UserError
 from tests.tiny_model import TEMPLATE, tiny_tokenizer
 
@@ -126,6 +126,6 @@ def test_a_conversation_that_the_template_refuses_is_named() -> None:
 def test_causes_are_the_limits() -> None:
     from typing import get_args
 
-    from pipeline.faults import Cause
+    from pipeline.data.faults import Cause
 
     assert list(get_args(Cause)) == list(config.Limits.model_fields)

@@ -3,9 +3,9 @@
 import pytest
 
 from pipeline.config import Gate
-from pipeline.decision import Decision
-from pipeline.evaluate import Interval
-from pipeline.gate import Standing, decide
+from pipeline.evaluation.decision import Decision
+from pipeline.evaluation.gate import Standing, decide
+from pipeline.evaluation.metrics import Interval
 
 
 def at(value: float, spread: float = 0.04) -> Interval:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pipeline.evaluate import wins_by_score
-from pipeline.gate_measures import Measuring, by_prompt, finished, longer, repeating, tokens
+from pipeline.evaluation.gate_measures import Measuring, by_prompt, finished, longer, repeating, tokens
+from pipeline.evaluation.metrics import wins_by_score
 from pipeline.types import Group, Message, Prompt, Response
 
 MEASURING = Measuring(200, 0)

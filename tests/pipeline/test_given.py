@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.config import Chat
-from pipeline.given import tokenise_groups, tokenise_pairs, tokenise_unpaired
+from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
 from pipeline.types import Message, Pair, Prompt, TextGroup, TextPair, UnpairedText
 from tests.counted import counted
 

@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.config.discriminator import Discriminator
-from pipeline.gold import choose, comparison, held_out, passes, ranked_rightly
 from pipeline.types import Group, Message, Prompt, Response
+from reward_models.training.gold import choose, comparison, held_out, passes, ranked_rightly
 
 
 def response(*ids: int, text: str | None = None) -> Response:

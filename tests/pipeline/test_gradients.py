@@ -8,13 +8,13 @@ from accelerate import Accelerator
 from loss_examples import examples_for, full_pairs, loss_named
 from tiny_training import tiny_llama, under_references
 
-from pipeline.batches import facts_of
-from pipeline.companions import Companions
-from pipeline.examples import Example
-from pipeline.gradients import BatchFacts, Lots, Objective, accumulate_gradient
-from pipeline.logps import TokenLogps
 from pipeline.losses import Loss
-from pipeline.micro_batches import Cut
+from pipeline.models.token_logps import TokenLogps
+from pipeline.training.auxiliary.modules import Companions
+from pipeline.training.batches.collate import facts_of
+from pipeline.training.batches.examples import Example
+from pipeline.training.batches.micro_batches import Cut
+from pipeline.training.gradients import BatchFacts, Lots, Objective, accumulate_gradient
 
 # One of each way to be wrong: plain, no reference, divergences, heads, statistics, running ones, lots, groups, critics.
 CUT = (

@@ -8,7 +8,7 @@ from tiny_model import reference_scores, save_tiny_model
 from tiny_sampler import vllm_process, write_true_probe
 
 from pipeline.config import SamplingSettings
-from pipeline.handshake import (
+from pipeline.models.handshake import (
     TOLERANCES,
     Held,
     Probe,
@@ -19,7 +19,7 @@ from pipeline.handshake import (
     read_probe,
     write_probe,
 )
-from pipeline.sample import SampleRequest
+from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import RunError
 
 TRAINER = [[-1.0, -2.0], [-3.0]]

@@ -6,10 +6,10 @@ from tiny_training import tiny_llama
 from torch import Tensor, nn
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from pipeline.adapter import add_adapter
 from pipeline.config import Lora
-from pipeline.head import Source, output_head, softmaxes
-from pipeline.logps import plain_model
+from pipeline.models.lora import add_adapter
+from pipeline.models.output_head import Source, output_head, softmaxes
+from pipeline.models.token_logps import plain_model
 
 ROWS, WIDTH, VOCABULARY = 11, 8, 50
 CHUNKS = [1, 3 * VOCABULARY, 10 * VOCABULARY, 2**26]

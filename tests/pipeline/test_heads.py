@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.heads import MaskHead, PriorHead, ValueHead, activation_mask
+from pipeline.training.auxiliary.heads import MaskHead, PriorHead, ValueHead, activation_mask
 
 
 def states(layers: int = 2, rows: int = 3, width: int = 5, features: int = 8) -> list[torch.Tensor]:

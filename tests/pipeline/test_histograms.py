@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.histograms import EMPTY, dispersion_histogram, histogram, margin_histogram, streamed_histogram
+from flows.report.charts import EMPTY, dispersion_histogram, histogram, margin_histogram, streamed_histogram
 
 
 def test_blocks_make_the_histogram_of_the_whole() -> None:

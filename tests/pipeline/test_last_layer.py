@@ -16,13 +16,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from pipeline.batches import collate
-from pipeline.examples import Example
-from pipeline.last_layer import places, position_wise
-from pipeline.logps import TokenLogps
-from pipeline.packing import pack
-from pipeline.row_scores import RowScores
-from pipeline.shared_attention import share, stream_arguments
+from pipeline.models.attention.last_layer import places, position_wise
+from pipeline.models.attention.packing import pack
+from pipeline.models.attention.shared_prompts import share, stream_arguments
+from pipeline.models.classifier_scores import RowScores
+from pipeline.models.token_logps import TokenLogps
+from pipeline.training.batches.collate import collate
+from pipeline.training.batches.examples import Example
 
 SMALL = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ROWS = [((3, 4, 5, 6, 7), (8, 9)), ((3, 4, 5, 6, 7), (10, 11, 12)), ((13, 14), (15,))]

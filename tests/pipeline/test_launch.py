@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pipeline.config import RunConfig
-from pipeline.launch import Launch, read_launch, require_launcher
+from pipeline.training.distributed.launch import Launch, read_launch, require_launcher
 from pipeline.types import UserError
 
 ROOT = Path(__file__).parents[2]

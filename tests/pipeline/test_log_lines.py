@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from pipeline.log_lines import MAX_LETTERS, LogLines
+from flows.workers.log_lines import MAX_LETTERS, LogLines
 from pipeline.redaction import HIDDEN, secrets_of
 
 VLLM_PREFIX = "(EngineCore pid=12973) "

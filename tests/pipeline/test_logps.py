@@ -23,10 +23,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pipeline.adapter import add_adapter
 from pipeline.config import Lora
-from pipeline.head import output_head
-from pipeline.logps import Precision, TokenLogps
+from pipeline.models.lora import add_adapter
+from pipeline.models.output_head import output_head
+from pipeline.models.token_logps import Precision, TokenLogps
 from pipeline.types import RunError
 
 ROWS = [([5, 7, 9], [11, 13, 2]), ([4], [6]), ([8, 3], [10, 12, 14, 16, 18, 2])]

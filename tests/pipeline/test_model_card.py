@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 from markdown_it import MarkdownIt
 
+from flows.report.facts import Estimate, GateFacts, RoundFacts
+from flows.report.model_card import CardFacts, model_card
 from pipeline.config import RunConfig
-from pipeline.model_card import CardFacts, model_card
-from pipeline.round_facts import Estimate, GateFacts, RoundFacts
 
 EVIL = "a](https://evil.example) <script>x</script> | `b` \x1b[2J"
 

@@ -22,16 +22,17 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from pipeline import first_step, logps
-from pipeline.attention_blocks import layout
-from pipeline.batches import collate
-from pipeline.examples import Example
-from pipeline.first_step import check_packing
-from pipeline.logps import TokenLogps
-from pipeline.micro_batches import Cut, micro_batches
-from pipeline.packing import Packed, pack
-from pipeline.reference import response_logps
-from pipeline.shared_attention import stream_arguments
+from pipeline.models import token_logps as logps
+from pipeline.models.attention.blocks import layout
+from pipeline.models.attention.packing import Packed, pack
+from pipeline.models.attention.shared_prompts import stream_arguments
+from pipeline.models.token_logps import TokenLogps
+from pipeline.training import self_test as first_step
+from pipeline.training.batches.collate import collate
+from pipeline.training.batches.examples import Example
+from pipeline.training.batches.micro_batches import Cut, micro_batches
+from pipeline.training.reference import response_logps
+from pipeline.training.self_test import check_packing
 from pipeline.types import RunError
 
 SMALL = {

@@ -1,7 +1,7 @@
 """Padded rows: what stands where, and what stands for values that are missing."""
 
-from pipeline.examples import Continuation
-from pipeline.padding import PaddedRows
+from pipeline.training.batches.examples import Continuation
+from pipeline.training.batches.padding import PaddedRows
 
 PROMPTS = [(5, 6), (4,)]
 

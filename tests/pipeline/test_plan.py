@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig
 
-from flows import plan_processes
-from flows.plan_machine import free_memory
-from flows.plan_processes import apart, of_several
+from flows.planning import measure as plan_processes
+from flows.planning.arithmetic import Parameters, Round, TrainerMemory, carried_on, disk_use, seconds
+from flows.planning.measure import apart, of_several
+from flows.planning.plan_examples import of_length, stand_in
+from flows.planning.plan_machine import free_memory
+from flows.planning.probe import Measured, Probed, few_examples, train_a_little, with_layers
 from pipeline.config import Lora, Optimisation
 from pipeline.losses import load_preset
-from pipeline.plan import Parameters, Round, TrainerMemory, carried_on, disk_use, seconds
-from pipeline.plan_examples import of_length, stand_in
-from pipeline.plan_probe import Measured, Probed, few_examples, train_a_little, with_layers
 
 DPO = load_preset("dpo")
 VOCABULARY, HIDDEN, INNER, LAYERS = 512, 128, 256, 6

@@ -11,13 +11,13 @@ from tiny_model import reference_scores, save_tiny_model, tiny_tokenizer
 from tiny_training import random_pairs
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from pipeline.adapter import add_adapter
-from pipeline.chat import Chat, load_chat
 from pipeline.config import Chat as ChatSettings
 from pipeline.config import Lora
-from pipeline.handshake import read_probe
-from pipeline.policy import average_policies, load_policy, save_policy
-from pipeline.reference import reference_logps
+from pipeline.models.chat import Chat, load_chat
+from pipeline.models.handshake import read_probe
+from pipeline.models.lora import add_adapter
+from pipeline.models.policy import average_policies, load_policy, save_policy
+from pipeline.training.reference import reference_logps
 from pipeline.types import UserError
 
 

@@ -3,8 +3,8 @@
 import json
 from collections import Counter
 
-from pipeline.questions import answered, question, questions_page, read_answers
 from pipeline.types import Group, Message, Prompt, Response
+from reward_models.people.people import answered, question, questions_page, read_answers
 
 
 def asked(name: str = "p", first: str = "one", second: str = "two") -> Group:

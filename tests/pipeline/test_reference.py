@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny_training import random_groups, random_pairs, random_texts, random_unpaired, tiny_llama
 
-from pipeline.config.components import GivenWeights
-from pipeline.examples import Continuation, Example
-from pipeline.reference import (
+from pipeline.config.loss.components import GivenWeights
+from pipeline.training.batches.examples import Continuation, Example
+from pipeline.training.reference import (
     contrastive_weights,
     dispersions,
     kl_per_token,

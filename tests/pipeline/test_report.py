@@ -10,12 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.histograms import histogram
-from pipeline.progress import StepReport
-from pipeline.report import RunFacts, Sample, Samples, render_report
-from pipeline.report.page import duration
-from pipeline.report.training import BOTH_MAY_FALL
-from pipeline.round_facts import (
+from flows.report.charts import histogram
+from flows.report.facts import (
     DiscriminatorFacts,
     GateFacts,
     LabelFacts,
@@ -25,7 +21,11 @@ from pipeline.round_facts import (
     TrainingFacts,
     estimate,
 )
-from pipeline.rounds_table import COLUMNS, cell
+from flows.report.html import RunFacts, Sample, Samples, render_report
+from flows.report.html.page import duration
+from flows.report.html.training import BOTH_MAY_FALL
+from flows.report.rounds_table import COLUMNS, cell
+from pipeline.training.progress import StepReport
 
 EVIL = "</script><script>alert(1)</script> [x](javascript:alert(2))"
 STEP = StepReport(1, 3, 0.5, 1e-3, 1.0, 0.1, 0.75, -1.0, -2.0, 100, 50, 0.0, 0.1, 1000.0, -0.125, -0.25)

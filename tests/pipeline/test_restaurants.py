@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.config import RestaurantData
-from pipeline.restaurants import generate
-from pipeline.slots import parse_mr, slot_error_rate, slot_errors
+from pipeline.data.tasks.restaurants import generate
+from pipeline.data.tasks.slots import parse_mr, slot_error_rate, slot_errors
 
 
 def errors(settings: RestaurantData, clean: bool = False) -> dict[str, float]:

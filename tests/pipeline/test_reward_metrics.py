@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from pipeline.reliability_plot import draw_reliability
-from pipeline.reward_metrics import Judged, probability, reliability, summary, tie_eta
+from reward_models.training.metrics import Judged, probability, reliability, summary, tie_eta
+from reward_models.training.reliability_plot import draw_reliability
 
 
 def sigma(x: float) -> float:

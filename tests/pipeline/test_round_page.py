@@ -3,9 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from pipeline.histograms import EMPTY, Histogram
-from pipeline.progress import StepReport
-from pipeline.round_facts import (
+from flows.report.charts import EMPTY, Histogram
+from flows.report.facts import (
     Comparison,
     DiscriminatorFacts,
     Estimate,
@@ -16,7 +15,8 @@ from pipeline.round_facts import (
     StageFacts,
     TrainingFacts,
 )
-from pipeline.round_page import comparisons_page, report_link, round_page, rounds_rows, sparkline
+from flows.report.markdown import comparisons_page, report_link, round_page, rounds_rows, sparkline
+from pipeline.training.progress import StepReport
 
 STEP = StepReport(1, 1, 0.69, 1e-3, 1.0, 0.1, 0.5, -2.0, -2.5, 100, 50, 0.0, 1.0, 100.0)
 START = RoundFacts(

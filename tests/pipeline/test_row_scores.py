@@ -10,16 +10,16 @@ from tiny_training import VOCABULARY, random_pairs
 from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from pipeline.companions import Companions
 from pipeline.config import Composition, Optimisation
-from pipeline.examples import Example
-from pipeline.first_step import check_packing
-from pipeline.gradients import Objective, accumulate_gradient
 from pipeline.losses import Loss
-from pipeline.micro_batches import Cut
-from pipeline.packing import Packed
-from pipeline.row_scores import RowScores
-from pipeline.train import StepReport, TrainResult, train
+from pipeline.models.attention.packing import Packed
+from pipeline.models.classifier_scores import RowScores
+from pipeline.training.auxiliary.modules import Companions
+from pipeline.training.batches.examples import Example
+from pipeline.training.batches.micro_batches import Cut
+from pipeline.training.gradients import Objective, accumulate_gradient
+from pipeline.training.self_test import check_packing
+from pipeline.training.train import StepReport, TrainResult, train
 from pipeline.types import RunError
 
 BRADLEY_TERRY = Loss("bradley_terry", Composition.model_validate({"link": "logistic"}))
@@ -102,16 +102,16 @@ def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_by_bit(tmp_path: Pat
 
 
 def test_a_response_that_sees_its_sibling_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pipeline.batches
+    import pipeline.training.batches.collate
 
-    pack = pipeline.batches.pack
+    pack = pipeline.training.batches.collate.pack
 
     def leaking(rows: Any) -> Any:
         packed = pack(rows)
         packed.branch.zero_()
         return packed
 
-    monkeypatch.setattr(pipeline.batches, "pack", leaking)
+    monkeypatch.setattr(pipeline.training.batches.collate, "pack", leaking)
     with pytest.raises(RunError, match="packed and padded rows differ"):
         fit(classifier())
 

@@ -10,9 +10,9 @@ import pytest
 from tiny_model import tiny_tokenizer
 
 from pipeline import config
-from pipeline.chat import Chat
-from pipeline.sample import SampleRequest
-from pipeline.sample_server import ServerEngine
+from pipeline.models.chat import Chat
+from pipeline.sampling.sampler import SampleRequest
+from pipeline.sampling.server_engine import ServerEngine
 from pipeline.types import RunError, UserError
 
 KEY = "sk-never-to-be-seen"

@@ -13,11 +13,11 @@ from tiny_sampler import vllm_process, write_true_probe
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from pipeline import config
-from pipeline.chat import Chat, load_chat
 from pipeline.config import SamplingSettings
-from pipeline.sample import SampleRequest, engine_dtype, make_response, room_for, sample_seeds
-from pipeline.sample_server import ServerEngine
-from pipeline.sample_transformers import TransformersEngine
+from pipeline.models.chat import Chat, load_chat
+from pipeline.sampling.sampler import SampleRequest, engine_dtype, make_response, room_for, sample_seeds
+from pipeline.sampling.server_engine import ServerEngine
+from pipeline.sampling.transformers_engine import TransformersEngine
 from pipeline.types import Message, Response, UserError
 
 Kind = Literal["vllm", "transformers", "server"]

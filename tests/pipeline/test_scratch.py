@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.chat import load_chat
 from pipeline.config import Chat, ScratchPolicy
-from pipeline.scratch import make_policy
+from pipeline.models.chat import load_chat
+from pipeline.models.scratch import make_policy
 from pipeline.types import Message
 
 TEXTS = ["name[Bluebell], food[Thai]", "Bluebell serves Thai food.", "Preise unter £20 – günstig"] * 5

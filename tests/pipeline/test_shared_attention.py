@@ -9,10 +9,10 @@ from tiny_training import random_ids
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from pipeline.attention_blocks import attend_in_blocks, layout
-from pipeline.attention_flex import BLOCK, attend_flexibly, block_mask
-from pipeline.attention_spans import attend_in_spans, parts
-from pipeline.packing import Packed, pack
+from pipeline.models.attention.blocks import attend_in_blocks, layout
+from pipeline.models.attention.flex import BLOCK, attend_flexibly, block_mask
+from pipeline.models.attention.packing import Packed, pack
+from pipeline.models.attention.spans import attend_in_spans, parts
 
 SIZE, HEADS = 8, 4
 Form = Callable[[Tensor, Tensor, Tensor, Packed], Tensor]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from pipeline.shown_text import REPLACED, markdown, markdown_block, one_line, visible
+from pipeline.safe_text import REPLACED, markdown, markdown_block, one_line, visible
 
 ACTIVE = {
     "clears the screen": "\x1b[2J\x1b[H",

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.restaurants import VALUES
-from pipeline.slot_claims import read_claims
-from pipeline.slots import SlotErrors, parse_mr, slot_error_rate, slot_errors
+from pipeline.data.tasks.restaurants import VALUES
+from pipeline.data.tasks.slot_claims import read_claims
+from pipeline.data.tasks.slots import SlotErrors, parse_mr, slot_error_rate, slot_errors
 
 CORPUS = Path(__file__).parents[3] / "shared" / "data" / "corpora" / "e2e_nlg.jsonl"
 MILL = (

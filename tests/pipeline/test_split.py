@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import HeldOut
-from pipeline.split import Split, split_held_out
+from pipeline.data.split import Split, split_held_out
 from pipeline.types import Message, Prompt, UserError
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.progress import StepReport
-from pipeline.step_log import StepLog, read_steps
+from pipeline.training.progress import StepReport
+from pipeline.training.step_log import StepLog, read_steps
 from pipeline.types import RunError
 
 STEP = StepReport(1, 4, 0.5, 1e-3, 1.0, 0.1, 0.75, -1.0, -2.0, 100, 50, 0.0, 0.1, 1000.0, 0.01, -0.01)

@@ -8,10 +8,18 @@ from typing import Any
 
 import pytest
 
-from pipeline.digests import file_sha256
-from pipeline.manifest import StageKey
-from pipeline.rows import GROUPS, read_groups, read_preferences, read_rows, write_groups, write_preferences, write_table
-from pipeline.store import RunFolder
+from pipeline.storage.digests import file_sha256
+from pipeline.storage.manifest import StageKey
+from pipeline.storage.rows import (
+    GROUPS,
+    read_groups,
+    read_preferences,
+    read_rows,
+    write_groups,
+    write_preferences,
+    write_table,
+)
+from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Group, Message, Pair, Prompt, Response, RunError, UserError
 
 KEY = StageKey({"sampling": {"n": 4}}, {"round_000/policy": "abc"}, seed=3)

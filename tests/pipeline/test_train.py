@@ -11,11 +11,11 @@ from loss_examples import examples_for, loss_named, settings
 from tiny_training import dpo, pairs_with_reference, random_texts, tiny_llama
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from pipeline.adapter import add_adapter
 from pipeline.config import Lora, Optimisation
 from pipeline.losses import load_preset
-from pipeline.reference import reference_logps
-from pipeline.train import Example, NonFiniteError, StepReport, TrainResult, train
+from pipeline.models.lora import add_adapter
+from pipeline.training.reference import reference_logps
+from pipeline.training.train import Example, NonFiniteError, StepReport, TrainResult, train
 from pipeline.types import RunError, UserError
 
 

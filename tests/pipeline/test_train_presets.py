@@ -5,10 +5,10 @@ import torch
 from loss_examples import examples_for, loss_named, settings
 from tiny_training import tiny_llama
 
-from pipeline.examples import Example
 from pipeline.losses import preset_names
-from pipeline.reference import reference_logps
-from pipeline.train import train
+from pipeline.training.batches.examples import Example
+from pipeline.training.reference import reference_logps
+from pipeline.training.train import train
 
 
 def margins(model: torch.nn.Module, examples: list[Example]) -> float:

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.types import UserError
-from reward_models.cache import APPLICATION_ID, LabelCache
+from reward_models.answers.cache import APPLICATION_ID, LabelCache
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys
 from collections import Counter
 from pathlib import Path
-from reward_models.cache import LabelCache
+from reward_models.answers.cache import LabelCache
 cache = LabelCache(Path(sys.argv[1]))
 for number in range(int(sys.argv[3])):
     cache.write(f"{sys.argv[2]}{number}", float(number))

@@ -20,11 +20,11 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-import reward_models.classifier
+import reward_models.local.classifier
 from pipeline.config import ClassifierScorer
-from pipeline.packing import Packed, pack
+from pipeline.models.attention.packing import Packed, pack
 from pipeline.types import Group, Message, Prompt, Response, RunError
-from reward_models.classifier import ClassifierReward
+from reward_models.local.classifier import ClassifierReward
 from tests.tiny_model import tiny_tokenizer
 
 SIZES: dict[str, Any] = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -117,7 +117,7 @@ def test_a_prompt_is_computed_once_for_its_responses(folder: tuple[str, Path], m
         streams.append(pack(rows))
         return streams[-1]
 
-    monkeypatch.setattr(reward_models.classifier, "pack", watched)
+    monkeypatch.setattr(reward_models.local.classifier, "pack", watched)
     ClassifierReward(ClassifierScorer(path=str(place))).score(GROUPS[:1])
     tokenizer = AutoTokenizer.from_pretrained(place)
     assert len(streams) == 1
@@ -140,7 +140,7 @@ def test_a_row_that_sees_others_is_refused(folder: tuple[str, Path], monkeypatch
         return packed
 
     scorer = ClassifierReward(ClassifierScorer(path=str(place)))
-    monkeypatch.setattr(reward_models.classifier, "pack", leaking)
+    monkeypatch.setattr(reward_models.local.classifier, "pack", leaking)
     with pytest.raises(RunError, match=r"beside others; set scorer\.packing to false"):
         scorer.score(GROUPS)
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pipeline.config import EnsembleScorer
-from pipeline.label import Labels
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.ensemble import Ensemble
+from reward_models.labeller import Labels
 
 GROUP = Group(Prompt((Message("user", "p"),)), (1,), tuple(Response(str(n), (n,), (), "stop") for n in range(2)))
 FIRST = Labels((1.0, 4.0), ((0.5, 0.2), (0.8, 0.5)))

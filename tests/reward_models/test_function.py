@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.build import build_labeller
 from pipeline.config import FunctionScorer
-from pipeline.label import Labels
 from pipeline.types import Group, Message, Prompt, Response, UserError
-from reward_models.accounts import Accounts, Ledger
-from reward_models.cache import LabelCache
+from reward_models.answers.accounts import Accounts, Ledger
+from reward_models.answers.cache import LabelCache
+from reward_models.build import build_labeller
+from reward_models.labeller import Labels
 
 GROUP = Group(
     Prompt((Message("user", "the question"),), answer="42"),

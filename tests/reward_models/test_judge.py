@@ -12,14 +12,14 @@ import pytest
 from judge_server import JudgeServer, judge_server, longer_wins, shown
 
 from pipeline.config import JudgeScorer
-from pipeline.label import Labels
 from pipeline.types import Group, Message, Prompt, Response, UserError
-from reward_models import judge
-from reward_models.accounts import Accounts, Ledger
-from reward_models.budget import Budget
-from reward_models.cache import LabelCache
-from reward_models.comparisons import OneByOne, TwoByTwo
-from reward_models.judge import Judge
+from reward_models.answers.accounts import Accounts, Ledger
+from reward_models.answers.cache import LabelCache
+from reward_models.answers.labellers import OneByOne, TwoByTwo
+from reward_models.judge import judge
+from reward_models.judge.budget import Budget
+from reward_models.judge.judge import Judge
+from reward_models.labeller import Labels
 
 KEY = "sk-never-to-be-seen"
 

@@ -8,8 +8,8 @@ from judge_server import shown
 
 from pipeline.config import JudgeScorer
 from pipeline.types import Message, Prompt, Response, UserError
-from reward_models.judge_prompt import JudgePrompt, without_control_tokens
-from reward_models.questions import Question
+from reward_models.answers.questions import Question
+from reward_models.judge.prompt import JudgePrompt, without_control_tokens
 
 SERVER = {"base_url": "http://127.0.0.1:1/v1", "model": "judge"}
 

@@ -20,14 +20,14 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from flows.stages.run import run_stage
 from pipeline.config import JudgeScorer
-from pipeline.configfile import load_config
+from pipeline.config.files import load_config
 from pipeline.types import Group, Message, Prompt, Response
-from reward_models.accounts import Accounts, Ledger
-from reward_models.cache import LabelCache
-from reward_models.comparisons import TwoByTwo
-from reward_models.judge import Judge
-from reward_models.judge_prompt import JudgePrompt
-from reward_models.questions import Question
+from reward_models.answers.accounts import Accounts, Ledger
+from reward_models.answers.cache import LabelCache
+from reward_models.answers.labellers import TwoByTwo
+from reward_models.answers.questions import Question
+from reward_models.judge.judge import Judge
+from reward_models.judge.prompt import JudgePrompt
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, train
 
 ROOT = Path(__file__).parents[2]

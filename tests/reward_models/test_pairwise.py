@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from flows.build import build_labeller
 from pipeline.config import PairwiseScorer, ScratchPolicy
-from pipeline.scratch import make_policy
+from pipeline.models.scratch import make_policy
 from pipeline.types import Group, Message, Prompt, Response, UserError
-from reward_models.accounts import Accounts, Ledger
-from reward_models.cache import LabelCache
+from reward_models.answers.accounts import Accounts, Ledger
+from reward_models.answers.cache import LabelCache
+from reward_models.build import build_labeller
 from reward_models.versions import model_version
 
 TEXTS = ["It is a pub.", "No idea, really, none at all.", "What?"]

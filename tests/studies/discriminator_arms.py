@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from flows.opening import prepare_run
-from flows.rounds import labelled, learn, start
-from flows.stages import Context
+from flows.loop.opening import prepare_run
+from flows.loop.rounds import labelled, learn, start
+from flows.stages.context import Context
 from flows.stages.run import run_stage
-from flows.workers import Workers
+from flows.workers.local import Workers
 from pipeline.config import KeywordScorer, RunConfig
-from pipeline.configfile import load_config
-from pipeline.gold import ranked_rightly
-from pipeline.rows import read_groups
-from pipeline.store import RunFolder
+from pipeline.config.files import load_config
+from pipeline.storage.rows import read_groups
+from pipeline.storage.run_folder import RunFolder
 from reward_models.rules import KeywordReward
+from reward_models.training.gold import ranked_rightly
 
 CONFIG = Path(__file__).parents[2] / "configs" / "discriminator.yaml"
 ONLINE, STATIC, SELF = "discriminator", "static reward model", "self-reward"

@@ -2,7 +2,7 @@
 
 import re
 
-from pipeline.restaurants import VALUES
+from pipeline.data.tasks.restaurants import VALUES
 
 # Words that stand in values and elsewhere too.
 COMMON = {"yes", "no", "of", "out", "than", "more", "house", "old"}

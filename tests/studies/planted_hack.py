@@ -19,16 +19,16 @@ from typing import Any
 
 import torch
 
-from flows.approvals import goes_on
-from flows.lineage import parent
-from flows.rounds import labelled, learn, start
-from flows.sampler_child import SamplerService
-from flows.stages import Context
+from flows.loop.rounds import labelled, learn, start
+from flows.run_folder.ancestry import parent
+from flows.run_folder.approvals import goes_on
+from flows.stages.context import Context
 from flows.stages.run import run_stage
+from flows.workers.sampler_service import SamplerService
 from pipeline.config import RunConfig, SamplingSettings
-from pipeline.configfile import load_config
-from pipeline.sample import SampleRequest
-from pipeline.store import RunFolder
+from pipeline.config.files import load_config
+from pipeline.sampling.sampler import SampleRequest
+from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Paused, Response
 
 HERE = Path(__file__).parent
@@ -47,7 +47,7 @@ Facts = dict[str, Any]
 
 
 class InThisProcess:
-    """Stands for ``flows.workers.Workers``: the sampler child's service without the child."""
+    """Stands for ``flows.workers.local.Workers``: the sampler child's service without the child."""
 
     def __init__(self, config: RunConfig) -> None:
         self.swaps: dict[str, Any] = {}

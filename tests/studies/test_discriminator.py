@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.configfile import load_config
+from pipeline.config.files import load_config
 from tests.studies.discriminator import interval, late_accuracy, tables
 from tests.studies.discriminator_arms import (
     ARMS,

@@ -22,9 +22,9 @@ from typing import Any
 
 RUN = os.environ.get("FAULTS_RUN", "")
 ROLES = {
-    "pipeline.watchdog": "watchdog",
-    "flows.sampler_child": "sampler",
-    "flows.trainer_child": "trainer",
+    "pipeline.sampling.watchdog": "watchdog",
+    "flows.workers.sampler_service": "sampler",
+    "flows.stages.trainer_service": "trainer",
     "uvicorn": "server",
     "flows": "parent",
     "-c": "script",
@@ -205,8 +205,8 @@ WATCHED: dict[str, Callable[[Points, ModuleType], None]] = {
     "pyarrow.parquet.core": watch_tables,
     "safetensors.torch": watch_weights,
     "torch.optim.optimizer": watch_steps,
-    "pipeline.sample_vllm": watch_engine,
-    "reward_models.endpoint": watch_judge,
+    "pipeline.sampling.vllm_engine": watch_engine,
+    "reward_models.judge.endpoint": watch_judge,
 }
 
 

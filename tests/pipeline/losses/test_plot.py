@@ -4,8 +4,8 @@ from typing import get_args
 import pytest
 import torch
 
-from pipeline.config.terms import PlainLinkName
-from pipeline.losses.plot import Curve, curves, draw_links
+from flows.report.link_plot import Curve, curves, draw_links
+from pipeline.config.loss.terms import PlainLinkName
 
 # f(0) and f′(0), by hand.
 AT_ZERO = {

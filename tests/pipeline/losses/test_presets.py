@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipeline.config.terms import FocalLink
+from pipeline.config.loss.terms import FocalLink
 from pipeline.losses import load_preset, preset_names
 from pipeline.types import UserError
 

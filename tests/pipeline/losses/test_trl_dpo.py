@@ -23,7 +23,7 @@ from trl_inputs import (
     token_outputs,
 )
 
-from pipeline.config.terms import SmoothLabel
+from pipeline.config.loss.terms import SmoothLabel
 from pipeline.losses import PairBatch, load_preset
 
 PRESETS = Path(__file__).parents[3] / "configs" / "loss"

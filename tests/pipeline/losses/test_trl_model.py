@@ -16,10 +16,10 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import add_fused_lm_head
 from trl_inputs import Settings, bare_trainer
 
-from pipeline.batches import collate, facts_of
-from pipeline.examples import Example
-from pipeline.logps import TokenLogps
 from pipeline.losses import Loss, load_preset
+from pipeline.models.token_logps import TokenLogps
+from pipeline.training.batches.collate import collate, facts_of
+from pipeline.training.batches.examples import Example
 
 POLICY, REFERENCE, PAD = 0, 1, 0
 

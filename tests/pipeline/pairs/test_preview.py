@@ -1,6 +1,6 @@
 """Histograms and examples of what would be trained on."""
 
-from pipeline.pairs.preview import histogram, preview
+from flows.report.pair_preview import histogram, preview
 from pipeline.types import Group, Message, Pair, Preference, Prompt, Response, Unpaired
 
 PROMPT = Prompt((Message("user", "p"),))

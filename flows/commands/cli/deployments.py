@@ -1,0 +1,90 @@
+"""Commands for Prefect: ``up``, ``deploy``, ``serve``, ``ui``."""
+
+import signal
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from flows.commands.cli.arguments import Items, split
+
+Port = Annotated[int, typer.Option(min=1, max=65535, help="port on 127.0.0.1")]
+Pool = Annotated[str, typer.Option(help="Prefect's work pool; made, of type process, if it is not there")]
+Limit = Annotated[int | None, typer.Option(min=1, help="at most so many runs at a time", show_default=False)]
+
+
+def up(port: Port = 4200, pool: Pool = "prefloop", limit: Limit = None) -> None:
+    """Start Prefect's server, its UI and a worker on this machine; all end together."""
+    from flows.commands.serve import up as run_all
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raise typer.Exit(run_all(port, pool, limit))
+
+
+def deploy(
+    items: Items,
+    name: Annotated[str, typer.Option(help="the deployment's name", show_default=False)],
+    cron: Annotated[
+        str | None, typer.Option(help="when it runs, such as '0 2 * * *' (every day at 2:00)", show_default=False)
+    ] = None,
+    interval: Annotated[
+        str | None, typer.Option(help="how often it runs, such as 30m, 6h or 1d", show_default=False)
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option(help="of the schedule, such as Europe/Berlin  [default: UTC]", show_default=False)
+    ] = None,
+    missed: Annotated[
+        Literal["skip", "catch-up"],
+        typer.Option(
+            help="firings that could not start in time, or while the one before ran: skip, or one after another"
+        ),
+    ] = "skip",
+    rounds_more: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="rounds that a run adds; 0: up to the config's  [default: 1 with a schedule, else 0]",
+            show_default=False,
+        ),
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="the run's folder; %Y-%m-%d is filled in  [default: runs/NAME; for scheduled offline runs dated]",
+            show_default=False,
+        ),
+    ] = None,
+    pool: Pool = "prefloop",
+) -> None:
+    """Register a run with Prefect, to be started in the UI or by a schedule."""
+    from flows.commands.deploy import deploy_config
+
+    files, settings = split(items)
+    deploy_config(
+        files,
+        settings,
+        name,
+        cron=cron,
+        interval=interval,
+        timezone=timezone,
+        missed=missed,
+        rounds_more=rounds_more,
+        run_dir=run_dir,
+        pool=pool,
+    )
+
+
+def serve(pool: Pool = "prefloop", limit: Limit = None) -> None:
+    """Run deployments on this machine, for the server of 'prefloop up' or your own."""
+    from flows.commands.serve import serve as run_worker
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    raise typer.Exit(run_worker(pool, limit))
+
+
+def ui(port: Port = 4200) -> None:
+    """Start Prefect's server and UI on 127.0.0.1; runs made earlier on the same Prefect home are listed."""
+    from flows.commands.ui import serve_ui
+
+    raise typer.Exit(serve_ui(port))

@@ -1,0 +1,105 @@
+"""Commands before a run: ``check``, ``plan``, ``losses``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.cli.arguments import Items, complete_presets, split
+from pipeline.types import UserError
+
+
+def check(
+    items: Items,
+    faults: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="lists rows with faults  [default: runs/NAME.faults.jsonl]", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Validate config, data and model folders; count faults in the data by cause; starts nothing heavy."""
+    from flows.preflight.check import check_config
+
+    check_config(*split(items), faults)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where config.yaml goes", show_default=False)],
+    mode: Annotated[str | None, typer.Option(help="iterative or offline", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="model folder, or a hub name", show_default=False)] = None,
+    data: Annotated[str | None, typer.Option(help="file of prompts; offline: of pairs", show_default=False)] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="match, number, length, keywords, or a reward model's folder", show_default=False)
+    ] = None,
+    loss: Annotated[str, typer.Option(help="a preset", autocompletion=complete_presets)] = "dpo",
+    rounds: Annotated[int, typer.Option(min=1, max=1000)] = 1,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-7,
+) -> None:
+    """Write a config with comments; asks on a terminal for what no option says. Overwrites nothing."""
+    from flows.commands.init import answered, write_config
+
+    given = answered(mode, model, data, scorer, loss, rounds, learning_rate)
+    file = write_config(folder, given)
+    print(f"{file}\nprefloop check {file}\nprefloop run {file}")
+
+
+def plan(
+    items: Items,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="where the run's folder is to be  [default: runs/NAME]", show_default=False)
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND=N,...|FILE",
+            help="tokens a second of sampling, labelling, scoring, training; or a YAML file of these",
+            show_default=False,
+        ),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="measure the other rates: a few seconds of sampling and labelling")
+    ] = False,
+    response_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="mean tokens of a sampled response  [default: sampling.max_tokens]", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="bytes, tokens and seconds as JSON")] = False,
+) -> None:
+    """Tell what a run needs in memory, on disk and in time; exit code 1 if this machine does not have it."""
+    from flows.planning.rates import given_rates
+
+    # Rates are read first: a mistake in them is known at once.
+    given = {} if rates is None else given_rates(rates)
+    from flows.planning.plan import plan_config
+    from flows.planning.table import print_plan
+
+    made = plan_config(*split(items), run_dir, given, probe=probe, response_tokens=response_tokens)
+    if as_json:
+        print(json.dumps(made.plain(), indent=1))
+    else:
+        print_plan(made)
+    raise typer.Exit(0 if made.fits else 1)
+
+
+def losses(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="one preset in full", show_default=False)] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="draw all links and their slopes (.png, .svg or .pdf)", show_default=False),
+    ] = None,
+) -> None:
+    """List the losses; show what one computes and needs."""
+    from flows.commands.losses import plot_links, print_preset, print_presets
+
+    if plot is not None and name is not None:
+        raise UserError("losses: either NAME or --plot FILE: the plot shows the links of all losses")
+    if plot is not None:
+        plot_links(plot)
+    elif name is not None:
+        print_preset(name)
+    else:
+        print_presets()

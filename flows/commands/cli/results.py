@@ -1,0 +1,69 @@
+"""Commands that show what a run has made: ``show``, ``report``, ``verify``, ``pairs``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.commands.cli.arguments import RunFolderArgument
+
+
+def show(
+    run_folder: RunFolderArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="all rounds' metrics as JSON on standard output")] = False,
+) -> None:
+    """Show the rounds of a run: the table, and small charts of what the report tells."""
+    from flows.report.table import print_table, read_rounds
+    from flows.report.terminal import print_story
+
+    rounds = read_rounds(run_folder)
+    if as_json:
+        print(json.dumps(rounds, indent=1, ensure_ascii=False))
+    else:
+        print_table(run_folder, rounds)
+        print_story(run_folder)
+
+
+def report(
+    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="[default: report.html in the run's folder]", show_default=False)
+    ] = None,
+) -> None:
+    """Write the page of a run, or of several runs beside each other; one file that needs nothing from outside."""
+    from flows.report.write import report_runs
+
+    print(report_runs(run_folders, output))
+
+
+def verify(
+    run_folder: RunFolderArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="what was found of each stage as JSON")] = False,
+) -> None:
+    """Check every file of a run against its SHA-256; exit code 1 if one is damaged."""
+    from flows.commands.verify import print_verification
+    from flows.commands.verify import verify as read_all
+
+    found = read_all(run_folder)
+    print_verification(found, as_json)
+    raise typer.Exit(1 if found.faults else 0)
+
+
+def pairs(
+    run_folder: RunFolderArgument,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="with --preview: such as pairing.rule=all", show_default=False),
+    ] = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="make them anew from the labels that are there; writes nothing")
+    ] = False,
+    round_: Annotated[
+        int | None, typer.Option("--round", min=1, help="[default: the newest]", show_default=False)
+    ] = None,
+) -> None:
+    """Show what a round trains on: yield by cause, margins, lengths, ten examples."""
+    from flows.commands.pairs import show_pairs
+
+    show_pairs(run_folder, settings or [], round_, preview)

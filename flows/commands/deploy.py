@@ -1,0 +1,176 @@
+"""``prefloop deploy``: a run as a Prefect deployment, with a schedule or without."""
+
+import re
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.utilities.callables import parameter_schema
+
+from flows.commands.run import check_new
+from flows.iterative import iterative
+from flows.offline import offline
+from flows.prefect_api.environment import DEFAULTS
+from flows.prefect_api.parameters import dated
+from flows.prefect_api.schedules import Schedule, firings, read_schedule
+from flows.prefect_api.server import lasting_api
+from pipeline.config import RunConfig
+from pipeline.config.files import load_config
+from pipeline.types import UserError
+
+POOL = "prefloop"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# A run folder of its own for each firing: an offline run that is complete has nothing to go on with.
+EACH_TIME = "-%Y-%m-%d-%H%M"
+Missed = Literal["skip", "catch-up"]
+
+
+def deploy_config(
+    files: list[Path],
+    settings: list[str],
+    name: str,
+    *,
+    cron: str | None = None,
+    interval: str | None = None,
+    timezone: str | None = None,
+    missed: Missed = "skip",
+    rounds_more: int | None = None,
+    run_dir: Path | None = None,
+    pool: str = POOL,
+) -> None:
+    """Register the deployment ``name`` of a config, or change it, and say when it runs.
+
+    Args:
+        files: config files.
+        settings: ``a.b=value`` over them.
+        name: of the deployment.
+        cron: when it runs; or
+        interval: how often.
+        timezone: IANA name for the schedule; default: UTC.
+        missed: what becomes of firings that nothing was there to run.
+        rounds_more: how many rounds a run adds; default: 1 with a schedule, else up to the config's.
+        run_dir: the run's folder; default: runs/ and the config's name.
+        pool: Prefect's work pool whose workers run it; made if it is not there.
+
+    Raises ``UserError`` for every mistake in names, schedule, config or data, and where no lasting server is there.
+    """
+    if NAME.fullmatch(name) is None:
+        raise UserError(f"--name: {name!r}: letters, digits, '.', '_' and '-', and no more than 100 of them")
+    schedule = read_schedule(cron, interval, timezone)
+    config = load_config(files, settings)
+    offline_firings = schedule is not None and config.mode == "offline"
+    folder = str((run_dir or Path("runs") / (config.name + EACH_TIME * offline_firings)).absolute())
+    parameters: dict[str, object] = {
+        "run_dir": folder,
+        "config": [str(file.absolute()) for file in files],
+        "settings": settings,
+    }
+    more = _rounds_more(config, rounds_more, scheduled=schedule is not None)
+    if config.mode == "iterative":
+        parameters["rounds_more"] = more
+    url = require_lasting_api()
+    check_new(config, Path(dated(folder, datetime.now().astimezone())))
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        ensure_pool(client, pool)
+        deployment = _register(client, config.mode, name, parameters, schedule, missed, pool)
+    _announce(config, name, deployment, folder, schedule, missed, more, pool, url)
+
+
+def require_lasting_api() -> str:
+    """The URL of a server that outlives this command. Raises ``UserError`` that says how to start one."""
+    url = lasting_api()
+    if url is None:
+        raise UserError(
+            "no Prefect server is there that would keep a deployment; start one with 'prefloop up' in another "
+            "terminal, or set PREFECT_API_URL to your own"
+        )
+    return url
+
+
+def ensure_pool(client: SyncPrefectClient, pool: str) -> None:
+    """Make the work pool, of type process, if there is none of that name."""
+    try:
+        client.read_work_pool(pool)
+    except ObjectNotFound:
+        try:
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+        except ObjectAlreadyExists:
+            return
+
+
+def _rounds_more(config: RunConfig, given: int | None, *, scheduled: bool) -> int:
+    if config.mode == "offline":
+        if given:
+            raise UserError(
+                "--rounds-more: offline runs train on slices of fixed data; the config's rounds says on how many"
+            )
+        return 0
+    more = (1 if scheduled else 0) if given is None else given
+    if more and config.discriminator is not None and config.discriminator.silver == "static":
+        raise UserError(
+            "--rounds-more: with discriminator.silver static the gold of all rounds is bought in the first one"
+        )
+    return more
+
+
+def _register(
+    client: SyncPrefectClient,
+    mode: Literal["iterative", "offline"],
+    name: str,
+    parameters: dict[str, object],
+    schedule: Schedule | None,
+    missed: Missed,
+    pool: str,
+) -> UUID:
+    flow = iterative if mode == "iterative" else offline
+    # At most one run at a time: the next one is skipped, or waits for its turn.
+    collision = ConcurrencyLimitStrategy.CANCEL_NEW if missed == "skip" else ConcurrencyLimitStrategy.ENQUEUE
+    return client.create_deployment(
+        flow_id=client.create_flow_from_name(flow.name),
+        name=name,
+        description=flow.description,
+        entrypoint=f"flows.{mode}.{mode}",
+        parameters=parameters,
+        parameter_openapi_schema=parameter_schema(flow.fn).model_dump(exclude_unset=True),
+        enforce_parameter_schema=True,
+        schedules=[] if schedule is None else [DeploymentScheduleCreate(schedule=schedule, active=True)],
+        paused=False,
+        concurrency_limit=1,
+        concurrency_options=ConcurrencyOptions(collision_strategy=collision),
+        work_pool_name=pool,
+        job_variables={"working_dir": str(Path.cwd()), "env": DEFAULTS},
+        pull_steps=[],
+        tags=["prefloop"],
+    )
+
+
+def _announce(
+    config: RunConfig,
+    name: str,
+    deployment: UUID,
+    folder: str,
+    schedule: Schedule | None,
+    missed: Missed,
+    more: int,
+    pool: str,
+    url: str,
+) -> None:
+    adds = f"each adds {more} round{'s' * (more > 1)}" if more else "each goes up to the config's rounds"
+    lines = [
+        f"{config.mode}/{name} -> {folder}; {adds}" if config.mode == "iterative" else f"offline/{name} -> {folder}"
+    ]
+    if schedule is None:
+        lines.append("  no schedule; start it in the UI (Run, Quick run or Custom run)")
+    else:
+        times = ", ".join(f"{time.astimezone():%a %Y-%m-%d %H:%M %Z}" for time in firings(schedule, 3))
+        lines.append(f"  runs next at {times}; missed ones: {missed}")
+    lines.append(f"  {url.removesuffix('/api')}/deployments/deployment/{deployment}")
+    print("\n".join(lines))
+    print(f"'prefloop up', or a worker of the pool {pool} ('prefloop serve'), runs it.", file=sys.stderr)

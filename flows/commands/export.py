@@ -1,0 +1,125 @@
+"""``prefloop export``: a round's policy as a folder of its own; cards that tell what a policy is. Torch-free."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from flows.report.gather import round_facts
+from flows.report.model_card import CardFacts, model_card
+from flows.run_folder.approvals import read_approval
+from flows.run_folder.growth import added_stages
+from flows.stages.context import Context
+from pipeline.config import RunConfig
+from pipeline.config.files import load_config
+from pipeline.storage.digests import file_sha256
+from pipeline.storage.integrity import POINTED_FILES
+from pipeline.storage.manifest import MANIFEST
+from pipeline.storage.run_folder import RunFolder, sync_folder, write_text
+from pipeline.types import RunError, UserError
+
+CARD = "README.md"
+# Of a policy's folder: weights, their index, tokenizer, template, generation config. What the run keeps beside them
+# (probes, histories, heads, the optimiser) is for the run.
+EXPORTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+KEPT_BACK = {MANIFEST, "probe.json", "history.json", "adapter_config.json"}
+
+
+def export(root: Path, out: Path, round_: int | None) -> str:
+    """Write the policy of ``round_`` to the folder ``out``, with its card; returns what was done, in a line.
+
+    ``out`` appears only when it is whole. Without ``round_``: the best round that a gate has named, else the newest.
+    An adapter is in the weights already: every round merges its own.
+
+    Raises:
+        UserError: no such run or round, or ``out`` holds something.
+        RunError: a file of the policy is not what its manifest says.
+    """
+    run = RunFolder(root)
+    if not run.config_file.is_file():
+        raise UserError(f"{root}: not a run folder (no config.yaml)")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is there and not empty; export writes to a new folder")
+    config = load_config([run.config_file])
+    number = _best_round(run, config) if round_ is None else round_
+    if not 0 <= number <= config.rounds or run.stage(number, "policy").manifest() is None:
+        made = ", ".join(map(str, _rounds(run))) or "none"
+        raise UserError(f"--round: {root} has no policy of round {number} yet; rounds that have one: {made}")
+    _write(run, config, number, out)
+    return f"round {number} of {config.name}: {out}"
+
+
+def write_card(run: RunFolder, config: RunConfig, round_: int) -> Path | None:
+    """``RUN/cards/round_NNN.md``, unless the round's gate or a person did not let the policy through."""
+    answer = read_approval(run, round_)
+    gate = round_facts(run, config, round_, comparisons=0).gate
+    decision = answer.decision if answer is not None else "promote" if gate is None else gate.decision
+    if decision in ("pause", "roll_back"):
+        return None
+    file = run.root / "cards" / f"round_{round_:03d}.md"
+    file.parent.mkdir(exist_ok=True)
+    write_text(file, card(run, config, round_))
+    return file
+
+
+def card(run: RunFolder, config: RunConfig, round_: int) -> str:
+    """The card of a round's policy."""
+    rounds = [round_facts(run, config, number, comparisons=0) for number in range(round_ + 1)]
+    counts = {name: n for name, n in run.stage(0, "data").require().metrics.items() if isinstance(n, int)}
+    for added in added_stages(run, round_):
+        counts["prompts"] += added.require().rows
+    return model_card(CardFacts(config, rounds, counts, run.stage(round_, "policy").require().versions))
+
+
+def _rounds(run: RunFolder) -> list[int]:
+    return [number for number in run.rounds() if run.stage(number, "policy").manifest() is not None]
+
+
+def _best_round(run: RunFolder, config: RunConfig) -> int:
+    made = _rounds(run)
+    if not made:
+        raise UserError(f"{run.root}: no round has a policy yet")
+    for number in reversed(made):
+        gate = round_facts(run, config, number, comparisons=0).gate
+        if gate is not None and gate.best_round in made:
+            return int(gate.best_round)
+    return made[-1]
+
+
+def _write(run: RunFolder, config: RunConfig, round_: int, out: Path) -> None:
+    stage = run.stage(round_, "policy")
+    source, manifest = Context(run, config).policy_path(round_), stage.require()
+    if not any(source.glob("*.safetensors")):
+        raise UserError(f"--round: the weights of round {round_} are not there any more (see `prefloop verify`)")
+    pointed = manifest.metrics.get(POINTED_FILES)
+    known = manifest.files if source == stage.folder else pointed if isinstance(pointed, dict) else {}
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as scratch:
+            folder = Path(scratch) / "model"
+            folder.mkdir()
+            for file in _files(source, config):
+                _copy(file, folder / file.name, known)
+            write_text(folder / CARD, card(run, config, round_))
+            sync_folder(folder)
+            folder.rename(out.absolute())
+            sync_folder(out.absolute().parent)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write there ({error.strerror})") from None
+
+
+def _files(source: Path, config: RunConfig) -> list[Path]:
+    # Code that ships with a model is only taken along where the config trusts it.
+    patterns = (*EXPORTED, "*.py") if config.trusts_policy else EXPORTED
+    found = {file for pattern in patterns for file in source.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if file.name not in KEPT_BACK)
+
+
+def _copy(file: Path, copy: Path, known: Mapping[str, object]) -> None:
+    shutil.copyfile(file, copy)
+    with copy.open("rb") as written:
+        os.fsync(written.fileno())
+    facts = known.get(file.name)
+    if not isinstance(facts, dict) or facts.get("sha256") != file_sha256(copy):
+        raise RunError(f"{file}: not what its manifest says (SHA-256); nothing was exported")

@@ -1,0 +1,144 @@
+"""``prefloop pairs``: what a round trains on, or would, in the terminal."""
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.report.charts import Histogram
+from flows.report.pair_preview import Preview, preview
+from flows.stages.context import Context
+from flows.stages.pairs import own
+from pipeline.config import RunConfig
+from pipeline.config.files import load_config
+from pipeline.safe_text import visible
+from pipeline.storage.rows import read_preferences
+from pipeline.storage.run_folder import RunFolder
+from pipeline.types import Group, Pair, Preference, Response, UserError
+
+BAR = 40
+SHOWN_CHARACTERS = 600
+READ = ("pairing", "replay", "loss")
+
+
+def show_pairs(root: Path, settings: list[str], round_: int | None, recompute: bool) -> None:
+    """Print the yield, histograms and ten examples of a round of the run in ``root``; writes nothing.
+
+    With ``recompute`` the pairs are made anew from labels (offline: from the data), under ``settings``, and need not
+    be there; replay is not part of it. Else they are those that the round's pairs stage wrote.
+
+    Raises:
+        UserError: no such run, or nothing in it to make pairs of; settings without ``recompute``, or of other
+            sections than ``pairing``, ``replay`` and ``loss``.
+    """
+    run = RunFolder(root)
+    if not run.config_file.is_file():
+        raise UserError(f"{root}: not a run folder (no config.yaml)")
+    if settings and not recompute:
+        raise UserError(f"{settings[0]}: settings are for --preview; without it, the pairs are those that were written")
+    other = [item for item in settings if item.split(".")[0].split("=")[0] not in READ]
+    if other:
+        raise UserError(f"{other[0]}: pairs are made anew under settings of {', '.join(READ)} alone")
+    config = load_config([run.config_file], settings)
+    context = Context(run, config)
+    number = _newest(run, config, recompute) if round_ is None else round_
+    _require(run, config, number, recompute)
+    if recompute:
+        counted = Counter[str]()
+        made = [*own(context, number, counted)]
+        dropped = dict(counted)
+    else:
+        stage = run.stage(number, "pairs")
+        made, dropped = [*read_preferences(stage.folder)], _dropped(stage.require().metrics)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(f"{root.name}, round {number}", style="bold", markup=False, highlight=False)
+    _print_yield(console, len(made), dropped)
+    if made:
+        print_preview(console, preview(made, config.seed))
+
+
+def _newest(run: RunFolder, config: RunConfig, recompute: bool) -> int:
+    source = _source(config) if recompute else "pairs"
+    found = [number for number in run.rounds() if run.stage(number, source).manifest() is not None]
+    if not found:
+        hint = "" if recompute else "; --preview makes them from labels that are there"
+        raise UserError(f"{run.root}: no round has {source} yet{hint}")
+    return 1 if source == "data" else found[-1]
+
+
+def _source(config: RunConfig) -> str:
+    return "data" if config.mode == "offline" else "labels"
+
+
+def _require(run: RunFolder, config: RunConfig, round_: int, recompute: bool) -> None:
+    stage = run.stage(round_, "pairs")
+    if recompute:
+        stage = run.stage(0, "policy") if config.mode == "offline" else run.stage(round_, "labels")
+    if stage.manifest() is None:
+        raise UserError(f"{run.root}: {stage.title} is not there yet")
+    if config.mode == "offline" and not 1 <= round_ <= config.rounds:
+        raise UserError(f"--round: {round_}; the run has rounds 1 to {config.rounds}")
+
+
+def _dropped(metrics: object) -> dict[str, int]:
+    counts = metrics.get("dropped") if isinstance(metrics, dict) else None
+    return {str(cause): int(count) for cause, count in counts.items()} if isinstance(counts, dict) else {}
+
+
+def _print_yield(console: Console, rows: int, dropped: dict[str, int]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_row("kept", str(rows))
+    for cause, count in dropped.items():
+        if count:
+            table.add_row(cause.replace("_", " "), str(count))
+    console.print(table)
+
+
+def print_preview(console: Console, seen: Preview) -> None:
+    """Print histograms and examples; what models and data wrote is shown and does nothing."""
+    if seen.margins.counts:
+        _print_histogram(console, "margin (score difference)", seen.margins)
+    for name, lengths in seen.lengths.items():
+        _print_histogram(console, f"{name}: tokens", lengths)
+    if seen.longer_chosen is not None:
+        console.print(f"\nthe longer response is chosen in {seen.longer_chosen:.1%} of pairs", highlight=False)
+    for number, row in enumerate(seen.examples, 1):
+        _print_example(console, number, row)
+
+
+def _print_histogram(console: Console, title: str, histogram: Histogram) -> None:
+    console.print(f"\n{title}", highlight=False, markup=False)
+    most = max(histogram.counts)
+    for (low, high), count in zip(pairwise(histogram.edges), histogram.counts, strict=True):
+        bar = "█" * round(BAR * count / most) or ("▏" if count else "")
+        console.print(f"{low:>9.4g} to {high:<9.4g} {bar} {count}", highlight=False, markup=False)
+
+
+def _print_example(console: Console, number: int, row: Preference) -> None:
+    prompt = "\n".join(f"{message.role}: {message.content}" for message in row.prompt.messages)
+    console.print(f"\n{number}. {_shown(prompt)}", highlight=False, markup=False)
+    match row:
+        case Pair():
+            sides = [("chosen", row.chosen, row.chosen_score), ("rejected", row.rejected, row.rejected_score)]
+        case Group():
+            ranked = sorted(zip(row.responses, row.scores, strict=True), key=lambda item: -(item[1] or 0.0))
+            sides = [(str(place), response, score) for place, (response, score) in enumerate(ranked, 1)]
+        case _:
+            sides = [("good" if row.desirable else "bad", row.response, None)]
+    for name, response, score in sides:
+        console.print(_line(name, response, score), highlight=False, markup=False)
+
+
+def _line(name: str, response: Response, score: float | None) -> str:
+    facts = [f"{len(response.token_ids)} tokens", *([] if score is None else [f"score {score:.3g}"])]
+    end = ", cut" if response.finish_reason == "length" else ""
+    return f"   {name} ({', '.join(facts)}{end}): {_shown(response.text)}"
+
+
+def _shown(text: str) -> str:
+    # Indented, so that no line of a response stands where a line of prefloop's would.
+    return visible(text, SHOWN_CHARACTERS).replace("\n", "\n      ")

@@ -1,0 +1,113 @@
+"""``prefloop run``: from config files to a finished run folder."""
+
+import os
+import sys
+from pathlib import Path
+
+from flows.loop.opening import prepare_run
+from flows.prefect_api.environment import log_to_file
+from flows.preflight.check import check_run, faults_file
+from flows.report.table import print_table, read_rounds
+from flows.run_folder.growth import has_grown, require_as_it_was
+from flows.run_folder.lease import hold
+from flows.run_folder.redo import FOLDER, parse_stage, set_aside
+from pipeline.config import PretrainedPolicy, RunConfig
+from pipeline.config.files import load_config
+from pipeline.storage.run_folder import RunFolder
+from pipeline.types import Paused
+
+
+def run_config(
+    files: list[Path],
+    settings: list[str],
+    run_dir: Path | None,
+    extend: bool,
+    until: str | None,
+    redo_from: str | None = None,
+) -> None:
+    """Run the config in this process, up to the stage ``until`` (``ROUND:STAGE``) if one is named.
+
+    ``redo_from``, of the same form: what is there from this stage on is set aside first.
+
+    Raises ``UserError``, ``RunError``, or ``Paused`` where the gate of a round asks a person.
+    """
+    config = load_config(files, settings)
+    if until is not None:
+        parse_stage("--until", until, config)
+    redo = None if redo_from is None else parse_stage("--from", redo_from, config)
+    root = (run_dir or Path("runs") / config.name).resolve()
+    check_new(config, root)
+    run = prepare_run(config, root, extend)
+    if redo is not None:
+        with hold(root):
+            moved = set_aside(run, config, *redo)
+        print(f"set aside in {root / FOLDER}: {', '.join(moved)}", file=sys.stderr)
+    announce(config, root)
+    log_to_file(root / "logs" / "prefect.log")
+    try:
+        report = run_flow(config, run, until)
+    except Paused:
+        print_table(root, read_rounds(root))
+        raise
+    print_table(root, read_rounds(root))
+    if until is not None:
+        print(f"stopped after {until}; the same command without --until goes on")
+    print(f"report: {report}")
+
+
+def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str | None) -> None:
+    """Print which stages the run has and which would run; writes nothing. Raises ``UserError`` or ``RunError``."""
+    from flows.commands.dry_run import print_dry_run
+
+    config = load_config(files, settings)
+    if until is not None:
+        parse_stage("--until", until, config)
+    print_dry_run(config, (run_dir or Path("runs") / config.name).resolve(), until)
+
+
+def check_new(config: RunConfig, root: Path) -> None:
+    """Where ``root`` does not hold the run's data yet, or prompts were added to it, check config and data.
+
+    Says which faults are within limits.
+
+    Before anything is written: a mistake in config or data leaves no run folder behind. Raises ``UserError``.
+    """
+    run = RunFolder(root)
+    if run.stage(0, "data").folder.exists():
+        require_as_it_was(run, config)
+        if not has_grown(run, config):
+            return
+    _, log = check_run(config, faults_file(root))
+    if log.found:
+        print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)
+    if isinstance(config.policy, PretrainedPolicy) and not Path(config.policy.path).exists():
+        from pipeline.models.policy import local_folder
+
+        local_folder(config.policy.path, config.policy.revision)
+
+
+def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str:
+    """Run the flow of the config's mode; returns the path of the report."""
+    from flows.iterative import iterative
+    from flows.offline import offline
+    from flows.prefect_api.server import ServerLostError, go_on_without, prefect_api
+
+    flow = iterative if config.mode == "iterative" else offline
+    try:
+        with prefect_api(run.root / "logs" / "server.log"):
+            return str(flow(run_dir=str(run.root), until=until))
+    except ServerLostError as error:
+        # Nothing of a run is the server's: stages are complete or not, whatever it knows of them.
+        go_on_without(error)
+
+
+def announce(config: RunConfig, root: Path) -> None:
+    """Say in three lines what is about to happen, the choices that change results included."""
+    training = config.training
+    lines = [
+        f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)}, seed {config.seed} -> {root}",
+        f"  loss {config.loss.preset}, reference {training.reference}, optimiser {training.optimiser_state}, "
+        f"learning rate {training.learning_rate:g}, {config.sampler.kind} sampler, {os.cpu_count()} CPUs",
+        f"  logs: {root / 'logs'}",
+    ]
+    print("\n".join(lines), file=sys.stderr)

@@ -1,0 +1,66 @@
+"""``prefloop serve`` and ``prefloop up``: the worker that runs deployments; server, UI and worker together."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.commands.deploy import ensure_pool, require_lasting_api
+from flows.prefect_api.server import lasting_server, start_watched, stop_watched
+
+# What a run may take to end its children and to say that it has ended.
+STOP_SECONDS = 30.0
+WATCH_SECONDS = 0.5
+
+
+def serve(pool: str, limit: int | None) -> int:
+    """Run deployments of ``pool``, at most ``limit`` at a time, until stopped; returns the worker's exit code.
+
+    Raises ``UserError`` if no lasting server is there.
+    """
+    url = require_lasting_api()
+    try:
+        with _worker(url, pool, limit) as worker:
+            print(
+                f"worker of the pool {pool} at {url}  (Ctrl-C ends it, and the runs that it has started)",
+                file=sys.stderr,
+            )
+            return worker.wait()
+    except KeyboardInterrupt:
+        return 0
+
+
+def up(port: int, pool: str, limit: int | None) -> int:
+    """Prefect's server and UI on 127.0.0.1, and a worker, until stopped; when one ends all do. Returns an exit code.
+
+    Raises ``UserError`` if the port is taken or a server is there already.
+    """
+    try:
+        with lasting_server(port) as server, _worker(f"http://127.0.0.1:{port}/api", pool, limit) as worker:
+            print(
+                f"Prefect UI: http://127.0.0.1:{port}, with a worker of the pool {pool}  (Ctrl-C ends all)",
+                file=sys.stderr,
+            )
+            while server.poll() is None and worker.poll() is None:
+                time.sleep(WATCH_SECONDS)
+            return server.poll() or worker.poll() or 0
+    except KeyboardInterrupt:
+        return 0
+
+
+@contextmanager
+def _worker(url: str, pool: str, limit: int | None) -> Iterator["subprocess.Popen[bytes]"]:
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        ensure_pool(client, pool)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    command += [] if limit is None else ["--limit", str(limit)]
+    # Nothing before its time: a run that is taken early would collide with one that ends in between.
+    worker = start_watched(command, {"PREFECT_API_URL": url, "PREFECT_WORKER_PREFETCH_SECONDS": "0"}, None)
+    try:
+        yield worker
+    finally:
+        stop_watched(worker, STOP_SECONDS)

@@ -1,0 +1,162 @@
+"""What a flow does when it is started: the run folder is made or opened, rounds are added, and what cannot be is said.
+
+The command line prepares its run folder itself and names it alone. A deployment's runs bring config files,
+settings and the rounds to add; they are skipped where another process is at work in the folder, and wait for a
+person where the gate pauses the run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NoReturn
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun, State
+from prefect.context import FlowRunContext
+from prefect.exceptions import Abort
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run as current
+from prefect.states import Cancelled, Failed
+
+from flows.commands.run import check_new
+from flows.loop.opening import prepare_run
+from flows.prefect_api.decision_form import stop_schedule_if_done, wait_for_decision
+from flows.prefect_api.environment import prepare_environment
+from flows.prefect_api.parameters import MAX_ROUNDS, dated
+from flows.run_folder.lease import hold
+from flows.run_folder.redo import parse_stage, set_aside
+from pipeline.config import RunConfig
+from pipeline.config.files import load_config
+from pipeline.storage.run_folder import RunFolder, RunLockedError
+from pipeline.types import Paused, UserError
+
+# A firing that starts later than this after its time has been missed.
+MISSED_AFTER = timedelta(minutes=5)
+
+Rounds = Callable[[Path, str | None], str]
+
+
+@dataclass(frozen=True)
+class Firing:
+    """The parameters of one run of a flow; see ``flows.prefect_api.parameters``."""
+
+    mode: str
+    run_dir: str
+    config: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    rounds_more: int = 0
+    until: str | None = None
+    redo_from: str | None = None
+
+
+def run_name() -> str:
+    """The name of a flow run: that of its run folder."""
+    return Path(str(current.parameters["run_dir"])).name
+
+
+def carry_out(firing: Firing, rounds: Rounds) -> str:
+    """Run ``rounds``; returns the path of the report. A deployment's run that is skipped or refused ends here."""
+    flow_run = _deployed()
+    if flow_run is None:
+        return rounds(prepare(firing), firing.until)
+    prepare_environment()
+    due = flow_run.expected_start_time or datetime.now(UTC)
+    if _is_missed(flow_run, due):
+        _end(flow_run, Cancelled(name="Skipped", message=f"skipped: this firing was due at {due:%Y-%m-%d %H:%M} UTC"))
+    firing = replace(firing, run_dir=dated(firing.run_dir, due))
+    first = flow_run.run_count <= 1
+    while True:
+        try:
+            root = prepare(firing, first=first)
+            report = rounds(root, firing.until)
+            stop_schedule_if_done(root)
+            return report
+        except Paused as pause:
+            wait_for_decision(Path(firing.run_dir).resolve(), pause)
+            first = False
+        except RunLockedError as error:
+            _end(flow_run, Cancelled(name="Skipped", message=f"skipped: {error}"))
+        except UserError as error:
+            _end(flow_run, Failed(message=str(error)))
+
+
+def _end(flow_run: FlowRun, state: State[object]) -> NoReturn:
+    """End a deployment's run in ``state``, without the traceback that a raised error would leave in its logs."""
+    get_run_logger().error("%s", state.message)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, state, force=True)
+    raise Abort(str(state.message))
+
+
+def prepare(firing: Firing, *, first: bool = True) -> Path:
+    """Make or open the run folder as the parameters say; returns it.
+
+    ``first``: whether this is the flow run's first try. Later ones (after a pause, or a retry) go on with what the
+    first one began: they add no rounds, and redo nothing.
+
+    Raises ``UserError``.
+    """
+    root = Path(firing.run_dir).resolve()
+    run = RunFolder(root)
+    if not firing.config and not run.config_file.is_file():
+        raise UserError(f"run_dir: {root}: not a run folder (no config.yaml), and no config files were given")
+    if not (firing.config or firing.settings or firing.rounds_more or firing.redo_from):
+        return root
+    files = [Path(file) for file in firing.config] or [run.config_file]
+    config = load_config(files, firing.settings)
+    if config.mode != firing.mode:
+        raise UserError(f"mode: {config.mode}; this deployment runs {firing.mode} configs")
+    if firing.rounds_more and config.discriminator is not None and config.discriminator.silver == "static":
+        raise UserError(
+            "rounds_more: with discriminator.silver static the gold of all rounds is bought in the first one"
+        )
+    check_new(config, root)
+    config = config.model_copy(update={"rounds": rounds_to_reach(run, config, firing.rounds_more if first else 0)})
+    if firing.until is not None:
+        parse_stage("until", firing.until, config)
+    redo = parse_stage("redo_from", firing.redo_from, config) if firing.redo_from is not None and first else None
+    prepare_run(config, root, extend=True)
+    if redo is not None:
+        with hold(root):
+            set_aside(run, config, *redo)
+    return root
+
+
+def rounds_to_reach(run: RunFolder, config: RunConfig, more: int) -> int:
+    """How many rounds the run is to have.
+
+    ``more`` than are complete, and all that were begun; with 0 as many as the config, or the folder, has.
+    """
+    begun = load_config([run.config_file]).rounds if run.config_file.is_file() else 0
+    if config.mode == "offline":
+        return config.rounds
+    wanted = complete_rounds(run, config) + more if more else config.rounds
+    if wanted > MAX_ROUNDS:
+        raise UserError(f"rounds_more: {more}: the run would have {wanted} rounds; at most {MAX_ROUNDS}")
+    return max(begun, wanted)
+
+
+def complete_rounds(run: RunFolder, config: RunConfig) -> int:
+    """How many rounds, from the first on, are complete: evaluated, and decided on where there is a gate."""
+    last = "evaluation" if config.gate is None else "gate"
+    number = 0
+    while run.stage(number + 1, last).manifest() is not None:
+        number += 1
+    return number
+
+
+def _deployed() -> FlowRun | None:
+    context = FlowRunContext.get()
+    flow_run = None if context is None else context.flow_run
+    return flow_run if flow_run is not None and flow_run.deployment_id is not None else None
+
+
+def _is_missed(flow_run: FlowRun, due: datetime) -> bool:
+    """Whether a schedule's firing comes too late, of a deployment that skips those."""
+    if not flow_run.auto_scheduled or flow_run.run_count > 1 or datetime.now(UTC) - due <= MISSED_AFTER:
+        return False
+    assert flow_run.deployment_id is not None
+    with get_client(sync_client=True) as client:
+        options = client.read_deployment(flow_run.deployment_id).concurrency_options
+    return options is not None and options.collision_strategy is ConcurrencyLimitStrategy.CANCEL_NEW

@@ -1,0 +1,187 @@
+"""Whether the disk has room for what a stage is about to write: the plan's arithmetic on what is there. Torch-free."""
+
+import json
+import shutil
+import struct
+from itertools import islice
+from pathlib import Path
+
+from flows.planning.arithmetic import TEXT_BYTES, DiskUse, Parameters, Round, disk_use
+from flows.planning.counts import made_examples
+from pipeline.config import DatasetData, FileData, RunConfig, ScratchPolicy
+from pipeline.config.loss.needs import references_of
+from pipeline.config.loss.supply import stores_reference
+from pipeline.data.sources import files_of
+from pipeline.storage.integrity import POINTER
+from pipeline.storage.rows import read_rows
+from pipeline.storage.run_folder import RunFolder, Stage
+from pipeline.types import RunError
+
+# Prompts whose length is looked at, and texts that are compressed may grow so much in a table.
+LOOKED_AT, UNPACKED = 256, 5
+# Of a policy's parameters that an adapter of usual rank has.
+ADAPTER_SHARE = 0.02
+COMPRESSED = {".gz", ".parquet"}
+
+
+def require_room(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
+    """About how many bytes a stage will write. Raises ``RunError`` if the disk has no room for them."""
+    needed, free = stage_bytes(run, config, round_, name), free_bytes(run.root)
+    if config.check_disk and needed > free:
+        raise RunError(
+            f"{run.stage(round_, name).folder}: needs about {needed:,} bytes, and {free:,} are free on its disk; "
+            "nothing was begun. Make room and give the same command again (check_disk=false starts it all the same)"
+        )
+    return needed
+
+
+def free_bytes(folder: Path) -> int:
+    """Of the disk that ``folder``, which need not exist yet, is on."""
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return shutil.disk_usage(place).free
+
+
+def stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
+    """The most that the stage will write beyond what an earlier try of it has left, estimated."""
+    there = _size(run.stage(round_, name).partial)
+    return max(0, _stage_bytes(run, config, round_, name) - there)
+
+
+def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
+    if name == "data":
+        return _data_bytes(config)
+    if name == "labels":
+        return _size(run.stage(round_, "samples").folder)
+    if run.stage(0, "data").manifest() is None:
+        return 0
+    if (round_, name) == (0, "policy"):
+        # One made from scratch is small, and one that is not trained is not copied.
+        if isinstance(config.policy, ScratchPolicy) or config.warm_start is None:
+            return 0
+        return _policy_bytes(_use(run, config, 0, Path(config.policy.path)))
+    model = _model(run, round_)
+    if model is None:
+        return 0
+    use = _use(run, config, round_, model)
+    match name:
+        case "policy":
+            # Examples stand beside the checkpoints while it is trained.
+            return _policy_bytes(use) + use.round.get("pairs", 0)
+        case "evaluation_samples" | "evaluation":
+            return use.round.get("evaluation", 0) // 2
+        case "calibration":
+            return use.round.get("pairs", 0)
+        case "discriminator":
+            members = 1 if config.discriminator is None else config.discriminator.members
+            return use.round["policy"] * (members + 2)
+        case _:
+            return use.round.get(name, 0)
+
+
+def _policy_bytes(use: DiskUse) -> int:
+    return use.round["policy"] + use.round.get("optimiser", 0) + sum(use.passing.values())
+
+
+def _use(run: RunFolder, config: RunConfig, round_: int, model: Path) -> DiskUse:
+    total = _parameters(model)
+    trained = total if config.training.lora is None or round_ == 0 else round(total * ADAPTER_SHARE)
+    # An adapter is merged into what is saved: the plan counts it apart from the policy.
+    merged = total + trained if trained < total else total
+    settings = config.warm_start if round_ == 0 and config.warm_start is not None else config.training
+    return disk_use(
+        _counts(run, config, round_),
+        Parameters(merged, trained),
+        made_start=config.warm_start is not None,
+        carried=config.training.optimiser_state == "carried",
+        averaged=config.training.reference == "ema",
+        checkpoints=settings.checkpoint_every > 0,
+        iterative=config.mode == "iterative",
+    )
+
+
+def _counts(run: RunFolder, config: RunConfig, round_: int) -> Round:
+    data = run.stage(0, "data")
+    told = {name: count for name, count in data.require().metrics.items() if isinstance(count, int)}
+    prompt = _prompt_tokens(data)
+    response = _response_tokens(run, config, round_)
+    prompts = min(config.prompts_per_round or told["prompts"], told["prompts"])
+    given = (told["pairs"] + told["groups"] + told["unpaired"]) // config.rounds
+    made = given if config.mode == "offline" else made_examples(config, prompts)
+    return Round(
+        prompts=prompts,
+        responses=config.sampling.n,
+        prompt_tokens=prompt,
+        response_tokens=response,
+        examples=_rows(run.stage(round_, "pairs")) or made,
+        continuations=2,
+        example_prompt_tokens=prompt,
+        example_response_tokens=response,
+        held_out=told["held_out"],
+        held_out_responses=1 + config.evaluation.samples,
+        references=references_of(config.loss) or int(stores_reference(config.loss)),
+        epochs=config.training.epochs,
+    )
+
+
+def _rows(stage: Stage) -> int:
+    manifest = stage.manifest()
+    return 0 if manifest is None else manifest.rows
+
+
+def _prompt_tokens(data: Stage) -> float:
+    """Mean length of prompts, as tokens of plain text would have it."""
+    rows = [*islice(read_rows(data.folder / "prompts"), LOOKED_AT)]
+    sizes = [sum(len(message["content"].encode()) for message in row["messages"]) for row in rows]
+    # A token is some four bytes of text, of which a table keeps TEXT_BYTES.
+    return sum(sizes) / max(len(sizes), 1) / (4 * TEXT_BYTES)
+
+
+def _response_tokens(run: RunFolder, config: RunConfig, round_: int) -> float:
+    """Mean length of the last responses that were drawn, with room to grow; the most there may be, before any were."""
+    limit = config.sampling.max_tokens
+    for number in range(round_, -1, -1):
+        for name in ("samples", "evaluation_samples"):
+            manifest = run.stage(number, name).manifest()
+            if manifest is not None:
+                drawn = manifest.metrics.get("sampled", manifest.metrics)
+                if isinstance(drawn, dict) and (responses := drawn.get("responses")):
+                    return min(limit, 1.5 * float(str(drawn["tokens"])) / float(str(responses)))
+    return limit
+
+
+def _model(run: RunFolder, round_: int) -> Path | None:
+    """The newest policy that is there when the round begins: pairs of a data set are made before any is trained."""
+    earlier = [run.stage(number, "policy") for number in range(max(round_ - 1, 0), -1, -1)]
+    for stage in earlier:
+        manifest = stage.manifest()
+        if manifest is not None:
+            return Path(str(manifest.metrics.get(POINTER) or stage.folder))
+    return None
+
+
+def _parameters(model: Path) -> int:
+    """Numbers in a model folder's safetensors files, by their headers."""
+    total = 0
+    for file in model.glob("*.safetensors"):
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+        total += sum(_product(facts["shape"]) for name, facts in header.items() if name != "__metadata__")
+    return total
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _data_bytes(config: RunConfig) -> int:
+    sources = [source for source in (config.prompts, config.pairs) if isinstance(source, FileData | DatasetData)]
+    files = {file for source in sources for file in files_of(source)}
+    return sum(file.stat().st_size * (UNPACKED if file.suffix in COMPRESSED else 1) for file in files)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,96 @@
+"""Measurements of memory, each in a process of its own that has imported what it needs and has done nothing yet."""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import ForkServerContext
+from typing import ParamSpec, TypeVar
+
+from flows.planning.arithmetic import STATE_BYTES, TrainerMemory, carried_on
+from flows.planning.probe import Measured, Probed, few_examples, score_a_little, train_a_little
+from pipeline.config import Optimisation
+from pipeline.training.batches.examples import Example
+from pipeline.types import RunError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+# Two numbers of layers, far enough apart to tell what one layer adds; models up to so many parameters are measured as
+# they are, since what an allocator cannot give back is not quite the same for each layer.
+FEW_LAYERS, MEASURED_WHOLE = (1, 3), 128_000_000
+REPEATED = 3
+# Tokens of passes without gradient, whose memory is carried on to passes of the stage's own size.
+FEW_TOKENS = (1024, 2048)
+
+
+def apart(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """``work``'s result, from a process of its own.
+
+    Raises:
+        RunError: that process was ended, as one is for which there is no memory.
+    """
+    context = ForkServerContext()
+    context.set_forkserver_preload(["flows.planning.probe"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(work, *args, **named).result()
+        except BrokenProcessPool:
+            raise RunError("plan: a measurement was killed; there may be too little memory even for that") from None
+
+
+def training_memory(
+    probed: Probed, examples: Sequence[Example], settings: Optimisation, seed: int, free: float = math.inf
+) -> tuple[TrainerMemory, float | None]:
+    """What ``pipeline.training.train.train`` holds at its peak, and how many tokens a second it trains on.
+
+    Where not even a few layers fit into ``free`` bytes nothing is measured: no activations are told, and no rate.
+
+    Args:
+        probed: the model and the loss.
+        examples: what is trained on, or examples of its lengths, with all that the loss reads.
+        settings: those of the training.
+        seed: of its batches.
+        free: bytes that the measurement may take.
+    """
+    few, size = few_examples(examples, settings, seed)
+    whole, state = probed.parameters(probed.layers), STATE_BYTES[settings.optimiser]
+    few_layers = (probed.layers,) if whole.total <= MEASURED_WHOLE else FEW_LAYERS
+    counts = sorted({min(count, probed.layers) for count in few_layers})
+    if TrainerMemory(probed.parameters(counts[-1]), 0, probed.beside, state).total > free:
+        return TrainerMemory(whole, 0, probed.beside, state), None
+    found = [of_several(train_a_little, probed, few, size, settings, count) for count in counts]
+    beyond = carried_on(counts, [one.beyond for one in found], probed.layers)
+    # More layers are not faster, whatever else the machine had to do.
+    slowest = max(1 / one.tokens_per_second for one in found)
+    seconds = max(slowest, carried_on(counts, [1 / one.tokens_per_second for one in found], probed.layers))
+    memory = TrainerMemory(whole, round(max(0.0, beyond)), probed.beside, state)
+    return memory, 1 / seconds
+
+
+def of_several(work: Callable[P, Measured], *args: P.args, **named: P.kwargs) -> Measured:
+    """The largest memory and the best rate of ``REPEATED`` processes that do the same.
+
+    An allocator finds room for the same steps in one of several ways, up to a tenth apart; a run must fit in any.
+    """
+    found = [apart(work, *args, **named) for _ in range(REPEATED)]
+    return Measured(max(one.beyond for one in found), max(one.tokens_per_second for one in found))
+
+
+def scoring_memory(probed: Probed, lengths: tuple[int, int], tokens: int, settings: Optimisation) -> int:
+    """Bytes that a pass without gradient holds beside the weights.
+
+    Args:
+        probed: the model.
+        lengths: of prompt and response of a sequence.
+        tokens: of the pass.
+        settings: of the training, whose dtype it has.
+    """
+    length = sum(lengths)
+    found = []
+    for few in FEW_TOKENS:
+        # Prompts differ, or they would be computed once for all.
+        count = max(1, min(few, tokens) // length)
+        texts = [Example.text(str(i), (i % 97, *[1] * (lengths[0] - 1)), (1,) * lengths[1]) for i in range(count)]
+        found.append((count * length, apart(score_a_little, probed, texts, settings)))
+    places, values = zip(*dict(found).items(), strict=True)
+    return round(max(0.0, carried_on(places, values, max(tokens, length))))

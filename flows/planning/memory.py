@@ -1,0 +1,165 @@
+"""What each stage of a run holds in memory, by part."""
+
+from collections.abc import Mapping
+from typing import Any, assert_never
+
+from flows.planning.arithmetic import WEIGHT_BYTES, Parameters, StageMemory
+from flows.planning.counts import Planned
+from flows.planning.measure import scoring_memory, training_memory
+from flows.planning.plan_launch import held_together
+from flows.planning.plan_machine import Room
+from flows.planning.probe import Probed, classifier_parameters
+from flows.workers.local import has_accelerator, stays_warm
+from pipeline.config import (
+    ClassifierScorer,
+    PairwiseScorer,
+    RunConfig,
+    Sampler,
+    Scorer,
+    ServerSampler,
+    TransformersSampler,
+    VllmSampler,
+    scorers_of,
+)
+from pipeline.config.loss.supply import stores_reference, trains_with_reference
+from pipeline.losses import Loss
+from pipeline.sampling.sampler import engine_dtype
+from pipeline.training.distributed.launch import read_launch
+from pipeline.training.reference import PASS_TOKENS
+from pipeline.types import derive_seed
+
+MIB, GIB = 1024**2, 1024**3
+# What processes hold that have started and have no model yet, what they share counted with the first; measured on Linux
+# with CPU builds: the command line, its flow and Prefect's server; the trainer; the sampler with vLLM, and without.
+PARENT, TRAINER, VLLM, TRANSFORMERS = 800 * MIB, 450 * MIB, 550 * MIB, 450 * MIB
+ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+# What an engine's own server takes of the accelerator (vLLM's default).
+SERVER_SHARE = 0.9
+ON_DEVICE = frozenset({"weights", "gradients", "optimiser", "activations", "engine"})
+
+
+def stage_memories(
+    config: RunConfig, origin: str, shape: Any, planned: Planned, supervised: Loss, free: Room
+) -> tuple[tuple[StageMemory, ...], Parameters, float | None]:
+    """(the stages of a run in their order, the policy's parameters, tokens a second that training goes at).
+
+    Args:
+        config: see there.
+        origin: folder or hub name of the start policy.
+        shape: its transformers config.
+        planned: a round.
+        supervised: the loss of the warm start.
+        free: what there is to measure in.
+    """
+    device = free.device
+    space = free.memory if device is None else device
+    probed, seed, launch = _probed(config, shape), derive_seed(config.seed, "train", 1), read_launch(config)
+    training, rate = training_memory(probed, planned.examples, config.training, seed, space)
+    engine = _engine(config.sampler, origin, shape, training.parameters, planned, device)
+    warm, sampler = stays_warm(config), _sampler_process(config.sampler)
+    resting = {"processes": PARENT + TRAINER} | ({"engine": engine} if warm else {})
+    if warm:
+        resting["processes"] += sampler
+    stages: dict[str, Mapping[str, int]] = {}
+    away: dict[str, frozenset[str]] = {}
+    alone = PARENT + TRAINER * (1 if launch is None else launch.processes)
+    if planned.warm and config.warm_start is not None:
+        first = Probed(shape, supervised, trust_remote_code=config.trusts_policy)
+        seed = derive_seed(config.seed, "warm start")
+        # The sampler starts with the first evaluation.
+        taken = training_memory(first, planned.warm, config.warm_start, seed, space)[0]
+        parts, away["warm start"] = held_together(taken, config.warm_start, launch, device=device is not None)
+        stages["warm start"] = {"processes": alone, **parts}
+    stages["sampling"] = resting if warm else {"processes": PARENT + sampler, "engine": engine}
+    if config.scorer is not None and (models := _reward_models(config.scorer)):
+        stages["labelling"] = {**resting, **models}
+    scores = "reference, evaluation" if stores_reference(config.loss) else "evaluation"
+    stages[scores] = {**resting, **_scoring(config, probed, planned, training.parameters, measured=rate is not None)}
+    parts, away["training"] = held_together(training, config.training, launch, device=device is not None)
+    stages["training"] = {**resting, "processes": resting["processes"] + alone - PARENT - TRAINER, **parts}
+    where = frozenset() if device is None else ON_DEVICE
+    named = (
+        StageMemory(name, {n: b for n, b in parts.items() if b}, where - away.get(name, frozenset()))
+        for name, parts in stages.items()
+    )
+    return tuple(named), training.parameters, rate
+
+
+def _probed(config: RunConfig, shape: Any) -> Probed:
+    training = config.training
+    # With the adapter off the policy is the round's start; any other reference stands beside it.
+    own_base = training.lora is not None and training.reference == "previous"
+    loss = Loss(config.loss.preset, config.loss)
+    beside = trains_with_reference(config.loss) and not own_base
+    return Probed(shape, loss, training.lora, beside, config.trusts_policy)
+
+
+def _scoring(
+    config: RunConfig, probed: Probed, planned: Planned, parameters: Parameters, *, measured: bool
+) -> dict[str, int]:
+    """One model at a time, and its passes over examples or over what was drawn for evaluation."""
+    weights, counts = {"weights": parameters.total * WEIGHT_BYTES}, planned.counts
+    if not measured:
+        return weights
+    prompt, response = max(1, round(counts.example_prompt_tokens)), max(1, round(counts.example_response_tokens))
+    tokens = min(PASS_TOKENS, config.training.micro_batch_size * (prompt + response))
+    return {**weights, "activations": scoring_memory(probed, (prompt, response), tokens, config.training)}
+
+
+def _engine(
+    settings: Sampler, origin: str, shape: Any, parameters: Parameters, planned: Planned, device: int | None
+) -> int:
+    """Bytes of the sampler's weights and cache of keys and values."""
+    if isinstance(settings, ServerSampler) and settings.base_url is not None:
+        return 0
+    weights = parameters.total * ITEM_BYTES[engine_dtype(settings.dtype, origin, device is not None)]
+    match settings:
+        case VllmSampler():
+            if device is not None:
+                return round(settings.gpu_memory_utilization * device)
+            return weights + settings.cpu_kv_cache_gib * GIB
+        case ServerSampler():
+            return weights + GIB if device is None else round(SERVER_SHARE * device)
+        case TransformersSampler():
+            text = shape.get_text_config()
+            heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+            size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+            item = ITEM_BYTES[engine_dtype(settings.dtype, origin, device is not None)]
+            longest = max(e.length for e in planned.examples)
+            per_token: int = 2 * text.num_hidden_layers * heads * size * item
+            return weights + settings.batch_size * longest * per_token
+    assert_never(settings)
+
+
+def _sampler_process(settings: Sampler) -> int:
+    match settings:
+        case VllmSampler():
+            return VLLM
+        case TransformersSampler():
+            return TRANSFORMERS
+        case ServerSampler():
+            # The process that asks, and the server that it starts.
+            return TRANSFORMERS + (VLLM if settings.base_url is None else 0)
+    assert_never(settings)
+
+
+def _reward_models(settings: Scorer) -> dict[str, int]:
+    """Those that are loaded here: weights of all, and of the longest batch what a layer without gradient has at once.
+
+    Hidden states go in and out, and the feed-forward part holds two or three times its width; 16 times the hidden
+    size covers both.
+    """
+    weights, activations = 0, 0
+    for _, scorer in scorers_of(settings):
+        match scorer:
+            case ClassifierScorer():
+                longest = max(scorer.pass_tokens(has_accelerator()), scorer.max_tokens)
+            case PairwiseScorer():
+                longest = scorer.batch_size * (scorer.max_prompt_tokens + 2 * scorer.max_response_tokens)
+            case _:
+                continue
+        parameters, hidden = classifier_parameters(scorer.path, trust_remote_code=scorer.trust_remote_code)
+        item = ITEM_BYTES[scorer.dtype]
+        weights += parameters * item
+        activations = max(activations, 16 * hidden * longest * item)
+    return {"weights": weights, "activations": activations} if weights else {}

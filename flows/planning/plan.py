@@ -1,0 +1,151 @@
+"""``prefloop plan``: what a config needs in memory, on disk and in time, and whether this machine has it."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from flows.planning.arithmetic import STATE_BYTES, DiskUse, Parameters, Round, StageMemory, disk_use, seconds
+from flows.planning.counts import plan_round
+from flows.planning.memory import stage_memories
+from flows.planning.plan_machine import Room, room
+from flows.planning.probe import model_shape
+from flows.planning.rates import measured_rates
+from flows.planning.tables import Tables, load_data
+from flows.preflight.loss_needs import check_needs
+from pipeline.config import PretrainedPolicy, RunConfig, ScratchPolicy
+from pipeline.config.files import load_config
+from pipeline.losses import load_preset
+from pipeline.models.chat import load_chat
+from pipeline.models.scratch import make_policy
+from pipeline.types import derive_seed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for beside what is there.
+
+    Attributes:
+        config: see there.
+        counts: of a round.
+        parameters: of the policy.
+        stages: memory of each, in the order in which they run.
+        disk: of the run folder.
+        rates: tokens a second by kind of work.
+        rates_from: whether they were given or measured; None: there are none.
+        room: of this machine.
+    """
+
+    config: RunConfig
+    counts: Round
+    parameters: Parameters
+    stages: tuple[StageMemory, ...]
+    disk: DiskUse
+    rates: Mapping[str, float]
+    rates_from: str | None
+    room: Room
+
+    @property
+    def needed(self) -> dict[str, int]:
+        """Bytes at the most, by what is used up; ``device``: only where there is one."""
+        found = {"memory": max(stage.total(device=False) for stage in self.stages)}
+        if self.room.device is not None:
+            found["device"] = max(stage.total(device=True) for stage in self.stages)
+        return {**found, "disk": self.disk.whole(self.config.rounds)}
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for all of it."""
+        free = asdict(self.room)
+        return all(size <= free[name] for name, size in self.needed.items())
+
+    @property
+    def seconds(self) -> dict[str, float | None]:
+        """Of a round by kind of work; None where no rate is known."""
+        return seconds(self.counts.tokens(), self.rates)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it: bytes, tokens, seconds."""
+        return {
+            "name": self.config.name,
+            "rounds": self.config.rounds,
+            "parameters": asdict(self.parameters),
+            "round": {**asdict(self.counts), "tokens": self.counts.tokens()},
+            "memory": {stage.stage: dict(stage.parts) for stage in self.stages},
+            "disk": {**asdict(self.disk), "run": self.disk.whole(self.config.rounds)},
+            "rates": dict(self.rates),
+            "rates_from": self.rates_from,
+            "seconds": self.seconds,
+            "needed": self.needed,
+            "available": asdict(self.room),
+            "fits": self.fits,
+        }
+
+
+def plan_config(
+    files: list[Path],
+    settings: list[str],
+    run_dir: Path | None,
+    rates: Mapping[str, float],
+    *,
+    probe: bool,
+    response_tokens: int | None,
+) -> Plan:
+    """The plan of a config.
+
+    Args:
+        files, settings: as for ``run``.
+        run_dir: where the run folder is to be.
+        rates: tokens a second by kind of work, as far as they are given.
+        probe: measure the others.
+        response_tokens: mean length of a sampled response; None: all are as long as they may be.
+
+    Raises:
+        UserError: a mistake in config or data.
+        RunError: something could not be measured.
+    """
+    # Standard output is the plan's, and a model that is thrown away needs no progress bar.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    config = load_config(files, settings)
+    tables = load_data(config)
+    check_needs(config, tables.contents)
+    free = room((run_dir or Path("runs") / config.name).resolve())
+    with tempfile.TemporaryDirectory(prefix="prefloop_plan_") as scratch:
+        origin, revision = _origin(config, tables, Path(scratch))
+        shape = model_shape(origin, "policy.path", revision=revision, trust_remote_code=config.trusts_policy)
+        chat = load_chat(origin, config.chat, config.trusts_policy)
+        planned = plan_round(config, tables, chat, shape, response_tokens)
+        stages, parameters, training = stage_memories(config, origin, shape, planned, load_preset("sft"), free)
+        known, source = dict(rates), "given" if rates else None
+        if probe:
+            found = measured_rates(config, origin, shape, chat, tables.prompts, Path(scratch), skip=set(known))
+            known = ({} if training is None else {"training": training}) | found | known
+            source = "measured and given" if rates else "measured"
+    disk = disk_use(
+        planned.counts,
+        parameters,
+        made_start=config.warm_start is not None or isinstance(config.policy, ScratchPolicy),
+        carried=config.training.optimiser_state == "carried",
+        averaged=config.training.reference == "ema",
+        checkpoints=config.training.checkpoint_every > 0,
+        iterative=config.mode == "iterative",
+        # The best round's beside the last ones, and a new one before an old one goes.
+        policies=None if config.retention.last is None else config.retention.last + 2,
+        state_bytes=STATE_BYTES[config.training.optimiser],
+        cached=config.training.reference_cache is not None,
+    )
+    return Plan(config, planned.counts, parameters, stages, disk, known, source, free)
+
+
+def _origin(config: RunConfig, tables: Tables, scratch: Path) -> tuple[str, str | None]:
+    """The start policy's folder or hub name, and its revision; one that is to be made is made, untrained."""
+    match config.policy:
+        case PretrainedPolicy():
+            return config.policy.path, config.policy.revision
+        case ScratchPolicy():
+            texts = [t for p, text in tables.texts for t in (*(m.content for m in p.messages), text)]
+            make_policy(texts, config.policy, derive_seed(config.seed, "init"), scratch / "policy")
+            return str(scratch / "policy"), None

@@ -1,0 +1,110 @@
+"""How fast a config's parts go: told by the user, or measured for a few seconds on the parts themselves."""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.planning.arithmetic import KINDS
+from flows.planning.probe import model_to_sample_from
+from flows.workers.local import with_context
+from flows.workers.sampler_client import SamplerProcess
+from pipeline.config import JudgeScorer, RunConfig, Scorer, scorers_of
+from pipeline.config.files import read_yaml
+from pipeline.models.chat import Chat
+from pipeline.sampling.sampler import SampleRequest
+from pipeline.types import Group, Prompt, Response, UserError
+from reward_models.answers.accounts import Accounts, Ledger
+from reward_models.answers.cache import LabelCache
+from reward_models.build import build_labeller
+from reward_models.labeller import label
+
+# Sequences of the measured shard, tokens of its first tries, and what the measurement may take.
+SEQUENCES, FIRST_TOKENS, SECONDS = 256, 8, 5.0
+
+
+def given_rates(text: str) -> dict[str, float]:
+    """Tokens a second by kind of work, from ``kind=number,...`` or a YAML file that maps the one to the other.
+
+    Raises:
+        UserError: another kind, or no positive number.
+    """
+    if "=" in text:
+        parts = [part.partition("=") for part in text.split(",")]
+        named: dict[str, object] = {name.strip(): value.strip() for name, _, value in parts}
+    else:
+        named = dict(read_yaml(Path(text)))
+    if not named:
+        raise UserError(f"--rates: {text}: no rate in it; such as sampling=10000,training=9000")
+    return {name: _rate(name, value) for name, value in named.items()}
+
+
+def _rate(name: str, value: object) -> float:
+    if name not in KINDS:
+        raise UserError(f"--rates: {name}: no such rate; must be one of {', '.join(KINDS)}")
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(f"--rates: {name}: {value}: must be a number of tokens a second above 0")
+    return number
+
+
+def measured_rates(
+    config: RunConfig, origin: str, shape: Any, chat: Chat, prompts: Sequence[Prompt], scratch: Path, skip: set[str]
+) -> dict[str, float]:
+    """Tokens a second of the configured sampler and scorer, but for those in ``skip``.
+
+    Args:
+        config: see there.
+        origin: folder or hub name of the start policy; where it has no weights, random ones are sampled from.
+        shape: its transformers config.
+        chat: of it.
+        prompts: to sample from.
+        scratch: for a model folder, a weight probe and the engine's log.
+        skip: rates that are known.
+    """
+    if config.mode == "offline" or {"sampling", "labelling"} <= skip:
+        return {}
+    folder = model_to_sample_from(origin, shape, chat, scratch / "sampled", trust_remote_code=config.trusts_policy)
+    count = max(1, min(SEQUENCES // config.sampling.n, config.shard_size))
+    chosen = [prompts[i % len(prompts)] for i in range(count)]
+    requests = [SampleRequest(chat.prompt_ids(p.messages), seed) for seed, p in enumerate(chosen)]
+    log = scratch / "sampler.log"
+    with SamplerProcess(with_context(config), config.chat, log, config.trusts_policy) as sampler:
+        sampler.load(folder, str(scratch / "sampled"))
+
+        def drawn(tokens: int) -> tuple[float, list[tuple[Response, ...]]]:
+            settings = config.sampling.model_copy(update={"max_tokens": min(tokens, config.sampling.max_tokens)})
+            started = time.perf_counter()
+            answers = list(sampler.sample(requests, settings))
+            return time.perf_counter() - started, answers
+
+        # The first call compiles and warms; the second one says for how many tokens there is time.
+        drawn(FIRST_TOKENS)
+        short, _ = drawn(FIRST_TOKENS)
+        took, answers = drawn(max(FIRST_TOKENS, round(FIRST_TOKENS * SECONDS / short)))
+    rates = {"sampling": sum(len(r.token_ids) for answer in answers for r in answer) / took}
+    groups = [Group(p, q.prompt_ids, answer) for p, q, answer in zip(chosen, requests, answers, strict=True)]
+    if config.scorer is None or "labelling" in skip or _asks_a_server(config.scorer):
+        return rates
+    return rates | {"labelling": _labelling_rate(config.scorer, groups)}
+
+
+def _asks_a_server(settings: Scorer) -> bool:
+    """Whether labels may cost money: a plan asks for none of those."""
+    return any(isinstance(scorer, JudgeScorer) for _, scorer in scorers_of(settings))
+
+
+def _labelling_rate(settings: Scorer, groups: list[Group]) -> float:
+    with Accounts(LabelCache(None), Ledger(None)) as accounts:
+        labeller = build_labeller(settings, accounts)
+        label(groups[:1], labeller)
+        # What the first call left in the cache would not be labelled again.
+        accounts.cache.close()
+        started = time.perf_counter()
+        label(groups, labeller)
+    took = max(time.perf_counter() - started, 1e-9)
+    return sum(len(g.prompt_ids) + len(r.token_ids) for g in groups for r in g.responses) / took

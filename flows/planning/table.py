@@ -1,0 +1,105 @@
+"""A plan as tables for people."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.planning.arithmetic import KINDS
+from flows.planning.plan import Plan
+
+COLUMNS = ("weights", "gradients", "optimiser", "activations", "engine", "whole policy", "processes")
+NAMES = {"memory": "memory", "device": "memory of the accelerator", "disk": "disk"}
+
+
+def print_plan(plan: Plan) -> None:
+    """Parameters, memory by stage, disk, time, and whether all of it fits."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=120)
+    for line in _heading(plan):
+        console.print(line, soft_wrap=True)
+    columns = [name for name in COLUMNS if any(name in stage.parts for stage in plan.stages)]
+    _print(console, ["stage", *columns, "GiB"], _memory_rows(plan, columns))
+    _print(console, ["on disk", "GiB"], _disk_rows(plan))
+    _print(console, ["a round", "tokens", "tokens/s", "seconds"], _time_rows(plan))
+    for line in (*_time_notes(plan), *verdict(plan)):
+        console.print(line, soft_wrap=True)
+
+
+def verdict(plan: Plan) -> list[str]:
+    """One line for each thing that may run out, and whether all of it is enough."""
+    free = {"memory": plan.room.memory, "device": plan.room.device or 0, "disk": plan.room.disk}
+    lines = []
+    if any("gradients" in stage.parts and "activations" not in stage.parts for stage in plan.stages):
+        lines.append("Activations come on top: there is no memory to measure them, not even of a few layers.")
+    for name, size in plan.needed.items():
+        said = "fits" if size <= free[name] else "does not fit"
+        lines.append(f"{NAMES[name]}: {gib(size)} GiB of {gib(free[name])} GiB that are free: {said}")
+    return lines
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB, to three digits where it is little."""
+    value = size / 1024**3
+    return f"{value:.3f}" if value < 1 else f"{value:,.1f}"
+
+
+def _heading(plan: Plan) -> list[str]:
+    config, counts, parameters = plan.config, plan.counts, plan.parameters
+    sampled = f"{counts.prompts:,} prompts x {counts.responses} responses, " if counts.prompts else ""
+    beside = f", {parameters.beside:,} beside it" if parameters.beside else ""
+    return [
+        f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)} of {sampled}"
+        f"{counts.examples:,} examples at most",
+        f"parameters: {parameters.total:,}, of which {parameters.trained:,} are trained{beside}",
+        "",
+    ]
+
+
+def _memory_rows(plan: Plan, columns: Sequence[str]) -> list[list[str]]:
+    rows = []
+    for stage in plan.stages:
+        parts = [gib(stage.parts[name]) if name in stage.parts else "" for name in columns]
+        rows.append([stage.stage, *parts, gib(sum(stage.parts.values()))])
+    return rows
+
+
+def _disk_rows(plan: Plan) -> list[list[str]]:
+    def rows(title: str, sizes: Mapping[str, int]) -> list[list[str]]:
+        return [[f"{title}: {name}", gib(size)] for name, size in sizes.items()]
+
+    disk, rounds = plan.disk, plan.config.rounds
+    whole = [f"the run, {rounds} round{'s' * (rounds > 1)}", gib(disk.whole(rounds))]
+    return [*rows("start", disk.start), *rows("a round", disk.round), *rows("while training", disk.passing), whole]
+
+
+def _time_rows(plan: Plan) -> list[list[str]]:
+    tokens, took = plan.counts.tokens(), plan.seconds
+    rows = []
+    for name in KINDS:
+        rate = tokens[name] / took[name] if took[name] else None  # type: ignore[operator]
+        shown = "?" if took[name] is None else f"{took[name]:,.1f}"
+        rows.append([name, f"{tokens[name]:,.0f}", "" if rate is None else f"{rate:,.0f}", shown])
+    known = [value for value in took.values() if value is not None]
+    whole = f"{sum(known):,.1f}" if len(known) == len(took) else "?"
+    return [*rows, ["all", f"{sum(tokens.values()):,.0f}", "", whole]]
+
+
+def _time_notes(plan: Plan) -> list[str]:
+    if plan.rates_from is None:
+        return ["No rate is known: --probe measures them here, --rates gives them.", ""]
+    lines = [f"Rates are {plan.rates_from}. Process starts and files come on top."]
+    if "scoring" not in plan.rates:
+        lines.append("Scoring is taken to go three times as fast as training, whose passes do three times the work.")
+    return [*lines, ""]
+
+
+def _print(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print()

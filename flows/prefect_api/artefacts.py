@@ -1,0 +1,238 @@
+"""What Prefect's UI shows of a run: names, tags, progress, what each round made, and what the children say.
+
+An artefact's key begins with the run's name and a hash of its folder, so that two runs never mix, and is the same in
+every round and every flow run of a folder: Prefect lists the rounds as versions of one artefact, and its page of
+artefacts has five of each run.
+"""
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging import get_run_logger
+
+from flows.prefect_api.outbox import Outbox
+from flows.report.facts import RoundFacts
+from flows.report.gather import evaluated_rounds, round_facts
+from flows.report.markdown import comparisons_page, duration, report_link, round_page, rounds_rows
+from flows.report.progress import Report
+from flows.workers.child_logs import ChildLogs
+from pipeline.config import RunConfig
+from pipeline.storage.run_folder import RunFolder
+from pipeline.types import content_hash
+
+
+def run_title(run: RunFolder, config: RunConfig) -> str:
+    """How a flow run of a run folder is called: ``tiny · iterative · 2 rounds``."""
+    return f"{run.root.name} · {config.mode} · {config.rounds} round{'s' * (config.rounds > 1)}"
+
+
+def run_tags(config: RunConfig) -> list[str]:
+    """What flow runs can be filtered by."""
+    tags = [f"run:{config.name}", f"mode:{config.mode}", f"loss:{config.loss.preset}", f"sampler:{config.sampler.kind}"]
+    return [*tags, f"scorer:{config.scorer.kind}"] if config.scorer is not None else tags
+
+
+def artefact_key(root: Path, kind: str) -> str:
+    """``tiny-3f2a91-rounds`` for the run folder ``tiny``: lowercase letters, digits and dashes."""
+    words = re.sub(r"[^a-z0-9]+", "-", root.name.lower()).strip("-") or "run"
+    return f"{words}-{content_hash(str(root.resolve()), 6)}-{kind}"
+
+
+class Screen:
+    """Shows one flow run while its block runs; it never stops the run, nor keeps a stage waiting."""
+
+    def __init__(self, run: RunFolder, config: RunConfig) -> None:
+        self._run = run
+        self._config = config
+        self._outbox = Outbox()
+        self._logs = ChildLogs(run.root / "logs")
+        self._pages = RoundPages(run, config, _flow_run())
+        # Rounds that this flow run has worked on, and not shown.
+        self._worked: set[int] = set()
+
+    def __enter__(self) -> "Screen":
+        self._outbox.__enter__()
+        self._announce()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._show_rounds(*self._worked)
+        self._outbox.put(self._pages.end)
+        self._outbox.__exit__(*error)
+
+    @contextlib.contextmanager
+    def stage(self, round_: int, title: str, unit: str) -> Iterator[Report]:
+        """Show the stage whose task this is; the report that it yields may be called from any thread, at any rate."""
+        # Whatever comes last in a round, the first stage of another one says that it is over.
+        self._show_rounds(*(self._worked - {round_}))
+        self._worked.add(round_)
+        log = get_run_logger()
+        self._logs.begin()
+        shown = StageProgress(self._pages.key("progress"), title, unit, _task_run())
+        with self._outbox.ticking(shown.send), self._outbox.ticking(lambda _: self._logs.show(log)):
+            try:
+                yield shown.report
+                shown.end(complete=True)
+            except BaseException:
+                shown.end(complete=False)
+                raise
+            finally:
+                self._logs.show(log, over=True)
+
+    def _show_rounds(self, *rounds: int) -> None:
+        for round_ in sorted(rounds):
+            self._worked.discard(round_)
+            self._outbox.put(partial(self._pages.show, round_))
+
+    def _announce(self) -> None:
+        """Give the flow run its name and tags; on the flow run alone, since tags on task runs cost seconds each."""
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None:
+            return
+        title = run_title(self._run, self._config)
+        flow_run, tags = context.flow_run.id, sorted({*context.flow_run.tags, *run_tags(self._config)})
+
+        def announce(client: SyncPrefectClient) -> None:
+            client.update_flow_run(flow_run, name=title, tags=tags)
+
+        self._outbox.put(announce)
+
+
+class RoundPages:
+    """The artefacts that tell what rounds have made; all are made by the outbox's thread."""
+
+    def __init__(self, run: RunFolder, config: RunConfig, flow_run: UUID | None) -> None:
+        self._run = run
+        self._config = config
+        self._flow_run = flow_run
+        # What the table and later pages tell of a round.
+        self._briefs: dict[int, RoundFacts] = {}
+        self._table_sent = False
+
+    def key(self, kind: str) -> str:
+        """The key of an artefact of this run."""
+        return artefact_key(self._run.root, kind)
+
+    def show(self, round_: int, client: SyncPrefectClient) -> None:
+        """Make a page for ``round_``, its comparisons, and the table of rounds; nothing before its evaluation."""
+        rounds = evaluated_rounds(self._run)
+        if round_ not in rounds:
+            return
+        name, facts = self._run.root.name, round_facts(self._run, self._config, round_)
+        self._briefs[round_] = replace(facts, training=None, comparisons=())
+        earlier = [self._brief(one) for one in sorted({0, round_ - 1} & {*rounds} - {round_})]
+        page = round_page(name, self._config.rounds, facts, earlier)
+        self._make(client, "round", "markdown", f"{name}: round {round_} of {self._config.rounds}", page)
+        if facts.comparisons:
+            described = f"{name}: held-out prompts with responses of the start and of round {round_}"
+            self._make(client, "comparisons", "markdown", described, comparisons_page(name, facts))
+        self._table(client)
+
+    def end(self, client: SyncPrefectClient) -> None:
+        """Link the report; a flow run that found every round complete shows the table too."""
+        if not self._table_sent and evaluated_rounds(self._run):
+            self._table(client)
+        report = self._run.root.resolve() / "report.html"
+        if report.is_file():
+            self._make(client, "report", "markdown", f"{self._run.root.name}: report", report_link(report))
+
+    def _table(self, client: SyncPrefectClient) -> None:
+        facts = [self._brief(one) for one in evaluated_rounds(self._run)]
+        described = f"{self._run.root.name}: rounds 0 to {facts[-1].round}, measured on held-out prompts"
+        self._make(client, "rounds", "table", described, json.dumps(rounds_rows(facts), ensure_ascii=False))
+        self._table_sent = True
+
+    def _brief(self, round_: int) -> RoundFacts:
+        if round_ not in self._briefs:
+            facts = round_facts(self._run, self._config, round_, comparisons=0)
+            self._briefs[round_] = replace(facts, training=None)
+        return self._briefs[round_]
+
+    def _make(self, client: SyncPrefectClient, kind: str, form: str, described: str, data: str) -> None:
+        client.create_artifact(
+            ArtifactCreate(key=self.key(kind), type=form, description=described, data=data, flow_run_id=self._flow_run)
+        )
+
+
+class StageProgress:
+    """A progress artefact of one task run, made with the stage's first report."""
+
+    def __init__(self, key: str, title: str, unit: str, task_run: tuple[UUID | None, UUID | None]) -> None:
+        """``task_run``: the ids of the flow run and the task run."""
+        self._key, self._title, self._unit = key, title, unit
+        self._flow_run, self._task_run = task_run
+        self._id: UUID | None = None
+        self._sent = ""
+        self._told: tuple[int, int, str] | None = None
+        self._begun = time.monotonic()
+        self._first = 0
+        self._started = self._ended = 0.0
+        self._complete = False
+
+    def report(self, done: int, total: int, note: str) -> None:
+        """Remember how far the stage is; what is sent, and when, is up to ``send``."""
+        if self._told is None:
+            self._first, self._started = done, time.monotonic()
+        self._told = (done, total, note)
+
+    def end(self, complete: bool) -> None:
+        """The stage is over."""
+        self._ended, self._complete = time.monotonic(), complete
+
+    def send(self, client: SyncPrefectClient) -> None:
+        """Make or update the artefact if anything has changed."""
+        if self._told is None:
+            return
+        done, total, _ = self._told
+        share = 100.0 if self._complete else min(100.0 * done / max(total, 1), 100.0)
+        described = self._description()
+        if described == self._sent:
+            return
+        if self._id is None:
+            made = ArtifactCreate(
+                key=self._key,
+                type="progress",
+                description=described,
+                data=share,
+                flow_run_id=self._flow_run,
+                task_run_id=self._task_run,
+            )
+            self._id = client.create_artifact(made).id
+        else:
+            client.update_artifact(self._id, ArtifactUpdate(data=share, description=described))
+        self._sent = described
+
+    def _description(self) -> str:
+        assert self._told is not None
+        done, total, note = self._told
+        # Neither an engine's start nor what an earlier try has done counts; of a single report more is not known.
+        more, since = (done - self._first, self._started) if done > self._first else (done, self._begun)
+        rate = more / max((self._ended or time.monotonic()) - since, 1e-9)
+        parts = [f"{done:,} of {total:,} {self._unit}"]
+        if rate > 0:
+            parts.append(f"{rate:,.1f} {self._unit}/s")
+        if self._ended:
+            parts.append("complete" if self._complete else "stopped")
+        elif rate > 0:
+            parts.append(f"{duration((total - done) / rate)} left")
+        return f"{self._title}: {' · '.join([*parts, note] if note else parts)}"
+
+
+def _flow_run() -> UUID | None:
+    context = FlowRunContext.get()
+    return None if context is None or context.flow_run is None else context.flow_run.id
+
+
+def _task_run() -> tuple[UUID | None, UUID | None]:
+    context = TaskRunContext.get()
+    return (None, None) if context is None else (context.task_run.flow_run_id, context.task_run.id)

@@ -1,0 +1,118 @@
+"""A run that its gate pauses waits in Prefect: the schedule stops, and the flow run shows a form for the decision.
+
+Answered there, or with ``prefloop approve``, the flow run goes on and the schedule with it.
+"""
+
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
+from prefect.input import RunInput
+from prefect.input.run_input import keyset_from_paused_state
+from prefect.logging import get_run_logger
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Suspended
+from pydantic import Field
+
+from flows.prefect_api.parameters import dated
+from flows.prefect_api.server import lasting_api
+from flows.run_folder.approvals import approve, read_approval, waiting
+from pipeline.storage.run_folder import RunFolder
+from pipeline.types import Paused
+
+# What a suspended flow run's key begins with; the round's number follows.
+ROUND = "round-"
+_SUSPENDED = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
+
+
+class Decision(RunInput):
+    """The form."""
+
+    decision: Literal["promote", "stop", "roll_back"] = Field(
+        title="Decision",
+        description="promote: go on from this round; roll_back: go on from the best round; stop: the run is done",
+    )
+    reason: str = Field("", title="Reason", description="kept with the decision", max_length=2000)
+    by: str = Field("", title="By", description="your name; kept with the decision", max_length=200)
+
+
+def wait_for_decision(root: Path, pause: Paused) -> None:
+    """Return once the decision is there and written to the run folder; else suspend this flow run.
+
+    The deployment's schedules are off in between; they stay off if the decision is to stop.
+    """
+    waits = waiting(RunFolder(root))
+    context = FlowRunContext.get()
+    if not waits or context is None or context.flow_run is None or context.flow_run.deployment_id is None:
+        raise pause
+    flow_run, deployment = context.flow_run.id, context.flow_run.deployment_id
+    answer = _ask(flow_run, deployment, waits[-1], str(pause))
+    approve(root, waits[-1], answer.decision, answer.by or None, answer.reason)
+    if answer.decision != "stop":
+        with get_client(sync_client=True) as client:
+            client.resume_deployment(deployment)
+
+
+def stop_schedule_if_done(root: Path) -> None:
+    """Turn the deployment's schedules off where the gate has stopped the run: there is nothing to go on with."""
+    waits = waiting(RunFolder(root))
+    context = FlowRunContext.get()
+    if waits and context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None:
+        get_run_logger().warning("The gate of round %d has stopped the run; the schedule is off.", waits[-1])
+        with get_client(sync_client=True) as client:
+            client.pause_deployment(context.flow_run.deployment_id)
+
+
+def release(root: Path) -> str | None:
+    """Let the flow run go on that waits for a decision which was made elsewhere; returns its name, if there is one.
+
+    The decision is in the run folder. ``stop`` leaves the schedule off.
+    """
+    url = lasting_api()
+    if url is None:
+        return None
+    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+        for flow_run in client.read_flow_runs(flow_run_filter=_SUSPENDED):
+            round_ = _round_waited_for(flow_run, root.resolve())
+            approval = None if round_ is None else read_approval(RunFolder(root), round_)
+            if approval is None or flow_run.deployment_id is None:
+                continue
+            answer = {"decision": approval.decision, "reason": approval.reason, "by": approval.by}
+            client.resume_flow_run(flow_run.id, run_input=answer)
+            if approval.decision != "stop":
+                client.resume_deployment(flow_run.deployment_id)
+            return str(flow_run.name)
+    return None
+
+
+def _round_waited_for(flow_run: FlowRun, root: Path) -> int | None:
+    """The round that a suspended flow run asks about; None if it is of another run folder."""
+    named, due = str(flow_run.parameters.get("run_dir", "")), flow_run.expected_start_time
+    key = "" if flow_run.state is None else flow_run.state.state_details.pause_key or ""
+    if due is None or Path(dated(named, due)).resolve() != root or not key.startswith(ROUND):
+        return None
+    return int(key.removeprefix(ROUND))
+
+
+def _ask(flow_run: UUID, deployment: UUID, round_: int, why: str) -> Decision:
+    """The answer of an earlier try of this flow run, or else ``Pause`` is raised, which ends the process."""
+    state: State[object] = Suspended(message=why, pause_key=f"{ROUND}{round_}")
+    keys = keyset_from_paused_state(state)
+    state.state_details.run_input_keyset = {str(name): key for name, key in keys.items()}
+    form = Decision.with_initial_data(description=why)
+    with get_client(sync_client=True) as client:
+        result = client.set_flow_run_state(flow_run, state)
+        if result.status is SetStateStatus.REJECT:
+            answer = Decision.load(keys)
+            assert isinstance(answer, Decision), "outside of an event loop it is loaded at once"
+            return answer
+        form.save(keys)
+        client.pause_deployment(deployment)
+    get_run_logger().warning("%s\nThe schedule is off until the decision is made.", why)
+    raise Pause(state=state)

@@ -1,0 +1,84 @@
+"""The parameters of the flows, with the titles, descriptions and ranges that Prefect's UI makes a form of."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field
+
+from flows.run_folder.stage_keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
+
+MAX_ROUNDS = 1000
+_STAGES = "|".join(dict.fromkeys((*START_STAGES, *ITERATIVE_STAGES, *OFFLINE_STAGES)))
+STAGE_OF_ROUND = rf"^[0-9]{{1,4}}:({_STAGES})$"
+SETTING = r"^[A-Za-z_][A-Za-z0-9_.]*="
+
+
+def _shown(title: str, description: str) -> dict[str, str]:
+    # Not as pydantic's own title and description: Prefect puts the parameter's name and the docstring over those.
+    return {"title": title, "description": description}
+
+
+RunDir = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=1000,
+        json_schema_extra=_shown(
+            "Run folder",
+            "Made by the first run; later ones go on with it. %Y-%m-%d and the like are filled in from the time of the "
+            "firing, which gives each firing a folder of its own.",
+        ),
+    ),
+]
+ConfigFiles = Annotated[
+    tuple[str, ...],
+    Field(
+        max_length=20,
+        json_schema_extra=_shown(
+            "Config files",
+            "YAML, each laid over the ones before. None: the run folder's own config.",
+        ),
+    ),
+]
+Settings = Annotated[
+    tuple[Annotated[str, Field(pattern=SETTING, max_length=2000)], ...],
+    Field(
+        max_length=200,
+        json_schema_extra=_shown(
+            "Settings",
+            "KEY=VALUE over the config files, such as training.learning_rate=1e-5. Settings that change results need a "
+            "run folder of their own.",
+        ),
+    ),
+]
+RoundsMore = Annotated[
+    int,
+    Field(
+        ge=0,
+        le=MAX_ROUNDS,
+        json_schema_extra=_shown(
+            "Rounds to add",
+            "How many rounds this run adds to those that are complete. 0: up to the config's rounds.",
+        ),
+    ),
+]
+Until = Annotated[
+    Annotated[str, Field(pattern=STAGE_OF_ROUND)] | None,
+    Field(
+        json_schema_extra=_shown("Stop after", "ROUND:STAGE, such as 1:pairs; the next run goes on from there."),
+    ),
+]
+RedoFrom = Annotated[
+    Annotated[str, Field(pattern=STAGE_OF_ROUND)] | None,
+    Field(
+        json_schema_extra=_shown(
+            "Redo from",
+            "ROUND:STAGE, such as 2:labels: that stage and all that depends on it are set aside and redone.",
+        ),
+    ),
+]
+
+
+def dated(run_dir: str, due: datetime) -> str:
+    """``run_dir`` with the local date and time ``due`` where it has places for them (%Y-%m-%d)."""
+    return due.astimezone().strftime(run_dir) if "%" in run_dir else run_dir

@@ -1,0 +1,272 @@
+"""A Prefect API: the user's own if one is configured, that of ``prefloop up`` if it runs, else one for this command.
+
+The last one writes to the same Prefect home as ``prefloop up``, listens on 127.0.0.1 and, unlike
+Prefect's own temporary server, is gone as soon as this process is, also when that is killed with -9.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import httpx
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_HOME, temporary_settings
+
+from flows.prefect_api.kept_alive import kept_alive
+from pipeline.storage.run_folder import write_text
+from pipeline.types import RunError, UserError
+
+START_SECONDS = 120.0
+STOP_SECONDS = 5.0
+DRAIN_SECONDS = 10.0
+REACH_SECONDS = 10.0
+# With 2, 4, 8, ... seconds in between: a minute or two.
+RETRIES = 5
+# With Prefect's 15, all may wait for the one that writes to SQLite, which then waits for a second one of its own.
+CONNECTIONS = {
+    "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "50",
+    "PREFECT_SERVER_DATABASE_SQLALCHEMY_MAX_OVERFLOW": "50",
+}
+
+
+class ServerLostError(RunError):
+    """A server that outlives this command does not answer, after it did."""
+
+
+@contextmanager
+def prefect_api(log: Path) -> Iterator[None]:
+    """Within the block flows find a server; the private one is started again, at the same address, if it dies.
+
+    Raises:
+        RunError: the private one does not start, one fails (its disk may be full), or a lasting one is out of reach
+            where a flow cannot do without.
+    """
+    url = lasting_api()
+    if url is not None:
+        with _within_reach(url), _at_work(), _sent_to(url), _said_plainly():
+            yield
+        return
+    port = _free_port()
+
+    def start() -> "subprocess.Popen[bytes]":
+        with log.open("ab") as output:
+            return _start(port, output.fileno())
+
+    process = start()
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        _wait(url, process, log)
+    except BaseException:
+        stop_watched(process)
+        raise
+    # As often as it takes a slow machine to start it again.
+    patience = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: max(RETRIES, PREFECT_CLIENT_MAX_RETRIES.value())})
+    with _at_work(log), kept_alive(process, start, stop_watched), _sent_to(url), patience, _said_plainly():
+        yield
+
+
+def lasting_api() -> str | None:
+    """The URL of a server that outlives this command; None if there is none.
+
+    That is ``PREFECT_API_URL``, or what ``prefloop up`` or ``ui`` on the same Prefect home has noted there.
+    """
+    configured: str | None = PREFECT_API_URL.value()
+    if configured:
+        return configured
+    with suppress(OSError):
+        noted = _note().read_text(encoding="utf-8").strip()
+        return noted if _is_healthy(noted) else None
+    return None
+
+
+@contextmanager
+def lasting_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Prefect's server with its UI on 127.0.0.1, found by other commands as long as the block lasts.
+
+    Raises:
+        UserError: the port is taken, or a server of this Prefect home is there already.
+        RunError: the server does not start.
+    """
+    url = f"http://127.0.0.1:{port}/api"
+    running = lasting_api()
+    if running is not None and (running != url or _is_healthy(url)):
+        raise UserError(f"Prefect's server is already {running}; end it, or unset PREFECT_API_URL where that names it")
+    if not _is_free(port):
+        raise UserError(f"--port: {port} is taken on 127.0.0.1; choose another one from 1 to 65535")
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    # Without it the page asks the default port, whatever port it was served from.
+    log = _home() / "prefloop-server.log"
+    with log.open("ab") as output:
+        process = start_watched(command, {"PREFECT_SERVER_UI_API_URL": url, **CONNECTIONS}, output.fileno())
+    try:
+        _wait(url, process, log)
+        write_text(_note(), url + "\n")
+        yield process
+    finally:
+        with suppress(FileNotFoundError):
+            _note().unlink()
+        stop_watched(process)
+
+
+@contextmanager
+def _within_reach(url: str) -> Iterator[None]:
+    """Raise ``RunError`` where the server at ``url`` does not answer: ``ServerLostError`` where it did at first."""
+    kind: type[RunError] = RunError
+    try:
+        httpx.get(f"{url}/health", timeout=REACH_SECONDS)
+        kind = ServerLostError
+        yield
+    except httpx.TransportError as error:
+        raise kind(
+            f"Prefect's server at {url} is out of reach ({error}); what is complete is kept, and the same command goes "
+            "on when the server is back, or with one of its own when PREFECT_API_URL is not set"
+        ) from error
+
+
+@contextmanager
+def _at_work(log: Path | None = None) -> Iterator[None]:
+    """Raise ``RunError`` where the server says that it has failed; a private one, whose ``log`` this is, or died."""
+    failures = (httpx.HTTPStatusError,) if log is None else (httpx.HTTPStatusError, httpx.TransportError)
+    try:
+        yield
+    except failures as error:
+        said = str(error).splitlines()[0]
+        if isinstance(error, httpx.HTTPStatusError):
+            if not error.response.is_server_error:
+                raise
+            said = f"{error.response.status_code} {error.response.reason_phrase}"
+        raise RunError(
+            f"Prefect's server failed ({said}); {_database(log)}. What is complete is kept; the same command goes on"
+        ) from error
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    """Raise the error of the network that Prefect's first word with a server, about versions, hides in another one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, httpx.TransportError) and "reach API" in str(error):
+            raise error.__cause__ from None
+        raise
+
+
+def _database(log: Path | None) -> str:
+    if log is None:
+        return "its own log says why"
+    free = shutil.disk_usage(_home()).free
+    return f"its database is in {_home()}, where {free:,} bytes are free; see {log}"
+
+
+@contextmanager
+def _sent_to(url: str) -> Iterator[None]:
+    with temporary_settings({PREFECT_API_URL: url}):
+        try:
+            yield
+        finally:
+            # States of tasks and log lines travel in the background; what is not sent by now is never seen.
+            EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+            APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+
+
+def go_on_without(error: ServerLostError) -> NoReturn:
+    """Replace this process by the same command with a server of its own; what is complete is not repeated.
+
+    A new process, since Prefect would wait at the end of this one, for minutes, to send what it could not.
+    """
+    print(f"prefloop: Prefect's server is lost ({error.__cause__}); going on with one of one's own", file=sys.stderr)
+    sys.stdout.flush()
+    os.environ["PREFECT_API_URL"] = ""
+    os.execv(sys.executable, [sys.executable, *going_on(sys.orig_argv[1:])])  # noqa: S606 - this very command
+
+
+def going_on(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command that goes on where that with ``arguments`` ended: what --from set aside stays so."""
+    taken = (at for at, one in enumerate(arguments) if one == "--from")
+    left_out = {place for at in taken for place in (at, at + 1)}
+    return [one for at, one in enumerate(arguments) if at not in left_out and not one.startswith("--from=")]
+
+
+def start_watched(command: list[str], settings: dict[str, str], output: int | None) -> "subprocess.Popen[bytes]":
+    """Start a server that ends when this process does; ``output`` is a file descriptor, or None for this one's own."""
+    watched = [sys.executable, "-m", "pipeline.sampling.watchdog", str(os.getpid()), *command]
+    return subprocess.Popen(
+        watched,
+        env={**os.environ, **settings},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        process_group=0,
+    )
+
+
+def stop_watched(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECONDS) -> None:
+    """End what ``start_watched`` started: politely, and after some ``seconds`` at once."""
+    # To the watchdog alone, which passes it on: a worker that is told twice does not wait for its runs.
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _start(port: int, output: int) -> "subprocess.Popen[bytes]":
+    serve = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    serve += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    # The two private settings are those with which Prefect starts its own temporary server.
+    settings = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    return start_watched(serve, settings, output)
+
+
+def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if _is_healthy(url):
+            return
+        time.sleep(0.1)
+    raise RunError(f"Prefect's server did not start on {url}; {_database(log)}")
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=30).status_code == httpx.codes.OK
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
+def _home() -> Path:
+    home: Path = PREFECT_HOME.value()
+    home.mkdir(parents=True, exist_ok=True)
+    return home
+
+
+def _note() -> Path:
+    return _home() / "prefloop.url"
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do, so that a port counts as free whose last server has just ended.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

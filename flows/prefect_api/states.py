@@ -1,0 +1,145 @@
+"""Prefect's states of a run, kept true: what is cancelled there ends, and what was killed does not count as running.
+
+``flow_run.json`` in the run folder says which flow run, of which process, wrote there last.
+"""
+
+import contextvars
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State, StateType
+from prefect.context import FlowRunContext
+from prefect.exceptions import Abort, ObjectNotFound
+from prefect.states import Cancelled, Crashed
+
+from pipeline.storage.run_folder import write_json
+
+FILE = "flow_run.json"
+POLL_SECONDS = 2.0
+REQUEST_SECONDS = 10.0
+ENDED = {StateType.CANCELLING, StateType.CANCELLED}
+UNDER_WAY = {StateType.PENDING, StateType.RUNNING, StateType.CANCELLING}
+# Set for runs that a process of Prefect's own started, and ends when they are cancelled.
+MANAGED = "PREFECT__FLOW_RUN_ID"
+
+
+@contextmanager
+def true_states(root: Path) -> Iterator[None]:
+    """Within the block, of a process that holds the run ``root``, the flow run that is under way ends when cancelled.
+
+    The one before, if Prefect still takes it for running, is marked crashed first.
+
+    Raises:
+        Abort: Prefect was told to cancel the flow run; all that the block started has ended, and Prefect knows.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        yield
+        return
+    own = context.flow_run.id
+    _end_last(root, own)
+    started = psutil.Process().create_time()
+    here = {"flow_run": str(own), "host": socket.gethostname(), "pid": os.getpid(), "started": started}
+    write_json(root / FILE, here)
+    if MANAGED in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    cancelled = threading.Event()
+    try:
+        with _interrupted_when_cancelled(own, cancelled):
+            yield
+    except KeyboardInterrupt:
+        if not cancelled.is_set():
+            raise
+        with _client() as client:
+            _set(client, own, Cancelled(message="cancelled; the same command goes on from the last complete shard"))
+        raise Abort("the flow run was cancelled in Prefect") from None
+
+
+@contextmanager
+def _interrupted_when_cancelled(flow_run: UUID, cancelled: threading.Event) -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` in the main thread, and set ``cancelled``, when Prefect says so."""
+    over, lock = threading.Event(), threading.Lock()
+
+    def watch() -> None:
+        with _client() as client:
+            while not over.wait(POLL_SECONDS):
+                state = _state(client, flow_run)
+                if state is not None and state.type in ENDED:
+                    with lock:
+                        if not over.is_set():
+                            cancelled.set()
+                            # To the thread itself, so that what it waits for is interrupted.
+                            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+                    return
+
+    # Whatever the shell that started this process has made of SIGINT.
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    # The address of the server is in the context.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(watch,), name="cancellation", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        with lock:
+            over.set()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def _end_last(root: Path, own: UUID) -> None:
+    """Mark the flow run that wrote to ``root`` before this one as crashed, unless Prefect knows its end.
+
+    Whoever holds the run folder knows that no other process writes there.
+    """
+    try:
+        last: dict[str, Any] = json.loads((root / FILE).read_text(encoding="utf-8"))
+        flow_run, who = UUID(last["flow_run"]), f"process {last['pid']} on {last['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if flow_run == own:
+        return
+    with _client() as client:
+        state = _state(client, flow_run)
+        if state is None or state.type not in UNDER_WAY:
+            return
+        message = f"{who} is gone; the run went on as flow run {own}"
+        cancelled = state.type == StateType.CANCELLING
+        _set(client, flow_run, Cancelled(message=message) if cancelled else Crashed(message=message))
+    print(
+        f"Prefect's flow run {flow_run}, of {who}, is marked {'cancelled' if cancelled else 'crashed'}", file=sys.stderr
+    )
+
+
+def _client() -> SyncPrefectClient:
+    # With other settings than the flow's, it is not the one that the flow uses, in another thread.
+    return get_client(httpx_settings={"timeout": REQUEST_SECONDS}, sync_client=True)
+
+
+def _state(client: SyncPrefectClient, flow_run: UUID) -> State[Any] | None:
+    """None: this server does not know it, or does not answer."""
+    with suppress(ObjectNotFound, httpx.HTTPError):
+        return client.read_flow_run(flow_run).state
+    return None
+
+
+def _set(client: SyncPrefectClient, flow_run: UUID, state: State[Any]) -> None:
+    """Give ``state`` to a flow run, and to those of its tasks that have not ended."""
+    only = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
+    with suppress(httpx.HTTPError):
+        for task in client.read_task_runs(flow_run_filter=only):
+            if task.state is None or not task.state.is_final():
+                client.set_task_run_state(task.id, state, force=True)
+        client.set_flow_run_state(flow_run, state, force=True)

@@ -1,0 +1,140 @@
+"""``prefloop check`` and the checks that ``run`` makes before it starts anything: config, data, model folder."""
+
+import json
+from pathlib import Path
+
+from flows.preflight.data import check_data
+from flows.preflight.fault_log import FaultLog
+from flows.preflight.labellers import check_answer, check_scorer, check_second
+from flows.preflight.loss_needs import check_needs, loss_name
+from flows.preflight.model_folders import check_folder
+from flows.report.trackers import require_trackers
+from flows.workers.local import has_accelerator
+from pipeline.config import PretrainedPolicy, RunConfig
+from pipeline.config.files import load_config
+from pipeline.config.loss.needs import needs_of
+from pipeline.data.counts import Contents
+from pipeline.training.distributed.launch import read_launch, require_launcher, require_optimiser
+from pipeline.types import Prompt, UserError
+
+
+def check_config(files: list[Path], settings: list[str], faults: Path | None = None) -> None:
+    """Print what the config describes. Raises ``UserError`` for every mistake that can be found without training.
+
+    ``faults``: where rows with a fault are listed; default: ``faults_file`` of the run's usual folder.
+    """
+    config = load_config(files, settings)
+    file = faults or faults_file(Path("runs") / config.name)
+    contents, log = check_run(config, file)
+    for line in describe(config, contents):
+        print(line)
+    if log.found:
+        print("\n".join(["  faults in the data, within their limits:", *(f"  {line}" for line in log.lines())]))
+        print(f"  these rows: {file}")
+
+
+def faults_file(root: Path) -> Path:
+    """Where the faults in the data of the run folder ``root`` are listed: beside it."""
+    return root.with_name(f"{root.name}.faults.jsonl")
+
+
+def check_run(config: RunConfig, faults: Path | None = None) -> tuple[Contents, FaultLog]:
+    """What the data holds and its faults, once model folders, data, scorer and loss are known to fit.
+
+    Raises ``UserError``; writes nothing but ``faults``. Model folders must hold what is read from them. Prompts must
+    have the answers that the scorer compares with.
+    """
+    if isinstance(config.policy, PretrainedPolicy):
+        check_folder(Path(config.policy.path), "policy.path")
+    if config.scorer is not None:
+        check_scorer(config.scorer)
+    if config.gate is not None and config.gate.second is not None:
+        check_second(config.scorer, config.gate.second)
+    if config.discriminator is not None and config.discriminator.start is not None:
+        check_folder(Path(config.discriminator.start), "discriminator.start")
+    for field, path in _further_models(config):
+        check_folder(Path(path), field)
+    _check_training(config)
+    require_trackers(config)
+    contents, log = check_data(config, faults, lambda prompt: _check_prompt(config, prompt))
+    check_needs(config, contents)
+    if isinstance(config.policy, PretrainedPolicy) and Path(config.policy.path).exists():
+        for field, path in _further_models(config):
+            check_vocabulary(Path(config.policy.path), Path(path), field)
+    return contents, log
+
+
+def describe(config: RunConfig, contents: Contents) -> list[str]:
+    """A few lines on what would run."""
+    lines = [f"{config.name}: {config.mode}, {config.rounds} rounds, seed {config.seed}: config and data are valid"]
+    lines += [f"  {name.replace('_', ' ')}: {size}" for name, size in contents.sizes.items()]
+    if config.mode == "iterative":
+        prompts = min(config.prompts_per_round or contents.prompts, contents.prompts)
+        lines.append(f"  a round samples {prompts} prompts x {config.sampling.n} responses")
+    needs = sorted(needs_of(config.loss))
+    lines.append(f"  {loss_name(config)} reads {', '.join(needs) or 'the policy alone'}")
+    return lines
+
+
+def _check_prompt(config: RunConfig, prompt: Prompt) -> None:
+    """Raise ``UserError`` if a labeller lacks what it compares responses with."""
+    if config.scorer is not None:
+        check_answer(config.scorer, prompt)
+    if config.gate is not None and config.gate.second is not None:
+        check_answer(config.gate.second, prompt)
+
+
+def check_vocabulary(policy: Path, other: Path, field: str) -> None:
+    """Raise ``UserError`` if two model folders give token ids other meanings, as far as their files tell.
+
+    Log-probabilities of one's tokens under the other would be of other words. Sizes count only where a tokenizer is
+    missing: models of one tokenizer may pad their embeddings differently.
+    """
+    words = [_words(folder) for folder in (policy, other)]
+    if all(words):
+        if words[0] != words[1]:
+            raise UserError(
+                f"{field}: {other}: its tokenizer gives other ids than that of policy.path; must be the same"
+            )
+        return
+    sizes = [_vocabulary_size(folder) for folder in (policy, other)]
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise UserError(
+            f"{field}: {other}: a vocabulary of {sizes[1]}, but policy.path has {sizes[0]}; must be the same"
+        )
+
+
+def _further_models(config: RunConfig) -> list[tuple[str, str]]:
+    contrast = config.training.contrastive
+    found = [("training.references", path) for path in config.training.references]
+    if contrast is not None:
+        sides = {"positive": contrast.positive, "negative": contrast.negative}
+        found += [(f"training.contrastive.{name}", path) for name, path in sides.items()]
+    return found
+
+
+def _check_training(config: RunConfig) -> None:
+    launch = read_launch(config)
+    require_launcher(config, launch)
+    on_accelerator = has_accelerator() and not (launch is not None and launch.cpu)
+    for section, settings in (("training", config.training), ("warm_start", config.warm_start)):
+        if settings is not None:
+            require_optimiser(settings, section, on_accelerator=on_accelerator)
+
+
+def _vocabulary_size(folder: Path) -> int | None:
+    try:
+        size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return size if isinstance(size, int) else None
+
+
+def _words(folder: Path) -> dict[str, int]:
+    """Ids of the words of a tokenizer.json, those that were added to it too; empty if there is none."""
+    try:
+        plain = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        words: dict[str, int] = dict(plain["model"]["vocab"])
+        return words | {token["content"]: token["id"] for token in plain.get("added_tokens", [])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

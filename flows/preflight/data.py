@@ -1,0 +1,142 @@
+"""A pass over all rows of a run's data before it starts: faults by cause, and what the data holds."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, assert_never
+
+from flows.preflight.fault_log import FaultLog
+from flows.stages.data import HELD_OUT_PAIRS, RunData, open_data
+from pipeline.config import ClassifierScorer, PretrainedPolicy, RunConfig, ScratchPolicy, scorers_of
+from pipeline.data.counts import Contents
+from pipeline.data.faults import FaultFinder, Tokens
+from pipeline.data.reading import PromptRow, Row, read_preferences, read_prompts
+from pipeline.data.sources import held_out_source
+from pipeline.sampling.sampler import engine_context
+from pipeline.types import Message, Prompt, TextPreference, UserError
+
+AnyRow = Row[PromptRow] | Row[TextPreference]
+_UNLIMITED = 2**62
+
+
+def check_data(config: RunConfig, file: Path | None, each: Callable[[Prompt], object]) -> tuple[Contents, FaultLog]:
+    """What the data holds, and its faults, which are written to ``file`` too.
+
+    ``each`` is called with every distinct prompt and raises ``UserError`` for one that will not do.
+
+    Raises:
+        UserError: faults above ``config.limits``, or nothing left to train on.
+    """
+    run_data: RunData | None = None
+    unsplit: UserError | None = None
+    with FaultLog(config.limits, file) as log:
+        try:
+            run_data = open_data(config)
+        except UserError as error:
+            # Rows that cannot be read say more than that too few are left.
+            unsplit = error
+        _log_faults(config, run_data, log)
+    log.check()
+    if run_data is None:
+        assert unsplit is not None
+        raise unsplit
+    return _contents(run_data, each), log
+
+
+def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
+    config, contents = run_data.config, Contents()
+    for prompt in run_data.split.held_out:
+        each(prompt)
+        contents.held_out += 1
+    for prompt in run_data.prompts():
+        each(prompt)
+        contents.prompts += 1
+    contents.texts = sum(1 for _ in run_data.texts())
+    for table, row in run_data.preferences():
+        if table == HELD_OUT_PAIRS:
+            contents.held_out_pairs += 1
+        else:
+            contents.add(row)
+    if not contents.prompts:
+        raise UserError("prompts: all are held out too, case and spaces aside")
+    if config.warm_start is not None and not contents.texts:
+        raise UserError("warm_start: the prompt data holds no reference response to train on")
+    if config.mode == "offline" and contents.preferences < config.rounds:
+        raise UserError(f"pairs: {contents.preferences} rows are left for {config.rounds} rounds")
+    return contents
+
+
+def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog) -> None:
+    tokens = None if run_data is None else _tokens(config, run_data)
+    given = run_data is not None and config.held_out.is_given
+    for source, rows in _sources(config):
+        finder = FaultFinder(
+            tokens, run_data.split if run_data is not None and given and source != "held_out" else None
+        )
+        for row in rows:
+            log.row(source)
+            if row.value is None:
+                log.fault(source, row.file, row.number, "malformed", str(row.fault))
+                continue
+            value = row.value
+            if isinstance(value, PromptRow) and config.warm_start is None:
+                value = PromptRow(value.prompt)
+            for cause, said in finder.faults(row.place, value):
+                log.fault(source, row.file, row.number, cause, said)
+
+
+def _sources(config: RunConfig) -> Iterator[tuple[str, Iterator[AnyRow]]]:
+    """Everything that is read, by the name that it has in the config."""
+    if config.prompts is not None:
+        yield "prompts", read_prompts(config.prompts)
+    if config.pairs is not None:
+        yield "pairs", read_preferences(config.pairs)
+    given = held_out_source(config)
+    if given is not None:
+        yield "held_out", read_preferences(given) if config.prompts is None else read_prompts(given)
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def _tokens(config: RunConfig, run_data: RunData) -> Tokens:
+    """The policy's chat, of a policy that the run will make too, and the reward model's tokenizer."""
+    from pipeline.models.chat import Chat, load_chat
+
+    policy, context = config.policy, None
+    match policy:
+        case PretrainedPolicy():
+            chat = load_chat(policy.path, config.chat, policy.trust_remote_code)
+            limit = engine_context(_UNLIMITED, policy.path)
+            context = None if limit == _UNLIMITED else limit
+        case ScratchPolicy():
+            from pipeline.models.scratch import make_tokenizer
+
+            texts = (part for prompt, text in run_data.texts() for part in (*_contents_of(prompt), text))
+            chat, context = Chat(make_tokenizer(texts, policy.vocab_size), config.chat), policy.context
+        case _:
+            assert_never(policy)
+    scorers = [] if config.scorer is None else [scorer for _, scorer in scorers_of(config.scorer)]
+    models = [scorer for scorer in scorers if isinstance(scorer, ClassifierScorer)]
+    if not models:
+        return Tokens(chat, config.chat, context)
+    shortest = min(models, key=lambda model: model.max_tokens)
+    return Tokens(chat, config.chat, context, _reward_length(shortest), shortest.max_tokens)
+
+
+def _contents_of(prompt: Prompt) -> list[str]:
+    return [message.content for message in prompt.messages]
+
+
+def _reward_length(settings: ClassifierScorer) -> Callable[[Sequence[Message], str], int]:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+
+    def length(messages: Sequence[Message], text: str) -> int:
+        turns = [{"role": m.role, "content": m.content} for m in (*messages, Message("assistant", text))]
+        if tokenizer.chat_template:
+            rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+            return len(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(tokenizer("\n".join(turn["content"] for turn in turns), verbose=False)["input_ids"])
+
+    return length

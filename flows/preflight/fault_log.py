@@ -1,0 +1,116 @@
+"""The faults of a run's data: every one in a file, counts by cause, and whether the limits allow them."""
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from pipeline.config import Limits
+from pipeline.data.faults import Cause
+from pipeline.types import UserError
+
+SHOWN = 5
+
+
+@dataclass
+class Tally:
+    """Of one source: its rows, how many of them have which fault, and the first of each cause for messages."""
+
+    rows: int = 0
+    faults: Counter[Cause] = field(default_factory=Counter)
+    first: dict[Cause, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+class FaultLog:
+    """Takes faults row by row, then says whether the data is refused. A context manager.
+
+    The file has one JSON object a line: ``source`` (prompts, pairs or held_out), ``file``, ``row``, ``cause``,
+    ``said``. It appears whole when all rows have been seen, and only if there is a fault.
+
+    Attributes:
+        tallies: by source, in the order in which they came.
+    """
+
+    def __init__(self, limits: Limits, file: Path | None = None) -> None:
+        """``file``: where the faults go; None: nowhere."""
+        self.tallies: dict[str, Tally] = {}
+        self._limits = limits
+        self._file = file
+        self._scratch: IO[str] | None = None
+
+    def __enter__(self) -> "FaultLog":
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.unlink(missing_ok=True)
+            self._scratch = self._partial(self._file).open("w", encoding="utf-8")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._file is None or self._scratch is None:
+            return
+        self._scratch.close()
+        if error is None and self.found:
+            self._partial(self._file).replace(self._file)
+        else:
+            self._partial(self._file).unlink()
+
+    @property
+    def found(self) -> bool:
+        """Whether any row has a fault."""
+        return any(tally.faults for tally in self.tallies.values())
+
+    def row(self, source: str) -> None:
+        """Count one more row of ``source``."""
+        self.tallies.setdefault(source, Tally()).rows += 1
+
+    def fault(self, source: str, file: str, number: int, cause: Cause, said: str) -> None:
+        """Note a fault of a row that is counted."""
+        tally = self.tallies[source]
+        tally.faults[cause] += 1
+        if len(tally.first[cause]) < SHOWN:
+            tally.first[cause].append(f"{file}, row {number}: {said}")
+        if self._scratch is not None:
+            line = {"source": source, "file": file, "row": number, "cause": cause, "said": said}
+            self._scratch.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def lines(self) -> list[str]:
+        """The counts: a line for each source and cause."""
+        return [
+            f"  {source}: {cause}: {_share(count, tally.rows)}, limit {self._limit(cause):.4g}"
+            for source, tally in self.tallies.items()
+            for cause, count in tally.faults.most_common()
+        ]
+
+    def check(self) -> None:
+        """Raise ``UserError`` if a cause is above its limit, with the first rows of each such cause."""
+        above = [
+            (source, cause, tally)
+            for source, tally in self.tallies.items()
+            for cause, count in tally.faults.items()
+            if count > self._limit(cause) * tally.rows
+        ]
+        if not above:
+            return
+        each, lines = max(1, SHOWN // len(above)), []
+        for source, cause, tally in above[:SHOWN]:
+            count = tally.faults[cause]
+            lines.append(
+                f"{source}: {cause}: {_share(count, tally.rows)}; limits.{cause} allows {self._limit(cause):.4g}"
+            )
+            lines += [f"  {place[:300]}" for place in tally.first[cause][:each]]
+        lines = lines[:8] + ([f"{len(above) - SHOWN} causes more"] if len(above) > SHOWN else [])
+        where = "" if self._file is None else f"\nall of them: {self._file}"
+        raise UserError("the data has faults above its limits\n" + "\n".join(lines) + where)
+
+    def _limit(self, cause: Cause) -> float:
+        limit: float = self._limits.model_dump()[cause]
+        return limit
+
+    @staticmethod
+    def _partial(file: Path) -> Path:
+        return file.with_name(file.name + ".tmp")
+
+
+def _share(count: int, rows: int) -> str:
+    return f"{count} of {rows} rows ({100 * count / rows:.3g} %)"

@@ -1,0 +1,94 @@
+"""What can be known of a labeller before it is asked: files, keys, templates, and answers that it compares with."""
+
+from pathlib import Path
+
+from flows.preflight.model_folders import check_folder, check_tokenizer_files
+from flows.run_folder.stage_keys import model_digest
+from pipeline.config import (
+    ClassifierScorer,
+    ExactMatchScorer,
+    FunctionScorer,
+    JudgeScorer,
+    KeywordScorer,
+    NumberScorer,
+    PairwiseScorer,
+    Scorer,
+    SingleScorer,
+    SlotScorer,
+    scorers_of,
+)
+from pipeline.storage.digests import file_sha256
+from pipeline.types import Prompt, UserError
+from reward_models import rules
+
+
+def check_scorer(settings: Scorer, place: str = "scorer") -> None:
+    """Raise ``UserError`` for the first thing that is missing; asks no server and loads no model.
+
+    The file of a function is run. ``place``: where ``settings`` stand in the config.
+    """
+    for field, scorer in scorers_of(settings, place):
+        _check_files(scorer, field)
+
+
+def check_second(training: Scorer | None, second: Scorer) -> None:
+    """Raise ``UserError`` unless the gate's second labeller is another than all that label for training.
+
+    The same settings, model folder (or a copy of it), file or judge's model are the same labeller.
+    """
+    check_scorer(second, "gate.second")
+    used = [] if training is None else scorers_of(training)
+    for field, scorer in scorers_of(second, "gate.second"):
+        for other, trained in used:
+            same = _shared(scorer, trained)
+            if same is not None:
+                raise UserError(
+                    f"{field}: {same} is what {other} labels with; the gate's second labeller must be one that "
+                    "training never uses"
+                )
+
+
+def _shared(scorer: SingleScorer, other: SingleScorer) -> str | None:
+    """What makes both the same labeller; None if they are two."""
+    match scorer, other:
+        case (ClassifierScorer() | PairwiseScorer(), ClassifierScorer() | PairwiseScorer()):
+            return scorer.path if model_digest(Path(scorer.path)) == model_digest(Path(other.path)) else None
+        case (FunctionScorer(), FunctionScorer()):
+            return scorer.file if file_sha256(Path(scorer.file)) == file_sha256(Path(other.file)) else None
+        case (JudgeScorer(), JudgeScorer()):
+            same = (scorer.server.base_url, scorer.server.model) == (other.server.base_url, other.server.model)
+            return scorer.server.model if same else None
+    return f"kind {scorer.kind} with these settings" if scorer.identity() == other.identity() else None
+
+
+def check_answer(settings: Scorer, prompt: Prompt) -> None:
+    """Raise ``UserError`` if ``prompt`` lacks the answer that responses are compared with."""
+    for _, scorer in scorers_of(settings):
+        match scorer:
+            case SlotScorer():
+                rules.meaning(prompt)
+            case ExactMatchScorer():
+                rules.answer(prompt)
+            case NumberScorer():
+                rules.wanted_number(prompt)
+            case KeywordScorer() if not scorer.words:
+                rules.KeywordReward(scorer).keywords(prompt)
+
+
+def _check_files(scorer: SingleScorer, field: str) -> None:
+    match scorer:
+        case ClassifierScorer() | PairwiseScorer():
+            check_folder(Path(scorer.path), f"{field}.path")
+            check_tokenizer_files(Path(scorer.path), f"{field}.path")
+        case ExactMatchScorer():
+            rules.MatchReward(scorer)
+        case FunctionScorer():
+            from reward_models.function import FunctionReward
+
+            FunctionReward(scorer, field)
+        case JudgeScorer():
+            from reward_models.judge.endpoint import api_key
+            from reward_models.judge.prompt import JudgePrompt
+
+            api_key(scorer.server, f"{field}.server")
+            JudgePrompt(scorer, field)

@@ -1,0 +1,203 @@
+"""What a run's loss needs and its config or data do not have: refused before anything runs. Torch-free.
+
+What single settings rule out is in the schema; here it is settings against data, mode, rounds and models.
+"""
+
+from pipeline.config import RunConfig, UserData, preset_names, resolve
+from pipeline.config.loss.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior
+from pipeline.config.loss.composition import Composition
+from pipeline.config.loss.needs import REWARDS, needs_of, references_of
+from pipeline.config.loss.supply import reads_contrast, takes_groups, takes_texts, takes_unpaired
+from pipeline.config.loss.terms import WinLabel
+from pipeline.data.counts import Contents
+from pipeline.types import UserError
+
+
+def check_needs(config: RunConfig, contents: Contents) -> None:
+    """Raise ``UserError`` for the first need of the loss that is not met, naming the field and the rule."""
+    _check_references(config)
+    _check_contrast(config)
+    _check_prior(config, contents)
+    _check_pairing(config)
+    anchored = config.replay is not None and config.replay.anchor > 0
+    if anchored:
+        _check_anchor(config, contents)
+    if anchored or config.mode == "offline":
+        _check_form(config, contents)
+        _check_rewards(config, contents)
+        _check_labels(config, contents)
+
+
+def loss_name(config: RunConfig) -> str:
+    """The loss as messages name it."""
+    return "this loss" if config.loss.preset == "custom" else f"loss {config.loss.preset}"
+
+
+# ---------------------------------------------------------------- models
+
+
+def _check_references(config: RunConfig) -> None:
+    training, name = config.training, loss_name(config)
+    given = len(training.references)
+    match config.loss.prior:
+        case ExtrapolatedPrior():
+            _check_checkpoints(config)
+        case MixturePrior() | HarmonicPrior():
+            wanted = references_of(config.loss) - 1
+            if given != wanted:
+                raise UserError(
+                    f"training.references: {given} model folders, but {name} measures against {wanted + 1} references: "
+                    f"the round's own and {wanted} of these (loss.prior.weights has one number for each)"
+                )
+        case _:
+            if given:
+                raise UserError(
+                    f"training.references: {given} model folders, but {name} has the prior {config.loss.prior.kind}; "
+                    "only mixture, harmonic and extrapolated ones read further models"
+                )
+
+
+def _check_checkpoints(config: RunConfig) -> None:
+    training, name = config.training, loss_name(config)
+    if training.reference != "previous":
+        raise UserError(
+            f"training.reference: {training.reference}, but {name} measures against the two newest policies: previous"
+        )
+    if len(training.references) > 1:
+        raise UserError(
+            f"training.references: {len(training.references)} model folders; with the prior extrapolated one at most, "
+            "the checkpoint before the start policy"
+        )
+    if config.rounds == 1 and not training.references:
+        raise UserError(
+            f"rounds: 1, but {name} extrapolates from two checkpoints, and round 1 has the start policy alone: "
+            "at least 2 rounds, or the checkpoint before the start policy in training.references"
+        )
+
+
+def _check_contrast(config: RunConfig) -> None:
+    name = loss_name(config)
+    contrast = config.training.contrastive
+    if reads_contrast(config.loss):
+        if contrast is None:
+            raise UserError(
+                f"training.contrastive: {name} weighs tokens by two contrasting models; "
+                "give the model folders positive and negative"
+            )
+        if takes_groups(config.loss):
+            raise UserError("loss.weights: given weights belong to a better and a worse response; not with loss.head")
+    elif contrast is not None:
+        raise UserError(f"training.contrastive: {name} reads no such models; only loss.weights given does")
+
+
+# ---------------------------------------------------------------- pairing
+
+
+def _check_pairing(config: RunConfig) -> None:
+    """Settings of ``pairing`` that what the loss takes has no use for."""
+    if config.pairing.rule == "marked" and not takes_unpaired(config.loss):
+        raise UserError(
+            f"pairing.rule: marked makes single responses, but {loss_name(config)} reads several to one prompt; "
+            f"another rule, or one of {', '.join(_unpaired_presets())}"
+        )
+    of_pairs = {"rule", "min_margin", "max_margin", "max_length_difference", "max_pairs"}
+    unread = sorted(config.pairing.model_fields_set & of_pairs)
+    if takes_groups(config.loss) and unread and not (config.pairs is not None and config.mode == "offline"):
+        raise UserError(
+            f"pairing.{unread[0]}: {loss_name(config)} takes all responses of a prompt at once, so no pairs are made"
+        )
+
+
+def _check_anchor(config: RunConfig, contents: Contents) -> None:
+    """The data set's rows must be of the form that the rounds make."""
+    name, rows = "pairs, or groups of scored responses", contents.pairs + contents.groups
+    if takes_groups(config.loss):
+        name, rows = "groups of scored responses (columns responses and rewards)", contents.groups
+    elif config.pairing.rule == "marked":
+        name, rows = "single responses (columns completion and label), or groups", contents.groups + contents.unpaired
+    if not rows:
+        raise UserError(f"replay.anchor: rounds train on {name} here, and {_path(config)} holds another form")
+
+
+# ---------------------------------------------------------------- data
+
+
+def _check_prior(config: RunConfig, contents: Contents) -> None:
+    if not isinstance(config.loss.prior, GivenPrior):
+        return
+    if config.mode == "iterative":
+        raise UserError(
+            "loss.prior: given comes from columns of a pair data set; iterative mode makes responses that none has"
+        )
+    if not contents.pairs:
+        raise UserError(f"loss.prior: given needs pairs, but {_path(config)} holds another form of data")
+    lacking = contents.pairs - contents.with_priors
+    _require(config, lacking, contents.pairs, ("chosen_prior", "rejected_prior"), "loss.prior: given needs log ζ")
+
+
+def _check_form(config: RunConfig, contents: Contents) -> None:
+    """Pairs and groups serve every loss (of a group, best against worst); single responses only some."""
+    if not contents.unpaired:
+        return
+    if not takes_unpaired(config.loss):
+        raise UserError(
+            f"pairs.path: {_path(config)} holds single responses (columns completion and label), but "
+            f"{loss_name(config)} reads several to one prompt: give chosen and rejected, or responses and rewards, "
+            f"or take one of {', '.join(_unpaired_presets())}"
+        )
+    if contents.desirable in (0, contents.unpaired):
+        mark = "good (true)" if contents.desirable else "bad (false)"
+        raise UserError(
+            f"pairs.columns.label: all {contents.unpaired} responses of {_path(config)} are marked {mark}; "
+            f"{loss_name(config)} learns from both kinds"
+        )
+
+
+def _check_rewards(config: RunConfig, contents: Contents) -> None:
+    scores, pairs = ("chosen_score", "rejected_score"), contents.pairs
+    unscored = pairs - contents.scored
+    if needs_of(config.loss) >= REWARDS:
+        _require(config, unscored, pairs, scores, f"{loss_name(config)} needs rewards")
+    elif takes_groups(config.loss) and contents.half_scored:
+        _require(config, unscored, pairs, scores, f"{loss_name(config)} takes the rewards of all pairs or of none")
+    if isinstance(config.loss.label, WinLabel):
+        why = f"loss.label: wins needs the column {_pair_data(config).columns.win_probability!r}, or scores"
+        _require(config, contents.neither, pairs - contents.with_wins, scores, why)
+
+
+def _check_labels(config: RunConfig, contents: Contents) -> None:
+    """Soft labels must not be dropped in silence."""
+    loss = config.loss
+    certain = loss.one_sided or loss.label.kind != "data" or takes_groups(loss) or takes_texts(loss)
+    if not contents.soft or not certain or "win_probability" in needs_of(loss):
+        return
+    found = f"{contents.soft} of {contents.pairs} pairs have one other than 1, which {loss_name(config)} does not read"
+    if _pair_data(config).columns.has_votes:
+        raise UserError(f"pairs.votes.label: soft: {found}; majority makes hard labels of the votes")
+    raise UserError(
+        f"pairs.columns.soft_label: {found}; leave the column out (or name another) to train on hard labels"
+    )
+
+
+def _require(config: RunConfig, lacking: int, pairs: int, fields: tuple[str, str], why: str) -> None:
+    if lacking:
+        columns = _pair_data(config).columns.model_dump()
+        names = " and ".join(repr(columns[field]) for field in fields)
+        raise UserError(
+            f"{why}: {lacking} of {pairs} pairs of {_path(config)} have no number in the columns {names} "
+            f"(pairs.columns.{fields[0]}, {fields[1]})"
+        )
+
+
+def _pair_data(config: RunConfig) -> UserData:
+    assert config.pairs is not None, "the config's validator asks for pairs offline"
+    return config.pairs
+
+
+def _path(config: RunConfig) -> str:
+    return _pair_data(config).path
+
+
+def _unpaired_presets() -> list[str]:
+    """Presets for single responses."""
+    return [name for name in preset_names() if takes_unpaired(Composition.model_validate(resolve(name, {})))]

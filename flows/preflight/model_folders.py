@@ -1,0 +1,30 @@
+"""What a model folder must hold, as far as its file names tell. Loads nothing."""
+
+import sys
+from pathlib import Path
+
+from pipeline.types import UserError
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+def check_folder(path: Path, field: str) -> None:
+    """Raise ``UserError`` for a folder that is not there or lacks config or weights; hub names are let pass."""
+    if not path.exists():
+        # A hub name is `owner/model`; with a folder `owner` here it is rather a typing error.
+        if path.is_absolute() or str(path).startswith((".", "~")) or len(path.parts) != 2 or path.parent.is_dir():
+            raise UserError(f"{field}: {path}: no such model folder")
+        print(f"{field}: {path}: no such folder here; it is taken as a hub name", file=sys.stderr)
+        return
+    if not (path / "config.json").is_file():
+        raise UserError(f"{field}: {path}: no config.json in this model folder")
+    if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
+        raise UserError(f"{field}: {path}: no safetensors weights in this model folder (other formats are not read)")
+
+
+def check_tokenizer_files(path: Path, field: str) -> None:
+    """Raise ``UserError`` for a folder without any tokenizer file."""
+    from pipeline.models.chat import TOKENIZER_FILES
+
+    if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{field}: {path}: no tokenizer files in this model folder")

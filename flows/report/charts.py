@@ -1,0 +1,88 @@
+"""Histograms of columns that need not fit in memory. Torch-free."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.storage.tables import read_columns
+
+BINS = 10
+# As ``losses.dispersion`` takes them.
+SMALLEST_ENTROPY = 1e-6
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """``counts[i]`` values lie in [edges[i], edges[i + 1]), the last bin closed; no bins if there were no values."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+EMPTY = Histogram((), ())
+
+
+def histogram(values: Sequence[float], bins: int = BINS) -> Histogram:
+    """``bins`` bins of equal width between the least and the largest value; one bin if these are equal."""
+    return streamed_histogram(lambda: [np.asarray(values, dtype=np.float64)], bins)
+
+
+def streamed_histogram(read: Callable[[], Iterable[Values]], bins: int = BINS) -> Histogram:
+    """The same of what ``read`` gives block by block; it is called twice. NaN is left out."""
+    low, high = np.inf, -np.inf
+    for block in read():
+        known = block[~np.isnan(block)]
+        if known.size:
+            low, high = min(low, float(known.min())), max(high, float(known.max()))
+    if low > high:
+        return EMPTY
+    edges = np.linspace(low, high, bins + 1) if low < high else np.array([low, high])
+    counts = np.zeros(max(len(edges) - 1, 1), dtype=np.int64)
+    for block in read():
+        known = block[~np.isnan(block)]
+        # Not np.histogram: its edges of one value are half a unit apart.
+        places = np.searchsorted(edges, known, side="right") - 1
+        counts += np.bincount(places.clip(0, len(counts) - 1), minlength=len(counts))
+    return Histogram(tuple(edges.tolist()), tuple(counts.tolist()))
+
+
+def margin_histogram(file: Path, bins: int = BINS) -> Histogram:
+    """Score differences of what a pairs stage wrote: of pairs, of the best and the worst response of groups."""
+    names = set(pq.read_schema(file).names)
+    if "chosen_score" in names:
+        return streamed_histogram(lambda: map(_of_pairs, read_columns(file, ["chosen_score", "rejected_score"])), bins)
+    if "scores" in names:
+        return streamed_histogram(lambda: map(_of_groups, read_columns(file, ["scores"])), bins)
+    return EMPTY
+
+
+def dispersion_histogram(files: Sequence[Path], bins: int = BINS) -> Histogram:
+    """−log Hn of each row of a reference stage: d before its scale (MallowsPO, arXiv:2405.14953, section 3.3)."""
+
+    def read() -> Iterable[Values]:
+        for file in files:
+            for block in read_columns(file, ["entropy"]):
+                entropy = _numbers(block.column(0))
+                yield -np.log(entropy.clip(SMALLEST_ENTROPY, 1.0))
+
+    return streamed_histogram(read, bins)
+
+
+def _of_pairs(block: pa.RecordBatch) -> Values:
+    return _numbers(block.column(0)) - _numbers(block.column(1))
+
+
+def _of_groups(block: pa.RecordBatch) -> Values:
+    known = [[score for score in scores if score is not None] for scores in block.column(0).to_pylist()]
+    return np.array([max(scores) - min(scores) for scores in known if len(scores) > 1], dtype=np.float64)
+
+
+def _numbers(column: pa.Array) -> Values:
+    """Nulls become NaN."""
+    return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)

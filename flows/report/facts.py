@@ -1,0 +1,232 @@
+"""What there is to tell of one round, as plain data: for the report, the terminal, artefacts and model cards.
+
+Torch-free. Every part is None, or empty, where the round does not have it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flows.report.charts import Histogram
+from pipeline.training.progress import StepReport
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean and, where it is known, its 95 % interval."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PairFacts:
+    """What the round trained on.
+
+    Attributes:
+        kind: ``pair``, ``group`` or ``unpaired``.
+        rows: how many, replayed and anchoring ones included; ``own`` of them are the round's own.
+        dropped: how many candidates became none, by cause; causes that dropped nothing are left out.
+        margins: score differences of own pairs, of the best and the worst response of own groups.
+        margin: their mean; None without scores.
+        dispersion: −log Hn of each example, where the loss scales by it (MallowsPO, arXiv:2405.14953).
+    """
+
+    kind: str
+    rows: int
+    own: int
+    dropped: Mapping[str, int]
+    margins: Histogram
+    margin: float | None
+    dispersion: Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFacts:
+    """What labels of a stage (labels, gold, evaluation) are and what they cost.
+
+    Attributes:
+        stage: its name.
+        missing: responses without a score.
+        missing_by_cause: questions without an answer, by cause.
+        questions: asked or taken from the cache; ``cache_hit_rate`` is the share of the latter.
+        calls, prompt_tokens, completion_tokens, cost: to paid labellers; cost in the currency of the config's prices.
+        orders_that_disagree: share of pairs asked in both orders whose answers name different winners.
+        disagreement: mean over responses of the standard deviation of an ensemble's scores.
+    """
+
+    stage: str
+    missing: int | None = None
+    missing_by_cause: Mapping[str, int] = field(default_factory=dict)
+    questions: int | None = None
+    cache_hit_rate: float | None = None
+    calls: int = 0
+    failed_calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    orders_that_disagree: float | None = None
+    disagreement: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DiscriminatorFacts:
+    """The round's refitted discriminator (D2PO, arXiv:2405.01511).
+
+    Attributes:
+        bought: gold comparisons of all rounds so far.
+        gold, silver: prompts of the round with a label of either kind.
+        accuracy: on held-out gold; ``previous_accuracy`` the version before on the same.
+        fresh_accuracy: the version before on this round's gold, which it has not seen.
+        why_not: why it does not label; None: it does.
+    """
+
+    bought: int | None
+    gold: int | None
+    silver: int | None
+    accuracy: float | None
+    previous_accuracy: float | None
+    fresh_accuracy: float | None
+    why_not: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFacts:
+    """The round's training. ``metrics``: those of ``TrainResult``; ``steps`` one report each."""
+
+    metrics: Mapping[str, float]
+    steps: tuple[StepReport, ...]
+
+    def metric(self, name: str) -> float | None:
+        """One of the metrics; None if there is none of that name."""
+        return self.metrics.get(name)
+
+
+@dataclass(frozen=True, slots=True)
+class StageFacts:
+    """A complete stage. ``tokens``: sampled, or read in training; ``rate``: tokens, else rows, a second.
+
+    ``memory``: peak bytes by place, ``process`` (resident, all its processes) and ``device``; empty if not known.
+    """
+
+    name: str
+    rows: int
+    seconds: float
+    tokens: int | None
+    rate: float | None
+    memory: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GateFacts:
+    """What the gate decided after the round, and why. ``measures`` is what it decided on, as it wrote it."""
+
+    decision: str
+    reasons: tuple[str, ...]
+    best_round: int | None
+    measures: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One held-out prompt with the greedy responses of the start policy and of the round, and their scores."""
+
+    prompt: str
+    before: str
+    before_score: float | None
+    after: str
+    after_score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFacts:
+    """One round.
+
+    Attributes:
+        round: 0 is the policy before preference training.
+        metrics: the evaluation's metrics.json; empty if the round is not evaluated. The next fields are of it.
+        reward: mean over sampled responses to held-out prompts; ``reward_greedy`` of greedy ones.
+        win_rate_vs_start, win_rate_vs_previous: share of comparisons won, ties half.
+        kl_to_start, kl_to_previous: nats a token, on the round's own samples.
+        response_length: mean tokens; ``stop_rate``: share of responses that ended by themselves.
+        sampler_trainer_gap: mean absolute difference of a token's log-prob in the engine and in the trainer, nats.
+        stages: those that are complete, in the order in which they run.
+        labels: one of each stage that labelled.
+        comparisons: a few held-out prompts; none of round 0.
+    """
+
+    round: int
+    metrics: Mapping[str, Any]
+    reward: float | None
+    reward_greedy: float | None
+    win_rate_vs_start: Estimate | None
+    win_rate_vs_previous: Estimate | None
+    kl_to_start: float | None
+    kl_to_previous: float | None
+    response_length: float | None
+    stop_rate: float | None
+    sampler_trainer_gap: float | None
+    pairs: PairFacts | None
+    labels: tuple[LabelFacts, ...]
+    discriminator: DiscriminatorFacts | None
+    training: TrainingFacts | None
+    gate: GateFacts | None
+    stages: tuple[StageFacts, ...]
+    comparisons: tuple[Comparison, ...]
+
+    def measured(self, name: str) -> float | None:
+        """A number of the evaluation, or else of the gate."""
+        for source in self._sources():
+            value = source.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+        return None
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The 95 % interval of ``measured``, where there is one."""
+        for source in self._sources():
+            bounds = source.get(f"{name}_ci")
+            if source.get(name) is not None and bounds:
+                return float(bounds[0]), float(bounds[1])
+        return None
+
+    def _sources(self) -> tuple[Mapping[str, Any], ...]:
+        return (self.metrics,) if self.gate is None else (self.metrics, self.gate.measures)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def label_cost(self) -> float:
+        """What labels cost, in the currency of the config's prices."""
+        return sum(labels.cost for labels in self.labels)
+
+
+def estimate(metrics: Mapping[str, Any], name: str) -> Estimate | None:
+    """The metric ``name`` with its interval ``NAME_ci``, where there is one."""
+    mean = metrics.get(name)
+    if mean is None:
+        return None
+    low, high = metrics.get(f"{name}_ci") or (None, None)
+    return Estimate(float(mean), low, high)
+
+
+def label_facts(stage: str, metrics: Mapping[str, Any]) -> LabelFacts:
+    """Of what a stage's manifest says of its labels (``reward_models.answers.accounts.summary``)."""
+    return LabelFacts(
+        stage=stage,
+        missing=metrics.get("missing_labels"),
+        missing_by_cause=metrics.get("missing_by_cause") or {},
+        questions=metrics.get("questions"),
+        cache_hit_rate=metrics.get("cache_hit_rate"),
+        calls=metrics.get("calls") or 0,
+        failed_calls=metrics.get("failed_calls") or 0,
+        prompt_tokens=metrics.get("prompt_tokens") or 0,
+        completion_tokens=metrics.get("completion_tokens") or 0,
+        cost=metrics.get("cost") or 0.0,
+        orders_that_disagree=metrics.get("orders_that_disagree"),
+        disagreement=metrics.get("disagreement"),
+    )

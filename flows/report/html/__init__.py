@@ -1,0 +1,6 @@
+"""The report of one run, or of several beside each other, as one HTML page without anything from outside."""
+
+from flows.report.html.page import render_report
+from flows.report.html.run_facts import RunFacts, Sample, Samples
+
+__all__ = ["RunFacts", "Sample", "Samples", "render_report"]

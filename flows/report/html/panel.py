@@ -1,0 +1,24 @@
+"""A panel of a page, and how its lines are called."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flows.report.html.run_facts import RunFacts
+
+Runs = Sequence[RunFacts]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One figure with its title, unit and a few words on how to read it."""
+
+    title: str
+    unit: str
+    figure: str
+    note: str = ""
+
+
+def label_of(run: RunFacts, label: str, several_runs: bool, several_metrics: bool) -> str:
+    """A line's name in the legend."""
+    parts = [run.name] if several_runs else []
+    return " · ".join([*parts, *([label] if several_metrics or not several_runs else [])])

@@ -1,0 +1,57 @@
+"""What a page tells of one run: its rounds, and responses of several rounds to the same held-out prompts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flows.report.facts import RoundFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Greedy responses to one held-out prompt: round -> text and score, None where the labeller gave none."""
+
+    prompt: str
+    responses: Mapping[int, tuple[str, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The first ``samples`` of ``prompts`` held-out prompts."""
+
+    samples: tuple[Sample, ...]
+    prompts: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """One run.
+
+    Attributes:
+        name: of the config; made different from the others' where several are shown.
+        config: the resolved config as YAML; ``settings`` is all of it as ``a.b`` -> value.
+        headline: what decides the run in a few words: mode, loss, reference and so on.
+        rounds: those that are there, ascending.
+        planned: how many rounds the config has, round 0 left out.
+        versions: packages that made the stages.
+        finished: when the newest stage was complete, UTC.
+    """
+
+    name: str
+    config: str
+    settings: Mapping[str, str]
+    headline: str
+    rounds: tuple[RoundFacts, ...]
+    planned: int
+    versions: Mapping[str, str]
+    finished: str
+    samples: Samples
+
+    @property
+    def evaluated(self) -> tuple[RoundFacts, ...]:
+        """The rounds with an evaluation."""
+        return tuple(facts for facts in self.rounds if facts.metrics)
+
+    @property
+    def trained(self) -> tuple[RoundFacts, ...]:
+        """The rounds of preference training that were trained."""
+        return tuple(facts for facts in self.rounds if facts.round > 0 and facts.training is not None)

@@ -1,0 +1,105 @@
+"""Panels of the steps of training. A panel without numbers is left out."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from flows.report.facts import RoundFacts
+from flows.report.html.figures import POINTS, Line, lines_figure
+from flows.report.html.panel import Panel, Runs, label_of
+from flows.report.html.run_facts import RunFacts
+from flows.report.sparkline import thinned
+from pipeline.training.progress import StepReport
+
+BOTH_MAY_FALL = (
+    "A preference loss fixes only the difference of the two log-probs, so both may fall while the margin grows: "
+    "probability moves on to responses that are in no pair, and what chosen and rejected ones have in common is pushed "
+    "down with the rejected ones. That does no harm while reward and win rate on held-out prompts rise; where these "
+    "fall too, a likelihood term (loss.nll), a larger β, a smaller learning rate, or a loss that holds the chosen "
+    "response in place (dpop, cal_dpo, apo_zero) helps."
+)
+
+
+def training_panels(runs: Runs) -> list[Panel]:
+    """The steps of all rounds, one after the other."""
+    panels = [
+        _of_steps(
+            runs,
+            "Change of log-probs",
+            "nats per token, from the reference",
+            [
+                ("chosen", lambda step: step.chosen_change_per_token),
+                ("rejected", lambda step: step.rejected_change_per_token),
+            ],
+            BOTH_MAY_FALL,
+            level=0.0,
+        )
+        or _of_steps(
+            runs,
+            "Log-probs",
+            "nats per token",
+            [
+                ("chosen", lambda step: step.chosen_logp_per_token),
+                ("rejected", lambda step: step.rejected_logp_per_token),
+            ],
+            BOTH_MAY_FALL,
+        ),
+        _of_steps(runs, "Loss", "mean over pairs", [("loss", lambda step: step.loss)]),
+        _of_steps(runs, "Margin", "β × difference of scores", [("margin", lambda step: step.margin)], level=0.0),
+        _of_steps(
+            runs,
+            "Pairs in the right order",
+            "share of the batch",
+            [("accuracy", lambda step: step.accuracy)],
+            y_format=".0%",
+            level=0.5,
+        ),
+        _of_steps(runs, "Gradient norm", "before clipping", [("norm", lambda step: step.grad_norm)]),
+        _of_steps(runs, "Learning rate", "", [("rate", lambda step: step.learning_rate)], y_format=".1e"),
+    ]
+    return [panel for panel in panels if panel is not None]
+
+
+def _of_steps(
+    runs: Runs,
+    title: str,
+    unit: str,
+    curves: Sequence[tuple[str, Callable[[StepReport], float | None]]],
+    note: str = "",
+    y_format: str = "",
+    level: float | None = None,
+) -> Panel | None:
+    lines: list[Line] = []
+    several = len(runs) > 1
+    for number, run in enumerate(runs):
+        steps = [step for facts in run.trained for step in _steps(facts)]
+        for place, (label, read) in enumerate(curves):
+            known = [(float(index), value) for index, step in enumerate(steps, 1) if (value := read(step)) is not None]
+            if len(known) < 2:
+                continue
+            x, y = (thinned(column, POINTS) for column in zip(*known, strict=True))
+            lines.append(
+                Line(label_of(run, label, several, len(curves) > 1), x, y, number if several else place, dash=place)
+            )
+    if not lines:
+        return None
+    bounds = list(_starts(runs[0])) if not several else []
+    figure = lines_figure(
+        lines,
+        x_title="step",
+        y_format=y_format,
+        marks=False,
+        level=level,
+        bounds=bounds[1:] if len(bounds) <= 20 else (),
+    )
+    return Panel(title, unit, figure, note)
+
+
+def _steps(facts: RoundFacts) -> tuple[StepReport, ...]:
+    return () if facts.training is None else facts.training.steps
+
+
+def _starts(run: RunFacts) -> Iterator[float]:
+    """Where the steps of each round begin."""
+    done = 0
+    for facts in run.trained:
+        yield done + 0.5
+        done += len(_steps(facts))

@@ -1,0 +1,237 @@
+"""A round, its sample comparisons and the table of rounds as Prefect's artefacts show them. Facts in, Markdown out.
+
+Text that models or data wrote goes in through ``shown_text`` alone. Torch-free.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.report.charts import Histogram
+from flows.report.facts import (
+    Comparison,
+    DiscriminatorFacts,
+    Estimate,
+    GateFacts,
+    LabelFacts,
+    PairFacts,
+    RoundFacts,
+    StageFacts,
+    TrainingFacts,
+)
+from flows.report.rounds_table import COLUMNS, cell
+from pipeline.safe_text import markdown, markdown_block
+
+# Letters of a prompt or a response that are shown.
+SHOWN_LETTERS = 2000
+BARS = "▁▂▃▄▅▆▇█"
+NONE = "–"
+
+Row = tuple[str, Callable[[RoundFacts], object], str]
+
+MEASURES: tuple[Row, ...] = (
+    ("reward, sampled", lambda facts: facts.reward, "{:.3f}"),
+    ("reward, greedy", lambda facts: facts.reward_greedy, "{:.3f}"),
+    ("wins against the start", lambda facts: facts.win_rate_vs_start, "{:.1%}"),
+    ("wins against the round before", lambda facts: facts.win_rate_vs_previous, "{:.1%}"),
+    ("KL to the start, nats/token", lambda facts: facts.kl_to_start, "{:.4f}"),
+    ("KL to the round before, nats/token", lambda facts: facts.kl_to_previous, "{:.4f}"),
+    ("length, tokens", lambda facts: facts.response_length, "{:.1f}"),
+    ("ended by themselves", lambda facts: facts.stop_rate, "{:.1%}"),
+    ("engine–trainer gap, nats/token", lambda facts: facts.sampler_trainer_gap, "{:.1e}"),
+)
+TRAINING = (
+    ("loss, first step", "first_loss", "{:.4f}"),
+    ("loss, at the end", "loss", "{:.4f}"),
+    ("margin, β × score difference", "margin", "{:.3f}"),
+    ("pairs ranked rightly", "accuracy", "{:.1%}"),
+    ("log-prob of chosen, nats/token", "chosen_logp_per_token", "{:.3f}"),
+    ("log-prob of rejected, nats/token", "rejected_logp_per_token", "{:.3f}"),
+    ("gradient norm", "grad_norm", "{:.3g}"),
+)
+
+
+def round_page(name: str, rounds: int, facts: RoundFacts, earlier: Sequence[RoundFacts] = ()) -> str:
+    """One round of the run ``name``; ``earlier`` rounds, such as the start and the one before, stand beside it."""
+    parts = [f"# {markdown(name)} · round {facts.round} of {rounds}"]
+    if facts.gate is not None:
+        parts += _gate(facts.gate)
+    parts += _measures([*earlier, facts])
+    if facts.pairs is not None:
+        parts += _pairs(facts.pairs)
+    if facts.training is not None:
+        parts += _training(facts.training)
+    parts += _labels(facts.labels)
+    if facts.discriminator is not None:
+        parts += _discriminator(facts.discriminator)
+    parts += _stages(facts)
+    return "\n\n".join(parts) + "\n"
+
+
+def comparisons_page(name: str, facts: RoundFacts) -> str:
+    """Held-out prompts with the greedy responses of the start and of the round, each with its score."""
+    title = f"# {markdown(name)} · start and round {facts.round}, {len(facts.comparisons)} held-out prompts"
+    return "\n\n".join([title, *(_comparison(n, one) for n, one in enumerate(facts.comparisons, 1))]) + "\n"
+
+
+def report_link(report: Path) -> str:
+    """Where the report is; a browser opens a file when it is asked to, not from a link of a page."""
+    said = "Browsers do not follow links from here to files: copy the address into another tab."
+    return f"[{markdown(str(report))}]({report.as_uri()})\n\n{said}\n\n{markdown_block(report.as_uri())}\n"
+
+
+def rounds_rows(rounds: Sequence[RoundFacts]) -> list[dict[str, str]]:
+    """The table of rounds, a row each; columns that no round has are left out."""
+    shown = [column for column in COLUMNS if any(facts.metrics.get(column[0]) is not None for facts in rounds)]
+    rows = []
+    for facts in rounds:
+        row = {"round": str(facts.round)}
+        for key, heading, form in shown:
+            interval = facts.metrics.get(f"{key}_ci")
+            row[heading.replace("\n", " ")] = cell(facts.metrics.get(key), form) + _interval(interval, form)
+        row["pairs"] = NONE if facts.pairs is None else f"{facts.pairs.rows:,}"
+        row["time"] = duration(facts.seconds)
+        rows.append(row)
+    if any(facts.label_cost for facts in rounds):
+        for row, facts in zip(rows, rounds, strict=True):
+            row["label cost"] = f"{facts.label_cost:.4g}"
+    if any(facts.gate for facts in rounds):
+        for row, facts in zip(rows, rounds, strict=True):
+            row["gate"] = NONE if facts.gate is None else facts.gate.decision.replace("_", " ")
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """``0:07``, ``12:30`` or ``3:02:11``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def sparkline(histogram: Histogram) -> str:
+    """``-1.5 ▁▃█▂▁ 2.5``: its bins as bars between its ends."""
+    if not histogram.counts:
+        return NONE
+    most = max(histogram.counts)
+    bars = "".join(BARS[round((len(BARS) - 1) * count / most)] if count else " " for count in histogram.counts)
+    return f"{histogram.edges[0]:.3g} {bars} {histogram.edges[-1]:.3g}"
+
+
+def _gate(gate: GateFacts) -> list[str]:
+    best = "" if gate.best_round is None else f" The best round is {gate.best_round}."
+    lines = [f"## Gate: {markdown(gate.decision.replace('_', ' '))}"]
+    if gate.reasons:
+        lines.append("\n".join(f"- {markdown(reason)}" for reason in gate.reasons))
+    return [*lines, best.strip()] if best else lines
+
+
+def _measures(rounds: Sequence[RoundFacts]) -> list[str]:
+    columns = ["start" if facts.round == 0 else f"round {facts.round}" for facts in rounds]
+    rows = [[title, *(_value(read(facts), form) for facts in rounds)] for title, read, form in MEASURES]
+    known = [row for row in rows if set(row[1:]) != {NONE}]
+    return ["## On held-out prompts", _table(["measure", *columns], known)] if known else []
+
+
+def _pairs(pairs: PairFacts) -> list[str]:
+    kinds = {"pair": "pairs", "group": "groups", "unpaired": "single responses"}
+    said = f"Trained on {pairs.rows:,} {kinds.get(pairs.kind, markdown(pairs.kind))}"
+    said += f", {pairs.own:,} of them of this round's own." if pairs.own != pairs.rows else "."
+    rows = [[markdown(cause.replace("_", " ")), f"{count:,}"] for cause, count in pairs.dropped.items()]
+    dropped = _table(["left out because of", "candidates"], rows) if rows else "Nothing was left out."
+    lines = ["## Pairs", said, dropped]
+    if pairs.margin is not None:
+        lines.append(f"Score differences: mean {pairs.margin:.3g}, spread `{sparkline(pairs.margins)}`")
+    if pairs.dispersion.counts:
+        lines.append(f"Dispersion, −log H: `{sparkline(pairs.dispersion)}`")
+    return lines
+
+
+def _training(training: TrainingFacts) -> list[str]:
+    rows = [[title, _value(training.metric(name), form)] for title, name, form in TRAINING]
+    steps = f"{len(training.steps):,} optimiser steps; values at the end are means over the last tenth of them."
+    return ["## Training", _table(["measure", "value"], [row for row in rows if row[1] != NONE]), steps]
+
+
+def _labels(labels: Iterable[LabelFacts]) -> list[str]:
+    rows = [
+        [
+            markdown(one.stage),
+            _count(one.questions),
+            _value(one.cache_hit_rate, "{:.0%}"),
+            _count(one.missing) + _causes(one.missing_by_cause),
+            _count(one.calls),
+            f"{one.prompt_tokens:,} + {one.completion_tokens:,}" if one.calls else NONE,
+            f"{one.cost:.4g}" if one.calls else NONE,
+            _value(one.orders_that_disagree, "{:.0%}"),
+        ]
+        for one in labels
+    ]
+    headings = ["stage", "questions", "from the cache", "missing", "calls", "tokens in + out", "cost", "orders differ"]
+    kept = [n for n in range(len(headings)) if n == 0 or any(row[n] not in (NONE, "0") for row in rows)]
+    if len(kept) < 2:
+        return []
+    return ["## Labels", _table([headings[n] for n in kept], [[row[n] for n in kept] for row in rows])]
+
+
+def _discriminator(facts: DiscriminatorFacts) -> list[str]:
+    rows = [
+        ["gold comparisons bought so far", _count(facts.bought)],
+        ["prompts with gold labels", _count(facts.gold)],
+        ["prompts with the discriminator's labels", _count(facts.silver)],
+        ["accuracy on held-out gold", _value(facts.accuracy, "{:.1%}")],
+        ["accuracy of the version before", _value(facts.previous_accuracy, "{:.1%}")],
+        ["its accuracy on this round's gold", _value(facts.fresh_accuracy, "{:.1%}")],
+    ]
+    lines = ["## Discriminator", _table(["measure", "value"], [row for row in rows if row[1] != NONE])]
+    return lines if facts.why_not is None else [*lines, f"It does not label: {markdown(facts.why_not)}"]
+
+
+def _stages(facts: RoundFacts) -> list[str]:
+    rows = [_stage(stage) for stage in facts.stages]
+    total = ["**all**", "", duration(facts.seconds), "", "", ""]
+    headings = ["stage", "rows", "time", "tokens", "a second", "peak memory"]
+    return ["## Stages", _table(headings, [*rows, total], right=True)]
+
+
+def _stage(stage: StageFacts) -> list[str]:
+    rate = NONE if stage.rate is None else f"{stage.rate:,.0f} {'rows' if stage.tokens is None else 'tokens'}"
+    memory = ", ".join(f"{place} {size / 2**30:.2f} GiB" for place, size in stage.memory.items())
+    time = f"{stage.seconds:.1f} s" if stage.seconds < 60 else duration(stage.seconds)
+    return [markdown(stage.name), f"{stage.rows:,}", time, _count(stage.tokens), rate, memory or NONE]
+
+
+def _comparison(number: int, one: Comparison) -> str:
+    before, after = (_value(score, "{:.3f}") for score in (one.before_score, one.after_score))
+    blocks = [
+        f"## {number}: score {before} → {after}",
+        *("**prompt**", markdown_block(one.prompt, SHOWN_LETTERS)),
+        *(f"**before**, score {before}", markdown_block(one.before, SHOWN_LETTERS)),
+        *(f"**after**, score {after}", markdown_block(one.after, SHOWN_LETTERS)),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _value(value: object, form: str) -> str:
+    if isinstance(value, Estimate):
+        interval = None if value.low is None or value.high is None else (value.low, value.high)
+        return form.format(value.mean) + _interval(interval, form)
+    return NONE if value is None else form.format(value)
+
+
+def _interval(interval: Sequence[Any] | None, form: str) -> str:
+    """The ends, shares as whole per cents."""
+    rounded = "{:.0%}" if form.endswith("%}") else form
+    return f" ({rounded.format(interval[0])} to {rounded.format(interval[1])})" if interval else ""
+
+
+def _count(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def _causes(causes: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{markdown(cause)} {count:,}' for cause, count in causes.items())})" if causes else ""
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> str:
+    rule = ["---", *(["---:"] * (len(headings) - 1) if right else ["---"] * (len(headings) - 1))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [headings, rule, *rows])

@@ -1,0 +1,177 @@
+"""The card of a policy that training made: a README.md in Hugging Face's form. Data in, text out. Torch-free."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.report.facts import Estimate, RoundFacts
+from flows.report.rounds_table import COLUMNS, cell
+from pipeline.config import Data, DatasetData, FileData, PretrainedPolicy, RunConfig
+from pipeline.safe_text import markdown
+
+# Of the loss: what documents it stands in the card as sentences.
+DOCUMENTED = {"summary", "formula", "citation", "family", "identity_with", "departures"}
+TABLES = {
+    "prompts": "prompts that rounds could train on",
+    "held_out": "held-out prompts, which no round trained on",
+    "texts": "reference responses of the warm start",
+    "pairs": "pairs",
+    "groups": "groups of scored responses",
+    "unpaired": "single responses marked good or bad",
+    "held_out_pairs": "pairs of held-out prompts",
+}
+LIMITS = """\
+- The numbers above are of this run's own labeller, on held-out prompts of the training data's kind. They are no measure
+  of truthfulness, safety, or quality elsewhere, and a policy may learn what pleases its labeller rather than what is
+  asked of it.
+- Nothing was filtered for safety, bias or personal data beyond what the start model and the data already were. Test the
+  model for its use before anybody relies on it.
+- Licences of the start model and of the data apply to this model too."""
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card tells. ``rounds`` are those up to the policy's own, which is the last.
+
+    Attributes:
+        counts: rows of the run's data by table.
+        versions: of the packages that trained the policy.
+    """
+
+    config: RunConfig
+    rounds: Sequence[RoundFacts]
+    counts: Mapping[str, int]
+    versions: Mapping[str, str]
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card, in Markdown below YAML front matter; what users and models wrote in it is text and nothing else."""
+    config, last = facts.config, facts.rounds[-1]
+    parts = [
+        _front_matter(config),
+        f"# {markdown(config.name)}, round {last.round}\n\n{_opening(config, last)}",
+        f"## Data\n\n{_data(facts)}",
+        f"## Loss\n\n{_loss(config)}",
+        f"## Training\n\n{_training(config, last)}",
+        f"## Rounds\n\n{_rounds(facts.rounds)}",
+        f"## Limits\n\n{LIMITS}",
+        "## Versions\n\n" + "\n".join(f"- {markdown(name)} {markdown(v)}" for name, v in facts.versions.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def start_model(config: RunConfig) -> str:
+    """The name of the model that training started from, without the folders that it is in here."""
+    if not isinstance(config.policy, PretrainedPolicy):
+        return "a small model made from scratch"
+    path = config.policy.path
+    return Path(path).name if _is_folder(path) else path
+
+
+def _is_folder(path: str) -> bool:
+    return path.startswith(("/", ".", "~")) or path.count("/") != 1 or Path(path).is_dir()
+
+
+def _front_matter(config: RunConfig) -> str:
+    plain: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    if isinstance(config.policy, PretrainedPolicy) and not _is_folder(config.policy.path):
+        plain["base_model"] = config.policy.path
+    named = [data.path for data in (config.prompts, config.pairs) if isinstance(data, DatasetData)]
+    hub = [name for name in dict.fromkeys(named) if not _is_folder(name)]
+    if hub:
+        plain["datasets"] = hub
+    plain["tags"] = ["prefloop", "preference-learning", config.loss.preset]
+    return f"---\n{yaml.safe_dump(plain, sort_keys=False, allow_unicode=False).strip()}\n---"
+
+
+def _opening(config: RunConfig, last: RoundFacts) -> str:
+    way = "labelled samples of its own" if config.mode == "iterative" else "a fixed set of preferences"
+    made = f"{last.round} round{'s' * (last.round != 1)} of preference training on {way}"
+    return f"{markdown(start_model(config))} after {made}, by prefloop. Seed {config.seed}."
+
+
+def _data(facts: CardFacts) -> str:
+    config = facts.config
+    lines = ["| what | where from |", "| --- | --- |"]
+    for name, data in (("prompts", config.prompts), ("preferences", config.pairs)):
+        if data is not None:
+            lines.append(f"| {name} | {_where(data)} |")
+    if config.scorer is not None:
+        lines.append(f"| labels | {_labeller(config)} |")
+    lines += ["", "| rows | |", "| --- | ---: |"]
+    lines += [f"| {told} | {facts.counts[name]} |" for name, told in TABLES.items() if facts.counts.get(name)]
+    pairs = facts.rounds[-1].pairs
+    if pairs is not None:
+        lines.append(f"| trained on in round {facts.rounds[-1].round} | {pairs.rows} |")
+    return "\n".join(lines)
+
+
+def _where(data: Data) -> str:
+    match data:
+        case FileData():
+            return f"{markdown(Path(data.path).name)} (file)"
+        case DatasetData():
+            return f"{markdown(data.where)} (data set)"
+        case _:
+            return "generated restaurant descriptions"
+
+
+def _labeller(config: RunConfig) -> str:
+    plain = config.scorer.model_dump(mode="json") if config.scorer is not None else {}
+    name = plain.get("path") or plain.get("file") or (plain.get("server") or {}).get("model") or ""
+    return f"{markdown(str(plain.get('kind')))} {markdown(Path(str(name)).name)}".strip()
+
+
+def _loss(config: RunConfig) -> str:
+    loss = config.loss
+    plain = loss.model_dump(mode="json", exclude_defaults=True, exclude=DOCUMENTED)
+    lines = [f"{markdown(loss.preset)}: {markdown(loss.summary)}" if loss.summary else markdown(loss.preset)]
+    lines += ["", f"    {loss.formula}"] if loss.formula else []
+    lines += ["", f"Citation: {markdown(loss.citation)}"] if loss.citation else []
+    settings = yaml.safe_dump(plain, sort_keys=False, allow_unicode=False)
+    return "\n".join([*lines, "", "```yaml", settings.replace("`", "'").rstrip("\n"), "```"])
+
+
+def _training(config: RunConfig, last: RoundFacts) -> str:
+    training = config.training
+    told = {
+        "reference": training.reference,
+        "learning rate": f"{training.learning_rate:g}",
+        "batch size": str(training.batch_size),
+        "epochs": f"{training.epochs:g}",
+        "weights": "all"
+        if training.lora is None
+        else f"low-rank adapter of rank {training.lora.rank}, merged each round",
+        "dtype": training.dtype,
+    }
+    if last.training is not None and last.training.steps:
+        told["optimiser steps of the last round"] = str(len(last.training.steps))
+    return "\n".join(f"- {name}: {value}" for name, value in told.items())
+
+
+def _rounds(rounds: Sequence[RoundFacts]) -> str:
+    shown = [column for column in COLUMNS if any(facts.metrics.get(column[0]) is not None for facts in rounds)]
+    headings = [heading.replace("\n", " ") for _, heading, _ in shown]
+    lines = [f"| round | {' | '.join(headings)} |", "| ---: |" + " ---: |" * len(headings)]
+    for facts in rounds:
+        cells = [cell(facts.metrics.get(name), form) for name, _, form in shown]
+        lines.append(f"| {facts.round} | {' | '.join(cells)} |")
+    last = rounds[-1]
+    lines.append("\nMeasured on held-out prompts; round 0 is the model before preference training.")
+    lines += [f"Wins against {name}: {_interval(wins)}." for name, wins in _wins(last) if wins is not None]
+    if last.gate is not None:
+        reasons = "; ".join(markdown(reason) for reason in last.gate.reasons)
+        lines.append(f"The gate of round {last.round}: {markdown(last.gate.decision)}{reasons and f' ({reasons})'}.")
+    return "\n".join(lines)
+
+
+def _wins(facts: RoundFacts) -> tuple[tuple[str, Estimate | None], ...]:
+    return (("the start", facts.win_rate_vs_start), ("the round before", facts.win_rate_vs_previous))
+
+
+def _interval(wins: Estimate) -> str:
+    between = "" if wins.low is None or wins.high is None else f" (95 % interval {wins.low:.1%} to {wins.high:.1%})"
+    return f"{wins.mean:.1%}{between}"

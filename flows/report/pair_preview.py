@@ -1,0 +1,75 @@
+"""What there is to see of a round's pairs before anything is trained: how many, how far apart, how long, which."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flows.report.charts import Histogram, histogram
+from pipeline.types import Group, Pair, Preference, Response, derive_seed
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Of one round's pairs, groups or marked responses.
+
+    Attributes:
+        kind: ``pair``, ``group`` or ``unpaired``.
+        rows: how many.
+        margins: score differences: of pairs, of the best and the worst of groups; those without scores are left out.
+        lengths: histograms of token counts by name: chosen, rejected; responses; good, bad.
+        longer_chosen: share of the pairs of unlike length whose chosen response is the longer one; None: no pairs.
+        examples: up to ten rows, by lot.
+    """
+
+    kind: str
+    rows: int
+    margins: Histogram
+    lengths: dict[str, Histogram]
+    longer_chosen: float | None
+    examples: tuple[Preference, ...]
+
+
+def preview(made: Sequence[Preference], seed: int = 0, shown: int = 10) -> Preview:
+    """Summarise ``made``, rows of one kind, at least one."""
+    lots = random.Random(derive_seed("preview", seed))  # noqa: S311 - lots, not secrets
+    places = sorted(lots.sample(range(len(made)), min(shown, len(made))))
+    sides = _sides(made)
+    unlike = [(len(row.chosen.token_ids), len(row.rejected.token_ids)) for row in made if isinstance(row, Pair)]
+    unlike = [(chosen, rejected) for chosen, rejected in unlike if chosen != rejected]
+    return Preview(
+        type(made[0]).__name__.lower(),
+        len(made),
+        histogram([margin for row in made if (margin := _margin(row)) is not None]),
+        {name: histogram([float(len(response.token_ids)) for response in found]) for name, found in sides.items()},
+        sum(chosen > rejected for chosen, rejected in unlike) / len(unlike) if unlike else None,
+        tuple(made[place] for place in places),
+    )
+
+
+def _sides(made: Sequence[Preference]) -> dict[str, list[Response]]:
+    found: defaultdict[str, list[Response]] = defaultdict(list)
+    for row in made:
+        match row:
+            case Pair():
+                found["chosen"].append(row.chosen)
+                found["rejected"].append(row.rejected)
+            case Group():
+                found["responses"] += row.responses
+            case _:
+                found["good" if row.desirable else "bad"].append(row.response)
+    return found
+
+
+def _margin(row: Preference) -> float | None:
+    match row:
+        case Pair():
+            scores = [row.chosen_score, row.rejected_score]
+        case Group():
+            scores = [*row.scores]
+        case _:
+            scores = []
+    known = [score for score in scores if score is not None]
+    if len(known) < 2:
+        return None
+    return known[0] - known[1] if isinstance(row, Pair) else max(known) - min(known)

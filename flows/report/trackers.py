@@ -1,0 +1,172 @@
+"""TensorBoard and Weights & Biases, through accelerate's trackers, fed from the run folder.
+
+They follow the files that training and evaluation write, and ``trackers/logged.json`` says how far they are: whatever
+was killed when, a step is logged once, and a run that gets trackers later is told from its beginning. They stand in the
+process of the flow, so that training knows nothing of them.
+"""
+
+import importlib.util
+import json
+import os
+import time
+import uuid
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flows.report.gather import evaluation_metrics
+from pipeline.config import RunConfig
+from pipeline.storage.run_folder import RunFolder, write_json
+from pipeline.training.step_log import STEPS
+from pipeline.types import UserError
+
+FOLDER = "trackers"
+# Between two looks at the steps of a round that is being trained.
+LOOK_SECONDS = 2.0
+
+
+def require_trackers(config: RunConfig) -> None:
+    """Raise ``UserError`` where a tracker's package is not installed."""
+    for name in config.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"trackers: {name} is not installed (pip install 'prefloop[{name}]')")
+
+
+class Trackers:
+    """The run's trackers; a context manager. Without any in the config it does nothing and imports nothing."""
+
+    def __init__(self, run: RunFolder, config: RunConfig) -> None:
+        self._run = run
+        self._config = config
+        self._open: list[Any] = []
+        self._looked = 0.0
+        self._state_file = run.root / FOLDER / "logged.json"
+        # Steps of each round, and rounds whose evaluation is logged.
+        self._steps: dict[int, int] = {}
+        self._evaluated: set[int] = set()
+        self._id = uuid.uuid4().hex[:8]
+
+    def __enter__(self) -> "Trackers":
+        if self._config.trackers:
+            self._load()
+            self._start()
+            self.follow()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open:
+            self.follow()
+        for tracker in self._open:
+            tracker.finish()
+        if "wandb" in self._config.trackers and self._open:
+            import wandb
+
+            # Its own process may still be writing the file; this waits for it.
+            wandb.teardown()
+
+    def look(self) -> None:
+        """``follow``, but not more often than every few seconds."""
+        if self._open and time.monotonic() - self._looked > LOOK_SECONDS:
+            self.follow()
+
+    def follow(self) -> None:
+        """Log what the run folder holds and was not logged yet."""
+        if not self._open:
+            return
+        before = (dict(self._steps), set(self._evaluated))
+        for round_ in self._run.rounds():
+            if round_ > 0:
+                self._follow_steps(round_)
+            self._follow_evaluation(round_)
+        if before != (self._steps, self._evaluated):
+            self._save()
+        self._looked = time.monotonic()
+
+    def _follow_steps(self, round_: int) -> None:
+        stage = self._run.stage(round_, "policy")
+        files = [folder / STEPS for folder in (stage.folder, stage.partial) if (folder / STEPS).is_file()]
+        if not files:
+            return
+        done, offset = self._steps.get(round_, 0), self._offset(round_)
+        with files[0].open(encoding="utf-8") as lines:
+            for line in islice(lines, done, None):
+                if not line.endswith("\n"):
+                    break
+                step = json.loads(line)
+                done += 1
+                shown = {f"train/{name}": value for name, value in step.items() if name not in ("step", "steps")}
+                self._log({**shown, "train/round": round_}, offset + done)
+        self._steps[round_] = done
+
+    def _follow_evaluation(self, round_: int) -> None:
+        if round_ in self._evaluated or self._run.stage(round_, "evaluation").manifest() is None:
+            return
+        shown = {f"round/{name}": value for name, value in evaluation_metrics(self._run, round_).items()}
+        self._log(shown, self._offset(round_) + self._steps.get(round_, 0))
+        self._evaluated.add(round_)
+
+    def _offset(self, round_: int) -> int:
+        return sum(count for number, count in self._steps.items() if number < round_)
+
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        numbers = {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for tracker in self._open:
+            tracker.log(numbers, step=step)
+
+    def _load(self) -> None:
+        if not self._state_file.is_file():
+            return
+        try:
+            plain = json.loads(self._state_file.read_text(encoding="utf-8"))
+            self._steps = {int(round_): int(count) for round_, count in plain["steps"].items()}
+            self._evaluated = {int(round_) for round_ in plain["evaluated"]}
+            self._id = str(plain["id"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self._state_file}: not readable ({error}); without {self._state_file.parent} all is logged again"
+            ) from None
+
+    def _save(self) -> None:
+        steps = {str(round_): count for round_, count in self._steps.items()}
+        write_json(self._state_file, {"id": self._id, "steps": steps, "evaluated": sorted(self._evaluated)})
+
+    def _start(self) -> None:
+        from accelerate import PartialState
+        from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+        folder = self._state_file.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        # Its own idea of a device is not needed here, and the flow's process must take no memory of one.
+        PartialState(cpu=True)
+        logged = sum(self._steps.values())
+        for name in self._config.trackers:
+            tracker: Any
+            if name == "tensorboard":
+                # What a kill left behind the last step that is known to be logged does not count.
+                tracker = TensorBoardTracker(name, folder, purge_step=logged + 1 if self._evaluated else None)
+            else:
+                os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+                os.environ.setdefault("WANDB_SILENT", "true")
+                tracker = WandBTracker("prefloop", **self._of_wandb(folder))
+            tracker.start()
+            self._open.append(tracker)
+        self._save()
+
+    def _of_wandb(self, folder: Path) -> dict[str, Any]:
+        """Offline unless the environment has a key or says otherwise: nobody is asked to log in within a run."""
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        return {
+            "id": self._id,
+            "name": self._config.name,
+            "dir": str(folder),
+            "mode": mode,
+            "resume": None if mode == "offline" else "allow",
+            "config": self._config.model_dump(mode="json"),
+        }

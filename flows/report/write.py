@@ -1,0 +1,145 @@
+"""Writes RUN/report.html, or a page of several runs."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from pydantic import JsonValue
+
+from flows.report.gather import evaluated_rounds, round_facts
+from flows.report.html import RunFacts, Sample, Samples, render_report
+from pipeline.config import RunConfig
+from pipeline.config.files import dump_config, load_config
+from pipeline.storage.rows import read_groups
+from pipeline.storage.run_folder import RunFolder, write_text
+from pipeline.types import UserError
+
+# Held-out prompts and rounds that samples are shown of, characters of one response, and of all that a page holds.
+PROMPTS, ROUNDS, RESPONSE, ALL = 100, 8, 1500, 1_500_000
+
+
+def write_report(run: RunFolder, config: RunConfig) -> Path:
+    """Render what there is of the run so far; returns the file."""
+    file = run.root / "report.html"
+    write_text(file, render_report([run_facts(run, config)]))
+    return file
+
+
+def report_runs(roots: Sequence[Path], output: Path | None) -> Path:
+    """Write the page of one run, or of several beside each other; returns the file.
+
+    Raises:
+        UserError: no run folder, several without ``output``, or a place that cannot be written.
+    """
+    if len(roots) > 1 and output is None:
+        raise UserError("report: several runs have no folder in common; --output FILE says where the page goes")
+    runs = [RunFolder(root) for root in roots]
+    for run in runs:
+        if not run.config_file.is_file():
+            raise UserError(f"{run.root}: not a run folder (no config.yaml)")
+    found = [(run, load_config([run.config_file])) for run in runs]
+    if output is None:
+        return write_report(*found[0])
+    names = _names([config.name for _, config in found], roots)
+    share = ALL // len(found)
+    page = render_report(
+        [run_facts(run, config, name, share) for (run, config), name in zip(found, names, strict=True)]
+    )
+    try:
+        write_text(output, page)
+    except OSError as error:
+        raise UserError(f"--output: {output}: cannot write there ({error.strerror})") from None
+    return output
+
+
+def run_facts(run: RunFolder, config: RunConfig, name: str | None = None, characters: int = ALL) -> RunFacts:
+    """All that a page tells of one run; its samples have at most so many ``characters``."""
+    rounds = tuple(round_facts(run, config, round_, comparisons=0) for round_ in run.rounds())
+    manifests = [manifest for n in run.rounds() for s in _stages(run, n) if (manifest := run.stage(n, s).manifest())]
+    versions: dict[str, str] = {}
+    for manifest in sorted(manifests, key=lambda manifest: manifest.finished):
+        versions |= manifest.versions
+    return RunFacts(
+        name=name or config.name,
+        config=dump_config(config),
+        settings=dict(_leaves(config.model_dump(mode="json"))),
+        headline=_headline(config),
+        rounds=rounds,
+        planned=config.rounds,
+        versions=versions,
+        finished=max((manifest.finished for manifest in manifests), default="").replace("T", " ").replace("Z", " UTC"),
+        samples=_samples(run, characters),
+    )
+
+
+def _leaves(plain: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(plain, dict):
+        for name, value in plain.items():
+            yield from _leaves(value, f"{path}.{name}" if path else name)
+    else:
+        yield path, str(plain)
+
+
+def _stages(run: RunFolder, round_: int) -> list[str]:
+    folder = run.stage(round_, "data").folder.parent
+    return sorted(path.parent.name for path in folder.glob("*/manifest.json") if path.parent.suffix != ".partial")
+
+
+def _headline(config: RunConfig) -> str:
+    training = config.training
+    parts = [
+        config.mode,
+        f"{config.rounds} round{'s' * (config.rounds > 1)}",
+        f"loss {config.loss.preset}, β = {config.loss.beta:g}",
+        f"reference {training.reference}",
+        f"learning rate {training.learning_rate:g}",
+        *([] if config.scorer is None else [f"labels by {config.scorer.kind}"]),
+        f"seed {config.seed}",
+    ]
+    return " · ".join(parts)
+
+
+def _names(names: Sequence[str], roots: Sequence[Path]) -> list[str]:
+    """Names that tell the runs apart: of their configs, else of their folders, else their paths."""
+    for choice in (names, [root.resolve().name for root in roots], [str(root) for root in roots]):
+        if len(set(choice)) == len(choice):
+            return list(choice)
+    return [f"{root} ({number})" for number, root in enumerate(roots, 1)]
+
+
+def _samples(run: RunFolder, characters: int) -> Samples:
+    """Greedy responses of a few rounds, evenly spaced, the first and the newest among them."""
+    rounds = evaluated_rounds(run)
+    last = len(rounds) - 1
+    places = sorted({round(place * last / (ROUNDS - 1)) for place in range(ROUNDS)}) if last > 0 else [*range(last + 1)]
+    shown = [rounds[place] for place in places]
+    found: dict[str, tuple[str, dict[int, tuple[str, float | None]]]] = {}
+    for round_ in shown:
+        for number, group in enumerate(read_groups(run.stage(round_, "evaluation").folder / "greedy")):
+            if number == PROMPTS:
+                break
+            prompt = "\n".join(message.content for message in group.prompt.messages)
+            score = group.scores[0] if group.scores else None
+            cells = found.setdefault(group.prompt.id, (prompt, {}))[1]
+            cells[round_] = (_cut(group.responses[0].text), score)
+    kept = _within(characters, [Sample(_cut(prompt), responses) for prompt, responses in found.values()])
+    return Samples(tuple(kept), _held_out(run, shown[0]) if shown else 0)
+
+
+def _within(characters: int, samples: Sequence[Sample]) -> list[Sample]:
+    kept = []
+    for sample in samples:
+        characters -= len(sample.prompt) + sum(len(text) for text, _ in sample.responses.values())
+        if characters < 0:
+            break
+        kept.append(sample)
+    return kept
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= RESPONSE else text[:RESPONSE] + " …"
+
+
+def _held_out(run: RunFolder, round_: int) -> int:
+    folder = run.stage(round_, "evaluation").folder / "greedy"
+    return sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet"))

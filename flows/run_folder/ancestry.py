@@ -1,0 +1,71 @@
+"""Which round's policy a round starts from, and its references, after what the gates decided. Torch-free."""
+
+from flows.run_folder.approvals import settled
+from pipeline.config import RunConfig
+from pipeline.config.loss.components import ExtrapolatedPrior
+from pipeline.storage.run_folder import RunFolder, Stage
+
+
+def parent(run: RunFolder, config: RunConfig, round_: int) -> int:
+    """The round whose policy ``round_`` starts from: the one before, or after a roll-back the best one.
+
+    A round whose gate has not decided counts as promoted. Round 0 is its own parent.
+    """
+    if round_ <= 1 or config.gate is None:
+        return max(round_ - 1, 0)
+    outcome = settled(run, round_ - 1)
+    return outcome.best_round if outcome is not None and outcome.verdict == "roll_back" else round_ - 1
+
+
+def best_before(run: RunFolder, round_: int) -> int:
+    """The best round before ``round_``, as the gate of the one before it left it."""
+    last = settled(run, round_ - 1) if round_ > 1 else None
+    return 0 if last is None else last.best_round
+
+
+def base_before(run: RunFolder, round_: int) -> int:
+    """What the rules of ``round_`` measure from: the newest round that a person promoted, or the start."""
+    earlier = ((number, settled(run, number)) for number in range(round_ - 1, 0, -1))
+    return next((number for number, one in earlier if one is not None and one.answered and one.verdict == "promote"), 0)
+
+
+def reference_round(run: RunFolder, config: RunConfig, round_: int, start: int | None = None) -> int:
+    """Which round's policy is the reference of ``round_`` (for ema: the round whose average is).
+
+    ``start``: the round whose policy it starts from, where that is not yet what gates have decided.
+    """
+    training = config.training
+    start = parent(run, config, round_) if start is None else start
+    match training.reference:
+        case "fixed":
+            return 0
+        case "previous" | "ema":
+            return start
+        case "every_n":
+            due = ((round_ - 1) // training.reference_every) * training.reference_every
+            # A round that was rolled back from is the ancestor of none after it.
+            ancestor = start
+            while ancestor > due:
+                ancestor = parent(run, config, ancestor)
+            return ancestor
+
+
+def reference_stages(run: RunFolder, config: RunConfig, round_: int, start: int | None = None) -> list[Stage]:
+    """The stages whose models the loss measures against in ``round_``, in the order of its references.
+
+    An extrapolated prior reads the two newest policies that the round descends from; in round 1 both are the start
+    policy, unless ``training.references`` names the one before. Further references of a mixture are no stages.
+    ``start`` is as in ``reference_round``.
+    """
+    newest = [reference_stage(run, config, round_, start)]
+    if not isinstance(config.loss.prior, ExtrapolatedPrior) or (round_ == 1 and config.training.references):
+        return newest
+    start = parent(run, config, round_) if start is None else start
+    return [*newest, run.stage(parent(run, config, start), "policy")]
+
+
+def reference_stage(run: RunFolder, config: RunConfig, round_: int, start: int | None = None) -> Stage:
+    """The stage that holds the reference model of ``round_``; ``start`` is as in ``reference_round``."""
+    source = reference_round(run, config, round_, start)
+    averaged = config.training.reference == "ema" and source > 0
+    return run.stage(source, "average" if averaged else "policy")

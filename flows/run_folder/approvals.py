@@ -1,0 +1,193 @@
+"""What the gate of a round decided, what a person answered to it, and so what comes after the round. Torch-free."""
+
+import getpass
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import get_args
+
+from pydantic import JsonValue, ValidationError
+
+from pipeline.config.files import load_settings
+from pipeline.evaluation.decision import Answer, Approval, Decision, Verdict
+from pipeline.storage.run_folder import RunFolder, write_json
+from pipeline.types import Paused, RunError, UserError
+
+DECISION = "decision.json"
+
+
+def read_decision(run: RunFolder, round_: int) -> Decision | None:
+    """What the gate of ``round_`` decided; None if it has not. Raises ``RunError`` for a damaged file."""
+    stage = run.stage(round_, "gate")
+    file = stage.folder / DECISION
+    if not file.is_file():
+        return None
+    text = file.read_bytes()
+    try:
+        decision = Decision.model_validate_json(text)
+    except (ValueError, ValidationError) as error:
+        raise RunError(f"{file}: not a readable decision ({str(error).splitlines()[0]}); restore it") from None
+    with suppress(FileNotFoundError):
+        # A gate without a manifest is told where stages are looked for.
+        facts = stage.manifest_alone().files.get(DECISION, {})
+        if facts.get("sha256") != sha256(text).hexdigest():
+            raise RunError(f"{file}: not what its manifest says (SHA-256); {stage.redo}")
+    return decision
+
+
+def approval_file(run: RunFolder, round_: int) -> Path:
+    """Where a person's answer is kept."""
+    return run.root / "approvals" / f"round_{round_:03d}.json"
+
+
+def approvals(run: RunFolder) -> dict[int, Path]:
+    """The files of people's answers, by round."""
+    files = sorted(approval_file(run, 0).parent.glob("round_*.json"))
+    numbers = [file.stem.removeprefix("round_") for file in files]
+    return {int(number): file for number, file in zip(numbers, files, strict=True) if number.isdecimal()}
+
+
+def read_approval(run: RunFolder, round_: int) -> Approval | None:
+    """A person's answer; None if there is none. Raises ``UserError`` that names the field and what it may be."""
+    file = approval_file(run, round_)
+    return load_settings(Approval, [file]) if file.is_file() else None
+
+
+def approve(root: Path, round_: int, decision: str, by: str | None = None, reason: str = "") -> Approval:
+    """Answer the gate of ``round_``; the run goes on accordingly when it is started again.
+
+    An answer may be replaced until the next round has begun.
+
+    Raises:
+        UserError: no such run, round or decision, or nothing to answer there.
+    """
+    run = _open(root)
+    if decision not in get_args(Answer):
+        raise UserError(f"decision: {decision!r} is none of {', '.join(get_args(Answer))}")
+    made = read_decision(run, round_)
+    if made is None:
+        waits = ", ".join(map(str, waiting(run))) or "none"
+        raise UserError(
+            f"round: {round_} of {root} has no gate that has decided; rounds that wait for an answer: {waits}"
+        )
+    if made.decision not in ("pause", "stop"):
+        raise UserError(f"round: the gate of round {round_} decided {made.decision}, which waits for no answer")
+    if _begun(run, round_ + 1):
+        raise UserError(f"round: round {round_ + 1} of {root} has begun; round {round_} can be answered no more")
+    try:
+        approval = Approval.model_validate(
+            {
+                "decision": decision,
+                "by": _login() if by is None else by,
+                "reason": reason,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            }
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+    file = approval_file(run, round_)
+    try:
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, json.loads(approval.model_dump_json()))
+    except OSError as error:
+        raise UserError(f"{file}: cannot write there ({error.strerror})") from None
+    return approval
+
+
+def answer(root: Path, round_: int | None, decision: str, by: str | None, reason: str) -> str:
+    """``prefloop approve``: like ``approve``, by default for the round that waits; returns what to say of it."""
+    run = _open(root)
+    if round_ is None:
+        waits = waiting(run)
+        if not waits:
+            raise UserError(f"{root}: no round waits for an answer")
+        round_ = waits[-1]
+    approve(root, round_, decision, by, reason)
+    made = read_decision(run, round_)
+    best = 0 if made is None else made.best_round
+    then = {
+        "promote": f"the next round starts from round {round_}'s policy",
+        "stop": "the run is done",
+        "roll_back": f"the next round starts from round {best}'s policy",
+    }[decision]
+    return f"round {round_}: {decision}; {then}. Start the run again with the command that ran it"
+
+
+def waiting(run: RunFolder) -> list[int]:
+    """Rounds whose gate paused or stopped the run and that nobody has answered."""
+    made = [(round_, read_decision(run, round_)) for round_ in run.rounds()]
+    return [
+        round_
+        for round_, decision in made
+        if decision is not None
+        and decision.decision in ("pause", "stop")
+        and read_approval(run, round_) is None
+        and not _begun(run, round_ + 1)
+    ]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of a round: the gate's verdict, or a person's answer to it."""
+
+    verdict: Verdict
+    best_round: int
+    answered: bool
+
+
+def settled(run: RunFolder, round_: int) -> Settled | None:
+    """What the gate of ``round_`` and, where it asked, a person decided; None if the gate has not."""
+    made = read_decision(run, round_)
+    if made is None:
+        return None
+    approval = read_approval(run, round_) if made.decision in ("pause", "stop") else None
+    if approval is None:
+        return Settled(made.decision, made.best_round, answered=False)
+    # Whoever promotes a round in spite of its gate takes it for the best.
+    best = round_ if approval.decision == "promote" else made.best_round
+    return Settled(approval.decision, best, answered=True)
+
+
+def answers_before(run: RunFolder, round_: int) -> dict[str, JsonValue]:
+    """What people answered to the gates of earlier rounds."""
+    approvals = {str(number): read_approval(run, number) for number in range(1, round_)}
+    return {number: approval.decision for number, approval in approvals.items() if approval is not None}
+
+
+def goes_on(run: RunFolder, round_: int) -> bool:
+    """Whether a round follows ``round_``. Raises ``Paused`` if its gate waits for a person."""
+    outcome, made = settled(run, round_), read_decision(run, round_)
+    if outcome is None or made is None:
+        return True
+    if outcome.verdict == "pause":
+        reasons = "\n".join(f"  {reason}" for reason in made.reasons)
+        raise Paused(
+            f"round {round_} waits for a person:\n{reasons}\n"
+            f"answer with: prefloop approve {run.root} --round {round_} --decision promote|stop|roll_back "
+            f"(back to round {made.best_round}), then give the same command again"
+        )
+    return outcome.verdict != "stop"
+
+
+def _begun(run: RunFolder, round_: int) -> bool:
+    folder = run.stage(round_, "gate").folder.parent
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        # A container's user may have no name.
+        return ""
+
+
+def _open(root: Path) -> RunFolder:
+    run = RunFolder(root)
+    if not run.config_file.is_file():
+        raise UserError(f"{root}: not a run folder (no config.yaml)")
+    return run

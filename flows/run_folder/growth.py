@@ -1,0 +1,133 @@
+"""Prompts that the source of an iterative run gains while the run is under way. Torch-free.
+
+Rows at the end of its files and files beside them are new; a round that begins afterwards takes them up in a stage of
+its own, ``added_prompts``. What was there before must stay as it is. Held-out prompts are those of the start.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from pipeline.config import FileData, RunConfig
+from pipeline.config.files import load_config
+from pipeline.data.reading import read_prompts
+from pipeline.data.sources import digest, files_of
+from pipeline.storage.rows import read_rows, row_prompt
+from pipeline.storage.run_folder import RunFolder, Stage
+from pipeline.types import UserError
+
+ADDED = "added_prompts"
+SIZES = "sizes"
+
+
+def may_grow(config: RunConfig) -> bool:
+    """Whether prompts may be added: to the files of an iterative run that has prompts of its own."""
+    return config.mode == "iterative" and isinstance(config.prompts, FileData)
+
+
+def sizes_of(config: RunConfig) -> dict[str, JsonValue]:
+    """For the manifest of a stage that is about to read the prompts: names and bytes of their files, in order."""
+    if not may_grow(config):
+        return {}
+    return {SIZES: [[file.name, file.stat().st_size] for file in _files(config)]}
+
+
+def digest_when_read(stage: Stage, config: RunConfig) -> str:
+    """The digest of the prompts' files, of what was in them when ``stage`` read them if they have only grown since."""
+    files, then = _files(config), _sizes(stage)
+    found = _still_there(files, then)
+    return digest(files) if not found else digest(found, [size for _, size in then])
+
+
+def has_grown(run: RunFolder, config: RunConfig) -> bool:
+    """Whether the files of the prompts are larger, or more, than when the run last read them."""
+    if not may_grow(config):
+        return False
+    then = _sizes(([run.stage(0, "data"), *added_stages(run, config.rounds)])[-1])
+    return bool(then) and [(file.name, file.stat().st_size) for file in _files(config)] != then
+
+
+def brings_prompts(run: RunFolder, config: RunConfig, round_: int) -> bool:
+    """Whether ``round_`` has, or as it begins gets, prompts that were added to the source."""
+    added = added_stages(run, config.rounds)
+    if run.stage(round_, ADDED) in (*added, *run.begun()):
+        return True
+    # Rounds that are made anew leave what a later one has taken up as it is.
+    begun = any(stage.round == round_ for stage in (*run.stages(), *run.begun()))
+    return not begun and (not added or added[-1].round < round_) and has_grown(run, config)
+
+
+def added_stages(run: RunFolder, round_: int) -> list[Stage]:
+    """The stages up to ``round_`` that hold added prompts."""
+    stages = (run.stage(number, ADDED) for number in range(1, round_ + 1))
+    return [stage for stage in stages if stage.folder.exists()]
+
+
+def require_as_it_was(run: RunFolder, config: RunConfig) -> None:
+    """Raise ``UserError`` that names the row if prompts that the run has read were edited or removed."""
+    if not may_grow(config) or load_config([run.config_file]).prompts != config.prompts:
+        return
+    for stage in (run.stage(0, "data"), *added_stages(run, config.rounds)):
+        told = stage.require().config.get("files")
+        if isinstance(told, dict) and told.get("prompts") != digest_when_read(stage, config):
+            raise UserError(
+                f"prompts.path: {_what_changed(run, config)}; rows may be added at the end of a file, and files beside "
+                f"it, but what {run.root} has read must stay as it is (or choose another --run-dir)"
+            )
+
+
+def _what_changed(run: RunFolder, config: RunConfig) -> str:
+    """The first row that the run did not read and that one follows which it did; else the first prompt that is gone."""
+    assert config.prompts is not None, "the caller has asked whether they may grow"
+    left = dict(_known(run, config))
+    odd = ""
+    for row in read_prompts(config.prompts):
+        known = row.value is not None and left.pop(row.value.prompt.id, None) == row.value.prompt.answer
+        if known and odd:
+            return f"{odd}: changed, or put in"
+        odd = odd or ("" if known else row.place)
+    return f"{odd or config.prompts.where}: changed, or rows before its end were removed"
+
+
+def _known(run: RunFolder, config: RunConfig) -> Iterator[tuple[str, str | None]]:
+    folders = [run.stage(0, "data").folder / name for name in ("prompts", "held_out")]
+    folders += [stage.folder / "prompts" for stage in added_stages(run, config.rounds)]
+    prompts = (row_prompt(row) for folder in folders for row in read_rows(folder))
+    return ((prompt.id, prompt.answer) for prompt in prompts)
+
+
+def _files(config: RunConfig) -> list[Path]:
+    assert isinstance(config.prompts, FileData), "only files grow"
+    return files_of(config.prompts)
+
+
+def _sizes(stage: Stage) -> list[tuple[str, int]]:
+    manifest = stage.manifest()
+    told = None if manifest is None else manifest.metrics.get(SIZES)
+    found: list[tuple[str, int]] = []
+    for entry in told if isinstance(told, list) else []:
+        match entry:
+            case [str(name), int(size)] if size >= 0:
+                found.append((name, size))
+    return found
+
+
+def _still_there(files: list[Path], then: list[tuple[str, int]]) -> list[Path]:
+    """Of ``files`` those that were read, none shorter than it was, and in the same order; empty if one is not there."""
+    found, left = [], iter(files)
+    for name, size in then:
+        file = next((file for file in left if file.name == name), None)
+        if file is None or file.stat().st_size < size or not _ends_a_row(file, size):
+            return []
+        found.append(file)
+    return found
+
+
+def _ends_a_row(file: Path, size: int) -> bool:
+    """Whether no row goes on beyond ``size`` bytes, as far as plain text tells."""
+    if size in (0, file.stat().st_size) or file.suffix == ".gz":
+        return True
+    with file.open("rb") as handle:
+        handle.seek(size - 1)
+        return b"\n" in handle.read(2)

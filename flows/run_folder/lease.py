@@ -1,0 +1,300 @@
+"""One writer a run: the kernel's lock and, for file systems that have none, a lease with a heartbeat.
+
+``lease.json`` in the run folder names who holds it. A holder on this machine is gone when its process is. One on
+another machine is gone when its lease has not changed for ``patience`` seconds while it was watched: clocks are never
+compared.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+
+from pipeline.storage.run_folder import RunLockedError, write_json
+from pipeline.types import RunError
+
+FILE = "lease.json"
+BEAT_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
+# What systems say that have no such locks.
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+# By how much a process's start may seem to move when the clock is set.
+START_TOLERANCE = 2.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who writes to a run.
+
+    Attributes:
+        token: of this lease alone.
+        machine: tells one boot of a machine, and one container, from another of the same name.
+        started: of the process, seconds since 1970 by its machine's clock.
+        beat: time of the last heartbeat, for people; ``beats`` of them so far.
+        patience: seconds without a heartbeat after which another machine may take over.
+    """
+
+    token: str
+    host: str
+    machine: str
+    pid: int
+    started: float
+    command: str
+    beat: str
+    beats: int = 0
+    patience: float = PATIENCE_SECONDS
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} ({self.command}; last heartbeat {self.beat})"
+
+
+class Lease:
+    """A run that this process holds until the block of ``hold`` ends."""
+
+    def __init__(self, root: Path, holder: Holder, every: float) -> None:
+        """``every``: seconds between two heartbeats."""
+        self.holder = holder
+        self._file = root / FILE
+        self._every = every
+        self._lost: str | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
+
+    def require(self) -> None:
+        """Raise ``RunError`` if the lease was lost by the last heartbeat: another writes there, or it is gone."""
+        if self._lost is not None:
+            raise RunError(self._lost)
+
+    def check(self) -> None:
+        """As ``require``, as things are now."""
+        self._look()
+        self.require()
+
+    def start(self) -> None:
+        """Keep the lease alive, in a thread."""
+        self._thread.start()
+
+    def give_back(self) -> None:
+        """Let the next process in."""
+        self._done.set()
+        self._thread.join()
+        with suppress(OSError):
+            if read_holder(self._file) == self.holder:
+                self._file.unlink()
+
+    def _beat_on(self) -> None:
+        last = time.monotonic()
+        while not self._done.wait(self._every):
+            self._look()
+            if self._lost is not None:
+                return
+            if self._beat():
+                last = time.monotonic()
+            elif time.monotonic() - last > self.holder.patience:
+                self._lost = f"{self._file}: no heartbeat could be written for {self.holder.patience:g} seconds"
+
+    def _look(self) -> None:
+        try:
+            found = read_holder(self._file)
+        except FileNotFoundError:
+            self._lost = f"{self._file}: is gone; was the run folder moved, removed or unmounted?"
+        except OSError:
+            # A file system that does not answer now may do so soon; heartbeats tell.
+            return
+        else:
+            if found is None or found.token != self.holder.token:
+                self._lost = f"{self._file}: the run was taken over by {found or 'another process'}"
+
+    def _is_own(self) -> bool:
+        self._look()
+        return self._lost is None
+
+    def _beat(self) -> bool:
+        self.holder = replace(self.holder, beats=self.holder.beats + 1, beat=_now())
+        try:
+            # A disk may take so long that another has taken over meanwhile.
+            write_json(self._file, asdict(self.holder), self._is_own)
+        except OSError:
+            try:
+                # On a full disk the time of a file can still be changed.
+                os.utime(self._file)
+            except OSError:
+                return False
+        return True
+
+
+@contextmanager
+def hold(root: Path, every: float = BEAT_SECONDS, patience: float = PATIENCE_SECONDS) -> Iterator[Lease]:
+    """Hold the run folder ``root`` while the block runs.
+
+    Raises:
+        RunLockedError: another process holds it; it is named.
+    """
+    with _kernel_lock(root):
+        holder = _own(patience)
+        _take(root / FILE, holder)
+        # What kills have left of heartbeats and takeovers.
+        for left in root.glob(f"{FILE}.*"):
+            left.unlink(missing_ok=True)
+        lease = Lease(root, holder, every)
+        lease.start()
+        try:
+            yield lease
+        finally:
+            lease.give_back()
+
+
+def read_holder(file: Path) -> Holder | None:
+    """Who holds the lease ``file``; None if it cannot be told from it. Raises ``OSError``."""
+    return _parse(file.read_bytes())
+
+
+def _parse(contents: bytes) -> Holder | None:
+    try:
+        return Holder(**json.loads(contents))
+    except (ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def _kernel_lock(root: Path) -> Iterator[None]:
+    with (root / ".lock").open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = None
+            with suppress(OSError):
+                holder = read_holder(root / FILE)
+            raise _held(root, holder) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield
+
+
+def _held(root: Path, holder: Holder | None) -> RunLockedError:
+    who = f": {holder}" if holder is not None else ""
+    return RunLockedError(f"{root}: another prefloop process is writing to this run{who}; nothing was changed")
+
+
+def _own(patience: float) -> Holder:
+    started = psutil.Process().create_time()
+    command = shlex.join(["prefloop", *sys.argv[1:]])[:500]
+    return Holder(uuid4().hex, socket.gethostname(), _machine(), os.getpid(), started, command, _now(), 0, patience)
+
+
+def _machine() -> str:
+    """Process numbers mean something within one boot and one container alone."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts = [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()]
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def _take(file: Path, own: Holder) -> None:
+    """Make the lease ``file``, in the place of one whose holder is gone."""
+    while not (_create(file, own) or _succeed(file, own)):
+        pass
+
+
+def _create(file: Path, own: Holder) -> bool:
+    """Make ``file`` unless it is there."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+        handle.write(json.dumps(asdict(own), indent=1) + "\n")
+    return True
+
+
+def _succeed(file: Path, own: Holder) -> bool:
+    """Take over a lease whose holder is gone; False if things have changed meanwhile.
+
+    A lease has one successor: whoever makes the claim that is named after its contents. The lease itself is replaced,
+    never absent. A successor that died before it replaced the lease has successors in turn.
+
+    Raises:
+        RunLockedError: the holder, or a successor, is there.
+    """
+    try:
+        found = last = file.read_bytes()
+        claim = _claim(file, found)
+        while claim.exists():
+            last = claim.read_bytes()
+            claim = _claim(file, last)
+        holder = _require_gone(file, last, own)
+        if not _create(claim, own):
+            return False
+        # Claims of the past are cleared away, so this one may be of a lease that others have succeeded long since.
+        if file.read_bytes() == found:
+            write_json(file, asdict(own))
+            _say(file, f"taken over from {holder or 'a process that left no name'}, which is gone")
+            return True
+        claim.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _claim(file: Path, contents: bytes) -> Path:
+    return file.with_name(f"{FILE}.{sha256(contents).hexdigest()[:32]}")
+
+
+def _require_gone(file: Path, contents: bytes, own: Holder) -> Holder | None:
+    """The holder that a lease or claim with ``contents`` names. Raises ``RunLockedError`` if it shows signs of life."""
+    holder = _parse(contents)
+    if holder is not None and holder.machine == own.machine:
+        if _runs(holder):
+            raise _held(file.parent, holder)
+    elif _changes(file, own.patience if holder is None else holder.patience, holder):
+        raise _held(file.parent, holder)
+    return holder
+
+
+def _runs(holder: Holder) -> bool:
+    try:
+        process = psutil.Process(holder.pid)
+        return (
+            process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - holder.started) < START_TOLERANCE
+        )
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _changes(file: Path, patience: float, holder: Holder | None) -> bool:
+    """Whether the lease shows a sign of life within ``patience`` seconds."""
+    _say(file, f"waiting {patience:g} s for a sign of life of {holder or 'its holder'}")
+    try:
+        before = (file.read_bytes(), file.stat().st_mtime_ns)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            time.sleep(min(0.5, patience / 20))
+            if (file.read_bytes(), file.stat().st_mtime_ns) != before:
+                return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def _say(file: Path, what: str) -> None:
+    print(f"{file.parent}: {what}", file=sys.stderr)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

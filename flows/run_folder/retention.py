@@ -1,0 +1,147 @@
+"""Weights that no stage will read again, removed to have their room: what ``retention`` says, and what was freed.
+
+A stage that is freed keeps its folder and manifest. ``freed.json`` beside it says which files were removed, when and
+why; it is written first, so that a kill in between leaves nothing that looks damaged.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.run_folder.ancestry import reference_stages
+from flows.run_folder.inputs import made_in, reads
+from flows.run_folder.links import inside
+from flows.run_folder.stage_keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
+from pipeline.config import RunConfig
+from pipeline.storage.manifest import FREED, Freed, plain
+from pipeline.storage.run_folder import RunFolder, Stage, sync_folder, write_json
+
+logger = logging.getLogger("prefect.prefloop")
+
+# Stages that hold models.
+MODELS = ("policy", "average", "discriminator")
+WEIGHTS = ".safetensors"
+# What the best round is found by, where no gate has named it: the first of these that is measured.
+BEST_BY = ("win_rate_vs_start", "reward", "held_out_accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class FreedStage:
+    """What was removed of one stage."""
+
+    title: str
+    bytes: int
+
+
+def free_room(run: RunFolder, config: RunConfig) -> list[FreedStage]:
+    """Remove what ``retention`` does not keep and no stage to come reads; what a kill has left of it first.
+
+    The caller holds the run.
+    """
+    models = [stage for stage in run.stages() if stage.name in MODELS]
+    for stage in models:
+        freed = stage.freed()
+        if freed is not None:
+            _remove(stage, freed)
+    if config.retention.last is None:
+        return []
+    try:
+        best = best_round(run)
+    except (OSError, ValueError) as error:
+        # What is removed now could be it.
+        logger.warning("retention: nothing is freed, for it cannot be read which round is the best: %s", error)
+        return []
+    kept = set(_kept_rounds(run, config, config.retention.last, best))
+    needed = {*_needed(run, config), *_needed_after_roll_back(run, config, best)}
+    gone = [stage for stage in models if stage.round not in kept and stage not in needed and stage.freed() is None]
+    return [found for stage in gone if (found := _free(stage, _reason(config)))]
+
+
+def told(freed: Sequence[FreedStage]) -> str:
+    """A line on what was removed."""
+    names = ", ".join(stage.title for stage in freed)
+    return f"retention: {sum(stage.bytes for stage in freed) / 2**20:,.1f} MiB freed: weights of {names}"
+
+
+def best_round(run: RunFolder) -> int | None:
+    """The round that the newest gate names, or else the one that evaluates best; None before any is evaluated.
+
+    Raises ``OSError`` or ``ValueError`` if what says so cannot be read.
+    """
+    metrics: dict[int, dict[str, object]] = {}
+    for round_ in run.rounds():
+        decision = _json(run.stage(round_, "gate").folder / "decision.json")
+        found = _json(run.stage(round_, "evaluation").folder / "metrics.json")
+        if found:
+            metrics[round_] = found | {"best_round": decision.get("best_round")}
+    named = [best for facts in metrics.values() if isinstance(best := facts["best_round"], int)]
+    if named:
+        return named[-1]
+    for measure in BEST_BY:
+        values = {round_: value for round_, facts in metrics.items() if isinstance(value := facts.get(measure), float)}
+        if values:
+            return max(values, key=lambda round_: (values[round_], round_))
+    return None
+
+
+def _kept_rounds(run: RunFolder, config: RunConfig, last: int, best: int | None) -> Iterator[int]:
+    complete = [round_ for round_ in run.rounds() if run.stage(round_, "policy").folder.exists()]
+    yield from complete[-last:]
+    if config.retention.start:
+        yield 0
+    # A gate may send the run back to its best round.
+    if best is not None and (config.retention.best or run.stage(complete[-1], "gate").folder.exists()):
+        yield best
+
+
+def _needed(run: RunFolder, config: RunConfig) -> Iterator[Stage]:
+    """What stages read that are still to be made, or would be if the run were extended by a round."""
+    names = ITERATIVE_STAGES if config.mode == "iterative" else OFFLINE_STAGES
+    for round_ in range(config.rounds + 2):
+        # Every evaluation reads the start: whoever does not keep it gives up further rounds.
+        spared = {0} if round_ > config.rounds and not config.retention.start else set()
+        for name in START_STAGES if round_ == 0 else (*names, "average"):
+            if made_in(config, round_, name) and not run.stage(round_, name).folder.exists():
+                yield from (stage for stage in reads(run, config, round_, name) if stage.round not in spared)
+
+
+def _needed_after_roll_back(run: RunFolder, config: RunConfig, best: int | None) -> Iterator[Stage]:
+    """What the next round would read beside its start, were it sent back to the ``best`` one."""
+    if config.gate is not None and best is not None:
+        following = max(run.rounds()) + 1
+        yield from reference_stages(run, config, following, best)
+
+
+def _free(stage: Stage, reason: str) -> FreedStage | None:
+    manifest = stage.require()
+    files = {name: int(str(facts["bytes"])) for name, facts in manifest.files.items() if name.endswith(WEIGHTS)}
+    if not files:
+        return None
+    freed = Freed(files, reason, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    write_json(stage.folder / FREED, plain(freed))
+    sync_folder(stage.folder)
+    _remove(stage, freed)
+    return FreedStage(stage.title, freed.bytes)
+
+
+def _remove(stage: Stage, freed: Freed) -> None:
+    for name in freed.files:
+        inside(stage.folder, name).unlink(missing_ok=True)
+
+
+def _reason(config: RunConfig) -> str:
+    kept = [f"the last {config.retention.last}"]
+    kept += ["the best"] if config.retention.best else []
+    kept += ["the start"] if config.retention.start else []
+    return f"retention: {', '.join(kept)}"
+
+
+def _json(file: Path) -> dict[str, object]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,81 @@
+"""The stages of a run: load the inputs, call the core, commit. No Prefect."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from flows.report.progress import Report, silent
+from flows.run_folder.stage_keys import stage_key
+from pipeline.config import PretrainedPolicy, RunConfig
+from pipeline.storage.integrity import POINTER
+from pipeline.storage.run_folder import RunFolder, Stage
+from pipeline.training.distributed.launch import Sharding, Zero
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Training in several processes.
+
+    Attributes:
+        accelerator: accelerate's ``Accelerator``; not named as such, since importing it imports torch.
+        sharding: how weights or optimiser state are cut over them; None: each has all.
+    """
+
+    accelerator: Any
+    sharding: Sharding | Zero | None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage is given: the run, its config, and whom to tell how far it is.
+
+    Attributes:
+        joint: this process's place among those that train together; None: it trains alone.
+    """
+
+    run: RunFolder
+    config: RunConfig
+    report: Report = field(default=silent)
+    joint: Joint | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.joint is None or bool(self.joint.accelerator.is_main_process)
+
+    def wait_for_everyone(self) -> None:
+        """Until all that train together are here."""
+        if self.joint is not None:
+            self.joint.accelerator.wait_for_everyone()
+
+    def policy_path(self, round_: int) -> Path:
+        """The model folder of a round's policy: in the run folder, or the user's own for an untrained start."""
+        return self.model_path(self.run.stage(round_, "policy"))
+
+    def model_path(self, stage: Stage) -> Path:
+        """The model folder that a policy or average stage is, or points to."""
+        pointer = stage.require().metrics.get(POINTER)
+        return Path(str(pointer)) if pointer else stage.folder
+
+    def trusts(self, model: str | Path) -> bool:
+        """Whether code that comes with ``model`` may run: with the policy that the config trusts and the run's own."""
+        policy = self.config.policy
+        if not isinstance(policy, PretrainedPolicy) or not self.config.trusts_policy:
+            return False
+        ours = self.run.root in Path(model).absolute().parents
+        return ours or str(model) == policy.path or str(model) == str(self.policy_path(0))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage's body returns: rows written and metrics for the manifest."""
+
+    rows: int
+    metrics: dict[str, JsonValue] = field(default_factory=dict)
+
+
+def needed(context: Context, round_: int, name: str) -> bool:
+    """Whether the stage still has to run. Raises ``UserError`` if it is there under another key."""
+    return not context.run.stage(round_, name).complete(stage_key(context.run, context.config, round_, name))

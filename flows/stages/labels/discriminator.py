@@ -1,0 +1,112 @@
+"""discriminator: refitted on all gold so far, measured on held-out gold, rolled back if that is not good enough."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from flows.commands.reward_model import train_on
+from flows.stages.context import Context, Outcome
+from flows.stages.labels.silver import Members, accepted
+from pipeline.config import FileData, PretrainedPolicy, RewardModelConfig
+from pipeline.config.discriminator import Discriminator
+from pipeline.storage.rows import read_groups
+from pipeline.storage.run_folder import CHECKPOINTS, discard
+from pipeline.storage.seals import Seals
+from pipeline.training.progress import StepReport
+from pipeline.types import Group, RunError, TextPair, derive_seed
+from reward_models.training.gold import held_out, passes, ranked_rightly
+
+
+def discriminator(context: Context, round_: int, folder: Path) -> Outcome:
+    """Write the members' folders; metrics say how good they are, and which version labels from here on."""
+    settings = context.config.discriminator
+    assert settings is not None, "the stage is run where a discriminator is configured"
+    rounds = [list(read_groups(context.run.stage(number, "gold").folder)) for number in range(1, round_ + 1)]
+    share, seed = settings.gate.held_out, context.config.seed
+    everything = [group for gold in rounds for group in gold]
+    kept = [group for group in everything if held_out(group, share, seed)]
+    learnt = [group for group in everything if not held_out(group, share, seed)]
+    before = accepted(context, round_ - 1)
+    _refit(context, round_, folder, settings, before, learnt)
+    accuracy, compared = _accuracy(sorted(folder.glob("member_*")), kept)
+    why_not = passes(accuracy, compared, settings.gate.accuracy, settings.gate.comparisons)
+    here = str((context.run.stage(round_, "discriminator").folder).relative_to(context.run.root))
+    earlier = None if before is None else str(before[0].parent.relative_to(context.run.root))
+    metrics: dict[str, JsonValue] = {
+        "bought": len(everything),
+        "held_out": len(kept),
+        "accuracy": accuracy,
+        "previous_accuracy": None if before is None else _accuracy(before, kept)[0],
+        # Of the version before, on what it has not seen: this round's policy, before anything of it was learnt.
+        "fresh_accuracy": None if before is None else _accuracy(before, rounds[-1])[0],
+        "why_not": why_not,
+        "labels_with": earlier if why_not is not None else here,
+    }
+    return Outcome(len(learnt), metrics)
+
+
+def comparisons(gold: Iterable[Group], settings: Discriminator) -> list[TextPair]:
+    """Gold as pairs to learn from; the votes of people are soft labels."""
+    found = []
+    for group in gold:
+        first, second = group.scores
+        if first is None or second is None:
+            continue
+        (better, high), (worse, low) = sorted(
+            zip(group.responses, (first, second), strict=True), key=lambda scored: -scored[1]
+        )
+        certain = high if settings.gold == "people" else float(high > low)
+        label = 0.5 if high == low else certain
+        found.append(TextPair(group.prompt, better.text, worse.text, high, low, soft_label=label))
+    return found
+
+
+def _refit(
+    context: Context,
+    round_: int,
+    folder: Path,
+    settings: Discriminator,
+    before: Sequence[Path] | None,
+    gold: Sequence[Group],
+) -> None:
+    """Train each member from its last accepted version on all gold that is not held out."""
+    pairs = comparisons(gold, settings)
+    if not pairs:
+        raise RunError("no gold comparison is left to learn from")
+    seals = Seals(folder)
+    for number in range(settings.members):
+        place = folder / f"member_{number}"
+        config = _member_config(context, round_, settings, None if before is None else before[number], number)
+
+        def on_step(step: StepReport, number: int = number) -> None:
+            total = step.steps * settings.members
+            context.report(number * step.steps + step.step, total, f"loss {step.loss:.4f}")
+
+        if not seals.hold_all(place.name):
+            place.mkdir(exist_ok=True)
+            train_on(config, pairs, place, on_step)
+            made = sorted(file for file in place.rglob("*") if file.is_file())
+            seals.files(file for file in made if CHECKPOINTS not in file.relative_to(place).parts)
+        discard(place / CHECKPOINTS)
+
+
+def _member_config(
+    context: Context, round_: int, settings: Discriminator, before: Path | None, number: int
+) -> RewardModelConfig:
+    start = str(before) if before is not None else settings.start or str(context.policy_path(0))
+    return RewardModelConfig(
+        name=f"member-{number}",
+        seed=derive_seed(context.config.seed, "discriminator", round_, number),
+        model=PretrainedPolicy(path=start, trust_remote_code=context.trusts(start)),
+        pairs=FileData(path=str(context.run.stage(round_, "gold").folder)),
+        max_tokens=settings.max_tokens,
+        training=settings.training,
+    )
+
+
+def _accuracy(members: Sequence[Path], gold: Sequence[Group]) -> tuple[float | None, int]:
+    """Of the members' mean margin."""
+    if not gold:
+        return None, 0
+    return ranked_rightly(gold, [sum(margins) for margins in Members(members).margins(gold)])

@@ -1,0 +1,107 @@
+"""gold: a few comparisons of the round's responses, answered by the gold labeller or by people."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from flows.stages.context import Context, Outcome
+from flows.stages.labels.shards import Shard, label_shards, open_accounts
+from flows.stages.labels.silver import member_margins
+from pipeline.config.discriminator import Discriminator
+from pipeline.config.loss.supply import bought
+from pipeline.storage.rows import read_groups, write_groups
+from pipeline.storage.run_folder import write_text
+from pipeline.types import Group, Paused, RunError, first_lines, json_line
+from reward_models.build import build_labeller
+from reward_models.people.people import Answers, answered, question, questions_page, read_answers
+from reward_models.training.gold import choose, comparison
+
+# Comparisons labelled between two commits to disk: what was paid for is kept.
+SHARD = 64
+
+
+def gold(context: Context, round_: int, folder: Path) -> Outcome:
+    """Choose comparisons and write them with their scores, shard by shard.
+
+    Raises:
+        RunError: nothing to compare, or fewer answers than ``labelling.min_yield``.
+        Paused: people have not answered everything within ``discriminator.wait`` seconds.
+    """
+    settings = context.config.discriminator
+    assert settings is not None, "the stage is run where a discriminator is configured"
+    chosen = _chosen(context, round_, settings)
+    if not chosen:
+        raise RunError("no prompt of the round has two different responses to compare")
+    facts: dict[str, JsonValue] = {}
+    if settings.gold == "people":
+        write_groups(folder / "shard_00000.parquet", _of_people(context, round_, chosen, settings))
+    else:
+        facts = _of_scorer(context, round_, folder, chosen)
+    found = list(read_groups(folder))
+    return Outcome(len(found), {**_counts(found), **facts})
+
+
+def _chosen(context: Context, round_: int, settings: Discriminator) -> list[Group]:
+    groups = read_groups(context.run.stage(round_, "samples").folder)
+    seed = context.config.seed
+    candidates = [found for group in groups if (found := comparison(group, seed, round_)) is not None]
+    rule, margins = settings.select, list[tuple[float, ...]]()
+    if rule != "random":
+        known = member_margins(context, round_ - 1, candidates)
+        rule, margins = ("random", []) if known is None else (rule, known)
+    return choose(candidates, bought(settings, context.config.rounds, round_), rule, margins, seed, round_)
+
+
+def _of_scorer(context: Context, round_: int, folder: Path, chosen: Sequence[Group]) -> dict[str, JsonValue]:
+    """Have ``chosen`` labelled; what the labels cost."""
+    assert context.config.scorer is not None, "the config's validator asks for a scorer"
+    parts = [chosen[start : start + SHARD] for start in range(0, len(chosen), SHARD)]
+    shards = [Shard(f"shard_{n:05d}.parquet", len(part), partial(list[Group], part)) for n, part in enumerate(parts)]
+    with open_accounts(context, round_, "gold") as accounts:
+        return label_shards(context, folder, shards, build_labeller(context.config.scorer, accounts), accounts)
+
+
+def handover(context: Context, round_: int) -> Path:
+    """The folder of questions to people and of their answers; outside the stage, so that it may be filled over days."""
+    return context.run.root / "questions" / f"round_{round_:03d}"
+
+
+def _of_people(context: Context, round_: int, chosen: Sequence[Group], settings: Discriminator) -> list[Group]:
+    """Write the questions; the answers, if each question has one by the time that the wait is over."""
+    place = handover(context, round_)
+    place.mkdir(parents=True, exist_ok=True)
+    write_text(place / "questions.jsonl", "".join(json_line(question(group)) for group in chosen))
+    write_text(place / "questions.html", questions_page(f"{context.config.name}, round {round_}", chosen))
+    file = place / "answers.jsonl"
+    started = time.monotonic()
+    while True:
+        answers = read_answers(file.read_text(encoding="utf-8") if file.is_file() else "", chosen)
+        note = f"waiting for {file}" + (f"; {answers.faults[0]}" if answers.faults else "")
+        context.report(len(answers.votes), len(chosen), note)
+        if len(answers.votes) == len(chosen):
+            return [answered(group, answers.votes[group.id]) for group in chosen]
+        if settings.wait is not None and time.monotonic() - started >= settings.wait:
+            raise Paused(_unanswered(round_, place, answers, len(chosen)))
+        time.sleep(settings.poll)
+
+
+def _unanswered(round_: int, place: Path, answers: Answers, asked: int) -> str:
+    faults = f"\nrows of answers.jsonl that are no answers:\n{first_lines(answers.faults)}" if answers.faults else ""
+    return (
+        f"round {round_} waits for people, who have answered {len(answers.votes)} of {asked} questions{faults}\n"
+        f"  questions: {place / 'questions.html'}, a page that saves answers.jsonl, or questions.jsonl beside it\n"
+        f"  answers: to {place / 'answers.jsonl'}\n"
+        "then give the same command again"
+    )
+
+
+def _counts(found: Sequence[Group]) -> dict[str, JsonValue]:
+    labels = [group.scores for group in found if None not in group.scores]
+    return {
+        "comparisons": len(found),
+        "missing_labels": len(found) - len(labels),
+        "ties": sum(first == second for first, second in labels),
+    }

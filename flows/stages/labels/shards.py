@@ -1,0 +1,127 @@
+"""Labelling shard by shard: what is paid for is kept, what is missing is counted, and too little of it stops a run."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from flows.stages.context import Context
+from pipeline.storage.rows import read_group_file, write_groups
+from pipeline.storage.run_folder import write_text
+from pipeline.storage.seals import Seals
+from pipeline.types import Group, RunError, json_text
+from reward_models.answers.accounts import Accounts, Ledger, Tally, summary
+from reward_models.answers.cache import LabelCache
+from reward_models.answers.questions import FINAL
+from reward_models.labeller import Labeller, label
+
+REPORT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Groups that are labelled between two commits to disk."""
+
+    name: str
+    prompts: int
+    read: Callable[[], Iterable[Group]]
+
+
+def open_accounts(context: Context, round_: int, name: str) -> Accounts:
+    """The books of a stage that labels: the cache that runs share, and the run's own ledger."""
+    root = context.run.root
+    given = context.config.labelling.cache
+    cache = root.parent / "labels.sqlite" if given is None else Path(given)
+    return Accounts(LabelCache(cache), Ledger(root / "spending.jsonl"), context.run.stage(round_, name).title)
+
+
+def label_shards(
+    context: Context, folder: Path, shards: Sequence[Shard], labeller: Labeller, accounts: Accounts
+) -> dict[str, JsonValue]:
+    """Label ``shards`` into files of their names in ``folder``; what a manifest says of labels and costs.
+
+    A shard that lacks labels is labelled again when a stage that had stopped goes on: what is there costs nothing.
+
+    Raises:
+        RunError: fewer responses than ``labelling.min_yield`` got a score.
+    """
+    progress = LabelProgress(context, sum(shard.prompts for shard in shards), accounts)
+    accounts.changed = progress.tick
+    responses = scored = made = 0
+    spent = 0.0
+    seals = Seals(folder)
+    for shard in shards:
+        file, counts = folder / shard.name, Path(shard.name).with_suffix(".json").name
+        if seals.hold(counts) and seals.hold(file.name) and not _asks_again(folder / counts):
+            groups = list(read_group_file(file))
+        else:
+            started = time.monotonic()
+            groups = label(list(shard.read()), labeller)
+            spent += time.monotonic() - started
+            made += sum(len(group.responses) for group in groups)
+            # Before the rows: a shard that is there has its own counts.
+            file.unlink(missing_ok=True)
+            told = json_text(accounts.take().plain())
+            seals.text(counts, told)
+            write_text(folder / counts, told)
+            write_groups(file, groups, seals.of(file.name))
+        responses += sum(len(group.responses) for group in groups)
+        scored += sum(score is not None for group in groups for score in group.scores)
+        progress.shard(len(groups), responses)
+        if scored < context.config.labelling.min_yield * responses:
+            raise RunError(_too_few(context, scored, responses, _tallies(folder)))
+    # Of this try alone: shards that an earlier one has left took no time here.
+    rate: dict[str, JsonValue] = {"labels_per_second": made / spent} if spent > 0 else {}
+    return {**rate, **summary(_tallies(folder), accounts)}
+
+
+def _too_few(context: Context, scored: int, responses: int, tallies: list[Tally]) -> str:
+    missing = sum((tally.missing for tally in tallies), Counter[str]())
+    causes = ", ".join(f"{cause} {count}" for cause, count in missing.most_common()) or "the labeller gave none"
+    said = next((f"; it said: {tally.unparsed[0]!r}" for tally in tallies if tally.unparsed), "")
+    return (
+        f"{scored} of {responses} responses got a score, below labelling.min_yield "
+        f"{context.config.labelling.min_yield:g}; labels that are missing, by cause: {causes}{said}. What was labelled "
+        "is kept; the same command asks again for the rest"
+    )
+
+
+def _asks_again(counts: Path) -> bool:
+    """Whether a shard lacks labels that may be had now: those that the labeller never gave an answer to."""
+    return any(cause not in FINAL for cause in Tally.read(counts).missing)
+
+
+def _tallies(folder: Path) -> list[Tally]:
+    return [Tally.read(file) for file in sorted(folder.glob("shard_*.json"))]
+
+
+class LabelProgress:
+    """The stage's progress line, at most one a second while answers come in."""
+
+    def __init__(self, context: Context, total: int, accounts: Accounts) -> None:
+        self._done = self._responses = 0
+        self._context = context
+        self._total = total
+        self._accounts = accounts
+        self._started = self._last = time.monotonic()
+
+    def shard(self, prompts: int, responses: int) -> None:
+        """One more shard of so many ``prompts`` is labelled, and so many ``responses`` altogether."""
+        self._done += prompts
+        self._responses = responses
+        self._show()
+
+    def tick(self) -> None:
+        """Something moved."""
+        if time.monotonic() - self._last >= REPORT_SECONDS:
+            self._show()
+
+    def _show(self) -> None:
+        self._last = time.monotonic()
+        counts = self._accounts.counts
+        labels = counts["cached"] + counts["answered"] if counts["questions"] else self._responses
+        parts = [f"{labels / max(self._last - self._started, 1e-9):.0f} labels/s", self._accounts.note()]
+        self._context.report(self._done, self._total, ", ".join(part for part in parts if part))

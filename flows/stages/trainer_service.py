@@ -1,0 +1,112 @@
+"""Entry of the child process that runs every stage that needs torch (``python -m flows.stages.trainer_service``).
+
+Where training is to run in several processes, this is the first of them and starts the others, which have the same
+entry. All other stages run in the first alone.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flows.stages.context import Context, Joint
+from flows.stages.run import follow_stage, run_stage
+from flows.workers.child import Progress, serve
+from flows.workers.followers import Followers, share_of_cores
+from pipeline.config import RunConfig
+from pipeline.storage.run_folder import RunFolder
+from pipeline.training.distributed.launch import Launch, read_launch
+
+
+class TrainerService:
+    """Runs one stage a call and commits it."""
+
+    def __init__(self) -> None:
+        self._followers: Followers | None = None
+
+    def init(self, args: dict[str, Any], progress: Progress) -> None:
+        """Take the run folder, the resolved config and, beside the first process, the rank."""
+        self._init = args
+        self._run = RunFolder(Path(args["run"]))
+        self._config = RunConfig.model_validate(args["config"])
+        self._rank = int(args.get("rank", 0))
+        self._launch = read_launch(self._config)
+        if self._launch is not None and self._launch.devices != "all":
+            os.environ["CUDA_VISIBLE_DEVICES"] = self._launch.devices
+        if self._launch is not None and self._launch.zero is not None:
+            # Where it is installed other libraries import DeepSpeed too, and it chooses the device when first imported.
+            os.environ["DS_ACCELERATOR"] = "cpu" if self._launch.cpu else "cuda"
+
+    def stage(self, args: dict[str, Any], progress: Progress) -> None:
+        """Run stage ``name`` of ``round``."""
+        round_, name = args["round"], args["name"]
+
+        def report(done: int, total: int, note: str) -> None:
+            progress({"done": done, "total": total, "note": note})
+
+        launch = self._launch if self._trains(round_, name) else None
+        if launch is None:
+            run_stage(Context(self._run, self._config, report), round_, name)
+        elif self._rank > 0:
+            follow_stage(Context(self._run, self._config, joint=self._join(launch)), round_, name)
+        else:
+            self._lead(launch, args, Context(self._run, self._config, report))
+
+    def close(self) -> None:
+        """End what this process started."""
+        if self._followers is not None:
+            self._followers.end()
+
+    def _trains(self, round_: int, name: str) -> bool:
+        return name == "policy" and (round_ > 0 or self._config.warm_start is not None)
+
+    def _lead(self, launch: Launch, args: dict[str, Any], context: Context) -> None:
+        def work() -> None:
+            run_stage(replace(context, joint=self._join(launch)), args["round"], args["name"])
+
+        if launch.processes == 1:
+            work()
+            return
+        if self._followers is None:
+            self._store.unlink(missing_ok=True)
+            log = self._run.root / "logs" / "trainer.log"
+            timeout = self._config.sampler.start_timeout
+            self._followers = Followers(launch.processes - 1, self._init, log, timeout)
+        with _threads(share_of_cores(launch.processes) if launch.cpu else None):
+            self._followers.beside(args, work)
+
+    def _join(self, launch: Launch) -> Joint:
+        from pipeline.training.distributed.process_group import join
+
+        settings = self._config.training
+        return Joint(join(launch, self._rank, self._store, settings.stall_timeout), launch.sharding or launch.zero)
+
+    @property
+    def _store(self) -> Path:
+        """Where the processes of training find each other."""
+        return self._run.root / "logs" / "trainer.store"
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Within it torch computes in ``count`` threads; None: in as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, count or before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def main() -> None:
+    """Serve until the parent closes the connection."""
+    service = TrainerService()
+    serve({"init": service.init, "stage": service.stage}, service.close)
+
+
+if __name__ == "__main__":
+    main()

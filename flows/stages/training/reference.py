@@ -1,0 +1,243 @@
+"""reference: what models that are not trained say of the round's responses, one folder of shards a model.
+
+One model in memory at a time: the reference policy, or several, then the two contrasting models if the loss weighs
+tokens by them. What a model says of the same tokens is computed once for all runs beside each other; see
+``training.reference_cache``.
+"""
+
+import logging
+import math
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+from transformers import PreTrainedModel
+
+from flows.run_folder.ancestry import reference_stages
+from flows.stages.context import Context, Outcome
+from flows.stages.offending import keep_rows, offending_file
+from flows.stages.training.examples import NEGATIVE, POSITIVE, round_examples
+from pipeline.config.loss.needs import references_of
+from pipeline.config.loss.supply import reads_contrast, reference_name
+from pipeline.models.policy import load_for_scoring, local_folder
+from pipeline.storage.rows import REFERENCE, read_rows, write_table
+from pipeline.storage.run_folder import discard
+from pipeline.storage.seals import Seals
+from pipeline.storage.tables import Row
+from pipeline.training.batches.example_table import ExampleTable, write_examples
+from pipeline.training.batches.examples import Example
+from pipeline.training.reference import reference_values
+from pipeline.training.reference_cache import (
+    ENTRY,
+    DamagedEntryError,
+    ReferenceCache,
+    entry_key,
+    model_digest,
+    require_stored,
+    tokens_digest,
+)
+from pipeline.training.self_test import SAME_MODEL, SAME_MODEL_RESPONSE
+from pipeline.types import RunError, derive_seed
+
+# Examples of a shard: what is in memory at a time, and what a kill can cost.
+SHARD = 1024
+# Examples that are computed again of what the cache gives.
+SPOT_CHECKED = 8
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One model, a folder or a hub name, over all examples: what fills the folder ``name``."""
+
+    name: str
+    model: str
+    entropy: bool = False
+
+
+@dataclass(slots=True)
+class Origin:
+    """Where the passes came from: names of those that the cache gave, and of those it gave in vain, and why."""
+
+    cached: list[str] = field(default_factory=list)
+    refused: dict[str, JsonValue] = field(default_factory=dict)
+
+
+def reference(context: Context, round_: int, folder: Path) -> Outcome:
+    """Of each model one row an example, in their order; see ``rows.REFERENCE``."""
+    table = folder / "examples.arrow"
+    write_examples(table, round_examples(context, round_))
+    examples, passes, origin = ExampleTable(table), _passes(context, round_), Origin()
+    for number, one in enumerate(passes):
+        _Scores(context, round_, examples, one, (number, len(passes))).fill(folder / one.name, origin)
+    table.unlink()
+    return Outcome(
+        len(examples),
+        {
+            "reference": reference_stages(context.run, context.config, round_)[0].title,
+            "reference_from_cache": len(origin.cached) == len(passes),
+            "passes": {one.name: "cache" if one.name in origin.cached else "computed" for one in passes},
+            "cache_refused": origin.refused,
+        },
+    )
+
+
+def reference_models(context: Context, round_: int) -> list[str]:
+    """Model folders (or hub names) in the order in which the loss counts its references, the round's own first."""
+    stages = reference_stages(context.run, context.config, round_)
+    further = context.config.training.references
+    # With an extrapolated prior they are the checkpoint before the start policy, which round 1 alone reads.
+    own = [str(context.model_path(stage)) for stage in stages]
+    return own if len(own) > 1 else [*own, *further]
+
+
+def _passes(context: Context, round_: int) -> list[Pass]:
+    loss, contrast = context.config.loss, context.config.training.contrastive
+    wants_entropy = loss.dispersion is not None
+    models = reference_models(context, round_)[: max(references_of(loss), int(wants_entropy))]
+    found = [Pass(reference_name(i), model, wants_entropy and i == 0) for i, model in enumerate(models)]
+    if reads_contrast(loss):
+        assert contrast is not None, "checked before the run"
+        found += [Pass(POSITIVE, contrast.positive), Pass(NEGATIVE, contrast.negative)]
+    return found
+
+
+class _Scores:
+    """What one model says of the examples: from the cache, or else computed shard by shard."""
+
+    def __init__(
+        self, context: Context, round_: int, examples: ExampleTable, one: Pass, number: tuple[int, int]
+    ) -> None:
+        """``number``: of the pass, and of how many."""
+        self._context, self._examples, self._pass, self._number = context, examples, one, number
+        self._round = round_
+        self._lots = derive_seed(context.config.seed, "spot check", round_, one.name)
+        self._model: PreTrainedModel | None = None
+
+    def fill(self, place: Path, origin: Origin) -> None:
+        """Make the folder ``place``; what an earlier try has left there is gone on with."""
+        given, training = self._context.config.training.reference_cache, self._context.config.training
+        if given is None:
+            self._compute(place)
+            return
+        cache = ReferenceCache(self._context.run.root / given)
+        model = model_digest(local_folder(self._pass.model))
+        key = entry_key(tokens_digest(self._examples), model, training.dtype, self._pass.entropy)
+        if _taken(place) or (not place.exists() and self._take(cache, key, place, origin)):
+            origin.cached.append(self._pass.name)
+            return
+        self._compute(place)
+        try:
+            cache.store(key, place, {"model": model, "dtype": training.dtype, "examples": len(self._examples)})
+        except OSError as error:
+            logger.warning("reference cache: nothing is kept: %s", error)
+
+    def _take(self, cache: ReferenceCache, key: str, place: Path, origin: Origin) -> bool:
+        """Whether the cache has given ``place``. What it gives wrongly is dropped there: all of it can be computed."""
+        unchecked = place.with_name(f"{place.name}.unchecked")
+        try:
+            if not cache.fetch(key, unchecked):
+                return False
+            self._spot_check(unchecked)
+        except DamagedEntryError as error:
+            logger.warning("reference cache: %s; computed again", error)
+            origin.refused[self._pass.name] = str(error)
+            with suppress(OSError):
+                cache.drop(key)
+            shutil.rmtree(unchecked, ignore_errors=True)
+            return False
+        unchecked.rename(place)
+        return True
+
+    def _spot_check(self, place: Path) -> None:
+        """Compute a few examples again. Raises ``DamagedEntryError`` if that gives other log-probabilities."""
+        dtype, count = self._context.config.training.dtype, len(self._examples)
+        chosen = sorted(random.Random(self._lots).sample(range(count), min(count, SPOT_CHECKED)))  # noqa: S311
+        stored = [row for index, row in enumerate(read_rows(place)) if index in chosen or index >= count]
+        examples = [self._examples[index] for index in chosen]
+        size, entropy = self._context.config.training.micro_batch_size, self._pass.entropy
+        found = reference_values(self._load(), examples, size, dtype, entropy=entropy)
+        if len(stored) != len(examples):
+            raise DamagedEntryError(f"{place.name}: not one row for each of {count} examples")
+        nats = tokens = 0.0
+        for example, row, values in zip(examples, stored, found, strict=True):
+            if row["id"] != example.id or [*map(len, row["logps"])] != [*map(len, values.logps)]:
+                raise DamagedEntryError(f"{place.name}: rows of other examples")
+            if not abs((row["entropy"] or 0) - (values.entropy or 0)) <= SAME_MODEL[dtype]:
+                told = f"{place.name}: entropy {row['entropy']} of example {example.id}, not {values.entropy}"
+                raise DamagedEntryError(told)
+            for theirs, ours in zip(row["logps"], values.logps, strict=True):
+                apart = sum(abs(a - b) for a, b in zip(theirs, ours, strict=True))
+                if not apart <= SAME_MODEL_RESPONSE[dtype] * len(ours):
+                    raise DamagedEntryError(_told(example, apart / len(ours), SAME_MODEL_RESPONSE[dtype]))
+                nats, tokens = nats + apart, tokens + len(ours)
+        if not nats <= SAME_MODEL[dtype] * tokens:
+            raise DamagedEntryError(_told(examples[0], nats / tokens, SAME_MODEL[dtype]))
+
+    def _compute(self, place: Path) -> None:
+        place.mkdir(exist_ok=True)
+        seals = Seals(place)
+        for number, start in enumerate(range(0, len(self._examples), SHARD)):
+            file = place / f"shard_{number:05d}.parquet"
+            if not seals.hold(file.name):
+                write_table(file, REFERENCE, self._rows(start), seals.of(file.name))
+
+    def _rows(self, start: int) -> Iterator[Row]:
+        """Of the shard that begins with the example ``start``."""
+        training = self._context.config.training
+        examples = self._examples[start : start + SHARD]
+        rows = sum(len(example.continuations) for example in examples)
+
+        def report(done: int) -> None:
+            number, passes = self._number
+            reached = number * len(self._examples) + start + done * len(examples) // rows
+            self._context.report(reached, passes * len(self._examples), "")
+
+        values = reference_values(
+            self._load(), examples, training.micro_batch_size, training.dtype, report, entropy=self._pass.entropy
+        )
+        for example, value in zip(examples, values, strict=True):
+            self._require_finite(example, [logp for logps in value.logps for logp in logps], value.entropy)
+            yield {"id": example.id, "logps": value.logps, "entropy": value.entropy}
+
+    def _require_finite(self, example: Example, logps: Sequence[float], entropy: float | None) -> None:
+        """Raise ``RunError`` if the model gives no numbers; the shard is not kept."""
+        if all(map(math.isfinite, logps)) and (entropy is None or math.isfinite(entropy)):
+            return
+        kept = offending_file(self._context, f"round_{self._round:03d}/reference")
+        keep_rows(self._context, self._round, [example.id], kept)
+        raise RunError(
+            f"log-probabilities of example {example.id} under {self._pass.model} are not finite; the row is in {kept}, "
+            "the shard is not kept"
+        )
+
+    def _load(self) -> PreTrainedModel:
+        if self._model is None:
+            trusted = self._context.trusts(self._pass.model)
+            self._model = load_for_scoring(self._pass.model, trust_remote_code=trusted)
+        return self._model
+
+
+def _taken(place: Path) -> bool:
+    """Whether an earlier try of this stage has taken all of it from the cache. What is damaged there is removed."""
+    if not (place / ENTRY).exists():
+        return False
+    try:
+        require_stored(place, place)
+    except DamagedEntryError as error:
+        logger.warning("%s; made again", error)
+        discard(place)
+        return False
+    return True
+
+
+def _told(example: Example, apart: float, allowed: float) -> str:
+    return (
+        f"the reference model gives other log-probabilities than are stored, by {apart:.3g} nats a token "
+        f"(allowed {allowed:g}; example {example.id})"
+    )

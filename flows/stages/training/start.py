@@ -1,0 +1,100 @@
+"""policy of round 0: the user's model or one made from scratch, after the warm start if there is one."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from flows.stages.context import Context, Outcome
+from flows.stages.data import warm_start_texts
+from flows.stages.samples import policy_chat
+from flows.stages.training.train import OFFENDING, fit, kept_where
+from pipeline.config import PretrainedPolicy, ScratchPolicy
+from pipeline.losses import load_preset
+from pipeline.models.chat import Chat
+from pipeline.models.policy import load_policy, local_folder, save_policy, save_probe
+from pipeline.models.scratch import make_policy
+from pipeline.storage.integrity import POINTED_FILES, POINTER, model_files
+from pipeline.storage.rows import TEXTS, prompt_row, write_table
+from pipeline.storage.run_folder import CHECKPOINTS
+from pipeline.training.batches.examples import Example
+from pipeline.types import Prompt, RowsError, UserError, derive_seed
+
+BASE = "base"
+
+
+def start(context: Context, folder: Path) -> Outcome:
+    """The policy that round 1 samples from."""
+    config = context.config
+    match config.policy:
+        case PretrainedPolicy():
+            origin = local_folder(config.policy.path, config.policy.revision)
+        case ScratchPolicy():
+            origin = _from_scratch(context, config.policy, folder)
+    model = load_policy(str(origin), trust_remote_code=context.config.trusts_policy)
+    chat = policy_chat(config, origin)
+    if config.warm_start is None:
+        save_probe(model, chat, folder)
+        facts: dict[str, JsonValue] = {POINTER: str(origin), POINTED_FILES: model_files(origin)}
+        return Outcome(0, {**facts, "parameters": model.num_parameters()})
+    dropped: Counter[str] = Counter()
+    examples = _examples(context, chat, dropped)
+    seed = derive_seed(config.seed, "warm start")
+    try:
+        outcome = fit(context, folder, model, examples, load_preset("sft"), config.warm_start, seed)
+    except RowsError as error:
+        if context.writes:
+            _keep_offending_texts(context, folder, error)
+        raise
+    if not context.writes:
+        return outcome
+    save_policy(model, folder, tokenizer_source=str(origin), chat=chat)
+    facts = {
+        "parameters": model.num_parameters(),
+        "dropped_over_long_texts": dropped["over_long"],
+    }
+    return Outcome(outcome.rows, {**outcome.metrics, **facts})
+
+
+def _from_scratch(context: Context, settings: ScratchPolicy, folder: Path) -> Path:
+    """A tokenizer and random weights beside the checkpoints in ``folder``; made whole or not at all."""
+    base, scratch = folder / CHECKPOINTS / BASE, folder / CHECKPOINTS / f"{BASE}.tmp"
+    if context.writes and not base.is_dir():
+        shutil.rmtree(scratch, ignore_errors=True)
+        texts = [part for prompt, text in warm_start_texts(context) for part in (*_contents(prompt), text)]
+        make_policy(texts, settings, derive_seed(context.config.seed, "init"), scratch)
+        scratch.rename(base)
+    context.wait_for_everyone()
+    return base
+
+
+def _examples(context: Context, chat: Chat, dropped: Counter[str]) -> Iterator[Example]:
+    """Warm-start texts as tokens; prompts that are too long are counted. Raises ``UserError`` if all are."""
+    kept = 0
+    for index, (prompt, text) in enumerate(warm_start_texts(context)):
+        ids = chat.prompt_ids(prompt.messages)
+        if len(ids) > context.config.chat.max_prompt_tokens:
+            dropped["over_long"] += 1
+            continue
+        kept += 1
+        yield Example.text(f"{prompt.id}-{index}", ids, chat.response_ids(prompt.messages, text))
+    if not kept:
+        raise UserError(f"warm_start: all {dropped['over_long']} texts are longer than chat.max_prompt_tokens allows")
+
+
+def _keep_offending_texts(context: Context, folder: Path, error: RowsError) -> None:
+    """The texts of the failed step, beside the last good checkpoint."""
+    suspects = set(error.example_ids)
+    rows = (
+        {"prompt": prompt_row(prompt), "text": text}
+        for index, (prompt, text) in enumerate(warm_start_texts(context))
+        if f"{prompt.id}-{index}" in suspects
+    )
+    write_table(folder / OFFENDING, TEXTS, rows)
+    error.args = (f"{error}\n  {kept_where(folder)}",)
+
+
+def _contents(prompt: Prompt) -> list[str]:
+    return [message.content for message in prompt.messages]

@@ -1,0 +1,188 @@
+"""policy of rounds 1 and on: one round of preference training; average: the running mean of policies."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from flows.run_folder.ancestry import parent, reference_stage
+from flows.stages.context import Context, Outcome
+from flows.stages.offending import keep_rows
+from flows.stages.samples import policy_chat
+from flows.stages.training.examples import examples_with_reference
+from pipeline.config import Optimisation
+from pipeline.config.loss.needs import references_of
+from pipeline.config.loss.supply import trains_with_reference
+from pipeline.losses import Loss
+from pipeline.models.lora import add_adapter
+from pipeline.models.policy import average_policies, load_policy, save_policy, save_probe
+from pipeline.storage.run_folder import CHECKPOINTS
+from pipeline.training.batches.example_table import ExampleTable, write_examples
+from pipeline.training.batches.examples import Example
+from pipeline.training.checkpoint import newest_checkpoint
+from pipeline.training.progress import StepReport, TrainResult
+from pipeline.training.step_log import STEPS, StepLog
+from pipeline.training.train import train
+from pipeline.types import RowsError, derive_seed
+
+# In folders of their own: engines load every *.safetensors beside a model as its weights.
+HEADS = "heads"
+OPTIMISER = "optimiser/state.safetensors"
+EXAMPLES = "examples.arrow"
+OFFENDING = "offending.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a round takes up from the last one and leaves to the next; None: not at all."""
+
+    optimiser_from: Path | None = None
+    optimiser_to: Path | None = None
+    heads_from: Path | None = None
+    heads_to: Path | None = None
+
+
+NOTHING_CARRIED = Carried()
+
+
+def train_round(context: Context, round_: int, folder: Path) -> Outcome:
+    """The policy that the round starts from, trained on this round's pairs; writes the new policy's model folder."""
+    config = context.config
+    training = config.training
+    origin = context.policy_path(parent(context.run, config, round_))
+    model = load_policy(str(origin), trust_remote_code=config.trusts_policy)
+    if training.lora is not None:
+        model = add_adapter(model, training.lora, derive_seed(config.seed, "adapter", round_))
+    at_reference = _starts_at_reference(context, round_)
+    try:
+        outcome = fit(
+            context,
+            folder,
+            model,
+            examples_with_reference(context, round_),
+            Loss(config.loss.preset, config.loss),
+            training,
+            derive_seed(config.seed, "train", round_),
+            reference_model=_reference_model(context, round_, at_reference),
+            carried=_carried(context, round_, folder),
+            starts_at_reference=at_reference and references_of(config.loss) > 0,
+        )
+    except RowsError as error:
+        if context.writes:
+            _keep_offending_rows(context, round_, folder, error)
+        raise
+    if not context.writes:
+        return outcome
+    save_policy(model, folder, tokenizer_source=str(origin), chat=policy_chat(config, origin))
+    return outcome
+
+
+def fit(
+    context: Context,
+    folder: Path,
+    model: Any,
+    examples: Iterable[Example],
+    loss: Loss,
+    settings: Optimisation,
+    seed: int,
+    reference_model: Any | None = None,
+    carried: Carried = NOTHING_CARRIED,
+    starts_at_reference: bool = False,
+) -> Outcome:
+    """Train ``model`` in place, with mid-round checkpoints in ``folder``; each step goes to steps.jsonl there.
+
+    The examples are read once, into a file beside the checkpoints; steps read it, so memory does not grow with them.
+    """
+    if context.writes:
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        write_examples(folder / CHECKPOINTS / EXAMPLES, examples)
+    context.wait_for_everyone()
+    table = ExampleTable(folder / CHECKPOINTS / EXAMPLES)
+
+    log = StepLog(folder / STEPS)
+
+    def on_step(step: StepReport) -> None:
+        log.add(step)
+        context.report(step.step, step.steps, f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s")
+
+    result = train(
+        model,
+        table,
+        loss,
+        settings,
+        seed=seed,
+        reference_model=reference_model,
+        checkpoint_dir=folder / CHECKPOINTS,
+        carried_optimiser=carried.optimiser_from,
+        carried_heads=carried.heads_from,
+        save_optimiser_to=carried.optimiser_to,
+        save_heads_to=carried.heads_to,
+        starts_at_reference=starts_at_reference,
+        accelerator=None if context.joint is None else context.joint.accelerator,
+        sharding=None if context.joint is None else context.joint.sharding,
+        on_step=on_step,
+    )
+    if context.writes:
+        log.finish(result.history)
+    return Outcome(len(table), _metrics(result, loss))
+
+
+def _starts_at_reference(context: Context, round_: int) -> bool:
+    """Whether the round's reference is the policy that its training starts from."""
+    stage = reference_stage(context.run, context.config, round_)
+    return (stage.name, stage.round) == ("policy", parent(context.run, context.config, round_))
+
+
+def _reference_model(context: Context, round_: int, at_reference: bool) -> Any | None:
+    """The reference policy, where the loss reads more of it than is stored; None: none, or the policy's own base."""
+    config = context.config
+    if not trains_with_reference(config.loss) or (at_reference and config.training.lora is not None):
+        return None
+    path = context.model_path(reference_stage(context.run, config, round_))
+    return load_policy(str(path), trust_remote_code=config.trusts_policy)
+
+
+def _carried(context: Context, round_: int, folder: Path) -> Carried:
+    """Heads go from round to round whenever the loss trains some; the optimiser's state if the config says so."""
+    before = context.run.stage(parent(context.run, context.config, round_), "policy").folder
+    carries = context.config.training.optimiser_state == "carried"
+    if carries and context.writes:
+        (folder / OPTIMISER).parent.mkdir(exist_ok=True)
+    return Carried(
+        optimiser_from=before / OPTIMISER if carries and (before / OPTIMISER).is_file() else None,
+        optimiser_to=folder / OPTIMISER if carries else None,
+        heads_from=before / HEADS if (before / HEADS).is_dir() else None,
+        heads_to=folder / HEADS,
+    )
+
+
+def average(context: Context, round_: int, folder: Path) -> Outcome:
+    """The reference of the next round under ``reference: ema``: old average and new policy, weighted."""
+    stage = reference_stage(context.run, context.config, round_)
+    old = context.model_path(stage)
+    decay = context.config.training.reference_decay
+    average_policies(old, context.policy_path(round_), decay, folder)
+    model = load_policy(str(folder), trust_remote_code=context.config.trusts_policy)
+    save_probe(model, policy_chat(context.config, folder), folder)
+    return Outcome(0, {"old": stage.title, "decay": decay})
+
+
+def _metrics(result: TrainResult, loss: Loss) -> dict[str, JsonValue]:
+    plain: dict[str, JsonValue] = dict(result.metrics)
+    said: dict[str, JsonValue] = {"steps": result.steps, "padded_because": result.padded_because}
+    return {**said, "loss_composition": loss.composition.identity(), **plain}
+
+
+def kept_where(folder: Path) -> str:
+    """Where a run that diverged left what one needs to look at."""
+    place = newest_checkpoint(folder / CHECKPOINTS)
+    weights = "those before are the stage's inputs" if place is None else f"the last good ones are in {place}"
+    return f"the rows are in {folder / OFFENDING}; weights: {weights}"
+
+
+def _keep_offending_rows(context: Context, round_: int, folder: Path, error: RowsError) -> None:
+    """What the failed step was trained on, beside the last good checkpoint."""
+    keep_rows(context, round_, error.example_ids, folder / OFFENDING)
+    error.args = (f"{error}\n  {kept_where(folder)}",)

@@ -1,0 +1,246 @@
+"""A child process that stays warm and executes calls: JSON lines over a socket, no pickle.
+
+Parent side: ``Child``. Child side: ``serve``, called by the entry module's ``main``. The child's
+output goes to a log file. A child ends when its parent does, whatever it is busy with.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline.redaction import redact_output, redacted
+from pipeline.sampling.watchdog import end_with_parent
+from pipeline.types import Paused, RunError, UserError
+
+Progress = Callable[[dict[str, Any]], None]
+Handler = Callable[[dict[str, Any], Progress], Any]
+CLOSE_SECONDS = 5.0
+# What a handler may raise, as the message of a failed call names it; whatever else it raises is a failure of the run.
+KINDS: dict[str, type[Exception]] = {"user": UserError, "run": RunError, "pause": Paused}
+
+
+class Child:
+    """A process running ``python -m entry_module``, ready for calls once constructed.
+
+    It leads a process group of its own: Ctrl-C reaches the parent alone, and ``kill`` ends the
+    child's own children with it.
+    """
+
+    def __init__(
+        self,
+        entry_module: str,
+        init: dict[str, Any],
+        log: Path,
+        start_timeout: float,
+        env: Mapping[str, str | None] | None = None,
+        keys: Iterable[str] = (),
+    ) -> None:
+        """Start the child and hand ``init`` to it.
+
+        Args:
+            entry_module: whose ``main`` serves.
+            init: of the call of this name.
+            log: where its output goes.
+            start_timeout: in seconds.
+            env: variables that it has beside this process's; None: that it has not.
+            keys: names of variables whose values it must not print.
+
+        Raises:
+            RunError: it did not answer within ``start_timeout`` seconds.
+            UserError: it found a mistake in ``init``.
+        """
+        self.log = log
+        self._name = entry_module
+        self._lock = threading.Lock()
+        self._buffer = b""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log_start = log.stat().st_size if log.exists() else 0
+        self._socket, theirs = socket.socketpair()
+        command = [sys.executable, "-m", entry_module, "--socket", str(theirs.fileno()), "--parent", str(os.getpid())]
+        command += [f"--key={name}" for name in sorted(keys)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        with theirs, log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+                env={name: value for name, value in environment.items() if value is not None},
+                process_group=0,
+            )
+        try:
+            self.call("init", init, start_timeout)
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def call(self, name: str, args: dict[str, Any], timeout: float | None, on_progress: Progress | None = None) -> Any:
+        """The JSON result of the child's handler ``name``; its progress messages go to ``on_progress``.
+
+        ``timeout`` is in seconds and of silence: each progress message starts it again. None: somebody else watches.
+
+        Raises:
+            UserError, Paused: the handler raised one; same text.
+            RunError: the handler failed otherwise, the child died, or ``timeout`` seconds passed. In the
+                last two cases the process is gone, and the message ends with its last log lines.
+        """
+        with contextlib.closing(self.stream(name, args, timeout)) as messages:
+            while True:
+                try:
+                    progress = next(messages)
+                except StopIteration as end:
+                    return end.value
+                if on_progress is not None:
+                    on_progress(progress)
+
+    def stream(self, name: str, args: dict[str, Any], timeout: float | None) -> Generator[dict[str, Any], None, Any]:
+        """As ``call``, but the progress messages are what is iterated over; the child goes on meanwhile.
+
+        An iteration that is given up ends the child, since it would still be at work.
+        """
+        with self._lock:
+            try:
+                self._send({"call": name, "args": args}, _from_now(timeout))
+                while "progress" in (message := self._receive(_from_now(timeout))):
+                    yield message["progress"]
+            except TimeoutError as error:
+                self.kill()
+                silent = f"{self._name}: {name} was silent for {timeout:g} seconds and has been ended"
+                raise RunError(silent + self._log_tail()) from error
+            except OSError as error:
+                self.kill()
+                raise RunError(f"{self._name}: died during {name} ({self._cause()}){self._log_tail()}") from error
+            except BaseException:
+                self.kill()
+                raise
+        if "error" in message:
+            raise KINDS[message["kind"]](message["error"])
+        return message["result"]
+
+    def close(self) -> None:
+        """Let the child end by itself, within a few seconds; else kill it."""
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSE_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the child and its own children at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._socket.close()
+
+    def __enter__(self) -> "Child":
+        """Nothing to do: the child runs since it was constructed."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close, or kill after an error."""
+        if error is None:
+            self.close()
+        else:
+            self.kill()
+
+    def _send(self, message: dict[str, Any], deadline: float | None) -> None:
+        self._socket.settimeout(_until(deadline))
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def _receive(self, deadline: float | None) -> dict[str, Any]:
+        pieces = [self._buffer]
+        while b"\n" not in pieces[-1]:
+            self._socket.settimeout(_until(deadline))
+            piece = self._socket.recv(1 << 20)
+            if not piece:
+                raise ConnectionResetError
+            pieces.append(piece)
+        line, _, self._buffer = b"".join(pieces).partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _cause(self) -> str:
+        code = self._process.wait()
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def _log_tail(self, lines: int = 15) -> str:
+        with self.log.open("rb") as log:
+            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
+            last = redacted(log.read().decode(errors="replace")).splitlines()[-lines:]
+        return "".join(f"\n  {line}" for line in (["last lines of " + str(self.log) + ":", *last] if last else []))
+
+
+def _from_now(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _until(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.001)
+
+
+def serve(handlers: Mapping[str, Handler], close: Callable[[], None] | None = None) -> None:
+    """Answer the parent's calls until it closes the socket; the child's side of ``Child``.
+
+    ``handlers["init"]`` gets the constructor's ``init``; every handler gets the call's arguments and a
+    function that reports progress, and returns what JSON can hold.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--key", action="append", default=[])
+    options = parser.parse_args()
+    redact_output(options.key)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(options.parent)
+    with socket.socket(fileno=options.socket) as connection:
+        # A grandchild that inherited the socket would keep the parent waiting for a dead child.
+        connection.set_inheritable(False)
+        with connection.makefile("rb") as lines:
+            for line in lines:
+                _answer(connection, handlers, json.loads(line))
+    if close is not None:
+        close()
+
+
+def _answer(connection: socket.socket, handlers: Mapping[str, Handler], message: dict[str, Any]) -> None:
+    def send(answer: dict[str, Any]) -> None:
+        # Where the parent is gone, the watchdog ends this process.
+        with contextlib.suppress(OSError):
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+    try:
+        result = handlers[message["call"]](message["args"], lambda progress: send({"progress": progress}))
+    except (UserError, RunError, Paused) as error:
+        kind = next(name for name, raised in KINDS.items() if isinstance(error, raised))
+        send({"error": redacted(error), "kind": kind})
+    except Exception as error:  # noqa: BLE001 - the border of the process: whatever failed is shown to the user
+        # The log may be on the disk that is full.
+        with contextlib.suppress(OSError):
+            print(redacted(traceback.format_exc()), file=sys.stderr)
+        send({"error": redacted(f"{message['call']}: {type(error).__name__}: {error}"), "kind": "run"})
+    else:
+        send({"result": result})

@@ -1,0 +1,135 @@
+"""The two child processes of a run: one that samples, one that does everything with torch.
+
+Kept apart so that ending one frees its memory for certain, and so that vLLM's pinning of threads
+to cores never slows training. On CPU both stay warm for the whole run; on an accelerator the one
+that is not needed ends before the other starts, unless ``keep_warm`` says otherwise.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flows.report.progress import Report
+from flows.workers.child import Child
+from flows.workers.sampler_client import SamplerProcess
+from pipeline.config import RunConfig, Sampler, SamplingSettings, ServerSampler, TransformersSampler
+from pipeline.redaction import key_variables
+from pipeline.sampling.sampler import SampleRequest
+from pipeline.types import Response
+
+# NVIDIA cards (also a container that sees only its fourth), AMD cards, NVIDIA under WSL.
+ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has one, as far as its device files tell."""
+    return any(next(Path("/dev").glob(pattern), None) for pattern in ACCELERATORS)
+
+
+def with_context(config: RunConfig) -> Sampler:
+    """The run's sampler settings, the context filled in: the longest prompt, the longest response and one token.
+
+    An engine that keeps room for a model's full context does not start where memory is short.
+    """
+    sampler = config.sampler
+    if isinstance(sampler, TransformersSampler) or sampler.context is not None:
+        return sampler
+    # Not below what the setting allows.
+    needed = max(32, config.chat.max_prompt_tokens + config.sampling.max_tokens + 1)
+    return sampler.model_copy(update={"context": needed})
+
+
+def stays_warm(config: RunConfig) -> bool:
+    """Whether the sampler's process stays while the trainer works, and the other way round."""
+    if isinstance(config.sampler, ServerSampler) and config.sampler.base_url is not None:
+        # It holds no memory here, and what it remembers of the server's old weights tells stale ones.
+        return True
+    match config.sampler.keep_warm:
+        case "always":
+            return True
+        case "never":
+            return False
+        case "auto":
+            return not has_accelerator()
+
+
+class Workers:
+    """Starts each child when it is first asked for; ``close`` (or leaving the block) ends both."""
+
+    def __init__(self, root: Path, config: RunConfig) -> None:
+        self._root = root
+        self._config = config
+        self._logs = root / "logs"
+        log = self._logs / "sampler.log"
+        self._keys = key_variables(config.model_dump(mode="json"))
+        self._sampler = SamplerProcess(with_context(config), config.chat, log, config.trusts_policy, self._keys)
+        self._held: str | None = None
+        self._trainer: Child | None = None
+        self.swaps: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._sampler.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End both children."""
+        self._end_sampler()
+        self._end_trainer()
+
+    def run_stage(self, round_: int, name: str, report: Report) -> None:
+        """Run a torch stage in the trainer child, which commits it itself."""
+        if not stays_warm(self._config):
+            self._end_sampler()
+        if self._trainer is None or not self._trainer.alive:
+            self._end_trainer()
+            init = {"run": str(self._root), "config": self._config.model_dump(mode="json")}
+            # A user's reward function runs there, which may print anything.
+            timeout = self._config.sampler.start_timeout
+            self._trainer = Child(
+                "flows.stages.trainer_service", init, self._logs / "trainer.log", timeout, keys=self._keys
+            )
+
+        def on_progress(facts: dict[str, Any]) -> None:
+            report(int(facts["done"]), int(facts["total"]), str(facts["note"]))
+
+        # The deadline is one of silence: stages report after each step, batch or shard.
+        warm_start = self._config.warm_start if (round_, name) == (0, "policy") else None
+        timeout = (warm_start or self._config.training).stall_timeout
+        try:
+            self._trainer.call("stage", {"round": round_, "name": name}, timeout, on_progress)
+        except BaseException:
+            self._end_trainer()
+            raise
+
+    def sample(
+        self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[tuple[Response, ...]]:
+        """Responses of ``policy`` to each request; new weights are swapped in and checked against ``probe`` first."""
+        if not stays_warm(self._config):
+            self._end_trainer()
+        if self._held != str(policy):
+            self._held = None
+            self.swaps[str(policy)] = self._sampler.load(str(policy), str(probe))
+            self._held = str(policy)
+        return self._sampler.sample(requests, settings)
+
+    def sampler_pids(self) -> list[int]:
+        """The sampler's process, if it runs."""
+        pid = self._sampler.pid
+        return [] if pid is None else [pid]
+
+    def _end_sampler(self) -> None:
+        self._held = None
+        self._sampler.close()
+
+    def _end_trainer(self) -> None:
+        child, self._trainer = self._trainer, None
+        if child is not None:
+            child.close()

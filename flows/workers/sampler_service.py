@@ -1,0 +1,147 @@
+"""The sampler's process: ``python -m flows.workers.sampler_service``, started by ``flows.workers.child.Child``.
+
+Calls: init {sampler, chat, trust_remote_code}; load {path, probe?}; sample {requests, settings};
+score {sequences}. Every load ends with the weight handshake.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, assert_never
+
+from pydantic import TypeAdapter
+
+from flows.workers.child import Progress, serve
+from pipeline import config
+from pipeline.models.chat import Chat, load_chat
+from pipeline.models.handshake import Held, Logprobs, Probe, check_swap, check_weights, coarser_dtype, read_probe
+from pipeline.sampling.sampler import Sampler, SampleRequest
+from pipeline.storage.run_folder import write_json
+from pipeline.types import RunError
+
+
+class SamplerService:
+    """The handlers of the sampler's process, and the engine that they share."""
+
+    def __init__(self, build: Callable[..., Sampler] | None = None) -> None:
+        """``build``: what makes the engine, same arguments as ``build_sampler`` (the default)."""
+        self._build = build or build_sampler
+        self._sampler: Sampler | None = None
+        self._held: Held | None = None
+        self._reload_works = True
+
+    def init(self, args: dict[str, Any], progress: Progress) -> None:
+        """Read the settings; the engine starts with the first load. ``evidence``: a file for a failed handshake."""
+        adapter: TypeAdapter[config.Sampler] = TypeAdapter(config.Sampler)
+        self._settings = adapter.validate_python(args["sampler"])
+        self._chat_settings = config.Chat.model_validate(args["chat"])
+        self._evidence = Path(args["evidence"]) if "evidence" in args else None
+        self._trust_remote_code = bool(args.get("trust_remote_code", False))
+
+    def load(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """Hold the weights of the folder ``path``; returns how they got there and how well they match.
+
+        ``probe``: the folder whose probe.json they are checked against, by default ``path`` itself.
+        An engine that is not fresh must also have moved as the policy did since the last load.
+
+        Raises:
+            RunError: the engine failed, or does not hold these weights.
+        """
+        start = time.monotonic()
+        probe = read_probe(Path(args.get("probe") or args["path"]))
+        how, stale = "start", None
+        if self._sampler is None:
+            chat = load_chat(args["path"], self._chat_settings, self._trust_remote_code)
+            self._sampler = self._build(self._settings, args["path"], chat, self._trust_remote_code)
+        else:
+            how = self._sampler.load(args["path"], fresh=not self._reload_works)
+        try:
+            difference = self._check(self._sampler, probe, fresh=how in ("start", "restart"))
+        except RunError as error:
+            if how == "unchanged":
+                raise RunError(
+                    f"sampler.base_url: the server holds other weights than those of {args['path']} (or its "
+                    f"precision is too coarse for the difference): {error}"
+                ) from error
+            if how != "reload":
+                raise
+            stale, self._reload_works = str(error), False
+            how = self._sampler.load(args["path"], fresh=True)
+            difference = self._check(self._sampler, probe, fresh=True)
+        return {
+            "how": how,
+            "max_difference": difference,
+            "dtype": coarser_dtype(self._sampler.dtype, probe.dtype),
+            "stale_reload": stale,
+            "seconds": time.monotonic() - start,
+        }
+
+    def sample(self, args: dict[str, Any], progress: Progress) -> None:
+        """Sends the responses of each request, as lists of ``Response``'s fields, while the engine goes on."""
+        requests = [SampleRequest(tuple(ids), seed) for ids, seed in args["requests"]]
+        groups = self._engine().sample(requests, config.SamplingSettings.model_validate(args["settings"]))
+        for _, group in zip(requests, groups, strict=True):
+            progress({"group": [[r.text, r.token_ids, r.logprobs, r.finish_reason] for r in group]})
+
+    def score(self, args: dict[str, Any], progress: Progress) -> list[list[float]]:
+        """Log-probabilities of each sequence's tokens 1..T-1."""
+        return self._engine().score(args["sequences"])
+
+    def close(self) -> None:
+        """Free the engine."""
+        if self._sampler is not None:
+            self._sampler.close()
+
+    def _engine(self) -> Sampler:
+        if self._sampler is None:
+            raise RunError("the sampler was called before it loaded a policy")
+        return self._sampler
+
+    def _check(self, sampler: Sampler, probe: Probe, fresh: bool) -> float:
+        scores = sampler.score(probe.sequences)
+        try:
+            difference = check_weights(scores, probe.logprobs, coarser_dtype(sampler.dtype, probe.dtype))
+            if not fresh and self._held is not None:
+                check_swap(self._held, scores, probe)
+        except RunError as error:
+            raise RunError(f"{error}{self._keep(probe, scores)}") from error
+        self._held = Held(probe, tuple(tuple(row) for row in scores))
+        return difference
+
+    def _keep(self, probe: Probe, scores: Logprobs) -> str:
+        """Write down what a failed handshake compared; says where."""
+        if self._evidence is None:
+            return ""
+        kept = {"sequences": probe.sequences, "trainer": probe.logprobs, "sampler": scores, "dtype": probe.dtype}
+        write_json(self._evidence, kept)
+        return f"; both sides' log-probabilities are in {self._evidence}"
+
+
+def build_sampler(settings: config.Sampler, path: str, chat: Chat, trust_remote_code: bool) -> Sampler:
+    """The engine that ``settings`` names, holding the model folder ``path``."""
+    match settings:
+        case config.VllmSampler():
+            from pipeline.sampling.vllm_engine import VllmEngine
+
+            return VllmEngine(path, chat, settings, trust_remote_code)
+        case config.TransformersSampler():
+            from pipeline.sampling.transformers_engine import TransformersEngine
+
+            return TransformersEngine(path, chat, settings, trust_remote_code)
+        case config.ServerSampler():
+            from pipeline.sampling.server_engine import ServerEngine
+
+            return ServerEngine(path, chat, settings, trust_remote_code)
+        case _:
+            assert_never(settings)
+
+
+def main() -> None:
+    """Serve until the parent closes."""
+    service = SamplerService()
+    handlers = {"init": service.init, "load": service.load, "sample": service.sample, "score": service.score}
+    serve(handlers, close=service.close)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The gate between rounds: what is measured beside the training labeller, and the limits of its rules."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Closed
+from pipeline.config.scorers import Scorer
+
+
+class Gate(Closed):
+    """What is decided after each round, from responses to held-out prompts.
+
+    A rule counts as broken only when the whole 95 % bootstrap interval lies beyond its limit, so a small held-out set
+    makes the gate slower and not rasher. Rules measure from the start policy, or from the newest round that a person
+    has promoted in spite of its gate. A limit of null takes its rule away.
+    """
+
+    second: Scorer | None = Field(
+        None, description="a labeller that training never uses, which the gate holds the training labeller against"
+    )
+    min_prompts: int = Field(
+        20, ge=2, description="held-out prompts; with fewer no rule is judged, and every round is promoted"
+    )
+    alarm: Literal["pause", "roll_back", "stop"] = Field(
+        "pause", description="what a broken rule does: wait for a person, go back to the best round, or end the run"
+    )
+    max_kl: float | None = Field(2.0, gt=0, description="nats per token of the policy's own samples")
+    max_length: float | None = Field(2.0, gt=1, description="times as many tokens a response")
+    min_length: float | None = Field(
+        0.2, gt=0, lt=1, description="times as many tokens, of responses that end by themselves"
+    )
+    max_length_share: float | None = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="share of the reward's gain that goes with more tokens, once there are min_longer times as many",
+    )
+    min_longer: float = Field(1.4, ge=1, description="max_length_share: from what growth on; 1: always")
+    max_repetition: float | None = Field(
+        0.3, gt=0, le=1, description="rise of the share of responses that say the same four words twice"
+    )
+    max_unfinished: float | None = Field(
+        0.3, gt=0, le=1, description="fall of the share of responses that end by themselves"
+    )
+    min_distinct: float | None = Field(
+        0.4, gt=0, lt=1, description="times as many different pairs of words, in equally many words"
+    )
+    max_gap: float | None = Field(
+        0.25,
+        gt=0,
+        lt=1,
+        description="win rate of the training labeller less that of the second, where the second sees no gain",
+    )
+    second_loss: float | None = Field(
+        0.45, gt=0, lt=1, description="win rate by the second labeller, where the training labeller sees a gain"
+    )
+    roll_back_below: float | None = Field(
+        0.45, gt=0, le=0.5, description="win rate over the best round: below it the next round starts from that one"
+    )
+    patience: int | None = Field(
+        3, ge=1, description="rounds without a gain over the best one after which the run stops"
+    )
+    min_gain: float = Field(
+        0.05,
+        ge=0,
+        lt=0.5,
+        description="patience: what counts as a gain, in win rate over the best round above one half",
+    )

@@ -1,0 +1,167 @@
+"""Named losses: the files of configs/loss/, and how a section ``loss`` becomes one composition. Torch-free.
+
+A setting is given by its path (``margin.gamma``) or, where only one component of the preset has a
+setting of that name, by the name alone (``gamma``).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config.loss.composition import Composition
+
+Tree = dict[str, Any]
+
+# configs/ lies beside pipeline/ both in a checkout and in an installed package.
+PRESETS = Path(__file__).parents[3] / "configs" / "loss"
+
+DOCUMENTATION = ("summary", "formula", "citation", "family", "identity_with", "departures")
+SCALARS = ("exponent", "aggregate", "length_power", "kl", "kl_stop_chosen", "weight", "unscale", "nll", "nll_aggregate")
+
+# Names that published papers share; what each could mean.
+AMBIGUOUS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "d2po": (
+            "d2po_decay (temporal decay, arXiv:2502.14340)",
+            "d2po_discriminator (discriminator-guided, arXiv:2405.01511)",
+        ),
+        "apo": (
+            "apo_accelerated (accelerated, arXiv:2410.06293)",
+            "apo_zero or apo_down (anchored, arXiv:2408.06266)",
+        ),
+        "rpo": (
+            "rpo_sq, rpo_bwd, rpo_fwd, rpo_sqloo, rpo_list_bwd or rpo_list_fwd (reward-aware, arXiv:2502.00203)",
+            "dpo_sft (regularised, arXiv:2405.16436; iterative reasoning, arXiv:2404.19733)",
+        ),
+        "vpo": (
+            "vpo_online or vpo_offline (value-incentivised, arXiv:2405.19320); two other methods share this name, "
+            "and neither is here",
+        ),
+        "sppo_apa": ("nothing here: advantage-induced policy alignment (arXiv:2306.02231) is not a loss on pairs",),
+        "hypo": ("nothing here; hpo is the hybrid of arXiv:2405.17956",),
+        "upo": ("hpo (hybrid, arXiv:2405.17956, later called UPO)",),
+        "mallowspo": ("mallows_theta or mallows_phi (arXiv:2405.14953)",),
+        "tdpo": ("tdpo1 or tdpo2 (token-level, arXiv:2404.11999)",),
+        "gpo": ("gpo_exponential, gpo_truncated_quadratic or gpo_savage (arXiv:2402.05749), or dpo, ipo, slic",),
+        "hinge": ("slic (arXiv:2305.10425, no reference)", "rso_hinge (arXiv:2309.06657, with one)"),
+        "rdpo": ("r_dpo (length-regularised, arXiv:2403.19159)", "robust_dpo (arXiv:2403.00409)"),
+    }
+)
+
+
+def preset_names() -> list[str]:
+    """Names of all presets, sorted."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def resolve(name: str, overrides: Mapping[str, Any]) -> Tree:
+    """The plain form of preset ``name`` with ``overrides``, for the schema to validate.
+
+    Raises:
+        ValueError: no such preset, a name that means several, or an override that names no setting.
+    """
+    plain = name.lower().replace("-", "_")
+    if plain in AMBIGUOUS:
+        raise ValueError(f"preset: {name!r} is ambiguous; it could mean:\n    " + "\n    ".join(AMBIGUOUS[plain]))
+    if name not in preset_names():
+        raise ValueError(f"preset: {name!r} is not a loss; one of {', '.join(preset_names())}")
+    tree: Tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    composition = Composition.model_validate(tree)
+    for key, value in overrides.items():
+        _override(name, tree, composition, key, value)
+    return tree
+
+
+def settings_of(composition: Composition) -> dict[str, Any]:
+    """Settings that the components in use have, by path, with their values: β first, switches and choices too."""
+    found: dict[str, Any] = {"beta": composition.beta}
+    plain = composition.model_dump()
+    for field in Composition.model_fields:
+        if field in DOCUMENTATION or field in found:
+            continue
+        value = plain[field]
+        if isinstance(value, dict):
+            found |= {f"{field}.{leaf}": setting for leaf, setting in value.items() if leaf != "kind"}
+        elif field == "terms":
+            for number, term in enumerate(value):
+                found |= {f"terms.{number}.{leaf}": term[leaf] for leaf in _numbers_of(term)}
+        elif field in SCALARS and value != Composition.model_fields[field].default:
+            found[field] = value
+    if composition.pair_weight != "none":
+        found["pair_weight_cap"] = composition.pair_weight_cap
+    return found
+
+
+def _override(name: str, tree: Tree, composition: Composition, key: str, value: Any) -> None:
+    if key == "reference_free":
+        _drop_reference(name, tree, composition, value)
+    elif key in Composition.model_fields and key not in DOCUMENTATION:
+        tree[key] = _laid_over(tree.get(key), value)
+    else:
+        composition = _as_overridden(tree, composition)
+        paths = [path for path in _paths(composition) if path == key or path.rpartition(".")[2] == key]
+        if len(paths) != 1:
+            known = ", ".join(sorted(_paths(composition) | {"beta", "nll"}))
+            why = (
+                f"is any of {', '.join(sorted(paths))}: give the path" if paths else f"is no setting of {name}: {known}"
+            )
+            raise ValueError(f"{key}: {why}")
+        component, _, leaf = paths[0].partition(".")
+        if component == "terms":
+            number, _, leaf = leaf.partition(".")
+            tree["terms"] = [{**t, leaf: value} if n == int(number) else t for n, t in enumerate(tree["terms"])]
+            return
+        whole = tree.get(component)
+        tree[component] = {**(whole if isinstance(whole, dict) else {"kind": whole}), leaf: value}
+
+
+def _as_overridden(tree: Tree, preset: Composition) -> Composition:
+    """What ``tree`` says so far, whose components may be of other kinds; the preset where it is not whole yet."""
+    try:
+        return Composition.model_validate(tree)
+    except ValidationError:
+        return preset
+
+
+def _paths(composition: Composition) -> set[str]:
+    plain = composition.model_dump()
+    components = {field: part for field, part in plain.items() if isinstance(part, dict)}
+    of_terms = {f"terms.{n}.{leaf}" for n, term in enumerate(plain["terms"]) for leaf in _numbers_of(term)}
+    return of_terms | {f"{field}.{leaf}" for field, part in components.items() for leaf in part if leaf != "kind"}
+
+
+def _numbers_of(term: Tree) -> list[str]:
+    """What of a one-sided term is a setting rather than what makes the loss the one that it is."""
+    return ["coefficient", *(["target"] if isinstance(term["target"], float) and term["target"] != 0 else [])]
+
+
+def _laid_over(old: Any, new: Any) -> Any:
+    """A component's settings over those of the preset, unless another kind is named."""
+    if not isinstance(new, dict) or old is None:
+        return new
+    base = old if isinstance(old, dict) else {"kind": old}
+    return {**base, **new} if new.get("kind", base.get("kind")) == base.get("kind") else new
+
+
+def _drop_reference(name: str, tree: Tree, composition: Composition, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"reference_free: {value!r}: true or false")
+    if not value:
+        return
+    if composition.prior.kind not in ("none", "reference"):
+        raise ValueError(f"reference_free: {name} measures against the prior {composition.prior.kind}; it needs one")
+    for what, reads in (
+        ("kl", composition.kl > 0),
+        ("calibration", composition.calibration is not None),
+        ("weights", composition.weights.kind in ("learned", "activation")),
+        ("adversary", composition.adversary is not None),
+        ("terms", composition.one_sided),
+        ("margin", composition.margin.kind == "gap"),
+    ):
+        if reads:
+            raise ValueError(f"reference_free: {name} needs a reference ({what})")
+    tree["prior"] = "none"

@@ -1,0 +1,198 @@
+"""What is wrong with a row of the user's data, by cause; the causes are the fields of ``config.Limits``. Torch-free.
+
+Knows a chat through its methods alone. Counts nothing and refuses nothing: that is up to the caller.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pipeline import config
+from pipeline.data.distinct import Firsts
+from pipeline.data.reading import PromptRow
+from pipeline.data.split import Split
+from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText, UserError, content_hash
+
+Cause = Literal[
+    "malformed",
+    "doubled_bos",
+    "doubled_eos",
+    "special_token",
+    "missing_eos",
+    "not_a_prefix",
+    "empty",
+    "identical",
+    "identical_when_cut",
+    "tie",
+    "duplicate_prompt",
+    "duplicate_row",
+    "differing_answer",
+    "leak",
+    "long_for_policy",
+    "long_for_reward_model",
+]
+Fault = tuple[Cause, str]
+Side = tuple[str, str]
+
+
+class Chat(Protocol):
+    """What is asked of ``chat.Chat``."""
+
+    end_ids: frozenset[int]
+    bos_id: int | None
+
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids up to where the assistant's turn begins."""
+        ...
+
+    def response_ids(self, messages: Sequence[Message], text: str) -> tuple[int, ...]:
+        """Ids of the assistant's turn, the end token last unless it is cut."""
+        ...
+
+    def continues(self, messages: Sequence[Message], text: str) -> bool:
+        """Whether the prompt's ids are a prefix of prompt and response rendered together."""
+        ...
+
+    def spelled(self, text: str) -> list[tuple[str, int]]:
+        """Special tokens that a text spells out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The policy's tokens and the reward model's, as far as a row is measured by them.
+
+    Attributes:
+        chat: the policy's.
+        limits: how long prompts and responses may be.
+        context: tokens that the policy can read; None: no limit.
+        reward_length: tokens of a conversation for the reward model, and ``reward_limit``, what it reads of them.
+    """
+
+    chat: Chat
+    limits: config.Chat
+    context: int | None = None
+    reward_length: Callable[[Sequence[Message], str], int] | None = None
+    reward_limit: int = 0
+
+
+class FaultFinder:
+    """Finds the faults of the rows of one source, which are shown to it in their order.
+
+    ``leaks``: prompts that must not be among them. Without ``tokens`` the causes that need a tokenizer are not looked
+    for.
+    """
+
+    def __init__(self, tokens: Tokens | None = None, leaks: Split | None = None) -> None:
+        self._tokens = tokens
+        self._leaks = leaks
+        self._prompts = Firsts()
+        self._rows = Firsts()
+
+    def faults(self, place: str, row: PromptRow | TextPreference) -> Iterator[Fault]:
+        """Each cause of the row once. Raises ``UserError`` for a conversation that the chat template refuses."""
+        sides = _sides(row)
+        yield from _faults_of_texts(row, sides)
+        yield from self._repeats(place, row, sides)
+        if self._leaks is not None and self._leaks.copies(row.prompt):
+            yield "leak", f"held out, case and spaces aside: {row.prompt.messages[-1].content[:80]!r}"
+        if self._tokens is not None:
+            try:
+                yield from _faults_of_tokens(row.prompt, sides, self._tokens)
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from error
+
+    def _repeats(self, place: str, row: PromptRow | TextPreference, sides: Sequence[Side]) -> Iterator[Fault]:
+        prompt = row.prompt
+        first = self._prompts.add(prompt.id, place, prompt.answer)
+        if first is not None:
+            yield "duplicate_prompt", f"as in {first[0]}"
+            if prompt.answer != first[1]:
+                yield "differing_answer", f"answer {prompt.answer!r}, but {first[0]} has {first[1]!r}"
+        if sides:
+            same = self._rows.add(content_hash([prompt.id, *sorted(text for _, text in sides)]), place)
+            if same is not None:
+                yield "duplicate_row", f"as in {same[0]}"
+
+
+def _sides(row: PromptRow | TextPreference) -> list[Side]:
+    """The row's responses, each with its name."""
+    match row:
+        case TextPair():
+            return [("chosen", row.chosen), ("rejected", row.rejected)]
+        case UnpairedText():
+            return [("completion", row.completion)]
+        case TextGroup():
+            return [(f"response {place}", text) for place, text in enumerate(row.responses, 1)]
+        case PromptRow():
+            return [("response", text) for text in row.texts]
+
+
+def _faults_of_texts(row: PromptRow | TextPreference, sides: Sequence[Side]) -> Iterator[Fault]:
+    empty = [name for name, text in sides if not text.strip()]
+    if empty:
+        yield "empty", f"no text: {', '.join(empty)}"
+    # Several reference responses compare nothing.
+    if not isinstance(row, PromptRow) and (equal := _equal([(name, text) for name, text in sides if text.strip()])):
+        yield "identical", f"{equal[0]} and {equal[1]} are equal"
+    match row:
+        case TextPair() if row.soft_label == 0.5:
+            yield "tie", "as many votes for either"
+        case TextPair() if row.chosen_score is not None and row.chosen_score == row.rejected_score:
+            yield "tie", f"both have the score {row.chosen_score:g}"
+        case TextGroup() if len(set(row.rewards)) == 1:
+            yield "tie", f"all have the reward {row.rewards[0]:g}"
+
+
+def _equal(sides: Sequence[tuple[str, str | tuple[int, ...]]]) -> tuple[str, str] | None:
+    """The names of two sides that hold the same."""
+    seen: dict[str | tuple[int, ...], str] = {}
+    for name, held in sides:
+        if held in seen:
+            return seen[held], name
+        seen[held] = name
+    return None
+
+
+def _faults_of_tokens(prompt: Prompt, sides: Sequence[Side], tokens: Tokens) -> Iterator[Fault]:
+    chat, limits, messages = tokens.chat, tokens.limits, prompt.messages
+    yield from _spelled(prompt, sides, chat)
+    prompt_ids = chat.prompt_ids(messages)
+    said = [(name, text, chat.response_ids(messages, text)) for name, text in sides if text.strip()]
+    cut = [name for name, _, ids in said if ids[-1] not in chat.end_ids]
+    if cut:
+        limit = f"chat.max_response_tokens ({limits.max_response_tokens})"
+        yield "missing_eos", f"over {limit}, so without an end: {', '.join(cut)}"
+    merged = [name for name, text, _ in said if not chat.continues(messages, text)]
+    if merged:
+        yield "not_a_prefix", f"the prompt's tokens change in front of: {', '.join(merged)}"
+    if not _equal([(name, text) for name, text, _ in said]) and (equal := _equal([(n, ids) for n, _, ids in said])):
+        yield "identical_when_cut", f"{equal[0]} and {equal[1]} are the same tokens"
+    whole = len(prompt_ids) + max((len(ids) for _, _, ids in said), default=0)
+    if len(prompt_ids) > limits.max_prompt_tokens:
+        limit = f"chat.max_prompt_tokens ({limits.max_prompt_tokens})"
+        yield "long_for_policy", f"a prompt of {len(prompt_ids)} tokens, over {limit}"
+    elif tokens.context is not None and whole > tokens.context:
+        yield "long_for_policy", f"{whole} tokens, over the policy's context of {tokens.context}"
+    if tokens.reward_length is not None:
+        longest = max(tokens.reward_length(messages, text) for text in [text for _, text in sides] or [""])
+        if longest > tokens.reward_limit:
+            yield "long_for_reward_model", f"{longest} tokens for the reward model, over {tokens.reward_limit}"
+
+
+def _spelled(prompt: Prompt, sides: Sequence[Side], chat: Chat) -> Iterator[Fault]:
+    """Special tokens in the texts, the first of each cause.
+
+    One id may begin and end: in a prompt it is taken as the beginning, in a response as the end.
+    """
+    found: dict[Cause, str] = {}
+    for name, text in [("prompt", message.content) for message in prompt.messages] + list(sides):
+        for token, number in chat.spelled(text):
+            begins, ends = number == chat.bos_id, number in chat.end_ids
+            cause: Cause = "special_token"
+            if begins and not (ends and name != "prompt"):
+                cause = "doubled_bos"
+            elif ends:
+                cause = "doubled_eos"
+            found.setdefault(cause, f"{name} spells {token}")
+    yield from found.items()

@@ -1,0 +1,120 @@
+"""Prompts and preferences from the user's files, a data set or the generated task, one row after the other.
+
+A row that cannot be read is named with its fault and goes by; what becomes of it is up to the reader. Knows no
+tokenizer; ``given`` makes tokens of what is read here.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar, assert_never
+
+from pipeline.config import Data, DatasetData, FileData, RestaurantData
+from pipeline.data.cells import FaultError
+from pipeline.data.parsing import FORMS, preference_of, prompt_of
+from pipeline.data.records import Record, read_records
+from pipeline.data.tasks.restaurants import generate
+from pipeline.types import Message, Prompt, TextPreference, UserError, first_lines
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Generic[T]):
+    """One row: its value, or the fault with it. ``number`` counts from 1 in ``file``, as ``records.Record`` does."""
+
+    file: str
+    number: int
+    value: T | None
+    fault: str | None = None
+
+    @property
+    def place(self) -> str:
+        """For messages: ``pairs.jsonl, row 3``."""
+        return f"{self.file}, row {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt and the reference responses that its row gives: one at most, save for the generated task."""
+
+    prompt: Prompt
+    texts: tuple[str, ...] = ()
+
+
+def read_prompts(data: Data) -> Iterator[Row[PromptRow]]:
+    """The prompts of all rows, of pairs as well; rows with one prompt are not put together.
+
+    Raises:
+        UserError: nothing there, or a file that is damaged as a whole.
+    """
+    match data:
+        case FileData() | DatasetData():
+            yield from _parsed(data, lambda record: _prompt_row(record, data))
+        case RestaurantData():
+            for number, row in enumerate(generate(data), 1):
+                prompt = Prompt((Message("user", row.mr),), "restaurants", answer=row.mr, reference=row.references[0])
+                yield Row("restaurants", number, PromptRow(prompt, row.references))
+        case _:
+            assert_never(data)
+
+
+def read_preferences(data: FileData | DatasetData) -> Iterator[Row[TextPreference]]:
+    """Preferences in one of three forms, which the columns tell apart; a data set holds one form.
+
+    - Pairs: ``prompt``, ``chosen``, ``rejected``, with scores, votes, a soft label, win probabilities or priors where
+      the data has them. Chosen and rejected are texts, lists with the assistant's turn or the whole conversation, or
+      transcripts; without a prompt column the prompt is what both begin with.
+    - Groups: ``prompt``, ``responses`` (a list), ``rewards`` (one for each).
+    - Single responses: ``prompt``, ``completion``, ``label`` (true: good).
+
+    Raises:
+        UserError: nothing there, or a file that is damaged as a whole.
+    """
+    first: Row[TextPreference] | None = None
+    for row in _parsed(data, lambda record: preference_of(record, data)):
+        if row.value is not None:
+            first = first or row
+            assert first.value is not None
+            if type(row.value) is not type(first.value):
+                what, other = FORMS[type(row.value)], FORMS[type(first.value)]
+                fault = f"{what}, but {first.place} is {other}; one form a data set"
+                yield Row(row.file, row.number, None, fault)
+                continue
+        yield row
+
+
+def values(rows: Iterable[Row[T]]) -> Iterator[T]:
+    """What the rows without a fault hold."""
+    return (row.value for row in rows if row.value is not None)
+
+
+def sound_preferences(data: FileData | DatasetData) -> Iterator[TextPreference]:
+    """``read_preferences`` of data without a faulty row. Raises ``UserError`` with the first faults, or for no rows."""
+    faults: list[str] = []
+    empty = True
+    for row in read_preferences(data):
+        if row.value is None:
+            faults.append(f"{row.place}: {row.fault}")
+        elif not faults:
+            empty = False
+            yield row.value
+    if faults:
+        many = "row" if len(faults) == 1 else "rows"
+        raise UserError(f"{data.where}: {len(faults)} malformed {many}\n{first_lines(faults)}")
+    if empty:
+        raise UserError(f"{data.where}: holds no rows")
+
+
+def _prompt_row(record: Record, data: FileData | DatasetData) -> PromptRow:
+    prompt = prompt_of(record, data)
+    return PromptRow(prompt, () if prompt.reference is None else (prompt.reference,))
+
+
+def _parsed(data: FileData | DatasetData, parse: Callable[[Record], T]) -> Iterator[Row[T]]:
+    for record in read_records(data):
+        try:
+            if record.fault is not None:
+                raise FaultError(record.fault)
+            yield Row(record.file, record.number, parse(record))
+        except FaultError as fault:
+            yield Row(record.file, record.number, None, str(fault))

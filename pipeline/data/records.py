@@ -1,0 +1,138 @@
+"""The user's data as numbered records: files of any kind in ``formats``, or a data set through ``datasets``.
+
+Files of one's own are not read through ``datasets``: its readers of text guess a type for each column from the first
+block, fail without naming the row where a later one differs, and write a second copy of the file to their cache.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+from pydantic import JsonValue
+
+from pipeline.config import DatasetData, FileData
+from pipeline.data.formats import BATCH, SUFFIXES, Broken, read_file
+from pipeline.types import UserError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row. ``file`` is a path, or the name of a data set; ``number`` counts from 1 within it.
+
+    ``fault`` says what is wrong with a row that could not be read; ``values`` is empty then.
+    """
+
+    file: str
+    number: int
+    values: dict[str, JsonValue]
+    fault: str | None = None
+
+    @property
+    def place(self) -> str:
+        """For messages: ``pairs.jsonl, row 3``."""
+        return f"{self.file}, row {self.number}"
+
+    @property
+    def source(self) -> str:
+        """The file's own name, without the folder that it is in."""
+        return Path(self.file).name
+
+
+def read_records(data: FileData | DatasetData) -> Iterator[Record]:
+    """All rows, one after the other; those of several files in the order of the files' paths.
+
+    A malformed row is a record with a ``fault``.
+
+    Raises:
+        UserError: nothing there, no file of a known kind, or a file that is damaged as a whole.
+    """
+    match data:
+        case FileData():
+            for file in data_files(data.path):
+                for number, value in read_file(file):
+                    yield _record(str(file), number, value)
+        case DatasetData():
+            number = 0
+            for batch in open_dataset(data).iter(BATCH):
+                for cells in zip(*batch.values(), strict=True):
+                    number += 1
+                    yield _record(data.path, number, dict(zip(batch, cells, strict=True)))
+        case _:
+            assert_never(data)
+
+
+def data_files(path: str) -> list[Path]:
+    """The data files that ``path`` names: one, those of a folder and its subfolders, or those of a pattern.
+
+    Hidden files and folders are left out. Raises ``UserError`` if there is none, or none of a known kind.
+    """
+    place = Path(path)
+    if place.is_file():
+        if not place.name.endswith(SUFFIXES):
+            raise UserError(f"{path}: unknown kind of file; allowed: {', '.join(SUFFIXES)}")
+        return [place]
+    if place.is_dir():
+        found = place.rglob("*")
+    elif any(character in path for character in "*?["):
+        found = Path(place.anchor).glob(str(place.relative_to(place.anchor)))
+    else:
+        raise UserError(f"{path}: no such file")
+    files = sorted(
+        file for file in found if file.name.endswith(SUFFIXES) and not _hidden(file, place) and file.is_file()
+    )
+    if not files:
+        raise UserError(f"{path}: no data file there (looked for {', '.join(SUFFIXES)})")
+    return files
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    inner = file.relative_to(folder) if file.is_relative_to(folder) else Path(file.name)
+    return any(part.startswith(".") for part in inner.parts)
+
+
+def open_dataset(data: DatasetData) -> Any:
+    """The data set, its tables mapped from disk. Raises ``UserError`` if there is none, or no such split."""
+    import datasets
+
+    folder = Path(data.path)
+    try:
+        if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return datasets.load_dataset(data.path, data.subset, split=data.split, revision=data.revision)
+        saved = datasets.load_from_disk(data.path)
+        if isinstance(saved, datasets.DatasetDict):
+            if data.split not in saved:
+                raise UserError(f"{data.path}: no split {data.split!r}; it has {', '.join(map(repr, saved))}")
+            return saved[data.split]
+        return saved
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{data.path}: cannot be read as a data set: {str(error).splitlines()[0]}") from error
+
+
+def _record(file: str, number: int, value: object) -> Record:
+    if isinstance(value, Broken):
+        return Record(file, number, {}, value.why)
+    if not isinstance(value, dict):
+        return Record(file, number, {}, f"not an object with named columns but a {type(value).__name__}")
+    broken = next((column for column, cell in value.items() if _has_surrogate([column, cell])), None)
+    if broken is not None:
+        return Record(file, number, {}, f"column {broken!r} holds a lone surrogate (such as \\ud800), which is no text")
+    return Record(file, number, value)
+
+
+def _has_surrogate(value: object) -> bool:
+    """Whether a string in ``value`` holds half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            if not item.isascii() and _SURROGATE.search(item):
+                return True
+        elif isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+    return False

@@ -1,0 +1,55 @@
+"""Where a run's prompts and held-out prompts come from, and the files that they are in. Torch-free."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import assert_never
+
+from pipeline.config import Data, DatasetData, FileData, RunConfig, UserData
+from pipeline.data.records import data_files, open_dataset
+from pipeline.storage.digests import files_sha256, prefix_sha256
+from pipeline.types import UserError
+
+
+def prompt_source(config: RunConfig) -> Data:
+    """Where the prompts come from that rounds train on."""
+    source = config.prompts if config.prompts is not None else config.pairs
+    assert source is not None, "the config's validator asks for prompts or pairs"
+    return source
+
+
+def held_out_source(config: RunConfig) -> UserData | None:
+    """Where held-out prompts come from, if that is a place of their own."""
+    if not config.held_out.is_given:
+        return None
+    for source in (config.prompts, config.pairs):
+        match source:
+            case FileData() if config.held_out.path is not None:
+                return source.model_copy(update={"path": config.held_out.path})
+            case DatasetData() if config.held_out.path is not None:
+                return FileData(path=config.held_out.path, columns=source.columns, votes=source.votes)
+            case DatasetData():
+                return source.model_copy(update={"split": config.held_out.split})
+    if config.held_out.split is not None:
+        raise UserError("held_out.split: goes with prompts or pairs from a data set (kind: dataset)")
+    raise UserError("held_out.path: held-out prompts from a file go with prompts or pairs from a file")
+
+
+def files_of(source: UserData) -> list[Path]:
+    """The files that the data is in. Raises ``UserError`` if there are none."""
+    match source:
+        case FileData():
+            return data_files(source.path)
+        case DatasetData():
+            return [Path(file["filename"]) for file in open_dataset(source).cache_files]
+    assert_never(source)
+
+
+def digest(files: Iterable[Path], sizes: Sequence[int] | None = None) -> str:
+    """Of names, sizes and contents; with ``sizes``, of no more than so many bytes of each file."""
+    total, found = hashlib.sha256(), [*files]
+    ends = [file.stat().st_size for file in found] if sizes is None else sizes
+    contents = files_sha256(found) if sizes is None else map(prefix_sha256, found, sizes)
+    for file, size, content in zip(found, ends, contents, strict=True):
+        total.update(f"{file.name}:{size}:{content}\n".encode())
+    return total.hexdigest()[:16]

@@ -1,0 +1,97 @@
+"""List heads: losses over K scored responses at once. K = 2 gives the loss on pairs back."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pipeline.config.loss.terms import Head, ListHead
+from pipeline.losses.batch import GroupBatch, PairBatch
+from pipeline.losses.masked import constant
+
+# What stands for the logit of a response that is not there: e^−1e9 is 0 in every dtype.
+ABSENT = -1e9
+
+
+def as_group(batch: PairBatch, head: Head) -> GroupBatch:
+    """Pairs as groups of two.
+
+    Without rewards the chosen response is the better one for sure: all of the target's weight is on it. Only heads
+    that can do with that accept it.
+
+    Raises:
+        ValueError: no rejected responses, or no rewards where the head compares with them.
+    """
+    if batch.rejected is None:
+        raise ValueError("this loss needs rejected responses (PairBatch.rejected)")
+    if batch.reward_chosen is not None and batch.reward_rejected is not None:
+        rewards = torch.stack([constant(batch.reward_chosen), constant(batch.reward_rejected)], dim=1)
+    elif head.kind in ("cross_entropy", "rank"):
+        certain = constant(batch.chosen.policy[:, 0])
+        rewards = torch.stack([torch.zeros_like(certain), torch.full_like(certain, ABSENT)], dim=1)
+    else:
+        raise ValueError("this loss needs rewards (PairBatch.reward_chosen, reward_rejected)")
+    return GroupBatch(responses=(batch.chosen, batch.rejected), rewards=rewards)
+
+
+def present_of(batch: GroupBatch) -> Tensor:
+    """[B, K] bool, which responses are there."""
+    return torch.ones_like(batch.rewards, dtype=torch.bool) if batch.present is None else batch.present.bool()
+
+
+def head_loss(scores: Tensor, batch: GroupBatch, head: Head) -> Tensor:
+    """The loss of each group, [B].
+
+    Args:
+        scores: [B, K] R = β s; what is absent is not read.
+        batch: rewards and presence.
+        head: which, and the scale η of the rewards.
+    """
+    present = present_of(batch)
+    rewards = constant(batch.rewards).to(scores.dtype)
+    if not isinstance(head, ListHead):
+        return _rank(scores, rewards, present)
+    wanted = head.eta * rewards
+    match head.kind:
+        case "square_loo":
+            return _square_loo(scores, wanted, present)
+        case "cross_entropy":
+            return (
+                -(_log_softmax(wanted, present).exp() * _log_softmax(scores, present)).masked_fill(~present, 0).sum(1)
+            )
+        case "reverse_kl":
+            ours = _log_softmax(scores, present)
+            return (ours.exp() * (ours - _log_softmax(wanted, present))).masked_fill(~present, 0).sum(1)
+        case "nca":
+            target = _log_softmax(wanted, present).exp()
+            pull = -(target * logsigmoid(scores)).masked_fill(~present, 0).sum(1)
+            return pull - logsigmoid(-scores).masked_fill(~present, 0).sum(1) / present.sum(1)
+
+
+def best(batch: GroupBatch) -> Tensor:
+    """[B] index of the response with the largest reward."""
+    return batch.rewards.masked_fill(~present_of(batch), -torch.inf).argmax(1)
+
+
+def worst(batch: GroupBatch) -> Tensor:
+    """[B] index of the response with the smallest reward."""
+    return batch.rewards.masked_fill(~present_of(batch), torch.inf).argmin(1)
+
+
+def _log_softmax(values: Tensor, present: Tensor) -> Tensor:
+    return values.masked_fill(~present, ABSENT).log_softmax(1)
+
+
+def _square_loo(scores: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
+    """½ Σ_k (own − mean of the others')² of score less reward (RPO, arXiv:2502.00203; RLOO's baseline)."""
+    difference = (scores - wanted).masked_fill(~present, 0)
+    count = present.sum(1, keepdim=True)
+    others = (difference.sum(1, keepdim=True) - difference) / (count - 1)
+    return 0.5 * (difference - others).masked_fill(~present, 0).square().sum(1)
+
+
+def _rank(scores: Tensor, rewards: Tensor, present: Tensor) -> Tensor:
+    """Σ over r_i < r_j of max(0, s_i − s_j) (RRHF, arXiv:2304.05302, equation 3)."""
+    scores = scores.masked_fill(~present, 0)
+    ordered = (rewards.unsqueeze(2) < rewards.unsqueeze(1)) & present.unsqueeze(2) & present.unsqueeze(1)
+    wrong = (scores.unsqueeze(2) - scores.unsqueeze(1)).clamp(min=0)
+    return wrong.masked_fill(~ordered, 0).sum((1, 2))

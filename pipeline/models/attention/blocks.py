@@ -1,0 +1,96 @@
+"""Shared-prompt attention by scaled-dot-product attention with masks: any device, any dropout, heads of any size.
+
+Trees of similar length form a block [G, L], padded inside attention alone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from pipeline.models.attention.packing import Packed
+
+# A tree joins a block if padding it to the block's length wastes at most this share of it.
+LARGEST_WASTE = 0.125
+# Entries of one block's mask: 2**25 bool values, 32 MiB.
+MASK_ELEMENTS = 2**25
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """G trees of up to L tokens.
+
+    Attributes:
+        index: [G, L] where in the stream their tokens stand; padding repeats the first.
+        mask: [G, 1, L, L] bool, who sees whom.
+        valid: [G · L] the places that are no padding.
+    """
+
+    index: Tensor
+    mask: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Blocks that together hold each token of the stream once; ``order`` [N] puts their outputs back in order."""
+
+    blocks: tuple[Block, ...]
+    order: Tensor
+
+
+def layout(packed: Packed) -> Layout:
+    """The blocks of ``packed``, longest first."""
+    lengths = packed.lengths.tolist()
+    ends = packed.lengths.cumsum(0).tolist()
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    blocks: list[Block] = []
+    at = 0
+    while at < len(order):
+        longest = lengths[order[at]]
+        room = max(1, MASK_ELEMENTS // longest**2)
+        stop = at
+        while stop < len(order) and stop - at < room and lengths[order[stop]] >= (1 - LARGEST_WASTE) * longest:
+            stop += 1
+        blocks.append(_block(packed, [(ends[i] - lengths[i], lengths[i]) for i in order[at:stop]]))
+        at = stop
+    where = torch.cat([block.index.flatten()[block.valid] for block in blocks])
+    back = torch.empty_like(where)
+    back[where] = torch.arange(len(where), device=where.device)
+    return Layout(tuple(blocks), back)
+
+
+def _block(packed: Packed, spans: list[tuple[int, int]]) -> Block:
+    device, longest = packed.ids.device, max(length for _, length in spans)
+    place = torch.arange(longest, device=device)
+    starts, lengths = (torch.tensor(column, device=device).unsqueeze(1) for column in zip(*spans, strict=True))
+    valid = place < lengths
+    index = torch.where(valid, starts + place, starts)
+    branch = torch.where(valid, packed.branch[index], 0)
+    sees = (branch.unsqueeze(1) == 0) | (branch.unsqueeze(1) == branch.unsqueeze(2))
+    causal = place.unsqueeze(1) >= place.unsqueeze(0)
+    return Block(index, (sees & causal).unsqueeze(1), valid.flatten().nonzero().squeeze(1))
+
+
+def attend_in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, given: Layout, scaling: float | None, dropout: float
+) -> Tensor:
+    """[1, N, heads, D] of a stream's query [1, heads, N, D]; ``key`` and ``value`` may have fewer heads, a divisor."""
+    grouped = query.shape[1] != key.shape[1]
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    outputs = []
+    for block in given.blocks:
+        ours, theirs, values = (_gathered(part, block.index) for part in (q, k, v))
+        found = scaled_dot_product_attention(
+            ours, theirs, values, attn_mask=block.mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+        )
+        outputs.append(found.transpose(1, 2).flatten(0, 1)[block.valid])
+    return torch.cat(outputs)[given.order].unsqueeze(0)
+
+
+def _gathered(stream: Tensor, index: Tensor) -> Tensor:
+    """[G, heads, L, D] of a stream [N, heads, D]."""
+    # The backward pass of index_select adds rows; that of indexing by a tensor puts them one by one.
+    rows = stream.index_select(0, index.flatten())
+    return rows.view(*index.shape, *stream.shape[1:]).transpose(1, 2)

@@ -1,0 +1,77 @@
+"""Shared-prompt attention on CUDA: FlexAttention, which skips the blocks of a stream that do not see each other."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from pipeline.models.attention.packing import Packed
+from pipeline.models.attention.spans import parts
+
+# Tokens of a block: what FlexAttention's kernels are tuned for.
+BLOCK = 128
+
+
+def block_mask(packed: Packed) -> BlockMask:
+    """Who sees whom in ``packed``, of any number of tokens; made of its parts, never as [N, N]."""
+    count, device = len(packed.ids), packed.ids.device
+    sizes = packed.lengths
+    tree = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
+    branch = packed.branch
+
+    def sees(one: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        branches = (branch[key] == 0) | (branch[key] == branch[query])
+        return (tree[query] == tree[key]) & branches & (query >= key)
+
+    some, all_ = _occupied(packed)
+    return BlockMask.from_kv_blocks(
+        *_ordered(some & ~all_, device),
+        *_ordered(all_, device),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
+        seq_lengths=(count, count),
+    )
+
+
+def _occupied(packed: Packed) -> tuple[Tensor, Tensor]:
+    """[blocks, blocks] bool on the CPU, query by key: where any token sees one, and where all see all."""
+    blocks = -(-len(packed.ids) // BLOCK)
+    some, all_ = torch.zeros((2, blocks, blocks), dtype=torch.bool)
+    for part in parts(packed):
+        touched, within = zip(*map(_blocks, (part.queries, part.keys)), strict=True)
+        if part.causal:
+            some[touched] |= torch.ones_like(some[touched]).tril()
+            all_[within] |= torch.ones_like(all_[within]).tril(-1)
+        else:
+            some[touched] = True
+            all_[within] = True
+    return some, all_
+
+
+def _blocks(tokens: slice) -> tuple[slice, slice]:
+    """The blocks that have some of ``tokens``, and those that have nothing else."""
+    first = -(-tokens.start // BLOCK)
+    return slice(tokens.start // BLOCK, -(-tokens.stop // BLOCK)), slice(first, max(first, tokens.stop // BLOCK))
+
+
+def _ordered(occupied: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, [1, 1, blocks], and which, these first."""
+    counts = occupied.sum(-1, dtype=torch.int32)
+    indices = occupied.int().argsort(dim=-1, descending=True, stable=True).int()
+    return counts[None, None].to(device), indices[None, None].contiguous().to(device)
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def attend_flexibly(query: Tensor, key: Tensor, value: Tensor, given: BlockMask, scaling: float | None) -> Tensor:
+    """[1, N, heads, D] of a stream's query [1, heads, N, D]; ``key`` and ``value`` may have fewer heads, a divisor."""
+    # Without compilation it holds [heads, N, N]: right for a test on CPU, useless on CUDA.
+    attention = _compiled() if query.device.type == "cuda" else flex_attention
+    grouped = query.shape[1] != key.shape[1]
+    found: Tensor = attention(query, key, value, block_mask=given, scale=scaling, enable_gqa=grouped)
+    return found.transpose(1, 2)

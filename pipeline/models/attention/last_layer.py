@@ -1,0 +1,95 @@
+"""The last decoder layer at the positions alone that are asked for.
+
+Nothing behind its keys and values looks at any other position, so its queries, its output projection and its
+feed-forward network are computed at the positions whose hidden states are read: those that predict a response token, or
+end a row. A prompt's tokens cost the last layer no more than their keys and values.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.models.attention.packing import pack
+from pipeline.models.attention.shared_prompts import TOLERANCE, stream_arguments, trial
+
+# Of a layer, and of its attention, by the names that they bear in nearly all of transformers' decoders.
+FEED_FORWARD, ATTENTION = "mlp", "self_attn"
+PROJECTIONS = ("q_proj", "o_proj")
+
+
+@torch.no_grad()
+def position_wise(decoder: Any) -> tuple[nn.Module, ...]:
+    """The modules of the last layer of a decoder without head, one that shares prompts, which may skip positions.
+
+    The decoder itself is asked: none where its hidden states at the asked positions are others then.
+    """
+    found = _candidates(decoder)
+    prompt, continuations = trial(decoder)
+    packed = pack([(prompt, ids) for ids in continuations]).to(decoder.device)
+    asked, training = places(packed.predictors, len(packed.ids)), decoder.training
+    decoder.eval()
+    try:
+        whole = decoder(**stream_arguments(packed), use_cache=False).last_hidden_state[0, asked]
+        with only_at(found, asked, len(packed.ids)):
+            narrow = decoder(**stream_arguments(packed), use_cache=False).last_hidden_state[0, asked]
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return ()
+    finally:
+        decoder.train(training)
+    apart = float((narrow - whole).abs().max() / whole.std())
+    return found if apart <= TOLERANCE[decoder.dtype] else ()
+
+
+def places(wanted: Tensor, total: int, multiple: int = 1) -> Tensor:
+    """[K] int64: the distinct positions among ``wanted`` [M], ascending.
+
+    Args:
+        wanted: positions in a stream of ``total`` tokens, in any order, some perhaps more than once.
+        multiple: K is filled up to one by other positions; ``total`` must be one too.
+    """
+    asked = torch.zeros(total, dtype=torch.bool, device=wanted.device).index_fill(0, wanted, True)
+    count = int(asked.sum())
+    return torch.argsort(asked, descending=True, stable=True)[: count + -count % multiple].sort().values
+
+
+@contextmanager
+def only_at(modules: tuple[nn.Module, ...], asked: Tensor, total: int) -> Iterator[None]:
+    """While it lasts, ``modules`` compute of [1, total, ...] the positions ``asked`` [K]; else they give 0."""
+
+    def narrow(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (given[0].index_select(1, asked), *given[1:])
+
+    def widen(_: nn.Module, __: tuple[Any, ...], made: Tensor) -> Tensor:
+        return made.new_zeros((1, total, *made.shape[2:])).index_copy(1, asked, made)
+
+    hooks = [module.register_forward_pre_hook(narrow) for module in modules]
+    hooks += [module.register_forward_hook(widen) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def no_more_than(
+    asked: Tensor, total: int, model: PreTrainedModel, modules: tuple[nn.Module, ...]
+) -> AbstractContextManager[None]:
+    """``only_at`` for ``modules`` of ``model``; nothing where its layers are computed again in the backward pass.
+
+    By then it would be over, and shapes would differ.
+    """
+    return nullcontext() if model.is_gradient_checkpointing else only_at(modules, asked, total)
+
+
+def _candidates(decoder: Any) -> tuple[nn.Module, ...]:
+    stacks = [child for child in decoder.children() if isinstance(child, nn.ModuleList) and len(child)]
+    if not stacks:
+        return ()
+    layer = dict(max(stacks, key=len)[-1].named_children())
+    attention = dict(layer[ATTENTION].named_children()) if ATTENTION in layer else {}
+    found = (layer.get(FEED_FORWARD), *(attention.get(name) for name in PROJECTIONS))
+    return tuple(module for module in found if module is not None)

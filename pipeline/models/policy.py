@@ -1,0 +1,191 @@
+"""Policies on disk: Hugging Face folders, safetensors only, with the tokenizer and a weight probe beside."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from pipeline.models.chat import TOKENIZER_FILES, Chat
+from pipeline.models.handshake import probe_sequences, write_probe
+from pipeline.models.lora import merge_adapter
+from pipeline.models.token_logps import TokenLogps
+from pipeline.types import RunError, UserError, first_lines
+
+# What is read of a model on the hub.
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
+# Files of a model folder that belong to its tokenizer and its way of generating.
+COMPANIONS = (
+    *TOKENIZER_FILES,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+def load_policy(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """The causal language model in the folder (or under the hub name) ``path``, in evaluation mode.
+
+    Dropout of the model's own config is set to 0: log-probabilities of policy and reference must be
+    comparable (that of an adapter is the adapter's).
+
+    Raises:
+        UserError: no such folder, no config.json or weights in it, or not a causal language model, or tensors missing.
+    """
+    folder = Path(path)
+    if folder.exists() or folder.is_absolute() or path.startswith("."):
+        _require_model_files(folder)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        settings = AutoConfig.from_pretrained(path, **options)
+        settings.update(
+            {key: 0.0 for key, value in settings.to_dict().items() if "drop" in key and isinstance(value, float)}
+        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, config=settings, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot load this model: {str(error).splitlines()[0]}") from error
+    model, loading = loaded
+    # transformers fills these with random numbers and only warns.
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise UserError(f"{path}: the weights lack {len(missing)} tensors of this model:\n{first_lines(missing)}")
+    policy: PreTrainedModel = model.train(False)
+    return policy
+
+
+def local_folder(path: str, revision: str | None = None) -> Path:
+    """The model folder ``path``, absolute; a hub name is fetched (or found in the local cache) at ``revision``.
+
+    Raises:
+        UserError: neither a folder here nor a name that the hub or its cache knows.
+    """
+    if Path(path).exists():
+        return Path(path).resolve()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=list(HUB_FILES)))
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: no such model folder here, and the hub gave none: {reason}") from None
+
+
+def load_for_scoring(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """``load_policy`` on the accelerator if there is one, for passes that need no gradient. Raises as it does."""
+    model = load_policy(path, trust_remote_code=trust_remote_code)
+    torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return model
+
+
+def _require_model_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such model folder")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json in this model folder")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no *.safetensors weights in this model folder (other formats are not read)")
+
+
+def save_policy(model: Any, folder: Path, *, tokenizer_source: str, chat: Chat) -> PreTrainedModel:
+    """Write ``model`` as a Hugging Face folder, its adapter merged in if it has one.
+
+    Args:
+        model: changed by the merge; go on with the model that is returned.
+        folder: made if missing.
+        tokenizer_source: the model folder (or hub name) whose tokenizer, chat template and generation
+            config go with the weights, unchanged.
+        chat: of that tokenizer; says which ids the weight probe leaves out.
+    """
+    plain = merge_adapter(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    plain.save_pretrained(folder)
+    copy_companions(tokenizer_source, folder)
+    save_probe(plain, chat, folder)
+    return plain
+
+
+def save_probe(model: Any, chat: Chat, folder: Path) -> None:
+    """Write ``folder/probe.json``: what ``model``, as it is in memory, gives for the probe tokens."""
+    # Padded embeddings hold rows that no tokenizer names, and engines refuse their ids.
+    rows = min(model.get_input_embeddings().weight.shape[0], chat.vocab_size)
+    sequences = probe_sequences(rows, chat.special_ids)
+    scores = score_sequences(model, sequences)
+    if not all(math.isfinite(logp) for row in scores for logp in row):
+        raise RunError("the model's log-probabilities of probe tokens are not finite: weights are damaged or diverged")
+    write_probe(folder, sequences, scores, str(model.dtype).removeprefix("torch."))
+
+
+@torch.no_grad()
+def score_sequences(model: Any, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Natural-log probabilities of tokens 1..T-1 of each sequence given those before; all of one length."""
+    ids = torch.tensor(sequences, device=model.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[:, 0] = False
+    scores: list[list[float]] = TokenLogps(model)(ids, mask).policy[:, 1:].tolist()
+    return scores
+
+
+def copy_companions(source: str, folder: Path) -> None:
+    """Copy tokenizer, chat template and generation config of ``source`` into ``folder``."""
+    origin = Path(source)
+    if not origin.is_dir():
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+        return
+    for name in COMPANIONS:
+        if (origin / name).is_file() and (origin / name).resolve() != (folder / name).resolve():
+            shutil.copyfile(origin / name, folder / name)
+
+
+def average_policies(old: Path, new: Path, decay: float, out: Path) -> None:
+    """Write to ``out`` the policy ``decay`` · old + (1 − decay) · new, tensor by tensor.
+
+    The average is taken in float32 and stored in the dtype of ``new``. ``out`` gets the
+    config and the tokenizer of ``new``.
+
+    Raises:
+        UserError: the two folders hold tensors of other names or shapes.
+    """
+    where = _tensor_files(old)
+    out.mkdir(parents=True, exist_ok=True)
+    copy_companions(str(new), out)
+    for name in ("config.json", "model.safetensors.index.json"):
+        if (new / name).is_file():
+            shutil.copyfile(new / name, out / name)
+    for file in sorted(new.glob("*.safetensors")):
+        tensors = load_file(file)
+        for name, tensor in tensors.items():
+            if name not in where:
+                raise UserError(
+                    f"{old}: has no tensor {name}, which {new} has; policies to average must be of one architecture"
+                )
+            with safe_open(where[name], framework="pt") as weights:
+                before = weights.get_tensor(name)
+            if before.shape != tensor.shape:
+                raise UserError(f"{old}: {name} is {tuple(before.shape)}, in {new} {tuple(tensor.shape)}")
+            tensors[name] = torch.lerp(tensor.float(), before.float(), decay).to(tensor.dtype)
+        save_file(tensors, out / file.name, metadata={"format": "pt"})
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            found |= dict.fromkeys(weights.keys(), file)
+    return found

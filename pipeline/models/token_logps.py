@@ -1,0 +1,286 @@
+"""What causal language models say of the tokens of given sequences: log-probabilities, and what else a loss reads.
+
+Knows no loss. Everything at index t belongs to the prediction of token t, so its hidden states are those of position
+t − 1. The output head runs on response positions only, in chunks.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from pipeline.models.attention.last_layer import no_more_than, places, position_wise
+from pipeline.models.attention.packing import Packed
+from pipeline.models.attention.shared_prompts import share, stream_arguments, why_not_shared
+from pipeline.models.lora import adapter_off
+from pipeline.models.output_head import CHUNK_ELEMENTS, OutputHead, Softmaxes, Source, output_head, softmaxes
+from pipeline.types import RunError
+
+Precision = Literal["float32", "bfloat16"]
+Fact = Literal["kl", "collision", "entropy", "hidden", "reference_hidden", "reference_last_hidden"]
+# Multiples of tokens that streams are filled up to. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
+# memory for every shape that it has met: hundreds of MiB after a few dozen passes. On CUDA FlexAttention is compiled
+# for shapes, and its blocks are of 128 tokens.
+ROUNDING: Mapping[tuple[str, Precision], int] = {
+    ("cpu", "bfloat16"): 64,
+    ("cuda", "float32"): 128,
+    ("cuda", "bfloat16"): 128,
+}
+OF_REFERENCE: frozenset[Fact] = frozenset({"kl", "reference_hidden", "reference_last_hidden"})
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model inside an adapter wrapper, or ``model`` itself."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFacts:
+    """What is known of each token of R rows; None where it was not asked for.
+
+    All are 0 where the mask is false, and hidden states behind the end of a response.
+
+    Attributes:
+        policy: [R, T] float32 natural-log probabilities, with gradient.
+        kl: [R, T] KL(π_ref ‖ π) over the whole vocabulary, nats, with gradient.
+        collision: [R, T] Σ_v π(v)², constant.
+        entropy: [R, T] of the policy's softmax, nats, constant.
+        hidden: [R, W, H] the policy's last hidden states, with gradient: those that the tokens of a row's response are
+            predicted from, in their order, with nothing of the prompt; W tokens has the longest response.
+        reference_hidden: [R, W, H] of each layer of the reference, embeddings not among them, or of the last alone;
+            constant.
+        weights, kl_weights, prior: [R, T] what trained heads make of the reference's hidden states; for whoever runs
+            them to fill in.
+    """
+
+    policy: Tensor
+    kl: Tensor | None = None
+    collision: Tensor | None = None
+    entropy: Tensor | None = None
+    hidden: Tensor | None = None
+    reference_hidden: tuple[Tensor, ...] | None = None
+    weights: Tensor | None = None
+    kl_weights: Tensor | None = None
+    prior: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a model is given, and which of its flattened positions predict a token that is asked for, row by row.
+
+    More positions may stand behind these, which only fill up. ``asked``: of a stream, them and no others.
+    """
+
+    arguments: dict[str, Any]
+    wanted: Tensor
+    asked: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One forward pass: what the head takes, and hidden states, both at the wanted positions."""
+
+    source: Source
+    vocabulary: int
+    layers: tuple[Tensor, ...]
+
+
+class TokenLogps(nn.Module):
+    """A policy as a module from token ids to what is known of those tokens.
+
+    A module of its own, so that whatever wraps it for several processes sees one ``forward``. The reference model is
+    held, not owned: it is no part of the parameters, of the state dict or of what a wrapper synchronises.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        dtype: Precision = "float32",
+        wants: frozenset[Fact] = frozenset(),
+        reference_model: Any | None = None,
+        chunk_elements: int = CHUNK_ELEMENTS,
+        share_prompts: bool = False,
+    ) -> None:
+        """See the class.
+
+        Args:
+            model: a policy.
+            dtype: of matrix products (autocast); log-softmax is float32 always.
+            wants: beside log-probabilities.
+            reference_model: for ``kl`` and hidden states of the reference; on the policy's device. Put in evaluation
+                mode. ``model`` itself: it without its adapter.
+            chunk_elements: logits held at once.
+            share_prompts: take packed streams, where both models can; ``padded_because`` says why not.
+
+        Raises:
+            ValueError: something is wanted of a reference model, and there is none, or it is the policy.
+        """
+        super().__init__()
+        if wants & OF_REFERENCE and reference_model is None:
+            raise ValueError(f"{', '.join(sorted(wants & OF_REFERENCE))}: no reference model")
+        if reference_model is model and plain_model(model) is model:
+            raise ValueError("the reference model is the policy itself, which has no adapter to switch off")
+        self.model = model
+        self.dtype = dtype
+        self.wants = wants
+        self.chunk_elements = chunk_elements
+        self._head = output_head(plain_model(model))
+        # A tuple keeps it out of the module's children.
+        self._reference: tuple[Any, ...] = () if reference_model is None else (reference_model,)
+        self._reference_head = None if reference_model is None else output_head(plain_model(reference_model))
+        if reference_model is not None and reference_model is not model:
+            reference_model.eval()
+        self.padded_because: str | None = "packing is off"
+        # What computes no more than what is asked for, of the policy and of the reference.
+        self._narrow: tuple[tuple[nn.Module, ...], ...] = ((), ())
+        if share_prompts:
+            self.padded_because = _why_padded(model, reference_model)
+            if self.padded_because is None:
+                self._narrow = tuple(() if m is None else _narrow(m) for m in (model, reference_model))
+
+    def forward(self, ids: Tensor, mask: Tensor, packed: Packed | None = None) -> TokenFacts:
+        """Facts of ids[:, t] given ids[:, :t] where ``mask`` is true.
+
+        Args:
+            ids: [R, T], padded at the right. Causal attention needs no mask for that: padding stands
+                behind every token whose log-probability is asked for.
+            mask: [R, T] bool; position 0 has nothing before it and is never asked for.
+            packed: the same rows as one stream, which is then what the models are given.
+
+        Raises:
+            RunError: policy and reference have vocabularies of different sizes.
+        """
+        rows = mask[:, 1:].reshape(-1).nonzero().squeeze(1)
+        targets = ids[:, 1:].reshape(-1)[rows]
+        inputs = _Inputs({"input_ids": ids[:, :-1]}, rows)
+        if packed is not None:
+            multiple = ROUNDING.get((ids.device.type, self.dtype), 1)
+            filling = (0, -len(targets) % multiple)
+            targets = pad(targets, filling)
+            stream, wanted = packed.rounded(multiple), pad(packed.predictors, filling)
+            inputs = _Inputs(stream_arguments(stream), wanted, places(wanted, len(stream.ids), multiple))
+        with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            # First, since switching the policy's adapter off and on must not come between its passes.
+            theirs = self._reference_run(inputs)
+            with _no_more_than_asked(self.model, self._narrow[0], inputs):
+                ours = _run(self.model, self._head, inputs, all_layers=False, last="hidden" in self.wants)
+            found = self._softmaxes(ours, theirs, targets)
+
+        def placed(values: Tensor | None) -> Tensor | None:
+            return None if values is None else _placed(values, rows, ids.shape)
+
+        hidden = _of_responses(ours.layers, mask)
+        return TokenFacts(
+            policy=_placed(found.logps, rows, ids.shape),
+            kl=placed(found.kl),
+            collision=placed(found.collision),
+            entropy=placed(found.entropy),
+            hidden=None if hidden is None else hidden[-1],
+            reference_hidden=None if theirs is None else _of_responses(theirs.layers, mask),
+        )
+
+    def _softmaxes(self, ours: _Run, theirs: _Run | None, targets: Tensor) -> Softmaxes:
+        reference = None
+        if theirs is not None and "kl" in self.wants:
+            if theirs.vocabulary != ours.vocabulary:
+                raise RunError(f"the policy has {ours.vocabulary} tokens, the reference {theirs.vocabulary}")
+            reference = theirs.source
+        return softmaxes(
+            ours.source,
+            targets,
+            ours.vocabulary,
+            reference=reference,
+            collision="collision" in self.wants,
+            entropy="entropy" in self.wants,
+            elements=self.chunk_elements,
+        )
+
+    @torch.no_grad()
+    def _reference_run(self, inputs: _Inputs) -> _Run | None:
+        if not self.wants & OF_REFERENCE:
+            return None
+        (reference,) = self._reference
+        every, last = "reference_hidden" in self.wants, "reference_last_hidden" in self.wants
+        with (
+            adapter_off(reference) if reference is self.model else nullcontext(),
+            _no_more_than_asked(reference, self._narrow[1], inputs),
+        ):
+            return _run(reference, self._reference_head, inputs, all_layers=every, last=last)
+
+
+def _why_padded(model: Any, reference_model: Any | None) -> str | None:
+    """Why prompts cannot be shared; None, and both models attend that way, if they can."""
+    models = [plain_model(m) for m in (model, reference_model) if m is not None]
+    for one in models:
+        reason = why_not_shared(one)
+        if reason is not None:
+            return reason
+    for one in models:
+        share(one)
+    return None
+
+
+def _narrow(model: Any) -> tuple[nn.Module, ...]:
+    return position_wise(plain_model(model).get_decoder())
+
+
+def _no_more_than_asked(model: Any, modules: tuple[nn.Module, ...], inputs: _Inputs) -> AbstractContextManager[None]:
+    if inputs.asked is None:
+        return nullcontext()
+    return no_more_than(inputs.asked, inputs.arguments["input_ids"].shape[1], plain_model(model), modules)
+
+
+def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bool, last: bool) -> _Run:
+    """The decoder once; where it is not known how logits are made of its states, the whole model and all its logits."""
+    if head is not None:
+        output = plain_model(model).get_decoder()(**inputs.arguments, use_cache=False, output_hidden_states=all_layers)
+        states = final = output.last_hidden_state
+        vocabulary = head.linear.out_features
+    else:
+        output = model(**inputs.arguments, use_cache=False, output_hidden_states=all_layers or last)
+        states, final = output.logits, output.hidden_states[-1] if last else None
+        vocabulary = output.logits.shape[-1]
+
+    def wanted(values: Tensor) -> Tensor:
+        return values.flatten(0, 1).index_select(0, inputs.wanted)
+
+    layers = output.hidden_states[1:] if all_layers else ((final,) if last else ())
+    at_head = wanted(states)
+    return _Run(
+        Source(head or nn.Identity(), at_head),
+        vocabulary,
+        tuple(at_head if layer is states else wanted(layer) for layer in layers),
+    )
+
+
+def _placed(values: Tensor, at: Tensor, shape: torch.Size) -> Tensor:
+    """[R, T] with the first of ``values`` [N] at the places ``at`` from position 1 on, else 0."""
+    rows, width = shape
+    whole = values.new_zeros(rows * (width - 1)).index_copy(0, at, values[: len(at)]).view(rows, width - 1)
+    return torch.cat([whole.new_zeros((rows, 1)), whole], dim=1)
+
+
+def _of_responses(layers: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, ...] | None:
+    """[R, W, H] with the first of each layer's [N, H] at ``response_places``, else 0; None of no layers."""
+    if not layers:
+        return None
+    inside = response_places(mask[:, 1:])
+    at = inside.flatten().nonzero().squeeze(1)
+    shape = (inside.numel(), layers[0].shape[-1])
+    return tuple(layer.new_zeros(shape).index_copy(0, at, layer[: len(at)]).view(*inside.shape, -1) for layer in layers)
+
+
+def response_places(mask: Tensor) -> Tensor:
+    """[R, W] bool, true at as many first places of a row as tokens of ``mask`` [R, T] are; W: the most of a row."""
+    counts = mask.sum(1)
+    return torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
+
+
+def at_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """[R, T] of ``values`` [R, W], which stand as ``response_places`` says: each at its token of ``mask``, else 0."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values[response_places(mask)])

@@ -1,0 +1,136 @@
+"""What every sampler does: token ids in, sampled token ids and their log-probabilities out.
+
+Torch-free; the engines are in ``sample_vllm``, ``sample_transformers`` and ``sample_server``.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pipeline.config import SamplingSettings
+from pipeline.models.chat import Chat
+from pipeline.types import FinishReason, Response, UserError, derive_seed
+
+Swap = Literal["reload", "restart", "unchanged"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """One prompt, as token ids, and the seed that its samples derive from."""
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+
+
+class Sampler(Protocol):
+    """An engine that holds a policy's weights."""
+
+    @property
+    def dtype(self) -> str:
+        """The precision that the engine computes in: float32, bfloat16 or float16."""
+
+    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
+        """``settings.n`` responses to each request, in order, each request's as soon as it and those before are done.
+
+        Sample k of a request depends on (request.seed, k) and the prompt alone. Log-probabilities are
+        those of the policy itself, before temperature and cuts. ``max_tokens`` is clipped to the room
+        that the context leaves.
+
+        Raises:
+            UserError: a prompt fills the model's context.
+            RunError: the engine failed.
+        """
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Natural-log probability of each of tokens 1..T-1 given those before it, T = 1, raw."""
+
+    def load(self, path: str, fresh: bool = False) -> Swap:
+        """Hold the weights of the folder ``path`` from now on, and forget all that the old ones computed.
+
+        ``fresh`` asks for a new engine instead of a swap in place. Returns what was done; the caller
+        checks the weights (``handshake``), since an engine that reports success may still be stale.
+        """
+
+    def close(self) -> None:
+        """Free the engine's memory and processes."""
+
+
+def sample_seeds(request: SampleRequest, n: int) -> list[int]:
+    """The seed of each of ``n`` samples: from (request.seed, k) alone, so a larger n only adds samples."""
+    return [derive_seed(request.seed, k) for k in range(n)]
+
+
+def engine_dtype(wanted: Literal["auto", Dtype], path: str, accelerator: bool) -> Dtype:
+    """The precision that ``auto`` stands for: on CPU the one the weights are stored in, on an accelerator a 16-bit one.
+
+    vLLM's own ``auto`` turns float32 weights into 16 bits on CPU too, where that is no faster for
+    small models and adds rounding noise to every log-probability.
+    """
+    if wanted != "auto":
+        return wanted
+    file = Path(path) / "config.json"
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    match stored.get("dtype") or stored.get("torch_dtype"):
+        case "bfloat16":
+            return "bfloat16"
+        case "float16":
+            return "float16"
+        case _:
+            return "bfloat16" if accelerator else "float32"
+
+
+def engine_context(wanted: int | None, path: str) -> int | None:
+    """``wanted`` tokens or, where that is more, the context of the model folder ``path``; None leaves it to the engine.
+
+    vLLM refuses to start with a longer context than the model's own.
+    """
+    file = Path(path) / "config.json"
+    if wanted is None or not file.is_file():
+        return wanted
+    model = json.loads(file.read_text(encoding="utf-8"))
+    settings = model | (model.get("text_config") or {})
+    # n_positions: GPT-2; max_seq_len: MPT; seq_length: ChatGLM.
+    named = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    return min([wanted, *(int(settings[key]) for key in named if settings.get(key) is not None)])
+
+
+def room_for(prompt_ids: Sequence[int], max_tokens: int, context: int) -> int:
+    """Tokens that may be sampled behind ``prompt_ids``: ``max_tokens``, or what the context leaves.
+
+    Raises:
+        UserError: the prompt leaves no room at all, or is empty.
+    """
+    room = min(max_tokens, context - len(prompt_ids))
+    if room < 1:
+        raise UserError(
+            f"a prompt of {len(prompt_ids)} tokens leaves no room in the model's context of {context} tokens"
+        )
+    if not prompt_ids:
+        raise UserError("a prompt of no tokens cannot be sampled from")
+    return room
+
+
+def check_length(ids: Sequence[int], context: int) -> None:
+    """UserError if a sequence to score is longer than the model's context."""
+    if len(ids) > context:
+        raise UserError(f"a sequence of {len(ids)} tokens does not fit the model's context of {context} tokens")
+
+
+def make_response(chat: Chat, token_ids: Sequence[int], logprobs: Sequence[float], stop: Sequence[str]) -> Response:
+    """The record of one sampled response, cut behind its first end token or at the token that completes a stop string.
+
+    ``token_ids`` are what the engine produced; ``text`` ends before the stop string.
+    """
+    ids, finish_reason = tuple(token_ids), _ends_with(chat, token_ids)
+    text = chat.decode(ids)
+    found = [text.index(s) for s in stop if s in text]
+    if found:
+        text, finish_reason = text[: min(found)], "stop"
+    return Response(text=text, token_ids=ids, logprobs=tuple(logprobs), finish_reason=finish_reason)
+
+
+def _ends_with(chat: Chat, token_ids: Sequence[int]) -> FinishReason:
+    return "stop" if token_ids and token_ids[-1] in chat.end_ids else "length"

@@ -1,0 +1,238 @@
+"""Sampling through an OpenAI-compatible vLLM server (``/v1/completions`` with token ids).
+
+Either the user's server, or one that this process starts on 127.0.0.1. The key of a user's server
+comes from the environment and is sent nowhere else; a server started here gets a random one.
+"""
+
+import contextlib
+import itertools
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from pipeline.config import SamplingSettings, ServerSampler
+from pipeline.models.chat import Chat
+from pipeline.redaction import redacted
+from pipeline.safe_text import visible
+from pipeline.sampling.sampler import (
+    Dtype,
+    SampleRequest,
+    Swap,
+    check_length,
+    engine_context,
+    engine_dtype,
+    make_response,
+    room_for,
+    sample_seeds,
+)
+from pipeline.types import Response, RunError, UserError
+
+SERVED_NAME = "policy"
+
+
+class ServerEngine:
+    """Requests to a server; ``load`` starts another one where the server is ours."""
+
+    def __init__(self, path: str, chat: Chat, settings: ServerSampler, trust_remote_code: bool = False) -> None:
+        """Start `vllm serve` on the model folder ``path``, or connect to ``settings.base_url``."""
+        self._chat = chat
+        self._settings = settings
+        self._trust_remote_code = trust_remote_code
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pool = ThreadPoolExecutor(settings.concurrency)
+        if settings.base_url is None:
+            self._launch(path)
+        else:
+            self._dtype: Dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
+            self._connect(settings.base_url, os.environ.get(settings.api_key_env, "").strip() or None)
+            self._read_model()
+
+    @property
+    def dtype(self) -> str:
+        """The server's precision; bfloat16 is assumed of a user's server with dtype ``auto``: it does not tell."""
+        return self._dtype
+
+    @property
+    def context(self) -> int:
+        """Longest prompt + response, in tokens."""
+        return self._context
+
+    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
+        """See ``Sampler.sample``; each sample is an HTTP request of its own."""
+        bodies = [
+            self._sampling_body(request, settings, seed)
+            for request in requests
+            for seed in sample_seeds(request, settings.n)
+        ]
+        responses = (self._response(answer, settings) for answer in self._pool.map(self._complete, bodies))
+        for _ in requests:
+            yield tuple(itertools.islice(responses, settings.n))
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See ``Sampler.score``."""
+        answers = self._pool.map(self._complete, [self._scoring_body(ids) for ids in sequences])
+        return [_scores(ids, answer) for ids, answer in zip(sequences, answers, strict=True)]
+
+    def load(self, path: str, fresh: bool = False) -> Swap:
+        """See ``Sampler.load``: a new server, or nothing at all where the server is the user's."""
+        if self._settings.base_url is not None:
+            return "unchanged"
+        self._stop()
+        self._launch(path)
+        return "restart"
+
+    def close(self) -> None:
+        """Stop the server, if it was started here."""
+        self._stop()
+        self._client.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _connect(self, base_url: str, key: str | None) -> None:
+        self._key = key
+        local = httpx.URL(base_url).host in ("127.0.0.1", "localhost", "::1")
+        self._client = httpx.Client(
+            base_url=base_url.rstrip("/") + "/",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(self._settings.shard_timeout, connect=10.0),
+            limits=httpx.Limits(max_connections=self._settings.concurrency),
+            # A proxy for the outside world must not be asked for this machine's own ports.
+            trust_env=not local,
+        )
+
+    def _launch(self, path: str) -> None:
+        port, key = _free_port(), secrets.token_hex(16)
+        environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline.sampling.watchdog",
+            str(os.getpid()),
+            *self._serve_command(path, port),
+        ]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, process_group=0)
+        self._connect(f"http://127.0.0.1:{port}/v1", key)
+        deadline = time.monotonic() + self._settings.start_timeout
+        while True:
+            try:
+                self._client.get("models", timeout=5.0).raise_for_status()
+                break
+            except httpx.HTTPError as error:
+                code = self._process.poll()
+                if code is not None or time.monotonic() > deadline:
+                    self._stop()
+                    cause = f"ended with exit code {code}" if code is not None else "did not answer in time"
+                    raise RunError(f"vllm serve {path} {cause}") from error
+                time.sleep(0.25)
+        self._read_model()
+
+    def _serve_command(self, path: str, port: int) -> list[str]:
+        import torch
+
+        accelerator = torch.cuda.is_available()
+        self._dtype = engine_dtype(self._settings.dtype, path, accelerator)
+        # What `vllm serve` runs; the command itself does not start where vLLM's CPU build is installed,
+        # since it asks for the version of a distribution named vllm.
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--host", "127.0.0.1"]
+        command += ["--port", str(port), "--served-model-name", SERVED_NAME, "--dtype", self._dtype]
+        command += ["--generation-config", "vllm", "--logprobs-mode", "raw_logprobs", "--enable-prefix-caching"]
+        command += ["--disable-uvicorn-access-log", "--seed", "0", "--enforce-eager"]
+        if self._trust_remote_code:
+            command.append("--trust-remote-code")
+        context = engine_context(self._settings.context, path)
+        if context is not None:
+            command += ["--max-model-len", str(context)]
+        if not accelerator:
+            # See VllmEngine: seeded requests and split prompts do not go together on CPU.
+            command.append("--no-enable-chunked-prefill")
+        return command
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        self._client.close()
+        # The whole group, so that the engine's own process goes too and its memory is free.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def _read_model(self) -> None:
+        models = self._request("GET", "models")["data"]
+        wanted = self._settings.model if self._settings.base_url is not None else SERVED_NAME
+        chosen = [m for m in models if wanted in (None, m["id"])]
+        if not chosen:
+            raise UserError(f"sampler.model: the server has no {wanted!r}; it serves {[m['id'] for m in models]}")
+        self._model_name: str = chosen[0]["id"]
+        if not isinstance(chosen[0].get("max_model_len"), int):
+            raise UserError(f"sampler.base_url: {self._settings.base_url} is no vLLM server (no max_model_len)")
+        self._context: int = chosen[0]["max_model_len"]
+
+    def _sampling_body(self, request: SampleRequest, settings: SamplingSettings, seed: int) -> dict[str, Any]:
+        return {
+            "prompt": list(request.prompt_ids),
+            "max_tokens": room_for(request.prompt_ids, settings.max_tokens, self.context),
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+            "min_p": settings.min_p,
+            "stop": list(settings.stop),
+            "stop_token_ids": sorted(self._chat.end_ids),
+            "seed": seed,
+            "logprobs": 0,
+        }
+
+    def _scoring_body(self, ids: Sequence[int]) -> dict[str, Any]:
+        check_length(ids, self.context)
+        body: dict[str, Any] = {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
+        if len(ids) == self.context:
+            # No room for the one new token that a request must ask for: force the last token instead.
+            body |= {"prompt": list(ids[:-1]), "allowed_token_ids": [ids[-1]], "logprobs": 0}
+        return body
+
+    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        answer = self._request("POST", "completions", {"model": self._model_name, "return_token_ids": True, **body})
+        choice: dict[str, Any] = answer["choices"][0]
+        if choice.get("token_ids") is None:
+            raise UserError(f"sampler.base_url: {self._settings.base_url} returns no token ids; it needs a vLLM server")
+        return choice
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            answer = self._client.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            said = redacted(repr(error), self._key)
+            raise RunError(f"the sampling server at {self._client.base_url} does not answer: {said}") from None
+        if answer.is_error:
+            said = visible(redacted(answer.text, self._key), 500)
+            raise RunError(f"the sampling server refused {path} (status {answer.status_code}): {said}")
+        content: dict[str, Any] = answer.json()
+        return content
+
+    def _response(self, choice: dict[str, Any], settings: SamplingSettings) -> Response:
+        return make_response(self._chat, choice["token_ids"], choice["logprobs"]["token_logprobs"], settings.stop)
+
+
+def _scores(ids: Sequence[int], choice: dict[str, Any]) -> list[float]:
+    """Log-probabilities of ids 1..T-1 from the prompt's and, for a forced last token, the output's."""
+    given = choice["prompt_logprobs"][1:]
+    scores = [float(at[str(token)]["logprob"]) for token, at in zip(ids[1 : len(given) + 1], given, strict=True)]
+    if len(scores) < len(ids) - 1:
+        scores.append(float(choice["logprobs"]["token_logprobs"][0]))
+    return scores
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,176 @@
+"""Sampling with transformers alone, for machines without vLLM: slow, same results.
+
+A decoding loop of its own instead of ``generate``: each sample draws from its own generator, so it
+depends on its seed and not on its neighbours in the batch, and log-probabilities are the model's
+before temperature and cuts.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pipeline.config import SamplingSettings, TransformersSampler
+from pipeline.models.chat import Chat
+from pipeline.sampling.sampler import (
+    SampleRequest,
+    Swap,
+    check_length,
+    engine_dtype,
+    make_response,
+    room_for,
+    sample_seeds,
+)
+from pipeline.types import Response, RunError
+
+# Requests whose samples are sorted by length before they are cut into batches.
+SORTED_TOGETHER = 256
+
+
+@dataclass(slots=True)
+class _Row:
+    """One sample under way."""
+
+    prompt_ids: tuple[int, ...]
+    room: int
+    generator: torch.Generator
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    done: bool = False
+
+
+class TransformersEngine:
+    """A transformers model in this process, decoding in left-padded batches with a key-value cache."""
+
+    def __init__(self, path: str, chat: Chat, settings: TransformersSampler, trust_remote_code: bool = False) -> None:
+        """Load the model folder ``path``."""
+        self._chat = chat
+        self._settings = settings
+        self._trust_remote_code = trust_remote_code
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model: Any = None
+        self.load(path)
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the model's weights."""
+        return str(self._model.dtype).removeprefix("torch.")
+
+    @property
+    def context(self) -> int:
+        """Longest prompt + response, in tokens."""
+        return int(self._model.config.get_text_config().max_position_embeddings)
+
+    def load(self, path: str, fresh: bool = False) -> Swap:
+        """See ``Sampler.load``; always a new model, which cannot be stale."""
+        from transformers import AutoModelForCausalLM
+
+        self.close()
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                use_safetensors=True,
+                dtype=engine_dtype(self._settings.dtype, path, accelerator=self._device != "cpu"),
+                trust_remote_code=self._trust_remote_code,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise RunError(f"transformers cannot load {path}: {error}") from error
+        self._model = model.eval().to(torch.device(self._device))
+        return "restart"
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._model = None
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+
+    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
+        """See ``Sampler.sample``."""
+        rooms = [room_for(request.prompt_ids, settings.max_tokens, self.context) for request in requests]
+        for start in range(0, len(requests), SORTED_TOGETHER):
+            together = slice(start, start + SORTED_TOGETHER)
+            rows = [
+                _Row(request.prompt_ids, room, self._generator(seed))
+                for request, room in zip(requests[together], rooms[together], strict=True)
+                for seed in sample_seeds(request, settings.n)
+            ]
+            # Prompts of one length share a batch where possible, for less padding.
+            by_length = sorted(rows, key=lambda row: len(row.prompt_ids))
+            for first in range(0, len(by_length), self._settings.batch_size):
+                self._decode(by_length[first : first + self._settings.batch_size], settings)
+            flat = [make_response(self._chat, row.token_ids, row.logprobs, settings.stop) for row in rows]
+            yield from (tuple(flat[i : i + settings.n]) for i in range(0, len(flat), settings.n))
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See ``Sampler.score``."""
+        scores: list[list[float]] = []
+        for start in range(0, len(sequences), self._settings.batch_size):
+            batch = sequences[start : start + self._settings.batch_size]
+            longest = max(len(ids) for ids in batch)
+            for sequence in batch:
+                check_length(sequence, self.context)
+            ids = torch.tensor([[*s, *([0] * (longest - len(s)))] for s in batch], device=self._device)
+            mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in batch], device=self._device)
+            logprobs = self._model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
+            picked = logprobs.gather(2, ids[:, 1:, None])[:, :, 0].tolist()
+            scores.extend(row[: len(s) - 1] for row, s in zip(picked, batch, strict=True))
+        return scores
+
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self._device).manual_seed(seed)
+
+    @torch.inference_mode()
+    def _decode(self, rows: list[_Row], settings: SamplingSettings) -> None:
+        """Extend every row until an end token, a stop string or its room's end."""
+        from transformers import DynamicCache
+
+        longest = max(len(row.prompt_ids) for row in rows)
+        pads = [longest - len(row.prompt_ids) for row in rows]
+        ids = torch.tensor([[0] * p + list(r.prompt_ids) for p, r in zip(pads, rows, strict=True)], device=self._device)
+        mask = torch.tensor([[0] * p + [1] * (longest - p) for p in pads], device=self._device)
+        cache = DynamicCache(config=self._model.config)
+        while not all(row.done for row in rows):
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            logits = self._model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+            ).logits[:, -1]
+            logprobs = logits.float().log_softmax(-1)
+            weights = _cut(logprobs, settings)
+            for i, row in enumerate(rows):
+                if not row.done:
+                    self._extend(row, logprobs[i], weights[i], settings)
+            ids = torch.tensor([[row.token_ids[-1]] for row in rows], device=self._device)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+
+    def _extend(self, row: _Row, logprobs: torch.Tensor, weights: torch.Tensor, settings: SamplingSettings) -> None:
+        if settings.temperature == 0:
+            token = int(logprobs.argmax())
+        else:
+            # Gumbel-max in its exponential form: argmax of p / e with e ~ Exp(1) is a draw from p.
+            noise = torch.empty_like(weights).exponential_(generator=row.generator)
+            token = int((weights.exp() / noise).argmax())
+        row.token_ids.append(token)
+        row.logprobs.append(float(logprobs[token]))
+        stopped = token in self._chat.end_ids or len(row.token_ids) == row.room
+        row.done = stopped or any(s in self._chat.decode(row.token_ids) for s in settings.stop)
+
+
+def _cut(logprobs: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    """Log-weights to draw from, shape [B, V]: temperature, then min-p, top-k and top-p, in vLLM's order."""
+    if settings.temperature == 0:
+        return logprobs
+    scaled = (logprobs / settings.temperature).log_softmax(-1)
+    if settings.min_p > 0:
+        floor = scaled.max(-1, keepdim=True).values + torch.log(torch.tensor(settings.min_p))
+        scaled = scaled.masked_fill(scaled < floor, -torch.inf)
+    if 0 < settings.top_k < scaled.shape[-1]:
+        floor = scaled.topk(settings.top_k, dim=-1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < floor, -torch.inf)
+    if settings.top_p < 1:
+        ordered, order = scaled.log_softmax(-1).exp().sort(dim=-1, descending=True)
+        # A token stays if those before it hold less than top_p: the first one always does.
+        dropped = ordered.cumsum(-1) - ordered >= settings.top_p
+        scaled = scaled.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
+    return scaled

@@ -1,0 +1,225 @@
+"""Sampling with vLLM, in the process that makes the engine. The only file that imports vLLM.
+
+Departs from vLLM's defaults: prompts are token ids, each sample has its own seed, text is decoded
+by ``chat`` and never by the engine (unless stop strings need it), and the model folder's
+generation config is ignored.
+"""
+
+import gc
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pipeline.config import SamplingSettings, VllmSampler
+from pipeline.models.chat import Chat
+from pipeline.sampling.sampler import (
+    SampleRequest,
+    Swap,
+    check_length,
+    engine_context,
+    engine_dtype,
+    make_response,
+    room_for,
+    sample_seeds,
+)
+from pipeline.types import Response, RunError
+
+
+def engine_environment(settings: VllmSampler) -> dict[str, str]:
+    """Environment variables that must stand before vLLM is imported: engine in-process, nothing sent home."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_kv_cache_gib),
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+class VllmEngine:
+    """A vLLM engine in this process.
+
+    It binds OpenMP threads to cores and holds a large share of the memory, so it belongs into a child
+    process (``flows.workers.sampler_service``).
+    """
+
+    def __init__(self, path: str, chat: Chat, settings: VllmSampler, trust_remote_code: bool = False) -> None:
+        """Start an engine on the model folder ``path``; RunError if it does not start."""
+        self._chat = chat
+        self._settings = settings
+        self._trust_remote_code = trust_remote_code
+        self._llm: Any = None
+        self._start(path)
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the engine's weights."""
+        return str(self._llm.llm_engine.model_config.dtype).removeprefix("torch.")
+
+    @property
+    def context(self) -> int:
+        """Longest prompt + response, in tokens."""
+        return int(self._llm.llm_engine.model_config.max_model_len)
+
+    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
+        """See ``Sampler.sample``; each sample is a request of its own, and prefix caching shares the prompt.
+
+        As many samples wait in the engine as it decodes together, so that its batch stays full to the last.
+        """
+        rooms = [room_for(request.prompt_ids, settings.max_tokens, self.context) for request in requests]
+        samples = (
+            (request.prompt_ids, self._params(settings, room, seed))
+            for request, room in zip(requests, rooms, strict=True)
+            for seed in sample_seeds(request, settings.n)
+        )
+        responses = self._in_order(samples, settings.stop)
+        for _ in requests:
+            yield tuple(itertools.islice(responses, settings.n))
+
+    def _in_order(self, samples: Iterator[tuple[tuple[int, ...], Any]], stop: Sequence[str]) -> Iterator[Response]:
+        """The response to each of ``samples`` (prompt ids, parameters) as soon as it and those before are done."""
+        engine, numbers = self._llm.llm_engine, itertools.count()
+        under_way: set[str] = set()
+        done: dict[int, Response] = {}
+        given = 0
+        try:
+            while True:
+                room = 2 * self._settings.max_num_seqs - len(under_way)
+                for (ids, params), number in zip(itertools.islice(samples, room), numbers, strict=False):
+                    under_way.add(str(number))
+                    engine.add_request(str(number), {"prompt_token_ids": list(ids)}, params)
+                if not under_way:
+                    return
+                for output in engine.step():
+                    under_way.remove(output.request_id)
+                    sampled = output.outputs[0]
+                    # Of each token's own alone: no others were asked for.
+                    logprobs = sampled.logprobs.logprobs
+                    done[int(output.request_id)] = make_response(self._chat, sampled.token_ids, logprobs, stop)
+                while given in done:
+                    yield done.pop(given)
+                    given += 1
+        except GeneratorExit:
+            engine.abort_request(list(under_way))
+            raise
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See ``Sampler.score``."""
+        prompts: list[Any] = []
+        params: list[Any] = []
+        for ids in sequences:
+            check_length(ids, self.context)
+            # The engine keeps room for one new token: a sequence as long as the context has its last
+            # token forced instead of given, whose raw log-probability is the same number.
+            full = len(ids) == self.context
+            prompts.append({"prompt_token_ids": list(ids[:-1] if full else ids)})
+            params.append(self._scoring_params(ids[-1] if full else None))
+        outputs = self._generate(prompts, params)
+        return [_prompt_logprobs(ids, output) for ids, output in zip(sequences, outputs, strict=True)]
+
+    def load(self, path: str, fresh: bool = False) -> Swap:
+        """See ``Sampler.load``: in place by vLLM's ``reload_weights``, or by a new engine.
+
+        The swap in place leaves some models stale (the output head of tied embeddings in 0.32.0).
+        """
+        if not fresh and self._reload(path):
+            return "reload"
+        self.close()
+        self._start(path)
+        return "restart"
+
+    def close(self) -> None:
+        """Drop the engine and what it left in this process."""
+        if self._llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+    def _start(self, path: str) -> None:
+        os.environ.update(engine_environment(self._settings))
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        try:
+            self._llm = LLM(
+                model=path,
+                trust_remote_code=self._trust_remote_code,
+                dtype=engine_dtype(self._settings.dtype, path, accelerator=not current_platform.is_cpu()),
+                max_model_len=engine_context(self._settings.context, path),
+                enforce_eager=self._settings.enforce_eager,
+                gpu_memory_utilization=self._settings.gpu_memory_utilization,
+                max_num_seqs=self._settings.max_num_seqs,
+                enable_prefix_caching=True,
+                # On CPU a seeded request whose prompt is split over two steps kills vLLM 0.32.0
+                # ("CPU Generator does not use offset").
+                enable_chunked_prefill=False if current_platform.is_cpu() else None,
+                generation_config="vllm",
+                logprobs_mode="raw_logprobs",
+                seed=0,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RunError(f"vLLM did not start on {path}: {error}") from error
+
+    def _reload(self, path: str) -> bool:
+        """Swap the weights in place and drop the old ones' prefix cache; False if the engine refuses."""
+        try:
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        except (RuntimeError, ValueError, KeyError, AttributeError, OSError, NotImplementedError, AssertionError):
+            return False
+        # Keys and values of the old weights must never be read again.
+        return bool(self._llm.reset_prefix_cache())
+
+    def _params(self, settings: SamplingSettings, max_tokens: int, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            min_p=settings.min_p,
+            max_tokens=max_tokens,
+            stop=list(settings.stop),
+            stop_token_ids=sorted(self._chat.end_ids),
+            seed=seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=bool(settings.stop),
+        )
+
+    def _scoring_params(self, forced: int | None) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=0,
+            logprobs=None if forced is None else 0,
+            allowed_token_ids=None if forced is None else [forced],
+            detokenize=False,
+            # A cached prefix has no log-probabilities, so every token is computed anew.
+            skip_reading_prefix_cache=True,
+        )
+
+    def _generate(self, prompts: list[Any], params: list[Any]) -> list[Any]:
+        if not prompts:
+            return []
+        return list(self._llm.generate(prompts, params, use_tqdm=False))
+
+
+def _sampled_logprobs(token_ids: Sequence[int], logprobs: Any) -> list[float]:
+    return [float(at[token].logprob) for token, at in zip(token_ids, logprobs, strict=True)]
+
+
+def _prompt_logprobs(ids: Sequence[int], output: Any) -> list[float]:
+    """Log-probabilities of ids 1..T-1 from a request's prompt and, for a forced last token, its output."""
+    given = output.prompt_token_ids
+    scores = [float(at[token].logprob) for token, at in zip(given[1:], output.prompt_logprobs[1:], strict=True)]
+    if len(given) < len(ids):
+        scores.extend(_sampled_logprobs(ids[-1:], output.outputs[0].logprobs))
+    return scores

@@ -1,0 +1,94 @@
+"""Whether what a complete stage holds is what was written: every file by its SHA-256. Torch-free."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from pipeline.storage.digests import files_sha256
+from pipeline.storage.manifest import FREED, MANIFEST, DamagedError, Manifest, file_facts
+from pipeline.storage.run_folder import Stage
+from pipeline.types import RunError, first_lines
+
+# Where a policy is the user's own model, its manifest names the folder, and the files as they were.
+POINTER, POINTED_FILES = "checkpoint", "checkpoint_files"
+IGNORED = {MANIFEST, FREED}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One file of a stage that is not as it was written."""
+
+    stage: str
+    file: Path
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}"
+
+
+def require_intact(stage: Stage) -> Manifest:
+    """The manifest of a stage that is about to be read, all of whose files are as they were written.
+
+    Raises:
+        RunError: the stage is not complete, or what is to be read was removed on purpose.
+        DamagedError: files are missing, changed or too many.
+    """
+    manifest = stage.require()
+    freed = stage.freed()
+    if freed is not None:
+        raise RunError(
+            f"{stage.folder}: {len(freed.files)} files were removed on {freed.time} to have their room "
+            f"({freed.reason}), and are to be read; prefloop run ... --from {stage.round}:{stage.name} makes them again"
+        )
+    found = [*file_faults(stage, manifest)]
+    if found:
+        lines = first_lines([str(fault) for fault in found])
+        own = any(fault.file.is_relative_to(stage.folder) for fault in found)
+        todo = stage.redo if own else "put back the model that the run was started with"
+        raise DamagedError(f"{stage.title} is damaged:\n{lines}\n{todo}")
+    return manifest
+
+
+def file_faults(stage: Stage, manifest: Manifest) -> Iterator[Fault]:
+    """What of the files of ``manifest``, and of the model folder that it points to, is not as it was written."""
+    freed = stage.freed()
+    removed = set() if freed is None else set(freed.files)
+    yield from _changed(stage, stage.folder, {n: f for n, f in manifest.files.items() if n not in removed})
+    for file in sorted(path for path in stage.folder.rglob("*") if path.is_file()):
+        name = str(file.relative_to(stage.folder))
+        # Engines load whatever weights stand beside a model's own.
+        if name not in manifest.files and name not in IGNORED and not file.name.startswith("."):
+            yield Fault(stage.title, file, "is no file of this stage")
+    pointer, pointed = manifest.metrics.get(POINTER), manifest.metrics.get(POINTED_FILES)
+    if isinstance(pointed, dict):
+        facts = {name: facts for name, facts in pointed.items() if isinstance(facts, dict)}
+        yield from _changed(stage, Path(str(pointer)), facts)
+
+
+def model_files(folder: Path) -> dict[str, JsonValue]:
+    """What a manifest says of the files of a model folder that is not the run's own."""
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    digests = zip(files, files_sha256(files), strict=True)
+    return {file.name: file_facts(digest, file.stat().st_size) for file, digest in digests}
+
+
+def _changed(stage: Stage, folder: Path, told: Mapping[str, Mapping[str, JsonValue]]) -> Iterator[Fault]:
+    present: list[str] = []
+    for name, facts in told.items():
+        file = folder / name
+        if not file.is_file():
+            yield Fault(stage.title, file, "is missing")
+        elif file.stat().st_size != facts["bytes"]:
+            yield Fault(stage.title, file, f"has {file.stat().st_size} bytes instead of {facts['bytes']}")
+        else:
+            present.append(name)
+    try:
+        digests = files_sha256([folder / name for name in present])
+    except OSError as error:
+        yield Fault(stage.title, Path(error.filename or folder), f"cannot be read ({error.strerror})")
+        return
+    for name, digest in zip(present, digests, strict=True):
+        if digest != told[name]["sha256"]:
+            yield Fault(stage.title, folder / name, "has other content than was written (SHA-256)")

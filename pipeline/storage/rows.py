@@ -1,0 +1,288 @@
+"""Records of ``types`` as parquet rows and back, one row group at a time. Torch-free.
+
+A table is a folder's ``*.parquet`` files in the order of their names: one file, or one a shard.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage.seals import Seal
+from pipeline.storage.tables import ROW_GROUP, Row, TableWriter
+from pipeline.types import (
+    Group,
+    Message,
+    Pair,
+    Preference,
+    Prompt,
+    Response,
+    RunError,
+    TextGroup,
+    TextPair,
+    TextPreference,
+    Unpaired,
+    UnpairedText,
+)
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_PROMPT = pa.struct(
+    [
+        ("id", pa.string()),
+        ("messages", _MESSAGES),
+        ("source", pa.string()),
+        ("answer", pa.string()),
+        ("reference", pa.string()),
+    ]
+)
+_RESPONSE = pa.struct(
+    [
+        ("text", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("finish_reason", pa.string()),
+    ]
+)
+PROMPTS = pa.schema(list(_PROMPT))
+TEXTS = pa.schema([("prompt", _PROMPT), ("text", pa.string())])
+# What both forms of a pair, as text and as tokens, carry beside the responses.
+_PAIR_NUMBERS = [
+    (name, pa.float64())
+    for name in (
+        "chosen_score",
+        "rejected_score",
+        "soft_label",
+        "win_probability",
+        "win_probability_rejected",
+        "chosen_prior",
+        "rejected_prior",
+    )
+]
+TEXT_PAIRS = pa.schema([("prompt", _PROMPT), ("chosen", pa.string()), ("rejected", pa.string()), *_PAIR_NUMBERS])
+TEXT_GROUPS = pa.schema(
+    [("prompt", _PROMPT), ("responses", pa.list_(pa.string())), ("rewards", pa.list_(pa.float64()))]
+)
+UNPAIRED_TEXTS = pa.schema([("prompt", _PROMPT), ("completion", pa.string()), ("desirable", pa.bool_())])
+GROUPS = pa.schema(
+    [
+        ("prompt", _PROMPT),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("responses", pa.list_(_RESPONSE)),
+        ("scores", pa.list_(pa.float64())),
+        ("wins", pa.list_(pa.list_(pa.float64()))),
+        ("disagreement", pa.list_(pa.float64())),
+    ]
+)
+PAIRS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", _PROMPT),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("chosen", _RESPONSE),
+        ("rejected", _RESPONSE),
+        *_PAIR_NUMBERS,
+        ("round", pa.int32()),
+    ]
+)
+UNPAIRED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt", _PROMPT),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response", _RESPONSE),
+        ("desirable", pa.bool_()),
+    ]
+)
+# What one model says of examples, a row each, in their order: natural-log probabilities, float32, of each continuation
+# (the responses, then a calibration or mismatched one), of each token; its mean entropy over the responses, 1 for that
+# of a uniform distribution.
+REFERENCE = pa.schema([("id", pa.string()), ("logps", pa.list_(pa.list_(pa.float32()))), ("entropy", pa.float64())])
+
+
+def write_table(file: Path, schema: pa.Schema, rows: Iterable[Row], seal: Seal | None = None) -> int:
+    """Stream ``rows`` to ``file``, which appears only when it is whole, and sealed; returns how many."""
+    with TableWriter(file, schema, seal) as table:
+        for row in rows:
+            table.add(row)
+    return table.rows
+
+
+def read_rows(folder: Path) -> Iterator[Row]:
+    """Rows of all parquet files in ``folder``. Raises ``RunError`` naming a file that cannot be read."""
+    for file in sorted(folder.glob("*.parquet")):
+        yield from read_row_file(file)
+
+
+def read_row_file(file: Path) -> Iterator[Row]:
+    """Rows of one parquet file. Raises as ``read_rows``."""
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as table:
+            left = table.metadata.num_rows
+            for batch in table.iter_batches(batch_size=ROW_GROUP):
+                left -= batch.num_rows
+                yield from batch.to_pylist()
+        if left:
+            # The headers of pages have no checksum of their own.
+            raise RunError(f"{file}: cannot be read as parquet ({left} rows are missing)")
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
+
+
+def write_groups(file: Path, groups: Iterable[Group], seal: Seal | None = None) -> int:
+    """Groups to one parquet file; returns how many."""
+    return write_table(file, GROUPS, (_group_row(group) for group in groups), seal)
+
+
+def read_groups(folder: Path) -> Iterator[Group]:
+    """Groups of a samples or labels stage (or of its shards so far)."""
+    return map(_group, read_rows(folder))
+
+
+def read_group_file(file: Path) -> Iterator[Group]:
+    """Groups of one shard."""
+    return map(_group, read_row_file(file))
+
+
+def write_preferences(file: Path, preferences: Iterable[Preference]) -> int:
+    """Pairs, groups or marked responses, all of one kind, streamed to one parquet file; returns how many."""
+    rest = iter(preferences)
+    first = next(rest, None)
+    if first is None:
+        return write_table(file, PAIRS, ())
+    schema = {Pair: PAIRS, Group: GROUPS, Unpaired: UNPAIRED}[type(first)]
+    return write_table(file, schema, map(_preference_row, chain((first,), rest)))
+
+
+def read_preferences(folder: Path) -> Iterator[Preference]:
+    """What a pairs stage wrote, of whatever kind."""
+    return map(_preference, read_rows(folder))
+
+
+def read_preference_file(file: Path) -> Iterator[Preference]:
+    """The same of one of its files."""
+    return map(_preference, read_row_file(file))
+
+
+def _preference(row: Row) -> Preference:
+    if "chosen" in row:
+        return _pair(row)
+    return _unpaired(row) if "desirable" in row else _group(row)
+
+
+def prompt_row(prompt: Prompt) -> Row:
+    """A prompt as a plain row (also the form in which prompts go to a child process)."""
+    return {
+        "id": prompt.id,
+        "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
+        "source": prompt.source,
+        "answer": prompt.answer,
+        "reference": prompt.reference,
+    }
+
+
+def text_row(record: TextPreference) -> Row:
+    """A data set's preference, in whatever form, as a plain row."""
+    return {**asdict(record), "prompt": prompt_row(record.prompt)}
+
+
+def row_text_pair(row: Row) -> TextPair:
+    """The data set's pair of a plain row."""
+    return TextPair(**{**row, "prompt": row_prompt(row["prompt"])})
+
+
+def row_text_group(row: Row) -> TextGroup:
+    """The data set's group of a plain row."""
+    return TextGroup(row_prompt(row["prompt"]), tuple(row["responses"]), tuple(row["rewards"]))
+
+
+def row_unpaired_text(row: Row) -> UnpairedText:
+    """The data set's marked response of a plain row."""
+    return UnpairedText(row_prompt(row["prompt"]), row["completion"], row["desirable"])
+
+
+def _pair(row: Row) -> Pair:
+    return Pair(
+        prompt=row_prompt(row["prompt"]),
+        prompt_ids=tuple(row["prompt_ids"]),
+        chosen=_response(row["chosen"]),
+        rejected=_response(row["rejected"]),
+        round=row["round"],
+        **{name: row[name] for name, _ in _PAIR_NUMBERS},
+    )
+
+
+def _unpaired(row: Row) -> Unpaired:
+    return Unpaired(row_prompt(row["prompt"]), tuple(row["prompt_ids"]), _response(row["response"]), row["desirable"])
+
+
+def _group(row: Row) -> Group:
+    return Group(
+        prompt=row_prompt(row["prompt"]),
+        prompt_ids=tuple(row["prompt_ids"]),
+        responses=tuple(_response(item) for item in row["responses"]),
+        scores=tuple(row["scores"]),
+        # A samples file may do without these columns.
+        wins=tuple(tuple(wins) for wins in row.get("wins") or ()),
+        disagreement=tuple(row.get("disagreement") or ()),
+    )
+
+
+def _group_row(group: Group) -> Row:
+    return {
+        "prompt": prompt_row(group.prompt),
+        "prompt_ids": group.prompt_ids,
+        "responses": [_response_row(response) for response in group.responses],
+        "scores": group.scores,
+        "wins": group.wins,
+        "disagreement": group.disagreement,
+    }
+
+
+def _preference_row(preference: Preference) -> Row:
+    match preference:
+        case Group():
+            return _group_row(preference)
+        case Unpaired():
+            own = {"response": _response_row(preference.response), "desirable": preference.desirable}
+        case Pair():
+            own = {
+                "chosen": _response_row(preference.chosen),
+                "rejected": _response_row(preference.rejected),
+                "chosen_score": preference.chosen_score,
+                "rejected_score": preference.rejected_score,
+                "soft_label": preference.soft_label,
+                "win_probability": preference.win_probability,
+                "win_probability_rejected": preference.win_probability_rejected,
+                "chosen_prior": preference.chosen_prior,
+                "rejected_prior": preference.rejected_prior,
+                "round": preference.round,
+            }
+    shared = {"id": preference.id, "prompt": prompt_row(preference.prompt), "prompt_ids": preference.prompt_ids}
+    return {**shared, **own}
+
+
+def _response_row(response: Response) -> Row:
+    return {
+        "text": response.text,
+        "token_ids": response.token_ids,
+        "logprobs": response.logprobs,
+        "finish_reason": response.finish_reason,
+    }
+
+
+def row_prompt(row: Row) -> Prompt:
+    """The prompt of a plain row."""
+    messages = tuple(Message(role=item["role"], content=item["content"]) for item in row["messages"])
+    return Prompt(messages=messages, source=row["source"], answer=row["answer"], reference=row["reference"])
+
+
+def _response(row: Row) -> Response:
+    return Response(
+        text=row["text"],
+        token_ids=tuple(row["token_ids"]),
+        logprobs=tuple(row["logprobs"]),
+        finish_reason=row["finish_reason"],
+    )

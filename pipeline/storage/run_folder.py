@@ -1,0 +1,278 @@
+"""The run folder: stage folders that exist only when they are complete. Torch-free.
+
+A stage is written in ``NAME.partial``; its manifest is written last, then one rename makes it
+``NAME``. So a stage folder that exists is whole, whatever was killed when. Shards inside a partial
+folder are renamed into place one by one and survive a kill. Nothing that is complete is ever
+overwritten: a stage whose key no longer fits is an error that names the changed field.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from pipeline.config.files import changed_fields
+from pipeline.storage.manifest import (
+    MANIFEST,
+    DamagedError,
+    Freed,
+    Manifest,
+    StageKey,
+    facts_of,
+    plain,
+    read_freed,
+    read_manifest,
+    versions,
+)
+from pipeline.storage.seals import MARKER, SEALS, read_seconds, require_unchanged, tried
+from pipeline.types import RunError, UserError, content_hash, json_text
+
+# What a stage needs only until it is whole: a folder in the one where it is being written.
+CHECKPOINTS = "checkpoints"
+
+
+class RunLockedError(UserError):
+    """Another process is writing to the run folder."""
+
+
+class RunFolder:
+    """``root/config.yaml`` and ``root/round_NNN/STAGE/``."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config."""
+        return self.root / "config.yaml"
+
+    def stage(self, round_: int, name: str) -> "Stage":
+        """The stage ``name`` of a round, complete or not."""
+        return Stage(name, round_, self.root / f"round_{round_:03d}" / name)
+
+    def rounds(self) -> list[int]:
+        """Numbers of the rounds that have a folder, ascending."""
+        numbers = [path.name.removeprefix("round_") for path in self.root.glob("round_*") if path.is_dir()]
+        return sorted(int(number) for number in numbers if number.isdigit())
+
+    def stages(self) -> list["Stage"]:
+        """The stages that have a folder of their name, round by round."""
+        return [self.stage(round_, name) for round_, name in self._folders() if "." not in name]
+
+    def begun(self) -> list["Stage"]:
+        """The stages that are being written, or were when a run ended."""
+        found = [(round_, name) for round_, name in self._folders() if name.endswith(".partial")]
+        return [self.stage(round_, name.removesuffix(".partial")) for round_, name in found]
+
+    def _folders(self) -> list[tuple[int, str]]:
+        rounds = [(number, self.root / f"round_{number:03d}") for number in self.rounds()]
+        return [(number, path.name) for number, place in rounds for path in sorted(place.iterdir()) if path.is_dir()]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of one round."""
+
+    name: str
+    round: int
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        """``round_001/samples``: how manifests and messages name the stage."""
+        return f"{self.folder.parent.name}/{self.name}"
+
+    @property
+    def partial(self) -> Path:
+        """Where the stage is being written."""
+        return self.folder.with_name(f"{self.name}.partial")
+
+    @property
+    def redo(self) -> str:
+        """What to do where the stage is damaged."""
+        return f"restore it from a copy, or redo the stage: prefloop run ... --from {self.round}:{self.name}"
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None if the stage is not complete. Raises ``DamagedError``.
+
+        Files are looked for by name and size alone here; ``damage`` reads them.
+        """
+        try:
+            manifest = self.manifest_alone()
+        except FileNotFoundError:
+            if self.folder.exists():
+                raise DamagedError(f"{self.folder}: a stage folder without {MANIFEST}; {self.redo}") from None
+            return None
+        except DamagedError as error:
+            raise DamagedError(f"{error}; {self.redo}") from None
+        freed = self.freed()
+        for name, facts in manifest.files.items():
+            file = self.folder / name
+            if freed is not None and name in freed.files:
+                continue
+            if not file.is_file() or file.stat().st_size != facts.get("bytes"):
+                raise DamagedError(f"{file}: missing or of another size than its manifest says; {self.redo}")
+        return manifest
+
+    def manifest_alone(self) -> Manifest:
+        """The manifest without a look at the files. Raises ``FileNotFoundError`` or ``DamagedError``."""
+        return read_manifest(self.folder / MANIFEST)
+
+    def freed(self) -> Freed | None:
+        """What of it was removed on purpose. Raises ``DamagedError``."""
+        return read_freed(self.folder)
+
+    def complete(self, key: StageKey) -> bool:
+        """Whether the stage is there under ``key``.
+
+        Raises:
+            UserError: it is there under another.
+            DamagedError: it was made from other inputs than those that are there.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            return False
+        if manifest.key == key.digest:
+            for title, digest in self.seals(key).items():
+                if manifest.made_from.get(title) != digest:
+                    raise DamagedError(f"{self.folder}: was made from another {title} than is there; {self.redo}")
+            return True
+        changes = changed_fields(manifest.config, key.config)
+        changes += [f"seed: {manifest.seed} -> {key.seed}"] if manifest.seed != key.seed else []
+        changes += [f"input {name}" for name in key.inputs if manifest.inputs.get(name) != key.inputs[name]]
+        raise UserError(f"{self.folder} was made with other settings; nothing was changed:\n  " + "\n  ".join(changes))
+
+    def seals(self, key: StageKey) -> dict[str, str]:
+        """The SHA-256 of the manifests of the inputs that ``key`` names, as far as they are there."""
+        files = {title: self.folder.parent.parent / title / MANIFEST for title in key.inputs}
+        return {title: read_manifest(file).sha256 for title, file in files.items() if file.exists()}
+
+    def require(self) -> Manifest:
+        """The manifest of a stage that an earlier step must have completed."""
+        manifest = self.manifest()
+        if manifest is None:
+            raise RunError(f"{self.folder}: this stage is not complete, but a later one asks for it")
+        return manifest
+
+    def begin(self, key: StageKey) -> "StageWriter":
+        """Open the partial folder; what an earlier try under the same key left in it is kept."""
+        marker, made_from = self.partial / MARKER, self.seals(key)
+        goes_by = content_hash([key.digest, made_from])
+        if self.partial.is_symlink():
+            self.partial.unlink()
+        elif self.partial.exists() and tried(self.partial) != goes_by:
+            shutil.rmtree(self.partial)
+        self.partial.mkdir(parents=True, exist_ok=True)
+        write_json(marker, {"key": goes_by, "seconds": read_seconds(self.partial)})
+        # What a kill has left half written or half removed is no part of the stage, nor is a manifest without it. Nor
+        # are links, behind which nothing is written.
+        (self.partial / MANIFEST).unlink(missing_ok=True)
+        for left in [path for path in self.partial.rglob("*") if path.suffix == ".tmp" or path.is_symlink()]:
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
+        return StageWriter(self, key, made_from, goes_by)
+
+
+class StageWriter:
+    """Files go to ``folder``; ``commit`` turns them into the stage."""
+
+    def __init__(self, stage: Stage, key: StageKey, made_from: dict[str, str], tried: str) -> None:
+        """``tried``: what a later try must agree on to go on with what is there."""
+        self.stage = stage
+        self.key = key
+        self._made_from = made_from
+        self._tried = tried
+        self.folder = stage.partial
+        self._marker = self.folder / MARKER
+        self._earlier = read_seconds(self.folder)
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent on the stage, earlier tries included (up to their last ``note_time``)."""
+        return self._earlier + time.monotonic() - self._started
+
+    def note_time(self) -> None:
+        """Record the time spent so far, so that a kill does not lose it."""
+        write_json(self._marker, {"key": self._tried, "seconds": self.seconds})
+
+    def commit(self, rows: int, metrics: Mapping[str, JsonValue]) -> Manifest:
+        """Write the manifest and rename the folder into place, without its checkpoints.
+
+        They go last: to read large files takes minutes, in which a kill must not cost what was trained.
+
+        Raises:
+            DamagedError: a file is not as it was sealed.
+        """
+        checkpoints = self.folder / CHECKPOINTS
+        aside = {self._marker, checkpoints, *checkpoints.rglob("*"), *self.folder.rglob(SEALS)}
+        files = facts_of(self.folder, sorted(path for path in self.folder.rglob("*") if path not in aside))
+        require_unchanged(self.folder, files)
+        manifest = Manifest(
+            stage=self.stage.name,
+            round=self.stage.round,
+            key=self.key.digest,
+            config=self.key.config,
+            inputs=self.key.inputs,
+            seed=self.key.seed,
+            rows=rows,
+            seconds=round(self.seconds, 3),
+            metrics=dict(metrics),
+            files=files,
+            versions=versions(),
+            finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            made_from=self._made_from,
+        ).sealed()
+        write_json(self.folder / MANIFEST, plain(manifest))
+        discard(checkpoints)
+        # After the manifest, which says as well whose this folder is.
+        self._marker.unlink()
+        self.folder.rename(self.stage.folder)
+        sync_folder(self.stage.folder.parent)
+        # What a kill leaves of them is hidden, and says no more than the manifest.
+        for seals in [*self.stage.folder.rglob(SEALS)]:
+            seals.unlink()
+        return manifest
+
+
+def write_json(file: Path, value: object, still: Callable[[], bool] = lambda: True) -> None:
+    """Write ``value`` so that ``file`` holds either the old content or the new, never a part.
+
+    ``still`` is asked once the new content is on the disk; where it says no, the old one stays.
+    """
+    write_text(file, json_text(value), still)
+
+
+def write_text(file: Path, text: str, still: Callable[[], bool] = lambda: True) -> None:
+    """Like ``write_json``, for text."""
+    scratch = file.with_name(file.name + ".tmp")
+    with scratch.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    if still():
+        scratch.replace(file)
+    else:
+        scratch.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of a stage that is being written; a kill leaves all of it, or none under its name."""
+    spent = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(spent, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.rename(spent)
+    shutil.rmtree(spent, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""Parquet files that are written row by row and appear whole. Torch-free."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.storage.seals import Seal
+from pipeline.types import RunError
+
+Row = dict[str, Any]
+ROW_GROUP = 1024
+
+
+class TableWriter:
+    """One parquet file, row by row, a row group at a time; a context manager.
+
+    The file appears only when it is whole: an error inside leaves none.
+
+    Attributes:
+        rows: how many have been added.
+    """
+
+    def __init__(self, file: Path, schema: pa.Schema, seal: Seal | None = None) -> None:
+        self.rows = 0
+        self._seal = seal
+        self._file = file
+        self._scratch = file.with_name(file.name + ".tmp")
+        self._schema = schema
+        self._writer = pq.ParquetWriter(self._scratch, schema, compression="zstd", write_page_checksum=True)
+        self._block: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        """Write one more row."""
+        self._block.append(row)
+        self.rows += 1
+        if len(self._block) == ROW_GROUP:
+            self._flush()
+
+    def __enter__(self) -> "TableWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._discard()
+            return
+        try:
+            self._flush()
+            self._writer.close()
+            with self._scratch.open("rb") as handle:
+                os.fsync(handle.fileno())
+            if self._seal is not None:
+                self._seal(self._scratch)
+        except BaseException:
+            self._discard()
+            raise
+        self._scratch.replace(self._file)
+
+    def _discard(self) -> None:
+        # On a full disk closing fails too, and what is there takes the room of what could be kept.
+        with suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        self._scratch.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._block, schema=self._schema))
+        self._block = []
+
+
+def read_columns(file: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a parquet file, block by block. Raises ``RunError`` if it cannot be read."""
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as table:
+            yield from table.iter_batches(batch_size=ROW_GROUP, columns=list(names))
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,139 @@
+"""What some losses train beside the policy: small heads on hidden states.
+
+Heads are modules of their own, outside of the policy: they have their own parameters in the optimiser and their own
+file, and a policy without them is what it always was. Penalties on what they give are the loss's (pipeline/losses/).
+The hidden states of a token are those that it is predicted from, as everywhere (pipeline/models/token_logps.py).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, layer_norm, relu
+
+Layers = Sequence[Tensor]
+
+
+class LayerMixer(nn.Module):
+    """One number a token from the hidden states of all layers: a linear map a layer, then a mix of the layers."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        """``layers`` hidden states of ``width`` features each."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers, width))
+        self.bias = nn.Parameter(torch.zeros(layers))
+        self.mix = nn.Parameter(torch.full((1, layers), 1 / layers))
+
+    def each(self, hidden: Layers) -> Tensor:
+        """w_l · LN(h_l) + b_l of each layer: [R, T, L] float32 from L tensors [R, T, H].
+
+        The norm has no scale and shift of its own, since the linear map that follows has them.
+
+        Raises:
+            ValueError: not as many layers, or not as wide, as the head was made for.
+        """
+        if (len(hidden), hidden[0].shape[-1]) != tuple(self.weight.shape):
+            raise ValueError(
+                f"hidden states of {len(hidden)} layers of width {hidden[0].shape[-1]}; the head is for "
+                f"{self.weight.shape[0]} of width {self.weight.shape[1]}"
+            )
+        values = [layer_norm(h.float(), h.shape[-1:]) @ w for h, w in zip(hidden, self.weight, strict=True)]
+        return torch.stack(values, dim=-1) + self.bias
+
+
+class MaskHead(LayerMixer):
+    """A mask ≥ 0 over tokens, learned from the reference's hidden states (SparsePO, arXiv:2410.05102).
+
+    ``mask = ReLU(Σ_l a_l ReLU(w_l · LN(h_l) + b_l))``, dropout after either ReLU. Departs from the published code in
+    how it starts: w = 0, b = 1 and a = 1/L, so that every mask is 1 and the loss is TDPO1's at the first step. From
+    random weights half of the masks would start at 0, some of them where no gradient reaches them.
+    """
+
+    def __init__(self, layers: int, width: int, dropout: float = 0.0) -> None:
+        """``dropout``: probability that a layer's value, or a token's mask, is left out."""
+        super().__init__(layers, width)
+        self.dropout = dropout
+        nn.init.ones_(self.bias)
+
+    def forward(self, hidden: Layers) -> Tensor:
+        """[R, W] float32 ≥ 0 from L hidden states [R, W, H]; with a gradient to the head alone."""
+        values = dropout(relu(self.each(hidden)), self.dropout, self.training)
+        return dropout(relu(values @ self.mix[0]), self.dropout, self.training)
+
+
+class PriorHead(LayerMixer):
+    """What a learned prior adds to the reference: log ζ = log π_ref + Σ_l a_l (w_l · LN(h_l) + b_l), in nats a token.
+
+    The mutual-information view (arXiv:2501.01544) leaves ζ free and proposes to learn it; no form is published. This
+    one starts as the reference itself (a = 0), and may become larger or smaller than it: ζ need not sum to 1.
+    """
+
+    def __init__(self, layers: int, width: int, seed: int = 0) -> None:
+        """``seed``: of the linear maps, which must not all be 0 while a is."""
+        super().__init__(layers, width)
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.weight.copy_(torch.randn(layers, width, generator=draw) / width**0.5)
+        nn.init.zeros_(self.mix)
+
+    def forward(self, hidden: Layers) -> Tensor:
+        """[R, W] float32, nats, from L hidden states [R, W, H] of the reference; with a gradient to the head alone."""
+        return self.each(hidden) @ self.mix[0]
+
+
+class ValueHead(nn.Module):
+    """The reward to be expected of a prompt, from the policy's last hidden state there (HPO, arXiv:2405.17956).
+
+    The state is detached: learning to predict rewards does not move the policy. Starts at 0.
+    """
+
+    def __init__(self, width: int) -> None:
+        """``width``: features of a hidden state."""
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[B] float32, in units of the reward, from the hidden states [B, H] at the last token of each prompt."""
+        normed = layer_norm(states.detach().float(), states.shape[-1:])
+        values: Tensor = self.linear(normed)
+        return values.squeeze(-1)
+
+
+@torch.no_grad()
+def activation_mask(hidden: Layers, mask: Tensor) -> Tensor:
+    """A mask over tokens from how strongly they excite the reference: nothing is learned (MaPO, arXiv:2410.05102).
+
+    The size of a layer's hidden state (root mean square over its features) is z-normalised over the tokens of the
+    response; the mean of that over the layers is rescaled so that the response's least token has 0 and its greatest 1.
+    A response whose tokens are all alike, such as one of a single token, has 1 everywhere.
+
+    Departs from the published code, which takes the signed mean over features of every kind of activation inside the
+    layers and divides 0 by 0 where tokens are alike. Normalising comes before the mean over layers: after it, the
+    rescaling would undo it, and the deepest layers, whose states are the largest, would decide alone.
+
+    Args:
+        hidden: L tensors [R, T, H].
+        mask: [R, T] bool, true at response tokens.
+
+    Returns:
+        [R, T] float32 in [0, 1], 0 outside of ``mask``.
+    """
+    count = mask.sum(1, keepdim=True).clamp(min=1)
+
+    def over_tokens(values: Tensor) -> Tensor:
+        return values.masked_fill(~mask, 0).sum(1, keepdim=True) / count
+
+    total = torch.zeros(mask.shape, device=mask.device)
+    for layer in hidden:
+        size = layer.float().pow(2).mean(-1).sqrt()
+        middle = over_tokens(size)
+        spread = over_tokens((size - middle).pow(2)).sqrt()
+        # Sizes that differ by rounding alone are alike.
+        differ = spread > 1e-5 * middle
+        total = total + torch.where(differ, (size - middle) / torch.where(differ, spread, 1), 0) / len(hidden)
+    low = total.masked_fill(~mask, torch.inf).amin(1, keepdim=True)
+    high = total.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
+    scaled = torch.where(high > low, (total - low) / (high - low), 1.0)
+    return scaled.masked_fill(~mask, 0)

@@ -1,0 +1,278 @@
+"""The order in which a run of training sees its examples, and their tensors.
+
+The order is a function of the examples and the seed alone, so a run that is taken up again in the
+middle of an epoch goes on with the batch that it would have seen.
+"""
+
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config.loss.components import ActivationWeights, LearnedPrior, LearnedWeights
+from pipeline.losses import GroupBatch, Loss, PairBatch, Side, UnpairedBatch
+from pipeline.models.attention.packing import Packed, pack
+from pipeline.models.token_logps import Fact, TokenFacts
+from pipeline.training.batches.edits import Flags, edits
+from pipeline.training.batches.examples import Continuation, Example, Kind, reads_mismatched
+from pipeline.training.batches.padding import PaddedRows
+from pipeline.types import derive_seed
+
+
+def plan_epoch(
+    lengths: Sequence[int], tokens: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> list[Sequence[int]]:
+    """Each index once, in batches drawn at random, so that every gradient is one of the whole data; 4 bytes an index.
+
+    Sizes decide only that the batch of the example with the most ``tokens``, whose packed pass is the largest, is the
+    first of the run, and that of the longest row, which is if rows are padded, the second where it is another. The
+    order does not tell packed from padded rows: a run may go on with either. The last batch may be smaller than
+    ``batch_size``.
+    """
+    draw = random.Random(derive_seed(seed, "epoch", epoch))  # noqa: S311
+    order = array("i", range(len(lengths)))
+    draw.shuffle(order)
+    batches: list[Sequence[int]] = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if epoch == 0:
+        # What needs the most memory comes first.
+        for sizes in (lengths, tokens):
+            largest = max(sizes)
+            batches.sort(key=lambda batch: all(sizes[i] < largest for i in batch))
+    return batches
+
+
+def facts_of(loss: Loss) -> frozenset[Fact]:
+    """What the loss reads of policy and reference model beside log-probabilities."""
+    found: set[Fact] = set()
+    if "kl" in loss.needs:
+        found.add("kl")
+    if "collision" in loss.needs:
+        found.add("collision")
+    if loss.needs & {"value", "critic_chosen"}:
+        found.add("hidden")
+    if "critic_chosen" in loss.needs:
+        found.add("reference_last_hidden")
+    composition = loss.composition
+    if isinstance(composition.weights, LearnedWeights | ActivationWeights) or isinstance(
+        composition.prior, LearnedPrior
+    ):
+        found.add("reference_hidden")
+    return frozenset(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tensors of one forward pass: ``blocks`` blocks of equally many rows, one row an example.
+
+    Blocks of pairs: chosen, rejected and, if the loss reads it, calibration; of unpaired responses: these and
+    mismatched; of groups: the K responses; of texts: one. Tensors that no example has values for are None.
+
+    Attributes:
+        kind: of the examples.
+        examples: the B examples; fewer than the rows of a block where the share was filled up.
+        blocks: how many.
+        ids: [R, T] token ids, padded at the right.
+        mask: [R, T] bool, true at response tokens.
+        references: [K, R, T] float32 log-probabilities under K reference models.
+        weights: [R, T] float32, what each token counts.
+        prior: [R, T] float32, the response's log ζ spread evenly over its tokens.
+        edited: [R, T] bool, true at tokens that the other response of a pair does not share.
+        soft_label: [B] float32.
+        rewards: [B, K] float32, of the responses.
+        present: [B, K] bool, false where a group has fewer than K responses and a row only stands for one.
+        win_probability: [B, K] float32, of the responses.
+        dispersion: [B] float32.
+        desirable: [B] bool.
+        seeds: [B] int64, of lots drawn for an example: functions of seed, example and epoch, not of the batch.
+        packed: the rows as one stream, or None.
+    """
+
+    kind: Kind
+    examples: tuple[Example, ...]
+    blocks: int
+    ids: Tensor
+    mask: Tensor
+    references: Tensor | None
+    weights: Tensor | None
+    prior: Tensor | None
+    edited: Tensor | None
+    soft_label: Tensor
+    rewards: Tensor | None
+    present: Tensor
+    win_probability: Tensor | None
+    dispersion: Tensor | None
+    desirable: Tensor | None
+    seeds: Tensor
+    packed: Packed | None = None
+
+    @property
+    def computed(self) -> int:
+        """Positions that a forward pass computes."""
+        return self.ids.numel() if self.packed is None else len(self.packed.ids)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``."""
+        values = {field.name: self.__getattribute__(field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: v.to(device) if isinstance(v, Tensor | Packed) else v for name, v in values.items()
+        }
+        return Batch(**moved)
+
+    def block(self, index: int) -> slice:
+        """The rows of block ``index`` that stand for an example."""
+        start = index * (len(self.ids) // self.blocks)
+        return slice(start, start + len(self.examples))
+
+    def loss_batch(self, facts: TokenFacts) -> PairBatch | UnpairedBatch | GroupBatch:
+        """What a loss reads: rows of ``facts`` cut into sides, those that only fill up left out.
+
+        Weights and priors that ``facts`` has from trained heads stand in place of the examples' own.
+        """
+        sides = tuple(self._side(facts, index) for index in range(self.blocks))
+        match self.kind:
+            case "text":
+                return PairBatch(chosen=sides[0], seeds=self.seeds)
+            case "pair":
+                return self._pairs(sides)
+            case "unpaired":
+                assert self.desirable is not None, "every unpaired example is marked"
+                return UnpairedBatch(
+                    responses=sides[0], desirable=self.desirable, mismatched=sides[1] if self.blocks > 1 else None
+                )
+            case "group":
+                if self.rewards is None:
+                    raise ValueError("groups need a reward of each response")
+                return GroupBatch(responses=sides, rewards=self.rewards, present=self.present)
+
+    def _pairs(self, sides: tuple[Side, ...]) -> PairBatch:
+        rewards = (None, None) if self.rewards is None else self.rewards.unbind(1)
+        wins = (None, None) if self.win_probability is None else self.win_probability.unbind(1)
+        return PairBatch(
+            chosen=sides[0],
+            rejected=sides[1],
+            soft_label=self.soft_label,
+            reward_chosen=rewards[0],
+            reward_rejected=rewards[1],
+            win_probability=wins[0],
+            win_probability_rejected=wins[1],
+            dispersion=self.dispersion,
+            calibration=sides[2] if len(sides) > 2 else None,
+            seeds=self.seeds,
+        )
+
+    def _side(self, facts: TokenFacts, index: int) -> Side:
+        rows = self.block(index)
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows]
+
+        return Side(
+            policy=facts.policy[rows],
+            mask=self.mask[rows],
+            reference=None if self.references is None else self.references[:, rows],
+            kl=cut(facts.kl),
+            collision=cut(facts.collision),
+            weights=cut(self.weights if facts.weights is None else facts.weights),
+            kl_weights=cut(facts.kl_weights),
+            edited=cut(self.edited),
+            prior=cut(self.prior if facts.prior is None else facts.prior),
+        )
+
+
+def collate(
+    examples: Sequence[Example],
+    rows: int | None = None,
+    *,
+    loss: Loss | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    filler: Example | None = None,
+    responses: int | None = None,
+    packing: bool = False,
+) -> Batch:
+    """Tensors of ``examples``, which are all of one kind.
+
+    Args:
+        examples: at least one, or none and a ``filler``.
+        rows: fill every block up to this many by repeating ``filler``, so that all processes do the same
+            number of rows; the repeats are left out of ``loss_batch``.
+        loss: what it reads beside the responses is put in; None: nothing.
+        seed, epoch: of lots.
+        filler: None: the first example.
+        responses: fill groups up to this many; None: the most that one of ``examples`` has.
+        packing: also as one stream.
+    """
+    first = filler or examples[0]
+    filled = [*examples, *[first] * ((rows or len(examples)) - len(examples))]
+    count = max(responses or 0, *(len(e.responses) for e in filled))
+    blocks = [[e.responses[k] if k < len(e.responses) else e.responses[0] for e in filled] for k in range(count)]
+    blocks += _beside(filled, loss)
+    prompts, continuations = [e.prompt_ids for _ in blocks for e in filled], [c for block in blocks for c in block]
+    padded = PaddedRows(prompts, continuations)
+    edited = first.kind == "pair" and loss is not None and "edited" in loss.needs
+    return Batch(
+        kind=first.kind,
+        examples=tuple(examples),
+        blocks=len(blocks),
+        ids=padded.ids(),
+        mask=padded.mask(),
+        references=padded.references(),
+        weights=padded.weights(),
+        prior=padded.priors(),
+        edited=padded.laid(_edited_rows(filled, len(blocks)), np.bool_) if edited else None,
+        soft_label=torch.tensor([e.soft_label for e in examples], dtype=torch.float32),
+        rewards=_of_responses([[c.reward for c in e.responses] for e in examples], count),
+        present=torch.tensor([k < len(e.responses) for e in examples for k in range(count)]).bool().view(-1, count),
+        win_probability=_of_responses([_wins(e) for e in examples], count),
+        dispersion=_of_examples([e.dispersion for e in examples], torch.float32),
+        desirable=_of_examples([e.desirable for e in examples], torch.bool),
+        seeds=torch.tensor([derive_seed(seed, e.id, epoch) for e in examples], dtype=torch.int64),
+        packed=pack([(p, c.ids) for p, c in zip(prompts, continuations, strict=True)]) if packing else None,
+    )
+
+
+def _beside(examples: Sequence[Example], loss: Loss | None) -> list[list[Continuation]]:
+    """Blocks of what the loss reads beside the responses."""
+    if loss is None:
+        return []
+    wanted = []
+    if "calibration" in loss.needs:
+        wanted.append([e.calibration for e in examples])
+    if reads_mismatched(loss, examples[0].kind):
+        wanted.append([e.mismatched for e in examples])
+    blocks = [[c for c in block if c is not None] for block in wanted]
+    if any(len(block) != len(examples) for block in blocks):
+        raise ValueError("an example lacks a calibration or mismatched response that the loss reads")
+    return blocks
+
+
+def _edited_rows(examples: Sequence[Example], blocks: int) -> list[Flags]:
+    """Of the rows of all blocks; those beside the two responses have no edits."""
+    sides = [edits(e.responses[0].ids, e.responses[1].ids) for e in examples]
+    beside: list[Flags] = [()] * (len(examples) * (blocks - 2))
+    return [chosen for chosen, _ in sides] + [rejected for _, rejected in sides] + beside
+
+
+def _wins(example: Example) -> list[float | None]:
+    """Of chosen and rejected; the latter what is left to 1 where only the former is known."""
+    found = [c.win_probability for c in example.responses]
+    if len(found) == 2 and found[0] is not None and found[1] is None:
+        return [found[0], 1 - found[0]]
+    return found
+
+
+def _of_responses(values: Sequence[Sequence[float | None]], count: int) -> Tensor | None:
+    """[B, K], 0 for a response that is not there; None unless all are known."""
+    if any(value is None for of_example in values for value in of_example):
+        return None
+    padded = [value for of_example in values for value in (*of_example, *[0.0] * (count - len(of_example)))]
+    return torch.tensor(padded, dtype=torch.float32).view(-1, count)
+
+
+def _of_examples(values: Sequence[float | None], dtype: torch.dtype) -> Tensor | None:
+    return None if any(value is None for value in values) else torch.tensor(values, dtype=dtype)

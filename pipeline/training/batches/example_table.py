@@ -1,0 +1,139 @@
+"""Examples in a file, read one at a time: they take no memory however many there are. Torch-free.
+
+The file is Arrow's IPC format in record batches of a few rows, read with a plain read at the place of one batch.
+Parquet gives no less than a row group, which a shuffled order would decode again for nearly each of its rows; of a
+memory map, every page that was touched counts as memory of the process.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import pyarrow as pa
+
+from pipeline.training.batches.examples import Continuation, Example
+from pipeline.types import RunError
+
+# Rows of a record batch. More are read in vain at a random place, fewer cost more for each batch's own header.
+BATCH_ROWS = 16
+
+_CONTINUATION = pa.struct(
+    [
+        ("ids", pa.list_(pa.int32())),
+        ("references", pa.list_(pa.list_(pa.float32()))),
+        ("weights", pa.list_(pa.float32())),
+        ("prior", pa.float64()),
+        ("reward", pa.float64()),
+        ("win_probability", pa.float64()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("kind", pa.string()),
+        ("responses", pa.list_(_CONTINUATION)),
+        ("soft_label", pa.float64()),
+        ("desirable", pa.bool_()),
+        ("dispersion", pa.float64()),
+        ("calibration", _CONTINUATION),
+        ("mismatched", _CONTINUATION),
+    ]
+)
+
+
+def write_examples(file: Path, examples: Iterable[Example]) -> int:
+    """Stream ``examples`` to ``file``, which appears only when it is whole; returns how many.
+
+    What is given a token (log-probabilities, weights) is kept as float32, in which training reads it.
+    """
+    scratch = file.with_name(file.name + ".tmp")
+    count, rows = 0, map(_row, examples)
+    with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        while block := [*islice(rows, BATCH_ROWS)]:
+            writer.write_batch(pa.RecordBatch.from_pylist(block, schema=SCHEMA))
+            count += len(block)
+    scratch.replace(file)
+    return count
+
+
+class ExampleTable(Sequence[Example]):
+    """The examples that ``write_examples`` put into a file; each is made when it is asked for."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises ``RunError`` if ``file`` cannot be read as such."""
+        try:
+            self._reader = pa.ipc.open_file(pa.OSFile(str(file), "rb"))
+        except (OSError, pa.ArrowException) as error:
+            raise RunError(f"{file}: cannot be read as examples ({str(error).splitlines()[0]})") from None
+        if self._reader.schema != SCHEMA:
+            raise RunError(f"{file}: holds other columns than examples have")
+        batches = self._reader.num_record_batches
+        self._length = (batches - 1) * BATCH_ROWS + self._reader.get_batch(batches - 1).num_rows if batches else 0
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Example]:
+        """All in their order, a record batch in memory at a time."""
+        for number in range(self._reader.num_record_batches):
+            yield from map(_example, self._reader.get_batch(number).to_pylist())
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """One, or a list of those in a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._length))]
+        place = range(self._length)[index]
+        number, row = divmod(place, BATCH_ROWS)
+        (plain,) = self._reader.get_batch(number).slice(row, 1).to_pylist()
+        return _example(plain)
+
+
+def _row(example: Example) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "prompt_ids": example.prompt_ids,
+        "kind": example.kind,
+        "responses": [_continuation_row(response) for response in example.responses],
+        "soft_label": example.soft_label,
+        "desirable": example.desirable,
+        "dispersion": example.dispersion,
+        "calibration": example.calibration and _continuation_row(example.calibration),
+        "mismatched": example.mismatched and _continuation_row(example.mismatched),
+    }
+
+
+def _continuation_row(continuation: Continuation) -> dict[str, Any]:
+    return {
+        "ids": continuation.ids,
+        "references": continuation.references,
+        "weights": continuation.weights,
+        "prior": continuation.prior,
+        "reward": continuation.reward,
+        "win_probability": continuation.win_probability,
+    }
+
+
+def _example(row: dict[str, Any]) -> Example:
+    beside = {name: row[name] and _continuation(row[name]) for name in ("calibration", "mismatched")}
+    responses = tuple(map(_continuation, row["responses"]))
+    return Example(**{**row, **beside, "prompt_ids": tuple(row["prompt_ids"]), "responses": responses})
+
+
+def _continuation(row: dict[str, Any]) -> Continuation:
+    return Continuation(
+        ids=tuple(row["ids"]),
+        references=tuple(map(tuple, row["references"])),
+        weights=None if row["weights"] is None else tuple(row["weights"]),
+        prior=row["prior"],
+        reward=row["reward"],
+        win_probability=row["win_probability"],
+    )

@@ -1,0 +1,251 @@
+"""What is trained on, as token ids: a prompt with one response or several, and what a loss may need beside them."""
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pipeline.config.loss.components import GivenPrior, GivenWeights
+from pipeline.config.loss.needs import reads_baseline
+from pipeline.losses import Loss
+from pipeline.types import UserError
+
+# One natural-log probability a response token.
+Logps = tuple[float, ...]
+Kind = Literal["text", "pair", "unpaired", "group"]
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A response to the example's prompt.
+
+    Attributes:
+        ids: its tokens.
+        references: for each reference model, the natural-log probability of every token.
+        weights: what each token counts, where that is given.
+        prior: log ζ of the whole response, in nats, where that is given.
+        reward: score of a reward model.
+        win_probability: that it beats the policy's average answer.
+    """
+
+    ids: tuple[int, ...]
+    references: tuple[Logps, ...] = ()
+    weights: tuple[float, ...] | None = None
+    prior: float | None = None
+    reward: float | None = None
+    win_probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt with its responses. All continuations follow the same prompt.
+
+    Attributes:
+        id: unique in a run.
+        prompt_ids: at least one token.
+        kind: what ``responses`` are.
+        responses: of a pair, chosen and rejected; of a text or an unpaired response, one; of a group, K ≥ 2.
+        soft_label: probability that chosen is the better of a pair.
+        desirable: whether an unpaired response is a good one.
+        dispersion: d = −log φ(x) of the prompt (MallowsPO).
+        calibration: a response of the calibration policy (VPO, XPO).
+        mismatched: the response to another prompt (KTO).
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    kind: Kind
+    responses: tuple[Continuation, ...]
+    soft_label: float = 1.0
+    desirable: bool | None = None
+    dispersion: float | None = None
+    calibration: Continuation | None = None
+    mismatched: Continuation | None = None
+
+    @classmethod
+    def text(cls, id: str, prompt_ids: tuple[int, ...], ids: tuple[int, ...]) -> "Example":
+        """A single response to imitate."""
+        return cls(id, prompt_ids, "text", (Continuation(ids),))
+
+    @classmethod
+    def pair(
+        cls,
+        id: str,
+        prompt_ids: tuple[int, ...],
+        chosen_ids: tuple[int, ...],
+        rejected_ids: tuple[int, ...],
+        soft_label: float = 1.0,
+    ) -> "Example":
+        """Two responses, the preferred one first."""
+        return cls(id, prompt_ids, "pair", (Continuation(chosen_ids), Continuation(rejected_ids)), soft_label)
+
+    @classmethod
+    def unpaired(cls, id: str, prompt_ids: tuple[int, ...], ids: tuple[int, ...], desirable: bool) -> "Example":
+        """A single response that is marked good or bad."""
+        return cls(id, prompt_ids, "unpaired", (Continuation(ids),), desirable=desirable)
+
+    @classmethod
+    def group(
+        cls, id: str, prompt_ids: tuple[int, ...], responses: Sequence[tuple[int, ...]], rewards: Sequence[float]
+    ) -> "Example":
+        """K responses, each with its reward."""
+        scored = (Continuation(ids, reward=reward) for ids, reward in zip(responses, rewards, strict=True))
+        return cls(id, prompt_ids, "group", tuple(scored))
+
+    @property
+    def continuations(self) -> tuple[Continuation, ...]:
+        """All that follow the prompt: the responses, then the calibration and the mismatched one where they exist."""
+        beside = (self.calibration, self.mismatched)
+        return (*self.responses, *(extra for extra in beside if extra is not None))
+
+    def with_continuations(self, continuations: Sequence[Continuation]) -> "Example":
+        """The same with others in the places of its ``continuations``."""
+        if len(continuations) != len(self.continuations):
+            raise ValueError(f"{len(continuations)} continuations for the {len(self.continuations)} of {self.id}")
+        rest = list(continuations)
+        responses = tuple(rest.pop(0) for _ in self.responses)
+        calibration = None if self.calibration is None else rest.pop(0)
+        mismatched = None if self.mismatched is None else rest.pop(0)
+        return replace(self, responses=responses, calibration=calibration, mismatched=mismatched)
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest row."""
+        return len(self.prompt_ids) + max((len(c.ids) for c in self.continuations), default=0)
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens of all its continuations."""
+        return sum(len(c.ids) for c in self.continuations)
+
+    @property
+    def distinct_tokens(self) -> int:
+        """Tokens of its prompt, once, and of all its continuations: what a packed pass computes."""
+        return len(self.prompt_ids) + self.response_tokens
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its rows."""
+        return len(self.prompt_ids) * len(self.continuations) + self.response_tokens
+
+
+def reads_mismatched(loss: Loss, kind: Kind) -> bool:
+    """Whether the loss estimates KL(π ‖ π_ref) from responses to other prompts (KTO); of pairs it needs none."""
+    return kind == "unpaired" and reads_baseline(loss.composition)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What planning knows of E examples without holding them.
+
+    Attributes:
+        lengths: [E] tokens of each one's longest row, 4 bytes each.
+        tokens: [E] of each one's prompt and all of its continuations, 4 bytes each.
+        digest: hash of ids and lengths in their order.
+    """
+
+    lengths: Sequence[int]
+    tokens: Sequence[int]
+    digest: str
+
+
+def check_examples(examples: Sequence[Example], loss: Loss) -> Survey:
+    """Refuse, before anything runs, examples that the loss cannot be computed for.
+
+    Goes through them once, one at a time, so that they need not fit into memory.
+
+    Raises:
+        UserError: names the example and what it lacks.
+    """
+    if not examples:
+        raise UserError("training: no examples")
+    lengths, tokens, digest = array("i"), array("i"), hashlib.sha256()
+    kind: Kind | None = None
+    for e in examples:
+        kind = kind or e.kind
+        if e.kind != kind:
+            both = " and ".join(sorted((kind, e.kind)))
+            raise UserError(f"training: examples of kinds {both} in one run; all must be of one kind")
+        for fault in _faults(e, loss):
+            raise UserError(f"training: example {e.id}: {fault}")
+        lengths.append(e.length)
+        tokens.append(e.distinct_tokens)
+        digest.update(f"{e.id}\n{e.length}\n".encode())
+    return Survey(lengths, tokens, digest.hexdigest())
+
+
+def _faults(example: Example, loss: Loss) -> Iterator[str]:
+    if not example.prompt_ids:
+        yield "no prompt tokens, so the first response token follows nothing"
+    if not example.responses or any(not c.ids for c in example.continuations):
+        yield "a response without tokens"
+    yield from _faults_of_kind(example, loss)
+    yield from _faults_of_parts(example, loss)
+    for name, continuation in _read(example, loss):
+        yield from _faults_of_continuation(name, continuation, loss)
+
+
+def _faults_of_kind(example: Example, loss: Loss) -> Iterator[str]:
+    composition, count = loss.composition, len(example.responses)
+    match example.kind:
+        case "text":
+            if "rejected" in loss.needs or composition.head is not None:
+                yield f"loss {loss.name} needs a rejected response; this is a single text"
+        case "pair":
+            if count != 2:
+                yield f"a pair of {count} responses"
+            if example.soft_label != 1 and composition.one_sided:
+                yield f"soft label {example.soft_label:g}; loss {loss.name} has one-sided terms, which need 1"
+        case "unpaired":
+            if not composition.unpaired:
+                yield f"loss {loss.name} compares responses; it cannot use single ones that are marked good or bad"
+            if example.desirable is None:
+                yield "neither marked good nor bad (desirable)"
+        case "group":
+            if composition.head is None:
+                yield f"loss {loss.name} compares two responses; it cannot use groups"
+            if count < 2:
+                yield f"a group of {count} response; loss {loss.name} compares at least 2 (K ≥ 2)"
+
+
+def _faults_of_parts(example: Example, loss: Loss) -> Iterator[str]:
+    if "dispersion" in loss.needs and example.dispersion is None:
+        yield f"loss {loss.name} needs the dispersion of the prompt (dispersion)"
+    if "calibration" in loss.needs and example.calibration is None:
+        yield f"loss {loss.name} needs a response of the calibration policy (calibration)"
+    if reads_mismatched(loss, example.kind) and example.mismatched is None:
+        yield f"loss {loss.name} needs a response to another prompt (mismatched)"
+    if "win_probability" in loss.needs and example.responses[0].win_probability is None:
+        yield f"loss {loss.name} needs the probability that chosen wins (win_probability)"
+
+
+def _read(example: Example, loss: Loss) -> Iterator[tuple[str, Continuation]]:
+    """The continuations that the loss reads, by name."""
+    names = ("chosen", "rejected") if example.kind == "pair" else ()
+    for index, response in enumerate(example.responses):
+        yield names[index] if index < len(names) else f"response {index + 1}", response
+    if "calibration" in loss.needs and example.calibration is not None:
+        yield "calibration", example.calibration
+    if reads_mismatched(loss, example.kind) and example.mismatched is not None:
+        yield "mismatched", example.mismatched
+
+
+def _faults_of_continuation(name: str, continuation: Continuation, loss: Loss) -> Iterator[str]:
+    tokens, count = len(continuation.ids), loss.references
+    if "reference" in loss.needs:
+        found = continuation.references
+        if len(found) < count or any(len(logps) != tokens for logps in found):
+            models = "" if count == 1 else f" under each of {count} references"
+            yield f"loss {loss.name} needs one reference log-probability a response token{models} ({name})"
+    if name in ("calibration", "mismatched"):
+        return
+    composition, weights = loss.composition, continuation.weights
+    if isinstance(composition.weights, GivenWeights) and (weights is None or len(weights) != tokens):
+        yield f"loss {loss.name} needs one weight a response token (weights of {name})"
+    if isinstance(composition.prior, GivenPrior) and continuation.prior is None:
+        yield f"loss {loss.name} needs the log-prior of each response (prior of {name})"
+    # Groups have no better and worse but by their rewards.
+    rewarded = "reward_chosen" in loss.needs or (name.startswith("response ") and composition.head is not None)
+    if rewarded and continuation.reward is None:
+        yield f"loss {loss.name} needs a reward of each response (reward of {name})"

@@ -1,0 +1,151 @@
+"""Mid-round checkpoints: what training changes, the optimiser's state and progress, as safetensors and JSON.
+
+A checkpoint is written beside its place and renamed, so one that exists is whole; the one before
+is removed only then. No random state is kept: the trainer draws each step's from seed and step.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from pipeline.storage.digests import file_sha256
+from pipeline.storage.run_folder import sync_folder
+from pipeline.training.distributed.fsdp import gathered, placed_like
+from pipeline.training.optimiser import Optimiser, Parameters, load_optimiser, optimiser_state
+from pipeline.training.progress import StepReport
+from pipeline.types import RunError, UserError, content_hash
+
+WEIGHTS, OPTIMISER, PROGRESS = "weights.safetensors", "optimiser.safetensors", "progress.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run of training has come.
+
+    Attributes:
+        key: what identifies the run: settings, loss, seed and examples.
+        step: the number of optimiser steps that are done.
+        history: their reports.
+        running: running statistics of the loss, by name.
+    """
+
+    key: str
+    step: int
+    history: tuple[StepReport, ...]
+    running: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run of training changes.
+
+    Attributes:
+        parameters: trained ones, of the policy and beside it.
+        buffers: tensors that change without a gradient.
+        optimiser: of ``parameters``.
+    """
+
+    parameters: Parameters
+    buffers: Mapping[str, torch.Tensor]
+    optimiser: Optimiser
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers."""
+        return {**self.parameters, **self.buffers}
+
+
+def save_checkpoint(folder: Path, progress: Progress, trained: Trained, accelerator: Accelerator) -> Path:
+    """Write ``folder/step_NNNNNN`` and remove what was there before; returns its path.
+
+    Every process must ask, since each may hold a part; the main one writes.
+    """
+    tensors = gathered(trained.tensors, accelerator)
+    state = optimiser_state(trained.optimiser, trained.parameters, accelerator)
+    place = folder / f"step_{progress.step:06d}"
+    if accelerator.is_main_process:
+        _write(place, progress, tensors, state)
+    accelerator.wait_for_everyone()
+    return place
+
+
+def _write(place: Path, progress: Progress, tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+    folder = place.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = place.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_file(tensors, partial / WEIGHTS)
+    save_file(state, partial / OPTIMISER)
+    files = {name: file_sha256(partial / name) for name in (WEIGHTS, OPTIMISER)}
+    told = {**asdict(progress), "files": files}
+    (partial / PROGRESS).write_text(json.dumps({**told, "sha256": _digest(told)}), encoding="utf-8")
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)
+    sync_folder(folder)
+    for old in folder.glob("step_*"):
+        if old != place:
+            shutil.rmtree(old)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint in ``folder``, or None. What a kill left half written is passed over."""
+    whole = sorted(path for path in folder.glob("step_*") if path.suffix != ".partial")
+    return whole[-1] if whole else None
+
+
+def load_checkpoint(place: Path, key: str, trained: Trained) -> Progress:
+    """Put weights and optimiser state of the checkpoint ``place`` back.
+
+    Raises:
+        UserError: it belongs to a run of training with other settings, seed or examples.
+        RunError: it cannot be read.
+    """
+    try:
+        plain = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
+        if plain.pop("sha256") != _digest(plain):
+            raise ValueError(f"{PROGRESS} has other content than was written (SHA-256)")
+        history = tuple(StepReport(**report) for report in plain["history"])
+        progress = Progress(plain["key"], plain["step"], history, plain["running"])
+        for name, digest in plain["files"].items():
+            if file_sha256(place / name) != digest:
+                raise ValueError(f"{name} has other content than was written (SHA-256)")
+        weights = load_file(place / WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise RunError(
+            f"{place}: not a readable checkpoint: {error}; remove this folder to train this round from its start"
+        ) from None
+    if progress.key != key:
+        raise UserError(
+            f"{place}: a checkpoint of training with other settings, seed or examples; remove the folder to start again"
+        )
+    _copy_weights(place, weights, trained.tensors)
+    # Before the first step AdamW has the state it was given, none or a carried one, which is there already.
+    if progress.step > 0:
+        load_optimiser(trained.optimiser, trained.parameters, place / OPTIMISER)
+    return progress
+
+
+def _digest(told: Mapping[str, object]) -> str:
+    # As it will be read: JSON knows no tuples.
+    return content_hash(json.loads(json.dumps(told)), length=64)
+
+
+@torch.no_grad()
+def _copy_weights(place: Path, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    differing = _differing(weights, tensors)
+    if differing:
+        raise UserError(f"{place}: a checkpoint of another model ({differing[0]} is missing or has another shape)")
+    for name, tensor in tensors.items():
+        tensor.copy_(placed_like(weights[name], tensor))
+
+
+def _differing(weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> Sequence[str]:
+    return [name for name, t in tensors.items() if name not in weights or weights[name].shape != t.shape]

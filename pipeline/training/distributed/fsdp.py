@@ -1,0 +1,92 @@
+"""FSDP2: each process holds a slice of every weight, of its gradient and of the optimiser's state.
+
+A tensor that is cut is a ``DTensor``; all that is written to files is whole, so that a run may go on in another number
+of processes.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from pipeline.models.classifier_scores import RowScores
+from pipeline.models.token_logps import TokenLogps, plain_model
+from pipeline.training.distributed.launch import Sharding
+from pipeline.types import UserError
+
+
+def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accelerator) -> None:
+    """Cut the parameters of ``policy`` over all processes, layer by layer; what is in no layer belongs to the whole.
+
+    The whole is gathered from its forward pass to the end of its backward pass, since the output head is used by its
+    weight, in chunks, and again in the backward pass.
+
+    Raises:
+        UserError: the model has no layer of a name that the settings give.
+    """
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    offload = CPUOffloadPolicy() if settings.offload else OffloadPolicy()
+    for layer in _layers(policy, settings):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=settings.reshard, offload_policy=offload)
+    fully_shard(policy, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
+
+
+def _layers(policy: TokenLogps | RowScores, settings: Sharding) -> list[nn.Module]:
+    if settings.policy == "NO_WRAP":
+        return []
+    if settings.layers is None:
+        names = set(plain_model(policy.model)._no_split_modules or ())
+    else:
+        names = {name.strip() for name in settings.layers.split(",")}
+    found = [module for module in policy.modules() if type(module).__name__ in names]
+    if not found:
+        raise UserError(
+            "accelerate: fsdp_config.fsdp_transformer_layer_cls_to_wrap: no layer of this model is called "
+            f"{' or '.join(sorted(names)) or '(nothing)'}; name the class of its decoder layers, or set "
+            "fsdp_auto_wrap_policy: NO_WRAP"
+        )
+    return found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of ``tensor``, detached; every process must ask."""
+    if isinstance(tensor, DTensor):
+        full: Tensor = tensor.full_tensor()
+        return full.detach()
+    return tensor.detach()
+
+
+def gathered(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
+    """All of each tensor in the main process's CPU memory; nothing elsewhere. Every process must ask."""
+    return {name: full.contiguous().cpu() for name, full in _one_by_one(tensors) if accelerator.is_main_process}
+
+
+def _one_by_one(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        yield name, whole(tensor)
+
+
+def placed_like(full: Tensor, model: Tensor) -> Tensor:
+    """``full`` where ``model`` is, and cut as it is. Every process must have the same ``full``."""
+    moved = full.to(model.device)
+    if not isinstance(model, DTensor):
+        return moved
+    return distribute_tensor(moved, model.device_mesh, model.placements, src_data_rank=None)
+
+
+def single(value: Tensor) -> float:
+    """A number that may be cut, such as a norm over cut tensors."""
+    return float(whole(value))
+
+
+@torch.no_grad()
+def write_back(trained: Mapping[str, nn.Parameter], model: nn.Module, accelerator: Accelerator) -> None:
+    """Copy ``trained`` parameters into those of the same names of ``model``, in the main process."""
+    targets = dict(model.named_parameters())
+    for name, tensor in _one_by_one(trained):
+        if accelerator.is_main_process:
+            targets[name].copy_(tensor)

@@ -1,0 +1,200 @@
+"""In how many processes a run trains, and how they share the work: read from an accelerate config. Torch-free.
+
+``accelerate config`` writes these files; what they say beyond this (names of machines, how to save) is not read.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from pipeline.config import Optimisation, RunConfig
+from pipeline.config.files import read_yaml
+from pipeline.config.loss.needs import trains_beside
+from pipeline.types import UserError
+
+Kind = Literal["DDP", "FSDP2", "DeepSpeed"]
+KINDS: dict[str, Kind] = {
+    "NO": "DDP",
+    "MULTI_CPU": "DDP",
+    "MULTI_GPU": "DDP",
+    "FSDP": "FSDP2",
+    "DEEPSPEED": "DeepSpeed",
+}
+
+
+class _Section(BaseModel):
+    # Files of accelerate hold many keys more, and each version adds some.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Sharding(_Section):
+    """``fsdp_config``: how weights, gradients and optimiser state are cut over the processes (FSDP2).
+
+    Attributes:
+        version: of FSDP.
+        policy: one unit a decoder layer, or the whole model as one.
+        layers: class names of decoder layers, comma-separated; None: those that transformers names.
+        reshard: give a layer's gathered weights up after its forward pass.
+        offload: weights, gradients and optimiser state live in CPU memory.
+        recomputes: accelerate's own gradient checkpointing.
+    """
+
+    version: Literal[2] = Field(alias="fsdp_version")
+    policy: Literal["TRANSFORMER_BASED_WRAP", "NO_WRAP"] = Field(
+        "TRANSFORMER_BASED_WRAP", alias="fsdp_auto_wrap_policy"
+    )
+    layers: str | None = Field(None, alias="fsdp_transformer_layer_cls_to_wrap")
+    reshard: bool = Field(True, alias="fsdp_reshard_after_forward")
+    offload: bool = Field(False, alias="fsdp_offload_params")
+    recomputes: bool = Field(False, alias="fsdp_activation_checkpointing")
+
+
+class Zero(_Section):
+    """``deepspeed_config``: what of the optimiser is cut over the processes (ZeRO).
+
+    How often gradients are accumulated is not read: ``training.batch_size`` and the micro-batches decide.
+
+    Attributes:
+        stage: 1: the optimiser's state; 2: gradients too.
+        offload: where that state lives, and is stepped.
+        offload_weights: only of stage 3.
+        max_grad_norm: as ``training.max_grad_norm``, which decides.
+        file: of DeepSpeed's own settings, which are not read.
+    """
+
+    stage: Literal[1, 2] = Field(2, alias="zero_stage")
+    offload: Literal["none", "cpu"] = Field("none", alias="offload_optimizer_device")
+    offload_weights: Literal["none"] = Field("none", alias="offload_param_device")
+    max_grad_norm: float | Literal["auto"] = Field("auto", alias="gradient_clipping")
+    file: None = Field(None, alias="deepspeed_config_file")
+
+
+class Launch(_Section):
+    """What an accelerate config says of training.
+
+    Attributes:
+        kind: who averages gradients, and what of a model each process holds.
+        processes: all on this machine.
+        machines: always 1.
+        cpu: whether they compute on the CPU, over gloo.
+        devices: ids of the accelerators to use, comma-separated, or "all".
+        mixed_precision: of accelerate's own autocast, which is not used: ``training.dtype`` decides.
+        sharding: with FSDP2.
+        zero: with DeepSpeed.
+    """
+
+    kind: Kind = Field("DDP", alias="distributed_type")
+    processes: int = Field(1, ge=1, alias="num_processes")
+    machines: Literal[1] = Field(1, alias="num_machines")
+    cpu: bool = Field(False, alias="use_cpu")
+    devices: str = Field("all", alias="gpu_ids", coerce_numbers_to_str=True)
+    mixed_precision: Literal["no", "bf16", "fp16", "fp8"] = "no"
+    sharding: Sharding | None = Field(None, alias="fsdp_config")
+    zero: Zero | None = Field(None, alias="deepspeed_config")
+
+
+def read_launch(config: RunConfig) -> Launch | None:
+    """The launch that ``config.accelerate`` names; None: one process.
+
+    Raises:
+        UserError: no such file, it asks for what is not supported, or it does not fit the training settings.
+    """
+    if config.accelerate is None:
+        return None
+    file = Path(config.accelerate)
+    launch = _read(file)
+    for section, settings in (("training", config.training), ("warm_start", config.warm_start)):
+        if settings is not None:
+            _require_fit(file, launch, section, settings)
+    if launch.zero is not None and trains_beside(config.loss):
+        raise UserError(
+            f"{file}: distributed_type: DEEPSPEED trains the policy alone, but this loss trains heads or critics "
+            "beside it; use MULTI_GPU, or FSDP with fsdp_version: 2"
+        )
+    return launch
+
+
+def require_launcher(config: RunConfig, launch: Launch | None) -> None:
+    """Raise ``UserError`` where what ``launch``, read from ``config.accelerate``, needs is not installed."""
+    if launch is not None and launch.zero is not None and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"{config.accelerate}: distributed_type: DEEPSPEED needs deepspeed (pip install 'prefloop[deepspeed]')"
+        )
+
+
+def require_optimiser(settings: Optimisation, section: str, *, on_accelerator: bool) -> None:
+    """Raise ``UserError`` where ``settings.optimiser`` of ``section`` cannot work."""
+    kind = settings.optimiser
+    if kind in ("adamw_offload", "adamw_paged", "adamw_8bit_paged") and not on_accelerator:
+        raise UserError(
+            f"{section}.optimiser: {kind} keeps state out of an accelerator's memory, and training is on the CPU; "
+            "here adamw or adamw_8bit"
+        )
+    if kind in ("adamw", "adamw_offload"):
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{section}.optimiser: {kind} needs bitsandbytes (pip install 'prefloop[low-bit]')")
+
+
+def _read(file: Path) -> Launch:
+    plain = read_yaml(file)
+    named = plain.get("distributed_type", "NO")
+    # YAML reads a bare NO, which accelerate writes, as false.
+    named = "NO" if named is False else named
+    if not isinstance(named, str) or named not in KINDS:
+        raise UserError(f"{file}: distributed_type: must be one of {', '.join(KINDS)}, not {named!r}")
+    cpu = plain.get("use_cpu", False) or named == "MULTI_CPU"
+    given: dict[str, JsonValue] = {**plain, "distributed_type": KINDS[named], "use_cpu": cpu}
+    if given.get("mixed_precision") is False:
+        given["mixed_precision"] = "no"
+    # A file for one kind may still hold the section of another.
+    if KINDS[named] != "FSDP2":
+        given["fsdp_config"] = None
+    if KINDS[named] != "DeepSpeed":
+        given["deepspeed_config"] = None
+    try:
+        launch = Launch.model_validate({name: v for name, v in given.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file}: {place}: {first['msg']}, not {first['input']!r}") from None
+    _require_supported(file, launch)
+    return launch
+
+
+def _require_supported(file: Path, launch: Launch) -> None:
+    if launch.kind == "DeepSpeed" and launch.zero is None:
+        raise UserError(f"{file}: deepspeed_config: missing, with zero_stage: 1 or 2")
+    if launch.zero is not None and launch.processes == 1:
+        raise UserError(f"{file}: num_processes: must be 2 or more with DEEPSPEED: one has nothing to share")
+    if launch.cpu and launch.zero is not None and launch.zero.offload != "none":
+        raise UserError(f"{file}: deepspeed_config.offload_optimizer_device: must be none with use_cpu")
+    if launch.kind == "FSDP2" and launch.sharding is None:
+        raise UserError(f"{file}: fsdp_config: missing, with fsdp_version: 2")
+    if launch.sharding is not None and launch.sharding.recomputes:
+        raise UserError(
+            f"{file}: fsdp_config.fsdp_activation_checkpointing: must be false; set training.gradient_checkpointing"
+        )
+    if launch.cpu and launch.sharding is not None and launch.sharding.offload:
+        raise UserError(f"{file}: fsdp_config.fsdp_offload_params: must be false with use_cpu: all is in its memory")
+
+
+def _require_fit(file: Path, launch: Launch, section: str, settings: Optimisation) -> None:
+    wanted = "bf16" if settings.dtype == "bfloat16" else "no"
+    if launch.mixed_precision not in ("no", wanted):
+        raise UserError(
+            f"{file}: mixed_precision: {launch.mixed_precision}, but {section}.dtype is {settings.dtype}, which "
+            f"decides; make them the same, or write mixed_precision: 'no'"
+        )
+    if launch.zero is not None and launch.zero.max_grad_norm not in ("auto", settings.max_grad_norm):
+        raise UserError(
+            f"{file}: deepspeed_config.gradient_clipping: {launch.zero.max_grad_norm:g}, but {section}.max_grad_norm "
+            f"is {settings.max_grad_norm:g}, which decides; make them the same, or write gradient_clipping: auto"
+        )
+    if launch.kind != "DDP" and settings.optimiser != "adamw":
+        raise UserError(
+            f"{section}.optimiser: {settings.optimiser} is for whole parameters; with {launch.kind} ({file}) it must "
+            "be adamw, whose state is sharded"
+        )

@@ -1,0 +1,51 @@
+"""Several processes on this machine that train one model: each joins once, and keeps its place."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from pipeline.training.distributed.launch import Launch
+from pipeline.types import UserError
+
+
+def join(launch: Launch, rank: int, store: Path, stall_timeout: float) -> Accelerator:
+    """Meet the other processes; returns when all are there.
+
+    They find each other through a file and talk over the loopback interface: nothing listens to the network.
+
+    Args:
+        launch: how many there are, and on what.
+        rank: of this process, from 0.
+        store: a file that all see, and that did not exist before the first of them came.
+        stall_timeout: seconds that one may wait for another.
+
+    Raises:
+        UserError: fewer accelerators than processes.
+    """
+    found = torch.cuda.device_count()
+    if not launch.cpu and found < launch.processes:
+        raise UserError(
+            f"accelerate: num_processes: {launch.processes}, but there are {found} accelerators (use_cpu: true trains "
+            "on the CPU)"
+        )
+    if launch.processes > 1 and not torch.distributed.is_initialized():
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": launch.processes, "LOCAL_WORLD_SIZE": launch.processes}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        if Path("/sys/class/net/lo").exists():
+            os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
+        if not launch.cpu:
+            torch.cuda.set_device(rank)
+        else:
+            # accelerate would set it by itself, with a warning.
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.processes)))
+        torch.distributed.init_process_group(
+            "gloo" if launch.cpu else "cpu:gloo,cuda:nccl",
+            init_method=f"file://{store.resolve()}",
+            rank=rank,
+            world_size=launch.processes,
+            timeout=timedelta(seconds=stall_timeout),
+        )
+    return Accelerator(cpu=launch.cpu, mixed_precision="no")

@@ -1,0 +1,160 @@
+"""AdamW in several forms, and its state as tensors by parameter name, whole and on the CPU."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from pipeline.config import Optimisation
+from pipeline.training.distributed.fsdp import gathered, placed_like
+from pipeline.training.distributed.launch import require_optimiser
+from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
+from pipeline.training.distributed.zero import ZeroEngine
+from pipeline.types import UserError
+
+Parameters = Mapping[str, nn.Parameter]
+Optimiser = torch.optim.Optimizer | ZeroEngine
+# Tables of bitsandbytes, 256 numbers each, the same for every parameter and run.
+CODES = ("qmap1", "qmap2")
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name; shared ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters of one weight decay, whose learning rate is ``rate`` times that of the run."""
+
+    parameters: Parameters
+    weight_decay: float
+    rate: float = 1.0
+
+
+def make_optimiser(groups: Sequence[Group], settings: Optimisation) -> torch.optim.Optimizer:
+    """AdamW as ``settings.optimiser`` says; weight decay on matrices only, never on norms and biases.
+
+    Raises:
+        UserError: bitsandbytes is not installed, or what is asked for needs an accelerator and there is none.
+    """
+    made: list[dict[str, object]] = []
+    for group in groups:
+        matrices = [p for p in group.parameters.values() if p.ndim >= 2]
+        vectors = [p for p in group.parameters.values() if p.ndim < 2]
+        for members, decay in ((matrices, group.weight_decay), (vectors, 0.0)):
+            if members:
+                made.append({"params": members, "weight_decay": decay, "rate": group.rate})
+    rate, betas = settings.learning_rate, (settings.adam_beta1, settings.adam_beta2)
+    require_optimiser(settings, "training", on_accelerator=torch.cuda.is_available())
+    match settings.optimiser:
+        case "adamw":
+            return torch.optim.AdamW(made, lr=rate, betas=betas, fused=True)
+        case "adamw_offload":
+            return OffloadedAdamW(made, rate, betas)
+        case kind:
+            from bitsandbytes.optim import adamw
+
+            # bitsandbytes itself keeps what has fewer than 4,096 weights in 32 bits.
+            bits = 8 if "8bit" in kind else 32
+            untyped: Any = adamw
+            made_by_it: torch.optim.Optimizer = untyped.AdamW(
+                made, lr=rate, betas=betas, optim_bits=bits, is_paged=kind.endswith("paged")
+            )
+            return made_by_it
+
+
+def set_rate(optimiser: Optimiser, rate: float) -> None:
+    """Make ``rate`` the learning rate of the run."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["rate"]
+
+
+def optimiser_state(optimiser: Optimiser, parameters: Parameters, accelerator: Accelerator) -> dict[str, Tensor]:
+    """Moments and step counts of every parameter that has been stepped: ``NAME.MOMENT`` -> CPU tensor.
+
+    Every process must ask, and the main one alone is answered.
+    """
+    if isinstance(optimiser, ZeroEngine):
+        state = ((f"{n}.{part}", v) for n, p in parameters.items() for part, v in optimiser.state_of(p).items())
+        return {name: value.cpu() for name, value in state if accelerator.is_main_process}
+    found = {
+        f"{name}.{part}": value if isinstance(value, Tensor) else torch.tensor(float(value))
+        for name, parameter in parameters.items()
+        for part, value in optimiser.state.get(parameter, {}).items()
+        if part not in CODES
+    }
+    return gathered(found, accelerator)
+
+
+def load_optimiser(optimiser: Optimiser, parameters: Parameters, file: Path) -> None:
+    """Put the state in ``file`` into ``optimiser``.
+
+    Raises:
+        UserError: the file is missing or unreadable, or belongs to other parameters or another optimiser.
+    """
+    places = {
+        id(p): (group, g, i) for g, group in enumerate(optimiser.param_groups) for i, p in enumerate(group["params"])
+    }
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            names = set(tensors.keys())
+            for name, parameter in parameters.items():
+                if isinstance(optimiser, ZeroEngine):
+                    state = _adamw_state(parameter)
+                else:
+                    state = _new_state(optimiser, parameter, *places[id(parameter)])
+                    optimiser.state[parameter] = state
+                for part, value in state.items():
+                    if part in CODES:
+                        continue
+                    kept = tensors.get_tensor(f"{name}.{part}") if f"{name}.{part}" in names else None
+                    state[part] = _filled(value, kept)
+                    if state[part] is None:
+                        raise UserError(
+                            f"{file}: optimiser state of another model or another training.optimiser: {name} is "
+                            f"missing or is not {tuple(parameter.shape)}"
+                        )
+                if isinstance(optimiser, ZeroEngine):
+                    optimiser.load_state(parameter, state)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot read this optimiser state: {error}") from None
+
+
+def _new_state(
+    optimiser: torch.optim.Optimizer, parameter: nn.Parameter, group: dict[str, Any], group_index: int, index: int
+) -> dict[str, Any]:
+    """The state of ``parameter`` before its first step."""
+    if isinstance(optimiser, AcceleratedOptimizer):
+        return _new_state(optimiser.optimizer, parameter, group, group_index, index)
+    if isinstance(optimiser, OffloadedAdamW):
+        return optimiser.new_state(parameter)
+    if isinstance(optimiser, torch.optim.AdamW):
+        return _adamw_state(parameter)
+    # Of bitsandbytes, whose buffers may be paged and whose tables belong to the optimiser.
+    any_optimiser: Any = optimiser
+    any_optimiser.init_state(group, parameter, group_index, index)
+    state: dict[str, Any] = any_optimiser.state[parameter]
+    return state
+
+
+def _adamw_state(parameter: nn.Parameter) -> dict[str, Any]:
+    # Fused AdamW keeps its step count beside the parameter.
+    moments = {name: torch.zeros_like(parameter.detach()) for name in MOMENTS}
+    return {STEP: torch.zeros((), device=parameter.device), **moments}
+
+
+def _filled(value: Tensor | int, kept: Tensor | None) -> Tensor | int | None:
+    """``value``, a part of a state, as ``kept`` has it; None where that does not fit."""
+    if kept is None or isinstance(value, int):
+        return None if kept is None else int(kept)
+    if kept.shape != value.shape or kept.dtype != value.dtype:
+        return None
+    value.copy_(placed_like(kept, value))
+    return value

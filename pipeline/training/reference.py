@@ -1,0 +1,240 @@
+"""What models that are not trained say of responses: reference log-probabilities, entropies, token weights, KL."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from pipeline.config.loss.components import GivenWeights
+from pipeline.losses.dispersion import scaled
+from pipeline.models.token_logps import Fact, Precision, TokenLogps, plain_model
+from pipeline.training.batches.collate import collate
+from pipeline.training.batches.examples import Example, Logps
+from pipeline.types import RunError
+
+__all__ = [
+    "Logps",
+    "ReferenceValues",
+    "contrastive_weights",
+    "dispersions",
+    "kl_per_token",
+    "reference_logps",
+    "reference_values",
+    "response_logps",
+    "with_reference",
+    "with_references",
+]
+
+# Computed in one pass at most, unless one sequence alone has more.
+PASS_TOKENS = 16384
+
+Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+OnProgress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceValues:
+    """What one model says of an example.
+
+    Attributes:
+        logps: one natural-log probability a token, of each of the example's ``continuations``.
+        entropy: mean over the responses of the mean over their tokens of the entropy of the next token, over log V:
+            in [0, 1]. None where it was not asked for.
+    """
+
+    logps: tuple[Logps, ...]
+    entropy: float | None = None
+
+
+def response_logps(
+    model: Any,
+    sequences: Sequences,
+    batch_size: int = 64,
+    dtype: Precision = "float32",
+    on_progress: OnProgress | None = None,
+) -> list[Logps]:
+    """Natural-log probabilities of response tokens, dropout off.
+
+    Args:
+        model: a policy, on whatever device.
+        sequences: (prompt ids, response ids); a response may be empty, a prompt may not.
+        batch_size: sequences a forward pass.
+        dtype: of matrix products.
+        on_progress: called with the number of sequences that are done.
+
+    Returns:
+        one value a response token, in the order of ``sequences``.
+    """
+    return [logps for logps, _ in _scored(model, sequences, batch_size, dtype, on_progress, frozenset())]
+
+
+def reference_values(
+    model: Any,
+    examples: Sequence[Example],
+    batch_size: int = 64,
+    dtype: Precision = "float32",
+    on_progress: OnProgress | None = None,
+    *,
+    entropy: bool = False,
+) -> list[ReferenceValues]:
+    """What ``model`` says of each example, in one pass over all of its continuations.
+
+    ``on_progress`` is called with the number of continuations that are done; the other arguments are
+    those of ``response_logps``.
+    """
+    sequences = [(e.prompt_ids, c.ids) for e in examples for c in e.continuations]
+    wants: frozenset[Fact] = frozenset({"entropy"} if entropy else ())
+    values = iter(_scored(model, sequences, batch_size, dtype, on_progress, wants))
+    largest = math.log(plain_model(model).get_output_embeddings().weight.shape[0]) if entropy else 1.0
+    found = []
+    for e in examples:
+        logps, nats = zip(*(next(values) for _ in e.continuations), strict=True)
+        means = [sum(of_tokens) / len(of_tokens) / largest for of_tokens in nats[: len(e.responses)] if of_tokens]
+        found.append(ReferenceValues(logps, sum(means) / len(means) if means else None))
+    return found
+
+
+def reference_logps(
+    model: Any,
+    examples: Sequence[Example],
+    batch_size: int = 64,
+    dtype: Precision = "float32",
+    on_progress: OnProgress | None = None,
+) -> list[tuple[Logps, ...]]:
+    """For each example, log-probabilities of each of its continuations; see ``reference_values``."""
+    return [values.logps for values in reference_values(model, examples, batch_size, dtype, on_progress)]
+
+
+def with_references(examples: Sequence[Example], passes: Sequence[Sequence[tuple[Logps, ...]]]) -> list[Example]:
+    """The examples with log-probabilities under reference models, in the order in which the loss counts these.
+
+    Args:
+        examples: E examples.
+        passes: of each reference model, what ``reference_logps`` gave for these examples: [K][E][continuation].
+
+    Raises:
+        ValueError: a pass is of other examples.
+    """
+    if any(len(logps) != len(examples) for logps in passes):
+        raise ValueError(f"reference log-probabilities of other examples than these {len(examples)}")
+    return [with_reference(example, [logps[index] for logps in passes]) for index, example in enumerate(examples)]
+
+
+def with_reference(example: Example, per_model: Sequence[tuple[Logps, ...]]) -> Example:
+    """One example with what ``reference_logps`` gave for it, of each reference model: [K][continuation].
+
+    Raises:
+        ValueError: they are of another example.
+    """
+    places = range(len(example.continuations))
+    if any(len(logps) != len(places) for logps in per_model):
+        raise ValueError(f"example {example.id}: reference log-probabilities of other examples")
+    values = [tuple(of_model[place] for of_model in per_model) for place in places]
+    scored = [replace(c, references=v) for c, v in zip(example.continuations, values, strict=True)]
+    return example.with_continuations(scored)
+
+
+def dispersions(entropies: Sequence[float], scale: float | Literal["mean"] = "mean") -> list[float]:
+    """d = −φ* log Hn of each example (MallowsPO, arXiv:2405.14953).
+
+    Args:
+        entropies: Hn, of ``reference_values``, in [0, 1].
+        scale: φ*; mean: whatever makes the mean of d 1.
+
+    Raises:
+        RunError: φ* cannot be told since every entropy is as large as can be.
+    """
+    values = scaled(torch.tensor(entropies, dtype=torch.float64), 1.0 if scale == "mean" else scale)
+    if scale != "mean" or not len(values):
+        return [float(value) for value in values]
+    mean = float(values.mean())
+    if mean <= 0:
+        raise RunError("dispersion: the reference is as unsure as can be of every token, so no scale gives a mean of 1")
+    return [float(value) / mean for value in values]
+
+
+def contrastive_weights(positive: Logps, negative: Logps, settings: GivenWeights, *, chosen: bool) -> tuple[float, ...]:
+    """w_t = e^(± μ clamp(log π⁺ − log π⁻, low, high)) of a response's tokens (TIS-DPO, arXiv:2410.04350).
+
+    Args:
+        positive, negative: log-probabilities under two models, one that leans to good and one that leans to bad
+            responses.
+        settings: μ and the clamp.
+        chosen: the sign is + for a chosen response, − for a rejected one.
+    """
+    sign = settings.mu if chosen else -settings.mu
+    gaps = (ours - theirs for ours, theirs in zip(positive, negative, strict=True))
+    return tuple(math.exp(sign * min(max(gap, settings.low), settings.high)) for gap in gaps)
+
+
+def kl_per_token(ours: Sequence[Logps], theirs: Sequence[Logps]) -> float:
+    """Monte-Carlo estimate of KL(policy ‖ other) in nats per token.
+
+    Args:
+        ours: for each response, one log-probability a token under the policy that it was sampled from, at
+            temperature 1 and without cuts.
+        theirs: the same tokens under the other model.
+
+    Returns:
+        Σ (log policy − log other) over all response tokens, divided by their number; 0 without any.
+        May be slightly negative when the two are close, as any sample mean.
+    """
+    tokens = sum(map(len, ours))
+    return sum(sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)) / tokens if tokens else 0.0
+
+
+@torch.no_grad()
+def _scored(
+    model: Any,
+    sequences: Sequences,
+    batch_size: int,
+    dtype: Precision,
+    on_progress: OnProgress | None,
+    wants: frozenset[Fact],
+) -> list[tuple[Logps, tuple[float, ...]]]:
+    """(log-probabilities, entropies) of each sequence's response tokens; the latter empty where not wanted."""
+    training = model.training
+    model.eval()
+    score, device = TokenLogps(model, dtype, wants, share_prompts=True), model.device
+    packing = score.padded_because is None
+    found: list[tuple[Logps, tuple[float, ...]]] = [((), ())] * len(sequences)
+    done = 0
+    for rows in _batches(sequences, batch_size, packing):
+        batch = collate([Example.text("", *sequences[i]) for i in rows], packing=packing).to(device)
+        facts, mask = score(batch.ids, batch.mask, batch.packed), batch.mask.cpu()
+        logps, entropy = facts.policy.cpu(), None if facts.entropy is None else facts.entropy.cpu()
+        for row, i in enumerate(rows):
+            nats = () if entropy is None else tuple(entropy[row][mask[row]].tolist())
+            found[i] = tuple(logps[row][mask[row]].tolist()), nats
+        done += len(rows)
+        if on_progress is not None:
+            on_progress(done)
+    model.train(training)
+    return found
+
+
+def _batches(sequences: Sequences, size: int, packing: bool) -> Iterator[list[int]]:
+    """Indices in passes of at most ``size`` sequences and ``PASS_TOKENS`` tokens, the longest first.
+
+    Where prompts are shared, sequences of one prompt stand together.
+    """
+
+    def rank(i: int) -> tuple[int, tuple[int, ...], int]:
+        prompt, ids = sequences[i]
+        return (-len(prompt), prompt, -len(ids)) if packing else (-len(prompt) - len(ids), (), i)
+
+    rows: list[int] = []
+    total = 0
+    for i in sorted(range(len(sequences)), key=rank):
+        prompt, ids = sequences[i]
+        shared = packing and bool(rows) and sequences[rows[-1]][0] == prompt
+        cost = len(ids) + (0 if shared else len(prompt))
+        if rows and (len(rows) == size or total + cost > PASS_TOKENS):
+            yield rows
+            rows, total, cost = [], 0, len(prompt) + len(ids)
+        rows.append(i)
+        total += cost
+    if rows:
+        yield rows

@@ -1,0 +1,144 @@
+"""The self-test of a round's first step: is the stored reference the policy that training starts from?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pipeline.models.token_logps import Precision
+from pipeline.training.batches.collate import Batch
+from pipeline.training.batches.examples import Example
+from pipeline.training.batches.micro_batches import Cut, micro_batches
+from pipeline.training.gradients import over_processes
+from pipeline.types import RowsError, RunError
+
+# Largest difference, in nats a token, between policy and stored reference when they are the same
+# model (what other batch shapes change by rounding): mean over all tokens of a batch, and over those
+# of one response. In bfloat16 a response of a token or two has nothing to average its rounding over.
+SAME_MODEL: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}
+SAME_MODEL_RESPONSE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 1.0}
+# Packed and padded rows may differ by more where what they say is larger than this on average, as rewards may be: their
+# rounding is a part of their size.
+LARGE = 10.0
+# Short examples of a process that packed and padded rows are compared on, beside its longest.
+SHORTEST = 3
+# Of the examples of a failed test, the worst first, so many are named.
+NAMED = 16
+
+
+class SelfTestError(RowsError):
+    """What must be equal differs before anything is trained."""
+
+
+@torch.no_grad()
+def check_policy_is_reference(
+    policy: nn.Module, examples: Sequence[Example], cut: Cut, accelerator: Accelerator, dtype: Precision
+) -> float:
+    """Margin 0 at step 0: the policy's log-probabilities must be the stored reference's, of several the first's.
+
+    Returns:
+        the mean absolute difference over the response tokens of all ``examples``, in nats a token.
+
+    Raises:
+        SelfTestError: this mean, or that of one response, is above what rounding explains; the stored
+            log-probabilities are of another model, other tokens or another position.
+    """
+    # All of the batch: micro-batches go by length, so the first alone would be the shortest responses.
+    responses: list[_Difference] = []
+    training = policy.training
+    # Dropout would make them differ.
+    policy.eval()
+    for batch in micro_batches(examples, cut, accelerator.process_index, accelerator.num_processes):
+        responses += _differences(policy, batch.to(accelerator.device))
+    policy.train(training)
+    sums = torch.tensor([sum(r.nats for r in responses), sum(r.tokens for r in responses)], dtype=torch.float64)
+    nats, tokens = map(float, over_processes(sums, accelerator))
+    worst = max(responses, key=_Difference.rank, default=_Difference(examples[0].id, 0.0, 1))
+    mean, largest = nats / tokens, worst.nats / worst.tokens
+    if not (mean <= SAME_MODEL[dtype] and largest <= SAME_MODEL_RESPONSE[dtype]):
+        raise SelfTestError(
+            "first step: policy and reference are the same model, yet their log-probabilities differ by "
+            f"{mean:.3g} nats a token (allowed {SAME_MODEL[dtype]:g}), by {largest:.3g} in a response of example "
+            f"{worst.id} (allowed {SAME_MODEL_RESPONSE[dtype]:g}): the stored reference log-probabilities are not "
+            "this policy's",
+            tuple(dict.fromkeys(r.id for r in sorted(responses, key=_Difference.rank, reverse=True)))[:NAMED],
+        )
+    return mean
+
+
+@torch.no_grad()
+def check_packing(
+    policy: nn.Module, examples: Sequence[Example], cut: Cut, accelerator: Accelerator, dtype: Precision
+) -> float:
+    """Packed and padded rows must have the same log-probabilities, or rewards.
+
+    Compared are the longest of ``examples``, which windows would cut, and the shortest, which share a stream.
+
+    Returns:
+        the mean absolute difference, in nats a token, over this process's response tokens of which something is said:
+        rewards stand at the last ones alone.
+
+    Raises:
+        SelfTestError: it is above what rounding explains: this model sees other tokens than it should in packed
+            streams.
+    """
+    world = accelerator.num_processes
+    ordered = sorted(examples, key=lambda e: (-e.length, e.id))
+    some = [*ordered[:world], *ordered[world:][-SHORTEST * world :]]
+    training = policy.training
+    policy.eval()
+    packed, padded = (
+        _response_logps(policy, some, replace(cut, packing=packing), accelerator) for packing in (True, False)
+    )
+    policy.train(training)
+    said = max(1, int(((packed != 0) | (padded != 0)).sum()))
+    apart = float((packed - padded).abs().sum()) / said
+    allowed = SAME_MODEL[dtype] * max(1.0, float(padded.abs().sum()) / said / LARGE)
+    if not apart <= allowed:
+        raise SelfTestError(
+            f"first step: packed and padded rows differ by {apart:.3g} nats a token (allowed {allowed:g}); "
+            "set training.packing to false for this model",
+            tuple(example.id for example in some),
+        )
+    return apart
+
+
+def _response_logps(policy: nn.Module, examples: Sequence[Example], cut: Cut, accelerator: Accelerator) -> Tensor:
+    """[n] of the response tokens of this process's examples, in an order that does not depend on ``cut``."""
+    found: dict[str, Tensor] = {}
+    for batch in micro_batches(examples, cut, accelerator.process_index, accelerator.num_processes):
+        batch = batch.to(accelerator.device)
+        logps = policy(batch.ids, batch.mask, batch.packed).policy
+        for index in range(batch.blocks):
+            for example, row in zip(batch.examples, range(*batch.block(index).indices(len(logps))), strict=True):
+                found[f"{example.id} {index}"] = logps[row][batch.mask[row]]
+    return torch.cat([found[key] for key in sorted(found)]) if found else torch.zeros(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """Of one response of example ``id``: the sum of absolute differences, in nats, over its tokens."""
+
+    id: str
+    nats: float
+    tokens: int
+
+    def rank(self) -> float:
+        return math.inf if math.isnan(self.nats) else self.nats / self.tokens
+
+
+def _differences(policy: nn.Module, batch: Batch) -> list[_Difference]:
+    if batch.references is None:
+        raise RunError("first step: no reference log-probabilities to compare the policy with")
+    # Rows that only fill up go through the policy too: all processes must do the same number of passes.
+    apart = ((policy(batch.ids, batch.mask, batch.packed).policy - batch.references[0]) * batch.mask).abs().sum(1)
+    tokens = batch.mask.sum(1)
+    found: list[_Difference] = []
+    for index in range(batch.blocks):
+        rows = batch.block(index)
+        values = zip(batch.examples, apart[rows].tolist(), tokens[rows].tolist(), strict=True)
+        found += [_Difference(example.id, nats, count) for example, nats, count in values]
+    return found

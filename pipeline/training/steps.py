@@ -1,0 +1,273 @@
+"""One optimiser step after the other: model, heads, optimiser and batch order of a run of training."""
+
+import copy
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+
+from pipeline.config import Optimisation
+from pipeline.losses import Loss
+from pipeline.models.classifier_scores import RowScores
+from pipeline.models.token_logps import OF_REFERENCE, TokenLogps, plain_model
+from pipeline.training.auxiliary.modules import Companions
+from pipeline.training.batches.collate import facts_of, plan_epoch
+from pipeline.training.batches.examples import Example, Survey
+from pipeline.training.batches.micro_batches import Cut
+from pipeline.training.checkpoint import Progress, Trained, load_checkpoint, newest_checkpoint, save_checkpoint
+from pipeline.training.distributed.fsdp import shard, single, write_back
+from pipeline.training.distributed.launch import Sharding, Zero
+from pipeline.training.distributed.zero import ZeroEngine
+from pipeline.training.gradients import BatchFacts, Lots, Objective, accumulate_gradient, over_processes
+from pipeline.training.optimiser import Group, make_optimiser, set_rate, trainable
+from pipeline.training.progress import StepReport
+from pipeline.training.schedule import rate_factor, steps_of
+from pipeline.training.self_test import check_packing, check_policy_is_reference
+from pipeline.types import RowsError, UserError, content_hash, derive_seed
+
+# What accelerate is to know of the processes; how parameters are cut over them is ours
+# (pipeline/training/distributed/fsdp.py).
+SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+
+
+class NonFiniteError(RowsError):
+    """Loss, gradient or weights became infinite or NaN. ``step`` counts from 1."""
+
+    def __init__(self, message: str, step: int, example_ids: tuple[str, ...]) -> None:
+        """``example_ids``: those whose loss is not finite, or the whole batch if only the gradient is not."""
+        super().__init__(message, example_ids)
+        self.step = step
+
+
+class Steps:
+    """The steps of one run of training; see ``train`` for the arguments.
+
+    Attributes:
+        count: how many there are.
+        companions: what the loss trains beside the policy.
+        trained: all that the steps change, but for the loss's running statistics.
+        padded_because: why rows are padded; None: prompts are shared and nothing is.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        survey: Survey,
+        loss: Loss,
+        settings: Optimisation,
+        seed: int,
+        reference_model: Any | None,
+        accelerator: Accelerator,
+        module: RowScores | None = None,
+        sharding: Sharding | Zero | None = None,
+    ) -> None:
+        """Put ``model`` into training mode and on the accelerator's device; with FSDP2 a copy that is cut."""
+        if accelerator.distributed_type not in SUPPORTED:
+            kind = accelerator.distributed_type.value
+            raise UserError(f"training: {kind} is not supported; one process, DDP, or FSDP2 by the run's accelerate")
+        self._whole = model if isinstance(sharding, Sharding) else None
+        if self._whole is not None and accelerator.is_main_process:
+            # Nobody asks the other processes for the model when it is trained.
+            model = copy.deepcopy(model)
+        self.model, self.examples, self.loss, self.settings, self.seed = model, examples, loss, settings, seed
+        self.accelerator = accelerator
+        self.count = steps_of(len(examples), settings)
+        self._survey = survey
+        # What a checkpoint must agree on to be one of this run.
+        self._key = content_hash([settings.identity(), loss.composition.identity(), seed, survey.digest])
+        self._plan: tuple[int, list[Sequence[int]]] = (-1, [])
+        self._running: Mapping[str, float] = {}
+        if settings.gradient_checkpointing:
+            plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        if sharding is None:
+            # What its attention can do is tried where it will run.
+            model.to(accelerator.device)
+        reference = _reference_of(model, reference_model, loss)
+        if reference is not None:
+            reference.to(accelerator.device)
+        self.companions = _companions(model, reference, loss, derive_seed(seed, "heads")).to(accelerator.device)
+        facts = module or TokenLogps(model, settings.dtype, facts_of(loss), reference, share_prompts=settings.packing)
+        self.padded_because = facts.padded_because
+        self._cut = Cut(
+            settings.micro_batch_size, _tokens_of_a_pass(settings, accelerator), self.padded_because is None
+        )
+        self._packing_checked = False
+        if isinstance(sharding, Sharding):
+            shard(facts, sharding, accelerator)
+        policy = trainable(model)
+        groups = [Group(policy, settings.weight_decay), *self.companions.groups(settings)]
+        wrapped: Any = facts
+        optimiser: Any = make_optimiser(groups, settings)
+        if sharding is None:
+            wrapped, optimiser = accelerator.prepare(wrapped, optimiser)
+        elif isinstance(sharding, Zero):
+            wrapped = optimiser = ZeroEngine(facts, optimiser, sharding, settings.max_grad_norm, accelerator)
+        self._objective = Objective(wrapped, loss, self.companions, accelerator)
+        parameters = {**policy, **self.companions.named()}
+        self.trained = Trained(parameters, self.companions.named_constants(), optimiser)
+
+    def resume(self, folder: Path | None) -> tuple[StepReport, ...]:
+        """Go back to the newest checkpoint in ``folder``; the reports of the steps up to it."""
+        # None of the processes writes before all have read.
+        self.accelerator.wait_for_everyone()
+        place = None if folder is None else newest_checkpoint(folder)
+        if place is None:
+            return ()
+        progress = load_checkpoint(place, self._key, self.trained)
+        if isinstance(self.trained.optimiser, ZeroEngine):
+            self.trained.optimiser.take_up_weights()
+        self._running = progress.running
+        return progress.history
+
+    def checkpoint_due(self, done: int) -> bool:
+        """Whether one is written after ``done`` steps: the last too, so a kill before the caller saves costs none."""
+        every = self.settings.checkpoint_every
+        return every > 0 and (done % every == 0 or done == self.count)
+
+    def checkpoint(self, folder: Path | None, history: Sequence[StepReport]) -> None:
+        """Write what is trained, the optimiser's state and ``history`` to ``folder``, if there is one."""
+        if folder is not None:
+            progress = Progress(self._key, len(history), tuple(history), self._running)
+            save_checkpoint(folder, progress, self.trained, self.accelerator)
+
+    def release(self) -> None:
+        """Leave the model as a caller expects it: whole (in the main process), evaluation mode, no recomputation."""
+        if self._whole is not None:
+            write_back(trainable(self.model), self._whole, self.accelerator)
+            self._whole.eval()
+        if isinstance(self.trained.optimiser, ZeroEngine):
+            self.trained.optimiser.release()
+        if self.settings.gradient_checkpointing:
+            plain_model(self.model).gradient_checkpointing_disable()
+        self.model.eval()
+
+    def take(self, step: int, check_start: bool) -> StepReport:
+        """Optimiser step number ``step`` from 0; ``check_start``: whether policy and reference must be the same.
+
+        Raises:
+            NonFiniteError: nothing has changed then.
+        """
+        # Dropout depends on the step alone, so there is no random state to save.
+        torch.manual_seed(derive_seed(self.seed, "step", step, self.accelerator.process_index))
+        rate = self.settings.learning_rate * rate_factor(step, self.count, self.settings)
+        optimiser = self.trained.optimiser
+        set_rate(optimiser, rate)
+        epoch, index = divmod(step, math.ceil(len(self.examples) / self.settings.batch_size))
+        batch = self._global_batch(epoch, index)
+        if self._cut.packing and not self._packing_checked:
+            check_packing(self._objective.policy, batch, self._cut, self.accelerator, self.settings.dtype)
+            self._packing_checked = True
+        if check_start:
+            check_policy_is_reference(self._objective.policy, batch, self._cut, self.accelerator, self.settings.dtype)
+        # The self-tests of a run's first step are no part of what a step takes.
+        started = time.perf_counter()
+        facts = accumulate_gradient(self._objective, batch, self._cut, Lots(self.seed, epoch), self._running)
+        norm = self._clip()
+        self._require_finite(step, facts, norm, batch)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        self._running = facts.running
+        self.companions.after_step(facts.critic_means)
+        return self._report(step, facts, rate, norm, time.perf_counter() - started)
+
+    def _global_batch(self, epoch: int, index: int) -> list[Example]:
+        if self._plan[0] != epoch:
+            sizes = self._survey.lengths, self._survey.tokens
+            self._plan = (epoch, plan_epoch(*sizes, self.settings.batch_size, self.seed, epoch))
+        return [self.examples[i] for i in self._plan[1][index]]
+
+    def _clip(self) -> float:
+        """Norm of the policy's gradient before clipping; NaN where that of heads or critics is not finite."""
+        if isinstance(self.trained.optimiser, ZeroEngine):
+            # It clips as it steps, and trains nothing beside the policy.
+            return self.trained.optimiser.gradient_norm()
+        # What is trained beside the policy must not shorten its step, however hard it pulls.
+        beside = [*self.companions.parameters()]
+        theirs = {id(p) for p in beside}
+        policy = [p for p in self.trained.parameters.values() if id(p) not in theirs]
+        norm = single(self.accelerator.clip_grad_norm_(policy, self.settings.max_grad_norm))
+        if beside and not math.isfinite(float(self.accelerator.clip_grad_norm_(beside, self.settings.max_grad_norm))):
+            return math.nan
+        return norm
+
+    def _require_finite(self, step: int, facts: BatchFacts, norm: float, batch: Sequence[Example]) -> None:
+        if math.isfinite(facts.loss) and math.isfinite(norm):
+            return
+        self.trained.optimiser.zero_grad(set_to_none=True)
+        suspects = tuple(dict.fromkeys(gather_object(list(facts.suspects)))) or tuple(e.id for e in batch)
+        shown = ", ".join(suspects[:5]) + (f" and {len(suspects) - 5} more" if len(suspects) > 5 else "")
+        raise NonFiniteError(
+            f"step {step + 1} of {self.count}: loss {facts.loss:g}, gradient norm {norm:g}; examples {shown}",
+            step + 1,
+            suspects,
+        )
+
+    def require_finite_weights(self, step: int) -> None:
+        """Refuse to keep what step number ``step`` from 0 has made of the weights. Raises ``NonFiniteError``."""
+        # Each process looks at the part that it holds.
+        wrong = sum(int(not torch.isfinite(tensor).all()) for tensor in self.trained.tensors.values())
+        if over_processes(torch.tensor([float(wrong)], dtype=torch.float64), self.accelerator) == 0:
+            return
+        epoch, index = divmod(step, math.ceil(len(self.examples) / self.settings.batch_size))
+        ids = tuple(example.id for example in self._global_batch(epoch, index))
+        raise NonFiniteError(
+            f"step {step + 1} of {self.count}: loss and gradient were finite, yet the weights after it are not "
+            f"(learning rate {self.settings.learning_rate:g}); none of them is kept",
+            step + 1,
+            ids,
+        )
+
+    def _report(self, step: int, facts: BatchFacts, rate: float, norm: float, seconds: float) -> StepReport:
+        return StepReport(
+            step=step + 1,
+            steps=self.count,
+            loss=facts.loss,
+            learning_rate=rate,
+            grad_norm=norm,
+            margin=facts.metrics.get("margin"),
+            accuracy=facts.metrics.get("accuracy"),
+            chosen_logp_per_token=facts.metrics["chosen_logp_per_token"],
+            rejected_logp_per_token=facts.metrics.get("rejected_logp_per_token"),
+            tokens=facts.tokens,
+            response_tokens=facts.response_tokens,
+            padding=1 - facts.tokens / facts.positions,
+            seconds=seconds,
+            tokens_per_second=facts.tokens / seconds,
+            chosen_change_per_token=facts.metrics.get("chosen_change_per_token"),
+            rejected_change_per_token=facts.metrics.get("rejected_change_per_token"),
+        )
+
+
+def _reference_of(model: Any, given: Any | None, loss: Loss) -> Any | None:
+    """The model that tells what stored log-probabilities do not; None if the loss asks for nothing of it."""
+    wanted = facts_of(loss) & OF_REFERENCE
+    if not wanted:
+        return None
+    if given is not None:
+        return given
+    if plain_model(model) is model:
+        raise UserError(
+            f"training: loss {loss.name} reads more of the reference model than its log-probabilities "
+            f"({', '.join(sorted(wanted))}); without an adapter to switch off, a reference model must be given"
+        )
+    return model
+
+
+def _companions(model: Any, reference: Any | None, loss: Loss, seed: int) -> Companions:
+    own = plain_model(model).config.get_text_config()
+    other = own if reference is None else plain_model(reference).config.get_text_config()
+    made = Companions(loss.composition, own.hidden_size, other.num_hidden_layers, other.hidden_size, seed)
+    return made.train()
+
+
+def _tokens_of_a_pass(settings: Optimisation, accelerator: Accelerator) -> int:
+    if settings.micro_batch_tokens is not None:
+        return settings.micro_batch_tokens
+    return 1024 if accelerator.device.type == "cpu" else 16384

@@ -1,0 +1,88 @@
+"""From settings to objects. Heavy imports stand inside the cases, so only what is used is loaded."""
+
+from typing import assert_never
+
+from pipeline.config import (
+    ClassifierScorer,
+    EnsembleScorer,
+    ExactMatchScorer,
+    FunctionScorer,
+    JudgeScorer,
+    KeywordScorer,
+    LengthScorer,
+    NumberScorer,
+    PairwiseScorer,
+    RegexScorer,
+    Scorer,
+    SlotScorer,
+)
+from reward_models.answers.accounts import Accounts
+from reward_models.answers.labellers import OneByOne, TwoByTwo, Uncached
+from reward_models.answers.questions import ScoredBy
+from reward_models.labeller import Labeller
+
+
+def build_labeller(settings: Scorer, accounts: Accounts, field: str = "scorer") -> Labeller:
+    """The labeller that ``settings``, which stand at ``field`` of the config, describe.
+
+    Raises ``UserError`` if its model, file or key cannot be had.
+    """
+    match settings:
+        case FunctionScorer():
+            from reward_models.function import FunctionReward
+
+            return OneByOne(FunctionReward(settings, field), accounts)
+        case ClassifierScorer():
+            return _classifier(settings, accounts)
+        case PairwiseScorer():
+            from reward_models.local.pairwise import PairwiseModel
+            from reward_models.versions import model_version
+
+            plain = settings.model_copy(update={"pairs_per_prompt": None})
+            version = model_version({**plain.identity()}, settings.path)
+            return TwoByTwo(PairwiseModel(settings, version, accounts, field), accounts, settings.pairs_per_prompt)
+        case JudgeScorer():
+            from reward_models.judge.judge import Judge
+
+            judge = Judge(settings, accounts, field)
+            if settings.mode == "pairwise":
+                return TwoByTwo(judge, accounts, settings.pairs_per_prompt)
+            return OneByOne(judge, accounts)
+        case EnsembleScorer():
+            from reward_models.ensemble import Ensemble
+
+            places = [f"{field}.members.{index}.scorer" for index in range(len(settings.members))]
+            members = zip(settings.members, places, strict=True)
+            return Ensemble(settings, [build_labeller(member.scorer, accounts, place) for member, place in members])
+        case _:
+            return _rule(settings)
+
+
+def _rule(
+    settings: SlotScorer | ExactMatchScorer | NumberScorer | RegexScorer | KeywordScorer | LengthScorer,
+) -> Labeller:
+    from reward_models import rules
+
+    match settings:
+        case SlotScorer():
+            return Uncached(rules.SlotReward(settings))
+        case ExactMatchScorer():
+            return Uncached(rules.MatchReward(settings))
+        case NumberScorer():
+            return Uncached(rules.NumberReward(settings))
+        case RegexScorer():
+            return Uncached(rules.RegexReward(settings))
+        case KeywordScorer():
+            return Uncached(rules.KeywordReward(settings))
+        case LengthScorer():
+            return Uncached(rules.LengthReward(settings))
+    assert_never(settings)
+
+
+def _classifier(settings: ClassifierScorer, accounts: Accounts) -> Labeller:
+    from reward_models.local.classifier import ClassifierReward
+    from reward_models.versions import model_version
+
+    reward = ClassifierReward(settings)
+    accounts.facts.append(lambda: reward.facts)
+    return OneByOne(ScoredBy(reward, model_version({**settings.identity()}, settings.path)), accounts)

@@ -1,0 +1,97 @@
+"""What a paid labeller may still use up: calls and money. Torch-free."""
+
+import threading
+from uuid import uuid4
+
+from pipeline.config import Endpoint
+from reward_models.answers.accounts import UNDER_WAY, Accounts, Call
+
+
+class Budget:
+    """Calls are let through while the run's ledger and the calls under way stay within the section ``budget``.
+
+    A call is let through only if the most that it can cost still fits, so the cap is never passed; where calls under
+    way may turn out cheaper, it waits for them. It is written down before it is made, so that one that a kill cuts off
+    has cost the most that it could.
+    """
+
+    def __init__(self, settings: Endpoint, labeller: str, accounts: Accounts) -> None:
+        """Count what earlier calls of this labeller in the same run used up."""
+        self._settings = settings
+        self._labeller = labeller
+        self._accounts = accounts
+        earlier = accounts.ledger.spent(lambda call: call.labeller == labeller)
+        self._calls, self._cost = earlier.calls, earlier.cost
+        self._reserved: dict[str, float] = {}
+        self._moved = threading.Condition()
+
+    def highest_cost(self, text: str, max_tokens: int) -> float:
+        """The most that a question of ``text`` can cost: no token is shorter than a byte."""
+        # What a chat template adds is some tokens a message.
+        return self._price(len(text.encode()) + 64, max_tokens)
+
+    def reserve(self, highest: float) -> str | None:
+        """The id of a call that costs at most ``highest``, which counts until ``settle``; None if it may not be made.
+
+        Raises ``OSError`` if it cannot be written down.
+        """
+        name = self._reserve(highest)
+        if name is not None:
+            try:
+                self._accounts.ledger.add(self._call(name, UNDER_WAY, cost=highest))
+            except OSError:
+                # It is not made, and those that wait for it must not wait for ever.
+                with self._moved:
+                    del self._reserved[name]
+                    self._moved.notify_all()
+                raise
+        return name
+
+    def _reserve(self, highest: float) -> str | None:
+        budget = self._settings.budget
+        with self._moved:
+            while True:
+                under_way = len(self._reserved)
+                calls_left = budget.calls is None or self._calls + under_way < budget.calls
+                reserved = sum(self._reserved.values())
+                money_left = budget.cost is None or self._cost + reserved + highest <= budget.cost
+                if calls_left and money_left:
+                    name = uuid4().hex
+                    self._reserved[name] = highest
+                    return name
+                hopeless = budget.cost is not None and self._cost + highest > budget.cost
+                if not calls_left or hopeless or under_way == 0:
+                    return None
+                self._moved.wait()
+
+    def settle(self, name: str, outcome: str, tokens: tuple[int, int] | None, billed: bool) -> None:
+        """Write down what became of the call: its cost is that of ``tokens`` (of question and answer), if they are
+        known, else the highest.
+
+        A call that the server turned away is not ``billed``.
+        """
+        cost = 0.0
+        if billed:
+            cost = self._reserved[name] if tokens is None else self._price(*tokens)
+        given = tokens or (0, 0)
+        with self._moved:
+            del self._reserved[name]
+            self._calls += 1
+            self._cost += cost
+            self._moved.notify_all()
+        self._accounts.ledger.add(self._call(name, outcome, given, cost))
+
+    def _call(self, name: str, outcome: str, tokens: tuple[int, int] = (0, 0), cost: float = 0.0) -> Call:
+        return Call(
+            id=name,
+            stage=self._accounts.stage,
+            labeller=self._labeller,
+            outcome=outcome,
+            prompt_tokens=tokens[0],
+            completion_tokens=tokens[1],
+            cost=cost,
+        )
+
+    def _price(self, prompt_tokens: int, completion_tokens: int) -> float:
+        price = self._settings.price
+        return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6

@@ -1,0 +1,117 @@
+"""The question put to a judge: a jinja2 template around fenced texts. Torch-free.
+
+Responses are written by the model that is being judged, which may learn to address its judge. So every text stands
+between lines with a mark that it cannot hold, and control tokens in it are broken up.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pipeline.config import JudgeScorer
+from pipeline.types import Message, Prompt, Response, UserError, content_hash
+from reward_models.answers.questions import Question
+
+OWN = {mode: Path(__file__).with_name(f"{mode}.jinja") for mode in ("pairwise", "pointwise")}
+LONGEST_TEMPLATE = 200_000  # characters
+# Chat templates of common model families write turns with these; a server's tokenizer takes them for control tokens
+# wherever they stand, so that a response could end the user's turn and begin another.
+CONTROL = re.compile(
+    r"<(?=[|｜][^<>]{0,40}[|｜]>)|<(?=/?s>)|<(?=(?:start|end)_of_(?:turn|image)>)|<(?=(?:bos|eos|pad|unk)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])|<(?=</?SYS>>)",
+    re.IGNORECASE,
+)
+BREAK = "\u200b"
+
+
+def without_control_tokens(text: str) -> str:
+    """``text`` with an invisible space in whatever looks like a control token, `<|im_end|>` for example."""
+    return CONTROL.sub(lambda found: found[0] + BREAK, text)
+
+
+class JudgePrompt:
+    """Makes the text of a question.
+
+    Attributes:
+        source: the template's text, which is part of the labels' version.
+    """
+
+    def __init__(self, settings: JudgeScorer, field: str) -> None:
+        """Read the template and try it. Raises ``UserError`` naming file and line if it cannot be used."""
+        self._settings = settings
+        self._file = Path(settings.template) if settings.template is not None else OWN[settings.mode]
+        self._field = f"{field}.template: {self._file}"
+        try:
+            self.source = self._file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise UserError(f"{self._field}: cannot be read ({reason})") from None
+        if len(self.source) > LONGEST_TEMPLATE:
+            raise UserError(f"{self._field}: {len(self.source)} characters; at most {LONGEST_TEMPLATE}")
+        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+        try:
+            self._template = environment.from_string(self.source)
+        except TemplateError as error:
+            raise UserError(f"{self._field}: {_line(error)}{error}") from None
+        self._try()
+
+    def render(self, question: Question) -> str:
+        """The question's whole text. Raises ``UserError`` for a template that fails."""
+        texts = [response.text for response in question.responses]
+        answer = question.prompt.answer
+        mark = _mark(question.prompt.messages, [*texts, answer or ""])
+        values: dict[str, object] = {
+            "mark": mark,
+            "conversation": _fence("CONVERSATION", _turns(question.prompt.messages), mark),
+            "answer": None if answer is None else _fence("EXPECTED", answer, mark),
+            "verdict": self._settings.verdict,
+            "low": self._settings.scale[0],
+            "high": self._settings.scale[1],
+        }
+        names = ["response"] if len(texts) == 1 else ["response_a", "response_b"]
+        for name, text in zip(names, texts, strict=True):
+            values[name] = _fence(name.replace("_", " ").upper(), text, mark)
+        try:
+            return self._template.render(values)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise UserError(f"{self._field}: {_line(error)}{error}") from None
+
+    def _try(self) -> None:
+        """A template that shows no response, or only one of two, would give labels all the same."""
+        words = ("prompt-3141", "first-5926", "second-5358")
+        count = 2 if self._settings.mode == "pairwise" else 1
+        responses = tuple(Response(word, (), (), "stop") for word in words[1 : count + 1])
+        text = self.render(Question(Prompt((Message("user", words[0]),), answer="answer-9793"), responses))
+        names = ("response_a", "response_b") if count == 2 else ("response",)
+        for name, word in zip(names, words[1:], strict=False):
+            if word not in text:
+                raise UserError(
+                    f"{self._field}: does not show {{{{ {name} }}}}; a {self._settings.mode} judge needs it"
+                )
+
+
+def _mark(messages: Sequence[Message], texts: Sequence[str]) -> str:
+    """Sixteen hexadecimal digits that are in none of the texts; the same ones for the same texts."""
+    contents = [*(message.content for message in messages), *texts]
+    attempt = 0
+    while any((mark := content_hash([attempt, contents])) in text for text in contents):
+        attempt += 1
+    return mark
+
+
+def _fence(name: str, text: str, mark: str) -> str:
+    return f"<<<{name} {mark}\n{without_control_tokens(text)}\n{mark} END OF {name}>>>"
+
+
+def _turns(messages: Sequence[Message]) -> str:
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n\n".join(f"{message.role}:\n{message.content}" for message in messages)
+
+
+def _line(error: Exception) -> str:
+    number = getattr(error, "lineno", None)
+    return "" if number is None else f"line {number}: "

@@ -1,0 +1,164 @@
+"""A Hugging Face sequence-classification model as a reward: conversation in, logits out.
+
+It gets messages and applies its own tokenizer and chat template, never the policy's tokens. A prompt is computed once
+for all of its responses where the model's attention allows that, and nothing is padded.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, TypeVar
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from pipeline.config import ClassifierScorer, PairwiseScorer
+from pipeline.models.attention.packing import pack
+from pipeline.models.attention.shared_prompts import TOLERANCE
+from pipeline.models.classifier_scores import RowScores, padding_id
+from pipeline.types import Group, RunError, UserError
+from reward_models.local.conversations import Conversations, Ids, split_shared, without_end
+
+T = TypeVar("T")
+# Rows of the first call that are also scored one by one.
+CHECKED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Rows that begin alike: ``shared``, then one of ``rests``. ``places``: where their scores belong."""
+
+    shared: Ids
+    rests: tuple[Ids, ...]
+    places: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Distinct ones."""
+        return len(self.shared) + sum(map(len, self.rests))
+
+
+class ClassifierReward:
+    """Scores by one logit of the model, or a weighted sum of several."""
+
+    def __init__(self, settings: ClassifierScorer) -> None:
+        """Load model and tokenizer, on the GPU if there is one. Raises ``UserError`` naming the path or the setting."""
+        tokenizer, model = load_classifier(settings)
+        outputs: int = model.config.num_labels
+        unknown = [output for output in settings.outputs if output >= outputs]
+        if unknown:
+            raise UserError(f"scorer.outputs: {unknown[0]}, but {settings.path} has outputs 0 to {outputs - 1}")
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model = model.to(self._device).eval()
+        self._scores = RowScores(model, settings.outputs, share_prompts=settings.packing)
+        self._conversations = Conversations(tokenizer, settings.max_tokens)
+        self._budget = settings.pass_tokens(self._device.type != "cpu")
+        self._checked = False
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """What a manifest says of the scores: conversations that lost tokens at the left, and why rows were padded."""
+        truncated = self._conversations.truncated
+        return {"truncated_conversations": truncated, "padded_because": self._scores.padded_because}
+
+    @torch.inference_mode()
+    def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
+        """One number a response; None for a conversation without any token.
+
+        Raises:
+            RunError: on the first call, a row's score is another one when the row is scored alone.
+        """
+        rows = self._rows(groups)
+        found: list[float | None] = [None] * len(rows)
+        for places, rewards in self._passes(groups, rows):
+            for place, reward in zip(places, rewards.tolist(), strict=True):
+                found[place] = reward
+        if not self._checked:
+            self._check(rows, found)
+        given = iter(found)
+        return [tuple(next(given) for _ in group.responses) for group in groups]
+
+    def _rows(self, groups: Sequence[Group]) -> list[Ids]:
+        asked = [(group.prompt.messages, response.text) for group in groups for response in group.responses]
+        padding = padding_id(self._model)
+        return [without_end(row, padding) for row in self._conversations.encode(asked)]
+
+    def _passes(self, groups: Sequence[Group], rows: list[Ids]) -> Iterator[tuple[list[int], Tensor]]:
+        """Places and rewards of one forward pass after the other, those with the longest rows first."""
+        if self._scores.padded_because is not None:
+            places = sorted((i for i, row in enumerate(rows) if row), key=lambda i: -len(rows[i]))
+            for batch in _cut(places, [len(rows[i]) for i in places], self._budget, padded=True):
+                yield batch, self._padded([rows[i] for i in batch])
+            return
+        trees = sorted(_trees(groups, rows, self._budget), key=lambda tree: -tree.tokens)
+        for part in _cut(trees, [tree.tokens for tree in trees], self._budget, padded=False):
+            packed = pack([(tree.shared, rest) for tree in part for rest in tree.rests])
+            yield [place for tree in part for place in tree.places], self._scores.of_stream(packed.to(self._device))
+
+    def _padded(self, rows: list[Ids]) -> Tensor:
+        width = max(map(len, rows))
+        ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=self._device)
+        return self._scores.of_rows(ids, torch.tensor([len(row) for row in rows], device=self._device))
+
+    def _check(self, rows: list[Ids], found: list[float | None]) -> None:
+        """A few scores must be what the model itself says of the row alone."""
+        known = [(row, reward) for row, reward in zip(rows, found, strict=True) if row and reward is not None]
+        self._checked = bool(known)
+        for row, reward in known[:: max(1, len(known) // CHECKED)][:CHECKED]:
+            logits = self._model(input_ids=torch.tensor([row], device=self._device)).logits[0].float()
+            alone = sum(float(logits[output]) * weight for output, weight in self._scores.outputs.items())
+            if not abs(reward - alone) <= TOLERANCE[self._model.dtype] * max(1.0, abs(alone)):
+                raise RunError(
+                    f"{type(self._model).__name__} gives a conversation the reward {alone:.6g} alone and {reward:.6g} "
+                    "beside others; set scorer.packing to false for this model, or scorer.batch_tokens to 1"
+                )
+
+
+def load_classifier(settings: ClassifierScorer | PairwiseScorer, field: str = "scorer") -> tuple[Any, Any]:
+    """Tokenizer and model; ``field`` is where the config names them.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks weights that only training gives.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            settings.path,
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{field}.path: {settings.path}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"{field}.path: {settings.path} is no trained classifier: it lacks the weights {missing}")
+    return tokenizer, model
+
+
+def _trees(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterator[Tree]:
+    """The rows of each group; more than one tree where they share nothing or are more than a pass should hold."""
+    starts = accumulate((len(group.responses) for group in groups), initial=0)
+    for start, group in zip(starts, groups, strict=False):
+        places = [place for place in range(start, start + len(group.responses)) if rows[place]]
+        shared, rests = split_shared([rows[place] for place in places])
+        if not shared:
+            yield from (Tree(rows[place], ((),), (place,)) for place in places)
+            continue
+        numbers = range(len(places))
+        for part in _cut(numbers, [len(rest) for rest in rests], budget - len(shared), padded=False):
+            yield Tree(shared, tuple(rests[i] for i in part), tuple(places[i] for i in part))
+
+
+def _cut(items: Sequence[T], costs: Sequence[int], budget: int, *, padded: bool) -> Iterator[list[T]]:
+    """``items`` in parts of at most ``budget``, or of one; ``padded``: each costs as much as the first of its part."""
+    start = 0
+    while start < len(items):
+        stop, total = start + 1, costs[start]
+        while stop < len(items) and total + (cost := costs[start if padded else stop]) <= budget:
+            stop, total = stop + 1, total + cost
+        yield list(items[start:stop])
+        start = stop

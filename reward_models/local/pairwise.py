@@ -1,0 +1,99 @@
+"""A sequence classifier that sees a prompt and two responses, in the form of PairRM (LLM-Blender, arXiv:2306.02561).
+
+Departs from its published model, which ranks with a head of its own code: any Hugging Face sequence classifier with
+one logit, two, or three (with a tie) is taken.
+"""
+
+from collections.abc import Sequence
+
+from pipeline.config import PairwiseScorer
+from pipeline.types import Message, UserError
+from reward_models.answers.accounts import Accounts
+from reward_models.answers.questions import Answer, Done, Question
+from reward_models.judge.prompt import without_control_tokens
+from reward_models.local.classifier import load_classifier
+
+
+class PairwiseModel:
+    """A source of P(the first is better)."""
+
+    def __init__(self, settings: PairwiseScorer, version: str, accounts: Accounts, field: str = "scorer") -> None:
+        """Load model and tokenizer, on the GPU if there is one. Raises ``UserError`` naming the path."""
+        import torch
+
+        self._settings = settings
+        self._version = version
+        self._accounts = accounts
+        self._tokenizer, self._model = load_classifier(settings, field)
+        outputs: int = self._model.config.num_labels
+        if outputs not in (1, 2, 3):
+            raise UserError(f"{field}.path: {settings.path} has {outputs} outputs; a pairwise model has 1, 2 or 3")
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model.to(self._device).eval()
+
+    @property
+    def version(self) -> str:
+        """As it was given."""
+        return self._version
+
+    def answer(self, questions: Sequence[Question], done: Done) -> None:
+        """In batches of inputs of like length."""
+        texts = [self._text(question) for question in questions]
+        rows: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        # Decoder classifiers pool at the last token that is no padding, and cannot take several rows without it.
+        padding = self._model.config.get_text_config().pad_token_id
+        size = 1 if padding is None else self._settings.batch_size
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            for index, value in zip(batch, self._probabilities([rows[i] for i in batch], padding), strict=True):
+                done(index, Answer(value))
+
+    def _probabilities(self, rows: list[list[int]], padding: int | None) -> list[float]:
+        import torch
+
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [padding or 0] * (width - len(row)) for row in rows], device=self._device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self._device)
+        with torch.inference_mode():
+            logits = self._model(input_ids=ids, attention_mask=mask).logits.float()
+        if logits.shape[1] == 1:
+            found: list[float] = logits[:, 0].sigmoid().tolist()
+            return found
+        shares = logits.softmax(-1)
+        ties = shares[:, 2] if logits.shape[1] == 3 else torch.zeros_like(shares[:, 0])
+        found = (shares[:, 0] + ties / 2).tolist()
+        return found
+
+    def _text(self, question: Question) -> str:
+        """Prompt and both responses behind their markers, which no text can hold."""
+        limits = (self._settings.max_prompt_tokens, *[self._settings.max_response_tokens] * 2)
+        shown = [self._clean(response.text) for response in question.responses]
+        texts = (self._clean(_turns(question.prompt.messages)), *shown)
+        parts = []
+        for place, (marker, text, limit) in enumerate(zip(self._settings.markers, texts, limits, strict=True)):
+            parts.append(marker + self._cut(text, limit, keep_end=place == 0))
+        return "".join(parts)
+
+    def _clean(self, text: str) -> str:
+        """``text`` without anything that a marker could be taken for; those of a user's own may look like anything."""
+        for marker in self._settings.markers:
+            if marker:
+                text = text.replace(marker, " ")
+        return without_control_tokens(text)
+
+    def _cut(self, text: str, limit: int, keep_end: bool) -> str:
+        places = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
+        if len(places) <= limit:
+            return text
+        self._accounts.counts["truncated"] += 1
+        return text[places[-limit][0] :] if keep_end else text[: places[limit - 1][1]]
+
+
+def _turns(messages: Sequence[Message]) -> str:
+    """The prompt's text; the roles are named where there are several turns."""
+    if len(messages) == 1:
+        return messages[0].content
+    return "\n".join(f"{message.role}: {message.content}" for message in messages)

@@ -1,0 +1,80 @@
+"""Comparisons that people answer: the questions as a file and as a page, and their answers."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from pipeline.safe_text import visible
+from pipeline.types import Group, derive_seed
+
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
+ANSWERS = ("a", "b", "tie", "skip")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """``votes`` on each question by id, ``a``, ``b``, ``tie`` or ``skip``; ``faults`` name rows that are none."""
+
+    votes: dict[str, Counter[str]]
+    faults: list[str]
+
+
+def question(comparison: Group) -> dict[str, Any]:
+    """A comparison as a plain row: id, prompt, and the two responses in an order that says nothing."""
+    first, second = (response.text for response in comparison.responses)
+    a, b = (second, first) if _swapped(comparison) else (first, second)
+    prompt = [{"role": message.role, "content": message.content} for message in comparison.prompt.messages]
+    return {"id": comparison.id, "prompt": prompt, "a": a, "b": b}
+
+
+def questions_page(title: str, comparisons: Sequence[Group]) -> str:
+    """A self-contained page that asks the questions and saves the answers as a file; model text is escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.filters["visible"] = visible
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(title=title, questions=[question(comparison) for comparison in comparisons])
+
+
+def read_answers(text: str, comparisons: Iterable[Group]) -> Answers:
+    """Answers from JSON lines of ``{"id": ..., "answer": "a" | "b" | "tie" | "skip"}``; several to a question count.
+
+    An unfinished last line (no line break) is passed over, since it may still be being written.
+    """
+    asked = {comparison.id for comparison in comparisons}
+    votes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    faults: list[str] = []
+    lines = text.split("\n")
+    for number, line in enumerate(lines[:-1], 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            faults.append(f"row {number}: not JSON")
+            continue
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row["id"] not in asked:
+            faults.append(f"row {number}: id: {line[:80]} names none of the questions")
+        elif not isinstance(row.get("answer"), str) or row["answer"] not in ANSWERS:
+            answer = repr(row.get("answer"))[:80]
+            faults.append(f"row {number}: answer: {answer}; must be one of {', '.join(ANSWERS)}")
+        else:
+            votes[row["id"]][row["answer"]] += 1
+    return Answers(dict(votes), faults)
+
+
+def answered(comparison: Group, votes: Counter[str]) -> Group:
+    """The comparison with the share of votes that each response got, a tie half to each; skips are no votes."""
+    total = votes["a"] + votes["b"] + votes["tie"]
+    if not total:
+        return replace(comparison, scores=(None, None))
+    a = (votes["a"] + votes["tie"] / 2) / total
+    return replace(comparison, scores=(1 - a, a) if _swapped(comparison) else (a, 1 - a))
+
+
+def _swapped(comparison: Group) -> bool:
+    return derive_seed("side", comparison.id) % 2 == 1

@@ -1,0 +1,86 @@
+"""Preferences of a data set as comparisons of whole conversations, for training a reward model. Torch-free."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from pipeline.training.batches.examples import Continuation, Example
+from pipeline.types import TextGroup, TextPair, TextPreference, UnpairedText, UserError, content_hash
+from reward_models.local.conversations import Conversations, Ids, split_shared, without_end
+
+CAUSES = ("tie", "identical", "long", "unshared")
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A pair and its tokens: the rows of chosen and rejected."""
+
+    pair: TextPair
+    rows: tuple[Ids, Ids]
+
+
+def pairs_of(preferences: Iterable[TextPreference]) -> Iterator[TextPair]:
+    """Pairs as they are, but with soft label ½ where their scores are equal; of each group each two of its responses.
+
+    Raises:
+        UserError: single responses, which compare nothing.
+    """
+    for row in preferences:
+        match row:
+            case TextPair():
+                tied = row.chosen_score is not None and row.chosen_score == row.rejected_score
+                yield replace(row, soft_label=0.5) if tied else row
+            case TextGroup():
+                for one, other in combinations(zip(row.responses, row.rewards, strict=True), 2):
+                    (chosen, high), (rejected, low) = sorted((one, other), key=lambda of: -of[1])
+                    yield TextPair(row.prompt, chosen, rejected, high, low, soft_label=0.5 if high == low else 1.0)
+            case UnpairedText():
+                raise UserError("pairs: single responses marked good or bad; a reward model needs pairs or groups")
+
+
+def compare(
+    pairs: Sequence[TextPair], conversations: Conversations, padding: int | None, max_tokens: int, *, ties: bool
+) -> tuple[list[Comparison], dict[str, int]]:
+    """Comparisons in the order of ``pairs``, and how many were dropped, by cause.
+
+    Args:
+        pairs: any.
+        conversations: without a limit.
+        padding: the id that decoder classifiers pool before; trailing ones are no part of a row.
+        max_tokens: of a row; a pair with a longer one is dropped (``long``).
+        ties: whether ties are kept (else ``tie``). ``identical``: equal tokens. ``unshared``: rows that do not begin
+            with the same token, so that there is no prompt.
+    """
+    dropped: Counter[str] = Counter()
+    asked = [(pair.prompt.messages, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    rows = [without_end(row, padding) for row in conversations.encode(asked)]
+    found: list[Comparison] = []
+    for pair, chosen, rejected in zip(pairs, rows[::2], rows[1::2], strict=True):
+        cause = _fault(pair, chosen, rejected, max_tokens, ties)
+        if cause is None:
+            found.append(Comparison(pair, (chosen, rejected)))
+        else:
+            dropped[cause] += 1
+    return found, {cause: dropped[cause] for cause in CAUSES}
+
+
+def example(comparison: Comparison) -> Example:
+    """The comparison as the trainer takes it: what both rows begin with is the prompt."""
+    pair, rows = comparison.pair, comparison.rows
+    shared, _ = split_shared(rows)
+    # Each response keeps a token, also where one row is the beginning of the other.
+    at = min(len(shared), *(len(row) - 1 for row in rows))
+    scores = (pair.chosen_score, pair.rejected_score)
+    responses = tuple(Continuation(row[at:], reward=score) for row, score in zip(rows, scores, strict=True))
+    return Example(content_hash([*rows]), rows[0][:at], "pair", responses, pair.soft_label)
+
+
+def _fault(pair: TextPair, chosen: Ids, rejected: Ids, max_tokens: int, ties: bool) -> str | None:
+    if pair.soft_label == 0.5 and not ties:
+        return "tie"
+    if chosen == rejected:
+        return "identical"
+    if max(len(chosen), len(rejected)) > max_tokens:
+        return "long"
+    return "unshared" if min(len(chosen), len(rejected)) < 2 or chosen[0] != rejected[0] else None
