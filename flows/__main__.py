@@ -15,9 +15,8 @@ from flows.commands.cli.preparing import check, init, losses, plan
 from flows.commands.cli.results import pairs, report, show, verify
 from flows.commands.cli.runs import run
 from flows.prefect_api.environment import prepare_environment
-from pipeline.redaction import redacted
-from pipeline.safe_text import visible
-from pipeline.types import Paused, RunError, UserError
+from pipeline.errors import Paused, RunError, UserError
+from pipeline.safe_text import redacted, visible
 
 LONGEST_MESSAGE = 8000
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.commands.export import write_card
 from flows.loop.entry import Firing, carry_out, run_name
 from flows.loop.opening import open_run
 from flows.loop.rounds import added, labelled, learn, start
 from flows.prefect_api.parameters import ConfigFiles, RedoFrom, RoundsMore, RunDir, Settings, Until
+from flows.report.model_card import write_card
 from flows.report.write import write_report
 from flows.run_folder.ancestry import parent
 from flows.run_folder.approvals import goes_on

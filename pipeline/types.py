@@ -20,16 +20,6 @@ def content_hash(value: object, length: int = 16) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:length]
 
 
-def json_line(value: object) -> str:
-    """``value`` as one line of JSON, its line break included."""
-    return json.dumps(value, ensure_ascii=False) + "\n"
-
-
-def json_text(value: object) -> str:
-    """``value`` as the text of a JSON file."""
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
 def derive_seed(*parts: object) -> int:
     """A 31-bit seed that depends on ``parts`` alone, never on order of execution or on time."""
     return int(content_hash([str(part) for part in parts], length=8), 16) & 0x7FFFFFFF
@@ -193,32 +183,3 @@ class UnpairedText:
 
 
 TextPreference = TextPair | TextGroup | UnpairedText
-
-
-class UserError(Exception):
-    """A mistake in config or data: shown as a few lines, exit code 2, never a traceback."""
-
-
-class RunError(Exception):
-    """A failure while running (non-finite loss, stale weights, a dead child): exit code 1."""
-
-
-class Paused(Exception):  # noqa: N818 - the run waits for a person, and nothing has failed
-    """The gate of a round, or its gold, asks people: exit code 3; the message says why, and how to answer."""
-
-
-class RowsError(RunError):
-    """A failure that some of the rows at hand show: numbers that are not finite, a self-test that fails."""
-
-    def __init__(self, message: str, example_ids: tuple[str, ...]) -> None:
-        """``example_ids``: of those rows."""
-        super().__init__(message)
-        self.example_ids = example_ids
-
-
-def first_lines(items: Sequence[str], limit: int = 5) -> str:
-    """The first ``limit`` items on lines of their own, and how many more there are."""
-    shown = [f"  {item}" for item in items[:limit]]
-    if len(items) > limit:
-        shown.append(f"  ... and {len(items) - limit} more")
-    return "\n".join(shown)

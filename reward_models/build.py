@@ -1,5 +1,6 @@
 """From settings to objects. Heavy imports stand inside the cases, so only what is used is loaded."""
 
+from pathlib import Path
 from typing import assert_never
 
 from pipeline.config import (
@@ -16,10 +17,32 @@ from pipeline.config import (
     Scorer,
     SlotScorer,
 )
+from pipeline.storage.digests import file_sha256
+from pipeline.types import content_hash
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.labellers import OneByOne, TwoByTwo, Uncached
 from reward_models.answers.questions import ScoredBy
 from reward_models.labeller import Labeller
+
+HASHED_WHOLE = 64 * 1024 * 1024
+
+
+def model_version(settings: dict[str, object], path: str) -> str:
+    """Hash of ``settings`` and of the folder's files: small ones by content, weights by size and time of change.
+
+    A model that is trained again into the same folder is another one, though its weights have the same size. A hub
+    name has no files here; its settings alone count.
+    """
+    folder = Path(path)
+    files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    return content_hash([settings, [[file.name, *_facts(file)] for file in files]])
+
+
+def _facts(file: Path) -> list[object]:
+    state = file.stat()
+    if state.st_size <= HASHED_WHOLE:
+        return [file_sha256(file)]
+    return [state.st_size, state.st_mtime_ns]
 
 
 def build_labeller(settings: Scorer, accounts: Accounts, field: str = "scorer") -> Labeller:
@@ -36,7 +59,6 @@ def build_labeller(settings: Scorer, accounts: Accounts, field: str = "scorer") 
             return _classifier(settings, accounts)
         case PairwiseScorer():
             from reward_models.local.pairwise import PairwiseModel
-            from reward_models.versions import model_version
 
             plain = settings.model_copy(update={"pairs_per_prompt": None})
             version = model_version({**plain.identity()}, settings.path)
@@ -81,7 +103,6 @@ def _rule(
 
 def _classifier(settings: ClassifierScorer, accounts: Accounts) -> Labeller:
     from reward_models.local.classifier import ClassifierReward
-    from reward_models.versions import model_version
 
     reward = ClassifierReward(settings)
     accounts.facts.append(lambda: reward.facts)

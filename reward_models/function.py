@@ -9,8 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline.config import FunctionScorer
-from pipeline.types import Prompt, Response, UserError, content_hash
-from reward_models.answers.questions import Answer, Done, Question
+from pipeline.errors import UserError
+from pipeline.types import Prompt, Response, content_hash
+from reward_models.answers.missing import Answer
+from reward_models.answers.questions import Done, Question
 
 PARAMETERS = 3
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from pipeline.types import Group, RunError
+from pipeline.errors import RunError
+from pipeline.types import Group
 
 Scores = tuple[float | None, ...]
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pipeline.config import ExactMatchScorer, KeywordScorer, LengthScorer, NumberScorer, RegexScorer, SlotScorer
 from pipeline.data.tasks.slots import parse_mr, slot_errors
-from pipeline.types import Group, Prompt, Response, UserError
+from pipeline.errors import UserError
+from pipeline.types import Group, Prompt, Response
 
 
 class SlotReward:

@@ -1,8 +1,10 @@
 """A policy's own implicit reward (DPO, arXiv:2305.18290, equation 5): r(x, y) = β log π(y | x) / π_ref(y | x)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+from pipeline.config import ClassifierScorer
 from pipeline.types import Group
 
 
@@ -31,3 +33,32 @@ class ImplicitReward:
 
         model = load_for_scoring(path, trust_remote_code=self._trust_remote_code)
         return [sum(logps) for logps in response_logps(model, sequences, dtype=self._dtype)]
+
+
+class Members:
+    """The discriminators of one version; the score of a response is the mean of theirs."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        from reward_models.local.classifier import ClassifierReward
+
+        self._members = [ClassifierReward(ClassifierScorer(path=str(folder))) for folder in folders]
+
+    def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
+        """The mean over the members."""
+        of_members = [member.score(groups) for member in self._members]
+        return [
+            tuple(_mean(scores) for scores in zip(*of_group, strict=True)) for of_group in zip(*of_members, strict=True)
+        ]
+
+    def margins(self, comparisons: Sequence[Group]) -> list[tuple[float, ...]]:
+        """Of each comparison, the first response's score less the second's under each member."""
+        of_members = [member.score(comparisons) for member in self._members]
+        return [
+            tuple((first or 0.0) - (second or 0.0) for first, second in of_comparison)
+            for of_comparison in zip(*of_members, strict=True)
+        ]
+
+
+def _mean(scores: Sequence[float | None]) -> float:
+    # A classifier leaves no response without a score.
+    return sum(score or 0.0 for score in scores) / len(scores)

@@ -11,13 +11,12 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from flows.commands.losses import FAMILIES
 from pipeline.config import Composition, Gate, LossSettings, RunConfig, Scorer, preset_names, resolve
-from pipeline.config.discriminator import Discriminator
 from pipeline.config.loss.components import ConstantMargin, DecayWeights
 from pipeline.config.loss.composition import Family
-from pipeline.config.loss.needs import needs_of, references_of, stateful
+from pipeline.config.loss.needs import needs_of, references_of, stateful, takes_unpaired
 from pipeline.config.loss.presets import AMBIGUOUS
-from pipeline.config.loss.supply import takes_unpaired
 from pipeline.config.loss.terms import HingeLink
+from pipeline.config.reward_model import Discriminator
 from tests.readme import PAGES, README, ROOT
 
 PRESETS = {name: Composition.model_validate(resolve(name, {})) for name in preset_names()}

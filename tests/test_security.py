@@ -17,10 +17,10 @@ from flows.preflight.check import check_config
 from flows.preflight.model_folders import check_folder
 from pipeline.config import Chat, ClassifierScorer, FunctionScorer, RunConfig, TransformersSampler
 from pipeline.config.files import load_config, read_yaml
+from pipeline.errors import RunError, UserError
 from pipeline.models.chat import load_chat
 from pipeline.models.policy import load_policy
 from pipeline.sampling.transformers_engine import TransformersEngine
-from pipeline.types import RunError, UserError
 from reward_models.function import FunctionReward
 from reward_models.local.classifier import ClassifierReward
 from tests.tiny_run import begin, make_job, open_context

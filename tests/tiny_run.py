@@ -12,12 +12,14 @@ from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config import Chat, SamplingSettings
 from pipeline.config.files import load_config
-from pipeline.config.loss.supply import buys, samples_calibration, stores_reference
+from pipeline.config.loss.needs import samples_calibration, stores_reference
+from pipeline.config.reward_model import buys
 from pipeline.models.chat import load_chat
 from pipeline.sampling.sampler import SampleRequest
+from pipeline.storage.atomic import write_json
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.manifest import MANIFEST, file_facts, plain, read_manifest
-from pipeline.storage.run_folder import RunFolder, write_json
+from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Message, Response
 from tests.tiny_model import save_tiny_model
 

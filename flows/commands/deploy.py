@@ -14,16 +14,16 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
-from flows.commands.run import check_new
 from flows.iterative import iterative
 from flows.offline import offline
 from flows.prefect_api.environment import DEFAULTS
 from flows.prefect_api.parameters import dated
 from flows.prefect_api.schedules import Schedule, firings, read_schedule
 from flows.prefect_api.server import lasting_api
+from flows.preflight.check import check_new
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 POOL = "prefloop"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

@@ -5,14 +5,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flows.loop.rounds import added, labelled, learn, start
-from flows.report.table import make_table_console
+from flows.loop.rounds import Reached, Stages, added, labelled, learn, start
+from flows.report.terminal import make_table_console
 from flows.run_folder.growth import ADDED
 from flows.run_folder.stage_keys import stage_key
-from flows.tasks import Reached, Stages
 from pipeline.config import RunConfig
+from pipeline.errors import UserError
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import UserError
 
 
 @dataclass(frozen=True)

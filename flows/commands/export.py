@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flows.report.gather import round_facts
-from flows.report.model_card import CardFacts, model_card
-from flows.run_folder.approvals import read_approval
-from flows.run_folder.growth import added_stages
+from flows.report.model_card import card
 from flows.stages.context import Context
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
+from pipeline.errors import RunError, UserError
+from pipeline.storage.atomic import sync_folder, write_text
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.integrity import POINTED_FILES
 from pipeline.storage.manifest import MANIFEST
-from pipeline.storage.run_folder import RunFolder, sync_folder, write_text
-from pipeline.types import RunError, UserError
+from pipeline.storage.run_folder import RunFolder
 
 CARD = "README.md"
 # Of a policy's folder: weights, their index, tokenizer, template, generation config. What the run keeps beside them
@@ -48,28 +47,6 @@ def export(root: Path, out: Path, round_: int | None) -> str:
         raise UserError(f"--round: {root} has no policy of round {number} yet; rounds that have one: {made}")
     _write(run, config, number, out)
     return f"round {number} of {config.name}: {out}"
-
-
-def write_card(run: RunFolder, config: RunConfig, round_: int) -> Path | None:
-    """``RUN/cards/round_NNN.md``, unless the round's gate or a person did not let the policy through."""
-    answer = read_approval(run, round_)
-    gate = round_facts(run, config, round_, comparisons=0).gate
-    decision = answer.decision if answer is not None else "promote" if gate is None else gate.decision
-    if decision in ("pause", "roll_back"):
-        return None
-    file = run.root / "cards" / f"round_{round_:03d}.md"
-    file.parent.mkdir(exist_ok=True)
-    write_text(file, card(run, config, round_))
-    return file
-
-
-def card(run: RunFolder, config: RunConfig, round_: int) -> str:
-    """The card of a round's policy."""
-    rounds = [round_facts(run, config, number, comparisons=0) for number in range(round_ + 1)]
-    counts = {name: n for name, n in run.stage(0, "data").require().metrics.items() if isinstance(n, int)}
-    for added in added_stages(run, round_):
-        counts["prompts"] += added.require().rows
-    return model_card(CardFacts(config, rounds, counts, run.stage(round_, "policy").require().versions))
 
 
 def _rounds(run: RunFolder) -> list[int]:

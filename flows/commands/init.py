@@ -9,9 +9,8 @@ import typer
 import yaml
 
 from pipeline.config import preset_names
-from pipeline.storage.run_folder import write_text
-from pipeline.suggestions import nearest
-from pipeline.types import UserError
+from pipeline.errors import UserError, nearest
+from pipeline.storage.atomic import write_text
 
 Mode = Literal["iterative", "offline"]
 FILE = "config.yaml"

@@ -12,11 +12,10 @@ from rich.console import Console
 
 from pipeline.config import Composition, preset_names, resolve
 from pipeline.config.loss.composition import Family
-from pipeline.config.loss.needs import needs_of, references_of, stateful
+from pipeline.config.loss.needs import needs_of, references_of, stateful, takes_unpaired
 from pipeline.config.loss.presets import AMBIGUOUS, DOCUMENTATION, settings_of
-from pipeline.config.loss.supply import takes_unpaired
 from pipeline.config.loss.terms import Term
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 FAMILIES = {
     "dpo": "DPO and its labels, weights and data",

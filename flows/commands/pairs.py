@@ -13,10 +13,11 @@ from flows.stages.context import Context
 from flows.stages.pairs import own
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
+from pipeline.errors import UserError
 from pipeline.safe_text import visible
 from pipeline.storage.rows import read_preferences
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import Group, Pair, Preference, Response, UserError
+from pipeline.types import Group, Pair, Preference, Response
 
 BAR = 40
 SHOWN_CHARACTERS = 600

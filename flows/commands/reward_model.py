@@ -2,36 +2,29 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
 from flows.report.progress import make_console, progress
 from flows.run_folder.lease import hold
-from flows.run_folder.stage_keys import model_digest
-from pipeline.config import ClassifierScorer, RewardModelConfig
+from pipeline.config import RewardModelConfig
 from pipeline.config.files import dump_config, load_settings
 from pipeline.data.reading import sound_preferences
 from pipeline.data.records import data_files
-from pipeline.data.sources import digest
 from pipeline.data.split import split_held_out
+from pipeline.errors import UserError, first_lines
+from pipeline.storage.atomic import write_json, write_text
+from pipeline.storage.digests import digest, model_digest
 from pipeline.storage.manifest import StageKey
-from pipeline.storage.run_folder import CHECKPOINTS, Stage, StageWriter, write_json, write_text
-from pipeline.training.progress import StepReport
-from pipeline.training.step_log import STEPS
-from pipeline.types import Group, Response, RowsError, TextPair, UserError, derive_seed, first_lines, json_line
-from reward_models.local.conversations import Conversations
-from reward_models.training.comparisons import Comparison, compare, example, pairs_of
-from reward_models.training.metrics import Judged, percent, reliability, summary, tie_eta
-
-OFFENDING = "offending.json"
-# What of a step's report means something where the score of a response is a reward.
-REPORTED = ("step", "loss", "learning_rate", "grad_norm", "margin", "accuracy", "tokens", "padding", "seconds")
-Metrics = dict[str, JsonValue]
+from pipeline.storage.run_folder import CHECKPOINTS, Stage, StageWriter
+from pipeline.training.step_log import StepReport
+from pipeline.types import TextPair
+from reward_models.training.comparisons import pairs_of
+from reward_models.training.train import OFFENDING, describe, judge, quieten, train_on
 
 
 @dataclass(frozen=True)
@@ -130,116 +123,3 @@ def _fill(config: RewardModelConfig, data: Data, writer: StageWriter) -> None:
     write_text(folder / "config.yaml", dump_config(config))
     (folder / OFFENDING).unlink(missing_ok=True)
     writer.commit(int(str(metrics["pairs"])), metrics)
-
-
-def quieten() -> None:
-    """Keep transformers from reporting that a language model has no reward head, and from drawing its own bars."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path, on_step: Any) -> Metrics:
-    """Train on ``pairs`` and write model and history to ``folder``; what is worth knowing of it."""
-    import torch
-
-    from pipeline.losses import Loss
-    from pipeline.models.classifier_scores import RowScores, padding_id
-    from pipeline.training.train import train
-    from reward_models.training.start import load_start, save_reward_model
-
-    model, tokenizer = load_start(config.model, config.seed)
-    ties = config.ties != "drop"
-    conversations = Conversations(tokenizer)
-    kept, dropped = compare(pairs, conversations, padding_id(model), config.max_tokens, ties=ties)
-    if not kept:
-        causes = first_lines([f"{cause}: {count}" for cause, count in dropped.items() if count])
-        raise UserError(f"{config.pairs.path}: no pair is left to train on; dropped by cause:\n{causes}")
-    eta = _eta(config, kept)
-    # What its attention can do is tried where it will run.
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    loss = Loss("bradley_terry" if eta is None else "rao_kupper", config.composition(eta))
-    try:
-        result = train(
-            model,
-            [example(comparison) for comparison in kept],
-            loss,
-            config.training,
-            seed=derive_seed(config.seed, "reward model"),
-            module=RowScores(model, {0: 1.0}, config.training.dtype, share_prompts=config.training.packing),
-            checkpoint_dir=folder / CHECKPOINTS,
-            on_step=on_step,
-        )
-    except RowsError as error:
-        _keep_offending_pairs(kept, folder, error)
-        raise
-    save_reward_model(model, tokenizer, folder)
-    steps = [asdict(step) for step in result.history]
-    write_text(folder / STEPS, "".join(json_line({name: step[name] for name in REPORTED}) for step in steps))
-    said = {name: value for name, value in result.metrics.items() if "logp" not in name and name != "response_tokens"}
-    known: Metrics = {} if eta is None else {"eta": eta}
-    return {"pairs": len(kept), "dropped": dict(dropped), "padded_because": result.padded_because, **known, **said}
-
-
-def _keep_offending_pairs(kept: Sequence[Comparison], folder: Path, error: Any) -> None:
-    """What the failed step was trained on, beside the last good checkpoint."""
-    suspects = set(error.example_ids)
-    pairs = [comparison.pair for comparison in kept if example(comparison).id in suspects]
-    write_json(folder / OFFENDING, [asdict(pair) for pair in pairs])
-    error.args = (f"{error}\n  the pairs are in {folder / OFFENDING}, the weights before in {folder / CHECKPOINTS}",)
-
-
-def _eta(config: RewardModelConfig, kept: Sequence[Comparison]) -> float | None:
-    """Rao and Kupper's η; None where ties are not modelled."""
-    if config.ties != "rao_kupper":
-        return None
-    if config.eta is not None:
-        return config.eta
-    ties = sum(comparison.pair.soft_label == 0.5 for comparison in kept)
-    if ties in (0, len(kept)):
-        raise UserError(f"ties: rao_kupper, but {ties} of {len(kept)} pairs are ties; set eta, or use drop or half")
-    return tie_eta(ties / len(kept))
-
-
-def judge(folder: Path, config: RewardModelConfig, pairs: Sequence[TextPair], eta: float | None) -> Metrics:
-    """Metrics of the model folder on held-out ``pairs``, as the scorer loads it; draws the reliability plot."""
-    from reward_models.local.classifier import ClassifierReward
-    from reward_models.training.reliability_plot import draw_reliability
-
-    scorer = ClassifierReward(ClassifierScorer(path=str(folder), max_tokens=config.max_tokens))
-    rewards = scorer.score([Group(p.prompt, (), (_response(p.chosen), _response(p.rejected))) for p in pairs])
-    judged = [
-        Judged(chosen - rejected, pair.soft_label, len(pair.chosen), len(pair.rejected))
-        for pair, (chosen, rejected) in zip(pairs, rewards, strict=True)
-        if chosen is not None and rejected is not None
-    ]
-    bins, found = reliability(judged, eta or 0.0), summary(judged, eta)
-    title = f"{config.name}: {found['pairs']} held-out pairs, calibration error {percent(found['ece'])}"
-    (folder / "reliability.svg").write_bytes(draw_reliability(bins, title))
-    return {**found, "reliability": [asdict(one) for one in bins], **scorer.facts}
-
-
-def describe(found: Metrics) -> list[str]:
-    """A few lines on held-out metrics."""
-    lines = [
-        f"held-out pairs {found['pairs']}, ties {found['ties']}",
-        f"accuracy {percent(found['accuracy'])} ± {percent(found['accuracy_error'])}; the longer answer wins in "
-        f"{percent(found['longer_wins'])}",
-        f"expected calibration error {percent(found['ece'])}, loss {found['loss']:.4f}",
-    ]
-    if "eta" in found:
-        lines.append(f"ties {percent(found['tie_share'])}, predicted {percent(found['tie_probability'])}")
-    by_length = found["by_length"]
-    assert isinstance(by_length, list)
-    lines.append("length of the better answer over the other's:")
-    for row in by_length:
-        assert isinstance(row, dict)
-        lines.append(
-            f"  {row['better_over_other']!s:>12}: {row['pairs']!s:>5} pairs, accuracy {percent(row['accuracy'])}"
-        )
-    return lines
-
-
-def _response(text: str) -> Response:
-    return Response(text, (), (), "stop")

@@ -6,15 +6,14 @@ from pathlib import Path
 
 from flows.loop.opening import prepare_run
 from flows.prefect_api.environment import log_to_file
-from flows.preflight.check import check_run, faults_file
-from flows.report.table import print_table, read_rounds
-from flows.run_folder.growth import has_grown, require_as_it_was
+from flows.preflight.check import check_new
+from flows.report.terminal import print_table, read_rounds
 from flows.run_folder.lease import hold
 from flows.run_folder.redo import FOLDER, parse_stage, set_aside
-from pipeline.config import PretrainedPolicy, RunConfig
+from pipeline.config import RunConfig
 from pipeline.config.files import load_config
+from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import Paused
 
 
 def run_config(
@@ -63,27 +62,6 @@ def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str
     if until is not None:
         parse_stage("--until", until, config)
     print_dry_run(config, (run_dir or Path("runs") / config.name).resolve(), until)
-
-
-def check_new(config: RunConfig, root: Path) -> None:
-    """Where ``root`` does not hold the run's data yet, or prompts were added to it, check config and data.
-
-    Says which faults are within limits.
-
-    Before anything is written: a mistake in config or data leaves no run folder behind. Raises ``UserError``.
-    """
-    run = RunFolder(root)
-    if run.stage(0, "data").folder.exists():
-        require_as_it_was(run, config)
-        if not has_grown(run, config):
-            return
-    _, log = check_run(config, faults_file(root))
-    if log.found:
-        print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)
-    if isinstance(config.policy, PretrainedPolicy) and not Path(config.policy.path).exists():
-        from pipeline.models.policy import local_folder
-
-        local_folder(config.policy.path, config.policy.revision)
 
 
 def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str:

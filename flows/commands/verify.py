@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.files import load_config
+from pipeline.errors import UserError
 from pipeline.storage.integrity import POINTED_FILES, Fault, file_faults
 from pipeline.storage.manifest import MANIFEST, DamagedError, Manifest, StageKey
 from pipeline.storage.run_folder import RunFolder, Stage
-from pipeline.types import UserError
 
 
 @dataclass(frozen=True, slots=True)

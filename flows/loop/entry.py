@@ -19,17 +19,17 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as current
 from prefect.states import Cancelled, Failed
 
-from flows.commands.run import check_new
 from flows.loop.opening import prepare_run
 from flows.prefect_api.decision_form import stop_schedule_if_done, wait_for_decision
 from flows.prefect_api.environment import prepare_environment
 from flows.prefect_api.parameters import MAX_ROUNDS, dated
+from flows.preflight.check import check_new
 from flows.run_folder.lease import hold
 from flows.run_folder.redo import parse_stage, set_aside
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
-from pipeline.storage.run_folder import RunFolder, RunLockedError
-from pipeline.types import Paused, UserError
+from pipeline.errors import Paused, RunLockedError, UserError
+from pipeline.storage.run_folder import RunFolder
 
 # A firing that starts later than this after its time has been missed.
 MISSED_AFTER = timedelta(minutes=5)

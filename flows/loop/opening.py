@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flows.loop.rounds import Reached, Stages
 from flows.prefect_api.artefacts import Screen
 from flows.prefect_api.states import true_states
 from flows.report.trackers import Trackers, require_trackers
@@ -11,12 +12,12 @@ from flows.run_folder.lease import FILE, hold
 from flows.run_folder.links import require_own_folders
 from flows.run_folder.redo import finish_setting_aside
 from flows.run_folder.storage_errors import FULL, storage_error
-from flows.tasks import Reached, Stages
 from flows.workers.local import Workers
 from pipeline.config import RunConfig
 from pipeline.config.files import changed_fields, dump_config, load_config
-from pipeline.storage.run_folder import RunFolder, write_text
-from pipeline.types import UserError, first_lines
+from pipeline.errors import UserError, first_lines
+from pipeline.storage.atomic import write_text
+from pipeline.storage.run_folder import RunFolder
 
 # What a kill may leave of a run that had just begun.
 STARTED = {".lock", "config.yaml.tmp", FILE}

@@ -1,23 +1,94 @@
 """What a round of a config is made of: examples of the lengths that are trained on, and counts."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from math import comb
 from typing import Any
 
 from flows.planning.arithmetic import Round
-from flows.planning.plan_examples import Ids, of_length, stand_in
-from flows.planning.tables import Tables
 from pipeline.config import RunConfig
-from pipeline.config.loss.needs import references_of
-from pipeline.config.loss.supply import reads_contrast, stores_reference, takes_groups, takes_texts
+from pipeline.config.loss.components import GivenPrior, GivenWeights
+from pipeline.config.loss.needs import reads_contrast, references_of, stores_reference, takes_groups, takes_texts
+from pipeline.data.counts import Contents
+from pipeline.data.run_data import HELD_OUT_PAIRS, Text, open_data
+from pipeline.errors import UserError
 from pipeline.losses import Loss
 from pipeline.models.chat import Chat
 from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
-from pipeline.training.batches.examples import Example, Kind
-from pipeline.types import Group, Pair, TextGroup, TextPair, Unpaired, UserError
+from pipeline.training.batches.examples import Continuation, Example, Kind, reads_mismatched
+from pipeline.types import Group, Pair, Prompt, TextGroup, TextPair, Unpaired, UnpairedText
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the data stage would write, but for held-out pairs; of the three forms one at most holds rows."""
+
+    prompts: list[Prompt]
+    held_out: list[Prompt]
+    texts: list[Text]
+    contents: Contents
+    pairs: list[TextPair] = field(default_factory=list)
+    groups: list[TextGroup] = field(default_factory=list)
+    unpaired: list[UnpairedText] = field(default_factory=list)
+
+
+def load_data(config: RunConfig) -> Tables:
+    """Read and split what the config names; rows that cannot be read are left out. Raises ``UserError``."""
+    run_data, contents = open_data(config), Contents()
+    tables = Tables([*run_data.prompts()], [*run_data.split.held_out], [*run_data.texts()], contents)
+    for table, row in run_data.preferences():
+        if table == HELD_OUT_PAIRS:
+            continue
+        contents.add(row)
+        match row:
+            case TextPair():
+                tables.pairs.append(row)
+            case TextGroup():
+                tables.groups.append(row)
+            case UnpairedText():
+                tables.unpaired.append(row)
+    return tables
+
+
+Ids = tuple[int, ...]
+
+
+def stand_in(id: str, kind: Kind, prompt: Ids, responses: Sequence[Ids], loss: Loss, vocabulary: int) -> Example:
+    """An example that ``loss`` can be computed for.
+
+    Scores and reference log-probabilities are those of models that know nothing. What the loss reads beside the
+    responses, a calibration or a mismatched one, is as long as the first.
+    """
+    nats = -math.log(vocabulary)
+
+    def continuation(ids: Ids, rank: int = 0) -> Continuation:
+        return Continuation(
+            ids,
+            references=((nats,) * len(ids),) * loss.references,
+            weights=(1.0,) * len(ids) if isinstance(loss.composition.weights, GivenWeights) else None,
+            prior=nats * len(ids) if isinstance(loss.composition.prior, GivenPrior) else None,
+            reward=-float(rank),
+            win_probability=0.5,
+        )
+
+    return Example(
+        id,
+        prompt,
+        kind,
+        tuple(continuation(ids, rank) for rank, ids in enumerate(responses)),
+        desirable=int(id) % 2 == 0 if kind == "unpaired" else None,
+        dispersion=1.0,
+        calibration=continuation(responses[0][::-1]) if "calibration" in loss.needs else None,
+        mismatched=continuation(responses[0][::-1]) if reads_mismatched(loss, kind) else None,
+    )
+
+
+def of_length(start: int, length: int, vocabulary: int) -> Ids:
+    """``length`` tokens, others for another ``start``."""
+    return tuple((start + 7 * i) % vocabulary for i in range(length))
 
 
 @dataclass(frozen=True)

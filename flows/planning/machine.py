@@ -3,19 +3,21 @@
 import json
 import shutil
 import struct
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+
+import psutil
 
 from flows.planning.arithmetic import TEXT_BYTES, DiskUse, Parameters, Round, disk_use
 from flows.planning.counts import made_examples
 from pipeline.config import DatasetData, FileData, RunConfig, ScratchPolicy
-from pipeline.config.loss.needs import references_of
-from pipeline.config.loss.supply import stores_reference
+from pipeline.config.loss.needs import references_of, stores_reference
 from pipeline.data.sources import files_of
+from pipeline.errors import RunError
 from pipeline.storage.integrity import POINTER
 from pipeline.storage.rows import read_rows
 from pipeline.storage.run_folder import RunFolder, Stage
-from pipeline.types import RunError
 
 # Prompts whose length is looked at, and texts that are compressed may grow so much in a table.
 LOOKED_AT, UNPACKED = 256, 5
@@ -185,3 +187,35 @@ def _data_bytes(config: RunConfig) -> int:
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+# Control groups of version 2: the limit of a container, which the machine's own figures do not show.
+GROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that are free: of memory, of the accelerator's (None: there is none), of the disk of a run folder."""
+
+    memory: int
+    device: int | None
+    disk: int
+
+
+def room(folder: Path) -> Room:
+    """What is free here; ``folder`` need not exist yet."""
+    import torch
+
+    device = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    return Room(free_memory(), device, free_bytes(folder))
+
+
+def free_memory(group: Path = GROUP) -> int:
+    """Bytes that processes can take without swapping, within the limit of the control group ``group`` if it has one."""
+    free: int = psutil.virtual_memory().available
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else max(0, min(free, int(limit) - used))

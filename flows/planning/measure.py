@@ -10,8 +10,8 @@ from typing import ParamSpec, TypeVar
 from flows.planning.arithmetic import STATE_BYTES, TrainerMemory, carried_on
 from flows.planning.probe import Measured, Probed, few_examples, score_a_little, train_a_little
 from pipeline.config import Optimisation
+from pipeline.errors import RunError
 from pipeline.training.batches.examples import Example
-from pipeline.types import RunError
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -9,12 +9,11 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from flows.planning.arithmetic import STATE_BYTES, DiskUse, Parameters, Round, StageMemory, disk_use, seconds
-from flows.planning.counts import plan_round
+from flows.planning.counts import Tables, load_data, plan_round
+from flows.planning.machine import Room, room
 from flows.planning.memory import stage_memories
-from flows.planning.plan_machine import Room, room
 from flows.planning.probe import model_shape
 from flows.planning.rates import measured_rates
-from flows.planning.tables import Tables, load_data
 from flows.preflight.loss_needs import check_needs
 from pipeline.config import PretrainedPolicy, RunConfig, ScratchPolicy
 from pipeline.config.files import load_config

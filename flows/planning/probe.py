@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from flows.planning.arithmetic import GRADIENT_BYTES, OFF_DEVICE, STATE_BYTES, WEIGHT_BYTES, Parameters
 from pipeline.config import Lora, Optimisation
+from pipeline.errors import UserError
 from pipeline.losses import Loss
 from pipeline.models.chat import Chat
 from pipeline.models.lora import add_adapter
@@ -34,7 +35,6 @@ from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.optimiser import trainable
 from pipeline.training.reference import reference_values
 from pipeline.training.train import StepReport, train
-from pipeline.types import UserError
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # Of a measurement. What libraries keep for each shape they meet grows over many steps.

@@ -12,11 +12,13 @@ from flows.workers.local import with_context
 from flows.workers.sampler_client import SamplerProcess
 from pipeline.config import JudgeScorer, RunConfig, Scorer, scorers_of
 from pipeline.config.files import read_yaml
+from pipeline.errors import UserError
 from pipeline.models.chat import Chat
 from pipeline.sampling.sampler import SampleRequest
-from pipeline.types import Group, Prompt, Response, UserError
-from reward_models.answers.accounts import Accounts, Ledger
+from pipeline.types import Group, Prompt, Response
+from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
+from reward_models.answers.spending import Ledger
 from reward_models.build import build_labeller
 from reward_models.labeller import label
 

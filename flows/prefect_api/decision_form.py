@@ -23,8 +23,8 @@ from pydantic import Field
 from flows.prefect_api.parameters import dated
 from flows.prefect_api.server import lasting_api
 from flows.run_folder.approvals import approve, read_approval, waiting
+from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import Paused
 
 # What a suspended flow run's key begins with; the round's number follows.
 ROUND = "round-"

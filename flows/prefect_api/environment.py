@@ -7,7 +7,7 @@ import logging
 import os
 from pathlib import Path
 
-from pipeline.redaction import redacted
+from pipeline.safe_text import redacted
 
 DEFAULTS = {
     "DO_NOT_TRACK": "1",

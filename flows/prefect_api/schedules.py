@@ -10,7 +10,7 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.server.schemas import schedules as server
 from pydantic import ValidationError
 
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 INTERVAL = re.compile(r"(\d{1,6})([smhdw])")

@@ -22,8 +22,8 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_HOME, temporary_settings
 
 from flows.prefect_api.kept_alive import kept_alive
-from pipeline.storage.run_folder import write_text
-from pipeline.types import RunError, UserError
+from pipeline.errors import RunError, UserError
+from pipeline.storage.atomic import write_text
 
 START_SECONDS = 120.0
 STOP_SECONDS = 5.0

@@ -25,7 +25,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Abort, ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
-from pipeline.storage.run_folder import write_json
+from pipeline.storage.atomic import write_json
 
 FILE = "flow_run.json"
 POLL_SECONDS = 2.0

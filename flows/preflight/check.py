@@ -1,6 +1,7 @@
 """``prefloop check`` and the checks that ``run`` makes before it starts anything: config, data, model folder."""
 
 import json
+import sys
 from pathlib import Path
 
 from flows.preflight.data import check_data
@@ -9,13 +10,16 @@ from flows.preflight.labellers import check_answer, check_scorer, check_second
 from flows.preflight.loss_needs import check_needs, loss_name
 from flows.preflight.model_folders import check_folder
 from flows.report.trackers import require_trackers
+from flows.run_folder.growth import has_grown, require_as_it_was
 from flows.workers.local import has_accelerator
 from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.counts import Contents
+from pipeline.errors import UserError
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch, require_launcher, require_optimiser
-from pipeline.types import Prompt, UserError
+from pipeline.types import Prompt
 
 
 def check_config(files: list[Path], settings: list[str], faults: Path | None = None) -> None:
@@ -138,3 +142,24 @@ def _words(folder: Path) -> dict[str, int]:
         return words | {token["content"]: token["id"] for token in plain.get("added_tokens", [])}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def check_new(config: RunConfig, root: Path) -> None:
+    """Where ``root`` does not hold the run's data yet, or prompts were added to it, check config and data.
+
+    Says which faults are within limits.
+
+    Before anything is written: a mistake in config or data leaves no run folder behind. Raises ``UserError``.
+    """
+    run = RunFolder(root)
+    if run.stage(0, "data").folder.exists():
+        require_as_it_was(run, config)
+        if not has_grown(run, config):
+            return
+    _, log = check_run(config, faults_file(root))
+    if log.found:
+        print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)
+    if isinstance(config.policy, PretrainedPolicy) and not Path(config.policy.path).exists():
+        from pipeline.models.policy import local_folder
+
+        local_folder(config.policy.path, config.policy.revision)

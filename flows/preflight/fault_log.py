@@ -8,7 +8,7 @@ from typing import IO
 
 from pipeline.config import Limits
 from pipeline.data.faults import Cause
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 SHOWN = 5
 

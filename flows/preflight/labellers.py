@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from flows.preflight.model_folders import check_folder, check_tokenizer_files
-from flows.run_folder.stage_keys import model_digest
 from pipeline.config import (
     ClassifierScorer,
     ExactMatchScorer,
@@ -17,8 +16,9 @@ from pipeline.config import (
     SlotScorer,
     scorers_of,
 )
-from pipeline.storage.digests import file_sha256
-from pipeline.types import Prompt, UserError
+from pipeline.errors import UserError
+from pipeline.storage.digests import file_sha256, model_digest
+from pipeline.types import Prompt
 from reward_models import rules
 
 

@@ -6,11 +6,18 @@ What single settings rule out is in the schema; here it is settings against data
 from pipeline.config import RunConfig, UserData, preset_names, resolve
 from pipeline.config.loss.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior
 from pipeline.config.loss.composition import Composition
-from pipeline.config.loss.needs import REWARDS, needs_of, references_of
-from pipeline.config.loss.supply import reads_contrast, takes_groups, takes_texts, takes_unpaired
+from pipeline.config.loss.needs import (
+    REWARDS,
+    needs_of,
+    reads_contrast,
+    references_of,
+    takes_groups,
+    takes_texts,
+    takes_unpaired,
+)
 from pipeline.config.loss.terms import WinLabel
 from pipeline.data.counts import Contents
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 
 def check_needs(config: RunConfig, contents: Contents) -> None:

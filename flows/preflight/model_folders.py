@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 

@@ -18,14 +18,14 @@ from flows.report.facts import (
     estimate,
     label_facts,
 )
-from flows.run_folder.stage_keys import ITERATIVE_STAGES, START_STAGES
+from flows.run_folder.stage_keys import ITERATIVE_STAGES, START_STAGES, reference_name
 from pipeline.config import RunConfig
-from pipeline.config.loss.supply import reference_name
+from pipeline.errors import RunError
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import STEPS, read_steps
-from pipeline.types import Group, RunError
+from pipeline.types import Group
 
 # Of the comparisons of a round; a page or an artefact shows no more.
 COMPARED = 10

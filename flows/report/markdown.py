@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.report.charts import Histogram
 from flows.report.facts import (
+    COLUMNS,
     Comparison,
     DiscriminatorFacts,
     Estimate,
@@ -18,8 +19,8 @@ from flows.report.facts import (
     RoundFacts,
     StageFacts,
     TrainingFacts,
+    cell,
 )
-from flows.report.rounds_table import COLUMNS, cell
 from pipeline.safe_text import markdown, markdown_block
 
 # Letters of a prompt or a response that are shown.

@@ -7,10 +7,14 @@ from typing import Any
 
 import yaml
 
-from flows.report.facts import Estimate, RoundFacts
-from flows.report.rounds_table import COLUMNS, cell
+from flows.report.facts import COLUMNS, Estimate, RoundFacts, cell
+from flows.report.gather import round_facts
+from flows.run_folder.approvals import read_approval
+from flows.run_folder.growth import added_stages
 from pipeline.config import Data, DatasetData, FileData, PretrainedPolicy, RunConfig
 from pipeline.safe_text import markdown
+from pipeline.storage.atomic import write_text
+from pipeline.storage.run_folder import RunFolder
 
 # Of the loss: what documents it stands in the card as sentences.
 DOCUMENTED = {"summary", "formula", "citation", "family", "identity_with", "departures"}
@@ -175,3 +179,25 @@ def _wins(facts: RoundFacts) -> tuple[tuple[str, Estimate | None], ...]:
 def _interval(wins: Estimate) -> str:
     between = "" if wins.low is None or wins.high is None else f" (95 % interval {wins.low:.1%} to {wins.high:.1%})"
     return f"{wins.mean:.1%}{between}"
+
+
+def write_card(run: RunFolder, config: RunConfig, round_: int) -> Path | None:
+    """``RUN/cards/round_NNN.md``, unless the round's gate or a person did not let the policy through."""
+    answer = read_approval(run, round_)
+    gate = round_facts(run, config, round_, comparisons=0).gate
+    decision = answer.decision if answer is not None else "promote" if gate is None else gate.decision
+    if decision in ("pause", "roll_back"):
+        return None
+    file = run.root / "cards" / f"round_{round_:03d}.md"
+    file.parent.mkdir(exist_ok=True)
+    write_text(file, card(run, config, round_))
+    return file
+
+
+def card(run: RunFolder, config: RunConfig, round_: int) -> str:
+    """The card of a round's policy."""
+    rounds = [round_facts(run, config, number, comparisons=0) for number in range(round_ + 1)]
+    counts = {name: n for name, n in run.stage(0, "data").require().metrics.items() if isinstance(n, int)}
+    for added in added_stages(run, round_):
+        counts["prompts"] += added.require().rows
+    return model_card(CardFacts(config, rounds, counts, run.stage(round_, "policy").require().versions))

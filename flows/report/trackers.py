@@ -17,9 +17,10 @@ from typing import Any
 
 from flows.report.gather import evaluation_metrics
 from pipeline.config import RunConfig
-from pipeline.storage.run_folder import RunFolder, write_json
+from pipeline.errors import UserError
+from pipeline.storage.atomic import write_json
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import STEPS
-from pipeline.types import UserError
 
 FOLDER = "trackers"
 # Between two looks at the steps of a round that is being trained.

@@ -10,9 +10,10 @@ from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.html import RunFacts, Sample, Samples, render_report
 from pipeline.config import RunConfig
 from pipeline.config.files import dump_config, load_config
+from pipeline.errors import UserError
+from pipeline.storage.atomic import write_text
 from pipeline.storage.rows import read_groups
-from pipeline.storage.run_folder import RunFolder, write_text
-from pipeline.types import UserError
+from pipeline.storage.run_folder import RunFolder
 
 # Held-out prompts and rounds that samples are shown of, characters of one response, and of all that a page holds.
 PROMPTS, ROUNDS, RESPONSE, ALL = 100, 8, 1500, 1_500_000

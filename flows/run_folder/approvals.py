@@ -12,9 +12,10 @@ from typing import get_args
 from pydantic import JsonValue, ValidationError
 
 from pipeline.config.files import load_settings
-from pipeline.evaluation.decision import Answer, Approval, Decision, Verdict
-from pipeline.storage.run_folder import RunFolder, write_json
-from pipeline.types import Paused, RunError, UserError
+from pipeline.errors import Paused, RunError, UserError
+from pipeline.evaluation.gate import Answer, Approval, Decision, Verdict
+from pipeline.storage.atomic import write_json
+from pipeline.storage.run_folder import RunFolder
 
 DECISION = "decision.json"
 

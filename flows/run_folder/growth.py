@@ -12,10 +12,11 @@ from pydantic import JsonValue
 from pipeline.config import FileData, RunConfig
 from pipeline.config.files import load_config
 from pipeline.data.reading import read_prompts
-from pipeline.data.sources import digest, files_of
+from pipeline.data.sources import files_of
+from pipeline.errors import UserError
+from pipeline.storage.digests import digest
 from pipeline.storage.rows import read_rows, row_prompt
 from pipeline.storage.run_folder import RunFolder, Stage
-from pipeline.types import UserError
 
 ADDED = "added_prompts"
 SIZES = "sizes"

@@ -3,7 +3,8 @@
 from flows.run_folder.growth import added_stages
 from flows.run_folder.stage_keys import dependencies
 from pipeline.config import RunConfig
-from pipeline.config.loss.supply import buys, samples_calibration, stores_reference
+from pipeline.config.loss.needs import samples_calibration, stores_reference
+from pipeline.config.reward_model import buys
 from pipeline.storage.integrity import require_intact
 from pipeline.storage.manifest import DamagedError
 from pipeline.storage.run_folder import RunFolder, Stage

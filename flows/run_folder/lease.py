@@ -24,8 +24,8 @@ from uuid import uuid4
 
 import psutil
 
-from pipeline.storage.run_folder import RunLockedError, write_json
-from pipeline.types import RunError
+from pipeline.errors import RunError, RunLockedError
+from pipeline.storage.atomic import write_json
 
 FILE = "lease.json"
 BEAT_SECONDS = 10.0

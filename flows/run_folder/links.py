@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.types import RunError, UserError
+from pipeline.errors import RunError, UserError
 
 
 def require_own_folders(root: Path) -> None:

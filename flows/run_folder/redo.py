@@ -15,9 +15,9 @@ from flows.run_folder.inputs import reads
 from flows.run_folder.links import inside
 from flows.run_folder.stage_keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES, dependencies
 from pipeline.config import RunConfig
-from pipeline.storage.run_folder import RunFolder, Stage, sync_folder, write_json
-from pipeline.suggestions import nearest
-from pipeline.types import RunError, UserError
+from pipeline.errors import RunError, UserError, nearest
+from pipeline.storage.atomic import sync_folder, write_json
+from pipeline.storage.run_folder import RunFolder, Stage
 
 FOLDER, MOVES = "set_aside", "moves.json"
 

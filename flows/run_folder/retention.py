@@ -16,8 +16,9 @@ from flows.run_folder.inputs import made_in, reads
 from flows.run_folder.links import inside
 from flows.run_folder.stage_keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
 from pipeline.config import RunConfig
+from pipeline.storage.atomic import sync_folder, write_json
 from pipeline.storage.manifest import FREED, Freed, plain
-from pipeline.storage.run_folder import RunFolder, Stage, sync_folder, write_json
+from pipeline.storage.run_folder import RunFolder, Stage
 
 logger = logging.getLogger("prefect.prefloop")
 

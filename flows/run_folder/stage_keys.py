@@ -24,13 +24,10 @@ from pipeline.config import (
     Scorer,
     scorers_of,
 )
-from pipeline.config.discriminator import Discriminator
-from pipeline.config.loss.needs import reads_baseline, references_of
-from pipeline.config.loss.supply import (
-    bought,
-    buys,
+from pipeline.config.loss.needs import (
+    reads_baseline,
     reads_contrast,
-    replayed_ages,
+    references_of,
     samples_calibration,
     stores_reference,
     takes_groups,
@@ -38,10 +35,13 @@ from pipeline.config.loss.supply import (
     trains_with_reference,
     win_against,
 )
-from pipeline.data.sources import digest, files_of, held_out_source
+from pipeline.config.pairing import replayed_ages
+from pipeline.config.reward_model import Discriminator, bought, buys
+from pipeline.data.sources import files_of, held_out_source
+from pipeline.errors import UserError
+from pipeline.storage.digests import digest, model_digest
 from pipeline.storage.manifest import StageKey
 from pipeline.storage.run_folder import RunFolder, Stage
-from pipeline.types import UserError
 
 # Stages of a round in the order in which they run; what a loss does not read is left out (pipeline/config/loss).
 START_STAGES = ("data", "policy", "evaluation_samples", "evaluation")
@@ -247,8 +247,6 @@ def _file_digest(path: str, field: str) -> str:
     return digest([Path(path)])
 
 
-def model_digest(path: Path) -> JsonValue:
-    """Of each file of a model folder; a hub name has none here."""
-    return (
-        {file.name: digest([file]) for file in sorted(path.iterdir()) if file.is_file()} if path.is_dir() else str(path)
-    )
+def reference_name(number: int) -> str:
+    """The folder of the reference stage that the loss's reference ``number``, from 0, fills."""
+    return f"reference_{number}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 from safetensors import SafetensorError
 
-from pipeline.types import RunError
+from pipeline.errors import RunError
 
 # What libraries raise that write files.
 WRITING = (OSError, SafetensorError, sqlite3.Error, pa.ArrowException)

@@ -1,5 +1,6 @@
 """The stages of a run: load the inputs, call the core, commit. No Prefect."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from pydantic import JsonValue
 from flows.report.progress import Report, silent
 from flows.run_folder.stage_keys import stage_key
 from pipeline.config import PretrainedPolicy, RunConfig
+from pipeline.models.chat import Chat, load_chat
 from pipeline.storage.integrity import POINTER
+from pipeline.storage.rows import read_preferences, write_preferences
 from pipeline.storage.run_folder import RunFolder, Stage
 from pipeline.training.distributed.launch import Sharding, Zero
 
@@ -79,3 +82,22 @@ class Outcome:
 def needed(context: Context, round_: int, name: str) -> bool:
     """Whether the stage still has to run. Raises ``UserError`` if it is there under another key."""
     return not context.run.stage(round_, name).complete(stage_key(context.run, context.config, round_, name))
+
+
+def offending_file(context: Context, title: str) -> Path:
+    """Where the rows are kept that stopped the stage ``title`` (``round_001/samples``); the folder is made."""
+    folder = context.run.root / "offending"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{title.replace('/', '_')}.parquet"
+
+
+def keep_rows(context: Context, round_: int, ids: Collection[str], file: Path) -> None:
+    """Write the rows of ``ids`` that the round trains on to ``file``."""
+    wanted = set(ids)
+    preferences = read_preferences(context.run.stage(round_, "pairs").folder)
+    write_preferences(file, (row for row in preferences if row.id in wanted))
+
+
+def policy_chat(config: RunConfig, policy: Path) -> Chat:
+    """The chat of a policy folder under the run's settings."""
+    return load_chat(str(policy), config.chat, config.trusts_policy)

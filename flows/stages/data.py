@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import pyarrow as pa
 
 from flows.run_folder.growth import added_stages, sizes_of
 from flows.stages.context import Context, Outcome
-from pipeline.config import RunConfig, UserData
 from pipeline.data.distinct import DistinctPrompts
-from pipeline.data.reading import read_preferences, read_prompts, values
-from pipeline.data.sources import held_out_source, prompt_source
-from pipeline.data.split import Split, split_held_out
+from pipeline.data.reading import read_prompts, values
+from pipeline.data.run_data import _TABLES, HELD_OUT_PAIRS, RunData, Text, open_data
+from pipeline.data.sources import prompt_source
+from pipeline.data.split import Split
 from pipeline.storage.rows import (
     PROMPTS,
     TEXT_GROUPS,
@@ -30,9 +29,8 @@ from pipeline.storage.rows import (
     text_row,
 )
 from pipeline.storage.tables import Row, TableWriter
-from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, UnpairedText, UserError
+from pipeline.types import Prompt, TextPair, TextPreference
 
-HELD_OUT_PAIRS = "held_out_pairs"
 SCHEMAS: dict[str, pa.Schema] = {
     "prompts": PROMPTS,
     "held_out": PROMPTS,
@@ -42,83 +40,6 @@ SCHEMAS: dict[str, pa.Schema] = {
     "unpaired": UNPAIRED_TEXTS,
     HELD_OUT_PAIRS: TEXT_PAIRS,
 }
-_TABLES: dict[type[TextPreference], str] = {TextPair: "pairs", TextGroup: "groups", UnpairedText: "unpaired"}
-Text = tuple[Prompt, str]
-
-
-@dataclass(frozen=True)
-class RunData:
-    """A run's data: its distinct prompts on disk, and which of them are held out."""
-
-    config: RunConfig
-    distinct: DistinctPrompts
-    split: Split
-
-    def prompts(self) -> Iterator[Prompt]:
-        """The distinct prompts that rounds may train on, in the order of the data."""
-        return (prompt for prompt in self.distinct if not self.split.copies(prompt))
-
-    def texts(self) -> Iterator[Text]:
-        """Prompts and reference responses for the warm start; several for a prompt whose rows give several."""
-        if self.config.warm_start is None or self.config.prompts is None:
-            return
-        for row in values(read_prompts(self.config.prompts)):
-            if not self.split.copies(row.prompt):
-                yield from ((row.prompt, text) for text in row.texts)
-
-    def preferences(self) -> Iterator[tuple[str, TextPreference]]:
-        """(table, preference) of what rounds may train on, and of pairs whose prompts are held out."""
-        config, split = self.config, self.split
-        given = None if config.prompts is not None else held_out_source(config)
-        for row in _preferences(config.pairs):
-            if not split.copies(row.prompt):
-                yield _TABLES[type(row)], row
-            elif given is None and (pair := self._held_out(row)):
-                yield HELD_OUT_PAIRS, pair
-        yield from ((HELD_OUT_PAIRS, pair) for row in _preferences(given) if (pair := self._held_out(row)))
-
-    def _held_out(self, row: TextPreference) -> TextPair | None:
-        return comparison(row) if self.split.holds_out(row.prompt) else None
-
-
-def open_data(config: RunConfig) -> RunData:
-    """Read the prompts and split them; writes nothing. Raises ``UserError`` if that cannot be done."""
-    distinct = DistinctPrompts()
-    source = prompt_source(config)
-    for row in values(read_prompts(source)):
-        distinct.add(row.prompt)
-    if not len(distinct):
-        raise UserError(f"{source.where}: holds no rows")
-    given = held_out_source(config)
-    if given is None:
-        return RunData(config, distinct, split_held_out(distinct, config.held_out))
-    held_out: dict[str, Prompt] = {}
-    for row in values(read_prompts(given)):
-        held_out.setdefault(row.prompt.id, row.prompt)
-        if len(held_out) == config.held_out.prompts:
-            break
-    if not held_out:
-        raise UserError(f"held_out: {given.where}: holds no rows")
-    return RunData(config, distinct, Split.of([*held_out.values()]))
-
-
-def drops_tie(row: TextPreference, source: UserData) -> bool:
-    """Whether the row is a tie that majority votes leave out."""
-    majority = source.columns.has_votes and source.votes.label == "majority"
-    return majority and isinstance(row, TextPair) and row.soft_label == 0.5
-
-
-def comparison(row: TextPreference) -> TextPair | None:
-    """A pair as it is, of a group its best against its worst response; a single response compares nothing."""
-    match row:
-        case TextPair():
-            return row
-        case TextGroup() if max(row.rewards) > min(row.rewards):
-            best, worst = (row.rewards.index(choose(row.rewards)) for choose in (max, min))
-            return TextPair(
-                row.prompt, row.responses[best], row.responses[worst], row.rewards[best], row.rewards[worst]
-            )
-    return None
 
 
 def data(context: Context, folder: Path) -> Outcome:
@@ -156,11 +77,6 @@ def table_rows(run_data: RunData) -> Iterator[tuple[str, Row]]:
     yield from (("held_out", prompt_row(prompt)) for prompt in run_data.split.held_out)
     yield from (("texts", {"prompt": prompt_row(prompt), "text": text}) for prompt, text in run_data.texts())
     yield from ((table, text_row(row)) for table, row in run_data.preferences())
-
-
-def _preferences(source: UserData | None) -> Iterator[TextPreference]:
-    if source is not None:
-        yield from (row for row in values(read_preferences(source)) if not drops_tie(row, source))
 
 
 # ---------------------------------------------------------------- what later stages read

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,24 @@ import numpy as np
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent
-from flows.stages.context import Context, Outcome
+from flows.stages.context import Context, Outcome, offending_file, policy_chat
 from flows.stages.data import held_out_pairs, held_out_prompts, text_preferences, training_prompts
 from flows.stages.labels.shards import LabelProgress, open_accounts
-from flows.stages.offending import offending_file
-from flows.stages.samples import policy_chat
 from pipeline.config import Composition, SlotScorer, compares
-from pipeline.config.loss.needs import references_of
-from pipeline.config.loss.supply import takes_texts
-from pipeline.evaluation.metrics import Interval, bootstrap, bootstrap_of, describe, slot_metrics, win_rate
+from pipeline.config.loss.needs import references_of, takes_texts
+from pipeline.data.tasks.slots import slot_metrics
+from pipeline.errors import RunError
+from pipeline.evaluation.intervals import Interval, bootstrap, bootstrap_of
+from pipeline.evaluation.metrics import _per_token, _sampler_gap, describe, ranked_rightly, win_rate
 from pipeline.models.chat import Chat
 from pipeline.models.handshake import coarser_dtype
 from pipeline.models.policy import load_for_scoring
 from pipeline.pairs.from_data import tokenise_pairs
+from pipeline.storage.atomic import write_json
 from pipeline.storage.rows import read_groups, write_groups
-from pipeline.storage.run_folder import write_json
 from pipeline.training.batches.examples import Example, Logps
 from pipeline.training.reference import kl_per_token, reference_logps, response_logps
-from pipeline.types import Group, RunError
+from pipeline.types import Group
 from reward_models.answers.accounts import summary
 from reward_models.build import build_labeller
 from reward_models.labeller import Labeller, label, wins_by_comparison
@@ -167,19 +167,6 @@ def _policy(context: Context, round_: int) -> Any:
     return load_for_scoring(str(context.policy_path(round_)), trust_remote_code=context.config.trusts_policy)
 
 
-def _per_token(logps: Sequence[tuple[float, ...]]) -> float:
-    return sum(map(sum, logps)) / max(sum(map(len, logps)), 1)
-
-
-def _sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> float | None:
-    """Mean absolute difference, in nats, of the sampler's and the trainer's log-prob of the same sampled token."""
-    said = [logprob for group in sampled for response in group.responses for logprob in response.logprobs]
-    found = [logprob for sequence in own for logprob in sequence]
-    if len(said) != len(found) or not said:
-        return None
-    return sum(abs(a - b) for a, b in zip(said, found, strict=True)) / len(said)
-
-
 def require_small_gap(
     context: Context, round_: int, sampled: Sequence[Group], own: Sequence[tuple[float, ...]]
 ) -> None:
@@ -242,11 +229,6 @@ def _pair_margins(context: Context, round_: int, pairs: list[Example]) -> list[f
         start = [_scores(logps, loss) for logps in _pair_logps(context, 0, pairs)]
         scores = [(own[0] - old[0], own[1] - old[1]) for own, old in zip(scores, start, strict=True)]
     return [loss.beta * (chosen - rejected) for chosen, rejected in scores]
-
-
-def ranked_rightly(margins: Iterable[float]) -> list[float]:
-    """1 for a pair whose margin is positive, 1/2 at 0, else 0."""
-    return [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
 
 
 def _scores(pair: tuple[Logps, ...], loss: Composition) -> tuple[float, float]:

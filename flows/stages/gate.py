@@ -11,14 +11,15 @@ from pydantic import JsonValue
 from flows.run_folder.ancestry import base_before, best_before, parent
 from flows.run_folder.approvals import DECISION
 from flows.stages.context import Context, Outcome
-from flows.stages.evaluation import HELD_OUT_MARGINS, ranked_rightly
+from flows.stages.evaluation import HELD_OUT_MARGINS
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
 from pipeline.config import Gate, Scorer, compares
 from pipeline.evaluation.gate import Measures, Standing, decide
 from pipeline.evaluation.gate_measures import Measuring, by_prompt, finished, longer, repeating, tokens
-from pipeline.evaluation.metrics import Interval, wins_by_score
+from pipeline.evaluation.intervals import Interval
+from pipeline.evaluation.metrics import ranked_rightly, wins_by_score
+from pipeline.storage.atomic import write_json
 from pipeline.storage.rows import read_groups
-from pipeline.storage.run_folder import write_json
 from pipeline.types import Group
 from reward_models.answers.accounts import Accounts
 from reward_models.build import build_labeller

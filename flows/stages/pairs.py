@@ -11,26 +11,15 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.stages.context import Context, Outcome
+from flows.stages.context import Context, Outcome, policy_chat
 from flows.stages.data import preference_slice
-from flows.stages.samples import policy_chat
-from pipeline.config.loss.supply import takes_groups, win_against
+from flows.stages.replay import OWN
+from pipeline.config.loss.needs import takes_groups, win_against
+from pipeline.errors import RunError, first_lines
 from pipeline.pairs import drop_repeated, make_groups, make_marked, make_pairs
 from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
 from pipeline.storage.rows import read_groups, read_preference_file, write_preferences
-from pipeline.types import (
-    Group,
-    Pair,
-    Preference,
-    RunError,
-    TextGroup,
-    TextPair,
-    TextPreference,
-    UnpairedText,
-    first_lines,
-)
-
-OWN = "rows.parquet"
+from pipeline.types import Group, Pair, Preference, TextGroup, TextPair, TextPreference, UnpairedText
 
 
 class Margins:

@@ -10,12 +10,15 @@ from pydantic import JsonValue
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context
 from flows.stages.data import text_preferences
-from flows.stages.pairs import OWN, from_texts
+from flows.stages.pairs import from_texts
 from pipeline.config import Replay
-from pipeline.config.loss.supply import replayed_ages
+from pipeline.config.pairing import replayed_ages
 from pipeline.pairs import ages_within_drift, draw, shares
 from pipeline.storage.rows import read_preference_file, write_preferences
 from pipeline.types import Group, Pair, Preference, Response, derive_seed
+
+OWN = "rows.parquet"
+
 
 # Rows of each earlier round whose drift is measured.
 MEASURED = 64

@@ -11,7 +11,7 @@ from flows.run_folder.storage_errors import WRITING, storage_error
 from flows.stages.context import Context, Outcome
 from flows.workers.local import Workers
 from flows.workers.peak_memory import PeakMemory
-from pipeline.types import RunError
+from pipeline.errors import RunError
 
 # Stages that the sampler child serves; all others run where torch is.
 SAMPLED = ("samples", "evaluation_samples", "calibration")

@@ -12,17 +12,16 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent, reference_stage
-from flows.stages.context import Context, Outcome
+from flows.stages.context import Context, Outcome, offending_file, policy_chat
 from flows.stages.data import held_out_prompts, prompts_by_round
-from flows.stages.offending import offending_file
 from flows.workers.local import Workers
-from pipeline.config import RunConfig, SamplingSettings
-from pipeline.models.chat import Chat, load_chat
+from pipeline.config import SamplingSettings
+from pipeline.errors import RunError
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.storage.rows import read_groups, read_preferences, write_groups
 from pipeline.storage.run_folder import Stage
 from pipeline.storage.seals import Seals
-from pipeline.types import Group, Prompt, Response, RunError, derive_seed
+from pipeline.types import Group, Prompt, Response, derive_seed
 
 Answer = tuple[Response, ...]
 Shard = Sequence[tuple[Prompt, tuple[int, ...]]]
@@ -149,11 +148,6 @@ def _require_finite(context: Context, file: Path, groups: Sequence[Group]) -> No
         f"the sampler's log-probabilities of {len(wrong)} of {len(groups)} prompts of {file.name} are not finite; "
         f"the rows are in {kept}, the shard is not kept"
     )
-
-
-def policy_chat(config: RunConfig, policy: Path) -> Chat:
-    """The chat of a policy folder under the run's settings."""
-    return load_chat(str(policy), config.chat, config.trusts_policy)
 
 
 def _metrics(folder: Path, over_long: int, swap: dict[str, JsonValue] | None) -> dict[str, JsonValue]:

@@ -20,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.redaction import redact_output, redacted
+from pipeline.errors import Paused, RunError, UserError
+from pipeline.safe_text import redact_output, redacted
 from pipeline.sampling.watchdog import end_with_parent
-from pipeline.types import Paused, RunError, UserError
 
 Progress = Callable[[dict[str, Any]], None]
 Handler = Callable[[dict[str, Any], Progress], Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 
 from flows.workers.log_lines import LogLine, LogLines
-from pipeline.redaction import secrets_of
+from pipeline.safe_text import secrets_of
 
 MAX_LINES = 200
 # Of what was written since the last look, however much that is.

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.workers.child import Child
-from pipeline.redaction import key_variables
-from pipeline.types import RunError, UserError
+from pipeline.errors import RunError, UserError
+from pipeline.safe_text import key_variables
 
 ENTRY = "flows.stages.trainer_service"
 # For the first process to notice by itself that another has failed, and to write down what is worth keeping.

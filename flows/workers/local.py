@@ -14,7 +14,7 @@ from flows.report.progress import Report
 from flows.workers.child import Child
 from flows.workers.sampler_client import SamplerProcess
 from pipeline.config import RunConfig, Sampler, SamplingSettings, ServerSampler, TransformersSampler
-from pipeline.redaction import key_variables
+from pipeline.safe_text import key_variables
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response
 

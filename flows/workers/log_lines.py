@@ -8,8 +8,7 @@ import logging
 import re
 from dataclasses import dataclass
 
-from pipeline.redaction import hide_secrets
-from pipeline.safe_text import visible
+from pipeline.safe_text import hide_secrets, visible
 
 MAX_LETTERS = 2000
 # Of a traceback the end says what happened.

@@ -7,9 +7,10 @@ from typing import Any
 
 from flows.workers.child import Child
 from pipeline import config
-from pipeline.redaction import key_variables
+from pipeline.errors import RunError
+from pipeline.safe_text import key_variables
 from pipeline.sampling.sampler import SampleRequest
-from pipeline.types import Response, RunError
+from pipeline.types import Response
 
 # Requests that go to the child in one message. The engine drains between two of them alone.
 REQUESTS_A_CALL = 4096

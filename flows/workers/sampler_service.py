@@ -13,11 +13,11 @@ from pydantic import TypeAdapter
 
 from flows.workers.child import Progress, serve
 from pipeline import config
+from pipeline.errors import RunError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.handshake import Held, Logprobs, Probe, check_swap, check_weights, coarser_dtype, read_probe
 from pipeline.sampling.sampler import Sampler, SampleRequest
-from pipeline.storage.run_folder import write_json
-from pipeline.types import RunError
+from pipeline.storage.atomic import write_json
 
 
 class SamplerService:

@@ -7,14 +7,14 @@ Reading files and overlays is in ``configfile``.
 
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data import Columns, Data, DatasetData, FileData, HeldOut, Limits, RestaurantData, UserData, Votes
-from pipeline.config.evaluation import Gate
+from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.presets import preset_names, resolve
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.reward_model import RewardModelConfig
-from pipeline.config.run import Evaluation, RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.config.sampling import Sampler, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
 from pipeline.config.scorers import (
     ClassifierScorer,

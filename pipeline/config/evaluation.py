@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Closed
+from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.scorers import Scorer
 
 
@@ -66,4 +66,19 @@ class Gate(Closed):
         ge=0,
         lt=0.5,
         description="patience: what counts as a gain, in win rate over the best round above one half",
+    )
+
+
+class Evaluation(Closed):
+    """What is measured on the held-out prompts after each round."""
+
+    samples: int = Field(1, ge=1, description="responses a prompt at temperature 1, beside the greedy one")
+    bootstrap: int = Field(1000, ge=100, description="resamples for the 95 % intervals")
+    seed: int = Field(0, ge=0)
+    max_gap: float | None = Field(
+        None,
+        gt=0,
+        description="nats a token that sampler and trainer may give apart for the same responses; default: 0.01 in "
+        "float32, 0.1 in float16, 0.3 in bfloat16",
+        json_schema_extra=OPERATIONAL,
     )

@@ -12,8 +12,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 
 from pipeline.config import Closed, RunConfig
-from pipeline.suggestions import nearest
-from pipeline.types import UserError, first_lines
+from pipeline.errors import UserError, first_lines, nearest
 
 Tree = dict[str, JsonValue]
 Origins = dict[str, str]

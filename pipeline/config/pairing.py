@@ -88,3 +88,9 @@ class Replay(Closed):
         if unread:
             raise ValueError(f"{unread[0]}: share is 0, so nothing of earlier rounds is taken")
         return self
+
+
+def replayed_ages(replay: Replay, round_: int) -> list[int]:
+    """Ages in rounds of what ``round_`` may replay, the youngest first; 1 is the round before."""
+    oldest = round_ - 1 if replay.max_age is None else min(replay.max_age, round_ - 1)
+    return [*range(1, oldest + 1)] if replay.share else []

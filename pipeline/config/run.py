@@ -6,29 +6,21 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data import Data, HeldOut, Limits, UserData
-from pipeline.config.discriminator import Discriminator
-from pipeline.config.evaluation import Gate
+from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
-from pipeline.config.retention import Retention
+from pipeline.config.reward_model import Discriminator
 from pipeline.config.sampling import Sampler, SamplingSettings, VllmSampler
 from pipeline.config.scorers import EnsembleScorer, Labelling, Scorer
 from pipeline.config.training import LossSettings, Training, WarmStart
 
 
-class Evaluation(Closed):
-    """What is measured on the held-out prompts after each round."""
+class Retention(Closed):
+    """Weights that no stage will read again are removed, policy by policy, after each round; everything else stays."""
 
-    samples: int = Field(1, ge=1, description="responses a prompt at temperature 1, beside the greedy one")
-    bootstrap: int = Field(1000, ge=100, description="resamples for the 95 % intervals")
-    seed: int = Field(0, ge=0)
-    max_gap: float | None = Field(
-        None,
-        gt=0,
-        description="nats a token that sampler and trainer may give apart for the same responses; default: 0.01 in "
-        "float32, 0.1 in float16, 0.3 in bfloat16",
-        json_schema_extra=OPERATIONAL,
-    )
+    last: int | None = Field(None, ge=1, description="keep the policies of so many rounds, the newest; default: all")
+    best: bool = Field(True, description="and that of the best round: the gate's, or by win rate, reward or accuracy")
+    start: bool = Field(True, description="and that of round 0, without which a complete run cannot be extended")
 
 
 class RunConfig(Closed):

@@ -11,7 +11,8 @@ from pipeline import config
 from pipeline.data.distinct import Firsts
 from pipeline.data.reading import PromptRow
 from pipeline.data.split import Split
-from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText, UserError, content_hash
+from pipeline.errors import UserError
+from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText, content_hash
 
 Cause = Literal[
     "malformed",

@@ -17,7 +17,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 BATCH = 256
 CHUNK = 1 << 20

@@ -13,7 +13,8 @@ from pipeline.data.cells import FaultError
 from pipeline.data.parsing import FORMS, preference_of, prompt_of
 from pipeline.data.records import Record, read_records
 from pipeline.data.tasks.restaurants import generate
-from pipeline.types import Message, Prompt, TextPreference, UserError, first_lines
+from pipeline.errors import UserError, first_lines
+from pipeline.types import Message, Prompt, TextPreference
 
 T = TypeVar("T")
 

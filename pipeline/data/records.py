@@ -14,7 +14,7 @@ from pydantic import JsonValue
 
 from pipeline.config import DatasetData, FileData
 from pipeline.data.formats import BATCH, SUFFIXES, Broken, read_file
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 

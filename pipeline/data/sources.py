@@ -1,14 +1,11 @@
 """Where a run's prompts and held-out prompts come from, and the files that they are in. Torch-free."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import assert_never
 
 from pipeline.config import Data, DatasetData, FileData, RunConfig, UserData
 from pipeline.data.records import data_files, open_dataset
-from pipeline.storage.digests import files_sha256, prefix_sha256
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 
 def prompt_source(config: RunConfig) -> Data:
@@ -43,13 +40,3 @@ def files_of(source: UserData) -> list[Path]:
         case DatasetData():
             return [Path(file["filename"]) for file in open_dataset(source).cache_files]
     assert_never(source)
-
-
-def digest(files: Iterable[Path], sizes: Sequence[int] | None = None) -> str:
-    """Of names, sizes and contents; with ``sizes``, of no more than so many bytes of each file."""
-    total, found = hashlib.sha256(), [*files]
-    ends = [file.stat().st_size for file in found] if sizes is None else sizes
-    contents = files_sha256(found) if sizes is None else map(prefix_sha256, found, sizes)
-    for file, size, content in zip(found, ends, contents, strict=True):
-        total.update(f"{file.name}:{size}:{content}\n".encode())
-    return total.hexdigest()[:16]

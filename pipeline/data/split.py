@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from heapq import nsmallest
 
 from pipeline.config import HeldOut
-from pipeline.types import Prompt, UserError, content_hash
+from pipeline.errors import UserError
+from pipeline.types import Prompt, content_hash
 
 
 @dataclass(frozen=True)

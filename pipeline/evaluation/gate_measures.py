@@ -10,7 +10,8 @@ from itertools import chain, islice
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.evaluation.metrics import Interval, Rows, bootstrap_of, grams, repeats
+from pipeline.evaluation.intervals import Interval, Rows, bootstrap_of
+from pipeline.evaluation.metrics import grams, repeats
 from pipeline.types import Group, Response
 
 Floats = npt.NDArray[np.float64]

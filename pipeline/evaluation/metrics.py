@@ -4,56 +4,13 @@ Torch-free; KL needs models and is in ``reference``.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-import numpy.typing as npt
-
-from pipeline.data.tasks.slots import SlotErrors, parse_mr, slot_error_rate, slot_errors
-from pipeline.types import Group, RunError
+from pipeline.errors import RunError
+from pipeline.evaluation.intervals import Interval, bootstrap
+from pipeline.types import Group
 
 REPEATED_WORDS = 4
-Rows = npt.NDArray[np.intp]
-Statistic = Callable[[Rows], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean with its 95 % bootstrap interval over prompts."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def bootstrap(values: Sequence[float], resamples: int, seed: int) -> Interval:
-    """Mean of ``values`` (one a prompt) and the 2.5 and 97.5 percentiles of its bootstrap distribution (Efron 1979).
-
-    Raises ``RunError`` for no values.
-    """
-    data = np.asarray(values, dtype=np.float64)
-    return bootstrap_of(lambda rows: float(data[rows].mean()), len(data), resamples, seed)
-
-
-def bootstrap_of(statistic: Statistic, size: int, resamples: int, seed: int) -> Interval:
-    """``statistic`` of all rows, and its 2.5 and 97.5 percentiles over resamples of them.
-
-    Args:
-        statistic: a number, or NaN, from the numbers of rows that are drawn; rows may be drawn twice.
-        size: how many rows there are, one a prompt.
-
-    Raises ``RunError`` for no rows.
-    """
-    if not size:
-        raise RunError("nothing to average: no prompt has scores")
-    rng = np.random.default_rng(seed)
-    # A resample at a time keeps memory at the size of the data.
-    drawn = np.array([statistic(rng.integers(size, size=size)) for _ in range(resamples)])
-    known = drawn[~np.isnan(drawn)]
-    whole = statistic(np.arange(size))
-    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (whole, whole)
-    return Interval(whole, float(low), float(high))
 
 
 def win_rate(groups: Iterable[Group], others: Iterable[Group], resamples: int, seed: int) -> Interval:
@@ -113,27 +70,6 @@ def distinct(texts: Iterable[Sequence[str]], n: int) -> float:
     return len(counts) / counts.total() if counts else 0.0
 
 
-def slot_errors_of(groups: Iterable[Group]) -> list[SlotErrors]:
-    """Slot errors of every response against its prompt's answer, which must be a meaning representation."""
-    return [slot_errors(parse_mr(group.prompt.answer or ""), r.text) for group in groups for r in group.responses]
-
-
-def slot_metrics(greedy: Iterable[Group], sampled: Iterable[Group]) -> dict[str, float]:
-    """``slot_error_rate`` (greedy), ``slot_error_rate_sampled``, and both split by kind of error, per slot.
-
-    Raises ``ValueError`` for an answer that is no meaning representation.
-    """
-    metrics: dict[str, float] = {}
-    for suffix, groups in (("", greedy), ("_sampled", sampled)):
-        errors = slot_errors_of(groups)
-        slots = max(1, sum(e.slots for e in errors))
-        metrics[f"slot_error_rate{suffix}"] = slot_error_rate(errors)
-        metrics[f"slots_missing{suffix}"] = sum(e.missing for e in errors) / slots
-        metrics[f"slots_invented{suffix}"] = sum(e.invented for e in errors) / slots
-        metrics[f"slots_contradictory{suffix}"] = sum(e.contradictory for e in errors) / slots
-    return metrics
-
-
 def _scores(group: Group) -> list[float]:
     return [score for score in group.scores if score is not None]
 
@@ -147,3 +83,21 @@ def repeats(words: Sequence[str]) -> bool:
     """Whether the same four words in a row are said more than once, case and punctuation aside."""
     runs = grams([word.lower().strip(".,;!?") for word in words], REPEATED_WORDS)
     return len(set(runs)) < len(runs)
+
+
+def _per_token(logps: Sequence[tuple[float, ...]]) -> float:
+    return sum(map(sum, logps)) / max(sum(map(len, logps)), 1)
+
+
+def _sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> float | None:
+    """Mean absolute difference, in nats, of the sampler's and the trainer's log-prob of the same sampled token."""
+    said = [logprob for group in sampled for response in group.responses for logprob in response.logprobs]
+    found = [logprob for sequence in own for logprob in sequence]
+    if len(said) != len(found) or not said:
+        return None
+    return sum(abs(a - b) for a, b in zip(said, found, strict=True)) / len(said)
+
+
+def ranked_rightly(margins: Iterable[float]) -> list[float]:
+    """1 for a pair whose margin is positive, 1/2 at 0, else 0."""
+    return [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]

@@ -2,8 +2,7 @@
 
 from pipeline.config import Composition
 from pipeline.losses.batch import Batch, GroupBatch, PairBatch, Side, UnpairedBatch
-from pipeline.losses.loss import Loss, LossOutput
-from pipeline.losses.presets import load_preset, preset_names
+from pipeline.losses.loss import Loss, LossOutput, load_preset, preset_names
 
 __all__ = [
     "Batch",

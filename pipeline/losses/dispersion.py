@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.loss.terms import EntropyDispersion
-from pipeline.losses.batch import PairBatch, Side
-from pipeline.losses.masked import constant, masked_mean
+from pipeline.losses.batch import PairBatch, Side, constant, masked_mean
 
 # The published code's mean of −log Hn; what stands for "mean" where only one batch is known.
 PUBLISHED_MEAN = 0.29

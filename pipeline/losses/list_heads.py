@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pipeline.config.loss.terms import Head, ListHead
-from pipeline.losses.batch import GroupBatch, PairBatch
-from pipeline.losses.masked import constant
+from pipeline.losses.batch import GroupBatch, PairBatch, constant
 
 # What stands for the logit of a response that is not there: e^−1e9 is 0 in every dtype.
 ABSENT = -1e9

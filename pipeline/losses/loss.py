@@ -18,21 +18,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.config import Composition
+from pipeline.config import Composition, preset_names, resolve
 from pipeline.config.loss.needs import needs_of, references_of, stateful
-from pipeline.losses.batch import Batch, GroupBatch, PairBatch, Side, UnpairedBatch
+from pipeline.errors import UserError, first_lines
+from pipeline.losses.batch import (
+    Batch,
+    GroupBatch,
+    PairBatch,
+    Side,
+    UnpairedBatch,
+    at_least_float32,
+    bounded_exp,
+    constant,
+    masked_mean,
+)
 from pipeline.losses.dispersion import dispersion_of
-from pipeline.losses.labels import label_of
 from pipeline.losses.list_heads import as_group, best, head_loss, present_of, worst
 from pipeline.losses.margins import margin_of
-from pipeline.losses.masked import at_least_float32, bounded_exp, constant, masked_mean
 from pipeline.losses.regularisers import nll, regularisers
-from pipeline.losses.scores import scores
-from pipeline.losses.shapes import shaped
+from pipeline.losses.scores import scores, shaped
 from pipeline.losses.statistics import Observed, State, kept, observe, summarise
-from pipeline.losses.terms import one_sided_terms, pair_term, unpaired_terms
+from pipeline.losses.terms import label_of, one_sided_terms, pair_term, unpaired_terms
 from pipeline.losses.weights import uniform
 
 
@@ -259,3 +268,27 @@ def _refuse_empty(batch: Batch) -> None:
         empty = (without if present is None else without & present[:, index]).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"{name}: no response tokens in row {', '.join(map(str, empty[:5]))} of the batch")
+
+
+__all__ = ["load_preset", "preset_names"]
+
+
+def load_preset(name: str, **overrides: object) -> Loss:
+    """The loss of configs/loss/``name``.yaml with settings replaced by ``overrides``.
+
+    An override is a field of ``Composition`` (``beta``, ``link``), or a setting of one of its components by the name
+    alone where that is unique (``gamma``).
+
+    Raises:
+        UserError: no such preset, an ambiguous name, or an override that the schema refuses.
+    """
+    try:
+        return Loss(name, Composition.model_validate(resolve(name, overrides)))
+    except ValidationError as error:
+        faults = [
+            f"loss.{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" if e["loc"] else e["msg"]
+            for e in error.errors()
+        ]
+        raise UserError(f"loss {name}:\n{first_lines(faults)}") from None
+    except ValueError as error:
+        raise UserError(f"loss.{error}") from None

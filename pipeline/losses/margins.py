@@ -15,10 +15,9 @@ from pipeline.config.loss.components import (
     ReferencePrior,
     RewardMargin,
 )
-from pipeline.losses.batch import PairBatch, Side
-from pipeline.losses.labels import reward_gap
-from pipeline.losses.masked import constant, masked_mean
+from pipeline.losses.batch import PairBatch, Side, constant, masked_mean
 from pipeline.losses.prior import reference
+from pipeline.losses.terms import reward_gap
 
 Statistics: TypeAlias = Mapping[str, float]
 

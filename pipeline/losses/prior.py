@@ -18,8 +18,7 @@ from pipeline.config.loss.components import (
     ReferencePrior,
 )
 from pipeline.config.loss.components import Prior as PriorSettings
-from pipeline.losses.batch import Side
-from pipeline.losses.masked import at_least_float32, constant, masked_sum
+from pipeline.losses.batch import Side, at_least_float32, constant, masked_sum
 
 
 def log_priors(sides: tuple[Side, ...], prior: PriorSettings) -> tuple[Tensor, ...]:

@@ -9,8 +9,7 @@ from torch.nn.functional import softplus
 from pipeline.config import Composition
 from pipeline.config.loss.components import LearnedPrior, LearnedWeights
 from pipeline.config.loss.terms import Advantage, Calibration
-from pipeline.losses.batch import PairBatch, Side
-from pipeline.losses.masked import at_least_float32, constant, masked_mean, masked_sum
+from pipeline.losses.batch import PairBatch, Side, at_least_float32, constant, masked_mean, masked_sum
 from pipeline.losses.prior import reference
 from pipeline.losses.weights import kl_weights
 

@@ -17,8 +17,7 @@ from pipeline.config.loss.needs import reads_baseline
 from pipeline.config.loss.terms import BatchScale
 from pipeline.losses.batch import PairBatch, UnpairedBatch
 from pipeline.losses.margins import log_ratio_gap
-from pipeline.losses.scores import scores
-from pipeline.losses.shapes import shaped
+from pipeline.losses.scores import scores, shaped
 from pipeline.losses.weights import uniform
 
 Observed = dict[str, Tensor]

@@ -14,8 +14,7 @@ from pipeline.config.loss.components import (
     TailWeights,
 )
 from pipeline.config.loss.components import Weights as WeightSettings
-from pipeline.losses.batch import Side
-from pipeline.losses.masked import at_least_float32, constant
+from pipeline.losses.batch import Side, at_least_float32, constant
 
 
 def token_weights(side: Side, other: Side | None, weights: WeightSettings, seeds: Tensor | None) -> Tensor | None:

@@ -15,7 +15,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from pipeline import config
-from pipeline.types import Message, UserError, content_hash
+from pipeline.errors import UserError
+from pipeline.types import Message, content_hash
 
 # Files of which a tokenizer folder has at least one (transformers would otherwise build an empty tokenizer).
 TOKENIZER_FILES = (

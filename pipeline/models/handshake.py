@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.types import RunError
+from pipeline.errors import RunError
 
 PROBE_FILE = "probe.json"
 Sequences = Sequence[Sequence[int]]

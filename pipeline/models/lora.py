@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.config import Lora
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 
 def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:

@@ -12,11 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from pipeline.errors import RunError, UserError, first_lines
 from pipeline.models.chat import TOKENIZER_FILES, Chat
 from pipeline.models.handshake import probe_sequences, write_probe
 from pipeline.models.lora import merge_adapter
 from pipeline.models.token_logps import TokenLogps
-from pipeline.types import RunError, UserError, first_lines
 
 # What is read of a model on the hub.
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")

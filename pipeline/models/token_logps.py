@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from pipeline.errors import RunError
 from pipeline.models.attention.last_layer import no_more_than, places, position_wise
 from pipeline.models.attention.packing import Packed
 from pipeline.models.attention.shared_prompts import share, stream_arguments, why_not_shared
 from pipeline.models.lora import adapter_off
 from pipeline.models.output_head import CHUNK_ELEMENTS, OutputHead, Softmaxes, Source, output_head, softmaxes
-from pipeline.types import RunError
 
 Precision = Literal["float32", "bfloat16"]
 Fact = Literal["kl", "collision", "entropy", "hidden", "reference_hidden", "reference_last_hidden"]

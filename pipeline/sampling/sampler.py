@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from pipeline.config import SamplingSettings
+from pipeline.errors import UserError
 from pipeline.models.chat import Chat
-from pipeline.types import FinishReason, Response, UserError, derive_seed
+from pipeline.types import FinishReason, Response, derive_seed
 
 Swap = Literal["reload", "restart", "unchanged"]
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -20,9 +20,9 @@ from typing import Any
 import httpx
 
 from pipeline.config import SamplingSettings, ServerSampler
+from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat
-from pipeline.redaction import redacted
-from pipeline.safe_text import visible
+from pipeline.safe_text import redacted, visible
 from pipeline.sampling.sampler import (
     Dtype,
     SampleRequest,
@@ -34,7 +34,7 @@ from pipeline.sampling.sampler import (
     room_for,
     sample_seeds,
 )
-from pipeline.types import Response, RunError, UserError
+from pipeline.types import Response
 
 SERVED_NAME = "policy"
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.config import SamplingSettings, TransformersSampler
+from pipeline.errors import RunError
 from pipeline.models.chat import Chat
 from pipeline.sampling.sampler import (
     SampleRequest,
@@ -22,7 +23,7 @@ from pipeline.sampling.sampler import (
     room_for,
     sample_seeds,
 )
-from pipeline.types import Response, RunError
+from pipeline.types import Response
 
 # Requests whose samples are sorted by length before they are cut into batches.
 SORTED_TOGETHER = 256

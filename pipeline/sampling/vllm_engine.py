@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.config import SamplingSettings, VllmSampler
+from pipeline.errors import RunError
 from pipeline.models.chat import Chat
 from pipeline.sampling.sampler import (
     SampleRequest,
@@ -23,7 +24,7 @@ from pipeline.sampling.sampler import (
     room_for,
     sample_seeds,
 )
-from pipeline.types import Response, RunError
+from pipeline.types import Response
 
 
 def engine_environment(settings: VllmSampler) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+
+from pydantic import JsonValue
 
 # Hashing lets other threads run: the shards of a large model are read side by side.
 AT_ONCE = 8
@@ -63,3 +65,20 @@ def _prefix_sha256(version: _Version, size: int) -> str:
             total.update(block)
             left -= len(block)
     return total.hexdigest()
+
+
+def digest(files: Iterable[Path], sizes: Sequence[int] | None = None) -> str:
+    """Of names, sizes and contents; with ``sizes``, of no more than so many bytes of each file."""
+    total, found = hashlib.sha256(), [*files]
+    ends = [file.stat().st_size for file in found] if sizes is None else sizes
+    contents = files_sha256(found) if sizes is None else map(prefix_sha256, found, sizes)
+    for file, size, content in zip(found, ends, contents, strict=True):
+        total.update(f"{file.name}:{size}:{content}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def model_digest(path: Path) -> JsonValue:
+    """Of each file of a model folder; a hub name has none here."""
+    return (
+        {file.name: digest([file]) for file in sorted(path.iterdir()) if file.is_file()} if path.is_dir() else str(path)
+    )

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from pipeline.errors import RunError, first_lines
 from pipeline.storage.digests import files_sha256
 from pipeline.storage.manifest import FREED, MANIFEST, DamagedError, Manifest, file_facts
 from pipeline.storage.run_folder import Stage
-from pipeline.types import RunError, first_lines
 
 # Where a policy is the user's own model, its manifest names the folder, and the files as they were.
 POINTER, POINTED_FILES = "checkpoint", "checkpoint_files"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from pipeline.errors import RunError
 from pipeline.storage.digests import files_sha256
-from pipeline.types import RunError, content_hash
+from pipeline.types import content_hash
 
 MANIFEST = "manifest.json"
 FREED = "freed.json"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import RunError
 from pipeline.storage.seals import Seal
 from pipeline.storage.tables import ROW_GROUP, Row, TableWriter
 from pipeline.types import (
@@ -20,7 +21,6 @@ from pipeline.types import (
     Preference,
     Prompt,
     Response,
-    RunError,
     TextGroup,
     TextPair,
     TextPreference,

@@ -6,17 +6,17 @@ folder are renamed into place one by one and survive a kill. Nothing that is com
 overwritten: a stage whose key no longer fits is an error that names the changed field.
 """
 
-import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from pipeline.config.files import changed_fields
+from pipeline.errors import RunError, UserError
+from pipeline.storage.atomic import discard, sync_folder, write_json
 from pipeline.storage.manifest import (
     MANIFEST,
     DamagedError,
@@ -30,14 +30,10 @@ from pipeline.storage.manifest import (
     versions,
 )
 from pipeline.storage.seals import MARKER, SEALS, read_seconds, require_unchanged, tried
-from pipeline.types import RunError, UserError, content_hash, json_text
+from pipeline.types import content_hash
 
 # What a stage needs only until it is whole: a folder in the one where it is being written.
 CHECKPOINTS = "checkpoints"
-
-
-class RunLockedError(UserError):
-    """Another process is writing to the run folder."""
 
 
 class RunFolder:
@@ -237,42 +233,3 @@ class StageWriter:
         for seals in [*self.stage.folder.rglob(SEALS)]:
             seals.unlink()
         return manifest
-
-
-def write_json(file: Path, value: object, still: Callable[[], bool] = lambda: True) -> None:
-    """Write ``value`` so that ``file`` holds either the old content or the new, never a part.
-
-    ``still`` is asked once the new content is on the disk; where it says no, the old one stays.
-    """
-    write_text(file, json_text(value), still)
-
-
-def write_text(file: Path, text: str, still: Callable[[], bool] = lambda: True) -> None:
-    """Like ``write_json``, for text."""
-    scratch = file.with_name(file.name + ".tmp")
-    with scratch.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    if still():
-        scratch.replace(file)
-    else:
-        scratch.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def discard(folder: Path) -> None:
-    """Remove a folder of a stage that is being written; a kill leaves all of it, or none under its name."""
-    spent = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(spent, ignore_errors=True)
-    with suppress(FileNotFoundError):
-        folder.rename(spent)
-    shutil.rmtree(spent, ignore_errors=True)

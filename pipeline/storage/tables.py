@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import RunError
 from pipeline.storage.seals import Seal
-from pipeline.types import RunError
 
 Row = dict[str, Any]
 ROW_GROUP = 1024

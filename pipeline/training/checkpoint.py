@@ -15,12 +15,13 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipeline.errors import RunError, UserError
+from pipeline.storage.atomic import sync_folder
 from pipeline.storage.digests import file_sha256
-from pipeline.storage.run_folder import sync_folder
 from pipeline.training.distributed.fsdp import gathered, placed_like
 from pipeline.training.optimiser import Optimiser, Parameters, load_optimiser, optimiser_state
-from pipeline.training.progress import StepReport
-from pipeline.types import RunError, UserError, content_hash
+from pipeline.training.step_log import StepReport
+from pipeline.types import content_hash
 
 WEIGHTS, OPTIMISER, PROGRESS = "weights.safetensors", "optimiser.safetensors", "progress.json"
 

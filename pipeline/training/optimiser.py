@@ -1,5 +1,6 @@
 """AdamW in several forms, and its state as tensors by parameter name, whole and on the CPU."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.config import Optimisation
+from pipeline.errors import UserError
 from pipeline.training.distributed.fsdp import gathered, placed_like
 from pipeline.training.distributed.launch import require_optimiser
 from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
 from pipeline.training.distributed.zero import ZeroEngine
-from pipeline.types import UserError
 
 Parameters = Mapping[str, nn.Parameter]
 Optimiser = torch.optim.Optimizer | ZeroEngine
@@ -158,3 +159,28 @@ def _filled(value: Tensor | int, kept: Tensor | None) -> Tensor | int | None:
         return None
     value.copy_(placed_like(kept, value))
     return value
+
+
+def rate_factor(step: int, steps: int, settings: Optimisation) -> float:
+    """What the learning rate of step ``step`` (from 0) of ``steps`` is multiplied with, in (0, 1].
+
+    Rises linearly over the first ``warmup`` share of the steps, then stays, or falls linearly or
+    along half a cosine towards 0, which it would reach one step after the last.
+
+    >>> settings = Optimisation(schedule="linear", warmup=0.5)
+    >>> [rate_factor(step, 4, settings) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if settings.schedule == "constant":
+        return 1.0
+    done = (step - warm) / max(1, steps - warm)
+    return 1 - done if settings.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def steps_of(examples: int, settings: Optimisation) -> int:
+    """Optimiser steps of a run over ``examples`` pairs (or texts), at least 1."""
+    steps = max(1, round(settings.epochs * math.ceil(examples / settings.batch_size)))
+    return min(steps, settings.max_steps or steps)

@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 
 from pipeline.config.loss.components import GivenWeights
+from pipeline.errors import RunError
 from pipeline.losses.dispersion import scaled
 from pipeline.models.token_logps import Fact, Precision, TokenLogps, plain_model
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example, Logps
-from pipeline.types import RunError
 
 __all__ = [
     "Logps",

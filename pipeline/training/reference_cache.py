@@ -15,10 +15,11 @@ from uuid import uuid4
 
 from pydantic import JsonValue
 
+from pipeline.errors import RunError
+from pipeline.storage.atomic import sync_folder, write_json
 from pipeline.storage.digests import file_sha256
-from pipeline.storage.run_folder import sync_folder, write_json
 from pipeline.training.batches.examples import Example
-from pipeline.types import RunError, content_hash
+from pipeline.types import content_hash
 
 ENTRY = "entry.json"
 

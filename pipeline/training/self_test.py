@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipeline.errors import RowsError, RunError
 from pipeline.models.token_logps import Precision
 from pipeline.training.batches.collate import Batch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.gradients import over_processes
-from pipeline.types import RowsError, RunError
 
 # Largest difference, in nats a token, between policy and stored reference when they are the same
 # model (what other batch shapes change by rounding): mean over all tokens of a batch, and over those

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 
 from pipeline.config import Optimisation
+from pipeline.errors import RowsError, UserError
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import OF_REFERENCE, TokenLogps, plain_model
@@ -24,11 +25,10 @@ from pipeline.training.distributed.fsdp import shard, single, write_back
 from pipeline.training.distributed.launch import Sharding, Zero
 from pipeline.training.distributed.zero import ZeroEngine
 from pipeline.training.gradients import BatchFacts, Lots, Objective, accumulate_gradient, over_processes
-from pipeline.training.optimiser import Group, make_optimiser, set_rate, trainable
-from pipeline.training.progress import StepReport
-from pipeline.training.schedule import rate_factor, steps_of
+from pipeline.training.optimiser import Group, make_optimiser, rate_factor, set_rate, steps_of, trainable
 from pipeline.training.self_test import check_packing, check_policy_is_reference
-from pipeline.types import RowsError, UserError, content_hash, derive_seed
+from pipeline.training.step_log import StepReport
+from pipeline.types import content_hash, derive_seed
 
 # What accelerate is to know of the processes; how parameters are cut over them is ours
 # (pipeline/training/distributed/fsdp.py).

@@ -19,7 +19,7 @@ from pipeline.models.classifier_scores import RowScores
 from pipeline.training.batches.examples import Example, check_examples
 from pipeline.training.distributed.launch import Sharding, Zero
 from pipeline.training.optimiser import load_optimiser, optimiser_state
-from pipeline.training.progress import StepReport, TrainResult, summarise
+from pipeline.training.step_log import StepReport, TrainResult, summarise
 from pipeline.training.steps import NonFiniteError, Steps
 
 __all__ = ["Example", "NonFiniteError", "StepReport", "TrainResult", "train"]

@@ -15,10 +15,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from reward_models.answers.questions import Missing
+    from reward_models.answers.missing import Missing
 
 Kept = tuple[float | None, "Missing | None"]
 # "pflb": tells the file from other programs' databases.

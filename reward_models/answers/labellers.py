@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.types import Group
 from reward_models.answers.accounts import Accounts
-from reward_models.answers.questions import Answer, Question, Source, ask
+from reward_models.answers.missing import Answer
+from reward_models.answers.questions import Question, Source, ask
 from reward_models.labeller import Labels, Scorer
 
 Both = tuple[Answer, Answer]

@@ -4,7 +4,8 @@ import threading
 from uuid import uuid4
 
 from pipeline.config import Endpoint
-from reward_models.answers.accounts import UNDER_WAY, Accounts, Call
+from reward_models.answers.accounts import Accounts
+from reward_models.answers.spending import UNDER_WAY, Call
 
 
 class Budget:

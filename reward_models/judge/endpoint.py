@@ -16,10 +16,9 @@ from tenacity.stop import stop_when_event_set
 from tenacity.wait import wait_random_exponential
 
 from pipeline.config import Endpoint
-from pipeline.redaction import redacted
-from pipeline.safe_text import visible
-from pipeline.types import UserError
-from reward_models.answers.questions import Missing
+from pipeline.errors import UserError
+from pipeline.safe_text import redacted, visible
+from reward_models.answers.missing import Missing
 from reward_models.judge.budget import Budget
 
 LONGEST_ANSWER = 16 * 1024 * 1024  # bytes

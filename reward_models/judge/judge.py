@@ -12,9 +12,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pydantic import JsonValue
 
 from pipeline.config import JudgeScorer
-from pipeline.types import UserError, content_hash
+from pipeline.errors import UserError
+from pipeline.types import content_hash
 from reward_models.answers.accounts import Accounts
-from reward_models.answers.questions import Answer, Done, Question
+from reward_models.answers.missing import Answer
+from reward_models.answers.questions import Done, Question
 from reward_models.judge.budget import Budget
 from reward_models.judge.endpoint import ChatEndpoint, FailedCallError, Reply
 from reward_models.judge.prompt import JudgePrompt

@@ -12,7 +12,8 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.config import JudgeScorer
-from pipeline.types import Message, Prompt, Response, UserError, content_hash
+from pipeline.errors import UserError
+from pipeline.types import Message, Prompt, Response, content_hash
 from reward_models.answers.questions import Question
 
 OWN = {mode: Path(__file__).with_name(f"{mode}.jinja") for mode in ("pairwise", "pointwise")}

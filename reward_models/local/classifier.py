@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.config import ClassifierScorer, PairwiseScorer
+from pipeline.errors import RunError, UserError
 from pipeline.models.attention.packing import pack
 from pipeline.models.attention.shared_prompts import TOLERANCE
 from pipeline.models.classifier_scores import RowScores, padding_id
-from pipeline.types import Group, RunError, UserError
+from pipeline.types import Group
 from reward_models.local.conversations import Conversations, Ids, split_shared, without_end
 
 T = TypeVar("T")

@@ -7,9 +7,11 @@ one logit, two, or three (with a tie) is taken.
 from collections.abc import Sequence
 
 from pipeline.config import PairwiseScorer
-from pipeline.types import Message, UserError
+from pipeline.errors import UserError
+from pipeline.types import Message
 from reward_models.answers.accounts import Accounts
-from reward_models.answers.questions import Answer, Done, Question
+from reward_models.answers.missing import Answer
+from reward_models.answers.questions import Done, Question
 from reward_models.judge.prompt import without_control_tokens
 from reward_models.local.classifier import load_classifier
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from pipeline.errors import UserError
 from pipeline.training.batches.examples import Continuation, Example
-from pipeline.types import TextGroup, TextPair, TextPreference, UnpairedText, UserError, content_hash
+from pipeline.types import TextGroup, TextPair, TextPreference, UnpairedText, content_hash
 from reward_models.local.conversations import Conversations, Ids, split_shared, without_end
 
 CAUSES = ("tie", "identical", "long", "unshared")

@@ -8,7 +8,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.config import PretrainedPolicy
-from pipeline.types import UserError, derive_seed, first_lines
+from pipeline.errors import UserError, first_lines
+from pipeline.types import derive_seed
 
 
 def load_start(settings: PretrainedPolicy, seed: int) -> tuple[Any, Any]:

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
+from flows.run_folder.stage_keys import reference_name
 from flows.stages.context import Context
 from flows.stages.training.examples import examples_with_reference
 from flows.stages.training.train import fit
 from pipeline.config import RunConfig
-from pipeline.config.loss.supply import reference_name
 from pipeline.losses import Loss
 from pipeline.storage.rows import REFERENCE, write_preferences, write_table
 from pipeline.storage.run_folder import RunFolder

@@ -6,7 +6,8 @@ from typing import Any
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config.files import dump_config
-from pipeline.storage.run_folder import RunFolder, write_text
+from pipeline.storage.atomic import write_text
+from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import STEPS
 from tests.tiny_run import InventedResponses, begin, open_context, train
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from flows.workers.child import Progress, serve
-from pipeline.types import Paused, RunError, UserError
+from pipeline.errors import Paused, RunError, UserError
 
 GREETING: list[str] = []
 

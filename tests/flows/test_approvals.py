@@ -8,10 +8,11 @@ import pytest
 
 from flows.__main__ import main
 from flows.run_folder.approvals import approval_file, approve, read_approval, read_decision, waiting
-from pipeline.evaluation.decision import Decision
+from pipeline.errors import RunError, UserError
+from pipeline.evaluation.gate import Decision
+from pipeline.storage.atomic import write_json
 from pipeline.storage.manifest import StageKey
-from pipeline.storage.run_folder import RunFolder, write_json
-from pipeline.types import RunError, UserError
+from pipeline.storage.run_folder import RunFolder
 
 
 @pytest.fixture

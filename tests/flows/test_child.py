@@ -14,7 +14,7 @@ import pytest
 
 from flows.workers import child as child_module
 from flows.workers.child import Child
-from pipeline.types import Paused, RunError, UserError
+from pipeline.errors import Paused, RunError, UserError
 
 ENTRY = "obedient_child"
 ENV = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

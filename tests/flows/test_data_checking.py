@@ -10,7 +10,7 @@ import pytest
 from flows.preflight.check import check_config, check_run
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
-from pipeline.types import UserError
+from pipeline.errors import UserError
 from tests.tiny_model import save_tiny_model
 
 REAL = Path(__file__).parents[3] / "shared" / "data"

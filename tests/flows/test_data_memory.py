@@ -15,7 +15,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from flows.preflight.data import _contents, _sources
-from flows.stages.data import SCHEMAS, open_data, table_rows
+from flows.stages.data import SCHEMAS, table_rows
+from pipeline.data.run_data import open_data
 from pipeline.config.files import load_config
 from pipeline.data.faults import FaultFinder
 from pipeline.storage.tables import TableWriter

@@ -13,8 +13,9 @@ from flows.preflight.check import check_run
 from flows.stages.context import Context
 from flows.stages.labels.gold import handover
 from flows.stages.run import run_stage
+from pipeline.errors import Paused, RunError, UserError
 from pipeline.storage.rows import read_groups, read_preferences
-from pipeline.types import Group, Pair, Paused, RunError, UserError
+from pipeline.types import Group, Pair
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, supply, train
 
 SMALL = ("prompts_per_round=12", "discriminator.budget=8", "discriminator.gate={held_out: 0.25, comparisons: 1}")
@@ -148,7 +149,7 @@ def test_controls(job: Path, tmp_path: Path, silver: str, second: dict[str, int]
 
 @pytest.mark.parametrize("rule", ["uncertain", "disagreement"])
 def test_what_the_discriminator_is_unsure_of_is_bought(job: Path, tmp_path: Path, rule: str) -> None:
-    from flows.stages.labels.silver import member_margins
+    from flows.stages.labels.discriminator import member_margins
     from reward_models.training.gold import comparison
 
     chosen = ("discriminator.members=2", f"discriminator.select={rule}")

@@ -10,7 +10,7 @@ import pytest
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.workers.child import Child
-from pipeline.types import RunError
+from pipeline.errors import RunError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context
 
 STAGES = ("gold", "discriminator", "labels")

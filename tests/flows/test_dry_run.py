@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from flows.commands.dry_run import planned_stages
 from pipeline.config.files import load_config
-from pipeline.types import UserError
+from pipeline.errors import UserError
 from tests.tiny_run import begin, make_job, open_context, train
 
 

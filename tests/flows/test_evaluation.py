@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from flows.stages.context import Context
+from flows.stages.context import Context, policy_chat
 from flows.stages.evaluation import held_out_examples
 from flows.stages.run import run_stage
-from flows.stages.samples import policy_chat
 from tests.tiny_model import reference_scores
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, train
 

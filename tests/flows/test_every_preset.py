@@ -10,7 +10,7 @@ from flows.preflight.check import check_run
 from flows.stages.context import Context
 from flows.stages.data import held_out_prompts
 from pipeline.config import Composition, preset_names, resolve
-from pipeline.config.loss.supply import takes_unpaired
+from pipeline.config.loss.needs import takes_unpaired
 from pipeline.models.chat import load_chat
 from pipeline.models.policy import load_policy
 from pipeline.training.batches.examples import Example

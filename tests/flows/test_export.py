@@ -9,14 +9,15 @@ import torch
 from tiny_sampler import vllm_process
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.commands.export import export, write_card
+from flows.commands.export import export
+from flows.report.model_card import write_card
 from flows.stages.context import Context
 from pipeline.config import SamplingSettings
 from pipeline.config.files import dump_config
+from pipeline.errors import RunError, UserError
 from pipeline.sampling.sampler import SampleRequest
+from pipeline.storage.atomic import write_json, write_text
 from pipeline.storage.manifest import StageKey
-from pipeline.storage.run_folder import write_json, write_text
-from pipeline.types import RunError, UserError
 from tests.tiny_run import begin, make_job, open_context, train
 
 LORA = "training.lora={rank: 4, alpha: 64, target_modules: [q_proj, v_proj]}"

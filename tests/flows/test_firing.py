@@ -14,9 +14,9 @@ from flows.offline import offline
 from flows.prefect_api.parameters import dated
 from flows.prefect_api.schedules import read_schedule
 from pipeline.config.files import load_config
+from pipeline.errors import UserError
 from pipeline.storage.manifest import StageKey
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import UserError
 from tests.tiny_run import make_job
 
 ROOT = Path(__file__).parents[2]

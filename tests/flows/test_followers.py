@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from flows.workers.child import Child
+from pipeline.errors import RunError
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import RunError
 from tests.tiny_run import begin, make_job, open_context, supply, train
 
 ROOT = Path(__file__).parents[2]

@@ -14,16 +14,16 @@ import pytest
 
 from flows.commands.verify import verify
 from flows.planning.machine import stage_bytes
-from flows.report.table import read_rounds
+from flows.report.terminal import read_rounds
 from flows.run_folder.redo import set_aside
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.workers.local import Workers
 from pipeline.config.files import load_config
+from pipeline.errors import RunError
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import RunError
-from reward_models.answers.accounts import Call, Ledger
 from reward_models.answers.cache import LabelCache
+from reward_models.answers.spending import Call, Ledger
 from tests.flows.finished_run import complete, digests, finished
 from tests.tiny_run import InventedResponses, make_job
 

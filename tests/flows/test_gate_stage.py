@@ -14,8 +14,9 @@ from flows.run_folder.stage_keys import stage_key
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config.files import dump_config
-from pipeline.evaluation.decision import Decision
-from pipeline.types import Message, Paused, Response, UserError
+from pipeline.errors import Paused, UserError
+from pipeline.evaluation.gate import Decision
+from pipeline.types import Message, Response
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, train
 
 # Four held-out prompts judge.

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from flows.commands.dry_run import planned_stages
-from flows.commands.export import card
 from flows.loop.entry import Firing, prepare
+from flows.report.model_card import card
 from flows.run_folder.growth import ADDED, brings_prompts, has_grown
 from flows.stages.context import Context
 from flows.stages.data import held_out_prompts
 from flows.stages.run import run_stage
 from flows.stages.samples import round_prompts
 from pipeline.config.files import load_config
+from pipeline.errors import UserError
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.run_folder import RunFolder, StageWriter
-from pipeline.types import UserError
 from tests.tiny_run import PAIRS, begin, make_job, open_context, train
 
 NEW = [{"prompt": f"the new {n}", "answer": "barn"} for n in range(12)]

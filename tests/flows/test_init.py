@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from flows.commands.cli.arguments import complete_items, complete_presets
 from pipeline.config.files import load_config
-from pipeline.types import UserError
+from pipeline.errors import UserError
 from tests.tiny_run import make_job
 
 ROOT = Path(__file__).parents[2]

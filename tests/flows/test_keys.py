@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.config import ServerSampler
 from pipeline.config.files import load_config
-from pipeline.types import UserError
+from pipeline.errors import UserError
 from tests.judge_server import JudgeServer, judge_server, longer_wins
 from tests.tiny_model import save_tiny_model
 from tests.tiny_run import begin, make_job, open_context, train

@@ -14,10 +14,11 @@ from judge_server import JudgeServer, judge_server, longer_wins
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config.run import RunConfig
+from pipeline.errors import RunError, UserError
 from pipeline.storage.manifest import StageKey
 from pipeline.storage.rows import read_groups, read_preferences, write_groups
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import Group, Message, Pair, Prompt, Response, RunError, UserError
+from pipeline.types import Group, Message, Pair, Prompt, Response
 
 ROOT = Path(__file__).parents[2]
 RUN_STAGE = """

@@ -19,8 +19,8 @@ from flows.loop.opening import prepare_run
 from flows.run_folder import lease
 from flows.run_folder.lease import FILE, Holder, hold, read_holder
 from pipeline.config.files import load_config
-from pipeline.storage.run_folder import write_json
-from pipeline.types import RunError, UserError
+from pipeline.errors import RunError, UserError
+from pipeline.storage.atomic import write_json
 from tests.tiny_run import make_job
 
 ROOT = Path(__file__).parents[2]

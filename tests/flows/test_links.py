@@ -15,8 +15,8 @@ from flows.run_folder.retention import free_room
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config.files import dump_config
-from pipeline.storage.run_folder import write_json, write_text
-from pipeline.types import RunError, UserError
+from pipeline.errors import RunError, UserError
+from pipeline.storage.atomic import write_json, write_text
 from tests.tiny_run import InventedResponses, begin, make_job, open_context
 
 

@@ -9,8 +9,8 @@ import pytest
 from flows.preflight.check import check_run, check_vocabulary
 from pipeline.config import Composition, RunConfig, preset_names, resolve
 from pipeline.config.files import load_config
-from pipeline.config.loss.needs import reads_baseline
-from pipeline.config.loss.supply import (
+from pipeline.config.loss.needs import (
+    reads_baseline,
     reads_contrast,
     samples_calibration,
     stores_reference,
@@ -19,8 +19,8 @@ from pipeline.config.loss.supply import (
     takes_unpaired,
     trains_with_reference,
 )
+from pipeline.errors import UserError
 from pipeline.losses import load_preset
-from pipeline.types import UserError
 from tests.tiny_model import save_tiny_model
 
 PAIRS: list[dict[str, Any]] = [

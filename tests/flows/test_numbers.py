@@ -16,11 +16,13 @@ from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.stages.training import reference as reference_stage
 from pipeline.config import SamplingSettings
+from pipeline.errors import RunError
 from pipeline.sampling.sampler import SampleRequest
+from pipeline.storage.atomic import write_json
 from pipeline.storage.manifest import MANIFEST, read_manifest
 from pipeline.storage.rows import read_group_file, read_preference_file, read_preferences
-from pipeline.storage.run_folder import RunFolder, write_json
-from pipeline.types import Response, RunError
+from pipeline.storage.run_folder import RunFolder
+from pipeline.types import Response
 from tests.flows.finished_run import finished
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, sealed_anew, supply
 

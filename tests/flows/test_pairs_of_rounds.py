@@ -15,9 +15,10 @@ from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config import RunConfig
 from pipeline.config.files import dump_config
+from pipeline.errors import UserError
+from pipeline.storage.atomic import write_text
 from pipeline.storage.rows import read_preference_file, read_preferences
-from pipeline.storage.run_folder import write_text
-from pipeline.types import Message, Pair, Preference, Prompt, Response, UserError
+from pipeline.types import Message, Pair, Preference, Prompt, Response
 from tests.tiny_run import begin, make_job, open_context, supply, train
 
 

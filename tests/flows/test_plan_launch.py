@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from flows.planning.arithmetic import STATE_BYTES, Parameters, TrainerMemory
-from flows.planning.plan_launch import held_together
+from flows.planning.memory import held_together
 from pipeline.config import Optimisation
 from pipeline.training.distributed.launch import Launch
 

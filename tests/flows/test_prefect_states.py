@@ -21,7 +21,7 @@ from prefect.states import Cancelling, Running
 from flows.prefect_api import states as prefect_states
 from flows.prefect_api.server import prefect_api
 from flows.prefect_api.states import FILE, true_states
-from pipeline.types import RunError
+from pipeline.errors import RunError
 
 
 @task(name="stage", retries=0)

@@ -9,8 +9,9 @@ from flows.run_folder import redo
 from flows.run_folder.approvals import approval_file
 from flows.run_folder.redo import dependents, finish_setting_aside, parse_stage, set_aside
 from flows.stages.context import Context
-from pipeline.storage.run_folder import RunFolder, write_json
-from pipeline.types import RunError, UserError
+from pipeline.errors import RunError, UserError
+from pipeline.storage.atomic import write_json
+from pipeline.storage.run_folder import RunFolder
 from tests.flows.finished_run import complete, digests, finished
 from tests.tiny_run import make_job
 

@@ -16,10 +16,10 @@ from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.stages.training import reference as stage
 from flows.stages.training.examples import examples_with_reference
+from pipeline.errors import RunError
 from pipeline.models.policy import load_for_scoring
 from pipeline.training.batches.examples import Example
 from pipeline.training.reference_cache import ENTRY, ReferenceCache, entry_key, model_digest, tokens_digest
-from pipeline.types import RunError
 from tests.tiny_model import save_tiny_model
 from tests.tiny_run import begin, make_job, open_context, supply, train
 

@@ -13,8 +13,8 @@ from flows.__main__ import app
 from flows.report.write import run_facts, write_report
 from flows.stages.context import Context
 from flows.stages.run import run_stage
+from pipeline.errors import UserError
 from pipeline.storage.run_folder import StageKey
-from pipeline.types import UserError
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, train
 
 

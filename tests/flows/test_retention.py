@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flows.commands.verify import verify
-from flows.report.table import read_rounds
+from flows.report.terminal import read_rounds
 from flows.run_folder import retention
 from flows.run_folder.inputs import labelling
 from flows.run_folder.redo import set_aside
@@ -14,9 +14,10 @@ from flows.run_folder.retention import best_round, free_room, told
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config.files import dump_config
+from pipeline.errors import RunError, UserError
+from pipeline.storage.atomic import write_json, write_text
 from pipeline.storage.manifest import StageKey
-from pipeline.storage.run_folder import RunFolder, write_json, write_text
-from pipeline.types import RunError, UserError
+from pipeline.storage.run_folder import RunFolder
 from tests.flows.finished_run import complete, digests, evaluate, finished
 from tests.tiny_run import begin, make_job, open_context, train
 

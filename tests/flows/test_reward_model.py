@@ -12,7 +12,8 @@ from flows.commands import reward_model
 from flows.commands.reward_model import make_reward_model
 from flows.run_folder.lease import hold
 from pipeline.config import ClassifierScorer, RewardModelConfig
-from pipeline.types import Group, Message, Prompt, Response, RunError, UserError
+from pipeline.errors import RunError, UserError
+from pipeline.types import Group, Message, Prompt, Response
 from reward_models.local.classifier import ClassifierReward
 from tests.tiny_model import save_tiny_model
 from tests.tiny_run import GROUPS, MARKED, PAIRS

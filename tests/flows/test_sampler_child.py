@@ -10,8 +10,8 @@ from tiny_sampler import write_true_probe
 
 from flows.workers.sampler_service import SamplerService
 from pipeline import config
+from pipeline.errors import RunError
 from pipeline.models.handshake import write_probe
-from pipeline.types import RunError
 
 
 class FakeSampler:

@@ -18,8 +18,9 @@ from flows.workers.child import Child
 from flows.workers.sampler_client import SamplerProcess
 from pipeline import config
 from pipeline.config import SamplingSettings
+from pipeline.errors import RunError
 from pipeline.sampling.sampler import SampleRequest
-from pipeline.types import Response, RunError
+from pipeline.types import Response
 
 SETTINGS = SamplingSettings(n=2, max_tokens=8)
 

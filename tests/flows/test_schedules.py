@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from flows.prefect_api.schedules import firings, read_interval, read_schedule
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 
 @pytest.mark.parametrize(

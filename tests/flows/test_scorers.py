@@ -9,7 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from flows.preflight.labellers import check_answer, check_scorer, check_second
 from pipeline.config import RunConfig, Scorer, compares
-from pipeline.types import Message, Prompt, UserError
+from pipeline.errors import UserError
+from pipeline.types import Message, Prompt
 from tests.tiny_model import save_tiny_model
 
 SERVER = {"base_url": "http://127.0.0.1:8000/v1", "model": "judge"}

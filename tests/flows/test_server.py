@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_HOME, temporary_settings
 
 from flows.prefect_api.server import ServerLostError, going_on, prefect_api
-from pipeline.types import RunError
+from pipeline.errors import RunError
 
 
 @flow

@@ -12,8 +12,8 @@ from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.stages.training.examples import examples_with_reference, round_examples
 from pipeline.config import Composition
-from pipeline.config.loss.supply import stores_reference
-from pipeline.types import RunError
+from pipeline.config.loss.needs import stores_reference
+from pipeline.errors import RunError
 from tests.tiny_run import PAIRS, begin, make_job, open_context, supply
 
 

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from flows.run_folder.ancestry import reference_round
 from flows.run_folder.stage_keys import stage_key
 from flows.stages.context import Context
-from flows.stages.data import open_data
 from flows.stages.run import run_stage
 from pipeline.config.files import load_config
+from pipeline.data.run_data import open_data
+from pipeline.errors import RunError, UserError
 from pipeline.storage.rows import read_preferences, read_rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import read_steps
-from pipeline.types import RunError, UserError
 from tests.tiny_model import save_tiny_model
 
 

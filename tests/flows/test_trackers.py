@@ -12,10 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from flows.report.trackers import Trackers, require_trackers
 from pipeline.config import RunConfig
-from pipeline.storage.run_folder import RunFolder, StageKey, write_json
-from pipeline.training.progress import StepReport
-from pipeline.training.step_log import STEPS, StepLog
-from pipeline.types import UserError
+from pipeline.errors import UserError
+from pipeline.storage.atomic import write_json
+from pipeline.storage.run_folder import RunFolder, StageKey
+from pipeline.training.step_log import STEPS, StepLog, StepReport
 
 KEY = StageKey({}, {}, 0)
 STEP = StepReport(1, 3, 0.5, 1e-3, 1.0, 0.1, 0.75, -1.0, -2.0, 100, 50, 0.0, 0.1, 1000.0, -0.125, -0.25)

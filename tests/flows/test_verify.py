@@ -11,10 +11,11 @@ from flows.commands.verify import verify
 from flows.run_folder.inputs import reads
 from flows.stages.context import Context
 from flows.stages.run import run_stage
+from pipeline.errors import RunError, UserError
+from pipeline.storage.atomic import write_json
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.manifest import MANIFEST, DamagedError, Manifest
-from pipeline.storage.run_folder import RunFolder, write_json
-from pipeline.types import RunError, UserError
+from pipeline.storage.run_folder import RunFolder
 from tests.flows.finished_run import complete, finished
 from tests.tiny_run import make_job
 

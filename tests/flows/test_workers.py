@@ -11,7 +11,7 @@ import pytest
 
 from flows.stages.context import Context
 from flows.workers.local import Workers
-from pipeline.types import RunError
+from pipeline.errors import RunError
 from tests.tiny_run import begin, make_job, open_context, supply
 
 

@@ -19,19 +19,20 @@ from hypothesis import strategies as st
 from flows.commands.cli.arguments import split
 from flows.planning.rates import given_rates
 from flows.preflight.data import check_data
-from flows.report.table import print_table, read_rounds
+from flows.report.terminal import print_table, read_rounds
 from flows.run_folder.approvals import read_approval, read_decision
 from flows.stages.context import Context
 from flows.stages.data import data as data_stage
 from pipeline.config import FileData, RunConfig
 from pipeline.config.files import dump_config, load_config
 from pipeline.data.reading import PromptRow, read_preferences, read_prompts
+from pipeline.errors import RunError, UserError
 from pipeline.storage.manifest import Manifest, StageKey
 from pipeline.storage.rows import text_row
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch
-from pipeline.types import Group, Message, Prompt, Response, RunError, UserError
-from reward_models.answers.accounts import Ledger
+from pipeline.types import Group, Message, Prompt, Response
+from reward_models.answers.spending import Ledger
 from reward_models.people.people import read_answers
 from tests.fuzz.inputs import accelerate_config, config_layers, data_file, data_settings, small_file
 

@@ -8,8 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.config import Chat as ChatSettings
+from pipeline.errors import UserError
 from pipeline.models.chat import Chat, load_chat
-from pipeline.types import Message, UserError
+from pipeline.types import Message
 
 USER = (Message("user", "the cat"),)
 BOS, EOS, USER_ID, ASSISTANT_ID, END = 1, 2, 3, 4, 6

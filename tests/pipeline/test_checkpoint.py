@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from tiny_training import dpo, pairs_with_reference, tiny_llama
 
 from pipeline.config import Lora, Optimisation
+from pipeline.errors import RunError, UserError
 from pipeline.models.lora import add_adapter
 from pipeline.training.train import Example, StepReport, TrainResult, train
-from pipeline.types import RunError, UserError
 
 SETTINGS = Optimisation(batch_size=4, micro_batch_size=2, learning_rate=1e-3, epochs=2.0, checkpoint_every=3)
 

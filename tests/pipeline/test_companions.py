@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_training import dpo, pairs_with_reference, tiny_llama
 
 from pipeline.config import Lora
+from pipeline.errors import UserError
 from pipeline.losses import Loss, PairBatch
 from pipeline.models.lora import add_adapter
 from pipeline.models.token_logps import TokenLogps
@@ -19,7 +20,6 @@ from pipeline.training.batches.collate import collate, facts_of
 from pipeline.training.batches.examples import Example
 from pipeline.training.optimiser import make_optimiser, set_rate
 from pipeline.training.train import TrainResult, train
-from pipeline.types import UserError
 
 
 def made(name: str, **overrides: object) -> Companions:

@@ -3,7 +3,8 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.types import Message, Prompt, TextGroup, TextPair, UnpairedText, UserError
+from pipeline.errors import UserError
+from pipeline.types import Message, Prompt, TextGroup, TextPair, UnpairedText
 from reward_models.local.conversations import Conversations
 from reward_models.training.comparisons import compare, example, pairs_of
 from tests.tiny_model import tiny_tokenizer

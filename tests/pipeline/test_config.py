@@ -7,7 +7,7 @@ import pytest
 from pipeline.config import RewardModelConfig, RunConfig, preset_names
 from pipeline.config.files import changed_fields, dump_config, load_config, load_settings
 from pipeline.config.loss.components import ConstantMargin
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = """

@@ -15,7 +15,8 @@ from datasets import Dataset, DatasetDict
 from pipeline.config import Columns, DatasetData
 from pipeline.data.reading import read_preferences
 from pipeline.data.records import read_records
-from pipeline.types import TextPair, UserError
+from pipeline.errors import UserError
+from pipeline.types import TextPair
 
 ROWS = [{"prompt": f"p{n}", "chosen": "c", "rejected": "r" if n != 300 else None} for n in range(600)]
 CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

@@ -12,11 +12,11 @@ from tiny_sampler import vllm_process, write_true_probe
 from flows.workers.local import Workers, with_context
 from pipeline import config
 from pipeline.config.files import load_config
+from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.sampling.sampler import engine_context
 from pipeline.sampling.server_engine import ServerEngine
 from pipeline.sampling.transformers_engine import TransformersEngine
-from pipeline.types import RunError, UserError
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,11 @@
 
 import pytest
 
-from pipeline.evaluation.metrics import bootstrap, describe, distinct, slot_metrics, win_rate
-from pipeline.types import FinishReason, Group, Message, Prompt, Response, RunError
+from pipeline.data.tasks.slots import slot_metrics
+from pipeline.errors import RunError
+from pipeline.evaluation.intervals import bootstrap
+from pipeline.evaluation.metrics import describe, distinct, win_rate
+from pipeline.types import FinishReason, Group, Message, Prompt, Response
 
 Said = tuple[str, int, FinishReason]
 

@@ -17,10 +17,10 @@ from tiny_training import (
 )
 
 from pipeline.config import Optimisation
+from pipeline.errors import RunError
 from pipeline.training.batches.example_table import BATCH_ROWS, ExampleTable, write_examples
 from pipeline.training.batches.examples import Continuation, Example, check_examples
 from pipeline.training.train import StepReport, train
-from pipeline.types import RunError
 
 SETTINGS = Optimisation(batch_size=8, learning_rate=1e-2, epochs=2, checkpoint_every=3)
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tiny_training import random_groups, random_pairs, random_texts, random_unpaired, tiny_llama, under_references
 
+from pipeline.errors import UserError
 from pipeline.losses import load_preset
 from pipeline.training.batches.examples import Continuation, Example, check_examples
-from pipeline.types import UserError
 
 
 def scored(*sides: tuple[int, ...], **settings: Any) -> Example:

@@ -6,8 +6,9 @@ from pipeline import config
 from pipeline.data.faults import Fault, FaultFinder, Tokens
 from pipeline.data.reading import PromptRow
 from pipeline.data.split import Split
+from pipeline.errors import UserError
 from pipeline.models.chat import Chat
-from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText, UserError
+from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 from tests.tiny_model import TEMPLATE, tiny_tokenizer
 
 LIMITS = config.Chat(max_prompt_tokens=40, max_response_tokens=12)

@@ -8,11 +8,11 @@ from accelerate import Accelerator
 from loss_examples import examples_for, loss_named
 from tiny_training import pairs_with_reference, tiny_llama, under_references
 
+from pipeline.errors import RunError
 from pipeline.models.token_logps import Precision, TokenLogps
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut
 from pipeline.training.self_test import check_policy_is_reference
-from pipeline.types import RunError
 
 
 def shifted(example: Example, nats: float) -> Example:

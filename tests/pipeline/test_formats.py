@@ -13,7 +13,7 @@ from pipeline.config import FileData
 from pipeline.data import formats
 from pipeline.data.formats import Broken, read_file
 from pipeline.data.records import Record, data_files, read_records
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "a", "response": "x", "answer": "1"},

@@ -3,9 +3,8 @@
 import pytest
 
 from pipeline.config import Gate
-from pipeline.evaluation.decision import Decision
-from pipeline.evaluation.gate import Standing, decide
-from pipeline.evaluation.metrics import Interval
+from pipeline.evaluation.gate import Decision, Standing, decide
+from pipeline.evaluation.intervals import Interval
 
 
 def at(value: float, spread: float = 0.04) -> Interval:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config.discriminator import Discriminator
+from pipeline.config.reward_model import Discriminator
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.training.gold import choose, comparison, held_out, passes, ranked_rightly
 

@@ -8,6 +8,7 @@ from tiny_model import reference_scores, save_tiny_model
 from tiny_sampler import vllm_process, write_true_probe
 
 from pipeline.config import SamplingSettings
+from pipeline.errors import RunError
 from pipeline.models.handshake import (
     TOLERANCES,
     Held,
@@ -20,7 +21,6 @@ from pipeline.models.handshake import (
     write_probe,
 )
 from pipeline.sampling.sampler import SampleRequest
-from pipeline.types import RunError
 
 TRAINER = [[-1.0, -2.0], [-3.0]]
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import RunError
 from pipeline.storage.rows import read_groups, write_groups
-from pipeline.types import Group, Message, Prompt, Response, RunError
+from pipeline.types import Group, Message, Prompt, Response
 from reward_models.labeller import Labels, label
 
 WINS = ((0.5, 0.75), (0.25, 0.5))

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from pipeline.config import RunConfig
+from pipeline.errors import UserError
 from pipeline.training.distributed.launch import Launch, read_launch, require_launcher
-from pipeline.types import UserError
 
 ROOT = Path(__file__).parents[2]
 ZERO: dict[str, Any] = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"zero_stage": 2}}

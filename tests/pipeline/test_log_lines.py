@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from flows.workers.log_lines import MAX_LETTERS, LogLines
-from pipeline.redaction import HIDDEN, secrets_of
+from pipeline.safe_text import HIDDEN, secrets_of
 
 VLLM_PREFIX = "(EngineCore pid=12973) "
 

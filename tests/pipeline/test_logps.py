@@ -24,10 +24,10 @@ from transformers import (
 )
 
 from pipeline.config import Lora
+from pipeline.errors import RunError
 from pipeline.models.lora import add_adapter
 from pipeline.models.output_head import output_head
 from pipeline.models.token_logps import Precision, TokenLogps
-from pipeline.types import RunError
 
 ROWS = [([5, 7, 9], [11, 13, 2]), ([4], [6]), ([8, 3], [10, 12, 14, 16, 18, 2])]
 SMALL = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.config import Optimisation
+from pipeline.errors import UserError
 from pipeline.training.distributed.launch import require_optimiser
 from pipeline.training.distributed.offloaded_adamw import OffloadedAdamW
 from pipeline.training.optimiser import Group, load_optimiser, make_optimiser, optimiser_state, trainable
-from pipeline.types import UserError
 
 
 def settings(**fields: Any) -> Optimisation:

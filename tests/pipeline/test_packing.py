@@ -22,6 +22,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from pipeline.errors import RunError
 from pipeline.models import token_logps as logps
 from pipeline.models.attention.blocks import layout
 from pipeline.models.attention.packing import Packed, pack
@@ -33,7 +34,6 @@ from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.reference import response_logps
 from pipeline.training.self_test import check_packing
-from pipeline.types import RunError
 
 SMALL = {
     "vocab_size": 40,

@@ -9,9 +9,9 @@ from transformers import LlamaConfig
 
 from flows.planning import measure as plan_processes
 from flows.planning.arithmetic import Parameters, Round, TrainerMemory, carried_on, disk_use, seconds
+from flows.planning.counts import of_length, stand_in
+from flows.planning.machine import free_memory
 from flows.planning.measure import apart, of_several
-from flows.planning.plan_examples import of_length, stand_in
-from flows.planning.plan_machine import free_memory
 from flows.planning.probe import Measured, Probed, few_examples, train_a_little, with_layers
 from pipeline.config import Lora, Optimisation
 from pipeline.losses import load_preset

@@ -13,12 +13,12 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from pipeline.config import Chat as ChatSettings
 from pipeline.config import Lora
+from pipeline.errors import UserError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.handshake import read_probe
 from pipeline.models.lora import add_adapter
 from pipeline.models.policy import average_policies, load_policy, save_policy
 from pipeline.training.reference import reference_logps
-from pipeline.types import UserError
 
 
 def chat(folder: Path) -> Chat:

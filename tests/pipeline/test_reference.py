@@ -8,6 +8,7 @@ import torch
 from tiny_training import random_groups, random_pairs, random_texts, random_unpaired, tiny_llama
 
 from pipeline.config.loss.components import GivenWeights
+from pipeline.errors import RunError
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.reference import (
     contrastive_weights,
@@ -18,7 +19,6 @@ from pipeline.training.reference import (
     response_logps,
     with_references,
 )
-from pipeline.types import RunError
 
 
 def plain(model: torch.nn.Module, prompt: tuple[int, ...], response: tuple[int, ...]) -> list[float]:

@@ -12,6 +12,7 @@ import pytest
 
 from flows.report.charts import histogram
 from flows.report.facts import (
+    COLUMNS,
     DiscriminatorFacts,
     GateFacts,
     LabelFacts,
@@ -19,13 +20,13 @@ from flows.report.facts import (
     RoundFacts,
     StageFacts,
     TrainingFacts,
+    cell,
     estimate,
 )
 from flows.report.html import RunFacts, Sample, Samples, render_report
 from flows.report.html.page import duration
 from flows.report.html.training import BOTH_MAY_FALL
-from flows.report.rounds_table import COLUMNS, cell
-from pipeline.training.progress import StepReport
+from pipeline.training.step_log import StepReport
 
 EVIL = "</script><script>alert(1)</script> [x](javascript:alert(2))"
 STEP = StepReport(1, 3, 0.5, 1e-3, 1.0, 0.1, 0.75, -1.0, -2.0, 100, 50, 0.0, 0.1, 1000.0, -0.125, -0.25)

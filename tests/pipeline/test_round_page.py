@@ -16,7 +16,7 @@ from flows.report.facts import (
     TrainingFacts,
 )
 from flows.report.markdown import comparisons_page, report_link, round_page, rounds_rows, sparkline
-from pipeline.training.progress import StepReport
+from pipeline.training.step_log import StepReport
 
 STEP = StepReport(1, 1, 0.69, 1e-3, 1.0, 0.1, 0.5, -2.0, -2.5, 100, 50, 0.0, 1.0, 100.0)
 START = RoundFacts(

@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from pipeline.config import Composition, Optimisation
+from pipeline.errors import RunError
 from pipeline.losses import Loss
 from pipeline.models.attention.packing import Packed
 from pipeline.models.classifier_scores import RowScores
@@ -20,7 +21,6 @@ from pipeline.training.batches.micro_batches import Cut
 from pipeline.training.gradients import Objective, accumulate_gradient
 from pipeline.training.self_test import check_packing
 from pipeline.training.train import StepReport, TrainResult, train
-from pipeline.types import RunError
 
 BRADLEY_TERRY = Loss("bradley_terry", Composition.model_validate({"link": "logistic"}))
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}

@@ -10,10 +10,10 @@ import pytest
 from tiny_model import tiny_tokenizer
 
 from pipeline import config
+from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.sampling.server_engine import ServerEngine
-from pipeline.types import RunError, UserError
 
 KEY = "sk-never-to-be-seen"
 

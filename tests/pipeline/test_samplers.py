@@ -14,11 +14,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from pipeline import config
 from pipeline.config import SamplingSettings
+from pipeline.errors import UserError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.sampling.sampler import SampleRequest, engine_dtype, make_response, room_for, sample_seeds
 from pipeline.sampling.server_engine import ServerEngine
 from pipeline.sampling.transformers_engine import TransformersEngine
-from pipeline.types import Message, Response, UserError
+from pipeline.types import Message, Response
 
 Kind = Literal["vllm", "transformers", "server"]
 Answer = tuple[SampleRequest, tuple[int, ...]]

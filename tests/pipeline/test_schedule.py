@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import Optimisation
-from pipeline.training.schedule import rate_factor, steps_of
+from pipeline.training.optimiser import rate_factor, steps_of
 
 
 def factors(steps: int, **settings: object) -> list[float]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from flows.report.sparkline import bar, sparkline, thinned
+from flows.report.charts import bar, sparkline, thinned
 
 
 def test_long_lines_become_means_of_stretches() -> None:

@@ -4,7 +4,8 @@ import pytest
 
 from pipeline.config import HeldOut
 from pipeline.data.split import Split, split_held_out
-from pipeline.types import Message, Prompt, UserError
+from pipeline.errors import UserError
+from pipeline.types import Message, Prompt
 
 
 def prompt(text: str) -> Prompt:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.progress import StepReport
-from pipeline.training.step_log import StepLog, read_steps
-from pipeline.types import RunError
+from pipeline.errors import RunError
+from pipeline.training.step_log import StepLog, StepReport, read_steps
 
 STEP = StepReport(1, 4, 0.5, 1e-3, 1.0, 0.1, 0.75, -1.0, -2.0, 100, 50, 0.0, 0.1, 1000.0, 0.01, -0.01)
 STEPS = tuple(replace(STEP, step=number, loss=1 / number) for number in range(1, 5))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import RunError, UserError
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.manifest import StageKey
 from pipeline.storage.rows import (
@@ -20,7 +21,7 @@ from pipeline.storage.rows import (
     write_table,
 )
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import Group, Message, Pair, Prompt, Response, RunError, UserError
+from pipeline.types import Group, Message, Pair, Prompt, Response
 
 KEY = StageKey({"sampling": {"n": 4}}, {"round_000/policy": "abc"}, seed=3)
 PROMPT = Prompt((Message("system", "be brief"), Message("user", "hé\nllo")), source="t", answer="a")

@@ -12,11 +12,11 @@ from tiny_training import dpo, pairs_with_reference, random_texts, tiny_llama
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pipeline.config import Lora, Optimisation
+from pipeline.errors import RunError, UserError
 from pipeline.losses import load_preset
 from pipeline.models.lora import add_adapter
 from pipeline.training.reference import reference_logps
 from pipeline.training.train import Example, NonFiniteError, StepReport, TrainResult, train
-from pipeline.types import RunError, UserError
 
 
 def fit(model: Any, examples: list[Example], optimisation: Optimisation, **options: Any) -> TrainResult:

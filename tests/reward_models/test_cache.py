@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.types import UserError
+from pipeline.errors import UserError
 from reward_models.answers.cache import APPLICATION_ID, LabelCache
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from pipeline.config import ClassifierScorer, ScratchPolicy
+from pipeline.errors import UserError
 from pipeline.models.scratch import make_policy
-from pipeline.types import Group, Message, Prompt, Response, UserError
+from pipeline.types import Group, Message, Prompt, Response
 from reward_models.local.classifier import ClassifierReward
 
 TEXTS = ["What is it?", "It is a pub.", "No idea, really, none at all."]

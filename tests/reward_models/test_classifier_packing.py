@@ -22,8 +22,9 @@ from transformers import (
 
 import reward_models.local.classifier
 from pipeline.config import ClassifierScorer
+from pipeline.errors import RunError
 from pipeline.models.attention.packing import Packed, pack
-from pipeline.types import Group, Message, Prompt, Response, RunError
+from pipeline.types import Group, Message, Prompt, Response
 from reward_models.local.classifier import ClassifierReward
 from tests.tiny_model import tiny_tokenizer
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import FunctionScorer
-from pipeline.types import Group, Message, Prompt, Response, UserError
-from reward_models.answers.accounts import Accounts, Ledger
+from pipeline.errors import UserError
+from pipeline.types import Group, Message, Prompt, Response
+from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
+from reward_models.answers.spending import Ledger
 from reward_models.build import build_labeller
 from reward_models.labeller import Labels
 

@@ -12,10 +12,12 @@ import pytest
 from judge_server import JudgeServer, judge_server, longer_wins, shown
 
 from pipeline.config import JudgeScorer
-from pipeline.types import Group, Message, Prompt, Response, UserError
-from reward_models.answers.accounts import Accounts, Ledger
+from pipeline.errors import UserError
+from pipeline.types import Group, Message, Prompt, Response
+from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
 from reward_models.answers.labellers import OneByOne, TwoByTwo
+from reward_models.answers.spending import Ledger
 from reward_models.judge import judge
 from reward_models.judge.budget import Budget
 from reward_models.judge.judge import Judge

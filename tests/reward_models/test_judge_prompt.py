@@ -7,7 +7,8 @@ import pytest
 from judge_server import shown
 
 from pipeline.config import JudgeScorer
-from pipeline.types import Message, Prompt, Response, UserError
+from pipeline.errors import UserError
+from pipeline.types import Message, Prompt, Response
 from reward_models.answers.questions import Question
 from reward_models.judge.prompt import JudgePrompt, without_control_tokens
 

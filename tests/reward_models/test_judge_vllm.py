@@ -22,10 +22,11 @@ from flows.stages.run import run_stage
 from pipeline.config import JudgeScorer
 from pipeline.config.files import load_config
 from pipeline.types import Group, Message, Prompt, Response
-from reward_models.answers.accounts import Accounts, Ledger
+from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
 from reward_models.answers.labellers import TwoByTwo
 from reward_models.answers.questions import Question
+from reward_models.answers.spending import Ledger
 from reward_models.judge.judge import Judge
 from reward_models.judge.prompt import JudgePrompt
 from tests.tiny_run import InventedResponses, begin, make_job, open_context, train

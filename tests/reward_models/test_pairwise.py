@@ -7,12 +7,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from pipeline.config import PairwiseScorer, ScratchPolicy
+from pipeline.errors import UserError
 from pipeline.models.scratch import make_policy
-from pipeline.types import Group, Message, Prompt, Response, UserError
-from reward_models.answers.accounts import Accounts, Ledger
+from pipeline.types import Group, Message, Prompt, Response
+from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
-from reward_models.build import build_labeller
-from reward_models.versions import model_version
+from reward_models.answers.spending import Ledger
+from reward_models.build import build_labeller, model_version
 
 TEXTS = ["It is a pub.", "No idea, really, none at all.", "What?"]
 

@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.config import ExactMatchScorer, KeywordScorer, LengthScorer, NumberScorer, RegexScorer, SlotScorer
-from pipeline.types import FinishReason, Group, Message, Prompt, Response, UserError
+from pipeline.errors import UserError
+from pipeline.types import FinishReason, Group, Message, Prompt, Response
 from reward_models.rules import (
     KeywordReward,
     LengthReward,

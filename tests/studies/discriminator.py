@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from flows.commands.reward_model import quieten
 from flows.workers.local import Workers
 from pipeline.config.files import load_config
+from reward_models.training.train import quieten
 from tests.benchmarks.recorded_runs import add_options, circumstances, keep, table
 from tests.studies.discriminator_arms import ARMS, CONFIG, ONLINE, Point, make_start, run_arm
 from tests.studies.discriminator_plot import draw

@@ -91,7 +91,7 @@ def arm_settings(arm: str, seed: int, config: RunConfig, out: Path) -> list[str]
 
 
 def _stages(run: RunFolder, config: RunConfig, workers: Workers, say: Say) -> Callable[..., str]:
-    """``flows.tasks.Stages`` in this process: the sampler stays warm from one arm to the next."""
+    """``flows.loop.rounds.Stages`` in this process: the sampler stays warm from one arm to the next."""
 
     def complete(name: str, round_: int, *inputs: str) -> str:
         if run_stage(Context(run, config), round_, name, workers):

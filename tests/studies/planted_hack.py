@@ -27,9 +27,10 @@ from flows.stages.run import run_stage
 from flows.workers.sampler_service import SamplerService
 from pipeline.config import RunConfig, SamplingSettings
 from pipeline.config.files import load_config
+from pipeline.errors import Paused
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import Paused, Response
+from pipeline.types import Response
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "planted_hack.yaml"
@@ -72,7 +73,7 @@ class InThisProcess:
 
 
 class Loop:
-    """The stages of one run as calls, like ``flows.tasks.Stages``."""
+    """The stages of one run as calls, like ``flows.loop.rounds.Stages``."""
 
     def __init__(self, root: Path, config: RunConfig) -> None:
         self.run, self.config = RunFolder(root), config

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pipeline.config import preset_names
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 SUFFIXES = (".yaml", ".yml")
 

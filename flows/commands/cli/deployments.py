@@ -85,6 +85,6 @@ def serve(pool: Pool = "prefloop", limit: Limit = None) -> None:
 
 def ui(port: Port = 4200) -> None:
     """Start Prefect's server and UI on 127.0.0.1; runs made earlier on the same Prefect home are listed."""
-    from flows.commands.ui import serve_ui
+    from flows.commands.serve import serve_ui
 
     raise typer.Exit(serve_ui(port))

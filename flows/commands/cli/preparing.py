@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.cli.arguments import Items, complete_presets, split
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 
 def check(

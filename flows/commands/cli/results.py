@@ -14,8 +14,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="all rounds' metrics as JSON on standard output")] = False,
 ) -> None:
     """Show the rounds of a run: the table, and small charts of what the report tells."""
-    from flows.report.table import print_table, read_rounds
-    from flows.report.terminal import print_story
+    from flows.report.terminal import print_story, print_table, read_rounds
 
     rounds = read_rounds(run_folder)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.cli.arguments import Items, split
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 
 def run(

@@ -7,14 +7,13 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from flows.report.facts import LabelFacts, RoundFacts
+from flows.report.facts import COLUMNS, LabelFacts, RoundFacts, cell
 from flows.report.html.data import data_panels, time_panels
 from flows.report.html.figures import library
 from flows.report.html.outcome import hacking_panels, outcome_panels
 from flows.report.html.panel import Runs
 from flows.report.html.run_facts import RunFacts
 from flows.report.html.training import training_panels
-from flows.report.rounds_table import COLUMNS, cell
 from pipeline.safe_text import visible
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from flows.report.charts import thinned
 from flows.report.facts import RoundFacts
 from flows.report.html.figures import POINTS, Line, lines_figure
 from flows.report.html.panel import Panel, Runs, label_of
 from flows.report.html.run_facts import RunFacts
-from flows.report.sparkline import thinned
-from pipeline.training.progress import StepReport
+from pipeline.training.step_log import StepReport
 
 BOTH_MAY_FALL = (
     "A preference loss fixes only the difference of the two log-probs, so both may fall while the margin grows: "

@@ -5,17 +5,19 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.commands.reward_model import train_on
 from flows.stages.context import Context, Outcome
-from flows.stages.labels.silver import Members, accepted
 from pipeline.config import FileData, PretrainedPolicy, RewardModelConfig
-from pipeline.config.discriminator import Discriminator
+from pipeline.config.reward_model import Discriminator
+from pipeline.errors import RunError
+from pipeline.storage.atomic import discard
 from pipeline.storage.rows import read_groups
-from pipeline.storage.run_folder import CHECKPOINTS, discard
+from pipeline.storage.run_folder import CHECKPOINTS
 from pipeline.storage.seals import Seals
-from pipeline.training.progress import StepReport
-from pipeline.types import Group, RunError, TextPair, derive_seed
+from pipeline.training.step_log import StepReport
+from pipeline.types import Group, TextPair, derive_seed
+from reward_models.silver import Members
 from reward_models.training.gold import held_out, passes, ranked_rightly
+from reward_models.training.train import train_on
 
 
 def discriminator(context: Context, round_: int, folder: Path) -> Outcome:
@@ -110,3 +112,21 @@ def _accuracy(members: Sequence[Path], gold: Sequence[Group]) -> tuple[float | N
     if not gold:
         return None, 0
     return ranked_rightly(gold, [sum(margins) for margins in Members(members).margins(gold)])
+
+
+def accepted(context: Context, round_: int) -> list[Path] | None:
+    """The member folders of the newest version that may label after ``round_``; None if none has passed yet."""
+    if round_ < 1:
+        return None
+    stage = context.run.stage(round_, "discriminator")
+    name = stage.require().metrics["labels_with"]
+    if name is None:
+        return None
+    folder = context.run.root / str(name)
+    return sorted(folder.glob("member_*"))
+
+
+def member_margins(context: Context, round_: int, comparisons: Sequence[Group]) -> list[tuple[float, ...]] | None:
+    """Margins under each member of the version that ``round_`` left; None if there is none."""
+    folders = accepted(context, round_)
+    return None if folders is None else Members(folders).margins(comparisons)

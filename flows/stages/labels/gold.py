@@ -8,13 +8,13 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.stages.context import Context, Outcome
+from flows.stages.labels.discriminator import member_margins
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
-from flows.stages.labels.silver import member_margins
-from pipeline.config.discriminator import Discriminator
-from pipeline.config.loss.supply import bought
+from pipeline.config.reward_model import Discriminator, bought
+from pipeline.errors import Paused, RunError, first_lines
+from pipeline.storage.atomic import json_line, write_text
 from pipeline.storage.rows import read_groups, write_groups
-from pipeline.storage.run_folder import write_text
-from pipeline.types import Group, Paused, RunError, first_lines, json_line
+from pipeline.types import Group
 from reward_models.build import build_labeller
 from reward_models.people.people import Answers, answered, question, questions_page, read_answers
 from reward_models.training.gold import choose, comparison

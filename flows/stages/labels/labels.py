@@ -6,12 +6,80 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome
+from flows.stages.labels.discriminator import accepted
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
-from flows.stages.labels.silver import silver_labels
-from pipeline.storage.rows import read_group_file, read_groups
-from pipeline.types import RunError
+from pipeline.config.reward_model import Discriminator
+from pipeline.errors import RunError
+from pipeline.storage.rows import read_group_file, read_groups, write_groups
+from pipeline.storage.seals import Seals
+from pipeline.types import Group
+from reward_models.answers.labellers import Uncached
 from reward_models.build import build_labeller
+from reward_models.labeller import Scorer, label
+from reward_models.silver import Members
+
+
+def silver_labels(context: Context, round_: int, folder: Path, settings: Discriminator) -> Outcome:
+    """Score what the round samples, shard by shard; prompts with gold keep the two responses that were compared.
+
+    Where nobody may label (``silver: none``, or no version has passed its gate), gold is all there is.
+    """
+    gold = {group.prompt.id: group for group in _gold(context, round_, settings)}
+    scorer = _scorer(context, round_, settings)
+    shards = sorted(context.run.stage(round_, "samples").folder.glob("shard_*.parquet"))
+    seals = Seals(folder)
+    silver = rows = 0
+    for index, shard in enumerate(shards):
+        file = folder / shard.name
+        if not seals.hold(file.name):
+            groups = list(read_group_file(shard))
+            rest = [group for group in groups if group.prompt.id not in gold]
+            bought = [gold[group.prompt.id] for group in groups if group.prompt.id in gold]
+            made = [*bought, *([] if scorer is None else label(rest, Uncached(scorer)))]
+            write_groups(file, made, seals.of(file.name))
+        context.report(index + 1, len(shards), "silver")
+    rewards = []
+    for group in read_groups(folder):
+        rows += 1
+        if group.prompt.id not in gold:
+            silver += 1
+            rewards += [score for score in group.scores if score is not None]
+    return Outcome(
+        rows,
+        {
+            "gold": rows - silver,
+            "silver": silver,
+            "silver_by": None if scorer is None else settings.silver,
+            "reward": sum(rewards) / len(rewards) if rewards else None,
+        },
+    )
+
+
+def _gold(context: Context, round_: int, settings: Discriminator) -> list[Group]:
+    if settings.silver == "static" and round_ > 1:
+        return []
+    return list(read_groups(context.run.stage(round_, "gold").folder))
+
+
+def _scorer(context: Context, round_: int, settings: Discriminator) -> Scorer | None:
+    match settings.silver:
+        case "none":
+            return None
+        case "self":
+            return _implicit(context, round_)
+        case "online" | "static":
+            folders = accepted(context, 1 if settings.silver == "static" else round_)
+            return None if folders is None else Members(folders)
+
+
+def _implicit(context: Context, round_: int) -> Scorer:
+    from reward_models.silver import ImplicitReward
+
+    config = context.config
+    policy, start = (str(context.policy_path(number)) for number in (parent(context.run, config, round_), 0))
+    return ImplicitReward(policy, start, config.loss.beta, config.training.dtype, config.trusts_policy)
 
 
 def labels(context: Context, round_: int, folder: Path) -> Outcome:

@@ -9,13 +9,15 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.stages.context import Context
+from pipeline.errors import RunError
+from pipeline.storage.atomic import json_text, write_text
 from pipeline.storage.rows import read_group_file, write_groups
-from pipeline.storage.run_folder import write_text
 from pipeline.storage.seals import Seals
-from pipeline.types import Group, RunError, json_text
-from reward_models.answers.accounts import Accounts, Ledger, Tally, summary
+from pipeline.types import Group
+from reward_models.answers.accounts import Accounts, Tally, summary
 from reward_models.answers.cache import LabelCache
-from reward_models.answers.questions import FINAL
+from reward_models.answers.missing import FINAL
+from reward_models.answers.spending import Ledger
 from reward_models.labeller import Labeller, label
 
 REPORT_SECONDS = 1.0

@@ -6,16 +6,24 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from flows.run_folder.stage_keys import reference_name
 from flows.stages.context import Context
 from pipeline.config import Composition
 from pipeline.config.loss.components import GivenWeights
-from pipeline.config.loss.needs import needs_of, reads_baseline, references_of
-from pipeline.config.loss.supply import reference_name, samples_calibration, stores_reference, takes_texts
+from pipeline.config.loss.needs import (
+    needs_of,
+    reads_baseline,
+    references_of,
+    samples_calibration,
+    stores_reference,
+    takes_texts,
+)
+from pipeline.errors import RunError
 from pipeline.storage.rows import read_groups, read_preferences, read_rows
 from pipeline.storage.tables import Row
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.reference import contrastive_weights, dispersions, with_reference
-from pipeline.types import Group, Pair, Preference, Response, RunError, Unpaired
+from pipeline.types import Group, Pair, Preference, Response, Unpaired
 
 # Folders of the reference stage that the two contrasting models fill.
 POSITIVE, NEGATIVE = "positive", "negative"

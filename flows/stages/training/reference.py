@@ -18,14 +18,14 @@ from pydantic import JsonValue
 from transformers import PreTrainedModel
 
 from flows.run_folder.ancestry import reference_stages
-from flows.stages.context import Context, Outcome
-from flows.stages.offending import keep_rows, offending_file
+from flows.run_folder.stage_keys import reference_name
+from flows.stages.context import Context, Outcome, keep_rows, offending_file
 from flows.stages.training.examples import NEGATIVE, POSITIVE, round_examples
-from pipeline.config.loss.needs import references_of
-from pipeline.config.loss.supply import reads_contrast, reference_name
+from pipeline.config.loss.needs import reads_contrast, references_of
+from pipeline.errors import RunError
 from pipeline.models.policy import load_for_scoring, local_folder
+from pipeline.storage.atomic import discard
 from pipeline.storage.rows import REFERENCE, read_rows, write_table
-from pipeline.storage.run_folder import discard
 from pipeline.storage.seals import Seals
 from pipeline.storage.tables import Row
 from pipeline.training.batches.example_table import ExampleTable, write_examples
@@ -41,7 +41,7 @@ from pipeline.training.reference_cache import (
     tokens_digest,
 )
 from pipeline.training.self_test import SAME_MODEL, SAME_MODEL_RESPONSE
-from pipeline.types import RunError, derive_seed
+from pipeline.types import derive_seed
 
 # Examples of a shard: what is in memory at a time, and what a kill can cost.
 SHARD = 1024

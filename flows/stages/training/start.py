@@ -7,11 +7,11 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.stages.context import Context, Outcome
+from flows.stages.context import Context, Outcome, policy_chat
 from flows.stages.data import warm_start_texts
-from flows.stages.samples import policy_chat
 from flows.stages.training.train import OFFENDING, fit, kept_where
 from pipeline.config import PretrainedPolicy, ScratchPolicy
+from pipeline.errors import RowsError, UserError
 from pipeline.losses import load_preset
 from pipeline.models.chat import Chat
 from pipeline.models.policy import load_policy, local_folder, save_policy, save_probe
@@ -20,7 +20,7 @@ from pipeline.storage.integrity import POINTED_FILES, POINTER, model_files
 from pipeline.storage.rows import TEXTS, prompt_row, write_table
 from pipeline.storage.run_folder import CHECKPOINTS
 from pipeline.training.batches.examples import Example
-from pipeline.types import Prompt, RowsError, UserError, derive_seed
+from pipeline.types import Prompt, derive_seed
 
 BASE = "base"
 

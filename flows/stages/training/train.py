@@ -8,13 +8,11 @@ from typing import Any
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent, reference_stage
-from flows.stages.context import Context, Outcome
-from flows.stages.offending import keep_rows
-from flows.stages.samples import policy_chat
+from flows.stages.context import Context, Outcome, keep_rows, policy_chat
 from flows.stages.training.examples import examples_with_reference
 from pipeline.config import Optimisation
-from pipeline.config.loss.needs import references_of
-from pipeline.config.loss.supply import trains_with_reference
+from pipeline.config.loss.needs import references_of, trains_with_reference
+from pipeline.errors import RowsError
 from pipeline.losses import Loss
 from pipeline.models.lora import add_adapter
 from pipeline.models.policy import average_policies, load_policy, save_policy, save_probe
@@ -22,10 +20,9 @@ from pipeline.storage.run_folder import CHECKPOINTS
 from pipeline.training.batches.example_table import ExampleTable, write_examples
 from pipeline.training.batches.examples import Example
 from pipeline.training.checkpoint import newest_checkpoint
-from pipeline.training.progress import StepReport, TrainResult
-from pipeline.training.step_log import STEPS, StepLog
+from pipeline.training.step_log import STEPS, StepLog, StepReport, TrainResult
 from pipeline.training.train import train
-from pipeline.types import RowsError, derive_seed
+from pipeline.types import derive_seed
 
 # In folders of their own: engines load every *.safetensors beside a model as its weights.
 HEADS = "heads"

@@ -4,6 +4,8 @@ The names are those of fields of ``Side`` and ``PairBatch`` in pipeline/losses/b
 ``GroupBatch``.
 """
 
+from typing import Literal
+
 from pipeline.config.loss.components import (
     ActivationWeights,
     EditWeights,
@@ -111,3 +113,47 @@ def _of_regularisers(loss: Composition) -> set[str]:
     if loss.adversary is not None:
         found |= {"critic_chosen", "critic_rejected"}
     return found
+
+
+def takes_groups(loss: Composition) -> bool:
+    """Whether rounds train on groups of K responses; else on pairs, or on single responses where those are given."""
+    return loss.head is not None
+
+
+def takes_unpaired(loss: Composition) -> bool:
+    """Whether rounds can train on single responses that are marked good or bad.
+
+    Token weights of contrasting models are not made for those: their sign is of the better or the worse one of a pair.
+    """
+    return loss.unpaired and not reads_contrast(loss)
+
+
+def takes_texts(loss: Composition) -> bool:
+    """Whether the chosen response alone is trained on."""
+    return "rejected" not in needs_of(loss) and loss.head is None
+
+
+def win_against(loss: Composition) -> Literal["average", "other"]:
+    """Whom the win probabilities of a pair are against: as a label, the other response."""
+    return "other" if isinstance(loss.label, WinLabel) else "average"
+
+
+def samples_calibration(loss: Composition) -> bool:
+    """Whether the reference policy answers the round's prompts too (VPO, XPO)."""
+    return "calibration" in needs_of(loss)
+
+
+def reads_contrast(loss: Composition) -> bool:
+    """Whether two contrasting models weigh the tokens (TIS-DPO)."""
+    return isinstance(loss.weights, GivenWeights)
+
+
+def stores_reference(loss: Composition) -> bool:
+    """Whether anything of the reference, or of contrasting models, is computed before training."""
+    return references_of(loss) > 0 or loss.dispersion is not None or reads_contrast(loss)
+
+
+def trains_with_reference(loss: Composition) -> bool:
+    """Whether the reference model stands beside the policy in training: what the loss reads cannot be stored."""
+    learned = isinstance(loss.weights, LearnedWeights | ActivationWeights) or isinstance(loss.prior, LearnedPrior)
+    return learned or loss.kl > 0 or loss.adversary is not None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.data.tasks.slot_claims import Role, fold, place_key, read_claims
 from pipeline.data.tasks.slot_wordings import WORDINGS
+from pipeline.types import Group
 
 _SLOT = re.compile(r"([A-Za-z][\w -]*?)\s*\[([^\[\]]*)\]")
 _ALIASES = {
@@ -133,3 +134,24 @@ def slot_error_rate(errors: Iterable[SlotErrors]) -> float:
     counted = list(errors)
     slots = sum(e.slots for e in counted)
     return sum(e.total for e in counted) / slots if slots else 0.0
+
+
+def slot_errors_of(groups: Iterable[Group]) -> list[SlotErrors]:
+    """Slot errors of every response against its prompt's answer, which must be a meaning representation."""
+    return [slot_errors(parse_mr(group.prompt.answer or ""), r.text) for group in groups for r in group.responses]
+
+
+def slot_metrics(greedy: Iterable[Group], sampled: Iterable[Group]) -> dict[str, float]:
+    """``slot_error_rate`` (greedy), ``slot_error_rate_sampled``, and both split by kind of error, per slot.
+
+    Raises ``ValueError`` for an answer that is no meaning representation.
+    """
+    metrics: dict[str, float] = {}
+    for suffix, groups in (("", greedy), ("_sampled", sampled)):
+        errors = slot_errors_of(groups)
+        slots = max(1, sum(e.slots for e in errors))
+        metrics[f"slot_error_rate{suffix}"] = slot_error_rate(errors)
+        metrics[f"slots_missing{suffix}"] = sum(e.missing for e in errors) / slots
+        metrics[f"slots_invented{suffix}"] = sum(e.invented for e in errors) / slots
+        metrics[f"slots_contradictory{suffix}"] = sum(e.contradictory for e in errors) / slots
+    return metrics

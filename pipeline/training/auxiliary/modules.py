@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from pipeline.config import Composition, Optimisation
 from pipeline.config.loss.components import ActivationWeights, LearnedPrior, LearnedWeights
+from pipeline.errors import UserError
 from pipeline.losses import GroupBatch, PairBatch, UnpairedBatch
 from pipeline.models.token_logps import TokenFacts, at_tokens, response_places
 from pipeline.training.auxiliary.critics import Critics, PairStates
 from pipeline.training.auxiliary.heads import MaskHead, PriorHead, ValueHead, activation_mask
 from pipeline.training.batches.collate import Batch
 from pipeline.training.optimiser import Group
-from pipeline.types import UserError, derive_seed
+from pipeline.types import derive_seed
 
 FILE = "heads.safetensors"
 # Of their names among the parameters of a run, so that they cannot be taken for the policy's.

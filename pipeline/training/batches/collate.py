@@ -18,8 +18,7 @@ from pipeline.config.loss.components import ActivationWeights, LearnedPrior, Lea
 from pipeline.losses import GroupBatch, Loss, PairBatch, Side, UnpairedBatch
 from pipeline.models.attention.packing import Packed, pack
 from pipeline.models.token_logps import Fact, TokenFacts
-from pipeline.training.batches.edits import Flags, edits
-from pipeline.training.batches.examples import Continuation, Example, Kind, reads_mismatched
+from pipeline.training.batches.examples import Continuation, Example, Flags, Kind, edits, reads_mismatched
 from pipeline.training.batches.padding import PaddedRows
 from pipeline.types import derive_seed
 

@@ -12,8 +12,8 @@ from typing import Any, overload
 
 import pyarrow as pa
 
+from pipeline.errors import RunError
 from pipeline.training.batches.examples import Continuation, Example
-from pipeline.types import RunError
 
 # Rows of a record batch. More are read in vain at a random place, fewer cost more for each batch's own header.
 BATCH_ROWS = 16

@@ -4,12 +4,13 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Literal
 
 from pipeline.config.loss.components import GivenPrior, GivenWeights
 from pipeline.config.loss.needs import reads_baseline
+from pipeline.errors import UserError
 from pipeline.losses import Loss
-from pipeline.types import UserError
 
 # One natural-log probability a response token.
 Logps = tuple[float, ...]
@@ -249,3 +250,23 @@ def _faults_of_continuation(name: str, continuation: Continuation, loss: Loss) -
     rewarded = "reward_chosen" in loss.needs or (name.startswith("response ") and composition.head is not None)
     if rewarded and continuation.reward is None:
         yield f"loss {loss.name} needs a reward of each response (reward of {name})"
+
+
+Flags = tuple[bool, ...]
+
+
+def edits(chosen: Sequence[int], rejected: Sequence[int]) -> tuple[Flags, Flags]:
+    """Which tokens of either response are replaced, inserted or deleted to get from one to the other.
+
+    The edited spans of BMC (arXiv:2408.07471), over tokens; the paper leaves out stop words, here they
+    count as any other.
+
+    >>> edits((5, 6, 7), (5, 8, 8, 7))
+    ((False, True, False), (False, True, True, False))
+    """
+    found = ([True] * len(chosen), [True] * len(rejected))
+    # Junk heuristics would call frequent tokens edited in every long response.
+    for block in SequenceMatcher(None, chosen, rejected, autojunk=False).get_matching_blocks():
+        for flags, start in zip(found, (block.a, block.b), strict=True):
+            flags[start : start + block.size] = [False] * block.size
+    return tuple(found[0]), tuple(found[1])

@@ -13,10 +13,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from pipeline.errors import UserError
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps, plain_model
 from pipeline.training.distributed.launch import Sharding
-from pipeline.types import UserError
 
 
 def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accelerator) -> None:

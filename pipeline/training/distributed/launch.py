@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from pipeline.config import Optimisation, RunConfig
 from pipeline.config.files import read_yaml
 from pipeline.config.loss.needs import trains_beside
-from pipeline.types import UserError
+from pipeline.errors import UserError
 
 Kind = Literal["DDP", "FSDP2", "DeepSpeed"]
 KINDS: dict[str, Kind] = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from pipeline.errors import UserError
 from pipeline.training.distributed.launch import Launch
-from pipeline.types import UserError
 
 
 def join(launch: Launch, rank: int, store: Path, stall_timeout: float) -> Accelerator:

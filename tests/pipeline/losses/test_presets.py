@@ -5,8 +5,8 @@ import re
 import pytest
 
 from pipeline.config.loss.terms import FocalLink
+from pipeline.errors import UserError
 from pipeline.losses import load_preset, preset_names
-from pipeline.types import UserError
 
 
 @pytest.mark.parametrize("name", preset_names())

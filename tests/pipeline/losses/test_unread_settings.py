@@ -8,8 +8,8 @@ import pytest
 import torch
 from loss_batches import random_pairs, random_unpaired
 
+from pipeline.errors import UserError
 from pipeline.losses import load_preset, preset_names
-from pipeline.types import UserError
 
 OF_PAIRS: tuple[dict[str, Any], ...] = (
     {"shape": {"kind": "alpha"}},

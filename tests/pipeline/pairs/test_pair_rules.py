@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from pipeline.config import Pairing
+from pipeline.errors import UserError
 from pipeline.pairs import make_groups, make_marked, make_pairs
-from pipeline.types import Group, Message, Prompt, Response, UserError
+from pipeline.types import Group, Message, Prompt, Response
 from tests.counted import counted
 
 Tokens = tuple[int, ...]

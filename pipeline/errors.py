@@ -1,0 +1,43 @@
+"""What stops a run, and how it is told. Torch-free."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class UserError(Exception):
+    """A mistake in config or data: shown as a few lines, exit code 2, never a traceback."""
+
+
+class RunError(Exception):
+    """A failure while running (non-finite loss, stale weights, a dead child): exit code 1."""
+
+
+class Paused(Exception):  # noqa: N818 - the run waits for a person, and nothing has failed
+    """The gate of a round, or its gold, asks people: exit code 3; the message says why, and how to answer."""
+
+
+class RowsError(RunError):
+    """A failure that some of the rows at hand show: numbers that are not finite, a self-test that fails."""
+
+    def __init__(self, message: str, example_ids: tuple[str, ...]) -> None:
+        """``example_ids``: of those rows."""
+        super().__init__(message)
+        self.example_ids = example_ids
+
+
+def first_lines(items: Sequence[str], limit: int = 5) -> str:
+    """The first ``limit`` items on lines of their own, and how many more there are."""
+    shown = [f"  {item}" for item in items[:limit]]
+    if len(items) > limit:
+        shown.append(f"  ... and {len(items) - limit} more")
+    return "\n".join(shown)
+
+
+class RunLockedError(UserError):
+    """Another process is writing to the run folder."""
+
+
+def nearest(text: str, names: Iterable[str]) -> str:
+    """``; did you mean 'x'?``, or nothing where no name is near."""
+    close = difflib.get_close_matches(text, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
