@@ -1,123 +1,158 @@
-"""The floors of the building, read from the import statements."""
+"""The map of the house: how full a room is, who may import whom, and who does without torch."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.import_graph import against, circles, crowded, graph, imported, modules
+
 ROOT = Path(__file__).parents[1]
-FILES = sorted(file for part in ("pipeline", "reward_models", "flows") for file in (ROOT / part).rglob("*.py"))
-FLOORS = {"pipeline": 0, "reward_models": 1, "flows": 2}
-TORCH_FREE = [
-    "types",
-    "config",
-    "cells",
-    "contents",
-    "distinct",
-    "faults",
-    "formats",
-    "forms",
-    "sparkline",
-    "split",
-    "step_log",
-    "tables",
-    "transcripts",
-    "given",
-    "edits",
-    "examples",
-    "example_table",
-    "reference_cache",
-    "configfile",
-    "conversations",
-    "comparisons",
-    "reward_metrics",
-    "reliability_plot",
-    "store",
-    "manifest",
-    "digests",
-    "intact",
-    "rows",
-    "data",
-    "records",
-    "pairs",
-    "gold",
-    "questions",
-    "restaurants",
-    "slots",
-    "slot_claims",
-    "slot_wordings",
-    "sample",
-    "handshake",
-    "decision",
-    "evaluate",
-    "gate",
-    "gate_measures",
-    "label",
-    "launch",
-    "log_lines",
-    "round_page",
-    "plan",
-    "plan_examples",
-    "histograms",
-    "progress",
-    "round_facts",
-    "rounds_table",
-    "schedule",
+PACKAGES = ("flows", "reward_models", "pipeline")
+MODULES = modules(ROOT, PACKAGES)
+GRAPH = graph(ROOT, PACKAGES)
+
+
+def documentation(file: Path) -> str:
+    return ast.get_docstring(ast.parse(file.read_text())) or ""
+
+
+# Rooms, the highest first; each may import from those below it.
+PIPELINE = [
+    ("pipeline.pairs", "pipeline.training", "pipeline.sampling", "pipeline.evaluation"),
+    ("pipeline.data", "pipeline.models", "pipeline.losses"),
+    ("pipeline.storage",),
+    ("pipeline.config",),
+    ("pipeline.errors", "pipeline.safe_text"),
+    ("pipeline.types",),
 ]
+REWARD_MODELS = [
+    ("reward_models.build", "reward_models.training"),
+    ("reward_models.silver", "reward_models.ensemble", "reward_models.people"),
+    ("reward_models.local",),
+    ("reward_models.judge", "reward_models.rules", "reward_models.function"),
+    ("reward_models.answers",),
+    ("reward_models.labeller",),
+]
+FLOWS = [
+    ("flows.__main__",),
+    ("flows.commands",),
+    ("flows.iterative", "flows.offline"),
+    ("flows.loop.entry",),
+    ("flows.loop.opening",),
+    ("flows.loop.rounds",),
+    ("flows.stages",),
+    ("flows.planning",),
+    ("flows.prefect_api", "flows.preflight"),
+    ("flows.workers",),
+    ("flows.report",),
+    ("flows.run_folder",),
+]
+TORCH_FREE = [name for name, file in MODULES.items() if "torch-free" in documentation(file).lower()]
+HEAVY = {"torch", "transformers", "accelerate", "peft", "vllm", "prefect"}
 
 
-def imports(file: Path) -> set[str]:
-    """Top-level and full names of every module that ``file`` imports, in functions too."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+def test_no_folder_has_more_than_fourteen_entries() -> None:
+    assert crowded(ROOT, PACKAGES, most=14) == {}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_nothing_imports_from_a_floor_above(file: Path) -> None:
-    own = FLOORS[file.relative_to(ROOT).parts[0]]
-    above = {name for name in imports(file) if FLOORS.get(name.split(".")[0], 0) > own}
-    assert not above
+def test_no_module_imports_itself_through_others() -> None:
+    assert circles(GRAPH) == []
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_files_stay_short(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= 300
+@pytest.mark.parametrize("order", [[("flows",), ("reward_models",), ("pipeline",)], PIPELINE, REWARD_MODELS, FLOWS])
+def test_imports_go_downwards(order: list[tuple[str, ...]]) -> None:
+    assert against(GRAPH, order) == []
 
 
-def importers(package: str) -> list[Path]:
-    return [file for file in FILES if any(name.split(".")[0] == package for name in imports(file))]
+@pytest.mark.parametrize("order", [PIPELINE, REWARD_MODELS, FLOWS], ids=["pipeline", "reward_models", "flows"])
+def test_every_module_is_in_a_room(order: list[tuple[str, ...]]) -> None:
+    rooms = [room for step in order for room in step]
+    package = rooms[0].partition(".")[0]
+    inside = [name for name in MODULES if name.startswith(f"{package}.") and name != f"{package}.loop"]
+    assert [name for name in inside if not any(name == room or name.startswith(f"{room}.") for room in rooms)] == []
+
+
+def plant(root: Path, **files: str) -> Path:
+    for name, text in files.items():
+        file = root / (name.replace("__", "/") + ".py")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return root
+
+
+def test_a_circle_is_found_through_others_and_in_functions(tmp_path: Path) -> None:
+    plant(tmp_path, a__x="from a import y", a__y="import a.z", a__z="def f():\n    from a.x import g")
+    assert circles(graph(tmp_path, ["a"]))[0] == "a.x -> a.y -> a.z -> a.x"
+
+
+def test_an_import_upwards_is_found_through_a_module_of_no_room(tmp_path: Path) -> None:
+    plant(tmp_path, a__low__x="from a.between import f", a__between="import a.high.y", a__high__y="")
+    assert against(graph(tmp_path, ["a"]), [("a.high",), ("a.low",)]) == ["a.low.x -> a.between -> a.high.y"]
+    assert against(graph(tmp_path, ["a"]), [("a.low",), ("a.high",)]) == []
+
+
+def test_a_crowded_folder_is_found(tmp_path: Path) -> None:
+    plant(tmp_path, **{f"a__b__m{number}": "" for number in range(4)})
+    assert crowded(tmp_path, ["a"], most=3) == {"a/b": 4}
+
+
+def test_files_stay_short() -> None:
+    assert [name for name, file in MODULES.items() if len(file.read_text().splitlines()) > 300] == []
+
+
+LOADED = """
+import importlib, os, sys
+for name in sys.argv[2:]:
+    if os.fork() == 0:
+        importlib.import_module(name)
+        heavy = sorted(set(sys.argv[1].split(",")) & set(sys.modules))
+        if heavy:
+            print(name, *heavy, flush=True)
+        os._exit(0)
+    _, status = os.wait()
+    if status:
+        print(name, "cannot be imported", flush=True)
+"""
+
+
+def loaded(*names: str) -> list[str]:
+    """Which of the modules load something heavy, and what, each in an interpreter that has loaded nothing."""
+    command = [sys.executable, "-c", LOADED, ",".join(sorted(HEAVY)), *names]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_a_module_that_calls_itself_torch_free_loads_no_torch() -> None:
+    assert len(TORCH_FREE) > 60
+    assert loaded(*TORCH_FREE) == []
+
+
+def test_a_module_that_loads_torch_is_told_with_what_it_loads() -> None:
+    (line,) = loaded("pipeline.losses.links", "pipeline.types")
+    assert line.startswith("pipeline.losses.links torch")
+
+
+def importers(package: str) -> list[str]:
+    return [name for name, file in MODULES.items() if package in {one.split(".")[0] for one in imported(file)}]
 
 
 def test_prefect_is_known_in_flows_alone_and_vllm_in_one_file_and_matplotlib_where_pictures_are_drawn() -> None:
-    assert {file.parent.name for file in importers("prefect")} == {"flows", "commands"}
-    assert [file.name for file in importers("vllm")] == ["sample_vllm.py"]
-    assert [file.name for file in importers("matplotlib")] == ["plot.py", "reliability_plot.py"]
+    assert {name.split(".")[0] for name in importers("prefect")} == {"flows"}
+    assert importers("vllm") == ["pipeline.sampling.vllm_engine"]
+    assert importers("matplotlib") == ["flows.report.link_plot", "reward_models.training.reliability_plot"]
 
 
-@pytest.mark.parametrize("name", TORCH_FREE)
-def test_config_types_store_and_pairing_know_no_torch(name: str) -> None:
-    place = ROOT / "pipeline" / name
-    files = sorted(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-    heavy = {"torch", "transformers", "accelerate", "peft", "vllm", "prefect"}
-    assert files and not {module.split(".")[0] for file in files for module in imports(file)} & heavy
-
-
-@pytest.mark.parametrize(
-    "file",
-    [file for file in FILES if file.parent.name == "reward_models" and file.stem not in ("classifier", "pairwise")],
-    ids=lambda file: file.stem,
-)
-def test_labellers_without_a_local_model_know_no_torch(file: Path) -> None:
-    assert not {"torch", "transformers", "prefect"} & {module.split(".")[0] for module in imports(file)}
+def test_labellers_without_a_local_model_know_no_torch() -> None:
+    local = ("reward_models.local", "reward_models.training", "reward_models.silver", "reward_models.build")
+    others = [name for name in MODULES if name.startswith("reward_models.") and not name.startswith(local)]
+    assert len(others) > 15 and loaded(*others) == []
 
 
 def test_nothing_reads_pickles() -> None:
-    for file in FILES:
+    def unsafe(file: Path) -> bool:
         text = file.read_text()
-        assert not {"pickle", "dill", "joblib"} & imports(file)
-        assert "torch.load(" not in text and "torch.save(" not in text
+        return bool({"pickle", "dill", "joblib"} & imported(file)) or "torch.load(" in text or "torch.save(" in text
+
+    assert [name for name, file in MODULES.items() if unsafe(file)] == []

@@ -14,12 +14,12 @@ from pydantic import JsonValue
 from flows.stages.context import Context, Outcome, policy_chat
 from flows.stages.data import preference_slice
 from flows.stages.replay import OWN
-from pipeline.config.loss.needs import takes_groups, win_against
 from pipeline.errors import RunError, first_lines
-from pipeline.pairs import drop_repeated, make_groups, make_marked, make_pairs
-from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
+from pipeline.pairs import drop_repeated
+from pipeline.pairs.from_data import from_texts
+from pipeline.pairs.make import from_groups
 from pipeline.storage.rows import read_groups, read_preference_file, write_preferences
-from pipeline.types import Group, Pair, Preference, TextGroup, TextPair, TextPreference, UnpairedText
+from pipeline.types import Pair, Preference
 
 
 class Margins:
@@ -66,45 +66,15 @@ def pairs(context: Context, round_: int, folder: Path) -> Outcome:
 
 def own(context: Context, round_: int, dropped: Counter[str]) -> Iterator[Preference]:
     """What the round makes itself, row by row, and in ``dropped``, at its end, what became none of it, by cause."""
-    if context.config.mode == "offline":
-        made = from_texts(context, preference_slice(context, round_), round_, dropped)
+    config = context.config
+    if config.mode == "offline":
+        chat = policy_chat(config, context.policy_path(0))
+        made = from_texts(config, chat, preference_slice(context, round_), round_, dropped)
     else:
-        made = _from_groups(context, round_, read_groups(context.run.stage(round_, "labels").folder), dropped)
-    if not context.config.pairing.drop_repeated:
+        groups = read_groups(context.run.stage(round_, "labels").folder)
+        made = from_groups(config, round_, groups, dropped)
+    if not config.pairing.drop_repeated:
         return made
     stages = [context.run.stage(earlier, "pairs") for earlier in range(1, round_)]
     earlier = chain.from_iterable(read_preference_file(stage.folder / OWN) for stage in stages)
     return drop_repeated(made, earlier, dropped=dropped)
-
-
-def from_texts(
-    context: Context, part: Iterable[TextPreference], round_: int, dropped: Counter[str]
-) -> Iterator[Preference]:
-    """Tokens of rows of the data set, all of one form, in their order; ``dropped`` counts the others by cause."""
-    config = context.config
-    chat = policy_chat(config, context.policy_path(0))
-    rest = iter(part)
-    first = next(rest, None)
-    texts = chain(() if first is None else (first,), rest)
-    match first:
-        case TextGroup():
-            cut = Counter[str]()
-            given = (text for text in texts if isinstance(text, TextGroup))
-            yield from _from_groups(context, round_, tokenise_groups(given, chat, config.chat, dropped=cut), dropped)
-            # Responses that were cut are counted once, whether or not drop_cut drops them.
-            dropped.update({cause: count - dropped[cause] for cause, count in cut.items()})
-        case UnpairedText():
-            marked = (text for text in texts if isinstance(text, UnpairedText))
-            yield from tokenise_unpaired(marked, chat, config.chat, dropped=dropped)
-        case _:
-            pairs = (text for text in texts if isinstance(text, TextPair))
-            yield from tokenise_pairs(pairs, chat, config.chat, win_against(config.loss), dropped=dropped)
-
-
-def _from_groups(context: Context, round_: int, groups: Iterable[Group], dropped: Counter[str]) -> Iterator[Preference]:
-    config = context.config
-    if takes_groups(config.loss):
-        return make_groups(groups, config.pairing, dropped=dropped)
-    if config.pairing.rule == "marked":
-        return make_marked(groups, config.pairing, dropped=dropped)
-    return make_pairs(groups, config.pairing, round_, config.seed, win_against(config.loss), dropped=dropped)

@@ -8,12 +8,12 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent
-from flows.stages.context import Context
+from flows.stages.context import Context, policy_chat
 from flows.stages.data import text_preferences
-from flows.stages.pairs import from_texts
 from pipeline.config import Replay
 from pipeline.config.pairing import replayed_ages
 from pipeline.pairs import ages_within_drift, draw, shares
+from pipeline.pairs.from_data import from_texts
 from pipeline.storage.rows import read_preference_file, write_preferences
 from pipeline.types import Group, Pair, Preference, Response, derive_seed
 
@@ -112,12 +112,13 @@ def _anchors(context: Context, round_: int, count: int) -> list[Preference]:
     """``count`` rows of the data set by lot, or as many as survive; those of one round have no repeats."""
     order = list(range(sum(1 for _ in text_preferences(context)))) if count else []
     random.Random(derive_seed("anchor", context.config.seed, round_)).shuffle(order)  # noqa: S311 - lots, not secrets
+    chat = policy_chat(context.config, context.policy_path(0))
     found: list[Preference] = []
     start = 0
     while len(found) < count and start < len(order):
         places = order[start : start + count - len(found)]
         wanted = set(places)
         texts = {place: text for place, text in enumerate(text_preferences(context)) if place in wanted}
-        found += from_texts(context, [texts[place] for place in places], round_, Counter())
+        found += from_texts(context.config, chat, [texts[place] for place in places], round_, Counter())
         start += len(places)
     return found[:count]

@@ -9,11 +9,26 @@ cut). Rows are made one after the other, and counts are complete when the last o
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Protocol
 
-from pipeline import config
-from pipeline.pairs import Opponent, win_probabilities
-from pipeline.types import Group, Message, Pair, Prompt, Response, TextGroup, TextPair, Unpaired, UnpairedText
+from pipeline.config import Chat, RunConfig
+from pipeline.config.loss.needs import win_against
+from pipeline.pairs.make import from_groups
+from pipeline.pairs.wins import Opponent, win_probabilities
+from pipeline.types import (
+    Group,
+    Message,
+    Pair,
+    Preference,
+    Prompt,
+    Response,
+    TextGroup,
+    TextPair,
+    TextPreference,
+    Unpaired,
+    UnpairedText,
+)
 
 CAUSES = ("long_prompt", "empty", "identical", "cut")
 
@@ -32,11 +47,33 @@ class Tokeniser(Protocol):
         ...
 
 
+def from_texts(
+    config: RunConfig, chat: Tokeniser, part: Iterable[TextPreference], round_: int, dropped: Counter[str]
+) -> Iterator[Preference]:
+    """Tokens of rows of the data set, all of one form, in their order; ``dropped`` counts the others by cause."""
+    rest = iter(part)
+    first = next(rest, None)
+    texts = chain(() if first is None else (first,), rest)
+    match first:
+        case TextGroup():
+            cut = Counter[str]()
+            given = (text for text in texts if isinstance(text, TextGroup))
+            yield from from_groups(config, round_, tokenise_groups(given, chat, config.chat, dropped=cut), dropped)
+            # Responses that were cut are counted once, whether or not drop_cut drops them.
+            dropped.update({cause: count - dropped[cause] for cause, count in cut.items()})
+        case UnpairedText():
+            marked = (text for text in texts if isinstance(text, UnpairedText))
+            yield from tokenise_unpaired(marked, chat, config.chat, dropped=dropped)
+        case _:
+            pairs = (text for text in texts if isinstance(text, TextPair))
+            yield from tokenise_pairs(pairs, chat, config.chat, win_against(config.loss), dropped=dropped)
+
+
 def tokenise_pairs(
     texts: Iterable[TextPair],
     chat: Tokeniser,
-    limits: config.Chat,
-    win_against: Opponent = "average",
+    limits: Chat,
+    opponent: Opponent = "average",
     *,
     dropped: Counter[str],
 ) -> Iterator[Pair]:
@@ -59,11 +96,11 @@ def tokenise_pairs(
             dropped["identical"] += 1
             continue
         dropped["cut"] += sum(side.finish_reason == "length" for side in (chosen, rejected))
-        yield _pair(text, prompt_ids, chosen, rejected, win_against)
+        yield _pair(text, prompt_ids, chosen, rejected, opponent)
 
 
 def tokenise_groups(
-    texts: Iterable[TextGroup], chat: Tokeniser, limits: config.Chat, *, dropped: Counter[str]
+    texts: Iterable[TextGroup], chat: Tokeniser, limits: Chat, *, dropped: Counter[str]
 ) -> Iterator[Group]:
     """Scored groups in the order of ``texts``, empty and identical responses still among them."""
     dropped.update({"long_prompt": 0, "cut": 0})
@@ -77,7 +114,7 @@ def tokenise_groups(
 
 
 def tokenise_unpaired(
-    texts: Iterable[UnpairedText], chat: Tokeniser, limits: config.Chat, *, dropped: Counter[str]
+    texts: Iterable[UnpairedText], chat: Tokeniser, limits: Chat, *, dropped: Counter[str]
 ) -> Iterator[Unpaired]:
     """Marked responses in the order of ``texts``; none is ``identical``."""
     dropped.update(dict.fromkeys(CAUSES, 0))
@@ -93,7 +130,7 @@ def tokenise_unpaired(
         yield Unpaired(text.prompt, prompt_ids, response, text.desirable)
 
 
-def _prompt_ids(prompt: Prompt, chat: Tokeniser, limits: config.Chat, dropped: Counter[str]) -> tuple[int, ...] | None:
+def _prompt_ids(prompt: Prompt, chat: Tokeniser, limits: Chat, dropped: Counter[str]) -> tuple[int, ...] | None:
     ids = chat.prompt_ids(prompt.messages)
     if len(ids) <= limits.max_prompt_tokens:
         return ids
@@ -102,7 +139,7 @@ def _prompt_ids(prompt: Prompt, chat: Tokeniser, limits: config.Chat, dropped: C
 
 
 def _pair(
-    text: TextPair, prompt_ids: tuple[int, ...], chosen: Response, rejected: Response, win_against: Opponent
+    text: TextPair, prompt_ids: tuple[int, ...], chosen: Response, rejected: Response, opponent: Opponent
 ) -> Pair:
     wins, wins_rejected = text.win_probability, text.win_probability_rejected
     if wins is None:
@@ -110,7 +147,7 @@ def _pair(
             wins = text.soft_label
         else:
             scores = (text.chosen_score, text.rejected_score)
-            wins, wins_rejected = win_probabilities(*scores, scores if win_against == "average" else None)
+            wins, wins_rejected = win_probabilities(*scores, scores if opponent == "average" else None)
     return Pair(
         text.prompt,
         prompt_ids,

@@ -8,7 +8,8 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from pipeline.config import Pairing
+from pipeline.config import Pairing, RunConfig
+from pipeline.config.loss.needs import takes_groups, win_against
 from pipeline.data.distinct import Firsts
 from pipeline.pairs.filters import PAIR_CAUSES, RESPONSE_CAUSES, Scored, distinct, usable
 from pipeline.pairs.rules import choose
@@ -107,3 +108,12 @@ def _pair(group: Group, better: Scored, worse: Scored, win_against: Opponent, ro
         win_probability_rejected=wins_rejected,
         round=round_,
     )
+
+
+def from_groups(config: RunConfig, round_: int, groups: Iterable[Group], dropped: Counter[str]) -> Iterator[Preference]:
+    """Rows of the form that the config's loss and pairing rule take, from scored ``groups``."""
+    if takes_groups(config.loss):
+        return make_groups(groups, config.pairing, dropped=dropped)
+    if config.pairing.rule == "marked":
+        return make_marked(groups, config.pairing, dropped=dropped)
+    return make_pairs(groups, config.pairing, round_, config.seed, win_against(config.loss), dropped=dropped)

@@ -78,7 +78,7 @@ def test_a_missing_win_probability_comes_of_scores_or_else_of_the_label() -> Non
     wins = 1 / (1 + math.exp(-1.0))
     assert tokenised(scored).win_probability == pytest.approx((0.5 + wins) / 2)
     assert tokenised(scored).win_probability_rejected == pytest.approx((0.5 + 1 - wins) / 2)
-    assert tokenised(scored, win_against="other").win_probability == pytest.approx(wins)
+    assert tokenised(scored, opponent="other").win_probability == pytest.approx(wins)
 
 
 def test_groups_keep_all_responses_with_their_rewards() -> None:
