@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.import_graph import against, circles, crowded, graph, imported, modules
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("flows", "reward_models", "pipeline")
 MODULES = modules(ROOT, PACKAGES)
 GRAPH = graph(ROOT, PACKAGES)

@@ -17,7 +17,8 @@ from pipeline.config.loss.needs import needs_of, references_of, stateful, takes_
 from pipeline.config.loss.presets import AMBIGUOUS
 from pipeline.config.loss.terms import HingeLink
 from pipeline.config.reward_model import Discriminator
-from tests.readme import PAGES, README, ROOT
+from tests.support.places import ROOT
+from tests.support.readme import PAGES, README
 
 PRESETS = {name: Composition.model_validate(resolve(name, {})) for name in preset_names()}
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)

@@ -1,7 +1,7 @@
 """The commands in the README's blocks, run as they stand there: on a tiny model, tiny data and two tiny runs.
 
 Whole runs are left to other tests and to ``make quickstart``; here those commands say what they would run.
-``prefloop up`` and ``deploy`` are in tests/flows/test_deployments.py, which has a server.
+``prefloop up`` and ``deploy`` are in tests/flows/commands/test_deploy.py, which has a server.
 """
 
 import json
@@ -21,8 +21,9 @@ import pytest
 from flows.__main__ import main
 from flows.report.trackers import Trackers
 from flows.stages.run import run_stage
-from tests.readme import ROOT, commands
-from tests.tiny_run import InventedResponses, bad, begin, good, make_job, open_context, train
+from tests.support.places import ROOT
+from tests.support.readme import commands
+from tests.support.tiny_run import InventedResponses, bad, begin, good, make_job, open_context, train
 
 WITH_A_SERVER = ("prefloop up", "prefloop deploy")
 HERE = [line for line in commands("prefloop") if not line.startswith(WITH_A_SERVER)]

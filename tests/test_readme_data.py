@@ -1,13 +1,13 @@
 """What the page on data says is what the schema says."""
 
 import re
-from pathlib import Path
 
 import yaml
 
 from pipeline.config import DatasetData, FileData, Limits
+from tests.support.places import ROOT
 
-README = (Path(__file__).parents[1] / "pipeline" / "README.md").read_text()
+README = (ROOT / "pipeline" / "README.md").read_text()
 
 
 def test_the_table_of_causes_is_the_schema() -> None:

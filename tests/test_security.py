@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_model import save_tiny_model
 from transformers import AutoTokenizer
 
 from flows.preflight.check import check_config
@@ -23,9 +22,10 @@ from pipeline.models.policy import load_policy
 from pipeline.sampling.transformers_engine import TransformersEngine
 from reward_models.function import FunctionReward
 from reward_models.local.classifier import ClassifierReward
-from tests.tiny_run import begin, make_job, open_context
+from tests.support.places import ROOT
+from tests.support.tiny_model import save_tiny_model
+from tests.support.tiny_run import begin, make_job, open_context
 
-ROOT = Path(__file__).parents[1]
 SOURCES = [file for part in ("pipeline", "reward_models", "flows") for file in sorted((ROOT / part).rglob("*.py"))]
 
 

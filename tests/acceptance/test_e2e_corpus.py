@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.places import ROOT
+
 CORPUS = ROOT.parent / "shared" / "data" / "corpora" / "e2e_nlg.jsonl"
 
 pytestmark = [

@@ -12,9 +12,7 @@ import pytest
 
 from pipeline.config import ScratchPolicy
 from pipeline.models.scratch import make_policy
-
-ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data"
+from tests.support.places import DATA, ROOT
 
 pytestmark = [
     pytest.mark.acceptance,

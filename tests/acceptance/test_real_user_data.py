@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline.training.step_log import read_steps
-from tests.real_data import COLUMNS, FILES, needs_real_data
+from tests.support.places import ROOT
+from tests.support.real_data import COLUMNS, FILES, needs_real_data
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.acceptance, needs_real_data]
 SCRATCH = "policy: {kind: scratch, vocab_size: 1000, hidden_size: 96, layers: 2, context: 768}"
 WARM_START = "warm_start: {max_steps: 16, batch_size: 32, learning_rate: 3.0e-3}"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.prefect_api.environment import DEFAULTS
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 Facts = dict[str, Any]
 # How threads of OpenMP wait for each other.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")

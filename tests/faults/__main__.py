@@ -16,30 +16,30 @@ from tests.faults.fire import ROOT
 
 FAULTS = {
     "kills at each commit point, interrupts, cancellations": [
-        "tests/flows/test_loop_stopped.py",
-        "tests/pipeline/test_store.py",
-        "tests/pipeline/test_checkpoint.py",
+        "tests/flows/loop/test_loop_stopped.py",
+        "tests/pipeline/storage/test_run_folder.py",
+        "tests/pipeline/training/test_checkpoint.py",
     ],
     "kills amid labels, and of caches' writers": [
-        "tests/flows/test_labels_stage.py",
-        "tests/reward_models/test_cache.py",
+        "tests/flows/stages/labels/test_labels.py",
+        "tests/reward_models/answers/test_cache.py",
     ],
-    "zombies and cancellations in Prefect, its server killed": ["tests/flows/test_prefect_states.py"],
+    "zombies and cancellations in Prefect, its server killed": ["tests/flows/prefect_api/test_states.py"],
     "children that die or hang": [
-        "tests/flows/test_child.py",
-        "tests/flows/test_workers.py",
-        "tests/flows/test_sampler_process.py",
-        "tests/flows/test_followers.py",
+        "tests/flows/workers/test_child.py",
+        "tests/flows/workers/test_local.py",
+        "tests/flows/workers/test_sampler_client.py",
+        "tests/flows/workers/test_followers.py",
     ],
-    "judges that fail": ["tests/reward_models/test_judge.py"],
+    "judges that fail": ["tests/reward_models/judge/test_judge.py"],
     "files that are damaged, missing or edited": [
-        "tests/flows/test_verify.py",
-        "tests/flows/test_unfinished.py",
-        "tests/flows/test_redo.py",
+        "tests/flows/commands/test_verify.py",
+        "tests/flows/stages/test_unfinished.py",
+        "tests/flows/run_folder/test_redo.py",
     ],
-    "full disks, read-only folders, vanished mounts": ["tests/flows/test_full_disk.py"],
-    "two writers, stale leases": ["tests/flows/test_lease.py"],
-    "numbers that are not finite, weights that are others, drift": ["tests/flows/test_numbers.py"],
+    "full disks, read-only folders, vanished mounts": ["tests/flows/planning/test_full_disk.py"],
+    "two writers, stale leases": ["tests/flows/run_folder/test_lease.py"],
+    "numbers that are not finite, weights that are others, drift": ["tests/flows/stages/training/test_numbers.py"],
 }
 
 

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import psutil
 
 from tests.faults.results import is_shard, results, seeds_of_shards
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 INJECTION = Path(__file__).parent / "injection"
 Role = Literal["parent", "sampler", "trainer", "server", "script"]
 FILES = ("write", "fsync", "rename", "renamed", "remove")

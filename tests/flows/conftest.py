@@ -6,10 +6,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny_loop import ROOT, prefloop
-from tiny_model import save_tiny_model
 
 from flows.workers import child
+from tests.support.places import ROOT
+from tests.support.tiny_loop import prefloop
+from tests.support.tiny_model import save_tiny_model
 
 
 @pytest.fixture(scope="session")

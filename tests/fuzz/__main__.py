@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from tests.fuzz.readers import Tried, readers, try_inputs
-from tests.tiny_model import tiny_tokenizer
+from tests.support.tiny_model import tiny_tokenizer
 
 # Few enough that what hypothesis remembers of inputs stays small.
 AT_ONCE = 500

@@ -17,8 +17,8 @@ from pipeline.config import Columns, RunConfig, Votes
 from pipeline.config.base import Closed
 from pipeline.data.formats import SUFFIXES
 from tests.fuzz.hostile import BYTES, YAML, as_json, damaged, nested, scalars, texts, values
+from tests.support.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 COLUMNS = (*Columns.model_fields, "messages", "conversations", "x.y", "", "role", "a\0b")
 DEEPEST_COLUMN = 12
 ROWS: tuple[dict[str, Any], ...] = (

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from tiny_model import tiny_tokenizer
 
 from tests.fuzz.__main__ import report
 from tests.fuzz.readers import Tried, readers, try_inputs
+from tests.support.tiny_model import tiny_tokenizer
 
 INPUTS = 400
 

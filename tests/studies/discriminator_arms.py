@@ -17,8 +17,9 @@ from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
 from reward_models.rules import KeywordReward
 from reward_models.training.gold import ranked_rightly
+from tests.support.places import CONFIGS
 
-CONFIG = Path(__file__).parents[2] / "configs" / "discriminator.yaml"
+CONFIG = CONFIGS / "discriminator.yaml"
 ONLINE, STATIC, SELF = "discriminator", "static reward model", "self-reward"
 ONCE, REPLAY = "gold alone, once", "gold alone, with replay"
 # Who labels what no gold was bought for.

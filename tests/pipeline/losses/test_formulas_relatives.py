@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from loss_batches import assert_same, random_pairs
-from plain_responses import Response, each_pair, neg_log_sigmoid, sigma, value
 from torch import Tensor
 
 from pipeline.losses import load_preset
+from tests.support.loss_batches import assert_same, random_pairs
+from tests.support.plain_responses import Response, each_pair, neg_log_sigmoid, sigma, value
 
 Formula = Callable[[Response, Response], Tensor]
 

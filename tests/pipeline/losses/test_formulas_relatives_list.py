@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from loss_batches import assert_same, random_groups, random_pairs
-from plain_responses import Response, groups, neg_log_sigmoid, pairs
 from torch import Tensor
 
 from pipeline.losses import GroupBatch, PairBatch, load_preset
+from tests.support.loss_batches import assert_same, random_groups, random_pairs
+from tests.support.plain_responses import Response, groups, neg_log_sigmoid, pairs
 
 Group = list[tuple[Response, float]]
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loss_batches import assert_same, random_pairs, random_unpaired
-from plain_responses import Response, each_pair, neg_log_sigmoid, pairs, responses, sigma, singles, value
 from torch import Tensor
 
 from pipeline.losses import PairBatch, UnpairedBatch, load_preset
+from tests.support.loss_batches import assert_same, random_pairs, random_unpaired
+from tests.support.plain_responses import Response, each_pair, neg_log_sigmoid, pairs, responses, sigma, singles, value
 
 
 def test_nca_on_pairs() -> None:

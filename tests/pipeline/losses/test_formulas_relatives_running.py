@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loss_batches import assert_same, random_pairs
-from plain_responses import Response, each_pair, neg_log_sigmoid, pairs, value
 from torch import Tensor
 
 from pipeline.losses import Loss, PairBatch, Side, load_preset
+from tests.support.loss_batches import assert_same, random_pairs
+from tests.support.plain_responses import Response, each_pair, neg_log_sigmoid, pairs, value
 
 
 def mean(numbers: list[float]) -> float:

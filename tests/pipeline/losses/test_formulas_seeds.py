@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from loss_batches import Pair, assert_same, pairs_of, random_pairs, response, value_and_gradient
 from torch import Tensor
 
 from pipeline.losses import load_preset
+from tests.support.loss_batches import Pair, assert_same, pairs_of, random_pairs, response, value_and_gradient
 
 Formula = Callable[..., Tensor]
 

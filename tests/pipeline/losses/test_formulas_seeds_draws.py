@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loss_batches import Pair, assert_same, pairs_of, random_pairs, value_and_gradient
 from torch import Tensor
 
 from pipeline.losses import PairBatch, load_preset
+from tests.support.loss_batches import Pair, assert_same, pairs_of, random_pairs, value_and_gradient
 
 # ------------------------------------------------------------------------------------- SamPO
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from loss_batches import Pair, assert_same, pairs_of, random_groups, random_pairs, response
 from torch import Tensor
 
 from pipeline.losses import GroupBatch, PairBatch, load_preset
+from tests.support.loss_batches import Pair, assert_same, pairs_of, random_groups, random_pairs, response
 
 # ------------------------------------------------------------------------------------- K responses (RPO)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from loss_batches import Pair, Response, assert_same, pairs_of, random_pairs
 from torch import Tensor
 
 from pipeline.losses import PairBatch, load_preset
+from tests.support.loss_batches import Pair, Response, assert_same, pairs_of, random_pairs
 
 Formula = Callable[..., Tensor]
 

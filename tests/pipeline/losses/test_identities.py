@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from loss_batches import assert_same, random_pairs
 
 from pipeline.losses import PairBatch, Side, load_preset
+from tests.support.loss_batches import assert_same, random_pairs
 
 Given = dict[str, Any]
 Change = Callable[[PairBatch], PairBatch]

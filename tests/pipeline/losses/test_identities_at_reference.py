@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from loss_batches import random_groups, random_pairs, random_unpaired
 from torch import Tensor
 
 from pipeline.losses import PairBatch, Side, load_preset
+from tests.support.loss_batches import random_groups, random_pairs, random_unpaired
 
 LN2 = math.log(2)
 GAMMA = 0.05

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loss_batches import assert_same, random_groups, random_pairs, random_unpaired, value_and_gradient
-from plain_responses import each_pair, neg_log_sigmoid, responses
 
 from pipeline.losses import GroupBatch, PairBatch, Side, UnpairedBatch, load_preset
+from tests.support.loss_batches import assert_same, random_groups, random_pairs, random_unpaired, value_and_gradient
+from tests.support.plain_responses import each_pair, neg_log_sigmoid, responses
 
 
 def both(batch: PairBatch) -> tuple[Side, Side]:

@@ -14,11 +14,11 @@ from liger_kernel.chunked_loss import (
     LigerFusedLinearORPOLoss,
     LigerFusedLinearSimPOLoss,
 )
-from loss_batches import assert_same, random_pairs, random_unpaired
 from torch import Tensor, nn
-from trl_inputs import Settings, certain, in_float32, logits_of, rows_of, sides_of, stacked
 
 from pipeline.losses import PairBatch, Side, UnpairedBatch, load_preset
+from tests.support.loss_batches import assert_same, random_pairs, random_unpaired
+from tests.support.trl_inputs import Settings, certain, in_float32, logits_of, rows_of, sides_of, stacked
 
 HEAD = torch.eye(2)
 FLOAT32 = {"rtol": 1e-5, "atol": 2e-6}

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from loss_batches import random_pairs, value_and_gradient
 
 from pipeline.losses import Loss, PairBatch, load_preset, preset_names
+from tests.support.loss_batches import random_pairs, value_and_gradient
 
 # The discriminator is what is new about D2PO; its policy is trained by plain DPO.
 SAME_LOSS = {"dpo", "d2po_discriminator"}

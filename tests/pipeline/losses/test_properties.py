@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_batches import leaves, random_groups, random_pairs, random_unpaired, value_and_gradient
 
 from pipeline.losses import GroupBatch, Loss, PairBatch, Side, UnpairedBatch, load_preset, preset_names
+from tests.support.loss_batches import leaves, random_groups, random_pairs, random_unpaired, value_and_gradient
 
 PRESETS = [load_preset(name) for name in preset_names()]
 PAIRED = [loss for loss in PRESETS if loss.composition.head is None]

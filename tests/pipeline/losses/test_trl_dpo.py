@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from loss_batches import assert_same, random_pairs
 from torch import Tensor
 from trl import DPOConfig, DPOTrainer
-from trl_inputs import (
+
+from pipeline.config.loss.terms import SmoothLabel
+from pipeline.losses import PairBatch, load_preset
+from tests.support.loss_batches import assert_same, random_pairs
+from tests.support.places import CONFIGS
+from tests.support.trl_inputs import (
     Settings,
     bare_trainer,
     certain,
@@ -23,10 +26,7 @@ from trl_inputs import (
     token_outputs,
 )
 
-from pipeline.config.loss.terms import SmoothLabel
-from pipeline.losses import PairBatch, load_preset
-
-PRESETS = Path(__file__).parents[3] / "configs" / "loss"
+PRESETS = CONFIGS / "loss"
 
 
 def trl_mean(batch: PairBatch, **settings: Any) -> Tensor:

@@ -5,12 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from loss_batches import assert_same, random_unpaired
 from torch import Tensor, nn
 from trl import KTOConfig, KTOTrainer
-from trl_inputs import Settings, bare_trainer, loss_types_of, stacked, token_inputs, token_outputs
 
 from pipeline.losses import Side, UnpairedBatch, load_preset
+from tests.support.loss_batches import assert_same, random_unpaired
+from tests.support.trl_inputs import Settings, bare_trainer, loss_types_of, stacked, token_inputs, token_outputs
 
 
 class TwoPasses(nn.Module):

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import VOCABULARY, random_pairs, random_unpaired, tiny_llama, under_references
 from torch import Tensor, nn
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import add_fused_lm_head
-from trl_inputs import Settings, bare_trainer
 
 from pipeline.losses import Loss, load_preset
 from pipeline.models.token_logps import TokenLogps
 from pipeline.training.batches.collate import collate, facts_of
 from pipeline.training.batches.examples import Example
+from tests.support.tiny_training import VOCABULARY, random_pairs, random_unpaired, tiny_llama, under_references
+from tests.support.trl_inputs import Settings, bare_trainer
 
 POLICY, REFERENCE, PAD = 0, 1, 0
 

@@ -3,16 +3,18 @@
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from loss_batches import assert_same, random_pairs
 from torch import Tensor
 from trl import import_utils
 from trl.import_utils import TRLExperimentalWarning
-from trl_inputs import (
+
+from pipeline.losses import PairBatch, load_preset
+from tests.support.loss_batches import assert_same, random_pairs
+from tests.support.places import CONFIGS
+from tests.support.trl_inputs import (
     GivenModel,
     Settings,
     bare_trainer,
@@ -24,15 +26,13 @@ from trl_inputs import (
     stacked,
 )
 
-from pipeline.losses import PairBatch, load_preset
-
 with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
     warnings.simplefilter("ignore", TRLExperimentalWarning)
     # Nothing is generated here, and loading vLLM takes longer than all tests of this folder.
     patch.setattr(import_utils, "is_vllm_available", lambda *_, **__: False)
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
-PRESETS = Path(__file__).parents[3] / "configs" / "loss"
+PRESETS = CONFIGS / "loss"
 
 
 def trl_mean(batch: PairBatch, rejected_first: Tensor, **settings: object) -> Tensor:

@@ -2,14 +2,16 @@
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
-from loss_batches import assert_same, random_pairs
 from torch import Tensor, nn
 from trl.import_utils import TRLExperimentalWarning
-from trl_inputs import (
+
+from pipeline.losses import PairBatch, Side, load_preset
+from tests.support.loss_batches import assert_same, random_pairs
+from tests.support.places import CONFIGS
+from tests.support.trl_inputs import (
     PROMPT_LOGP,
     GivenModel,
     Settings,
@@ -21,8 +23,6 @@ from trl_inputs import (
     stacked,
 )
 
-from pipeline.losses import PairBatch, Side, load_preset
-
 with warnings.catch_warnings():
     # These trainers have been moved there; that they may go from there is what the pin is for.
     warnings.simplefilter("ignore", TRLExperimentalWarning)
@@ -30,7 +30,7 @@ with warnings.catch_warnings():
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
     from trl.experimental.tpo import TPOConfig, TPOTrainer
 
-PRESETS = Path(__file__).parents[3] / "configs" / "loss"
+PRESETS = CONFIGS / "loss"
 
 
 def rows_in_order(sides: tuple[Side, ...]) -> dict[str, Tensor]:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from loss_batches import random_pairs, random_unpaired
 
 from pipeline.errors import UserError
 from pipeline.losses import load_preset, preset_names
+from tests.support.loss_batches import random_pairs, random_unpaired
 
 OF_PAIRS: tuple[dict[str, Any], ...] = (
     {"shape": {"kind": "alpha"}},

@@ -1,0 +1,108 @@
+"""A round's policy as a folder of its own, full or trained through an adapter, in transformers and in vLLM."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from flows.commands.export import export
+from flows.report.model_card import write_card
+from flows.stages.context import Context
+from pipeline.config import SamplingSettings
+from pipeline.config.files import dump_config
+from pipeline.errors import RunError, UserError
+from pipeline.sampling.sampler import SampleRequest
+from pipeline.storage.atomic import write_json, write_text
+from pipeline.storage.manifest import StageKey
+from tests.support.tiny_run import begin, make_job, open_context, train
+from tests.support.tiny_sampler import vllm_process
+
+LORA = "training.lora={rank: 4, alpha: 64, target_modules: [q_proj, v_proj]}"
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module", params=[(), (LORA,)], ids=["full", "lora"])
+def trained(request: pytest.FixtureRequest, job: Path, tmp_path_factory: pytest.TempPathFactory) -> Context:
+    context = open_context(job, tmp_path_factory.mktemp("runs") / "run", "offline", *request.param)
+    begin(context)
+    train(context, 1)
+    write_text(context.run.config_file, dump_config(context.config))
+    return context
+
+
+def scores(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor([[9, 20, 33, 41, 50]])).logits
+    return logits.log_softmax(-1)
+
+
+def test_transformers_and_vllm_load_what_was_trained(trained: Context, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "model"
+    assert "round 1 of tiny" in export(trained.run.root, out, None)
+    assert not {file.name for file in out.iterdir()} & {"probe.json", "history.json", "manifest.json", "optimiser"}
+    assert [file.name for file in out.parent.iterdir()] == ["model"]
+
+    policy = trained.policy_path(1)
+    assert torch.equal(scores(out), scores(policy))
+    assert not torch.allclose(scores(out), scores(trained.policy_path(0)), atol=1e-3)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template == AutoTokenizer.from_pretrained(policy).chat_template
+    assert (out / "README.md").read_text().startswith("---\n")
+
+    with vllm_process(tmp_path / "log", start_timeout=600) as engine:
+        # Refused where the engine does not say of the probe's tokens what the trained model said.
+        assert engine.load(str(out), str(policy))["max_difference"] < 1e-3
+        ((response,),) = engine.sample([SampleRequest((9, 20), 0)], SamplingSettings(n=1, max_tokens=4))
+    assert 1 <= len(response.token_ids) <= 4
+
+
+def test_nothing_is_written_over_or_by_halves(trained: Context, tmp_path: Path) -> None:
+    root = trained.run.root
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(UserError, match="is there and not empty"):
+        export(root, tmp_path / "full", None)
+    with pytest.raises(UserError, match=r"no policy of round 2 yet; rounds that have one: 0, 1"):
+        export(root, tmp_path / "other", 2)
+    with pytest.raises(UserError, match="not a run folder"):
+        export(tmp_path, tmp_path / "other", None)
+    for round_ in (0, 1):
+        weights = trained.policy_path(round_) / "model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        try:
+            with pytest.raises(RunError, match=r"model.safetensors: not what its manifest says"):
+                export(root, tmp_path / "other", round_)
+        finally:
+            weights.write_bytes(whole)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["full"]
+    (tmp_path / "empty").mkdir()
+    export(root, tmp_path / "empty", 0)
+    assert (tmp_path / "empty" / "config.json").is_file()
+
+
+def test_cards_are_of_policies_that_were_promoted(trained: Context, tmp_path: Path) -> None:
+    run, config = trained.run, trained.config
+    file = write_card(run, config, 1)
+    assert file == run.root / "cards" / "round_001.md" and "held-out prompts" in file.read_text()
+    gate = run.stage(1, "gate").begin(StageKey({}, {}, 0))
+    decision = {"decision": "pause", "reasons": ["too long"], "best_round": 0, "measures": {}}
+    write_json(gate.folder / "decision.json", decision)
+    gate.commit(1, {})
+    try:
+        assert write_card(run, config, 1) is None
+        # The best round is what is exported.
+        assert "round 0 of tiny" in export(run.root, tmp_path / "best", None)
+        (run.root / "approvals").mkdir()
+        write_json(run.root / "approvals" / "round_001.json", json.loads('{"decision": "promote", "by": "me"}'))
+        assert write_card(run, config, 1) is not None
+    finally:
+        shutil.rmtree(run.stage(1, "gate").folder)

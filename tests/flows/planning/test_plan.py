@@ -1,0 +1,138 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.__main__ import main
+from tests.support.places import ROOT
+from tests.support.tiny_model import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def config(tmp_path: Path, model: Path) -> Path:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(8)))
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"name: t\nmode: iterative\nrounds: 2\npolicy: {{path: {model}}}\nprompts: {{path: {prompts}}}\n"
+        "scorer: {kind: match}\nheld_out: {prompts: 2}\nsampling: {max_tokens: 16}\nsampler: {kind: transformers}\n"
+    )
+    return file
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["prefloop", "plan", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    assert call(monkeypatch, *arguments, "--json") == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_plan_names_parameters_memory_disk_and_the_time_at_given_rates(
+    config: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(monkeypatch, capsys, config, "--rates", "sampling=10,labelling=100,training=20")
+    weights = (model / "model.safetensors").stat().st_size
+    assert plan["parameters"]["total"] * 4 == pytest.approx(weights, rel=0.05)
+    training = plan["memory"]["training"]
+    assert training["gradients"] == training["weights"] and training["optimiser"] == 2 * training["weights"]
+    assert training["activations"] > 0 and training["engine"] > 0
+    assert plan["needed"]["memory"] == max(sum(parts.values()) for parts in plan["memory"].values())
+    # 6 prompts of 4 responses, and 2 held-out ones of 2.
+    assert plan["round"]["tokens"]["sampling"] == 16 * (6 * 4 + 2 * 2)
+    assert plan["seconds"]["sampling"] == 44.8 and plan["rates_from"] == "given"
+    assert plan["seconds"]["scoring"] == pytest.approx(plan["round"]["tokens"]["scoring"] / 60)
+    assert plan["fits"] and plan["disk"]["round"]["policy"] == 4 * plan["parameters"]["total"]
+
+
+def test_rates_are_measured_with_the_parts_of_the_run(
+    config: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in model.glob("*.safetensors"):
+        file.rename(file.with_suffix(".away"))
+    try:
+        plan = planned(monkeypatch, capsys, config, "training.lora={rank: 2}", "loss.preset=tdpo1", "--probe")
+    finally:
+        for file in model.glob("*.away"):
+            file.rename(file.with_suffix(".safetensors"))
+    assert plan["rates_from"] == "measured" and {"sampling", "labelling", "training"} <= plan["rates"].keys()
+    assert all(rate > 0 for rate in plan["rates"].values()) and all(plan["seconds"].values())
+    assert 0 < plan["parameters"]["trained"] < plan["parameters"]["total"] / 4
+
+
+def test_processes_on_one_machine_are_planned_with_what_all_of_them_hold(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = ROOT / "configs/accelerate/ddp_cpu.yaml"
+    plan = planned(monkeypatch, capsys, config, f"accelerate={launch}")
+    training = plan["memory"]["training"]
+    assert training["weights"] == training["gradients"] == 2 * 4 * plan["parameters"]["total"]
+    assert training["processes"] > plan["memory"]["reference, evaluation"]["processes"]
+
+
+def test_what_does_not_fit_ends_with_exit_code_1_and_says_what(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = call(monkeypatch, config, "sampling.n=1024", "rounds=1000", "training.lora={rank: 1}", "prompts_per_round=6",
+                "evaluation.samples=100000000")  # fmt: skip
+    said = capsys.readouterr().out
+    assert code == 1
+    assert "disk: " in said and "does not fit" in said.partition("disk: ")[2]
+    assert "No rate is known" in said
+
+
+def test_a_model_far_too_large_is_refused_without_being_made(
+    config: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = tmp_path / "large"
+    large.mkdir()
+    for file in model.glob("*.json"):
+        (large / file.name).write_text(file.read_text())
+    shape = json.loads((model / "config.json").read_text())
+    shape |= {"hidden_size": 32_768, "intermediate_size": 131_072, "num_hidden_layers": 80, "head_dim": 128}
+    shape |= {"num_attention_heads": 256, "num_key_value_heads": 256}
+    (large / "config.json").write_text(json.dumps(shape))
+    assert call(monkeypatch, config, f"policy.path={large}") == 1
+    said = capsys.readouterr().out
+    # 80 · (4 · 32,768² + 3 · 32,768 · 131,072 + 2 · 32,768) + 32,768 · (2 · 294 + 1), the vocabulary apart.
+    assert "parameters: 1,374," in said and "no memory to measure them" in said
+    assert "does not fit" in said.partition("memory: ")[2].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--rates", "sampling=0"], ["--rates", "sampling", "above 0"]),
+        (["--rates", "speed=3"], ["--rates", "speed", "sampling, labelling, scoring, training"]),
+        (["--rates", "training=nan"], ["--rates", "training", "nan"]),
+        (["--rates", "/no/such/rates.yaml"], ["/no/such/rates.yaml", "cannot read"]),
+        (["policy.path=/no/such/model"], ["policy.path", "/no/such/model"]),
+        (["accelerate=/no/such/launch.yaml"], ["/no/such/launch.yaml"]),
+        (["training.optimiser=adamw_offload"], ["training.optimiser", "adamw_offload", "adamw_8bit"]),
+        (["loss.preset=mrpo"], ["training.references: 0", "2 references"]),
+        (["chat.max_prompt_tokens=2"], ["chat.max_prompt_tokens"]),
+    ],
+)
+def test_mistakes_end_with_exit_code_2(
+    arguments: list[str],
+    expected: list[str],
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(monkeypatch, config, *arguments) == 2
+    shown = capsys.readouterr()
+    assert not shown.out and "Traceback" not in shown.err and len(shown.err.splitlines()) <= 10
+    assert all(part in shown.err for part in expected), shown.err

@@ -1,0 +1,195 @@
+"""The check of a run's data: planted faults are all found and counted, limits are kept, real data passes."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.preflight.check import check_config, check_run
+from pipeline.config import RunConfig
+from pipeline.config.files import load_config
+from pipeline.errors import UserError
+from tests.support.places import DATA
+from tests.support.tiny_model import save_tiny_model
+
+LONG = "the cat sat on the mat " * 30
+TEXT = {"chosen": "to the barn", "rejected": "on the mat"}
+# Every fault that a pair can have, each in as many rows as its number says.
+PAIRS: list[tuple[dict[str, Any] | str, Counter[str]]] = [
+    *[({"prompt": f"a dog {n}", **TEXT}, Counter()) for n in range(10)],
+    ("not json", Counter(malformed=1)),
+    ({"prompt": "a dog", "chosen": "x"}, Counter(malformed=1)),
+    ({"prompt": "<s>a cat", **TEXT}, Counter(doubled_bos=1)),
+    *[({"prompt": f"eos {n}", "chosen": "x</s>", "rejected": "y"}, Counter(doubled_eos=1)) for n in range(2)],
+    ({"prompt": "<|user|>a mat", **TEXT}, Counter(special_token=1)),
+    *[({"prompt": f"cut {n}", "chosen": LONG, "rejected": "y"}, Counter(missing_eos=1)) for n in range(3)],
+    *[({"prompt": f"none {n}", "chosen": " ", "rejected": "y"}, Counter(empty=1)) for n in range(4)],
+    *[({"prompt": f"same {n}", "chosen": "y", "rejected": "y"}, Counter(identical=1)) for n in range(5)],
+    (
+        {"prompt": "same, cut", "chosen": LONG + "x", "rejected": LONG},
+        Counter(missing_eos=1, identical_when_cut=1),
+    ),
+    *[({"prompt": f"tie {n}", **TEXT, "chosen_score": n, "rejected_score": n}, Counter(tie=1)) for n in range(6)],
+    ({"prompt": "a dog 1", "chosen": "new", "rejected": "newer"}, Counter(duplicate_prompt=1)),
+    ({"prompt": "a dog 2", **TEXT}, Counter(duplicate_prompt=1, duplicate_row=1)),
+    (
+        {"prompt": "a dog 3", "chosen": "n", "rejected": "m", "answer": "b"},
+        Counter(duplicate_prompt=1, differing_answer=1),
+    ),
+    *[({"prompt": f"held {case} OUT", **TEXT}, Counter(leak=1)) for case in ("it  is", "It is")],
+    ({"prompt": LONG, **TEXT}, Counter(long_for_policy=1)),
+]
+GROUPS: list[tuple[dict[str, Any] | str, Counter[str]]] = [
+    *[({"prompt": f"a dog {n}", "responses": ["a", "b"], "rewards": [0, n]}, Counter(tie=n == 0)) for n in range(10)],
+    ({"prompt": "p", "responses": ["a"], "rewards": [1]}, Counter(malformed=1)),
+    ({"prompt": "q", "responses": ["a", "b", "a"], "rewards": [1, 2, 3]}, Counter(identical=1)),
+    ({"prompt": "r", "responses": ["a", "", "c"], "rewards": [1, 2, 3]}, Counter(empty=1)),
+    (
+        {"prompt": "s", "responses": ["a", LONG, LONG + "x"], "rewards": [1, 2, 3]},
+        Counter(missing_eos=1, identical_when_cut=1),
+    ),
+    ({"prompt": "t", "responses": ["a<|end|>", "<s>b"], "rewards": [1, 2]}, Counter(doubled_eos=1, doubled_bos=1)),
+    (
+        {"prompt": "q", "responses": ["b", "a", "a"], "rewards": [1, 2, 3]},
+        Counter(duplicate_prompt=1, duplicate_row=1, identical=1),
+    ),
+]
+MARKED: list[tuple[dict[str, Any] | str, Counter[str]]] = [
+    *[({"prompt": f"a dog {n}", "completion": "x", "label": n % 2 == 0}, Counter()) for n in range(10)],
+    ({"prompt": "p", "completion": "x", "label": "maybe"}, Counter(malformed=1)),
+    ({"prompt": "q", "completion": "\n", "label": True}, Counter(empty=1)),
+    ({"prompt": "r", "completion": LONG, "label": True}, Counter(missing_eos=1)),
+    ({"prompt": "a dog 1", "completion": "x", "label": True}, Counter(duplicate_prompt=1, duplicate_row=1)),
+    ({"prompt": "s</s>", "completion": "x", "label": True}, Counter(doubled_eos=1)),
+    ({"prompt": "t", **TEXT}, Counter(malformed=1)),
+]
+FORMS = {"pairs": PAIRS, "groups": GROUPS, "marked": MARKED}
+LOSSES = {"pairs": "dpo", "groups": "rpo_sqloo", "marked": "kto"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def write(file: Path, rows: list[Any]) -> Path:
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return file
+
+
+def offline(folder: Path, model: Path, pairs: Path, *settings: str) -> RunConfig:
+    (folder / "run.yaml").write_text(
+        f"name: t\nmode: offline\npolicy: {{path: {model}}}\npairs: {{path: {pairs}}}\n"
+        "held_out: {prompts: 2}\nchat: {max_prompt_tokens: 200, max_response_tokens: 64}\n"
+    )
+    return load_config([folder / "run.yaml"], settings)
+
+
+def lenient() -> str:
+    from pipeline.config import Limits
+
+    return "limits={" + ", ".join(f"{name}: 1" for name in Limits.model_fields) + "}"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_planted_fault_is_found_in_its_row(form: str, tmp_path: Path, model: Path) -> None:
+    planted = FORMS[form]
+    file = write(tmp_path / "rows.jsonl", [row for row, _ in planted])
+    held = write(tmp_path / "held.jsonl", [{"prompt": "Held it is out", "chosen": "a", "rejected": "b"}])
+    faults = tmp_path / "found" / "faults.jsonl"
+    settings = [
+        f"loss.preset={LOSSES[form]}",
+        lenient(),
+        f"held_out.path={held}" if form == "pairs" else "held_out.prompts=2",
+    ]
+    _, log = check_run(offline(tmp_path, model, file, *settings), faults)
+    found = [json.loads(line) for line in faults.read_text().splitlines()]
+    assert {line["file"] for line in found} == {str(file)} and {line["source"] for line in found} == {"pairs"}
+    expected = [(number, cause) for number, (_, causes) in enumerate(planted, 1) for cause in causes.elements()]
+    assert sorted((line["row"], line["cause"]) for line in found) == sorted(expected)
+    assert log.tallies["pairs"].faults == sum((causes for _, causes in planted), Counter())
+    assert log.tallies["pairs"].rows == len(planted)
+
+
+def test_above_a_limit_the_run_is_refused_and_below_it_is_not(tmp_path: Path, model: Path) -> None:
+    rows = [{"prompt": f"a dog {n}", "chosen": "" if n < 3 else "x", "rejected": "y"} for n in range(20)]
+    file, faults = write(tmp_path / "rows.jsonl", rows), tmp_path / "f.jsonl"
+    with pytest.raises(UserError) as caught:
+        check_run(offline(tmp_path, model, file), faults)
+    assert str(caught.value).splitlines() == [
+        "the data has faults above its limits",
+        "pairs: empty: 3 of 20 rows (15 %); limits.empty allows 0.1",
+        *[f"  {file}, row {n}: no text: chosen" for n in (1, 2, 3)],
+        f"all of them: {faults}",
+    ]
+    assert len(faults.read_text().splitlines()) == 3
+    check_run(offline(tmp_path, model, file, "limits.empty=0.15"), faults)
+    write(file, rows[3:])
+    check_run(offline(tmp_path, model, file), faults)
+    assert not faults.exists()
+
+
+def test_many_causes_fit_on_a_few_lines(tmp_path: Path, model: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [row for row, _ in PAIRS])
+    with pytest.raises(UserError) as caught:
+        check_run(offline(tmp_path, model, file))
+    assert "malformed: 2 of" in str(caught.value) and len(str(caught.value).splitlines()) <= 10
+
+
+def test_check_prints_counts_and_says_where_the_rows_are(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"a dog {n // 2}", "chosen": f"x{n}", "rejected": "y"} for n in range(20)]
+    offline(tmp_path, model, write(tmp_path / "rows.jsonl", rows))
+    check_config([tmp_path / "run.yaml"], [])
+    said = capsys.readouterr().out
+    assert "pairs: duplicate_prompt: 10 of 20 rows (50 %), limit 1" in said and "runs/t.faults.jsonl" in said
+    assert len((tmp_path / "runs" / "t.faults.jsonl").read_text().splitlines()) == 10
+
+
+def test_majority_votes_leave_ties_out_and_soft_ones_need_a_loss_that_reads_them(tmp_path: Path, model: Path) -> None:
+    votes = [[1, 1, 2], [2, 2, 2], [1, 2, 0], [0, 0, 0]]
+    rows = [{"prompt": f"a dog {n}", "chosen": "x", "rejected": "y", "v": votes[n % 4]} for n in range(20)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    columns, majority = "pairs.columns.votes=v", "pairs.votes.label=majority"
+    contents, log = check_run(offline(tmp_path, model, file, columns))
+    assert log.tallies["pairs"].faults == Counter(tie=10)
+    assert contents.pairs + contents.held_out_pairs == 20 and contents.soft >= 13
+    contents, _ = check_run(offline(tmp_path, model, file, columns, majority))
+    assert contents.pairs + contents.held_out_pairs == 10 and contents.soft == 0
+    check_run(offline(tmp_path, model, file, columns, majority, "loss.preset=kto"))
+    with pytest.raises(UserError, match=r"pairs\.votes\.label: soft: .* loss kto does not read; majority makes hard"):
+        check_run(offline(tmp_path, model, file, columns, "loss.preset=kto"))
+
+
+REAL_SETS = {
+    "pandalm": (
+        "pairs/pandalm_test_human3.jsonl",
+        "pairs={columns: {prompt: [instruction, input], chosen: response1, rejected: response2, votes: votes}}",
+    ),
+    "mtbench": ("ranked/mtbench_vicuna_k4_scores.jsonl", "pairs={columns: {rewards: gpt4_scores}}"),
+    "gsm8k": (
+        "verifiable/gsm8k_4model_solutions.jsonl.gz",
+        "pairs={columns: {prompt: question, responses: solutions, rewards: correct}}",
+    ),
+}
+# What the sets really hold. PandaLM has 170 prompts; where two pairs of models said the same, rows repeat.
+KNOWN = {
+    "pandalm": {"empty": 54, "duplicate_row": 136, "duplicate_prompt": 829, "tie": 85},
+    "mtbench": {"identical": 1, "tie": 8},
+    "gsm8k": {"identical": 8, "tie": 588},
+}
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data (../shared/data) is not beside this checkout")
+@pytest.mark.parametrize("name", REAL_SETS)
+def test_real_sets_pass_and_their_faults_are_real(name: str, tmp_path: Path, model: Path) -> None:
+    path, columns = REAL_SETS[name]
+    wide = "chat={max_prompt_tokens: 100000, max_response_tokens: 100000}"
+    settings = [columns, f"pairs.path={DATA / path}", wide, "limits.long_for_policy=1"]
+    _, log = check_run(offline(tmp_path, model, DATA / path, *settings))
+    found = {cause: count for cause, count in log.tallies["pairs"].faults.items() if cause != "long_for_policy"}
+    assert found == KNOWN[name]

@@ -1,0 +1,88 @@
+"""``prefloop report``: the page of a run, and of several."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import flows.report.write
+from flows.__main__ import app
+from flows.report.write import run_facts, write_report
+from flows.stages.context import Context
+from flows.stages.run import run_stage
+from pipeline.errors import UserError
+from pipeline.storage.run_folder import StageKey
+from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    job = make_job(tmp_path_factory.mktemp("report"))
+    made = open_context(job, tmp_path_factory.mktemp("run"), "iterative", "rounds=1")
+    (made.run.root / "config.yaml").write_text((job / "iterative.yaml").read_text())
+    begin(made)
+    for round_ in (0, 1):
+        if round_:
+            train(made, round_)
+        workers: Any = InventedResponses(job / "model")
+        run_stage(made, round_, "evaluation_samples", workers)
+        run_stage(made, round_, "evaluation")
+    return made
+
+
+def test_the_page_of_a_run_tells_its_rounds_steps_and_samples(context: Context) -> None:
+    found = CliRunner().invoke(app, ["report", str(context.run.root)], catch_exceptions=False)
+    page = Path(found.output.strip())
+    assert page == context.run.root / "report.html" == write_report(context.run, context.config)
+    html = page.read_text()
+    titles = re.findall(r"<figcaption><b>(.*?)</b>", html)
+    assert {"Reward", "Win rate", "KL", "Reward over KL", "Change of log-probs", "Loss", "Yield", "Time"} <= set(titles)
+    (data,) = re.findall(r'id="responses">(.*?)</script>', html, re.S)
+    shown = json.loads(data)
+    assert shown["places"] == ["round 0", "round 1"] and len(shown["items"]) == shown["held_out"] == 4
+    assert "rounds: 1" in html and "peak memory GiB" in html
+
+
+def test_several_runs_go_where_one_says(context: Context, tmp_path: Path) -> None:
+    root, output = str(context.run.root), tmp_path / "both.html"
+    with pytest.raises(UserError, match=r"--output FILE"):
+        CliRunner().invoke(app, ["report", root, root], catch_exceptions=False)
+    CliRunner().invoke(app, ["report", root, root, "--output", str(output)], catch_exceptions=False)
+    html = output.read_text()
+    # The same run twice has nothing to tell them apart but a number.
+    assert f"{context.run.root} (1)" in html and f"{context.run.root} (2)" in html
+    with pytest.raises(UserError, match=r"--output: .*: cannot write there"):
+        CliRunner().invoke(app, ["report", root, "--output", str(tmp_path / "no" / "x.html")], catch_exceptions=False)
+    with pytest.raises(UserError, match=r"not a run folder"):
+        CliRunner().invoke(app, ["report", str(tmp_path)], catch_exceptions=False)
+
+
+def test_samples_are_cut_and_end_where_the_page_would_grow_too_large(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows.report.write, "RESPONSE", 4)
+    samples = run_facts(context.run, context.config).samples
+    assert len(samples.samples) == 4
+    assert all(len(text) <= 6 and text.endswith(" …") for one in samples.samples for text, _ in one.responses.values())
+    size = len(samples.samples[0].prompt) + sum(len(text) for text, _ in samples.samples[0].responses.values())
+    few = run_facts(context.run, context.config, characters=size).samples
+    assert (len(few.samples), few.prompts) == (1, 4)
+
+
+def test_show_tells_the_story_below_the_table(context: Context) -> None:
+    shown = CliRunner().invoke(app, ["show", str(context.run.root)], catch_exceptions=False).output
+    story = shown[shown.index("\nrounds\n") :]
+    assert "reward" in story and "rejected, nats/token" in story and "8; dropped" not in story
+    assert re.search(r"policy +█* .* s, \d+\.\d\d GiB", story)
+
+
+def test_what_is_shown_cannot_drive_the_terminal(context: Context) -> None:
+    writer = context.run.stage(1, "gate").begin(StageKey({}, {}, 0))
+    decision = {"decision": "pause", "reasons": ["[bold]odd[/bold]\x1b]0;title\x07\nnext"], "best_round": 0}
+    (writer.folder / "decision.json").write_text(json.dumps(decision))
+    writer.commit(0, {})
+    shown = CliRunner().invoke(app, ["show", str(context.run.root)], catch_exceptions=False).output
+    assert "pause: [bold]odd[/bold]\ufffd]0;title\ufffd⏎ next" in shown and "\x1b" not in shown

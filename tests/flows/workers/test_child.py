@@ -1,0 +1,230 @@
+"""A child answers calls, dies with its parent, and its failures reach the user in its own words."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.workers import child as child_module
+from flows.workers.child import Child
+from pipeline.errors import Paused, RunError, UserError
+from tests.support.places import ROOT
+
+ENTRY = "tests.support.obedient_child"
+ENV = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+
+
+def start(folder: Path, timeout: float = 60, **init: Any) -> Child:
+    return Child(ENTRY, init, folder / "logs" / "child.log", timeout, ENV)
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    with start(tmp_path_factory.mktemp("child"), greeting="hello") as made:
+        yield made
+    assert not made.alive
+
+
+def gone(pid: int) -> bool:
+    """Ended, if perhaps not yet collected by whoever inherited it."""
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def assert_gone_within(pids: list[int], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not all(gone(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"still running: {[pid for pid in pids if not gone(pid)]}"
+        time.sleep(0.02)
+
+
+def test_calls_get_arguments_and_results_across(child: Child) -> None:
+    args = {"numbers": [1, 2.5, -1e-300], "text": "naïve\nline", "nothing": None}
+    answer = child.call("echo", args, 60)
+    assert answer == {"greeting": "hello", "args": args, "pid": child.pid}
+
+
+def test_megabytes_pass_both_ways(child: Child) -> None:
+    args = {"ids": list(range(1_000_000))}
+    assert child.call("echo", args, 30)["args"] == args
+
+
+def test_keys_are_not_printed_and_those_that_it_does_not_need_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE", "qz7-Xw4NbV9rLk2Tt8")
+    monkeypatch.setenv("OTHER_TOKEN", "another-secret-value")
+    monkeypatch.setenv("SAMPLER", "of the sampler alone")
+    with Child(ENTRY, {}, tmp_path / "log", 20, {**ENV, "SAMPLER": None}, ["JUDGE"]) as child:
+        names = child.call("tell", {}, 60)
+    assert {"JUDGE", "OTHER_TOKEN"} <= {*names} and "SAMPLER" not in names
+    printed = (tmp_path / "log").read_text()
+    assert "'JUDGE': '[hidden]'" in printed and "as environ" in printed and "\nand " in printed
+    for secret in ("qz7-Xw4NbV9rLk2Tt8", "another-secret-value", "of the sampler alone"):
+        assert secret not in printed
+
+
+def test_output_goes_to_the_log_and_not_to_the_results(child: Child, capfd: pytest.CaptureFixture[str]) -> None:
+    child.call("echo", {}, 60)
+    assert "echo was called" in child.log.read_text()
+    assert capfd.readouterr().out == ""
+
+
+def test_progress_arrives_in_order(child: Child) -> None:
+    seen: list[dict[str, Any]] = []
+    assert child.call("count", {"total": 3}, 60, seen.append) == "counted"
+    assert seen == [{"done": 1}, {"done": 2}, {"done": 3}]
+
+
+def test_progress_starts_the_deadline_anew(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, as_set = [], child_module._from_now
+    monkeypatch.setattr(child_module, "_from_now", lambda timeout: (asked.append(timeout), as_set(timeout))[1])
+    assert child.call("count", {"total": 4}, 60) == "counted"
+    assert asked == [60] * 6, "the question, four messages and the result"
+
+
+def test_a_stream_goes_on_while_it_is_not_read_and_its_reader_s_time_is_not_the_child_s(child: Child) -> None:
+    messages = child.stream("count", {"total": 4, "seconds": 1.0}, 5.0)
+    seen = [next(messages)["done"]]
+    time.sleep(6.0)  # longer than the child may be silent
+    read = time.monotonic()
+    seen += [message["done"] for message in messages]
+    assert seen == [1, 2, 3, 4]
+    assert time.monotonic() - read < 3, "the last three were not counted in the meantime"
+
+
+def test_a_stream_that_is_given_up_ends_the_child(tmp_path: Path) -> None:
+    with start(tmp_path) as given_up:
+        messages = given_up.stream("count", {"total": 1000, "seconds": 0.01}, 60)
+        assert next(messages) == {"done": 1}
+        messages.close()
+        assert not given_up.alive
+
+
+def test_callers_in_threads_take_turns(child: Child) -> None:
+    answers: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda i=i: answers.update({i: child.call("echo", {"i": i}, 10)["args"]["i"]}))
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {i: i for i in range(8)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "text"),
+    [("user", UserError, "bad row"), ("run", RunError, "bad luck"), ("pause", Paused, "ask Ann")],
+)
+def test_the_child_s_own_words_are_raised(child: Child, kind: str, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=rf"^{text}$"):
+        child.call("fail", {"kind": kind, "text": text}, 60)
+    assert child.call("echo", {}, 60)["greeting"] == "hello"
+
+
+def test_an_unforeseen_error_names_its_type_and_leaves_its_traceback_in_the_log(child: Child) -> None:
+    with pytest.raises(RunError, match=r"^fail: ZeroDivisionError: two by nothing$"):
+        child.call("fail", {"kind": "other", "text": "two by nothing"}, 60)
+    assert "Traceback" in child.log.read_text()
+
+
+def test_a_mistake_in_init_is_the_user_s(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^no such policy$"):
+        start(tmp_path, mistake="no such policy")
+
+
+def test_a_start_that_takes_too_long(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    with pytest.raises(RunError, match="init was silent for 1 seconds"):
+        start(tmp_path, timeout=1, slow=True)
+    assert time.monotonic() - begun < 30
+
+
+def test_an_entry_that_cannot_start_shows_why(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"(?s)died during init \(exit code 1\).*No module named no_such_module"):
+        Child("no_such_module", {}, tmp_path / "log", 20)
+
+
+@pytest.mark.parametrize(("how", "cause"), [("exit", "exit code 7"), (signal.SIGSEGV, "signal SIGSEGV")])
+def test_a_crash_shows_cause_and_last_log_lines(tmp_path: Path, how: str | int, cause: str) -> None:
+    with start(tmp_path) as made:
+        with pytest.raises(RunError, match=rf"(?s)died during die \({cause}\).*about to die"):
+            made.call("die", {"how": how}, 60)
+        assert not made.alive
+        with pytest.raises(RunError, match="died during echo"):
+            made.call("echo", {}, 60)
+
+
+def test_the_log_of_an_earlier_child_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "child.log").write_text("words of an earlier child\n")
+    with start(tmp_path) as made, pytest.raises(RunError) as caught:
+        made.call("die", {"how": "exit"}, 60)
+    assert "about to die" in str(caught.value)
+    assert "words of" not in str(caught.value)
+
+
+def test_last_words_tell_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "about to die")
+    with start(tmp_path) as child, pytest.raises(RunError, match=r"last lines of .*\n  \[hidden\]$"):
+        child.call("die", {"how": "exit"}, 60)
+
+
+def test_a_hung_call_hits_its_deadline_and_ends_the_child_and_its_children(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    with start(tmp_path) as made:
+        begun = time.monotonic()
+        with pytest.raises(RunError, match=r"(?s)hang was silent for 3 seconds.*about to hang"):
+            made.call("hang", {}, 3.0, seen.append)
+        assert time.monotonic() - begun < 30
+        assert not made.alive
+    assert_gone_within(seen[0]["pids"], 20)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from flows.workers.child import Child
+child = Child("tests.support.obedient_child", {}, Path(sys.argv[1]), 20)
+child.call("hang", {}, 60, lambda told: print(*told["pids"], flush=True))
+"""
+
+
+@pytest.mark.parametrize("fatal", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_the_child_ends_with_its_parent(tmp_path: Path, fatal: signal.Signals) -> None:
+    log = tmp_path / "log"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(log)],
+        env={**os.environ, **ENV},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    with parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        # As a terminal does: to the whole foreground group.
+        os.killpg(parent.pid, fatal)
+        assert_gone_within(pids, 40)
+    assert "Traceback" not in log.read_text()
+
+
+def test_close_lets_an_idle_child_end_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "CLOSE_SECONDS", 50.0)
+    made = start(tmp_path)
+    made.close()
+    assert made._process.returncode == 0, "it was killed"
+    made.close()

@@ -1,0 +1,197 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import RewardModelConfig, RunConfig, preset_names
+from pipeline.config.files import changed_fields, dump_config, load_config, load_settings
+from pipeline.config.loss.components import ConstantMargin
+from pipeline.errors import UserError
+from tests.support.places import CONFIGS
+
+BASE = """
+name: a
+mode: iterative
+policy: {kind: pretrained, path: model}
+prompts: {kind: file, path: prompts.jsonl}
+scorer: {kind: length}
+"""
+
+
+def write(tmp_path: Path, text: str, name: str = "run.yaml") -> Path:
+    file = tmp_path / name
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.name)
+def test_every_shipped_config_is_valid_and_survives_being_written_out(file: Path, tmp_path: Path) -> None:
+    needed = ["prompts.path=/data.jsonl"] if "e2e" in file.name else []
+    needed += ["policy.path=/model", "pairs.path=/pairs.jsonl"] if file.name == "offline.yaml" else []
+    own = file.name in ("online.yaml", "judge.yaml")
+    needed += ["policy.path=/model", "prompts.path=/prompts.jsonl"] if own else []
+    needed += ["model.path=/model", "pairs.path=/pairs.jsonl"] if file.name == "reward_model.yaml" else []
+    schema = RewardModelConfig if file.name == "reward_model.yaml" else RunConfig
+    config = load_settings(schema, [file], needed)
+    assert load_settings(schema, [write(tmp_path, dump_config(config))]) == config
+
+
+def test_files_overlay_left_to_right_then_the_command_line(tmp_path: Path) -> None:
+    first = write(tmp_path, BASE + "training: {learning_rate: 1e-4, epochs: 2}\n")
+    second = write(tmp_path, "training: {learning_rate: 2e-4}\n", "second.yaml")
+    config = load_config([first, second], ["seed=7", "sampling.n=8"])
+    assert (config.training.learning_rate, config.training.epochs, config.seed, config.sampling.n) == (2e-4, 2, 7, 8)
+
+
+def test_another_kind_drops_the_settings_of_the_old_one(tmp_path: Path) -> None:
+    first = write(tmp_path, BASE.replace("{kind: length}", "{kind: length, target_words: 3}"))
+    config = load_config([first], ["scorer={kind: match}"])
+    assert config.scorer is not None and config.scorer.kind == "match"
+
+
+def test_another_preset_drops_the_settings_of_the_old_one(tmp_path: Path) -> None:
+    first = write(tmp_path, BASE + "loss: {preset: dpo, beta: 0.3, nll: 0.5}\n")
+    assert load_config([first]).loss.beta == 0.3 and load_config([first], ["loss.nll=0"]).loss.beta == 0.3
+    assert (load_config([first], ["loss.preset=simpo"]).loss.beta, load_config([first]).loss.nll) == (2.5, 0.5)
+    for settings in (["loss.preset=simpo", "loss.beta=3"], ["loss.beta=3", "loss.preset=simpo"]):
+        other = load_config([first], settings).loss
+        assert (other.preset, other.beta, other.nll) == ("simpo", 3, 0)
+
+
+def test_of_two_spellings_of_a_setting_the_later_layer_counts(tmp_path: Path) -> None:
+    first = write(tmp_path, BASE + "loss: {preset: simpo, margin: {gamma: 1}}\n")
+    second = write(tmp_path, "loss: {gamma: 2}\n", "second.yaml")
+    assert load_config([first, second]).loss.margin == ConstantMargin(gamma=2)
+    assert load_config([first, second], ["loss.margin.gamma=3"]).loss.margin == ConstantMargin(gamma=3)
+    assert load_config([first], ["loss.margin.gamma=3", "loss.gamma=4"]).loss.margin == ConstantMargin(gamma=4)
+
+
+def test_a_preset_and_a_composition_do_not_mix_across_files(tmp_path: Path) -> None:
+    composed = write(tmp_path, BASE + "loss: {prior: reference, link: {kind: hinge, delta: 2}, beta: 0.2}\n")
+    named = load_config([composed], ["loss.preset=simpo"]).loss
+    assert (named.preset, named.prior.kind, named.link.kind, named.beta) == ("simpo", "none", "logistic", 2.5)
+    first = write(tmp_path, BASE + "loss: {preset: dpo, nll: 0.2}\n", "named.yaml")
+    over = write(tmp_path, "loss: {prior: reference, link: hinge}\n", "over.yaml")
+    loss = load_config([first, over]).loss
+    assert (loss.preset, loss.link.kind, loss.nll) == ("custom", "hinge", 0)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_survives_being_written_out(name: str, tmp_path: Path) -> None:
+    config = load_config([write(tmp_path, BASE)], [f"loss.preset={name}"])
+    again = load_config([write(tmp_path, dump_config(config), "again.yaml")])
+    assert again == config and again.identity() == config.identity()
+
+
+def test_a_loss_may_be_written_out_component_by_component(tmp_path: Path) -> None:
+    text = "loss: {prior: reference, link: {kind: hinge, delta: 2}, beta: 0.2, margin: {kind: length, alpha: 0.5}}\n"
+    loss = load_config([write(tmp_path, BASE + text)]).loss
+    assert (loss.preset, loss.prior.kind, loss.link.kind, loss.beta) == ("custom", "reference", "hinge", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("{preset: rpo}", "loss.preset: 'rpo' is ambiguous; it could mean"),
+        ("{preset: cdpo, epsilon: 0.5}", "loss.label.epsilon: input should be less than 0.5 (got 0.5)"),
+        ("{preset: d2po_decay, gamma: 0}", "loss.weights.gamma: input should be greater than 0 (got 0)"),
+        ("{preset: d2po_decay, gamma: 1.5}", "loss.weights.gamma: input should be less than or equal to 1"),
+        ("{preset: rainbowpo, prior: {weight: 3}}", "loss.prior.weight: input should be less than or equal to 1"),
+        ("{preset: kto, prior: extrapolated}", "loss.prior: extrapolated is not normalised"),
+        ("{preset: kto, reference_free: true}", "loss.reference_free: kto needs a reference"),
+        ("{preset: focalpo, link: {gama: 1}}", "loss.link.gama: no such setting; did you mean 'gamma'"),
+        ("{terms: [{chosen: 1, link: {kind: focal, gamma: -2}}]}", "loss.terms.0.link.gamma: input should be greater"),
+        ("{preset: dpo, head: nca}", "loss.head: nca: a loss over K responses has no link"),
+    ],
+)
+def test_a_wrong_loss_names_its_field_without_the_kinds_on_the_way(loss: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config([write(tmp_path, BASE + f"loss: {loss}\n")])
+    assert f"run.yaml: {expected}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("training: {learning_rate: -1}", ["run.yaml: training.learning_rate", "greater than 0", "-1"]),
+        ("training: {learning_rte: 1}", ["run.yaml: training.learning_rte", "no such setting", "learning_rate"]),
+        ("sampling: {n: 1}", ["sampling.n", "at least 2"]),
+        ("sampling: {stop: [END, '']}", ["run.yaml: sampling.stop.1", "at least 1 character"]),
+        ("sampling: {temperature: 0}", ["sampling.temperature", "greedy"]),
+        ("sampler: {kind: magic}", ["run.yaml: sampler", "magic", "vllm"]),
+        ("training: {learning_rate: .inf}", ["training.learning_rate", "finite"]),
+        ("name: ../up", ["name"]),
+        ("mode: offline", ["pairs: offline mode needs"]),
+        ("policy: {kind: scratch}", ["warm_start"]),
+        ("policy: {kind: scratch, hidden_size: 100}", ["policy", "multiple of head_size"]),
+    ],
+)
+def test_a_wrong_value_names_file_field_value_and_what_is_allowed(
+    change: str, expected: list[str], tmp_path: Path
+) -> None:
+    base = "\n".join(line for line in BASE.splitlines() if not line.startswith(change.split(":")[0] + ":"))
+    file = write(tmp_path, base + "\n" + change + "\n")
+    with pytest.raises(UserError) as caught:
+        load_config([file])
+    for part in expected:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1\n", "not valid YAML"),
+        ("- 1\n", "mapping"),
+        ("name: a\nname: b\n", "stands twice"),
+        ("name: !!python/object/apply:os.system [true]\n", "not valid YAML"),
+        ("? [1]\n: 2\n", "not valid YAML"),
+        ("policy: &a {x: *a}\n", "line 1: not valid YAML: aliases are not used in configs"),
+        ("x: &a [1]\ny: [*a, *a]\n", "line 2: not valid YAML: aliases are not used in configs"),
+        ("x: &a {b: 1}\ny:\n  <<: *a\n", "line 3: not valid YAML: aliases are not used in configs"),
+    ],
+)
+def test_a_malformed_file_is_named(text: str, expected: str, tmp_path: Path) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_config([file])
+    assert str(file) in str(caught.value) and expected in str(caught.value)
+
+
+def test_a_wrong_override_is_shown_as_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"command line: loss\.betta: is no setting of dpo: beta"):
+        load_config([write(tmp_path, BASE)], ["loss.betta=1"])
+    with pytest.raises(UserError, match=r"command line: loss\.betta: no such setting; did you mean 'beta'"):
+        load_config([write(tmp_path, BASE)], ["loss={link: logistic, betta: 1}"])
+    with pytest.raises(UserError, match=r"a\.b=value"):
+        load_config([write(tmp_path, BASE)], ["loss..beta=1"])
+    with pytest.raises(UserError, match=r"policy=&a .*: the value is not valid YAML"):
+        load_config([write(tmp_path, BASE)], ["policy=&a {x: *a}"])
+
+
+def test_operational_settings_are_no_part_of_what_a_run_is(tmp_path: Path) -> None:
+    file = write(tmp_path, BASE)
+    plain = load_config([file]).identity()
+    assert load_config([file], ["training.micro_batch_size=1", "sampler.retries=9"]).identity() == plain
+    assert load_config([file], ["sampling.stop=[END]"]).sampling.identity()["stop"] == ["END"]
+    other = load_config([file], ["training.batch_size=1"]).identity()
+    assert changed_fields(plain, other) == ["training.batch_size: 32 -> 1"]
+
+
+def test_every_field_is_documented() -> None:
+    waiting, seen = [RunConfig], set()
+    while waiting:
+        section = waiting.pop()
+        seen.add(section)
+        assert section.__doc__, section
+        waiting += [child for child in section.__subclasses__() if child not in seen]
+
+
+def test_config_code_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, pipeline.config.files, pipeline.storage.run_folder, pipeline.storage.rows, pipeline.data.reading;"
+        "import pipeline.pairs.from_data, flows.preflight.loss_needs;"
+        "print([m for m in ('torch', 'vllm', 'prefect', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

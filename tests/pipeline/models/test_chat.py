@@ -1,0 +1,168 @@
+"""Messages to ids: one BOS, an end token only where the author stopped, prompts that are prefixes."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.config import Chat as ChatSettings
+from pipeline.errors import UserError
+from pipeline.models.chat import Chat, load_chat
+from pipeline.types import Message
+from tests.support.tiny_model import TEMPLATE, save_tiny_model, tiny_tokenizer
+
+USER = (Message("user", "the cat"),)
+BOS, EOS, USER_ID, ASSISTANT_ID, END = 1, 2, 3, 4, 6
+
+
+def chat(template: str | None = TEMPLATE, bos: bool = True, settings: ChatSettings | None = None) -> Chat:
+    return Chat(tiny_tokenizer(bos, template), settings or ChatSettings())
+
+
+def words(text: str) -> tuple[int, ...]:
+    return tuple(tiny_tokenizer()(text, add_special_tokens=False)["input_ids"])
+
+
+def test_template_prompt_is_bos_turn_and_generation_prompt() -> None:
+    assert chat().prompt_ids(USER) == (BOS, USER_ID, *words("the cat"), END, ASSISTANT_ID)
+
+
+def test_plain_prompt_is_the_contents_joined_by_a_newline() -> None:
+    messages = (Message("system", "the cat"), Message("user", "a dog"))
+    assert chat(template=None).prompt_ids(messages) == (BOS, *words("the cat\na dog"))
+
+
+@pytest.mark.parametrize(
+    "template", [TEMPLATE, "{{ bos_token }}" + TEMPLATE, "{{ bos_token }}{{ bos_token }}" + TEMPLATE]
+)
+@pytest.mark.parametrize("tokenizer_adds_one", [False, True])
+def test_one_bos_whatever_tokenizer_and_template_do(template: str, tokenizer_adds_one: bool) -> None:
+    tokenizer = tiny_tokenizer(template=template)
+    if tokenizer_adds_one:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            "<s> $A", special_tokens=[("<s>", BOS)]
+        )
+        assert tokenizer("the")["input_ids"][0] == BOS
+    ids = Chat(tokenizer, ChatSettings()).prompt_ids(USER)
+    assert ids.count(BOS) == 1
+    assert ids[0] == BOS
+
+
+def test_no_bos_where_the_tokenizer_has_none() -> None:
+    assert chat(bos=False).prompt_ids(USER)[0] == USER_ID
+    assert BOS not in chat(bos=False, template=None).prompt_ids(USER)
+
+
+def test_response_is_content_and_the_template_s_end_of_turn() -> None:
+    assert chat().response_ids(USER, " sat") == (*words(" sat"), END)
+
+
+def test_plain_response_ends_with_eos() -> None:
+    assert chat(template=None).response_ids(USER, " sat") == (*words(" sat"), EOS)
+
+
+def test_unfinished_response_has_no_end_token() -> None:
+    assert chat().response_ids(USER, " sat", finished=False) == words(" sat")
+
+
+def test_response_that_is_too_long_loses_its_end() -> None:
+    short = chat(settings=ChatSettings(max_response_tokens=2))
+    whole = chat().response_ids(USER, "name food")
+    assert len(whole) > 3
+    assert short.response_ids(USER, "name food") == whole[:2]
+
+
+def test_special_tokens_spelled_out_in_a_text_stay_text() -> None:
+    for made in (chat(), chat(template=None)):
+        ids = made.response_ids(USER, "a</s>b<|end|>c", finished=False)
+        assert not set(ids) & made.special_ids
+        assert made.decode(ids) == "a</s>b<|end|>c"
+    assert not set(chat(template=None).prompt_ids((Message("user", "a</s>"),))[1:]) & {EOS}
+
+
+def test_decode_drops_special_tokens_and_keeps_spaces() -> None:
+    assert chat().decode((BOS, *words("the cat , sat ."), END)) == "the cat , sat ."
+
+
+def test_every_end_token_is_known() -> None:
+    made = Chat(tiny_tokenizer(), ChatSettings(), model_end_ids=(5,))
+    assert made.end_ids == {EOS, END, 5}
+    assert made.end_id == END
+
+
+def sentencepiece_like(template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that marks words by the space in front, and puts one before the first word of any text."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    bpe.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(special_tokens=["<unk>", "<s>", "</s>"], vocab_size=120, show_progress=False)
+    bpe.train_from_iterator(["[INST] the cat sat [/INST] answer the cat"] * 20, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("gap", [" ", ""])
+def test_prompt_and_response_are_the_tokens_of_the_whole_conversation(gap: str) -> None:
+    tokenizer = sentencepiece_like(INST.replace("%} {{ m['content'] }}</s>", "%}" + gap + "{{ m['content'] }}</s>"))
+    made = Chat(tokenizer, ChatSettings())
+    whole = tokenizer(f"<s>[INST] the cat [/INST]{gap}answer the cat</s>", add_special_tokens=False)["input_ids"]
+    assert list(made.prompt_ids(USER) + made.response_ids(USER, "answer the cat")) == whole
+
+
+def test_template_hash_follows_template_and_end_tokens() -> None:
+    hashes = {
+        chat().template_hash,
+        chat(template=None).template_hash,
+        chat("x" + TEMPLATE).template_hash,
+        Chat(tiny_tokenizer(), ChatSettings(), model_end_ids=(5,)).template_hash,
+    }
+    assert len(hashes) == 4
+    assert chat().template_hash == chat().template_hash
+
+
+def test_template_asked_for_but_missing() -> None:
+    with pytest.raises(UserError, match=r"chat\.template: model, but .* has none"):
+        chat(template=None, settings=ChatSettings(template="model"))
+
+
+def test_plain_asked_for_ignores_the_template() -> None:
+    assert chat(settings=ChatSettings(template="plain")).prompt_ids(USER) == (BOS, *words("the cat"))
+
+
+def test_template_that_refuses_the_messages_names_their_roles() -> None:
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}" + TEMPLATE
+    with pytest.raises(UserError, match="refuses turns system: no system turn"):
+        chat(template).prompt_ids((Message("system", "x"),))
+
+
+def test_model_folder_without_tokenizer_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="no tokenizer files"):
+        load_chat(str(tmp_path), ChatSettings())
+
+
+def test_model_folder_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such model folder"):
+        load_chat(str(tmp_path / "nowhere"), ChatSettings())
+
+
+def test_broken_tokenizer_file(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="cannot read the tokenizer"):
+        load_chat(str(tmp_path), ChatSettings())
+
+
+def test_saved_chat_is_read_back_with_the_model_s_end_tokens(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    made = load_chat(str(tmp_path), ChatSettings())
+    assert made.prompt_ids(USER) == chat().prompt_ids(USER)
+    assert made.end_ids == {EOS, END, 5}

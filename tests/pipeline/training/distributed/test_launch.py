@@ -1,0 +1,125 @@
+"""What an accelerate config says of training, and what of it is refused."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+from pipeline.training.distributed.launch import Launch, read_launch, require_launcher
+from tests.support.places import ROOT
+
+ZERO: dict[str, Any] = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"zero_stage": 2}}
+FSDP: dict[str, Any] = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
+
+
+def run_config(file: Path, **training: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "t",
+            "mode": "offline",
+            "policy": {"path": "p"},
+            "pairs": {"path": "q"},
+            "accelerate": str(file),
+            "training": training,
+        }
+    )
+
+
+def read(folder: Path, plain: dict[str, Any], **training: Any) -> Launch:
+    file = folder / "accelerate.yaml"
+    file.write_text(yaml.safe_dump(plain))
+    launch = read_launch(run_config(file, **training))
+    assert launch is not None
+    return launch
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda file: file.stem)
+def test_what_is_shipped_is_read(file: Path) -> None:
+    launch = read_launch(run_config(file))
+    assert launch is not None and launch.processes > 1
+    assert (launch.sharding is not None) == (launch.kind == "FSDP2") == (file.stem == "fsdp2")
+    assert (launch.zero is not None) == (launch.kind == "DeepSpeed") == file.stem.startswith("deepspeed")
+
+
+def test_a_file_as_accelerate_writes_it(tmp_path: Path) -> None:
+    text = "compute_environment: LOCAL_MACHINE\ndebug: false\ndistributed_type: NO\ngpu_ids: 0,1\nmixed_precision: no\n"
+    (tmp_path / "accelerate.yaml").write_text(
+        f"{text}machine_rank: 0\nnum_processes: 1\nuse_cpu: true\nrdzv_backend: static\n"
+    )
+    launch = read_launch(run_config(tmp_path / "accelerate.yaml"))
+    assert launch is not None
+    assert (launch.kind, launch.processes, launch.cpu, launch.devices) == ("DDP", 1, True, "0,1")
+
+
+@pytest.mark.parametrize(
+    ("plain", "expected"),
+    [
+        ({"distributed_type": "MEGATRON_LM"}, "distributed_type: must be one of NO, MULTI_CPU"),
+        ({"distributed_type": "DEEPSPEED"}, "deepspeed_config: missing"),
+        ({**ZERO, "num_processes": 1}, "num_processes: must be 2 or more"),
+        ({**ZERO, "deepspeed_config": {"zero_stage": 3}}, "deepspeed_config.zero_stage: .*not 3"),
+        ({**ZERO, "deepspeed_config": {"offload_optimizer_device": "nvme"}}, "offload_optimizer_device: .*not 'nvme'"),
+        ({**ZERO, "deepspeed_config": {"offload_param_device": "cpu"}}, "offload_param_device: .*not 'cpu'"),
+        ({**ZERO, "deepspeed_config": {"deepspeed_config_file": "z.json"}}, "deepspeed_config_file: .*not 'z.json'"),
+        (
+            {**ZERO, "deepspeed_config": {"gradient_clipping": 0.5}},
+            "gradient_clipping: 0.5, but training",
+        ),
+        (
+            {**ZERO, "use_cpu": True, "deepspeed_config": {"offload_optimizer_device": "cpu"}},
+            "must be none",
+        ),
+        ({"num_machines": 2}, "num_machines: .*not 2"),
+        ({"num_processes": 0}, "num_processes: .*not 0"),
+        ({"mixed_precision": "fp16"}, "mixed_precision: fp16, but training.dtype is float32"),
+        ({"distributed_type": "FSDP"}, "fsdp_config: missing"),
+        ({**FSDP, "fsdp_config": {"fsdp_version": 1}}, "fsdp_config.fsdp_version: .*not 1"),
+        ({**FSDP, "fsdp_config": {"fsdp_version": 2, "fsdp_activation_checkpointing": True}}, "gradient_checkpointing"),
+        ({**FSDP, "use_cpu": True, "fsdp_config": {"fsdp_version": 2, "fsdp_offload_params": True}}, "offload_params"),
+    ],
+)
+def test_what_is_not_supported_is_refused_with_file_and_key(
+    plain: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"^{tmp_path}/accelerate.yaml: .*{expected.removeprefix('^')}"):
+        read(tmp_path, plain)
+
+
+def test_an_optimiser_of_whole_parameters_is_refused_where_they_are_cut(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^training.optimiser: adamw_8bit is for whole parameters; with FSDP2"):
+        read(tmp_path, FSDP, optimiser="adamw_8bit")
+    assert read(tmp_path, {"num_processes": 3}, optimiser="adamw_8bit").processes == 3
+
+
+@pytest.mark.parametrize(("preset", "beside"), [("dpo", False), ("ganpo", True), ("sparsepo", True), ("kto", False)])
+def test_deepspeed_trains_the_policy_alone(preset: str, beside: bool, tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(yaml.safe_dump(ZERO))
+    plain = run_config(file).model_dump() | {"loss": {"preset": preset}}
+    if not beside:
+        launch = read_launch(RunConfig.model_validate(plain))
+        assert launch is not None and launch.zero is not None and launch.zero.stage == 2
+        return
+    with pytest.raises(UserError, match="DEEPSPEED trains the policy alone, but this loss trains heads or critics"):
+        read_launch(RunConfig.model_validate(plain))
+
+
+def test_deepspeed_must_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    launch = read(tmp_path, ZERO)
+    with pytest.raises(UserError, match=r"needs deepspeed \(pip install 'prefloop\[deepspeed\]'\)"):
+        require_launcher(run_config(tmp_path / "accelerate.yaml"), launch)
+    require_launcher(run_config(tmp_path / "accelerate.yaml"), read(tmp_path, FSDP))
+
+
+def test_mixed_precision_may_say_what_the_run_does(tmp_path: Path) -> None:
+    assert read(tmp_path, {"mixed_precision": "bf16"}, dtype="bfloat16").mixed_precision == "bf16"
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no\.yaml: cannot read"):
+        read_launch(run_config(tmp_path / "no.yaml"))

@@ -1,0 +1,90 @@
+"""Run by test_train_processes.py in several processes: each gradient, and two steps of some losses, to a file."""
+
+import sys
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from pipeline.config import Composition, Lora
+from pipeline.losses import Loss
+from pipeline.models.classifier_scores import RowScores
+from pipeline.models.lora import add_adapter
+from pipeline.models.token_logps import TokenLogps
+from pipeline.training.auxiliary.modules import Companions
+from pipeline.training.batches.collate import facts_of
+from pipeline.training.batches.micro_batches import Cut
+from pipeline.training.gradients import Objective, accumulate_gradient
+from pipeline.training.train import train
+from tests.support.loss_examples import examples_for, loss_named, settings
+from tests.support.tiny_training import VOCABULARY, random_pairs, tiny_llama
+
+GRADIENTS = ("dpo", "simpo", "tdpo2", "sparsepo", "mi_dpo", "beta_dpo", "kto", "bco", "hpo", "rpo_sqloo", "ganpo")
+REWARD_MODEL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "num_labels": 1,
+    "pad_token_id": 0,
+}
+STEPS = ("dpo", "sparsepo", "beta_dpo", "ganpo")
+
+
+CUTS = {"padded": Cut(1), "packed": Cut(3, 60, packing=True)}
+
+
+def gradient(name: str, cut: str, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
+    loss, model = loss_named(name), tiny_llama()
+    companions = Companions(loss.composition, 32, 2, 32, seed=1)
+    reference = tiny_llama(seed=1)
+    policy = TokenLogps(model, "float32", facts_of(loss), reference, share_prompts=CUTS[cut].packing)
+    objective = Objective(accelerator.prepare(policy), loss, companions, accelerator)
+    facts = accumulate_gradient(objective, examples_for(loss, 7), CUTS[cut])
+    named = [*model.named_parameters(), *companions.named().items()]
+    found = {f"{name}.{cut}.{part}": p.grad for part, p in named if p.grad is not None}
+    if facts.critic_means is not None:
+        found[f"{name}.{cut}.means"] = facts.critic_means
+    return found, facts.loss
+
+
+def reward_gradient(accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
+    """Of a reward model's comparisons."""
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(LlamaConfig(**REWARD_MODEL))
+    loss = Loss("bradley_terry", Composition.model_validate({"link": "logistic"}))
+    companions = Companions(loss.composition, 32, 2, 32, seed=1)
+    scores = accelerator.prepare(RowScores(model, {0: 1.0}, share_prompts=True))
+    facts = accumulate_gradient(Objective(scores, loss, companions, accelerator), random_pairs(7), Cut(2, packing=True))
+    return {f"reward.{part}": p.grad for part, p in model.named_parameters() if p.grad is not None}, facts.loss
+
+
+def steps(name: str, accelerator: Accelerator, lora: bool = False) -> tuple[dict[str, torch.Tensor], float]:
+    loss, model = loss_named(name), tiny_llama()
+    policy = add_adapter(model, Lora(rank=2, dropout=0.0), seed=3) if lora else model
+    twice = settings(batch_size=7, micro_batch_size=2, warmup=0, max_steps=2, epochs=2.0)
+    reference = None if lora else tiny_llama(seed=1)
+    examples = examples_for(loss, 7, tiny_llama() if lora else tiny_llama(seed=1))
+    result = train(policy, examples, loss, twice, seed=0, accelerator=accelerator, reference_model=reference)
+    trained = {f"steps.{name}.{part}": p.detach() for part, p in policy.named_parameters() if p.requires_grad}
+    return trained, result.history[-1].loss
+
+
+accelerator = Accelerator(cpu=True)
+tensors: dict[str, torch.Tensor] = {}
+losses: list[float] = []
+for found, loss in [
+    *(gradient(name, cut, accelerator) for name in GRADIENTS for cut in CUTS),
+    reward_gradient(accelerator),
+    *(steps(name, accelerator) for name in STEPS),
+    steps("tdpo2", accelerator, lora=True),
+]:
+    tensors |= found
+    losses.append(loss)
+if accelerator.is_main_process:
+    facts = {"processes": str(accelerator.num_processes), "losses": " ".join(map(str, losses))}
+    save_file({name: t.contiguous() for name, t in tensors.items()}, sys.argv[1], metadata=facts)
+accelerator.end_training()
