@@ -1,6 +1,7 @@
-"""What README and pages say of trees, commands and files is so."""
+"""Trees, commands and files in README and pages are those of the code."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -18,50 +19,46 @@ from pipeline.config.loss.presets import AMBIGUOUS
 from pipeline.config.loss.terms import HingeLink
 from pipeline.config.reward_model import Discriminator
 from tests.support.places import ROOT
-from tests.support.readme import PAGES, README
+from tests.support.readme import PAGES, README, nearest, sources, tree
 
 PRESETS = {name: Composition.model_validate(resolve(name, {})) for name in preset_names()}
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
 YAML = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
 
 
-def tree() -> dict[str, str]:
-    """Path -> what the trees say of it; folders end with a slash."""
-    blocks = re.findall(r"^## What is where\n\n```\n(.*?)^```", README, re.M | re.S)
-    lines = [line for block in blocks for line in block.splitlines()]
-    found: dict[str, str] = {}
-    folders: list[str] = []
-    for line in lines:
-        name, _, said = line.strip().partition(" ")
-        depth = (len(line) - len(line.lstrip())) // 2
-        path = "".join(folders[:depth]) + name
-        assert path not in found, path
-        found[path] = said.strip()
-        if name.endswith("/"):
-            folders[depth:] = [name]
-    return found
+def test_every_source_file_has_its_line_in_the_nearest_readme_and_in_no_other() -> None:
+    files = {str(file.relative_to(ROOT)): nearest(file) for file in sources()}
+    assert len(files) > 200
+    told = {page: tree(page) for page in PAGES}
+    assert [path for path, page in files.items() if not told[page].get(path)] == []
+    lines = Counter(path for lines in told.values() for path in lines if not path.endswith("/"))
+    assert {path: count for path, count in lines.items() if count > 1} == {}
 
 
-def test_every_source_file_has_its_line_in_the_tree() -> None:
-    told = tree()
-    parts = (
-        "pipeline",
-        "pipeline/config",
-        "pipeline/losses",
-        "pipeline/report",
-        "reward_models",
-        "flows",
-        "flows/commands",
-        "flows/stages",
-        "configs",
-    )
-    files = [file for part in parts for file in sorted((ROOT / part).iterdir()) if file.name != "__init__.py"]
-    sources = [str(file.relative_to(ROOT)) for file in files if file.suffix in (".py", ".yaml", ".jinja")]
-    assert [path for path in sources if not told.get(path)] == []
+def test_every_folder_of_the_code_has_its_line_in_the_readme() -> None:
+    told = tree(ROOT / "README.md", "The folders")
+    parts = {file.relative_to(ROOT).parts[:-1] for file in sources()}
+    folders = {"/".join(part[:depth]) + "/" for part in parts for depth in (1, 2) if len(part) >= depth}
+    expected = {folder for folder in folders if not folder.startswith("configs/") or folder == "configs/"}
+    assert {path for path, said in told.items() if said} == expected
 
 
-def test_the_tree_names_nothing_that_is_not_there() -> None:
-    for path in tree():
+def test_every_folder_of_the_code_has_its_line_above_its_files() -> None:
+    told = {path for page in PAGES for path in tree(page)}
+    assert {f"{file.parent.relative_to(ROOT)}/" for file in sources()} - told == set()
+
+
+def test_every_preset_file_is_a_preset() -> None:
+    assert {file.stem for file in (ROOT / "configs" / "loss").iterdir()} == set(PRESETS)
+
+
+def test_the_readme_counts_the_losses() -> None:
+    assert re.findall(r"(\d+) losses", PAGES[ROOT / "README.md"]) == [str(len(PRESETS))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_trees_name_nothing_that_is_not_there(page: Path) -> None:
+    for path in [*tree(page), *tree(page, "The folders")]:
         assert (ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file(), path
 
 
