@@ -95,6 +95,9 @@ def test_nothing_there_is_said(tmp_path: Path) -> None:
         ("r.json", b'[{"a": 1}, {"a": }]', "item 2: Expecting value"),
         ("r.json", b'[{"a": 1},]', "item 2: Expecting value"),
         ("r.json", b'[{"a": "\xff"}]', "not JSON"),
+        ("r.json", b'[{"a": 1}]\n[{"a": 2}]', "text behind the list's end, after item 1"),
+        ("r.json", b"[] x", "text behind the list's end, after item 0"),
+        ("r.json", b'[1, {"a": ' + b"[" * 100_000, "not JSON: item 2: "),
         ("r.jsonl.gz", b"plain text", "cannot be read"),
         ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:-20], "cannot be read"),
         ("r.parquet", b"no parquet", "cannot be read"),
@@ -138,6 +141,17 @@ def test_a_json_list_is_decoded_across_chunks(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "r.json").write_text("[1, 23, 456]")
     monkeypatch.setattr(formats, "CHUNK", 1)
     assert [value for _, value in formats.read_file(tmp_path / "r.json")] == [1, 23, 456]
+
+
+# NaN equals nothing: the texts are compared.
+@pytest.mark.parametrize(
+    "value", ["NaN", "-Infinity", "1e400", "12345678901234567890123", "0.30000000000000004", '"\\ud800"', "-0.0"]
+)
+def test_a_value_of_a_json_list_is_that_of_a_json_line(tmp_path: Path, value: str) -> None:
+    (tmp_path / "r.json").write_text(f'[{{"a": {value}}}, {{"b": 1}}]')
+    (tmp_path / "r.jsonl").write_text(f'{{"a": {value}}}\n{{"b": 1}}')
+    listed, lines = ([*read_file(tmp_path / name)] for name in ("r.json", "r.jsonl"))
+    assert repr(listed) == repr(lines) == repr([(1, {"a": json.loads(value)}), (2, {"b": 1})])
 
 
 def test_a_name_of_a_column_that_is_no_utf_8_damages_the_file(tmp_path: Path) -> None:
