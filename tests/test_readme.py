@@ -1,5 +1,6 @@
 """Trees, commands and files in README and pages are those of the code."""
 
+import importlib.util
 import re
 from collections import Counter
 from pathlib import Path
@@ -181,6 +182,21 @@ def test_links_lead_somewhere(page: Path) -> None:
         found = (page.parent / path).resolve() if path else page
         assert found.exists(), target
         assert not anchor or anchor in anchors(found.read_text()), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_that_a_page_names_is_there(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        pytest.skip("names what is gone, too")
+    named = re.findall(r"`((?:pipeline|flows|reward_models|configs|tests)/[\w./*]*)`", PAGES[page])
+    assert [path for path in named if "NAME" not in path and not list(ROOT.glob(path))] == []
+
+
+def test_modules_that_the_changelog_names_as_new_are_there() -> None:
+    (table,) = re.findall(r"\| before \| now \|\n *\|[ -|]+\n(.*?)\n\n", PAGES[ROOT / "CHANGELOG.md"], re.S)
+    cells = [row.strip(" |").split(" | ")[1] for row in table.splitlines()]
+    now = [name for cell in cells for name in re.findall(r"`((?:pipeline|flows|reward_models)[.\w]*)`", cell)]
+    assert len(now) > 15 and [name for name in now if importlib.util.find_spec(name) is None] == []
 
 
 def test_the_readme_is_one_page() -> None:
