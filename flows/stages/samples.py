@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent, reference_stage
 from flows.stages.context import Context, Outcome, offending_file, policy_chat
 from flows.stages.data import held_out_prompts, prompts_by_round
 from flows.workers.local import Workers
+from flows.workers.messages import Loaded
 from pipeline.config import SamplingSettings
 from pipeline.errors import RunError
 from pipeline.sampling.sampler import SampleRequest
@@ -150,7 +152,7 @@ def _require_finite(context: Context, file: Path, groups: Sequence[Group]) -> No
     )
 
 
-def _metrics(folder: Path, over_long: int, swap: dict[str, JsonValue] | None) -> dict[str, JsonValue]:
+def _metrics(folder: Path, over_long: int, swap: Loaded | None) -> dict[str, JsonValue]:
     responses = tokens = stopped = 0
     total_logprob = 0.0
     for group in read_groups(folder):
@@ -165,5 +167,5 @@ def _metrics(folder: Path, over_long: int, swap: dict[str, JsonValue] | None) ->
         "stop_rate": stopped / max(responses, 1),
         "logprob_per_token": total_logprob / max(tokens, 1),
         "dropped_over_long_prompts": over_long,
-        "weight_handshake": swap,
+        "weight_handshake": None if swap is None else msgspec.structs.asdict(swap),
     }

@@ -5,19 +5,21 @@ entry. All other stages run in the first alone.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flows.stages.context import Context, Joint
 from flows.stages.run import follow_stage, run_stage
-from flows.workers.child import Progress, serve
+from flows.workers.child import serve
 from flows.workers.followers import Followers, share_of_cores
+from flows.workers.messages import Done, RunStage, StageProgress, TrainerInit
 from pipeline.config import RunConfig
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import Launch, read_launch
+
+Send = Callable[[StageProgress], None]
 
 
 class TrainerService:
@@ -26,25 +28,26 @@ class TrainerService:
     def __init__(self) -> None:
         self._followers: Followers | None = None
 
-    def init(self, args: dict[str, Any], progress: Progress) -> None:
-        """Take the run folder, the resolved config and, beside the first process, the rank."""
-        self._init = args
-        self._run = RunFolder(Path(args["run"]))
-        self._config = RunConfig.model_validate(args["config"])
-        self._rank = int(args.get("rank", 0))
+    def init(self, request: TrainerInit, send: Send) -> Done:
+        """Take the run folder, the resolved config and the rank."""
+        self._init = request
+        self._run = RunFolder(Path(request.run))
+        self._config = RunConfig.model_validate(request.config)
+        self._rank = request.rank
         self._launch = read_launch(self._config)
         if self._launch is not None and self._launch.devices != "all":
             os.environ["CUDA_VISIBLE_DEVICES"] = self._launch.devices
         if self._launch is not None and self._launch.zero is not None:
             # Where it is installed other libraries import DeepSpeed too, and it chooses the device when first imported.
             os.environ["DS_ACCELERATOR"] = "cpu" if self._launch.cpu else "cuda"
+        return Done()
 
-    def stage(self, args: dict[str, Any], progress: Progress) -> None:
+    def stage(self, request: RunStage, send: Send) -> Done:
         """Run stage ``name`` of ``round``."""
-        round_, name = args["round"], args["name"]
+        round_, name = request.round, request.name
 
         def report(done: int, total: int, note: str) -> None:
-            progress({"done": done, "total": total, "note": note})
+            send(StageProgress(done, total, note))
 
         launch = self._launch if self._trains(round_, name) else None
         if launch is None:
@@ -52,7 +55,8 @@ class TrainerService:
         elif self._rank > 0:
             follow_stage(Context(self._run, self._config, joint=self._join(launch)), round_, name)
         else:
-            self._lead(launch, args, Context(self._run, self._config, report))
+            self._lead(launch, request, Context(self._run, self._config, report))
+        return Done()
 
     def close(self) -> None:
         """End what this process started."""
@@ -62,9 +66,9 @@ class TrainerService:
     def _trains(self, round_: int, name: str) -> bool:
         return name == "policy" and (round_ > 0 or self._config.warm_start is not None)
 
-    def _lead(self, launch: Launch, args: dict[str, Any], context: Context) -> None:
+    def _lead(self, launch: Launch, request: RunStage, context: Context) -> None:
         def work() -> None:
-            run_stage(replace(context, joint=self._join(launch)), args["round"], args["name"])
+            run_stage(replace(context, joint=self._join(launch)), request.round, request.name)
 
         if launch.processes == 1:
             work()
@@ -75,7 +79,7 @@ class TrainerService:
             timeout = self._config.sampler.start_timeout
             self._followers = Followers(launch.processes - 1, self._init, log, timeout)
         with _threads(share_of_cores(launch.processes) if launch.cpu else None):
-            self._followers.beside(args, work)
+            self._followers.beside(request, work)
 
     def _join(self, launch: Launch) -> Joint:
         from pipeline.training.distributed.process_group import join
@@ -105,7 +109,7 @@ def _threads(count: int | None) -> Iterator[None]:
 def main() -> None:
     """Serve until the parent closes the connection."""
     service = TrainerService()
-    serve({"init": service.init, "stage": service.stage}, service.close)
+    serve({TrainerInit: service.init, RunStage: service.stage}, service.close)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A child process that stays warm and executes calls: JSON lines over a socket, no pickle.
+"""A child process that stays warm and answers requests: JSON lines over a socket, no pickle.
 
 Parent side: ``Child``. Child side: ``serve``, called by the entry module's ``main``. The child's
 output goes to a log file. A child ends when its parent does, whatever it is busy with.
@@ -6,7 +6,6 @@ output goes to a log file. A child ends when its parent does, whatever it is bus
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -18,21 +17,22 @@ import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, Literal
 
+from flows.workers.messages import Done, Failed, Message, P, R, Reply, Request, Service, decode, encode, name_of
 from pipeline.errors import Paused, RunError, UserError
 from pipeline.safe_text import redact_output, redacted
 from pipeline.sampling.watchdog import end_with_parent
 
-Progress = Callable[[dict[str, Any]], None]
-Handler = Callable[[dict[str, Any], Progress], Any]
+# Gets the request and a function that reports progress.
+Handler = Callable[[Any, Callable[[Any], None]], Reply]
 CLOSE_SECONDS = 5.0
 # What a handler may raise, as the message of a failed call names it; whatever else it raises is a failure of the run.
-KINDS: dict[str, type[Exception]] = {"user": UserError, "run": RunError, "pause": Paused}
+KINDS: dict[Literal["user", "run", "pause"], type[Exception]] = {"user": UserError, "run": RunError, "pause": Paused}
 
 
-class Child:
-    """A process running ``python -m entry_module``, ready for calls once constructed.
+class Child(Generic[P]):
+    """A process running ``python -m service.entry``, ready for calls once constructed.
 
     It leads a process group of its own: Ctrl-C reaches the parent alone, and ``kill`` ends the
     child's own children with it.
@@ -40,8 +40,8 @@ class Child:
 
     def __init__(
         self,
-        entry_module: str,
-        init: dict[str, Any],
+        service: Service[P],
+        init: Request,
         log: Path,
         start_timeout: float,
         env: Mapping[str, str | None] | None = None,
@@ -50,8 +50,8 @@ class Child:
         """Start the child and hand ``init`` to it.
 
         Args:
-            entry_module: whose ``main`` serves.
-            init: of the call of this name.
+            service: the module whose ``main`` serves, and the progress that it reports.
+            init: the first request, answered by ``Done``.
             log: where its output goes.
             start_timeout: in seconds.
             env: variables that it has beside this process's; None: that it has not.
@@ -62,13 +62,14 @@ class Child:
             UserError: it found a mistake in ``init``.
         """
         self.log = log
-        self._name = entry_module
+        self._name = service.entry
+        self._progress = service.progress
         self._lock = threading.Lock()
         self._buffer = b""
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = log.stat().st_size if log.exists() else 0
         self._socket, theirs = socket.socketpair()
-        command = [sys.executable, "-m", entry_module, "--socket", str(theirs.fileno()), "--parent", str(os.getpid())]
+        command = [sys.executable, "-m", service.entry, "--socket", str(theirs.fileno()), "--parent", str(os.getpid())]
         command += [f"--key={name}" for name in sorted(keys)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         with theirs, log.open("ab") as output:
@@ -82,7 +83,7 @@ class Child:
                 process_group=0,
             )
         try:
-            self.call("init", init, start_timeout)
+            self.call(init, Done, start_timeout)
         except BaseException:
             self.kill()
             raise
@@ -97,35 +98,40 @@ class Child:
         """The process id."""
         return self._process.pid
 
-    def call(self, name: str, args: dict[str, Any], timeout: float | None, on_progress: Progress | None = None) -> Any:
-        """The JSON result of the child's handler ``name``; its progress messages go to ``on_progress``.
+    def call(
+        self, request: Request, reply: type[R], timeout: float | None, on_progress: Callable[[P], None] | None = None
+    ) -> R:
+        """The child's reply to ``request``, of the kind ``reply``; progress goes to ``on_progress``.
 
         ``timeout`` is in seconds and of silence: each progress message starts it again. None: somebody else watches.
 
         Raises:
             UserError, Paused: the handler raised one; same text.
-            RunError: the handler failed otherwise, the child died, or ``timeout`` seconds passed. In the
-                last two cases the process is gone, and the message ends with its last log lines.
+            RunError: the handler failed otherwise, the child died, ``timeout`` seconds passed, or the child sent
+                another message than these. But for the first case the process is gone, and where it died or hung
+                the message ends with its last log lines.
         """
-        with contextlib.closing(self.stream(name, args, timeout)) as messages:
+        with contextlib.closing(self.stream(request, reply, timeout)) as messages:
             while True:
                 try:
                     progress = next(messages)
                 except StopIteration as end:
-                    return end.value
+                    result: R = end.value
+                    return result
                 if on_progress is not None:
                     on_progress(progress)
 
-    def stream(self, name: str, args: dict[str, Any], timeout: float | None) -> Generator[dict[str, Any], None, Any]:
+    def stream(self, request: Request, reply: type[R], timeout: float | None) -> Generator[P, None, R]:
         """As ``call``, but the progress messages are what is iterated over; the child goes on meanwhile.
 
         An iteration that is given up ends the child, since it would still be at work.
         """
+        name, kinds = name_of(request), (self._progress, reply, Failed)
         with self._lock:
             try:
-                self._send({"call": name, "args": args}, _from_now(timeout))
-                while "progress" in (message := self._receive(_from_now(timeout))):
-                    yield message["progress"]
+                self._send(request, _from_now(timeout))
+                while isinstance(message := decode(self._receive(_from_now(timeout)), kinds), self._progress):
+                    yield message
             except TimeoutError as error:
                 self.kill()
                 silent = f"{self._name}: {name} was silent for {timeout:g} seconds and has been ended"
@@ -133,12 +139,16 @@ class Child:
             except OSError as error:
                 self.kill()
                 raise RunError(f"{self._name}: died during {name} ({self._cause()}){self._log_tail()}") from error
+            except ValueError as error:
+                self.kill()
+                raise RunError(f"{self._name}: malformed answer to {name}: {error}") from error
             except BaseException:
                 self.kill()
                 raise
-        if "error" in message:
-            raise KINDS[message["kind"]](message["error"])
-        return message["result"]
+        if isinstance(message, Failed):
+            raise KINDS[message.kind](message.text)
+        assert isinstance(message, reply)
+        return message
 
     def close(self) -> None:
         """Let the child end by itself, within a few seconds; else kill it."""
@@ -154,7 +164,7 @@ class Child:
         self._process.wait()
         self._socket.close()
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> "Child[P]":
         """Nothing to do: the child runs since it was constructed."""
         return self
 
@@ -167,11 +177,11 @@ class Child:
         else:
             self.kill()
 
-    def _send(self, message: dict[str, Any], deadline: float | None) -> None:
+    def _send(self, request: Request, deadline: float | None) -> None:
         self._socket.settimeout(_until(deadline))
-        self._socket.sendall(json.dumps(message).encode() + b"\n")
+        self._socket.sendall(encode(request))
 
-    def _receive(self, deadline: float | None) -> dict[str, Any]:
+    def _receive(self, deadline: float | None) -> bytes:
         pieces = [self._buffer]
         while b"\n" not in pieces[-1]:
             self._socket.settimeout(_until(deadline))
@@ -180,8 +190,7 @@ class Child:
                 raise ConnectionResetError
             pieces.append(piece)
         line, _, self._buffer = b"".join(pieces).partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        return line
 
     def _cause(self) -> str:
         code = self._process.wait()
@@ -202,11 +211,10 @@ def _until(deadline: float | None) -> float | None:
     return None if deadline is None else max(deadline - time.monotonic(), 0.001)
 
 
-def serve(handlers: Mapping[str, Handler], close: Callable[[], None] | None = None) -> None:
-    """Answer the parent's calls until it closes the socket; the child's side of ``Child``.
+def serve(handlers: Mapping[type[Request], Handler], close: Callable[[], None] | None = None) -> None:
+    """Answer the parent's requests until it closes the socket; the child's side of ``Child``.
 
-    ``handlers["init"]`` gets the constructor's ``init``; every handler gets the call's arguments and a
-    function that reports progress, and returns what JSON can hold.
+    ``handlers``: one for each kind of request, the constructor's ``init`` included.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True)
@@ -221,26 +229,28 @@ def serve(handlers: Mapping[str, Handler], close: Callable[[], None] | None = No
         connection.set_inheritable(False)
         with connection.makefile("rb") as lines:
             for line in lines:
-                _answer(connection, handlers, json.loads(line))
+                _answer(connection, handlers, line)
     if close is not None:
         close()
 
 
-def _answer(connection: socket.socket, handlers: Mapping[str, Handler], message: dict[str, Any]) -> None:
-    def send(answer: dict[str, Any]) -> None:
+def _answer(connection: socket.socket, handlers: Mapping[type[Request], Handler], line: bytes) -> None:
+    def send(answer: Message) -> None:
         # Where the parent is gone, the watchdog ends this process.
         with contextlib.suppress(OSError):
-            connection.sendall(json.dumps(answer).encode() + b"\n")
+            connection.sendall(encode(answer))
 
+    name = "request"
     try:
-        result = handlers[message["call"]](message["args"], lambda progress: send({"progress": progress}))
+        request = decode(line, handlers)
+        name = name_of(request)
+        reply = handlers[type(request)](request, send)
     except (UserError, RunError, Paused) as error:
-        kind = next(name for name, raised in KINDS.items() if isinstance(error, raised))
-        send({"error": redacted(error), "kind": kind})
+        send(Failed(redacted(error), next(kind for kind, raised in KINDS.items() if isinstance(error, raised))))
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever failed is shown to the user
         # The log may be on the disk that is full.
         with contextlib.suppress(OSError):
             print(redacted(traceback.format_exc()), file=sys.stderr)
-        send({"error": redacted(f"{message['call']}: {type(error).__name__}: {error}"), "kind": "run"})
+        send(Failed(redacted(f"{name}: {type(error).__name__}: {error}"), "run"))
     else:
-        send({"result": result})
+        send(reply)

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from flows.workers.child import Child
+from flows.workers.messages import TRAINER, Done, RunStage, StageProgress, TrainerInit
 from pipeline.errors import RunError, UserError
 from pipeline.safe_text import key_variables
 
-ENTRY = "flows.stages.trainer_service"
 # For the first process to notice by itself that another has failed, and to write down what is worth keeping.
 GRACE_SECONDS = 30.0
 # From a lost connection to the news of who died.
@@ -25,7 +26,7 @@ class Followers:
     They lead process groups of their own and end when this process does, whatever ended it.
     """
 
-    def __init__(self, count: int, init: dict[str, Any], log: Path, start_timeout: float) -> None:
+    def __init__(self, count: int, init: TrainerInit, log: Path, start_timeout: float) -> None:
         """Start them all at once.
 
         Raises:
@@ -33,12 +34,12 @@ class Followers:
         """
         self._pool = ThreadPoolExecutor(count)
 
-        def start(rank: int) -> Child:
+        def start(rank: int) -> Child[StageProgress]:
             own = log.with_name(f"{log.stem}_{rank}{log.suffix}")
             threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share_of_cores(count + 1)))}
             # Followers train, and ask nobody.
-            env = {**threads, **dict.fromkeys(key_variables(init["config"]))}
-            return Child(ENTRY, {**init, "rank": rank}, own, start_timeout, env)
+            env = {**threads, **dict.fromkeys(key_variables(init.config))}
+            return Child(TRAINER, msgspec.structs.replace(init, rank=rank), own, start_timeout, env)
 
         starting = [self._pool.submit(start, rank) for rank in range(1, count + 1)]
         try:
@@ -49,8 +50,8 @@ class Followers:
                     future.result().kill()
             raise
 
-    def beside(self, args: dict[str, Any], work: Callable[[], None]) -> None:
-        """Do ``work``, this process's part of the call ``stage`` with ``args``, while the others do theirs.
+    def beside(self, request: RunStage, work: Callable[[], None]) -> None:
+        """Do ``work``, this process's part of ``request``, while the others do theirs.
 
         A collective operation waits for the one that failed, so a follower that fails is ended: over gloo ``work``
         then fails too. Where it does not within ``GRACE_SECONDS``, this process ends, with the follower's words last.
@@ -61,9 +62,9 @@ class Followers:
         failed: list[Exception] = []
         over, told = threading.Event(), threading.Event()
 
-        def follow(rank: int, child: Child) -> None:
+        def follow(rank: int, child: Child[StageProgress]) -> None:
             try:
-                child.call("stage", args, None)
+                child.call(request, Done, None)
             except (UserError, RunError) as error:
                 failed.append(type(error)(f"process {rank} of training: {error}"))
                 told.set()

@@ -8,10 +8,10 @@ that is not needed ends before the other starts, unless ``keep_warm`` says other
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from flows.report.progress import Report
 from flows.workers.child import Child
+from flows.workers.messages import TRAINER, Done, Loaded, RunStage, StageProgress, TrainerInit
 from flows.workers.sampler_client import SamplerProcess
 from pipeline.config import RunConfig, Sampler, SamplingSettings, ServerSampler, TransformersSampler
 from pipeline.safe_text import key_variables
@@ -65,8 +65,8 @@ class Workers:
         self._keys = key_variables(config.model_dump(mode="json"))
         self._sampler = SamplerProcess(with_context(config), config.chat, log, config.trusts_policy, self._keys)
         self._held: str | None = None
-        self._trainer: Child | None = None
-        self.swaps: dict[str, dict[str, Any]] = {}
+        self._trainer: Child[StageProgress] | None = None
+        self.swaps: dict[str, Loaded] = {}
 
     def __enter__(self) -> "Workers":
         return self
@@ -89,21 +89,19 @@ class Workers:
             self._end_sampler()
         if self._trainer is None or not self._trainer.alive:
             self._end_trainer()
-            init = {"run": str(self._root), "config": self._config.model_dump(mode="json")}
+            init = TrainerInit(str(self._root), self._config.model_dump(mode="json"))
             # A user's reward function runs there, which may print anything.
             timeout = self._config.sampler.start_timeout
-            self._trainer = Child(
-                "flows.stages.trainer_service", init, self._logs / "trainer.log", timeout, keys=self._keys
-            )
+            self._trainer = Child(TRAINER, init, self._logs / "trainer.log", timeout, keys=self._keys)
 
-        def on_progress(facts: dict[str, Any]) -> None:
-            report(int(facts["done"]), int(facts["total"]), str(facts["note"]))
+        def on_progress(progress: StageProgress) -> None:
+            report(progress.done, progress.total, progress.note)
 
         # The deadline is one of silence: stages report after each step, batch or shard.
         warm_start = self._config.warm_start if (round_, name) == (0, "policy") else None
         timeout = (warm_start or self._config.training).stall_timeout
         try:
-            self._trainer.call("stage", {"round": round_, "name": name}, timeout, on_progress)
+            self._trainer.call(RunStage(round_, name), Done, timeout, on_progress)
         except BaseException:
             self._end_trainer()
             raise

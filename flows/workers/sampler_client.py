@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from flows.workers.child import Child
+from flows.workers.messages import SAMPLER, Done, Load, Loaded, Sample, Sampled, SamplerInit, Score, Scores
 from pipeline import config
 from pipeline.errors import RunError
 from pipeline.safe_text import key_variables
@@ -31,30 +31,23 @@ class SamplerProcess:
         self._settings = sampler
         own = key_variables(sampler.model_dump(mode="json"))
         self._own_keys, self._env = own, dict.fromkeys(keys - own)
-        self._init = {
-            "sampler": sampler.model_dump(mode="json"),
-            "chat": chat.model_dump(mode="json"),
-            "trust_remote_code": trust_remote_code,
-            "evidence": str(log.with_name("handshake.json")),
-        }
+        evidence = str(log.with_name("handshake.json"))
+        settings = (sampler.model_dump(mode="json"), chat.model_dump(mode="json"))
+        self._init = SamplerInit(*settings, trust_remote_code, evidence)
         self._log = log
-        self._child: Child | None = None
-        self._loaded: dict[str, Any] = {}
+        self._child: Child[Sampled] | None = None
+        self._asked: Load | None = None
 
-    def load(self, path: str, probe: str | None = None) -> dict[str, Any]:
+    def load(self, path: str, probe: str | None = None) -> Loaded:
         """Hold the policy folder ``path``, checked against ``probe.json`` there (or in the folder ``probe``).
-
-        Returns:
-            {"how": start | reload | restart | unchanged, "max_difference": nats, "stale_reload": what the
-            handshake said of a swap in place that failed it, or None, "seconds": float}
 
         Raises:
             RunError: the engine failed, or does not hold these weights.
         """
-        self._loaded = {"path": path, "probe": probe}
+        self._asked = Load(path, probe)
         for left in range(self._settings.retries, -1, -1):
             try:
-                report: dict[str, Any] = self._running().call("load", self._loaded, self._settings.start_timeout)
+                loaded = self._running().call(self._asked, Loaded, self._settings.start_timeout)
             except RunError:
                 # What it says of its weights it would say again; a process that died or hung gets another try.
                 answered = self._child is not None and self._child.alive
@@ -62,7 +55,7 @@ class SamplerProcess:
                 if answered or left == 0:
                     raise
             else:
-                return report
+                return loaded
         raise AssertionError("unreachable")
 
     @property
@@ -94,9 +87,8 @@ class SamplerProcess:
         """See ``pipeline.sampling.sampler.Sampler.score``."""
         for left in range(self._settings.retries, -1, -1):
             try:
-                args = {"sequences": [list(s) for s in sequences]}
-                scores: list[list[float]] = self._loaded_child().call("score", args, self._settings.shard_timeout)
-                return scores
+                request = Score(tuple(tuple(ids) for ids in sequences))
+                return self._loaded_child().call(request, Scores, self._settings.shard_timeout).rows
             except RunError:
                 self.kill()
                 if left == 0:
@@ -128,30 +120,22 @@ class SamplerProcess:
         else:
             self.kill()
 
-    def _running(self) -> Child:
+    def _running(self) -> Child[Sampled]:
         if self._child is None or not self._child.alive:
             timeout = self._settings.start_timeout
-            self._child = Child(
-                "flows.workers.sampler_service", self._init, self._log, timeout, self._env, self._own_keys
-            )
+            self._child = Child(SAMPLER, self._init, self._log, timeout, self._env, self._own_keys)
         return self._child
 
-    def _loaded_child(self) -> Child:
-        if not self._loaded:
+    def _loaded_child(self) -> Child[Sampled]:
+        if self._asked is None:
             raise RunError("the sampler was called before it loaded a policy")
         if self._child is None or not self._child.alive:
-            self._running().call("load", self._loaded, self._settings.start_timeout)
+            self._running().call(self._asked, Loaded, self._settings.start_timeout)
         return self._running()
 
     def _sample(
         self, requests: Sequence[SampleRequest], settings: config.SamplingSettings
     ) -> Iterator[tuple[Response, ...]]:
-        args = {
-            "requests": [(request.prompt_ids, request.seed) for request in requests],
-            "settings": settings.model_dump(mode="json"),
-        }
-        for message in self._loaded_child().stream("sample", args, self._settings.shard_timeout):
-            yield tuple(
-                Response(text, tuple(token_ids), tuple(logprobs), finish_reason)
-                for text, token_ids, logprobs, finish_reason in message["group"]
-            )
+        request = Sample(tuple(requests), settings.model_dump(mode="json"))
+        for sampled in self._loaded_child().stream(request, Done, self._settings.shard_timeout):
+            yield sampled.responses

@@ -1,23 +1,25 @@
 """The sampler's process: ``python -m flows.workers.sampler_service``, started by ``flows.workers.child.Child``.
 
-Calls: init {sampler, chat, trust_remote_code}; load {path, probe?}; sample {requests, settings};
-score {sequences}. Every load ends with the weight handshake.
+Every load ends with the weight handshake.
 """
 
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Literal, assert_never
 
 from pydantic import TypeAdapter
 
-from flows.workers.child import Progress, serve
+from flows.workers.child import serve
+from flows.workers.messages import Done, Load, Loaded, Progress, Sample, Sampled, SamplerInit, Score, Scores
 from pipeline import config
 from pipeline.errors import RunError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.handshake import Held, Logprobs, Probe, check_swap, check_weights, coarser_dtype, read_probe
-from pipeline.sampling.sampler import Sampler, SampleRequest
+from pipeline.sampling.sampler import Sampler, Swap
 from pipeline.storage.atomic import write_json
+
+Send = Callable[[Progress], None]
 
 
 class SamplerService:
@@ -30,62 +32,60 @@ class SamplerService:
         self._held: Held | None = None
         self._reload_works = True
 
-    def init(self, args: dict[str, Any], progress: Progress) -> None:
-        """Read the settings; the engine starts with the first load. ``evidence``: a file for a failed handshake."""
+    def init(self, request: SamplerInit, send: Send) -> Done:
+        """Read the settings."""
         adapter: TypeAdapter[config.Sampler] = TypeAdapter(config.Sampler)
-        self._settings = adapter.validate_python(args["sampler"])
-        self._chat_settings = config.Chat.model_validate(args["chat"])
-        self._evidence = Path(args["evidence"]) if "evidence" in args else None
-        self._trust_remote_code = bool(args.get("trust_remote_code", False))
+        self._settings = adapter.validate_python(request.sampler)
+        self._chat_settings = config.Chat.model_validate(request.chat)
+        self._evidence = None if request.evidence is None else Path(request.evidence)
+        self._trust_remote_code = request.trust_remote_code
+        return Done()
 
-    def load(self, args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        """Hold the weights of the folder ``path``; returns how they got there and how well they match.
+    def load(self, request: Load, send: Send) -> Loaded:
+        """Hold the weights of the folder, and check them.
 
-        ``probe``: the folder whose probe.json they are checked against, by default ``path`` itself.
         An engine that is not fresh must also have moved as the policy did since the last load.
 
         Raises:
             RunError: the engine failed, or does not hold these weights.
         """
         start = time.monotonic()
-        probe = read_probe(Path(args.get("probe") or args["path"]))
-        how, stale = "start", None
+        path = request.path
+        probe = read_probe(Path(request.probe or path))
+        how: Literal["start"] | Swap = "start"
+        stale = None
         if self._sampler is None:
-            chat = load_chat(args["path"], self._chat_settings, self._trust_remote_code)
-            self._sampler = self._build(self._settings, args["path"], chat, self._trust_remote_code)
+            chat = load_chat(path, self._chat_settings, self._trust_remote_code)
+            self._sampler = self._build(self._settings, path, chat, self._trust_remote_code)
         else:
-            how = self._sampler.load(args["path"], fresh=not self._reload_works)
+            how = self._sampler.load(path, fresh=not self._reload_works)
         try:
             difference = self._check(self._sampler, probe, fresh=how in ("start", "restart"))
         except RunError as error:
             if how == "unchanged":
                 raise RunError(
-                    f"sampler.base_url: the server holds other weights than those of {args['path']} (or its "
+                    f"sampler.base_url: the server holds other weights than those of {path} (or its "
                     f"precision is too coarse for the difference): {error}"
                 ) from error
             if how != "reload":
                 raise
             stale, self._reload_works = str(error), False
-            how = self._sampler.load(args["path"], fresh=True)
+            how = self._sampler.load(path, fresh=True)
             difference = self._check(self._sampler, probe, fresh=True)
-        return {
-            "how": how,
-            "max_difference": difference,
-            "dtype": coarser_dtype(self._sampler.dtype, probe.dtype),
-            "stale_reload": stale,
-            "seconds": time.monotonic() - start,
-        }
+        dtype = coarser_dtype(self._sampler.dtype, probe.dtype)
+        return Loaded(how, difference, dtype, stale, time.monotonic() - start)
 
-    def sample(self, args: dict[str, Any], progress: Progress) -> None:
-        """Sends the responses of each request, as lists of ``Response``'s fields, while the engine goes on."""
-        requests = [SampleRequest(tuple(ids), seed) for ids, seed in args["requests"]]
-        groups = self._engine().sample(requests, config.SamplingSettings.model_validate(args["settings"]))
-        for _, group in zip(requests, groups, strict=True):
-            progress({"group": [[r.text, r.token_ids, r.logprobs, r.finish_reason] for r in group]})
+    def sample(self, request: Sample, send: Send) -> Done:
+        """Send the responses to each request, while the engine goes on."""
+        settings = config.SamplingSettings.model_validate(request.settings)
+        groups = self._engine().sample(request.requests, settings)
+        for _, group in zip(request.requests, groups, strict=True):
+            send(Sampled(group))
+        return Done()
 
-    def score(self, args: dict[str, Any], progress: Progress) -> list[list[float]]:
-        """Log-probabilities of each sequence's tokens 1..T-1."""
-        return self._engine().score(args["sequences"])
+    def score(self, request: Score, send: Send) -> Scores:
+        """Log-probs of each sequence's tokens 1..T-1."""
+        return Scores(self._engine().score(request.sequences))
 
     def close(self) -> None:
         """Free the engine."""
@@ -139,8 +139,7 @@ def build_sampler(settings: config.Sampler, path: str, chat: Chat, trust_remote_
 def main() -> None:
     """Serve until the parent closes."""
     service = SamplerService()
-    handlers = {"init": service.init, "load": service.load, "sample": service.sample, "score": service.score}
-    serve(handlers, close=service.close)
+    serve({SamplerInit: service.init, Load: service.load, Sample: service.sample, Score: service.score}, service.close)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from flows.run_folder.ancestry import parent
 from flows.run_folder.approvals import goes_on
 from flows.stages.context import Context
 from flows.stages.run import run_stage
+from flows.workers.messages import Load, Sample, SamplerInit
 from flows.workers.sampler_service import SamplerService
 from pipeline.config import RunConfig, SamplingSettings
 from pipeline.config.files import load_config
@@ -53,19 +54,16 @@ class InThisProcess:
     def __init__(self, config: RunConfig) -> None:
         self.swaps: dict[str, Any] = {}
         self._service = SamplerService()
-        settings = {"sampler": config.sampler.model_dump(), "chat": config.chat.model_dump()}
-        self._service.init(settings, lambda _: None)
+        self._service.init(SamplerInit(config.sampler.model_dump(), config.chat.model_dump()), lambda _: None)
 
     def sample(
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> Iterator[tuple[Response, ...]]:
         """Load, with the handshake, and sample."""
         said: list[Any] = []
-        self.swaps[str(policy)] = self._service.load({"path": str(policy), "probe": str(probe)}, said.append)
-        asked = [[request.prompt_ids, request.seed] for request in requests]
-        self._service.sample({"requests": asked, "settings": settings.model_dump()}, said.append)
-        for one in said:
-            yield tuple(Response(text, tuple(ids), tuple(logps), why) for text, ids, logps, why in one["group"])
+        self.swaps[str(policy)] = self._service.load(Load(str(policy), str(probe)), said.append)
+        self._service.sample(Sample(tuple(requests), settings.model_dump()), said.append)
+        yield from (sampled.responses for sampled in said)
 
     def sampler_pids(self) -> list[int]:
         """This process."""

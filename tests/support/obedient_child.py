@@ -4,60 +4,125 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-from flows.workers.child import Progress, serve
+from flows.workers.child import serve
+from flows.workers.messages import Done, Progress, Reply, Request, Service
 from pipeline.errors import Paused, RunError, UserError
 
 GREETING: list[str] = []
 
 
-def init(args: dict[str, Any], progress: Progress) -> None:
-    if "mistake" in args:
-        raise UserError(args["mistake"])
-    if args.get("slow"):
-        time.sleep(60)
-    GREETING.append(args.get("greeting", ""))
+class Init(Request, frozen=True, tag="init"):
+    greeting: str = ""
+    mistake: str | None = None
+    slow: bool = False
 
 
-def echo(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    print("echo was called")
-    return {"greeting": GREETING[0], "args": args, "pid": os.getpid()}
+class Echo(Request, frozen=True, tag="echo"):
+    args: Any = None
 
 
-def tell(args: dict[str, Any], progress: Progress) -> list[str]:
+class Echoed(Reply, frozen=True, tag="echoed"):
+    greeting: str
+    args: Any
+    pid: int
+
+
+class Tell(Request, frozen=True, tag="tell"):
     """Print the environment; the names of the variables in it."""
+
+
+class Told(Reply, frozen=True, tag="told"):
+    names: list[str]
+
+
+class Count(Request, frozen=True, tag="count"):
+    total: int
+    seconds: float = 0.0
+
+
+class Counted(Progress, frozen=True, tag="counted"):
+    """``pids``: of a child that hangs, itself and its own child."""
+
+    done: int = 0
+    pids: tuple[int, ...] = ()
+
+
+class Fail(Request, frozen=True, tag="fail"):
+    kind: str
+    text: str
+
+
+class Die(Request, frozen=True, tag="die"):
+    how: str | int
+
+
+class Hang(Request, frozen=True, tag="hang"):
+    """Be busy and deaf, with a child of its own; say who they are first."""
+
+
+class Lie(Request, frozen=True, tag="lie"):
+    """Break the protocol: this number is not a list of names."""
+
+    names: Any
+
+
+Send = Callable[[Counted], None]
+SERVICE = Service("tests.support.obedient_child", Counted)
+
+
+def init(request: Init, send: Send) -> Done:
+    if request.mistake is not None:
+        raise UserError(request.mistake)
+    if request.slow:
+        time.sleep(60)
+    GREETING.append(request.greeting)
+    return Done()
+
+
+def echo(request: Echo, send: Send) -> Echoed:
+    print("echo was called")
+    return Echoed(GREETING[0], request.args, os.getpid())
+
+
+def tell(request: Tell, send: Send) -> Told:
     print("as", os.environ, flush=True)
     print("and", *os.environ.values(), file=sys.stderr, flush=True)
-    return [*os.environ]
+    return Told([*os.environ])
 
 
-def count(args: dict[str, Any], progress: Progress) -> str:
-    for done in range(args["total"]):
-        time.sleep(args.get("seconds", 0))
-        progress({"done": done + 1})
-    return "counted"
+def count(request: Count, send: Send) -> Done:
+    for done in range(request.total):
+        time.sleep(request.seconds)
+        send(Counted(done + 1))
+    return Done()
 
 
-def fail(args: dict[str, Any], progress: Progress) -> None:
-    raise {"user": UserError, "run": RunError, "pause": Paused, "other": ZeroDivisionError}[args["kind"]](args["text"])
+def fail(request: Fail, send: Send) -> Done:
+    raise {"user": UserError, "run": RunError, "pause": Paused, "other": ZeroDivisionError}[request.kind](request.text)
 
 
-def die(args: dict[str, Any], progress: Progress) -> None:
+def die(request: Die, send: Send) -> Done:
     print("about to die", flush=True)
-    if args["how"] == "exit":
+    if isinstance(request.how, str):
         os._exit(7)
-    os.kill(os.getpid(), args["how"])
+    os.kill(os.getpid(), request.how)
+    return Done()
 
 
-def hang(args: dict[str, Any], progress: Progress) -> None:
-    """Busy and deaf, with a child of its own; says who they are first."""
+def hang(request: Hang, send: Send) -> Done:
     print("about to hang", flush=True)
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    progress({"pids": [os.getpid(), grandchild.pid]})
+    send(Counted(pids=(os.getpid(), grandchild.pid)))
     while True:
         pass
 
 
+def lie(request: Lie, send: Send) -> Told:
+    return Told(request.names)
+
+
 if __name__ == "__main__":
-    serve({"init": init, "echo": echo, "tell": tell, "count": count, "fail": fail, "die": die, "hang": hang})
+    serve({Init: init, Echo: echo, Tell: tell, Count: count, Fail: fail, Die: die, Hang: hang, Lie: lie})

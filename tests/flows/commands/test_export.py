@@ -59,7 +59,7 @@ def test_transformers_and_vllm_load_what_was_trained(trained: Context, tmp_path:
 
     with vllm_process(tmp_path / "log", start_timeout=600) as engine:
         # Refused where the engine does not say of the probe's tokens what the trained model said.
-        assert engine.load(str(out), str(policy))["max_difference"] < 1e-3
+        assert engine.load(str(out), str(policy)).max_difference < 1e-3
         ((response,),) = engine.sample([SampleRequest((9, 20), 0)], SamplingSettings(n=1, max_tokens=4))
     assert 1 <= len(response.token_ids) <= 4
 

@@ -1,13 +1,11 @@
 """Training in two processes through the command line; no failure of one leaves the other behind."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -15,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from flows.workers.child import Child
+from flows.workers.messages import TRAINER, Done, RunStage, StageProgress, TrainerInit, encode
 from pipeline.errors import RunError
 from pipeline.storage.run_folder import RunFolder
 from tests.support.places import ROOT
@@ -55,36 +54,37 @@ def test_the_command_trains_in_two_processes_what_one_gives(job: Path, tmp_path:
 
 
 @pytest.fixture
-def prepared(job: Path, tmp_path: Path) -> dict[str, Any]:
+def prepared(job: Path, tmp_path: Path) -> TrainerInit:
     """What a trainer child is started with, all that training reads being there."""
     context = open_context(job, tmp_path / "run", "offline", *LONG)
     begin(context)
     supply(context, 1)
-    return {"run": str(context.run.root), "config": context.config.model_dump(mode="json")}
+    return TrainerInit(str(context.run.root), context.config.model_dump(mode="json"))
 
 
-def test_a_process_that_dies_ends_training_with_its_own_last_words(prepared: dict[str, Any], tmp_path: Path) -> None:
-    def kill_follower(facts: dict[str, Any]) -> None:
+def test_a_process_that_dies_ends_training_with_its_own_last_words(prepared: TrainerInit, tmp_path: Path) -> None:
+    def kill_follower(progress: StageProgress) -> None:
         for other in psutil.Process(trainer.pid).children():
             other.kill()
 
     words = r"process 1 of training: flows.stages.trainer_service: died .*signal SIGKILL"
-    with Child("flows.stages.trainer_service", prepared, tmp_path / "trainer.log", 200) as trainer:
+    with Child(TRAINER, prepared, tmp_path / "trainer.log", 200) as trainer:
         with pytest.raises(RunError, match=words):
-            trainer.call("stage", {"round": 1, "name": "policy"}, 200, kill_follower)
+            trainer.call(RunStage(1, "policy"), Done, 200, kill_follower)
         assert trainer.alive
-    assert not RunFolder(Path(prepared["run"])).stage(1, "policy").folder.exists()
+    assert not RunFolder(Path(prepared.run)).stage(1, "policy").folder.exists()
 
 
 PARENT = """
-import json, sys
+import sys
 from pathlib import Path
 import psutil
 from flows.workers.child import Child
-trainer = Child("flows.stages.trainer_service", json.loads(sys.argv[1]), Path(sys.argv[2]), 200)
-def told(facts):
+from flows.workers.messages import TRAINER, Done, RunStage, TrainerInit, decode
+trainer = Child(TRAINER, decode(sys.argv[1], [TrainerInit]), Path(sys.argv[2]), 200)
+def told(progress):
     print(trainer.pid, *[child.pid for child in psutil.Process(trainer.pid).children()], flush=True)
-trainer.call("stage", {"round": 1, "name": "policy"}, 200, told)
+trainer.call(RunStage(1, "policy"), Done, 200, told)
 """
 
 
@@ -95,8 +95,8 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_both_processes_end_with_the_run(prepared: dict[str, Any], tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PARENT, json.dumps(prepared), str(tmp_path / "trainer.log")]
+def test_both_processes_end_with_the_run(prepared: TrainerInit, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, encode(prepared).decode(), str(tmp_path / "trainer.log")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -57,7 +57,7 @@ def test_a_step_that_takes_longer_than_allowed_ends_training_with_the_trainer_s_
                 time.sleep(0.01)
 
     with Workers(context.run.root, context.config.model_copy(update={"training": training})) as workers:
-        with pytest.raises(RunError, match=r"(?s)trainer_child: stage was silent for 1234 seconds.*loss 0\.6931"):
+        with pytest.raises(RunError, match=r"(?s)trainer_service: stage was silent for 1234 seconds.*loss 0\.6931"):
             workers.run_stage(1, "policy", stop)
         assert not stopped[0].is_running()
     assert not context.run.stage(1, "policy").folder.exists()

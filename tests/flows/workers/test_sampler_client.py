@@ -13,6 +13,7 @@ import pytest
 
 from flows.workers import sampler_client as sampler_process
 from flows.workers.child import Child
+from flows.workers.messages import Load, Request
 from flows.workers.sampler_client import SamplerProcess
 from pipeline import config
 from pipeline.config import SamplingSettings
@@ -72,13 +73,13 @@ def test_a_load_in_the_midst_of_which_the_engine_dies_is_tried_again(
 ) -> None:
     call, deaths = Child.call, iter(["once"])
 
-    def dying(child: Child, name: str, *args: Any) -> Any:
-        if name == "load" and next(deaths, None):
+    def dying(child: Child[Any], request: Request, *args: Any) -> Any:
+        if isinstance(request, Load) and next(deaths, None):
             os.kill(child.pid, signal.SIGKILL)
-        return call(child, name, *args)
+        return call(child, request, *args)
 
     monkeypatch.setattr(Child, "call", dying)
-    assert process.load(str(folder))["how"] == "start"
+    assert process.load(str(folder)).how == "start"
     deaths = iter(["once", "and again"])
     with pytest.raises(RunError, match=r"died during load \(signal SIGKILL\)"):
         process.load(str(folder))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from flows.workers.messages import Load, SamplerInit, Score
 from flows.workers.sampler_service import SamplerService
 from pipeline import config
 from pipeline.errors import RunError
@@ -39,13 +40,13 @@ def service_with(sampler: FakeSampler, folder: Path) -> SamplerService:
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     write_probe(folder, [[7, 8, 9]], [[-1.0, -2.0]], "float32")
     service = SamplerService(lambda *args: sampler)  # type: ignore[arg-type]
-    service.init({"sampler": {"kind": "vllm"}, "chat": {}}, lambda progress: None)
+    service.init(SamplerInit({"kind": "vllm"}, {}), lambda progress: None)
     return service
 
 
 def load(service: SamplerService, folder: Path) -> tuple[str, bool]:
-    report = service.load({"path": str(folder)}, lambda progress: None)
-    return report["how"], report["stale_reload"] is not None
+    loaded = service.load(Load(str(folder)), lambda progress: None)
+    return loaded.how, loaded.stale_reload is not None
 
 
 def test_a_stale_swap_is_followed_by_a_fresh_engine_and_not_tried_again(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_planted_weights_are_refused_by_a_real_engine(tmp_path: Path) -> None:
     service = SamplerService()
     settings = config.TransformersSampler(dtype="float32")
     kept = tmp_path / "handshake.json"
-    service.init({"sampler": settings.model_dump(), "chat": {}, "evidence": str(kept)}, lambda progress: None)
+    service.init(SamplerInit(settings.model_dump(), {}, evidence=str(kept)), lambda progress: None)
     assert load(service, true) == ("start", False) and not kept.exists()
     with pytest.raises(RunError, match=f"differ by up to .*both sides' log-probabilities are in {kept}"):
         load(service, planted)
@@ -136,9 +137,9 @@ def test_planted_weights_are_refused_by_a_real_engine(tmp_path: Path) -> None:
 
 def test_sampling_before_a_policy_is_loaded() -> None:
     service = SamplerService()
-    service.init({"sampler": {"kind": "vllm"}, "chat": {}}, lambda progress: None)
+    service.init(SamplerInit({"kind": "vllm"}, {}), lambda progress: None)
     with pytest.raises(RunError, match="before it loaded a policy"):
-        service.score({"sequences": [[1, 2]]}, lambda progress: None)
+        service.score(Score(((1, 2),)), lambda progress: None)
 
 
 def test_a_folder_without_a_probe_is_refused_before_an_engine_starts(tmp_path: Path) -> None:
@@ -146,6 +147,6 @@ def test_a_folder_without_a_probe_is_refused_before_an_engine_starts(tmp_path: P
         raise AssertionError("an engine was started")
 
     service = SamplerService(build)
-    service.init({"sampler": config.VllmSampler().model_dump(), "chat": {}}, lambda progress: None)
+    service.init(SamplerInit(config.VllmSampler().model_dump(), {}), lambda progress: None)
     with pytest.raises(RunError, match=r"probe\.json: missing"):
-        service.load({"path": str(tmp_path)}, lambda progress: None)
+        service.load(Load(str(tmp_path)), lambda progress: None)

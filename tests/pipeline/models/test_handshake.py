@@ -185,12 +185,12 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_swaps_of_real_weights(policies: dict[str, Path], tmp_path: Path) -> None:
     with vllm_process(tmp_path / "log") as process:
-        assert process.load(str(policies["first"]))["how"] == "start"
+        assert process.load(str(policies["first"])).how == "start"
         assert_holds(process, policies["first"])
         # Untied embeddings: the swap in place is exact, and nothing of the old weights' cache is read.
         swap = process.load(str(policies["second"]))
-        assert (swap["how"], swap["stale_reload"]) == ("reload", None)
-        assert swap["max_difference"] < 1e-4
+        assert (swap.how, swap.stale_reload) == ("reload", None)
+        assert swap.max_difference < 1e-4
         assert_holds(process, policies["second"])
     with vllm_process(tmp_path / "log") as process:
         process.load(str(policies["tied first"]))
@@ -198,7 +198,7 @@ def test_swaps_of_real_weights(policies: dict[str, Path], tmp_path: Path) -> Non
         # Tied embeddings: the engine reports success with a stale head; the handshake says so, and a new
         # engine is exact.
         swap = process.load(str(policies["tied second"]))
-        assert swap["how"] == "restart"
-        assert "differ by up to" in swap["stale_reload"]
-        assert swap["max_difference"] < 1e-4
+        assert swap.how == "restart"
+        assert swap.stale_reload is not None and "differ by up to" in swap.stale_reload
+        assert swap.max_difference < 1e-4
         assert_holds(process, policies["tied second"])

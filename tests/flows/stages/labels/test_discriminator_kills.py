@@ -10,6 +10,7 @@ import pytest
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.workers.child import Child
+from flows.workers.messages import TRAINER, Done, RunStage, StageProgress, TrainerInit
 from pipeline.errors import RunError
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context
 
@@ -53,13 +54,13 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, Context]:
     return found[0], found[1]
 
 
-def child(context: Context) -> Child:
-    init = {"run": str(context.run.root), "config": context.config.model_dump(mode="json")}
-    return Child("flows.stages.trainer_service", init, context.run.root / "logs" / "trainer.log", 120)
+def child(context: Context) -> Child[StageProgress]:
+    init = TrainerInit(str(context.run.root), context.config.model_dump(mode="json"))
+    return Child(TRAINER, init, context.run.root / "logs" / "trainer.log", 120)
 
 
-def call(process: Child, name: str, on_progress: Callable[[dict[str, Any]], None] | None = None) -> None:
-    process.call("stage", {"round": 1, "name": name}, 120, on_progress)
+def call(process: Child[StageProgress], name: str, on_progress: Callable[[StageProgress], None] | None = None) -> None:
+    process.call(RunStage(1, name), Done, 120, on_progress)
 
 
 def hashes(context: Context) -> dict[str, dict[str, Any]]:
@@ -88,7 +89,7 @@ def test_a_kill_in_gold_discriminator_or_labels_changes_nothing(begun: tuple[Con
     for name in STAGES:
         process = child(killed)
 
-        def kill_at_work(_: dict[str, Any], process: Child = process, name: str = name) -> None:
+        def kill_at_work(_: StageProgress, process: Child[StageProgress] = process, name: str = name) -> None:
             if at_work(killed, name):
                 process.kill()
 
