@@ -11,6 +11,7 @@ from pipeline.config import (
     JudgeScorer,
     KeywordScorer,
     LengthScorer,
+    MathScorer,
     NumberScorer,
     PairwiseScorer,
     RegexScorer,
@@ -55,6 +56,10 @@ def build_labeller(settings: Scorer, accounts: Accounts, field: str = "scorer") 
             from reward_models.function import FunctionReward
 
             return OneByOne(FunctionReward(settings, field), accounts)
+        case MathScorer():
+            from reward_models.formulas import MathReward
+
+            return OneByOne(MathReward(settings, field), accounts)
         case ClassifierScorer():
             return _classifier(settings, accounts)
         case PairwiseScorer():

@@ -32,7 +32,7 @@ REWARD_MODELS = [
     ("reward_models.build", "reward_models.training"),
     ("reward_models.silver", "reward_models.ensemble", "reward_models.people"),
     ("reward_models.local",),
-    ("reward_models.judge", "reward_models.rules", "reward_models.function"),
+    ("reward_models.judge", "reward_models.rules", "reward_models.function", "reward_models.formulas"),
     ("reward_models.answers",),
     ("reward_models.labeller",),
 ]

@@ -9,6 +9,7 @@ from pipeline.config import (
     FunctionScorer,
     JudgeScorer,
     KeywordScorer,
+    MathScorer,
     NumberScorer,
     PairwiseScorer,
     Scorer,
@@ -19,7 +20,7 @@ from pipeline.config import (
 from pipeline.errors import UserError
 from pipeline.storage.digests import file_sha256, model_digest
 from pipeline.types import Prompt
-from reward_models import rules
+from reward_models import formulas, rules
 
 
 def check_scorer(settings: Scorer, place: str = "scorer") -> None:
@@ -71,6 +72,8 @@ def check_answer(settings: Scorer, prompt: Prompt) -> None:
                 rules.answer(prompt)
             case NumberScorer():
                 rules.wanted_number(prompt)
+            case MathScorer():
+                formulas.required_answer(prompt)
             case KeywordScorer() if not scorer.words:
                 rules.KeywordReward(scorer).keywords(prompt)
 
@@ -82,6 +85,8 @@ def _check_files(scorer: SingleScorer, field: str) -> None:
             check_tokenizer_files(Path(scorer.path), f"{field}.path")
         case ExactMatchScorer():
             rules.MatchReward(scorer)
+        case MathScorer():
+            formulas.MathReward(scorer, field)
         case FunctionScorer():
             from reward_models.function import FunctionReward
 

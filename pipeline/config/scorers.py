@@ -82,6 +82,19 @@ class NumberScorer(Closed):
     tolerance: float = Field(1e-6, ge=0, lt=1, description="relative, and absolute near 0")
 
 
+class MathScorer(Closed):
+    """1 if the final answer of the response equals the prompt's answer as mathematics, else 0; by math-verify.
+
+    Formulas in LaTeX, numbers, sets, intervals, equations and percentages; units do not count. The final answer is the
+    one after the last `####`, or in the last `\\boxed{}`, or the last formula or number. A response that cannot be
+    read, or takes too long, is wrong. Where the prompt's answer cannot be read, the label is missing. Needs the extra
+    `math`.
+    """
+
+    kind: Literal["math"] = "math"
+    seconds: int = Field(5, ge=1, le=300, description="CPU time of a comparison at most")
+
+
 class RegexScorer(Closed):
     """``found`` if the pattern is anywhere in the response, else ``absent``."""
 
@@ -150,6 +163,7 @@ SingleScorer = Annotated[
     SlotScorer
     | ExactMatchScorer
     | NumberScorer
+    | MathScorer
     | RegexScorer
     | KeywordScorer
     | LengthScorer
@@ -196,6 +210,7 @@ Scorer = Annotated[
     SlotScorer
     | ExactMatchScorer
     | NumberScorer
+    | MathScorer
     | RegexScorer
     | KeywordScorer
     | LengthScorer

@@ -19,6 +19,7 @@ PROMPTS = [
     Prompt((Message("user", "how many?"),), answer="#### 4"),
     Prompt((Message("user", "and now?"),), answer="many"),
 ]
+UNANSWERED = Prompt((Message("user", "and then?"),))
 
 
 def scorer(plain: dict[str, Any]) -> Scorer:
@@ -57,10 +58,17 @@ def test_what_is_missing_is_named(plain: dict[str, Any], said: str, monkeypatch:
     assert said in str(caught.value)
 
 
+def test_formulas_need_an_answer() -> None:
+    with pytest.raises(UserError, match=r"the scorer math needs an answer, but the prompt 'and then\?' has none"):
+        check(scorer({"kind": "math"}), [*PROMPTS, UNANSWERED])
+
+
 def test_what_is_there_passes_and_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_TEST_KEY", "sk-x")
     check(scorer({**JUDGE, "server": {**SERVER, "api_key_env": "JUDGE_TEST_KEY"}}))
     check(scorer({"kind": "number"}), PROMPTS[:1])
+    # Whether an answer can be read is found while labelling, where it costs the time of one parse.
+    check(scorer({"kind": "math"}), PROMPTS)
     check(scorer({"kind": "keywords"}))
 
 
