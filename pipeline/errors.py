@@ -41,3 +41,12 @@ def nearest(text: str, names: Iterable[str]) -> str:
     """``; did you mean 'x'?``, or nothing where no name is near."""
     close = difflib.get_close_matches(text, list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+class NonFiniteError(RowsError):
+    """Loss, gradient or weights became infinite or NaN. ``step`` counts from 1."""
+
+    def __init__(self, message: str, step: int, example_ids: tuple[str, ...]) -> None:
+        """``example_ids``: those whose loss is not finite, or the whole batch if only the gradient is not."""
+        super().__init__(message, example_ids)
+        self.step = step

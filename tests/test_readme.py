@@ -15,7 +15,7 @@ from flows.commands.losses import FAMILIES
 from pipeline.config import Composition, Gate, LossSettings, RunConfig, Scorer, preset_names, resolve
 from pipeline.config.loss.components import ConstantMargin, DecayWeights
 from pipeline.config.loss.composition import Family
-from pipeline.config.loss.needs import needs_of, references_of, stateful, takes_unpaired
+from pipeline.config.loss.needs import needs_of
 from pipeline.config.loss.presets import AMBIGUOUS
 from pipeline.config.loss.terms import HingeLink
 from pipeline.config.reward_model import Discriminator
@@ -101,21 +101,25 @@ def test_the_table_of_needs_names_exactly_the_losses_that_have_them() -> None:
     told: set[str] = set()
     for reads, losses, _ in rows("| it reads | losses |"):
         fields = re.findall(r"`(\w+)`", reads)
-        expected = {name for name, loss in PRESETS.items() if needs_of(loss) & set(fields)}
+        expected = {name for name, loss in PRESETS.items() if needs_of(loss).fields & set(fields)}
         if not fields:
-            expected = {name for name, loss in PRESETS.items() if references_of(loss) > 1}
+            expected = {name for name, loss in PRESETS.items() if needs_of(loss).references > 1}
         assert set(re.findall(r"`(\w+)`", losses)) == expected, reads
         told |= set(fields)
     # What every loss on pairs reads is no row, and one mask more is said with the other.
-    assert set().union(*map(needs_of, PRESETS.values())) - told <= {"rejected", "reference", "kl_weights"}
+    assert set().union(*(needs_of(loss).fields for loss in PRESETS.values())) - told <= {
+        "rejected",
+        "reference",
+        "kl_weights",
+    }
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("also take single responses", {name for name, loss in PRESETS.items() if takes_unpaired(loss)}),
-        ("read statistics over the whole batch", {name for name, loss in PRESETS.items() if stateful(loss)}),
-        ("read no\nreference", {name for name, loss in PRESETS.items() if references_of(loss) == 0}),
+        ("also take single responses", {name for name, loss in PRESETS.items() if needs_of(loss).accepts_unpaired}),
+        ("read statistics over the whole batch", {name for name, loss in PRESETS.items() if needs_of(loss).statistics}),
+        ("read no\nreference", {name for name, loss in PRESETS.items() if needs_of(loss).references == 0}),
     ],
 )
 def test_sentences_on_losses_name_all_of_them(words: str, expected: set[str]) -> None:

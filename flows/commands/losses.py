@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.config import Composition, preset_names, resolve
 from pipeline.config.loss.composition import Family
-from pipeline.config.loss.needs import needs_of, references_of, stateful, takes_unpaired
+from pipeline.config.loss.needs import needs_of
 from pipeline.config.loss.presets import AMBIGUOUS, DOCUMENTATION, settings_of
 from pipeline.config.loss.terms import Term
 from pipeline.errors import UserError
@@ -140,12 +140,12 @@ def needs(parts: Composition) -> list[str]:
     kinds = {"weights": parts.weights.kind, "prior": parts.prior.kind}
     keys = {f"{need}:{kinds[need]}" if need in kinds else need for need in reads}
     found = [words for key, words in NEEDS.items() if key in keys]
-    if (count := references_of(parts)) > 1:
+    if (count := needs_of(parts).references) > 1:
         which = EXTRAPOLATED if parts.prior.kind == "extrapolated" else SEVERAL
         found[found.index(NEEDS["reference"])] = f"log-probs under {count} reference policies: {which}"
-    if takes_unpaired(parts):
+    if needs_of(parts).accepts_unpaired:
         found.append("in place of pairs also single responses marked good or bad: the columns completion and label")
-    if stateful(parts):
+    if needs_of(parts).statistics:
         found.append("statistics over the whole batch: gathered while training, saved in checkpoints")
     return found or ["chosen responses alone"]
 

@@ -14,7 +14,7 @@ from flows.stages.context import Context, needed
 from flows.stages.run import SAMPLED, run_stage
 from flows.workers.local import Workers
 from pipeline.config import RunConfig
-from pipeline.config.loss.needs import samples_calibration, stores_reference
+from pipeline.config.loss.needs import needs_of
 from pipeline.config.reward_model import buys
 from pipeline.storage.run_folder import RunFolder
 
@@ -158,9 +158,9 @@ def learn(stage: Stages, config: RunConfig, round_: int, pairs: str, policy: str
     What the loss does not read is not made.
     """
     made = [pairs]
-    if samples_calibration(config.loss):
+    if needs_of(config.loss).calibration:
         made.append(stage("calibration", round_, pairs))
-    if stores_reference(config.loss):
+    if needs_of(config.loss).stored_reference:
         made.append(stage("reference", round_, *made))
     policy = stage("policy", round_, *made, policy)
     if config.training.reference == "ema":

@@ -2,6 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import comb
+
+from pipeline.config import RunConfig
+from pipeline.config.loss.needs import needs_of
 
 # Weights, gradients and AdamW's two moments are float32, whatever the matrix products are.
 WEIGHT_BYTES, GRADIENT_BYTES, MOMENT_BYTES = 4, 4, 8
@@ -262,3 +266,21 @@ def disk_use(
         {name: size for name, size in passing.items() if size},
         policies,
     )
+
+
+def made_examples(config: RunConfig, prompts: int) -> int:
+    """Examples that a round makes of its groups, at most."""
+    sampled, n, pairing = min(config.prompts_per_round or prompts, prompts), config.sampling.n, config.pairing
+    of_prompt = 1
+    if not needs_of(config.loss).groups:
+        match pairing.rule:
+            case "all":
+                of_prompt = min(comb(n, 2), pairing.max_pairs or comb(n, 2))
+            case "median_split":
+                of_prompt = n // 2
+            case "marked":
+                of_prompt = n
+            case _:
+                of_prompt = 1
+    beside = 0.0 if config.replay is None else config.replay.share + config.replay.anchor
+    return round(sampled * of_prompt / (1 - beside))

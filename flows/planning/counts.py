@@ -5,20 +5,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from math import comb
 from typing import Any
 
-from flows.planning.arithmetic import Round
+from flows.planning.arithmetic import Round, made_examples
 from pipeline.config import RunConfig
 from pipeline.config.loss.components import GivenPrior, GivenWeights
-from pipeline.config.loss.needs import reads_contrast, references_of, stores_reference, takes_groups, takes_texts
+from pipeline.config.loss.needs import Kind, needs_of
 from pipeline.data.counts import Contents
 from pipeline.data.run_data import HELD_OUT_PAIRS, Text, open_data
 from pipeline.errors import UserError
 from pipeline.losses import Loss
 from pipeline.models.chat import Chat
 from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
-from pipeline.training.batches.examples import Continuation, Example, Kind, reads_mismatched
+from pipeline.training.batches.examples import Continuation, Example
 from pipeline.types import Group, Pair, Prompt, TextGroup, TextPair, Unpaired, UnpairedText
 
 
@@ -67,7 +66,7 @@ def stand_in(id: str, kind: Kind, prompt: Ids, responses: Sequence[Ids], loss: L
     def continuation(ids: Ids, rank: int = 0) -> Continuation:
         return Continuation(
             ids,
-            references=((nats,) * len(ids),) * loss.references,
+            references=((nats,) * len(ids),) * loss.needs.references,
             weights=(1.0,) * len(ids) if isinstance(loss.composition.weights, GivenWeights) else None,
             prior=nats * len(ids) if isinstance(loss.composition.prior, GivenPrior) else None,
             reward=-float(rank),
@@ -82,7 +81,7 @@ def stand_in(id: str, kind: Kind, prompt: Ids, responses: Sequence[Ids], loss: L
         desirable=int(id) % 2 == 0 if kind == "unpaired" else None,
         dispersion=1.0,
         calibration=continuation(responses[0][::-1]) if "calibration" in loss.needs else None,
-        mismatched=continuation(responses[0][::-1]) if reads_mismatched(loss, kind) else None,
+        mismatched=continuation(responses[0][::-1]) if loss.needs.mismatched(kind) else None,
     )
 
 
@@ -156,27 +155,9 @@ def _counts(
 
 def _passes(config: RunConfig) -> int:
     """Models that score the examples before training."""
-    if not stores_reference(config.loss):
+    if not needs_of(config.loss).stored_reference:
         return 0
-    return max(1, references_of(config.loss)) + 2 * reads_contrast(config.loss)
-
-
-def made_examples(config: RunConfig, prompts: int) -> int:
-    """Examples that a round makes of its groups, at most."""
-    sampled, n, pairing = min(config.prompts_per_round or prompts, prompts), config.sampling.n, config.pairing
-    of_prompt = 1
-    if not takes_groups(config.loss):
-        match pairing.rule:
-            case "all":
-                of_prompt = min(comb(n, 2), pairing.max_pairs or comb(n, 2))
-            case "median_split":
-                of_prompt = n // 2
-            case "marked":
-                of_prompt = n
-            case _:
-                of_prompt = 1
-    beside = 0.0 if config.replay is None else config.replay.share + config.replay.anchor
-    return round(sampled * of_prompt / (1 - beside))
+    return max(1, needs_of(config.loss).references) + 2 * needs_of(config.loss).contrast
 
 
 def _sampled_examples(
@@ -184,9 +165,9 @@ def _sampled_examples(
 ) -> Iterator[Example]:
     """The longest prompts with responses as long as they may be, enough for a batch."""
     kind: Kind = "pair"
-    if takes_groups(config.loss):
+    if needs_of(config.loss).groups:
         kind = "group"
-    elif takes_texts(config.loss):
+    elif needs_of(config.loss).only_chosen:
         kind = "text"
     elif config.pairing.rule == "marked":
         kind = "unpaired"
@@ -223,13 +204,13 @@ def _parts(made: Group | Pair | Unpaired, loss: Loss) -> tuple[Kind, Ids, list[I
             # Without a list head the best and the worst of a group become a pair.
             return (
                 ("group", made.prompt_ids, answers)
-                if takes_groups(loss.composition)
+                if needs_of(loss.composition).groups
                 else ("pair", made.prompt_ids, sorted(answers, key=len)[-2:])
             )
         case Unpaired():
             return "unpaired", made.prompt_ids, [made.response.token_ids]
         case Pair():
-            if takes_texts(loss.composition):
+            if needs_of(loss.composition).only_chosen:
                 return "text", made.prompt_ids, [made.chosen.token_ids]
             return "pair", made.prompt_ids, [made.chosen.token_ids, made.rejected.token_ids]
 

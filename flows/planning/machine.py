@@ -9,10 +9,9 @@ from pathlib import Path
 
 import psutil
 
-from flows.planning.arithmetic import TEXT_BYTES, DiskUse, Parameters, Round, disk_use
-from flows.planning.counts import made_examples
+from flows.planning.arithmetic import TEXT_BYTES, DiskUse, Parameters, Round, disk_use, made_examples
 from pipeline.config import DatasetData, FileData, RunConfig, ScratchPolicy
-from pipeline.config.loss.needs import references_of, stores_reference
+from pipeline.config.loss.needs import needs_of
 from pipeline.data.sources import files_of
 from pipeline.errors import RunError
 from pipeline.storage.integrity import POINTER
@@ -120,7 +119,7 @@ def _counts(run: RunFolder, config: RunConfig, round_: int) -> Round:
         example_response_tokens=response,
         held_out=told["held_out"],
         held_out_responses=1 + config.evaluation.samples,
-        references=references_of(config.loss) or int(stores_reference(config.loss)),
+        references=needs_of(config.loss).references or int(needs_of(config.loss).stored_reference),
         epochs=config.training.epochs,
     )
 

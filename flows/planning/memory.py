@@ -21,7 +21,7 @@ from pipeline.config import (
     VllmSampler,
     scorers_of,
 )
-from pipeline.config.loss.needs import stores_reference, trains_with_reference
+from pipeline.config.loss.needs import needs_of
 from pipeline.losses import Loss
 from pipeline.sampling.sampler import engine_dtype
 from pipeline.training.distributed.launch import Launch, read_launch
@@ -120,7 +120,7 @@ def stage_memories(
     stages["sampling"] = resting if warm else {"processes": PARENT + sampler, "engine": engine}
     if config.scorer is not None and (models := _reward_models(config.scorer)):
         stages["labelling"] = {**resting, **models}
-    scores = "reference, evaluation" if stores_reference(config.loss) else "evaluation"
+    scores = "reference, evaluation" if needs_of(config.loss).stored_reference else "evaluation"
     stages[scores] = {**resting, **_scoring(config, probed, planned, training.parameters, measured=rate is not None)}
     parts, away["training"] = held_together(training, config.training, launch, device=device is not None)
     stages["training"] = {**resting, "processes": resting["processes"] + alone - PARENT - TRAINER, **parts}
@@ -137,7 +137,7 @@ def _probed(config: RunConfig, shape: Any) -> Probed:
     # With the adapter off the policy is the round's start; any other reference stands beside it.
     own_base = training.lora is not None and training.reference == "previous"
     loss = Loss(config.loss.preset, config.loss)
-    beside = trains_with_reference(config.loss) and not own_base
+    beside = needs_of(config.loss).live_reference and not own_base
     return Probed(shape, loss, training.lora, beside, config.trusts_policy)
 
 

@@ -28,13 +28,14 @@ from pipeline.losses import Loss
 from pipeline.models.chat import Chat
 from pipeline.models.lora import add_adapter
 from pipeline.models.policy import load_policy, save_policy, save_probe
-from pipeline.training.auxiliary.modules import Companions
+from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.optimiser import trainable
 from pipeline.training.reference import reference_values
 from pipeline.training.train import StepReport, train
+from pipeline.training.trainee import Trainee
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # Of a measurement. What libraries keep for each shape they meet grows over many steps.
@@ -82,7 +83,7 @@ class Probed:
     def parameters(self, layers: int) -> Parameters:
         """How many a model of ``layers`` layers has, counted without weights; what is tied counts once."""
         model, text = self.model(layers, "meta"), self.settings.get_text_config()
-        beside = Companions(self.loss.composition, text.hidden_size, layers, text.hidden_size, seed=0)
+        beside = AuxiliaryModules(self.loss.composition, text.hidden_size, layers, text.hidden_size, seed=0)
         return Parameters(
             total=sum(p.numel() for p in model.parameters()),
             trained=sum(p.numel() for p in trainable(model).values()),
@@ -148,7 +149,7 @@ def train_a_little(
     def work() -> None:
         asked = settings.model_copy(update=some)
         with suppress(_EnoughError):
-            train(model, examples, probed.loss, asked, seed=0, reference_model=reference, on_step=on_step)
+            train(Trainee(model, reference), examples, probed.loss, asked, seed=0, on_step=on_step)
 
     peak, counted = peak_growth(work), probed.parameters(layers)
     # Tensors of the accelerator are all that is measured there.

@@ -6,15 +6,7 @@ What single settings rule out is in the schema; here it is settings against data
 from pipeline.config import RunConfig, UserData, preset_names, resolve
 from pipeline.config.loss.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior
 from pipeline.config.loss.composition import Composition
-from pipeline.config.loss.needs import (
-    REWARDS,
-    needs_of,
-    reads_contrast,
-    references_of,
-    takes_groups,
-    takes_texts,
-    takes_unpaired,
-)
+from pipeline.config.loss.needs import REWARDS, needs_of
 from pipeline.config.loss.terms import WinLabel
 from pipeline.data.counts import Contents
 from pipeline.errors import UserError
@@ -50,7 +42,7 @@ def _check_references(config: RunConfig) -> None:
         case ExtrapolatedPrior():
             _check_checkpoints(config)
         case MixturePrior() | HarmonicPrior():
-            wanted = references_of(config.loss) - 1
+            wanted = needs_of(config.loss).references - 1
             if given != wanted:
                 raise UserError(
                     f"training.references: {given} model folders, but {name} measures against {wanted + 1} references: "
@@ -85,13 +77,13 @@ def _check_checkpoints(config: RunConfig) -> None:
 def _check_contrast(config: RunConfig) -> None:
     name = loss_name(config)
     contrast = config.training.contrastive
-    if reads_contrast(config.loss):
+    if needs_of(config.loss).contrast:
         if contrast is None:
             raise UserError(
                 f"training.contrastive: {name} weighs tokens by two contrasting models; "
                 "give the model folders positive and negative"
             )
-        if takes_groups(config.loss):
+        if needs_of(config.loss).groups:
             raise UserError("loss.weights: given weights belong to a better and a worse response; not with loss.head")
     elif contrast is not None:
         raise UserError(f"training.contrastive: {name} reads no such models; only loss.weights given does")
@@ -102,14 +94,14 @@ def _check_contrast(config: RunConfig) -> None:
 
 def _check_pairing(config: RunConfig) -> None:
     """Settings of ``pairing`` that what the loss takes has no use for."""
-    if config.pairing.rule == "marked" and not takes_unpaired(config.loss):
+    if config.pairing.rule == "marked" and not needs_of(config.loss).accepts_unpaired:
         raise UserError(
             f"pairing.rule: marked makes single responses, but {loss_name(config)} reads several to one prompt; "
             f"another rule, or one of {', '.join(_unpaired_presets())}"
         )
     of_pairs = {"rule", "min_margin", "max_margin", "max_length_difference", "max_pairs"}
     unread = sorted(config.pairing.model_fields_set & of_pairs)
-    if takes_groups(config.loss) and unread and not (config.pairs is not None and config.mode == "offline"):
+    if needs_of(config.loss).groups and unread and not (config.pairs is not None and config.mode == "offline"):
         raise UserError(
             f"pairing.{unread[0]}: {loss_name(config)} takes all responses of a prompt at once, so no pairs are made"
         )
@@ -118,7 +110,7 @@ def _check_pairing(config: RunConfig) -> None:
 def _check_anchor(config: RunConfig, contents: Contents) -> None:
     """The data set's rows must be of the form that the rounds make."""
     name, rows = "pairs, or groups of scored responses", contents.pairs + contents.groups
-    if takes_groups(config.loss):
+    if needs_of(config.loss).groups:
         name, rows = "groups of scored responses (columns responses and rewards)", contents.groups
     elif config.pairing.rule == "marked":
         name, rows = "single responses (columns completion and label), or groups", contents.groups + contents.unpaired
@@ -146,7 +138,7 @@ def _check_form(config: RunConfig, contents: Contents) -> None:
     """Pairs and groups serve every loss (of a group, best against worst); single responses only some."""
     if not contents.unpaired:
         return
-    if not takes_unpaired(config.loss):
+    if not needs_of(config.loss).accepts_unpaired:
         raise UserError(
             f"pairs.path: {_path(config)} holds single responses (columns completion and label), but "
             f"{loss_name(config)} reads several to one prompt: give chosen and rejected, or responses and rewards, "
@@ -163,9 +155,9 @@ def _check_form(config: RunConfig, contents: Contents) -> None:
 def _check_rewards(config: RunConfig, contents: Contents) -> None:
     scores, pairs = ("chosen_score", "rejected_score"), contents.pairs
     unscored = pairs - contents.scored
-    if needs_of(config.loss) >= REWARDS:
+    if needs_of(config.loss).fields >= REWARDS:
         _require(config, unscored, pairs, scores, f"{loss_name(config)} needs rewards")
-    elif takes_groups(config.loss) and contents.half_scored:
+    elif needs_of(config.loss).groups and contents.half_scored:
         _require(config, unscored, pairs, scores, f"{loss_name(config)} takes the rewards of all pairs or of none")
     if isinstance(config.loss.label, WinLabel):
         why = f"loss.label: wins needs the column {_pair_data(config).columns.win_probability!r}, or scores"
@@ -175,7 +167,7 @@ def _check_rewards(config: RunConfig, contents: Contents) -> None:
 def _check_labels(config: RunConfig, contents: Contents) -> None:
     """Soft labels must not be dropped in silence."""
     loss = config.loss
-    certain = loss.one_sided or loss.label.kind != "data" or takes_groups(loss) or takes_texts(loss)
+    certain = loss.one_sided or loss.label.kind != "data" or needs_of(loss).groups or needs_of(loss).only_chosen
     if not contents.soft or not certain or "win_probability" in needs_of(loss):
         return
     found = f"{contents.soft} of {contents.pairs} pairs have one other than 1, which {loss_name(config)} does not read"
@@ -207,4 +199,4 @@ def _path(config: RunConfig) -> str:
 
 def _unpaired_presets() -> list[str]:
     """Presets for single responses."""
-    return [name for name in preset_names() if takes_unpaired(Composition.model_validate(resolve(name, {})))]
+    return [name for name in preset_names() if needs_of(Composition.model_validate(resolve(name, {}))).accepts_unpaired]

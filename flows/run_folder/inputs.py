@@ -3,7 +3,7 @@
 from flows.run_folder.growth import added_stages
 from flows.run_folder.stage_keys import dependencies
 from pipeline.config import RunConfig
-from pipeline.config.loss.needs import samples_calibration, stores_reference
+from pipeline.config.loss.needs import needs_of
 from pipeline.config.reward_model import buys
 from pipeline.storage.integrity import require_intact
 from pipeline.storage.manifest import DamagedError
@@ -56,9 +56,9 @@ def made_in(config: RunConfig, round_: int, name: str) -> bool:
                 config.discriminator is not None and buys(config.discriminator, round_) and config.discriminator.trains
             )
         case "calibration":
-            return samples_calibration(config.loss)
+            return needs_of(config.loss).calibration
         case "reference":
-            return stores_reference(config.loss)
+            return needs_of(config.loss).stored_reference
         case "average":
             return config.training.reference == "ema"
         case "gate":

@@ -24,17 +24,7 @@ from pipeline.config import (
     Scorer,
     scorers_of,
 )
-from pipeline.config.loss.needs import (
-    reads_baseline,
-    reads_contrast,
-    references_of,
-    samples_calibration,
-    stores_reference,
-    takes_groups,
-    takes_texts,
-    trains_with_reference,
-    win_against,
-)
+from pipeline.config.loss.needs import needs_of
 from pipeline.config.pairing import replayed_ages
 from pipeline.config.reward_model import Discriminator, bought, buys
 from pipeline.data.sources import files_of, held_out_source
@@ -123,7 +113,7 @@ def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> t
             return sections, [*given, *reference_stages(run, config, here)]
         case "policy":
             own = [*_made(run, config, here), run.stage(origin, "policy")]
-            beside = [reference_stage(run, config, here)] if trains_with_reference(config.loss) else []
+            beside = [reference_stage(run, config, here)] if needs_of(config.loss).live_reference else []
             return ("loss", "training"), [*own, *beside]
         case "average":
             return ("training.reference_decay", "chat"), [reference_stage(run, config, here), run.stage(here, "policy")]
@@ -143,7 +133,11 @@ def dependencies(run: RunFolder, config: RunConfig, round_: int, name: str) -> t
 
 def _made(run: RunFolder, config: RunConfig, round_: int) -> list[Stage]:
     """What the loss reads of the stages between labels and policy."""
-    names = {"pairs": True, "calibration": samples_calibration(config.loss), "reference": stores_reference(config.loss)}
+    names = {
+        "pairs": True,
+        "calibration": needs_of(config.loss).calibration,
+        "reference": needs_of(config.loss).stored_reference,
+    }
     return [run.stage(round_, name) for name, read in names.items() if read]
 
 
@@ -175,7 +169,7 @@ def _further_models(config: RunConfig) -> list[str]:
 
 def _plain(config: RunConfig, section: str) -> JsonValue:
     if section == "trained_on":
-        return {"groups": takes_groups(config.loss), "win_against": win_against(config.loss)}
+        return {"groups": needs_of(config.loss).groups, "win_against": needs_of(config.loss).opponent}
     if section == "stored":
         return _stored(config)
     if section in ("bought", "silver"):
@@ -213,11 +207,11 @@ def _stored(config: RunConfig) -> JsonValue:
     """What of the loss decides the rows of the reference stage."""
     loss = config.loss
     return {
-        "references": references_of(loss),
+        "references": needs_of(loss).references,
         "entropy": loss.dispersion is not None,
-        "weights": loss.weights.identity() if reads_contrast(loss) else None,
-        "mismatched": reads_baseline(loss),
-        "text": takes_texts(loss),
+        "weights": loss.weights.identity() if needs_of(loss).contrast else None,
+        "mismatched": needs_of(loss).baseline,
+        "text": needs_of(loss).only_chosen,
     }
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -14,20 +13,7 @@ from pipeline.models.chat import Chat, load_chat
 from pipeline.storage.integrity import POINTER
 from pipeline.storage.rows import read_preferences, write_preferences
 from pipeline.storage.run_folder import RunFolder, Stage
-from pipeline.training.distributed.launch import Sharding, Zero
-
-
-@dataclass(frozen=True)
-class Joint:
-    """Training in several processes.
-
-    Attributes:
-        accelerator: accelerate's ``Accelerator``; not named as such, since importing it imports torch.
-        sharding: how weights or optimiser state are cut over them; None: each has all.
-    """
-
-    accelerator: Any
-    sharding: Sharding | Zero | None
+from pipeline.training.distributed.launch import Placement
 
 
 @dataclass(frozen=True)
@@ -35,23 +21,23 @@ class Context:
     """What every stage is given: the run, its config, and whom to tell how far it is.
 
     Attributes:
-        joint: this process's place among those that train together; None: it trains alone.
+        placement: this process's place among those that train together; None: it trains alone.
     """
 
     run: RunFolder
     config: RunConfig
     report: Report = field(default=silent)
-    joint: Joint | None = None
+    placement: Placement | None = None
 
     @property
     def writes(self) -> bool:
         """Whether this process is the one that writes."""
-        return self.joint is None or bool(self.joint.accelerator.is_main_process)
+        return self.placement is None or bool(self.placement.accelerator.is_main_process)
 
     def wait_for_everyone(self) -> None:
         """Until all that train together are here."""
-        if self.joint is not None:
-            self.joint.accelerator.wait_for_everyone()
+        if self.placement is not None:
+            self.placement.accelerator.wait_for_everyone()
 
     def policy_path(self, round_: int) -> Path:
         """The model folder of a round's policy: in the run folder, or the user's own for an untrained start."""

@@ -15,7 +15,7 @@ from flows.stages.context import Context, Outcome, offending_file, policy_chat
 from flows.stages.data import held_out_pairs, held_out_prompts, text_preferences, training_prompts
 from flows.stages.labels.shards import LabelProgress, open_accounts
 from pipeline.config import Composition, SlotScorer, compares
-from pipeline.config.loss.needs import references_of, takes_texts
+from pipeline.config.loss.needs import needs_of
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
 from pipeline.evaluation.intervals import Interval, bootstrap, bootstrap_of
@@ -225,7 +225,7 @@ def _pair_margins(context: Context, round_: int, pairs: list[Example]) -> list[f
     """
     loss = context.config.loss
     scores = [_scores(logps, loss) for logps in _pair_logps(context, round_, pairs)]
-    if references_of(loss) > 0:
+    if needs_of(loss).references > 0:
         start = [_scores(logps, loss) for logps in _pair_logps(context, 0, pairs)]
         scores = [(own[0] - old[0], own[1] - old[1]) for own, old in zip(scores, start, strict=True)]
     return [loss.beta * (chosen - rejected) for chosen, rejected in scores]
@@ -234,7 +234,7 @@ def _pair_margins(context: Context, round_: int, pairs: list[Example]) -> list[f
 def _scores(pair: tuple[Logps, ...], loss: Composition) -> tuple[float, float]:
     """Of chosen and rejected; likelihood alone is compared per token, since the longer response has less of it."""
     power = {"sum": 0.0, "mean": 1.0, "power": loss.length_power}[loss.aggregate]
-    power = 1.0 if takes_texts(loss) else power
+    power = 1.0 if needs_of(loss).only_chosen else power
     chosen, rejected = (sum(logps) / len(logps) ** power for logps in pair)
     return chosen, rejected
 

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from flows.stages.context import Context, Joint
+from flows.stages.context import Context
 from flows.stages.run import follow_stage, run_stage
 from flows.workers.child import serve
 from flows.workers.followers import Followers, share_of_cores
 from flows.workers.messages import Done, RunStage, StageProgress, TrainerInit
 from pipeline.config import RunConfig
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training.distributed.launch import Launch, read_launch
+from pipeline.training.distributed.launch import Launch, Placement, read_launch
 
 Send = Callable[[StageProgress], None]
 
@@ -53,7 +53,7 @@ class TrainerService:
         if launch is None:
             run_stage(Context(self._run, self._config, report), round_, name)
         elif self._rank > 0:
-            follow_stage(Context(self._run, self._config, joint=self._join(launch)), round_, name)
+            follow_stage(Context(self._run, self._config, placement=self._join(launch)), round_, name)
         else:
             self._lead(launch, request, Context(self._run, self._config, report))
         return Done()
@@ -68,7 +68,7 @@ class TrainerService:
 
     def _lead(self, launch: Launch, request: RunStage, context: Context) -> None:
         def work() -> None:
-            run_stage(replace(context, joint=self._join(launch)), request.round, request.name)
+            run_stage(replace(context, placement=self._join(launch)), request.round, request.name)
 
         if launch.processes == 1:
             work()
@@ -81,11 +81,11 @@ class TrainerService:
         with _threads(share_of_cores(launch.processes) if launch.cpu else None):
             self._followers.beside(request, work)
 
-    def _join(self, launch: Launch) -> Joint:
+    def _join(self, launch: Launch) -> Placement:
         from pipeline.training.distributed.process_group import join
 
         settings = self._config.training
-        return Joint(join(launch, self._rank, self._store, settings.stall_timeout), launch.sharding or launch.zero)
+        return Placement(join(launch, self._rank, self._store, settings.stall_timeout), launch.sharding or launch.zero)
 
     @property
     def _store(self) -> Path:

@@ -15,14 +15,14 @@ the batch: whoever sums decides what to divide by.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.config import Composition, preset_names, resolve
-from pipeline.config.loss.needs import needs_of, references_of, stateful
+from pipeline.config.loss.needs import Needs, needs_of
 from pipeline.errors import UserError, first_lines
 from pipeline.losses.batch import (
     Batch,
@@ -55,32 +55,25 @@ class LossOutput:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss by name. Call it with a ``PairBatch``, a ``GroupBatch`` or an ``UnpairedBatch``, as it is made for."""
+    """A loss by name. Call it with a ``PairBatch``, a ``GroupBatch`` or an ``UnpairedBatch``, as it is made for.
+
+    Attributes:
+        needs: what it reads; ``sorted(loss.needs)`` lists optional fields of the batch.
+    """
 
     name: str
     composition: Composition
+    needs: Needs = field(init=False, repr=False, compare=False)
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Which optional parts of the batch it reads, by the names of their fields."""
-        return needs_of(self.composition)
-
-    @property
-    def references(self) -> int:
-        """How many reference policies it reads."""
-        return references_of(self.composition)
-
-    @property
-    def stateful(self) -> bool:
-        """Whether it reads statistics over the global batch: then pass ``observe`` and ``summarise``'s results."""
-        return stateful(self.composition)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needs", needs_of(self.composition))
 
     def __call__(self, batch: Batch, statistics: Mapping[str, float] | None = None) -> LossOutput:
         """The loss of each pair, response or group, in float32, or float64 where the batch is.
 
         Args:
             batch: with what ``needs`` names.
-            statistics: of ``summarise``, for a stateful loss; None: those of this batch alone.
+            statistics: of ``summarise``, for a loss that needs them; None: those of this batch alone.
 
         Raises:
             ValueError: a response without tokens, or a part that the loss needs is missing.
@@ -91,13 +84,13 @@ class Loss:
         if isinstance(batch, GroupBatch):
             return self._of_groups(batch)
         known: Mapping[str, float] = {}
-        if self.stateful:
+        if self.needs.statistics:
             known = self.summarise(self.observe(batch), {})[0] if statistics is None else statistics
         return self._of_single(batch, known) if isinstance(batch, UnpairedBatch) else self._of_pairs(batch, known)
 
     def observe(self, batch: Batch) -> Observed:
-        """What each pair of ``batch`` adds to the statistics: name -> [n], constant; empty if not ``stateful``."""
-        if not self.stateful or isinstance(batch, GroupBatch):
+        """What each pair of ``batch`` adds to the statistics: name -> [n], constant; empty if it needs none."""
+        if not self.needs.statistics or isinstance(batch, GroupBatch):
             return {}
         if isinstance(batch, PairBatch):
             self._rejected(batch)

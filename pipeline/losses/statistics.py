@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.config import Composition
 from pipeline.config.loss.components import GapMargin
-from pipeline.config.loss.needs import reads_baseline
+from pipeline.config.loss.needs import needs_of
 from pipeline.config.loss.terms import BatchScale
 from pipeline.losses.batch import PairBatch, UnpairedBatch
 from pipeline.losses.margins import log_ratio_gap
@@ -57,7 +57,7 @@ def summarise(observed: Mapping[str, Tensor], state: Mapping[str, float], loss: 
     """
     statistics: State = {}
     after: State = {}
-    if reads_baseline(loss):
+    if needs_of(loss).baseline:
         statistics |= _baselines(observed)
     if any(term.target == "running_mean" for term in loss.terms):
         after |= _running_reward(observed, state, loss.beta)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from pipeline.config.loss.needs import OF_REFERENCE, Fact
 from pipeline.errors import RunError
 from pipeline.models.attention.last_layer import no_more_than, places, position_wise
 from pipeline.models.attention.packing import Packed
@@ -22,7 +23,6 @@ from pipeline.models.lora import adapter_off
 from pipeline.models.output_head import CHUNK_ELEMENTS, OutputHead, Softmaxes, Source, output_head, softmaxes
 
 Precision = Literal["float32", "bfloat16"]
-Fact = Literal["kl", "collision", "entropy", "hidden", "reference_hidden", "reference_last_hidden"]
 # Multiples of tokens that streams are filled up to. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
 # memory for every shape that it has met: hundreds of MiB after a few dozen passes. On CUDA FlexAttention is compiled
 # for shapes, and its blocks are of 128 tokens.
@@ -31,7 +31,6 @@ ROUNDING: Mapping[tuple[str, Precision], int] = {
     ("cuda", "float32"): 128,
     ("cuda", "bfloat16"): 128,
 }
-OF_REFERENCE: frozenset[Fact] = frozenset({"kl", "reference_hidden", "reference_last_hidden"})
 
 
 def plain_model(model: Any) -> Any:

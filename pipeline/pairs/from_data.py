@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Protocol
 
 from pipeline.config import Chat, RunConfig
-from pipeline.config.loss.needs import win_against
+from pipeline.config.loss.needs import needs_of
 from pipeline.pairs.make import from_groups
 from pipeline.pairs.wins import Opponent, win_probabilities
 from pipeline.types import (
@@ -66,7 +66,7 @@ def from_texts(
             yield from tokenise_unpaired(marked, chat, config.chat, dropped=dropped)
         case _:
             pairs = (text for text in texts if isinstance(text, TextPair))
-            yield from tokenise_pairs(pairs, chat, config.chat, win_against(config.loss), dropped=dropped)
+            yield from tokenise_pairs(pairs, chat, config.chat, needs_of(config.loss).opponent, dropped=dropped)
 
 
 def tokenise_pairs(

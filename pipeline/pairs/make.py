@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from pipeline.config import Pairing, RunConfig
-from pipeline.config.loss.needs import takes_groups, win_against
+from pipeline.config.loss.needs import needs_of
 from pipeline.data.distinct import Firsts
 from pipeline.pairs.filters import PAIR_CAUSES, RESPONSE_CAUSES, Scored, distinct, usable
 from pipeline.pairs.rules import choose
@@ -112,8 +112,8 @@ def _pair(group: Group, better: Scored, worse: Scored, win_against: Opponent, ro
 
 def from_groups(config: RunConfig, round_: int, groups: Iterable[Group], dropped: Counter[str]) -> Iterator[Preference]:
     """Rows of the form that the config's loss and pairing rule take, from scored ``groups``."""
-    if takes_groups(config.loss):
+    if needs_of(config.loss).groups:
         return make_groups(groups, config.pairing, dropped=dropped)
     if config.pairing.rule == "marked":
         return make_marked(groups, config.pairing, dropped=dropped)
-    return make_pairs(groups, config.pairing, round_, config.seed, win_against(config.loss), dropped=dropped)
+    return make_pairs(groups, config.pairing, round_, config.seed, needs_of(config.loss).opponent, dropped=dropped)

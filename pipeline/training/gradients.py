@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.losses import Loss
 from pipeline.models.token_logps import TokenFacts
-from pipeline.training.auxiliary.critics import SIDES
-from pipeline.training.auxiliary.modules import Companions, policy_states, reference_states
+from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.collate import Batch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
@@ -36,13 +35,13 @@ class Objective:
     Attributes:
         policy: a ``TokenLogps``, or what accelerate or DeepSpeed made of one.
         loss: unreduced.
-        companions: what the loss trains beside the policy.
+        modules: what the loss trains together with the policy.
         accelerator: gives rank, device and the backward pass.
     """
 
     policy: nn.Module
     loss: Loss
-    companions: Companions
+    modules: AuxiliaryModules
     accelerator: Accelerator
 
     def backward(self, loss: Tensor) -> None:
@@ -71,7 +70,7 @@ class BatchFacts:
         tokens, response_tokens, positions: counts, padding only in the last.
         suspects: ids of this process's examples whose loss is not finite, or of those that spoil the others'.
         running: the loss's running statistics after it.
-        critic_means: [2, 3] mean scores of the critics, as ``Critics.means``; None without critics.
+        module_means: means over its examples that the auxiliary modules ask for; None where they ask for none.
     """
 
     loss: float
@@ -81,7 +80,7 @@ class BatchFacts:
     positions: int
     suspects: tuple[str, ...]
     running: Mapping[str, float] = field(default_factory=dict)
-    critic_means: Tensor | None = None
+    module_means: Tensor | None = None
 
 
 def accumulate_gradient(
@@ -105,11 +104,11 @@ def accumulate_gradient(
     """
     lots, accelerator = lots or Lots(), objective.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
-    own = micro_batches(examples, cut, rank, world, loss=objective.loss, seed=lots.seed, epoch=lots.epoch)
+    own = micro_batches(examples, cut, rank, world, needs=objective.loss.needs, seed=lots.seed, epoch=lots.epoch)
     batches = [batch.to(accelerator.device) for batch in own]
     whole = len(batches) == 1 and world == 1
     shared = None if whole else _look_ahead(objective, batches, running or {})
-    total = _Total()
+    total = _Total(objective.modules.nothing_summed())
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
         sync: AbstractContextManager[None] = nullcontext() if last else accelerator.no_sync(objective.policy)
@@ -119,7 +118,7 @@ def accumulate_gradient(
                 shared = _statistics(objective, [_observe(objective, batch, facts)], running or {})
             assert shared is not None, "of the whole batch, or of the passes before"
             _backward(objective, batch, facts, shared, len(examples), total)
-    objective.companions.average_gradients(accelerator)
+    objective.modules.average_gradients(accelerator)
     assert shared is not None, "every process makes at least one pass"
     return _over_all(total, objective, len(examples), shared)
 
@@ -135,35 +134,37 @@ class _Shared:
 
 @dataclass(frozen=True, slots=True)
 class _Observed:
-    """What one micro-batch adds: of the loss, name -> n numbers, and of the critics [2, n, 3] before their first step.
+    """What one micro-batch adds to the statistics of its global batch.
 
-    ``suspects``: ids of examples whose numbers are not finite, which makes the loss of all others NaN, too.
+    Attributes:
+        loss: name -> n numbers.
+        modules: rows that the auxiliary modules asked for.
+        suspects: ids of examples whose numbers are not finite, which makes the loss of all others NaN, too.
     """
 
     loss: Mapping[str, Sequence[float]]
-    critics: Tensor | None
+    modules: Tensor | None
     suspects: tuple[str, ...]
 
 
 @dataclass(slots=True)
 class _Total:
-    """Sums over this process's micro-batches."""
+    """Sums over this process's micro-batches; ``modules``: those of ``ExtraLoss``."""
 
+    modules: Tensor | None
     sums: Tensor = field(default_factory=lambda: torch.zeros(4 + len(METRICS), dtype=torch.float64))
-    critics: Tensor = field(default_factory=lambda: torch.zeros(2, len(SIDES), dtype=torch.float64))
     reported: frozenset[str] = frozenset()
     suspects: list[str] = field(default_factory=list)
 
 
 def _facts(objective: Objective, batch: Batch) -> TokenFacts:
     facts: TokenFacts = objective.policy(batch.ids, batch.mask, batch.packed)
-    return objective.companions.token_facts(facts, batch.mask)
+    return objective.modules.token_facts(facts, batch.mask)
 
 
 def _look_ahead(objective: Objective, batches: Sequence[Batch], running: Mapping[str, float]) -> _Shared:
     """Statistics of the global batch, by a pass without gradient where any are read."""
-    critics = objective.companions.critics
-    if not objective.loss.stateful and (critics is None or critics.started):
+    if not objective.loss.needs.statistics and not objective.modules.waits:
         return _Shared({}, dict(running))
     device = objective.accelerator.device
     # The lots of dropout must fall as they will in the pass with gradient.
@@ -174,28 +175,24 @@ def _look_ahead(objective: Objective, batches: Sequence[Batch], running: Mapping
 
 @torch.no_grad()
 def _observe(objective: Objective, batch: Batch, facts: TokenFacts) -> _Observed:
-    critics = objective.companions.critics
     if not batch.examples:
         return _Observed({}, None, ())
-    scores = None
-    if critics is not None and not critics.started:
-        found = critics.scores(policy_states(facts, batch), reference_states(facts, batch))
-        scores = torch.stack([of_critic.table() for of_critic in found]).cpu()
-    # Value and critics' terms are left out: no statistic is made of them.
+    of_modules = objective.modules.observe(facts, batch)
+    # The terms of auxiliary modules are left out: no statistic is made of them.
     values = {name: v.double().tolist() for name, v in objective.loss.observe(batch.loss_batch(facts)).items()}
     rows = zip(*values.values(), strict=True) if values else ()
     finite = [all(map(math.isfinite, row)) for row in rows]
-    return _Observed(values, scores, tuple(e.id for e, fine in zip(batch.examples, finite, strict=False) if not fine))
+    return _Observed(
+        values, of_modules, tuple(e.id for e, fine in zip(batch.examples, finite, strict=False) if not fine)
+    )
 
 
 def _statistics(objective: Objective, seen: Sequence[_Observed], running: Mapping[str, float]) -> _Shared:
-    """Of what all processes have ``seen``; starts the critics' running means, too."""
+    """Of what all processes have ``seen``; hands the auxiliary modules their part of it."""
     every = gather_object(list(seen)) if objective.accelerator.num_processes > 1 else seen
-    critics, scores = objective.companions.critics, [one.critics for one in every if one.critics is not None]
-    if critics is not None and scores:
-        critics.update_means(torch.cat(scores, dim=1).mean(1).to(critics.means.device))
+    objective.modules.begin([one.modules for one in every if one.modules is not None])
     suspects = tuple(id for one in every for id in one.suspects)
-    if not objective.loss.stateful:
+    if not objective.loss.needs.statistics:
         return _Shared({}, dict(running), suspects)
     names = sorted({name for one in every for name in one.loss})
     joined = {
@@ -207,19 +204,19 @@ def _statistics(objective: Objective, seen: Sequence[_Observed], running: Mappin
 
 def _backward(objective: Objective, batch: Batch, facts: TokenFacts, shared: _Shared, size: int, total: _Total) -> None:
     """The gradient of one micro-batch of a global batch of ``size`` examples; adds to ``total``."""
-    accelerator, companions = objective.accelerator, objective.companions
+    accelerator, modules = objective.accelerator, objective.modules
     if not batch.examples:
         objective.backward(facts.policy.sum() * 0)
         return
     # Data-parallel wrappers average gradients over processes, so each contributes its share times their number.
     scale = accelerator.num_processes / size
-    found = companions.pair_facts(batch.loss_batch(facts), facts, batch)
+    found = modules.pair_facts(batch.loss_batch(facts), facts, batch)
     output = objective.loss(found, shared.statistics)
     objective.backward(output.per_pair.sum() * scale)
-    if companions.critics is not None:
-        scores = companions.critics.scores(policy_states(facts, batch), reference_states(facts, batch))
-        accelerator.backward(companions.critics.loss(*scores).sum() * scale)
-        total.critics += torch.stack([of_critic.table().sum(0) for of_critic in scores]).double().cpu()
+    extra = modules.extra_loss(facts, batch)
+    if extra is not None:
+        accelerator.backward(extra.per_example.sum() * scale)
+        total.modules = extra.sums if total.modules is None else total.modules + extra.sums
     per_pair = output.per_pair.detach()
     total.reported = frozenset(output.metrics) & frozenset(METRICS)
     means = [float(output.metrics[name]) if name in total.reported else 0.0 for name in METRICS]
@@ -248,10 +245,7 @@ def over_processes(sums: Tensor, accelerator: Accelerator) -> Tensor:
 def _over_all(total: _Total, objective: Objective, size: int, shared: _Shared) -> BatchFacts:
     loss, tokens, responses, positions, *metrics = over_processes(total.sums, objective.accelerator).tolist()
     means = {name: value / size for name, value in zip(METRICS, metrics, strict=True) if name in total.reported}
-    critics = objective.companions.critics
-    scores = None
-    if critics is not None:
-        scores = (over_processes(total.critics, objective.accelerator) / size).to(critics.means)
+    of_modules = None if total.modules is None else over_processes(total.modules, objective.accelerator) / size
     return BatchFacts(
         loss=loss / size,
         metrics=means,
@@ -260,5 +254,5 @@ def _over_all(total: _Total, objective: Objective, size: int, shared: _Shared) -
         positions=round(positions),
         suspects=shared.suspects or tuple(total.suspects),
         running=shared.running,
-        critic_means=scores,
+        module_means=of_modules,
     )

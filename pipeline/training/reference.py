@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 
 from pipeline.config.loss.components import GivenWeights
+from pipeline.config.loss.needs import Fact
 from pipeline.errors import RunError
 from pipeline.losses.dispersion import scaled
-from pipeline.models.token_logps import Fact, Precision, TokenLogps, plain_model
+from pipeline.models.token_logps import Precision, TokenLogps, plain_model
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example, Logps
 

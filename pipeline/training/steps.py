@@ -10,24 +10,36 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
+from safetensors.torch import save_file
 
 from pipeline.config import Optimisation
-from pipeline.errors import RowsError, UserError
+from pipeline.config.loss.needs import OF_REFERENCE
+from pipeline.errors import NonFiniteError, UserError
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
-from pipeline.models.token_logps import OF_REFERENCE, TokenLogps, plain_model
-from pipeline.training.auxiliary.modules import Companions
-from pipeline.training.batches.collate import facts_of, plan_epoch
+from pipeline.models.token_logps import TokenLogps, plain_model
+from pipeline.training.auxiliary.modules import modules_for
+from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example, Survey
-from pipeline.training.batches.micro_batches import Cut
+from pipeline.training.batches.micro_batches import cut_for
 from pipeline.training.checkpoint import Progress, Trained, load_checkpoint, newest_checkpoint, save_checkpoint
 from pipeline.training.distributed.fsdp import shard, single, write_back
-from pipeline.training.distributed.launch import Sharding, Zero
+from pipeline.training.distributed.launch import Placement, Sharding, Zero
 from pipeline.training.distributed.zero import ZeroEngine
 from pipeline.training.gradients import BatchFacts, Lots, Objective, accumulate_gradient, over_processes
-from pipeline.training.optimiser import Group, make_optimiser, rate_factor, set_rate, steps_of, trainable
+from pipeline.training.optimiser import (
+    Group,
+    load_optimiser,
+    make_optimiser,
+    optimiser_state,
+    rate_factor,
+    set_rate,
+    steps_of,
+    trainable,
+)
 from pipeline.training.self_test import check_packing, check_policy_is_reference
 from pipeline.training.step_log import StepReport
+from pipeline.training.trainee import Carry, Trainee
 from pipeline.types import content_hash, derive_seed
 
 # What accelerate is to know of the processes; how parameters are cut over them is ours
@@ -35,83 +47,99 @@ from pipeline.types import content_hash, derive_seed
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
-class NonFiniteError(RowsError):
-    """Loss, gradient or weights became infinite or NaN. ``step`` counts from 1."""
-
-    def __init__(self, message: str, step: int, example_ids: tuple[str, ...]) -> None:
-        """``example_ids``: those whose loss is not finite, or the whole batch if only the gradient is not."""
-        super().__init__(message, example_ids)
-        self.step = step
-
-
 class Steps:
     """The steps of one run of training; see ``train`` for the arguments.
 
     Attributes:
         count: how many there are.
-        companions: what the loss trains beside the policy.
+        modules: what the loss trains together with the policy.
         trained: all that the steps change, but for the loss's running statistics.
         padded_because: why rows are padded; None: prompts are shared and nothing is.
     """
 
     def __init__(
         self,
-        model: Any,
+        trainee: Trainee,
         examples: Sequence[Example],
         survey: Survey,
         loss: Loss,
         settings: Optimisation,
         seed: int,
-        reference_model: Any | None,
-        accelerator: Accelerator,
-        module: RowScores | None = None,
-        sharding: Sharding | Zero | None = None,
+        placement: Placement,
     ) -> None:
-        """Put ``model`` into training mode and on the accelerator's device; with FSDP2 a copy that is cut."""
-        if accelerator.distributed_type not in SUPPORTED:
-            kind = accelerator.distributed_type.value
-            raise UserError(f"training: {kind} is not supported; one process, DDP, or FSDP2 by the run's accelerate")
-        self._whole = model if isinstance(sharding, Sharding) else None
-        if self._whole is not None and accelerator.is_main_process:
+        """Put the model into training mode and on the accelerator's device; with FSDP2 a copy that is cut."""
+        self.accelerator = placement.accelerator
+        _require_supported(self.accelerator)
+        scores = trainee.model if isinstance(trainee.model, RowScores) else None
+        model = trainee.model if scores is None else scores.model
+        self._whole = model if isinstance(placement.sharding, Sharding) else None
+        if self._whole is not None and self.accelerator.is_main_process:
             # Nobody asks the other processes for the model when it is trained.
             model = copy.deepcopy(model)
-        self.model, self.examples, self.loss, self.settings, self.seed = model, examples, loss, settings, seed
-        self.accelerator = accelerator
+        self.model, self.examples, self.settings, self.seed = model, examples, settings, seed
         self.count = steps_of(len(examples), settings)
         self._survey = survey
         # What a checkpoint must agree on to be one of this run.
         self._key = content_hash([settings.identity(), loss.composition.identity(), seed, survey.digest])
         self._plan: tuple[int, list[Sequence[int]]] = (-1, [])
         self._running: Mapping[str, float] = {}
-        if settings.gradient_checkpointing:
-            plain_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.train()
-        if sharding is None:
-            # What its attention can do is tried where it will run.
-            model.to(accelerator.device)
-        reference = _reference_of(model, reference_model, loss)
-        if reference is not None:
-            reference.to(accelerator.device)
-        self.companions = _companions(model, reference, loss, derive_seed(seed, "heads")).to(accelerator.device)
-        facts = module or TokenLogps(model, settings.dtype, facts_of(loss), reference, share_prompts=settings.packing)
-        self.padded_because = facts.padded_because
-        self._cut = Cut(
-            settings.micro_batch_size, _tokens_of_a_pass(settings, accelerator), self.padded_because is None
-        )
         self._packing_checked = False
+        self._prepare_model(placement)
+        reference = _reference_of(model, trainee.reference, loss)
+        if reference is not None:
+            reference.to(self.accelerator.device)
+        self.modules = modules_for(model, reference, loss.composition, derive_seed(seed, "heads")).to(
+            self.accelerator.device
+        )
+        facts = scores or TokenLogps(
+            model, settings.dtype, loss.needs.token_facts, reference, share_prompts=settings.packing
+        )
+        self.padded_because = facts.padded_because
+        self._cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
+        wrapped, self.trained = self._placed(facts, placement)
+        self._objective = Objective(wrapped, loss, self.modules, self.accelerator)
+
+    def _prepare_model(self, placement: Placement) -> None:
+        if self.settings.gradient_checkpointing:
+            recompute = {"use_reentrant": False}
+            plain_model(self.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+        self.model.train()
+        if placement.sharding is None:
+            # What its attention can do is tried where it will run.
+            self.model.to(self.accelerator.device)
+
+    def _placed(self, facts: TokenLogps | RowScores, placement: Placement) -> tuple[Any, Trained]:
+        """``facts`` as the processes call it, and what the steps change."""
+        sharding = placement.sharding
         if isinstance(sharding, Sharding):
-            shard(facts, sharding, accelerator)
-        policy = trainable(model)
-        groups = [Group(policy, settings.weight_decay), *self.companions.groups(settings)]
+            shard(facts, sharding, self.accelerator)
+        policy = trainable(self.model)
+        groups = [Group(policy, self.settings.weight_decay), *self.modules.groups(self.settings)]
         wrapped: Any = facts
-        optimiser: Any = make_optimiser(groups, settings)
+        optimiser: Any = make_optimiser(groups, self.settings)
         if sharding is None:
-            wrapped, optimiser = accelerator.prepare(wrapped, optimiser)
+            wrapped, optimiser = self.accelerator.prepare(wrapped, optimiser)
         elif isinstance(sharding, Zero):
-            wrapped = optimiser = ZeroEngine(facts, optimiser, sharding, settings.max_grad_norm, accelerator)
-        self._objective = Objective(wrapped, loss, self.companions, accelerator)
-        parameters = {**policy, **self.companions.named()}
-        self.trained = Trained(parameters, self.companions.named_constants(), optimiser)
+            engine = ZeroEngine(facts, optimiser, sharding, self.settings.max_grad_norm, self.accelerator)
+            wrapped = optimiser = engine
+        parameters = {**policy, **self.modules.named()}
+        return wrapped, Trained(parameters, self.modules.named_constants(), optimiser)
+
+    def take_up(self, carried: Carry) -> None:
+        """Start from the state that another run has left."""
+        if carried.heads is not None:
+            self.modules.load(carried.heads)
+        if carried.optimiser is not None:
+            load_optimiser(self.trained.optimiser, self.trained.parameters, carried.optimiser)
+
+    def keep(self, kept: Carry) -> None:
+        """Write the state that the next run may start from, in the main process; all of them call this."""
+        if kept.optimiser is not None:
+            state = optimiser_state(self.trained.optimiser, self.trained.parameters, self.accelerator)
+            if self.accelerator.is_main_process:
+                save_file(state, kept.optimiser)
+        if kept.heads is not None and self.accelerator.is_main_process:
+            self.modules.save(kept.heads)
 
     def resume(self, folder: Path | None) -> tuple[StepReport, ...]:
         """Go back to the newest checkpoint in ``folder``; the reports of the steps up to it."""
@@ -174,7 +202,7 @@ class Steps:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         self._running = facts.running
-        self.companions.after_step(facts.critic_means)
+        self.modules.after_step(facts.module_means)
         return self._report(step, facts, rate, norm, time.perf_counter() - started)
 
     def _global_batch(self, epoch: int, index: int) -> list[Example]:
@@ -189,7 +217,7 @@ class Steps:
             # It clips as it steps, and trains nothing beside the policy.
             return self.trained.optimiser.gradient_norm()
         # What is trained beside the policy must not shorten its step, however hard it pulls.
-        beside = [*self.companions.parameters()]
+        beside = [*self.modules.parameters()]
         theirs = {id(p) for p in beside}
         policy = [p for p in self.trained.parameters.values() if id(p) not in theirs]
         norm = single(self.accelerator.clip_grad_norm_(policy, self.settings.max_grad_norm))
@@ -245,9 +273,15 @@ class Steps:
         )
 
 
+def _require_supported(accelerator: Accelerator) -> None:
+    if accelerator.distributed_type not in SUPPORTED:
+        kind = accelerator.distributed_type.value
+        raise UserError(f"training: {kind} is not supported; one process, DDP, or FSDP2 by the run's accelerate")
+
+
 def _reference_of(model: Any, given: Any | None, loss: Loss) -> Any | None:
     """The model that tells what stored log-probabilities do not; None if the loss asks for nothing of it."""
-    wanted = facts_of(loss) & OF_REFERENCE
+    wanted = loss.needs.token_facts & OF_REFERENCE
     if not wanted:
         return None
     if given is not None:
@@ -258,16 +292,3 @@ def _reference_of(model: Any, given: Any | None, loss: Loss) -> Any | None:
             f"({', '.join(sorted(wanted))}); without an adapter to switch off, a reference model must be given"
         )
     return model
-
-
-def _companions(model: Any, reference: Any | None, loss: Loss, seed: int) -> Companions:
-    own = plain_model(model).config.get_text_config()
-    other = own if reference is None else plain_model(reference).config.get_text_config()
-    made = Companions(loss.composition, own.hidden_size, other.num_hidden_layers, other.hidden_size, seed)
-    return made.train()
-
-
-def _tokens_of_a_pass(settings: Optimisation, accelerator: Accelerator) -> int:
-    if settings.micro_batch_tokens is not None:
-        return settings.micro_batch_tokens
-    return 1024 if accelerator.device.type == "cpu" else 16384

@@ -42,6 +42,7 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
     from pipeline.losses import Loss
     from pipeline.models.classifier_scores import RowScores, padding_id
     from pipeline.training.train import train
+    from pipeline.training.trainee import Files, Trainee
     from reward_models.training.start import load_start, save_reward_model
 
     model, tokenizer = load_start(config.model, config.seed)
@@ -57,13 +58,12 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
     loss = Loss("bradley_terry" if eta is None else "rao_kupper", config.composition(eta))
     try:
         result = train(
-            model,
+            Trainee(RowScores(model, {0: 1.0}, config.training.dtype, share_prompts=config.training.packing)),
             [example(comparison) for comparison in kept],
             loss,
             config.training,
             seed=derive_seed(config.seed, "reward model"),
-            module=RowScores(model, {0: 1.0}, config.training.dtype, share_prompts=config.training.packing),
-            checkpoint_dir=folder / CHECKPOINTS,
+            files=Files(folder / CHECKPOINTS),
             on_step=on_step,
         )
     except RowsError as error:

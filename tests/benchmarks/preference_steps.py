@@ -32,11 +32,11 @@ Steps = Callable[[LlamaForCausalLM, list[Pair], Facts, Path], Outcome]
 def our_steps(model: LlamaForCausalLM, pairs: list[Pair], job: Facts, folder: Path) -> Outcome:
     """Steps of ``pipeline.training.train`` with its default batching."""
     from pipeline.losses import load_preset
-    from pipeline.training.train import StepReport, train
+    from pipeline.training.train import StepReport, Trainee, train
 
     examples, settings = our_examples(pairs, job), our_settings(job)
     reports: list[StepReport] = []
-    train(model, examples, load_preset("dpo", beta=BETA), settings, seed=0, on_step=reports.append)
+    train(Trainee(model), examples, load_preset("dpo", beta=BETA), settings, seed=0, on_step=reports.append)
     return sum(r.seconds for r in reports), sum(r.loss for r in reports) / len(reports)
 
 

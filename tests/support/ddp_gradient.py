@@ -13,13 +13,12 @@ from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.lora import add_adapter
 from pipeline.models.token_logps import TokenLogps
-from pipeline.training.auxiliary.modules import Companions
-from pipeline.training.batches.collate import facts_of
+from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.micro_batches import Cut
 from pipeline.training.gradients import Objective, accumulate_gradient
-from pipeline.training.train import train
+from pipeline.training.train import Placement
 from tests.support.loss_examples import examples_for, loss_named, settings
-from tests.support.tiny_training import VOCABULARY, random_pairs, tiny_llama
+from tests.support.tiny_training import VOCABULARY, random_pairs, tiny_llama, trained
 
 GRADIENTS = ("dpo", "simpo", "tdpo2", "sparsepo", "mi_dpo", "beta_dpo", "kto", "bco", "hpo", "rpo_sqloo", "ganpo")
 REWARD_MODEL: dict[str, Any] = {
@@ -39,15 +38,15 @@ CUTS = {"padded": Cut(1), "packed": Cut(3, 60, packing=True)}
 
 def gradient(name: str, cut: str, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
     loss, model = loss_named(name), tiny_llama()
-    companions = Companions(loss.composition, 32, 2, 32, seed=1)
+    companions = AuxiliaryModules(loss.composition, 32, 2, 32, seed=1)
     reference = tiny_llama(seed=1)
-    policy = TokenLogps(model, "float32", facts_of(loss), reference, share_prompts=CUTS[cut].packing)
+    policy = TokenLogps(model, "float32", loss.needs.token_facts, reference, share_prompts=CUTS[cut].packing)
     objective = Objective(accelerator.prepare(policy), loss, companions, accelerator)
     facts = accumulate_gradient(objective, examples_for(loss, 7), CUTS[cut])
     named = [*model.named_parameters(), *companions.named().items()]
     found = {f"{name}.{cut}.{part}": p.grad for part, p in named if p.grad is not None}
-    if facts.critic_means is not None:
-        found[f"{name}.{cut}.means"] = facts.critic_means
+    if facts.module_means is not None:
+        found[f"{name}.{cut}.means"] = facts.module_means
     return found, facts.loss
 
 
@@ -56,7 +55,7 @@ def reward_gradient(accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], 
     torch.manual_seed(0)
     model = LlamaForSequenceClassification(LlamaConfig(**REWARD_MODEL))
     loss = Loss("bradley_terry", Composition.model_validate({"link": "logistic"}))
-    companions = Companions(loss.composition, 32, 2, 32, seed=1)
+    companions = AuxiliaryModules(loss.composition, 32, 2, 32, seed=1)
     scores = accelerator.prepare(RowScores(model, {0: 1.0}, share_prompts=True))
     facts = accumulate_gradient(Objective(scores, loss, companions, accelerator), random_pairs(7), Cut(2, packing=True))
     return {f"reward.{part}": p.grad for part, p in model.named_parameters() if p.grad is not None}, facts.loss
@@ -68,9 +67,9 @@ def steps(name: str, accelerator: Accelerator, lora: bool = False) -> tuple[dict
     twice = settings(batch_size=7, micro_batch_size=2, warmup=0, max_steps=2, epochs=2.0)
     reference = None if lora else tiny_llama(seed=1)
     examples = examples_for(loss, 7, tiny_llama() if lora else tiny_llama(seed=1))
-    result = train(policy, examples, loss, twice, seed=0, accelerator=accelerator, reference_model=reference)
-    trained = {f"steps.{name}.{part}": p.detach() for part, p in policy.named_parameters() if p.requires_grad}
-    return trained, result.history[-1].loss
+    result = trained(policy, examples, loss, twice, seed=0, placement=Placement(accelerator), reference=reference)
+    weights = {f"steps.{name}.{part}": p.detach() for part, p in policy.named_parameters() if p.requires_grad}
+    return weights, result.history[-1].loss
 
 
 accelerator = Accelerator(cpu=True)

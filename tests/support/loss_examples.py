@@ -68,7 +68,9 @@ def examples_for(loss: Loss, count: int, *models: torch.nn.Module) -> list[Examp
         examples = random_unpaired(count)
     else:
         examples = full_pairs(count)
-    return under_references(examples, *(models or [tiny_llama(seed=s) for s in range(1, 1 + max(1, loss.references))]))
+    return under_references(
+        examples, *(models or [tiny_llama(seed=s) for s in range(1, 1 + max(1, loss.needs.references))])
+    )
 
 
 def settings(**fields: object) -> Optimisation:

@@ -11,9 +11,9 @@ from pipeline.config import Lora
 from pipeline.models.lora import add_adapter
 from pipeline.training.distributed.launch import Launch, Sharding, Zero
 from pipeline.training.distributed.process_group import join
-from pipeline.training.train import StepReport, train
+from pipeline.training.train import Placement, StepReport
 from tests.support.loss_examples import examples_for, loss_named, settings
-from tests.support.tiny_training import tiny_llama
+from tests.support.tiny_training import tiny_llama, trained
 
 CUTS: dict[str, Sharding | Zero] = {
     "fsdp2": Sharding(fsdp_version=2),
@@ -42,16 +42,15 @@ def steps(
     preset, tied, adapter, further = RUNS[name]
     loss, model = loss_named(preset), tiny_llama(tied=tied)
     examples = examples_for(loss, 7, tiny_llama(seed=1))
-    train(
+    trained(
         add_adapter(model, Lora(rank=2), seed=3) if adapter else model,
         examples,
         loss,
         settings(batch_size=4, micro_batch_size=1, warmup=0, epochs=2.0, learning_rate=1e-4, **further),
         seed=0,
-        reference_model=None if adapter else tiny_llama(seed=1),
-        save_optimiser_to=folder / f"{name}.optimiser.safetensors",
-        accelerator=accelerator,
-        sharding=sharding,
+        reference=None if adapter else tiny_llama(seed=1),
+        optimiser_to=folder / f"{name}.optimiser.safetensors",
+        placement=None if accelerator is None else Placement(accelerator, sharding),
         **options,
     )
     if accelerator is None or accelerator.is_main_process:
@@ -62,7 +61,7 @@ def main() -> None:
     rank, folder, cut, again = int(sys.argv[1]), Path(sys.argv[2]), CUTS[sys.argv[3]], len(sys.argv) > 4
     launch = Launch(num_processes=2, use_cpu=True)
     accelerator = join(launch, rank, folder / f"store_{again}", 60)
-    options: dict[str, Any] = {"checkpoint_dir": folder / "kept"}
+    options: dict[str, Any] = {"checkpoints": folder / "kept"}
     if again:
         steps("resumed", folder, accelerator, cut, **options)
         return

@@ -12,7 +12,7 @@ from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config import Chat, SamplingSettings
 from pipeline.config.files import load_config
-from pipeline.config.loss.needs import samples_calibration, stores_reference
+from pipeline.config.loss.needs import needs_of
 from pipeline.config.reward_model import buys
 from pipeline.models.chat import load_chat
 from pipeline.sampling.sampler import SampleRequest
@@ -123,8 +123,8 @@ def supply(context: Context, round_: int) -> InventedResponses:
     workers: Any = InventedResponses(context.policy_path(0))
     names = ["samples", *_bought(context, round_), "labels"] if context.config.mode == "iterative" else []
     names += ["pairs"]
-    names += ["calibration"] if samples_calibration(context.config.loss) else []
-    names += ["reference"] if stores_reference(context.config.loss) else []
+    names += ["calibration"] if needs_of(context.config.loss).calibration else []
+    names += ["reference"] if needs_of(context.config.loss).stored_reference else []
     for name in names:
         run_stage(context, round_, name, workers)
     invented: InventedResponses = workers

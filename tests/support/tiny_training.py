@@ -1,15 +1,19 @@
 """A Llama of a few thousand parameters in memory and random examples for it, for tests of training."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pipeline.config import Optimisation
 from pipeline.losses import Loss, load_preset
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.reference import reference_logps, with_references
+from pipeline.training.train import Carry, Files, Placement, StepReport, Trainee, TrainResult, train
 
 VOCABULARY = 40
 
@@ -87,3 +91,28 @@ def pairs_with_reference(model: torch.nn.Module, count: int, seed: int = 0) -> l
 
 def dpo(**overrides: object) -> Loss:
     return load_preset("dpo", **overrides)
+
+
+def trained(
+    model: Any,
+    examples: Sequence[Example],
+    loss: Loss,
+    settings: Optimisation,
+    *,
+    seed: int = 0,
+    reference: Any | None = None,
+    starts_at_reference: bool = False,
+    on_step: Callable[[StepReport], None] | None = None,
+    placement: Placement | None = None,
+    **files: Path,
+) -> TrainResult:
+    """``train`` with its records filled in.
+
+    ``files``: checkpoints, optimiser_from, optimiser_to, heads_from, heads_to.
+    """
+    carried = Carry(files.pop("optimiser_from", None), files.pop("heads_from", None))
+    kept = Carry(files.pop("optimiser_to", None), files.pop("heads_to", None))
+    places = Files(files.pop("checkpoints", None), carried, kept)
+    assert not files, files
+    trainee = Trainee(model, reference, starts_at_reference)
+    return train(trainee, examples, loss, settings, seed=seed, files=places, placement=placement, on_step=on_step)

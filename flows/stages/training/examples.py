@@ -10,14 +10,7 @@ from flows.run_folder.stage_keys import reference_name
 from flows.stages.context import Context
 from pipeline.config import Composition
 from pipeline.config.loss.components import GivenWeights
-from pipeline.config.loss.needs import (
-    needs_of,
-    reads_baseline,
-    references_of,
-    samples_calibration,
-    stores_reference,
-    takes_texts,
-)
+from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RunError
 from pipeline.storage.rows import read_groups, read_preferences, read_rows
 from pipeline.storage.tables import Row
@@ -37,12 +30,12 @@ def round_examples(context: Context, round_: int) -> Iterator[Example]:
     """
     loss = context.config.loss
     preferences = read_preferences(context.run.stage(round_, "pairs").folder)
-    drawn = _calibration(context, round_) if samples_calibration(loss) else {}
+    drawn = _calibration(context, round_) if needs_of(loss).calibration else {}
     examples = (
         replace(_example(preference, loss), calibration=_drawn(drawn.get(preference.prompt.id)))
         for preference in preferences
     )
-    return _with_mismatched(examples) if reads_baseline(loss) else examples
+    return _with_mismatched(examples) if needs_of(loss).baseline else examples
 
 
 def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
@@ -53,11 +46,11 @@ def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
     """
     loss = context.config.loss
     examples = round_examples(context, round_)
-    if not stores_reference(loss):
+    if not needs_of(loss).stored_reference:
         return examples
     folder = context.run.stage(round_, "reference").folder
     # Where only the entropy of a reference is read, its log-probabilities are not the loss's.
-    names = [reference_name(number) for number in range(references_of(loss))]
+    names = [reference_name(number) for number in range(needs_of(loss).references)]
     examples = _joined(examples, [read_rows(folder / name) for name in names], round_)
     if loss.dispersion is not None:
         entropies = array("d", (row["entropy"] for row in read_rows(folder / reference_name(0))))
@@ -98,7 +91,7 @@ def _example(preference: Preference, loss: Composition) -> Example:
 
 
 def _of_pair(pair: Pair, loss: Composition) -> Example:
-    if takes_texts(loss):
+    if needs_of(loss).only_chosen:
         return Example.text(pair.id, pair.prompt_ids, pair.chosen.token_ids)
     # Where win probabilities are read they hold what the label says, and one-sided terms take labels as certain.
     as_wins = "win_probability" in needs_of(loss)

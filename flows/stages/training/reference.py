@@ -21,7 +21,7 @@ from flows.run_folder.ancestry import reference_stages
 from flows.run_folder.stage_keys import reference_name
 from flows.stages.context import Context, Outcome, keep_rows, offending_file
 from flows.stages.training.examples import NEGATIVE, POSITIVE, round_examples
-from pipeline.config.loss.needs import reads_contrast, references_of
+from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RunError
 from pipeline.models.policy import load_for_scoring, local_folder
 from pipeline.storage.atomic import discard
@@ -99,9 +99,9 @@ def reference_models(context: Context, round_: int) -> list[str]:
 def _passes(context: Context, round_: int) -> list[Pass]:
     loss, contrast = context.config.loss, context.config.training.contrastive
     wants_entropy = loss.dispersion is not None
-    models = reference_models(context, round_)[: max(references_of(loss), int(wants_entropy))]
+    models = reference_models(context, round_)[: max(needs_of(loss).references, int(wants_entropy))]
     found = [Pass(reference_name(i), model, wants_entropy and i == 0) for i, model in enumerate(models)]
-    if reads_contrast(loss):
+    if needs_of(loss).contrast:
         assert contrast is not None, "checked before the run"
         found += [Pass(POSITIVE, contrast.positive), Pass(NEGATIVE, contrast.negative)]
     return found

@@ -20,6 +20,7 @@ from pipeline.storage.integrity import POINTED_FILES, POINTER, model_files
 from pipeline.storage.rows import TEXTS, prompt_row, write_table
 from pipeline.storage.run_folder import CHECKPOINTS
 from pipeline.training.batches.examples import Example
+from pipeline.training.trainee import Trainee
 from pipeline.types import Prompt, derive_seed
 
 BASE = "base"
@@ -43,7 +44,7 @@ def start(context: Context, folder: Path) -> Outcome:
     examples = _examples(context, chat, dropped)
     seed = derive_seed(config.seed, "warm start")
     try:
-        outcome = fit(context, folder, model, examples, load_preset("sft"), config.warm_start, seed)
+        outcome = fit(context, folder, Trainee(model), examples, load_preset("sft"), config.warm_start, seed)
     except RowsError as error:
         if context.writes:
             _keep_offending_texts(context, folder, error)

@@ -1,7 +1,6 @@
 """policy of rounds 1 and on: one round of preference training; average: the running mean of policies."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from flows.run_folder.ancestry import parent, reference_stage
 from flows.stages.context import Context, Outcome, keep_rows, policy_chat
 from flows.stages.training.examples import examples_with_reference
 from pipeline.config import Optimisation
-from pipeline.config.loss.needs import references_of, trains_with_reference
+from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RowsError
 from pipeline.losses import Loss
 from pipeline.models.lora import add_adapter
@@ -22,6 +21,7 @@ from pipeline.training.batches.examples import Example
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.step_log import STEPS, StepLog, StepReport, TrainResult
 from pipeline.training.train import train
+from pipeline.training.trainee import Carry, Files, Trainee
 from pipeline.types import derive_seed
 
 # In folders of their own: engines load every *.safetensors beside a model as its weights.
@@ -29,19 +29,6 @@ HEADS = "heads"
 OPTIMISER = "optimiser/state.safetensors"
 EXAMPLES = "examples.arrow"
 OFFENDING = "offending.parquet"
-
-
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """What a round takes up from the last one and leaves to the next; None: not at all."""
-
-    optimiser_from: Path | None = None
-    optimiser_to: Path | None = None
-    heads_from: Path | None = None
-    heads_to: Path | None = None
-
-
-NOTHING_CARRIED = Carried()
 
 
 def train_round(context: Context, round_: int, folder: Path) -> Outcome:
@@ -57,14 +44,16 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
         outcome = fit(
             context,
             folder,
-            model,
+            Trainee(
+                model,
+                _reference_model(context, round_, at_reference),
+                starts_at_reference=at_reference and needs_of(config.loss).references > 0,
+            ),
             examples_with_reference(context, round_),
             Loss(config.loss.preset, config.loss),
             training,
             derive_seed(config.seed, "train", round_),
-            reference_model=_reference_model(context, round_, at_reference),
-            carried=_carried(context, round_, folder),
-            starts_at_reference=at_reference and references_of(config.loss) > 0,
+            files=_files(context, round_, folder),
         )
     except RowsError as error:
         if context.writes:
@@ -79,16 +68,14 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
 def fit(
     context: Context,
     folder: Path,
-    model: Any,
+    trainee: Trainee,
     examples: Iterable[Example],
     loss: Loss,
     settings: Optimisation,
     seed: int,
-    reference_model: Any | None = None,
-    carried: Carried = NOTHING_CARRIED,
-    starts_at_reference: bool = False,
+    files: Files | None = None,
 ) -> Outcome:
-    """Train ``model`` in place, with mid-round checkpoints in ``folder``; each step goes to steps.jsonl there.
+    """Train in place, with mid-round checkpoints in ``folder``; each step goes to steps.jsonl there.
 
     The examples are read once, into a file beside the checkpoints; steps read it, so memory does not grow with them.
     """
@@ -105,20 +92,13 @@ def fit(
         context.report(step.step, step.steps, f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s")
 
     result = train(
-        model,
+        trainee,
         table,
         loss,
         settings,
         seed=seed,
-        reference_model=reference_model,
-        checkpoint_dir=folder / CHECKPOINTS,
-        carried_optimiser=carried.optimiser_from,
-        carried_heads=carried.heads_from,
-        save_optimiser_to=carried.optimiser_to,
-        save_heads_to=carried.heads_to,
-        starts_at_reference=starts_at_reference,
-        accelerator=None if context.joint is None else context.joint.accelerator,
-        sharding=None if context.joint is None else context.joint.sharding,
+        files=files or Files(folder / CHECKPOINTS),
+        placement=context.placement,
         on_step=on_step,
     )
     if context.writes:
@@ -135,23 +115,25 @@ def _starts_at_reference(context: Context, round_: int) -> bool:
 def _reference_model(context: Context, round_: int, at_reference: bool) -> Any | None:
     """The reference policy, where the loss reads more of it than is stored; None: none, or the policy's own base."""
     config = context.config
-    if not trains_with_reference(config.loss) or (at_reference and config.training.lora is not None):
+    if not needs_of(config.loss).live_reference or (at_reference and config.training.lora is not None):
         return None
     path = context.model_path(reference_stage(context.run, config, round_))
     return load_policy(str(path), trust_remote_code=config.trusts_policy)
 
 
-def _carried(context: Context, round_: int, folder: Path) -> Carried:
+def _files(context: Context, round_: int, folder: Path) -> Files:
     """Heads go from round to round whenever the loss trains some; the optimiser's state if the config says so."""
     before = context.run.stage(parent(context.run, context.config, round_), "policy").folder
     carries = context.config.training.optimiser_state == "carried"
     if carries and context.writes:
         (folder / OPTIMISER).parent.mkdir(exist_ok=True)
-    return Carried(
-        optimiser_from=before / OPTIMISER if carries and (before / OPTIMISER).is_file() else None,
-        optimiser_to=folder / OPTIMISER if carries else None,
-        heads_from=before / HEADS if (before / HEADS).is_dir() else None,
-        heads_to=folder / HEADS,
+    return Files(
+        folder / CHECKPOINTS,
+        carried=Carry(
+            before / OPTIMISER if carries and (before / OPTIMISER).is_file() else None,
+            before / HEADS if (before / HEADS).is_dir() else None,
+        ),
+        kept=Carry(folder / OPTIMISER if carries else None, folder / HEADS),
     )
 
 

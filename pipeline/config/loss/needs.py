@@ -1,9 +1,7 @@
-"""What a loss needs, derived from its components and from nothing else. Torch-free.
+"""``Needs``: everything that a loss reads, derived once from its components. Torch-free."""
 
-The names are those of fields of ``Side`` and ``PairBatch`` in pipeline/losses/batch.py; ``responses`` stands for a
-``GroupBatch``.
-"""
-
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config.loss.components import (
@@ -24,26 +22,130 @@ from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.terms import RewardLabel, WinLabel
 
 REWARDS = frozenset({"reward_chosen", "reward_rejected"})
+# What training examples are: a text to imitate, a pair, one response marked good or bad, K responses.
+Kind = Literal["text", "pair", "unpaired", "group"]
+# Quantities of each token that a model can compute besides its log-probability.
+Fact = Literal["kl", "collision", "entropy", "hidden", "reference_hidden", "reference_last_hidden"]
+OF_REFERENCE: frozenset[Fact] = frozenset({"kl", "reference_hidden", "reference_last_hidden"})
 
 
-def needs_of(loss: Composition) -> frozenset[str]:
-    """Optional fields that the loss reads."""
-    found: set[str] = set()
-    if loss.links:
-        found.add("rejected")
-    if references_of(loss) > 0:
-        found.add("reference")
-    if loss.kl > 0:
-        found.add("kl")
-    if loss.pair_weight == "policy":
-        found.add("collision")
-    if loss.dispersion is not None:
-        found.add("dispersion")
-    return frozenset(found) | _of_tokens(loss) | _of_labels(loss) | _of_regularisers(loss)
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a loss reads, for whoever supplies it.
+
+    Iterating, and ``in``, go over ``fields``.
+
+    Attributes:
+        fields: optional fields of ``Side`` and ``PairBatch`` (pipeline/losses/batch.py); ``responses`` stands for a
+            ``GroupBatch``.
+        references: number of reference policies whose log-probabilities it reads.
+        token_facts: what it reads of policy and reference model besides log-probabilities.
+        groups: it trains on K responses to a prompt, not on pairs.
+        only_chosen: it trains on the chosen response alone.
+        one_sided: it has terms of one response each, which take no soft labels.
+        unpaired: it is defined for single responses that are marked good or bad.
+        contrast: two contrasting models weigh the tokens (TIS-DPO).
+        given_prior: the data gives log ζ of each response.
+        baseline: it estimates KL(π ‖ π_ref) from mismatched responses; for single responses, those to other prompts.
+        statistics: it reads statistics over the whole batch, and running ones.
+        auxiliary: it trains heads or critics together with the policy.
+        live_reference: it needs the reference model during training, since what it reads cannot be stored.
+        opponent: whose answers the win probabilities of a pair refer to: for a label, the other response.
+    """
+
+    fields: frozenset[str]
+    references: int
+    token_facts: frozenset[Fact]
+    groups: bool
+    only_chosen: bool
+    one_sided: bool
+    unpaired: bool
+    contrast: bool
+    given_prior: bool
+    baseline: bool
+    statistics: bool
+    auxiliary: bool
+    live_reference: bool
+    opponent: Literal["average", "other"]
+
+    def __contains__(self, field: object) -> bool:
+        return field in self.fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.fields)
+
+    @property
+    def calibration(self) -> bool:
+        """Whether the reference policy answers the round's prompts too (VPO, XPO)."""
+        return "calibration" in self.fields
+
+    @property
+    def stored_reference(self) -> bool:
+        """Whether anything of the reference, or of contrasting models, is computed before training."""
+        return self.references > 0 or "dispersion" in self.fields or self.contrast
+
+    @property
+    def accepts_unpaired(self) -> bool:
+        """Whether a run can train it on single responses that are marked good or bad.
+
+        Weights from contrasting models have the sign of the better or the worse response of a pair, so they are not
+        made for single ones.
+        """
+        return self.unpaired and not self.contrast
+
+    def mismatched(self, kind: Kind) -> bool:
+        """Whether examples of ``kind`` carry a response to another prompt (KTO); pairs need none."""
+        return kind == "unpaired" and self.baseline
 
 
-def references_of(loss: Composition) -> int:
-    """How many reference policies it reads log-probabilities of."""
+def needs_of(loss: Composition) -> Needs:
+    """Derive the record. The one place that knows which component reads what."""
+    fields = _of_preferences(loss) | _of_tokens(loss) | _of_labels(loss) | _of_regularisers(loss)
+    learned = isinstance(loss.weights, LearnedWeights) or isinstance(loss.prior, LearnedPrior)
+    hidden = learned or isinstance(loss.weights, ActivationWeights)
+    baseline = any(term.target == "baseline" for term in loss.terms)
+    running = any(term.target == "running_mean" for term in loss.terms)
+    return Needs(
+        fields=frozenset(fields),
+        references=_references(loss),
+        token_facts=_token_facts(fields, hidden),
+        groups=loss.head is not None,
+        only_chosen="rejected" not in fields and loss.head is None,
+        one_sided=loss.one_sided,
+        unpaired=loss.unpaired,
+        contrast=isinstance(loss.weights, GivenWeights),
+        given_prior=isinstance(loss.prior, GivenPrior),
+        baseline=baseline,
+        statistics=loss.scale is not None or isinstance(loss.margin, GapMargin) or running or baseline,
+        auxiliary=learned or loss.advantage is not None or loss.adversary is not None,
+        live_reference=hidden or loss.kl > 0 or loss.adversary is not None,
+        opponent="other" if isinstance(loss.label, WinLabel) else "average",
+    )
+
+
+def _of_preferences(loss: Composition) -> set[str]:
+    asked = {
+        "rejected": bool(loss.links),
+        "reference": _references(loss) > 0,
+        "kl": loss.kl > 0,
+        "collision": loss.pair_weight == "policy",
+        "dispersion": loss.dispersion is not None,
+    }
+    return {field for field, reads in asked.items() if reads}
+
+
+def _token_facts(fields: set[str], hidden: bool) -> frozenset[Fact]:
+    asked: dict[Fact, bool] = {
+        "kl": "kl" in fields,
+        "collision": "collision" in fields,
+        "hidden": bool(fields & {"value", "critic_chosen"}),
+        "reference_last_hidden": "critic_chosen" in fields,
+        "reference_hidden": hidden,
+    }
+    return frozenset(fact for fact, reads in asked.items() if reads)
+
+
+def _references(loss: Composition) -> int:
     if not loss.links and loss.head is None:
         return 1 if _reads_ratio(loss) else 0
     match loss.prior:
@@ -56,23 +158,6 @@ def references_of(loss: Composition) -> int:
         case NoPrior() | GivenPrior():
             return 1 if isinstance(loss.margin, GapMargin) or _reads_ratio(loss) else 0
     return 1
-
-
-def stateful(loss: Composition) -> bool:
-    """Whether it reads statistics over the whole batch, and running ones."""
-    running = any(term.target == "running_mean" for term in loss.terms)
-    return loss.scale is not None or isinstance(loss.margin, GapMargin) or running or reads_baseline(loss)
-
-
-def reads_baseline(loss: Composition) -> bool:
-    """Whether it estimates KL(π ‖ π_ref) from responses that do not belong: of single ones, those to other prompts."""
-    return any(term.target == "baseline" for term in loss.terms)
-
-
-def trains_beside(loss: Composition) -> bool:
-    """Whether it trains heads or critics beside the policy."""
-    learned = isinstance(loss.weights, LearnedWeights) or isinstance(loss.prior, LearnedPrior)
-    return learned or loss.advantage is not None or loss.adversary is not None
 
 
 def _reads_ratio(loss: Composition) -> bool:
@@ -113,47 +198,3 @@ def _of_regularisers(loss: Composition) -> set[str]:
     if loss.adversary is not None:
         found |= {"critic_chosen", "critic_rejected"}
     return found
-
-
-def takes_groups(loss: Composition) -> bool:
-    """Whether rounds train on groups of K responses; else on pairs, or on single responses where those are given."""
-    return loss.head is not None
-
-
-def takes_unpaired(loss: Composition) -> bool:
-    """Whether rounds can train on single responses that are marked good or bad.
-
-    Token weights of contrasting models are not made for those: their sign is of the better or the worse one of a pair.
-    """
-    return loss.unpaired and not reads_contrast(loss)
-
-
-def takes_texts(loss: Composition) -> bool:
-    """Whether the chosen response alone is trained on."""
-    return "rejected" not in needs_of(loss) and loss.head is None
-
-
-def win_against(loss: Composition) -> Literal["average", "other"]:
-    """Whom the win probabilities of a pair are against: as a label, the other response."""
-    return "other" if isinstance(loss.label, WinLabel) else "average"
-
-
-def samples_calibration(loss: Composition) -> bool:
-    """Whether the reference policy answers the round's prompts too (VPO, XPO)."""
-    return "calibration" in needs_of(loss)
-
-
-def reads_contrast(loss: Composition) -> bool:
-    """Whether two contrasting models weigh the tokens (TIS-DPO)."""
-    return isinstance(loss.weights, GivenWeights)
-
-
-def stores_reference(loss: Composition) -> bool:
-    """Whether anything of the reference, or of contrasting models, is computed before training."""
-    return references_of(loss) > 0 or loss.dispersion is not None or reads_contrast(loss)
-
-
-def trains_with_reference(loss: Composition) -> bool:
-    """Whether the reference model stands beside the policy in training: what the loss reads cannot be stored."""
-    learned = isinstance(loss.weights, LearnedWeights | ActivationWeights) or isinstance(loss.prior, LearnedPrior)
-    return learned or loss.kl > 0 or loss.adversary is not None

@@ -1,11 +1,17 @@
-"""What a loss trains beside the policy: heads on hidden states, and critics of them.
+"""Modules that a loss trains together with the policy: heads on hidden states, and critics of them.
 
-They are no part of the policy and of what is published of it. Every process holds all of them, and their gradients
-are averaged here, since whatever wraps the policy for several processes does not see them.
+They are not part of the policy, nor of what is published of it. Every process holds all of them. Their gradients are
+averaged here, because the wrapper that trains the policy in several processes does not see them.
+
+The training loop knows four things of them: what they read of each token and pair (``token_facts``, ``pair_facts``),
+what they must know of the whole batch before the pass with gradient (``observe``, ``begin``), a loss of their own
+(``extra_loss``), and what follows a step (``after_step``).
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,8 +23,8 @@ from pipeline.config import Composition, Optimisation
 from pipeline.config.loss.components import ActivationWeights, LearnedPrior, LearnedWeights
 from pipeline.errors import UserError
 from pipeline.losses import GroupBatch, PairBatch, UnpairedBatch
-from pipeline.models.token_logps import TokenFacts, at_tokens, response_places
-from pipeline.training.auxiliary.critics import Critics, PairStates
+from pipeline.models.token_logps import TokenFacts, at_tokens, plain_model, response_places
+from pipeline.training.auxiliary.critics import SIDES, Critics, PairStates
 from pipeline.training.auxiliary.heads import MaskHead, PriorHead, ValueHead, activation_mask
 from pipeline.training.batches.collate import Batch
 from pipeline.training.optimiser import Group
@@ -29,7 +35,20 @@ FILE = "heads.safetensors"
 PREFIX = "heads."
 
 
-class Companions(nn.Module):
+@dataclass(frozen=True, slots=True)
+class ExtraLoss:
+    """A loss of the modules' own, on a micro-batch of B examples.
+
+    Attributes:
+        per_example: [B], with gradient for the modules alone.
+        sums: over the B examples, for ``after_step``; float64 on the CPU.
+    """
+
+    per_example: Tensor
+    sums: Tensor
+
+
+class AuxiliaryModules(nn.Module):
     """The heads and critics that a loss declares; those it does not are None."""
 
     def __init__(self, loss: Composition, width: int, layers: int, reference_width: int, seed: int) -> None:
@@ -112,10 +131,39 @@ class Companions(nn.Module):
             found = replace(found, critic_chosen=chosen, critic_rejected=rejected)
         return found
 
-    def after_step(self, critic_means: Tensor | None) -> None:
-        """What follows a step of the optimiser; ``critic_means`` [2, 3]: the critics' mean scores in it."""
-        if self.critics is not None and critic_means is not None:
-            self.critics.update_means(critic_means)
+    @property
+    def waits(self) -> bool:
+        """Whether they must ``observe`` the whole batch before its pass with gradient: critics without means yet."""
+        return self.critics is not None and not self.critics.started
+
+    def observe(self, facts: TokenFacts, batch: Batch) -> Tensor | None:
+        """Rows of one micro-batch for ``begin``, on the CPU; None where they do not wait."""
+        if self.critics is None or self.critics.started:
+            return None
+        found = self.critics.scores(policy_states(facts, batch), reference_states(facts, batch))
+        return torch.stack([of_critic.table() for of_critic in found]).cpu()
+
+    def begin(self, observed: Sequence[Tensor]) -> None:
+        """Take up what all processes ``observed`` of one global batch."""
+        if self.critics is not None and observed:
+            self.critics.update_means(torch.cat([*observed], dim=1).mean(1).to(self.critics.means.device))
+
+    def extra_loss(self, facts: TokenFacts, batch: Batch) -> ExtraLoss | None:
+        """Their own loss on a micro-batch, which no gradient of reaches the policy; None if they have none."""
+        if self.critics is None:
+            return None
+        scores = self.critics.scores(policy_states(facts, batch), reference_states(facts, batch))
+        sums = torch.stack([of_critic.table().sum(0) for of_critic in scores]).double().cpu()
+        return ExtraLoss(self.critics.loss(*scores), sums)
+
+    def nothing_summed(self) -> Tensor | None:
+        """Zeros of the form of ``ExtraLoss.sums``; None if they have no loss of their own."""
+        return None if self.critics is None else torch.zeros(2, len(SIDES), dtype=torch.float64)
+
+    def after_step(self, means: Tensor | None) -> None:
+        """Follow a step of the optimiser; ``means``: of ``ExtraLoss.sums`` over the examples of its global batch."""
+        if self.critics is not None and means is not None:
+            self.critics.update_means(means.to(self.critics.means))
             self.critics.renormalise()
 
     def average_gradients(self, accelerator: Accelerator) -> None:
@@ -151,6 +199,16 @@ class Companions(nn.Module):
             unknown = differing or sorted(set(tensors) - set(own))
             raise UserError(f"{folder / FILE}: heads of another loss or model ({unknown[0]} does not fit)")
         self.load_state_dict(tensors)
+
+
+def modules_for(model: Any, reference: Any | None, loss: Composition, seed: int) -> AuxiliaryModules:
+    """New modules of ``loss``, in training mode, for a policy and the reference whose states they read.
+
+    ``reference`` None: the policy's sizes stand for it.
+    """
+    own = plain_model(model).config.get_text_config()
+    other = own if reference is None else plain_model(reference).config.get_text_config()
+    return AuxiliaryModules(loss, own.hidden_size, other.num_hidden_layers, other.hidden_size, seed).train()
 
 
 def policy_states(facts: TokenFacts, batch: Batch) -> PairStates:

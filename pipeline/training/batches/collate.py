@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config.loss.components import ActivationWeights, LearnedPrior, LearnedWeights
-from pipeline.losses import GroupBatch, Loss, PairBatch, Side, UnpairedBatch
+from pipeline.config.loss.needs import Kind, Needs
+from pipeline.losses import GroupBatch, PairBatch, Side, UnpairedBatch
 from pipeline.models.attention.packing import Packed, pack
-from pipeline.models.token_logps import Fact, TokenFacts
-from pipeline.training.batches.examples import Continuation, Example, Flags, Kind, edits, reads_mismatched
+from pipeline.models.token_logps import TokenFacts
+from pipeline.training.batches.examples import Continuation, Example, Flags, edits
 from pipeline.training.batches.padding import PaddedRows
 from pipeline.types import derive_seed
 
@@ -43,25 +43,6 @@ def plan_epoch(
             largest = max(sizes)
             batches.sort(key=lambda batch: all(sizes[i] < largest for i in batch))
     return batches
-
-
-def facts_of(loss: Loss) -> frozenset[Fact]:
-    """What the loss reads of policy and reference model beside log-probabilities."""
-    found: set[Fact] = set()
-    if "kl" in loss.needs:
-        found.add("kl")
-    if "collision" in loss.needs:
-        found.add("collision")
-    if loss.needs & {"value", "critic_chosen"}:
-        found.add("hidden")
-    if "critic_chosen" in loss.needs:
-        found.add("reference_last_hidden")
-    composition = loss.composition
-    if isinstance(composition.weights, LearnedWeights | ActivationWeights) or isinstance(
-        composition.prior, LearnedPrior
-    ):
-        found.add("reference_hidden")
-    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +168,7 @@ def collate(
     examples: Sequence[Example],
     rows: int | None = None,
     *,
-    loss: Loss | None = None,
+    needs: Needs | None = None,
     seed: int = 0,
     epoch: int = 0,
     filler: Example | None = None,
@@ -200,7 +181,7 @@ def collate(
         examples: at least one, or none and a ``filler``.
         rows: fill every block up to this many by repeating ``filler``, so that all processes do the same
             number of rows; the repeats are left out of ``loss_batch``.
-        loss: what it reads beside the responses is put in; None: nothing.
+        needs: of the loss: what it reads besides the responses is put in; None: nothing.
         seed, epoch: of lots.
         filler: None: the first example.
         responses: fill groups up to this many; None: the most that one of ``examples`` has.
@@ -210,10 +191,10 @@ def collate(
     filled = [*examples, *[first] * ((rows or len(examples)) - len(examples))]
     count = max(responses or 0, *(len(e.responses) for e in filled))
     blocks = [[e.responses[k] if k < len(e.responses) else e.responses[0] for e in filled] for k in range(count)]
-    blocks += _beside(filled, loss)
+    blocks += _beside(filled, needs)
     prompts, continuations = [e.prompt_ids for _ in blocks for e in filled], [c for block in blocks for c in block]
     padded = PaddedRows(prompts, continuations)
-    edited = first.kind == "pair" and loss is not None and "edited" in loss.needs
+    edited = first.kind == "pair" and needs is not None and "edited" in needs
     return Batch(
         kind=first.kind,
         examples=tuple(examples),
@@ -235,14 +216,14 @@ def collate(
     )
 
 
-def _beside(examples: Sequence[Example], loss: Loss | None) -> list[list[Continuation]]:
+def _beside(examples: Sequence[Example], needs: Needs | None) -> list[list[Continuation]]:
     """Blocks of what the loss reads beside the responses."""
-    if loss is None:
+    if needs is None:
         return []
     wanted = []
-    if "calibration" in loss.needs:
+    if "calibration" in needs:
         wanted.append([e.calibration for e in examples])
-    if reads_mismatched(loss, examples[0].kind):
+    if needs.mismatched(examples[0].kind):
         wanted.append([e.mismatched for e in examples])
     blocks = [[c for c in block if c is not None] for block in wanted]
     if any(len(block) != len(examples) for block in blocks):

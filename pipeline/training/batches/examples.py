@@ -5,16 +5,12 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Literal
 
-from pipeline.config.loss.components import GivenPrior, GivenWeights
-from pipeline.config.loss.needs import reads_baseline
+from pipeline.config.loss.needs import Kind, Needs
 from pipeline.errors import UserError
-from pipeline.losses import Loss
 
 # One natural-log probability a response token.
 Logps = tuple[float, ...]
-Kind = Literal["text", "pair", "unpaired", "group"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +127,6 @@ class Example:
         return len(self.prompt_ids) * len(self.continuations) + self.response_tokens
 
 
-def reads_mismatched(loss: Loss, kind: Kind) -> bool:
-    """Whether the loss estimates KL(π ‖ π_ref) from responses to other prompts (KTO); of pairs it needs none."""
-    return kind == "unpaired" and reads_baseline(loss.composition)
-
-
 @dataclass(frozen=True, slots=True)
 class Survey:
     """What planning knows of E examples without holding them.
@@ -151,10 +142,15 @@ class Survey:
     digest: str
 
 
-def check_examples(examples: Sequence[Example], loss: Loss) -> Survey:
+def check_examples(examples: Sequence[Example], name: str, needs: Needs) -> Survey:
     """Refuse, before anything runs, examples that the loss cannot be computed for.
 
     Goes through them once, one at a time, so that they need not fit into memory.
+
+    Args:
+        examples: all of one kind.
+        name: of the loss, for messages.
+        needs: of the loss.
 
     Raises:
         UserError: names the example and what it lacks.
@@ -168,7 +164,7 @@ def check_examples(examples: Sequence[Example], loss: Loss) -> Survey:
         if e.kind != kind:
             both = " and ".join(sorted((kind, e.kind)))
             raise UserError(f"training: examples of kinds {both} in one run; all must be of one kind")
-        for fault in _faults(e, loss):
+        for fault in _faults(e, name, needs):
             raise UserError(f"training: example {e.id}: {fault}")
         lengths.append(e.length)
         tokens.append(e.distinct_tokens)
@@ -176,80 +172,82 @@ def check_examples(examples: Sequence[Example], loss: Loss) -> Survey:
     return Survey(lengths, tokens, digest.hexdigest())
 
 
-def _faults(example: Example, loss: Loss) -> Iterator[str]:
+def _faults(example: Example, name: str, needs: Needs) -> Iterator[str]:
     if not example.prompt_ids:
         yield "no prompt tokens, so the first response token follows nothing"
     if not example.responses or any(not c.ids for c in example.continuations):
         yield "a response without tokens"
-    yield from _faults_of_kind(example, loss)
-    yield from _faults_of_parts(example, loss)
-    for name, continuation in _read(example, loss):
-        yield from _faults_of_continuation(name, continuation, loss)
+    yield from _faults_of_kind(example, name, needs)
+    yield from _faults_of_parts(example, name, needs)
+    for place, continuation in _read(example, needs):
+        for lack in _lacking(place, continuation, needs):
+            yield f"loss {name} needs {lack}"
 
 
-def _faults_of_kind(example: Example, loss: Loss) -> Iterator[str]:
-    composition, count = loss.composition, len(example.responses)
+def _faults_of_kind(example: Example, name: str, needs: Needs) -> Iterator[str]:
+    count = len(example.responses)
     match example.kind:
         case "text":
-            if "rejected" in loss.needs or composition.head is not None:
-                yield f"loss {loss.name} needs a rejected response; this is a single text"
+            if not needs.only_chosen:
+                yield f"loss {name} needs a rejected response; this is a single text"
         case "pair":
             if count != 2:
                 yield f"a pair of {count} responses"
-            if example.soft_label != 1 and composition.one_sided:
-                yield f"soft label {example.soft_label:g}; loss {loss.name} has one-sided terms, which need 1"
+            if example.soft_label != 1 and needs.one_sided:
+                yield f"soft label {example.soft_label:g}; loss {name} has one-sided terms, which need 1"
         case "unpaired":
-            if not composition.unpaired:
-                yield f"loss {loss.name} compares responses; it cannot use single ones that are marked good or bad"
+            if not needs.unpaired:
+                yield f"loss {name} compares responses; it cannot use single ones that are marked good or bad"
             if example.desirable is None:
                 yield "neither marked good nor bad (desirable)"
         case "group":
-            if composition.head is None:
-                yield f"loss {loss.name} compares two responses; it cannot use groups"
+            if not needs.groups:
+                yield f"loss {name} compares two responses; it cannot use groups"
             if count < 2:
-                yield f"a group of {count} response; loss {loss.name} compares at least 2 (K ≥ 2)"
+                yield f"a group of {count} response; loss {name} compares at least 2 (K ≥ 2)"
 
 
-def _faults_of_parts(example: Example, loss: Loss) -> Iterator[str]:
-    if "dispersion" in loss.needs and example.dispersion is None:
-        yield f"loss {loss.name} needs the dispersion of the prompt (dispersion)"
-    if "calibration" in loss.needs and example.calibration is None:
-        yield f"loss {loss.name} needs a response of the calibration policy (calibration)"
-    if reads_mismatched(loss, example.kind) and example.mismatched is None:
-        yield f"loss {loss.name} needs a response to another prompt (mismatched)"
-    if "win_probability" in loss.needs and example.responses[0].win_probability is None:
-        yield f"loss {loss.name} needs the probability that chosen wins (win_probability)"
+def _faults_of_parts(example: Example, name: str, needs: Needs) -> Iterator[str]:
+    if "dispersion" in needs and example.dispersion is None:
+        yield f"loss {name} needs the dispersion of the prompt (dispersion)"
+    if "calibration" in needs and example.calibration is None:
+        yield f"loss {name} needs a response of the calibration policy (calibration)"
+    if needs.mismatched(example.kind) and example.mismatched is None:
+        yield f"loss {name} needs a response to another prompt (mismatched)"
+    if "win_probability" in needs and example.responses[0].win_probability is None:
+        yield f"loss {name} needs the probability that chosen wins (win_probability)"
 
 
-def _read(example: Example, loss: Loss) -> Iterator[tuple[str, Continuation]]:
+def _read(example: Example, needs: Needs) -> Iterator[tuple[str, Continuation]]:
     """The continuations that the loss reads, by name."""
     names = ("chosen", "rejected") if example.kind == "pair" else ()
     for index, response in enumerate(example.responses):
         yield names[index] if index < len(names) else f"response {index + 1}", response
-    if "calibration" in loss.needs and example.calibration is not None:
+    if "calibration" in needs and example.calibration is not None:
         yield "calibration", example.calibration
-    if reads_mismatched(loss, example.kind) and example.mismatched is not None:
+    if needs.mismatched(example.kind) and example.mismatched is not None:
         yield "mismatched", example.mismatched
 
 
-def _faults_of_continuation(name: str, continuation: Continuation, loss: Loss) -> Iterator[str]:
-    tokens, count = len(continuation.ids), loss.references
-    if "reference" in loss.needs:
+def _lacking(place: str, continuation: Continuation, needs: Needs) -> Iterator[str]:
+    """What the response at ``place`` lacks, as the object of a sentence."""
+    tokens, count = len(continuation.ids), needs.references
+    if "reference" in needs:
         found = continuation.references
         if len(found) < count or any(len(logps) != tokens for logps in found):
             models = "" if count == 1 else f" under each of {count} references"
-            yield f"loss {loss.name} needs one reference log-probability a response token{models} ({name})"
-    if name in ("calibration", "mismatched"):
+            yield f"one reference log-probability a response token{models} ({place})"
+    if place in ("calibration", "mismatched"):
         return
-    composition, weights = loss.composition, continuation.weights
-    if isinstance(composition.weights, GivenWeights) and (weights is None or len(weights) != tokens):
-        yield f"loss {loss.name} needs one weight a response token (weights of {name})"
-    if isinstance(composition.prior, GivenPrior) and continuation.prior is None:
-        yield f"loss {loss.name} needs the log-prior of each response (prior of {name})"
+    weights = continuation.weights
+    if needs.contrast and (weights is None or len(weights) != tokens):
+        yield f"one weight a response token (weights of {place})"
+    if needs.given_prior and continuation.prior is None:
+        yield f"the log-prior of each response (prior of {place})"
     # Groups have no better and worse but by their rewards.
-    rewarded = "reward_chosen" in loss.needs or (name.startswith("response ") and composition.head is not None)
+    rewarded = "reward_chosen" in needs or (place.startswith("response ") and needs.groups)
     if rewarded and continuation.reward is None:
-        yield f"loss {loss.name} needs a reward of each response (reward of {name})"
+        yield f"a reward of each response (reward of {place})"
 
 
 Flags = tuple[bool, ...]

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.losses import Loss
+from pipeline.config import Optimisation
+from pipeline.config.loss.needs import Needs
 from pipeline.training.batches.collate import Batch, collate
 from pipeline.training.batches.examples import Example
 
@@ -23,13 +24,19 @@ class Cut:
     packing: bool = False
 
 
+def cut_for(settings: Optimisation, device: str, packing: bool) -> Cut:
+    """The cut that ``settings`` ask for on a ``device`` ("cpu", "cuda")."""
+    tokens = settings.micro_batch_tokens or (1024 if device == "cpu" else 16384)
+    return Cut(settings.micro_batch_size, tokens, packing)
+
+
 def micro_batches(
     examples: Sequence[Example],
     cut: Cut,
     rank: int = 0,
     world: int = 1,
     *,
-    loss: Loss | None = None,
+    needs: Needs | None = None,
     seed: int = 0,
     epoch: int = 0,
 ) -> Iterator[Batch]:
@@ -37,7 +44,7 @@ def micro_batches(
 
     Every process gets the same number of forward passes with the same number of rows; where there
     is nothing left to do, an example is repeated and its ``examples`` are empty or fewer.
-    ``loss``, ``seed`` and ``epoch`` are as in ``collate``.
+    ``needs``, ``seed`` and ``epoch`` are as in ``collate``.
     """
     ordered = sorted(examples, key=lambda e: (-e.length, e.id))
     # Who has which example does not depend on packing: either form of it can be compared with the other.
@@ -53,7 +60,7 @@ def micro_batches(
         yield collate(
             part,
             len(places),
-            loss=loss,
+            needs=needs,
             seed=seed,
             epoch=epoch,
             filler=(part or ordered)[0],

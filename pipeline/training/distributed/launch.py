@@ -4,14 +4,15 @@
 """
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline.config import Optimisation, RunConfig
 from pipeline.config.files import read_yaml
-from pipeline.config.loss.needs import trains_beside
+from pipeline.config.loss.needs import needs_of
 from pipeline.errors import UserError
 
 Kind = Literal["DDP", "FSDP2", "DeepSpeed"]
@@ -71,6 +72,19 @@ class Zero(_Section):
     file: None = Field(None, alias="deepspeed_config_file")
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a process trains: its place among those that train together.
+
+    Attributes:
+        accelerator: accelerate's ``Accelerator``; not named as a type, because importing it imports torch.
+        sharding: how weights or optimiser state are cut over the processes; None: each holds all.
+    """
+
+    accelerator: Any
+    sharding: Sharding | Zero | None = None
+
+
 class Launch(_Section):
     """What an accelerate config says of training.
 
@@ -108,7 +122,7 @@ def read_launch(config: RunConfig) -> Launch | None:
     for section, settings in (("training", config.training), ("warm_start", config.warm_start)):
         if settings is not None:
             _require_fit(file, launch, section, settings)
-    if launch.zero is not None and trains_beside(config.loss):
+    if launch.zero is not None and needs_of(config.loss).auxiliary:
         raise UserError(
             f"{file}: distributed_type: DEEPSPEED trains the policy alone, but this loss trains heads or critics "
             "beside it; use MULTI_GPU, or FSDP with fsdp_version: 2"

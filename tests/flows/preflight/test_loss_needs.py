@@ -9,16 +9,7 @@ import pytest
 from flows.preflight.check import check_run, check_vocabulary
 from pipeline.config import Composition, RunConfig, preset_names, resolve
 from pipeline.config.files import load_config
-from pipeline.config.loss.needs import (
-    reads_baseline,
-    reads_contrast,
-    samples_calibration,
-    stores_reference,
-    takes_groups,
-    takes_texts,
-    takes_unpaired,
-    trains_with_reference,
-)
+from pipeline.config.loss.needs import needs_of
 from pipeline.errors import UserError
 from pipeline.losses import load_preset
 from tests.support.tiny_model import save_tiny_model
@@ -205,12 +196,14 @@ def test_what_a_scorer_gives_is_not_asked_of_the_config(iterative: Path) -> None
 def test_what_is_supplied_is_what_the_loss_reads(name: str) -> None:
     loss = load_preset(name)
     parts = Composition.model_validate(resolve(name, {}))
-    assert takes_groups(parts) == ("responses" in loss.needs)
-    assert takes_texts(parts) == (not loss.needs & {"rejected", "responses"})
-    assert stores_reference(parts) == bool(loss.references or "dispersion" in loss.needs or reads_contrast(parts))
-    assert samples_calibration(parts) == ("calibration" in loss.needs)
-    live = {"kl", "critic_chosen", "kl_weights"} & loss.needs or (
-        loss.needs & {"weights", "prior"} and not reads_contrast(parts)
+    assert needs_of(parts).groups == ("responses" in loss.needs)
+    assert needs_of(parts).only_chosen == (not loss.needs.fields & {"rejected", "responses"})
+    assert needs_of(parts).stored_reference == bool(
+        loss.needs.references or "dispersion" in loss.needs or needs_of(parts).contrast
     )
-    assert trains_with_reference(parts) == bool(live)
-    assert not takes_unpaired(parts) or not reads_baseline(parts) or loss.stateful
+    assert needs_of(parts).calibration == ("calibration" in loss.needs)
+    live = {"kl", "critic_chosen", "kl_weights"} & loss.needs.fields or (
+        loss.needs.fields & {"weights", "prior"} and not needs_of(parts).contrast
+    )
+    assert needs_of(parts).live_reference == bool(live)
+    assert not needs_of(parts).accepts_unpaired or not needs_of(parts).baseline or loss.needs.statistics

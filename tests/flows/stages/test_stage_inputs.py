@@ -12,7 +12,7 @@ from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.stages.training.examples import examples_with_reference, round_examples
 from pipeline.config import Composition
-from pipeline.config.loss.needs import stores_reference
+from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RunError
 from tests.support.tiny_run import PAIRS, begin, make_job, open_context, supply
 
@@ -91,12 +91,14 @@ def test_a_policy_depends_on_the_model_that_it_is_trained_beside(
     _, stages = dependencies(context.run, context.config, 2, "policy")
     titles = {stage.title for stage in stages}
     assert ("round_000/policy" in titles) == beside and {"round_001/policy", "round_002/pairs"} <= titles
-    assert ("round_002/reference" in titles) == stores_reference(context.config.loss)
+    assert ("round_002/reference" in titles) == needs_of(context.config.loss).stored_reference
 
 
 def test_contrasting_models_are_read_before_training_whatever_the_prior() -> None:
-    assert stores_reference(Composition.model_validate({"link": "logistic", "weights": "given", "prior": "none"}))
-    assert not stores_reference(Composition.model_validate({"link": "logistic", "prior": "none"}))
+    assert needs_of(
+        Composition.model_validate({"link": "logistic", "weights": "given", "prior": "none"})
+    ).stored_reference
+    assert not needs_of(Composition.model_validate({"link": "logistic", "prior": "none"})).stored_reference
 
 
 def with_columns(job: Path, folder: Path, columns: dict[str, Any]) -> str:

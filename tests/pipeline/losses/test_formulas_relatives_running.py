@@ -150,7 +150,7 @@ def some(side: Side, part: slice) -> Side:
 @pytest.mark.parametrize("name", ["beta_dpo", "alpha_dpo", "bco", "kto"])
 def test_statistics_of_parts_are_those_of_the_whole(name: str) -> None:
     loss, batch = load_preset(name), random_pairs(0)
-    assert loss.stateful
+    assert loss.needs.statistics
 
     def rows(part: slice) -> PairBatch:
         assert batch.rejected is not None and batch.seeds is not None

@@ -161,7 +161,7 @@ def check(preset: str, formula: Formula, settings: dict[str, Any], batch: PairBa
 
 def batch_of(preset: str, settings: dict[str, Any], seed: int) -> PairBatch:
     loss = load_preset(preset, **settings)
-    batch = random_pairs(seed, references=max(loss.references, 1))
+    batch = random_pairs(seed, references=max(loss.needs.references, 1))
     return batch if "kl_weights" in loss.needs else one_mask(batch)
 
 

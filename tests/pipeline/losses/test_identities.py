@@ -194,5 +194,5 @@ DIFFERENT = [(name, given, other, others) for name, given, other, others, change
 )
 def test_is_another_loss_otherwise(name: str, given: Given, other: str, other_given: Given) -> None:
     ours, theirs = load_preset(name, **given), load_preset(other, **other_given)
-    batch = random_pairs(1, references=max(1, ours.references))
+    batch = random_pairs(1, references=max(1, ours.needs.references))
     assert not torch.allclose(ours(batch).per_pair, theirs(batch).per_pair, rtol=1e-6)

@@ -69,7 +69,7 @@ def test_value_and_slopes_are_known(
     name: str, given: dict[str, Any], value: float, chosen: float, rejected: float
 ) -> None:
     loss = load_preset(name, **given)
-    batch = random_pairs(0, references=max(1, loss.references), at_reference=True)
+    batch = random_pairs(0, references=max(1, loss.needs.references), at_reference=True)
     assert batch.rejected is not None
     per_pair = loss(batch).per_pair
     assert per_pair.tolist() == pytest.approx([value] * len(per_pair), rel=1e-12)

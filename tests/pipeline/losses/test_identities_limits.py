@@ -105,7 +105,7 @@ def extrapolated(batch: PairBatch, alpha: float) -> PairBatch:
 def test_what_both_priors_share_cancels(name: str) -> None:
     """The normaliser of an extrapolated reference, any f(x): it stands at both responses of a prompt."""
     loss = load_preset(name)
-    batch = random_pairs(9, references=loss.references)
+    batch = random_pairs(9, references=loss.needs.references)
     normaliser = torch.linspace(-4.0, 7.0, len(batch.chosen.mask), dtype=torch.float64)
 
     def shifted(side: Side) -> Side:

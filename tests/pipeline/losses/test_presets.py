@@ -21,10 +21,10 @@ def test_dpo_and_sft_are_there() -> None:
 
 
 def test_needs_follow_from_the_components() -> None:
-    assert load_preset("dpo").needs == {"rejected", "reference"}
-    assert load_preset("dpo", prior="none").needs == {"rejected"}
-    assert load_preset("dpo", reference_free=True).needs == {"rejected"}
-    assert load_preset("dpo", link="none", nll=1.0).needs == frozenset()
+    assert load_preset("dpo").needs.fields == {"rejected", "reference"}
+    assert load_preset("dpo", prior="none").needs.fields == {"rejected"}
+    assert load_preset("dpo", reference_free=True).needs.fields == {"rejected"}
+    assert load_preset("dpo", link="none", nll=1.0).needs.fields == frozenset()
 
 
 def test_overrides_replace_fields() -> None:

@@ -160,7 +160,7 @@ def test_what_needs_names_is_all_that_is_read(loss: Loss) -> None:
         return None if side is None else dataclasses.replace(side, **dict.fromkeys(SIDE_FIELDS - keep))
 
     # A calibration response is measured against the reference too, if the loss has one.
-    pair = dict.fromkeys(PAIR_FIELDS - loss.needs - {"win_probability_rejected"})
+    pair = dict.fromkeys(PAIR_FIELDS - loss.needs.fields - {"win_probability_rejected"})
     bare = dataclasses.replace(
         batch,
         chosen=stripped(batch.chosen, loss.needs),
@@ -177,7 +177,7 @@ def test_what_needs_names_is_all_that_is_read(loss: Loss) -> None:
 @by_name
 def test_a_missing_need_is_refused_by_name(loss: Loss) -> None:
     batch = random_pairs(0, references=2)
-    needs = loss.needs - {"responses"}
+    needs = loss.needs.fields - {"responses"}
     if loss.composition.head is not None and loss.composition.head.kind == "cross_entropy":
         # Without rewards the chosen response is the better one for sure: a run refuses that, since it is DPO.
         needs -= {"reward_chosen", "reward_rejected"}

@@ -19,7 +19,7 @@ def test_value_is_the_mean_negative_log_likelihood_of_each_text() -> None:
 
 
 def test_it_needs_nothing_but_the_text() -> None:
-    assert load_preset("sft").needs == frozenset()
+    assert load_preset("sft").needs.fields == frozenset()
 
 
 def test_a_text_without_tokens_is_refused() -> None:

@@ -16,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from pipeline.losses import Loss, load_preset
 from pipeline.models.token_logps import TokenLogps
-from pipeline.training.batches.collate import collate, facts_of
+from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example
 from tests.support.tiny_training import VOCABULARY, random_pairs, random_unpaired, tiny_llama, under_references
 from tests.support.trl_inputs import Settings, bare_trainer
@@ -27,8 +27,8 @@ POLICY, REFERENCE, PAD = 0, 1, 0
 def ours(loss: Loss, examples: Sequence[Example]) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean loss, and its gradient by parameter."""
     model, reference = tiny_llama(POLICY), tiny_llama(REFERENCE)
-    batch = collate(under_references(examples, reference), loss=loss)
-    facts = TokenLogps(model, wants=facts_of(loss), reference_model=reference)(batch.ids, batch.mask)
+    batch = collate(under_references(examples, reference), needs=loss.needs)
+    facts = TokenLogps(model, wants=loss.needs.token_facts, reference_model=reference)(batch.ids, batch.mask)
     return with_gradient(loss(batch.loss_batch(facts)).per_pair.mean(), model)
 
 

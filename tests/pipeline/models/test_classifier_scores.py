@@ -14,13 +14,13 @@ from pipeline.errors import RunError
 from pipeline.losses import Loss
 from pipeline.models.attention.packing import Packed
 from pipeline.models.classifier_scores import RowScores
-from pipeline.training.auxiliary.modules import Companions
+from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut
 from pipeline.training.gradients import Objective, accumulate_gradient
 from pipeline.training.self_test import check_packing
-from pipeline.training.train import StepReport, TrainResult, train
-from tests.support.tiny_training import VOCABULARY, random_pairs
+from pipeline.training.train import StepReport, TrainResult
+from tests.support.tiny_training import VOCABULARY, random_pairs, trained
 
 BRADLEY_TERRY = Loss("bradley_terry", Composition.model_validate({"link": "logistic"}))
 SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1}
@@ -34,7 +34,7 @@ def classifier() -> Any:
 
 def gradient(examples: list[Example], cut: Cut) -> tuple[dict[str, torch.Tensor], float]:
     scores = RowScores(classifier(), {0: 1.0}, share_prompts=cut.packing)
-    companions = Companions(BRADLEY_TERRY.composition, 32, 2, 32, seed=1)
+    companions = AuxiliaryModules(BRADLEY_TERRY.composition, 32, 2, 32, seed=1)
     facts = accumulate_gradient(Objective(scores, BRADLEY_TERRY, companions, Accelerator()), examples, cut)
     return {name: p.grad for name, p in scores.model.named_parameters() if p.grad is not None}, facts.loss
 
@@ -86,8 +86,8 @@ def fit(model: Any, *, kill_at: int = 0, **options: Any) -> TrainResult:
             raise KilledError
 
     settings = Optimisation(batch_size=4, micro_batch_tokens=60, learning_rate=1e-3, epochs=2.0, checkpoint_every=3)
-    module = RowScores(model, {0: 1.0}, share_prompts=True)
-    return train(model, random_pairs(18), BRADLEY_TERRY, settings, seed=5, module=module, on_step=on_step, **options)
+    scores = RowScores(model, {0: 1.0}, share_prompts=True)
+    return trained(scores, random_pairs(18), BRADLEY_TERRY, settings, seed=5, on_step=on_step, **options)
 
 
 def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_by_bit(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_by_bit(tmp_path: Pat
     expected = fit(whole)
     assert expected.padded_because is None and expected.history[-1].loss < expected.history[0].loss
     with pytest.raises(KilledError):
-        fit(classifier(), kill_at=8, checkpoint_dir=tmp_path)
-    result = fit(resumed, checkpoint_dir=tmp_path)
+        fit(classifier(), kill_at=8, checkpoints=tmp_path)
+    result = fit(resumed, checkpoints=tmp_path)
     assert all(torch.equal(t, resumed.state_dict()[name]) for name, t in whole.state_dict().items())
     assert [r.loss for r in result.history] == [r.loss for r in expected.history]
 

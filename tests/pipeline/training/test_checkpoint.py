@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from pipeline.config import Lora, Optimisation
 from pipeline.errors import RunError, UserError
 from pipeline.models.lora import add_adapter
-from pipeline.training.train import Example, StepReport, TrainResult, train
+from pipeline.training.train import Example, StepReport, TrainResult
 from tests.support.loss_examples import examples_for, loss_named
-from tests.support.tiny_training import dpo, pairs_with_reference, tiny_llama
+from tests.support.tiny_training import dpo, pairs_with_reference, tiny_llama, trained
 
 SETTINGS = Optimisation(batch_size=4, micro_batch_size=2, learning_rate=1e-3, epochs=2.0, checkpoint_every=3)
 
@@ -40,7 +40,7 @@ def model(lora: bool) -> Any:
 
 def fit(policy: Any, settings: Optimisation = SETTINGS, **options: Any) -> TrainResult:
     loss = options.pop("loss", None) or dpo()
-    return train(policy, options.pop("examples", None) or pairs(), loss, settings, seed=5, **options)
+    return trained(policy, options.pop("examples", None) or pairs(), loss, settings, seed=5, **options)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -48,11 +48,11 @@ def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_by_bit(lora: bool, t
     whole = model(lora)
     expected = fit(whole)
     with pytest.raises(KilledError):
-        fit(model(lora), checkpoint_dir=tmp_path, on_step=kill_at(8))
+        fit(model(lora), checkpoints=tmp_path, on_step=kill_at(8))
     assert [place.name for place in tmp_path.iterdir()] == ["step_000006"]
     torch.manual_seed(99)
     resumed, seen = model(lora), list[int]()
-    result = fit(resumed, checkpoint_dir=tmp_path, on_step=lambda report: seen.append(report.step))
+    result = fit(resumed, checkpoints=tmp_path, on_step=lambda report: seen.append(report.step))
     assert seen == [7, 8, 9, 10]
     ours, theirs = resumed.state_dict(), whole.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -62,15 +62,15 @@ def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_by_bit(lora: bool, t
 @pytest.mark.parametrize("name", ["sparsepo", "mi_dpo", "ganpo", "hpo", "beta_dpo", "alpha_dpo", "bco", "sampo"])
 def test_what_a_loss_keeps_beside_the_policy_goes_on_bit_by_bit(name: str, tmp_path: Path) -> None:
     loss = loss_named(name)
-    options: dict[str, Any] = {"loss": loss, "reference_model": tiny_llama(seed=1)}
+    options: dict[str, Any] = {"loss": loss, "reference": tiny_llama(seed=1)}
     options["examples"] = examples_for(loss, 18, tiny_llama(seed=1))
     whole, resumed = tiny_llama(), tiny_llama()
-    expected = fit(whole, save_heads_to=tmp_path / "whole", **options)
+    expected = fit(whole, heads_to=tmp_path / "whole", **options)
     with pytest.raises(KilledError):
-        fit(tiny_llama(), checkpoint_dir=tmp_path / "kept", on_step=kill_at(8), **options)
+        fit(tiny_llama(), checkpoints=tmp_path / "kept", on_step=kill_at(8), **options)
     torch.manual_seed(99)
     torch.rand(3)
-    result = fit(resumed, checkpoint_dir=tmp_path / "kept", save_heads_to=tmp_path / "resumed", **options)
+    result = fit(resumed, checkpoints=tmp_path / "kept", heads_to=tmp_path / "resumed", **options)
     assert [r.loss for r in result.history] == [r.loss for r in expected.history]
     ours, theirs = resumed.state_dict(), whole.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -89,10 +89,10 @@ def test_what_a_loss_keeps_beside_the_policy_goes_on_bit_by_bit(name: str, tmp_p
 def test_a_finished_run_is_not_trained_again(every: int, tmp_path: Path) -> None:
     done, resumed, seen = tiny_llama(), tiny_llama(), list[int]()
     settings, state = SETTINGS.model_copy(update={"checkpoint_every": every}), tmp_path / "state.safetensors"
-    expected = fit(done, settings, checkpoint_dir=tmp_path / "kept", save_optimiser_to=state)
+    expected = fit(done, settings, checkpoints=tmp_path / "kept", optimiser_to=state)
     moments = load_file(state)
     state.unlink()
-    again = {"checkpoint_dir": tmp_path / "kept", "save_optimiser_to": state}
+    again = {"checkpoints": tmp_path / "kept", "optimiser_to": state}
     assert fit(resumed, settings, on_step=lambda report: seen.append(report.step), **again) == expected
     assert seen == []
     assert [place.name for place in (tmp_path / "kept").iterdir()] == ["step_000010"]
@@ -103,13 +103,13 @@ def test_a_finished_run_is_not_trained_again(every: int, tmp_path: Path) -> None
 
 
 def test_without_an_interval_there_are_no_checkpoints(tmp_path: Path) -> None:
-    fit(tiny_llama(), SETTINGS.model_copy(update={"checkpoint_every": 0}), checkpoint_dir=tmp_path)
+    fit(tiny_llama(), SETTINGS.model_copy(update={"checkpoint_every": 0}), checkpoints=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_holds_what_training_changes_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
-        fit(model(lora=True), checkpoint_dir=tmp_path, on_step=kill_at(4))
+        fit(model(lora=True), checkpoints=tmp_path, on_step=kill_at(4))
     (place,) = tmp_path.iterdir()
     assert all("lora_" in name for name in load_file(place / "weights.safetensors"))
     assert {file.name for file in place.iterdir()} == {"weights.safetensors", "optimiser.safetensors", "progress.json"}
@@ -118,46 +118,46 @@ def test_a_checkpoint_holds_what_training_changes_and_nothing_else(tmp_path: Pat
 def test_what_a_kill_left_half_written_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "step_000009.partial").mkdir()
     (tmp_path / "step_000009.partial" / "weights.safetensors").write_bytes(b"half")
-    result = fit(tiny_llama(), checkpoint_dir=tmp_path)
+    result = fit(tiny_llama(), checkpoints=tmp_path)
     assert result.steps == 10
 
 
 def test_a_checkpoint_of_other_training_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
-        fit(tiny_llama(), checkpoint_dir=tmp_path, on_step=kill_at(4))
+        fit(tiny_llama(), checkpoints=tmp_path, on_step=kill_at(4))
     for changed in (
         {"settings": SETTINGS.model_copy(update={"learning_rate": 2e-3})},
         {"examples": pairs()[:-1]},
     ):
         with pytest.raises(UserError, match="step_000003: a checkpoint of training with other settings"):
-            fit(tiny_llama(), checkpoint_dir=tmp_path, **changed)
+            fit(tiny_llama(), checkpoints=tmp_path, **changed)
 
 
 def test_settings_that_do_not_change_the_result_may_change(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
-        fit(tiny_llama(), checkpoint_dir=tmp_path, on_step=kill_at(4))
+        fit(tiny_llama(), checkpoints=tmp_path, on_step=kill_at(4))
     other = SETTINGS.model_copy(update={"micro_batch_size": 4, "checkpoint_every": 1})
-    assert fit(tiny_llama(), other, checkpoint_dir=tmp_path).steps == 10
+    assert fit(tiny_llama(), other, checkpoints=tmp_path).steps == 10
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "progress.json"])
 def test_a_damaged_checkpoint_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(KilledError):
-        fit(tiny_llama(), checkpoint_dir=tmp_path, on_step=kill_at(4))
+        fit(tiny_llama(), checkpoints=tmp_path, on_step=kill_at(4))
     (tmp_path / "step_000003" / name).write_bytes(b"{")
     with pytest.raises(RunError, match="step_000003: not a readable checkpoint"):
-        fit(tiny_llama(), checkpoint_dir=tmp_path)
+        fit(tiny_llama(), checkpoints=tmp_path)
 
 
 def test_a_checkpoint_whose_step_is_another_is_named(tmp_path: Path) -> None:
     with pytest.raises(KilledError):
-        fit(tiny_llama(), checkpoint_dir=tmp_path, on_step=kill_at(4))
+        fit(tiny_llama(), checkpoints=tmp_path, on_step=kill_at(4))
     file = tmp_path / "step_000003" / "progress.json"
     told = file.read_text().replace('"step": 3', '"step": 2')
     assert told != file.read_text()
     file.write_text(told)
     with pytest.raises(RunError, match=r"step_000003: not a readable checkpoint: progress\.json has other content"):
-        fit(tiny_llama(), checkpoint_dir=tmp_path)
+        fit(tiny_llama(), checkpoints=tmp_path)
 
 
 def one_step(steps: int) -> Optimisation:
@@ -169,8 +169,8 @@ def one_step(steps: int) -> Optimisation:
 def test_two_rounds_with_carried_state_are_one_run_of_twice_the_steps(tmp_path: Path) -> None:
     whole, halves, fresh = tiny_llama(), tiny_llama(), tiny_llama()
     fit(whole, one_step(4))
-    fit(halves, one_step(2), save_optimiser_to=tmp_path / "a.safetensors")
-    fit(halves, one_step(2), carried_optimiser=tmp_path / "a.safetensors", save_optimiser_to=tmp_path / "b.safetensors")
+    fit(halves, one_step(2), optimiser_to=tmp_path / "a.safetensors")
+    fit(halves, one_step(2), optimiser_from=tmp_path / "a.safetensors", optimiser_to=tmp_path / "b.safetensors")
     fit(fresh, one_step(2))
     fit(fresh, one_step(2))
     for name, expected in whole.state_dict().items():
@@ -181,8 +181,8 @@ def test_two_rounds_with_carried_state_are_one_run_of_twice_the_steps(tmp_path: 
 
 
 def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
-    fit(model(lora=True), one_step(1), save_optimiser_to=tmp_path / "lora.safetensors")
+    fit(model(lora=True), one_step(1), optimiser_to=tmp_path / "lora.safetensors")
     with pytest.raises(UserError, match=r"lora\.safetensors: optimiser state of another model"):
-        fit(tiny_llama(), one_step(1), carried_optimiser=tmp_path / "lora.safetensors")
+        fit(tiny_llama(), one_step(1), optimiser_from=tmp_path / "lora.safetensors")
     with pytest.raises(UserError, match="cannot read this optimiser state"):
-        fit(tiny_llama(), one_step(1), carried_optimiser=tmp_path / "absent.safetensors")
+        fit(tiny_llama(), one_step(1), optimiser_from=tmp_path / "absent.safetensors")

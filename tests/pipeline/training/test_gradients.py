@@ -8,8 +8,7 @@ from accelerate import Accelerator
 
 from pipeline.losses import Loss
 from pipeline.models.token_logps import TokenLogps
-from pipeline.training.auxiliary.modules import Companions
-from pipeline.training.batches.collate import facts_of
+from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut
 from pipeline.training.gradients import BatchFacts, Lots, Objective, accumulate_gradient
@@ -39,13 +38,13 @@ CUT = (
 
 def objective(loss: Loss, packing: bool = False) -> Objective:
     model = tiny_llama()
-    companions = Companions(loss.composition, 32, 2, 32, seed=1)
+    companions = AuxiliaryModules(loss.composition, 32, 2, 32, seed=1)
     with torch.no_grad():
         # Away from their start, where heads add nothing.
         for name, parameter in companions.named_parameters():
             if not name.startswith("critics"):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
-    policy = TokenLogps(model, wants=facts_of(loss), reference_model=tiny_llama(seed=1), share_prompts=packing)
+    policy = TokenLogps(model, wants=loss.needs.token_facts, reference_model=tiny_llama(seed=1), share_prompts=packing)
     return Objective(policy, loss, companions, Accelerator())
 
 
@@ -53,7 +52,7 @@ def gradient(loss: Loss, examples: list[Example], cut: Cut, **options: Any) -> t
     """By name, of the policy and of what is trained beside it."""
     whole = objective(loss, cut.packing)
     facts = accumulate_gradient(whole, examples, cut, **options)
-    named = [*whole.policy.named_parameters(), *whole.companions.named().items()]
+    named = [*whole.policy.named_parameters(), *whole.modules.named().items()]
     return {name: p.grad for name, p in named if p.grad is not None}, facts
 
 
@@ -62,7 +61,7 @@ def test_neither_micro_batches_nor_packing_change_gradient_or_reports(name: str)
     loss = loss_named(name)
     examples = examples_for(loss, 7)
     gaps = {"gap_weight": 1.0, "gap_sum": 0.3, "gap_square": 2.34, "gap_mean": 0.3, "gap_std": 1.5}
-    running = {**gaps, "reward_sum": 0.4, "reward_count": 3.0} if loss.stateful else {}
+    running = {**gaps, "reward_sum": 0.4, "reward_count": 3.0} if loss.needs.statistics else {}
     whole, facts = gradient(loss, examples, Cut(7), running=running)
     assert max(float(g.abs().max()) for g in whole.values()) > 1e-4
     for cut in (Cut(1), Cut(3), Cut(7, packing=True), Cut(7, 60, packing=True)):
@@ -80,8 +79,8 @@ def test_neither_micro_batches_nor_packing_change_gradient_or_reports(name: str)
             if cut.packing and len(examples[0].continuations) > 1
             else same.tokens == facts.tokens
         )
-        if facts.critic_means is not None and same.critic_means is not None:
-            torch.testing.assert_close(same.critic_means, facts.critic_means)
+        if facts.module_means is not None and same.module_means is not None:
+            torch.testing.assert_close(same.module_means, facts.module_means)
 
 
 @pytest.mark.parametrize("name", ["dpo", "tdpo2", "vpo_online", "rpo_sqloo"])
@@ -123,7 +122,7 @@ def test_the_pass_ahead_has_the_dropout_of_the_pass_itself() -> None:
     loss = loss_named("beta_dpo", drop=0.0)
     examples = examples_for(loss, 4)
     model = tiny_llama(dropout=0.5).train()
-    whole = Objective(TokenLogps(model), loss, Companions(loss.composition, 32, 2, 32, seed=1), Accelerator())
+    whole = Objective(TokenLogps(model), loss, AuxiliaryModules(loss.composition, 32, 2, 32, seed=1), Accelerator())
     facts = accumulate_gradient(whole, examples, Cut(2))
     # The running mean starts as that of the pass ahead, and so leaves β as it is.
     assert facts.metrics["margin"] == pytest.approx(loss.composition.beta * facts.running["gap_mean"], rel=1e-4)
@@ -142,13 +141,13 @@ def test_critics_start_with_the_means_of_the_whole_first_batch_and_then_wait_for
     examples = examples_for(loss, 5)
     for size in (5, 2):
         whole = objective(loss)
-        critics = whole.companions.critics
+        critics = whole.modules.critics
         assert critics is not None and not critics.started
         facts = accumulate_gradient(whole, examples, Cut(size))
-        assert facts.critic_means is not None
-        torch.testing.assert_close(critics.means, facts.critic_means)
-        whole.companions.after_step(facts.critic_means + 1)
-        torch.testing.assert_close(critics.means, facts.critic_means + 0.1)
+        assert facts.module_means is not None
+        torch.testing.assert_close(critics.means, facts.module_means)
+        whole.modules.after_step(facts.module_means + 1)
+        torch.testing.assert_close(critics.means, facts.module_means + 0.1)
 
 
 def test_the_policy_feels_the_critics_and_they_do_not_feel_the_loss() -> None:

@@ -14,13 +14,13 @@ from pipeline.errors import RunError, UserError
 from pipeline.losses import load_preset
 from pipeline.models.lora import add_adapter
 from pipeline.training.reference import reference_logps
-from pipeline.training.train import Example, NonFiniteError, StepReport, TrainResult, train
+from pipeline.training.train import Example, NonFiniteError, StepReport, TrainResult
 from tests.support.loss_examples import examples_for, loss_named, settings
-from tests.support.tiny_training import dpo, pairs_with_reference, random_texts, tiny_llama
+from tests.support.tiny_training import dpo, pairs_with_reference, random_texts, tiny_llama, trained
 
 
 def fit(model: Any, examples: list[Example], optimisation: Optimisation, **options: Any) -> TrainResult:
-    return train(model, examples, options.pop("loss", dpo()), optimisation, seed=options.pop("seed", 0), **options)
+    return trained(model, examples, options.pop("loss", dpo()), optimisation, seed=options.pop("seed", 0), **options)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_step_and_exam
     pairs = spoiled(pairs_with_reference(model, 16), 7)
     kept: list[dict[str, torch.Tensor]] = [weights(model)]
     with pytest.raises(NonFiniteError, match=r"step \d of 4: loss nan, gradient norm .*; examples bad$") as caught:
-        fit(model, pairs, settings(), checkpoint_dir=tmp_path, on_step=lambda report: kept.append(weights(model)))
+        fit(model, pairs, settings(), checkpoints=tmp_path, on_step=lambda report: kept.append(weights(model)))
     assert caught.value.example_ids == ("bad",)
     assert caught.value.step == len(kept)
     assert isinstance(caught.value, RunError)
@@ -184,14 +184,14 @@ def test_an_example_that_spoils_the_whole_batch_is_named_alone(name: str) -> Non
     pairs = spoiled(examples_for(loss, 4, tiny_llama()), 2)
     for size in (1, 4):
         with pytest.raises(NonFiniteError, match=r"step 1 of 1: loss nan, .*; examples bad$"):
-            fit(tiny_llama(), pairs, settings(micro_batch_size=size), loss=loss, reference_model=reference)
+            fit(tiny_llama(), pairs, settings(micro_batch_size=size), loss=loss, reference=reference)
 
 
 def test_a_failed_run_can_be_taken_up_with_the_same_outcome(tmp_path: Path) -> None:
     pairs = spoiled(pairs_with_reference(tiny_llama(), 16), 7)
     for _ in range(2):
         with pytest.raises(NonFiniteError, match="examples bad"):
-            fit(tiny_llama(), pairs, settings(), checkpoint_dir=tmp_path)
+            fit(tiny_llama(), pairs, settings(), checkpoints=tmp_path)
 
 
 def test_a_run_that_fails_at_its_first_step_fails_the_same_way_again(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_run_that_fails_at_its_first_step_fails_the_same_way_again(tmp_path: P
     said = []
     for _ in range(2):
         with pytest.raises(NonFiniteError) as caught:
-            fit(tiny_llama(), pairs, settings(), checkpoint_dir=tmp_path)
+            fit(tiny_llama(), pairs, settings(), checkpoints=tmp_path)
         said.append((str(caught.value), caught.value.step, caught.value.example_ids))
         assert [place.name for place in tmp_path.iterdir()] == ["step_000000"]
     assert said[0] == said[1] and said[0][1:] == (1, ("bad",))

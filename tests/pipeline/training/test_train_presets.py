@@ -6,9 +6,8 @@ import torch
 from pipeline.losses import preset_names
 from pipeline.training.batches.examples import Example
 from pipeline.training.reference import reference_logps
-from pipeline.training.train import train
 from tests.support.loss_examples import examples_for, loss_named, settings
-from tests.support.tiny_training import tiny_llama
+from tests.support.tiny_training import tiny_llama, trained
 
 
 def margins(model: torch.nn.Module, examples: list[Example]) -> float:
@@ -35,11 +34,11 @@ OTHERS = {"sft", "discopop"}
 def test_every_preset_raises_the_margin(name: str) -> None:
     loss = loss_named(name)
     start = tiny_llama()
-    references = [start, tiny_llama(seed=1)][: max(1, loss.references)]
+    references = [start, tiny_llama(seed=1)][: max(1, loss.needs.references)]
     examples = examples_for(loss, 8, *references)
     model = tiny_llama()
     before = margins(model, examples)
     optimisation = settings(batch_size=8, micro_batch_size=8, epochs=10.0, learning_rate=3e-3)
-    result = train(model, examples, loss, optimisation, seed=0, reference_model=start, starts_at_reference=True)
+    result = trained(model, examples, loss, optimisation, seed=0, reference=start, starts_at_reference=True)
     assert result.history[0].grad_norm > 0
     assert margins(model, examples) > before + 0.05

@@ -10,7 +10,7 @@ from flows.preflight.check import check_run
 from flows.stages.context import Context
 from flows.stages.data import held_out_prompts
 from pipeline.config import Composition, preset_names, resolve
-from pipeline.config.loss.needs import takes_unpaired
+from pipeline.config.loss.needs import needs_of
 from pipeline.models.chat import load_chat
 from pipeline.models.policy import load_policy
 from pipeline.training.batches.examples import Example
@@ -18,7 +18,7 @@ from pipeline.training.reference import reference_logps
 from pipeline.types import Message
 from tests.support.tiny_run import PAIRS, begin, make_job, open_context, supply, train
 
-UNPAIRED = [name for name in preset_names() if takes_unpaired(Composition.model_validate(resolve(name, {})))]
+UNPAIRED = [name for name in preset_names() if needs_of(Composition.model_validate(resolve(name, {}))).accepts_unpaired]
 CASES = [
     *((name, mode, "pairs") for name in preset_names() for mode in ("offline", "iterative")),
     *((name, "offline", "marked") for name in UNPAIRED),

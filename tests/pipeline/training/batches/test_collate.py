@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.losses import GroupBatch, PairBatch, UnpairedBatch, load_preset
 from pipeline.models.token_logps import TokenFacts
-from pipeline.training.batches.collate import collate, facts_of, plan_epoch
+from pipeline.training.batches.collate import collate, plan_epoch
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.types import derive_seed
@@ -170,28 +170,28 @@ def test_edited_tokens_are_marked_where_the_loss_reads_them() -> None:
 def test_a_calibration_response_has_rows_of_its_own_where_the_loss_reads_it() -> None:
     calibration = Continuation((8, 8), ((-5.0, -6.0),))
     examples = [replace(e, calibration=calibration) for e in (PAIR, OTHER)]
-    batch = collate(examples, rows=3, loss=load_preset("vpo_online"))
+    batch = collate(examples, rows=3, needs=load_preset("vpo_online").needs)
     assert batch.ids.shape == (9, 5)
     pairs = batch.loss_batch(rows(9, 5))
     assert isinstance(pairs, PairBatch)
     assert first_column(pairs.calibration.policy) == [30, 35]
     assert pairs.calibration.mask.int().tolist() == [[0, 0, 1, 1, 0], [0, 1, 1, 0, 0]]
     assert pairs.calibration.reference[0, 1].tolist() == [0, -5, -6, 0, 0]
-    assert len(collate(examples, loss=dpo()).ids) == 4
+    assert len(collate(examples, needs=dpo().needs).ids) == 4
     with pytest.raises(ValueError, match="lacks a calibration"):
-        collate([PAIR, *examples], loss=load_preset("vpo_online"))
+        collate([PAIR, *examples], needs=load_preset("vpo_online").needs)
 
 
 def test_unpaired_responses_come_with_mismatched_ones() -> None:
     examples = random_unpaired(3)
-    batch = collate(examples, loss=load_preset("kto"))
+    batch = collate(examples, needs=load_preset("kto").needs)
     width = batch.ids.shape[1]
     made = batch.loss_batch(rows(6, width))
     assert isinstance(made, UnpairedBatch)
     assert made.desirable.tolist() == [True, False, True]
     assert made.mismatched.mask.sum(1).tolist() == [len(e.mismatched.ids) for e in examples]
     assert first_column(made.mismatched.policy) == [3 * width, 4 * width, 5 * width]
-    assert collate(examples, loss=load_preset("bco")).blocks == 1
+    assert collate(examples, needs=load_preset("bco").needs).blocks == 1
 
 
 def test_groups_of_different_size_are_filled_up() -> None:
@@ -211,7 +211,7 @@ def test_groups_of_different_size_are_filled_up() -> None:
 
 
 def test_a_batch_moves_with_all_that_is_in_it() -> None:
-    moved = collate([PAIR, OTHER], loss=load_preset("bmc")).to(torch.device("meta"))
+    moved = collate([PAIR, OTHER], needs=load_preset("bmc").needs).to(torch.device("meta"))
     tensors = (moved.ids, moved.mask, moved.references, moved.edited, moved.soft_label, moved.present, moved.seeds)
     assert {t.device.type for t in tensors} == {"meta"}
     assert moved.examples == (PAIR, OTHER)
@@ -256,4 +256,4 @@ def test_a_process_without_examples_still_has_rows() -> None:
     ],
 )
 def test_facts_are_those_that_the_loss_reads(preset: str, facts: set[str]) -> None:
-    assert facts_of(load_preset(preset)) == facts
+    assert load_preset(preset).needs.token_facts == facts

@@ -11,7 +11,7 @@ from pipeline.config import Optimisation
 from pipeline.errors import RunError
 from pipeline.training.batches.example_table import BATCH_ROWS, ExampleTable, write_examples
 from pipeline.training.batches.examples import Continuation, Example, check_examples
-from pipeline.training.train import StepReport, train
+from pipeline.training.train import StepReport
 from tests.support.tiny_training import (
     dpo,
     pairs_with_reference,
@@ -20,6 +20,7 @@ from tests.support.tiny_training import (
     random_texts,
     random_unpaired,
     tiny_llama,
+    trained,
 )
 
 SETTINGS = Optimisation(batch_size=8, learning_rate=1e-2, epochs=2, checkpoint_every=3)
@@ -70,9 +71,9 @@ def test_training_from_a_file_is_training_from_a_list_and_resumes_in_the_middle_
     start = tiny_llama()
     examples = pairs_with_reference(start, 37)
     table = table_of(tmp_path / "examples.arrow", examples)
-    whole = train(tiny_llama(), examples, dpo(), SETTINGS, seed=3)
+    whole = trained(tiny_llama(), examples, dpo(), SETTINGS, seed=3)
     streamed, resumed = tiny_llama(), tiny_llama()
-    train(streamed, table, dpo(), SETTINGS, seed=3)
+    trained(streamed, table, dpo(), SETTINGS, seed=3)
 
     class KilledError(Exception):
         pass
@@ -82,9 +83,9 @@ def test_training_from_a_file_is_training_from_a_list_and_resumes_in_the_middle_
             raise KilledError
 
     with pytest.raises(KilledError):
-        train(tiny_llama(), table, dpo(), SETTINGS, seed=3, checkpoint_dir=tmp_path / "c", on_step=kill)
+        trained(tiny_llama(), table, dpo(), SETTINGS, seed=3, checkpoints=tmp_path / "c", on_step=kill)
     again = table_of(tmp_path / "again.arrow", examples)
-    result = train(resumed, again, dpo(), SETTINGS, seed=3, checkpoint_dir=tmp_path / "c")
+    result = trained(resumed, again, dpo(), SETTINGS, seed=3, checkpoints=tmp_path / "c")
     assert [step.loss for step in result.history] == [step.loss for step in whole.history]
     ours, theirs = streamed.state_dict(), resumed.state_dict()
     assert all(ours[name].equal(theirs[name]) for name in ours)
@@ -93,10 +94,10 @@ def test_training_from_a_file_is_training_from_a_list_and_resumes_in_the_middle_
 
 def test_a_survey_tells_other_examples_apart_and_holds_four_bytes_a_length(tmp_path: Path) -> None:
     examples = pairs_with_reference(tiny_llama(), 20)
-    survey = check_examples(table_of(tmp_path / "examples.arrow", examples), dpo())
-    assert survey == check_examples(examples, dpo())
+    survey = check_examples(table_of(tmp_path / "examples.arrow", examples), dpo().name, dpo().needs)
+    assert survey == check_examples(examples, dpo().name, dpo().needs)
     assert [*survey.tokens] == [len(e.prompt_ids) + e.response_tokens for e in examples]
     assert [*survey.lengths] == [example.length for example in examples] and memoryview(survey.lengths).nbytes == 80  # type: ignore[arg-type]
     renamed = [*examples[:-1], replace(examples[-1], id="other")]
     swapped = [examples[1], examples[0], *examples[2:]]
-    assert len({check_examples(these, dpo()).digest for these in (examples, renamed, swapped)}) == 3
+    assert len({check_examples(these, dpo().name, dpo().needs).digest for these in (examples, renamed, swapped)}) == 3

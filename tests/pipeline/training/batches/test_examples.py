@@ -94,14 +94,14 @@ def test_continuations_are_replaced_in_their_order() -> None:
 )
 def test_examples_that_the_loss_cannot_take_are_refused(preset: str, examples: list[Example], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_examples(examples, load_preset(preset))
+        check_examples(examples, load_preset(preset).name, load_preset(preset).needs)
 
 
 def test_a_given_prior_must_be_there() -> None:
     loss = load_preset("mi_dpo", prior={"kind": "given"})
     with pytest.raises(UserError, match=r"needs the log-prior of each response \(prior of chosen\)"):
-        check_examples([PAIR], loss)
-    check_examples([each(PAIR, prior=-3.0)], loss)
+        check_examples([PAIR], loss.name, loss.needs)
+    check_examples([each(PAIR, prior=-3.0)], loss.name, loss.needs)
 
 
 @pytest.mark.parametrize(
@@ -122,4 +122,4 @@ def test_a_given_prior_must_be_there() -> None:
     ],
 )
 def test_examples_that_suit_the_loss_pass(preset: str, make: Callable[[int], list[Example]]) -> None:
-    check_examples(under_references(make(2), tiny_llama()), load_preset(preset))
+    check_examples(under_references(make(2), tiny_llama()), load_preset(preset).name, load_preset(preset).needs)

@@ -73,5 +73,5 @@ def test_a_killed_run_goes_on_cut_bit_by_bit_and_whole_to_rounding(sharded: tupl
     for process in launch(folder, cut, "again"):
         assert process.returncode == 0, process.stderr[-3000:]
     assert_same(folder / "resumed.safetensors", folder / "whole.safetensors", 0.0)
-    steps("resumed", tmp_path, checkpoint_dir=tmp_path / "kept")
+    steps("resumed", tmp_path, checkpoints=tmp_path / "kept")
     assert_same(tmp_path / "resumed.safetensors", folder / "whole.safetensors", 1e-6)
