@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flows.__main__ import app
 from flows.commands.losses import FAMILIES
-from pipeline.config import Composition, Gate, LossSettings, RunConfig, Scorer, preset_names, resolve
+from pipeline.config import Composition, Gate, NamedComposition, RunConfig, Scorer, preset_names, resolve
 from pipeline.config.loss.components import ConstantMargin, DecayWeights
 from pipeline.config.loss.composition import Family
 from pipeline.config.loss.needs import needs_of
@@ -145,7 +145,7 @@ def test_the_gate_in_yaml_is_valid_and_tells_the_defaults() -> None:
 
 def test_losses_in_yaml_are_valid_and_mean_what_they_say() -> None:
     losses = [yaml.safe_load(text)["loss"] for text in YAML if text.startswith("loss:")]
-    preset, written_out = [LossSettings.model_validate(loss) for loss in losses]
+    preset, written_out = [NamedComposition.model_validate(loss) for loss in losses]
     assert preset.preset == "simpo" and preset.beta == 2.5 and preset.margin == ConstantMargin(gamma=1.0)
     assert preset.aggregate == "mean" and preset.prior.kind == "none"
     assert written_out.preset == "custom" and written_out.link == HingeLink(delta=0.5)

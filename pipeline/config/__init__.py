@@ -10,7 +10,7 @@ from pipeline.config.data import Columns, Data, DatasetData, FileData, HeldOut, 
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.loss.composition import Composition
-from pipeline.config.loss.presets import preset_names, resolve
+from pipeline.config.loss.presets import NamedComposition, preset_names, resolve
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.reward_model import RewardModelConfig
@@ -35,7 +35,7 @@ from pipeline.config.scorers import (
     compares,
     scorers_of,
 )
-from pipeline.config.training import Lora, LossSettings, Optimisation, Optimiser, Training, WarmStart
+from pipeline.config.training import Lora, Optimisation, Optimiser, Training, WarmStart
 
 __all__ = [
     "OPERATIONAL",
@@ -61,9 +61,9 @@ __all__ = [
     "LengthScorer",
     "Limits",
     "Lora",
-    "LossSettings",
     "MathScorer",
     "Member",
+    "NamedComposition",
     "NumberScorer",
     "Optimisation",
     "Optimiser",

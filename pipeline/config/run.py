@@ -7,12 +7,13 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data import Data, HeldOut, Limits, UserData
 from pipeline.config.evaluation import Evaluation, Gate
+from pipeline.config.loss.presets import NamedComposition
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.reward_model import Discriminator
 from pipeline.config.sampling import Sampler, SamplingSettings, VllmSampler
 from pipeline.config.scorers import EnsembleScorer, Labelling, Scorer
-from pipeline.config.training import LossSettings, Training, WarmStart
+from pipeline.config.training import Training, WarmStart
 
 
 class Retention(Closed):
@@ -56,7 +57,7 @@ class RunConfig(Closed):
     discriminator: Discriminator | None = None
     pairing: Pairing = Pairing()
     replay: Replay | None = None
-    loss: LossSettings = Field(default_factory=lambda: LossSettings.model_validate({}))
+    loss: NamedComposition = Field(default_factory=lambda: NamedComposition.model_validate({}))
     training: Training = Training()
     accelerate: str | None = Field(
         None,

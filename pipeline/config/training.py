@@ -5,29 +5,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.loss.composition import Composition
-from pipeline.config.loss.presets import DOCUMENTATION, resolve
-
-
-class LossSettings(Composition):
-    """A preset of configs/loss/ with settings of its own, or a composition written out (then it names a link,
-    terms or a head).
-    """
-
-    preset: str = "custom"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset_first(cls, given: object) -> object:
-        if not isinstance(given, dict):
-            return given
-        rest = {key: value for key, value in given.items() if key != "preset"}
-        written_out = not {"link", "terms", "head"}.isdisjoint(rest)
-        name = given.get("preset", "custom" if written_out else "dpo")
-        if name == "custom" or not isinstance(name, str):
-            return given
-        documented = {key: value for key, value in rest.items() if key not in DOCUMENTATION}
-        return {**resolve(name, documented), "preset": name}
 
 
 class Lora(Closed):

@@ -2,7 +2,8 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.errors import RunError, UserError, first_lines
@@ -83,6 +85,17 @@ def local_folder(path: str, revision: str | None = None) -> Path:
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: no such model folder here, and the hub gave none: {reason}") from None
+
+
+@contextmanager
+def dropout_off(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into evaluation mode, and back into the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def load_for_scoring(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:

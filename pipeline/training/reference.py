@@ -11,6 +11,7 @@ from pipeline.config.loss.components import GivenWeights
 from pipeline.config.loss.needs import Fact
 from pipeline.errors import RunError
 from pipeline.losses.dispersion import scaled
+from pipeline.models.policy import dropout_off
 from pipeline.models.token_logps import Precision, TokenLogps, plain_model
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example, Logps
@@ -196,23 +197,21 @@ def _scored(
     wants: frozenset[Fact],
 ) -> list[tuple[Logps, tuple[float, ...]]]:
     """(log-probabilities, entropies) of each sequence's response tokens; the latter empty where not wanted."""
-    training = model.training
-    model.eval()
     score, device = TokenLogps(model, dtype, wants, share_prompts=True), model.device
     packing = score.padded_because is None
     found: list[tuple[Logps, tuple[float, ...]]] = [((), ())] * len(sequences)
     done = 0
-    for rows in _batches(sequences, batch_size, packing):
-        batch = collate([Example.text("", *sequences[i]) for i in rows], packing=packing).to(device)
-        facts, mask = score(batch.ids, batch.mask, batch.packed), batch.mask.cpu()
-        logps, entropy = facts.policy.cpu(), None if facts.entropy is None else facts.entropy.cpu()
-        for row, i in enumerate(rows):
-            nats = () if entropy is None else tuple(entropy[row][mask[row]].tolist())
-            found[i] = tuple(logps[row][mask[row]].tolist()), nats
-        done += len(rows)
-        if on_progress is not None:
-            on_progress(done)
-    model.train(training)
+    with dropout_off(model):
+        for rows in _batches(sequences, batch_size, packing):
+            batch = collate([Example.text("", *sequences[i]) for i in rows], packing=packing).to(device)
+            facts, mask = score(batch.ids, batch.mask, batch.packed), batch.mask.cpu()
+            logps, entropy = facts.policy.cpu(), None if facts.entropy is None else facts.entropy.cpu()
+            for row, i in enumerate(rows):
+                nats = () if entropy is None else tuple(entropy[row][mask[row]].tolist())
+                found[i] = tuple(logps[row][mask[row]].tolist()), nats
+            done += len(rows)
+            if on_progress is not None:
+                on_progress(done)
     return found
 
 

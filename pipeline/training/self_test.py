@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline.errors import RowsError, RunError
+from pipeline.models.policy import dropout_off
 from pipeline.models.token_logps import Precision
 from pipeline.training.batches.collate import Batch
 from pipeline.training.batches.examples import Example
@@ -48,12 +49,9 @@ def check_policy_is_reference(
     """
     # All of the batch: micro-batches go by length, so the first alone would be the shortest responses.
     responses: list[_Difference] = []
-    training = policy.training
-    # Dropout would make them differ.
-    policy.eval()
-    for batch in micro_batches(examples, cut, accelerator.process_index, accelerator.num_processes):
-        responses += _differences(policy, batch.to(accelerator.device))
-    policy.train(training)
+    with dropout_off(policy):
+        for batch in micro_batches(examples, cut, accelerator.process_index, accelerator.num_processes):
+            responses += _differences(policy, batch.to(accelerator.device))
     sums = torch.tensor([sum(r.nats for r in responses), sum(r.tokens for r in responses)], dtype=torch.float64)
     nats, tokens = map(float, over_processes(sums, accelerator))
     worst = max(responses, key=_Difference.rank, default=_Difference(examples[0].id, 0.0, 1))
@@ -88,12 +86,10 @@ def check_packing(
     world = accelerator.num_processes
     ordered = sorted(examples, key=lambda e: (-e.length, e.id))
     some = [*ordered[:world], *ordered[world:][-SHORTEST * world :]]
-    training = policy.training
-    policy.eval()
-    packed, padded = (
-        _response_logps(policy, some, replace(cut, packing=packing), accelerator) for packing in (True, False)
-    )
-    policy.train(training)
+    with dropout_off(policy):
+        packed, padded = (
+            _response_logps(policy, some, replace(cut, packing=packing), accelerator) for packing in (True, False)
+        )
     said = max(1, int(((packed != 0) | (padded != 0)).sum()))
     apart = float((packed - padded).abs().sum()) / said
     allowed = SAME_MODEL[dtype] * max(1.0, float(padded.abs().sum()) / said / LARGE)

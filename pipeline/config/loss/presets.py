@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from pipeline.config.loss.composition import Composition
 
@@ -165,3 +165,25 @@ def _drop_reference(name: str, tree: Tree, composition: Composition, value: Any)
         if reads:
             raise ValueError(f"reference_free: {name} needs a reference ({what})")
     tree["prior"] = "none"
+
+
+class NamedComposition(Composition):
+    """The config's section ``loss``: a preset of configs/loss/ with settings of its own, or a composition written out.
+
+    One that is written out names a link, terms or a head.
+    """
+
+    preset: str = "custom"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_first(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        rest = {key: value for key, value in given.items() if key != "preset"}
+        written_out = not {"link", "terms", "head"}.isdisjoint(rest)
+        name = given.get("preset", "custom" if written_out else "dpo")
+        if name == "custom" or not isinstance(name, str):
+            return given
+        documented = {key: value for key, value in rest.items() if key not in DOCUMENTATION}
+        return {**resolve(name, documented), "preset": name}
