@@ -163,9 +163,9 @@ def test_what_needs_names_is_all_that_is_read(loss: Loss) -> None:
     pair = dict.fromkeys(PAIR_FIELDS - loss.needs.fields - {"win_probability_rejected"})
     bare = dataclasses.replace(
         batch,
-        chosen=stripped(batch.chosen, loss.needs),
-        rejected=stripped(batch.rejected, loss.needs) if "rejected" in loss.needs or loss in LISTS else None,
-        **{**pair, **({"calibration": stripped(batch.calibration, loss.needs)} if "calibration" in loss.needs else {})},
+        chosen=stripped(batch.chosen, loss.needs.fields),
+        rejected=stripped(batch.rejected, loss.needs.fields) if "rejected" in loss.needs or loss in LISTS else None,
+        **{**pair, **({"calibration": stripped(batch.calibration, loss.needs.fields)} if "calibration" in loss.needs else {})},
     )
     if loss.composition.head is not None and "reward_chosen" not in loss.needs:
         assert bare.reward_chosen is None

@@ -160,11 +160,11 @@ def test_lots_are_of_seed_example_and_epoch_and_not_of_the_batch() -> None:
 
 def test_edited_tokens_are_marked_where_the_loss_reads_them() -> None:
     example = Example.pair("a", (5, 6), (7, 8, 9), (7, 10, 9, 11))
-    pairs = pair_batch(example, loss=load_preset("bmc"))
+    pairs = pair_batch(example, needs=load_preset("bmc").needs)
     assert pairs.rejected is not None
     assert pairs.chosen.edited.int().tolist() == [[0, 0, 0, 1, 0, 0]]
     assert pairs.rejected.edited.int().tolist() == [[0, 0, 0, 1, 0, 1]]
-    assert pair_batch(example, loss=dpo()).chosen.edited is None
+    assert pair_batch(example, needs=dpo().needs).chosen.edited is None
 
 
 def test_a_calibration_response_has_rows_of_its_own_where_the_loss_reads_it() -> None:
