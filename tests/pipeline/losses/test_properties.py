@@ -161,11 +161,12 @@ def test_what_needs_names_is_all_that_is_read(loss: Loss) -> None:
 
     # A calibration response is measured against the reference too, if the loss has one.
     pair = dict.fromkeys(PAIR_FIELDS - loss.needs.fields - {"win_probability_rejected"})
+    fields = loss.needs.fields
     bare = dataclasses.replace(
         batch,
-        chosen=stripped(batch.chosen, loss.needs.fields),
-        rejected=stripped(batch.rejected, loss.needs.fields) if "rejected" in loss.needs or loss in LISTS else None,
-        **{**pair, **({"calibration": stripped(batch.calibration, loss.needs.fields)} if "calibration" in loss.needs else {})},
+        chosen=stripped(batch.chosen, fields),
+        rejected=stripped(batch.rejected, fields) if "rejected" in fields or loss in LISTS else None,
+        **{**pair, **({"calibration": stripped(batch.calibration, fields)} if "calibration" in fields else {})},
     )
     if loss.composition.head is not None and "reward_chosen" not in loss.needs:
         assert bare.reward_chosen is None
