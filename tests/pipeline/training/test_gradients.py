@@ -69,7 +69,8 @@ def test_neither_micro_batches_nor_packing_change_gradient_or_reports(name: str)
         assert parts.keys() == whole.keys()
         for parameter, expected in whole.items():
             torch.testing.assert_close(parts[parameter], expected, rtol=1e-5, atol=1e-6)
-        assert same.loss == pytest.approx(facts.loss, abs=1e-6)
+        # float32 rounds in proportion to the loss, which is 8 for some; which way depends on the CPU's kernels.
+        assert same.loss == pytest.approx(facts.loss, rel=1e-6, abs=1e-6)
         assert same.metrics == pytest.approx(facts.metrics, abs=1e-5)
         assert same.running == pytest.approx(facts.running, abs=1e-6)
         assert same.response_tokens == facts.response_tokens
@@ -145,9 +146,9 @@ def test_critics_start_with_the_means_of_the_whole_first_batch_and_then_wait_for
         assert critics is not None and not critics.started
         facts = accumulate_gradient(whole, examples, Cut(size))
         assert facts.module_means is not None
-        torch.testing.assert_close(critics.means, facts.module_means)
+        torch.testing.assert_close(critics.means, facts.module_means.to(critics.means))
         whole.modules.after_step(facts.module_means + 1)
-        torch.testing.assert_close(critics.means, facts.module_means + 0.1)
+        torch.testing.assert_close(critics.means, facts.module_means.to(critics.means) + 0.1)
 
 
 def test_the_policy_feels_the_critics_and_they_do_not_feel_the_loss() -> None:
