@@ -263,7 +263,8 @@ def edits(chosen: Sequence[int], rejected: Sequence[int]) -> tuple[Flags, Flags]
     ((False, True, False), (False, True, True, False))
     """
     found = ([True] * len(chosen), [True] * len(rejected))
-    # Junk heuristics would call frequent tokens edited in every long response.
+    # The authors' code uses difflib; a minimal edit script marks other tokens. Its junk heuristics are off: they would
+    # call frequent tokens edited in every long response.
     for block in SequenceMatcher(None, chosen, rejected, autojunk=False).get_matching_blocks():
         for flags, start in zip(found, (block.a, block.b), strict=True):
             flags[start : start + block.size] = [False] * block.size

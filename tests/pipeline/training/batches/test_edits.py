@@ -14,6 +14,8 @@ from pipeline.training.batches.examples import edits
         ("ad", "abcd", ("00", "0110")),
         ("ab", "xy", ("11", "11")),
         ("a", "", ("1", "")),
+        # The longest block first, as difflib does for the authors; the fewest edits would be the letter b alone.
+        ("aaa", "abaa", ("001", "1100")),
     ],
 )
 def test_replaced_inserted_and_deleted_tokens_are_edited(chosen: str, rejected: str, expected: tuple[str, str]) -> None:
