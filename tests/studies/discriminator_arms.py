@@ -15,6 +15,7 @@ from pipeline.config import KeywordScorer, RunConfig
 from pipeline.config.files import load_config
 from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
+from pipeline.training.step_log import STEPS, read_steps
 from reward_models.rules import KeywordReward
 from reward_models.training.gold import ranked_rightly
 from tests.support.places import CONFIGS
@@ -25,6 +26,8 @@ ONCE, REPLAY = "gold alone, once", "gold alone, with replay"
 # Who labels what no gold was bought for.
 SILVER = {ONLINE: "online", ONCE: "none", REPLAY: "none", STATIC: "static", SELF: "self"}
 ARMS = tuple(SILVER)
+# Settings of the policy that every arm starts from.
+START = ("policy.", "warm_start.")
 Say = Callable[[str], None]
 
 
@@ -62,7 +65,7 @@ def make_start(settings: Sequence[str], out: Path, workers: Workers, say: Say) -
 
 def run_arm(arm: str, seed: int, settings: Sequence[str], out: Path, workers: Workers, say: Say) -> list[Point]:
     """Run an arm, or go on with it; its points, round by round. ``gold alone, with replay`` is run after the first."""
-    config = load_config([CONFIG], [*settings, *arm_settings(arm, seed, load_config([CONFIG], settings), out)])
+    config = arm_config(arm, seed, settings, out)
     run = prepare_run(config, arm_folder(arm, seed, out))
     stage = _stages(run, config, workers, lambda said: say(f"{arm}, seed {seed}, {said}"))
     _, policy = start(stage)
@@ -77,8 +80,13 @@ def arm_folder(arm: str, seed: int, out: Path) -> Path:
     return out / f"{arm.replace(',', '').replace(' ', '_')}_{seed}"
 
 
-def arm_settings(arm: str, seed: int, config: RunConfig, out: Path) -> list[str]:
-    """What makes an arm of the study's ``config``."""
+def arm_config(arm: str, seed: int, settings: Sequence[str], out: Path) -> RunConfig:
+    """The study's config under ``settings``, made an arm; it starts from the policy that they have made."""
+    common = [setting for setting in settings if not setting.startswith(START)]
+    return load_config([CONFIG], [*common, *_arm_settings(arm, seed, load_config([CONFIG], settings), out)])
+
+
+def _arm_settings(arm: str, seed: int, config: RunConfig, out: Path) -> list[str]:
     policy = RunFolder(out / "start").stage(0, "policy").folder
     made = [f"seed={seed}", f"policy={{kind: pretrained, path: {policy}}}", "warm_start=null"]
     made.append(f"discriminator.silver={SILVER[arm]}")
@@ -145,4 +153,4 @@ def _accuracy(run: RunFolder, config: RunConfig, round_: int) -> float | None:
 
 
 def _steps(run: RunFolder, round_: int) -> int:
-    return len(json.loads((run.stage(round_, "policy").folder / "history.json").read_text(encoding="utf-8")))
+    return len(read_steps(run.stage(round_, "policy").folder / STEPS))

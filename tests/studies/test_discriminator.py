@@ -1,11 +1,13 @@
 """The study of the discriminator: arms are what they are called, and the tables say what was found."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.config.files import load_config
+from pipeline.storage.run_folder import RunFolder
+from pipeline.training.step_log import STEPS, read_steps
 from tests.studies.discriminator import interval, late_accuracy, tables
 from tests.studies.discriminator_arms import (
     ARMS,
@@ -13,13 +15,30 @@ from tests.studies.discriminator_arms import (
     ONCE,
     ONLINE,
     REPLAY,
+    SELF,
     SILVER,
     STATIC,
     Point,
+    arm_config,
     arm_folder,
-    arm_settings,
+    make_start,
+    run_arm,
 )
 from tests.studies.discriminator_plot import draw
+from tests.support.tiny_run import InventedResponses
+
+SEED, BUDGET = 3, 8
+# Gold counts barns, of which every prompt's responses hold some and lack some.
+TINY = [
+    *("rounds=2", "prompts.prompts=80", "prompts_per_round=24", "held_out.prompts=8"),
+    *("policy.vocab_size=300", "policy.hidden_size=32", "policy.layers=1", "warm_start.max_steps=2"),
+    *(
+        "scorer.words=[barn]",
+        f"discriminator.budget={BUDGET}",
+        "discriminator.gate={accuracy: 0.5, comparisons: 1}",
+        "training.batch_size=8",
+    ),
+]
 
 
 def points(rewards: list[float], accuracy: float | None) -> list[Point]:
@@ -29,20 +48,53 @@ def points(rewards: list[float], accuracy: float | None) -> list[Point]:
     ]
 
 
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every arm has run, with one seed."""
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def found(out: Path) -> dict[str, list[Point]]:
+    start: Any = None
+    make_start(TINY, out, start, lambda _: None)
+    workers: Any = InventedResponses(RunFolder(out / "start").stage(0, "policy").folder)
+    return {arm: run_arm(arm, SEED, TINY, out, workers, lambda _: None) for arm in ARMS}
+
+
 @pytest.mark.parametrize("arm", ARMS)
-def test_arms_differ_in_who_labels_and_in_nothing_else(arm: str, tmp_path: Path) -> None:
-    plain = load_config([CONFIG])
-    for round_ in range(1, plain.rounds + 1):
-        policy = arm_folder(ONLINE, 3, tmp_path) / f"round_{round_:03d}" / "policy"
-        policy.mkdir(parents=True)
-        (policy / "history.json").write_text(json.dumps([{}] * 8))
-    config = load_config([CONFIG], arm_settings(arm, 3, plain, tmp_path))
+def test_arms_differ_in_who_labels_and_in_nothing_else(arm: str, out: Path, found: dict[str, list[Point]]) -> None:
+    config, plain = arm_config(arm, SEED, TINY, out), load_config([CONFIG], TINY)
     assert config.discriminator is not None and plain.discriminator is not None
-    assert config.discriminator.silver == SILVER[arm] and config.seed == 3
+    assert config.discriminator.silver == SILVER[arm] and config.seed == SEED
     assert config.discriminator.model_copy(update={"silver": "online"}) == plain.discriminator
     assert (config.replay is not None) == (arm == REPLAY)
-    assert config.training.max_steps == (8 if arm == REPLAY else None)
+    assert config.training.max_steps == (max(point.steps for point in found[ONLINE]) if arm == REPLAY else None)
     assert (config.loss, config.scorer, config.sampling) == (plain.loss, plain.scorer, plain.sampling)
+    assert config.policy.path == str(RunFolder(out / "start").stage(0, "policy").folder)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_points_are_what_the_arm_s_stages_have_counted(arm: str, out: Path, found: dict[str, list[Point]]) -> None:
+    run, (start, *rounds) = RunFolder(arm_folder(arm, SEED, out)), found[arm]
+    assert (start.bought, start.pairs, start.steps, start.accuracy, start.kl_to_start) == (0, 0, 0, None, 0)
+    assert [point.round for point in rounds] == [1, 2]
+    for point in rounds:
+        policy = run.stage(point.round, "policy").require()
+        assert (
+            point.steps == policy.metrics["steps"] == len(read_steps(run.stage(point.round, "policy").folder / STEPS))
+        )
+        assert point.pairs == policy.rows
+        assert point.reward == run.stage(point.round, "evaluation").require().metrics["reward"]
+
+
+def test_all_arms_buy_as_much_gold_and_replay_takes_as_many_steps(found: dict[str, list[Point]]) -> None:
+    assert {arm: points[-1].bought for arm, points in found.items()} == dict.fromkeys(ARMS, 2 * BUDGET)
+    assert [point.bought for point in found[STATIC]] == [0, 2 * BUDGET, 2 * BUDGET]
+    steps = max(point.steps for point in found[ONLINE])
+    assert [point.steps for point in found[REPLAY]] == [0, steps, steps] and steps > found[ONCE][-1].steps > 0
+    labelled = {arm for arm, points in found.items() if all(point.accuracy is not None for point in points[1:])}
+    assert labelled == {ONLINE, STATIC, SELF}
 
 
 def test_the_tables_compare_seed_by_seed() -> None:
