@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 
-def prefloop(home: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+def prefloop(home: dict[str, str], *arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """``folder``: where it is started, and what relative paths are relative to."""
     command = [sys.executable, "-m", "flows", *map(str, arguments)]
-    return subprocess.run(command, env=home, capture_output=True, text=True, timeout=800, check=False)
+    return subprocess.run(command, cwd=folder, env=home, capture_output=True, text=True, timeout=800, check=False)
