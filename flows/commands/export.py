@@ -20,9 +20,9 @@ from pipeline.storage.run_folder import RunFolder
 
 CARD = "README.md"
 # Of a policy's folder: weights, their index, tokenizer, template, generation config. What the run keeps beside them
-# (probes, histories, heads, the optimiser) is for the run.
+# (probe, steps, heads, the optimiser) is for the run.
 EXPORTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
-KEPT_BACK = {MANIFEST, "probe.json", "history.json", "adapter_config.json"}
+KEPT_BACK = {MANIFEST, "probe.json", "adapter_config.json"}
 
 
 def export(root: Path, out: Path, round_: int | None) -> str:

@@ -39,6 +39,11 @@ def read_decision(run: RunFolder, round_: int) -> Decision | None:
     return decision
 
 
+def write_decision(folder: Path, decision: Decision) -> None:
+    """Write the decision to ``folder``, where the stage ``gate`` is being made."""
+    write_json(folder / DECISION, json.loads(decision.model_dump_json()))
+
+
 def approval_file(run: RunFolder, round_: int) -> Path:
     """Where a person's answer is kept."""
     return run.root / "approvals" / f"round_{round_:03d}.json"

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import base_before, best_before, parent
-from flows.run_folder.approvals import DECISION
+from flows.run_folder.approvals import write_decision
 from flows.stages.context import Context, Outcome
 from flows.stages.evaluation import HELD_OUT_MARGINS
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
@@ -44,7 +44,7 @@ def gate(context: Context, round_: int, folder: Path) -> Outcome:
         measures["win_rate_since_best"] = _since_best(context, settings, standing, wins)
     decision = decide(settings, measures, standing)
     told = decision.model_copy(update={"measures": _plain(context, standing, measures)})
-    write_json(folder / DECISION, json.loads(told.model_dump_json()))
+    write_decision(folder, told)
     facts: dict[str, JsonValue] = {"decision": told.decision, "best_round": told.best_round, **labelling}
     return Outcome(standing.prompts, facts)
 

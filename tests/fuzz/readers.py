@@ -27,12 +27,13 @@ from pipeline.config import FileData, RunConfig
 from pipeline.config.files import dump_config, load_config
 from pipeline.data.reading import PromptRow, read_preferences, read_prompts
 from pipeline.errors import RunError, UserError
+from pipeline.evaluation.gate import Approval, Decision
 from pipeline.storage.manifest import Manifest, StageKey
 from pipeline.storage.rows import text_row
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch
 from pipeline.types import Group, Message, Prompt, Response
-from reward_models.answers.spending import Ledger
+from reward_models.answers.spending import Call, Ledger
 from reward_models.people.people import read_answers
 from tests.fuzz.inputs import accelerate_config, config_layers, data_file, data_settings, small_file
 
@@ -55,11 +56,12 @@ MANIFEST = json.dumps(
         "finished": "2026-01-01T00:00:00Z",
     }
 )
-DECISION = '{"decision": "pause", "reasons": ["a"], "best_round": 1, "measures": {"kl": 0.5}}'
-APPROVAL = '{"decision": "promote", "by": "me", "reason": "", "time": ""}'
+DECISION = Decision(decision="pause", reasons=("a",), best_round=1, measures={"kl": 0.5}).model_dump_json()
+APPROVAL = Approval(decision="promote", by="me").model_dump_json()
 METRICS = '{"round": 1, "reward": 0.5, "reward_ci": [0.1, 0.2], "win_rate_vs_start": null, "stop_rate": 1}'
-CALL = '{"stage": "labels", "labeller": "x", "outcome": "ok", "prompt_tokens": 3, "completion_tokens": 1, "cost": 0.5}'
-FAULTS = '{"source": "pairs", "file": "a", "row": 1, "cause": "tie", "said": ""}'
+CALL = Call(
+    stage="labels", labeller="x", outcome="ok", prompt_tokens=3, completion_tokens=1, cost=0.5
+).model_dump_json()
 ASKED = Group(Prompt((Message("user", "p"),)), (1,), (Response("a", (1,), (), "stop"), Response("b", (2,), (), "stop")))
 ANSWERS = f'{{"id": "{ASKED.id}", "answer": "a"}}\n{{"id": "{ASKED.id}", "answer": "tie"}}'
 

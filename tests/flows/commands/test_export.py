@@ -1,6 +1,5 @@
 """A round's policy as a folder of its own, full or trained through an adapter, in transformers and in vLLM."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,13 +9,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flows.commands.export import export
 from flows.report.model_card import write_card
+from flows.run_folder.approvals import approve
 from flows.stages.context import Context
 from pipeline.config import SamplingSettings
 from pipeline.config.files import dump_config
 from pipeline.errors import RunError, UserError
 from pipeline.sampling.sampler import SampleRequest
-from pipeline.storage.atomic import write_json, write_text
-from pipeline.storage.manifest import StageKey
+from pipeline.storage.atomic import write_text
+from tests.support.gates import decided
 from tests.support.tiny_run import begin, make_job, open_context, train
 from tests.support.tiny_sampler import vllm_process
 
@@ -47,7 +47,7 @@ def scores(folder: Path) -> torch.Tensor:
 def test_transformers_and_vllm_load_what_was_trained(trained: Context, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "model"
     assert "round 1 of tiny" in export(trained.run.root, out, None)
-    assert not {file.name for file in out.iterdir()} & {"probe.json", "history.json", "manifest.json", "optimiser"}
+    assert not {file.name for file in out.iterdir()} & {"probe.json", "steps.jsonl", "manifest.json", "optimiser"}
     assert [file.name for file in out.parent.iterdir()] == ["model"]
 
     policy = trained.policy_path(1)
@@ -93,16 +93,12 @@ def test_cards_are_of_policies_that_were_promoted(trained: Context, tmp_path: Pa
     run, config = trained.run, trained.config
     file = write_card(run, config, 1)
     assert file == run.root / "cards" / "round_001.md" and "held-out prompts" in file.read_text()
-    gate = run.stage(1, "gate").begin(StageKey({}, {}, 0))
-    decision = {"decision": "pause", "reasons": ["too long"], "best_round": 0, "measures": {}}
-    write_json(gate.folder / "decision.json", decision)
-    gate.commit(1, {})
+    decided(run, 1, "pause", 0, "too long")
     try:
         assert write_card(run, config, 1) is None
         # The best round is what is exported.
         assert "round 0 of tiny" in export(run.root, tmp_path / "best", None)
-        (run.root / "approvals").mkdir()
-        write_json(run.root / "approvals" / "round_001.json", json.loads('{"decision": "promote", "by": "me"}'))
+        approve(run.root, 1, "promote", "me")
         assert write_card(run, config, 1) is not None
     finally:
         shutil.rmtree(run.stage(1, "gate").folder)

@@ -97,7 +97,9 @@ def test_what_was_killed_is_marked_when_the_run_goes_on(
     client: SyncPrefectClient, tmp_path: Path, capsys: pytest.CaptureFixture[str], state: Callable[[], object], end: str
 ) -> None:
     zombie = client.create_flow_run(rounds, parameters={}, state=state())  # type: ignore[arg-type]
-    (tmp_path / FILE).write_text(json.dumps({"flow_run": str(zombie.id), "host": "node7", "pid": 4711}))
+    assert rounds(tmp_path, lambda: None) == "report"
+    last = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps({**last, "flow_run": str(zombie.id), "host": "node7", "pid": 4711}))
     assert rounds(tmp_path, lambda: None) == "report"
     marked = client.read_flow_run(zombie.id).state
     assert marked is not None and marked.name == end

@@ -9,9 +9,9 @@ from flows.report.facts import RoundFacts
 from flows.report.gather import evaluated_rounds, round_facts
 from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.storage.manifest import StageKey
 from pipeline.storage.rows import read_groups, read_preferences
 from pipeline.types import Group, Pair
+from tests.support.gates import decided
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train
 
 
@@ -102,10 +102,7 @@ def test_round_0_has_no_pairs_and_nothing_to_compare_with(context: Context) -> N
 
 
 def test_a_gate_s_decision_is_told(context: Context) -> None:
-    writer = context.run.stage(1, "gate").begin(StageKey({}, {}, 0))
-    decision = {"decision": "pause", "reasons": ["length grows"], "best_round": 0, "measures": {"gap": 0.5}}
-    (writer.folder / "decision.json").write_text(json.dumps(decision))
-    writer.commit(0, {})
+    decided(context.run, 1, "pause", 0, "length grows")
     gate = round_facts(context.run, context.config, 1).gate
     assert gate is not None and (gate.decision, gate.reasons, gate.best_round) == ("pause", ("length grows",), 0)
 

@@ -13,8 +13,10 @@ from flows.__main__ import app
 from flows.report.write import run_facts, write_report
 from flows.stages.context import Context
 from flows.stages.run import run_stage
+from pipeline.config.files import dump_config
 from pipeline.errors import UserError
-from pipeline.storage.run_folder import StageKey
+from pipeline.storage.atomic import write_text
+from tests.support.gates import decided
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train
 
 
@@ -22,7 +24,7 @@ from tests.support.tiny_run import InventedResponses, begin, make_job, open_cont
 def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     job = make_job(tmp_path_factory.mktemp("report"))
     made = open_context(job, tmp_path_factory.mktemp("run"), "iterative", "rounds=1")
-    (made.run.root / "config.yaml").write_text((job / "iterative.yaml").read_text())
+    write_text(made.run.config_file, dump_config(made.config))
     begin(made)
     for round_ in (0, 1):
         if round_:
@@ -80,9 +82,6 @@ def test_show_tells_the_story_below_the_table(context: Context) -> None:
 
 
 def test_what_is_shown_cannot_drive_the_terminal(context: Context) -> None:
-    writer = context.run.stage(1, "gate").begin(StageKey({}, {}, 0))
-    decision = {"decision": "pause", "reasons": ["[bold]odd[/bold]\x1b]0;title\x07\nnext"], "best_round": 0}
-    (writer.folder / "decision.json").write_text(json.dumps(decision))
-    writer.commit(0, {})
+    decided(context.run, 1, "pause", 0, "[bold]odd[/bold]\x1b]0;title\x07\nnext")
     shown = CliRunner().invoke(app, ["show", str(context.run.root)], catch_exceptions=False).output
     assert "pause: [bold]odd[/bold]\ufffd]0;title\ufffd⏎ next" in shown and "\x1b" not in shown

@@ -9,10 +9,8 @@ import pytest
 from flows.__main__ import main
 from flows.run_folder.approvals import approval_file, approve, read_approval, read_decision, waiting
 from pipeline.errors import RunError, UserError
-from pipeline.evaluation.gate import Decision
-from pipeline.storage.atomic import write_json
-from pipeline.storage.manifest import StageKey
 from pipeline.storage.run_folder import RunFolder
+from tests.support.gates import decided
 
 
 @pytest.fixture
@@ -20,16 +18,9 @@ def run(tmp_path: Path) -> RunFolder:
     """Round 1 was promoted, round 2 waits."""
     run = RunFolder(tmp_path)
     run.config_file.write_text("name: x\n")
-    decide(run, 1, "promote")
-    decide(run, 2, "pause")
+    decided(run, 1, "promote", 1)
+    decided(run, 2, "pause", 1)
     return run
-
-
-def decide(run: RunFolder, round_: int, decision: str) -> None:
-    made = Decision.model_validate({"decision": decision, "reasons": ["KL is 3.1"], "best_round": 1})
-    folder = run.stage(round_, "gate").folder
-    folder.mkdir(parents=True)
-    write_json(folder / "decision.json", json.loads(made.model_dump_json()))
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -110,9 +101,7 @@ def test_a_damaged_decision_is_named(run: RunFolder) -> None:
 
 
 def test_a_decision_that_was_edited_is_named(run: RunFolder) -> None:
-    writer = run.stage(3, "gate").begin(StageKey(config={}, inputs={}, seed=0))
-    write_json(writer.folder / "decision.json", {"decision": "promote", "reasons": [], "best_round": 1})
-    writer.commit(1, {})
+    decided(run, 3, "promote", 1)
     assert (made := read_decision(run, 3)) is not None and made.best_round == 1
     file = run.stage(3, "gate").folder / "decision.json"
     file.write_text(file.read_text().replace('"best_round": 1', '"best_round": 2'))

@@ -17,6 +17,7 @@ from flows.stages.run import run_stage
 from pipeline.config.files import dump_config
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import write_json, write_text
+from pipeline.storage.manifest import FREED, Freed, plain
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context
 
 
@@ -84,8 +85,7 @@ def test_links_in_what_is_being_written_are_taken_away_and_not_followed(run: Con
 def test_names_in_files_that_lead_out_are_refused(run: Context, outside: Path) -> None:
     policy = run.run.stage(0, "policy")
     for name in ("../../../outside/model.safetensors", str(outside / "model.safetensors")):
-        freed = {"files": {name: 4}, "reason": "retention", "time": "now"}
-        write_json(policy.folder / "freed.json", freed)
+        write_json(policy.folder / FREED, plain(Freed({name: 4}, "retention", "now")))
         with pytest.raises(RunError, match="is not in it; nothing was moved or removed"):
             free_room(run.run, run.config)
         place = run.run.root / "set_aside" / "x"

@@ -11,6 +11,7 @@ from flows.run_folder.redo import dependents, finish_setting_aside, parse_stage,
 from flows.stages.context import Context
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import write_json
+from pipeline.storage.manifest import FREED, Freed, plain
 from pipeline.storage.run_folder import RunFolder
 from tests.support.finished_run import complete, digests, finished
 from tests.support.tiny_run import make_job
@@ -146,8 +147,8 @@ def test_what_is_not_there_or_not_a_stage_is_refused(run: Context) -> None:
 
 
 def test_a_stage_that_would_read_what_was_freed_is_refused(run: Context) -> None:
-    freed = {"files": {"model.safetensors": 1}, "reason": "retention", "time": "now"}
-    write_json(run.run.root / "round_001/policy/freed.json", freed)
+    freed = Freed({"model.safetensors": 1}, "retention", "now")
+    write_json(run.run.stage(1, "policy").folder / FREED, plain(freed))
     with pytest.raises(UserError, match=r"round_002/samples reads round_001/policy.*--from 1:policy makes them again"):
         set_aside(run.run, run.config, 2, "samples")
     assert not (run.run.root / "set_aside").exists()

@@ -19,6 +19,7 @@ from pipeline.storage.atomic import write_json, write_text
 from pipeline.storage.manifest import StageKey
 from pipeline.storage.run_folder import RunFolder
 from tests.support.finished_run import complete, digests, evaluate, finished
+from tests.support.gates import decided
 from tests.support.tiny_run import begin, make_job, open_context, train
 
 LAST = ("retention.last=1", "retention.best=false")
@@ -150,9 +151,7 @@ def test_a_freed_model_that_is_asked_for_is_named_and_can_be_made_again(
 
 
 def test_the_best_round_is_the_gates(run: RunFolder) -> None:
-    stage = run.stage(3, "gate")
-    stage.folder.mkdir()
-    write_json(stage.folder / "decision.json", {"decision": "roll_back", "best_round": 1})
+    decided(run, 3, "roll_back", 1)
     assert best_round(run) == 1
 
 
@@ -178,9 +177,7 @@ def test_what_a_run_reads_that_is_extended_is_kept(job: Path, run: RunFolder) ->
 
 def test_what_a_round_reads_after_a_roll_back_is_kept(job: Path, run: RunFolder) -> None:
     context = config(job, run, *LAST, "loss.preset=apo_accelerated")
-    stage = run.stage(3, "gate")
-    stage.folder.mkdir()
-    write_json(stage.folder / "decision.json", {"decision": "pause", "reasons": ["a"], "best_round": 2})
+    decided(run, 3, "pause", 2)
     free_room(run, context.config)
     # Should a person send it back to policy 2, the next round extrapolates from policies 1 and 2.
     assert weights(run) == [1, 2, 3]

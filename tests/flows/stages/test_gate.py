@@ -17,6 +17,7 @@ from pipeline.config.files import dump_config
 from pipeline.errors import Paused, UserError
 from pipeline.evaluation.gate import Decision
 from pipeline.types import Message, Response
+from tests.support.gates import decided
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train
 
 # Four held-out prompts judge.
@@ -154,10 +155,7 @@ def test_an_older_reference_is_one_that_the_round_descends_from(
 ) -> None:
     context = opened(job, start, tmp_path, "training.reference=every_n", "training.reference_every=2")
     for round_, decision, best in ((1, "promote", 1), (2, "roll_back", 1), (3, "promote", 3)):
-        folder = context.run.stage(round_, "gate").folder
-        folder.mkdir(parents=True)
-        made = {"decision": decision, "reasons": ["x"], "best_round": best}
-        (folder / "decision.json").write_text(json.dumps(made))
+        decided(context.run, round_, decision, best)
     parents = [parent(context.run, context.config, round_) for round_ in (1, 2, 3, 4)]
     assert parents == [0, 1, 1, 3]
     # Round 2 is due as the reference of round 3, and was rolled back from.

@@ -1,6 +1,5 @@
 """A judge over HTTP: both orders, verdicts, and every way in which a server can fail."""
 
-import json
 import math
 import threading
 import time
@@ -16,7 +15,7 @@ from pipeline.types import Group, Message, Prompt, Response
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
 from reward_models.answers.labellers import OneByOne, TwoByTwo
-from reward_models.answers.spending import Ledger
+from reward_models.answers.spending import Call, Ledger
 from reward_models.judge import judge
 from reward_models.judge.budget import Budget
 from reward_models.judge.judge import Judge
@@ -364,8 +363,9 @@ def test_a_question_that_the_server_refuses_is_missing_and_not_asked_again(serve
 
 def test_the_ledger_stands_a_torn_line(tmp_path: Path) -> None:
     file = tmp_path / "spending.jsonl"
-    good = {"stage": "round_001/labels", "labeller": "x", "outcome": "ok", "cost": 2.0}
-    file.write_text(json.dumps(good) + "\n" + '{"stage": "rou')
+    Ledger(file).add(Call(stage="round_001/labels", labeller="x", outcome="ok", cost=2.0))
+    with file.open("a") as lines:
+        lines.write('{"stage": "rou')
     assert accounts(tmp_path).spent().cost == 2.0
 
 

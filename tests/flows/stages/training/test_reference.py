@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.run_folder.stage_keys import stage_key
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.stages.training import reference as stage
 from flows.stages.training.examples import examples_with_reference
 from pipeline.errors import RunError
 from pipeline.models.policy import load_for_scoring
+from pipeline.storage.run_folder import StageWriter
 from pipeline.training.batches.examples import Example
 from pipeline.training.reference_cache import ENTRY, ReferenceCache, entry_key, model_digest, tokens_digest
 from tests.support.tiny_model import save_tiny_model
@@ -58,6 +58,10 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage._Scores, "_rows", refuse)
 
 
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_run_with_another_loss_and_seed_computes_no_reference_pass(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,15 +74,16 @@ def test_a_run_with_another_loss_and_seed_computes_no_reference_pass(
     metrics = second.run.stage(1, "reference").require().metrics
     assert metrics["reference_from_cache"] is True and metrics["passes"] == {"reference_0": "cache"}
     assert [*examples_with_reference(second, 1)] == [*examples_with_reference(first, 1)]
-    # A kill before the stage's commit: what was taken then is known as taken.
-    second.run.stage(1, "reference").folder.rename(partial := second.run.stage(1, "reference").partial)
-    (partial / "manifest.json").unlink()
-    key = stage_key(second.run, second.config, 1, "reference")
-    (partial / "key.json").write_text(json.dumps({"key": key.digest, "seconds": 0}))
-    assert referred(second)["reference_from_cache"] is True
-    # Its own copy: the cache may go.
+    killed = opened(job, tmp_path / "killed", "loss.preset=ipo", "seed=8")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(StageWriter, "commit", interrupted)
+        run_stage(killed, 1, "reference")
+    # Both have copies of their own: the cache may go.
     shutil.rmtree(tmp_path / "cache")
     assert next(examples_with_reference(second, 1)).responses[0].references
+    # What was taken before the kill is known as taken.
+    assert referred(killed)["reference_from_cache"] is True
+    assert [*examples_with_reference(killed, 1)] == [*examples_with_reference(first, 1)]
 
 
 def spoil(folder: Path, *, signed: bool, of: str = "logps") -> None:
