@@ -42,6 +42,7 @@ FLOWS = [
     ("flows.iterative", "flows.offline"),
     ("flows.loop.entry",),
     ("flows.loop.opening",),
+    ("flows.loop.stage_tasks",),
     ("flows.loop.rounds",),
     ("flows.stages",),
     ("flows.planning",),

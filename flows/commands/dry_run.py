@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flows.loop.rounds import Reached, Stages, added, labelled, learn, start
+from flows.loop.rounds import Reached, added, labelled, learn, start
 from flows.report.terminal import make_table_console
 from flows.run_folder.growth import ADDED
 from flows.run_folder.stage_keys import stage_key
@@ -27,7 +27,7 @@ class Planned:
     why: str = ""
 
 
-class _Recorder(Stages):
+class _Recorder:
     """Takes the place of the stages of a flow, and only writes down which are asked for, and under which keys."""
 
     def __init__(self, run: RunFolder, config: RunConfig, until: str | None) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flows.loop.rounds import Reached, Stages
+from flows.loop.rounds import Reached
+from flows.loop.stage_tasks import StageTasks
 from flows.prefect_api.artefacts import Screen
 from flows.prefect_api.states import true_states
 from flows.report.trackers import Trackers, require_trackers
@@ -51,7 +52,7 @@ def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolde
 
 
 @contextmanager
-def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, RunConfig, Stages]]:
+def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, RunConfig, StageTasks]]:
     """Lock the run and start its children on demand; all are gone when the block ends.
 
     The block ends early, without an error, when the stage ``until`` (``ROUND:STAGE``) is complete.
@@ -68,7 +69,7 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
             suppress(Reached),
             Workers(root, config) as workers,
         ):
-            yield run, config, Stages(run, config, workers, screen, lease, trackers, until)
+            yield run, config, StageTasks(run, config, workers, screen, lease, trackers, until)
 
 
 def _entries(root: Path) -> list[Path]:

@@ -1,132 +1,25 @@
-"""What the flows share: how a run starts, and how a round learns from its pairs."""
+"""What the flows share: how a run starts, and how a round learns from its pairs. Torch-free."""
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.logging import get_run_logger
+from typing import Protocol
 
-from flows.prefect_api.artefacts import Screen
-from flows.report.progress import both, make_console, progress
-from flows.report.trackers import Trackers
 from flows.run_folder.growth import ADDED, brings_prompts
-from flows.run_folder.lease import Lease
-from flows.run_folder.retention import free_room, told
-from flows.stages.context import Context, needed
-from flows.stages.run import SAMPLED, run_stage
-from flows.workers.local import Workers
+from flows.run_folder.stage_table import made_in
 from pipeline.config import RunConfig
-from pipeline.config.loss.needs import needs_of
-from pipeline.config.reward_model import buys
 from pipeline.storage.run_folder import RunFolder
 
-UNITS = {
-    "added_prompts": "prompts",
-    "samples": "prompts",
-    "evaluation_samples": "prompts",
-    "calibration": "prompts",
-    "gold": "comparisons",
-    "discriminator": "steps",
-    "labels": "prompts",
-    "reference": "responses",
-    "policy": "steps",
-    "evaluation": "responses",
-    "gate": "prompts",
-}
+
+class Stages(Protocol):
+    """The stages of one run as calls that read like the algorithm."""
+
+    def __call__(self, name: str, round_: int, *inputs: str) -> str:
+        """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads.
+
+        Returns the name of the artefact (``round_001/samples``) that is then complete.
+        """
 
 
 class Reached(Exception):  # noqa: N818 - it ends a run, and is no error
     """The stage that a run was to stop after is complete."""
-
-
-class Stages:
-    """The stages of one run as calls that read like the algorithm; each is one Prefect task run.
-
-    Every call returns the name of the artefact (``round_001/samples``) that is then complete.
-    """
-
-    def __init__(
-        self,
-        run: RunFolder,
-        config: RunConfig,
-        workers: Workers,
-        screen: Screen,
-        lease: Lease,
-        trackers: Trackers,
-        until: str | None = None,
-    ) -> None:
-        """``until``: ``ROUND:STAGE`` after which a call raises ``Reached``."""
-        self._until = until
-        self._lease = lease
-        self._run = run
-        self._config = config
-        self._workers = workers
-        self._screen = screen
-        self._trackers = trackers
-        self._console = make_console()
-
-    def __call__(self, name: str, round_: int, *inputs: str) -> str:
-        """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads."""
-        run_name = self._run_name(name, round_)
-        # No tags: Prefect asks its server for a slot of each tag's concurrency limit, which costs seconds a task.
-        artefact = _stage.with_options(name=name, task_run_name=run_name)(self, name, round_, inputs)
-        if f"{round_}:{name}" == self._until:
-            raise Reached
-        return artefact
-
-    def complete(self, name: str, round_: int) -> str:
-        """Run the stage if it is not there; the body of the task."""
-        self._lease.check()
-        artefact = self._run.stage(round_, name).title
-        if not needed(Context(self._run, self._config), round_, name):
-            self._console.print(f"round {round_} · {name}: already complete", style="dim", highlight=False)
-            return artefact
-        label, unit = f"round {round_} · {name}", UNITS.get(name, "steps")
-        with (
-            self._screen.stage(round_, self._run_name(name, round_), unit) as shown,
-            progress(label, unit, self._console) as printed,
-        ):
-            report = both(self._while_held, both(shown, printed))
-            report = both(report, lambda *_: self._trackers.look())
-            context = Context(self._run, self._config, report)
-            if name in SAMPLED:
-                run_stage(context, round_, name, self._workers)
-            else:
-                self._workers.run_stage(round_, name, report)
-        self._trackers.follow()
-        manifest = self._run.stage(round_, name).require()
-        self._tell_of_padding(manifest.metrics.get("padded_because"))
-        took = f"{manifest.rows} rows in {manifest.seconds:.1f} s"
-        get_run_logger().info(took)
-        self._console.print(f"{label}: {took}", markup=False, highlight=False)
-        return artefact
-
-    def _tell_of_padding(self, why: object) -> None:
-        """Say that prompts are not shared although that was asked for, which costs time and memory."""
-        if why is not None and self._config.training.packing:
-            get_run_logger().warning("Rows are padded and prompts computed for each response: %s", why)
-            self._console.print(f"rows are padded, prompts not shared: {why}", markup=False, highlight=False)
-
-    def free_room(self) -> None:
-        """Remove what no stage to come reads, as far as the config says so; say what it was."""
-        freed = free_room(self._run, self._config)
-        if freed:
-            self._console.print(told(freed), markup=False, highlight=False)
-
-    def _while_held(self, done: int, total: int, note: str) -> None:
-        """What is reported is made by children: a lost lease ends them here."""
-        self._lease.require()
-
-    def _run_name(self, name: str, round_: int) -> str:
-        if name != "policy":
-            return f"round {round_} · {name.replace('_', ' ')}"
-        if round_ == 0:
-            return "round 0 · start policy"
-        loss = self._config.loss
-        return f"round {round_} · train · {loss.preset} β={loss.beta:g}"
-
-
-@task(name="stage", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def _stage(stages: Stages, name: str, round_: int, inputs: tuple[str, ...]) -> str:
-    return stages.complete(name, round_)
 
 
 def start(stage: Stages) -> tuple[str, str]:
@@ -144,11 +37,10 @@ def added(stage: Stages, run: RunFolder, config: RunConfig, round_: int) -> list
 
 def labelled(stage: Stages, config: RunConfig, round_: int, samples: str) -> str:
     """Label ``samples``, with a discriminator after gold is bought and it is refitted; returns the labels' artefact."""
-    made, settings = [samples], config.discriminator
-    if settings is not None and buys(settings, round_):
-        made.append(stage("gold", round_, samples))
-        if settings.trains:
-            made.append(stage("discriminator", round_, made[-1]))
+    made = [samples]
+    for name in ("gold", "discriminator"):
+        if made_in(config, round_, name):
+            made.append(stage(name, round_, made[-1]))
     return stage("labels", round_, *made)
 
 
@@ -158,14 +50,13 @@ def learn(stage: Stages, config: RunConfig, round_: int, pairs: str, policy: str
     What the loss does not read is not made.
     """
     made = [pairs]
-    if needs_of(config.loss).calibration:
-        made.append(stage("calibration", round_, pairs))
-    if needs_of(config.loss).stored_reference:
-        made.append(stage("reference", round_, *made))
+    for name in ("calibration", "reference"):
+        if made_in(config, round_, name):
+            made.append(stage(name, round_, *made))
     policy = stage("policy", round_, *made, policy)
-    if config.training.reference == "ema":
+    if made_in(config, round_, "average"):
         stage("average", round_, policy)
     evaluated = stage("evaluation", round_, stage("evaluation_samples", round_, policy))
-    if config.gate is not None:
+    if made_in(config, round_, "gate"):
         stage("gate", round_, evaluated)
     return policy

@@ -5,10 +5,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.run_folder.stage_keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
+from flows.run_folder.stage_table import STAGES
 
 MAX_ROUNDS = 1000
-_STAGES = "|".join(dict.fromkeys((*START_STAGES, *ITERATIVE_STAGES, *OFFLINE_STAGES)))
+_STAGES = "|".join(name for name, spec in STAGES.items() if spec.parts)
 STAGE_OF_ROUND = rf"^[0-9]{{1,4}}:({_STAGES})$"
 SETTING = r"^[A-Za-z_][A-Za-z0-9_.]*="
 

@@ -18,7 +18,8 @@ from flows.report.facts import (
     estimate,
     label_facts,
 )
-from flows.run_folder.stage_keys import ITERATIVE_STAGES, START_STAGES, reference_name
+from flows.run_folder.stage_keys import reference_name
+from flows.run_folder.stage_table import STAGES
 from pipeline.config import RunConfig
 from pipeline.errors import RunError
 from pipeline.storage.manifest import Manifest
@@ -29,7 +30,6 @@ from pipeline.types import Group
 
 # Of the comparisons of a round; a page or an artefact shows no more.
 COMPARED = 10
-OTHER_STAGES = ("average", "gate")
 
 
 def round_facts(run: RunFolder, config: RunConfig, round_: int, comparisons: int = COMPARED) -> RoundFacts:
@@ -68,8 +68,7 @@ def evaluated_rounds(run: RunFolder) -> list[int]:
 
 
 def _manifests(run: RunFolder, round_: int) -> dict[str, Manifest]:
-    names = dict.fromkeys((*START_STAGES, *OTHER_STAGES)) if round_ == 0 else (*ITERATIVE_STAGES, *OTHER_STAGES)
-    found = {name: run.stage(round_, name).manifest() for name in names}
+    found = {name: run.stage(round_, name).manifest() for name in STAGES}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 

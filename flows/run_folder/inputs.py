@@ -1,33 +1,202 @@
-"""Which stages a stage reads, and whether they are still what was written. Torch-free."""
+"""Which stages each stage is made from. Torch-free."""
 
-from flows.run_folder.growth import added_stages
-from flows.run_folder.stage_keys import dependencies
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from flows.run_folder.ancestry import parent, reference_stage, reference_stages
+from flows.run_folder.growth import ADDED, added_stages
 from pipeline.config import RunConfig
 from pipeline.config.loss.needs import needs_of
+from pipeline.config.pairing import replayed_ages
 from pipeline.config.reward_model import buys
-from pipeline.storage.integrity import require_intact
 from pipeline.storage.manifest import DamagedError
 from pipeline.storage.run_folder import RunFolder, Stage
 
 
-def reads(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Stage]:
-    """All stages whose files the stage ``name`` opens.
+@dataclass(frozen=True)
+class Place:
+    """The round of a run that a stage belongs to.
 
-    Its key names those that vouch for the others: an evaluation depends on its samples, and reads the policy too.
+    Attributes:
+        planned: titles of stages that are not there yet and count as made.
     """
-    found = dependencies(run, config, round_, name)[1]
-    if name == "evaluation":
-        # KL is to the policies whose evaluations it is compared with.
-        rounds = {0, round_, *(stage.round for stage in found if stage.name == name)}
-        found = [*found, run.stage(0, "data"), *added_stages(run, round_)]
-        found += [*(run.stage(number, "policy") for number in sorted(rounds))]
-    if name == "gate":
-        # The start, the parent, the best round and the rules' base: any of the rounds before.
-        earlier = [run.stage(number, one) for number in range(round_) for one in ("evaluation", "gate")]
-        found = [*found, *(stage for stage in earlier if stage.folder.exists())]
-    if name in ("gold", "discriminator", "labels") and config.discriminator is not None:
-        found = [*found, *labelling(run, 1 if config.discriminator.silver == "static" else round_ - 1)]
-    return list(dict.fromkeys(found))
+
+    run: RunFolder
+    config: RunConfig
+    round: int
+    planned: Collection[str] = ()
+
+    @property
+    def before(self) -> int:
+        """The round before; round 0 is its own."""
+        return max(self.round - 1, 0)
+
+    @property
+    def origin(self) -> int:
+        """The round whose policy this one starts from."""
+        return parent(self.run, self.config, self.round)
+
+    @property
+    def data(self) -> Stage:
+        """The stage that holds the run's prompts and pairs."""
+        return self.run.stage(0, "data")
+
+    @property
+    def start(self) -> Stage:
+        """The stage of the start policy."""
+        return self.run.stage(0, "policy")
+
+    def stage(self, name: str) -> Stage:
+        """A stage of this round."""
+        return self.run.stage(self.round, name)
+
+
+def nothing(place: Place) -> list[Stage]:
+    """No stages: of what is made from the user's files."""
+    return []
+
+
+def of_added_prompts(place: Place) -> list[Stage]:
+    """Data, and the prompts that earlier rounds took up."""
+    return [place.data, *added_stages(place.run, place.before)]
+
+
+def of_samples(place: Place) -> list[Stage]:
+    """All prompts so far, and the policy that the round starts from."""
+    added = added_stages(place.run, place.round)
+    added += [stage for stage in _planned(place) if stage.title in place.planned and stage not in added]
+    return [place.data, *added, place.run.stage(place.origin, "policy")]
+
+
+def _planned(place: Place) -> list[Stage]:
+    return [place.run.stage(number, ADDED) for number in range(1, place.round + 1)]
+
+
+def of_gold(place: Place) -> list[Stage]:
+    """Samples; and the discriminator that is asked which comparisons to buy, once there is one."""
+    settings = place.config.discriminator
+    asked = settings is not None and settings.select != "random" and place.round > 1
+    return [place.stage("samples"), *([place.run.stage(place.before, "discriminator")] if asked else [])]
+
+
+def of_discriminator(place: Place) -> list[Stage]:
+    """All gold so far, the discriminator before, and the start policy that the first is trained from."""
+    gold = [place.run.stage(number, "gold") for number in range(1, place.round + 1)]
+    earlier = [place.run.stage(place.before, "discriminator")] if place.round > 1 else []
+    return [*gold, *earlier, place.start]
+
+
+def of_labels(place: Place) -> list[Stage]:
+    """Samples; with a discriminator gold that was bought in the round, and who labels the rest."""
+    settings, samples = place.config.discriminator, place.stage("samples")
+    if settings is None:
+        return [samples]
+    gold = [place.stage("gold")] if buys(settings, place.round) else []
+    match settings.silver:
+        case "none":
+            silver = []
+        case "self":
+            silver = [place.run.stage(number, "policy") for number in sorted({0, place.origin})]
+        case "online":
+            silver = [place.stage("discriminator")]
+        case "static":
+            silver = [place.run.stage(1, "discriminator")]
+    return [samples, *gold, *silver]
+
+
+def of_pairs(place: Place) -> list[Stage]:
+    """Labels, or the data set; earlier pairs that are replayed or dropped; what anchors and limits replays."""
+    if place.config.mode == "offline":
+        return [place.data, place.start, *_earlier_pairs(place)]
+    replay = place.config.replay
+    drifting = replay is not None and replay.max_drift is not None
+    return [
+        place.stage("labels"),
+        *_earlier_pairs(place),
+        *([place.data, place.start] if anchored(place.config) else []),
+        *([place.run.stage(place.origin, "policy")] if drifting else []),
+    ]
+
+
+def anchored(config: RunConfig) -> bool:
+    """Whether rounds of an iterative run train on pairs of the data set too."""
+    return config.replay is not None and config.replay.anchor > 0
+
+
+def _earlier_pairs(place: Place) -> list[Stage]:
+    """The pairs stages that this round's replays, or drops what they hold."""
+    replay, round_ = place.config.replay, place.round
+    ages = [] if replay is None else replayed_ages(replay, round_)
+    rounds = range(1, round_) if place.config.pairing.drop_repeated else sorted(round_ - age for age in ages)
+    return [place.run.stage(earlier, "pairs") for earlier in rounds]
+
+
+def of_calibration(place: Place) -> list[Stage]:
+    """Pairs, and the reference that answers their prompts."""
+    return [place.stage("pairs"), reference_stage(place.run, place.config, place.round)]
+
+
+def of_reference(place: Place) -> list[Stage]:
+    """What is trained on, and the models whose log-probs are stored."""
+    return [*_trained_on(place), *reference_stages(place.run, place.config, place.round)]
+
+
+def of_policy(place: Place) -> list[Stage]:
+    """What is trained on with what is stored for it, the policy before, and a reference that is loaded."""
+    if place.round == 0:
+        return [place.data]
+    loss = place.config.loss
+    stored = [place.stage("reference")] if needs_of(loss).stored_reference else []
+    loaded = [reference_stage(place.run, place.config, place.round)] if needs_of(loss).live_reference else []
+    return [*_trained_on(place), *stored, place.run.stage(place.origin, "policy"), *loaded]
+
+
+def _trained_on(place: Place) -> list[Stage]:
+    answered = [place.stage("calibration")] if needs_of(place.config.loss).calibration else []
+    return [place.stage("pairs"), *answered]
+
+
+def of_average(place: Place) -> list[Stage]:
+    """The average before, and the policy that enters it."""
+    return [reference_stage(place.run, place.config, place.round), place.stage("policy")]
+
+
+def of_evaluation_samples(place: Place) -> list[Stage]:
+    """Held-out prompts, and the policy that answers them."""
+    return [place.data, place.stage("policy")]
+
+
+def of_evaluation(place: Place) -> list[Stage]:
+    """The round's responses, and the evaluations that they are compared with."""
+    compared = [number for number in sorted({0, place.origin}) if number < place.round]
+    return [place.stage("evaluation_samples"), *(place.run.stage(number, "evaluation") for number in compared)]
+
+
+def of_gate(place: Place) -> list[Stage]:
+    """The round's evaluation, and the gate before or the start's evaluation."""
+    decided = place.run.stage(place.before, "gate") if place.before > 0 else place.run.stage(0, "evaluation")
+    return [place.stage("evaluation"), decided]
+
+
+def opened_by_evaluation(place: Place) -> list[Stage]:
+    """Held-out data, and the policies that KL is measured to: those whose evaluations are compared."""
+    rounds = sorted({0, place.round, *(stage.round for stage in of_evaluation(place) if stage.name == "evaluation")})
+    policies = [place.run.stage(number, "policy") for number in rounds]
+    return [place.data, *added_stages(place.run, place.round), *policies]
+
+
+def opened_by_gate(place: Place) -> list[Stage]:
+    """Evaluations and gates of the start, the parent, the best round and the rules' base: of any round before."""
+    earlier = [place.run.stage(number, one) for number in range(place.round) for one in ("evaluation", "gate")]
+    return [stage for stage in earlier if stage.folder.exists()]
+
+
+def opened_by_labelling(place: Place) -> list[Stage]:
+    """The discriminators that an earlier round labelled with."""
+    settings = place.config.discriminator
+    if settings is None:
+        return []
+    return labelling(place.run, 1 if settings.silver == "static" else place.round - 1)
 
 
 def labelling(run: RunFolder, round_: int) -> list[Stage]:
@@ -42,32 +211,3 @@ def labelling(run: RunFolder, round_: int) -> list[Stage]:
         return [stage for n in range(1, round_ + 1) if (stage := run.stage(n, "discriminator")).folder.exists()]
     labels_with = None if manifest is None else manifest.metrics.get("labels_with")
     return [newest, *(stage for stage in run.stages() if stage.title == labels_with)]
-
-
-def made_in(config: RunConfig, round_: int, name: str) -> bool:
-    """Whether all rounds like ``round_`` have the stage ``name``."""
-    match name:
-        case "added_prompts":
-            return False
-        case "gold":
-            return config.discriminator is not None and buys(config.discriminator, round_)
-        case "discriminator":
-            return (
-                config.discriminator is not None and buys(config.discriminator, round_) and config.discriminator.trains
-            )
-        case "calibration":
-            return needs_of(config.loss).calibration
-        case "reference":
-            return needs_of(config.loss).stored_reference
-        case "average":
-            return config.training.reference == "ema"
-        case "gate":
-            return config.gate is not None
-        case _:
-            return True
-
-
-def check_inputs(run: RunFolder, config: RunConfig, round_: int, name: str) -> None:
-    """Read all that the stage ``name`` is about to read, once a process. Raises as ``require_intact``."""
-    for stage in reads(run, config, round_, name):
-        require_intact(stage)

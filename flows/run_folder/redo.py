@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.run_folder.approvals import approvals
-from flows.run_folder.inputs import reads
 from flows.run_folder.links import inside
-from flows.run_folder.stage_keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES, dependencies
+from flows.run_folder.stage_table import STAGES, inputs_of, names_in, reads
 from pipeline.config import RunConfig
 from pipeline.errors import RunError, UserError, nearest
 from pipeline.storage.atomic import sync_folder, write_json
@@ -25,12 +24,12 @@ FOLDER, MOVES = "set_aside", "moves.json"
 def parse_stage(option: str, text: str, config: RunConfig) -> tuple[int, str]:
     """``ROUND:STAGE`` as its two parts. Raises ``UserError`` if the run has no such stage."""
     round_, _, name = text.partition(":")
-    in_round = ITERATIVE_STAGES if config.mode == "iterative" else OFFLINE_STAGES
-    stages = START_STAGES if round_ == "0" else in_round
+    start, in_round = (names_in(config, number) for number in (0, 1))
+    stages = start if round_ == "0" else in_round
     if not round_.isdecimal() or int(round_) > config.rounds or name not in stages:
         raise UserError(
             f"{option}: {text}: not ROUND:STAGE with a round from 0 to {config.rounds} and a stage of "
-            f"{', '.join(START_STAGES)} (round 0) or {', '.join(in_round)}{nearest(name, stages)}"
+            f"{', '.join(start)} (round 0) or {', '.join(in_round)}{nearest(name, stages)}"
         )
     return int(round_), name
 
@@ -82,7 +81,7 @@ def _move(source: Path, target: Path) -> None:
 
 def dependents(run: RunFolder, config: RunConfig, named: Stage) -> list[Stage]:
     """``named`` and the stages, complete or begun, that were made from it, in the order in which they are made."""
-    order = [*dict.fromkeys(("data", *ITERATIVE_STAGES, "average", "gate"))]
+    order = [*STAGES]
     left = [stage for stage in dict.fromkeys((*run.stages(), *run.begun())) if stage.name in order and stage != named]
     gone, found = [named], [named]
     while found:
@@ -91,7 +90,7 @@ def dependents(run: RunFolder, config: RunConfig, named: Stage) -> list[Stage]:
         found = [
             stage
             for stage in left
-            if stage.round > gated or not set(dependencies(run, config, stage.round, stage.name)[1]).isdisjoint(gone)
+            if stage.round > gated or not set(inputs_of(run, config, stage.round, stage.name)).isdisjoint(gone)
         ]
         gone, left = [*gone, *found], [stage for stage in left if stage not in found]
     return sorted(gone, key=lambda stage: (stage.round, order.index(stage.name)))

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.run_folder.ancestry import reference_stages
-from flows.run_folder.inputs import made_in, reads
 from flows.run_folder.links import inside
-from flows.run_folder.stage_keys import ITERATIVE_STAGES, OFFLINE_STAGES, START_STAGES
+from flows.run_folder.stage_table import made_in, names_in, reads
 from pipeline.config import RunConfig
 from pipeline.storage.atomic import sync_folder, write_json
 from pipeline.storage.manifest import FREED, Freed, plain
@@ -100,11 +99,10 @@ def _kept_rounds(run: RunFolder, config: RunConfig, last: int, best: int | None)
 
 def _needed(run: RunFolder, config: RunConfig) -> Iterator[Stage]:
     """What stages read that are still to be made, or would be if the run were extended by a round."""
-    names = ITERATIVE_STAGES if config.mode == "iterative" else OFFLINE_STAGES
     for round_ in range(config.rounds + 2):
         # Every evaluation reads the start: whoever does not keep it gives up further rounds.
         spared = {0} if round_ > config.rounds and not config.retention.start else set()
-        for name in START_STAGES if round_ == 0 else (*names, "average"):
+        for name in (*names_in(config, round_), *(("average",) if round_ > 0 else ())):
             if made_in(config, round_, name) and not run.stage(round_, name).folder.exists():
                 yield from (stage for stage in reads(run, config, round_, name) if stage.round not in spared)
 

@@ -1,20 +1,20 @@
-"""Run one stage: key, body, commit. The dispatch from a stage's name to its code."""
+"""Run one stage: key, body, commit."""
 
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from flows.planning.machine import require_room
-from flows.run_folder.inputs import check_inputs
 from flows.run_folder.stage_keys import stage_key
+from flows.run_folder.stage_table import reads, spec_of
 from flows.run_folder.storage_errors import WRITING, storage_error
 from flows.stages.context import Context, Outcome
 from flows.workers.local import Workers
 from flows.workers.peak_memory import PeakMemory
 from pipeline.errors import RunError
-
-# Stages that the sampler child serves; all others run where torch is.
-SAMPLED = ("samples", "evaluation_samples", "calibration")
+from pipeline.storage.integrity import require_intact
 
 
 def run_stage(context: Context, round_: int, name: str, workers: Workers | None = None) -> bool:
@@ -23,9 +23,10 @@ def run_stage(context: Context, round_: int, name: str, workers: Workers | None 
     key = stage_key(context.run, context.config, round_, name)
     if stage.complete(key):
         return False
-    check_inputs(context.run, context.config, round_, name)
+    for read in reads(context.run, context.config, round_, name):
+        require_intact(read)
     needed = require_room(context.run, context.config, round_, name)
-    memory = PeakMemory(workers.sampler_pids if workers is not None and name in SAMPLED else _own)
+    memory = PeakMemory(workers.sampler_pids if workers is not None and spec_of(name).sampled else _own)
     try:
         writer = stage.begin(key)
         try:
@@ -55,64 +56,127 @@ def follow_stage(context: Context, round_: int, name: str) -> None:
 
 
 def _body(context: Context, round_: int, name: str, folder: Path, workers: Workers | None) -> Outcome:
-    if name in SAMPLED:
-        from flows.stages import samples
+    return BODIES[name](Job(context, round_, folder, workers))
 
-        assert workers is not None, "sampling needs the sampler child"
-        match name:
-            case "samples":
-                return samples.samples(context, round_, folder, workers)
-            case "calibration":
-                return samples.calibration(context, round_, folder, workers)
-            case _:
-                return samples.evaluation_samples(context, round_, folder, workers)
-    match name:
-        case "data":
-            from flows.stages.data import data
 
-            return data(context, folder)
-        case "added_prompts":
-            from flows.stages.data import added_prompts
+@dataclass(frozen=True)
+class Job:
+    """What a stage's body is given: where it writes, and the sampler child where the stage is sampled."""
 
-            return added_prompts(context, round_, folder)
-        case "gold":
-            from flows.stages.labels.gold import gold
+    context: Context
+    round: int
+    folder: Path
+    workers: Workers | None
 
-            return gold(context, round_, folder)
-        case "discriminator":
-            from flows.stages.labels.discriminator import discriminator
+    @property
+    def sampler(self) -> Workers:
+        """The children of the run, one of which samples."""
+        assert self.workers is not None, "sampling needs the sampler child"
+        return self.workers
 
-            return discriminator(context, round_, folder)
-        case "labels":
-            from flows.stages.labels.labels import labels
 
-            return labels(context, round_, folder)
-        case "pairs":
-            from flows.stages.pairs import pairs
+def _data(job: Job) -> Outcome:
+    from flows.stages.data import data
 
-            return pairs(context, round_, folder)
-        case "reference":
-            from flows.stages.training.reference import reference
+    return data(job.context, job.folder)
 
-            return reference(context, round_, folder)
-        case "policy" if round_ == 0:
-            from flows.stages.training.start import start
 
-            return start(context, folder)
-        case "policy":
-            from flows.stages.training.train import train_round
+def _added_prompts(job: Job) -> Outcome:
+    from flows.stages.data import added_prompts
 
-            return train_round(context, round_, folder)
-        case "average":
-            from flows.stages.training.train import average
+    return added_prompts(job.context, job.round, job.folder)
 
-            return average(context, round_, folder)
-        case "evaluation":
-            from flows.stages.evaluation import evaluation
 
-            return evaluation(context, round_, folder)
-        case "gate":
-            from flows.stages.gate import gate
+def _samples(job: Job) -> Outcome:
+    from flows.stages.samples import samples
 
-            return gate(context, round_, folder)
-    raise ValueError(f"no stage is called {name!r}")
+    return samples(job.context, job.round, job.folder, job.sampler)
+
+
+def _gold(job: Job) -> Outcome:
+    from flows.stages.labels.gold import gold
+
+    return gold(job.context, job.round, job.folder)
+
+
+def _discriminator(job: Job) -> Outcome:
+    from flows.stages.labels.discriminator import discriminator
+
+    return discriminator(job.context, job.round, job.folder)
+
+
+def _labels(job: Job) -> Outcome:
+    from flows.stages.labels.labels import labels
+
+    return labels(job.context, job.round, job.folder)
+
+
+def _pairs(job: Job) -> Outcome:
+    from flows.stages.pairs import pairs
+
+    return pairs(job.context, job.round, job.folder)
+
+
+def _calibration(job: Job) -> Outcome:
+    from flows.stages.samples import calibration
+
+    return calibration(job.context, job.round, job.folder, job.sampler)
+
+
+def _reference(job: Job) -> Outcome:
+    from flows.stages.training.reference import reference
+
+    return reference(job.context, job.round, job.folder)
+
+
+def _policy(job: Job) -> Outcome:
+    if job.round == 0:
+        from flows.stages.training.start import start
+
+        return start(job.context, job.folder)
+    from flows.stages.training.train import train_round
+
+    return train_round(job.context, job.round, job.folder)
+
+
+def _evaluation_samples(job: Job) -> Outcome:
+    from flows.stages.samples import evaluation_samples
+
+    return evaluation_samples(job.context, job.round, job.folder, job.sampler)
+
+
+def _evaluation(job: Job) -> Outcome:
+    from flows.stages.evaluation import evaluation
+
+    return evaluation(job.context, job.round, job.folder)
+
+
+def _gate(job: Job) -> Outcome:
+    from flows.stages.gate import gate
+
+    return gate(job.context, job.round, job.folder)
+
+
+def _average(job: Job) -> Outcome:
+    from flows.stages.training.train import average
+
+    return average(job.context, job.round, job.folder)
+
+
+# Each imports its code as it runs: a process that only starts stages loads no torch.
+BODIES: Mapping[str, Callable[[Job], Outcome]] = {
+    "data": _data,
+    "added_prompts": _added_prompts,
+    "samples": _samples,
+    "gold": _gold,
+    "discriminator": _discriminator,
+    "labels": _labels,
+    "pairs": _pairs,
+    "calibration": _calibration,
+    "reference": _reference,
+    "policy": _policy,
+    "evaluation_samples": _evaluation_samples,
+    "evaluation": _evaluation,
+    "gate": _gate,
+    "average": _average,
+}

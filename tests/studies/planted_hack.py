@@ -71,7 +71,7 @@ class InThisProcess:
 
 
 class Loop:
-    """The stages of one run as calls, like ``flows.loop.rounds.Stages``."""
+    """The stages of one run as calls, in this process."""
 
     def __init__(self, root: Path, config: RunConfig) -> None:
         self.run, self.config = RunFolder(root), config
@@ -84,13 +84,12 @@ class Loop:
 
     def all_rounds(self) -> bool:
         """As ``flows.iterative`` goes through them; False if the gate paused the run."""
-        stage: Any = self
-        start(stage)
+        start(self)
         for round_ in range(1, self.config.rounds + 1):
             policy = self.run.stage(parent(self.run, self.config, round_), "policy").title
-            samples = stage("samples", round_, policy)
-            pairs = stage("pairs", round_, labelled(stage, self.config, round_, samples))
-            learn(stage, self.config, round_, pairs, policy)
+            samples = self("samples", round_, policy)
+            pairs = self("pairs", round_, labelled(self, self.config, round_, samples))
+            learn(self, self.config, round_, pairs, policy)
             try:
                 if not goes_on(self.run, round_):
                     return True

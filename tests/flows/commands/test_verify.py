@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from flows.__main__ import app
 from flows.commands.verify import verify
-from flows.run_folder.inputs import reads
+from flows.run_folder.stage_table import reads
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.errors import RunError, UserError

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from flows.loop.rounds import learn
-from flows.run_folder.stage_keys import dependencies, stage_key
+from flows.run_folder.stage_keys import stage_key
+from flows.run_folder.stage_table import inputs_of
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.stages.training.examples import examples_with_reference, round_examples
@@ -88,7 +89,7 @@ def test_a_policy_depends_on_the_model_that_it_is_trained_beside(
     job: Path, tmp_path: Path, loss: str, beside: bool
 ) -> None:
     context = open_context(job, tmp_path, "offline", f"loss={loss}", "training.reference=fixed")
-    _, stages = dependencies(context.run, context.config, 2, "policy")
+    stages = inputs_of(context.run, context.config, 2, "policy")
     titles = {stage.title for stage in stages}
     assert ("round_000/policy" in titles) == beside and {"round_001/policy", "round_002/pairs"} <= titles
     assert ("round_002/reference" in titles) == needs_of(context.config.loss).stored_reference

@@ -1,0 +1,107 @@
+"""Each stage of a run as one Prefect task run, shown while it runs."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from flows.loop.rounds import Reached
+from flows.prefect_api.artefacts import Screen
+from flows.report.progress import both, make_console, progress
+from flows.report.trackers import Trackers
+from flows.run_folder.lease import Lease
+from flows.run_folder.retention import free_room, told
+from flows.run_folder.stage_table import spec_of
+from flows.stages.context import Context, needed
+from flows.stages.run import run_stage
+from flows.workers.local import Workers
+from pipeline.config import RunConfig
+from pipeline.storage.run_folder import RunFolder
+
+
+class StageTasks:
+    """The stages of one run; each call is one Prefect task run."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        config: RunConfig,
+        workers: Workers,
+        screen: Screen,
+        lease: Lease,
+        trackers: Trackers,
+        until: str | None = None,
+    ) -> None:
+        """``until``: ``ROUND:STAGE`` after which a call raises ``Reached``."""
+        self._until = until
+        self._lease = lease
+        self._run = run
+        self._config = config
+        self._workers = workers
+        self._screen = screen
+        self._trackers = trackers
+        self._console = make_console()
+
+    def __call__(self, name: str, round_: int, *inputs: str) -> str:
+        """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads."""
+        run_name = self._run_name(name, round_)
+        # No tags: Prefect asks its server for a slot of each tag's concurrency limit, which costs seconds a task.
+        artefact = _stage.with_options(name=name, task_run_name=run_name)(self, name, round_, inputs)
+        if f"{round_}:{name}" == self._until:
+            raise Reached
+        return artefact
+
+    def complete(self, name: str, round_: int) -> str:
+        """Run the stage if it is not there; the body of the task."""
+        self._lease.check()
+        artefact = self._run.stage(round_, name).title
+        if not needed(Context(self._run, self._config), round_, name):
+            self._console.print(f"round {round_} · {name}: already complete", style="dim", highlight=False)
+            return artefact
+        label, unit = f"round {round_} · {name}", spec_of(name).unit
+        with (
+            self._screen.stage(round_, self._run_name(name, round_), unit) as shown,
+            progress(label, unit, self._console) as printed,
+        ):
+            report = both(self._while_held, both(shown, printed))
+            report = both(report, lambda *_: self._trackers.look())
+            context = Context(self._run, self._config, report)
+            if spec_of(name).sampled:
+                run_stage(context, round_, name, self._workers)
+            else:
+                self._workers.run_stage(round_, name, report)
+        self._trackers.follow()
+        manifest = self._run.stage(round_, name).require()
+        self._tell_of_padding(manifest.metrics.get("padded_because"))
+        took = f"{manifest.rows} rows in {manifest.seconds:.1f} s"
+        get_run_logger().info(took)
+        self._console.print(f"{label}: {took}", markup=False, highlight=False)
+        return artefact
+
+    def _tell_of_padding(self, why: object) -> None:
+        """Say that prompts are not shared although that was asked for, which costs time and memory."""
+        if why is not None and self._config.training.packing:
+            get_run_logger().warning("Rows are padded and prompts computed for each response: %s", why)
+            self._console.print(f"rows are padded, prompts not shared: {why}", markup=False, highlight=False)
+
+    def free_room(self) -> None:
+        """Remove what no stage to come reads, as far as the config says so; say what it was."""
+        freed = free_room(self._run, self._config)
+        if freed:
+            self._console.print(told(freed), markup=False, highlight=False)
+
+    def _while_held(self, done: int, total: int, note: str) -> None:
+        """What is reported is made by children: a lost lease ends them here."""
+        self._lease.require()
+
+    def _run_name(self, name: str, round_: int) -> str:
+        if name != "policy":
+            return f"round {round_} · {name.replace('_', ' ')}"
+        if round_ == 0:
+            return "round 0 · start policy"
+        loss = self._config.loss
+        return f"round {round_} · train · {loss.preset} β={loss.beta:g}"
+
+
+@task(name="stage", cache_policy=NO_CACHE, persist_result=False, retries=0)
+def _stage(stages: StageTasks, name: str, round_: int, inputs: tuple[str, ...]) -> str:
+    return stages.complete(name, round_)

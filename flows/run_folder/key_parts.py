@@ -1,0 +1,156 @@
+"""What a stage's key holds, but for the keys of its inputs: parts of the config, digests of files. Torch-free."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from flows.run_folder.approvals import answers_before
+from flows.run_folder.growth import ADDED, digest_when_read, may_grow
+from flows.run_folder.inputs import Place
+from pipeline.config import (
+    ClassifierScorer,
+    Closed,
+    DatasetData,
+    FileData,
+    FunctionScorer,
+    JudgeScorer,
+    PairwiseScorer,
+    PretrainedPolicy,
+    RunConfig,
+    Scorer,
+    scorers_of,
+)
+from pipeline.config.loss.needs import needs_of
+from pipeline.config.reward_model import Discriminator, bought
+from pipeline.data.sources import files_of, held_out_source
+from pipeline.errors import UserError
+from pipeline.storage.digests import digest, model_digest
+
+
+def plain_section(config: RunConfig, section: str) -> JsonValue:
+    """A section of the config by its dotted name, or what is derived for a key under that name, as JSON."""
+    if section in _DERIVED:
+        return _DERIVED[section](config)
+    value: object = config
+    for part in section.split("."):
+        value = value.__dict__[part] if isinstance(value, Closed) else None
+    if isinstance(value, Closed):
+        return value.identity()
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, tuple):
+        return list(value)
+    raise TypeError(f"section {section} has no plain form")
+
+
+def _trained_on(config: RunConfig) -> JsonValue:
+    """What of the loss decides the rows of the pairs stage."""
+    return {"groups": needs_of(config.loss).groups, "win_against": needs_of(config.loss).opponent}
+
+
+def _stored(config: RunConfig) -> JsonValue:
+    """What of the loss decides the rows of the reference stage."""
+    loss = config.loss
+    return {
+        "references": needs_of(loss).references,
+        "entropy": loss.dispersion is not None,
+        "weights": loss.weights.identity() if needs_of(loss).contrast else None,
+        "mismatched": needs_of(loss).baseline,
+        "text": needs_of(loss).only_chosen,
+    }
+
+
+def _bought(config: RunConfig) -> JsonValue:
+    """What of the discriminator's settings decides which gold is bought."""
+    settings = _discriminator(config)
+    first = bought(settings, config.rounds, 1)
+    return {"first": first, "budget": settings.budget, "select": settings.select, "gold": settings.gold}
+
+
+def _silver(config: RunConfig) -> JsonValue:
+    """What decides who labels the responses that no gold was bought for."""
+    silver = _discriminator(config).silver
+    implicit: JsonValue = {"beta": config.loss.beta, "dtype": config.training.dtype} if silver == "self" else None
+    return {"by": silver, "implicit": implicit}
+
+
+def _discriminator(config: RunConfig) -> Discriminator:
+    assert config.discriminator is not None, "the stages are run where a discriminator is configured"
+    return config.discriminator
+
+
+_DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
+    "trained_on": _trained_on,
+    "stored": _stored,
+    "bought": _bought,
+    "silver": _silver,
+    "rounds_if_offline": lambda config: config.rounds if config.mode == "offline" else None,
+    "warm_start_texts": lambda config: config.warm_start is not None,
+}
+
+
+def source_files(place: Place) -> dict[str, JsonValue]:
+    """The digests of the files that prompts, pairs and held-out prompts are read from."""
+    config = place.config
+    sources = {"prompts": config.prompts, "pairs": config.pairs, "held_out": held_out_source(config)}
+    found: dict[str, JsonValue] = {
+        name: digest(files_of(source)) for name, source in sources.items() if isinstance(source, FileData | DatasetData)
+    }
+    return {"files": found | ({"prompts": digest_when_read(place.data, config)} if may_grow(config) else {})}
+
+
+def prompt_files(place: Place) -> dict[str, JsonValue]:
+    """The digest of the prompts' files when the round took up what was added."""
+    return {"files": {"prompts": digest_when_read(place.stage(ADDED), place.config)}}
+
+
+def start_model(place: Place) -> dict[str, JsonValue]:
+    """Of the start policy: the digests of the model's files."""
+    policy = place.config.policy
+    if place.round > 0 or not isinstance(policy, PretrainedPolicy):
+        return {}
+    return {"model_files": model_digest(Path(policy.path))}
+
+
+def start_files(place: Place) -> dict[str, JsonValue]:
+    """The digests of the model that the first discriminator is trained from, where the config names one."""
+    settings = place.config.discriminator
+    if settings is None or settings.start is None:
+        return {}
+    return {"start_files": model_digest(Path(settings.start))}
+
+
+def further_models(place: Place) -> dict[str, JsonValue]:
+    """The digests of models that log-probs are stored of, and that no stage makes."""
+    training = place.config.training
+    contrast = training.contrastive
+    paths = [*training.references, *([] if contrast is None else [contrast.positive, contrast.negative])]
+    return {"further_models": {path: model_digest(Path(path)) for path in paths}}
+
+
+def gate_facts(place: Place) -> dict[str, JsonValue]:
+    """People's answers to earlier gates, and the digests of the second labeller's files."""
+    settings = place.config.gate
+    if settings is None:
+        return {}
+    second = {} if settings.second is None else dict(scorer_digests(settings.second, "gate.second"))
+    return {"answers": answers_before(place.run, place.round), **second}
+
+
+def scorer_digests(settings: Scorer, place: str = "scorer") -> Iterator[tuple[str, JsonValue]]:
+    """The digests of files that labels depend on; ``place``: where ``settings`` stand in the config."""
+    for field, scorer in scorers_of(settings, place):
+        match scorer:
+            case ClassifierScorer() | PairwiseScorer():
+                yield f"{field}.files", model_digest(Path(scorer.path))
+            case FunctionScorer():
+                yield f"{field}.file", _file_digest(scorer.file, f"{field}.file")
+            case JudgeScorer() if scorer.template is not None:
+                yield f"{field}.template", _file_digest(scorer.template, f"{field}.template")
+
+
+def _file_digest(path: str, field: str) -> str:
+    if not Path(path).is_file():
+        raise UserError(f"{field}: {path}: no such file")
+    return digest([Path(path)])

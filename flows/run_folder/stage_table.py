@@ -1,0 +1,270 @@
+"""All stages: what each one's key depends on, what it opens, and which rounds have it. Torch-free.
+
+The code that makes them is bound to their names in flows/stages/run.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import JsonValue
+
+from flows.run_folder.growth import ADDED
+from flows.run_folder.inputs import (
+    Place,
+    anchored,
+    nothing,
+    of_added_prompts,
+    of_average,
+    of_calibration,
+    of_discriminator,
+    of_evaluation,
+    of_evaluation_samples,
+    of_gate,
+    of_gold,
+    of_labels,
+    of_pairs,
+    of_policy,
+    of_reference,
+    of_samples,
+    opened_by_evaluation,
+    opened_by_gate,
+    opened_by_labelling,
+)
+from flows.run_folder.key_parts import (
+    further_models,
+    gate_facts,
+    prompt_files,
+    source_files,
+    start_files,
+    start_model,
+)
+from pipeline.config import RunConfig
+from pipeline.config.loss.needs import needs_of
+from pipeline.config.reward_model import buys
+from pipeline.storage.run_folder import RunFolder, Stage
+
+Sections = tuple[str, ...]
+Inputs = Callable[[Place], list[Stage]]
+Part = Literal["start", "offline", "iterative"]
+
+
+def _no_facts(place: Place) -> dict[str, JsonValue]:
+    return {}
+
+
+def _in_every_round(config: RunConfig, round_: int) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What a stage is.
+
+    Attributes:
+        name: that of its folder.
+        unit: what its progress counts.
+        sections: parts of the config that its key holds; see ``key_parts.plain_section``.
+        inputs: stages whose keys its key holds.
+        parts: the parts of a run that ask for it by name; none: it is made with another one.
+        facts: what else its key holds: digests of files outside the run folder, people's answers.
+        opens: stages whose files it reads too; those that its key names vouch for them.
+        made: whether a round, of those parts, has it; False where that is seen in the run folder alone.
+        sampled: whether the sampler child serves it; others run where torch is.
+    """
+
+    name: str
+    unit: str
+    sections: Sections | Callable[[Place], Sections]
+    inputs: Inputs
+    parts: tuple[Part, ...]
+    facts: Callable[[Place], dict[str, JsonValue]] = _no_facts
+    opens: Inputs = nothing
+    made: Callable[[RunConfig, int], bool] = _in_every_round
+    sampled: bool = False
+
+    def sections_at(self, place: Place) -> Sections:
+        """The parts of the config that the key holds there."""
+        return self.sections(place) if callable(self.sections) else self.sections
+
+
+def _pairs_sections(place: Place) -> Sections:
+    if place.config.mode == "offline":
+        return ("chat", "rounds", "pairing", "trained_on")
+    return ("pairing", "replay", "trained_on", *(("chat",) if anchored(place.config) else ()))
+
+
+def _policy_sections(place: Place) -> Sections:
+    return ("policy", "chat", "warm_start") if place.round == 0 else ("loss", "training")
+
+
+def _labels_sections(place: Place) -> Sections:
+    return ("scorer",) if place.config.discriminator is None else ("silver",)
+
+
+def _buys_gold(config: RunConfig, round_: int) -> bool:
+    return config.discriminator is not None and buys(config.discriminator, round_)
+
+
+def _refits(config: RunConfig, round_: int) -> bool:
+    return _buys_gold(config, round_) and config.discriminator is not None and config.discriminator.trains
+
+
+_ITERATIVE: tuple[Part, ...] = ("iterative",)
+_ROUNDS: tuple[Part, ...] = ("offline", "iterative")
+_ALL: tuple[Part, ...] = ("start", "offline", "iterative")
+
+# In the order in which they run.
+_SPECS = (
+    StageSpec(
+        "data",
+        unit="steps",
+        sections=("mode", "rounds_if_offline", "prompts", "pairs", "held_out", "warm_start_texts"),
+        inputs=nothing,
+        parts=("start",),
+        facts=source_files,
+    ),
+    StageSpec(
+        ADDED,
+        unit="prompts",
+        sections=("prompts",),
+        inputs=of_added_prompts,
+        parts=_ITERATIVE,
+        facts=prompt_files,
+        made=lambda config, round_: False,
+    ),
+    StageSpec(
+        "samples",
+        unit="prompts",
+        sections=("sampler", "sampling", "chat", "prompts_per_round", "shard_size"),
+        inputs=of_samples,
+        parts=_ITERATIVE,
+        sampled=True,
+    ),
+    StageSpec(
+        "gold",
+        unit="comparisons",
+        sections=("scorer", "bought"),
+        inputs=of_gold,
+        parts=_ITERATIVE,
+        opens=opened_by_labelling,
+        made=_buys_gold,
+    ),
+    StageSpec(
+        "discriminator",
+        unit="steps",
+        sections=("discriminator", "chat"),
+        inputs=of_discriminator,
+        parts=_ITERATIVE,
+        facts=start_files,
+        opens=opened_by_labelling,
+        made=_refits,
+    ),
+    StageSpec(
+        "labels",
+        unit="prompts",
+        sections=_labels_sections,
+        inputs=of_labels,
+        parts=_ITERATIVE,
+        opens=opened_by_labelling,
+    ),
+    StageSpec("pairs", unit="steps", sections=_pairs_sections, inputs=of_pairs, parts=_ROUNDS),
+    StageSpec(
+        "calibration",
+        unit="prompts",
+        sections=("sampler", "sampling.max_tokens", "sampling.stop", "chat", "shard_size"),
+        inputs=of_calibration,
+        parts=_ROUNDS,
+        made=lambda config, round_: needs_of(config.loss).calibration,
+        sampled=True,
+    ),
+    StageSpec(
+        "reference",
+        unit="responses",
+        sections=("chat", "training.dtype", "stored", "training.references", "training.contrastive"),
+        inputs=of_reference,
+        parts=_ROUNDS,
+        facts=further_models,
+        made=lambda config, round_: needs_of(config.loss).stored_reference,
+    ),
+    StageSpec(
+        "policy",
+        unit="steps",
+        sections=_policy_sections,
+        inputs=of_policy,
+        parts=_ALL,
+        facts=start_model,
+    ),
+    StageSpec(
+        "evaluation_samples",
+        unit="prompts",
+        sections=("evaluation", "sampling.max_tokens", "sampling.stop", "sampler", "chat"),
+        inputs=of_evaluation_samples,
+        parts=_ALL,
+        sampled=True,
+    ),
+    StageSpec(
+        "evaluation",
+        unit="responses",
+        sections=("evaluation", "scorer", "loss", "training.dtype"),
+        inputs=of_evaluation,
+        parts=_ALL,
+        opens=opened_by_evaluation,
+    ),
+    StageSpec(
+        "gate",
+        unit="prompts",
+        sections=("gate", "evaluation", "scorer"),
+        inputs=of_gate,
+        parts=_ROUNDS,
+        facts=gate_facts,
+        opens=opened_by_gate,
+        made=lambda config, round_: config.gate is not None,
+    ),
+    StageSpec(
+        "average",
+        unit="steps",
+        sections=("training.reference_decay", "chat"),
+        inputs=of_average,
+        parts=(),
+        made=lambda config, round_: config.training.reference == "ema",
+    ),
+)
+STAGES = {spec.name: spec for spec in _SPECS}
+
+
+def stage_names(part: Part) -> tuple[str, ...]:
+    """The stages that a part of a run asks for by name, in the order in which they run."""
+    return tuple(name for name, spec in STAGES.items() if part in spec.parts)
+
+
+def names_in(config: RunConfig, round_: int) -> tuple[str, ...]:
+    """The stages that a round may have, in the order in which they run."""
+    return stage_names("start" if round_ == 0 else config.mode)
+
+
+def spec_of(name: str) -> StageSpec:
+    """The stage called ``name``. Raises ``ValueError`` if none is."""
+    spec = STAGES.get(name)
+    if spec is None:
+        raise ValueError(f"no stage is called {name!r}")
+    return spec
+
+
+def made_in(config: RunConfig, round_: int, name: str) -> bool:
+    """Whether all rounds like ``round_`` have the stage ``name``, of those that its part of a run asks for."""
+    return spec_of(name).made(config, round_)
+
+
+def inputs_of(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Stage]:
+    """The stages whose keys the key of stage ``name`` holds."""
+    return spec_of(name).inputs(Place(run, config, round_))
+
+
+def reads(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Stage]:
+    """All stages whose files the stage ``name`` opens.
+
+    Its key names those that vouch for the others: an evaluation depends on its samples, and reads the policy too.
+    """
+    spec, place = spec_of(name), Place(run, config, round_)
+    return list(dict.fromkeys((*spec.inputs(place), *spec.opens(place))))
