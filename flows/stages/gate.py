@@ -8,13 +8,14 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from flows.report.gate_reasons import gate_reasons
 from flows.run_folder.ancestry import base_before, best_before, parent
 from flows.run_folder.approvals import write_decision
 from flows.stages.context import Context, Outcome
 from flows.stages.evaluation import HELD_OUT_MARGINS
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
 from pipeline.config import Gate, Scorer, compares
-from pipeline.evaluation.gate import Measures, Standing, decide
+from pipeline.evaluation.gate import Decision, Measures, Standing, decide
 from pipeline.evaluation.gate_measures import Measuring, by_prompt, finished, longer, repeating, tokens
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.metrics import ranked_rightly, wins_by_score
@@ -42,8 +43,14 @@ def gate(context: Context, round_: int, folder: Path) -> Outcome:
         write_json(folder / WINS, {"against": standing.best, "wins": wins})
         measures = _measures(context, views, standing, wins)
         measures["win_rate_since_best"] = _since_best(context, settings, standing, wins)
-    decision = decide(settings, measures, standing)
-    told = decision.model_copy(update={"measures": _plain(context, standing, measures)})
+    judgement = decide(settings, measures, standing)
+    told = Decision(
+        decision=judgement.verdict,
+        reasons=gate_reasons(judgement, settings, measures, standing),
+        best_round=judgement.best_round,
+        rules=judgement.rules,
+        measures=_plain(context, standing, measures),
+    )
     write_decision(folder, told)
     facts: dict[str, JsonValue] = {"decision": told.decision, "best_round": told.best_round, **labelling}
     return Outcome(standing.prompts, facts)

@@ -1,4 +1,4 @@
-"""The gate's rules: from what was measured after a round to a decision, with its reasons in words. Torch-free.
+"""The gate's rules: from what was measured after a round to a verdict. Torch-free.
 
 A rule is broken only when the whole interval lies beyond its limit.
 """
@@ -75,7 +75,29 @@ class Standing:
     overtaken: bool = False
 
 
+# few_prompts: too few to judge by; broken_rules: those among the rules; no_gain: surely none in ``patience`` rounds;
+# worse: surely, than the best round; unmeasured: nothing compares it with other rounds; better: surely, than the best.
+Why = Literal["few_prompts", "broken_rules", "no_gain", "worse", "unmeasured", "better", "not_better"]
+
+
 @dataclass(frozen=True)
+class Judgement:
+    """What becomes of a round, and what decided it.
+
+    Attributes:
+        best_round: the best round from here on.
+        rules: those that were looked at.
+        too_late: the verdict that was not carried out, since the next round had begun.
+    """
+
+    verdict: Verdict
+    why: Why
+    best_round: int
+    rules: tuple[Rule, ...] = ()
+    too_late: Verdict | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Limit:
     """One limit: ``measure`` must not surely be above (or below) ``limit``; None: no rule."""
 
@@ -83,108 +105,82 @@ class _Limit:
     measure: str
     limit: float | None
     above: bool
-    said: str
-    share: bool = False
     applies: bool = True
 
 
-def decide(settings: Gate, measures: Measures, standing: Standing) -> Decision:
+def decide(settings: Gate, measures: Measures, standing: Standing) -> Judgement:
     """What becomes of a round.
 
-    Broken rules come first, then a round that is surely worse than the best one, then rounds without gain.
+    Broken rules come first, then rounds without gain, then a round that is surely worse than the best one.
 
     Args:
         measures: by name, as ``flows/stages/gate.py`` takes them; those that are None judge nothing.
     """
-    round_, best = standing.round, standing.best
     if standing.prompts < settings.min_prompts:
-        few = f"{standing.prompts} held-out prompts are too few to judge by (gate.min_prompts {settings.min_prompts})"
-        return Decision(decision="promote", reasons=(few,), best_round=round_)
-    limits = [limit for limit in _limits(settings, measures, standing) if limit.limit is not None and limit.applies]
+        return Judgement("promote", "few_prompts", standing.round)
+    limits = [limit for limit in _limits(settings, measures, standing) if limit.applies]
     rules = tuple(rule for limit in limits if (rule := _judged(limit, measures)) is not None)
-    sayings = {limit.name: limit for limit in limits}
-    broken = [_sentence(sayings[rule.name], rule) for rule in rules if rule.broken]
-    wins, pooled = measures.get("win_rate_vs_best"), measures.get("win_rate_since_best")
-    second = measures.get("second_win_rate_vs_best")
-    better = wins is not None and wins.low > 0.5 and not (second is not None and second.high < 0.5)
+    broken = any(rule.broken for rule in rules)
+    wins = measures.get("win_rate_vs_best")
+    better = _surely_above(wins, 0.5) and not _surely_below(measures.get("second_win_rate_vs_best"), 0.5)
     verdict: Verdict = "promote"
+    why: Why = "better" if better else "unmeasured" if wins is None else "not_better"
     if broken:
-        verdict, reasons = settings.alarm, broken
-    elif _surely_below(pooled, None if settings.patience is None else 0.5 + settings.min_gain):
-        verdict = "stop"
-        reasons = [
-            f"no gain in {settings.patience} rounds: {_wins(pooled)} over round {best}, the best so far, is surely "
-            f"below {0.5 + settings.min_gain:.0%}"
-        ]
+        verdict, why = settings.alarm, "broken_rules"
+    elif _surely_below(measures.get("win_rate_since_best"), least_gain(settings)):
+        verdict, why = "stop", "no_gain"
     elif _surely_below(wins, settings.roll_back_below):
-        verdict = "roll_back"
-        reasons = [f"{_wins(wins)} over round {best}, the best so far, is surely below {settings.roll_back_below:.0%}"]
-    elif wins is None:
-        reasons = ["no rule is broken; nothing tells whether the round is better than the ones before"]
-    elif better:
-        reasons = [f"no rule is broken, and the round is the best so far: {_wins(wins)} over round {best}"]
-    else:
-        reasons = [f"no rule is broken; round {best} is still the best: {_wins(wins)} over it"]
+        verdict, why = "roll_back", "worse"
+    newest = not broken and (better or wins is None)
+    best = standing.round if newest else standing.best
     if standing.overtaken and verdict != "promote":
-        reasons = [*reasons, f"{verdict}, but round {round_ + 1} had begun before this round had a gate"]
-        verdict = "promote"
-    newest = wins is None and not broken
-    return Decision(
-        decision=verdict,
-        reasons=tuple(reasons),
-        best_round=round_ if newest or (better and not broken) else best,
-        rules=rules,
-    )
+        return Judgement("promote", why, best, rules, too_late=verdict)
+    return Judgement(verdict, why, best, rules)
+
+
+def least_gain(settings: Gate) -> float | None:
+    """The win rate over the best round that the last ``patience`` rounds must not surely miss; None: no rule."""
+    return None if settings.patience is None else 0.5 + settings.min_gain
 
 
 def _limits(settings: Gate, measures: Measures, standing: Standing) -> list[_Limit]:
     """All rules, in the order in which they are told."""
-    base, best = f"round {standing.base}", f"round {standing.best}"
-    wins, seen = measures.get("win_rate_vs_base"), measures.get("second_win_rate_vs_base")
-    longer = measures.get("length_ratio")
-    rises = wins is not None and wins.low > 0.5
+    seen, longer = measures.get("second_win_rate_vs_base"), measures.get("length_ratio")
+    rises = _surely_above(measures.get("win_rate_vs_base"), 0.5)
     rises_over_best = _surely_above(measures.get("win_rate_vs_best"), 0.5)
     unseen = seen is None or seen.low <= 0.5
-    grown = longer is not None and longer.low > settings.min_longer
-    more = f" more than that of {base}" if standing.base else ""
-    share, gain = settings.max_length_share, f"the training labeller sees a gain ({_wins(wins)} over {base})"
+    grown = _surely_above(longer, settings.min_longer)
+    apart = standing.best != standing.base
     return [
-        _Limit("kl", "kl", settings.max_kl, True, "KL to the start is {} nats a token" + more),
-        _Limit("length", "length_ratio", settings.max_length, True, f"responses are {{}} times as long as {base}'s"),
+        _Limit(name="kl", measure="kl", limit=settings.max_kl, above=True),
+        _Limit(name="length", measure="length_ratio", limit=settings.max_length, above=True),
+        _Limit(name="short", measure="finished_length_ratio", limit=settings.min_length, above=False),
         _Limit(
-            "short", "finished_length_ratio", settings.min_length, False,
-            f"responses that end by themselves are {{}} times as long as {base}'s",
+            name="length_share",
+            measure="length_share",
+            limit=settings.max_length_share,
+            above=True,
+            applies=grown and unseen,
+        ),
+        _Limit(name="repetition", measure="repetition_rise", limit=settings.max_repetition, above=True),
+        _Limit(name="unfinished", measure="stop_fall", limit=settings.max_unfinished, above=True),
+        _Limit(name="distinct", measure="distinct_ratio", limit=settings.min_distinct, above=False),
+        _Limit(
+            name="second",
+            measure="second_win_rate_vs_base",
+            limit=settings.second_loss,
+            above=False,
+            applies=rises,
         ),
         _Limit(
-            "length_share", "length_share", share, True,
-            f"{{}} of the gain in reward over {base} goes with longer responses", True, grown and unseen,
+            name="second_best",
+            measure="second_win_rate_vs_best",
+            limit=settings.second_loss,
+            above=False,
+            applies=rises_over_best and apart,
         ),
-        _Limit(
-            "repetition", "repetition_rise", settings.max_repetition, True,
-            f"the share of responses that repeat themselves rose by {{}} over {base}", True,
-        ),
-        _Limit(
-            "unfinished", "stop_fall", settings.max_unfinished, True,
-            f"the share of responses that end by themselves fell by {{}} from {base}", True,
-        ),
-        _Limit(
-            "distinct", "distinct_ratio", settings.min_distinct, False,
-            f"responses hold {{}} times as many different pairs of words as {base}'s, in equally many words",
-        ),
-        _Limit(
-            "second", "second_win_rate_vs_base", settings.second_loss, False,
-            f"{gain}, but by the second labeller the win rate is {{}}", True, rises,
-        ),
-        _Limit(
-            "second_best", "second_win_rate_vs_best", settings.second_loss, False,
-            f"the training labeller prefers the round to {best}, but by the second labeller the win rate is {{}}",
-            True, rises_over_best and standing.best != standing.base,
-        ),
-        _Limit(
-            "gap", "gap", settings.max_gap, True,
-            f"{gain}, the second labeller none ({_wins(seen)}): a gap of {{}}", True, rises and unseen,
-        ),
-    ]  # fmt: skip
+        _Limit(name="gap", measure="gap", limit=settings.max_gap, above=True, applies=rises and unseen),
+    ]
 
 
 def _judged(limit: _Limit, measures: Measures) -> Rule | None:
@@ -195,17 +191,6 @@ def _judged(limit: _Limit, measures: Measures) -> Rule | None:
     return Rule(
         name=limit.name, value=found.mean, low=found.low, high=found.high, limit=limit.limit, broken=bool(broken)
     )
-
-
-def _sentence(limit: _Limit, rule: Rule) -> str:
-    form = "{:.1%}" if limit.share else "{:.2f}"
-    value, bound = form.format(rule.value), form.format(rule.limit)
-    spread = f"95 % interval {form.format(rule.low)} to {form.format(rule.high)}, " if rule.low != rule.high else ""
-    return f"{limit.said.format(value)} ({spread}limit {bound})"
-
-
-def _wins(wins: Interval | None) -> str:
-    return "no win rate" if wins is None else f"win rate {wins.mean:.1%} [{wins.low:.1%}, {wins.high:.1%}]"
 
 
 def _surely_below(found: Interval | None, limit: float | None) -> bool:

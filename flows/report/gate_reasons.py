@@ -1,0 +1,72 @@
+"""A gate's judgement in sentences for people: the reasons in decision.json. Torch-free."""
+
+from pipeline.config import Gate
+from pipeline.evaluation.gate import Judgement, Measures, Rule, Standing, least_gain
+from pipeline.evaluation.intervals import Interval
+
+# Rules whose values are shares; others are ratios, or nats.
+SHARES = {"length_share", "repetition", "unfinished", "second", "second_best", "gap"}
+
+
+def gate_reasons(judgement: Judgement, settings: Gate, measures: Measures, standing: Standing) -> tuple[str, ...]:
+    """Why the gate decided as it did: a sentence for each broken rule, or one for what else decided.
+
+    Args:
+        settings, measures, standing: what ``judgement`` was made from.
+    """
+    wins, best = _wins(measures.get("win_rate_vs_best")), standing.best
+    match judgement.why:
+        case "few_prompts":
+            few = f"{standing.prompts} held-out prompts are too few to judge by"
+            reasons = [f"{few} (gate.min_prompts {settings.min_prompts})"]
+        case "broken_rules":
+            sayings = _sayings(measures, standing)
+            reasons = [_of_rule(sayings[rule.name], rule) for rule in judgement.rules if rule.broken]
+        case "no_gain":
+            pooled, least = _wins(measures.get("win_rate_since_best")), least_gain(settings)
+            over = f"{pooled} over round {best}, the best so far, is surely below {least:.0%}"
+            reasons = [f"no gain in {settings.patience} rounds: {over}"]
+        case "worse":
+            least = settings.roll_back_below
+            reasons = [f"{wins} over round {best}, the best so far, is surely below {least:.0%}"]
+        case "unmeasured":
+            reasons = ["no rule is broken; nothing tells whether the round is better than the ones before"]
+        case "better":
+            reasons = [f"no rule is broken, and the round is the best so far: {wins} over round {best}"]
+        case "not_better":
+            reasons = [f"no rule is broken; round {best} is still the best: {wins} over it"]
+    if judgement.too_late is not None:
+        begun = f"round {standing.round + 1} had begun before this round had a gate"
+        reasons.append(f"{judgement.too_late}, but {begun}")
+    return tuple(reasons)
+
+
+def _sayings(measures: Measures, standing: Standing) -> dict[str, str]:
+    """Of each rule the sentence when it is broken, with a place for its value."""
+    base, best = f"round {standing.base}", f"round {standing.best}"
+    gain = f"the training labeller sees a gain ({_wins(measures.get('win_rate_vs_base'))} over {base})"
+    unseen = _wins(measures.get("second_win_rate_vs_base"))
+    return {
+        "kl": "KL to the start is {} nats a token" + (f" more than that of {base}" if standing.base else ""),
+        "length": f"responses are {{}} times as long as {base}'s",
+        "short": f"responses that end by themselves are {{}} times as long as {base}'s",
+        "length_share": f"{{}} of the gain in reward over {base} goes with longer responses",
+        "repetition": f"the share of responses that repeat themselves rose by {{}} over {base}",
+        "unfinished": f"the share of responses that end by themselves fell by {{}} from {base}",
+        "distinct": f"responses hold {{}} times as many different pairs of words as {base}'s, in equally many words",
+        "second": f"{gain}, but by the second labeller the win rate is {{}}",
+        "second_best": f"the training labeller prefers the round to {best}, but by the second labeller the win rate "
+        "is {}",
+        "gap": f"{gain}, the second labeller none ({unseen}): a gap of {{}}",
+    }
+
+
+def _of_rule(saying: str, rule: Rule) -> str:
+    form = "{:.1%}" if rule.name in SHARES else "{:.2f}"
+    value, bound = form.format(rule.value), form.format(rule.limit)
+    spread = f"95 % interval {form.format(rule.low)} to {form.format(rule.high)}, " if rule.low != rule.high else ""
+    return f"{saying.format(value)} ({spread}limit {bound})"
+
+
+def _wins(wins: Interval | None) -> str:
+    return "no win rate" if wins is None else f"win rate {wins.mean:.1%} [{wins.low:.1%}, {wins.high:.1%}]"
