@@ -8,7 +8,6 @@ import json
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 from flows.__main__ import main
 from flows.report.trackers import Trackers
 from flows.stages.run import run_stage
+from pipeline.sampling.ports import free_port
 from tests.support.places import ROOT
 from tests.support.readme import commands
 from tests.support.tiny_run import InventedResponses, bad, begin, good, make_job, open_context, train
@@ -90,9 +90,7 @@ def test_a_command_of_the_readme_does_what_it_says(
 
 def test_tensorboard_shows_a_run(folder: Path) -> None:
     (line,) = commands("tensorboard")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", *shlex.split(line)[1:], "--port", str(port)]
     with (folder / "tensorboard.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)

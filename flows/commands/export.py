@@ -35,9 +35,7 @@ def export(root: Path, out: Path, round_: int | None) -> str:
         UserError: no such run or round, or ``out`` holds something.
         RunError: a file of the policy is not what its manifest says.
     """
-    run = RunFolder(root)
-    if not run.config_file.is_file():
-        raise UserError(f"{root}: not a run folder (no config.yaml)")
+    run = RunFolder.existing(root)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there and not empty; export writes to a new folder")
     config = load_config([run.config_file])

@@ -34,9 +34,7 @@ def show_pairs(root: Path, settings: list[str], round_: int | None, recompute: b
         UserError: no such run, or nothing in it to make pairs of; settings without ``recompute``, or of other
             sections than ``pairing``, ``replay`` and ``loss``.
     """
-    run = RunFolder(root)
-    if not run.config_file.is_file():
-        raise UserError(f"{root}: not a run folder (no config.yaml)")
+    run = RunFolder.existing(root)
     if settings and not recompute:
         raise UserError(f"{settings[0]}: settings are for --preview; without it, the pairs are those that were written")
     other = [item for item in settings if item.split(".")[0].split("=")[0] not in READ]

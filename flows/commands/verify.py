@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.files import load_config
-from pipeline.errors import UserError
 from pipeline.storage.integrity import POINTED_FILES, Fault, file_faults
 from pipeline.storage.manifest import MANIFEST, DamagedError, Manifest, StageKey
 from pipeline.storage.run_folder import RunFolder, Stage
@@ -64,9 +63,7 @@ class Verification:
 
 def verify(root: Path) -> Verification:
     """Read all of the run folder ``root``; writes nothing. Raises ``UserError`` if it is none."""
-    run, started = RunFolder(root), time.monotonic()
-    if not run.config_file.is_file():
-        raise UserError(f"{root}: not a run folder (no config.yaml)")
+    run, started = RunFolder.existing(root), time.monotonic()
     load_config([run.config_file])
     manifests: dict[str, Manifest] = {}
     found: dict[str, Verified] = {}

@@ -7,7 +7,6 @@ Prefect's own temporary server, is gone as soon as this process is, also when th
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFEC
 
 from flows.prefect_api.kept_alive import kept_alive
 from pipeline.errors import RunError, UserError
+from pipeline.sampling.ports import free_port, is_free
 from pipeline.storage.atomic import write_text
 
 START_SECONDS = 120.0
@@ -55,7 +55,7 @@ def prefect_api(log: Path) -> Iterator[None]:
         with _within_reach(url), _at_work(), _sent_to(url), _said_plainly():
             yield
         return
-    port = _free_port()
+    port = free_port()
 
     def start() -> "subprocess.Popen[bytes]":
         with log.open("ab") as output:
@@ -100,7 +100,7 @@ def lasting_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
     running = lasting_api()
     if running is not None and (running != url or _is_healthy(url)):
         raise UserError(f"Prefect's server is already {running}; end it, or unset PREFECT_API_URL where that names it")
-    if not _is_free(port):
+    if not is_free(port):
         raise UserError(f"--port: {port} is taken on 127.0.0.1; choose another one from 1 to 65535")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     # Without it the page asks the default port, whatever port it was served from.
@@ -252,21 +252,3 @@ def _home() -> Path:
 
 def _note() -> Path:
     return _home() / "prefloop.url"
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers do, so that a port counts as free whose last server has just ended.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -14,7 +14,7 @@ from flows.report.facts import COLUMNS, PairFacts, RoundFacts, cell
 from flows.report.gather import round_facts
 from flows.run_folder.approvals import read_decision, settled
 from pipeline.config.files import load_config
-from pipeline.errors import RunError, UserError
+from pipeline.errors import RunError
 from pipeline.safe_text import one_line, visible
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import StepReport
@@ -24,9 +24,7 @@ Metrics = dict[str, Any]
 
 def read_rounds(root: Path) -> list[Metrics]:
     """The metrics.json of every evaluated round, round 0 first. Raises ``UserError`` if ``root`` is no run."""
-    run = RunFolder(root)
-    if not run.config_file.is_file():
-        raise UserError(f"{root}: not a run folder (no config.yaml)")
+    run = RunFolder.existing(root)
     rounds = []
     for round_ in run.rounds():
         file = run.stage(round_, "evaluation").folder / "metrics.json"

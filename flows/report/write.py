@@ -34,10 +34,7 @@ def report_runs(roots: Sequence[Path], output: Path | None) -> Path:
     """
     if len(roots) > 1 and output is None:
         raise UserError("report: several runs have no folder in common; --output FILE says where the page goes")
-    runs = [RunFolder(root) for root in roots]
-    for run in runs:
-        if not run.config_file.is_file():
-            raise UserError(f"{run.root}: not a run folder (no config.yaml)")
+    runs = [RunFolder.existing(root) for root in roots]
     found = [(run, load_config([run.config_file])) for run in runs]
     if output is None:
         return write_report(*found[0])

@@ -70,7 +70,7 @@ def approve(root: Path, round_: int, decision: str, by: str | None = None, reaso
     Raises:
         UserError: no such run, round or decision, or nothing to answer there.
     """
-    run = _open(root)
+    run = RunFolder.existing(root)
     if decision not in get_args(Answer):
         raise UserError(f"decision: {decision!r} is none of {', '.join(get_args(Answer))}")
     made = read_decision(run, round_)
@@ -106,7 +106,7 @@ def approve(root: Path, round_: int, decision: str, by: str | None = None, reaso
 
 def answer(root: Path, round_: int | None, decision: str, by: str | None, reason: str) -> str:
     """``prefloop approve``: like ``approve``, by default for the round that waits; returns what to say of it."""
-    run = _open(root)
+    run = RunFolder.existing(root)
     if round_ is None:
         waits = waiting(run)
         if not waits:
@@ -190,10 +190,3 @@ def _login() -> str:
     except (KeyError, OSError, ImportError):
         # A container's user may have no name.
         return ""
-
-
-def _open(root: Path) -> RunFolder:
-    run = RunFolder(root)
-    if not run.config_file.is_file():
-        raise UserError(f"{root}: not a run folder (no config.yaml)")
-    return run

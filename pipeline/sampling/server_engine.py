@@ -9,7 +9,6 @@ import itertools
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pipeline.config import SamplingSettings, ServerSampler
 from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat
 from pipeline.safe_text import redacted, visible
+from pipeline.sampling.ports import free_port
 from pipeline.sampling.sampler import (
     Dtype,
     SampleRequest,
@@ -109,7 +109,7 @@ class ServerEngine:
         )
 
     def _launch(self, path: str) -> None:
-        port, key = _free_port(), secrets.token_hex(16)
+        port, key = free_port(), secrets.token_hex(16)
         environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         command = [
@@ -229,10 +229,3 @@ def _scores(ids: Sequence[int], choice: dict[str, Any]) -> list[float]:
     if len(scores) < len(ids) - 1:
         scores.append(float(choice["logprobs"]["token_logprobs"][0]))
     return scores
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

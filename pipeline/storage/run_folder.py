@@ -42,6 +42,14 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @classmethod
+    def existing(cls, root: Path) -> "RunFolder":
+        """The run folder ``root``. Raises ``UserError`` if it is none."""
+        run = cls(root)
+        if not run.config_file.is_file():
+            raise UserError(f"{root}: not a run folder (no config.yaml)")
+        return run
+
     @property
     def config_file(self) -> Path:
         """The resolved config."""

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
+from pipeline.sampling.ports import free_port
 from tests.support.places import ROOT
 
 Found = TypeVar("Found")
@@ -116,9 +116,7 @@ class Up:
 @contextmanager
 def started_up(folder: Path) -> Iterator[Up]:
     """Server, UI and worker, which end with the block; the worker's runs find config files in ``folder``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
         "PREFECT_HOME": str(folder / "prefect"),

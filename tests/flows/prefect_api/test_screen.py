@@ -5,7 +5,6 @@ Pictures go to the folder that SCREENSHOTS names, for whoever wants to look.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from flows.report.gather import round_facts
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
 from pipeline.safe_text import visible
+from pipeline.sampling.ports import free_port
 from pipeline.storage.run_folder import RunFolder
 from tests.support.browser import CHROMIUM, Browser
 from tests.support.places import ROOT
@@ -50,9 +50,7 @@ class Screened:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.run = folder / "runs" / "tiny"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.ui = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        self.ui = f"http://127.0.0.1:{free_port()}"
         self.server: subprocess.Popen[bytes]
         self.env = {**os.environ, "PREFECT_HOME": str(folder / "prefect"), "PYTHONPATH": str(ROOT), "JUDGE_KEY": SECRET}
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from flows.stages.run import run_stage
 from pipeline.config import JudgeScorer
 from pipeline.config.files import load_config
+from pipeline.sampling.ports import free_port
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
@@ -34,12 +34,6 @@ from tests.support.tiny_run import InventedResponses, begin, make_job, open_cont
 
 VOCABULARY = len(tiny_tokenizer())  # a random model knows no letter that it would rather answer with: all are asked for
 CONTEXT = 4096  # the question alone has some 1,600 bytes, and the tokenizer little more than bytes
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
