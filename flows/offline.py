@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.loop.entry import Firing, carry_out, run_name
 from flows.loop.opening import open_run
-from flows.loop.rounds import learn, start
+from flows.loop.rounds import learn, start_run
 from flows.prefect_api.parameters import ConfigFiles, RedoFrom, RunDir, Settings, Until
 from flows.report.model_card import write_card
 from flows.report.write import write_report
@@ -29,7 +29,7 @@ def offline(
 
 def _rounds(root: Path, until: str | None) -> str:
     with open_run(root, until) as (run, config, stage):
-        data, _ = start(stage)
+        data, _ = start_run(stage)
         for round_ in range(1, config.rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
             pairs = stage("pairs", round_, data, policy)

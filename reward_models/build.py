@@ -15,7 +15,7 @@ from pipeline.config import (
     NumberScorer,
     PairwiseScorer,
     RegexScorer,
-    Scorer,
+    ScorerSettings,
     SlotScorer,
 )
 from pipeline.storage.digests import file_sha256
@@ -46,7 +46,7 @@ def _facts(file: Path) -> list[object]:
     return [state.st_size, state.st_mtime_ns]
 
 
-def build_labeller(settings: Scorer, accounts: Accounts, field: str = "scorer") -> Labeller:
+def build_labeller(settings: ScorerSettings, accounts: Accounts, field: str = "scorer") -> Labeller:
     """The labeller that ``settings``, which stand at ``field`` of the config, describe.
 
     Raises ``UserError`` if its model, file or key cannot be had.

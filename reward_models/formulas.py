@@ -23,7 +23,7 @@ from pipeline.config import MathScorer
 from pipeline.errors import RunError, UserError
 from pipeline.types import Prompt, content_hash
 from reward_models.answers.missing import Answer
-from reward_models.answers.questions import Done, Question
+from reward_models.answers.questions import OnAnswer, Question
 
 # A delimiter of LaTeX formulas; "\$18" is a price.
 _FORMULA = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
@@ -49,7 +49,7 @@ class MathReward:
         """Hash of the settings and of the versions of the packages that compare."""
         return self._version
 
-    def answer(self, questions: Sequence[Question], done: Done) -> None:
+    def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
         """Scores; ``unparsed`` where the prompt's answer cannot be read as mathematics."""
         readable: dict[str, bool] = {}
         with Verifier(self._seconds) as verifier:

@@ -12,7 +12,7 @@ from pipeline.config import FunctionScorer
 from pipeline.errors import UserError
 from pipeline.types import Prompt, Response, content_hash
 from reward_models.answers.missing import Answer
-from reward_models.answers.questions import Done, Question
+from reward_models.answers.questions import OnAnswer, Question
 
 PARAMETERS = 3
 
@@ -46,7 +46,7 @@ class FunctionReward:
         """Hash of the file's bytes and the function's name, not of what the file imports."""
         return self._version
 
-    def answer(self, questions: Sequence[Question], done: Done) -> None:
+    def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
         """What the function returns. Raises ``UserError`` naming prompt, response and line where it fails."""
         for index, question in enumerate(questions):
             score = self._score(question.prompt, question.responses[0])

@@ -48,7 +48,9 @@ class MatchReward:
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
         """Scores of 0 or 1. Raises ``UserError`` for a prompt without an answer."""
-        return [tuple(float(self._holds(r.text, answer(group.prompt))) for r in group.responses) for group in groups]
+        return [
+            tuple(float(self._holds(r.text, stated_answer(group.prompt))) for r in group.responses) for group in groups
+        ]
 
     def _holds(self, text: str, wanted: str) -> bool:
         if self._ignore_case:
@@ -89,7 +91,7 @@ class NumberReward:
 
 def wanted_number(prompt: Prompt) -> float:
     """The number of the prompt's answer. Raises ``UserError`` where there is none."""
-    number = final_number(answer(prompt))
+    number = final_number(stated_answer(prompt))
     if number is None:
         raise UserError(
             f"the scorer number needs a number in the answer; that of the prompt {_shown(prompt)} is "
@@ -147,7 +149,7 @@ class KeywordReward:
 
     def keywords(self, prompt: Prompt) -> list[str]:
         """Those of the settings, or of the prompt's answer; each once."""
-        given = self._settings.words or re.split(r"[,\n]", answer(prompt))
+        given = self._settings.words or re.split(r"[,\n]", stated_answer(prompt))
         words = [*dict.fromkeys(self._plain(word) for word in given if word.strip())]
         if not words:
             raise UserError(f"the scorer keywords found none in the answer of the prompt {_shown(prompt)}")
@@ -176,7 +178,7 @@ class LengthReward:
         return [tuple(-float(abs(len(r.text.split()) - self._target)) for r in group.responses) for group in groups]
 
 
-def answer(prompt: Prompt) -> str:
+def stated_answer(prompt: Prompt) -> str:
     """The prompt's answer. Raises ``UserError`` where there is none."""
     if prompt.answer is None:
         raise UserError(f"the scorer needs an answer, but the prompt {_shown(prompt)} has none (columns.answer)")
@@ -186,7 +188,7 @@ def answer(prompt: Prompt) -> str:
 def meaning(prompt: Prompt) -> dict[str, str]:
     """The prompt's answer as slot -> value. Raises ``UserError`` where it is no meaning representation."""
     try:
-        return parse_mr(answer(prompt))
+        return parse_mr(stated_answer(prompt))
     except ValueError as error:
         raise UserError(
             f"the scorer slots needs an answer slot[value], ...; that of the prompt {_shown(prompt)}: {error}"

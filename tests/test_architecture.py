@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.import_graph import against, circles, crowded, graph, imported, modules
+from tests.support.import_graph import against, circles, crowded, graph, homes, imported, modules
 from tests.support.places import ROOT
 
 PACKAGES = ("flows", "reward_models", "pipeline")
@@ -98,6 +98,18 @@ def test_an_import_upwards_is_found_through_a_module_of_no_room(tmp_path: Path) 
 def test_a_crowded_folder_is_found(tmp_path: Path) -> None:
     plant(tmp_path, **{f"a__b__m{number}": "" for number in range(4)})
     assert crowded(tmp_path, ["a"], most=3) == {"a/b": 4}
+
+
+def test_a_public_name_has_one_home() -> None:
+    # Idioms that mean the same wherever they stand: a module's logger, an entry point, type variables.
+    idioms = {"logger", "main", "P", "T"}
+    several = {name: places for name, places in homes(MODULES).items() if len(places) > 1 and name not in idioms}
+    assert several == {}
+
+
+def test_a_name_with_two_homes_is_found(tmp_path: Path) -> None:
+    plant(tmp_path, a__x="class Pair: ...\n_own = 1", a__y="Pair, _own = 1, 2")
+    assert homes(modules(tmp_path, ["a"])) == {"Pair": ["a.x", "a.y"]}
 
 
 def test_files_stay_short() -> None:

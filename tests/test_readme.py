@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flows.__main__ import app
 from flows.commands.losses import FAMILIES
-from pipeline.config import Composition, Gate, NamedComposition, RunConfig, Scorer, preset_names, resolve
+from pipeline.config import Composition, Gate, NamedComposition, RunConfig, ScorerSettings, preset_names, resolve
 from pipeline.config.loss.components import ConstantMargin, DecayWeights
 from pipeline.config.loss.composition import Family
 from pipeline.config.loss.needs import needs_of
@@ -155,7 +155,7 @@ def test_losses_in_yaml_are_valid_and_mean_what_they_say() -> None:
 def test_labellers_in_yaml_are_valid_and_every_kind_is_told() -> None:
     (text,) = [text for text in YAML if text.startswith("scorer:")]
     kinds = set(re.findall(r"`(\w+)`", " ".join(row[0] for row in rows("| `scorer.kind` |"))))
-    union = get_args(get_args(Scorer)[0])
+    union = get_args(get_args(ScorerSettings)[0])
     assert kinds == {scorer.model_fields["kind"].default for scorer in union}
     policy = {"name": "x", "mode": "iterative", "policy": {"path": "m"}, "prompts": {"path": "p"}}
     configs = [RunConfig.model_validate({**policy, **document}) for document in yaml.safe_load_all(text)]

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from flows.preflight.check import check_config
 from flows.preflight.model_folders import check_folder
-from pipeline.config import Chat, ClassifierScorer, FunctionScorer, RunConfig, TransformersSampler
+from pipeline.config import ChatSettings, ClassifierScorer, FunctionScorer, RunConfig, TransformersSampler
 from pipeline.config.files import load_config, read_yaml
 from pipeline.errors import RunError, UserError
 from pipeline.models.chat import load_chat
@@ -100,7 +100,7 @@ def test_folders_with_pickled_weights_are_refused_unopened(pickled: Path, tmp_pa
         lambda: load_policy(str(pickled)),
         lambda: check_folder(pickled, "scorer.path"),
         lambda: ClassifierReward(ClassifierScorer(path=str(pickled))),
-        lambda: TransformersEngine(str(pickled), load_chat(str(pickled), Chat()), TransformersSampler()),
+        lambda: TransformersEngine(str(pickled), load_chat(str(pickled), ChatSettings()), TransformersSampler()),
     )
     for read in refused:
         with pytest.raises((UserError, RunError), match="safetensors"):
@@ -116,7 +116,7 @@ def test_a_pickle_beside_the_weights_is_not_opened(tmp_path: Path) -> None:
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.pkl"):
         (folder / name).write_bytes(pickle.dumps(Opened(tmp_path / "opened")))
     load_policy(str(folder))
-    load_chat(str(folder), Chat())
+    load_chat(str(folder), ChatSettings())
     assert not (tmp_path / "opened").exists()
 
 
@@ -160,7 +160,7 @@ def test_code_that_ships_with_a_model_runs_only_where_the_config_trusts_it(
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     for read in (
         lambda: load_policy(str(coded)),
-        lambda: load_chat(str(coded), Chat()),
+        lambda: load_chat(str(coded), ChatSettings()),
         lambda: ClassifierReward(ClassifierScorer(path=str(coded))),
     ):
         with pytest.raises(UserError, match="custom code"):

@@ -26,7 +26,7 @@ from pipeline.config.files import load_config
 from pipeline.errors import UserError
 
 POOL = "prefloop"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # A run folder of its own for each firing: an offline run that is complete has nothing to go on with.
 EACH_TIME = "-%Y-%m-%d-%H%M"
 Missed = Literal["skip", "catch-up"]
@@ -61,7 +61,7 @@ def deploy_config(
 
     Raises ``UserError`` for every mistake in names, schedule, config or data, and where no lasting server is there.
     """
-    if NAME.fullmatch(name) is None:
+    if _NAME.fullmatch(name) is None:
         raise UserError(f"--name: {name!r}: letters, digits, '.', '_' and '-', and no more than 100 of them")
     schedule = read_schedule(cron, interval, timezone)
     config = load_config(files, settings)

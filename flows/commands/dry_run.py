@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flows.loop.rounds import Reached, added, labelled, learn, start
+from flows.loop.rounds import Reached, added, labelled, learn, start_run
 from flows.report.terminal import make_table_console
 from flows.run_folder.growth import ADDED
 from flows.run_folder.stage_keys import stage_key
@@ -15,7 +15,7 @@ from pipeline.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedStage:
     """One stage: its key as 16 hexadecimal digits, and ``done``, ``begun``, ``to do`` or ``other settings``.
 
     ``why`` names the settings and inputs in which what is there differs.
@@ -33,7 +33,7 @@ class _Recorder:
     def __init__(self, run: RunFolder, config: RunConfig, until: str | None) -> None:
         self._run, self._config, self._until = run, config, until
         self._keys: dict[str, str] = {}
-        self.planned: list[Planned] = []
+        self.planned: list[PlannedStage] = []
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
         stage = self._run.stage(round_, name)
@@ -46,13 +46,13 @@ class _Recorder:
         except UserError as error:
             # The first line names the folder, which the row does, too.
             state, why = "other settings", ", ".join(line.strip() for line in str(error).splitlines()[1:])
-        self.planned.append(Planned(stage.title, key.digest, state, why))
+        self.planned.append(PlannedStage(stage.title, key.digest, state, why))
         if f"{round_}:{name}" == self._until:
             raise Reached
         return stage.title
 
 
-def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> list[Planned]:
+def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> list[PlannedStage]:
     """The stages of the run in the order in which they run, up to ``until``; decisions of gates are not foreseen.
 
     Raises:
@@ -62,7 +62,7 @@ def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> l
     run = RunFolder(root)
     stages = _Recorder(run, config, until)
     try:
-        _, policy = start(stages)
+        _, policy = start_run(stages)
         for round_ in range(1, config.rounds + 1):
             made = ""
             if config.mode == "iterative":

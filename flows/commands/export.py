@@ -25,7 +25,7 @@ EXPORTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 KEPT_BACK = {MANIFEST, "probe.json", "adapter_config.json"}
 
 
-def export(root: Path, out: Path, round_: int | None) -> str:
+def export_policy(root: Path, out: Path, round_: int | None) -> str:
     """Write the policy of ``round_`` to the folder ``out``, with its card; returns what was done, in a line.
 
     ``out`` appears only when it is whole. Without ``round_``: the best round that a gate has named, else the newest.

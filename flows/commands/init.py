@@ -13,7 +13,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.storage.atomic import write_text
 
 Mode = Literal["iterative", "offline"]
-FILE = "config.yaml"
+_FILE = "config.yaml"
 # What labels responses without settings of its own.
 RULES = ("match", "number", "length", "keywords")
 
@@ -53,7 +53,7 @@ scorer:
 
 
 @dataclass(frozen=True)
-class Answers:
+class _Answers:
     """What a config is made of. ``scorer``: a rule, or the folder of a reward model; None: offline needs none."""
 
     mode: Mode
@@ -65,13 +65,13 @@ class Answers:
     rate: float = 5e-7
 
 
-def write_config(folder: Path, answers: Answers) -> Path:
+def write_config(folder: Path, answers: _Answers) -> Path:
     """Write ``folder/config.yaml``; returns it.
 
     Raises:
         UserError: it is there already, cannot be written, or an answer is none.
     """
-    file = folder / FILE
+    file = folder / _FILE
     if answers.loss not in preset_names():
         raise UserError(f"--loss: no preset is called {answers.loss!r}{nearest(answers.loss, preset_names())}")
     if answers.mode == "iterative" and not answers.scorer:
@@ -86,7 +86,7 @@ def write_config(folder: Path, answers: Answers) -> Path:
     return file
 
 
-def config_text(name: str, file: Path, answers: Answers) -> str:
+def config_text(name: str, file: Path, answers: _Answers) -> str:
     """The config as YAML with comments."""
     template = ITERATIVE if answers.mode == "iterative" else OFFLINE
     said = {
@@ -133,7 +133,7 @@ def _aligned(line: str) -> str:
     return f"{setting.rstrip():<28} # {said}" if mark and setting.strip() else line
 
 
-def answered(
+def ask_missing(
     mode: str | None,
     model: str | None,
     data: str | None,
@@ -141,7 +141,7 @@ def answered(
     loss: str,
     rounds: int,
     rate: float,
-) -> Answers:
+) -> _Answers:
     """What the options say; the rest is asked for on a terminal. Raises ``UserError`` where there is none."""
     mode = mode or _ask(
         "mode", "iterative (sample and label each round) or offline (pairs that are there)", "iterative"
@@ -153,7 +153,7 @@ def answered(
     data = data or _ask("data", "file of prompts" if mode == "iterative" else "file of pairs")
     if scorer is None and mode == "iterative":
         scorer = _ask("scorer", f"{', '.join(RULES)}, or the folder of a reward model")
-    return Answers(chosen, model, data, scorer, loss, rounds, rate)
+    return _Answers(chosen, model, data, scorer, loss, rounds, rate)
 
 
 def _ask(option: str, said: str, default: str | None = None) -> str:

@@ -15,11 +15,11 @@ from pipeline.config import RunConfig
 from pipeline.config.files import load_config
 from pipeline.errors import UserError
 from pipeline.safe_text import visible
-from pipeline.storage.rows import read_preferences
+from pipeline.storage.rows import read_preference_rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Group, Pair, Preference, Response
 
-BAR = 40
+_BAR = 40
 SHOWN_CHARACTERS = 600
 READ = ("pairing", "replay", "loss")
 
@@ -50,7 +50,7 @@ def show_pairs(root: Path, settings: list[str], round_: int | None, recompute: b
         dropped = dict(counted)
     else:
         stage = run.stage(number, "pairs")
-        made, dropped = [*read_preferences(stage.folder)], _dropped(stage.require().metrics)
+        made, dropped = [*read_preference_rows(stage.folder)], _dropped(stage.require().metrics)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -113,7 +113,7 @@ def _print_histogram(console: Console, title: str, histogram: Histogram) -> None
     console.print(f"\n{title}", highlight=False, markup=False)
     most = max(histogram.counts)
     for (low, high), count in zip(pairwise(histogram.edges), histogram.counts, strict=True):
-        bar = "█" * round(BAR * count / most) or ("▏" if count else "")
+        bar = "█" * round(_BAR * count / most) or ("▏" if count else "")
         console.print(f"{low:>9.4g} to {high:<9.4g} {bar} {count}", highlight=False, markup=False)
 
 

@@ -24,11 +24,11 @@ from pipeline.storage.run_folder import CHECKPOINTS, Stage, StageWriter
 from pipeline.training.step_log import StepReport
 from pipeline.types import TextPair
 from reward_models.training.comparisons import pairs_of
-from reward_models.training.train import OFFENDING, describe, judge, quieten, train_on
+from reward_models.training.train import OFFENDING_PAIRS, describe_held_out, judge, quieten, train_on
 
 
 @dataclass(frozen=True)
-class Data:
+class _Data:
     """Pairs, disjoint by prompt."""
 
     train: list[TextPair]
@@ -46,12 +46,12 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
             # Another process may have completed it while data was read.
             if not stage.complete(key):
                 _write(config, data, stage.begin(key))
-    for line in describe(json.loads((root / "metrics.json").read_text(encoding="utf-8"))["held_out"]):
+    for line in describe_held_out(json.loads((root / "metrics.json").read_text(encoding="utf-8"))["held_out"]):
         print(line)
     print(f"reward model: {root}")
 
 
-def _write(config: RewardModelConfig, data: Data, writer: StageWriter) -> None:
+def _write(config: RewardModelConfig, data: _Data, writer: StageWriter) -> None:
     try:
         _fill(config, data, writer)
     except UserError:
@@ -76,7 +76,7 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def read_data(config: RewardModelConfig) -> Data:
+def read_data(config: RewardModelConfig) -> _Data:
     """The pairs, of prompts that are held out and of those that are not. Raises ``UserError`` for any fault."""
     source, given = config.pairs, config.held_out.path
     if config.held_out.split is not None:
@@ -86,14 +86,14 @@ def read_data(config: RewardModelConfig) -> Data:
     if given is None:
         ids = split_held_out(prompts.values(), config.held_out).ids
         inside = [pair for pair in pairs if pair.prompt.id in ids]
-        return Data([pair for pair in pairs if pair.prompt.id not in ids], inside)
+        return _Data([pair for pair in pairs if pair.prompt.id not in ids], inside)
     inside = list(pairs_of(sound_preferences(source.model_copy(update={"path": given}))))
     first = {*list(dict.fromkeys(pair.prompt.id for pair in inside))[: config.held_out.prompts]}
     inside = [pair for pair in inside if pair.prompt.id in first]
     leaked = [pair.prompt.messages[-1].content[:80] for pair in inside if pair.prompt.id in prompts]
     if leaked:
         raise UserError(f"held_out.path: {given}: {len(leaked)} rows have training prompts:\n{first_lines(leaked)}")
-    return Data(pairs, inside)
+    return _Data(pairs, inside)
 
 
 def _key(config: RewardModelConfig) -> StageKey:
@@ -105,7 +105,7 @@ def _key(config: RewardModelConfig) -> StageKey:
     return StageKey(config=plain, inputs={}, seed=config.seed)
 
 
-def _fill(config: RewardModelConfig, data: Data, writer: StageWriter) -> None:
+def _fill(config: RewardModelConfig, data: _Data, writer: StageWriter) -> None:
     """Train in the folder of ``writer``, judge what is written there, commit."""
     quieten()
     console, folder = make_console(), writer.folder
@@ -121,5 +121,5 @@ def _fill(config: RewardModelConfig, data: Data, writer: StageWriter) -> None:
     metrics |= {"held_out": found}
     write_json(folder / "metrics.json", metrics)
     write_text(folder / "config.yaml", dump_config(config))
-    (folder / OFFENDING).unlink(missing_ok=True)
+    (folder / OFFENDING_PAIRS).unlink(missing_ok=True)
     writer.commit(int(str(metrics["pairs"])), metrics)

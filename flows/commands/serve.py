@@ -13,11 +13,11 @@ from flows.commands.deploy import ensure_pool, require_lasting_api
 from flows.prefect_api.server import lasting_server, start_watched, stop_watched
 
 # What a run may take to end its children and to say that it has ended.
-STOP_SECONDS = 30.0
-WATCH_SECONDS = 0.5
+_STOP_SECONDS = 30.0
+_WATCH_SECONDS = 0.5
 
 
-def serve(pool: str, limit: int | None) -> int:
+def run_worker(pool: str, limit: int | None) -> int:
     """Run deployments of ``pool``, at most ``limit`` at a time, until stopped; returns the worker's exit code.
 
     Raises ``UserError`` if no lasting server is there.
@@ -34,7 +34,7 @@ def serve(pool: str, limit: int | None) -> int:
         return 0
 
 
-def up(port: int, pool: str, limit: int | None) -> int:
+def run_server_and_worker(port: int, pool: str, limit: int | None) -> int:
     """Prefect's server and UI on 127.0.0.1, and a worker, until stopped; when one ends all do. Returns an exit code.
 
     Raises ``UserError`` if the port is taken or a server is there already.
@@ -46,7 +46,7 @@ def up(port: int, pool: str, limit: int | None) -> int:
                 file=sys.stderr,
             )
             while server.poll() is None and worker.poll() is None:
-                time.sleep(WATCH_SECONDS)
+                time.sleep(_WATCH_SECONDS)
             return server.poll() or worker.poll() or 0
     except KeyboardInterrupt:
         return 0
@@ -63,7 +63,7 @@ def _worker(url: str, pool: str, limit: int | None) -> Iterator["subprocess.Pope
     try:
         yield worker
     finally:
-        stop_watched(worker, STOP_SECONDS)
+        stop_watched(worker, _STOP_SECONDS)
 
 
 def serve_ui(port: int) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.files import load_config
-from pipeline.storage.integrity import POINTED_FILES, Fault, file_faults
+from pipeline.storage.integrity import POINTED_FILES, Damage, file_faults
 from pipeline.storage.manifest import MANIFEST, DamagedError, Manifest, StageKey
 from pipeline.storage.run_folder import RunFolder, Stage
 
@@ -28,7 +28,7 @@ class Verified:
     state: str
     files: int
     bytes: int
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[Damage] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Verification:
     seconds: float
 
     @property
-    def faults(self) -> list[Fault]:
+    def faults(self) -> list[Damage]:
         """Of all stages."""
         return [fault for stage in self.stages for fault in stage.faults]
 
@@ -61,7 +61,7 @@ class Verification:
         }
 
 
-def verify(root: Path) -> Verification:
+def verify_run(root: Path) -> Verification:
     """Read all of the run folder ``root``; writes nothing. Raises ``UserError`` if it is none."""
     run, started = RunFolder.existing(root), time.monotonic()
     load_config([run.config_file])
@@ -73,7 +73,7 @@ def verify(root: Path) -> Verification:
         except (DamagedError, FileNotFoundError) as error:
             what = "is missing" if isinstance(error, FileNotFoundError) else str(error).partition(": ")[2]
             found[stage.title] = Verified(
-                stage.title, "damaged", 0, 0, [Fault(stage.title, stage.folder / MANIFEST, what)]
+                stage.title, "damaged", 0, 0, [Damage(stage.title, stage.folder / MANIFEST, what)]
             )
             continue
         manifests[stage.title] = manifest
@@ -90,7 +90,7 @@ def _files(stage: Stage, manifest: Manifest) -> Verified:
         faults = [*file_faults(stage, manifest)]
     except DamagedError as error:
         file, _, what = str(error).partition(": ")
-        return Verified(stage.title, "damaged", 0, 0, [Fault(stage.title, Path(file), what)])
+        return Verified(stage.title, "damaged", 0, 0, [Damage(stage.title, Path(file), what)])
     pointed = manifest.metrics.get(POINTED_FILES)
     told = [*manifest.files.values(), *(pointed.values() if isinstance(pointed, dict) else ())]
     removed = {} if freed is None else freed.files
@@ -101,7 +101,7 @@ def _files(stage: Stage, manifest: Manifest) -> Verified:
 
 def _chain(
     run: RunFolder, title: str, manifest: Manifest, manifests: dict[str, Manifest], there: set[str]
-) -> list[Fault]:
+) -> list[Damage]:
     """Whether the stage is what its manifest says, and was made from the inputs that are there."""
     file = run.root / title / MANIFEST
     whats = []
@@ -115,7 +115,7 @@ def _chain(
             whats.append(f"was made from {name}, which is not there")
         elif other is not None and (other.key != key or other.sha256 != manifest.made_from.get(name)):
             whats.append(f"was made from another {name} than is there")
-    return [Fault(title, file, what) for what in whats]
+    return [Damage(title, file, what) for what in whats]
 
 
 def _judged(one: Verified) -> Verified:

@@ -9,7 +9,7 @@ from flows.loop.stage_tasks import StageTasks
 from flows.prefect_api.artefacts import Screen
 from flows.prefect_api.states import true_states
 from flows.report.trackers import Trackers, require_trackers
-from flows.run_folder.lease import FILE, hold
+from flows.run_folder.lease import LEASE_FILE, hold
 from flows.run_folder.links import require_own_folders
 from flows.run_folder.redo import finish_setting_aside
 from flows.run_folder.storage_errors import FULL, storage_error
@@ -21,7 +21,7 @@ from pipeline.storage.atomic import write_text
 from pipeline.storage.run_folder import RunFolder
 
 # What a kill may leave of a run that had just begun.
-STARTED = {".lock", "config.yaml.tmp", FILE}
+STARTED = {".lock", "config.yaml.tmp", LEASE_FILE}
 
 
 def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolder:

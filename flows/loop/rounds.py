@@ -22,7 +22,7 @@ class Reached(Exception):  # noqa: N818 - it ends a run, and is no error
     """The stage that a run was to stop after is complete."""
 
 
-def start(stage: Stages) -> tuple[str, str]:
+def start_run(stage: Stages) -> tuple[str, str]:
     """Round 0: the data and the policy that training starts from, measured before any preference training."""
     data = stage("data", 0)
     policy = stage("policy", 0, data)

@@ -24,13 +24,13 @@ ID_BYTES, LOGP_BYTES, TEXT_BYTES, ROW_BYTES = 2, 4, 1, 64
 # In the file that training reads at random places, which is gone when it ends.
 ARROW_ID_BYTES = 4
 # What of a round's bytes retention removes.
-WEIGHTS = {"policy", "optimiser", "average"}
+_WEIGHTS = {"policy", "optimiser", "average"}
 # Of work that goes at a rate of its own.
 KINDS = ("sampling", "labelling", "scoring", "training")
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
+class ParameterCounts:
     """Counts: of the policy (its adapter among them), of those that are trained, and of heads and critics beside it."""
 
     total: int
@@ -49,7 +49,7 @@ class TrainerMemory:
         state_bytes: of the optimiser, a weight.
     """
 
-    parameters: Parameters
+    parameters: ParameterCounts
     activations: int
     reference_beside: bool = False
     state_bytes: int = MOMENT_BYTES
@@ -201,13 +201,13 @@ class DiskUse:
     def whole(self, rounds: int) -> int:
         """The most that the run folder holds before its end."""
         kept = rounds if self.policies is None else min(rounds, self.policies)
-        of_rounds = sum(size * (kept if name in WEIGHTS else rounds) for name, size in self.round.items())
+        of_rounds = sum(size * (kept if name in _WEIGHTS else rounds) for name, size in self.round.items())
         return sum(self.start.values()) + of_rounds + sum(self.passing.values())
 
 
 def disk_use(
     counts: Round,
-    parameters: Parameters,
+    parameters: ParameterCounts,
     *,
     made_start: bool,
     carried: bool,

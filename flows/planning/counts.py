@@ -10,7 +10,7 @@ from typing import Any
 from flows.planning.arithmetic import Round, made_examples
 from pipeline.config import RunConfig
 from pipeline.config.loss.components import GivenPrior, GivenWeights
-from pipeline.config.loss.needs import Kind, needs_of
+from pipeline.config.loss.needs import ExampleKind, needs_of
 from pipeline.data.counts import Contents
 from pipeline.data.run_data import HELD_OUT_PAIRS, Text, open_data
 from pipeline.errors import UserError
@@ -52,10 +52,12 @@ def load_data(config: RunConfig) -> Tables:
     return tables
 
 
-Ids = tuple[int, ...]
+_Ids = tuple[int, ...]
 
 
-def stand_in(id: str, kind: Kind, prompt: Ids, responses: Sequence[Ids], loss: Loss, vocabulary: int) -> Example:
+def stand_in(
+    id: str, kind: ExampleKind, prompt: _Ids, responses: Sequence[_Ids], loss: Loss, vocabulary: int
+) -> Example:
     """An example that ``loss`` can be computed for.
 
     Scores and reference log-probabilities are those of models that know nothing. What the loss reads beside the
@@ -63,7 +65,7 @@ def stand_in(id: str, kind: Kind, prompt: Ids, responses: Sequence[Ids], loss: L
     """
     nats = -math.log(vocabulary)
 
-    def continuation(ids: Ids, rank: int = 0) -> Continuation:
+    def continuation(ids: _Ids, rank: int = 0) -> Continuation:
         return Continuation(
             ids,
             references=((nats,) * len(ids),) * loss.needs.references,
@@ -85,13 +87,13 @@ def stand_in(id: str, kind: Kind, prompt: Ids, responses: Sequence[Ids], loss: L
     )
 
 
-def of_length(start: int, length: int, vocabulary: int) -> Ids:
+def of_length(start: int, length: int, vocabulary: int) -> _Ids:
     """``length`` tokens, others for another ``start``."""
     return tuple((start + 7 * i) % vocabulary for i in range(length))
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRound:
     """A round to plan with.
 
     Attributes:
@@ -104,10 +106,12 @@ class Planned:
     counts: Round
     examples: list[Example]
     warm: list[Example]
-    prompts: list[Ids]
+    prompts: list[_Ids]
 
 
-def plan_round(config: RunConfig, tables: Tables, chat: Chat, settings: Any, response_tokens: int | None) -> Planned:
+def plan_round(
+    config: RunConfig, tables: Tables, chat: Chat, settings: Any, response_tokens: int | None
+) -> PlannedRound:
     """What a round of ``config`` is made of; responses to come have ``response_tokens`` tokens, or all they may have.
 
     Raises:
@@ -125,11 +129,11 @@ def plan_round(config: RunConfig, tables: Tables, chat: Chat, settings: Any, res
     if not examples:
         raise UserError("pairs: none is short enough to be trained on (chat.max_prompt_tokens)")
     counts = _counts(config, tables, prompts, examples, response_tokens)
-    return Planned(counts, examples, _warm_examples(config, tables, chat), prompts)
+    return PlannedRound(counts, examples, _warm_examples(config, tables, chat), prompts)
 
 
 def _counts(
-    config: RunConfig, tables: Tables, prompts: list[Ids], examples: list[Example], response_tokens: int | None
+    config: RunConfig, tables: Tables, prompts: list[_Ids], examples: list[Example], response_tokens: int | None
 ) -> Round:
     offline = config.mode == "offline"
     sampled = min(response_tokens or config.sampling.max_tokens, config.sampling.max_tokens)
@@ -161,10 +165,10 @@ def _passes(config: RunConfig) -> int:
 
 
 def _sampled_examples(
-    config: RunConfig, prompts: list[Ids], loss: Loss, vocabulary: int, context: int | None
+    config: RunConfig, prompts: list[_Ids], loss: Loss, vocabulary: int, context: int | None
 ) -> Iterator[Example]:
     """The longest prompts with responses as long as they may be, enough for a batch."""
-    kind: Kind = "pair"
+    kind: ExampleKind = "pair"
     if needs_of(config.loss).groups:
         kind = "group"
     elif needs_of(config.loss).only_chosen:
@@ -197,7 +201,7 @@ def _given_examples(config: RunConfig, tables: Tables, chat: Chat, loss: Loss, v
         yield stand_in(str(index), *_parts(made, loss), loss, vocabulary)
 
 
-def _parts(made: Group | Pair | Unpaired, loss: Loss) -> tuple[Kind, Ids, list[Ids]]:
+def _parts(made: Group | Pair | Unpaired, loss: Loss) -> tuple[ExampleKind, _Ids, list[_Ids]]:
     match made:
         case Group():
             answers = [r.token_ids for r in made.responses]

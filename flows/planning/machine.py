@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.planning.arithmetic import TEXT_BYTES, DiskUse, Parameters, Round, disk_use, made_examples
+from flows.planning.arithmetic import TEXT_BYTES, DiskUse, ParameterCounts, Round, disk_use, made_examples
 from pipeline.config import DatasetData, FileData, RunConfig, ScratchPolicy
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.sources import files_of
@@ -91,7 +91,7 @@ def _use(run: RunFolder, config: RunConfig, round_: int, model: Path) -> DiskUse
     settings = config.warm_start if round_ == 0 and config.warm_start is not None else config.training
     return disk_use(
         _counts(run, config, round_),
-        Parameters(merged, trained),
+        ParameterCounts(merged, trained),
         made_start=config.warm_start is not None,
         carried=config.training.optimiser_state == "carried",
         averaged=config.training.reference == "ema",

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, assert_never
 
-from flows.planning.arithmetic import OFF_DEVICE, WEIGHT_BYTES, Parameters, StageMemory, TrainerMemory
-from flows.planning.counts import Planned
+from flows.planning.arithmetic import OFF_DEVICE, WEIGHT_BYTES, ParameterCounts, StageMemory, TrainerMemory
+from flows.planning.counts import PlannedRound
 from flows.planning.machine import Room
 from flows.planning.measure import scoring_memory, training_memory
 from flows.planning.probe import Probed, classifier_parameters
@@ -14,8 +14,8 @@ from pipeline.config import (
     Optimisation,
     PairwiseScorer,
     RunConfig,
-    Sampler,
-    Scorer,
+    SamplerSettings,
+    ScorerSettings,
     ServerSampler,
     TransformersSampler,
     VllmSampler,
@@ -78,7 +78,7 @@ def _away(settings: Optimisation, launch: Launch | None) -> frozenset[str]:
 MIB, GIB = 1024**2, 1024**3
 # What processes hold that have started and have no model yet, what they share counted with the first; measured on Linux
 # with CPU builds: the command line, its flow and Prefect's server; the trainer; the sampler with vLLM, and without.
-PARENT, TRAINER, VLLM, TRANSFORMERS = 800 * MIB, 450 * MIB, 550 * MIB, 450 * MIB
+PARENT_BYTES, TRAINER_BYTES, VLLM_BYTES, TRANSFORMERS_BYTES = 800 * MIB, 450 * MIB, 550 * MIB, 450 * MIB
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What an engine's own server takes of the accelerator (vLLM's default).
 SERVER_SHARE = 0.9
@@ -86,8 +86,8 @@ ON_DEVICE = frozenset({"weights", "gradients", "optimiser", "activations", "engi
 
 
 def stage_memories(
-    config: RunConfig, origin: str, shape: Any, planned: Planned, supervised: Loss, free: Room
-) -> tuple[tuple[StageMemory, ...], Parameters, float | None]:
+    config: RunConfig, origin: str, shape: Any, planned: PlannedRound, supervised: Loss, free: Room
+) -> tuple[tuple[StageMemory, ...], ParameterCounts, float | None]:
     """(the stages of a run in their order, the policy's parameters, tokens a second that training goes at).
 
     Args:
@@ -104,12 +104,12 @@ def stage_memories(
     training, rate = training_memory(probed, planned.examples, config.training, seed, space)
     engine = _engine(config.sampler, origin, shape, training.parameters, planned, device)
     warm, sampler = stays_warm(config), _sampler_process(config.sampler)
-    resting = {"processes": PARENT + TRAINER} | ({"engine": engine} if warm else {})
+    resting = {"processes": PARENT_BYTES + TRAINER_BYTES} | ({"engine": engine} if warm else {})
     if warm:
         resting["processes"] += sampler
     stages: dict[str, Mapping[str, int]] = {}
     away: dict[str, frozenset[str]] = {}
-    alone = PARENT + TRAINER * (1 if launch is None else launch.processes)
+    alone = PARENT_BYTES + TRAINER_BYTES * (1 if launch is None else launch.processes)
     if planned.warm and config.warm_start is not None:
         first = Probed(shape, supervised, trust_remote_code=config.trusts_policy)
         seed = derive_seed(config.seed, "warm start")
@@ -117,13 +117,13 @@ def stage_memories(
         taken = training_memory(first, planned.warm, config.warm_start, seed, space)[0]
         parts, away["warm start"] = held_together(taken, config.warm_start, launch, device=device is not None)
         stages["warm start"] = {"processes": alone, **parts}
-    stages["sampling"] = resting if warm else {"processes": PARENT + sampler, "engine": engine}
+    stages["sampling"] = resting if warm else {"processes": PARENT_BYTES + sampler, "engine": engine}
     if config.scorer is not None and (models := _reward_models(config.scorer)):
         stages["labelling"] = {**resting, **models}
     scores = "reference, evaluation" if needs_of(config.loss).stored_reference else "evaluation"
     stages[scores] = {**resting, **_scoring(config, probed, planned, training.parameters, measured=rate is not None)}
     parts, away["training"] = held_together(training, config.training, launch, device=device is not None)
-    stages["training"] = {**resting, "processes": resting["processes"] + alone - PARENT - TRAINER, **parts}
+    stages["training"] = {**resting, "processes": resting["processes"] + alone - PARENT_BYTES - TRAINER_BYTES, **parts}
     where = frozenset() if device is None else ON_DEVICE
     named = (
         StageMemory(name, {n: b for n, b in parts.items() if b}, where - away.get(name, frozenset()))
@@ -142,7 +142,7 @@ def _probed(config: RunConfig, shape: Any) -> Probed:
 
 
 def _scoring(
-    config: RunConfig, probed: Probed, planned: Planned, parameters: Parameters, *, measured: bool
+    config: RunConfig, probed: Probed, planned: PlannedRound, parameters: ParameterCounts, *, measured: bool
 ) -> dict[str, int]:
     """One model at a time, and its passes over examples or over what was drawn for evaluation."""
     weights, counts = {"weights": parameters.total * WEIGHT_BYTES}, planned.counts
@@ -154,7 +154,12 @@ def _scoring(
 
 
 def _engine(
-    settings: Sampler, origin: str, shape: Any, parameters: Parameters, planned: Planned, device: int | None
+    settings: SamplerSettings,
+    origin: str,
+    shape: Any,
+    parameters: ParameterCounts,
+    planned: PlannedRound,
+    device: int | None,
 ) -> int:
     """Bytes of the sampler's weights and cache of keys and values."""
     if isinstance(settings, ServerSampler) and settings.base_url is not None:
@@ -178,19 +183,19 @@ def _engine(
     assert_never(settings)
 
 
-def _sampler_process(settings: Sampler) -> int:
+def _sampler_process(settings: SamplerSettings) -> int:
     match settings:
         case VllmSampler():
-            return VLLM
+            return VLLM_BYTES
         case TransformersSampler():
-            return TRANSFORMERS
+            return TRANSFORMERS_BYTES
         case ServerSampler():
             # The process that asks, and the server that it starts.
-            return TRANSFORMERS + (VLLM if settings.base_url is None else 0)
+            return TRANSFORMERS_BYTES + (VLLM_BYTES if settings.base_url is None else 0)
     assert_never(settings)
 
 
-def _reward_models(settings: Scorer) -> dict[str, int]:
+def _reward_models(settings: ScorerSettings) -> dict[str, int]:
     """Those that are loaded here: weights of all, and of the longest batch what a layer without gradient has at once.
 
     Hidden states go in and out, and the feed-forward part holds two or three times its width; 16 times the hidden

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from flows.planning.arithmetic import STATE_BYTES, DiskUse, Parameters, Round, StageMemory, disk_use, seconds
+from flows.planning.arithmetic import STATE_BYTES, DiskUse, ParameterCounts, Round, StageMemory, disk_use, seconds
 from flows.planning.counts import Tables, load_data, plan_round
 from flows.planning.machine import Room, room
 from flows.planning.memory import stage_memories
@@ -40,7 +40,7 @@ class Plan:
 
     config: RunConfig
     counts: Round
-    parameters: Parameters
+    parameters: ParameterCounts
     stages: tuple[StageMemory, ...]
     disk: DiskUse
     rates: Mapping[str, float]

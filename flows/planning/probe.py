@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from flows.planning.arithmetic import GRADIENT_BYTES, OFF_DEVICE, STATE_BYTES, WEIGHT_BYTES, Parameters
+from flows.planning.arithmetic import GRADIENT_BYTES, OFF_DEVICE, STATE_BYTES, WEIGHT_BYTES, ParameterCounts
 from pipeline.config import Lora, Optimisation
 from pipeline.errors import UserError
 from pipeline.losses import Loss
@@ -39,7 +39,7 @@ from pipeline.training.trainee import Trainee
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # Of a measurement. What libraries keep for each shape they meet grows over many steps.
-SECONDS, MOST_STEPS, PASSES = 4.0, 16, 8
+_SECONDS, MOST_STEPS, PASSES = 4.0, 16, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +80,11 @@ class Probed:
             model = _random(with_layers(self.settings, layers), self.trust_remote_code)
             return model if self.lora is None else add_adapter(model, self.lora, seed=0)
 
-    def parameters(self, layers: int) -> Parameters:
+    def parameters(self, layers: int) -> ParameterCounts:
         """How many a model of ``layers`` layers has, counted without weights; what is tied counts once."""
         model, text = self.model(layers, "meta"), self.settings.get_text_config()
         beside = AuxiliaryModules(self.loss.composition, text.hidden_size, layers, text.hidden_size, seed=0)
-        return Parameters(
+        return ParameterCounts(
             total=sum(p.numel() for p in model.parameters()),
             trained=sum(p.numel() for p in trainable(model).values()),
             beside=sum(p.numel() for p in beside.parameters()),
@@ -132,7 +132,7 @@ def few_examples(examples: Sequence[Example], settings: Optimisation, seed: int)
 def train_a_little(
     probed: Probed, examples: Sequence[Example], batch_size: int, settings: Optimisation, layers: int
 ) -> Measured:
-    """Measure steps of a model of ``layers`` layers: two, and more of them for ``SECONDS``."""
+    """Measure steps of a model of ``layers`` layers: two, and more of them for ``_SECONDS``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = probed.model(layers).to(device)
     reference = replace(probed, lora=None).model(layers).to(device) if probed.beside else None
@@ -143,7 +143,7 @@ def train_a_little(
 
     def on_step(step: StepReport) -> None:
         rates.append(step.tokens_per_second)
-        if len(rates) > 1 and time.monotonic() - started > SECONDS:
+        if len(rates) > 1 and time.monotonic() - started > _SECONDS:
             raise _EnoughError
 
     def work() -> None:

@@ -10,7 +10,7 @@ from flows.planning.arithmetic import KINDS
 from flows.planning.probe import model_to_sample_from
 from flows.workers.local import with_context
 from flows.workers.sampler_client import SamplerProcess
-from pipeline.config import JudgeScorer, RunConfig, Scorer, scorers_of
+from pipeline.config import JudgeScorer, RunConfig, ScorerSettings, scorers_of
 from pipeline.config.files import read_yaml
 from pipeline.errors import UserError
 from pipeline.models.chat import Chat
@@ -23,7 +23,7 @@ from reward_models.build import build_labeller
 from reward_models.labeller import label
 
 # Sequences of the measured shard, tokens of its first tries, and what the measurement may take.
-SEQUENCES, FIRST_TOKENS, SECONDS = 256, 8, 5.0
+SEQUENCES, FIRST_TOKENS, _SECONDS = 256, 8, 5.0
 
 
 def given_rates(text: str) -> dict[str, float]:
@@ -87,7 +87,7 @@ def measured_rates(
         # The first call compiles and warms; the second one says for how many tokens there is time.
         drawn(FIRST_TOKENS)
         short, _ = drawn(FIRST_TOKENS)
-        took, answers = drawn(max(FIRST_TOKENS, round(FIRST_TOKENS * SECONDS / short)))
+        took, answers = drawn(max(FIRST_TOKENS, round(FIRST_TOKENS * _SECONDS / short)))
     rates = {"sampling": sum(len(r.token_ids) for answer in answers for r in answer) / took}
     groups = [Group(p, q.prompt_ids, answer) for p, q, answer in zip(chosen, requests, answers, strict=True)]
     if config.scorer is None or "labelling" in skip or _asks_a_server(config.scorer):
@@ -95,12 +95,12 @@ def measured_rates(
     return rates | {"labelling": _labelling_rate(config.scorer, groups)}
 
 
-def _asks_a_server(settings: Scorer) -> bool:
+def _asks_a_server(settings: ScorerSettings) -> bool:
     """Whether labels may cost money: a plan asks for none of those."""
     return any(isinstance(scorer, JudgeScorer) for _, scorer in scorers_of(settings))
 
 
-def _labelling_rate(settings: Scorer, groups: list[Group]) -> float:
+def _labelling_rate(settings: ScorerSettings, groups: list[Group]) -> float:
     with Accounts(LabelCache(None), Ledger(None)) as accounts:
         labeller = build_labeller(settings, accounts)
         label(groups[:1], labeller)

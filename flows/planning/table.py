@@ -8,8 +8,8 @@ from rich.table import Table
 from flows.planning.arithmetic import KINDS
 from flows.planning.plan import Plan
 
-COLUMNS = ("weights", "gradients", "optimiser", "activations", "engine", "whole policy", "processes")
-NAMES = {"memory": "memory", "device": "memory of the accelerator", "disk": "disk"}
+_COLUMNS = ("weights", "gradients", "optimiser", "activations", "engine", "whole policy", "processes")
+_NAMES = {"memory": "memory", "device": "memory of the accelerator", "disk": "disk"}
 
 
 def print_plan(plan: Plan) -> None:
@@ -19,15 +19,15 @@ def print_plan(plan: Plan) -> None:
         console = Console(highlight=False, markup=False, width=120)
     for line in _heading(plan):
         console.print(line, soft_wrap=True)
-    columns = [name for name in COLUMNS if any(name in stage.parts for stage in plan.stages)]
+    columns = [name for name in _COLUMNS if any(name in stage.parts for stage in plan.stages)]
     _print(console, ["stage", *columns, "GiB"], _memory_rows(plan, columns))
     _print(console, ["on disk", "GiB"], _disk_rows(plan))
     _print(console, ["a round", "tokens", "tokens/s", "seconds"], _time_rows(plan))
-    for line in (*_time_notes(plan), *verdict(plan)):
+    for line in (*_time_notes(plan), *_verdict(plan)):
         console.print(line, soft_wrap=True)
 
 
-def verdict(plan: Plan) -> list[str]:
+def _verdict(plan: Plan) -> list[str]:
     """One line for each thing that may run out, and whether all of it is enough."""
     free = {"memory": plan.room.memory, "device": plan.room.device or 0, "disk": plan.room.disk}
     lines = []
@@ -35,7 +35,7 @@ def verdict(plan: Plan) -> list[str]:
         lines.append("Activations come on top: there is no memory to measure them, not even of a few layers.")
     for name, size in plan.needed.items():
         said = "fits" if size <= free[name] else "does not fit"
-        lines.append(f"{NAMES[name]}: {gib(size)} GiB of {gib(free[name])} GiB that are free: {said}")
+        lines.append(f"{_NAMES[name]}: {gib(size)} GiB of {gib(free[name])} GiB that are free: {said}")
     return lines
 
 

@@ -23,7 +23,7 @@ from prefect.logging import get_run_logger
 from flows.prefect_api.outbox import Outbox
 from flows.report.facts import RoundFacts
 from flows.report.gather import evaluated_rounds, round_facts
-from flows.report.markdown import comparisons_page, duration, report_link, round_page, rounds_rows
+from flows.report.markdown import clock_time, comparisons_page, report_link, round_page, rounds_rows
 from flows.report.progress import Report
 from flows.workers.child_logs import ChildLogs
 from pipeline.config import RunConfig
@@ -78,7 +78,7 @@ class Screen:
         self._worked.add(round_)
         log = get_run_logger()
         self._logs.begin()
-        shown = StageProgress(self._pages.key("progress"), title, unit, _task_run())
+        shown = StageArtefact(self._pages.key("progress"), title, unit, _task_run())
         with self._outbox.ticking(shown.send), self._outbox.ticking(lambda _: self._logs.show(log)):
             try:
                 yield shown.report
@@ -164,7 +164,7 @@ class RoundPages:
         )
 
 
-class StageProgress:
+class StageArtefact:
     """A progress artefact of one task run, made with the stage's first report."""
 
     def __init__(self, key: str, title: str, unit: str, task_run: tuple[UUID | None, UUID | None]) -> None:
@@ -224,7 +224,7 @@ class StageProgress:
         if self._ended:
             parts.append("complete" if self._complete else "stopped")
         elif rate > 0:
-            parts.append(f"{duration((total - done) / rate)} left")
+            parts.append(f"{clock_time((total - done) / rate)} left")
         return f"{self._title}: {' · '.join([*parts, note] if note else parts)}"
 
 

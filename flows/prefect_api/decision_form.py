@@ -22,7 +22,7 @@ from pydantic import Field
 
 from flows.prefect_api.parameters import dated
 from flows.prefect_api.server import lasting_api
-from flows.run_folder.approvals import approve, read_approval, waiting
+from flows.run_folder.approvals import read_approval, record_approval, waiting
 from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder
 
@@ -31,7 +31,7 @@ ROUND = "round-"
 _SUSPENDED = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
 
 
-class Decision(RunInput):
+class DecisionForm(RunInput):
     """The form."""
 
     decision: Literal["promote", "stop", "roll_back"] = Field(
@@ -53,7 +53,7 @@ def wait_for_decision(root: Path, pause: Paused) -> None:
         raise pause
     flow_run, deployment = context.flow_run.id, context.flow_run.deployment_id
     answer = _ask(flow_run, deployment, waits[-1], str(pause))
-    approve(root, waits[-1], answer.decision, answer.by or None, answer.reason)
+    record_approval(root, waits[-1], answer.decision, answer.by or None, answer.reason)
     if answer.decision != "stop":
         with get_client(sync_client=True) as client:
             client.resume_deployment(deployment)
@@ -100,17 +100,17 @@ def _round_waited_for(flow_run: FlowRun, root: Path) -> int | None:
     return int(key.removeprefix(ROUND))
 
 
-def _ask(flow_run: UUID, deployment: UUID, round_: int, why: str) -> Decision:
+def _ask(flow_run: UUID, deployment: UUID, round_: int, why: str) -> DecisionForm:
     """The answer of an earlier try of this flow run, or else ``Pause`` is raised, which ends the process."""
     state: State[object] = Suspended(message=why, pause_key=f"{ROUND}{round_}")
     keys = keyset_from_paused_state(state)
     state.state_details.run_input_keyset = {str(name): key for name, key in keys.items()}
-    form = Decision.with_initial_data(description=why)
+    form = DecisionForm.with_initial_data(description=why)
     with get_client(sync_client=True) as client:
         result = client.set_flow_run_state(flow_run, state)
         if result.status is SetStateStatus.REJECT:
-            answer = Decision.load(keys)
-            assert isinstance(answer, Decision), "outside of an event loop it is loaded at once"
+            answer = DecisionForm.load(keys)
+            assert isinstance(answer, DecisionForm), "outside of an event loop it is loaded at once"
             return answer
         form.save(keys)
         client.pause_deployment(deployment)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 Server = subprocess.Popen[bytes]
 # Between two looks, and so between two starts of a server that dies at once.
-LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def kept_alive(server: Server, start: Callable[[], Server], stop: Callable[[Serv
     current, over = [server], threading.Event()
 
     def look_after() -> None:
-        while not over.wait(LOOK_SECONDS):
+        while not over.wait(_LOOK_SECONDS):
             if current[0].poll() is not None:
                 stop(current[0])
                 current[0] = start()

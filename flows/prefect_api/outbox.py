@@ -13,11 +13,11 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-Call = Callable[[SyncPrefectClient], None]
+_Call = Callable[[SyncPrefectClient], None]
 
 EVERY_SECONDS = 3.0
-CLOSE_SECONDS = 30.0
-REQUEST_SECONDS = 10.0
+_CLOSE_SECONDS = 30.0
+_REQUEST_SECONDS = 10.0
 # Of a server that does not answer, the oldest calls are given up.
 MAX_WAITING = 100
 
@@ -31,8 +31,8 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[Call] = deque(maxlen=MAX_WAITING)
-        self._ticking: list[Call] = []
+        self._waiting: deque[_Call] = deque(maxlen=MAX_WAITING)
+        self._ticking: list[_Call] = []
         self._wake = threading.Event()
         self._over = False
         self._failing = False
@@ -47,15 +47,15 @@ class Outbox:
     def __exit__(self, *error: object) -> None:
         self._over = True
         self._wake.set()
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join(_CLOSE_SECONDS)
 
-    def put(self, call: Call) -> None:
+    def put(self, call: _Call) -> None:
         """Make ``call`` as soon as those before it are made."""
         self._waiting.append(call)
         self._wake.set()
 
     @contextlib.contextmanager
-    def ticking(self, call: Call) -> Iterator[None]:
+    def ticking(self, call: _Call) -> Iterator[None]:
         """Make ``call`` every ``EVERY_SECONDS`` while the block runs, and once after it."""
         self._ticking.append(call)
         try:
@@ -66,7 +66,7 @@ class Outbox:
 
     def _run(self) -> None:
         # The thread's own client: with other settings than the flow's, it is not the one that the flow uses.
-        settings = {"timeout": REQUEST_SECONDS}
+        settings = {"timeout": _REQUEST_SECONDS}
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}),
             get_client(httpx_settings=settings, sync_client=True) as client,
@@ -85,7 +85,7 @@ class Outbox:
                     for call in [*self._ticking]:
                         self._make(call, client)
 
-    def _make(self, call: Call, client: SyncPrefectClient) -> None:
+    def _make(self, call: _Call, client: SyncPrefectClient) -> None:
         try:
             call(client)
         except (httpx.HTTPError, PrefectException) as error:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import UserError
 
-SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 INTERVAL = re.compile(r"(\d{1,6})([smhdw])")
 Schedule = CronSchedule | IntervalSchedule
 
@@ -40,7 +40,7 @@ def read_interval(text: str) -> timedelta:
     match = INTERVAL.fullmatch(text.strip())
     if match is None or int(match[1]) == 0:
         raise UserError(f"--interval: {text}: not a number above 0 with s, m, h, d or w, such as 30m, 6h or 1d")
-    return timedelta(seconds=int(match[1]) * SECONDS[match[2]])
+    return timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
 
 
 def firings(

@@ -26,7 +26,7 @@ from pipeline.sampling.ports import free_port, is_free
 from pipeline.storage.atomic import write_text
 
 START_SECONDS = 120.0
-STOP_SECONDS = 5.0
+_STOP_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
 REACH_SECONDS = 10.0
 # With 2, 4, 8, ... seconds in between: a minute or two.
@@ -209,7 +209,7 @@ def start_watched(command: list[str], settings: dict[str, str], output: int | No
     )
 
 
-def stop_watched(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECONDS) -> None:
+def stop_watched(process: "subprocess.Popen[bytes]", seconds: float = _STOP_SECONDS) -> None:
     """End what ``start_watched`` started: politely, and after some ``seconds`` at once."""
     # To the watchdog alone, which passes it on: a worker that is told twice does not wait for its runs.
     process.terminate()

@@ -27,11 +27,11 @@ from prefect.states import Cancelled, Crashed
 
 from pipeline.storage.atomic import write_json
 
-FILE = "flow_run.json"
+FLOW_RUN_FILE = "flow_run.json"
 POLL_SECONDS = 2.0
-REQUEST_SECONDS = 10.0
+_REQUEST_SECONDS = 10.0
 ENDED = {StateType.CANCELLING, StateType.CANCELLED}
-UNDER_WAY = {StateType.PENDING, StateType.RUNNING, StateType.CANCELLING}
+_UNDER_WAY = {StateType.PENDING, StateType.RUNNING, StateType.CANCELLING}
 # Set for runs that a process of Prefect's own started, and ends when they are cancelled.
 MANAGED = "PREFECT__FLOW_RUN_ID"
 
@@ -53,7 +53,7 @@ def true_states(root: Path) -> Iterator[None]:
     _end_last(root, own)
     started = psutil.Process().create_time()
     here = {"flow_run": str(own), "host": socket.gethostname(), "pid": os.getpid(), "started": started}
-    write_json(root / FILE, here)
+    write_json(root / FLOW_RUN_FILE, here)
     if MANAGED in os.environ or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -105,7 +105,7 @@ def _end_last(root: Path, own: UUID) -> None:
     Whoever holds the run folder knows that no other process writes there.
     """
     try:
-        last: dict[str, Any] = json.loads((root / FILE).read_text(encoding="utf-8"))
+        last: dict[str, Any] = json.loads((root / FLOW_RUN_FILE).read_text(encoding="utf-8"))
         flow_run, who = UUID(last["flow_run"]), f"process {last['pid']} on {last['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return
@@ -113,7 +113,7 @@ def _end_last(root: Path, own: UUID) -> None:
         return
     with _client() as client:
         state = _state(client, flow_run)
-        if state is None or state.type not in UNDER_WAY:
+        if state is None or state.type not in _UNDER_WAY:
             return
         message = f"{who} is gone; the run went on as flow run {own}"
         cancelled = state.type == StateType.CANCELLING
@@ -125,7 +125,7 @@ def _end_last(root: Path, own: UUID) -> None:
 
 def _client() -> SyncPrefectClient:
     # With other settings than the flow's, it is not the one that the flow uses, in another thread.
-    return get_client(httpx_settings={"timeout": REQUEST_SECONDS}, sync_client=True)
+    return get_client(httpx_settings={"timeout": _REQUEST_SECONDS}, sync_client=True)
 
 
 def _state(client: SyncPrefectClient, flow_run: UUID) -> State[Any] | None:

@@ -30,7 +30,7 @@ def check_config(files: list[Path], settings: list[str], faults: Path | None = N
     config = load_config(files, settings)
     file = faults or faults_file(Path("runs") / config.name)
     contents, log = check_run(config, file)
-    for line in describe(config, contents):
+    for line in _describe(config, contents):
         print(line)
     if log.found:
         print("\n".join(["  faults in the data, within their limits:", *(f"  {line}" for line in log.lines())]))
@@ -68,7 +68,7 @@ def check_run(config: RunConfig, faults: Path | None = None) -> tuple[Contents, 
     return contents, log
 
 
-def describe(config: RunConfig, contents: Contents) -> list[str]:
+def _describe(config: RunConfig, contents: Contents) -> list[str]:
     """A few lines on what would run."""
     lines = [f"{config.name}: {config.mode}, {config.rounds} rounds, seed {config.seed}: config and data are valid"]
     lines += [f"  {name.replace('_', ' ')}: {size}" for name, size in contents.sizes.items()]

@@ -8,14 +8,14 @@ from flows.preflight.fault_log import FaultLog
 from pipeline.config import ClassifierScorer, PretrainedPolicy, RunConfig, ScratchPolicy, scorers_of
 from pipeline.data.counts import Contents
 from pipeline.data.faults import FaultFinder, Tokens
-from pipeline.data.reading import PromptRow, Row, read_preferences, read_prompts
+from pipeline.data.reading import PromptRow, SourceRow, read_preferences, read_prompts
 from pipeline.data.run_data import HELD_OUT_PAIRS, RunData, open_data
 from pipeline.data.sources import held_out_source
 from pipeline.errors import UserError
 from pipeline.sampling.sampler import engine_context
 from pipeline.types import Message, Prompt, TextPreference
 
-AnyRow = Row[PromptRow] | Row[TextPreference]
+AnyRow = SourceRow[PromptRow] | SourceRow[TextPreference]
 _UNLIMITED = 2**62
 
 

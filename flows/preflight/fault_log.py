@@ -10,11 +10,11 @@ from pipeline.config import Limits
 from pipeline.data.faults import Cause
 from pipeline.errors import UserError
 
-SHOWN = 5
+_SHOWN = 5
 
 
 @dataclass
-class Tally:
+class _Tally:
     """Of one source: its rows, how many of them have which fault, and the first of each cause for messages."""
 
     rows: int = 0
@@ -34,7 +34,7 @@ class FaultLog:
 
     def __init__(self, limits: Limits, file: Path | None = None) -> None:
         """``file``: where the faults go; None: nowhere."""
-        self.tallies: dict[str, Tally] = {}
+        self.tallies: dict[str, _Tally] = {}
         self._limits = limits
         self._file = file
         self._scratch: IO[str] | None = None
@@ -62,13 +62,13 @@ class FaultLog:
 
     def row(self, source: str) -> None:
         """Count one more row of ``source``."""
-        self.tallies.setdefault(source, Tally()).rows += 1
+        self.tallies.setdefault(source, _Tally()).rows += 1
 
     def fault(self, source: str, file: str, number: int, cause: Cause, said: str) -> None:
         """Note a fault of a row that is counted."""
         tally = self.tallies[source]
         tally.faults[cause] += 1
-        if len(tally.first[cause]) < SHOWN:
+        if len(tally.first[cause]) < _SHOWN:
             tally.first[cause].append(f"{file}, row {number}: {said}")
         if self._scratch is not None:
             line = {"source": source, "file": file, "row": number, "cause": cause, "said": said}
@@ -92,14 +92,14 @@ class FaultLog:
         ]
         if not above:
             return
-        each, lines = max(1, SHOWN // len(above)), []
-        for source, cause, tally in above[:SHOWN]:
+        each, lines = max(1, _SHOWN // len(above)), []
+        for source, cause, tally in above[:_SHOWN]:
             count = tally.faults[cause]
             lines.append(
                 f"{source}: {cause}: {_share(count, tally.rows)}; limits.{cause} allows {self._limit(cause):.4g}"
             )
             lines += [f"  {place[:300]}" for place in tally.first[cause][:each]]
-        lines = lines[:8] + ([f"{len(above) - SHOWN} causes more"] if len(above) > SHOWN else [])
+        lines = lines[:8] + ([f"{len(above) - _SHOWN} causes more"] if len(above) > _SHOWN else [])
         where = "" if self._file is None else f"\nall of them: {self._file}"
         raise UserError("the data has faults above its limits\n" + "\n".join(lines) + where)
 

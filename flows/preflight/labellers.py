@@ -12,7 +12,7 @@ from pipeline.config import (
     MathScorer,
     NumberScorer,
     PairwiseScorer,
-    Scorer,
+    ScorerSettings,
     SingleScorer,
     SlotScorer,
     scorers_of,
@@ -23,7 +23,7 @@ from pipeline.types import Prompt
 from reward_models import formulas, rules
 
 
-def check_scorer(settings: Scorer, place: str = "scorer") -> None:
+def check_scorer(settings: ScorerSettings, place: str = "scorer") -> None:
     """Raise ``UserError`` for the first thing that is missing; asks no server and loads no model.
 
     The file of a function is run. ``place``: where ``settings`` stand in the config.
@@ -32,7 +32,7 @@ def check_scorer(settings: Scorer, place: str = "scorer") -> None:
         _check_files(scorer, field)
 
 
-def check_second(training: Scorer | None, second: Scorer) -> None:
+def check_second(training: ScorerSettings | None, second: ScorerSettings) -> None:
     """Raise ``UserError`` unless the gate's second labeller is another than all that label for training.
 
     The same settings, model folder (or a copy of it), file or judge's model are the same labeller.
@@ -62,14 +62,14 @@ def _shared(scorer: SingleScorer, other: SingleScorer) -> str | None:
     return f"kind {scorer.kind} with these settings" if scorer.identity() == other.identity() else None
 
 
-def check_answer(settings: Scorer, prompt: Prompt) -> None:
+def check_answer(settings: ScorerSettings, prompt: Prompt) -> None:
     """Raise ``UserError`` if ``prompt`` lacks the answer that responses are compared with."""
     for _, scorer in scorers_of(settings):
         match scorer:
             case SlotScorer():
                 rules.meaning(prompt)
             case ExactMatchScorer():
-                rules.answer(prompt)
+                rules.stated_answer(prompt)
             case NumberScorer():
                 rules.wanted_number(prompt)
             case MathScorer():

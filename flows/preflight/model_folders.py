@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def check_folder(path: Path, field: str) -> None:
@@ -18,7 +18,7 @@ def check_folder(path: Path, field: str) -> None:
         return
     if not (path / "config.json").is_file():
         raise UserError(f"{field}: {path}: no config.json in this model folder")
-    if not any(next(path.glob(pattern), None) for pattern in WEIGHTS):
+    if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
         raise UserError(f"{field}: {path}: no safetensors weights in this model folder (other formats are not read)")
 
 

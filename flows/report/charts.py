@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline.storage.tables import read_columns
 
-BINS = 10
+_BINS = 10
 # As ``losses.dispersion`` takes them.
-SMALLEST_ENTROPY = 1e-6
+_SMALLEST_ENTROPY = 1e-6
 Values = NDArray[np.float64]
 
 
@@ -30,12 +30,12 @@ class Histogram:
 EMPTY = Histogram((), ())
 
 
-def histogram(values: Sequence[float], bins: int = BINS) -> Histogram:
+def histogram(values: Sequence[float], bins: int = _BINS) -> Histogram:
     """``bins`` bins of equal width between the least and the largest value; one bin if these are equal."""
     return streamed_histogram(lambda: [np.asarray(values, dtype=np.float64)], bins)
 
 
-def streamed_histogram(read: Callable[[], Iterable[Values]], bins: int = BINS) -> Histogram:
+def streamed_histogram(read: Callable[[], Iterable[Values]], bins: int = _BINS) -> Histogram:
     """The same of what ``read`` gives block by block; it is called twice. NaN is left out."""
     low, high = np.inf, -np.inf
     for block in read():
@@ -54,7 +54,7 @@ def streamed_histogram(read: Callable[[], Iterable[Values]], bins: int = BINS) -
     return Histogram(tuple(edges.tolist()), tuple(counts.tolist()))
 
 
-def margin_histogram(file: Path, bins: int = BINS) -> Histogram:
+def margin_histogram(file: Path, bins: int = _BINS) -> Histogram:
     """Score differences of what a pairs stage wrote: of pairs, of the best and the worst response of groups."""
     names = set(pq.read_schema(file).names)
     if "chosen_score" in names:
@@ -64,14 +64,14 @@ def margin_histogram(file: Path, bins: int = BINS) -> Histogram:
     return EMPTY
 
 
-def dispersion_histogram(files: Sequence[Path], bins: int = BINS) -> Histogram:
+def dispersion_histogram(files: Sequence[Path], bins: int = _BINS) -> Histogram:
     """−log Hn of each row of a reference stage: d before its scale (MallowsPO, arXiv:2405.14953, section 3.3)."""
 
     def read() -> Iterable[Values]:
         for file in files:
             for block in read_columns(file, ["entropy"]):
                 entropy = _numbers(block.column(0))
-                yield -np.log(entropy.clip(SMALLEST_ENTROPY, 1.0))
+                yield -np.log(entropy.clip(_SMALLEST_ENTROPY, 1.0))
 
     return streamed_histogram(read, bins)
 

@@ -129,7 +129,7 @@ class GateFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class SampleComparison:
     """One held-out prompt with the greedy responses of the start policy and of the round, and their scores."""
 
     prompt: str
@@ -173,7 +173,7 @@ class RoundFacts:
     training: TrainingFacts | None
     gate: GateFacts | None
     stages: tuple[StageFacts, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[SampleComparison, ...]
 
     def measured(self, name: str) -> float | None:
         """A number of the evaluation, or else of the gate."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from flows.report.charts import EMPTY, dispersion_histogram, margin_histogram
 from flows.report.facts import (
-    Comparison,
     DiscriminatorFacts,
     GateFacts,
     LabelFacts,
     PairFacts,
     RoundFacts,
+    SampleComparison,
     StageFacts,
     TrainingFacts,
     estimate,
@@ -159,12 +159,12 @@ def _stage(name: str, manifest: Manifest) -> StageFacts:
     return StageFacts(name, manifest.rows, manifest.seconds, tokens, rate, said.get("peak_memory") or {})
 
 
-def _comparisons(run: RunFolder, round_: int, count: int) -> tuple[Comparison, ...]:
+def _comparisons(run: RunFolder, round_: int, count: int) -> tuple[SampleComparison, ...]:
     if round_ == 0:
         return ()
     before, after = (_greedy(run, number, count) for number in (0, round_))
     return tuple(
-        Comparison(
+        SampleComparison(
             "\n".join(message.content for message in group.prompt.messages),
             before[key].responses[0].text,
             _score(before[key]),

@@ -21,7 +21,7 @@ from pipeline.losses.links import make_link
 
 DISPERSION = 1.0  # the mean over a round
 LABEL = 0.9  # for the link that compares with a label
-COLOURS = 10  # that matplotlib tells apart by default
+_COLOURS = 10  # that matplotlib tells apart by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,8 @@ def draw_links(form: str) -> bytes:
     values, slopes = figure.subplots(1, 2)
     for number, curve in enumerate(drawn):
         # Where two curves run together the later one, drawn on top, shows the earlier one in its gaps.
-        style = ("-", "--")[number % 2] if number < COLOURS else "-."
-        look = {"color": f"C{number % COLOURS}", "linestyle": style, "linewidth": 1.6}
+        style = ("-", "--")[number % 2] if number < _COLOURS else "-."
+        look = {"color": f"C{number % _COLOURS}", "linestyle": style, "linewidth": 1.6}
         values.plot(curve.z, curve.value, label=curve.name, **look)
         slopes.plot(curve.z, curve.slope, **look)
     for axes, heading, limits in ((values, "loss f(z)", (-2.0, 6.0)), (slopes, "slope f′(z)", (-6.0, 2.0))):

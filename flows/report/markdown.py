@@ -10,13 +10,13 @@ from typing import Any
 from flows.report.charts import Histogram
 from flows.report.facts import (
     COLUMNS,
-    Comparison,
     DiscriminatorFacts,
     Estimate,
     GateFacts,
     LabelFacts,
     PairFacts,
     RoundFacts,
+    SampleComparison,
     StageFacts,
     TrainingFacts,
     cell,
@@ -28,9 +28,9 @@ SHOWN_LETTERS = 2000
 BARS = "▁▂▃▄▅▆▇█"
 NONE = "–"
 
-Row = tuple[str, Callable[[RoundFacts], object], str]
+_Row = tuple[str, Callable[[RoundFacts], object], str]
 
-MEASURES: tuple[Row, ...] = (
+MEASURES: tuple[_Row, ...] = (
     ("reward, sampled", lambda facts: facts.reward, "{:.3f}"),
     ("reward, greedy", lambda facts: facts.reward_greedy, "{:.3f}"),
     ("wins against the start", lambda facts: facts.win_rate_vs_start, "{:.1%}"),
@@ -91,7 +91,7 @@ def rounds_rows(rounds: Sequence[RoundFacts]) -> list[dict[str, str]]:
             interval = facts.metrics.get(f"{key}_ci")
             row[heading.replace("\n", " ")] = cell(facts.metrics.get(key), form) + _interval(interval, form)
         row["pairs"] = NONE if facts.pairs is None else f"{facts.pairs.rows:,}"
-        row["time"] = duration(facts.seconds)
+        row["time"] = clock_time(facts.seconds)
         rows.append(row)
     if any(facts.label_cost for facts in rounds):
         for row, facts in zip(rows, rounds, strict=True):
@@ -102,14 +102,14 @@ def rounds_rows(rounds: Sequence[RoundFacts]) -> list[dict[str, str]]:
     return rows
 
 
-def duration(seconds: float) -> str:
+def clock_time(seconds: float) -> str:
     """``0:07``, ``12:30`` or ``3:02:11``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def sparkline(histogram: Histogram) -> str:
+def histogram_line(histogram: Histogram) -> str:
     """``-1.5 ▁▃█▂▁ 2.5``: its bins as bars between its ends."""
     if not histogram.counts:
         return NONE
@@ -141,9 +141,9 @@ def _pairs(pairs: PairFacts) -> list[str]:
     dropped = _table(["left out because of", "candidates"], rows) if rows else "Nothing was left out."
     lines = ["## Pairs", said, dropped]
     if pairs.margin is not None:
-        lines.append(f"Score differences: mean {pairs.margin:.3g}, spread `{sparkline(pairs.margins)}`")
+        lines.append(f"Score differences: mean {pairs.margin:.3g}, spread `{histogram_line(pairs.margins)}`")
     if pairs.dispersion.counts:
-        lines.append(f"Dispersion, −log H: `{sparkline(pairs.dispersion)}`")
+        lines.append(f"Dispersion, −log H: `{histogram_line(pairs.dispersion)}`")
     return lines
 
 
@@ -189,7 +189,7 @@ def _discriminator(facts: DiscriminatorFacts) -> list[str]:
 
 def _stages(facts: RoundFacts) -> list[str]:
     rows = [_stage(stage) for stage in facts.stages]
-    total = ["**all**", "", duration(facts.seconds), "", "", ""]
+    total = ["**all**", "", clock_time(facts.seconds), "", "", ""]
     headings = ["stage", "rows", "time", "tokens", "a second", "peak memory"]
     return ["## Stages", _table(headings, [*rows, total], right=True)]
 
@@ -197,11 +197,11 @@ def _stages(facts: RoundFacts) -> list[str]:
 def _stage(stage: StageFacts) -> list[str]:
     rate = NONE if stage.rate is None else f"{stage.rate:,.0f} {'rows' if stage.tokens is None else 'tokens'}"
     memory = ", ".join(f"{place} {size / 2**30:.2f} GiB" for place, size in stage.memory.items())
-    time = f"{stage.seconds:.1f} s" if stage.seconds < 60 else duration(stage.seconds)
+    time = f"{stage.seconds:.1f} s" if stage.seconds < 60 else clock_time(stage.seconds)
     return [markdown(stage.name), f"{stage.rows:,}", time, _count(stage.tokens), rate, memory or NONE]
 
 
-def _comparison(number: int, one: Comparison) -> str:
+def _comparison(number: int, one: SampleComparison) -> str:
     before, after = (_value(score, "{:.3f}") for score in (one.before_score, one.after_score))
     blocks = [
         f"## {number}: score {before} → {after}",

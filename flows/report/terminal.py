@@ -19,10 +19,10 @@ from pipeline.safe_text import one_line, visible
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import StepReport
 
-Metrics = dict[str, Any]
+_Metrics = dict[str, Any]
 
 
-def read_rounds(root: Path) -> list[Metrics]:
+def read_rounds(root: Path) -> list[_Metrics]:
     """The metrics.json of every evaluated round, round 0 first. Raises ``UserError`` if ``root`` is no run."""
     run = RunFolder.existing(root)
     rounds = []
@@ -34,7 +34,7 @@ def read_rounds(root: Path) -> list[Metrics]:
     return rounds
 
 
-def _read_metrics(file: Path) -> Metrics:
+def _read_metrics(file: Path) -> _Metrics:
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -53,7 +53,7 @@ def make_table_console() -> Console:
     return console if console.is_terminal else Console(width=120)
 
 
-def print_table(root: Path, rounds: list[Metrics]) -> None:
+def print_table(root: Path, rounds: list[_Metrics]) -> None:
     """Print one row a round; columns that no round has are left out."""
     console = make_table_console()
     if not rounds:
@@ -103,7 +103,7 @@ CURVES: tuple[tuple[str, Callable[[StepReport], float | None]], ...] = (
     ("rejected, nats/token", lambda step: step.rejected_change_per_token),
     ("gradient norm", lambda step: step.grad_norm),
 )
-NAME = 22
+_NAME = 22
 
 
 def print_story(root: Path) -> None:
@@ -130,7 +130,7 @@ def _trends(rounds: Sequence[RoundFacts]) -> Iterator[str]:
     for name, label in TRENDS:
         known = [value for facts in rounds if (value := facts.measured(name)) is not None]
         if len(known) > 1:
-            yield f"{label:<{NAME}}{sparkline(known)}  {known[0]:.4g} to {known[-1]:.4g}"
+            yield f"{label:<{_NAME}}{sparkline(known)}  {known[0]:.4g} to {known[-1]:.4g}"
 
 
 def _steps(rounds: Sequence[RoundFacts]) -> Iterator[str]:
@@ -138,7 +138,7 @@ def _steps(rounds: Sequence[RoundFacts]) -> Iterator[str]:
     for label, read in CURVES:
         known = [value for step in steps if (value := read(step)) is not None]
         if len(known) > 1:
-            yield f"{label:<{NAME}}{sparkline(known)}  {known[0]:.4g} to {known[-1]:.4g}"
+            yield f"{label:<{_NAME}}{sparkline(known)}  {known[0]:.4g} to {known[-1]:.4g}"
 
 
 def _pairs(rounds: Sequence[RoundFacts]) -> Iterator[str]:
@@ -146,7 +146,7 @@ def _pairs(rounds: Sequence[RoundFacts]) -> Iterator[str]:
     most = max((pairs.rows for _, pairs in found), default=0)
     for round_, pairs in found:
         dropped = ", ".join(f"{cause.replace('_', ' ')} {count:,}" for cause, count in pairs.dropped.items())
-        yield f"{f'round {round_}':<{NAME}}{bar(pairs.rows, most)} {pairs.rows:,}" + (
+        yield f"{f'round {round_}':<{_NAME}}{bar(pairs.rows, most)} {pairs.rows:,}" + (
             f"; dropped: {dropped}" if dropped else ""
         )
     if found and found[-1][1].margins.counts:
@@ -156,7 +156,7 @@ def _pairs(rounds: Sequence[RoundFacts]) -> Iterator[str]:
 def _margins(round_: int, pairs: PairFacts) -> str:
     edges = pairs.margins.edges
     chart = sparkline([float(count) for count in pairs.margins.counts])
-    return f"{f'margins of round {round_}':<{NAME}}{chart}  {edges[0]:.4g} to {edges[-1]:.4g}"
+    return f"{f'margins of round {round_}':<{_NAME}}{chart}  {edges[0]:.4g} to {edges[-1]:.4g}"
 
 
 def _labels(rounds: Sequence[RoundFacts]) -> Iterator[str]:
@@ -169,10 +169,10 @@ def _labels(rounds: Sequence[RoundFacts]) -> Iterator[str]:
             parts += [f"spread {one.disagreement:.3g}"] if one.disagreement is not None else []
             parts += [f"cost {one.cost:.4g}"] if one.cost else []
             if parts:
-                yield f"{f'round {facts.round} · {one.stage}':<{NAME}}{', '.join(parts)}"
+                yield f"{f'round {facts.round} · {one.stage}':<{_NAME}}{', '.join(parts)}"
         if facts.discriminator is not None and facts.discriminator.accuracy is not None:
             found = facts.discriminator
-            yield f"{f'round {facts.round} · discriminator':<{NAME}}{found.accuracy:.1%} of held-out gold" + (
+            yield f"{f'round {facts.round} · discriminator':<{_NAME}}{found.accuracy:.1%} of held-out gold" + (
                 f"; does not label: {found.why_not}" if found.why_not else ""
             )
 
@@ -185,4 +185,4 @@ def _stages(rounds: Sequence[RoundFacts]) -> Iterator[str]:
         peak = max(max(stage.memory.values(), default=0) for stage in stages if stage.name == name)
         memory = f", {peak / 2**30:.2f} GiB" if peak else ""
         chart = bar(seconds[name], max(seconds.values()))
-        yield f"{name.replace('_', ' '):<{NAME}}{chart} {seconds[name]:,.1f} s{memory}"
+        yield f"{name.replace('_', ' '):<{_NAME}}{chart} {seconds[name]:,.1f} s{memory}"

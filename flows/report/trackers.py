@@ -22,9 +22,9 @@ from pipeline.storage.atomic import write_json
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import STEPS
 
-FOLDER = "trackers"
+_FOLDER = "trackers"
 # Between two looks at the steps of a round that is being trained.
-LOOK_SECONDS = 2.0
+_LOOK_SECONDS = 2.0
 
 
 def require_trackers(config: RunConfig) -> None:
@@ -42,7 +42,7 @@ class Trackers:
         self._config = config
         self._open: list[Any] = []
         self._looked = 0.0
-        self._state_file = run.root / FOLDER / "logged.json"
+        self._state_file = run.root / _FOLDER / "logged.json"
         # Steps of each round, and rounds whose evaluation is logged.
         self._steps: dict[int, int] = {}
         self._evaluated: set[int] = set()
@@ -70,7 +70,7 @@ class Trackers:
 
     def look(self) -> None:
         """``follow``, but not more often than every few seconds."""
-        if self._open and time.monotonic() - self._looked > LOOK_SECONDS:
+        if self._open and time.monotonic() - self._looked > _LOOK_SECONDS:
             self.follow()
 
     def follow(self) -> None:

@@ -16,7 +16,7 @@ from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
 
 # Held-out prompts and rounds that samples are shown of, characters of one response, and of all that a page holds.
-PROMPTS, ROUNDS, RESPONSE, ALL = 100, 8, 1500, 1_500_000
+_PROMPTS, ROUNDS, RESPONSE, ALL = 100, 8, 1500, 1_500_000
 
 
 def write_report(run: RunFolder, config: RunConfig) -> Path:
@@ -114,7 +114,7 @@ def _samples(run: RunFolder, characters: int) -> Samples:
     found: dict[str, tuple[str, dict[int, tuple[str, float | None]]]] = {}
     for round_ in shown:
         for number, group in enumerate(read_groups(run.stage(round_, "evaluation").folder / "greedy")):
-            if number == PROMPTS:
+            if number == _PROMPTS:
                 break
             prompt = "\n".join(message.content for message in group.prompt.messages)
             score = group.scores[0] if group.scores else None

@@ -13,7 +13,7 @@ from pydantic import JsonValue, ValidationError
 
 from pipeline.config.files import load_settings
 from pipeline.errors import Paused, RunError, UserError
-from pipeline.evaluation.gate import Answer, Approval, Decision, Verdict
+from pipeline.evaluation.gate import Approval, Decision, HumanDecision, Verdict
 from pipeline.storage.atomic import write_json
 from pipeline.storage.run_folder import RunFolder
 
@@ -62,7 +62,7 @@ def read_approval(run: RunFolder, round_: int) -> Approval | None:
     return load_settings(Approval, [file]) if file.is_file() else None
 
 
-def approve(root: Path, round_: int, decision: str, by: str | None = None, reason: str = "") -> Approval:
+def record_approval(root: Path, round_: int, decision: str, by: str | None = None, reason: str = "") -> Approval:
     """Answer the gate of ``round_``; the run goes on accordingly when it is started again.
 
     An answer may be replaced until the next round has begun.
@@ -71,8 +71,8 @@ def approve(root: Path, round_: int, decision: str, by: str | None = None, reaso
         UserError: no such run, round or decision, or nothing to answer there.
     """
     run = RunFolder.existing(root)
-    if decision not in get_args(Answer):
-        raise UserError(f"decision: {decision!r} is none of {', '.join(get_args(Answer))}")
+    if decision not in get_args(HumanDecision):
+        raise UserError(f"decision: {decision!r} is none of {', '.join(get_args(HumanDecision))}")
     made = read_decision(run, round_)
     if made is None:
         waits = ", ".join(map(str, waiting(run))) or "none"
@@ -104,7 +104,7 @@ def approve(root: Path, round_: int, decision: str, by: str | None = None, reaso
     return approval
 
 
-def answer(root: Path, round_: int | None, decision: str, by: str | None, reason: str) -> str:
+def answer_gate(root: Path, round_: int | None, decision: str, by: str | None, reason: str) -> str:
     """``prefloop approve``: like ``approve``, by default for the round that waits; returns what to say of it."""
     run = RunFolder.existing(root)
     if round_ is None:
@@ -112,7 +112,7 @@ def answer(root: Path, round_: int | None, decision: str, by: str | None, reason
         if not waits:
             raise UserError(f"{root}: no round waits for an answer")
         round_ = waits[-1]
-    approve(root, round_, decision, by, reason)
+    record_approval(root, round_, decision, by, reason)
     made = read_decision(run, round_)
     best = 0 if made is None else made.best_round
     then = {

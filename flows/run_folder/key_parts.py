@@ -18,7 +18,7 @@ from pipeline.config import (
     PairwiseScorer,
     PretrainedPolicy,
     RunConfig,
-    Scorer,
+    ScorerSettings,
     scorers_of,
 )
 from pipeline.config.loss.needs import needs_of
@@ -105,7 +105,7 @@ def prompt_files(place: Place) -> dict[str, JsonValue]:
     return {"files": {"prompts": digest_when_read(place.stage(ADDED), place.config)}}
 
 
-def start_model(place: Place) -> dict[str, JsonValue]:
+def start_model_facts(place: Place) -> dict[str, JsonValue]:
     """Of the start policy: the digests of the model's files."""
     policy = place.config.policy
     if place.round > 0 or not isinstance(policy, PretrainedPolicy):
@@ -138,7 +138,7 @@ def gate_facts(place: Place) -> dict[str, JsonValue]:
     return {"answers": answers_before(place.run, place.round), **second}
 
 
-def scorer_digests(settings: Scorer, place: str = "scorer") -> Iterator[tuple[str, JsonValue]]:
+def scorer_digests(settings: ScorerSettings, place: str = "scorer") -> Iterator[tuple[str, JsonValue]]:
     """The digests of files that labels depend on; ``place``: where ``settings`` stand in the config."""
     for field, scorer in scorers_of(settings, place):
         match scorer:

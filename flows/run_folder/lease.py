@@ -27,7 +27,7 @@ import psutil
 from pipeline.errors import RunError, RunLockedError
 from pipeline.storage.atomic import write_json
 
-FILE = "lease.json"
+LEASE_FILE = "lease.json"
 BEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 60.0
 # What systems say that have no such locks.
@@ -68,7 +68,7 @@ class Lease:
     def __init__(self, root: Path, holder: Holder, every: float) -> None:
         """``every``: seconds between two heartbeats."""
         self.holder = holder
-        self._file = root / FILE
+        self._file = root / LEASE_FILE
         self._every = every
         self._lost: str | None = None
         self._done = threading.Event()
@@ -146,9 +146,9 @@ def hold(root: Path, every: float = BEAT_SECONDS, patience: float = PATIENCE_SEC
     """
     with _kernel_lock(root):
         holder = _own(patience)
-        _take(root / FILE, holder)
+        _take(root / LEASE_FILE, holder)
         # What kills have left of heartbeats and takeovers.
-        for left in root.glob(f"{FILE}.*"):
+        for left in root.glob(f"{LEASE_FILE}.*"):
             left.unlink(missing_ok=True)
         lease = Lease(root, holder, every)
         lease.start()
@@ -178,7 +178,7 @@ def _kernel_lock(root: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = None
             with suppress(OSError):
-                holder = read_holder(root / FILE)
+                holder = read_holder(root / LEASE_FILE)
             raise _held(root, holder) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
@@ -253,7 +253,7 @@ def _succeed(file: Path, own: Holder) -> bool:
 
 
 def _claim(file: Path, contents: bytes) -> Path:
-    return file.with_name(f"{FILE}.{sha256(contents).hexdigest()[:32]}")
+    return file.with_name(f"{LEASE_FILE}.{sha256(contents).hexdigest()[:32]}")
 
 
 def _require_gone(file: Path, contents: bytes, own: Holder) -> Holder | None:

@@ -23,7 +23,7 @@ logger = logging.getLogger("prefect.prefloop")
 
 # Stages that hold models.
 MODELS = ("policy", "average", "discriminator")
-WEIGHTS = ".safetensors"
+_WEIGHTS = ".safetensors"
 # What the best round is found by, where no gate has named it: the first of these that is measured.
 BEST_BY = ("win_rate_vs_start", "reward", "held_out_accuracy")
 
@@ -116,7 +116,7 @@ def _needed_after_roll_back(run: RunFolder, config: RunConfig, best: int | None)
 
 def _free(stage: Stage, reason: str) -> FreedStage | None:
     manifest = stage.require()
-    files = {name: int(str(facts["bytes"])) for name, facts in manifest.files.items() if name.endswith(WEIGHTS)}
+    files = {name: int(str(facts["bytes"])) for name, facts in manifest.files.items() if name.endswith(_WEIGHTS)}
     if not files:
         return None
     freed = Freed(files, reason, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))

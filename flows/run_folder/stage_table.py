@@ -37,7 +37,7 @@ from flows.run_folder.key_parts import (
     prompt_files,
     source_files,
     start_files,
-    start_model,
+    start_model_facts,
 )
 from pipeline.config import RunConfig
 from pipeline.config.loss.needs import needs_of
@@ -46,7 +46,7 @@ from pipeline.storage.run_folder import RunFolder, Stage
 
 Sections = tuple[str, ...]
 Inputs = Callable[[Place], list[Stage]]
-Part = Literal["start", "offline", "iterative"]
+RunPart = Literal["start", "offline", "iterative"]
 
 
 def _no_facts(place: Place) -> dict[str, JsonValue]:
@@ -77,7 +77,7 @@ class StageSpec:
     unit: str
     sections: Sections | Callable[[Place], Sections]
     inputs: Inputs
-    parts: tuple[Part, ...]
+    parts: tuple[RunPart, ...]
     facts: Callable[[Place], dict[str, JsonValue]] = _no_facts
     opens: Inputs = nothing
     made: Callable[[RunConfig, int], bool] = _in_every_round
@@ -110,9 +110,9 @@ def _refits(config: RunConfig, round_: int) -> bool:
     return _buys_gold(config, round_) and config.discriminator is not None and config.discriminator.trains
 
 
-_ITERATIVE: tuple[Part, ...] = ("iterative",)
-_ROUNDS: tuple[Part, ...] = ("offline", "iterative")
-_ALL: tuple[Part, ...] = ("start", "offline", "iterative")
+_ITERATIVE: tuple[RunPart, ...] = ("iterative",)
+_ROUNDS: tuple[RunPart, ...] = ("offline", "iterative")
+_ALL: tuple[RunPart, ...] = ("start", "offline", "iterative")
 
 # In the order in which they run.
 _SPECS = (
@@ -193,7 +193,7 @@ _SPECS = (
         sections=_policy_sections,
         inputs=of_policy,
         parts=_ALL,
-        facts=start_model,
+        facts=start_model_facts,
     ),
     StageSpec(
         "evaluation_samples",
@@ -233,7 +233,7 @@ _SPECS = (
 STAGES = {spec.name: spec for spec in _SPECS}
 
 
-def stage_names(part: Part) -> tuple[str, ...]:
+def stage_names(part: RunPart) -> tuple[str, ...]:
     """The stages that a part of a run asks for by name, in the order in which they run."""
     return tuple(name for name, spec in STAGES.items() if part in spec.parts)
 

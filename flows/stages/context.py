@@ -11,7 +11,7 @@ from flows.run_folder.stage_keys import stage_key
 from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.models.chat import Chat, load_chat
 from pipeline.storage.integrity import POINTER
-from pipeline.storage.rows import read_preferences, write_preferences
+from pipeline.storage.rows import read_preference_rows, write_preferences
 from pipeline.storage.run_folder import RunFolder, Stage
 from pipeline.training.distributed.launch import Placement
 
@@ -80,7 +80,7 @@ def offending_file(context: Context, title: str) -> Path:
 def keep_rows(context: Context, round_: int, ids: Collection[str], file: Path) -> None:
     """Write the rows of ``ids`` that the round trains on to ``file``."""
     wanted = set(ids)
-    preferences = read_preferences(context.run.stage(round_, "pairs").folder)
+    preferences = read_preference_rows(context.run.stage(round_, "pairs").folder)
     write_preferences(file, (row for row in preferences if row.id in wanted))
 
 

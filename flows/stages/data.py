@@ -11,7 +11,7 @@ from flows.run_folder.growth import added_stages, sizes_of
 from flows.stages.context import Context, Outcome
 from pipeline.data.distinct import DistinctPrompts
 from pipeline.data.reading import read_prompts, values
-from pipeline.data.run_data import _TABLES, HELD_OUT_PAIRS, RunData, Text, open_data
+from pipeline.data.run_data import HELD_OUT_PAIRS, PREFERENCE_TABLES, RunData, Text, open_data
 from pipeline.data.sources import prompt_source
 from pipeline.data.split import Split
 from pipeline.storage.rows import (
@@ -114,7 +114,7 @@ def text_preferences(context: Context) -> Iterator[TextPreference]:
 def preference_slice(context: Context, round_: int) -> Iterator[TextPreference]:
     """Slice ``round_`` of the data set: contiguous, in its order."""
     counts, rounds = context.run.stage(0, "data").require().metrics, context.config.rounds
-    total = sum(count for name in _TABLES.values() if isinstance(count := counts[name], int))
+    total = sum(count for name in PREFERENCE_TABLES.values() if isinstance(count := counts[name], int))
     return islice(text_preferences(context), ((round_ - 1) * total) // rounds, (round_ * total) // rounds)
 
 

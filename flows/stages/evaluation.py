@@ -19,7 +19,7 @@ from pipeline.config.loss.needs import needs_of
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
 from pipeline.evaluation.intervals import Interval, bootstrap, bootstrap_of
-from pipeline.evaluation.metrics import _per_token, _sampler_gap, describe, ranked_rightly, win_rate
+from pipeline.evaluation.metrics import describe_responses, pair_accuracy, per_token, sampler_gap, win_rate
 from pipeline.models.chat import Chat
 from pipeline.models.handshake import coarser_dtype
 from pipeline.models.policy import load_for_scoring
@@ -29,17 +29,17 @@ from pipeline.storage.rows import read_groups, write_groups
 from pipeline.training.batches.examples import Example, Logps
 from pipeline.training.reference import kl_per_token, reference_logps, response_logps
 from pipeline.types import Group
-from reward_models.answers.accounts import summary
+from reward_models.answers.accounts import label_summary
 from reward_models.build import build_labeller
 from reward_models.labeller import Labeller, label, wins_by_comparison
 
 HELD_OUT_MARGINS = "held_out_margins.json"
-Metrics = dict[str, JsonValue]
+_Metrics = dict[str, JsonValue]
 # Nats a token, the mean over a round's responses, that rounding may set sampler and trainer apart.
 MAX_GAP = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.3}
 # Rows that are kept where they are further apart.
 WORST = 16
-Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
+_Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
@@ -51,7 +51,7 @@ def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
     return Outcome(len(sampled), metrics)
 
 
-def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group], Metrics]:
+def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group], _Metrics]:
     """The round's sampled responses, and what their text and their labels say; scored responses are written."""
     settings = context.config.scorer
     with open_accounts(context, round_, "evaluation") as accounts:
@@ -61,10 +61,10 @@ def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group],
         for name, scored in groups.items():
             (folder / name).mkdir(exist_ok=True)
             write_groups(folder / name / "rows.parquet", scored)
-        metrics: Metrics = {"round": round_, "reward": None, **describe(groups["sampled"])}
-        metrics["reward_greedy"] = describe(groups["greedy"]).get("reward")
+        metrics: _Metrics = {"round": round_, "reward": None, **describe_responses(groups["sampled"])}
+        metrics["reward_greedy"] = describe_responses(groups["greedy"]).get("reward")
         metrics |= _win_rates(context, round_, groups["sampled"], scorer)
-        labelling = summary([accounts.take()], accounts)
+        labelling = label_summary([accounts.take()], accounts)
     if isinstance(settings, SlotScorer):
         metrics |= slot_metrics(groups["greedy"], groups["sampled"])
     return groups["sampled"], {**metrics, **({"labelling": labelling} if labelling else {})}
@@ -92,8 +92,8 @@ def _refuse_leak(context: Context, round_: int) -> None:
         raise RunError(f"{len(leaked)} held-out prompts are training prompts too")
 
 
-def _win_rates(context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller | None) -> Metrics:
-    metrics: Metrics = {}
+def _win_rates(context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller | None) -> _Metrics:
+    metrics: _Metrics = {}
     settings = context.config.evaluation
     for name, other in (("start", 0), ("previous", parent(context.run, context.config, round_))):
         interval: Interval | None = None
@@ -114,7 +114,7 @@ def _earlier(context: Context, round_: int) -> list[Group]:
     return list(read_groups(context.run.stage(round_, "evaluation").folder / "sampled"))
 
 
-def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], folder: Path) -> Metrics:
+def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], folder: Path) -> _Metrics:
     """KL to the start and the previous policy on this round's samples, and likelihoods of what people wrote."""
     config = context.config
     chat = policy_chat(config, context.policy_path(round_))
@@ -122,7 +122,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
     drawn = [(group.prompt_ids, response.token_ids) for group in sampled for response in group.responses]
     pairs = held_out_examples(context, chat)
 
-    def scored(number: int, sequences: Sequences) -> list[tuple[float, ...]]:
+    def scored(number: int, sequences: _Sequences) -> list[tuple[float, ...]]:
         def report(done: int) -> None:
             context.report(done, len(sequences), f"under the policy of round {number}")
 
@@ -130,19 +130,19 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
         return response_logps(_policy(context, number), sequences, size, dtype, report)
 
     own = scored(round_, drawn + texts)
-    metrics: Metrics = {}
+    metrics: _Metrics = {}
     for name, other in (("start", 0), ("previous", parent(context.run, context.config, round_))):
         theirs = own if other == round_ else scored(other, drawn)
         metrics[f"kl_to_{name}"] = kl_per_token(own[: len(drawn)], theirs[: len(drawn)])
         metrics[f"kl_to_{name}_ci"] = _kl_interval(context, own[: len(drawn)], theirs[: len(drawn)])
     if texts:
-        metrics["reference_logprob"] = _per_token(own[len(drawn) :])
+        metrics["reference_logprob"] = per_token(own[len(drawn) :])
     if pairs:
         margins = _pair_margins(context, round_, pairs)
         write_json(folder / HELD_OUT_MARGINS, {pair.id: margin for pair, margin in zip(pairs, margins, strict=True)})
-        right = ranked_rightly(margins)
+        right = pair_accuracy(margins)
         metrics |= {"held_out_accuracy": sum(right) / len(right), "held_out_margin": sum(margins) / len(right)}
-    metrics["sampler_trainer_gap"] = _sampler_gap(sampled, own[: len(drawn)])
+    metrics["sampler_trainer_gap"] = sampler_gap(sampled, own[: len(drawn)])
     require_small_gap(context, round_, sampled, own[: len(drawn)])
     return metrics
 
@@ -175,11 +175,11 @@ def require_small_gap(
     Raises:
         RunError: the mean difference is above ``evaluation.max_gap``; the worst rows are kept.
     """
-    found, limit = _sampler_gap(sampled, own), _gap_limit(context, round_)
+    found, limit = sampler_gap(sampled, own), _gap_limit(context, round_)
     if found is None or limit is None or found <= limit:
         return
     theirs = iter(own)
-    gaps = [(group, _sampler_gap([group], [next(theirs) for _ in group.responses]) or 0.0) for group in sampled]
+    gaps = [(group, sampler_gap([group], [next(theirs) for _ in group.responses]) or 0.0) for group in sampled]
     # Where a gap is no number, its row comes first.
     gaps.sort(key=lambda one: -math.inf if math.isnan(one[1]) else -one[1])
     kept = offending_file(context, f"round_{round_:03d}/evaluation")
@@ -201,7 +201,7 @@ def _gap_limit(context: Context, round_: int) -> float | None:
     return None if dtype is None else MAX_GAP[coarser_dtype(str(dtype), config.training.dtype)]
 
 
-def _reference_texts(sampled: Sequence[Group], chat: Chat) -> Sequences:
+def _reference_texts(sampled: Sequence[Group], chat: Chat) -> _Sequences:
     """What people wrote for the prompts that were sampled from (over-long ones are not among them)."""
     return [
         (group.prompt_ids, chat.response_ids(group.prompt.messages, group.prompt.reference))

@@ -14,11 +14,11 @@ from flows.run_folder.approvals import write_decision
 from flows.stages.context import Context, Outcome
 from flows.stages.evaluation import HELD_OUT_MARGINS
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
-from pipeline.config import Gate, Scorer, compares
+from pipeline.config import Gate, ScorerSettings, compares
 from pipeline.evaluation.gate import Decision, Measures, Standing, decide
 from pipeline.evaluation.gate_measures import Measuring, by_prompt, finished, longer, repeating, tokens
 from pipeline.evaluation.intervals import Interval
-from pipeline.evaluation.metrics import ranked_rightly, wins_by_score
+from pipeline.evaluation.metrics import pair_accuracy, wins_by_score
 from pipeline.storage.atomic import write_json
 from pipeline.storage.rows import read_groups
 from pipeline.types import Group
@@ -26,7 +26,7 @@ from reward_models.answers.accounts import Accounts
 from reward_models.build import build_labeller
 from reward_models.labeller import Labeller, wins_by_comparison
 
-WINS = "wins_over_best.json"
+_WINS = "wins_over_best.json"
 Groups = list[Group]
 Wins = dict[str, float]
 
@@ -40,7 +40,7 @@ def gate(context: Context, round_: int, folder: Path) -> Outcome:
         views = _views(context, round_, folder, settings, accounts)
         standing = _standing(context, round_, len(views[0].groups(round_)))
         wins = _wins_over_best(context, views, standing)
-        write_json(folder / WINS, {"against": standing.best, "wins": wins})
+        write_json(folder / _WINS, {"against": standing.best, "wins": wins})
         measures = _measures(context, views, standing, wins)
         measures["win_rate_since_best"] = _since_best(context, settings, standing, wins)
     judgement = decide(settings, measures, standing)
@@ -95,7 +95,7 @@ def _views(context: Context, round_: int, folder: Path, settings: Gate, accounts
     return views
 
 
-def _comparing(settings: Scorer | None, accounts: Accounts, field: str) -> Labeller | None:
+def _comparing(settings: ScorerSettings | None, accounts: Accounts, field: str) -> Labeller | None:
     """The labeller, if it is one that compares and gives no scores."""
     return None if settings is None or not compares(settings) else build_labeller(settings, accounts, field)
 
@@ -140,7 +140,7 @@ def _ranked(context: Context, round_: int) -> dict[str, float]:
     if not file.is_file():
         return {}
     margins: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
-    return dict(zip(margins, ranked_rightly(margins.values()), strict=True))
+    return dict(zip(margins, pair_accuracy(margins.values()), strict=True))
 
 
 def _since_best(context: Context, settings: Gate, standing: Standing, wins: Wins) -> Interval | None:
@@ -149,7 +149,7 @@ def _since_best(context: Context, settings: Gate, standing: Standing, wins: Wins
         return None
     gathered = [wins]
     for number in range(standing.round - 1, standing.round - settings.patience, -1):
-        file = context.run.stage(number, "gate").folder / WINS
+        file = context.run.stage(number, "gate").folder / _WINS
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if kept.get("against") != standing.best or number <= standing.best:
             return None

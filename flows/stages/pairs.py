@@ -44,7 +44,7 @@ class Margins:
         return self._sum / self._known if self._known else None
 
 
-def pairs(context: Context, round_: int, folder: Path) -> Outcome:
+def make_round_pairs(context: Context, round_: int, folder: Path) -> Outcome:
     """Write what the round trains on, row by row; what became none of it is counted by cause."""
     dropped = Counter[str]()
     rest = own(context, round_, dropped)

@@ -112,9 +112,9 @@ def _labels(job: Job) -> Outcome:
 
 
 def _pairs(job: Job) -> Outcome:
-    from flows.stages.pairs import pairs
+    from flows.stages.pairs import make_round_pairs
 
-    return pairs(job.context, job.round, job.folder)
+    return make_round_pairs(job.context, job.round, job.folder)
 
 
 def _calibration(job: Job) -> Outcome:
@@ -131,9 +131,9 @@ def _reference(job: Job) -> Outcome:
 
 def _policy(job: Job) -> Outcome:
     if job.round == 0:
-        from flows.stages.training.start import start
+        from flows.stages.training.start import start_policy
 
-        return start(job.context, job.folder)
+        return start_policy(job.context, job.folder)
     from flows.stages.training.train import train_round
 
     return train_round(job.context, job.round, job.folder)

@@ -20,13 +20,13 @@ from flows.workers.messages import Loaded
 from pipeline.config import SamplingSettings
 from pipeline.errors import RunError
 from pipeline.sampling.sampler import SampleRequest
-from pipeline.storage.rows import read_groups, read_preferences, write_groups
+from pipeline.storage.rows import read_groups, read_preference_rows, write_groups
 from pipeline.storage.run_folder import Stage
 from pipeline.storage.seals import Seals
 from pipeline.types import Group, Prompt, Response, derive_seed
 
-Answer = tuple[Response, ...]
-Shard = Sequence[tuple[Prompt, tuple[int, ...]]]
+_Answer = tuple[Response, ...]
+_Shard = Sequence[tuple[Prompt, tuple[int, ...]]]
 
 
 def samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
@@ -57,7 +57,7 @@ def evaluation_samples(context: Context, round_: int, folder: Path, workers: Wor
 def calibration(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
     """One temperature-1 response of the round's reference policy to each prompt that the round trains on."""
     config = context.config
-    prompts = {row.prompt.id: row.prompt for row in read_preferences(context.run.stage(round_, "pairs").folder)}
+    prompts = {row.prompt.id: row.prompt for row in read_preference_rows(context.run.stage(round_, "pairs").folder)}
     settings = SamplingSettings(n=1, max_tokens=config.sampling.max_tokens, stop=config.sampling.stop)
     policy = reference_stage(context.run, config, round_)
     return _sample(context, round_, folder, workers, [*prompts.values()], settings, "calibration", policy)
@@ -121,7 +121,7 @@ def _sample(
 
 
 def _write(
-    context: Context, shards: Mapping[Path, Shard], seals: Seals, answers: Iterator[Answer], done: int, total: int
+    context: Context, shards: Mapping[Path, _Shard], seals: Seals, answers: Iterator[_Answer], done: int, total: int
 ) -> None:
     """Write each shard to its file as soon as the answers to its prompts are there."""
     tokens = 0

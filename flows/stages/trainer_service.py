@@ -12,14 +12,14 @@ from pathlib import Path
 
 from flows.stages.context import Context
 from flows.stages.run import follow_stage, run_stage
-from flows.workers.child import serve
+from flows.workers.child import serve_calls
 from flows.workers.followers import Followers, share_of_cores
 from flows.workers.messages import Done, RunStage, StageProgress, TrainerInit
 from pipeline.config import RunConfig
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import Launch, Placement, read_launch
 
-Send = Callable[[StageProgress], None]
+_Send = Callable[[StageProgress], None]
 
 
 class TrainerService:
@@ -28,7 +28,7 @@ class TrainerService:
     def __init__(self) -> None:
         self._followers: Followers | None = None
 
-    def init(self, request: TrainerInit, send: Send) -> Done:
+    def init(self, request: TrainerInit, send: _Send) -> Done:
         """Take the run folder, the resolved config and the rank."""
         self._init = request
         self._run = RunFolder(Path(request.run))
@@ -42,7 +42,7 @@ class TrainerService:
             os.environ["DS_ACCELERATOR"] = "cpu" if self._launch.cpu else "cuda"
         return Done()
 
-    def stage(self, request: RunStage, send: Send) -> Done:
+    def stage(self, request: RunStage, send: _Send) -> Done:
         """Run stage ``name`` of ``round``."""
         round_, name = request.round, request.name
 
@@ -109,7 +109,7 @@ def _threads(count: int | None) -> Iterator[None]:
 def main() -> None:
     """Serve until the parent closes the connection."""
     service = TrainerService()
-    serve({TrainerInit: service.init, RunStage: service.stage}, service.close)
+    serve_calls({TrainerInit: service.init, RunStage: service.stage}, service.close)
 
 
 if __name__ == "__main__":

@@ -19,16 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal
 
-from flows.workers.messages import Done, Failed, Message, P, R, Reply, Request, Service, decode, encode, name_of
+from flows.workers.messages import Done, Failed, P, R, Reply, Request, Service, WireMessage, decode, encode, name_of
 from pipeline.errors import Paused, RunError, UserError
 from pipeline.safe_text import redact_output, redacted
 from pipeline.sampling.watchdog import end_with_parent
 
 # Gets the request and a function that reports progress.
 Handler = Callable[[Any, Callable[[Any], None]], Reply]
-CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 5.0
 # What a handler may raise, as the message of a failed call names it; whatever else it raises is a failure of the run.
-KINDS: dict[Literal["user", "run", "pause"], type[Exception]] = {"user": UserError, "run": RunError, "pause": Paused}
+_KINDS: dict[Literal["user", "run", "pause"], type[Exception]] = {"user": UserError, "run": RunError, "pause": Paused}
 
 
 class Child(Generic[P]):
@@ -146,7 +146,7 @@ class Child(Generic[P]):
                 self.kill()
                 raise
         if isinstance(message, Failed):
-            raise KINDS[message.kind](message.text)
+            raise _KINDS[message.kind](message.text)
         assert isinstance(message, reply)
         return message
 
@@ -154,7 +154,7 @@ class Child(Generic[P]):
         """Let the child end by itself, within a few seconds; else kill it."""
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(CLOSE_SECONDS)
+            self._process.wait(_CLOSE_SECONDS)
         self.kill()
 
     def kill(self) -> None:
@@ -211,7 +211,7 @@ def _until(deadline: float | None) -> float | None:
     return None if deadline is None else max(deadline - time.monotonic(), 0.001)
 
 
-def serve(handlers: Mapping[type[Request], Handler], close: Callable[[], None] | None = None) -> None:
+def serve_calls(handlers: Mapping[type[Request], Handler], close: Callable[[], None] | None = None) -> None:
     """Answer the parent's requests until it closes the socket; the child's side of ``Child``.
 
     ``handlers``: one for each kind of request, the constructor's ``init`` included.
@@ -235,7 +235,7 @@ def serve(handlers: Mapping[type[Request], Handler], close: Callable[[], None] |
 
 
 def _answer(connection: socket.socket, handlers: Mapping[type[Request], Handler], line: bytes) -> None:
-    def send(answer: Message) -> None:
+    def send(answer: WireMessage) -> None:
         # Where the parent is gone, the watchdog ends this process.
         with contextlib.suppress(OSError):
             connection.sendall(encode(answer))
@@ -246,7 +246,7 @@ def _answer(connection: socket.socket, handlers: Mapping[type[Request], Handler]
         name = name_of(request)
         reply = handlers[type(request)](request, send)
     except (UserError, RunError, Paused) as error:
-        send(Failed(redacted(error), next(kind for kind, raised in KINDS.items() if isinstance(error, raised))))
+        send(Failed(redacted(error), next(kind for kind, raised in _KINDS.items() if isinstance(error, raised))))
     except Exception as error:  # noqa: BLE001 - the border of the process: whatever failed is shown to the user
         # The log may be on the disk that is full.
         with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from pipeline.safe_text import secrets_of
 MAX_LINES = 200
 # Of what was written since the last look, however much that is.
 MAX_BYTES = 1 << 20
-PATTERNS = ("sampler*.log", "trainer*.log")
+_PATTERNS = ("sampler*.log", "trainer*.log")
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -67,4 +67,4 @@ class ChildLogs:
             return text if first == start else text.partition("\n")[2]
 
     def _files(self) -> list[Path]:
-        return sorted(file for pattern in PATTERNS for file in self._folder.glob(pattern))
+        return sorted(file for pattern in _PATTERNS for file in self._folder.glob(pattern))

@@ -13,7 +13,7 @@ from flows.report.progress import Report
 from flows.workers.child import Child
 from flows.workers.messages import TRAINER, Done, Loaded, RunStage, StageProgress, TrainerInit
 from flows.workers.sampler_client import SamplerProcess
-from pipeline.config import RunConfig, Sampler, SamplingSettings, ServerSampler, TransformersSampler
+from pipeline.config import RunConfig, SamplerSettings, SamplingSettings, ServerSampler, TransformersSampler
 from pipeline.safe_text import key_variables
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response
@@ -27,7 +27,7 @@ def has_accelerator() -> bool:
     return any(next(Path("/dev").glob(pattern), None) for pattern in ACCELERATORS)
 
 
-def with_context(config: RunConfig) -> Sampler:
+def with_context(config: RunConfig) -> SamplerSettings:
     """The run's sampler settings, the context filled in: the longest prompt, the longest response and one token.
 
     An engine that keeps room for a model's full context does not start where memory is short.

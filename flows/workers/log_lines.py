@@ -15,14 +15,16 @@ MAX_LETTERS = 2000
 MAX_TRACEBACK_ROWS = 40
 
 # (MainProcess pid=12973) INFO 11-27 17:39:10 [core.py:133] ...
-VLLM = re.compile(r"^(?:\([\w ]+pid=\d+\) )?(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[\S+\] )?")
+_VLLM = re.compile(
+    r"^(?:\([\w ]+pid=\d+\) )?(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d (?:\[\S+\] )?"
+)
 # [W1127 17:39:15.373932014 utils.cpp:68] ..., of PyTorch's C++
 GLOG = re.compile(r"^(?:\[rank\d+\]:)?\[?([IWEF])\d{4} \d\d:\d\d:\d\d\.\d+ ")
 PLAIN = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b")
 PYTHON_WARNING = re.compile(r"^\S+:\d+: \w*Warning: ")
 ERROR_NAME = re.compile(r"^[\w.]*(?:Error|Exception|Interrupt)\b")
-BAR = re.compile(r"\d+%\|| \d+% Completed \||it/s\]|s/it\]")
-COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_BAR = re.compile(r"\d+%\|| \d+% Completed \||it/s\]|s/it\]")
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -55,7 +57,7 @@ class LogLines:
 
     def _row(self, row: str) -> list[LogLine]:
         # What a carriage return was to overwrite is not read by anybody.
-        row = COLOURS.sub("", row.rstrip().rpartition("\r")[2])
+        row = _COLOURS.sub("", row.rstrip().rpartition("\r")[2])
         if row == TRACEBACK:
             before = self._end_traceback() if not self._chained() else []
             self._traceback.append(row)
@@ -68,9 +70,9 @@ class LogLines:
                 self._traceback.append(row)
                 return []
         done = self._end_traceback()
-        if not row.strip() or BAR.search(row):
+        if not row.strip() or _BAR.search(row):
             return done
-        return [*done, self._shown(level_of(row), VLLM.sub("", row))]
+        return [*done, self._shown(level_of(row), _VLLM.sub("", row))]
 
     def _chained(self) -> bool:
         said = [row for row in self._traceback if row]
@@ -92,7 +94,7 @@ class LogLines:
 
 def level_of(row: str) -> int:
     """The level at which a row of a log is shown."""
-    if found := VLLM.match(row):
+    if found := _VLLM.match(row):
         level: int = logging.getLevelNamesMapping()[found[1]]
         return logging.DEBUG if level == logging.INFO else level
     if found := GLOG.match(row):

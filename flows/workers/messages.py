@@ -17,19 +17,19 @@ from pipeline.sampling.sampler import SampleRequest, Swap
 from pipeline.types import Response
 
 
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class WireMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Anything that is sent; the tag of a kind is its name on the wire."""
 
 
-class Request(Message, frozen=True):
+class Request(WireMessage, frozen=True):
     """Asks a child for something; exactly one reply follows."""
 
 
-class Progress(Message, frozen=True):
+class Progress(WireMessage, frozen=True):
     """Comes before the reply, any number of times."""
 
 
-class Reply(Message, frozen=True):
+class Reply(WireMessage, frozen=True):
     """Ends a call."""
 
 
@@ -46,7 +46,7 @@ class Failed(Reply, frozen=True, tag="failed"):
 
 P = TypeVar("P", bound=Progress)
 R = TypeVar("R", bound=Reply)
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=WireMessage)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Loaded(Reply, frozen=True, tag="loaded"):
     seconds: float
 
 
-class Sample(Request, frozen=True, tag="sample"):
+class SampleCall(Request, frozen=True, tag="sample"):
     """Respond to each request, with ``SamplingSettings`` as JSON."""
 
     requests: tuple[SampleRequest, ...]
@@ -105,7 +105,7 @@ class Score(Request, frozen=True, tag="score"):
     sequences: tuple[tuple[int, ...], ...]
 
 
-class Scores(Reply, frozen=True, tag="scores"):
+class ScoresReply(Reply, frozen=True, tag="scores"):
     """One row a sequence of T tokens: T - 1 natural-log probabilities."""
 
     rows: list[list[float]]
@@ -138,12 +138,12 @@ SAMPLER = Service("flows.workers.sampler_service", Sampled)
 TRAINER = Service("flows.stages.trainer_service", StageProgress)
 
 
-def name_of(message: Message) -> str:
+def name_of(message: WireMessage) -> str:
     """The kind of ``message``, as its ``type`` says."""
     return str(message.__struct_config__.tag)
 
 
-def encode(message: Message) -> bytes:
+def encode(message: WireMessage) -> bytes:
     """One line of JSON."""
     return json.dumps(msgspec.to_builtins(message)).encode() + b"\n"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 
 from flows.workers.child import Child
-from flows.workers.messages import SAMPLER, Done, Load, Loaded, Sample, Sampled, SamplerInit, Score, Scores
+from flows.workers.messages import SAMPLER, Done, Load, Loaded, SampleCall, Sampled, SamplerInit, Score, ScoresReply
 from pipeline import config
 from pipeline.errors import RunError
 from pipeline.safe_text import key_variables
@@ -21,8 +21,8 @@ class SamplerProcess:
 
     def __init__(
         self,
-        sampler: config.Sampler,
-        chat: config.Chat,
+        sampler: config.SamplerSettings,
+        chat: config.ChatSettings,
         log: Path,
         trust_remote_code: bool = False,
         keys: frozenset[str] = frozenset(),
@@ -88,7 +88,7 @@ class SamplerProcess:
         for left in range(self._settings.retries, -1, -1):
             try:
                 request = Score(tuple(tuple(ids) for ids in sequences))
-                return self._loaded_child().call(request, Scores, self._settings.shard_timeout).rows
+                return self._loaded_child().call(request, ScoresReply, self._settings.shard_timeout).rows
             except RunError:
                 self.kill()
                 if left == 0:
@@ -136,6 +136,6 @@ class SamplerProcess:
     def _sample(
         self, requests: Sequence[SampleRequest], settings: config.SamplingSettings
     ) -> Iterator[tuple[Response, ...]]:
-        request = Sample(tuple(requests), settings.model_dump(mode="json"))
+        request = SampleCall(tuple(requests), settings.model_dump(mode="json"))
         for sampled in self._loaded_child().stream(request, Done, self._settings.shard_timeout):
             yield sampled.responses

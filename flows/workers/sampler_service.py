@@ -10,8 +10,8 @@ from typing import Literal, assert_never
 
 from pydantic import TypeAdapter
 
-from flows.workers.child import serve
-from flows.workers.messages import Done, Load, Loaded, Progress, Sample, Sampled, SamplerInit, Score, Scores
+from flows.workers.child import serve_calls
+from flows.workers.messages import Done, Load, Loaded, Progress, SampleCall, Sampled, SamplerInit, Score, ScoresReply
 from pipeline import config
 from pipeline.errors import RunError
 from pipeline.models.chat import Chat, load_chat
@@ -19,7 +19,7 @@ from pipeline.models.handshake import Held, Logprobs, Probe, check_swap, check_w
 from pipeline.sampling.sampler import Sampler, Swap
 from pipeline.storage.atomic import write_json
 
-Send = Callable[[Progress], None]
+_Send = Callable[[Progress], None]
 
 
 class SamplerService:
@@ -32,16 +32,16 @@ class SamplerService:
         self._held: Held | None = None
         self._reload_works = True
 
-    def init(self, request: SamplerInit, send: Send) -> Done:
+    def init(self, request: SamplerInit, send: _Send) -> Done:
         """Read the settings."""
-        adapter: TypeAdapter[config.Sampler] = TypeAdapter(config.Sampler)
+        adapter: TypeAdapter[config.SamplerSettings] = TypeAdapter(config.SamplerSettings)
         self._settings = adapter.validate_python(request.sampler)
-        self._chat_settings = config.Chat.model_validate(request.chat)
+        self._chat_settings = config.ChatSettings.model_validate(request.chat)
         self._evidence = None if request.evidence is None else Path(request.evidence)
         self._trust_remote_code = request.trust_remote_code
         return Done()
 
-    def load(self, request: Load, send: Send) -> Loaded:
+    def load(self, request: Load, send: _Send) -> Loaded:
         """Hold the weights of the folder, and check them.
 
         An engine that is not fresh must also have moved as the policy did since the last load.
@@ -75,7 +75,7 @@ class SamplerService:
         dtype = coarser_dtype(self._sampler.dtype, probe.dtype)
         return Loaded(how, difference, dtype, stale, time.monotonic() - start)
 
-    def sample(self, request: Sample, send: Send) -> Done:
+    def sample(self, request: SampleCall, send: _Send) -> Done:
         """Send the responses to each request, while the engine goes on."""
         settings = config.SamplingSettings.model_validate(request.settings)
         groups = self._engine().sample(request.requests, settings)
@@ -83,9 +83,9 @@ class SamplerService:
             send(Sampled(group))
         return Done()
 
-    def score(self, request: Score, send: Send) -> Scores:
+    def score(self, request: Score, send: _Send) -> ScoresReply:
         """Log-probs of each sequence's tokens 1..T-1."""
-        return Scores(self._engine().score(request.sequences))
+        return ScoresReply(self._engine().score(request.sequences))
 
     def close(self) -> None:
         """Free the engine."""
@@ -117,7 +117,7 @@ class SamplerService:
         return f"; both sides' log-probabilities are in {self._evidence}"
 
 
-def build_sampler(settings: config.Sampler, path: str, chat: Chat, trust_remote_code: bool) -> Sampler:
+def build_sampler(settings: config.SamplerSettings, path: str, chat: Chat, trust_remote_code: bool) -> Sampler:
     """The engine that ``settings`` names, holding the model folder ``path``."""
     match settings:
         case config.VllmSampler():
@@ -139,7 +139,9 @@ def build_sampler(settings: config.Sampler, path: str, chat: Chat, trust_remote_
 def main() -> None:
     """Serve until the parent closes."""
     service = SamplerService()
-    serve({SamplerInit: service.init, Load: service.load, Sample: service.sample, Score: service.score}, service.close)
+    serve_calls(
+        {SamplerInit: service.init, Load: service.load, SampleCall: service.sample, Score: service.score}, service.close
+    )
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from pipeline.config.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.presets import NamedComposition, preset_names, resolve
 from pipeline.config.pairing import Pairing, Replay
-from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
+from pipeline.config.policy import ChatSettings, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.reward_model import RewardModelConfig
 from pipeline.config.run import RunConfig
-from pipeline.config.sampling import Sampler, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
+from pipeline.config.sampling import SamplerSettings, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
 from pipeline.config.scorers import (
     ClassifierScorer,
     EnsembleScorer,
@@ -29,18 +29,18 @@ from pipeline.config.scorers import (
     NumberScorer,
     PairwiseScorer,
     RegexScorer,
-    Scorer,
+    ScorerSettings,
     SingleScorer,
     SlotScorer,
     compares,
     scorers_of,
 )
-from pipeline.config.training import Lora, Optimisation, Optimiser, Training, WarmStart
+from pipeline.config.training import Lora, Optimisation, OptimiserKind, Training, WarmStart
 
 __all__ = [
     "OPERATIONAL",
     "Budget",
-    "Chat",
+    "ChatSettings",
     "ClassifierScorer",
     "Closed",
     "Columns",
@@ -66,7 +66,7 @@ __all__ = [
     "NamedComposition",
     "NumberScorer",
     "Optimisation",
-    "Optimiser",
+    "OptimiserKind",
     "Pairing",
     "PairwiseScorer",
     "Policy",
@@ -77,9 +77,9 @@ __all__ = [
     "RestaurantData",
     "RewardModelConfig",
     "RunConfig",
-    "Sampler",
+    "SamplerSettings",
     "SamplingSettings",
-    "Scorer",
+    "ScorerSettings",
     "ScratchPolicy",
     "ServerSampler",
     "SingleScorer",

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.scorers import Scorer
+from pipeline.config.scorers import ScorerSettings
 
 
 class Gate(Closed):
@@ -16,7 +16,7 @@ class Gate(Closed):
     has promoted in spite of its gate. A limit of null takes its rule away.
     """
 
-    second: Scorer | None = Field(
+    second: ScorerSettings | None = Field(
         None, description="a labeller that training never uses, which the gate holds the training labeller against"
     )
     min_prompts: int = Field(

@@ -17,7 +17,7 @@ from pipeline.errors import UserError, first_lines, nearest
 Tree = dict[str, JsonValue]
 Origins = dict[str, str]
 COMMAND_LINE = "command line"
-Settings = TypeVar("Settings", bound=Closed)
+_Settings = TypeVar("_Settings", bound=Closed)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -55,7 +55,7 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConf
     return load_settings(RunConfig, files, overrides)
 
 
-def load_settings(schema: type[Settings], files: Sequence[Path], overrides: Sequence[str] = ()) -> Settings:
+def load_settings(schema: type[_Settings], files: Sequence[Path], overrides: Sequence[str] = ()) -> _Settings:
     """Like ``load_config``, for any ``schema``."""
     tree: Tree = {}
     origins: Origins = {}

@@ -37,7 +37,7 @@ class ScratchPolicy(Closed):
 Policy = Annotated[PretrainedPolicy | ScratchPolicy, Field(discriminator="kind")]
 
 
-class Chat(Closed):
+class ChatSettings(Closed):
     """How messages become tokens."""
 
     template: Literal["auto", "model", "plain"] = Field(

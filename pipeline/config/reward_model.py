@@ -11,7 +11,7 @@ from pipeline.config.loss.composition import Composition
 from pipeline.config.policy import PretrainedPolicy
 from pipeline.config.training import Optimisation
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 class RewardTraining(Optimisation):
@@ -27,7 +27,7 @@ class RewardTraining(Optimisation):
 class RewardModelConfig(Closed):
     """A reward model trained on pairs: the cross-entropy of their labels and P(chosen wins) = σ(r_w − r_l − m)."""
 
-    name: str = Field(pattern=NAME, description="folder name under runs/")
+    name: str = Field(pattern=_NAME, description="folder name under runs/")
     seed: int = Field(0, ge=0)
     model: PretrainedPolicy = Field(
         description="a causal language model, which gets a new head of one output, or a classifier with one output"
@@ -76,7 +76,7 @@ class RewardModelConfig(Closed):
         return Composition.model_validate({"link": link, "margin": self.margin})
 
 
-class Gate(Closed):
+class AccuracyGate(Closed):
     """When a version of the discriminator may label."""
 
     accuracy: float = Field(
@@ -119,7 +119,7 @@ class Discriminator(Closed):
         "is trained from; default: the start policy",
     )
     max_tokens: int = Field(2048, ge=8, description="of a conversation; comparisons with a longer one teach nothing")
-    gate: Gate = Gate()
+    gate: AccuracyGate = AccuracyGate()
     training: RewardTraining = RewardTraining(epochs=3)
     wait: Annotated[float, Field(ge=0)] | None = Field(
         0.0,

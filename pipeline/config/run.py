@@ -9,10 +9,10 @@ from pipeline.config.data import Data, HeldOut, Limits, UserData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.loss.presets import NamedComposition
 from pipeline.config.pairing import Pairing, Replay
-from pipeline.config.policy import Chat, Policy, PretrainedPolicy, ScratchPolicy
+from pipeline.config.policy import ChatSettings, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.reward_model import Discriminator
-from pipeline.config.sampling import Sampler, SamplingSettings, VllmSampler
-from pipeline.config.scorers import EnsembleScorer, Labelling, Scorer
+from pipeline.config.sampling import SamplerSettings, SamplingSettings, VllmSampler
+from pipeline.config.scorers import EnsembleScorer, Labelling, ScorerSettings
 from pipeline.config.training import Training, WarmStart
 
 
@@ -32,7 +32,7 @@ class RunConfig(Closed):
     rounds: int = Field(1, ge=1, le=1000, description="offline: slices of the pair data, one a round")
     seed: int = Field(0, ge=0)
     policy: Policy
-    chat: Chat = Chat()
+    chat: ChatSettings = ChatSettings()
     prompts: Data | None = Field(
         None, description="iterative: what the policy answers (offline: held-out prompts, if other than the pairs')"
     )
@@ -47,10 +47,10 @@ class RunConfig(Closed):
     held_out: HeldOut = HeldOut()
     limits: Limits = Limits()
     warm_start: WarmStart | None = None
-    sampler: Sampler = VllmSampler()
+    sampler: SamplerSettings = VllmSampler()
     sampling: SamplingSettings = SamplingSettings()
     shard_size: int = Field(256, ge=1, description="prompts sampled or labelled between two commits to disk")
-    scorer: Scorer | None = Field(
+    scorer: ScorerSettings | None = Field(
         None, description="what labels responses, and held-out ones for evaluation; with a discriminator: gold"
     )
     labelling: Labelling = Labelling()

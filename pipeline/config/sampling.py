@@ -97,4 +97,4 @@ class ServerSampler(Closed):
     keep_warm: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=OPERATIONAL)
 
 
-Sampler = Annotated[VllmSampler | TransformersSampler | ServerSampler, Field(discriminator="kind")]
+SamplerSettings = Annotated[VllmSampler | TransformersSampler | ServerSampler, Field(discriminator="kind")]

@@ -206,7 +206,7 @@ class EnsembleScorer(Closed):
         return self
 
 
-Scorer = Annotated[
+ScorerSettings = Annotated[
     SlotScorer
     | ExactMatchScorer
     | NumberScorer
@@ -223,14 +223,14 @@ Scorer = Annotated[
 ]
 
 
-def scorers_of(settings: Scorer, field: str = "scorer") -> list[tuple[str, SingleScorer]]:
+def scorers_of(settings: ScorerSettings, field: str = "scorer") -> list[tuple[str, SingleScorer]]:
     """``settings``, or the members of an ensemble, each with the name of its place in the config."""
     if not isinstance(settings, EnsembleScorer):
         return [(field, settings)]
     return [(f"{field}.members.{index}.scorer", member.scorer) for index, member in enumerate(settings.members)]
 
 
-def compares(settings: Scorer) -> bool:
+def compares(settings: ScorerSettings) -> bool:
     """Whether labels come of comparisons alone, so that one response by itself has no score."""
     return all(
         isinstance(scorer, PairwiseScorer) or (isinstance(scorer, JudgeScorer) and scorer.mode == "pairwise")

@@ -16,7 +16,7 @@ class Lora(Closed):
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
-Optimiser = Literal["adamw", "adamw_8bit", "adamw_paged", "adamw_8bit_paged", "adamw_offload"]
+OptimiserKind = Literal["adamw", "adamw_8bit", "adamw_paged", "adamw_8bit_paged", "adamw_offload"]
 
 
 class Optimisation(Closed):
@@ -50,7 +50,7 @@ class Optimisation(Closed):
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
     max_grad_norm: float = Field(1.0, gt=0)
-    optimiser: Optimiser = Field(
+    optimiser: OptimiserKind = Field(
         "adamw",
         description="adamw: fused, 8 bytes of state a weight; adamw_8bit: 2 bytes, in blocks of 256 (bitsandbytes); on "
         "CUDA also adamw_paged and adamw_8bit_paged: their state moves to CPU memory where the accelerator's runs out; "

@@ -33,10 +33,10 @@ Cause = Literal[
     "long_for_reward_model",
 ]
 Fault = tuple[Cause, str]
-Side = tuple[str, str]
+_Side = tuple[str, str]
 
 
-class Chat(Protocol):
+class _Chat(Protocol):
     """What is asked of ``chat.Chat``."""
 
     end_ids: frozenset[int]
@@ -70,8 +70,8 @@ class Tokens:
         reward_length: tokens of a conversation for the reward model, and ``reward_limit``, what it reads of them.
     """
 
-    chat: Chat
-    limits: config.Chat
+    chat: _Chat
+    limits: config.ChatSettings
     context: int | None = None
     reward_length: Callable[[Sequence[Message], str], int] | None = None
     reward_limit: int = 0
@@ -103,7 +103,7 @@ class FaultFinder:
             except UserError as error:
                 raise UserError(f"{place}: {error}") from error
 
-    def _repeats(self, place: str, row: PromptRow | TextPreference, sides: Sequence[Side]) -> Iterator[Fault]:
+    def _repeats(self, place: str, row: PromptRow | TextPreference, sides: Sequence[_Side]) -> Iterator[Fault]:
         prompt = row.prompt
         first = self._prompts.add(prompt.id, place, prompt.answer)
         if first is not None:
@@ -116,7 +116,7 @@ class FaultFinder:
                 yield "duplicate_row", f"as in {same[0]}"
 
 
-def _sides(row: PromptRow | TextPreference) -> list[Side]:
+def _sides(row: PromptRow | TextPreference) -> list[_Side]:
     """The row's responses, each with its name."""
     match row:
         case TextPair():
@@ -129,7 +129,7 @@ def _sides(row: PromptRow | TextPreference) -> list[Side]:
             return [("response", text) for text in row.texts]
 
 
-def _faults_of_texts(row: PromptRow | TextPreference, sides: Sequence[Side]) -> Iterator[Fault]:
+def _faults_of_texts(row: PromptRow | TextPreference, sides: Sequence[_Side]) -> Iterator[Fault]:
     empty = [name for name, text in sides if not text.strip()]
     if empty:
         yield "empty", f"no text: {', '.join(empty)}"
@@ -155,7 +155,7 @@ def _equal(sides: Sequence[tuple[str, str | tuple[int, ...]]]) -> tuple[str, str
     return None
 
 
-def _faults_of_tokens(prompt: Prompt, sides: Sequence[Side], tokens: Tokens) -> Iterator[Fault]:
+def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) -> Iterator[Fault]:
     chat, limits, messages = tokens.chat, tokens.limits, prompt.messages
     yield from _spelled(prompt, sides, chat)
     prompt_ids = chat.prompt_ids(messages)
@@ -181,7 +181,7 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[Side], tokens: Tokens) -> 
             yield "long_for_reward_model", f"{longest} tokens for the reward model, over {tokens.reward_limit}"
 
 
-def _spelled(prompt: Prompt, sides: Sequence[Side], chat: Chat) -> Iterator[Fault]:
+def _spelled(prompt: Prompt, sides: Sequence[_Side], chat: _Chat) -> Iterator[Fault]:
     """Special tokens in the texts, the first of each cause.
 
     One id may begin and end: in a prompt it is taken as the beginning, in a response as the end.

@@ -35,10 +35,10 @@ class Broken:
 
 
 # Number from 1, and the row as its file has it.
-Rows = Iterator[tuple[int, object | Broken]]
+_Rows = Iterator[tuple[int, object | Broken]]
 
 
-def read_file(file: Path) -> Rows:
+def read_file(file: Path) -> _Rows:
     """The rows of ``file``: lines of JSONL, items of JSON, rows below a CSV's header, rows of parquet or Arrow.
 
     Empty lines count but are no rows.
@@ -68,7 +68,7 @@ def kind_of(file: Path) -> str:
     return file.name.removesuffix(".gz").rsplit(".", 1)[-1]
 
 
-def _jsonl(stream: io.BufferedIOBase) -> Rows:
+def _jsonl(stream: io.BufferedIOBase) -> _Rows:
     for number, line in enumerate(_lines(stream), 1):
         if isinstance(line, Broken):
             yield number, line
@@ -93,7 +93,7 @@ def _lines(stream: io.BufferedIOBase) -> Iterator[bytes | Broken]:
         yield Broken(f"a line of more than {LONGEST_ROW >> 20} MiB")
 
 
-def _json(file: Path, stream: IO[str]) -> Rows:
+def _json(file: Path, stream: IO[str]) -> _Rows:
     """The items of one list, each decoded as soon as it is there.
 
     Not by ijson: it refuses NaN and integers beyond 64 bits, turns lone surrogates into question marks, and its memory
@@ -166,7 +166,7 @@ class _JsonText:
         self._text, self.at, self._ended = waiting + chunk, 0, not chunk
 
 
-def _csv(file: Path, lines: IO[str]) -> Rows:
+def _csv(file: Path, lines: IO[str]) -> _Rows:
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
     number = -1
@@ -195,13 +195,13 @@ def _undecoded(cell: str) -> bool:
     return not cell.isascii() and _UNDECODED.search(cell) is not None
 
 
-def _parquet(file: Path) -> Rows:
+def _parquet(file: Path) -> _Rows:
     # Column chunks are read through a buffer: one row group may be the whole file.
     with pq.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False) as table:
         yield from _numbered(table.iter_batches(batch_size=BATCH))
 
 
-def _arrow(file: Path) -> Rows:
+def _arrow(file: Path) -> _Rows:
     """Both of Arrow's formats: the file (Feather 2) and the stream (what ``datasets`` caches)."""
     with pa.memory_map(str(file)) as mapped:
         try:
@@ -213,7 +213,7 @@ def _arrow(file: Path) -> Rows:
         yield from _numbered(opened.get_batch(index) for index in range(opened.num_record_batches))
 
 
-def _numbered(batches: Iterable[pa.RecordBatch]) -> Rows:
+def _numbered(batches: Iterable[pa.RecordBatch]) -> _Rows:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, BATCH):
@@ -251,5 +251,5 @@ def _value(batch: pa.RecordBatch, place: int) -> object | Broken:
 
 
 _TEXT = ("jsonl", "json", "csv")
-_COLUMNAR: dict[str, Callable[[Path], Rows]] = {"parquet": _parquet, "arrow": _arrow, "feather": _arrow}
+_COLUMNAR: dict[str, Callable[[Path], _Rows]] = {"parquet": _parquet, "arrow": _arrow, "feather": _arrow}
 SUFFIXES = (*(f".{kind}{end}" for kind in _TEXT for end in ("", ".gz")), *(f".{kind}" for kind in _COLUMNAR))

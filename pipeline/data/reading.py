@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Row(Generic[T]):
+class SourceRow(Generic[T]):
     """One row: its value, or the fault with it. ``number`` counts from 1 in ``file``, as ``records.Record`` does."""
 
     file: str
@@ -42,7 +42,7 @@ class PromptRow:
     texts: tuple[str, ...] = ()
 
 
-def read_prompts(data: Data) -> Iterator[Row[PromptRow]]:
+def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
     """The prompts of all rows, of pairs as well; rows with one prompt are not put together.
 
     Raises:
@@ -54,12 +54,12 @@ def read_prompts(data: Data) -> Iterator[Row[PromptRow]]:
         case RestaurantData():
             for number, row in enumerate(generate(data), 1):
                 prompt = Prompt((Message("user", row.mr),), "restaurants", answer=row.mr, reference=row.references[0])
-                yield Row("restaurants", number, PromptRow(prompt, row.references))
+                yield SourceRow("restaurants", number, PromptRow(prompt, row.references))
         case _:
             assert_never(data)
 
 
-def read_preferences(data: FileData | DatasetData) -> Iterator[Row[TextPreference]]:
+def read_preferences(data: FileData | DatasetData) -> Iterator[SourceRow[TextPreference]]:
     """Preferences in one of three forms, which the columns tell apart; a data set holds one form.
 
     - Pairs: ``prompt``, ``chosen``, ``rejected``, with scores, votes, a soft label, win probabilities or priors where
@@ -71,7 +71,7 @@ def read_preferences(data: FileData | DatasetData) -> Iterator[Row[TextPreferenc
     Raises:
         UserError: nothing there, or a file that is damaged as a whole.
     """
-    first: Row[TextPreference] | None = None
+    first: SourceRow[TextPreference] | None = None
     for row in _parsed(data, lambda record: preference_of(record, data)):
         if row.value is not None:
             first = first or row
@@ -79,12 +79,12 @@ def read_preferences(data: FileData | DatasetData) -> Iterator[Row[TextPreferenc
             if type(row.value) is not type(first.value):
                 what, other = FORMS[type(row.value)], FORMS[type(first.value)]
                 fault = f"{what}, but {first.place} is {other}; one form a data set"
-                yield Row(row.file, row.number, None, fault)
+                yield SourceRow(row.file, row.number, None, fault)
                 continue
         yield row
 
 
-def values(rows: Iterable[Row[T]]) -> Iterator[T]:
+def values(rows: Iterable[SourceRow[T]]) -> Iterator[T]:
     """What the rows without a fault hold."""
     return (row.value for row in rows if row.value is not None)
 
@@ -111,11 +111,11 @@ def _prompt_row(record: Record, data: FileData | DatasetData) -> PromptRow:
     return PromptRow(prompt, () if prompt.reference is None else (prompt.reference,))
 
 
-def _parsed(data: FileData | DatasetData, parse: Callable[[Record], T]) -> Iterator[Row[T]]:
+def _parsed(data: FileData | DatasetData, parse: Callable[[Record], T]) -> Iterator[SourceRow[T]]:
     for record in read_records(data):
         try:
             if record.fault is not None:
                 raise FaultError(record.fault)
-            yield Row(record.file, record.number, parse(record))
+            yield SourceRow(record.file, record.number, parse(record))
         except FaultError as fault:
-            yield Row(record.file, record.number, None, str(fault))
+            yield SourceRow(record.file, record.number, None, str(fault))

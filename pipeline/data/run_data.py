@@ -14,7 +14,7 @@ from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, Unpaired
 HELD_OUT_PAIRS = "held_out_pairs"
 
 
-_TABLES: dict[type[TextPreference], str] = {TextPair: "pairs", TextGroup: "groups", UnpairedText: "unpaired"}
+PREFERENCE_TABLES: dict[type[TextPreference], str] = {TextPair: "pairs", TextGroup: "groups", UnpairedText: "unpaired"}
 
 
 Text = tuple[Prompt, str]
@@ -46,13 +46,13 @@ class RunData:
         given = None if config.prompts is not None else held_out_source(config)
         for row in _preferences(config.pairs):
             if not split.copies(row.prompt):
-                yield _TABLES[type(row)], row
+                yield PREFERENCE_TABLES[type(row)], row
             elif given is None and (pair := self._held_out(row)):
                 yield HELD_OUT_PAIRS, pair
         yield from ((HELD_OUT_PAIRS, pair) for row in _preferences(given) if (pair := self._held_out(row)))
 
     def _held_out(self, row: TextPreference) -> TextPair | None:
-        return comparison(row) if self.split.holds_out(row.prompt) else None
+        return _comparison(row) if self.split.holds_out(row.prompt) else None
 
 
 def open_data(config: RunConfig) -> RunData:
@@ -82,7 +82,7 @@ def drops_tie(row: TextPreference, source: UserData) -> bool:
     return majority and isinstance(row, TextPair) and row.soft_label == 0.5
 
 
-def comparison(row: TextPreference) -> TextPair | None:
+def _comparison(row: TextPreference) -> TextPair | None:
     """A pair as it is, of a group its best against its worst response; a single response compares nothing."""
     match row:
         case TextPair():

@@ -16,7 +16,7 @@ from pipeline.evaluation.intervals import Interval
 Verdict = Literal["promote", "stop", "pause", "roll_back"]
 
 
-Answer = Literal["promote", "stop", "roll_back"]
+HumanDecision = Literal["promote", "stop", "roll_back"]
 
 
 class Rule(Closed):
@@ -47,7 +47,7 @@ class Decision(Closed):
 class Approval(Closed):
     """``approvals/round_NNN.json``: what a person answered to a pause, or to a stop. ``time`` is UTC, ISO 8601."""
 
-    decision: Answer
+    decision: HumanDecision
     by: str = Field("", max_length=200)
     reason: str = Field("", max_length=2000)
     time: str = ""

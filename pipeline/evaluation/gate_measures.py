@@ -64,7 +64,7 @@ class Measuring:
 
         Where theirs do not differ, in those of both sides together, so that labellers of any scale can be compared.
         """
-        mine, other = _aligned(rewards(groups), rewards(others))
+        mine, other = _aligned(_rewards(groups), _rewards(others))
         if not len(mine):
             return None
         spread = float(np.std(_all_scores(others))) or float(np.std([*_all_scores(others), *_all_scores(groups)]))
@@ -136,7 +136,7 @@ def by_prompt(groups: Iterable[Group], of: Callable[[Response], float], total: b
     }
 
 
-def rewards(groups: Iterable[Group]) -> dict[str, float]:
+def _rewards(groups: Iterable[Group]) -> dict[str, float]:
     """Each prompt's mean score; prompts without one are left out."""
     known = {group.prompt.id: [score for score in group.scores if score is not None] for group in groups}
     return {key: sum(scores) / len(scores) for key, scores in known.items() if scores}
@@ -170,7 +170,7 @@ def _aligned(ours: ByPrompt, theirs: ByPrompt) -> tuple[Floats, Floats]:
 
 def _changes(groups: Sequence[Group], others: Sequence[Group]) -> tuple[Floats, Floats]:
     """Of each prompt the change of reward and of length."""
-    ours, theirs, length = rewards(groups), rewards(others), longer(groups, others)
+    ours, theirs, length = _rewards(groups), _rewards(others), longer(groups, others)
     return _aligned({key: ours[key] - theirs[key] for key in ours if key in theirs}, length)
 
 

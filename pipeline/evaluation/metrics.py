@@ -38,7 +38,7 @@ def wins_by_score(groups: Iterable[Group], others: Iterable[Group]) -> dict[str,
     return rates
 
 
-def describe(groups: Iterable[Group]) -> dict[str, float]:
+def describe_responses(groups: Iterable[Group]) -> dict[str, float]:
     """Means over all responses of scored or unscored ``groups``.
 
     ``reward`` (over scored responses; absent where there are none), ``response_length`` (tokens, the
@@ -54,8 +54,8 @@ def describe(groups: Iterable[Group]) -> dict[str, float]:
     metrics = {
         "response_length": sum(len(r.token_ids) for r in responses) / len(responses),
         "stop_rate": sum(r.finish_reason == "stop" for r in responses) / len(responses),
-        "distinct_1": distinct(words, 1),
-        "distinct_2": distinct(words, 2),
+        "distinct_1": distinct_ngrams(words, 1),
+        "distinct_2": distinct_ngrams(words, 2),
         "repetition_rate": sum(repeats(said) for said in words) / len(responses),
     }
     scores = [score for group in counted for score in _scores(group)]
@@ -64,7 +64,7 @@ def describe(groups: Iterable[Group]) -> dict[str, float]:
     return metrics
 
 
-def distinct(texts: Iterable[Sequence[str]], n: int) -> float:
+def distinct_ngrams(texts: Iterable[Sequence[str]], n: int) -> float:
     """Different n-grams over all n-grams of ``texts`` (lists of words); 0 where there are none."""
     counts = Counter(gram for words in texts for gram in grams(words, n))
     return len(counts) / counts.total() if counts else 0.0
@@ -85,11 +85,11 @@ def repeats(words: Sequence[str]) -> bool:
     return len(set(runs)) < len(runs)
 
 
-def _per_token(logps: Sequence[tuple[float, ...]]) -> float:
+def per_token(logps: Sequence[tuple[float, ...]]) -> float:
     return sum(map(sum, logps)) / max(sum(map(len, logps)), 1)
 
 
-def _sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> float | None:
+def sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> float | None:
     """Mean absolute difference, in nats, of the sampler's and the trainer's log-prob of the same sampled token."""
     said = [logprob for group in sampled for response in group.responses for logprob in response.logprobs]
     found = [logprob for sequence in own for logprob in sequence]
@@ -98,6 +98,6 @@ def _sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> 
     return sum(abs(a - b) for a, b in zip(said, found, strict=True)) / len(said)
 
 
-def ranked_rightly(margins: Iterable[float]) -> list[float]:
+def pair_accuracy(margins: Iterable[float]) -> list[float]:
     """1 for a pair whose margin is positive, 1/2 at 0, else 0."""
     return [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]

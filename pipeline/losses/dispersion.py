@@ -11,7 +11,7 @@ from pipeline.losses.batch import PairBatch, Side, constant, masked_mean
 # The published code's mean of −log Hn; what stands for "mean" where only one batch is known.
 PUBLISHED_MEAN = 0.29
 # Of a normalised entropy: a response whose every token is certain has none, and the logarithm would be infinite.
-SMALLEST_ENTROPY = 1e-6
+_SMALLEST_ENTROPY = 1e-6
 
 
 def dispersion_of(batch: PairBatch, settings: EntropyDispersion) -> Tensor:
@@ -32,7 +32,7 @@ def dispersion_of(batch: PairBatch, settings: EntropyDispersion) -> Tensor:
 
 def scaled(entropy: Tensor, scale: float) -> Tensor:
     """d = −φ* log Hn of normalised entropies Hn in [0, 1]; 0 where the reference is as unsure as can be."""
-    return -scale * entropy.clamp(SMALLEST_ENTROPY, 1.0).log()
+    return -scale * entropy.clamp(_SMALLEST_ENTROPY, 1.0).log()
 
 
 def _mean_entropy(side: Side) -> Tensor:

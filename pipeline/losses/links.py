@@ -56,7 +56,7 @@ def _slope(n: Tensor, d: Tensor) -> Tensor:
     return slope
 
 
-Link = Callable[[Tensor], Tensor]
+LinkFunction = Callable[[Tensor], Tensor]
 
 
 def logistic(z: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def savage(z: Tensor) -> Tensor:
     return torch.sigmoid(-z).square()
 
 
-def sigmoid(z: Tensor) -> Tensor:
+def _sigmoid(z: Tensor) -> Tensor:
     """f(z) = σ(−z) (KTO, APO-zero)."""
     return torch.sigmoid(-z)
 
@@ -154,7 +154,7 @@ def rao_kupper(z: Tensor, label: Tensor, eta: float) -> Tensor:
     return apart - tie.to(z.dtype) * math.log(math.expm1(2 * eta))
 
 
-LINKS: Mapping[str, Link] = MappingProxyType(
+LINKS: Mapping[str, LinkFunction] = MappingProxyType(
     {
         "logistic": logistic,
         "ipo": ipo,
@@ -163,7 +163,7 @@ LINKS: Mapping[str, Link] = MappingProxyType(
         "exponential": exponential,
         "truncated_quadratic": truncated_quadratic,
         "savage": savage,
-        "sigmoid": sigmoid,
+        "sigmoid": _sigmoid,
         "linear": linear,
         "cauchy": cauchy,
     }
@@ -176,7 +176,7 @@ def make_link(
     dispersion: Tensor | None = None,
     label_logit: Tensor | None = None,
     label: Tensor | None = None,
-) -> Link:
+) -> LinkFunction:
     """f with its settings.
 
     Args:

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pipeline.config.loss.terms import Head, ListHead
+from pipeline.config.loss.terms import HeadSettings, ListHead
 from pipeline.losses.batch import GroupBatch, PairBatch, constant
 
 # What stands for the logit of a response that is not there: e^−1e9 is 0 in every dtype.
 ABSENT = -1e9
 
 
-def as_group(batch: PairBatch, head: Head) -> GroupBatch:
+def as_group(batch: PairBatch, head: HeadSettings) -> GroupBatch:
     """Pairs as groups of two.
 
     Without rewards the chosen response is the better one for sure: all of the target's weight is on it. Only heads
@@ -37,7 +37,7 @@ def present_of(batch: GroupBatch) -> Tensor:
     return torch.ones_like(batch.rewards, dtype=torch.bool) if batch.present is None else batch.present.bool()
 
 
-def head_loss(scores: Tensor, batch: GroupBatch, head: Head) -> Tensor:
+def head_loss(scores: Tensor, batch: GroupBatch, head: HeadSettings) -> Tensor:
     """The loss of each group, [B].
 
     Args:

@@ -16,7 +16,7 @@ from pipeline.config.loss.components import (
     RewardMargin,
 )
 from pipeline.losses.batch import PairBatch, Side, constant, masked_mean
-from pipeline.losses.prior import reference
+from pipeline.losses.prior import reference_of
 from pipeline.losses.terms import reward_gap
 
 Statistics: TypeAlias = Mapping[str, float]
@@ -56,7 +56,7 @@ def margin_of(batch: PairBatch, loss: Composition, scale: Tensor | float, statis
 def log_ratio_gap(batch: PairBatch) -> Tensor:
     """Difference of the two sides' mean log-ratios to the reference, [B], constant, nats a token."""
     means = [
-        masked_mean(constant(side.policy) - reference(side), side.mask) for side in (batch.chosen, _rejected(batch))
+        masked_mean(constant(side.policy) - reference_of(side), side.mask) for side in (batch.chosen, _rejected(batch))
     ]
     return means[0] - means[1]
 

@@ -32,7 +32,7 @@ def log_priors(sides: tuple[Side, ...], prior: PriorSettings) -> tuple[Tensor, .
     return tuple(_log_prior(side, prior) for side in sides)
 
 
-def reference(side: Side, index: int = 0) -> Tensor:
+def reference_of(side: Side, index: int = 0) -> Tensor:
     """Log-probabilities under reference number ``index``, [B, T]. Raises ValueError if it is not there."""
     if side.reference is None:
         raise ValueError("this loss needs reference log-probabilities (Side.reference)")
@@ -50,17 +50,17 @@ def _log_prior(side: Side, prior: PriorSettings) -> Tensor:
         case NoPrior():
             return torch.zeros_like(at_least_float32(side.policy))
         case ReferencePrior():
-            return prior.weight * reference(side)
+            return prior.weight * reference_of(side)
         case LengthPrior():
-            return reference(side) - prior.alpha
+            return reference_of(side) - prior.alpha
         case ExtrapolatedPrior():
-            return (1 + prior.alpha) * reference(side, 0) - prior.alpha * reference(side, 1)
+            return (1 + prior.alpha) * reference_of(side, 0) - prior.alpha * reference_of(side, 1)
         case LearnedPrior():
-            return reference(side) + at_least_float32(_given(side))
+            return reference_of(side) + at_least_float32(_given(side))
         case GivenPrior():
             return constant(_given(side))
         case MixturePrior(mean="geometric"):
-            parts = [weight * reference(side, k) for k, weight in enumerate(prior.weights)]
+            parts = [weight * reference_of(side, k) for k, weight in enumerate(prior.weights)]
             return torch.stack(parts).sum(0)
         case MixturePrior():
             whole = _whole(side, len(prior.weights))
@@ -78,7 +78,7 @@ def _given(side: Side) -> Tensor:
 
 def _whole(side: Side, count: int) -> Tensor:
     """log π_k(y) of whole responses, [K, B]."""
-    return torch.stack([masked_sum(reference(side, k), side.mask) for k in range(count)])
+    return torch.stack([masked_sum(reference_of(side, k), side.mask) for k in range(count)])
 
 
 def _spread(whole: Tensor, side: Side) -> Tensor:

@@ -10,7 +10,7 @@ from pipeline.config import Composition
 from pipeline.config.loss.components import LearnedPrior, LearnedWeights
 from pipeline.config.loss.terms import Advantage, Calibration
 from pipeline.losses.batch import PairBatch, Side, at_least_float32, constant, masked_mean, masked_sum
-from pipeline.losses.prior import reference
+from pipeline.losses.prior import reference_of
 from pipeline.losses.weights import kl_weights
 
 
@@ -27,7 +27,7 @@ def regularisers(batch: PairBatch, loss: Composition) -> Tensor | None:
     """The sum of those that the loss has beside the likelihood term, [B]; None if there are none."""
     parts: list[Tensor] = []
     if loss.calibration is not None:
-        parts.append(calibration(batch, loss.calibration, loss.beta))
+        parts.append(_calibration(batch, loss.calibration, loss.beta))
     if loss.advantage is not None:
         parts.append(advantage(batch, loss.advantage))
     if loss.adversary is not None:
@@ -40,7 +40,7 @@ def regularisers(batch: PairBatch, loss: Composition) -> Tensor | None:
     return torch.stack(parts).sum(0) if parts else None
 
 
-def calibration(batch: PairBatch, settings: Calibration, beta: float) -> Tensor:
+def _calibration(batch: PairBatch, settings: Calibration, beta: float) -> Tensor:
     """sign · α β · log π(y)/π_ref(y), [B] (VPO, arXiv:2405.19320, equation 8; XPO, arXiv:2405.21046, algorithm 1).
 
     y is the calibration response, or the chosen one. Raises ValueError if the batch has none.
@@ -50,7 +50,7 @@ def calibration(batch: PairBatch, settings: Calibration, beta: float) -> Tensor:
         raise ValueError("this loss needs calibration responses (PairBatch.calibration)")
     values = at_least_float32(side.policy)
     if settings.ratio:
-        values = values - reference(side)
+        values = values - reference_of(side)
     weight = settings.sign * settings.alpha * (beta if settings.beta_scaled else 1.0)
     return weight * masked_sum(values, side.mask)
 

@@ -10,11 +10,11 @@ from pipeline.config import Composition
 from pipeline.config.loss.terms import DataLabel, RewardLabel, SmoothLabel, Term, WinLabel
 from pipeline.config.loss.terms import Label as LabelSettings
 from pipeline.losses.batch import PairBatch, UnpairedBatch, constant
-from pipeline.losses.links import Link, entropy_of, log_odds_of, make_link
+from pipeline.losses.links import LinkFunction, entropy_of, log_odds_of, make_link
 
 
 @dataclass(frozen=True, slots=True)
-class Label:
+class _Label:
     """p of each pair.
 
     Attributes:
@@ -28,25 +28,25 @@ class Label:
     entropy: Tensor | None = None
 
 
-def label_of(batch: PairBatch, settings: LabelSettings) -> Label:
+def label_of(batch: PairBatch, settings: LabelSettings) -> _Label:
     """The label of each pair. Raises ValueError where rewards or win probabilities are asked for and missing."""
     match settings:
         case DataLabel():
-            return Label(None if batch.soft_label is None else constant(batch.soft_label))
+            return _Label(None if batch.soft_label is None else constant(batch.soft_label))
         case SmoothLabel():
             certain = torch.ones_like(constant(batch.chosen.policy[:, 0]))
             if settings.kind == "robust":
-                return Label(certain * (1 - settings.epsilon) / (1 - 2 * settings.epsilon))
-            return Label(certain * (1 - settings.epsilon), log_odds_of(certain * (1 - settings.epsilon)))
+                return _Label(certain * (1 - settings.epsilon) / (1 - 2 * settings.epsilon))
+            return _Label(certain * (1 - settings.epsilon), log_odds_of(certain * (1 - settings.epsilon)))
         case RewardLabel():
             logit = settings.eta * reward_gap(batch)
-            return Label(torch.sigmoid(logit), logit, entropy_of(logit) if settings.entropy else None)
+            return _Label(torch.sigmoid(logit), logit, entropy_of(logit) if settings.entropy else None)
         case WinLabel():
-            p = win_probability(batch)
-            return Label(p, log_odds_of(p))
+            p = _win_probability(batch)
+            return _Label(p, log_odds_of(p))
 
 
-def labelled(z: Tensor, link: Link, label: Label) -> Tensor:
+def _labelled(z: Tensor, link: LinkFunction, label: _Label) -> Tensor:
     """p f(z) + (1 − p) f(−z), [B]."""
     if label.p is None:
         return link(z)
@@ -61,17 +61,17 @@ def reward_gap(batch: PairBatch) -> Tensor:
     return constant(batch.reward_chosen) - constant(batch.reward_rejected)
 
 
-def win_probability(batch: PairBatch) -> Tensor:
+def _win_probability(batch: PairBatch) -> Tensor:
     """P(chosen wins), [B]."""
     if batch.win_probability is None:
         raise ValueError("this loss needs win probabilities (PairBatch.win_probability)")
     return constant(batch.win_probability)
 
 
-def pair_term(z: Tensor, loss: Composition, label: Label, dispersion: Tensor | None) -> Tensor:
+def pair_term(z: Tensor, loss: Composition, label: _Label, dispersion: Tensor | None) -> Tensor:
     """p f(z) + (1 − p) f(−z) less the label's entropy, [B]; reverse_kl and rao_kupper have the label inside."""
     link = make_link(loss.link, dispersion=dispersion, label_logit=label.logit, label=label.p)
-    value = link(z) if loss.link.kind in ("reverse_kl", "rao_kupper") else labelled(z, link, label)
+    value = link(z) if loss.link.kind in ("reverse_kl", "rao_kupper") else _labelled(z, link, label)
     return value if label.entropy is None else value - label.entropy.to(value.dtype)
 
 
@@ -102,7 +102,7 @@ def unpaired_terms(reward: Tensor, batch: UnpairedBatch, loss: Composition, stat
 def _target(term: Term, batch: PairBatch, beta: float, statistics: Mapping[str, float]) -> Tensor | float:
     if term.target != "win":
         return _shift(term, beta, statistics)
-    wins = win_probability(batch)
+    wins = _win_probability(batch)
     if term.chosen != 0:
         return wins - 0.5
     return (1 - wins if batch.win_probability_rejected is None else constant(batch.win_probability_rejected)) - 0.5

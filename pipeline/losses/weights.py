@@ -33,7 +33,7 @@ def token_weights(side: Side, other: Side | None, weights: WeightSettings, seeds
         case EqualWeights():
             return None
         case DecayWeights():
-            exponent = places(side) + weights.first
+            exponent = _places(side) + weights.first
             return torch.pow(weights.gamma, exponent.to(at_least_float32(side.policy).dtype))
         case EditWeights():
             if side.edited is None:
@@ -46,7 +46,7 @@ def token_weights(side: Side, other: Side | None, weights: WeightSettings, seeds
         case TailWeights():
             shorter = torch.minimum(side.mask.sum(-1), _required(other).mask.sum(-1))
             ones = torch.ones_like(at_least_float32(side.policy))
-            return torch.where(places(side) >= shorter.unsqueeze(-1), weights.alpha * ones, ones)
+            return torch.where(_places(side) >= shorter.unsqueeze(-1), weights.alpha * ones, ones)
         case GivenWeights():
             return constant(_weights(side))
         case LearnedWeights() | ActivationWeights():
@@ -64,7 +64,7 @@ def kl_weights(side: Side, weights: WeightSettings) -> Tensor | None:
     return at_least_float32(side.kl_weights)
 
 
-def places(side: Side) -> Tensor:
+def _places(side: Side) -> Tensor:
     """[B, T] how many response tokens stand before each."""
     return side.mask.long().cumsum(-1) - side.mask.long()
 
@@ -86,7 +86,7 @@ def _subset(side: Side, other: Side, keep_end: bool, seeds: Tensor | None) -> Te
     mask = side.mask.bool()
     if seeds is None:
         seeds = torch.arange(len(mask), device=mask.device)
-    place = places(side)
+    place = _places(side)
     lots = _lots(seeds.unsqueeze(-1), place)
     if keep_end:
         lots = torch.where(place == mask.sum(-1, keepdim=True) - 1, torch.full_like(lots, -1), lots)

@@ -43,7 +43,7 @@ class Chat:
         template_hash: changes whenever the same messages could give other ids.
     """
 
-    def __init__(self, tokenizer: Any, settings: config.Chat, model_end_ids: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, settings: config.ChatSettings, model_end_ids: Sequence[int] = ()) -> None:
         """``model_end_ids``: the end tokens of the model's own config files.
 
         Raises:
@@ -174,7 +174,7 @@ class Chat:
         return (bos, *ids[start:])
 
 
-def load_chat(path: str, settings: config.Chat, trust_remote_code: bool = False) -> Chat:
+def load_chat(path: str, settings: config.ChatSettings, trust_remote_code: bool = False) -> Chat:
     """The chat of the model folder (or hub name) ``path``.
 
     Raises:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline.errors import RunError
 
 PROBE_FILE = "probe.json"
-Sequences = Sequence[Sequence[int]]
+_Sequences = Sequence[Sequence[int]]
 Logprobs = Sequence[Sequence[float]]
 
 
@@ -48,7 +48,7 @@ class Probe:
 # another order differ by less.
 SAME_WEIGHTS = 1e-5
 # What float32 arithmetic may add to an engine's measured noise, in nats a token.
-ROUNDING = 1e-4
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +129,8 @@ def check_swap(held: Held, scores: Logprobs, probe: Probe) -> None:
     if moved <= SAME_WEIGHTS:
         return
     errors = [b - o for b, o in zip(before, old, strict=True)]
-    bound = 2 * _mean_size(errors) + ROUNDING
-    noise = math.hypot(*errors) / math.sqrt(len(errors)) + ROUNDING
+    bound = 2 * _mean_size(errors) + _ROUNDING
+    noise = math.hypot(*errors) / math.sqrt(len(errors)) + _ROUNDING
     length = math.hypot(*policy)
     share = sum(e * d for e, d in zip(engine, policy, strict=True)) / length**2
     if after == before or min(off, moved) > bound or (share < 0.5 and length > 6 * math.sqrt(2) * noise):
@@ -147,7 +147,7 @@ def coarser_dtype(one: str, other: str) -> str:
     return max(one, other, key=lambda dtype: TOLERANCES[dtype].largest)
 
 
-def write_probe(folder: Path, sequences: Sequences, logprobs: Logprobs, dtype: str) -> None:
+def write_probe(folder: Path, sequences: _Sequences, logprobs: Logprobs, dtype: str) -> None:
     """Write ``folder/probe.json``; the numbers must come from the training model's weights in memory."""
     content = {"sequences": [list(s) for s in sequences], "logprobs": [list(s) for s in logprobs], "dtype": dtype}
     (folder / PROBE_FILE).write_text(json.dumps(content), encoding="utf-8")

@@ -19,7 +19,7 @@ CACHED_ELEMENTS = 2**18
 
 FINAL_CAP = "final_logit_softcapping"
 
-Head = Callable[[Tensor], Tensor]
+_Head = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ def _alike(ours: Tensor, theirs: Tensor) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class HeadInput:
     """N softmaxes of a model that is not made yet: ``head`` of a slice of ``states`` [N, H] is that slice's logits."""
 
-    head: Head
+    head: _Head
     states: Tensor
 
 
@@ -105,11 +105,11 @@ class Softmaxes:
 
 
 def softmaxes(
-    model: Source,
+    model: HeadInput,
     targets: Tensor,
     vocabulary: int,
     *,
-    reference: Source | None = None,
+    reference: HeadInput | None = None,
     collision: bool = False,
     entropy: bool = False,
     elements: int = CHUNK_ELEMENTS,
@@ -145,8 +145,8 @@ def softmaxes(
 class _Chunk:
     """What is asked of n softmaxes that are held at once."""
 
-    head: Head
-    reference_head: Head | None
+    head: _Head
+    reference_head: _Head | None
     collision: bool
     entropy: bool
 
@@ -206,7 +206,7 @@ def _blocks(logits: Tensor) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, len(logits), rows))
 
 
-def _divergence(ours: Tensor, head: Head, states: Tensor) -> Tensor:
+def _divergence(ours: Tensor, head: _Head, states: Tensor) -> Tensor:
     """KL(reference ‖ model), [n], of the model's log-softmax ``ours`` [n, V] and the reference's head and states."""
     with torch.no_grad():
         theirs = _at_least_float32(head(states)).log_softmax(-1)

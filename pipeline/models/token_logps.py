@@ -20,7 +20,7 @@ from pipeline.models.attention.last_layer import no_more_than, places, position_
 from pipeline.models.attention.packing import Packed
 from pipeline.models.attention.shared_prompts import share, stream_arguments, why_not_shared
 from pipeline.models.lora import adapter_off
-from pipeline.models.output_head import CHUNK_ELEMENTS, OutputHead, Softmaxes, Source, output_head, softmaxes
+from pipeline.models.output_head import CHUNK_ELEMENTS, HeadInput, OutputHead, Softmaxes, output_head, softmaxes
 
 Precision = Literal["float32", "bfloat16"]
 # Multiples of tokens that streams are filled up to. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
@@ -84,7 +84,7 @@ class _Inputs:
 class _Run:
     """One forward pass: what the head takes, and hidden states, both at the wanted positions."""
 
-    source: Source
+    source: HeadInput
     vocabulary: int
     layers: tuple[Tensor, ...]
 
@@ -251,7 +251,7 @@ def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bo
     layers = output.hidden_states[1:] if all_layers else ((final,) if last else ())
     at_head = wanted(states)
     return _Run(
-        Source(head or nn.Identity(), at_head),
+        HeadInput(head or nn.Identity(), at_head),
         vocabulary,
         tuple(at_head if layer is states else wanted(layer) for layer in layers),
     )

@@ -53,7 +53,7 @@ def usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Score
     return found
 
 
-def distinct(scored: Sequence[Scored], settings: Pairing, dropped: Counter[str]) -> list[Scored]:
+def distinct_responses(scored: Sequence[Scored], settings: Pairing, dropped: Counter[str]) -> list[Scored]:
     """Those that are no near-duplicate of one before them; the others are counted as ``near_duplicate``."""
     found: list[Scored] = []
     for response, score in scored:

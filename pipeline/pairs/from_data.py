@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Protocol
 
-from pipeline.config import Chat, RunConfig
+from pipeline.config import ChatSettings, RunConfig
 from pipeline.config.loss.needs import needs_of
 from pipeline.pairs.make import from_groups
 from pipeline.pairs.wins import Opponent, win_probabilities
@@ -30,7 +30,7 @@ from pipeline.types import (
     UnpairedText,
 )
 
-CAUSES = ("long_prompt", "empty", "identical", "cut")
+_CAUSES = ("long_prompt", "empty", "identical", "cut")
 
 
 class Tokeniser(Protocol):
@@ -72,7 +72,7 @@ def from_texts(
 def tokenise_pairs(
     texts: Iterable[TextPair],
     chat: Tokeniser,
-    limits: Chat,
+    limits: ChatSettings,
     opponent: Opponent = "average",
     *,
     dropped: Counter[str],
@@ -83,7 +83,7 @@ def tokenise_pairs(
     answers, as far as it is known), or else are the soft label and what it leaves: a hard label says that ``chosen``
     always wins.
     """
-    dropped.update(dict.fromkeys(CAUSES, 0))
+    dropped.update(dict.fromkeys(_CAUSES, 0))
     for text in texts:
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
         if prompt_ids is None:
@@ -100,7 +100,7 @@ def tokenise_pairs(
 
 
 def tokenise_groups(
-    texts: Iterable[TextGroup], chat: Tokeniser, limits: Chat, *, dropped: Counter[str]
+    texts: Iterable[TextGroup], chat: Tokeniser, limits: ChatSettings, *, dropped: Counter[str]
 ) -> Iterator[Group]:
     """Scored groups in the order of ``texts``, empty and identical responses still among them."""
     dropped.update({"long_prompt": 0, "cut": 0})
@@ -114,10 +114,10 @@ def tokenise_groups(
 
 
 def tokenise_unpaired(
-    texts: Iterable[UnpairedText], chat: Tokeniser, limits: Chat, *, dropped: Counter[str]
+    texts: Iterable[UnpairedText], chat: Tokeniser, limits: ChatSettings, *, dropped: Counter[str]
 ) -> Iterator[Unpaired]:
     """Marked responses in the order of ``texts``; none is ``identical``."""
-    dropped.update(dict.fromkeys(CAUSES, 0))
+    dropped.update(dict.fromkeys(_CAUSES, 0))
     for text in texts:
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
         if prompt_ids is None:
@@ -130,7 +130,7 @@ def tokenise_unpaired(
         yield Unpaired(text.prompt, prompt_ids, response, text.desirable)
 
 
-def _prompt_ids(prompt: Prompt, chat: Tokeniser, limits: Chat, dropped: Counter[str]) -> tuple[int, ...] | None:
+def _prompt_ids(prompt: Prompt, chat: Tokeniser, limits: ChatSettings, dropped: Counter[str]) -> tuple[int, ...] | None:
     ids = chat.prompt_ids(prompt.messages)
     if len(ids) <= limits.max_prompt_tokens:
         return ids

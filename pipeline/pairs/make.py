@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from pipeline.config import Pairing, RunConfig
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.distinct import Firsts
-from pipeline.pairs.filters import PAIR_CAUSES, RESPONSE_CAUSES, Scored, distinct, usable
-from pipeline.pairs.rules import choose
+from pipeline.pairs.filters import PAIR_CAUSES, RESPONSE_CAUSES, Scored, distinct_responses, usable
+from pipeline.pairs.rules import choose_pairs
 from pipeline.pairs.wins import Opponent, group_wins
 from pipeline.types import Group, Pair, Preference, Unpaired, derive_seed
 
@@ -41,7 +41,7 @@ def make_pairs(
             dropped["too_few"] += 1
             continue
         lots = random.Random(derive_seed("pairs", seed, round_, group.prompt.id))  # noqa: S311 - lots, not secrets
-        for better, worse in choose(candidates, settings, lots, dropped):
+        for better, worse in choose_pairs(candidates, settings, lots, dropped):
             yield _pair(group, better, worse, win_against, round_)
 
 
@@ -53,7 +53,7 @@ def make_groups(groups: Iterable[Group], settings: Pairing, *, dropped: Counter[
     """
     dropped.update(dict.fromkeys((*RESPONSE_CAUSES, "near_duplicate", "too_few"), 0))
     for group in groups:
-        left = distinct(usable(group, settings, dropped), settings, dropped)
+        left = distinct_responses(usable(group, settings, dropped), settings, dropped)
         if len(left) < 2:
             dropped["too_few"] += 1
             continue
@@ -68,7 +68,7 @@ def make_marked(groups: Iterable[Group], settings: Pairing, *, dropped: Counter[
     """
     dropped.update(dict.fromkeys((*RESPONSE_CAUSES, "near_duplicate", "tie"), 0))
     for group in groups:
-        left = distinct(usable(group, settings, dropped), settings, dropped)
+        left = distinct_responses(usable(group, settings, dropped), settings, dropped)
         if not left:
             continue
         mean = sum(score for _, score in left) / len(left)

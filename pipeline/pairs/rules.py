@@ -11,7 +11,9 @@ from pipeline.pairs.filters import Scored, why_no_pair
 ScoredPair = tuple[Scored, Scored]
 
 
-def choose(usable: Sequence[Scored], settings: Pairing, lots: random.Random, dropped: Counter[str]) -> list[ScoredPair]:
+def choose_pairs(
+    usable: Sequence[Scored], settings: Pairing, lots: random.Random, dropped: Counter[str]
+) -> list[ScoredPair]:
     """The pairs that ``settings.rule`` takes, the better response first; at least two ``usable`` ones are given.
 
     Lots decide between equally good ones. A rule that takes one pair a prompt and finds none that is allowed counts

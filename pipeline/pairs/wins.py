@@ -16,10 +16,10 @@ def win_probability(reward: float, rewards: Sequence[float]) -> float:
     The mean over the K of σ(r − r_j), the response itself among them (SPPO, arXiv:2405.00675, section 4; there a
     pairwise model gives each probability, here it is Bradley and Terry's of the scorer's values).
     """
-    return sum(sigmoid(reward - other) for other in rewards) / len(rewards)
+    return sum(_sigmoid(reward - other) for other in rewards) / len(rewards)
 
 
-def sigmoid(value: float) -> float:
+def _sigmoid(value: float) -> float:
     """1 / (1 + e^-value)."""
     # e^-|value| cannot overflow.
     small = math.exp(-abs(value))
@@ -29,7 +29,7 @@ def sigmoid(value: float) -> float:
 def win_probabilities(chosen: float, rejected: float, rewards: Sequence[float] | None) -> tuple[float, float]:
     """Of two rewards, each against the average of ``rewards``, or against the other (None)."""
     if rewards is None:
-        wins = sigmoid(chosen - rejected)
+        wins = _sigmoid(chosen - rejected)
         return wins, 1 - wins
     return win_probability(chosen, rewards), win_probability(rejected, rewards)
 

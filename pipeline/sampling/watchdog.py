@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-WATCH_SECONDS = 0.5
+_WATCH_SECONDS = 0.5
 
 
 def end_with_parent(parent: int) -> None:
@@ -22,7 +22,7 @@ def end_with_parent(parent: int) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(WATCH_SECONDS)
+            time.sleep(_WATCH_SECONDS)
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
         os._exit(1)

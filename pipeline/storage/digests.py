@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import JsonValue
 
 # Hashing lets other threads run: the shards of a large model are read side by side.
-AT_ONCE = 8
-BLOCK = 1 << 20
+_CHUNK_BYTES = 8
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def files_sha256(files: Sequence[Path]) -> list[str]:
     """Of several files, side by side."""
     if len(files) < 2:
         return [file_sha256(file) for file in files]
-    with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1, len(files))) as pool:
+    with ThreadPoolExecutor(min(_CHUNK_BYTES, os.cpu_count() or 1, len(files))) as pool:
         return list(pool.map(file_sha256, files))
 
 
@@ -61,7 +61,7 @@ def _sha256(version: _Version) -> str:
 def _prefix_sha256(version: _Version, size: int) -> str:
     total, left = hashlib.sha256(), size
     with version.path.open("rb") as handle:
-        while left and (block := handle.read(min(left, BLOCK))):
+        while left and (block := handle.read(min(left, _BLOCK))):
             total.update(block)
             left -= len(block)
     return total.hexdigest()

@@ -17,7 +17,7 @@ IGNORED = {MANIFEST, FREED}
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Damage:
     """One file of a stage that is not as it was written."""
 
     stage: str
@@ -51,7 +51,7 @@ def require_intact(stage: Stage) -> Manifest:
     return manifest
 
 
-def file_faults(stage: Stage, manifest: Manifest) -> Iterator[Fault]:
+def file_faults(stage: Stage, manifest: Manifest) -> Iterator[Damage]:
     """What of the files of ``manifest``, and of the model folder that it points to, is not as it was written."""
     freed = stage.freed()
     removed = set() if freed is None else set(freed.files)
@@ -60,7 +60,7 @@ def file_faults(stage: Stage, manifest: Manifest) -> Iterator[Fault]:
         name = str(file.relative_to(stage.folder))
         # Engines load whatever weights stand beside a model's own.
         if name not in manifest.files and name not in IGNORED and not file.name.startswith("."):
-            yield Fault(stage.title, file, "is no file of this stage")
+            yield Damage(stage.title, file, "is no file of this stage")
     pointer, pointed = manifest.metrics.get(POINTER), manifest.metrics.get(POINTED_FILES)
     if isinstance(pointed, dict):
         facts = {name: facts for name, facts in pointed.items() if isinstance(facts, dict)}
@@ -74,21 +74,21 @@ def model_files(folder: Path) -> dict[str, JsonValue]:
     return {file.name: file_facts(digest, file.stat().st_size) for file, digest in digests}
 
 
-def _changed(stage: Stage, folder: Path, told: Mapping[str, Mapping[str, JsonValue]]) -> Iterator[Fault]:
+def _changed(stage: Stage, folder: Path, told: Mapping[str, Mapping[str, JsonValue]]) -> Iterator[Damage]:
     present: list[str] = []
     for name, facts in told.items():
         file = folder / name
         if not file.is_file():
-            yield Fault(stage.title, file, "is missing")
+            yield Damage(stage.title, file, "is missing")
         elif file.stat().st_size != facts["bytes"]:
-            yield Fault(stage.title, file, f"has {file.stat().st_size} bytes instead of {facts['bytes']}")
+            yield Damage(stage.title, file, f"has {file.stat().st_size} bytes instead of {facts['bytes']}")
         else:
             present.append(name)
     try:
         digests = files_sha256([folder / name for name in present])
     except OSError as error:
-        yield Fault(stage.title, Path(error.filename or folder), f"cannot be read ({error.strerror})")
+        yield Damage(stage.title, Path(error.filename or folder), f"cannot be read ({error.strerror})")
         return
     for name, digest in zip(present, digests, strict=True):
         if digest != told[name]["sha256"]:
-            yield Fault(stage.title, folder / name, "has other content than was written (SHA-256)")
+            yield Damage(stage.title, folder / name, "has other content than was written (SHA-256)")

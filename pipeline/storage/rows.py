@@ -156,7 +156,7 @@ def write_preferences(file: Path, preferences: Iterable[Preference]) -> int:
     return write_table(file, schema, map(_preference_row, chain((first,), rest)))
 
 
-def read_preferences(folder: Path) -> Iterator[Preference]:
+def read_preference_rows(folder: Path) -> Iterator[Preference]:
     """What a pairs stage wrote, of whatever kind."""
     return map(_preference, read_rows(folder))
 
@@ -225,8 +225,8 @@ def _group(row: Row) -> Group:
         responses=tuple(_response(item) for item in row["responses"]),
         scores=tuple(row["scores"]),
         # A samples file may do without these columns.
-        wins=tuple(tuple(wins) for wins in row.get("wins") or ()),
-        disagreement=tuple(row.get("disagreement") or ()),
+        wins=tuple(tuple(wins) for wins in row["wins"] or ()),
+        disagreement=tuple(row["disagreement"] or ()),
     )
 
 

@@ -19,7 +19,7 @@ from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import sync_folder
 from pipeline.storage.digests import file_sha256
 from pipeline.training.distributed.fsdp import gathered, placed_like
-from pipeline.training.optimiser import Optimiser, Parameters, load_optimiser, optimiser_state
+from pipeline.training.optimiser import NamedParameters, Optimiser, load_optimiser, optimiser_state
 from pipeline.training.step_log import StepReport
 from pipeline.types import content_hash
 
@@ -27,7 +27,7 @@ WEIGHTS, OPTIMISER, PROGRESS = "weights.safetensors", "optimiser.safetensors", "
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class CheckpointProgress:
     """How far a run of training has come.
 
     Attributes:
@@ -53,7 +53,7 @@ class Trained:
         optimiser: of ``parameters``.
     """
 
-    parameters: Parameters
+    parameters: NamedParameters
     buffers: Mapping[str, torch.Tensor]
     optimiser: Optimiser
 
@@ -63,7 +63,7 @@ class Trained:
         return {**self.parameters, **self.buffers}
 
 
-def save_checkpoint(folder: Path, progress: Progress, trained: Trained, accelerator: Accelerator) -> Path:
+def save_checkpoint(folder: Path, progress: CheckpointProgress, trained: Trained, accelerator: Accelerator) -> Path:
     """Write ``folder/step_NNNNNN`` and remove what was there before; returns its path.
 
     Every process must ask, since each may hold a part; the main one writes.
@@ -77,7 +77,9 @@ def save_checkpoint(folder: Path, progress: Progress, trained: Trained, accelera
     return place
 
 
-def _write(place: Path, progress: Progress, tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+def _write(
+    place: Path, progress: CheckpointProgress, tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
+) -> None:
     folder = place.parent
     folder.mkdir(parents=True, exist_ok=True)
     partial = place.with_suffix(".partial")
@@ -102,7 +104,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def load_checkpoint(place: Path, key: str, trained: Trained) -> Progress:
+def load_checkpoint(place: Path, key: str, trained: Trained) -> CheckpointProgress:
     """Put weights and optimiser state of the checkpoint ``place`` back.
 
     Raises:
@@ -114,7 +116,7 @@ def load_checkpoint(place: Path, key: str, trained: Trained) -> Progress:
         if plain.pop("sha256") != _digest(plain):
             raise ValueError(f"{PROGRESS} has other content than was written (SHA-256)")
         history = tuple(StepReport(**report) for report in plain["history"])
-        progress = Progress(plain["key"], plain["step"], history, plain["running"])
+        progress = CheckpointProgress(plain["key"], plain["step"], history, plain["running"])
         for name, digest in plain["files"].items():
             if file_sha256(place / name) != digest:
                 raise ValueError(f"{name} has other content than was written (SHA-256)")

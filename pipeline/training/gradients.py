@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.losses import Loss
 from pipeline.models.token_logps import TokenFacts
 from pipeline.training.auxiliary.modules import AuxiliaryModules
-from pipeline.training.batches.collate import Batch
+from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.distributed.zero import ZeroEngine
@@ -157,12 +157,12 @@ class _Total:
     suspects: list[str] = field(default_factory=list)
 
 
-def _facts(objective: Objective, batch: Batch) -> TokenFacts:
+def _facts(objective: Objective, batch: TokenBatch) -> TokenFacts:
     facts: TokenFacts = objective.policy(batch.ids, batch.mask, batch.packed)
     return objective.modules.token_facts(facts, batch.mask)
 
 
-def _look_ahead(objective: Objective, batches: Sequence[Batch], running: Mapping[str, float]) -> _Shared:
+def _look_ahead(objective: Objective, batches: Sequence[TokenBatch], running: Mapping[str, float]) -> _Shared:
     """Statistics of the global batch, by a pass without gradient where any are read."""
     if not objective.loss.needs.statistics and not objective.modules.waits:
         return _Shared({}, dict(running))
@@ -174,7 +174,7 @@ def _look_ahead(objective: Objective, batches: Sequence[Batch], running: Mapping
 
 
 @torch.no_grad()
-def _observe(objective: Objective, batch: Batch, facts: TokenFacts) -> _Observed:
+def _observe(objective: Objective, batch: TokenBatch, facts: TokenFacts) -> _Observed:
     if not batch.examples:
         return _Observed({}, None, ())
     of_modules = objective.modules.observe(facts, batch)
@@ -202,7 +202,9 @@ def _statistics(objective: Objective, seen: Sequence[_Observed], running: Mappin
     return _Shared(statistics, after, suspects)
 
 
-def _backward(objective: Objective, batch: Batch, facts: TokenFacts, shared: _Shared, size: int, total: _Total) -> None:
+def _backward(
+    objective: Objective, batch: TokenBatch, facts: TokenFacts, shared: _Shared, size: int, total: _Total
+) -> None:
     """The gradient of one micro-batch of a global batch of ``size`` examples; adds to ``total``."""
     accelerator, modules = objective.accelerator, objective.modules
     if not batch.examples:
@@ -227,7 +229,7 @@ def _backward(objective: Objective, batch: Batch, facts: TokenFacts, shared: _Sh
     total.suspects += [e.id for e, fine in zip(batch.examples, finite, strict=True) if not fine]
 
 
-def _counts(batch: Batch) -> tuple[int, int, int]:
+def _counts(batch: TokenBatch) -> tuple[int, int, int]:
     # What is packed is computed once however many rows it is in.
     tokens = sum(e.tokens for e in batch.examples) if batch.packed is None else batch.computed
     return tokens, sum(e.response_tokens for e in batch.examples), batch.computed

@@ -19,7 +19,7 @@ from pipeline.training.distributed.launch import require_optimiser
 from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
 from pipeline.training.distributed.zero import ZeroEngine
 
-Parameters = Mapping[str, nn.Parameter]
+NamedParameters = Mapping[str, nn.Parameter]
 Optimiser = torch.optim.Optimizer | ZeroEngine
 # Tables of bitsandbytes, 256 numbers each, the same for every parameter and run.
 CODES = ("qmap1", "qmap2")
@@ -31,15 +31,15 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ParameterGroup:
     """Parameters of one weight decay, whose learning rate is ``rate`` times that of the run."""
 
-    parameters: Parameters
+    parameters: NamedParameters
     weight_decay: float
     rate: float = 1.0
 
 
-def make_optimiser(groups: Sequence[Group], settings: Optimisation) -> torch.optim.Optimizer:
+def make_optimiser(groups: Sequence[ParameterGroup], settings: Optimisation) -> torch.optim.Optimizer:
     """AdamW as ``settings.optimiser`` says; weight decay on matrices only, never on norms and biases.
 
     Raises:
@@ -77,7 +77,7 @@ def set_rate(optimiser: Optimiser, rate: float) -> None:
         group["lr"] = rate * group["rate"]
 
 
-def optimiser_state(optimiser: Optimiser, parameters: Parameters, accelerator: Accelerator) -> dict[str, Tensor]:
+def optimiser_state(optimiser: Optimiser, parameters: NamedParameters, accelerator: Accelerator) -> dict[str, Tensor]:
     """Moments and step counts of every parameter that has been stepped: ``NAME.MOMENT`` -> CPU tensor.
 
     Every process must ask, and the main one alone is answered.
@@ -94,7 +94,7 @@ def optimiser_state(optimiser: Optimiser, parameters: Parameters, accelerator: A
     return gathered(found, accelerator)
 
 
-def load_optimiser(optimiser: Optimiser, parameters: Parameters, file: Path) -> None:
+def load_optimiser(optimiser: Optimiser, parameters: NamedParameters, file: Path) -> None:
     """Put the state in ``file`` into ``optimiser``.
 
     Raises:

@@ -32,7 +32,7 @@ __all__ = [
 # Computed in one pass at most, unless one sequence alone has more.
 PASS_TOKENS = 16384
 
-Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+_Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 OnProgress = Callable[[int], None]
 
 
@@ -52,7 +52,7 @@ class ReferenceValues:
 
 def response_logps(
     model: Any,
-    sequences: Sequences,
+    sequences: _Sequences,
     batch_size: int = 64,
     dtype: Precision = "float32",
     on_progress: OnProgress | None = None,
@@ -190,7 +190,7 @@ def kl_per_token(ours: Sequence[Logps], theirs: Sequence[Logps]) -> float:
 @torch.no_grad()
 def _scored(
     model: Any,
-    sequences: Sequences,
+    sequences: _Sequences,
     batch_size: int,
     dtype: Precision,
     on_progress: OnProgress | None,
@@ -215,7 +215,7 @@ def _scored(
     return found
 
 
-def _batches(sequences: Sequences, size: int, packing: bool) -> Iterator[list[int]]:
+def _batches(sequences: _Sequences, size: int, packing: bool) -> Iterator[list[int]]:
     """Indices in passes of at most ``size`` sequences and ``PASS_TOKENS`` tokens, the longest first.
 
     Where prompts are shared, sequences of one prompt stand together.

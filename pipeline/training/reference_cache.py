@@ -123,7 +123,7 @@ def tokens_digest(examples: Iterable[Example]) -> str:
     return total.hexdigest()
 
 
-def model_digest(folder: Path) -> str:
+def weights_digest(folder: Path) -> str:
     """Hash of a model folder's config, weights and code, whole: fine-tuned weights have the size of their base's."""
     names = ("config.json", "*.safetensors", "*.py")
     files = sorted({file for name in names for file in folder.glob(name)})

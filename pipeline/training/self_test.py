@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.errors import RowsError, RunError
 from pipeline.models.policy import dropout_off
 from pipeline.models.token_logps import Precision
-from pipeline.training.batches.collate import Batch
+from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.gradients import over_processes
@@ -126,7 +126,7 @@ class _Difference:
         return math.inf if math.isnan(self.nats) else self.nats / self.tokens
 
 
-def _differences(policy: nn.Module, batch: Batch) -> list[_Difference]:
+def _differences(policy: nn.Module, batch: TokenBatch) -> list[_Difference]:
     if batch.references is None:
         raise RunError("first step: no reference log-probabilities to compare the policy with")
     # Rows that only fill up go through the policy too: all processes must do the same number of passes.

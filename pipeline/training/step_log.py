@@ -80,7 +80,7 @@ class TrainResult:
     padded_because: str | None = None
 
 
-def summarise(history: tuple[StepReport, ...]) -> TrainResult:
+def summarise_steps(history: tuple[StepReport, ...]) -> TrainResult:
     """The result of a run from the reports of its steps (at least one)."""
     last = history[-max(1, len(history) // 10) :]
     metrics: dict[str, float] = {"first_loss": history[0].loss}

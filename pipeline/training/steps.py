@@ -22,13 +22,19 @@ from pipeline.training.auxiliary.modules import modules_for
 from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example, Survey
 from pipeline.training.batches.micro_batches import cut_for
-from pipeline.training.checkpoint import Progress, Trained, load_checkpoint, newest_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import (
+    CheckpointProgress,
+    Trained,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from pipeline.training.distributed.fsdp import shard, single, write_back
 from pipeline.training.distributed.launch import Placement, Sharding, Zero
 from pipeline.training.distributed.zero import ZeroEngine
 from pipeline.training.gradients import BatchFacts, Lots, Objective, accumulate_gradient, over_processes
 from pipeline.training.optimiser import (
-    Group,
+    ParameterGroup,
     load_optimiser,
     make_optimiser,
     optimiser_state,
@@ -114,7 +120,7 @@ class Steps:
         if isinstance(sharding, Sharding):
             shard(facts, sharding, self.accelerator)
         policy = trainable(self.model)
-        groups = [Group(policy, self.settings.weight_decay), *self.modules.groups(self.settings)]
+        groups = [ParameterGroup(policy, self.settings.weight_decay), *self.modules.groups(self.settings)]
         wrapped: Any = facts
         optimiser: Any = make_optimiser(groups, self.settings)
         if sharding is None:
@@ -162,7 +168,7 @@ class Steps:
     def checkpoint(self, folder: Path | None, history: Sequence[StepReport]) -> None:
         """Write what is trained, the optimiser's state and ``history`` to ``folder``, if there is one."""
         if folder is not None:
-            progress = Progress(self._key, len(history), tuple(history), self._running)
+            progress = CheckpointProgress(self._key, len(history), tuple(history), self._running)
             save_checkpoint(folder, progress, self.trained, self.accelerator)
 
     def release(self) -> None:

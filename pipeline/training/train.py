@@ -15,7 +15,7 @@ from pipeline.errors import NonFiniteError
 from pipeline.losses import Loss
 from pipeline.training.batches.examples import Example, check_examples
 from pipeline.training.distributed.launch import Placement
-from pipeline.training.step_log import StepReport, TrainResult, summarise
+from pipeline.training.step_log import StepReport, TrainResult, summarise_steps
 from pipeline.training.steps import Steps
 from pipeline.training.trainee import Carry, Files, Trainee
 
@@ -75,4 +75,4 @@ def train(
             steps.checkpoint(files.checkpoints, history)
     steps.keep(files.kept)
     steps.release()
-    return replace(summarise(tuple(history)), padded_because=steps.padded_because)
+    return replace(summarise_steps(tuple(history)), padded_because=steps.padded_because)

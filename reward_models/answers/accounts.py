@@ -14,7 +14,7 @@ from pydantic import JsonValue
 from reward_models.answers.cache import LabelCache
 from reward_models.answers.spending import Ledger, Spent
 
-EXAMPLES = 3
+_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Accounts:
         return taken
 
 
-def summary(tallies: Iterable[Tally], accounts: Accounts) -> dict[str, JsonValue]:
+def label_summary(tallies: Iterable[Tally], accounts: Accounts) -> dict[str, JsonValue]:
     """What a manifest says of a stage's labels: questions, cache, missing by cause, calls, tokens and cost."""
     counts: Counter[str] = Counter()
     missing: Counter[str] = Counter()
@@ -104,7 +104,7 @@ def summary(tallies: Iterable[Tally], accounts: Accounts) -> dict[str, JsonValue
     if counts["truncated"]:
         found["truncated_texts"] = counts["truncated"]
     if unparsed:
-        found["unparsed_examples"] = [*unparsed[:EXAMPLES]]
+        found["unparsed_examples"] = [*unparsed[:_EXAMPLES]]
     for fact in accounts.facts:
         found |= fact()
     return found

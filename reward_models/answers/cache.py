@@ -24,12 +24,10 @@ Kept = tuple[float | None, "Missing | None"]
 # "pflb": tells the file from other programs' databases.
 APPLICATION_ID = 0x70666C62
 LAYOUT = 2
-# Without checksums.
-LAYOUT_1 = 1
 WAIT_SECONDS = 60.0
 # Not the file is at fault, but the disk that it is on; the low byte of SQLite's codes is the kind.
 _FAILING = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
-AT_ONCE = 500
+_AT_ONCE = 500
 _TABLE = "CREATE TABLE labels (key TEXT PRIMARY KEY, value REAL, missing TEXT, seal TEXT) WITHOUT ROWID"
 # A label that another run has written meanwhile stays, unless it is damaged.
 _WRITE = """INSERT INTO labels VALUES (?1, ?2, ?3, seal_of(?1, ?2, ?3)) ON CONFLICT (key) DO UPDATE
@@ -55,8 +53,8 @@ class LabelCache:
         found: dict[str, Kept] = {}
         damaged = 0
         with self._database() as database:
-            for start in range(0, len(keys), AT_ONCE):
-                part = keys[start : start + AT_ONCE]
+            for start in range(0, len(keys), _AT_ONCE):
+                part = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(part))
                 rows = database.execute(f"SELECT key, value, missing, seal FROM labels WHERE key IN ({marks})", part)  # noqa: S608 - question marks alone
                 for key, value, missing, seal in rows:
@@ -111,10 +109,6 @@ class LabelCache:
             if tables == 0:
                 database.execute(_TABLE)
                 database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                database.execute(f"PRAGMA user_version = {LAYOUT}")
-            elif (application, layout) == (APPLICATION_ID, LAYOUT_1):
-                database.execute("ALTER TABLE labels ADD COLUMN seal TEXT")
-                database.execute("UPDATE labels SET seal = seal_of(key, value, missing)")
                 database.execute(f"PRAGMA user_version = {LAYOUT}")
             elif (application, layout) != (APPLICATION_ID, LAYOUT):
                 raise sqlite3.DatabaseError("is a database, but no label cache of this version")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pipeline.types import Group
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.missing import Answer
-from reward_models.answers.questions import Question, Source, ask
+from reward_models.answers.questions import AnswerSource, Question, ask
 from reward_models.labeller import Labels, Scorer
 
 Both = tuple[Answer, Answer]
@@ -25,7 +25,7 @@ class Uncached:
 class OneByOne:
     """Each response is scored by itself."""
 
-    def __init__(self, source: Source, accounts: Accounts) -> None:
+    def __init__(self, source: AnswerSource, accounts: Accounts) -> None:
         self._source = source
         self._accounts = accounts
 
@@ -44,7 +44,7 @@ class TwoByTwo:
     compared with, the win rate. Equal texts are a tie that nobody is asked about.
     """
 
-    def __init__(self, source: Source, accounts: Accounts, pairs_per_prompt: int | None) -> None:
+    def __init__(self, source: AnswerSource, accounts: Accounts, pairs_per_prompt: int | None) -> None:
         self._source = source
         self._accounts = accounts
         self._limit = pairs_per_prompt

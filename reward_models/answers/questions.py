@@ -28,10 +28,10 @@ class Question:
         return content_hash([version, prompt, shown], length=32)
 
 
-Done = Callable[[int, Answer], None]
+OnAnswer = Callable[[int, Answer], None]
 
 
-class Source(Protocol):
+class AnswerSource(Protocol):
     """Where answers come from. ``version`` is a hash of all that decides them, but for the question."""
 
     @property
@@ -39,12 +39,12 @@ class Source(Protocol):
         """Part of the key of every answer."""
         ...
 
-    def answer(self, questions: Sequence[Question], done: Done) -> None:
+    def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
         """Call ``done(index, answer)`` once for each question, as soon as its answer is there, from this thread."""
         ...
 
 
-def ask(questions: Sequence[Question], source: Source, accounts: Accounts) -> list[Answer]:
+def ask(questions: Sequence[Question], source: AnswerSource, accounts: Accounts) -> list[Answer]:
     """Answers in the order of ``questions``; only those are asked of ``source`` that nobody asked before."""
     keys = [question.key(source.version) for question in questions]
     answers = {key: Answer(value, missing) for key, (value, missing) in accounts.cache.read(keys).items()}
@@ -78,7 +78,7 @@ class ScoredBy:
         """As it was given."""
         return self._version
 
-    def answer(self, questions: Sequence[Question], done: Done) -> None:
+    def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
         """All in one call of the scorer, neighbours with one prompt as one group."""
         groups = [*_groups(questions)]
         scores = (score for given in self._scorer.score(groups) for score in given)

@@ -8,7 +8,7 @@ from reward_models.answers.accounts import Accounts
 from reward_models.answers.spending import UNDER_WAY, Call
 
 
-class Budget:
+class BudgetMeter:
     """Calls are let through while the run's ledger and the calls under way stay within the section ``budget``.
 
     A call is let through only if the most that it can cost still fits, so the cap is never passed; where calls under

@@ -19,7 +19,7 @@ from pipeline.config import Endpoint
 from pipeline.errors import UserError
 from pipeline.safe_text import redacted, visible
 from reward_models.answers.missing import Missing
-from reward_models.judge.budget import Budget
+from reward_models.judge.budget import BudgetMeter
 
 LONGEST_ANSWER = 16 * 1024 * 1024  # bytes
 
@@ -58,7 +58,7 @@ class _Completion(BaseModel):
     usage: _Usage | None = None
 
 
-class Reply(BaseModel):
+class ChatReply(BaseModel):
     """What the model said: the text, and the alternatives to its first token where they were asked for and given."""
 
     text: str
@@ -85,7 +85,7 @@ class ChatEndpoint:
     Raises ``UserError`` if the variable that ``api_key_env`` names is not set.
     """
 
-    def __init__(self, settings: Endpoint, budget: Budget, field: str) -> None:
+    def __init__(self, settings: Endpoint, budget: BudgetMeter, field: str) -> None:
         self._settings = settings
         self._budget = budget
         self._field = field
@@ -111,7 +111,7 @@ class ChatEndpoint:
         ) as self._client:
             yield
 
-    def ask(self, body: Mapping[str, JsonValue], text: str, max_tokens: int) -> Reply:
+    def ask(self, body: Mapping[str, JsonValue], text: str, max_tokens: int) -> ChatReply:
         """The answer to one question; ``text`` is all of it, to know the most that it can cost.
 
         Raises:
@@ -126,7 +126,7 @@ class ChatEndpoint:
             reraise=True,
         )
         try:
-            reply: Reply = retrying(self._once, body, self._budget.highest_cost(text, max_tokens))
+            reply: ChatReply = retrying(self._once, body, self._budget.highest_cost(text, max_tokens))
         except _PassingError as failure:
             self._lost += 1
             if self._lost >= self._settings.give_up_after:
@@ -150,7 +150,7 @@ class ChatEndpoint:
     def _sleep(self, seconds: float) -> None:
         self._stopped.wait(seconds)
 
-    def _once(self, body: Mapping[str, JsonValue], highest: float) -> Reply:
+    def _once(self, body: Mapping[str, JsonValue], highest: float) -> ChatReply:
         self._take_turn()
         if self._stopped.is_set():
             raise FailedCallError("unreachable")
@@ -250,7 +250,7 @@ def retry_after(header: str | None) -> float | None:
     return seconds if 0 <= seconds < float("inf") else None
 
 
-def _reply(completion: _Completion) -> Reply:
+def _reply(completion: _Completion) -> ChatReply:
     if not completion.choices:
         raise _PassingError("empty_answer", billed=True)
     choice = completion.choices[0]
@@ -258,4 +258,4 @@ def _reply(completion: _Completion) -> Reply:
     text = choice.message.content or ""
     if not text.strip() and not places:
         raise _PassingError("empty_answer", billed=True)
-    return Reply(text=text, first=places[0].top_logprobs if places else [])
+    return ChatReply(text=text, first=places[0].top_logprobs if places else [])

@@ -16,13 +16,13 @@ from pipeline.errors import UserError
 from pipeline.types import content_hash
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.missing import Answer
-from reward_models.answers.questions import Done, Question
-from reward_models.judge.budget import Budget
-from reward_models.judge.endpoint import ChatEndpoint, FailedCallError, Reply
+from reward_models.answers.questions import OnAnswer, Question
+from reward_models.judge.budget import BudgetMeter
+from reward_models.judge.endpoint import ChatEndpoint, ChatReply, FailedCallError
 from reward_models.judge.prompt import JudgePrompt
 
 TICK_SECONDS = 5.0
-SHOWN = 3
+_SHOWN = 3
 # The verdict is the last line that is one; decoration around the word is let pass, further words are not.
 _DECORATION = r"[ \t\r*_`\"'\[\]().:#-]*"
 _VERDICT = re.compile(rf"^{_DECORATION}verdict{_DECORATION}\b(a|b|tie|none)\b{_DECORATION}$", re.IGNORECASE | re.M)
@@ -30,7 +30,7 @@ _NUMBER = r"-?\d+(?:\.\d+)?"
 _SCORE = re.compile(
     rf"^{_DECORATION}score[ \t*_`\"'\[(:]*(?:({_NUMBER})(?: */ *\d+)?|none)[ \t\r*_`\"'\]).]*$", re.IGNORECASE | re.M
 )
-WINS: Mapping[str, float | None] = {"a": 1.0, "b": 0.0, "tie": 0.5, "none": None}
+_WINS: Mapping[str, float | None] = {"a": 1.0, "b": 0.0, "tie": 0.5, "none": None}
 
 
 class Judge:
@@ -46,7 +46,7 @@ class Judge:
         plain.pop("pairs_per_prompt")
         self._version = content_hash(["judge", 1, plain])
         self._endpoint = ChatEndpoint(
-            settings.server, Budget(settings.server, self._version, accounts), f"{field}.server"
+            settings.server, BudgetMeter(settings.server, self._version, accounts), f"{field}.server"
         )
 
     @property
@@ -54,7 +54,7 @@ class Judge:
         """Hash of model, its version, template and settings; not of where the server is."""
         return self._version
 
-    def answer(self, questions: Sequence[Question], done: Done) -> None:
+    def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
         """Many questions at once; every answer is handed over when it is there."""
         with self._endpoint.connected(), ThreadPoolExecutor(self._settings.server.concurrency) as pool:
             pending: dict[Future[Answer], int] = {
@@ -92,8 +92,8 @@ class Judge:
             reply = self._endpoint.ask(self._body(text, max_tokens), text, max_tokens)
         except FailedCallError as failure:
             return Answer(None, failure.cause)
-        answer = verdict(reply, self._settings)
-        if answer.missing == "unparsed" and len(self._accounts.unparsed) < SHOWN:
+        answer = _verdict(reply, self._settings)
+        if answer.missing == "unparsed" and len(self._accounts.unparsed) < _SHOWN:
             self._accounts.unparsed.append(reply.text[-200:])
         return answer
 
@@ -111,7 +111,7 @@ class Judge:
         return body
 
 
-def verdict(reply: Reply, settings: JudgeScorer) -> Answer:
+def _verdict(reply: ChatReply, settings: JudgeScorer) -> Answer:
     """What ``reply`` says: P(the first is better), or a score on the scale; or that it says nothing of the kind."""
     if settings.verdict == "logprobs":
         if not reply.first:
@@ -124,7 +124,7 @@ def _pairwise_words(text: str) -> Answer:
     said = [found[1].lower() for found in _VERDICT.finditer(text)]
     if not said:
         return Answer(None, "unparsed")
-    value = WINS[said[-1]]
+    value = _WINS[said[-1]]
     return Answer(value, "abstained" if value is None else None)
 
 
@@ -138,12 +138,12 @@ def _marked(text: str, scale: tuple[int, int]) -> Answer:
     return Answer(value) if scale[0] <= value <= scale[1] else Answer(None, "unparsed")
 
 
-def _pairwise_mass(reply: Reply) -> Answer:
+def _pairwise_mass(reply: ChatReply) -> Answer:
     first, second = _mass(reply, "A"), _mass(reply, "B")
     return Answer(first / (first + second)) if first + second > 0 else Answer(None, "unparsed")
 
 
-def _mean_digit(reply: Reply, scale: tuple[int, int]) -> Answer:
+def _mean_digit(reply: ChatReply, scale: tuple[int, int]) -> Answer:
     masses = {value: _mass(reply, str(value)) for value in range(scale[0], scale[1] + 1)}
     total = sum(masses.values())
     if total <= 0:
@@ -151,6 +151,6 @@ def _mean_digit(reply: Reply, scale: tuple[int, int]) -> Answer:
     return Answer(sum(value * mass for value, mass in masses.items()) / total)
 
 
-def _mass(reply: Reply, word: str) -> float:
+def _mass(reply: ChatReply, word: str) -> float:
     """Probability of all alternatives that read as ``word``: tokenizers have it with and without a space."""
     return math.fsum(math.exp(option.logprob) for option in reply.first if option.token.strip() == word)

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.types import Message, Prompt, Response, content_hash
 from reward_models.answers.questions import Question
 
-OWN = {mode: Path(__file__).with_name(f"{mode}.jinja") for mode in ("pairwise", "pointwise")}
+_OWN = {mode: Path(__file__).with_name(f"{mode}.jinja") for mode in ("pairwise", "pointwise")}
 LONGEST_TEMPLATE = 200_000  # characters
 # Chat templates of common model families write turns with these; a server's tokenizer takes them for control tokens
 # wherever they stand, so that a response could end the user's turn and begin another.
@@ -43,7 +43,7 @@ class JudgePrompt:
     def __init__(self, settings: JudgeScorer, field: str) -> None:
         """Read the template and try it. Raises ``UserError`` naming file and line if it cannot be used."""
         self._settings = settings
-        self._file = Path(settings.template) if settings.template is not None else OWN[settings.mode]
+        self._file = Path(settings.template) if settings.template is not None else _OWN[settings.mode]
         self._field = f"{field}.template: {self._file}"
         try:
             self.source = self._file.read_text(encoding="utf-8")

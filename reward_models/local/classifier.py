@@ -28,7 +28,7 @@ CHECKED = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class _Tree:
     """Rows that begin alike: ``shared``, then one of ``rests``. ``places``: where their scores belong."""
 
     shared: Ids
@@ -140,18 +140,18 @@ def load_classifier(settings: ClassifierScorer | PairwiseScorer, field: str = "s
     return tokenizer, model
 
 
-def _trees(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterator[Tree]:
+def _trees(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterator[_Tree]:
     """The rows of each group; more than one tree where they share nothing or are more than a pass should hold."""
     starts = accumulate((len(group.responses) for group in groups), initial=0)
     for start, group in zip(starts, groups, strict=False):
         places = [place for place in range(start, start + len(group.responses)) if rows[place]]
         shared, rests = split_shared([rows[place] for place in places])
         if not shared:
-            yield from (Tree(rows[place], ((),), (place,)) for place in places)
+            yield from (_Tree(rows[place], ((),), (place,)) for place in places)
             continue
         numbers = range(len(places))
         for part in _cut(numbers, [len(rest) for rest in rests], budget - len(shared), padded=False):
-            yield Tree(shared, tuple(rests[i] for i in part), tuple(places[i] for i in part))
+            yield _Tree(shared, tuple(rests[i] for i in part), tuple(places[i] for i in part))
 
 
 def _cut(items: Sequence[T], costs: Sequence[int], budget: int, *, padded: bool) -> Iterator[list[T]]:

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.types import Message
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.missing import Answer
-from reward_models.answers.questions import Done, Question
+from reward_models.answers.questions import OnAnswer, Question
 from reward_models.judge.prompt import without_control_tokens
 from reward_models.local.classifier import load_classifier
 
@@ -38,7 +38,7 @@ class PairwiseModel:
         """As it was given."""
         return self._version
 
-    def answer(self, questions: Sequence[Question], done: Done) -> None:
+    def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
         """In batches of inputs of like length."""
         texts = [self._text(question) for question in questions]
         rows: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []

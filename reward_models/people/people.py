@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from pipeline.safe_text import visible
 from pipeline.types import Group, derive_seed
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
 ANSWERS = ("a", "b", "tie", "skip")
 
 
@@ -36,7 +36,7 @@ def questions_page(title: str, comparisons: Sequence[Group]) -> str:
     """A self-contained page that asks the questions and saves the answers as a file; model text is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["visible"] = visible
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, questions=[question(comparison) for comparison in comparisons])
 
 
@@ -67,7 +67,7 @@ def read_answers(text: str, comparisons: Iterable[Group]) -> Answers:
     return Answers(dict(votes), faults)
 
 
-def answered(comparison: Group, votes: Counter[str]) -> Group:
+def with_votes(comparison: Group, votes: Counter[str]) -> Group:
     """The comparison with the share of votes that each response got, a tie half to each; skips are no votes."""
     total = votes["a"] + votes["b"] + votes["tie"]
     if not total:

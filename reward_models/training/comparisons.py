@@ -10,7 +10,7 @@ from pipeline.training.batches.examples import Continuation, Example
 from pipeline.types import TextGroup, TextPair, TextPreference, UnpairedText, content_hash
 from reward_models.local.conversations import Conversations, Ids, split_shared, without_end
 
-CAUSES = ("tie", "identical", "long", "unshared")
+_CAUSES = ("tie", "identical", "long", "unshared")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def compare(
             found.append(Comparison(pair, (chosen, rejected)))
         else:
             dropped[cause] += 1
-    return found, {cause: dropped[cause] for cause in CAUSES}
+    return found, {cause: dropped[cause] for cause in _CAUSES}
 
 
 def example(comparison: Comparison) -> Example:

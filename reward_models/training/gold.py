@@ -14,7 +14,7 @@ from pipeline.types import Group, Response, derive_seed
 Selection = Literal["random", "uncertain", "disagreement"]
 
 
-def comparison(group: Group, seed: int, round_: int) -> Group | None:
+def comparison_of(group: Group, seed: int, round_: int) -> Group | None:
     """Two responses of ``group`` by lot that differ in text and tokens, without scores; None where there are none.
 
     Lots depend on ``seed``, ``round_`` and the prompt alone.
@@ -30,7 +30,7 @@ def comparison(group: Group, seed: int, round_: int) -> Group | None:
     return replace(group, responses=tuple(lots.sample(distinct, 2)), scores=())
 
 
-def choose(
+def choose_comparisons(
     comparisons: Sequence[Group],
     budget: int,
     rule: Selection,
@@ -61,7 +61,7 @@ def held_out(gold: Group, share: float, seed: int) -> bool:
     return derive_seed("held-out gold", seed, gold.prompt.id) < share * 2**31
 
 
-def ranked_rightly(gold: Iterable[Group], margins: Iterable[float]) -> tuple[float | None, int]:
+def gold_accuracy(gold: Iterable[Group], margins: Iterable[float]) -> tuple[float | None, int]:
     """Share of the comparisons that ``margins`` (first response's score less the second's) rank as gold does.
 
     Ties and missing labels of gold are left out; a margin of 0 is half right. Returns the share, None if nothing was

@@ -77,7 +77,7 @@ def reliability(judged: Sequence[Judged], eta: float = 0.0) -> list[Bin]:
     return found
 
 
-def summary(judged: Sequence[Judged], eta: float | None = None) -> dict[str, JsonValue]:
+def reward_summary(judged: Sequence[Judged], eta: float | None = None) -> dict[str, JsonValue]:
     """Accuracy beside 'the longer answer wins', calibration, accuracy by length; with ``eta``, how ties are predicted.
 
     ``ece`` is the expected calibration error over the bins of ``reliability`` (Guo et al. 2017, arXiv:1706.04599,

@@ -15,16 +15,16 @@ from pipeline.training.step_log import STEPS
 from pipeline.types import Group, Response, TextPair, derive_seed
 from reward_models.local.conversations import Conversations
 from reward_models.training.comparisons import Comparison, compare, example
-from reward_models.training.metrics import Judged, percent, reliability, summary, tie_eta
+from reward_models.training.metrics import Judged, percent, reliability, reward_summary, tie_eta
 
-OFFENDING = "offending.json"
+OFFENDING_PAIRS = "offending.json"
 
 
 # What of a step's report means something where the score of a response is a reward.
 REPORTED = ("step", "loss", "learning_rate", "grad_norm", "margin", "accuracy", "tokens", "padding", "seconds")
 
 
-Metrics = dict[str, JsonValue]
+_Metrics = dict[str, JsonValue]
 
 
 def quieten() -> None:
@@ -35,7 +35,7 @@ def quieten() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path, on_step: Any) -> Metrics:
+def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path, on_step: Any) -> _Metrics:
     """Train on ``pairs`` and write model and history to ``folder``; what is worth knowing of it."""
     import torch
 
@@ -73,7 +73,7 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
     steps = [asdict(step) for step in result.history]
     write_text(folder / STEPS, "".join(json_line({name: step[name] for name in REPORTED}) for step in steps))
     said = {name: value for name, value in result.metrics.items() if "logp" not in name and name != "response_tokens"}
-    known: Metrics = {} if eta is None else {"eta": eta}
+    known: _Metrics = {} if eta is None else {"eta": eta}
     return {"pairs": len(kept), "dropped": dict(dropped), "padded_because": result.padded_because, **known, **said}
 
 
@@ -81,8 +81,10 @@ def _keep_offending_pairs(kept: Sequence[Comparison], folder: Path, error: Any) 
     """What the failed step was trained on, beside the last good checkpoint."""
     suspects = set(error.example_ids)
     pairs = [comparison.pair for comparison in kept if example(comparison).id in suspects]
-    write_json(folder / OFFENDING, [asdict(pair) for pair in pairs])
-    error.args = (f"{error}\n  the pairs are in {folder / OFFENDING}, the weights before in {folder / CHECKPOINTS}",)
+    write_json(folder / OFFENDING_PAIRS, [asdict(pair) for pair in pairs])
+    error.args = (
+        f"{error}\n  the pairs are in {folder / OFFENDING_PAIRS}, the weights before in {folder / CHECKPOINTS}",
+    )
 
 
 def _eta(config: RewardModelConfig, kept: Sequence[Comparison]) -> float | None:
@@ -97,7 +99,7 @@ def _eta(config: RewardModelConfig, kept: Sequence[Comparison]) -> float | None:
     return tie_eta(ties / len(kept))
 
 
-def judge(folder: Path, config: RewardModelConfig, pairs: Sequence[TextPair], eta: float | None) -> Metrics:
+def judge(folder: Path, config: RewardModelConfig, pairs: Sequence[TextPair], eta: float | None) -> _Metrics:
     """Metrics of the model folder on held-out ``pairs``, as the scorer loads it; draws the reliability plot."""
     from reward_models.local.classifier import ClassifierReward
     from reward_models.training.reliability_plot import draw_reliability
@@ -109,13 +111,13 @@ def judge(folder: Path, config: RewardModelConfig, pairs: Sequence[TextPair], et
         for pair, (chosen, rejected) in zip(pairs, rewards, strict=True)
         if chosen is not None and rejected is not None
     ]
-    bins, found = reliability(judged, eta or 0.0), summary(judged, eta)
+    bins, found = reliability(judged, eta or 0.0), reward_summary(judged, eta)
     title = f"{config.name}: {found['pairs']} held-out pairs, calibration error {percent(found['ece'])}"
     (folder / "reliability.svg").write_bytes(draw_reliability(bins, title))
     return {**found, "reliability": [asdict(one) for one in bins], **scorer.facts}
 
 
-def describe(found: Metrics) -> list[str]:
+def describe_held_out(found: _Metrics) -> list[str]:
     """A few lines on held-out metrics."""
     lines = [
         f"held-out pairs {found['pairs']}, ties {found['ties']}",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Chat, VllmSampler
+from pipeline.config import ChatSettings, VllmSampler
 from pipeline.models.chat import load_chat
 from pipeline.sampling.vllm_engine import engine_environment
 from pipeline.storage.rows import read_groups
@@ -29,7 +29,7 @@ def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
     os.environ.update(engine_environment(sampler))
     from vllm import LLM, SamplingParams
 
-    chat = load_chat(job["policy"], Chat())
+    chat = load_chat(job["policy"], ChatSettings())
     prompts: list[Any] = [{"prompt_token_ids": list(group.prompt_ids)} for group in read_groups(Path(job["samples"]))]
     longest = max(len(prompt["prompt_token_ids"]) for prompt in prompts)
     llm = LLM(

@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from flows.loop.opening import prepare_run
-from flows.loop.rounds import labelled, learn, start
+from flows.loop.rounds import labelled, learn, start_run
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.workers.local import Workers
@@ -17,7 +17,7 @@ from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import STEPS, read_steps
 from reward_models.rules import KeywordReward
-from reward_models.training.gold import ranked_rightly
+from reward_models.training.gold import gold_accuracy
 from tests.support.places import CONFIGS
 
 CONFIG = CONFIGS / "discriminator.yaml"
@@ -68,7 +68,7 @@ def run_arm(arm: str, seed: int, settings: Sequence[str], out: Path, workers: Wo
     config = arm_config(arm, seed, settings, out)
     run = prepare_run(config, arm_folder(arm, seed, out))
     stage = _stages(run, config, workers, lambda said: say(f"{arm}, seed {seed}, {said}"))
-    _, policy = start(stage)
+    _, policy = start_run(stage)
     for round_ in range(1, config.rounds + 1):
         labels = labelled(stage, config, round_, stage("samples", round_, policy))
         policy = learn(stage, config, round_, stage("pairs", round_, labels), policy)
@@ -149,7 +149,7 @@ def _accuracy(run: RunFolder, config: RunConfig, round_: int) -> float | None:
             assert said[0] is not None and said[1] is not None, "who labels the rest leaves no response without a score"
             compared.append(replace(group.only((first, second)), scores=(rewards[first], rewards[second])))
             margins.append(said[0] - said[1])
-    return ranked_rightly(compared, margins)[0]
+    return gold_accuracy(compared, margins)[0]
 
 
 def _steps(run: RunFolder, round_: int) -> int:

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from flows.loop.rounds import labelled, learn, start
+from flows.loop.rounds import labelled, learn, start_run
 from flows.run_folder.ancestry import parent
 from flows.run_folder.approvals import goes_on
 from flows.stages.context import Context
 from flows.stages.run import run_stage
-from flows.workers.messages import Load, Sample, SamplerInit
+from flows.workers.messages import Load, SampleCall, SamplerInit
 from flows.workers.sampler_service import SamplerService
 from pipeline.config import RunConfig, SamplingSettings
 from pipeline.config.files import load_config
@@ -62,7 +62,7 @@ class InThisProcess:
         """Load, with the handshake, and sample."""
         said: list[Any] = []
         self.swaps[str(policy)] = self._service.load(Load(str(policy), str(probe)), said.append)
-        self._service.sample(Sample(tuple(requests), settings.model_dump()), said.append)
+        self._service.sample(SampleCall(tuple(requests), settings.model_dump()), said.append)
         yield from (sampled.responses for sampled in said)
 
     def sampler_pids(self) -> list[int]:
@@ -84,7 +84,7 @@ class Loop:
 
     def all_rounds(self) -> bool:
         """As ``flows.iterative`` goes through them; False if the gate paused the run."""
-        start(self)
+        start_run(self)
         for round_ in range(1, self.config.rounds + 1):
             policy = self.run.stage(parent(self.run, self.config, round_), "policy").title
             samples = self("samples", round_, policy)

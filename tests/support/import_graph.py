@@ -110,3 +110,25 @@ def crowded(root: Path, packages: Sequence[str], most: int) -> dict[str, int]:
         if folder.name != "__pycache__"
     }
     return {folder: count for folder, count in counts.items() if count > most}
+
+
+def homes(files: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Modules that define each public name at their top level: functions, classes, constants and type aliases."""
+    found: dict[str, list[str]] = {}
+    for module, file in files.items():
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            for name in _defined(node):
+                if not name.startswith("_"):
+                    found.setdefault(name, []).append(module)
+    return found
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    match node:
+        case ast.FunctionDef() | ast.ClassDef():
+            return [node.name]
+        case ast.Assign():
+            return [name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return [name]
+    return []

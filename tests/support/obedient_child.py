@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from flows.workers.child import serve
+from flows.workers.child import serve_calls
 from flows.workers.messages import Done, Progress, Reply, Request, Service
 from pipeline.errors import Paused, RunError, UserError
 
@@ -125,4 +125,4 @@ def lie(request: Lie, send: Send) -> Told:
 
 
 if __name__ == "__main__":
-    serve({Init: init, Echo: echo, Tell: tell, Count: count, Fail: fail, Die: die, Hang: hang, Lie: lie})
+    serve_calls({Init: init, Echo: echo, Tell: tell, Count: count, Fail: fail, Die: die, Hang: hang, Lie: lie})

@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.config import Chat, SamplingSettings
+from pipeline.config import ChatSettings, SamplingSettings
 from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.reward_model import buys
@@ -66,7 +66,7 @@ class InventedResponses:
     def __init__(self, model: Path) -> None:
         self.swaps: dict[str, Any] = {}
         self.asked: list[tuple[Path, Path]] = []
-        self._chat = load_chat(str(model), Chat())
+        self._chat = load_chat(str(model), ChatSettings())
 
     def sample(
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings

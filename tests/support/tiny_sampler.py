@@ -11,7 +11,7 @@ from tests.support.tiny_model import reference_scores
 
 def write_true_probe(folder: Path, weights: Path | None = None) -> Path:
     """Write the probe of ``weights`` (by default those in ``folder``) into ``folder``."""
-    chat = load_chat(str(folder), config.Chat())
+    chat = load_chat(str(folder), config.ChatSettings())
     sequences = probe_sequences(chat.vocab_size, chat.special_ids)
     write_probe(folder, sequences, reference_scores(weights or folder, sequences), "float32")
     return folder
@@ -20,4 +20,4 @@ def write_true_probe(folder: Path, weights: Path | None = None) -> Path:
 def vllm_process(log: Path, **settings: object) -> SamplerProcess:
     """A process that will hold a float32 vLLM engine."""
     sampler = config.VllmSampler.model_validate({"dtype": "float32", "retries": 0, "start_timeout": 400, **settings})
-    return SamplerProcess(sampler, config.Chat(), log)
+    return SamplerProcess(sampler, config.ChatSettings(), log)

@@ -8,7 +8,7 @@ import typer
 from pipeline.config import preset_names
 from pipeline.errors import UserError
 
-SUFFIXES = (".yaml", ".yml")
+_SUFFIXES = (".yaml", ".yml")
 
 
 def complete_presets(incomplete: str) -> list[str]:
@@ -24,7 +24,7 @@ def complete_items(incomplete: str) -> list[str]:
     given = Path(incomplete)
     folder = given if incomplete.endswith("/") else given.parent
     found = sorted(folder.iterdir()) if folder.is_dir() else []
-    names = [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix in SUFFIXES]
+    names = [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix in _SUFFIXES]
     return [name for name in [*names, setting] if name.startswith(incomplete)]
 
 

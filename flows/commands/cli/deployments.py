@@ -15,7 +15,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="at most so many runs at 
 
 def up(port: Port = 4200, pool: Pool = "prefloop", limit: Limit = None) -> None:
     """Start Prefect's server, its UI and a worker on this machine; all end together."""
-    from flows.commands.serve import up as run_all
+    from flows.commands.serve import run_server_and_worker as run_all
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise typer.Exit(run_all(port, pool, limit))
@@ -77,7 +77,7 @@ def deploy(
 
 def serve(pool: Pool = "prefloop", limit: Limit = None) -> None:
     """Run deployments on this machine, for the server of 'prefloop up' or your own."""
-    from flows.commands.serve import serve as run_worker
+    from flows.commands.serve import run_worker
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise typer.Exit(run_worker(pool, limit))

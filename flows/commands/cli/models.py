@@ -36,6 +36,6 @@ def export(
     ] = None,
 ) -> None:
     """Write a round's policy to a folder that transformers and vLLM load, with its tokenizer and a model card."""
-    from flows.commands.export import export as export_policy
+    from flows.commands.export import export_policy
 
     print(export_policy(run_folder, folder, round_))

@@ -18,9 +18,9 @@ def approve(
 ) -> None:
     """Answer a run that its gate has paused or stopped; the command that ran it then goes on."""
     from flows.prefect_api.decision_form import release
-    from flows.run_folder.approvals import answer
+    from flows.run_folder.approvals import answer_gate
 
-    print(answer(run_folder, round_, decision, by, reason))
+    print(answer_gate(run_folder, round_, decision, by, reason))
     released = release(run_folder)
     if released is not None:
         print(f"Prefect's flow run {released}, which waited for it, goes on")

@@ -38,9 +38,9 @@ def init(
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-7,
 ) -> None:
     """Write a config with comments; asks on a terminal for what no option says. Overwrites nothing."""
-    from flows.commands.init import answered, write_config
+    from flows.commands.init import ask_missing, write_config
 
-    given = answered(mode, model, data, scorer, loss, rounds, learning_rate)
+    given = ask_missing(mode, model, data, scorer, loss, rounds, learning_rate)
     file = write_config(folder, given)
     print(f"{file}\nprefloop check {file}\nprefloop run {file}")
 

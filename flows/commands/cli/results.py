@@ -42,7 +42,7 @@ def verify(
 ) -> None:
     """Check every file of a run against its SHA-256; exit code 1 if one is damaged."""
     from flows.commands.verify import print_verification
-    from flows.commands.verify import verify as read_all
+    from flows.commands.verify import verify_run as read_all
 
     found = read_all(run_folder)
     print_verification(found, as_json)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from flows.report.charts import Histogram
 from flows.report.facts import RoundFacts
 from flows.report.html.figures import Line, bars_figure, histogram_figure, lines_figure
-from flows.report.html.panel import Panel, Runs, label_of
+from flows.report.html.panel import Panel, Runs, run_label
 from flows.report.html.run_facts import RunFacts
 
 # Histograms of one figure.
@@ -125,6 +125,6 @@ def _per_round(runs: Runs, curves: Sequence[tuple[str, Callable[[RoundFacts], fl
             known = [(facts.round, value) for facts in run.rounds if (value := read(facts)) is not None]
             if known:
                 colour = number if len(runs) > 1 else place
-                name = label_of(run, label, len(runs) > 1, len(curves) > 1)
+                name = run_label(run, label, len(runs) > 1, len(curves) > 1)
                 lines.append(Line(name, [x for x, _ in known], [y for _, y in known], colour, dash=place))
     return lines

@@ -14,14 +14,14 @@ from plotly.offline import get_plotlyjs
 
 from flows.report.charts import Histogram
 
-COLOURS = ("#2b83c6", "#d55e00", "#009e73", "#b5649a", "#9a7b1c", "#7c7c88")
+_COLOURS = ("#2b83c6", "#d55e00", "#009e73", "#b5649a", "#9a7b1c", "#7c7c88")
 MARKS = ("circle", "square", "diamond", "triangle-up", "x", "star")
-PATTERNS = ("", "/", "x", ".", "-", "+", "|", "\\")
+_PATTERNS = ("", "/", "x", ".", "-", "+", "|", "\\")
 DASHES = ("solid", "dash", "dot", "dashdot")
 CONFIG = {"displayModeBar": False, "responsive": True}
 HEIGHT = 250
 # Pixels of one row of a legend, and of the narrowest figure.
-ENTRY, NARROW = 20, 330
+_ENTRY, NARROW = 20, 330
 # Points of one line; longer ones are means of as many stretches.
 POINTS = 400
 
@@ -70,9 +70,9 @@ def lines_figure(
                 figure.add_trace(trace)
         figure.add_trace(_trace(line, marks))
     if level is not None:
-        figure.add_hline(y=level, line={"dash": "dot", "width": 1, "color": COLOURS[-1]})
+        figure.add_hline(y=level, line={"dash": "dot", "width": 1, "color": _COLOURS[-1]})
     for bound in bounds:
-        figure.add_vline(x=bound, line={"dash": "dot", "width": 1, "color": COLOURS[-1]})
+        figure.add_vline(x=bound, line={"dash": "dot", "width": 1, "color": _COLOURS[-1]})
     if len({y for line in lines for y in line.y}) == 1:
         # Around one value the library would show a range of two, whatever its size.
         figure.update_yaxes(rangemode="tozero")
@@ -93,7 +93,7 @@ def bars_figure(
                 x=list(labels),
                 y=list(values),
                 name=name,
-                marker={"color": COLOURS[place % len(COLOURS)], "line": {"width": 0}, "pattern": _pattern(place)},
+                marker={"color": _COLOURS[place % len(_COLOURS)], "line": {"width": 0}, "pattern": _pattern(place)},
             )
         )
     figure.update_layout(barmode="stack", bargap=0.35)
@@ -116,7 +116,7 @@ def histogram_figure(found: Sequence[tuple[str, Histogram]], *, x_title: str) ->
                 line={
                     "shape": "hv",
                     "width": 2,
-                    "color": COLOURS[place % len(COLOURS)],
+                    "color": _COLOURS[place % len(_COLOURS)],
                     "dash": DASHES[place % len(DASHES)],
                 },
             )
@@ -130,7 +130,7 @@ def library() -> str:
 
 
 def _trace(line: Line, marks: bool) -> go.Scatter:
-    colour = COLOURS[line.colour % len(COLOURS)]
+    colour = _COLOURS[line.colour % len(_COLOURS)]
     return go.Scatter(
         x=list(line.x),
         y=list(line.y),
@@ -146,7 +146,7 @@ def _trace(line: Line, marks: bool) -> go.Scatter:
 
 def _band(line: Line) -> list[go.Scatter]:
     assert line.band is not None, "the caller looks"
-    red, green, blue = (int(COLOURS[line.colour % len(COLOURS)][place : place + 2], 16) for place in (1, 3, 5))
+    red, green, blue = (int(_COLOURS[line.colour % len(_COLOURS)][place : place + 2], 16) for place in (1, 3, 5))
     plain = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
     low, high = line.band
     return [
@@ -156,14 +156,14 @@ def _band(line: Line) -> list[go.Scatter]:
 
 
 def _pattern(place: int) -> dict[str, object]:
-    shape = PATTERNS[place % len(PATTERNS)]
+    shape = _PATTERNS[place % len(_PATTERNS)]
     return {"shape": shape, "size": 6, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "#ffffff"}
 
 
 def _layout(x_title: str, y_format: str, labels: Sequence[str]) -> go.Layout:
     # The legend is below; its entries stand in columns as wide as the longest.
     columns = max(1, NARROW // (60 + 7 * max(map(len, labels), default=0)))
-    legend = ENTRY * math.ceil(len(labels) / columns) if len(labels) > 1 else 0
+    legend = _ENTRY * math.ceil(len(labels) / columns) if len(labels) > 1 else 0
     return go.Layout(
         template="none",
         height=HEIGHT + legend,

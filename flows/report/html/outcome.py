@@ -6,7 +6,7 @@ A panel without numbers is left out.
 from dataclasses import dataclass
 
 from flows.report.html.figures import Line, lines_figure
-from flows.report.html.panel import Panel, Runs, label_of
+from flows.report.html.panel import Panel, Runs, run_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def _of_metric(runs: Runs, metric: Metric) -> Panel | None:
             spread = any(low != high for low, high in bands)
             lines.append(
                 Line(
-                    label_of(run, label, several, len(metric.names) > 1),
+                    run_label(run, label, several, len(metric.names) > 1),
                     [facts.round for facts in known],
                     points,
                     colour=number if several else place,

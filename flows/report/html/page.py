@@ -16,7 +16,7 @@ from flows.report.html.run_facts import RunFacts
 from flows.report.html.training import training_panels
 from pipeline.safe_text import visible
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def render_report(runs: Runs) -> str:
         "time": time_panels(runs),
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         runs=runs,
         title=runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         cards=[_card(run) for run in runs],
@@ -68,14 +68,16 @@ def _card(run: RunFacts) -> dict[str, Any]:
             numbers.append(("KL to start", f"{last.kl_to_start:.3f}", "nats per token"))
         if last.response_length is not None and first.response_length is not None:
             numbers.append(("length", f"{last.response_length:.0f}", f"tokens, from {first.response_length:.0f}"))
-    numbers.append(("time", duration(sum(facts.seconds for facts in run.rounds)), f"{len(run.trained)} rounds trained"))
+    numbers.append(
+        ("time", rounded_time(sum(facts.seconds for facts in run.rounds)), f"{len(run.trained)} rounds trained")
+    )
     cost = sum(facts.label_cost for facts in run.rounds)
     if cost:
         numbers.append(("labels", f"{cost:.4g}", "currency of the config"))
     return {"run": run, "numbers": numbers, "verdict": _verdict(run)}
 
 
-def duration(seconds: float) -> str:
+def rounded_time(seconds: float) -> str:
     """In the largest unit that leaves a number above 1."""
     for size, unit in ((3600.0, "h"), (60.0, "min")):
         if seconds >= size:
@@ -185,7 +187,7 @@ def _memory(runs: Runs) -> Table | None:
                     name.replace("_", " ") if len(runs) == 1 else f"{run.name} · {name.replace('_', ' ')}",
                     f"{sum(stage.rows for stage in found):,}",
                     f"{tokens:,}" if tokens else "–",
-                    duration(seconds),
+                    rounded_time(seconds),
                     f"{(tokens or sum(stage.rows for stage in found)) / seconds:,.0f}" if seconds else "–",
                     *(f"{peak / 2**30:.2f}" if peak else "–" for peak in peaks),
                 ]

@@ -18,7 +18,7 @@ class Panel:
     note: str = ""
 
 
-def label_of(run: RunFacts, label: str, several_runs: bool, several_metrics: bool) -> str:
+def run_label(run: RunFacts, label: str, several_runs: bool, several_metrics: bool) -> str:
     """A line's name in the legend."""
     parts = [run.name] if several_runs else []
     return " · ".join([*parts, *([label] if several_metrics or not several_runs else [])])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from flows.report.charts import thinned
 from flows.report.facts import RoundFacts
 from flows.report.html.figures import POINTS, Line, lines_figure
-from flows.report.html.panel import Panel, Runs, label_of
+from flows.report.html.panel import Panel, Runs, run_label
 from flows.report.html.run_facts import RunFacts
 from pipeline.training.step_log import StepReport
 
@@ -77,7 +77,7 @@ def _of_steps(
                 continue
             x, y = (thinned(column, POINTS) for column in zip(*known, strict=True))
             lines.append(
-                Line(label_of(run, label, several, len(curves) > 1), x, y, number if several else place, dash=place)
+                Line(run_label(run, label, several, len(curves) > 1), x, y, number if several else place, dash=place)
             )
     if not lines:
         return None

@@ -16,7 +16,7 @@ from pipeline.storage.seals import Seals
 from pipeline.training.step_log import StepReport
 from pipeline.types import Group, TextPair, derive_seed
 from reward_models.silver import Members
-from reward_models.training.gold import held_out, passes, ranked_rightly
+from reward_models.training.gold import gold_accuracy, held_out, passes
 from reward_models.training.train import train_on
 
 
@@ -111,7 +111,7 @@ def _accuracy(members: Sequence[Path], gold: Sequence[Group]) -> tuple[float | N
     """Of the members' mean margin."""
     if not gold:
         return None, 0
-    return ranked_rightly(gold, [sum(margins) for margins in Members(members).margins(gold)])
+    return gold_accuracy(gold, [sum(margins) for margins in Members(members).margins(gold)])
 
 
 def accepted(context: Context, round_: int) -> list[Path] | None:

@@ -16,11 +16,11 @@ from pipeline.storage.atomic import json_line, write_text
 from pipeline.storage.rows import read_groups, write_groups
 from pipeline.types import Group
 from reward_models.build import build_labeller
-from reward_models.people.people import Answers, answered, question, questions_page, read_answers
-from reward_models.training.gold import choose, comparison
+from reward_models.people.people import Answers, question, questions_page, read_answers, with_votes
+from reward_models.training.gold import choose_comparisons, comparison_of
 
 # Comparisons labelled between two commits to disk: what was paid for is kept.
-SHARD = 64
+_SHARD = 64
 
 
 def gold(context: Context, round_: int, folder: Path) -> Outcome:
@@ -47,18 +47,18 @@ def gold(context: Context, round_: int, folder: Path) -> Outcome:
 def _chosen(context: Context, round_: int, settings: Discriminator) -> list[Group]:
     groups = read_groups(context.run.stage(round_, "samples").folder)
     seed = context.config.seed
-    candidates = [found for group in groups if (found := comparison(group, seed, round_)) is not None]
+    candidates = [found for group in groups if (found := comparison_of(group, seed, round_)) is not None]
     rule, margins = settings.select, list[tuple[float, ...]]()
     if rule != "random":
         known = member_margins(context, round_ - 1, candidates)
         rule, margins = ("random", []) if known is None else (rule, known)
-    return choose(candidates, bought(settings, context.config.rounds, round_), rule, margins, seed, round_)
+    return choose_comparisons(candidates, bought(settings, context.config.rounds, round_), rule, margins, seed, round_)
 
 
 def _of_scorer(context: Context, round_: int, folder: Path, chosen: Sequence[Group]) -> dict[str, JsonValue]:
     """Have ``chosen`` labelled; what the labels cost."""
     assert context.config.scorer is not None, "the config's validator asks for a scorer"
-    parts = [chosen[start : start + SHARD] for start in range(0, len(chosen), SHARD)]
+    parts = [chosen[start : start + _SHARD] for start in range(0, len(chosen), _SHARD)]
     shards = [Shard(f"shard_{n:05d}.parquet", len(part), partial(list[Group], part)) for n, part in enumerate(parts)]
     with open_accounts(context, round_, "gold") as accounts:
         return label_shards(context, folder, shards, build_labeller(context.config.scorer, accounts), accounts)
@@ -82,7 +82,7 @@ def _of_people(context: Context, round_: int, chosen: Sequence[Group], settings:
         note = f"waiting for {file}" + (f"; {answers.faults[0]}" if answers.faults else "")
         context.report(len(answers.votes), len(chosen), note)
         if len(answers.votes) == len(chosen):
-            return [answered(group, answers.votes[group.id]) for group in chosen]
+            return [with_votes(group, answers.votes[group.id]) for group in chosen]
         if settings.wait is not None and time.monotonic() - started >= settings.wait:
             raise Paused(_unanswered(round_, place, answers, len(chosen)))
         time.sleep(settings.poll)

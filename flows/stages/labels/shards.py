@@ -14,7 +14,7 @@ from pipeline.storage.atomic import json_text, write_text
 from pipeline.storage.rows import read_group_file, write_groups
 from pipeline.storage.seals import Seals
 from pipeline.types import Group
-from reward_models.answers.accounts import Accounts, Tally, summary
+from reward_models.answers.accounts import Accounts, Tally, label_summary
 from reward_models.answers.cache import LabelCache
 from reward_models.answers.missing import FINAL
 from reward_models.answers.spending import Ledger
@@ -77,7 +77,7 @@ def label_shards(
             raise RunError(_too_few(context, scored, responses, _tallies(folder)))
     # Of this try alone: shards that an earlier one has left took no time here.
     rate: dict[str, JsonValue] = {"labels_per_second": made / spent} if spent > 0 else {}
-    return {**rate, **summary(_tallies(folder), accounts)}
+    return {**rate, **label_summary(_tallies(folder), accounts)}
 
 
 def _too_few(context: Context, scored: int, responses: int, tallies: list[Tally]) -> str:

@@ -12,7 +12,7 @@ from pipeline.config import Composition
 from pipeline.config.loss.components import GivenWeights
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RunError
-from pipeline.storage.rows import read_groups, read_preferences, read_rows
+from pipeline.storage.rows import read_groups, read_preference_rows, read_rows
 from pipeline.storage.tables import Row
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.reference import contrastive_weights, dispersions, with_reference
@@ -29,7 +29,7 @@ def round_examples(context: Context, round_: int) -> Iterator[Example]:
     each other with one prompt.
     """
     loss = context.config.loss
-    preferences = read_preferences(context.run.stage(round_, "pairs").folder)
+    preferences = read_preference_rows(context.run.stage(round_, "pairs").folder)
     drawn = _calibration(context, round_) if needs_of(loss).calibration else {}
     examples = (
         replace(_example(preference, loss), calibration=_drawn(drawn.get(preference.prompt.id)))

@@ -36,15 +36,15 @@ from pipeline.training.reference_cache import (
     DamagedEntryError,
     ReferenceCache,
     entry_key,
-    model_digest,
     require_stored,
     tokens_digest,
+    weights_digest,
 )
 from pipeline.training.self_test import SAME_MODEL, SAME_MODEL_RESPONSE
 from pipeline.types import derive_seed
 
 # Examples of a shard: what is in memory at a time, and what a kill can cost.
-SHARD = 1024
+_SHARD = 1024
 # Examples that are computed again of what the cache gives.
 SPOT_CHECKED = 8
 
@@ -126,7 +126,7 @@ class _Scores:
             self._compute(place)
             return
         cache = ReferenceCache(self._context.run.root / given)
-        model = model_digest(local_folder(self._pass.model))
+        model = weights_digest(local_folder(self._pass.model))
         key = entry_key(tokens_digest(self._examples), model, training.dtype, self._pass.entropy)
         if _taken(place) or (not place.exists() and self._take(cache, key, place, origin)):
             origin.cached.append(self._pass.name)
@@ -182,7 +182,7 @@ class _Scores:
     def _compute(self, place: Path) -> None:
         place.mkdir(exist_ok=True)
         seals = Seals(place)
-        for number, start in enumerate(range(0, len(self._examples), SHARD)):
+        for number, start in enumerate(range(0, len(self._examples), _SHARD)):
             file = place / f"shard_{number:05d}.parquet"
             if not seals.hold(file.name):
                 write_table(file, REFERENCE, self._rows(start), seals.of(file.name))
@@ -190,7 +190,7 @@ class _Scores:
     def _rows(self, start: int) -> Iterator[Row]:
         """Of the shard that begins with the example ``start``."""
         training = self._context.config.training
-        examples = self._examples[start : start + SHARD]
+        examples = self._examples[start : start + _SHARD]
         rows = sum(len(example.continuations) for example in examples)
 
         def report(done: int) -> None:

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from flows.stages.context import Context, Outcome, policy_chat
 from flows.stages.data import warm_start_texts
-from flows.stages.training.train import OFFENDING, fit, kept_where
+from flows.stages.training.train import OFFENDING_ROWS, fit, kept_where
 from pipeline.config import PretrainedPolicy, ScratchPolicy
 from pipeline.errors import RowsError, UserError
 from pipeline.losses import load_preset
@@ -26,7 +26,7 @@ from pipeline.types import Prompt, derive_seed
 BASE = "base"
 
 
-def start(context: Context, folder: Path) -> Outcome:
+def start_policy(context: Context, folder: Path) -> Outcome:
     """The policy that round 1 samples from."""
     config = context.config
     match config.policy:
@@ -93,7 +93,7 @@ def _keep_offending_texts(context: Context, folder: Path, error: RowsError) -> N
         for index, (prompt, text) in enumerate(warm_start_texts(context))
         if f"{prompt.id}-{index}" in suspects
     )
-    write_table(folder / OFFENDING, TEXTS, rows)
+    write_table(folder / OFFENDING_ROWS, TEXTS, rows)
     error.args = (f"{error}\n  {kept_where(folder)}",)
 
 

@@ -26,9 +26,9 @@ from pipeline.types import derive_seed
 
 # In folders of their own: engines load every *.safetensors beside a model as its weights.
 HEADS = "heads"
-OPTIMISER = "optimiser/state.safetensors"
+_OPTIMISER = "optimiser/state.safetensors"
 EXAMPLES = "examples.arrow"
-OFFENDING = "offending.parquet"
+OFFENDING_ROWS = "offending.parquet"
 
 
 def train_round(context: Context, round_: int, folder: Path) -> Outcome:
@@ -126,14 +126,14 @@ def _files(context: Context, round_: int, folder: Path) -> Files:
     before = context.run.stage(parent(context.run, context.config, round_), "policy").folder
     carries = context.config.training.optimiser_state == "carried"
     if carries and context.writes:
-        (folder / OPTIMISER).parent.mkdir(exist_ok=True)
+        (folder / _OPTIMISER).parent.mkdir(exist_ok=True)
     return Files(
         folder / CHECKPOINTS,
         carried=Carry(
-            before / OPTIMISER if carries and (before / OPTIMISER).is_file() else None,
+            before / _OPTIMISER if carries and (before / _OPTIMISER).is_file() else None,
             before / HEADS if (before / HEADS).is_dir() else None,
         ),
-        kept=Carry(folder / OPTIMISER if carries else None, folder / HEADS),
+        kept=Carry(folder / _OPTIMISER if carries else None, folder / HEADS),
     )
 
 
@@ -158,10 +158,10 @@ def kept_where(folder: Path) -> str:
     """Where a run that diverged left what one needs to look at."""
     place = newest_checkpoint(folder / CHECKPOINTS)
     weights = "those before are the stage's inputs" if place is None else f"the last good ones are in {place}"
-    return f"the rows are in {folder / OFFENDING}; weights: {weights}"
+    return f"the rows are in {folder / OFFENDING_ROWS}; weights: {weights}"
 
 
 def _keep_offending_rows(context: Context, round_: int, folder: Path, error: RowsError) -> None:
     """What the failed step was trained on, beside the last good checkpoint."""
-    keep_rows(context, round_, error.example_ids, folder / OFFENDING)
+    keep_rows(context, round_, error.example_ids, folder / OFFENDING_ROWS)
     error.args = (f"{error}\n  {kept_where(folder)}",)

@@ -34,7 +34,7 @@ from pipeline.config.loss.terms import (
     Calibration,
     DataLabel,
     EntropyDispersion,
-    Head,
+    HeadSettings,
     Label,
     Link,
     MallowsPhiLink,
@@ -92,7 +92,7 @@ class Composition(Closed):
     margin: Margin = NoMargin()
     link: Link = PlainLink(kind="none")
     terms: tuple[Term, ...] = Field((), description="beside the term of link: one-sided terms")
-    head: Head | None = Field(None, description="of a loss over K responses, in place of link and terms")
+    head: HeadSettings | None = Field(None, description="of a loss over K responses, in place of link and terms")
     label: Label = DataLabel()
     weight: float = Field(1.0, gt=0, description="A, of the preference terms")
     unscale: Literal[0, 1, 2] = Field(0, description="the preference terms are divided by β to this power")

@@ -23,7 +23,7 @@ from pipeline.config.loss.terms import RewardLabel, WinLabel
 
 REWARDS = frozenset({"reward_chosen", "reward_rejected"})
 # What training examples are: a text to imitate, a pair, one response marked good or bad, K responses.
-Kind = Literal["text", "pair", "unpaired", "group"]
+ExampleKind = Literal["text", "pair", "unpaired", "group"]
 # Quantities of each token that a model can compute besides its log-probability.
 Fact = Literal["kl", "collision", "entropy", "hidden", "reference_hidden", "reference_last_hidden"]
 OF_REFERENCE: frozenset[Fact] = frozenset({"kl", "reference_hidden", "reference_last_hidden"})
@@ -93,7 +93,7 @@ class Needs:
         """
         return self.unpaired and not self.contrast
 
-    def mismatched(self, kind: Kind) -> bool:
+    def mismatched(self, kind: ExampleKind) -> bool:
         """Whether examples of ``kind`` carry a response to another prompt (KTO); pairs need none."""
         return kind == "unpaired" and self.baseline
 

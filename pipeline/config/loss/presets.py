@@ -14,7 +14,7 @@ from pydantic import ValidationError, model_validator
 
 from pipeline.config.loss.composition import Composition
 
-Tree = dict[str, Any]
+_Tree = dict[str, Any]
 
 # configs/ lies beside pipeline/ both in a checkout and in an installed package.
 PRESETS = Path(__file__).parents[3] / "configs" / "loss"
@@ -58,7 +58,7 @@ def preset_names() -> list[str]:
     return sorted(file.stem for file in PRESETS.glob("*.yaml"))
 
 
-def resolve(name: str, overrides: Mapping[str, Any]) -> Tree:
+def resolve(name: str, overrides: Mapping[str, Any]) -> _Tree:
     """The plain form of preset ``name`` with ``overrides``, for the schema to validate.
 
     Raises:
@@ -69,7 +69,7 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> Tree:
         raise ValueError(f"preset: {name!r} is ambiguous; it could mean:\n    " + "\n    ".join(AMBIGUOUS[plain]))
     if name not in preset_names():
         raise ValueError(f"preset: {name!r} is not a loss; one of {', '.join(preset_names())}")
-    tree: Tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    tree: _Tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
     composition = Composition.model_validate(tree)
     for key, value in overrides.items():
         _override(name, tree, composition, key, value)
@@ -96,7 +96,7 @@ def settings_of(composition: Composition) -> dict[str, Any]:
     return found
 
 
-def _override(name: str, tree: Tree, composition: Composition, key: str, value: Any) -> None:
+def _override(name: str, tree: _Tree, composition: Composition, key: str, value: Any) -> None:
     if key == "reference_free":
         _drop_reference(name, tree, composition, value)
     elif key in Composition.model_fields and key not in DOCUMENTATION:
@@ -119,7 +119,7 @@ def _override(name: str, tree: Tree, composition: Composition, key: str, value: 
         tree[component] = {**(whole if isinstance(whole, dict) else {"kind": whole}), leaf: value}
 
 
-def _as_overridden(tree: Tree, preset: Composition) -> Composition:
+def _as_overridden(tree: _Tree, preset: Composition) -> Composition:
     """What ``tree`` says so far, whose components may be of other kinds; the preset where it is not whole yet."""
     try:
         return Composition.model_validate(tree)
@@ -134,7 +134,7 @@ def _paths(composition: Composition) -> set[str]:
     return of_terms | {f"{field}.{leaf}" for field, part in components.items() for leaf in part if leaf != "kind"}
 
 
-def _numbers_of(term: Tree) -> list[str]:
+def _numbers_of(term: _Tree) -> list[str]:
     """What of a one-sided term is a setting rather than what makes the loss the one that it is."""
     return ["coefficient", *(["target"] if isinstance(term["target"], float) and term["target"] != 0 else [])]
 
@@ -147,7 +147,7 @@ def _laid_over(old: Any, new: Any) -> Any:
     return {**base, **new} if new.get("kind", base.get("kind")) == base.get("kind") else new
 
 
-def _drop_reference(name: str, tree: Tree, composition: Composition, value: Any) -> None:
+def _drop_reference(name: str, tree: _Tree, composition: Composition, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"reference_free: {value!r}: true or false")
     if not value:

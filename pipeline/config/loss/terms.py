@@ -137,7 +137,7 @@ class RankHead(Closed):
     kind: Literal["rank"] = "rank"
 
 
-Head = Annotated[ListHead | RankHead, Field(discriminator="kind"), BY_NAME]
+HeadSettings = Annotated[ListHead | RankHead, Field(discriminator="kind"), BY_NAME]
 
 # ---------------------------------------------------------------- scale and dispersion
 

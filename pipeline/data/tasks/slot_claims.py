@@ -12,7 +12,7 @@ from typing import Literal
 
 from pipeline.data.tasks import slot_wordings as say
 
-Role = Literal["name", "near"]
+SlotRole = Literal["name", "near"]
 _KNOWN_PLACES = re.compile(
     r"\b(?:[Tt]he )?("
     + "|".join(re.escape(place.removeprefix("The ")) for place in sorted(say.PLACES, key=len, reverse=True))
@@ -25,7 +25,7 @@ class Claims:
     """``values``: closed slot -> lower-case values; ``places``: (place key, ``near`` after a word such as 'near')."""
 
     values: dict[str, set[str]]
-    places: tuple[tuple[str, Role], ...]
+    places: tuple[tuple[str, SlotRole], ...]
 
 
 def read_claims(text: str, own_places: Iterable[str] = ()) -> Claims:
@@ -79,11 +79,11 @@ def _value(match: re.Match[str]) -> str:
     return (match.lastgroup or "").replace("_", " ")
 
 
-def _places(text: str, own: Iterable[str]) -> tuple[str, list[tuple[str, Role]]]:
+def _places(text: str, own: Iterable[str]) -> tuple[str, list[tuple[str, SlotRole]]]:
     """The text with all known places blanked out, and all places."""
     keys = sorted({place_key(place) for place in own}, key=len, reverse=True)
     patterns = [re.compile(rf"\b(?:the )?({re.escape(key)})\b", re.IGNORECASE) for key in keys]
-    found: list[tuple[str, Role]] = []
+    found: list[tuple[str, SlotRole]] = []
     for pattern in [*patterns, _KNOWN_PLACES]:
         for match in list(pattern.finditer(text)):
             is_landmark = say.BEFORE_LANDMARK.search(text[: match.start()])

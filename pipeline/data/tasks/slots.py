@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pipeline.data.tasks.slot_claims import Role, fold, place_key, read_claims
+from pipeline.data.tasks.slot_claims import SlotRole, fold, place_key, read_claims
 from pipeline.data.tasks.slot_wordings import WORDINGS
 from pipeline.types import Group
 
@@ -103,7 +103,7 @@ def slot_findings(mr: dict[str, str], text: str) -> dict[str, tuple[bool, int]]:
     return findings
 
 
-def _places_findings(mr: dict[str, str], places: tuple[tuple[str, Role], ...]) -> dict[str, tuple[bool, int]]:
+def _places_findings(mr: dict[str, str], places: tuple[tuple[str, SlotRole], ...]) -> dict[str, tuple[bool, int]]:
     name = place_key(mr["name"]) if "name" in mr else None
     near = place_key(mr["near"]) if "near" in mr else None
     findings: dict[str, tuple[bool, int]] = {}

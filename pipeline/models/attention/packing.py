@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Ids = tuple[int, ...]
+_Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,19 @@ class Packed:
         )
 
 
-def pack(rows: Sequence[tuple[Ids, Ids]]) -> Packed:
+def pack(rows: Sequence[tuple[_Ids, _Ids]]) -> Packed:
     """The stream of ``rows``, each a prompt and its continuation; equal prompts and equal rows are there once.
 
     Raises:
         ValueError: a prompt without tokens, whose continuation's first token would follow nothing.
     """
-    trees: dict[Ids, dict[Ids, int]] = {}
+    trees: dict[_Ids, dict[_Ids, int]] = {}
     for prompt, ids in rows:
         if not prompt:
             raise ValueError("a row without prompt tokens")
         trees.setdefault(prompt, {}).setdefault(ids, len(trees[prompt]) + 1)
-    starts: dict[tuple[Ids, Ids], tuple[int, int]] = {}
-    pieces: list[Ids] = []
+    starts: dict[tuple[_Ids, _Ids], tuple[int, int]] = {}
+    pieces: list[_Ids] = []
     positions, branch, lengths = [], [], []
     at = 0
     for prompt, continuations in trees.items():

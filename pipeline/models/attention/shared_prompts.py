@@ -19,7 +19,7 @@ from pipeline.models.attention.flex import attend_flexibly, block_mask
 from pipeline.models.attention.packing import Packed, pack
 from pipeline.models.attention.spans import Parts, attend_in_spans, parts
 
-NAME = "prefloop_shared"
+_NAME = "prefloop_shared"
 # Of the trial's logits, in their standard deviations.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
@@ -86,8 +86,8 @@ def attend(
 
 def share(model: Any) -> None:
     """Make ``model`` attend through ``attend``, which without a layout is what it was before: the usual SDPA."""
-    if model.config._attn_implementation != NAME:
-        model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != _NAME:
+        model.set_attn_implementation(_NAME)
 
 
 def trial(model: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
@@ -165,5 +165,5 @@ def stream_arguments(packed: Packed) -> dict[str, Any]:
     }
 
 
-AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(_NAME, attend)
+AttentionMaskInterface.register(_NAME, sdpa_mask)

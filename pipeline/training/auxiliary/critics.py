@@ -83,7 +83,7 @@ class PairStates:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class CriticScores:
     """Of one critic, each [B]: the policy's response of its side, and the reference's chosen and rejected ones."""
 
     policy: Tensor
@@ -129,15 +129,15 @@ class Critics(nn.Module):
             self.requires_grad_(True)
         return chosen, rejected
 
-    def scores(self, policy: PairStates, reference: PairStates) -> tuple[Scores, Scores]:
+    def scores(self, policy: PairStates, reference: PairStates) -> tuple[CriticScores, CriticScores]:
         """What the critic of chosen and that of rejected responses say; no gradient reaches the states."""
         ours, theirs = policy.detached(), reference.detached()
         return (
-            Scores(self.of_chosen(ours.chosen, ours.chosen_mask), *_both(self.of_chosen, theirs)),
-            Scores(self.of_rejected(ours.rejected, ours.rejected_mask), *_both(self.of_rejected, theirs)),
+            CriticScores(self.of_chosen(ours.chosen, ours.chosen_mask), *_both(self.of_chosen, theirs)),
+            CriticScores(self.of_rejected(ours.rejected, ours.rejected_mask), *_both(self.of_rejected, theirs)),
         )
 
-    def loss(self, chosen: Scores, rejected: Scores) -> Tensor:
+    def loss(self, chosen: CriticScores, rejected: CriticScores) -> Tensor:
         """The critics' own loss of each pair, [B].
 
         Relativistic average: each kind of response is held against the running mean of the next. Of the chosen side

@@ -26,11 +26,11 @@ from pipeline.losses import GroupBatch, PairBatch, UnpairedBatch
 from pipeline.models.token_logps import TokenFacts, at_tokens, plain_model, response_places
 from pipeline.training.auxiliary.critics import SIDES, Critics, PairStates
 from pipeline.training.auxiliary.heads import MaskHead, PriorHead, ValueHead, activation_mask
-from pipeline.training.batches.collate import Batch
-from pipeline.training.optimiser import Group
+from pipeline.training.batches.collate import TokenBatch
+from pipeline.training.optimiser import ParameterGroup
 from pipeline.types import derive_seed
 
-FILE = "heads.safetensors"
+_FILE = "heads.safetensors"
 # Of their names among the parameters of a run, so that they cannot be taken for the policy's.
 PREFIX = "heads."
 
@@ -88,9 +88,9 @@ class AuxiliaryModules(nn.Module):
         """What changes without a gradient, under names that no policy has: spectral norms, running means."""
         return {PREFIX + name: b for name, b in self.named_buffers()}
 
-    def groups(self, settings: Optimisation) -> list[Group]:
+    def groups(self, settings: Optimisation) -> list[ParameterGroup]:
         """For the optimiser; ``settings``: the run's rate, and the weight decay of what has none of its own."""
-        groups: list[Group] = []
+        groups: list[ParameterGroup] = []
         for name, module in self.named_children():
             own = {f"{PREFIX}{name}.{inner}": p for inner, p in module.named_parameters()}
             decay, rate = settings.weight_decay, 1.0
@@ -103,7 +103,7 @@ class AuxiliaryModules(nn.Module):
                 rate = self.loss.advantage.head_learning_rate / settings.learning_rate
             if isinstance(module, Critics) and self.loss.adversary is not None:
                 rate = self.loss.adversary.learning_rate_ratio
-            groups.append(Group(own, decay, rate))
+            groups.append(ParameterGroup(own, decay, rate))
         return groups
 
     def token_facts(self, facts: TokenFacts, mask: Tensor) -> TokenFacts:
@@ -118,7 +118,7 @@ class AuxiliaryModules(nn.Module):
         return replace(facts, weights=said.get("weights"), kl_weights=said.get("kl_weights"), prior=said.get("prior"))
 
     def pair_facts(
-        self, found: PairBatch | UnpairedBatch | GroupBatch, facts: TokenFacts, batch: Batch
+        self, found: PairBatch | UnpairedBatch | GroupBatch, facts: TokenFacts, batch: TokenBatch
     ) -> PairBatch | UnpairedBatch | GroupBatch:
         """``found``, filled up with what value head and critics say of each pair."""
         if not isinstance(found, PairBatch) or facts.hidden is None:
@@ -136,7 +136,7 @@ class AuxiliaryModules(nn.Module):
         """Whether they must ``observe`` the whole batch before its pass with gradient: critics without means yet."""
         return self.critics is not None and not self.critics.started
 
-    def observe(self, facts: TokenFacts, batch: Batch) -> Tensor | None:
+    def observe(self, facts: TokenFacts, batch: TokenBatch) -> Tensor | None:
         """Rows of one micro-batch for ``begin``, on the CPU; None where they do not wait."""
         if self.critics is None or self.critics.started:
             return None
@@ -148,7 +148,7 @@ class AuxiliaryModules(nn.Module):
         if self.critics is not None and observed:
             self.critics.update_means(torch.cat([*observed], dim=1).mean(1).to(self.critics.means.device))
 
-    def extra_loss(self, facts: TokenFacts, batch: Batch) -> ExtraLoss | None:
+    def extra_loss(self, facts: TokenFacts, batch: TokenBatch) -> ExtraLoss | None:
         """Their own loss on a micro-batch, which no gradient of reaches the policy; None if they have none."""
         if self.critics is None:
             return None
@@ -179,7 +179,7 @@ class AuxiliaryModules(nn.Module):
         tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
         if tensors:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / FILE)
+            save_file(tensors, folder / _FILE)
 
     def load(self, folder: Path) -> None:
         """Go on with those in ``folder``; nothing where there are none to load.
@@ -191,13 +191,13 @@ class AuxiliaryModules(nn.Module):
         if not own:
             return
         try:
-            tensors = load_file(folder / FILE)
+            tensors = load_file(folder / _FILE)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder / FILE}: cannot read these heads: {error}") from None
+            raise UserError(f"{folder / _FILE}: cannot read these heads: {error}") from None
         differing = [name for name, t in own.items() if name not in tensors or tensors[name].shape != t.shape]
         if differing or len(tensors) != len(own):
             unknown = differing or sorted(set(tensors) - set(own))
-            raise UserError(f"{folder / FILE}: heads of another loss or model ({unknown[0]} does not fit)")
+            raise UserError(f"{folder / _FILE}: heads of another loss or model ({unknown[0]} does not fit)")
         self.load_state_dict(tensors)
 
 
@@ -211,19 +211,19 @@ def modules_for(model: Any, reference: Any | None, loss: Composition, seed: int)
     return AuxiliaryModules(loss, own.hidden_size, other.num_hidden_layers, other.hidden_size, seed).train()
 
 
-def policy_states(facts: TokenFacts, batch: Batch) -> PairStates:
+def policy_states(facts: TokenFacts, batch: TokenBatch) -> PairStates:
     """The policy's last hidden states at the responses of a batch of pairs, with gradient."""
     assert facts.hidden is not None, "asked for with the critics"
     return _states(facts.hidden, batch)
 
 
-def reference_states(facts: TokenFacts, batch: Batch) -> PairStates:
+def reference_states(facts: TokenFacts, batch: TokenBatch) -> PairStates:
     """The reference's."""
     assert facts.reference_hidden is not None, "asked for with the critics"
     return _states(facts.reference_hidden[-1], batch)
 
 
-def _states(hidden: Tensor, batch: Batch) -> PairStates:
+def _states(hidden: Tensor, batch: TokenBatch) -> PairStates:
     """Cut at the rows of chosen and rejected responses."""
     chosen, rejected = batch.block(0), batch.block(1)
     inside = response_places(batch.mask)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config.loss.needs import Kind, Needs
+from pipeline.config.loss.needs import ExampleKind, Needs
 from pipeline.losses import GroupBatch, PairBatch, Side, UnpairedBatch
 from pipeline.models.attention.packing import Packed, pack
 from pipeline.models.token_logps import TokenFacts
@@ -46,7 +46,7 @@ def plan_epoch(
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TokenBatch:
     """The tensors of one forward pass: ``blocks`` blocks of equally many rows, one row an example.
 
     Blocks of pairs: chosen, rejected and, if the loss reads it, calibration; of unpaired responses: these and
@@ -72,7 +72,7 @@ class Batch:
         packed: the rows as one stream, or None.
     """
 
-    kind: Kind
+    kind: ExampleKind
     examples: tuple[Example, ...]
     blocks: int
     ids: Tensor
@@ -95,13 +95,13 @@ class Batch:
         """Positions that a forward pass computes."""
         return self.ids.numel() if self.packed is None else len(self.packed.ids)
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device) -> "TokenBatch":
         """The same batch on ``device``."""
         values = {field.name: self.__getattribute__(field.name) for field in fields(self)}
         moved: dict[str, Any] = {
             name: v.to(device) if isinstance(v, Tensor | Packed) else v for name, v in values.items()
         }
-        return Batch(**moved)
+        return TokenBatch(**moved)
 
     def block(self, index: int) -> slice:
         """The rows of block ``index`` that stand for an example."""
@@ -174,7 +174,7 @@ def collate(
     filler: Example | None = None,
     responses: int | None = None,
     packing: bool = False,
-) -> Batch:
+) -> TokenBatch:
     """Tensors of ``examples``, which are all of one kind.
 
     Args:
@@ -195,7 +195,7 @@ def collate(
     prompts, continuations = [e.prompt_ids for _ in blocks for e in filled], [c for block in blocks for c in block]
     padded = PaddedRows(prompts, continuations)
     edited = first.kind == "pair" and needs is not None and "edited" in needs
-    return Batch(
+    return TokenBatch(
         kind=first.kind,
         examples=tuple(examples),
         blocks=len(blocks),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
-from pipeline.config.loss.needs import Kind, Needs
+from pipeline.config.loss.needs import ExampleKind, Needs
 from pipeline.errors import UserError
 
 # One natural-log probability a response token.
@@ -52,7 +52,7 @@ class Example:
 
     id: str
     prompt_ids: tuple[int, ...]
-    kind: Kind
+    kind: ExampleKind
     responses: tuple[Continuation, ...]
     soft_label: float = 1.0
     desirable: bool | None = None
@@ -158,7 +158,7 @@ def check_examples(examples: Sequence[Example], name: str, needs: Needs) -> Surv
     if not examples:
         raise UserError("training: no examples")
     lengths, tokens, digest = array("i"), array("i"), hashlib.sha256()
-    kind: Kind | None = None
+    kind: ExampleKind | None = None
     for e in examples:
         kind = kind or e.kind
         if e.kind != kind:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.config import Optimisation
 from pipeline.config.loss.needs import Needs
-from pipeline.training.batches.collate import Batch, collate
+from pipeline.training.batches.collate import TokenBatch, collate
 from pipeline.training.batches.examples import Example
 
 
@@ -39,7 +39,7 @@ def micro_batches(
     needs: Needs | None = None,
     seed: int = 0,
     epoch: int = 0,
-) -> Iterator[Batch]:
+) -> Iterator[TokenBatch]:
     """This process's share of a global batch, largest examples first, so that memory runs out at once or never.
 
     Every process gets the same number of forward passes with the same number of rows; where there

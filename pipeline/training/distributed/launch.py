@@ -15,8 +15,8 @@ from pipeline.config.files import read_yaml
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import UserError
 
-Kind = Literal["DDP", "FSDP2", "DeepSpeed"]
-KINDS: dict[str, Kind] = {
+_Kind = Literal["DDP", "FSDP2", "DeepSpeed"]
+_KINDS: dict[str, _Kind] = {
     "NO": "DDP",
     "MULTI_CPU": "DDP",
     "MULTI_GPU": "DDP",
@@ -99,7 +99,7 @@ class Launch(_Section):
         zero: with DeepSpeed.
     """
 
-    kind: Kind = Field("DDP", alias="distributed_type")
+    kind: _Kind = Field("DDP", alias="distributed_type")
     processes: int = Field(1, ge=1, alias="num_processes")
     machines: Literal[1] = Field(1, alias="num_machines")
     cpu: bool = Field(False, alias="use_cpu")
@@ -157,16 +157,16 @@ def _read(file: Path) -> Launch:
     named = plain.get("distributed_type", "NO")
     # YAML reads a bare NO, which accelerate writes, as false.
     named = "NO" if named is False else named
-    if not isinstance(named, str) or named not in KINDS:
-        raise UserError(f"{file}: distributed_type: must be one of {', '.join(KINDS)}, not {named!r}")
+    if not isinstance(named, str) or named not in _KINDS:
+        raise UserError(f"{file}: distributed_type: must be one of {', '.join(_KINDS)}, not {named!r}")
     cpu = plain.get("use_cpu", False) or named == "MULTI_CPU"
-    given: dict[str, JsonValue] = {**plain, "distributed_type": KINDS[named], "use_cpu": cpu}
+    given: dict[str, JsonValue] = {**plain, "distributed_type": _KINDS[named], "use_cpu": cpu}
     if given.get("mixed_precision") is False:
         given["mixed_precision"] = "no"
     # A file for one kind may still hold the section of another.
-    if KINDS[named] != "FSDP2":
+    if _KINDS[named] != "FSDP2":
         given["fsdp_config"] = None
-    if KINDS[named] != "DeepSpeed":
+    if _KINDS[named] != "DeepSpeed":
         given["deepspeed_config"] = None
     try:
         launch = Launch.model_validate({name: v for name, v in given.items() if v is not None})

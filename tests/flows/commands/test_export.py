@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flows.commands.export import export
+from flows.commands.export import export_policy
 from flows.report.model_card import write_card
-from flows.run_folder.approvals import approve
+from flows.run_folder.approvals import record_approval
 from flows.stages.context import Context
 from pipeline.config import SamplingSettings
 from pipeline.config.files import dump_config
@@ -46,7 +46,7 @@ def scores(folder: Path) -> torch.Tensor:
 
 def test_transformers_and_vllm_load_what_was_trained(trained: Context, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "model"
-    assert "round 1 of tiny" in export(trained.run.root, out, None)
+    assert "round 1 of tiny" in export_policy(trained.run.root, out, None)
     assert not {file.name for file in out.iterdir()} & {"probe.json", "steps.jsonl", "manifest.json", "optimiser"}
     assert [file.name for file in out.parent.iterdir()] == ["model"]
 
@@ -69,23 +69,23 @@ def test_nothing_is_written_over_or_by_halves(trained: Context, tmp_path: Path) 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     with pytest.raises(UserError, match="is there and not empty"):
-        export(root, tmp_path / "full", None)
+        export_policy(root, tmp_path / "full", None)
     with pytest.raises(UserError, match=r"no policy of round 2 yet; rounds that have one: 0, 1"):
-        export(root, tmp_path / "other", 2)
+        export_policy(root, tmp_path / "other", 2)
     with pytest.raises(UserError, match="not a run folder"):
-        export(tmp_path, tmp_path / "other", None)
+        export_policy(tmp_path, tmp_path / "other", None)
     for round_ in (0, 1):
         weights = trained.policy_path(round_) / "model.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         try:
             with pytest.raises(RunError, match=r"model.safetensors: not what its manifest says"):
-                export(root, tmp_path / "other", round_)
+                export_policy(root, tmp_path / "other", round_)
         finally:
             weights.write_bytes(whole)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["full"]
     (tmp_path / "empty").mkdir()
-    export(root, tmp_path / "empty", 0)
+    export_policy(root, tmp_path / "empty", 0)
     assert (tmp_path / "empty" / "config.json").is_file()
 
 
@@ -97,8 +97,8 @@ def test_cards_are_of_policies_that_were_promoted(trained: Context, tmp_path: Pa
     try:
         assert write_card(run, config, 1) is None
         # The best round is what is exported.
-        assert "round 0 of tiny" in export(run.root, tmp_path / "best", None)
-        approve(run.root, 1, "promote", "me")
+        assert "round 0 of tiny" in export_policy(run.root, tmp_path / "best", None)
+        record_approval(run.root, 1, "promote", "me")
         assert write_card(run, config, 1) is not None
     finally:
         shutil.rmtree(run.stage(1, "gate").folder)

@@ -90,7 +90,7 @@ def test_one_that_another_process_completes_while_data_is_read_is_taken(
 ) -> None:
     read_data, out = reward_model.read_data, tmp_path / "out"
 
-    def meanwhile(config: RewardModelConfig) -> reward_model.Data:
+    def meanwhile(config: RewardModelConfig) -> reward_model._Data:
         monkeypatch.undo()
         make(job, out)
         return read_data(config)

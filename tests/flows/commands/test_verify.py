@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.__main__ import app
-from flows.commands.verify import verify
+from flows.commands.verify import verify_run
 from flows.run_folder.stage_table import reads
 from flows.stages.context import Context
 from flows.stages.run import run_stage
@@ -50,7 +50,7 @@ def rewritten(context: Context, title: str, **changes: object) -> None:
 
 
 def test_a_whole_run_is_as_it_was_written(run: Context) -> None:
-    found = verify(run.run.root)
+    found = verify_run(run.run.root)
     assert not found.faults and len(found.stages) == 4 + 2 * 7
     assert {stage.state for stage in found.stages} == {"intact"}
     on_disk = [file for file in run.run.root.glob("round_*/*/**/*") if file.is_file() and file.name != MANIFEST]
@@ -69,7 +69,7 @@ def test_a_whole_run_is_as_it_was_written(run: Context) -> None:
 )
 def test_a_flipped_bit_is_found_when_the_file_is_read(run: Context, title: str, name: str, what: str) -> None:
     flip_a_bit(run.run.root / title / name)
-    (fault,) = verify(run.run.root).faults
+    (fault,) = verify_run(run.run.root).faults
     assert fault.file == run.run.root / title / name and fault.what.startswith(what)
 
 
@@ -91,7 +91,7 @@ def test_truncated_missing_and_strange_files_are_named(run: Context) -> None:
     shard.write_bytes(shard.read_bytes()[:-7])
     (root / "round_001/policy/model.safetensors").unlink()
     (root / "round_002/policy/more.safetensors").write_bytes(b"strange")
-    named = {str(fault.file.relative_to(root)): fault.what for fault in verify(root).faults}
+    named = {str(fault.file.relative_to(root)): fault.what for fault in verify_run(root).faults}
     size = shard.stat().st_size
     assert named == {
         "round_001/labels/shard_00000.parquet": f"has {size} bytes instead of {size + 7}",
@@ -104,13 +104,13 @@ def test_an_edited_manifest_is_found_whether_or_not_it_is_sealed_anew(run: Conte
     manifest = run.run.root / "round_001/samples" / MANIFEST
     original = manifest.read_text()
     manifest.write_text(original.replace('"rows": 8', '"rows": 9'))
-    (fault,) = verify(run.run.root).faults
+    (fault,) = verify_run(run.run.root).faults
     assert fault.file == manifest and "not as it was written" in fault.what
     with pytest.raises(DamagedError, match=r"round_001/samples/manifest\.json.*--from 1:samples"):
         run.run.stage(1, "samples").require()
     manifest.write_text(original)
     rewritten(run, "round_001/samples", rows=9)
-    told = {fault.stage: fault.what for fault in verify(run.run.root).faults}
+    told = {fault.stage: fault.what for fault in verify_run(run.run.root).faults}
     assert told == {"round_001/labels": "was made from another round_001/samples than is there"}
     with pytest.raises(DamagedError, match="was made from another round_001/samples"):
         run_stage(run, 1, "labels")
@@ -119,7 +119,7 @@ def test_an_edited_manifest_is_found_whether_or_not_it_is_sealed_anew(run: Conte
 def test_another_seed_or_place_in_a_sealed_manifest_is_found(run: Context) -> None:
     rewritten(run, "round_002/evaluation", seed=7)
     rewritten(run, "round_002/average" if run.config.training.reference == "ema" else "round_001/evaluation", round=2)
-    whats = [fault.what for fault in verify(run.run.root).faults]
+    whats = [fault.what for fault in verify_run(run.run.root).faults]
     assert "its key is not that of its settings and inputs" in whats
     assert "is the manifest of round 2, evaluation" in whats
 
@@ -129,7 +129,7 @@ def test_the_users_own_model_is_checked_too(job: Path, run: Context, tmp_path: P
     shutil.copytree(model, tmp_path / "kept")
     try:
         flip_a_bit(model / "model.safetensors")
-        (fault,) = verify(run.run.root).faults
+        (fault,) = verify_run(run.run.root).faults
         assert fault.file == model / "model.safetensors"
         shutil.rmtree(run.run.stage(1, "samples").folder)
         with pytest.raises(DamagedError, match="put back the model that the run was started with"):
@@ -198,7 +198,7 @@ def test_the_command_names_damage_and_its_exit_code_tells(run: Context) -> None:
 
 def test_no_run_folder_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a run folder"):
-        verify(tmp_path)
+        verify_run(tmp_path)
 
 
 def test_an_incomplete_stage_cannot_be_read(run: Context) -> None:

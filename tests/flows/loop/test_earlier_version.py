@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.storage.digests import file_sha256
-from pipeline.storage.rows import read_preferences
+from pipeline.storage.rows import read_preference_rows
 from pipeline.storage.run_folder import RunFolder
 from tests.support.places import ROOT
 from tests.support.tiny_loop import prefloop
@@ -61,7 +61,7 @@ def metrics(run: RunFolder, stage: str) -> dict[str, Any]:
 
 
 def trained_on(run: RunFolder) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    pairs = read_preferences(run.stage(2, "pairs").folder)
+    pairs = read_preference_rows(run.stage(2, "pairs").folder)
     return [(pair.prompt.id, pair.chosen.token_ids, pair.rejected.token_ids) for pair in pairs]
 
 
@@ -164,7 +164,7 @@ def test_labels_and_reference_log_probs_come_from_its_caches(home: dict[str, str
     labels, reference = (run.stage(1, name).require().metrics for name in ("labels", "reference"))
     assert (labels["questions"], labels["cache_hit_rate"]) == (24, 1.0)
     assert (reference["passes"], reference["cache_refused"]) == ({"reference_0": "cache"}, {})
-    pairs, earlier = ([*read_preferences(one.stage(1, "pairs").folder)] for one in (run, before))
+    pairs, earlier = ([*read_preference_rows(one.stage(1, "pairs").folder)] for one in (run, before))
     assert pairs == earlier and len(pairs) == 5
 
 

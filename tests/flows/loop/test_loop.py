@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage.rows import read_groups, read_preferences
+from pipeline.storage.rows import read_groups, read_preference_rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import read_steps
 from tests.support.tiny_loop import prefloop
@@ -61,7 +61,7 @@ def test_tokens_go_from_sampler_to_loss_unchanged(finished: Path) -> None:
         for group in read_groups(run.stage(1, "samples").folder)
         for response in group.responses
     }
-    pairs = list(read_preferences(run.stage(1, "pairs").folder))
+    pairs = list(read_preference_rows(run.stage(1, "pairs").folder))
     assert len(pairs) == run.stage(1, "pairs").require().rows > 20
     for pair in pairs:
         assert sampled[pair.prompt.id, pair.chosen.token_ids] == pair.chosen
@@ -79,7 +79,7 @@ def test_the_first_step_of_each_round_starts_at_the_reference(finished: Path) ->
 def test_held_out_prompts_are_never_trained_on(finished: Path) -> None:
     run = RunFolder(finished)
     held_out = {group.prompt.id for group in read_groups(run.stage(2, "evaluation").folder / "sampled")}
-    trained = {pair.prompt.id for round_ in (1, 2) for pair in read_preferences(run.stage(round_, "pairs").folder)}
+    trained = {pair.prompt.id for round_ in (1, 2) for pair in read_preference_rows(run.stage(round_, "pairs").folder)}
     assert len(held_out) == 16 and not held_out & trained
 
 
@@ -139,7 +139,7 @@ training: {{learning_rate: 1.0e-3, batch_size: 8, epochs: 2, reference: fixed}}
     assert rounds[0]["held_out_accuracy"] == 0.5
     assert rounds[2]["held_out_accuracy"] > 0.9 and rounds[2]["held_out_margin"] > rounds[1]["held_out_margin"] > 0
     run = RunFolder(tmp_path / "run")
-    slices = [{pair.prompt.id for pair in read_preferences(run.stage(round_, "pairs").folder)} for round_ in (1, 2)]
+    slices = [{pair.prompt.id for pair in read_preference_rows(run.stage(round_, "pairs").folder)} for round_ in (1, 2)]
     assert [len(ids) for ids in slices] == [24, 24] and not slices[0] & slices[1]
     # The handshake has checked that the start policy answered, though the sampler held that of round 1 in between.
     assert [run.stage(round_, "calibration").require().rows for round_ in (1, 2)] == [24, 24]

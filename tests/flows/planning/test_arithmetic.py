@@ -8,7 +8,7 @@ import pytest
 from transformers import LlamaConfig
 
 from flows.planning import measure as plan_processes
-from flows.planning.arithmetic import Parameters, Round, TrainerMemory, carried_on, disk_use, seconds
+from flows.planning.arithmetic import ParameterCounts, Round, TrainerMemory, carried_on, disk_use, seconds
 from flows.planning.counts import of_length, stand_in
 from flows.planning.machine import free_memory
 from flows.planning.measure import apart, of_several
@@ -56,7 +56,7 @@ def layer_parameters() -> int:
 def test_parameters_are_counted_without_weights_and_tied_ones_once(tied: bool, tables: int) -> None:
     counted = Probed(llama(tied), DPO).parameters(LAYERS)
     expected = LAYERS * layer_parameters() + HIDDEN + tables * VOCABULARY * HIDDEN
-    assert counted == Parameters(expected, expected, 0)
+    assert counted == ParameterCounts(expected, expected, 0)
 
 
 def test_an_adapter_alone_is_trained() -> None:
@@ -64,7 +64,7 @@ def test_an_adapter_alone_is_trained() -> None:
     counted = Probed(llama(), DPO, Lora(rank=4)).parameters(LAYERS)
     # A matrix of [out, in] gets 4 · (out + in): four square ones and three of the feed-forward part in a layer.
     adapter = LAYERS * 4 * (4 * 2 * HIDDEN + 3 * (HIDDEN + INNER))
-    assert counted == Parameters(plain.total + adapter, adapter, 0)
+    assert counted == ParameterCounts(plain.total + adapter, adapter, 0)
 
 
 def test_what_a_loss_trains_beside_the_policy_counts() -> None:
@@ -78,7 +78,7 @@ def test_a_config_keeps_its_first_layers_and_what_is_said_of_them() -> None:
 
 
 def test_memory_of_training_adds_up() -> None:
-    memory = TrainerMemory(Parameters(100, 10, 5), activations=7, reference_beside=True)
+    memory = TrainerMemory(ParameterCounts(100, 10, 5), activations=7, reference_beside=True)
     assert memory.parts == {"weights": 4 * 205, "gradients": 60, "optimiser": 120, "activations": 7}
     assert memory.total == 820 + 187 and memory.above_model == 1007 - 400
 
@@ -101,7 +101,13 @@ def test_rates_that_are_not_known_give_no_seconds_but_scoring_follows_training()
 
 def test_disk_holds_what_the_run_keeps_and_the_checkpoints_of_one_training() -> None:
     used = disk_use(
-        COUNTS, Parameters(1000, 1000), made_start=True, carried=True, averaged=True, checkpoints=True, iterative=True
+        COUNTS,
+        ParameterCounts(1000, 1000),
+        made_start=True,
+        carried=True,
+        averaged=True,
+        checkpoints=True,
+        iterative=True,
     )
     assert used.start["policy"] == 4000
     assert {name: used.round[name] for name in ("policy", "optimiser", "average", "reference")} == {
@@ -122,7 +128,7 @@ def test_disk_is_what_a_round_of_the_quickstart_wrote() -> None:
     # 2,000 prompts x 4 responses of 183,688 tokens together; best against worst.
     counts = Round(2000, 4, 40.0, 22.96, 2000, 2, 40.0, 22.96, 200, 2, 1, 1.0)
     used = disk_use(
-        counts, Parameters(1, 1), made_start=True, carried=False, averaged=False, checkpoints=False, iterative=True
+        counts, ParameterCounts(1, 1), made_start=True, carried=False, averaged=False, checkpoints=False, iterative=True
     ).round
     written = {"samples": 1_476_213, "labels": 1_490_423, "pairs": 880_557, "reference": 539_923}
     assert {name: used[name] / size for name, size in written.items()} == pytest.approx(
@@ -133,7 +139,7 @@ def test_disk_is_what_a_round_of_the_quickstart_wrote() -> None:
 def test_an_adapter_is_saved_merged() -> None:
     used = disk_use(
         COUNTS,
-        Parameters(1100, 100),
+        ParameterCounts(1100, 100),
         made_start=False,
         carried=False,
         averaged=False,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.commands.verify import verify
+from flows.commands.verify import verify_run
 from flows.planning.machine import stage_bytes
 from flows.report.terminal import read_rounds
 from flows.run_folder.redo import set_aside
@@ -91,7 +91,7 @@ def test_a_disk_that_fills_stops_the_stage_and_room_lets_it_go_on(
     told = str(error.value)
     assert "the disk is full, or a limit is reached (No space left on device)" in told
     assert f"while round_001/{stage} was written" in told and "bytes were to be written" in told
-    assert digests(run.run) == before and not verify(run.run.root).faults
+    assert digests(run.run) == before and not verify_run(run.run.root).faults
     filler.unlink()
     complete(run)
     assert digests(run.run) == digests(whole.run)
@@ -105,7 +105,7 @@ def test_the_trainers_process_says_so_too_though_its_log_is_on_the_same_disk(run
     with Workers(run.run.root, run.config) as workers, pytest.raises(RunError) as error:
         workers.run_stage(1, "policy", lambda done, total, note: None)
     assert "No space left on device" in str(error.value) and "Traceback" not in str(error.value)
-    assert not verify(run.run.root).faults
+    assert not verify_run(run.run.root).faults
 
 
 def test_a_stage_that_has_no_room_is_not_begun(run: Context, disk: Path, job: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_limit_on_the_size_of_files_is_told_too(run: Context) -> None:
 def test_a_read_only_run_is_shown_and_verified_and_not_written(run: Context, disk: Path) -> None:
     set_aside(run.run, run.config, 1, "evaluation")
     command("mount", "-o", "remount,ro", str(disk))
-    assert len(read_rounds(run.run.root)) == 1 and not verify(run.run.root).faults
+    assert len(read_rounds(run.run.root)) == 1 and not verify_run(run.run.root).faults
     with pytest.raises(RunError, match=r"cannot be written \(Read-only file system\), while round_001/evaluation was"):
         run_stage(run, 1, "evaluation")
 

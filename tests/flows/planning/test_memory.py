@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.planning.arithmetic import STATE_BYTES, Parameters, TrainerMemory
+from flows.planning.arithmetic import STATE_BYTES, ParameterCounts, TrainerMemory
 from flows.planning.memory import held_together
 from pipeline.config import Optimisation
 from pipeline.training.distributed.launch import Launch
@@ -13,7 +13,7 @@ GIVEN = {"num_processes": 2}
 
 
 def memory(optimiser: str = "adamw") -> TrainerMemory:
-    return TrainerMemory(Parameters(100, 100), 64, reference_beside=True, state_bytes=STATE_BYTES[optimiser])
+    return TrainerMemory(ParameterCounts(100, 100), 64, reference_beside=True, state_bytes=STATE_BYTES[optimiser])
 
 
 def held(*, device: bool, optimiser: Any = "adamw", **given: Any) -> tuple[dict[str, int], frozenset[str]]:

@@ -67,7 +67,7 @@ def test_a_server_that_is_gone_costs_a_warning_and_not_the_run(
 
 
 def test_a_server_that_does_not_answer_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(outbox, "_CLOSE_SECONDS", 0.2)
     held = threading.Event()
 
     def hang(client: SyncPrefectClient) -> None:

@@ -20,7 +20,7 @@ from prefect.states import Cancelling, Running
 
 from flows.prefect_api import states as prefect_states
 from flows.prefect_api.server import prefect_api
-from flows.prefect_api.states import FILE, true_states
+from flows.prefect_api.states import FLOW_RUN_FILE, true_states
 from pipeline.errors import RunError
 
 
@@ -55,7 +55,7 @@ def client(server: psutil.Process) -> Iterator[SyncPrefectClient]:
 
 
 def last_of(root: Path) -> str:
-    return str(json.loads((root / FILE).read_text())["flow_run"])
+    return str(json.loads((root / FLOW_RUN_FILE).read_text())["flow_run"])
 
 
 def history(client: SyncPrefectClient, flow_run: str) -> list[str]:
@@ -98,8 +98,10 @@ def test_what_was_killed_is_marked_when_the_run_goes_on(
 ) -> None:
     zombie = client.create_flow_run(rounds, parameters={}, state=state())  # type: ignore[arg-type]
     assert rounds(tmp_path, lambda: None) == "report"
-    last = json.loads((tmp_path / FILE).read_text())
-    (tmp_path / FILE).write_text(json.dumps({**last, "flow_run": str(zombie.id), "host": "node7", "pid": 4711}))
+    last = json.loads((tmp_path / FLOW_RUN_FILE).read_text())
+    (tmp_path / FLOW_RUN_FILE).write_text(
+        json.dumps({**last, "flow_run": str(zombie.id), "host": "node7", "pid": 4711})
+    )
     assert rounds(tmp_path, lambda: None) == "report"
     marked = client.read_flow_run(zombie.id).state
     assert marked is not None and marked.name == end
@@ -114,7 +116,7 @@ def test_what_was_killed_is_marked_when_the_run_goes_on(
     "text", ["", "{}", '{"flow_run": "x"}', json.dumps({"flow_run": "0" * 32, "host": "", "pid": 1})]
 )
 def test_a_flow_run_that_this_server_does_not_know_is_let_be(server: psutil.Process, tmp_path: Path, text: str) -> None:
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / FLOW_RUN_FILE).write_text(text)
     assert rounds(tmp_path, lambda: None) == "report"
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from flows.preflight.labellers import check_answer, check_scorer, check_second
-from pipeline.config import RunConfig, Scorer, compares
+from pipeline.config import RunConfig, ScorerSettings, compares
 from pipeline.errors import UserError
 from pipeline.types import Message, Prompt
 from tests.support.tiny_model import save_tiny_model
@@ -22,12 +22,12 @@ PROMPTS = [
 UNANSWERED = Prompt((Message("user", "and then?"),))
 
 
-def scorer(plain: dict[str, Any]) -> Scorer:
-    found: Scorer = TypeAdapter(Scorer).validate_python(plain)
+def scorer(plain: dict[str, Any]) -> ScorerSettings:
+    found: ScorerSettings = TypeAdapter(ScorerSettings).validate_python(plain)
     return found
 
 
-def check(settings: Scorer, prompts: Sequence[Prompt] = PROMPTS) -> None:
+def check(settings: ScorerSettings, prompts: Sequence[Prompt] = PROMPTS) -> None:
     check_scorer(settings)
     for prompt in prompts:
         check_answer(settings, prompt)

@@ -9,7 +9,7 @@ from flows.report.facts import RoundFacts
 from flows.report.gather import evaluated_rounds, round_facts
 from flows.stages.context import Context
 from flows.stages.run import run_stage
-from pipeline.storage.rows import read_groups, read_preferences
+from pipeline.storage.rows import read_groups, read_preference_rows
 from pipeline.types import Group, Pair
 from tests.support.gates import decided
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train
@@ -45,7 +45,7 @@ def test_metrics_are_those_of_the_evaluation(context: Context, facts: RoundFacts
 
 
 def test_yield_and_margins_are_those_of_the_pairs(context: Context, facts: RoundFacts) -> None:
-    made = [row for row in read_preferences(context.run.stage(1, "pairs").folder) if isinstance(row, Pair)]
+    made = [row for row in read_preference_rows(context.run.stage(1, "pairs").folder) if isinstance(row, Pair)]
     margins = [row.chosen_score - row.rejected_score for row in made]  # type: ignore[operator]
     assert facts.pairs is not None and facts.pairs.rows == len(made) > 0
     assert sum(facts.pairs.margins.counts) == len(margins)

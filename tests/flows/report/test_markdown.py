@@ -5,17 +5,17 @@ from typing import Any
 
 from flows.report.charts import EMPTY, Histogram
 from flows.report.facts import (
-    Comparison,
     DiscriminatorFacts,
     Estimate,
     GateFacts,
     LabelFacts,
     PairFacts,
     RoundFacts,
+    SampleComparison,
     StageFacts,
     TrainingFacts,
 )
-from flows.report.markdown import comparisons_page, report_link, round_page, rounds_rows, sparkline
+from flows.report.markdown import comparisons_page, histogram_line, report_link, round_page, rounds_rows
 from pipeline.training.step_log import StepReport
 
 STEP = StepReport(1, 1, 0.69, 1e-3, 1.0, 0.1, 0.5, -2.0, -2.5, 100, 50, 0.0, 1.0, 100.0)
@@ -54,7 +54,7 @@ ROUND = replace(
     training=TrainingFacts({"first_loss": 0.6931, "loss": 0.41, "margin": 0.9, "accuracy": 0.82}, (STEP,)),
     gate=GateFacts("roll_back", ("reward rises while the second labeller's falls",), 2, {}),
     stages=(StageFacts("samples", 400, 75.0, 30000, 400.0, {"process": 3 << 30}), *START.stages),
-    comparisons=(Comparison("Who?", "a", 1.0, "b", 2.5), Comparison("Where?", "c", None, "d", None)),
+    comparisons=(SampleComparison("Who?", "a", 1.0, "b", 2.5), SampleComparison("Where?", "c", None, "d", None)),
 )
 
 
@@ -118,9 +118,11 @@ def test_comparisons_show_prompt_both_responses_and_scores() -> None:
 
 def test_model_text_stays_inside_its_block() -> None:
     attack = "```\n# owned\n<script>alert(1)</script> ![x](http://evil/x.png)"
-    page = comparisons_page("my-run", replace(ROUND, comparisons=(Comparison(attack, attack, 0.0, "ok", 1.0),)))
+    page = comparisons_page("my-run", replace(ROUND, comparisons=(SampleComparison(attack, attack, 0.0, "ok", 1.0),)))
     assert page.count("````\n```\n# owned") == 2
-    assert "x" * 2001 not in comparisons_page("r", replace(ROUND, comparisons=(Comparison("x" * 9999, "", 0, "", 0),)))
+    assert "x" * 2001 not in comparisons_page(
+        "r", replace(ROUND, comparisons=(SampleComparison("x" * 9999, "", 0, "", 0),))
+    )
 
 
 def test_a_gate_s_reasons_and_names_are_escaped() -> None:
@@ -129,8 +131,8 @@ def test_a_gate_s_reasons_and_names_are_escaped() -> None:
 
 
 def test_bars_of_a_histogram() -> None:
-    assert sparkline(EMPTY) == "–"
-    assert sparkline(Histogram((0.0, 1.0, 2.0, 3.0), (4, 0, 2))) == "0 █ ▅ 3"
+    assert histogram_line(EMPTY) == "–"
+    assert histogram_line(Histogram((0.0, 1.0, 2.0, 3.0), (4, 0, 2))) == "0 █ ▅ 3"
 
 
 def test_the_report_s_address_can_be_copied(tmp_path: Any) -> None:

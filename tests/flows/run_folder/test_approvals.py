@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
-from flows.run_folder.approvals import approval_file, approve, read_approval, read_decision, waiting
+from flows.run_folder.approvals import approval_file, read_approval, read_decision, record_approval, waiting
 from pipeline.errors import RunError, UserError
 from pipeline.storage.run_folder import RunFolder
 from tests.support.gates import decided
@@ -32,12 +32,12 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 def test_an_answer_is_kept_with_who_why_and_when(run: RunFolder) -> None:
     assert waiting(run) == [2]
-    approve(run.root, 2, "roll_back", "ada", "too long")
+    record_approval(run.root, 2, "roll_back", "ada", "too long")
     kept = json.loads(approval_file(run, 2).read_text())
     assert (kept["decision"], kept["by"], kept["reason"]) == ("roll_back", "ada", "too long")
     assert kept["time"].endswith("Z") and waiting(run) == []
     # Nothing has come of it yet.
-    approve(run.root, 2, "stop", "ada")
+    record_approval(run.root, 2, "stop", "ada")
     answered = read_approval(run, 2)
     assert answered is not None and answered.decision == "stop"
 
@@ -76,9 +76,9 @@ def test_a_wrong_answer_is_refused(
 def test_nothing_is_answered_twice_or_where_there_is_no_run(run: RunFolder, tmp_path: Path) -> None:
     run.stage(3, "samples").partial.mkdir(parents=True)
     with pytest.raises(UserError, match=r"round 3 of .* has begun"):
-        approve(run.root, 2, "promote")
+        record_approval(run.root, 2, "promote")
     with pytest.raises(UserError, match="not a run folder"):
-        approve(tmp_path / "none", 2, "promote")
+        record_approval(tmp_path / "none", 2, "promote")
     assert waiting(run) == []
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from flows.loop.opening import prepare_run
 from flows.run_folder import lease
-from flows.run_folder.lease import FILE, Holder, hold, read_holder
+from flows.run_folder.lease import LEASE_FILE, Holder, hold, read_holder
 from pipeline.config.files import load_config
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import write_json
@@ -86,7 +86,7 @@ def test_what_a_killed_process_held_is_taken_over_at_once(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         with hold(tmp_path):
-            assert (holder := read_holder(tmp_path / FILE)) is not None and holder.pid == os.getpid()
+            assert (holder := read_holder(tmp_path / LEASE_FILE)) is not None and holder.pid == os.getpid()
     said = capsys.readouterr().err
     assert f"taken over from process {process.pid} " in said and "waiting" not in said
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -96,7 +96,7 @@ def test_a_holder_elsewhere_that_shows_no_sign_of_life_is_taken_over(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A clock ahead of ours makes nobody alive.
-    write_json(tmp_path / FILE, asdict(replace(ELSEWHERE, beat="2999-01-01T00:00:00Z")))
+    write_json(tmp_path / LEASE_FILE, asdict(replace(ELSEWHERE, beat="2999-01-01T00:00:00Z")))
     started = time.monotonic()
     with hold(tmp_path) as lease:
         assert time.monotonic() - started >= 0.4
@@ -108,7 +108,7 @@ def test_a_holder_elsewhere_that_shows_no_sign_of_life_is_taken_over(
 @pytest.mark.parametrize("full", [False, True])
 def test_a_holder_elsewhere_whose_heart_beats_is_refused(tmp_path: Path, full: bool) -> None:
     # Its clock is years behind ours.
-    file, stop = tmp_path / FILE, threading.Event()
+    file, stop = tmp_path / LEASE_FILE, threading.Event()
     write_json(file, asdict(replace(ELSEWHERE, patience=20.0)))
 
     def beat() -> None:
@@ -134,7 +134,7 @@ def test_a_holder_elsewhere_whose_heart_beats_is_refused(tmp_path: Path, full: b
 def test_a_lease_that_was_half_written_is_waited_for_and_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / FILE).write_text('{"token": ')
+    (tmp_path / LEASE_FILE).write_text('{"token": ')
     with hold(tmp_path, patience=0.2) as lease:
         lease.check()
     assert "taken over from a process that left no name" in capsys.readouterr().err
@@ -165,7 +165,7 @@ def contend(root: Path) -> list[str]:
 
 def test_of_four_that_take_over_at_once_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_locks(monkeypatch)
-    write_json(tmp_path / FILE, asdict(ELSEWHERE))
+    write_json(tmp_path / LEASE_FILE, asdict(ELSEWHERE))
     assert contend(tmp_path) == ["held", "refused", "refused", "refused"]
 
 
@@ -181,7 +181,7 @@ def test_one_gets_it_however_the_takeovers_interleave(tmp_path: Path, monkeypatc
     for attempt in range(100):
         root = tmp_path / str(attempt)
         root.mkdir()
-        write_json(root / FILE, asdict(ELSEWHERE))
+        write_json(root / LEASE_FILE, asdict(ELSEWHERE))
         assert contend(root) == ["held", "refused", "refused", "refused"]
         assert [file.name for file in root.iterdir()] == [".lock"]
 
@@ -190,7 +190,7 @@ def test_a_successor_that_died_before_it_took_over_is_succeeded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without_locks(monkeypatch)
-    write_json(tmp_path / FILE, asdict(ELSEWHERE))
+    write_json(tmp_path / LEASE_FILE, asdict(ELSEWHERE))
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
@@ -203,14 +203,14 @@ def test_a_successor_that_died_before_it_took_over_is_succeeded(
     monkeypatch.setattr(lease, "_runs", lambda holder: False)
     with hold(tmp_path) as held:
         held.check()
-        assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [FILE]
+        assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [LEASE_FILE]
     assert f"taken over from process {os.getpid()} " in capsys.readouterr().err
 
 
 def test_who_was_taken_over_from_notices_and_leaves_the_lease_alone(tmp_path: Path) -> None:
     with hold(tmp_path, every=1.0) as lease:
         lease.require()
-        write_json(tmp_path / FILE, asdict(ELSEWHERE))
+        write_json(tmp_path / LEASE_FILE, asdict(ELSEWHERE))
 
         def lost() -> bool:
             try:
@@ -220,13 +220,13 @@ def test_who_was_taken_over_from_notices_and_leaves_the_lease_alone(tmp_path: Pa
             return False
 
         wait_for(lost)
-    assert (found := read_holder(tmp_path / FILE)) is not None and found.token == "t"
+    assert (found := read_holder(tmp_path / LEASE_FILE)) is not None and found.token == "t"
 
 
 def test_a_heartbeat_that_the_disk_held_up_does_not_undo_a_takeover(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, fsync, held_up = tmp_path / FILE, os.fsync, threading.Event()
+    file, fsync, held_up = tmp_path / LEASE_FILE, os.fsync, threading.Event()
 
     def taken_over_meanwhile(descriptor: int) -> None:
         if threading.current_thread().name == "lease" and not held_up.is_set():
@@ -256,18 +256,18 @@ def test_what_kills_left_of_heartbeats_and_takeovers_goes(tmp_path: Path) -> Non
     for name in ("lease.json.tmp", "lease.json.0123"):
         (tmp_path / name).write_text("{")
     with hold(tmp_path):
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", FILE]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", LEASE_FILE]
 
 
 def test_hearts_beat(tmp_path: Path) -> None:
     with hold(tmp_path, every=0.02):
-        wait_for(lambda: json.loads((tmp_path / FILE).read_text())["beats"] >= 3)
-    assert not (tmp_path / FILE).exists()
+        wait_for(lambda: json.loads((tmp_path / LEASE_FILE).read_text())["beats"] >= 3)
+    assert not (tmp_path / LEASE_FILE).exists()
 
 
 def test_a_folder_that_holds_a_lease_alone_is_empty(tmp_path: Path) -> None:
     job = make_job(tmp_path)
     (tmp_path / "run").mkdir()
-    write_json(tmp_path / "run" / FILE, asdict(ELSEWHERE))
+    write_json(tmp_path / "run" / LEASE_FILE, asdict(ELSEWHERE))
     prepare_run(load_config([job / "offline.yaml"]), tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.yaml"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.commands.verify import verify
+from flows.commands.verify import verify_run
 from flows.run_folder import redo
 from flows.run_folder.approvals import approval_file
 from flows.run_folder.redo import dependents, finish_setting_aside, parse_stage, set_aside
@@ -46,9 +46,9 @@ def test_a_stage_and_what_was_made_from_it_move_and_the_same_command_makes_them_
     (place,) = (root / "set_aside").iterdir()
     assert [title for title in FROM_PAIRS if (root / title).exists()] == []
     assert [title for title in FROM_PAIRS if not (place / title / "manifest.json").is_file()] == []
-    assert not verify(root).faults
+    assert not verify_run(root).faults
     complete(run)
-    assert digests(run.run) == before and not verify(root).faults
+    assert digests(run.run) == before and not verify_run(root).faults
 
 
 def test_evaluations_alone_take_no_policy_with_them(run: Context) -> None:

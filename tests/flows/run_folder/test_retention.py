@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flows.commands.verify import verify
+from flows.commands.verify import verify_run
 from flows.report.terminal import read_rounds
 from flows.run_folder import retention
 from flows.run_folder.inputs import labelling
@@ -75,14 +75,14 @@ def test_the_last_ones_and_the_best_are_kept_and_what_was_freed_is_told(job: Pat
 def test_a_freed_stage_is_complete_and_not_damaged(job: Path, run: RunFolder) -> None:
     context = config(job, run, *LAST)
     assert [stage.title for stage in free_room(run, context.config)] == ["round_001/policy", "round_002/policy"]
-    found = verify(run.root)
+    found = verify_run(run.root)
     states = {stage.stage: stage.state for stage in found.stages}
     assert not found.faults and states["round_001/policy"] == states["round_002/policy"] == "freed"
     assert states["round_003/policy"] == "intact" and len(read_rounds(run.root)) == 4
     assert all(not run_stage(Context(run, context.config), n, "policy") for n in (1, 2, 3))
     # What is left of it is still checked.
     (run.stage(1, "policy").folder / "config.json").write_text("{}")
-    assert [fault.file.name for fault in verify(run.root).faults] == ["config.json"]
+    assert [fault.file.name for fault in verify_run(run.root).faults] == ["config.json"]
 
 
 def test_what_a_stage_to_come_reads_is_kept(job: Path, run: RunFolder) -> None:
@@ -128,9 +128,9 @@ def test_a_kill_while_weights_are_removed_leaves_nothing_that_looks_damaged(
     with pytest.raises(KilledError):
         free_room(run, context.config)
     monkeypatch.undo()
-    assert not verify(run.root).faults
+    assert not verify_run(run.root).faults
     free_room(run, context.config)
-    assert weights(run) == [3] and not verify(run.root).faults
+    assert weights(run) == [3] and not verify_run(run.root).faults
 
 
 def test_a_freed_model_that_is_asked_for_is_named_and_can_be_made_again(

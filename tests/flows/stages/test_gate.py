@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows.run_folder.ancestry import parent, reference_round
-from flows.run_folder.approvals import approve, goes_on, read_decision
+from flows.run_folder.approvals import goes_on, read_decision, record_approval
 from flows.run_folder.stage_keys import stage_key
 from flows.stages.context import Context
 from flows.stages.run import run_stage
@@ -106,7 +106,7 @@ def test_what_a_person_promotes_is_what_later_rounds_are_measured_from(
 ) -> None:
     context = opened(job, start, tmp_path)
     assert gated(context, 1).decision == "pause"
-    approve(tmp_path, 1, "promote", "ada", "long is fine")
+    record_approval(tmp_path, 1, "promote", "ada", "long is fine")
     assert goes_on(context.run, 1) and parent(context.run, context.config, 2) == 1
     # As long as what was promoted: nothing is broken any more.
     second = gated(context, 2)
@@ -169,9 +169,9 @@ def test_a_person_may_stop_or_go_back_and_what_began_meanwhile_is_kept(
 ) -> None:
     context = opened(job, start, tmp_path)
     gated(context, 1)
-    approve(tmp_path, 1, "stop", "ada")
+    record_approval(tmp_path, 1, "stop", "ada")
     assert not goes_on(context.run, 1)
-    approve(tmp_path, 1, "roll_back", "ada")
+    record_approval(tmp_path, 1, "roll_back", "ada")
     assert goes_on(context.run, 1) and parent(context.run, context.config, 2) == 0
 
 

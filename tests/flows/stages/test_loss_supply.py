@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.stages.training.examples import examples_with_reference
-from pipeline.storage.rows import read_groups, read_preferences, read_rows
+from pipeline.storage.rows import read_groups, read_preference_rows, read_rows
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.types import Group, Pair
 from tests.support.tiny_model import reference_scores, save_tiny_model
@@ -156,7 +156,7 @@ def test_an_averaged_reference_can_be_sampled_from(job: Path, tmp_path: Path) ->
 def test_a_loss_over_k_responses_trains_on_groups(job: Path, tmp_path: Path) -> None:
     context = prepared(job, tmp_path / "iterative", "iterative", "loss.preset=rpo_list_bwd")
     supply(context, 1)
-    groups = list(read_preferences(context.run.stage(1, "pairs").folder))
+    groups = list(read_preference_rows(context.run.stage(1, "pairs").folder))
     assert {type(group) for group in groups} == {Group} and len(groups) == 8
     (example, *_), (group, *_) = examples_with_reference(context, 1), groups
     assert isinstance(group, Group) and example.kind == "group" and len(example.responses) == 3
@@ -169,7 +169,7 @@ def test_a_loss_over_k_responses_trains_on_groups(job: Path, tmp_path: Path) -> 
 def test_groups_become_pairs_for_a_loss_on_pairs(job: Path, tmp_path: Path) -> None:
     context = prepared(job, tmp_path, "offline", "loss.preset=rpo_sq", f"pairs.path={job}/groups.jsonl", "rounds=1")
     supply(context, 1)
-    pairs = list(read_preferences(context.run.stage(1, "pairs").folder))
+    pairs = list(read_preference_rows(context.run.stage(1, "pairs").folder))
     assert len(pairs) == 16 and all(isinstance(p, Pair) and p.chosen_score == 1.5 for p in pairs)
     manifest = context.run.stage(1, "pairs").require()
     assert manifest.metrics["kind"] == "pair"
@@ -179,7 +179,7 @@ def test_win_probabilities_are_against_all_samples(job: Path, tmp_path: Path) ->
     context = prepared(job, tmp_path, "iterative", "loss.preset=sppo")
     supply(context, 1)
     groups = {group.prompt.id: group for group in read_groups(context.run.stage(1, "labels").folder)}
-    pairs = list(read_preferences(context.run.stage(1, "pairs").folder))
+    pairs = list(read_preference_rows(context.run.stage(1, "pairs").folder))
     for pair, example in zip(pairs, examples_with_reference(context, 1), strict=True):
         assert isinstance(pair, Pair)
         rewards = [score or 0.0 for score in groups[pair.prompt.id].scores]

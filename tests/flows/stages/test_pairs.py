@@ -17,7 +17,7 @@ from pipeline.config import RunConfig
 from pipeline.config.files import dump_config
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_text
-from pipeline.storage.rows import read_preference_file, read_preferences
+from pipeline.storage.rows import read_preference_file, read_preference_rows
 from pipeline.types import Message, Pair, Preference, Prompt, Response
 from tests.support.tiny_run import begin, make_job, open_context, supply, train
 
@@ -56,7 +56,7 @@ def test_a_share_of_each_round_was_made_by_earlier_ones(job: Path, tmp_path: Pat
     assert all(getattr(row, "chosen").logprobs == () for row in anchor), "they come from the data set"  # noqa: B009
     assert metrics(context, 3)["own"] == len(own) and metrics(context, 1)["replayed"] == {}
     assert sum(metrics(context, 3)["replayed"].values()) == len(replayed)
-    everything = [*read_preferences(context.run.stage(3, "pairs").folder)]
+    everything = [*read_preference_rows(context.run.stage(3, "pairs").folder)]
     assert len(everything) == len(own) + len(replayed) + len(anchor) == context.run.stage(3, "pairs").require().rows
     run_stage(context, 3, "policy")
 

@@ -15,7 +15,7 @@ from flows.stages.run import run_stage
 from pipeline.config.files import load_config
 from pipeline.data.run_data import open_data
 from pipeline.errors import RunError, UserError
-from pipeline.storage.rows import read_preferences, read_rows
+from pipeline.storage.rows import read_preference_rows, read_rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import read_steps
 from tests.support.tiny_model import save_tiny_model
@@ -69,7 +69,7 @@ def test_a_run_that_diverges_stops_and_keeps_rows_and_weights(job: Path, tmp_pat
         train(context, 1)
     partial = context.run.stage(1, "policy").partial
     kept = {row["id"] for row in read_rows(partial)}
-    assert kept and kept <= {pair.id for pair in read_preferences(context.run.stage(1, "pairs").folder)}
+    assert kept and kept <= {pair.id for pair in read_preference_rows(context.run.stage(1, "pairs").folder)}
     assert str(partial / "offending.parquet") in str(caught.value)
     assert list((partial / "checkpoints").rglob("*.safetensors"))
     assert context.run.stage(1, "policy").manifest() is None
@@ -138,7 +138,9 @@ def test_slices_of_the_pairs_cover_the_file_once(job: Path, tmp_path: Path) -> N
     context = start(job, tmp_path)
     for round_ in (1, 2, 3):
         run_stage(context, round_, "pairs")
-    found = [pair.id for round_ in (1, 2, 3) for pair in read_preferences(context.run.stage(round_, "pairs").folder)]
+    found = [
+        pair.id for round_ in (1, 2, 3) for pair in read_preference_rows(context.run.stage(round_, "pairs").folder)
+    ]
     assert len(found) == len(set(found)) == 30
 
 

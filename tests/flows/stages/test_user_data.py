@@ -10,7 +10,7 @@ import pytest
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config.files import load_config
-from pipeline.storage.rows import read_preferences
+from pipeline.storage.rows import read_preference_rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import read_steps
 from pipeline.types import Group, Pair
@@ -52,7 +52,7 @@ def losses(context: Context) -> list[float]:
 
 def test_three_votes_are_soft_labels(tmp_path: Path, model: Path) -> None:
     context = trained("pandalm", tmp_path, model)
-    pairs = [row for row in read_preferences(context.run.stage(1, "pairs").folder) if isinstance(row, Pair)]
+    pairs = [row for row in read_preference_rows(context.run.stage(1, "pairs").folder) if isinstance(row, Pair)]
     labels = Counter(round(pair.soft_label, 3) for pair in pairs)
     assert set(labels) <= {1.0, 0.667, 0.833, 0.5} and labels[1.0] > len(pairs) / 2
     found = losses(context)
@@ -63,7 +63,7 @@ def test_three_votes_are_soft_labels(tmp_path: Path, model: Path) -> None:
 @pytest.mark.parametrize(("name", "loss"), [("mtbench", "rpo_list_fwd"), ("gsm8k", "infonca")])
 def test_ranked_responses_are_groups_with_their_ties(name: str, loss: str, tmp_path: Path, model: Path) -> None:
     context = trained(name, tmp_path, model, f"loss.preset={loss}")
-    groups = [row for row in read_preferences(context.run.stage(1, "pairs").folder) if isinstance(row, Group)]
+    groups = [row for row in read_preference_rows(context.run.stage(1, "pairs").folder) if isinstance(row, Group)]
     assert groups and {len(group.responses) for group in groups} <= {2, 3, 4}
     assert any(len(set(group.scores)) < len(group.scores) for group in groups)
     if name == "gsm8k":

@@ -265,7 +265,7 @@ def test_the_child_ends_with_its_parent(tmp_path: Path, fatal: signal.Signals) -
 
 
 def test_close_lets_an_idle_child_end_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child_module, "CLOSE_SECONDS", 50.0)
+    monkeypatch.setattr(child_module, "_CLOSE_SECONDS", 50.0)
     made = start(tmp_path)
     made.close()
     assert made._process.returncode == 0, "it was killed"

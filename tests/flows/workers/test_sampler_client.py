@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def process(folder: Path, tmp_path: Path) -> Iterator[SamplerProcess]:
     settings = config.TransformersSampler(dtype="float32", batch_size=4, retries=1)
-    with SamplerProcess(settings, config.Chat(), tmp_path / "log") as made:
+    with SamplerProcess(settings, config.ChatSettings(), tmp_path / "log") as made:
         made.load(str(folder))
         yield made
 

@@ -11,7 +11,7 @@ from pipeline.models.chat import Chat
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 from tests.support.tiny_model import TEMPLATE, tiny_tokenizer
 
-LIMITS = config.Chat(max_prompt_tokens=40, max_response_tokens=12)
+LIMITS = config.ChatSettings(max_prompt_tokens=40, max_response_tokens=12)
 CHAT = Chat(tiny_tokenizer(), LIMITS)
 PLAIN = Chat(tiny_tokenizer(template=None), LIMITS)
 

@@ -5,7 +5,7 @@ import pytest
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
 from pipeline.evaluation.intervals import bootstrap
-from pipeline.evaluation.metrics import describe, distinct, win_rate
+from pipeline.evaluation.metrics import describe_responses, distinct_ngrams, win_rate
 from pipeline.types import FinishReason, Group, Message, Prompt, Response
 
 Said = tuple[str, int, FinishReason]
@@ -43,14 +43,14 @@ def test_bootstrap_interval_is_that_of_the_mean() -> None:
 
 def test_describe_averages_over_responses() -> None:
     said: tuple[Said, ...] = (("a b a b", 5, "stop"), ("a b c", 3, "length"))
-    metrics = describe([group("p", 1.0, None, said=said), group("q", 4.0)])
+    metrics = describe_responses([group("p", 1.0, None, said=said), group("q", 4.0)])
     assert metrics["reward"] == 2.5
     assert metrics["response_length"] == pytest.approx(10 / 3)
     assert metrics["stop_rate"] == pytest.approx(2 / 3)
     assert metrics["distinct_1"] == pytest.approx(4 / 8)
     assert metrics["distinct_2"] == pytest.approx(3 / 5)
     assert metrics["repetition_rate"] == 0
-    assert "reward" not in describe([group("p", None)])
+    assert "reward" not in describe_responses([group("p", None)])
 
 
 def test_repetition_is_four_words_said_again() -> None:
@@ -59,11 +59,11 @@ def test_repetition_is_four_words_said_again() -> None:
         ("It is near a pub and it is near a hill, so", 9, "stop"),
         ("It is near, and it is far", 9, "stop"),
     )
-    assert describe([group("p", 1.0, 1.0, 1.0, said=said)])["repetition_rate"] == pytest.approx(2 / 3)
+    assert describe_responses([group("p", 1.0, 1.0, 1.0, said=said)])["repetition_rate"] == pytest.approx(2 / 3)
 
 
 def test_distinct_of_nothing_is_zero() -> None:
-    assert distinct([["a"]], 2) == 0.0
+    assert distinct_ngrams([["a"]], 2) == 0.0
 
 
 def test_slot_errors_greedy_and_sampled() -> None:

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.config import Chat as ChatSettings
+from pipeline.config import ChatSettings as ChatSettings
 from pipeline.errors import UserError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.types import Message

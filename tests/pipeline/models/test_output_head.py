@@ -7,7 +7,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from pipeline.config import Lora
 from pipeline.models.lora import add_adapter
-from pipeline.models.output_head import Source, output_head, softmaxes
+from pipeline.models.output_head import HeadInput, output_head, softmaxes
 from pipeline.models.token_logps import plain_model
 from tests.support.tiny_training import tiny_llama
 
@@ -25,10 +25,10 @@ def test_chunks_change_neither_value_nor_gradient(elements: int) -> None:
     (head, states), (their_head, their_states) = source(0), source(1)
     targets = torch.randint(VOCABULARY, (ROWS,))
     found = softmaxes(
-        Source(head, states),
+        HeadInput(head, states),
         targets,
         VOCABULARY,
-        reference=Source(their_head, their_states.detach()),
+        reference=HeadInput(their_head, their_states.detach()),
         collision=True,
         entropy=True,
         elements=elements,
@@ -52,7 +52,7 @@ def test_chunks_change_neither_value_nor_gradient(elements: int) -> None:
 def test_log_probabilities_alone_are_the_same_in_chunks(elements: int) -> None:
     head, states = source(0)
     targets = torch.randint(VOCABULARY, (ROWS,))
-    found = softmaxes(Source(head, states), targets, VOCABULARY, elements=elements)
+    found = softmaxes(HeadInput(head, states), targets, VOCABULARY, elements=elements)
     expected = head(states).log_softmax(-1)[range(ROWS), targets]
     torch.testing.assert_close(found.logps, expected)
     assert (found.kl, found.collision, found.entropy) == (None, None, None)
@@ -65,8 +65,8 @@ def test_log_probabilities_alone_are_the_same_in_chunks(elements: int) -> None:
 def test_one_statistic_alone_is_the_same() -> None:
     head, states = source(0)
     targets = torch.randint(VOCABULARY, (ROWS,))
-    both = softmaxes(Source(head, states), targets, VOCABULARY, collision=True, entropy=True)
-    only = softmaxes(Source(head, states), targets, VOCABULARY, entropy=True, elements=150)
+    both = softmaxes(HeadInput(head, states), targets, VOCABULARY, collision=True, entropy=True)
+    only = softmaxes(HeadInput(head, states), targets, VOCABULARY, entropy=True, elements=150)
     assert only.collision is None
     torch.testing.assert_close(only.entropy, both.entropy)
 
@@ -76,7 +76,7 @@ def test_chunks_never_hold_more_logits_than_allowed() -> None:
     head, states = source(0)
     head.register_forward_hook(lambda module, inputs, output: seen.append(output.numel()))
     found = softmaxes(
-        Source(head, states), torch.randint(VOCABULARY, (ROWS,)), VOCABULARY, collision=True, elements=150
+        HeadInput(head, states), torch.randint(VOCABULARY, (ROWS,)), VOCABULARY, collision=True, elements=150
     )
     found.logps.sum().backward()
     assert max(seen) == 150
@@ -90,12 +90,12 @@ def test_no_logits_are_kept_for_the_backward_pass() -> None:
         return tensor
 
     (head, states), (their_head, their_states) = source(0), source(1)
-    theirs = Source(their_head, their_states.detach())
+    theirs = HeadInput(their_head, their_states.detach())
     targets = torch.randint(VOCABULARY, (ROWS,))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        softmaxes(Source(head, states), targets, VOCABULARY, reference=theirs, collision=True, elements=150)
+        softmaxes(HeadInput(head, states), targets, VOCABULARY, reference=theirs, collision=True, elements=150)
         assert max(kept, default=0) < 3 * VOCABULARY
-        softmaxes(Source(head, states), targets, VOCABULARY, reference=theirs)
+        softmaxes(HeadInput(head, states), targets, VOCABULARY, reference=theirs)
         assert max(kept) == ROWS * VOCABULARY
 
 
@@ -107,7 +107,7 @@ def test_the_gradient_takes_the_place_of_the_logits() -> None:
         held.append(head(given))
         return held[-1]
 
-    found = softmaxes(Source(kept, states), torch.zeros(ROWS, dtype=torch.int64), VOCABULARY)
+    found = softmaxes(HeadInput(kept, states), torch.zeros(ROWS, dtype=torch.int64), VOCABULARY)
     p = held[0].detach().softmax(-1)
     found.logps.sum().backward()
     torch.testing.assert_close(held[0].detach(), torch.eye(VOCABULARY)[[0] * ROWS] - p)
@@ -115,7 +115,7 @@ def test_the_gradient_takes_the_place_of_the_logits() -> None:
 
 def test_a_second_backward_pass_is_refused() -> None:
     head, states = source(0)
-    found = softmaxes(Source(head, states), torch.zeros(ROWS, dtype=torch.int64), VOCABULARY)
+    found = softmaxes(HeadInput(head, states), torch.zeros(ROWS, dtype=torch.int64), VOCABULARY)
     found.logps.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         found.logps.sum().backward()
@@ -123,7 +123,7 @@ def test_a_second_backward_pass_is_refused() -> None:
 
 def test_no_state_at_all_gives_no_values() -> None:
     head, states = source(0)
-    found = softmaxes(Source(head, states[:0]), torch.zeros(0, dtype=torch.long), VOCABULARY, entropy=True)
+    found = softmaxes(HeadInput(head, states[:0]), torch.zeros(0, dtype=torch.long), VOCABULARY, entropy=True)
     assert (found.logps.shape, found.entropy.shape) == ((0,), (0,))
 
 
@@ -131,7 +131,7 @@ def test_log_softmax_of_half_precision_logits_is_float32() -> None:
     head, states = source(0)
     low = head.to(torch.bfloat16)
     found = softmaxes(
-        Source(low, states.to(torch.bfloat16)), torch.zeros(ROWS, dtype=torch.long), VOCABULARY, entropy=True
+        HeadInput(low, states.to(torch.bfloat16)), torch.zeros(ROWS, dtype=torch.long), VOCABULARY, entropy=True
     )
     assert found.logps.dtype == torch.float32
     exact = low(states.to(torch.bfloat16)).float().log_softmax(-1)[:, 0]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from pipeline.config import Chat as ChatSettings
+from pipeline.config import ChatSettings as ChatSettings
 from pipeline.config import Lora
 from pipeline.errors import UserError
 from pipeline.models.chat import Chat, load_chat

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import Chat, ScratchPolicy
+from pipeline.config import ChatSettings, ScratchPolicy
 from pipeline.models.chat import load_chat
 from pipeline.models.scratch import make_policy
 from pipeline.types import Message
@@ -23,14 +23,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tokenizer_has_at_most_the_vocabulary_and_loses_no_text(folder: Path) -> None:
-    chat = load_chat(str(folder), Chat())
+    chat = load_chat(str(folder), ChatSettings())
     assert chat.vocab_size == 300
     for text in (*TEXTS, "unseen: ½ 漢字\n\ttab"):
         assert chat.decode(chat.response_ids([Message("user", "x")], text)) == text
 
 
 def test_template_frames_turns_with_one_bos(folder: Path) -> None:
-    chat = load_chat(str(folder), Chat())
+    chat = load_chat(str(folder), ChatSettings())
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -46,7 +46,7 @@ def test_model_has_the_shape_asked_for(folder: Path) -> None:
     shape = model.config
     assert (shape.model_type, shape.hidden_size, shape.num_hidden_layers, shape.vocab_size) == ("llama", 64, 1, 300)
     assert shape.num_attention_heads == 2 and shape.max_position_embeddings == 64
-    assert model.generation_config.eos_token_id == load_chat(str(folder), Chat()).end_id
+    assert model.generation_config.eos_token_id == load_chat(str(folder), ChatSettings()).end_id
     assert torch.isfinite(model(torch.tensor([[1, 5, 9]])).logits).all()
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.config import Chat
+from pipeline.config import ChatSettings
 from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
 from pipeline.types import Message, Pair, Prompt, TextGroup, TextPair, UnpairedText
 from tests.support.counted import counted
@@ -25,7 +25,7 @@ class Letters:
         return (*map(ord, text), 0)[: self.limit]
 
 
-LIMITS = Chat(max_prompt_tokens=3, max_response_tokens=4)
+LIMITS = ChatSettings(max_prompt_tokens=3, max_response_tokens=4)
 
 
 def prompt(text: str) -> Prompt:

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chat(folder: Path) -> Chat:
-    return load_chat(str(folder), config.Chat())
+    return load_chat(str(folder), config.ChatSettings())
 
 
 @pytest.fixture(scope="module", params=["vllm", "transformers", "server"])

@@ -67,7 +67,7 @@ def server() -> Iterator[Server]:
 def connect(server: Server, model: str | None = "mine") -> ServerEngine:
     url = f"http://127.0.0.1:{server.server_port}/v1"
     settings = config.ServerSampler(base_url=url, model=model, api_key_env="PREFLOOP_TEST_KEY")
-    return ServerEngine("unused", Chat(tiny_tokenizer(), config.Chat()), settings)
+    return ServerEngine("unused", Chat(tiny_tokenizer(), config.ChatSettings()), settings)
 
 
 def test_a_request_carries_ids_seed_and_limits_and_its_answer_becomes_a_response(

@@ -14,7 +14,7 @@ from pipeline.storage.manifest import StageKey
 from pipeline.storage.rows import (
     GROUPS,
     read_groups,
-    read_preferences,
+    read_preference_rows,
     read_rows,
     write_groups,
     write_preferences,
@@ -37,7 +37,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     assert write_groups(tmp_path / "g" / "shard_00000.parquet", groups) == 2
     write_preferences(tmp_path / "p" / "rows.parquet", pairs)
     assert list(read_groups(tmp_path / "g")) == groups
-    assert list(read_preferences(tmp_path / "p")) == pairs
+    assert list(read_preference_rows(tmp_path / "p")) == pairs
 
 
 def test_a_row_that_fails_half_way_leaves_no_table(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pipeline.config import Optimisation
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import require_optimiser
 from pipeline.training.distributed.offloaded_adamw import OffloadedAdamW
-from pipeline.training.optimiser import Group, load_optimiser, make_optimiser, optimiser_state, trainable
+from pipeline.training.optimiser import ParameterGroup, load_optimiser, make_optimiser, optimiser_state, trainable
 
 
 def settings(**fields: Any) -> Optimisation:
@@ -26,8 +26,8 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 128), nn.LayerNorm(128))
 
 
-def groups(of: nn.Module) -> list[Group]:
-    return [Group(trainable(of), 0.1)]
+def groups(of: nn.Module) -> list[ParameterGroup]:
+    return [ParameterGroup(trainable(of), 0.1)]
 
 
 def step(trained: nn.Module, optimiser: torch.optim.Optimizer, seeds: range) -> None:

@@ -17,7 +17,7 @@ from reward_models.answers.cache import LabelCache
 from reward_models.answers.labellers import OneByOne, TwoByTwo
 from reward_models.answers.spending import Call, Ledger
 from reward_models.judge import judge
-from reward_models.judge.budget import Budget
+from reward_models.judge.budget import BudgetMeter
 from reward_models.judge.judge import Judge
 from reward_models.labeller import Labels
 from tests.support.judge_server import JudgeServer, judge_server, longer_wins, shown
@@ -239,7 +239,7 @@ def test_a_call_that_a_kill_cuts_off_counts_with_the_most_that_it_can_cost(serve
     ask(given, books := accounts(tmp_path), group("a", "bb"))
     labeller = Judge(given, books).version
     before = books.spent().cost
-    assert Budget(given.server, labeller, books).reserve(0.25) is not None
+    assert BudgetMeter(given.server, labeller, books).reserve(0.25) is not None
     again = accounts(tmp_path)
     assert again.spent().calls == 3 and again.spent().cost == pytest.approx(before + 0.25)
     ask(given, again, group("a", "bb", prompt="2"))
@@ -251,7 +251,7 @@ def test_a_call_that_cannot_be_written_down_is_not_waited_for(
 ) -> None:
     # Room for one call at a time.
     given = settings(server, {"budget": {"cost": 1.0}, "price": {"input": 1.0, "output": 2.0}})
-    budget = Budget(given.server, "l", books := accounts())
+    budget = BudgetMeter(given.server, "l", books := accounts())
 
     def full(call: object) -> None:
         raise OSError(28, "No space left on device")

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 
 from pipeline.types import Group, Message, Prompt, Response
-from reward_models.people.people import answered, question, questions_page, read_answers
+from reward_models.people.people import question, questions_page, read_answers, with_votes
 
 
 def asked(name: str = "p", first: str = "one", second: str = "two") -> Group:
@@ -22,10 +22,10 @@ def test_sides_are_swapped_by_lot_and_votes_find_their_way_back() -> None:
     sides = Counter(side_of(group, "one") for group in groups)
     assert 70 < sides["a"] < 130
     for group in groups[:20]:
-        assert answered(group, Counter([side_of(group, "one")])).scores == (1.0, 0.0)
-        assert answered(group, Counter([side_of(group, "two")] * 3 + ["tie"])).scores == (0.125, 0.875)
-    assert answered(groups[0], Counter({"skip": 2})).scores == (None, None)
-    assert answered(groups[0], Counter({"tie": 1, "skip": 1})).scores == (0.5, 0.5)
+        assert with_votes(group, Counter([side_of(group, "one")])).scores == (1.0, 0.0)
+        assert with_votes(group, Counter([side_of(group, "two")] * 3 + ["tie"])).scores == (0.125, 0.875)
+    assert with_votes(groups[0], Counter({"skip": 2})).scores == (None, None)
+    assert with_votes(groups[0], Counter({"tie": 1, "skip": 1})).scores == (0.5, 0.5)
 
 
 def test_answers_are_read_and_faults_named() -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config.reward_model import Discriminator
 from pipeline.types import Group, Message, Prompt, Response
-from reward_models.training.gold import choose, comparison, held_out, passes, ranked_rightly
+from reward_models.training.gold import choose_comparisons, comparison_of, gold_accuracy, held_out, passes
 
 
 def response(*ids: int, text: str | None = None) -> Response:
@@ -23,26 +23,26 @@ def test_two_different_responses_are_compared_by_lot() -> None:
         response(3, text=" "),
         response(4),
     )
-    found = comparison(group(one, same_text, same_ids, empty, other), 0, 1)
+    found = comparison_of(group(one, same_text, same_ids, empty, other), 0, 1)
     assert found is not None and {r.token_ids for r in found.responses} == {(1,), (4,)}
-    assert comparison(group(one, same_text, same_ids, empty), 0, 1) is None
-    many = [comparison(group(*map(response, range(4)), name=str(n)), 0, 1) for n in range(300)]
+    assert comparison_of(group(one, same_text, same_ids, empty), 0, 1) is None
+    many = [comparison_of(group(*map(response, range(4)), name=str(n)), 0, 1) for n in range(300)]
     first = [g.responses[0].token_ids[0] for g in many if g is not None]
     assert all(50 < first.count(token) < 100 for token in range(4))
-    assert comparison(group(*map(response, range(4))), 0, 1) == comparison(group(*map(response, range(4))), 0, 1)
+    assert comparison_of(group(*map(response, range(4))), 0, 1) == comparison_of(group(*map(response, range(4))), 0, 1)
 
 
 def test_a_budget_goes_to_what_the_rule_ranks_first() -> None:
     asked = [group(response(1), response(2), name=str(n)) for n in range(4)]
     margins = [(3.0, 3.0), (0.5, -0.9), (-2.0, 2.2), (1.0, 1.0)]
-    assert choose(asked, 2, "uncertain", margins, 0, 1) == [asked[1], asked[2]]
-    assert choose(asked, 2, "disagreement", margins, 0, 1) == [asked[1], asked[2]]
-    assert choose(asked, 1, "uncertain", margins, 0, 1) == [asked[1]] or choose(
+    assert choose_comparisons(asked, 2, "uncertain", margins, 0, 1) == [asked[1], asked[2]]
+    assert choose_comparisons(asked, 2, "disagreement", margins, 0, 1) == [asked[1], asked[2]]
+    assert choose_comparisons(asked, 1, "uncertain", margins, 0, 1) == [asked[1]] or choose_comparisons(
         asked, 1, "uncertain", margins, 0, 1
     ) == [asked[2]]
-    assert choose(asked, 1, "disagreement", margins, 0, 1) == [asked[2]]
-    assert choose(asked, 9, "random", [], 0, 1) == asked
-    drawn = [choose(asked, 1, "random", [], seed, 1)[0].prompt.messages[0].content for seed in range(200)]
+    assert choose_comparisons(asked, 1, "disagreement", margins, 0, 1) == [asked[2]]
+    assert choose_comparisons(asked, 9, "random", [], 0, 1) == asked
+    drawn = [choose_comparisons(asked, 1, "random", [], seed, 1)[0].prompt.messages[0].content for seed in range(200)]
     assert all(25 < drawn.count(str(n)) < 75 for n in range(4))
 
 
@@ -58,8 +58,8 @@ def test_accuracy_counts_what_gold_decides() -> None:
         group(response(1), response(2), scores=scores)
         for scores in ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (None, 1.0), (2.0, 1.0), (2.0, 1.0))
     ]
-    assert ranked_rightly(gold, [1.0, 1.0, 1.0, 1.0, 0.0, 0.2]) == (0.625, 4)
-    assert ranked_rightly(gold[2:4], [1.0, 1.0]) == (None, 0)
+    assert gold_accuracy(gold, [1.0, 1.0, 1.0, 1.0, 0.0, 0.2]) == (0.625, 4)
+    assert gold_accuracy(gold[2:4], [1.0, 1.0]) == (None, 0)
 
 
 def test_the_gate_says_why() -> None:

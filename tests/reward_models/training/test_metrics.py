@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from reward_models.training.metrics import Judged, probability, reliability, summary, tie_eta
+from reward_models.training.metrics import Judged, probability, reliability, reward_summary, tie_eta
 from reward_models.training.reliability_plot import draw_reliability
 
 
@@ -24,7 +24,7 @@ JUDGED = [
 
 
 def test_ties_count_in_no_accuracy_and_equal_rewards_are_half_right() -> None:
-    found = summary(JUDGED)
+    found = reward_summary(JUDGED)
     assert (found["pairs"], found["ties"]) == (5, 1)
     assert found["accuracy"] == pytest.approx((1 + 0 + 0.5 + 1 + 1) / 5)
     assert found["longer_wins"] == pytest.approx((1 + 0 + 0.5 + 1 + 1) / 5)
@@ -34,7 +34,7 @@ def test_ties_count_in_no_accuracy_and_equal_rewards_are_half_right() -> None:
 def test_the_loss_is_the_mean_cross_entropy() -> None:
     soft = 0.75 * math.log(sigma(1)) + 0.25 * math.log(sigma(-1))
     by_hand = [math.log(sigma(2)), math.log(sigma(-1)), math.log(0.5), math.log(sigma(3)), soft]
-    assert summary(JUDGED)["loss"] == pytest.approx(-sum(by_hand) / 5)
+    assert reward_summary(JUDGED)["loss"] == pytest.approx(-sum(by_hand) / 5)
 
 
 def test_calibration_error_is_by_bins_of_confidence() -> None:
@@ -43,11 +43,11 @@ def test_calibration_error_is_by_bins_of_confidence() -> None:
     bins = reliability([*sure, *surer])
     assert [(one.count, one.accuracy) for one in bins] == [(4, 0.75), (2, 0.5)]
     assert [one.confidence for one in bins] == pytest.approx([0.8, 0.95])
-    assert summary([*sure, *surer])["ece"] == pytest.approx((4 * 0.05 + 2 * 0.45) / 6)
+    assert reward_summary([*sure, *surer])["ece"] == pytest.approx((4 * 0.05 + 2 * 0.45) / 6)
 
 
 def test_accuracy_by_length_goes_by_the_better_answer() -> None:
-    rows = summary(JUDGED)["by_length"]
+    rows = reward_summary(JUDGED)["by_length"]
     assert isinstance(rows, list)
     # Lengths of the better over the other: 2, 0.25, 1, 1.1 (rejected is better), 3.
     assert [(row["pairs"], row["accuracy"]) for row in rows if isinstance(row, dict)] == [
@@ -60,7 +60,7 @@ def test_with_ties_probabilities_are_those_of_rao_and_kupper() -> None:
     win, loss = sigma(margin - eta), sigma(-margin - eta)
     assert probability(margin, eta) == pytest.approx(win / (win + loss))
     tie = (math.exp(2 * eta) - 1) * win * loss
-    found = summary([Judged(margin, 0.5, 1, 1), Judged(margin, 1.0, 1, 1)], eta)
+    found = reward_summary([Judged(margin, 0.5, 1, 1), Judged(margin, 1.0, 1, 1)], eta)
     assert found["tie_probability"] == pytest.approx(tie)
     assert found["tie_share"] == 0.5
     assert found["loss"] == pytest.approx(-(math.log(tie) + math.log(win)) / 2)
@@ -70,9 +70,9 @@ def test_with_ties_probabilities_are_those_of_rao_and_kupper() -> None:
 
 def test_far_margins_and_nothing_at_all_are_finite() -> None:
     assert probability(1e6) == 1 and probability(-1e6) == pytest.approx(0)
-    far = summary([Judged(-1e5, 1.0, 1, 1), Judged(1e5, 0.5, 1, 1)], 0.3)
+    far = reward_summary([Judged(-1e5, 1.0, 1, 1), Judged(1e5, 0.5, 1, 1)], 0.3)
     assert all(math.isfinite(value) for value in far.values() if isinstance(value, float))
-    nothing = summary([])
+    nothing = reward_summary([])
     assert (nothing["pairs"], nothing["accuracy"], nothing["ece"]) == (0, None, None)
 
 

@@ -24,7 +24,7 @@ from flows.report.facts import (
     estimate,
 )
 from flows.report.html import RunFacts, Sample, Samples, render_report
-from flows.report.html.page import duration
+from flows.report.html.page import rounded_time
 from flows.report.html.training import BOTH_MAY_FALL
 from pipeline.training.step_log import StepReport
 
@@ -159,7 +159,7 @@ def test_figures_and_samples_are_drawn_in_a_browser(tmp_path: Path) -> None:
 
 def test_cells() -> None:
     assert [cell(0.1234, "{:.1%}"), cell(None, "{:.1%}"), cell(2.0, "{:.3f}")] == ["12.3%", "–", "2.000"]
-    assert [duration(seconds) for seconds in (5.0, 90.0, 7200.0)] == ["5 s", "1.5 min", "2.0 h"]
+    assert [rounded_time(seconds) for seconds in (5.0, 90.0, 7200.0)] == ["5 s", "1.5 min", "2.0 h"]
 
 
 def test_headings_are_short_enough_for_a_terminal() -> None:

@@ -13,7 +13,7 @@ from flows.stages.context import Context
 from flows.stages.labels.gold import handover
 from flows.stages.run import run_stage
 from pipeline.errors import Paused, RunError, UserError
-from pipeline.storage.rows import read_groups, read_preferences
+from pipeline.storage.rows import read_groups, read_preference_rows
 from pipeline.types import Group, Pair
 from tests.support.judge_server import judge_server, longer_wins
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, supply, train
@@ -121,7 +121,7 @@ def test_while_no_version_has_passed_rounds_train_on_gold_alone(job: Path, tmp_p
     labels = metrics(context, 1, "labels")
     expected = {"gold": 10, "silver": 0, "silver_by": None, "reward": None}
     assert {name: labels[name] for name in expected} == expected
-    assert len([*read_preferences(context.run.stage(1, "pairs").folder)]) <= 10
+    assert len([*read_preference_rows(context.run.stage(1, "pairs").folder)]) <= 10
 
 
 @pytest.mark.parametrize(
@@ -150,14 +150,16 @@ def test_controls(job: Path, tmp_path: Path, silver: str, second: dict[str, int]
 @pytest.mark.parametrize("rule", ["uncertain", "disagreement"])
 def test_what_the_discriminator_is_unsure_of_is_bought(job: Path, tmp_path: Path, rule: str) -> None:
     from flows.stages.labels.discriminator import member_margins
-    from reward_models.training.gold import comparison
+    from reward_models.training.gold import comparison_of
 
     chosen = ("discriminator.members=2", f"discriminator.select={rule}")
     context = started(job, tmp_path / "run", *LEARNS, *chosen)
     train(context, 1)
     supply(context, 2)
     bought = {group.prompt.id for group in groups(context, 2, "gold")}
-    candidates = [c for g in groups(context, 2, "samples") if (c := comparison(g, context.config.seed, 2)) is not None]
+    candidates = [
+        c for g in groups(context, 2, "samples") if (c := comparison_of(g, context.config.seed, 2)) is not None
+    ]
     margins = member_margins(context, 1, candidates)
     assert margins is not None and len(margins[0]) == 2 and margins[0][0] != margins[0][1]
 
@@ -207,7 +209,7 @@ def test_people_answer_questions_in_a_file(job: Path, tmp_path: Path) -> None:
     assert not stage.is_alive()
     run_stage(context, 1, "labels")
     run_stage(context, 1, "pairs")
-    pairs = [row for row in read_preferences(context.run.stage(1, "pairs").folder) if isinstance(row, Pair)]
+    pairs = [row for row in read_preference_rows(context.run.stage(1, "pairs").folder) if isinstance(row, Pair)]
     decided = sum(("barn" in row["a"]) != ("barn" in row["b"]) for row in questions)
     assert pairs and all("barn" in pair.chosen.text for pair in pairs) and len(pairs) >= decided
 

@@ -14,7 +14,7 @@ from flows.stages.run import run_stage
 from pipeline.config.run import RunConfig
 from pipeline.errors import RunError, UserError
 from pipeline.storage.manifest import StageKey
-from pipeline.storage.rows import read_groups, read_preferences, write_groups
+from pipeline.storage.rows import read_groups, read_preference_rows, write_groups
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Group, Message, Pair, Prompt, Response
 from tests.faults.fire import Fire, Kill
@@ -95,7 +95,7 @@ def test_win_probabilities_of_pairs_are_the_judge_s(server: JudgeServer, tmp_pat
     config = plain(server)
     label(run, config)
     run_stage(Context(run, RunConfig.model_validate(config)), 1, "pairs")
-    pairs = list(read_preferences(run.stage(1, "pairs").folder))
+    pairs = list(read_preference_rows(run.stage(1, "pairs").folder))
     assert len(pairs) == 6
     for pair in pairs:
         assert isinstance(pair, Pair)

@@ -20,7 +20,7 @@ from pipeline.errors import RunError
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.storage.atomic import write_json
 from pipeline.storage.manifest import MANIFEST, read_manifest
-from pipeline.storage.rows import read_group_file, read_preference_file, read_preferences
+from pipeline.storage.rows import read_group_file, read_preference_file, read_preference_rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Response
 from tests.support.finished_run import finished
@@ -46,7 +46,7 @@ def opened(job: Path, tmp_path: Path, supplied: Path, *settings: str) -> Context
 
 
 def trained_rows(context: Context) -> set[str]:
-    return {row.id for row in read_preferences(context.run.stage(1, "pairs").folder)}
+    return {row.id for row in read_preference_rows(context.run.stage(1, "pairs").folder)}
 
 
 def test_weights_that_overflow_are_not_kept_though_loss_and_gradient_were_finite(

@@ -19,7 +19,7 @@ from pipeline.errors import RunError
 from pipeline.models.policy import load_for_scoring
 from pipeline.storage.run_folder import StageWriter
 from pipeline.training.batches.examples import Example
-from pipeline.training.reference_cache import ENTRY, ReferenceCache, entry_key, model_digest, tokens_digest
+from pipeline.training.reference_cache import ENTRY, ReferenceCache, entry_key, tokens_digest, weights_digest
 from tests.support.tiny_model import save_tiny_model
 from tests.support.tiny_run import begin, make_job, open_context, supply, train
 
@@ -144,10 +144,10 @@ def test_other_entropies_in_the_cache_are_found(job: Path, tmp_path: Path) -> No
 def test_another_model_dtype_or_other_tokens_are_another_entry(job: Path, tmp_path: Path) -> None:
     # Weights of one size: their content tells them apart.
     sizes = {(job / name / "model.safetensors").stat().st_size for name in ("model", "other")}
-    assert len(sizes) == 1 and model_digest(job / "model") != model_digest(job / "other")
+    assert len(sizes) == 1 and weights_digest(job / "model") != weights_digest(job / "other")
     copy = tmp_path / "elsewhere"
     shutil.copytree(job / "model", copy)
-    assert model_digest(copy) == model_digest(job / "model")
+    assert weights_digest(copy) == weights_digest(job / "model")
     pairs = [Example.pair("a", (1, 2), (3,), (4, 5)), Example.pair("b", (1,), (2, 3), (4, 5))]
     moved = [Example.pair("a", (1,), (2, 3), (4, 5)), Example.pair("b", (1,), (2, 3), (4, 5))]
     assert len({tokens_digest(these) for these in (pairs, moved, pairs[::-1], pairs[:1])}) == 4
@@ -194,7 +194,7 @@ def test_what_was_computed_before_a_kill_is_not_computed_again(
             raise KeyboardInterrupt
         return values(*args, **options)
 
-    monkeypatch.setattr(stage, "SHARD", 3)
+    monkeypatch.setattr(stage, "_SHARD", 3)
     monkeypatch.setattr(stage, "reference_values", killed_at_the_third)
     context = opened(job, tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.config.loss.terms import Adversary
-from pipeline.training.auxiliary.critics import Critics, PairStates, Scores
+from pipeline.training.auxiliary.critics import Critics, CriticScores, PairStates
 
 WIDTH = 8
 SETTINGS = Adversary(hidden_size=32, layers=1, heads=2)
@@ -82,8 +82,8 @@ def bce(logit: float, label: int) -> float:
 def test_the_critics_loss_is_the_published_formula() -> None:
     made = critics()
     one = torch.ones(1)
-    chosen = Scores(policy=0.3 * one, chosen=1.1 * one, rejected=-0.7 * one)
-    rejected = Scores(policy=-0.2 * one, chosen=0.6 * one, rejected=0.9 * one)
+    chosen = CriticScores(policy=0.3 * one, chosen=1.1 * one, rejected=-0.7 * one)
+    rejected = CriticScores(policy=-0.2 * one, chosen=0.6 * one, rejected=0.9 * one)
     of_chosen = bce(1.1 - 0.1, 1) + bce(0.3 - 0.4, 0) + bce(0.3 - -0.3, 1) + bce(-0.7 - 0.1, 0)
     of_rejected = bce(0.9 - 0.2, 1) + bce(-0.2 - 0.5, 0) + bce(-0.2 - -0.1, 1) + bce(0.6 - 0.2, 0)
     assert float(made.loss(chosen, rejected)) == pytest.approx((of_chosen + of_rejected) / 4, rel=1e-5)
