@@ -1,6 +1,7 @@
 """What every section of the config is: closed, frozen, and sure of what decides a result."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
@@ -53,3 +54,24 @@ def _plain(value: object) -> JsonValue:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     raise TypeError(f"no plain form for {type(value).__name__}")
+
+
+def sections_in(annotation: Any) -> list[type[Closed]]:
+    """The sections that a field of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Closed):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections_in(part)]
+
+
+def kinds_of(section: type[Closed]) -> tuple[Any, ...]:
+    """The values that the ``kind`` of ``section`` may have; empty without a ``kind``."""
+    return get_args(section.model_fields["kind"].annotation) if "kind" in section.model_fields else ()
+
+
+def settings_in(section: type[Closed], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], type[Closed]]]:
+    """The path of each setting, with ``N`` for an index, and the section that holds it."""
+    for name, field in section.model_fields.items():
+        yield (*path, name), section
+        index = ("N",) if get_origin(field.annotation) is tuple else ()
+        for inner in sections_in(field.annotation):
+            yield from settings_in(inner, (*path, name, *index))

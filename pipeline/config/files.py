@@ -5,13 +5,16 @@ field, the value and what is allowed.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import JsonValue, ValidationError
 
 from pipeline.config import Closed, RunConfig
+from pipeline.config.base import kinds_of, sections_in, settings_in
 from pipeline.errors import UserError, first_lines, nearest
 
 Tree = dict[str, JsonValue]
@@ -207,7 +210,7 @@ def _explain(error: ValidationError, schema: type[Closed], tree: Tree, origins: 
         path, sections = _field_path(problem["loc"], schema)
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = "no such setting" + _nearest(path)
+            message = "no such setting" + _elsewhere(path, schema)
         elif problem["type"] == "missing":
             message = "must be given"
         elif problem["type"] == "value_error":
@@ -232,26 +235,15 @@ def _field_path(loc: tuple[int | str, ...], schema: type[Closed]) -> tuple[tuple
         if isinstance(part, int):
             path.append(str(part))
         elif tag_follows:
-            sections = [section for section in sections if part in _kinds(section)]
+            sections = [section for section in sections if part in kinds_of(section)]
             tag_follows = False
         elif fields:
             path.append(part)
-            sections = _sections_in(fields[0].annotation)
+            sections = sections_in(fields[0].annotation)
             tag_follows = len(sections) > 1
         elif sections:
             path.append(part)
     return tuple(path), sections
-
-
-def _sections_in(annotation: Any) -> list[type[Closed]]:
-    """The sections that a field of this type may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, Closed):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]
-
-
-def _kinds(section: type[Closed]) -> tuple[Any, ...]:
-    return get_args(section.model_fields["kind"].annotation) if "kind" in section.model_fields else ()
 
 
 def _with_named_field(
@@ -281,17 +273,17 @@ def _origin(path: tuple[str, ...], origins: Origins) -> str:
     return named[-1] if len(named) == 1 else "config"
 
 
-def _nearest(path: tuple[str, ...]) -> str:
-    """`; did you mean x?` from the names of the whole schema."""
-    names = {name for section in _sections() for name in section.model_fields}
-    return nearest(path[-1], names)
-
-
-def _sections() -> list[type[Closed]]:
-    found: list[type[Closed]] = []
-    waiting: list[type[Closed]] = [Closed]
-    while waiting:
-        section = waiting.pop()
-        found.append(section)
-        waiting += section.__subclasses__()
-    return found
+def _elsewhere(path: tuple[str, ...], schema: type[Closed]) -> str:
+    """The kinds or the paths that have a setting named like the last of ``path``, else the most similar other name."""
+    settings = list(settings_in(schema))
+    typed = tuple("N" if name.isdecimal() else name for name in path)
+    kinds = [kind for place, section in settings if place == typed for kind in kinds_of(section)]
+    if kinds:
+        return f"; it belongs to kind {' or '.join(dict.fromkeys(kinds))}"
+    same = dict.fromkeys(place for place, _ in settings if place[-1] == path[-1] and place != typed)
+    if not same:
+        return nearest(path[-1], {place[-1] for place, _ in settings} - {path[-1]})
+    shared = {place: sum(takewhile(bool, map(eq, place, typed))) for place in same}
+    closest = [place for place in same if shared[place] == max(shared.values())]
+    shown = [".".join(path[: shared[place]] + place[shared[place] :]) for place in closest[:3]]
+    return f" here; {path[-1]!r} exists at {', '.join(shown)}{', ...' if closest[3:] else ''}"

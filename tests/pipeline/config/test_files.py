@@ -158,6 +158,32 @@ def test_a_malformed_file_is_named(text: str, expected: str, tmp_path: Path) -> 
     assert str(file) in str(caught.value) and expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("prompts.columns.reference=x", "no such setting here; 'reference' exists at training.reference"),
+        ("prompts.columns.kind=x", "no such setting here; 'kind' exists at prompts.kind"),
+        (
+            "scorer={kind: ensemble, members: [{scorer: &}, {kind: x, scorer: &}, {scorer: &}]}".replace(
+                "&", "{kind: length}"
+            ),
+            "no such setting here; 'kind' exists at scorer.members.1.scorer.kind",
+        ),
+        ("kind=x", "no such setting here; 'kind' exists at policy.kind, prompts.kind, pairs.kind, ..."),
+        ("scorer.pattern=x", "no such setting; it belongs to kind match or regex"),
+        ("prompts.columns.answr=x", "no such setting; did you mean 'answer'?"),
+        ("prompts.columns.zzzz=x", "no such setting"),
+    ],
+)
+def test_a_misplaced_setting_is_answered_with_its_place_and_never_with_its_own_name(
+    override: str, expected: str, tmp_path: Path
+) -> None:
+    field = "scorer.members.1.kind" if "ensemble" in override else override.partition("=")[0]
+    with pytest.raises(UserError) as caught:
+        load_config([write(tmp_path, BASE)], [override])
+    assert str(caught.value) == f"the config is not valid:\n  command line: {field}: {expected}"
+
+
 def test_a_wrong_override_is_shown_as_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"command line: loss\.betta: is no setting of dpo: beta"):
         load_config([write(tmp_path, BASE)], ["loss.betta=1"])
