@@ -1,4 +1,4 @@
-"""What stops a run, and how it is told. Torch-free."""
+"""Errors that stop a run, and how to word them. Torch-free."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -13,20 +13,20 @@ class RunError(Exception):
 
 
 class Paused(Exception):  # noqa: N818 - the run waits for a person, and nothing has failed
-    """The gate of a round, or its gold, asks people: exit code 3; the message says why, and how to answer."""
+    """A round's gate, or its gold, needs answers from people: exit code 3; the message says why and how to answer."""
 
 
 class RowsError(RunError):
-    """A failure that some of the rows at hand show: numbers that are not finite, a self-test that fails."""
+    """A failure in some of the current rows: non-finite numbers, or a failed self-test."""
 
     def __init__(self, message: str, example_ids: tuple[str, ...]) -> None:
-        """``example_ids``: of those rows."""
+        """``example_ids``: the ids of those rows."""
         super().__init__(message)
         self.example_ids = example_ids
 
 
 def first_lines(items: Sequence[str], limit: int = 5) -> str:
-    """The first ``limit`` items on lines of their own, and how many more there are."""
+    """Return the first ``limit`` items, one per line, and the number left out."""
     shown = [f"  {item}" for item in items[:limit]]
     if len(items) > limit:
         shown.append(f"  ... and {len(items) - limit} more")
@@ -38,7 +38,7 @@ class RunLockedError(UserError):
 
 
 def nearest(text: str, names: Iterable[str]) -> str:
-    """``; did you mean 'x'?``, or nothing where no name is near."""
+    """Return ``; did you mean 'x'?``, or an empty string if no name is close."""
     close = difflib.get_close_matches(text, list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -47,6 +47,6 @@ class NonFiniteError(RowsError):
     """Loss, gradient or weights became infinite or NaN. ``step`` counts from 1."""
 
     def __init__(self, message: str, step: int, example_ids: tuple[str, ...]) -> None:
-        """``example_ids``: those whose loss is not finite, or the whole batch if only the gradient is not."""
+        """``example_ids``: examples whose loss is not finite, or the whole batch if only the gradient is not."""
         super().__init__(message, example_ids)
         self.step = step

@@ -1,4 +1,4 @@
-"""What flows through a run: prompts, responses, groups of responses, pairs.
+"""Records of a run: prompts, responses, groups of responses, pairs.
 
 Torch-free. Every record is frozen, and every ``id`` is the hash of its content, so the same
 prompt has the same id in every file, run and machine.
@@ -21,7 +21,7 @@ def content_hash(value: object, length: int = 16) -> str:
 
 
 def derive_seed(*parts: object) -> int:
-    """A 31-bit seed that depends on ``parts`` alone, never on order of execution or on time."""
+    """Return a 31-bit seed that depends only on ``parts``, never on execution order or time."""
     return int(content_hash([str(part) for part in parts], length=8), 16) & 0x7FFFFFFF
 
 
@@ -70,11 +70,11 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A prompt with K responses to it; ``scores`` is empty until labelled, one entry each after.
+    """A prompt with K responses. ``scores`` is empty until labelled, then has one entry per response.
 
-    A score of ``None`` is a label that is missing (an abstention, an unparsed verdict). ``wins`` are the K x K
-    probabilities that a row's response beats a column's, where the labeller compares; ``disagreement`` is the spread
-    of an ensemble's scores of each response. Both are empty where the labeller gives none.
+    A score of ``None`` is a missing label (an abstention, an unparsed verdict). ``wins`` holds the K x K
+    probabilities that the row's response beats the column's, if the labeller compares; ``disagreement`` is the spread
+    of an ensemble's scores for each response. Each is empty if the labeller does not give it.
     """
 
     prompt: Prompt
@@ -85,7 +85,7 @@ class Group:
     disagreement: tuple[float | None, ...] = ()
 
     def only(self, indices: Sequence[int]) -> "Group":
-        """The responses at ``indices``, in that order, with what is known of them."""
+        """Return the responses at ``indices``, in that order, with their labels."""
         return Group(
             self.prompt,
             self.prompt_ids,
@@ -150,7 +150,7 @@ Preference = Pair | Group | Unpaired
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """A preference pair as a data set gives it: not yet tokens, since the policy's tokenizer decides those."""
+    """A preference pair from a data set, as text; the policy's tokenizer turns it into tokens later."""
 
     prompt: Prompt
     chosen: str
@@ -166,7 +166,7 @@ class TextPair:
 
 @dataclass(frozen=True, slots=True)
 class TextGroup:
-    """Two or more responses to a prompt, each with its reward, as a data set gives them."""
+    """Two or more responses to a prompt from a data set, as text, each with its reward."""
 
     prompt: Prompt
     responses: tuple[str, ...]
@@ -175,7 +175,7 @@ class TextGroup:
 
 @dataclass(frozen=True, slots=True)
 class UnpairedText:
-    """One response, marked good or bad, as a data set gives it."""
+    """One response from a data set, as text, marked good or bad."""
 
     prompt: Prompt
     completion: str

@@ -1,4 +1,4 @@
-"""One cell of a user's row: its value in the form that is wanted, or the fault with it.
+"""Parse one cell of a user's row into the required form, or report its fault.
 
 Every fault names the column and says what is allowed. Torch-free.
 """
@@ -11,7 +11,7 @@ from pipeline.config import Votes
 from pipeline.data.transcripts import is_transcript, transcript
 from pipeline.types import Message, Role
 
-# ShareGPT's files say human and gpt.
+# ShareGPT files use human and gpt.
 _ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
@@ -24,16 +24,16 @@ _TRUTHS = {"true": True, "false": False}
 
 
 class FaultError(Exception):
-    """What is wrong with one row."""
+    """A fault in one row."""
 
 
 def absent(value: JsonValue) -> bool:
-    """Whether a cell holds nothing: null, or the empty text that CSV has for it."""
+    """Return whether a cell is empty: null, or the empty string that CSV uses for it."""
     return value is None or value == ""
 
 
 def find(values: dict[str, JsonValue], column: str) -> JsonValue:
-    """The cell of ``column``; None where there is none. ``a.b`` is field b of a, or of each object of a list a."""
+    """Return the cell of ``column``, or None. ``a.b`` is field b of a, or of each object in a list a."""
     if column in values or "." not in column:
         return values.get(column)
     outer, _, field = column.rpartition(".")
@@ -46,7 +46,7 @@ def find(values: dict[str, JsonValue], column: str) -> JsonValue:
 
 
 def required(values: dict[str, JsonValue], column: str) -> JsonValue:
-    """The cell of ``column``, which must be there."""
+    """Return the cell of ``column``. Raises ``FaultError`` if it is missing or null."""
     found = find(values, column)
     if found is None:
         if column.partition(".")[0] in values:
@@ -56,7 +56,7 @@ def required(values: dict[str, JsonValue], column: str) -> JsonValue:
 
 
 def optional_text(values: dict[str, JsonValue], column: str) -> str | None:
-    """A text, or the assistant's turn of a list of messages; None where there is nothing."""
+    """Return a text, or the assistant's turn of a list of messages; None if the cell is empty."""
     value = find(values, column)
     if absent(value):
         return None
@@ -64,7 +64,7 @@ def optional_text(values: dict[str, JsonValue], column: str) -> str | None:
 
 
 def plain_answer(values: dict[str, JsonValue], column: str) -> str | None:
-    """A string or number as text; None where there is nothing."""
+    """Return a string or number as text; None if the cell is empty."""
     value = find(values, column)
     if absent(value):
         return None
@@ -74,13 +74,13 @@ def plain_answer(values: dict[str, JsonValue], column: str) -> str | None:
 
 
 def optional_number(values: dict[str, JsonValue], column: str) -> float | None:
-    """A finite number; None where there is nothing."""
+    """Return a finite number; None if the cell is empty."""
     value = find(values, column)
     return None if absent(value) else number(value, column)
 
 
 def optional_probability(values: dict[str, JsonValue], column: str) -> float | None:
-    """A number from 0 to 1; None where there is nothing."""
+    """Return a number from 0 to 1; None if the cell is empty."""
     found = optional_number(values, column)
     if found is not None and not 0 <= found <= 1:
         raise FaultError(f"{column}: {found:g}; a probability is from 0 to 1")
@@ -88,7 +88,7 @@ def optional_probability(values: dict[str, JsonValue], column: str) -> float | N
 
 
 def number(value: JsonValue, column: str) -> float:
-    """A finite number, or the text of one (CSV holds nothing else)."""
+    """Parse a finite number, or the text of one (CSV holds only text)."""
     try:
         found = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
@@ -99,7 +99,7 @@ def number(value: JsonValue, column: str) -> float:
 
 
 def truth(value: JsonValue, column: str) -> bool:
-    """True or false, or the text of either."""
+    """Parse true or false, or the text of either."""
     found = _TRUTHS.get(value.strip().lower()) if isinstance(value, str) else value
     if not isinstance(found, bool):
         raise FaultError(f"{column}: must be true or false, not {kind(value)}")
@@ -107,7 +107,7 @@ def truth(value: JsonValue, column: str) -> bool:
 
 
 def rewards(value: JsonValue, column: str) -> tuple[float, ...]:
-    """A list with a reward for each response: a finite number, true or false (1 and 0), or ratings (their mean)."""
+    """Return one reward per response: a finite number, true or false (1 and 0), or the mean of a list of ratings."""
     if not isinstance(value, list):
         raise FaultError(f"{column}: must be a list of numbers, not {kind(value)}")
     return tuple(_reward(item, f"{column}, item {place}") for place, item in enumerate(value, 1))
@@ -122,7 +122,7 @@ def _reward(value: JsonValue, column: str) -> float:
 
 
 def votes(value: JsonValue, settings: Votes, column: str) -> tuple[int, int, int]:
-    """How many of the votes (or of the one vote) are for chosen, for rejected and for neither."""
+    """Count the votes (a list, or one vote) for chosen, for rejected and for neither."""
     given = [str(vote).strip() for vote in (value if isinstance(value, list) else [value])]
     meanings = [str(vote) for vote in (settings.chosen, settings.rejected, settings.tie)]
     unknown = next((vote for vote in given if vote not in meanings), None)
@@ -134,7 +134,7 @@ def votes(value: JsonValue, settings: Votes, column: str) -> tuple[int, int, int
 
 
 def completions(value: JsonValue, prompt: tuple[Message, ...], column: str) -> tuple[str, ...]:
-    """A list of at least two responses, each in a form that ``completion`` takes."""
+    """Return at least two responses, each in a form that ``completion`` accepts."""
     if not isinstance(value, list):
         raise FaultError(f"{column}: must be a list of responses, not {kind(value)}")
     if len(value) < 2:
@@ -143,7 +143,7 @@ def completions(value: JsonValue, prompt: tuple[Message, ...], column: str) -> t
 
 
 def messages(value: JsonValue, column: str) -> tuple[Message, ...]:
-    """A list of {role, content}; a string is one user message."""
+    """Parse a list of {role, content}; a string is one user message."""
     if isinstance(value, str):
         if not value.strip():
             raise FaultError(f"{column}: is empty")
@@ -154,7 +154,7 @@ def messages(value: JsonValue, column: str) -> tuple[Message, ...]:
 
 
 def _message(item: JsonValue, place: int, column: str) -> Message:
-    """One turn: {role, content}, or {from, value} as in ShareGPT's files; content is text, or parts that are text."""
+    """Parse one turn: {role, content}, or {from, value} as in ShareGPT; content is text or a list of text parts."""
     turn = item if isinstance(item, dict) else {}
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if isinstance(content, list) and content:
@@ -168,7 +168,7 @@ def _message(item: JsonValue, place: int, column: str) -> Message:
 
 
 def prompt_messages(value: JsonValue, column: str) -> tuple[Message, ...]:
-    """Messages that wait for the assistant."""
+    """Parse messages that end with the user's turn."""
     found = messages(value, column)
     if found[-1].role != "user":
         raise FaultError(f"{column}: must end with a user message, not with {found[-1].role!r}")
@@ -176,7 +176,7 @@ def prompt_messages(value: JsonValue, column: str) -> tuple[Message, ...]:
 
 
 def completion(value: JsonValue, prompt: tuple[Message, ...], column: str) -> str:
-    """The assistant's text: a string, a list with the assistant's turn, or the whole conversation or transcript."""
+    """Return the assistant's text from a string, the assistant's turn, or the whole conversation or transcript."""
     if isinstance(value, str) and not (prompt and is_transcript(value)):
         return value
     found = transcript(value) if isinstance(value, str) else messages(value, column)
@@ -189,7 +189,7 @@ def completion(value: JsonValue, prompt: tuple[Message, ...], column: str) -> st
 
 
 def kind(value: JsonValue) -> str:
-    """A value as messages name it."""
+    """Return a short description of a value for error messages."""
     return {"NoneType": "null", "dict": "an object", "list": "a list" if value else "an empty list"}.get(
         type(value).__name__, f"{type(value).__name__} {value!r}"[:60]
     )

@@ -1,4 +1,4 @@
-"""What a run's data holds, as counts: what of it decides whether a loss can be computed. Torch-free."""
+"""Counts of a run's data that decide whether a loss can be computed. Torch-free."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from pipeline.types import TextGroup, TextPair, TextPreference, UnpairedText
 
 @dataclass
 class Contents:
-    """Rows by kind, and how many of the training pairs have what some loss reads.
+    """Rows by kind, and how many training pairs have the fields that some losses read.
 
     Attributes:
         prompts, held_out: distinct prompts; texts: reference responses for the warm start.
-        pairs, groups, unpaired: preferences to train on; one of them at most is not 0, since a data set has one form.
+        pairs, groups, unpaired: preferences to train on; at most one is nonzero, since a data set has one form.
         held_out_pairs: pairs whose prompts are held out.
         desirable: single responses marked good.
         soft: pairs whose label is not certain; scored, with_priors, with_wins: pairs that have both scores, both
@@ -36,17 +36,17 @@ class Contents:
 
     @property
     def preferences(self) -> int:
-        """Rows of whatever form to train on."""
+        """Rows of any form to train on."""
         return self.pairs + self.groups + self.unpaired
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Rows by kind, without those that are none."""
+        """Rows by kind, without zeros."""
         kinds = ("prompts", "held_out", "texts", "pairs", "groups", "unpaired", "held_out_pairs")
         return {kind: size for kind in kinds if (size := vars(self)[kind])}
 
     def add(self, row: TextPreference) -> None:
-        """Count a preference that is trained on."""
+        """Count one training preference."""
         match row:
             case TextGroup():
                 self.groups += 1

@@ -1,4 +1,4 @@
-"""What a data set holds only once, kept on disk: memory does not grow with its size. Torch-free."""
+"""Distinct prompts and keys of a data set, kept on disk: memory does not grow with its size. Torch-free."""
 
 import json
 import sqlite3
@@ -19,16 +19,16 @@ _MEMORY = 4 * 1024  # KiB of pages in memory; the rest is in a temporary file th
 
 
 class DistinctPrompts:
-    """Prompts by content, in the order in which they came.
+    """Prompts with distinct content, in order of arrival.
 
-    A prompt's ``reference`` is the first that one of its rows gives, its ``answer`` that of its first row.
+    A prompt keeps the first ``reference`` among its rows and the ``answer`` of its first row.
     """
 
     def __init__(self) -> None:
         self._rows = _open(_TABLE)
 
     def add(self, prompt: Prompt) -> None:
-        """Take a row's prompt."""
+        """Add a row's prompt."""
         messages = json.dumps([[m.role, m.content] for m in prompt.messages], ensure_ascii=False)
         self._rows.execute(_ADD, (prompt.id, messages, prompt.source, prompt.answer, prompt.reference))
 
@@ -44,13 +44,13 @@ class DistinctPrompts:
 
 
 class Firsts:
-    """What stood where a key came first."""
+    """The first row of each key."""
 
     def __init__(self) -> None:
         self._rows = _open("CREATE TABLE firsts (key TEXT PRIMARY KEY, place TEXT, value TEXT) WITHOUT ROWID")
 
     def add(self, key: str, place: str, value: str | None = None) -> tuple[str, str | None] | None:
-        """(place, value) of the earlier row with this ``key``; None if this is the first."""
+        """Add a row; return (place, value) of the first row with this ``key``, or None if this is the first."""
         added = self._rows.execute("INSERT OR IGNORE INTO firsts VALUES (?, ?, ?)", (key, place, value))
         if added.rowcount:
             return None
@@ -61,7 +61,7 @@ class Firsts:
 
 
 def _open(table: str) -> sqlite3.Connection:
-    """A table in a temporary file of SQLite's own, which is gone when the connection is."""
+    """Open a table in SQLite's own temporary file, which is deleted when the connection closes."""
     rows = sqlite3.connect("", isolation_level=None)
     for setting in (f"cache_size = -{_MEMORY}", "journal_mode = OFF", "synchronous = OFF", "temp_store = FILE"):
         rows.execute(f"PRAGMA {setting}")

@@ -1,6 +1,6 @@
-"""What is wrong with a row of the user's data, by cause; the causes are the fields of ``config.Limits``. Torch-free.
+"""Faults in a row of the user's data, by cause; the causes are the fields of ``config.Limits``. Torch-free.
 
-Knows a chat through its methods alone. Counts nothing and refuses nothing: that is up to the caller.
+Uses a chat only through its methods. The caller counts faults and refuses rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +37,7 @@ _Side = tuple[str, str]
 
 
 class _Chat(Protocol):
-    """What is asked of ``chat.Chat``."""
+    """The methods of ``chat.Chat`` used here."""
 
     end_ids: frozenset[int]
     bos_id: int | None
@@ -55,19 +55,19 @@ class _Chat(Protocol):
         ...
 
     def spelled(self, text: str) -> list[tuple[str, int]]:
-        """Special tokens that a text spells out."""
+        """Special tokens written out in a text."""
         ...
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The policy's tokens and the reward model's, as far as a row is measured by them.
+    """The policy's and the reward model's tokenizers and length limits, for measuring rows.
 
     Attributes:
         chat: the policy's.
         limits: how long prompts and responses may be.
         context: tokens that the policy can read; None: no limit.
-        reward_length: tokens of a conversation for the reward model, and ``reward_limit``, what it reads of them.
+        reward_length: counts a conversation's tokens for the reward model; it reads at most ``reward_limit`` of them.
     """
 
     chat: _Chat
@@ -78,10 +78,9 @@ class Tokens:
 
 
 class FaultFinder:
-    """Finds the faults of the rows of one source, which are shown to it in their order.
+    """Finds faults in the rows of one source, passed in order.
 
-    ``leaks``: prompts that must not be among them. Without ``tokens`` the causes that need a tokenizer are not looked
-    for.
+    ``leaks``: prompts that must not appear. Without ``tokens``, causes that need a tokenizer are skipped.
     """
 
     def __init__(self, tokens: Tokens | None = None, leaks: Split | None = None) -> None:
@@ -91,12 +90,12 @@ class FaultFinder:
         self._rows = Firsts()
 
     def faults(self, place: str, row: PromptRow | TextPreference) -> Iterator[Fault]:
-        """Each cause of the row once. Raises ``UserError`` for a conversation that the chat template refuses."""
+        """Yield each cause of the row once. Raises ``UserError`` if the chat template refuses the conversation."""
         sides = _sides(row)
         yield from _faults_of_texts(row, sides)
         yield from self._repeats(place, row, sides)
         if self._leaks is not None and self._leaks.copies(row.prompt):
-            yield "leak", f"held out, case and spaces aside: {row.prompt.messages[-1].content[:80]!r}"
+            yield "leak", f"held out, ignoring case and spaces: {row.prompt.messages[-1].content[:80]!r}"
         if self._tokens is not None:
             try:
                 yield from _faults_of_tokens(row.prompt, sides, self._tokens)
@@ -117,7 +116,7 @@ class FaultFinder:
 
 
 def _sides(row: PromptRow | TextPreference) -> list[_Side]:
-    """The row's responses, each with its name."""
+    """Return the row's responses, each with its name."""
     match row:
         case TextPair():
             return [("chosen", row.chosen), ("rejected", row.rejected)]
@@ -133,12 +132,12 @@ def _faults_of_texts(row: PromptRow | TextPreference, sides: Sequence[_Side]) ->
     empty = [name for name, text in sides if not text.strip()]
     if empty:
         yield "empty", f"no text: {', '.join(empty)}"
-    # Several reference responses compare nothing.
+    # Reference responses are not compared with each other.
     if not isinstance(row, PromptRow) and (equal := _equal([(name, text) for name, text in sides if text.strip()])):
         yield "identical", f"{equal[0]} and {equal[1]} are equal"
     match row:
         case TextPair() if row.soft_label == 0.5:
-            yield "tie", "as many votes for either"
+            yield "tie", "equal votes for both"
         case TextPair() if row.chosen_score is not None and row.chosen_score == row.rejected_score:
             yield "tie", f"both have the score {row.chosen_score:g}"
         case TextGroup() if len(set(row.rewards)) == 1:
@@ -146,7 +145,7 @@ def _faults_of_texts(row: PromptRow | TextPreference, sides: Sequence[_Side]) ->
 
 
 def _equal(sides: Sequence[tuple[str, str | tuple[int, ...]]]) -> tuple[str, str] | None:
-    """The names of two sides that hold the same."""
+    """Return the names of two sides with equal content."""
     seen: dict[str | tuple[int, ...], str] = {}
     for name, held in sides:
         if held in seen:
@@ -163,10 +162,10 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
     cut = [name for name, _, ids in said if ids[-1] not in chat.end_ids]
     if cut:
         limit = f"chat.max_response_tokens ({limits.max_response_tokens})"
-        yield "missing_eos", f"over {limit}, so without an end: {', '.join(cut)}"
+        yield "missing_eos", f"over {limit}, so without an end token: {', '.join(cut)}"
     merged = [name for name, text, _ in said if not chat.continues(messages, text)]
     if merged:
-        yield "not_a_prefix", f"the prompt's tokens change in front of: {', '.join(merged)}"
+        yield "not_a_prefix", f"the prompt's tokens change before: {', '.join(merged)}"
     if not _equal([(name, text) for name, text, _ in said]) and (equal := _equal([(n, ids) for n, _, ids in said])):
         yield "identical_when_cut", f"{equal[0]} and {equal[1]} are the same tokens"
     whole = len(prompt_ids) + max((len(ids) for _, _, ids in said), default=0)
@@ -182,9 +181,9 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
 
 
 def _spelled(prompt: Prompt, sides: Sequence[_Side], chat: _Chat) -> Iterator[Fault]:
-    """Special tokens in the texts, the first of each cause.
+    """Yield the first special token of each cause in the texts.
 
-    One id may begin and end: in a prompt it is taken as the beginning, in a response as the end.
+    One id may be both BOS and EOS: it counts as BOS in a prompt and as EOS in a response.
     """
     found: dict[Cause, str] = {}
     for name, text in [("prompt", message.content) for message in prompt.messages] + list(sides):

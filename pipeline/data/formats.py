@@ -1,6 +1,6 @@
-"""Rows of one data file, one after the other: JSONL, JSON, CSV, parquet, Arrow, the text ones gzipped or not.
+"""Read one data file row by row: JSONL, JSON, CSV (each gzipped or not), parquet, Arrow.
 
-Nothing is read whole: memory holds a line, an item of a list, or a batch of 256 rows, whatever the size of the file.
+Memory holds only a line, a list item or a batch of 256 rows, whatever the size of the file.
 """
 
 import csv
@@ -29,22 +29,22 @@ _UNDECODED = re.compile("[\udc80-\udcff]")
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A row that could not be read, and why; the rows behind it can be."""
+    """A row that could not be read, and why; the rows after it can be."""
 
     why: str
 
 
-# Number from 1, and the row as its file has it.
+# Row number (from 1), and the row as the file gives it.
 _Rows = Iterator[tuple[int, object | Broken]]
 
 
 def read_file(file: Path) -> _Rows:
-    """The rows of ``file``: lines of JSONL, items of JSON, rows below a CSV's header, rows of parquet or Arrow.
+    """Yield the rows of ``file``: JSONL lines, JSON items, CSV rows below the header, parquet or Arrow rows.
 
-    Empty lines count but are no rows.
+    Empty lines count towards row numbers but yield no row.
 
     Raises:
-        UserError: a file that is damaged as a whole.
+        UserError: the whole file is damaged.
     """
     kind = kind_of(file)
     try:
@@ -55,7 +55,7 @@ def read_file(file: Path) -> _Rows:
             if kind == "jsonl":
                 yield from _jsonl(stream)
                 return
-            # Of CSV, bytes that are no UTF-8 become lone surrogates, so that the row that they are in can be named.
+            # In CSV, bytes that are not UTF-8 become lone surrogates, so that the fault can name their row.
             errors = "surrogateescape" if kind == "csv" else "strict"
             with io.TextIOWrapper(stream, encoding="utf-8-sig", errors=errors, newline="") as text:
                 yield from _csv(file, text) if kind == "csv" else _json(file, text)
@@ -64,7 +64,7 @@ def read_file(file: Path) -> _Rows:
 
 
 def kind_of(file: Path) -> str:
-    """``jsonl`` of ``rows.jsonl.gz``."""
+    """Return the kind: ``jsonl`` for ``rows.jsonl.gz``."""
     return file.name.removesuffix(".gz").rsplit(".", 1)[-1]
 
 
@@ -94,10 +94,10 @@ def _lines(stream: io.BufferedIOBase) -> Iterator[bytes | Broken]:
 
 
 def _json(file: Path, stream: IO[str]) -> _Rows:
-    """The items of one list, each decoded as soon as it is there.
+    """Yield the items of one list, each as soon as it is complete.
 
-    Not by ijson: it refuses NaN and integers beyond 64 bits, turns lone surrogates into question marks, and its memory
-    grows with the square of the depth (1 GiB for a file of 40 kB).
+    ijson does not fit: it refuses NaN and integers beyond 64 bits, turns lone surrogates into question marks, and its
+    memory grows with the square of the depth (1 GiB for a file of 40 kB).
     """
     text, number = _JsonText(stream), 0
     try:
@@ -107,20 +107,20 @@ def _json(file: Path, stream: IO[str]) -> _Rows:
         while text.peek() != "]":
             if number:
                 if text.peek() != ",":
-                    raise UserError(f"{file}: not JSON: neither a comma nor the list's end behind item {number}")
+                    raise UserError(f"{file}: not JSON: neither a comma nor the list's end after item {number}")
                 text.at += 1
             item = text.item()
             number += 1
             yield number, item
         text.at += 1
         if text.peek():
-            raise UserError(f"{file}: not JSON: text behind the list's end, after item {number}")
+            raise UserError(f"{file}: not JSON: text after the list's end, after item {number}")
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not JSON: item {number + 1}: {error}") from error
 
 
 class _JsonText:
-    """JSON text that is read as far as it is looked at."""
+    """JSON text, read only as far as needed."""
 
     def __init__(self, stream: IO[str]) -> None:
         self.at = 0
@@ -130,7 +130,7 @@ class _JsonText:
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
+        """Return the next character that is not a space; empty at the end."""
         while True:
             found = _NO_SPACE.search(self._text, self.at)
             if found is not None:
@@ -142,7 +142,7 @@ class _JsonText:
             self._more()
 
     def item(self) -> object:
-        """The value that begins here."""
+        """Return the value that begins here."""
         self.peek()
         while True:
             try:
@@ -151,14 +151,14 @@ class _JsonText:
                 if self._ended:
                     raise
             else:
-                # A number may go on behind what is read so far.
+                # A number may continue beyond what is read so far.
                 if end < len(self._text) or self._ended:
                     self.at = end
                     return item
             self._more()
 
     def _more(self) -> None:
-        # As much again as waits: an item of n chunks is tried log n times.
+        # Doubling the text: an item of n chunks is tried log n times.
         waiting = self._text[self.at :]
         if len(waiting) > LONGEST_ROW:
             raise ValueError(f"longer than {LONGEST_ROW >> 20} Mi characters")
@@ -202,7 +202,7 @@ def _parquet(file: Path) -> _Rows:
 
 
 def _arrow(file: Path) -> _Rows:
-    """Both of Arrow's formats: the file (Feather 2) and the stream (what ``datasets`` caches)."""
+    """Read both Arrow formats: the file (Feather 2) and the stream (what ``datasets`` caches)."""
     with pa.memory_map(str(file)) as mapped:
         try:
             opened = pa.ipc.open_file(mapped)
@@ -223,7 +223,7 @@ def _numbered(batches: Iterable[pa.RecordBatch]) -> _Rows:
                 yield number, row
 
 
-# Strings that are no UTF-8, dates that Python has none of.
+# Strings that are not UTF-8, dates that Python cannot hold.
 _NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
 
 

@@ -1,6 +1,6 @@
-"""One row of the user's data as a prompt or a preference, in each of the forms that people write them in.
+"""Parse one row of the user's data into a prompt or a preference, in any of the usual forms.
 
-Raises ``FaultError`` for a row that is none of them. Knows no tokenizer and no file.
+Raises ``FaultError`` for a row in no known form. Uses no tokenizer and no file.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ Turns = tuple[Message, ...]
 
 
 def prompt_of(record: Record, data: FileData | DatasetData) -> Prompt:
-    """The row's prompt, with the reference response and the answer that it gives."""
+    """Return the row's prompt, with the row's reference response and answer."""
     values, columns = record.values, data.columns
     if not _has(record, *columns.prompt_columns) and {columns.chosen, columns.rejected} <= values.keys():
         return _pair(record, columns).prompt
@@ -34,9 +34,9 @@ def prompt_of(record: Record, data: FileData | DatasetData) -> Prompt:
 
 
 def preference_of(record: Record, data: FileData | DatasetData) -> TextPreference:
-    """The row's preference; its columns tell the form.
+    """Return the row's preference; its columns decide the form.
 
-    A pair on which people voted has the soft label that ``data.votes`` makes of the votes; 0.5 is a tie.
+    If people voted on a pair, ``data.votes`` turns the votes into its soft label; 0.5 is a tie.
     """
     columns = data.columns
     if not _has(record, columns.chosen, columns.rejected):
@@ -100,7 +100,7 @@ def _pair(record: Record, columns: Columns) -> TextPair:
 
 
 def _prompt(record: Record, messages: Turns, columns: Columns) -> Prompt:
-    """The prompt of these turns, behind a system turn where a column has one."""
+    """Return the prompt with these turns, after a system turn if a column has one."""
     said = None if columns.system is None else cells.optional_text(record.values, columns.system)
     system = () if said is None or not said.strip() else (Message("system", said),)
     answer = cells.plain_answer(record.values, columns.answer)
@@ -108,7 +108,7 @@ def _prompt(record: Record, messages: Turns, columns: Columns) -> Prompt:
 
 
 def _messages(record: Record, columns: Columns) -> Turns:
-    """The prompt's turns: of one column, or of several columns of text."""
+    """Return the prompt's turns, from one column or from several text columns."""
     names = columns.prompt_columns
     if len(names) == 1:
         return _turns(cells.required(record.values, names[0]), names[0])
@@ -120,14 +120,14 @@ def _messages(record: Record, columns: Columns) -> Turns:
 def _turns(value: JsonValue, column: str) -> Turns:
     if isinstance(value, str) and is_transcript(value):
         turns = transcript(value)
-        # The prompt of a transcript ends where the assistant is to speak.
+        # The prompt of a transcript ends where the assistant's turn begins.
         open_end = turns[-1].role == "assistant" and not turns[-1].content
         value = [{"role": turn.role, "content": turn.content} for turn in (turns[:-1] if open_end else turns)]
     return cells.prompt_messages(value, column)
 
 
 def _implicit(chosen: JsonValue, rejected: JsonValue, columns: Columns) -> tuple[Turns, str, str]:
-    """Prompt and responses of a row without a prompt: what both conversations, transcripts or texts begin with."""
+    """Split a row without a prompt: the prompt is the common start of the two conversations, transcripts or texts."""
     names = (columns.chosen, columns.rejected)
     if isinstance(chosen, str) and isinstance(rejected, str) and not is_transcript(chosen):
         start = common_start(chosen, rejected)
@@ -140,7 +140,7 @@ def _implicit(chosen: JsonValue, rejected: JsonValue, columns: Columns) -> tuple
     one, other = (_conversation(side, name) for side, name in zip((chosen, rejected), names, strict=True))
     if len(one) < 2 or one[:-1] != other[:-1]:
         raise FaultError(
-            f"{names[0]} and {names[1]}: without a prompt they must be conversations equal but for the last turn"
+            f"{names[0]} and {names[1]}: without a prompt they must be conversations that differ only in the last turn"
         )
     if one[-2].role != "user":
         raise FaultError(f"{names[0]}: the turn before the last must be the user's, not {one[-2].role!r}")

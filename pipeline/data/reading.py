@@ -1,7 +1,7 @@
-"""Prompts and preferences from the user's files, a data set or the generated task, one row after the other.
+"""Read prompts and preferences row by row from the user's files, a data set or the generated task.
 
-A row that cannot be read is named with its fault and goes by; what becomes of it is up to the reader. Knows no
-tokenizer; ``given`` makes tokens of what is read here.
+A row that cannot be read is returned with its fault; the caller decides what to do with it. Uses no tokenizer:
+``pipeline.pairs.from_data`` makes the tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SourceRow(Generic[T]):
-    """One row: its value, or the fault with it. ``number`` counts from 1 in ``file``, as ``records.Record`` does."""
+    """One row: its value or its fault. ``number`` counts from 1 in ``file``, as ``records.Record`` does."""
 
     file: str
     number: int
@@ -36,14 +36,14 @@ class SourceRow(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A prompt and the reference responses that its row gives: one at most, save for the generated task."""
+    """A prompt and its row's reference responses: at most one, except in the generated task."""
 
     prompt: Prompt
     texts: tuple[str, ...] = ()
 
 
 def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
-    """The prompts of all rows, of pairs as well; rows with one prompt are not put together.
+    """Yield the prompts of all rows, of pairs too; rows with the same prompt stay separate.
 
     Raises:
         UserError: nothing there, or a file that is damaged as a whole.
@@ -60,11 +60,11 @@ def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
 
 
 def read_preferences(data: FileData | DatasetData) -> Iterator[SourceRow[TextPreference]]:
-    """Preferences in one of three forms, which the columns tell apart; a data set holds one form.
+    """Yield preferences in one of three forms, decided by the columns; a data set holds one form.
 
     - Pairs: ``prompt``, ``chosen``, ``rejected``, with scores, votes, a soft label, win probabilities or priors where
       the data has them. Chosen and rejected are texts, lists with the assistant's turn or the whole conversation, or
-      transcripts; without a prompt column the prompt is what both begin with.
+      transcripts; without a prompt column, the prompt is their common start.
     - Groups: ``prompt``, ``responses`` (a list), ``rewards`` (one for each).
     - Single responses: ``prompt``, ``completion``, ``label`` (true: good).
 
@@ -85,12 +85,12 @@ def read_preferences(data: FileData | DatasetData) -> Iterator[SourceRow[TextPre
 
 
 def values(rows: Iterable[SourceRow[T]]) -> Iterator[T]:
-    """What the rows without a fault hold."""
+    """Yield the values of the rows without a fault."""
     return (row.value for row in rows if row.value is not None)
 
 
 def sound_preferences(data: FileData | DatasetData) -> Iterator[TextPreference]:
-    """``read_preferences`` of data without a faulty row. Raises ``UserError`` with the first faults, or for no rows."""
+    """Yield ``read_preferences`` values. Raises ``UserError`` with the first faults, or if there are no rows."""
     faults: list[str] = []
     empty = True
     for row in read_preferences(data):

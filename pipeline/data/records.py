@@ -1,7 +1,7 @@
 """The user's data as numbered records: files of any kind in ``formats``, or a data set through ``datasets``.
 
-Files of one's own are not read through ``datasets``: its readers of text guess a type for each column from the first
-block, fail without naming the row where a later one differs, and write a second copy of the file to their cache.
+The user's own files are not read through ``datasets``: its text readers guess each column's type from the first
+block, fail without naming the row if a later block differs, and write a second copy of the file to their cache.
 """
 
 import re
@@ -23,7 +23,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class Record:
     """One row. ``file`` is a path, or the name of a data set; ``number`` counts from 1 within it.
 
-    ``fault`` says what is wrong with a row that could not be read; ``values`` is empty then.
+    ``fault`` is the reason why a row could not be read; ``values`` is then empty.
     """
 
     file: str
@@ -43,12 +43,12 @@ class Record:
 
 
 def read_records(data: FileData | DatasetData) -> Iterator[Record]:
-    """All rows, one after the other; those of several files in the order of the files' paths.
+    """Yield all rows in order, and several files in the order of their paths.
 
     A malformed row is a record with a ``fault``.
 
     Raises:
-        UserError: nothing there, no file of a known kind, or a file that is damaged as a whole.
+        UserError: no data, no file of a known kind, or a file that is damaged as a whole.
     """
     match data:
         case FileData():
@@ -66,9 +66,9 @@ def read_records(data: FileData | DatasetData) -> Iterator[Record]:
 
 
 def data_files(path: str) -> list[Path]:
-    """The data files that ``path`` names: one, those of a folder and its subfolders, or those of a pattern.
+    """Return the data files at ``path``: one file, a folder with its subfolders, or the matches of a pattern.
 
-    Hidden files and folders are left out. Raises ``UserError`` if there is none, or none of a known kind.
+    Hidden files and folders are skipped. Raises ``UserError`` if there is no file, or none of a known kind.
     """
     place = Path(path)
     if place.is_file():
@@ -95,7 +95,7 @@ def _hidden(file: Path, folder: Path) -> bool:
 
 
 def open_dataset(data: DatasetData) -> Any:
-    """The data set, its tables mapped from disk. Raises ``UserError`` if there is none, or no such split."""
+    """Open the data set, its tables mapped from disk. Raises ``UserError`` if it or the split does not exist."""
     import datasets
 
     folder = Path(data.path)
@@ -119,12 +119,12 @@ def _record(file: str, number: int, value: object) -> Record:
         return Record(file, number, {}, f"not an object with named columns but a {type(value).__name__}")
     broken = next((column for column, cell in value.items() if _has_surrogate([column, cell])), None)
     if broken is not None:
-        return Record(file, number, {}, f"column {broken!r} holds a lone surrogate (such as \\ud800), which is no text")
+        return Record(file, number, {}, f"column {broken!r} holds a lone surrogate (such as \\ud800): not text")
     return Record(file, number, value)
 
 
 def _has_surrogate(value: object) -> bool:
-    """Whether a string in ``value`` holds half a surrogate pair, which JSON can escape and UTF-8 cannot hold."""
+    """Return whether a string in ``value`` holds half a surrogate pair: JSON can escape it, UTF-8 cannot hold it."""
     waiting = [value]
     while waiting:
         item = waiting.pop()

@@ -1,4 +1,4 @@
-"""A run's data, read and split: what the stage of the data writes down. Torch-free."""
+"""A run's data, read and split, for the data stage to write. Torch-free."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class RunData:
         return (prompt for prompt in self.distinct if not self.split.copies(prompt))
 
     def texts(self) -> Iterator[Text]:
-        """Prompts and reference responses for the warm start; several for a prompt whose rows give several."""
+        """Yield prompts and reference responses for the warm start; a prompt may have several."""
         if self.config.warm_start is None or self.config.prompts is None:
             return
         for row in values(read_prompts(self.config.prompts)):
@@ -41,7 +41,7 @@ class RunData:
                 yield from ((row.prompt, text) for text in row.texts)
 
     def preferences(self) -> Iterator[tuple[str, TextPreference]]:
-        """(table, preference) of what rounds may train on, and of pairs whose prompts are held out."""
+        """Yield (table, preference) for rows that rounds may train on and for pairs with held-out prompts."""
         config, split = self.config, self.split
         given = None if config.prompts is not None else held_out_source(config)
         for row in _preferences(config.pairs):
@@ -56,7 +56,7 @@ class RunData:
 
 
 def open_data(config: RunConfig) -> RunData:
-    """Read the prompts and split them; writes nothing. Raises ``UserError`` if that cannot be done."""
+    """Read the prompts and split them; write nothing. Raises ``UserError`` if that is not possible."""
     distinct = DistinctPrompts()
     source = prompt_source(config)
     for row in values(read_prompts(source)):
@@ -77,13 +77,13 @@ def open_data(config: RunConfig) -> RunData:
 
 
 def drops_tie(row: TextPreference, source: UserData) -> bool:
-    """Whether the row is a tie that majority votes leave out."""
+    """Return whether the row is a tie that majority votes drop."""
     majority = source.columns.has_votes and source.votes.label == "majority"
     return majority and isinstance(row, TextPair) and row.soft_label == 0.5
 
 
 def _comparison(row: TextPreference) -> TextPair | None:
-    """A pair as it is, of a group its best against its worst response; a single response compares nothing."""
+    """Return a pair as it is, or a group's best and worst responses; None if there is nothing to compare."""
     match row:
         case TextPair():
             return row

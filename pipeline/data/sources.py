@@ -1,4 +1,4 @@
-"""Where a run's prompts and held-out prompts come from, and the files that they are in. Torch-free."""
+"""Sources of a run's prompts and held-out prompts, and their files. Torch-free."""
 
 from pathlib import Path
 from typing import assert_never
@@ -9,14 +9,14 @@ from pipeline.errors import UserError
 
 
 def prompt_source(config: RunConfig) -> Data:
-    """Where the prompts come from that rounds train on."""
+    """Return the source of the prompts that rounds train on."""
     source = config.prompts if config.prompts is not None else config.pairs
-    assert source is not None, "the config's validator asks for prompts or pairs"
+    assert source is not None, "the config's validator requires prompts or pairs"
     return source
 
 
 def held_out_source(config: RunConfig) -> UserData | None:
-    """Where held-out prompts come from, if that is a place of their own."""
+    """Return the source of held-out prompts if they have one of their own, else None."""
     if not config.held_out.is_given:
         return None
     for source in (config.prompts, config.pairs):
@@ -28,12 +28,12 @@ def held_out_source(config: RunConfig) -> UserData | None:
             case DatasetData():
                 return source.model_copy(update={"split": config.held_out.split})
     if config.held_out.split is not None:
-        raise UserError("held_out.split: goes with prompts or pairs from a data set (kind: dataset)")
-    raise UserError("held_out.path: held-out prompts from a file go with prompts or pairs from a file")
+        raise UserError("held_out.split: needs prompts or pairs from a data set (kind: dataset)")
+    raise UserError("held_out.path: held-out prompts from a file need prompts or pairs from a file")
 
 
 def files_of(source: UserData) -> list[Path]:
-    """The files that the data is in. Raises ``UserError`` if there are none."""
+    """Return the files that hold the data. Raises ``UserError`` if there are none."""
     match source:
         case FileData():
             return data_files(source.path)

@@ -1,4 +1,4 @@
-"""Which prompts are held out: by content, never by row, and whatever the order of rows. Torch-free."""
+"""Held-out prompts, chosen by content: neither row numbers nor the order of rows matter. Torch-free."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,22 +19,22 @@ class Split:
 
     @classmethod
     def of(cls, held_out: Sequence[Prompt]) -> "Split":
-        """The split that holds out these prompts."""
+        """Return the split that holds out these prompts."""
         return cls(tuple(held_out), frozenset(p.id for p in held_out), frozenset(map(plain_id, held_out)))
 
     def holds_out(self, prompt: Prompt) -> bool:
-        """Whether this very prompt is held out."""
+        """Return whether this exact prompt is held out."""
         return prompt.id in self.ids
 
     def copies(self, prompt: Prompt) -> bool:
-        """Whether the prompt is a held-out one, case and spaces aside."""
+        """Return whether the prompt equals a held-out one, ignoring case and spaces."""
         return plain_id(prompt) in self.plain
 
 
 def split_held_out(prompts: Iterable[Prompt], settings: HeldOut) -> Split:
-    """``settings.prompts`` of the distinct ``prompts``, which depend on their ids and ``settings.seed`` alone.
+    """Hold out ``settings.prompts`` of the distinct ``prompts``; only their ids and ``settings.seed`` matter.
 
-    Memory grows with the number of held-out prompts, not with that of all.
+    Memory grows with the number of held-out prompts, not with the number of all prompts.
 
     Raises:
         UserError: fewer prompts than ``settings.prompts`` + 1.
@@ -52,5 +52,5 @@ def split_held_out(prompts: Iterable[Prompt], settings: HeldOut) -> Split:
 
 
 def plain_id(prompt: Prompt) -> str:
-    """Hash of the prompt's contents without regard to case and spaces."""
+    """Return a hash of the prompt's contents, ignoring case and spaces."""
     return content_hash([[m.role, " ".join(m.content.casefold().split())] for m in prompt.messages])

@@ -1,4 +1,4 @@
-"""Prompts that stand inside the responses: transcripts as in Anthropic's HH, and what two texts begin with alike."""
+"""Prompts inside responses: transcripts as in Anthropic's HH, and the common start of two texts."""
 
 import re
 
@@ -9,20 +9,20 @@ _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
 def is_transcript(text: str) -> bool:
-    """Whether ``text`` is a dialogue in the form of HH: ``\\n\\nHuman: ... \\n\\nAssistant: ...``."""
+    """Return whether ``text`` is a dialogue in HH's form: ``\\n\\nHuman: ... \\n\\nAssistant: ...``."""
     return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
 
 
 def transcript(text: str) -> tuple[Message, ...]:
-    """The turns of a transcript, spaces around each left out; a last turn may be empty."""
+    """Return the turns of a transcript, each stripped of spaces; the last turn may be empty."""
     parts = _TURN.split(text.lstrip())[1:]
     return tuple(Message(_SPEAKERS[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
 
 
 def common_start(one: str, other: str) -> str:
-    """What two texts begin with alike, up to a border between words, the spaces at its end left out.
+    """Return the common start of two texts, up to a word boundary and without spaces at its end.
 
-    TRL's ``extract_prompt`` may cut inside a word (``bl`` of ``blue`` and ``black``); here none is.
+    TRL's ``extract_prompt`` may cut inside a word (``bl`` of ``blue`` and ``black``); this does not.
     """
     length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     while length and any(length < len(text) and not text[length].isspace() for text in (one, other)):

@@ -2,7 +2,7 @@
 
 A sentence is an opening that carries the name, then the other slots in a random order, grouped into
 clauses; every slot has several wordings. ``clean`` sentences realise the meaning representation (MR)
-exactly; ``references`` are spoilt in known shares, so that a model trained on them is fluent but errs.
+exactly; ``references`` contain errors at known rates, so that a model trained on them is fluent but errs.
 """
 
 import random
@@ -32,7 +32,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "near": LANDMARKS,
 }
 
-# Wordings of a slot as a clause after 'It' and its verb: {} is the value's phrase.
+# Wordings of a slot as a clause after 'It': {} is the value's phrase.
 _CLAUSES: dict[str, tuple[str, ...]] = {
     "food": ("serves {} food", "offers {} dishes", "has a {} menu", "cooks {} meals"),
     "price": ("has {}", "comes with {}", "charges {}"),
@@ -88,16 +88,16 @@ class RestaurantRow:
 
 
 def generate(settings: RestaurantData) -> list[RestaurantRow]:
-    """``settings.prompts`` distinct meaning representations, each with spoilt and clean sentences.
+    """Return ``settings.prompts`` distinct meaning representations, each with spoilt and clean sentences.
 
-    The row at an index depends on ``settings.seed`` and the rows before it alone, so a larger
+    The row at an index depends only on ``settings.seed`` and the rows before it, so a larger
     ``prompts`` continues a smaller one. Raises nothing: the task has millions of distinct inputs.
     """
     rows: list[RestaurantRow] = []
     seen: set[str] = set()
     index = 0
     while len(rows) < settings.prompts:
-        rng = random.Random(derive_seed("restaurants", settings.seed, index))  # noqa: S311 - lots, not secrets
+        rng = random.Random(derive_seed("restaurants", settings.seed, index))  # noqa: S311 - random draws, not secrets
         index += 1
         mr = _draw_mr(rng)
         text = write_mr(mr)
@@ -122,7 +122,7 @@ def _draw_mr(rng: random.Random) -> dict[str, str]:
 
 
 def _spoil(mr: dict[str, str], settings: RestaurantData, rng: random.Random) -> dict[str, str]:
-    """A copy with wrong and missing values, and at times an invented slot. Name and type are never missing."""
+    """Return a copy with wrong and missing values, and sometimes an invented slot. Name and type are never missing."""
     spoilt: dict[str, str] = {}
     for slot, value in mr.items():
         if slot not in {"name", "type"} and rng.random() < settings.missing:
@@ -144,7 +144,7 @@ def _phrase(slot: str, value: str, rng: random.Random) -> str:
 
 
 def write_sentence(mr: dict[str, str], rng: random.Random) -> str:
-    """Sentences drawn from the templates that realise every slot of ``mr``, which has a name and a type."""
+    """Draw sentences from the templates that realise every slot of ``mr``, which has a name and a type."""
     rest = [slot for slot in mr if slot not in {"name", "type"}]
     rng.shuffle(rest)
     opening = rng.choice(_OPENINGS)
@@ -170,7 +170,7 @@ def write_sentence(mr: dict[str, str], rng: random.Random) -> str:
 
 
 def _clauses(slots: list[str], mr: dict[str, str], rng: random.Random) -> list[str]:
-    """Sentences of one or two clauses each for ``slots``, in order."""
+    """Return sentences of one or two clauses each for ``slots``, in order."""
     sentences = []
     while slots:
         group, slots = slots[:2], slots[2:]

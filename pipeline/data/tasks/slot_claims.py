@@ -1,7 +1,7 @@
-"""What a sentence about a restaurant claims: slot -> values, and the places it names with their role.
+"""Claims of a sentence about a restaurant: slot -> values, and the places it names with their role.
 
-A claim that is denied ('not in the city centre') is none, save for ``family``, where a denial is the
-value ``no``. No words count for two claims: what one pattern has read is blanked out for the next.
+A denied claim ('not in the city centre') does not count, except for ``family``, where a denial is the
+value ``no``. No words count for two claims: each pattern blanks out what it has read.
 """
 
 import re
@@ -29,10 +29,10 @@ class Claims:
 
 
 def read_claims(text: str, own_places: Iterable[str] = ()) -> Claims:
-    """Read ``text``.
+    """Read the claims of ``text``.
 
-    ``own_places``: those of the meaning representation, which are found in any case and without 'The';
-    the places known here only as they are spelled, and unknown ones only behind a word such as 'near'.
+    ``own_places``: places of the meaning representation, which match in any case and without 'The'. Other
+    known places match only as spelled here, and unknown places only after a word such as 'near'.
     """
     masked, places = _places(fold(text), own_places)
     lower = _Text(masked.lower())
@@ -44,7 +44,7 @@ def read_claims(text: str, own_places: Iterable[str] = ()) -> Claims:
 
 
 def fold(text: str) -> str:
-    """``text`` with accents dropped, quotes and dashes made plain and white space squeezed; case kept."""
+    """Return ``text`` without accents, with plain quotes and dashes and single spaces; case is kept."""
     text = re.sub(r"\s+", " ", text).strip()
     if text.isascii():
         return text
@@ -53,18 +53,18 @@ def fold(text: str) -> str:
 
 
 def place_key(place: str) -> str:
-    """One spelling for a place: folded, lower case, without 'The'."""
+    """Return one spelling for a place: folded, lower case, without 'The'."""
     return fold(place).lower().removeprefix("the ")
 
 
 class _Text:
-    """A lower-case text that loses what is read from it."""
+    """A lower-case text; what is read from it is removed."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
     def take(self, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
-        """The matches of ``pattern`` that are not denied; denied ones are taken out too."""
+        """Yield the matches of ``pattern`` that are not denied; denied matches are removed too."""
         for match in list(pattern.finditer(self.text)):
             self.text = _blank(self.text, match)
             if not say.DENIAL.search(self.text[: match.start()]):
@@ -80,7 +80,7 @@ def _value(match: re.Match[str]) -> str:
 
 
 def _places(text: str, own: Iterable[str]) -> tuple[str, list[tuple[str, SlotRole]]]:
-    """The text with all known places blanked out, and all places."""
+    """Return the text with all known places blanked out, and all places."""
     keys = sorted({place_key(place) for place in own}, key=len, reverse=True)
     patterns = [re.compile(rf"\b(?:the )?({re.escape(key)})\b", re.IGNORECASE) for key in keys]
     found: list[tuple[str, SlotRole]] = []

@@ -1,14 +1,14 @@
-"""How English says the slots of a restaurant: places by name, and regular expressions for everything else.
+"""English wordings of a restaurant's slots: places by name, and regular expressions for everything else.
 
-Data only; ``slot_claims`` reads texts with it. All patterns are for folded lower-case text. In a
-number's form ``{n}`` is the amount, ``{a}`` and ``{b}`` the ends of a range.
+Data only; ``slot_claims`` reads texts with it. All patterns expect folded lower-case text. In a
+number's form ``{n}`` is the amount, and ``{a}`` and ``{b}`` are the ends of a range.
 """
 
 import re
 
 from pipeline.data.tasks.restaurants import LANDMARKS, NAMES
 
-# Names and landmarks of the E2E corpus (Novikova et al. 2017, arXiv:1706.09254): a wrong one is seen as such.
+# Names and landmarks of the E2E corpus (Novikova et al. 2017, arXiv:1706.09254), to recognise wrong ones.
 E2E_PLACES = (
     "Alimentum", "All Bar One", "Aromi", "Avalon", "Bibimbap House", "Blue Spice", "Browns Cambridge", "Burger King",
     "Cafe Adriatic", "Cafe Brazil", "Cafe Rouge", "Cafe Sicilia", "Clare Hall", "Clowns", "Cocum", "Cotto",
@@ -52,7 +52,7 @@ WORDINGS: dict[str, dict[str, str]] = {
 
 # ---------------------------------------------------------------- places and denials
 
-# Words that make the place behind them a landmark, up to the place.
+# Words that make the place after them a landmark, up to the place.
 BEFORE_LANDMARK = re.compile(
     r"(?:near(?:by)?(?: to)?|clos(?:e|er) (?:to|by)|next(?: door)? to|by|besides?|around|opposite|across(?: from)?"
     r"|adjacent to|vicinity of|proximity to|(?:not )?far from|alongside|walking distance (?:of|from|to)|past|behind)"
@@ -63,7 +63,7 @@ UNKNOWN_LANDMARK = re.compile(
     r"\b(?:[Nn]ear|[Cc]lose to|[Nn]ext to|[Oo]pposite|[Bb]eside|[Aa]cross from|[Aa]djacent to)(?: to)?(?: the| a)? "
     r"(?!City|Town|River|Centre|Center|Old Town|Harbour)([A-Z][\w']+(?: [A-Z][\w']+)*)"
 )
-# What turns the claim behind it into a denial, up to the claim.
+# Words that turn the claim after them into a denial, up to the claim.
 DENIAL = re.compile(
     r"(?:\bnot|n't|\bnever|\bno|\bnon|\bneither|\bnor|\bwithout)[ -]"
     r"(?:(?:an?|the|in|at|near|by|very|so|too|really|particularly|exactly|serv(?:e|es|ing)|offer(?:s|ing)?"
@@ -147,7 +147,7 @@ _AFTER_HEAD = (
 
 
 def _any_of(values: dict[str, str]) -> str:
-    """Alternation of all wordings, one group for each value, named after it."""
+    """Return an alternation of all wordings, with one group for each value, named after it."""
     return "(?:" + "|".join(f"(?P<{value.replace(' ', '_')}>{words})" for value, words in values.items()) + ")"
 
 

@@ -3,7 +3,7 @@
 A meaning representation (MR) is ``slot[value], slot[value]``. The error follows Wen et al. 2015
 (arXiv:1508.01745, section 4): ERR = (missing + redundant) / slots, with the redundant values told
 apart into invented (the MR lacks the slot) and contradictory (the MR has another value). A wrong
-value is thus one missing and one contradictory; the right value beside a wrong one is contradictory alone.
+value is thus one missing and one contradictory; the right value next to a wrong one is only contradictory.
 """
 
 import re
@@ -23,7 +23,7 @@ _ALIASES = {
     "familyfriendly": "family",
 }
 
-# The grade that a number stands for: saying it instead of the number misses the value but contradicts nothing.
+# The grade that a number stands for: to give the grade instead misses the value but contradicts nothing.
 _VAGUER = {
     "1 out of 5": "low",
     "3 out of 5": "average",
@@ -33,7 +33,7 @@ _VAGUER = {
     "more than £30": "high",
 }
 
-# Values that the patterns can tell apart. Any other value of an MR counts as realised where it stands in the text.
+# Values that the patterns can tell apart. Any other value of an MR counts as realised if the text contains it.
 _KNOWN_VALUE = {slot: re.compile("|".join(map(re.escape, values))) for slot, values in WORDINGS.items()} | {
     "price": re.compile(r"cheap|moderate|high|(?:less|more) than £\d+|£\d+(?:-\d+)?"),
     "rating": re.compile(r"low|average|high|\d out of 5"),
@@ -64,8 +64,8 @@ class SlotErrors:
 def parse_mr(text: str) -> dict[str, str]:
     """``name[The Mill], priceRange[cheap]`` -> ``{"name": "The Mill", "price": "cheap"}``.
 
-    Slot names of the E2E corpus are mapped to the short ones used here. Raises ValueError where the
-    text is no meaning representation, an empty value is given or a slot appears twice.
+    Maps slot names of the E2E corpus to the short ones used here. Raises ValueError if the text is not a
+    meaning representation, a value is empty or a slot appears twice.
     """
     mr: dict[str, str] = {}
     position = 0
@@ -87,7 +87,7 @@ def parse_mr(text: str) -> dict[str, str]:
 
 
 def slot_findings(mr: dict[str, str], text: str) -> dict[str, tuple[bool, int]]:
-    """For each slot of the MR, and each other slot that ``text`` claims: (missing, number of other values)."""
+    """Return (missing, number of other values) for each slot of the MR and each other slot that ``text`` claims."""
     claims = read_claims(text, [mr[slot] for slot in ("name", "near") if slot in mr])
     plain = fold(text).lower()
     findings: dict[str, tuple[bool, int]] = {}
@@ -130,21 +130,21 @@ def slot_errors(mr: dict[str, str], text: str) -> SlotErrors:
 
 
 def slot_error_rate(errors: Iterable[SlotErrors]) -> float:
-    """Errors over slots, both summed over all sentences (Wen et al. 2015); 0 for none."""
+    """Return errors over slots, both summed over all sentences (Wen et al. 2015); 0 without slots."""
     counted = list(errors)
     slots = sum(e.slots for e in counted)
     return sum(e.total for e in counted) / slots if slots else 0.0
 
 
 def slot_errors_of(groups: Iterable[Group]) -> list[SlotErrors]:
-    """Slot errors of every response against its prompt's answer, which must be a meaning representation."""
+    """Return each response's slot errors against its prompt's answer, which must be a meaning representation."""
     return [slot_errors(parse_mr(group.prompt.answer or ""), r.text) for group in groups for r in group.responses]
 
 
 def slot_metrics(greedy: Iterable[Group], sampled: Iterable[Group]) -> dict[str, float]:
-    """``slot_error_rate`` (greedy), ``slot_error_rate_sampled``, and both split by kind of error, per slot.
+    """Return ``slot_error_rate`` (greedy), ``slot_error_rate_sampled``, and both split by kind of error, per slot.
 
-    Raises ``ValueError`` for an answer that is no meaning representation.
+    Raises ``ValueError`` for an answer that is not a meaning representation.
     """
     metrics: dict[str, float] = {}
     for suffix, groups in (("", greedy), ("_sampled", sampled)):

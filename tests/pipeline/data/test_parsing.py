@@ -122,7 +122,7 @@ def test_a_transcript_is_its_turns() -> None:
     found = pair({"chosen": text, "rejected": other})
     assert [m.content for m in found.prompt.messages] == ["Hi", "Yes?", "A: b\n\nc"]
     assert (found.chosen, found.rejected) == ("So: Human: no", "")
-    with pytest.raises(FaultError, match="conversations equal but for the last turn"):
+    with pytest.raises(FaultError, match="conversations that differ only in the last turn"):
         read({"chosen": text, "rejected": text.replace("Yes?", "No")})
     with pytest.raises(FaultError, match="chosen: must end with a turn of the assistant"):
         read({"chosen": text + "\n\nHuman: x\n\nHuman: y", "rejected": text + "\n\nHuman: x\n\nHuman: z"})

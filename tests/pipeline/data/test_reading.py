@@ -125,7 +125,7 @@ def test_prompts_of_a_pair_file_come_from_its_conversations(tmp_path: Path) -> N
         ({"prompt": [{"role": "user"}], "chosen": "c", "rejected": "r"}, "must have the strings role and content"),
         ({"prompt": [TURN, say("x")], "chosen": "c", "rejected": "r"}, "must end with a user message"),
         ({"prompt": "p", "chosen": [TURN], "rejected": "r"}, "chosen: must hold one assistant turn"),
-        ({"chosen": [TURN, say("x")], "rejected": [say("y"), say("x")]}, "equal but for the last turn"),
+        ({"chosen": [TURN, say("x")], "rejected": [say("y"), say("x")]}, "differ only in the last turn"),
         ({"prompt": "p", "chosen": {"text": "c"}, "rejected": "r"}, "not an object"),
     ],
 )
