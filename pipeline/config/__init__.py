@@ -1,8 +1,8 @@
-"""The schema of a run: every setting, its range and what it means. Imports no torch, vllm or prefect.
+"""The schema of a run: every setting, its range and its meaning. Imports no torch, vllm or prefect.
 
 Closed models: an unknown key is an error. A choice among things with different settings is a
-union told apart by ``kind``; a choice among functions of one shape is a ``Literal``.
-Reading files and overlays is in ``configfile``.
+union with the discriminator ``kind``; a choice among functions of one shape is a ``Literal``.
+``files`` reads config files and overlays.
 """
 
 from pipeline.config.base import OPERATIONAL, Closed

@@ -1,4 +1,4 @@
-"""What every section of the config is: closed, frozen, and sure of what decides a result."""
+"""Base class of the config's sections: closed, frozen, and able to list the settings that decide a result."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin
@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
 
-# Settings that change how a result is reached and not the result: they may differ between a kill and its resume.
+# Settings that change how a result is computed but not the result; they may change when a killed run is resumed.
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 
 
@@ -19,12 +19,12 @@ def _plain_url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not host:
         raise ValueError("must begin with http:// or https:// and a host")
     if parts.username is not None or parts.query or parts.fragment:
-        # The address is written to the run's config; a key has its place in the environment.
-        raise ValueError("must hold neither a user nor a query; a key goes into the variable of api_key_env")
+        # The address is written to the run's config, so a key belongs in the environment.
+        raise ValueError("must not hold a user or a query; put a key into the variable that api_key_env names")
     return value
 
 
-# Of an OpenAI-compatible server.
+# The address of an OpenAI-compatible server.
 ServerAddress = Annotated[str, AfterValidator(_plain_url)]
 
 
@@ -34,7 +34,7 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     def identity(self) -> dict[str, JsonValue]:
-        """The settings that decide the result, as plain JSON: everything but the operational ones."""
+        """The settings that decide the result, as plain JSON: all except the operational ones."""
         plain: dict[str, JsonValue] = {}
         for name, field in type(self).model_fields.items():
             if field.json_schema_extra == OPERATIONAL:

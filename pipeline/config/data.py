@@ -1,4 +1,4 @@
-"""Where prompts and preferences come from, which prompts are held out, and which faults are let through."""
+"""Sources of prompts and preferences, held-out prompts, and the faults that data may have."""
 
 from typing import Annotated, Literal
 
@@ -21,34 +21,35 @@ class Columns(Closed):
     chosen: Column = Field("chosen", description="pairs: the preferred response (with votes: one of the two)")
     rejected: Column = Field("rejected", description="pairs: the other one")
     chosen_score: Column = Field("chosen_score", description="pairs: a reward model's score; may be absent")
-    rejected_score: Column = Field("rejected_score", description="pairs: the same of rejected; may be absent")
+    rejected_score: Column = Field("rejected_score", description="pairs: the same for rejected; may be absent")
     soft_label: Column = Field(
         "soft_label", description="pairs: probability that chosen is the better one; absent: 1 (certain)"
     )
     votes: Column | None = Field(
-        None, description="pairs: a vote, or a list of votes, which decide what is chosen; how they read is in votes"
+        None,
+        description="pairs: a vote or a list of votes that decide which response is chosen; see the section votes",
     )
-    chosen_votes: Column | None = Field(None, description="pairs: how many voted for chosen, in place of votes")
-    rejected_votes: Column | None = Field(None, description="pairs: how many voted for rejected")
-    tie_votes: Column | None = Field(None, description="pairs: how many saw a tie; may be left out")
+    chosen_votes: Column | None = Field(None, description="pairs: number of votes for chosen, instead of votes")
+    rejected_votes: Column | None = Field(None, description="pairs: number of votes for rejected")
+    tie_votes: Column | None = Field(None, description="pairs: number of votes for a tie; optional")
     win_probability: Column = Field(
         "win_probability", description="pairs: probability that chosen beats the policy's average answer; may be absent"
     )
     win_probability_rejected: Column = Field(
-        "win_probability_rejected", description="pairs: the same of rejected; absent: 1 - win_probability"
+        "win_probability_rejected", description="pairs: the same for rejected; absent: 1 - win_probability"
     )
-    chosen_prior: Column = Field("chosen_prior", description="pairs: log ζ of chosen, nats; for the prior given")
-    rejected_prior: Column = Field("rejected_prior", description="pairs: log ζ of rejected, nats; for the prior given")
+    chosen_prior: Column = Field("chosen_prior", description="pairs: log ζ of chosen, nats; for prior: given")
+    rejected_prior: Column = Field("rejected_prior", description="pairs: log ζ of rejected, nats; for prior: given")
     completion: Column = Field("completion", description="single responses marked good or bad: the response")
     label: Column = Field("label", description="single responses: true for good, false for bad")
     responses: Column = Field("responses", description="K responses a prompt: a list of strings, at least 2")
     rewards: Column = Field(
         "rewards",
-        description="K responses a prompt: a list with a number, true or false, or a list of ratings (their mean "
-        "counts) for each response",
+        description="K responses a prompt: a list that has for each response a number, true or false, or a list of "
+        "ratings (their mean is used)",
     )
     response: Column = Field("response", description="a reference response (warm start)")
-    answer: Column = Field("answer", description="what gold scorers compare with; may be absent")
+    answer: Column = Field("answer", description="the answer that gold scorers compare with; may be absent")
 
     @model_validator(mode="after")
     def _votes_are_whole(self) -> "Columns":
@@ -63,7 +64,7 @@ class Columns(Closed):
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
-        """The columns that the prompt is in."""
+        """The columns that hold the prompt."""
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
@@ -73,17 +74,19 @@ class Columns(Closed):
 
 
 class Votes(Closed):
-    """How votes on the two responses of a pair become its label: with v₁ for the response under ``chosen``, v₂ for
-    the one under ``rejected`` and v₀ ties, p = (v₁ + v₀/2) / (v₁ + v₂ + v₀). Below one half the sides change places.
+    """Label of a pair from votes: p = (v₁ + v₀/2) / (v₁ + v₂ + v₀).
+
+    v₁ votes are for the response under ``chosen``, v₂ for the one under ``rejected``, v₀ are ties. If p is below one
+    half, the two responses are swapped.
     """
 
     chosen: int | str = Field(1, description="a vote for the response in the column chosen")
-    rejected: int | str = Field(2, description="a vote for the one in rejected")
+    rejected: int | str = Field(2, description="a vote for the response in the column rejected")
     tie: int | str = Field(0, description="a vote for neither")
     label: Literal["soft", "majority"] = Field(
         "soft",
-        description="soft: p is the soft label; majority: what more than half of the votes are for is "
-        "chosen for certain, and pairs without such a majority are dropped",
+        description="soft: p is the soft label; majority: the response with more than half of the votes is chosen "
+        "with certainty, and pairs without a majority are dropped",
     )
 
     @model_validator(mode="after")
@@ -109,14 +112,14 @@ class FileData(Closed):
 
 
 class DatasetData(Closed):
-    """A data set of the Hugging Face hub, or a folder that ``datasets`` saved, read through ``datasets``.
+    """A data set on the Hugging Face hub, or a folder that ``datasets`` saved; read with ``datasets``.
 
     A hub data set is fetched once into the cache of ``datasets``, so later runs work offline.
     """
 
     kind: Literal["dataset"] = "dataset"
     path: str = Field(min_length=1, description="owner/name on the hub, or a folder made by save_to_disk")
-    subset: str | None = Field(None, description="the data set's configuration, where it has several")
+    subset: str | None = Field(None, description="the data set's configuration, if it has several")
     split: str = Field("train", min_length=1, description="such as train, test or train[:1%]")
     revision: str | None = Field(None, description="hub revision")
     columns: Columns = Columns()
@@ -153,11 +156,11 @@ class HeldOut(Closed):
     """Prompts that no round trains on, split by prompt content, never by row."""
 
     prompts: int = Field(128, ge=1, description="how many prompts")
-    seed: int = Field(0, ge=0, description="which ones; does not follow the run's seed")
+    seed: int = Field(0, ge=0, description="selects the prompts; independent of the run's seed")
     path: str | None = Field(
         None, description="take them from this file instead (same columns); must be disjoint from the training prompts"
     )
-    split: str | None = Field(None, description="the same from another split of the data set, such as test")
+    split: str | None = Field(None, description="take them from another split of the data set, such as test")
 
     @model_validator(mode="after")
     def _one_source(self) -> "HeldOut":
@@ -177,27 +180,27 @@ def _share(default: float, description: str) -> float:
 
 
 class Limits(Closed):
-    """Which share of the rows may have a fault, by cause, before check and run refuse the data.
+    """Share of the rows that may have a fault, by cause, before check and run refuse the data.
 
-    0 lets no row through, 1 only counts. Rows that cannot be trained on are dropped, each with a count. Defaults are 0
-    where a row would teach the model something wrong, small where it is dropped or counts twice.
+    0 tolerates no such row; 1 only counts them. Rows that cannot be used for training are dropped and counted. Defaults
+    are 0 for faults that would teach the model something wrong, and small for rows that are dropped or count twice.
     """
 
-    malformed: float = _share(0, "a row that cannot be read as its columns say; dropped")
-    doubled_bos: float = _share(0, "a text spells the beginning-of-sequence token, which the chat puts there itself")
-    doubled_eos: float = _share(0, "a text spells an end token, which the chat puts there itself")
-    special_token: float = _share(0, "a text spells another special token; in a prompt it would become that token")
+    malformed: float = _share(0, "a row that does not fit its columns; dropped")
+    doubled_bos: float = _share(0, "a text contains the beginning-of-sequence token, which the chat format adds itself")
+    doubled_eos: float = _share(0, "a text contains an end token, which the chat format adds itself")
+    special_token: float = _share(0, "a text contains another special token; in a prompt it would become that token")
     missing_eos: float = _share(0.1, "a response is over chat.max_response_tokens: cut, without an end token")
-    not_a_prefix: float = _share(0.1, "the prompt's tokens are no prefix of those of prompt and response together")
+    not_a_prefix: float = _share(0.1, "the prompt's tokens are not a prefix of those of prompt and response")
     empty: float = _share(0.1, "a response without text; dropped")
     identical: float = _share(0.1, "two responses of the row are equal; dropped")
     identical_when_cut: float = _share(0.1, "the same, once cut to chat.max_response_tokens; dropped")
-    tie: float = _share(1, "votes, scores or rewards prefer none; what becomes of it is up to loss and pairing")
-    duplicate_prompt: float = _share(1, "the prompt has stood in an earlier row")
-    duplicate_row: float = _share(0.2, "the prompt and all responses have stood in an earlier row, in whatever order")
-    differing_answer: float = _share(0, "an earlier row has the prompt with another answer")
-    leak: float = _share(0, "a held-out prompt that is trained on too, case and spaces aside")
+    tie: float = _share(1, "votes, scores or rewards are equal; the loss and the pairing rule decide what happens")
+    duplicate_prompt: float = _share(1, "an earlier row has the same prompt")
+    duplicate_row: float = _share(0.2, "an earlier row has the same prompt and responses, in any order")
+    differing_answer: float = _share(0, "an earlier row has the same prompt with another answer")
+    leak: float = _share(0, "a held-out prompt is also a training prompt, ignoring case and spaces")
     long_for_policy: float = _share(
         0.1, "a prompt over chat.max_prompt_tokens (dropped), or a row over the policy's context"
     )
-    long_for_reward_model: float = _share(0.1, "prompt and response are over scorer.max_tokens, and lose the beginning")
+    long_for_reward_model: float = _share(0.1, "prompt and response exceed scorer.max_tokens and lose their beginning")

@@ -1,4 +1,4 @@
-"""The gate between rounds: what is measured beside the training labeller, and the limits of its rules."""
+"""Evaluation on held-out prompts, and the gate between rounds: its second labeller and the limits of its rules."""
 
 from typing import Literal
 
@@ -9,76 +9,82 @@ from pipeline.config.scorers import ScorerSettings
 
 
 class Gate(Closed):
-    """What is decided after each round, from responses to held-out prompts.
+    """Decision after each round, from responses to held-out prompts.
 
-    A rule counts as broken only when the whole 95 % bootstrap interval lies beyond its limit, so a small held-out set
-    makes the gate slower and not rasher. Rules measure from the start policy, or from the newest round that a person
-    has promoted in spite of its gate. A limit of null takes its rule away.
+    A rule counts as broken only when the whole 95 % bootstrap interval lies beyond its limit, so with few prompts the
+    gate waits longer. Rules compare with the start policy, or with the newest round that a person has promoted against
+    the gate's decision. A limit of null disables its rule.
     """
 
     second: ScorerSettings | None = Field(
-        None, description="a labeller that training never uses, which the gate holds the training labeller against"
+        None, description="a labeller that training never uses; the gate compares the training labeller with it"
     )
     min_prompts: int = Field(
-        20, ge=2, description="held-out prompts; with fewer no rule is judged, and every round is promoted"
+        20, ge=2, description="held-out prompts; with fewer, no rule is checked and every round is promoted"
     )
     alarm: Literal["pause", "roll_back", "stop"] = Field(
         "pause", description="what a broken rule does: wait for a person, go back to the best round, or end the run"
     )
     max_kl: float | None = Field(2.0, gt=0, description="nats per token of the policy's own samples")
-    max_length: float | None = Field(2.0, gt=1, description="times as many tokens a response")
+    max_length: float | None = Field(2.0, gt=1, description="factor by which tokens a response may grow")
     min_length: float | None = Field(
-        0.2, gt=0, lt=1, description="times as many tokens, of responses that end by themselves"
+        0.2, gt=0, lt=1, description="factor to which tokens may fall, in responses that end by themselves"
     )
     max_length_share: float | None = Field(
         0.8,
         gt=0,
         le=1,
-        description="share of the reward's gain that goes with more tokens, once there are min_longer times as many",
+        description="share of the reward's gain that comes with more tokens, once there are min_longer times as many",
     )
-    min_longer: float = Field(1.4, ge=1, description="max_length_share: from what growth on; 1: always")
+    min_longer: float = Field(1.4, ge=1, description="max_length_share: growth from which the rule applies; 1: always")
     max_repetition: float | None = Field(
-        0.3, gt=0, le=1, description="rise of the share of responses that say the same four words twice"
+        0.3, gt=0, le=1, description="rise in the share of responses that contain the same four words twice"
     )
     max_unfinished: float | None = Field(
-        0.3, gt=0, le=1, description="fall of the share of responses that end by themselves"
+        0.3, gt=0, le=1, description="fall in the share of responses that end by themselves"
     )
     min_distinct: float | None = Field(
-        0.4, gt=0, lt=1, description="times as many different pairs of words, in equally many words"
+        0.4,
+        gt=0,
+        lt=1,
+        description="factor to which the number of different word pairs may fall, in equally many words",
     )
     max_gap: float | None = Field(
         0.25,
         gt=0,
         lt=1,
-        description="win rate of the training labeller less that of the second, where the second sees no gain",
+        description="win rate by the training labeller minus that by the second, where the second sees no gain",
     )
     second_loss: float | None = Field(
         0.45, gt=0, lt=1, description="win rate by the second labeller, where the training labeller sees a gain"
     )
     roll_back_below: float | None = Field(
-        0.45, gt=0, le=0.5, description="win rate over the best round: below it the next round starts from that one"
+        0.45,
+        gt=0,
+        le=0.5,
+        description="win rate over the best round; below it, the next round starts from the best one",
     )
     patience: int | None = Field(
-        3, ge=1, description="rounds without a gain over the best one after which the run stops"
+        3, ge=1, description="the run stops after this many rounds without a gain over the best one"
     )
     min_gain: float = Field(
         0.05,
         ge=0,
         lt=0.5,
-        description="patience: what counts as a gain, in win rate over the best round above one half",
+        description="patience: smallest gain, as win rate over the best round minus one half",
     )
 
 
 class Evaluation(Closed):
-    """What is measured on the held-out prompts after each round."""
+    """Measurements on the held-out prompts after each round."""
 
-    samples: int = Field(1, ge=1, description="responses a prompt at temperature 1, beside the greedy one")
+    samples: int = Field(1, ge=1, description="responses a prompt at temperature 1, besides the greedy one")
     bootstrap: int = Field(1000, ge=100, description="resamples for the 95 % intervals")
     seed: int = Field(0, ge=0)
     max_gap: float | None = Field(
         None,
         gt=0,
-        description="nats a token that sampler and trainer may give apart for the same responses; default: 0.01 in "
+        description="nats a token by which sampler and trainer may differ on the same responses; default: 0.01 in "
         "float32, 0.1 in float16, 0.3 in bfloat16",
         json_schema_extra=OPERATIONAL,
     )

@@ -26,8 +26,8 @@ _Settings = TypeVar("_Settings", bound=Closed)
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without aliases and tags that refuses a key given twice (plain SafeLoader silently keeps the last).
 
-    An alias may stand inside what it names, and a few of them nested multiply to a tree of any size. No setting is of
-    a type that only a tag could give it.
+    An alias can refer to a node that contains it, and a few nested aliases can expand to a tree of any size. No
+    setting needs a tag for its type.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -44,14 +44,14 @@ class _StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
                 )
             seen.add(key if isinstance(key, Hashable) else str(key))
         return super().construct_mapping(node, deep)
 
 
 def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConfig:
-    """The run that ``files``, overlaid left to right, and ``overrides`` (``a.b=value``) describe.
+    """Load the run that ``files``, overlaid left to right, and ``overrides`` (``a.b=value``) describe.
 
     Raises ``UserError`` for an unreadable or malformed file and for every value that the schema refuses.
     """
@@ -64,7 +64,7 @@ def load_settings(schema: type[_Settings], files: Sequence[Path], overrides: Seq
     origins: Origins = {}
     for file in files:
         _overlay(tree, read_yaml(file), origins, str(file), ())
-    # Together, so that their order does not matter: a new kind must not drop what stands before it on the same line.
+    # Overrides are merged first, so that their order does not matter: a new kind must not drop an earlier override.
     settings: Tree = {}
     for text in overrides:
         path, value = _parse_override(text)
@@ -109,7 +109,7 @@ def dump_config(config: Closed) -> str:
 
 
 def said(value: object, longest: int = 200) -> str:
-    """``value`` as messages quote it: at most ``longest`` characters of its ``repr``."""
+    """Quote ``value`` for a message: at most ``longest`` characters of its ``repr``."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):
@@ -142,18 +142,18 @@ def _parse_override(text: str) -> tuple[list[str], JsonValue]:
 
 
 def _load(text: str) -> Any:
-    """The value that ``text`` is in YAML. Raises ``yaml.YAMLError``."""
+    """Parse ``text`` as YAML. Raises ``yaml.YAMLError``."""
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
     except (ValueError, LookupError, ArithmeticError) as error:
         # Such as a date of month 13.
-        raise yaml.YAMLError(f"a value that looks like a number or a date and is none ({error})") from None
+        raise yaml.YAMLError(f"a value that looks like a number or a date but is not one ({error})") from None
 
 
 def _refuse_odd(tree: Tree, origins: Origins) -> None:
-    """Raise ``UserError`` for values that no file of a run could hold: half characters, NUL, numbers without end."""
+    """Raise ``UserError`` for values that no file of a run can hold: half characters, NUL, huge numbers."""
     waiting: list[tuple[tuple[str, ...], object]] = [((), tree)]
     while waiting:
         path, value = waiting.pop()
@@ -171,7 +171,7 @@ def _refuse_odd(tree: Tree, origins: Origins) -> None:
 
 def _odd(value: object) -> str | None:
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
-        return "holds NUL or half a character (\\x00, \\ud800), which is no text"
+        return "holds NUL or half a character (\\x00, \\ud800), which is not text"
     return "a number of more than 64 bits" if isinstance(value, int) and value.bit_length() > 64 else None
 
 
@@ -184,7 +184,7 @@ def _overlay(tree: Tree, top: Tree, origins: Origins, origin: str, path: tuple[s
         tree.clear()
     for name, value in top.items():
         here = (*path, str(name))
-        # Put in anew, so that of two spellings of one setting the later layer's comes later.
+        # Removed and added again: of two spellings of one setting, the later layer's must come last.
         old = tree.pop(name, None)
         origins[".".join(here)] = origin
         if isinstance(value, dict):
@@ -223,9 +223,9 @@ def _explain(error: ValidationError, schema: type[Closed], tree: Tree, origins: 
 
 
 def _field_path(loc: tuple[int | str, ...], schema: type[Closed]) -> tuple[tuple[str, ...], list[type[Closed]]]:
-    """``loc`` without what pydantic puts between a section and its field, and the section that it ends in.
+    """Return ``loc`` without the parts that pydantic adds between a section and its field, and the section at its end.
 
-    That is the tag of a union, whoever chose it (a preset does too), and the name of a member of a plain one.
+    It adds the tag of a discriminated union (even if a preset chose it) and the name of a member of a plain union.
     """
     path: list[str] = []
     sections: list[type[Closed]] = [schema]
@@ -249,7 +249,7 @@ def _field_path(loc: tuple[int | str, ...], schema: type[Closed]) -> tuple[tuple
 def _with_named_field(
     path: tuple[str, ...], message: str, sections: list[type[Closed]], tree: Tree
 ) -> tuple[tuple[str, ...], str]:
-    """The field that a section's own message begins with (``sampling.n: ...``) as the end of the path."""
+    """Move the field that a section's own message begins with (``sampling.n: ...``) to the end of the path."""
     name, colon, rest = message.partition(": ")
     first, given = name.split(".")[0], _given(tree, path)
     known = any(first in section.model_fields for section in sections) or first in given
@@ -257,7 +257,7 @@ def _with_named_field(
 
 
 def _given(tree: Tree, path: tuple[str, ...]) -> Tree:
-    """The section at ``path`` as it was written; empty if it was not."""
+    """The section at ``path`` as written in the config; empty if absent."""
     node: JsonValue = tree
     for part in path:
         node = node.get(part) if isinstance(node, dict) else None

@@ -1,4 +1,4 @@
-"""A judge: a language model behind an OpenAI-compatible server, what it is asked, and what it may cost."""
+"""Settings of a judge: a language model behind an OpenAI-compatible server, its questions and its budget."""
 
 from typing import Annotated, Literal
 
@@ -10,17 +10,17 @@ HIGHEST_DIGIT = 9
 
 
 class Price(Closed):
-    """What the server charges, in any currency: the budget and the manifests are in the same one."""
+    """The server's prices, in any currency; the budget and the manifests use the same one."""
 
     input: float = Field(0.0, ge=0, description="per million tokens of questions")
     output: float = Field(0.0, ge=0, description="per million tokens of answers")
 
 
 class Budget(Closed):
-    """What a labeller may use up over the whole run; after that its labels are missing."""
+    """Limits on a labeller over the whole run; beyond them its labels are missing."""
 
-    calls: int | None = Field(None, ge=0, description="requests, those that fail and are sent again included")
-    cost: float | None = Field(None, ge=0, description="money, at the prices of the section price")
+    calls: int | None = Field(None, ge=0, description="requests, including failed ones and retries")
+    cost: float | None = Field(None, ge=0, description="money, at the prices in the section price")
 
 
 class Endpoint(Closed):
@@ -28,30 +28,30 @@ class Endpoint(Closed):
 
     base_url: ServerAddress = Field(description="such as http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
     model: str = Field(min_length=1, description="name under which the server serves the model")
-    version: str = Field("", description="change it when the name stands for another model: old labels are not reused")
+    version: str = Field("", description="change it when the name refers to another model: old labels are not reused")
     api_key_env: str | None = Field(
         None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="environment variable that holds the key; left out: none is sent",
+        description="environment variable that holds the key; default: no key is sent",
         json_schema_extra=OPERATIONAL,
     )
-    concurrency: int = Field(16, ge=1, le=1024, description="requests under way at once", json_schema_extra=OPERATIONAL)
+    concurrency: int = Field(16, ge=1, le=1024, description="concurrent requests", json_schema_extra=OPERATIONAL)
     requests_per_minute: float | None = Field(None, gt=0, json_schema_extra=OPERATIONAL)
     timeout: float = Field(120, gt=0, description="seconds for one whole answer", json_schema_extra=OPERATIONAL)
     attempts: int = Field(
-        6, ge=1, description="how often a question is sent before its label is missing", json_schema_extra=OPERATIONAL
+        6, ge=1, description="times that a question is sent before its label is missing", json_schema_extra=OPERATIONAL
     )
     backoff: float = Field(
         1.0,
         ge=0,
-        description="seconds: a random wait of up to this, doubled after each attempt, unless the server says how long",
+        description="seconds: longest random wait, doubled after each attempt, unless the server sets the wait",
         json_schema_extra=OPERATIONAL,
     )
     max_wait: float = Field(60, ge=0, description="seconds between two attempts", json_schema_extra=OPERATIONAL)
     give_up_after: int = Field(
         32,
         ge=1,
-        description="questions in a row without any answer, each after all its attempts: no more are asked",
+        description="stop asking after this many questions in a row without an answer, each after all its attempts",
         json_schema_extra=OPERATIONAL,
     )
     price: Price = Field(Price(), json_schema_extra=OPERATIONAL)
@@ -65,12 +65,12 @@ class Endpoint(Closed):
 
 
 class JudgeScorer(Closed):
-    """A language model as a labeller: it compares every two responses in both orders, or marks each one.
+    """A language model as a labeller: it compares each pair of responses in both orders, or scores each response.
 
     pairwise, text: the last line `Verdict: A`, `B`, `tie` (1/2) or `none` (an abstention: the label is missing).
     pointwise, text: the last line `Score: x` with x on the scale, or `Score: none`.
     logprobs: the answer is one token; pairwise P(A) / (P(A) + P(B)), pointwise the mean of the scale's digits.
-    An answer of any other form is a missing label.
+    An answer in any other form gives a missing label.
     """
 
     kind: Literal["judge"] = "judge"
@@ -82,14 +82,14 @@ class JudgeScorer(Closed):
         None,
         min_length=1,
         description="your own question: a jinja2 file over conversation, response_a and response_b, or response, "
-        "answer, low, high, mark and verdict; without it prefloop's own",
+        "answer, low, high, mark and verdict; default: prefloop's own",
     )
     temperature: float | None = Field(0.0, ge=0, le=2, description="null: not sent, for servers that refuse it")
-    max_tokens: int = Field(1024, ge=1, description="of an answer; logprobs asks for 1")
+    max_tokens: int = Field(1024, ge=1, description="longest answer in tokens; logprobs asks for 1")
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", json_schema_extra=OPERATIONAL
     )
-    top_logprobs: int = Field(20, ge=2, le=1000, description="logprobs: alternatives that the server is asked for")
+    top_logprobs: int = Field(20, ge=2, le=1000, description="logprobs: alternatives to request from the server")
     pairs_per_prompt: Annotated[int, Field(ge=1)] | None = Field(
         None, description="pairwise: compare this many of the K (K - 1) / 2 pairs; default: all"
     )

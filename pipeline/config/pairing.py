@@ -1,4 +1,4 @@
-"""How scored groups become what a round trains on, and what earlier rounds and a data set add to it."""
+"""Training examples of a round: pairs from scored groups, and replay from earlier rounds and a data set."""
 
 from typing import Literal
 
@@ -8,17 +8,17 @@ from pipeline.config.base import Closed
 
 
 class Pairing(Closed):
-    """From scored groups to pairs, or to single responses marked good or bad (``rule: marked``).
+    """Rules that turn scored groups into pairs, or into single responses marked good or bad (``rule: marked``).
 
-    Ties and responses with equal tokens never become pairs. A loss over K responses takes each group whole, but for
-    the responses that ``drop_cut``, ``max_response_tokens`` and ``max_similarity`` leave out.
+    Ties and responses with equal tokens never become pairs. A loss over K responses uses each whole group, except for
+    responses that ``drop_cut``, ``max_response_tokens`` and ``max_similarity`` leave out.
     """
 
     rule: Literal["best_worst", "best_random", "random", "all", "closest", "median_split", "marked"] = Field(
         "best_worst",
         description="of the pairs of a prompt that min_margin, max_margin, max_length_difference and max_similarity "
-        "allow: best_worst: the one of the largest margin; best_random: the best response against another by lot; "
-        "random: one by lot; all: all, or max_pairs of them by lot; closest: the one of the smallest margin; "
+        "allow: best_worst: the one with the largest margin; best_random: the best response against a random one; "
+        "random: one at random; all: all, or max_pairs of them at random; closest: the one with the smallest margin; "
         "median_split: the upper half against the lower, rank by rank; marked: no pairs but single responses, good "
         "above threshold and bad below",
     )
@@ -36,14 +36,14 @@ class Pairing(Closed):
         lt=1,
         description="near-duplicates are left out: responses with 1 - edit distance / tokens of the longer above this",
     )
-    max_pairs: int | None = Field(None, ge=1, description="all: at most this many a prompt, by lot")
+    max_pairs: int | None = Field(None, ge=1, description="all: at most this many a prompt, at random")
     threshold: float | None = Field(None, description="marked: default: the mean score of the prompt's responses")
     max_disagreement: float | None = Field(
         None, ge=0, description="drop responses on which the labellers of an ensemble differ by more than this"
     )
-    drop_cut: bool = Field(False, description="drop responses that the length limit ended")
+    drop_cut: bool = Field(False, description="drop responses cut by the length limit")
     max_response_tokens: int | None = Field(None, ge=1, description="drop responses that are longer")
-    drop_repeated: bool = Field(False, description="drop what an earlier round trained on already, token for token")
+    drop_repeated: bool = Field(False, description="drop what an earlier round trained on, token for token")
 
     @model_validator(mode="after")
     def _read_by_the_rule(self) -> "Pairing":
@@ -60,33 +60,35 @@ class Pairing(Closed):
 
 
 class Replay(Closed):
-    """Iterative mode: what a round trains on beside what it made itself.
+    """Iterative mode: examples of earlier rounds and of a data set that a round also trains on.
 
-    Shares are of all that the round trains on; where too little is there, what is there is taken.
+    Shares are of all examples of the round; if there are too few, all of them are used.
     """
 
-    share: float = Field(0.0, ge=0, lt=1, description="made by earlier rounds")
+    share: float = Field(0.0, ge=0, lt=1, description="from earlier rounds")
     decay: float = Field(
-        0.5, gt=0, le=1, description="how much of it each round of age gets, relative to the round after it"
+        0.5, gt=0, le=1, description="how much of it comes from each round, relative to the round after it"
     )
-    max_age: int | None = Field(None, ge=1, description="rounds; 1: the round before alone")
+    max_age: int | None = Field(None, ge=1, description="rounds; 1: only the round before")
     max_drift: float | None = Field(
         None,
         gt=0,
-        description="nats a token: a round is too old, as are those before it, if its responses' log-probabilities "
-        "have moved further than this since they were drawn",
+        description="nats a token: a round and those before it are too old if its responses' log-probabilities "
+        "have moved further than this since sampling",
     )
-    anchor: float = Field(0.0, ge=0, lt=1, description="drawn from the data set in the section pairs")
+    anchor: float = Field(0.0, ge=0, lt=1, description="from the data set in the section pairs")
 
     @model_validator(mode="after")
     def _something_left(self) -> "Replay":
         if self.share + self.anchor == 0:
             raise ValueError("share: 0 and anchor 0 replay nothing; leave the section out")
         if self.share + self.anchor >= 1:
-            raise ValueError(f"share: {self.share:g} and anchor {self.anchor:g} leave nothing of the round's own")
+            raise ValueError(
+                f"share: {self.share:g} and anchor {self.anchor:g} leave no room for the round's own examples"
+            )
         unread = sorted(self.model_fields_set & {"decay", "max_age", "max_drift"}) if self.share == 0 else []
         if unread:
-            raise ValueError(f"{unread[0]}: share is 0, so nothing of earlier rounds is taken")
+            raise ValueError(f"{unread[0]}: share is 0, so nothing from earlier rounds is used")
         return self
 
 

@@ -45,8 +45,8 @@ class ChatSettings(Closed):
         description="model: the tokenizer's template; plain: contents joined by a newline; auto: model if it has one",
     )
     max_prompt_tokens: int = Field(
-        512, ge=1, description="longer prompts are dropped with a count; check says how many"
+        512, ge=1, description="longer prompts are dropped and counted; check shows how many"
     )
     max_response_tokens: int = Field(
-        512, ge=1, description="longer data-set responses are cut at the right and lose their end token"
+        512, ge=1, description="longer data-set responses are cut at the end and lose their end token"
     )

@@ -1,4 +1,4 @@
-"""Training of a reward model from pairs."""
+"""Reward models trained on pairs, and the discriminator of a run."""
 
 from typing import Annotated, Literal
 
@@ -32,9 +32,9 @@ class RewardModelConfig(Closed):
     model: PretrainedPolicy = Field(
         description="a causal language model, which gets a new head of one output, or a classifier with one output"
     )
-    pairs: FileData = Field(description="pairs, or groups of scored responses, each two of which are then a pair")
+    pairs: FileData = Field(description="pairs, or groups of scored responses, where each two form a pair")
     held_out: HeldOut = HeldOut()
-    max_tokens: int = Field(2048, ge=8, description="pairs with a longer conversation are dropped with a count")
+    max_tokens: int = Field(2048, ge=8, description="pairs with a longer conversation are dropped and counted")
     ties: Literal["drop", "half", "rao_kupper"] = Field(
         "drop",
         description="pairs whose soft label is ½, or whose scores are equal. half: cross-entropy with ½, which pulls "
@@ -43,12 +43,12 @@ class RewardModelConfig(Closed):
     eta: float | None = Field(
         None,
         gt=0,
-        description="rao_kupper: η = log θ; default: that at which responses of equal reward tie as often as the "
+        description="rao_kupper: η = log θ; default: the value at which responses of equal reward tie as often as the "
         "training pairs do, log((1 + t)/(1 − t))",
     )
     margin: Margin = Field(
         NoMargin(),
-        description="m, by which the better reward must be above the other: none, a number, or rewards: η times the "
+        description="m, by which the better reward must exceed the other: none, a number, or rewards: η times the "
         "difference of the pair's scores (Llama 2, arXiv:2307.09288, equation 2)",
     )
     training: RewardTraining = RewardTraining()
@@ -65,13 +65,13 @@ class RewardModelConfig(Closed):
         if self.eta is not None and self.ties != "rao_kupper":
             raise ValueError("eta: only read with ties: rao_kupper")
         if self.margin.kind not in ("none", "constant", "rewards"):
-            raise ValueError(f"margin: {self.margin.kind} reads log-probabilities; none, a number or rewards")
+            raise ValueError(f"margin: {self.margin.kind} reads log-probabilities; use none, a number or rewards")
         if self.ties == "rao_kupper" and self.margin.kind != "none":
-            raise ValueError(f"margin: {self.margin.kind}: rao_kupper has its own margin, eta; only none")
+            raise ValueError(f"margin: {self.margin.kind}: rao_kupper has its own margin, eta; use none")
         return self
 
     def composition(self, eta: float | None) -> Composition:
-        """The loss, of which the score of a response is its reward; ``eta``: None for Bradley and Terry's."""
+        """The loss, in which a response's score is its reward; ``eta`` None: the Bradley-Terry model."""
         link = "logistic" if eta is None else {"kind": "rao_kupper", "eta": eta}
         return Composition.model_validate({"link": link, "margin": self.margin})
 
@@ -80,55 +80,59 @@ class AccuracyGate(Closed):
     """When a version of the discriminator may label."""
 
     accuracy: float = Field(
-        0.6, ge=0.5, le=1, description="least share of held-out gold comparisons that it ranks rightly"
+        0.6, ge=0.5, le=1, description="smallest share of held-out gold comparisons that it must rank correctly"
     )
     held_out: float = Field(
-        0.25, gt=0, lt=1, description="share of prompts whose gold is kept from every refit, to measure on"
+        0.25, gt=0, lt=1, description="share of prompts whose gold is kept out of every refit, for measuring"
     )
-    comparisons: int = Field(16, ge=1, description="held-out comparisons that it takes to tell; with fewer none passes")
+    comparisons: int = Field(
+        16, ge=1, description="held-out comparisons that are needed; with fewer, no version passes"
+    )
 
 
 class Discriminator(Closed):
-    """Gold preferences are bought for a few pairs of responses; what learns from them labels the rest.
+    """A discriminator: it learns from gold preferences, bought for a few pairs of responses, and labels the rest.
 
     The controls of a study are values of ``silver``: ``static`` is a reward model trained once, ``self`` the policy's
-    own implicit reward, ``none`` training on gold alone (with the section ``replay``: gold again and again). That one
-    setting is all that changes: ``self`` and ``none`` train no discriminator, and pass over what says how.
+    own implicit reward, ``none`` training on gold alone (with the section ``replay``: gold again and again). Only this
+    setting changes: ``self`` and ``none`` train no discriminator and ignore the settings of its training.
     """
 
     silver: Literal["online", "static", "self", "none"] = Field(
         "online",
-        description="who labels what no gold was bought for. online: the discriminator, refitted each round; static: "
-        "the discriminator of round 1, for which the gold of all rounds is bought; self: β log π/π_start of the "
-        "policy; none: nobody, rounds train on gold alone",
+        description="labels for responses without gold. online: the discriminator, refitted each round; static: the "
+        "discriminator of round 1, for which the gold of all rounds is bought; self: β log π/π_start of the policy; "
+        "none: no labels, rounds train on gold alone",
     )
     gold: Literal["scorer", "people"] = Field(
-        "scorer", description="who answers: the section scorer, or people, through files in the run folder"
+        "scorer", description="source of gold: the section scorer, or people, through files in the run folder"
     )
     budget: int = Field(128, ge=1, description="gold comparisons a round; never more than one a prompt")
     select: Literal["random", "uncertain", "disagreement"] = Field(
         "random",
-        description="which are bought: by lot; those that the discriminator is least sure of; those on whose margin "
-        "its members differ most. Where there is no discriminator yet: by lot",
+        description="comparisons to buy. uncertain: those that the discriminator is least sure of; disagreement: those "
+        "on whose margin its members differ most. Before there is a discriminator: at random",
     )
     members: int = Field(1, ge=1, le=16, description="discriminators trained side by side; the mean of their scores")
     start: str | None = Field(
         None,
         min_length=1,
-        description="model folder or hub name, a language model or a classifier of one output, that the first version "
-        "is trained from; default: the start policy",
+        description="model folder or hub name of the first version's starting point, a language model or a classifier "
+        "with one output; default: the start policy",
     )
-    max_tokens: int = Field(2048, ge=8, description="of a conversation; comparisons with a longer one teach nothing")
+    max_tokens: int = Field(
+        2048, ge=8, description="of a conversation; comparisons with a longer one are not trained on"
+    )
     gate: AccuracyGate = AccuracyGate()
     training: RewardTraining = RewardTraining(epochs=3)
     wait: Annotated[float, Field(ge=0)] | None = Field(
         0.0,
-        description="people: seconds to wait for answers; then the run pauses (exit code 3, the same command goes on); "
-        "null: as long as it takes",
+        description="people: seconds to wait for answers; then the run pauses (exit code 3; the same command continues "
+        "it); null: no limit",
         json_schema_extra=OPERATIONAL,
     )
     poll: float = Field(
-        2.0, gt=0, description="people: seconds between looks for answers", json_schema_extra=OPERATIONAL
+        2.0, gt=0, description="people: seconds between checks for answers", json_schema_extra=OPERATIONAL
     )
 
     @property
@@ -141,7 +145,7 @@ class Discriminator(Closed):
         if self.select == "disagreement" and self.members < 2:
             raise ValueError(f"select: disagreement needs at least 2 members, not {self.members}")
         if self.select != "random" and self.silver != "online":
-            raise ValueError(f"select: {self.select} asks a discriminator that is refitted; silver is {self.silver}")
+            raise ValueError(f"select: {self.select} needs a discriminator that is refitted; silver is {self.silver}")
         if self.trains and self.budget * self.gate.held_out < self.gate.comparisons:
             raise ValueError(
                 f"gate.comparisons: {self.gate.comparisons}, but of {self.budget} comparisons in the first round about "
@@ -151,12 +155,12 @@ class Discriminator(Closed):
 
 
 def buys(settings: Discriminator, round_: int) -> bool:
-    """Whether gold is bought in ``round_``; a static reward model's is all bought in the first."""
+    """Whether ``round_`` buys gold; for a static reward model, the first round buys all of it."""
     return round_ == 1 or settings.silver != "static"
 
 
 def bought(settings: Discriminator, rounds: int, round_: int) -> int:
-    """How many gold comparisons ``round_`` of ``rounds`` buys."""
+    """Number of gold comparisons that ``round_`` of ``rounds`` buys."""
     if not buys(settings, round_):
         return 0
     return settings.budget * rounds if settings.silver == "static" else settings.budget

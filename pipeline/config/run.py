@@ -1,4 +1,4 @@
-"""Evaluation, and the whole run."""
+"""Settings of a whole run."""
 
 from typing import Literal
 
@@ -19,9 +19,9 @@ from pipeline.config.training import Training, WarmStart
 class Retention(Closed):
     """Weights that no stage will read again are removed, policy by policy, after each round; everything else stays."""
 
-    last: int | None = Field(None, ge=1, description="keep the policies of so many rounds, the newest; default: all")
-    best: bool = Field(True, description="and that of the best round: the gate's, or by win rate, reward or accuracy")
-    start: bool = Field(True, description="and that of round 0, without which a complete run cannot be extended")
+    last: int | None = Field(None, ge=1, description="keep the policies of this many rounds, the newest; default: all")
+    best: bool = Field(True, description="keep that of the best round: the gate's, or by win rate, reward or accuracy")
+    start: bool = Field(True, description="keep that of round 0, which a complete run needs to be extended")
 
 
 class RunConfig(Closed):
@@ -34,10 +34,10 @@ class RunConfig(Closed):
     policy: Policy
     chat: ChatSettings = ChatSettings()
     prompts: Data | None = Field(
-        None, description="iterative: what the policy answers (offline: held-out prompts, if other than the pairs')"
+        None, description="iterative: prompts to answer (offline: held-out prompts, if other than the pairs')"
     )
     prompts_per_round: int | None = Field(
-        None, ge=1, description="default: all of them every round; else the next slice, wrapping round"
+        None, ge=1, description="default: all of them every round; else the next slice, starting again at the end"
     )
     pairs: UserData | None = Field(
         None,
@@ -51,7 +51,7 @@ class RunConfig(Closed):
     sampling: SamplingSettings = SamplingSettings()
     shard_size: int = Field(256, ge=1, description="prompts sampled or labelled between two commits to disk")
     scorer: ScorerSettings | None = Field(
-        None, description="what labels responses, and held-out ones for evaluation; with a discriminator: gold"
+        None, description="labels responses, and held-out ones for evaluation; with a discriminator: gold"
     )
     labelling: Labelling = Labelling()
     discriminator: Discriminator | None = None
@@ -62,20 +62,20 @@ class RunConfig(Closed):
     accelerate: str | None = Field(
         None,
         min_length=1,
-        description="an accelerate config: training runs in as many processes as it says (DDP, FSDP2); default: in one",
+        description="an accelerate config, which sets the number of training processes (DDP, FSDP2); default: one",
         json_schema_extra=OPERATIONAL,
     )
     evaluation: Evaluation = Evaluation()
     retention: Retention = Field(Retention(), json_schema_extra=OPERATIONAL)
     check_disk: bool = Field(
         True,
-        description="refuse to start a stage for which the disk has no room",
+        description="refuse to start a stage if the disk lacks the space for it",
         json_schema_extra=OPERATIONAL,
     )
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (),
-        description="where steps and rounds are logged beside the run folder's own files; wandb is offline unless "
-        "WANDB_API_KEY or WANDB_MODE say otherwise",
+        description="trackers that also log steps and rounds, besides the run folder's own files; wandb is offline "
+        "unless WANDB_API_KEY or WANDB_MODE changes that",
         json_schema_extra=OPERATIONAL,
     )
     gate: Gate | None = Field(Gate(), description="null: every round is promoted")
@@ -88,7 +88,7 @@ class RunConfig(Closed):
     @model_validator(mode="before")
     @classmethod
     def _usual_kinds(cls, given: object) -> object:
-        """A section written without ``kind`` is of the usual one."""
+        """Give each section without ``kind`` its usual kind."""
         if not isinstance(given, dict):
             return given
         usual = {"policy": "pretrained", "prompts": "file", "pairs": "file", "sampler": "vllm"}

@@ -1,4 +1,4 @@
-"""How responses are drawn, and by which engine."""
+"""Sampling of responses, and the engines that do it."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from pipeline.config.base import OPERATIONAL, Closed, ServerAddress
 
 
 class SamplingSettings(Closed):
-    """How responses are drawn."""
+    """Settings of sampling."""
 
     n: int = Field(4, ge=1, le=1024, description="responses a prompt (K)")
     temperature: float = Field(1.0, ge=0, le=10, description="0 is greedy")
@@ -40,13 +40,13 @@ class VllmSampler(Closed):
         json_schema_extra=OPERATIONAL,
     )
     start_timeout: float = Field(
-        600, gt=0, description="seconds, of the engine, or of weights that it swaps", json_schema_extra=OPERATIONAL
+        600, gt=0, description="seconds to start the engine or to swap its weights", json_schema_extra=OPERATIONAL
     )
     shard_timeout: float = Field(1800, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(
         1,
         ge=0,
-        description="how often in a row unanswered prompts are asked again, in a fresh engine",
+        description="times in a row that unanswered prompts are asked again, in a fresh engine",
         json_schema_extra=OPERATIONAL,
     )
 
@@ -59,7 +59,7 @@ class TransformersSampler(Closed):
     batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
     keep_warm: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=OPERATIONAL)
     start_timeout: float = Field(
-        600, gt=0, description="seconds, of the engine, or of weights that it swaps", json_schema_extra=OPERATIONAL
+        600, gt=0, description="seconds to start the engine or to swap its weights", json_schema_extra=OPERATIONAL
     )
     shard_timeout: float = Field(3600, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(1, ge=0, json_schema_extra=OPERATIONAL)
@@ -68,9 +68,9 @@ class TransformersSampler(Closed):
 class ServerSampler(Closed):
     """An OpenAI-compatible server (`vllm serve`).
 
-    Without ``base_url`` prefloop starts `vllm serve` on 127.0.0.1 for every new checkpoint. With it
-    the server is the user's: its weights cannot be changed from here, and the weight handshake
-    refuses a round whose policy the server does not hold.
+    Without ``base_url``, prefloop starts `vllm serve` on 127.0.0.1 for every new checkpoint. With it,
+    the server is the user's: prefloop cannot change its weights, and the weight handshake refuses a
+    round whose policy the server does not have.
     """
 
     kind: Literal["server"] = "server"
@@ -88,9 +88,9 @@ class ServerSampler(Closed):
         description="longest prompt + response in tokens, of a server started here, at most the model's own; default: "
         "chat.max_prompt_tokens + sampling.max_tokens + 1",
     )
-    concurrency: int = Field(32, ge=1, description="requests under way at once", json_schema_extra=OPERATIONAL)
+    concurrency: int = Field(32, ge=1, description="concurrent requests", json_schema_extra=OPERATIONAL)
     start_timeout: float = Field(
-        600, gt=0, description="seconds, of the engine, or of weights that it swaps", json_schema_extra=OPERATIONAL
+        600, gt=0, description="seconds to start the engine or to swap its weights", json_schema_extra=OPERATIONAL
     )
     shard_timeout: float = Field(3600, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(1, ge=0, json_schema_extra=OPERATIONAL)

@@ -1,4 +1,4 @@
-"""What labels responses, and what holds for every labeller."""
+"""Labellers of responses, and the settings that apply to all of them."""
 
 import re
 from typing import Annotated, Literal
@@ -52,13 +52,13 @@ class ClassifierScorer(Closed):
     batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="tokens that a forward pass computes at most, unless one prompt with a response has more; default: "
+        description="most tokens of a forward pass, unless one prompt with a response alone has more; default: "
         "2,048 on CPU, else 16,384",
         json_schema_extra=OPERATIONAL,
     )
     packing: bool = Field(
         True,
-        description="each prompt once for all its responses, nothing padded, where the model's attention allows that",
+        description="compute each prompt once for all its responses, without padding, if the model's attention can",
         json_schema_extra=OPERATIONAL,
     )
     max_tokens: int = Field(
@@ -68,12 +68,12 @@ class ClassifierScorer(Closed):
     trust_remote_code: bool = False
 
     def pass_tokens(self, accelerator: bool) -> int:
-        """Tokens that a forward pass computes at most, unless one row alone has more."""
+        """Most tokens of a forward pass, unless one row alone has more."""
         return self.batch_tokens or (16384 if accelerator else 2048)
 
 
 class NumberScorer(Closed):
-    """1 if the final number of the response is that of the prompt's answer, else 0 (GSM8K and its like).
+    """1 if the final number of the response equals that of the prompt's answer, else 0 (GSM8K and similar).
 
     The final number is the one after the last `####`, or in the last `\\boxed{}`, or the last of the text.
     """
@@ -92,7 +92,7 @@ class MathScorer(Closed):
     """
 
     kind: Literal["math"] = "math"
-    seconds: int = Field(5, ge=1, le=300, description="CPU time of a comparison at most")
+    seconds: int = Field(5, ge=1, le=300, description="longest CPU time of one comparison")
 
 
 class RegexScorer(Closed):
@@ -109,18 +109,18 @@ class RegexScorer(Closed):
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from None
+            raise ValueError(f"is not a regular expression: {error}") from None
         return value
 
 
 class KeywordScorer(Closed):
-    """How many of the keywords are in the response, as words of their own."""
+    """Number of keywords in the response, as whole words, or their share."""
 
     kind: Literal["keywords"] = "keywords"
     words: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(
         (), description="words or phrases; default: those of each prompt's answer, separated by commas or lines"
     )
-    count: bool = Field(False, description="how many; else their share, 0 to 1")
+    count: bool = Field(False, description="score their number; else their share, 0 to 1")
     ignore_case: bool = True
 
 
@@ -137,17 +137,17 @@ class FunctionScorer(Closed):
 
 
 class PairwiseScorer(Closed):
-    """A sequence classifier over a prompt and two responses: P(the first is better), as PairRM (arXiv:2306.02561).
+    """A sequence classifier over a prompt and two responses: P(the first is better), as in PairRM (arXiv:2306.02561).
 
-    One logit is taken through a sigmoid; two are (first, second) through a softmax, and three (first, second, tie).
-    Both orders are asked and averaged.
+    One logit goes through a sigmoid; two (first, second) or three (first, second, tie) go through a softmax. Both
+    orders are scored and averaged.
     """
 
     kind: Literal["pairwise"] = "pairwise"
     path: str = Field(min_length=1)
     markers: tuple[str, str, str] = Field(
         ("<|source|>", "<|candidate1|>", "<|candidate2|>"),
-        description="what stands before prompt, first and second response in the model's input",
+        description="markers before prompt, first and second response in the model's input",
     )
     max_prompt_tokens: int = Field(1224, ge=1, description="longer prompts lose their beginning; the count is recorded")
     max_response_tokens: int = Field(412, ge=1, description="longer responses lose their end; the count is recorded")
@@ -181,11 +181,11 @@ class Member(Closed):
     scorer: SingleScorer
     weight: float = Field(1.0, gt=0)
     offset: float = 0.0
-    scale: float = Field(1.0, gt=0, description="what brings the members' scores to one size")
+    scale: float = Field(1.0, gt=0, description="brings the members' scores to a common size")
 
 
 class EnsembleScorer(Closed):
-    """Several labellers; the standard deviation of their scores of a response is kept as its disagreement."""
+    """Several labellers; the standard deviation of their scores for a response is kept as its disagreement."""
 
     kind: Literal["ensemble"] = "ensemble"
     members: tuple[Member, ...] = Field(min_length=2)
@@ -231,7 +231,7 @@ def scorers_of(settings: ScorerSettings, field: str = "scorer") -> list[tuple[st
 
 
 def compares(settings: ScorerSettings) -> bool:
-    """Whether labels come of comparisons alone, so that one response by itself has no score."""
+    """Whether labels come from comparisons alone, so that a single response has no score."""
     return all(
         isinstance(scorer, PairwiseScorer) or (isinstance(scorer, JudgeScorer) and scorer.mode == "pairwise")
         for _, scorer in scorers_of(settings)
@@ -239,20 +239,20 @@ def compares(settings: ScorerSettings) -> bool:
 
 
 class Labelling(Closed):
-    """What holds for every labeller."""
+    """Settings that apply to every labeller."""
 
     cache: str | None = Field(
         None,
         min_length=1,
-        description="file of the labels that were paid for, which runs may share; default: labels.sqlite beside the "
-        "run folder. Rules are computed anew and not kept",
+        description="file of the labels that were paid for, which runs may share; default: labels.sqlite next to the "
+        "run folder. Labels from rules are recomputed, not kept",
         json_schema_extra=OPERATIONAL,
     )
     min_yield: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="share of responses that must get a score; below it the run stops, and asks again for what is "
-        "missing when it is started again",
+        description="share of responses that must get a score; below it the run stops, and asks for the missing scores "
+        "when it is started again",
         json_schema_extra=OPERATIONAL,
     )

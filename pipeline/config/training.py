@@ -1,4 +1,4 @@
-"""Losses and training runs."""
+"""Settings of training runs."""
 
 from typing import Annotated, Literal
 
@@ -34,13 +34,13 @@ class Optimisation(Closed):
     micro_batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="tokens that a forward pass computes at most, unless one pair alone has more; default: 1,024 on "
+        description="most tokens of a forward pass, unless one pair alone has more; default: 1,024 on "
         "CPU, where more is not faster, else 16,384",
         json_schema_extra=OPERATIONAL,
     )
     packing: bool = Field(
         True,
-        description="each prompt once for all its responses, nothing padded, where the model's attention allows that",
+        description="compute each prompt once for all its responses, without padding, if the model's attention can",
         json_schema_extra=OPERATIONAL,
     )
     learning_rate: float = Field(1e-6, gt=0)
@@ -67,10 +67,10 @@ class Optimisation(Closed):
 
 
 class Contrast(Closed):
-    """Two models whose difference says what each token counts (TIS-DPO, arXiv:2410.04350): folders or hub names."""
+    """Two models whose difference sets the weight of each token (TIS-DPO, arXiv:2410.04350): folders or hub names."""
 
-    positive: str = Field(min_length=1, description="trained, or told, to answer well")
-    negative: str = Field(min_length=1, description="to answer badly")
+    positive: str = Field(min_length=1, description="trained or prompted to answer well")
+    negative: str = Field(min_length=1, description="trained or prompted to answer badly")
 
 
 class Training(Optimisation):
@@ -81,7 +81,7 @@ class Training(Optimisation):
     reference: Literal["fixed", "previous", "ema", "every_n"] = Field(
         "previous",
         description="fixed: the start policy; previous: this round's starting policy; ema: a running average of "
-        "policies; every_n: renewed every n-th round",
+        "policies; every_n: replaced every n-th round",
     )
     reference_every: int = Field(2, ge=1, description="n of every_n")
     reference_decay: float = Field(
@@ -95,11 +95,11 @@ class Training(Optimisation):
     reference_cache: str | None = Field(
         "../.reference_cache",
         min_length=1,
-        description="folder, from the run folder on, of what reference models said of token ids, for all runs that "
-        "compute the same: other losses, other seeds; may be removed at any time; null: none",
+        description="folder, relative to the run folder, of reference models' outputs for token ids, for all runs that "
+        "compute the same: other losses, other seeds; may be deleted at any time; null: none",
         json_schema_extra=OPERATIONAL,
     )
-    contrastive: Contrast | None = Field(None, description="for token weights of two contrasting models (given)")
+    contrastive: Contrast | None = Field(None, description="for weights: given, from two contrasting models")
 
     @model_validator(mode="after")
     def _state_fits_the_parameters(self) -> "Training":

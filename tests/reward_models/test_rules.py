@@ -110,7 +110,7 @@ def test_numbers_are_compared_as_numbers() -> None:
 def test_a_pattern_found_or_not() -> None:
     scorer = RegexReward(RegexScorer(pattern=r"^Answer: \w+$", found=0.5, absent=-1.0))
     assert scorer.score([group("Answer: yes", "The answer: yes")]) == [(0.5, -1.0)]
-    with pytest.raises(ValueError, match=r"is no regular expression"):
+    with pytest.raises(ValueError, match=r"is not a regular expression"):
         RegexScorer(pattern="(")
 
 

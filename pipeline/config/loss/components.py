@@ -1,7 +1,7 @@
 """The settings of each component of a loss. Torch-free.
 
 A component without settings of its own may be written as its ``kind`` alone: ``link: logistic``.
-What each one computes is in the file of pipeline/losses/ that has its name.
+The file of the same name in pipeline/losses/ computes each one.
 """
 
 from typing import Annotated, Literal
@@ -34,14 +34,14 @@ class ReferencePrior(Closed):
 
 
 class LengthPrior(Closed):
-    """log ζ = log π_ref − α |y|: what is longer is likelier to begin with if α < 0."""
+    """log ζ = log π_ref − α |y|: with α < 0, longer responses are likelier to begin with."""
 
     kind: Literal["length"] = "length"
     alpha: float = Field(0.1, description="nats a token")
 
 
 class MixturePrior(Closed):
-    """Of several references: arithmetic, log Σ_k v_k π_k(y), or geometric, Σ_k v_k log π_k(y)."""
+    """Mixture of several references: arithmetic, log Σ_k v_k π_k(y), or geometric, Σ_k v_k log π_k(y)."""
 
     kind: Literal["mixture"] = "mixture"
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
@@ -82,7 +82,7 @@ class LearnedPrior(Closed):
 
     kind: Literal["learned"] = "learned"
     penalty: float = Field(0.01, ge=0, description="weight of the mean square of what the head adds")
-    head_learning_rate: float = Field(1e-4, gt=0, description="of the head, which starts from nothing")
+    head_learning_rate: float = Field(1e-4, gt=0, description="of the head, which starts untrained")
 
 
 class GivenPrior(Closed):
@@ -104,7 +104,7 @@ Prior = Annotated[
     BY_NAME,
 ]
 
-# ---------------------------------------------------------------- weights: what each token counts
+# ---------------------------------------------------------------- weights: one for each token
 
 
 class EqualWeights(Closed):
@@ -129,10 +129,10 @@ class EditWeights(Closed):
 
 
 class SubsetWeights(Closed):
-    """1 for all tokens of the shorter side and for as many of the longer, drawn by lot (SamPO)."""
+    """1 for all tokens of the shorter side and for as many random ones of the longer, else 0 (SamPO)."""
 
     kind: Literal["subset"] = "subset"
-    keep_end: bool = Field(False, description="the last token of both sides is never drawn away")
+    keep_end: bool = Field(False, description="always keep the last token of both sides")
 
 
 class TailWeights(Closed):
@@ -143,10 +143,10 @@ class TailWeights(Closed):
 
 
 class GivenWeights(Closed):
-    """From two contrasting models (TIS-DPO): e^(± mu · clamp(log p⁺ − log p⁻)); from whoever calls, as they are."""
+    """From two contrasting models (TIS-DPO): e^(± mu · clamp(log p⁺ − log p⁻)); from a caller: used as they are."""
 
     kind: Literal["given"] = "given"
-    mu: float = Field(1.0, ge=0, description="how sharply the contrast counts")
+    mu: float = Field(1.0, ge=0, description="sharpness of the contrast")
     low: float = Field(-0.5, description="of the clamp, nats")
     high: float = Field(1.5, description="of the clamp, nats")
 
@@ -168,11 +168,11 @@ class LearnedWeights(Closed):
     l1_kl: float = Field(0.0, ge=0, description="weight of the mean of the KL's mask")
     dropout: float = Field(0.01, ge=0, lt=1, description="of the heads")
     weight_decay: float = Field(0.01, ge=0, description="of the heads")
-    head_learning_rate: float = Field(1e-4, gt=0, description="of the heads, which start from nothing")
+    head_learning_rate: float = Field(1e-4, gt=0, description="of the heads, which start untrained")
 
 
 class ActivationWeights(Closed):
-    """A mask from the size of the reference's activations, not learned (MaPO)."""
+    """A mask computed from the size of the reference's activations, not learned (MaPO)."""
 
     kind: Literal["activation"] = "activation"
 

@@ -1,4 +1,4 @@
-"""A loss as data: which component stands at each place of the formula. Torch-free.
+"""A loss as data: the component at each place of the formula. Torch-free.
 
 The formula is in pipeline/losses/loss.py; a preset file in configs/loss/ is one ``Composition``.
 """
@@ -47,13 +47,13 @@ Family = Literal["dpo", "prior", "dispersion", "link", "reward", "list", "one_si
 # Priors whose normaliser is unknown: it cancels in a difference of two scores and nowhere else.
 UNNORMALISED = (ExtrapolatedPrior, LengthPrior, LearnedPrior, GivenPrior, HarmonicPrior, MixturePrior)
 
-# What only a pair has; single responses and groups would pass over it in silence.
+# Fields that only pairs use; for single responses and groups they would be ignored without an error.
 OF_PAIRS = ("kl_stop_chosen", "shape", "scale", "dispersion", "pair_weight", "calibration", "advantage", "adversary")
 # Weights that compare the two responses of a pair, or whose masks are kept small pair by pair.
 WEIGHTS_OF_PAIRS = ("edits", "subset", "tail", "learned")
 
 
-# What a loss of likelihood alone does not read.
+# Fields that a loss of likelihood alone does not read.
 OF_PREFERENCES = (
     "weights",
     "kl",
@@ -69,7 +69,7 @@ OF_PREFERENCES = (
 
 
 class Composition(Closed):
-    """One loss. What is left out has the value that drops it from the formula."""
+    """One loss. The default of each field drops it from the formula."""
 
     summary: str = Field("", description="one line", json_schema_extra=OPERATIONAL)
     formula: str = Field("", description="in the notation of the paper", json_schema_extra=OPERATIONAL)
@@ -79,50 +79,52 @@ class Composition(Closed):
     departures: tuple[str, ...] = Field((), description="from paper or published code", json_schema_extra=OPERATIONAL)
 
     prior: Prior = NoPrior()
-    exponent: float = Field(1.0, gt=0, description="a, of the policy in the score")
+    exponent: float = Field(1.0, gt=0, description="a, factor of log π in the score")
     weights: Weights = EqualWeights()
-    aggregate: Literal["sum", "mean", "power"] = Field("sum", description="of tokens into the score of a response")
+    aggregate: Literal["sum", "mean", "power"] = Field(
+        "sum", description="how tokens add up to the score of a response"
+    )
     length_power: float = Field(1.0, ge=0, description="q of power: the sum over |y|^q")
     kl: float = Field(0.0, ge=0, description="κ, weight of Σ_t KL(π_ref ‖ π) in the score")
     kl_stop_chosen: bool = Field(False, description="no gradient through the chosen response's KL")
     shape: Shape = IdentityShape()
     beta: float = Field(1.0, gt=0, description="β, scale of the scores")
-    scale: BatchScale | None = Field(None, description="what makes β follow the batch")
-    dispersion: EntropyDispersion | None = Field(None, description="d, what makes β follow the pair")
+    scale: BatchScale | None = Field(None, description="makes β follow the batch")
+    dispersion: EntropyDispersion | None = Field(None, description="d, makes β follow the pair")
     margin: Margin = NoMargin()
     link: Link = PlainLink(kind="none")
-    terms: tuple[Term, ...] = Field((), description="beside the term of link: one-sided terms")
-    head: HeadSettings | None = Field(None, description="of a loss over K responses, in place of link and terms")
+    terms: tuple[Term, ...] = Field((), description="one-sided terms, besides the term of link")
+    head: HeadSettings | None = Field(None, description="for a loss over K responses, instead of link and terms")
     label: Label = DataLabel()
-    weight: float = Field(1.0, gt=0, description="A, of the preference terms")
+    weight: float = Field(1.0, gt=0, description="A, weight of the preference terms")
     unscale: Literal[0, 1, 2] = Field(0, description="the preference terms are divided by β to this power")
     pair_weight: Literal["none", "policy"] = Field(
         "none", description="ω; policy: how likely the policy makes the pair"
     )
     pair_weight_cap: float | None = Field(1.0, gt=0, description="largest ω; null: none")
     nll: float = Field(0.0, ge=0, description="weight of the chosen response's negative log-likelihood")
-    nll_aggregate: Literal["mean", "sum"] = Field("mean", description="of tokens in it")
+    nll_aggregate: Literal["mean", "sum"] = Field("mean", description="how its tokens add up")
     calibration: Calibration | None = None
     advantage: Advantage | None = None
     adversary: Adversary | None = None
 
     @property
     def one_sided(self) -> bool:
-        """Whether some term reads one response alone, or scores are not compared in differences."""
+        """Whether a term reads one response alone, or scores are not compared as differences."""
         return any(term.chosen + term.rejected != 0 for term in self.terms) or (
             self.head is not None and self.head.kind == "nca"
         )
 
     @property
     def unpaired(self) -> bool:
-        """Whether it can be computed from single responses that are marked good or bad."""
+        """Whether it can be computed from single responses marked good or bad."""
         single = all((term.chosen == 0) != (term.rejected == 0) and term.target != "win" for term in self.terms)
         terms_alone = self.link.kind == "none" and self.head is None and self.nll == 0 and not self._set(*OF_PAIRS)
         return terms_alone and bool(self.terms) and single and self.weights.kind not in WEIGHTS_OF_PAIRS
 
     @property
     def links(self) -> Sequence[Link]:
-        """Every link in it."""
+        """All links of the loss."""
         own = [] if self.link.kind == "none" else [self.link]
         return [*own, *(term.link for term in self.terms)]
 
@@ -131,7 +133,7 @@ class Composition(Closed):
         if not self.links and self.head is None and self.nll == 0:
             raise ValueError("neither a link, terms, a head nor a weight for nll: the loss would be 0")
         if self.head is not None and self.links:
-            raise ValueError(f"head: {self.head.kind}: a loss over K responses has no link and no terms beside it")
+            raise ValueError(f"head: {self.head.kind}: a loss over K responses has no link and no terms")
         if any(term.link.kind == "none" or (term.chosen == 0 and term.rejected == 0) for term in self.terms):
             raise ValueError("terms: each needs a link, and a factor for chosen or rejected that is not 0")
         return self
@@ -147,13 +149,13 @@ class Composition(Closed):
                 "this loss has one-sided terms: use reference or none"
             )
         if self.label.kind != "data":
-            raise ValueError(f"label: {self.label.kind}: one-sided terms take labels as certain; only data")
+            raise ValueError(f"label: {self.label.kind}: one-sided terms treat labels as certain; use data")
         return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Composition":
         if any(link.kind == "reverse_kl" for link in self.links) and self.label.kind not in ("rewards", "smoothed"):
-            raise ValueError("link: reverse_kl compares with a label strictly between 0 and 1: rewards or smoothed")
+            raise ValueError("link: reverse_kl needs a label strictly between 0 and 1: rewards or smoothed")
         if self.link.kind == "reverse_kl" and isinstance(self.label, SmoothLabel) and self.label.epsilon == 0:
             raise ValueError("label.epsilon: 0: reverse_kl needs a label below 1, so epsilon above 0")
         if isinstance(self.link, MallowsPhiLink) and self.dispersion is None:
@@ -161,15 +163,15 @@ class Composition(Closed):
         if any(term.link.kind in ("mallows_phi", "reverse_kl", "rao_kupper") for term in self.terms):
             raise ValueError("terms: the links mallows_phi, reverse_kl and rao_kupper compare a pair; only as link")
         if self.link.kind == "rao_kupper" and self.label.kind != "data":
-            raise ValueError(f"label: {self.label.kind}: rao_kupper tells ties by the data's labels; only data")
+            raise ValueError(f"label: {self.label.kind}: rao_kupper recognises ties by the data's labels; use data")
         if self.shape.kind == "log_odds" and not (isinstance(self.prior, NoPrior) and self.aggregate == "mean"):
-            raise ValueError("shape: log_odds is of a likelihood a token: prior none and aggregate mean")
+            raise ValueError("shape: log_odds needs a likelihood a token: prior none and aggregate mean")
         if self.scale is not None and (self.margin.kind == "gap" or self.pair_weight != "none"):
             raise ValueError(
-                "scale: batch has the statistics, and the weights of pairs, to itself: no gap, no pair_weight"
+                "scale: batch needs the statistics and the weights of pairs for itself: no gap, no pair_weight"
             )
         if isinstance(self.margin, HomeMargin) and not isinstance(self.prior, ReferencePrior):
-            raise ValueError("margin: home goes with the prior reference")
+            raise ValueError("margin: home needs the prior reference")
         if isinstance(self.prior, NoPrior):
             for what, reads in (("kl", self.kl > 0), ("calibration", self.calibration is not None)):
                 if reads:
@@ -189,7 +191,7 @@ class Composition(Closed):
                     f"{', '.join(unread)}: not read by a loss over K responses (head: {self.head.kind}); leave it out"
                 )
         elif self.link.kind == "none" and (unread := self._set("margin", "label")):
-            raise ValueError(f"{', '.join(unread)}: belongs to link, and this loss has none")
+            raise ValueError(f"{', '.join(unread)}: read by link alone, and this loss has no link")
         if self.head is None and not self.links and (unread := self._set(*OF_PREFERENCES)):
             raise ValueError(f"{', '.join(unread)}: not read by a loss without link, terms or head; leave it out")
         for name, read, where in (
@@ -201,5 +203,5 @@ class Composition(Closed):
         return self
 
     def _set(self, *names: str) -> list[str]:
-        """Those of the fields that are not at their defaults."""
+        """Names of the fields that are not at their defaults."""
         return [name for name in names if self.__dict__[name] != type(self).model_fields[name].default]

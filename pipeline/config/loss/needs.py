@@ -1,4 +1,4 @@
-"""``Needs``: everything that a loss reads, derived once from its components. Torch-free."""
+"""``Needs``: all inputs of a loss, derived once from its components. Torch-free."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.terms import RewardLabel, WinLabel
 
 REWARDS = frozenset({"reward_chosen", "reward_rejected"})
-# What training examples are: a text to imitate, a pair, one response marked good or bad, K responses.
+# Kinds of training example: a text to imitate, a pair, one response marked good or bad, K responses.
 ExampleKind = Literal["text", "pair", "unpaired", "group"]
 # Quantities of each token that a model can compute besides its log-probability.
 Fact = Literal["kl", "collision", "entropy", "hidden", "reference_hidden", "reference_last_hidden"]
@@ -31,26 +31,26 @@ OF_REFERENCE: frozenset[Fact] = frozenset({"kl", "reference_hidden", "reference_
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a loss reads, for whoever supplies it.
+    """The inputs that a loss reads.
 
-    Iterating, and ``in``, go over ``fields``.
+    Iteration and ``in`` go over ``fields``.
 
     Attributes:
         fields: optional fields of ``Side`` and ``PairBatch`` (pipeline/losses/batch.py); ``responses`` stands for a
             ``GroupBatch``.
         references: number of reference policies whose log-probabilities it reads.
-        token_facts: what it reads of policy and reference model besides log-probabilities.
+        token_facts: quantities that it reads from policy and reference model besides log-probabilities.
         groups: it trains on K responses to a prompt, not on pairs.
         only_chosen: it trains on the chosen response alone.
         one_sided: it has terms of one response each, which take no soft labels.
-        unpaired: it is defined for single responses that are marked good or bad.
+        unpaired: it is defined for single responses marked good or bad.
         contrast: two contrasting models weigh the tokens (TIS-DPO).
         given_prior: the data gives log ζ of each response.
         baseline: it estimates KL(π ‖ π_ref) from mismatched responses; for single responses, those to other prompts.
         statistics: it reads statistics over the whole batch, and running ones.
         auxiliary: it trains heads or critics together with the policy.
         live_reference: it needs the reference model during training, since what it reads cannot be stored.
-        opponent: whose answers the win probabilities of a pair refer to: for a label, the other response.
+        opponent: opponent in the win probabilities of a pair; for a label, the other response.
     """
 
     fields: frozenset[str]
@@ -81,12 +81,12 @@ class Needs:
 
     @property
     def stored_reference(self) -> bool:
-        """Whether anything of the reference, or of contrasting models, is computed before training."""
+        """Whether outputs of the reference or of contrasting models are computed before training."""
         return self.references > 0 or "dispersion" in self.fields or self.contrast
 
     @property
     def accepts_unpaired(self) -> bool:
-        """Whether a run can train it on single responses that are marked good or bad.
+        """Whether a run can train it on single responses marked good or bad.
 
         Weights from contrasting models have the sign of the better or the worse response of a pair, so they are not
         made for single ones.
@@ -99,7 +99,7 @@ class Needs:
 
 
 def needs_of(loss: Composition) -> Needs:
-    """Derive the record. The one place that knows which component reads what."""
+    """Derive the record. Only this function knows what each component reads."""
     fields = _of_preferences(loss) | _of_tokens(loss) | _of_labels(loss) | _of_regularisers(loss)
     learned = isinstance(loss.weights, LearnedWeights) or isinstance(loss.prior, LearnedPrior)
     hidden = learned or isinstance(loss.weights, ActivationWeights)

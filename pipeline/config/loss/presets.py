@@ -16,13 +16,13 @@ from pipeline.config.loss.composition import Composition
 
 _Tree = dict[str, Any]
 
-# configs/ lies beside pipeline/ both in a checkout and in an installed package.
+# configs/ is next to pipeline/ both in a checkout and in an installed package.
 PRESETS = Path(__file__).parents[3] / "configs" / "loss"
 
 DOCUMENTATION = ("summary", "formula", "citation", "family", "identity_with", "departures")
 SCALARS = ("exponent", "aggregate", "length_power", "kl", "kl_stop_chosen", "weight", "unscale", "nll", "nll_aggregate")
 
-# Names that published papers share; what each could mean.
+# Names that several published papers use, with their possible meanings.
 AMBIGUOUS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "d2po": (
@@ -62,7 +62,7 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> _Tree:
     """The plain form of preset ``name`` with ``overrides``, for the schema to validate.
 
     Raises:
-        ValueError: no such preset, a name that means several, or an override that names no setting.
+        ValueError: no such preset, an ambiguous name, or an override that names no setting.
     """
     plain = name.lower().replace("-", "_")
     if plain in AMBIGUOUS:
@@ -77,7 +77,7 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> _Tree:
 
 
 def settings_of(composition: Composition) -> dict[str, Any]:
-    """Settings that the components in use have, by path, with their values: β first, switches and choices too."""
+    """Settings of the components in use, by path, with their values: β first, including switches and choices."""
     found: dict[str, Any] = {"beta": composition.beta}
     plain = composition.model_dump()
     for field in Composition.model_fields:
@@ -107,7 +107,9 @@ def _override(name: str, tree: _Tree, composition: Composition, key: str, value:
         if len(paths) != 1:
             known = ", ".join(sorted(_paths(composition) | {"beta", "nll"}))
             why = (
-                f"is any of {', '.join(sorted(paths))}: give the path" if paths else f"is no setting of {name}: {known}"
+                f"could be any of {', '.join(sorted(paths))}: give the path"
+                if paths
+                else f"is not a setting of {name}: {known}"
             )
             raise ValueError(f"{key}: {why}")
         component, _, leaf = paths[0].partition(".")
@@ -120,7 +122,7 @@ def _override(name: str, tree: _Tree, composition: Composition, key: str, value:
 
 
 def _as_overridden(tree: _Tree, preset: Composition) -> Composition:
-    """What ``tree`` says so far, whose components may be of other kinds; the preset where it is not whole yet."""
+    """The composition that ``tree`` holds so far, perhaps with components of other kinds; ``preset`` if incomplete."""
     try:
         return Composition.model_validate(tree)
     except ValidationError:
@@ -135,12 +137,12 @@ def _paths(composition: Composition) -> set[str]:
 
 
 def _numbers_of(term: _Tree) -> list[str]:
-    """What of a one-sided term is a setting rather than what makes the loss the one that it is."""
+    """The settings of a one-sided term, without the fields that define the loss."""
     return ["coefficient", *(["target"] if isinstance(term["target"], float) and term["target"] != 0 else [])]
 
 
 def _laid_over(old: Any, new: Any) -> Any:
-    """A component's settings over those of the preset, unless another kind is named."""
+    """Merge a component's settings over those of the preset, unless they name another kind."""
     if not isinstance(new, dict) or old is None:
         return new
     base = old if isinstance(old, dict) else {"kind": old}
@@ -170,7 +172,7 @@ def _drop_reference(name: str, tree: _Tree, composition: Composition, value: Any
 class NamedComposition(Composition):
     """The config's section ``loss``: a preset of configs/loss/ with settings of its own, or a composition written out.
 
-    One that is written out names a link, terms or a head.
+    A composition written out names a link, terms or a head.
     """
 
     preset: str = "custom"

@@ -1,4 +1,4 @@
-"""The settings of what a loss makes of margins: links, labels, terms, list heads, regularisers. Torch-free."""
+"""Settings of the parts of a loss after the scores: links, labels, terms, list heads, regularisers. Torch-free."""
 
 from typing import Annotated, Literal
 
@@ -63,7 +63,7 @@ class RaoKupperLink(Closed):
     """Rao-Kupper's model of comparisons with ties, the negative log-likelihood; a label of exactly ½ is a tie."""
 
     kind: Literal["rao_kupper"] = "rao_kupper"
-    eta: float = Field(0.5, gt=0, description="η = log θ: a response must be that much better to win as often as not")
+    eta: float = Field(0.5, gt=0, description="η = log θ: a response must be this much better to win half the time")
 
 
 Link = Annotated[
@@ -76,7 +76,7 @@ Link = Annotated[
 
 
 class DataLabel(Closed):
-    """p as the data says; 1 where it says nothing."""
+    """p from the data; 1 where the data has none."""
 
     kind: Literal["data"] = "data"
 
@@ -143,7 +143,7 @@ HeadSettings = Annotated[ListHead | RankHead, Field(discriminator="kind"), BY_NA
 
 
 class BatchScale(Closed):
-    """β (1 + α (mean of the batch's log-ratio differences − their running mean)), and the outliers dropped (β-DPO)."""
+    """β (1 + α (mean of the batch's log-ratio differences − their running mean)), with outliers dropped (β-DPO)."""
 
     kind: Literal["batch"] = "batch"
     alpha: float = Field(0.6, ge=0)
@@ -156,12 +156,12 @@ class EntropyDispersion(Closed):
 
     kind: Literal["entropy"] = "entropy"
     scale: float | Literal["mean"] = Field(
-        "mean", description="φ*; mean: whatever makes the mean of d over the round's pairs 1"
+        "mean", description="φ*; mean: the value at which d averages 1 over the round's pairs"
     )
     vocab_size: int | None = Field(
         None,
         ge=2,
-        description="where a caller gives entropies, not d: the vocabulary's size; null: they are over log V",
+        description="if a caller gives entropies, not d: the vocabulary's size; null: already divided by log V",
     )
 
 
@@ -173,9 +173,9 @@ class Calibration(Closed):
 
     sign: Literal[-1, 1] = Field(description="1: optimism, online; −1: pessimism, offline")
     alpha: float = Field(0.01, ge=0)
-    source: Literal["samples", "chosen"] = Field("samples", description="samples: of the reference policy")
+    source: Literal["samples", "chosen"] = Field("samples", description="samples: drawn from the reference policy")
     beta_scaled: bool = Field(True, description="whether α is multiplied by β")
-    ratio: bool = Field(True, description="log π/π_ref; false: log π alone, of the same gradient")
+    ratio: bool = Field(True, description="log π/π_ref; false: log π alone, with the same gradient")
 
 
 class Advantage(Closed):
@@ -186,7 +186,7 @@ class Advantage(Closed):
     expectile: float = Field(0.5, gt=0, lt=1, description="of the value's fit; 0.5 is the mean square")
     clip: float = Field(20.0, gt=0, description="largest weight")
     value_weight: float = Field(1.0, ge=0, description="of the value's fit, which trains the value head alone")
-    head_learning_rate: float = Field(1e-4, gt=0, description="of the value head, which starts from nothing")
+    head_learning_rate: float = Field(1e-4, gt=0, description="of the value head, which starts untrained")
 
 
 class Adversary(Closed):

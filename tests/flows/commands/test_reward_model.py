@@ -165,7 +165,10 @@ MISTAKES = {
         ["ties=rao_kupper", "margin=0.5"],
         r"margin: constant: rao_kupper has its own margin",
     ),
-    "margin of log-probabilities": (["margin=gap"], r"margin: gap reads log-probabilities; none, a number or rewards"),
+    "margin of log-probabilities": (
+        ["margin=gap"],
+        r"margin: gap reads log-probabilities; use none, a number or rewards",
+    ),
     "eta without ties": (["eta=0.3"], r"eta: only read with ties: rao_kupper"),
     "no ties to model": (["ties=rao_kupper"], r"0 of 15 pairs are ties; set eta"),
     "unknown setting": (["held_out.promts=3"], r"no such setting; did you mean 'prompts'"),

@@ -75,8 +75,8 @@ def test_what_is_there_passes_and_nothing_is_asked(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("plain", "said"),
     [
-        ({**JUDGE, "server": {**SERVER, "base_url": "https://me:key@host/v1"}}, "neither a user nor a query"),
-        ({**JUDGE, "server": {**SERVER, "base_url": "https://host/v1?key=x"}}, "neither a user nor a query"),
+        ({**JUDGE, "server": {**SERVER, "base_url": "https://me:key@host/v1"}}, "must not hold a user or a query"),
+        ({**JUDGE, "server": {**SERVER, "base_url": "https://host/v1?key=x"}}, "must not hold a user or a query"),
         ({**JUDGE, "server": {**SERVER, "base_url": "host/v1"}}, "must begin with http"),
         ({**JUDGE, "server": {**SERVER, "base_url": "http://[::1/v1"}}, "must begin with http"),
         ({**JUDGE, "server": {**SERVER, "api_key_env": "sk-123"}}, "api_key_env"),

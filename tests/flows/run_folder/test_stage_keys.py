@@ -125,7 +125,7 @@ def test_an_address_with_a_key_in_it_is_no_address(job: Path) -> None:
         "sampler={kind: server, base_url: 'http://me:%s@host/v1'}",
         "sampler={kind: server, base_url: 'http://host/v1?key=%s'}",
     ):
-        with pytest.raises(UserError, match=r"sampler\.base_url: must hold neither a user nor a query"):
+        with pytest.raises(UserError, match=r"sampler\.base_url: must not hold a user or a query"):
             load_config([job / "offline.yaml"], [section % KEY])
     assert ServerSampler(base_url="http://127.0.0.1:8000/v1").base_url is not None
 

@@ -143,7 +143,7 @@ def test_a_wrong_value_names_file_field_value_and_what_is_allowed(
     [
         ("a: [1\n", "not valid YAML"),
         ("- 1\n", "mapping"),
-        ("name: a\nname: b\n", "stands twice"),
+        ("name: a\nname: b\n", "is given twice"),
         ("name: !!python/object/apply:os.system [true]\n", "not valid YAML"),
         ("? [1]\n: 2\n", "not valid YAML"),
         ("policy: &a {x: *a}\n", "line 1: not valid YAML: aliases are not used in configs"),
@@ -185,7 +185,7 @@ def test_a_misplaced_setting_is_answered_with_its_place_and_never_with_its_own_n
 
 
 def test_a_wrong_override_is_shown_as_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"command line: loss\.betta: is no setting of dpo: beta"):
+    with pytest.raises(UserError, match=r"command line: loss\.betta: is not a setting of dpo: beta"):
         load_config([write(tmp_path, BASE)], ["loss.betta=1"])
     with pytest.raises(UserError, match=r"command line: loss\.betta: no such setting; did you mean 'beta'"):
         load_config([write(tmp_path, BASE)], ["loss={link: logistic, betta: 1}"])

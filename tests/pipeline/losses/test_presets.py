@@ -34,7 +34,7 @@ def test_overrides_replace_fields() -> None:
 
 def test_a_setting_of_a_component_that_replaces_another() -> None:
     assert load_preset("dpo", link="focal", gamma=0.2).composition.link == FocalLink(gamma=0.2)
-    with pytest.raises(UserError, match=r"loss\.gamma: is no setting of dpo"):
+    with pytest.raises(UserError, match=r"loss\.gamma: is not a setting of dpo"):
         load_preset("dpo", link="logistic", gamma=0.2)
 
 

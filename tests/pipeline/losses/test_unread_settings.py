@@ -44,7 +44,7 @@ def test_list_heads_refuse_what_they_do_not_read(given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["kto", "sft", "apo_zero"])
 def test_a_margin_needs_a_link(name: str) -> None:
-    with pytest.raises(UserError, match="margin: belongs to link, and this loss has none"):
+    with pytest.raises(UserError, match="margin: read by link alone, and this loss has no link"):
         load_preset(name, margin={"kind": "constant", "gamma": 1.0})
 
 
@@ -69,11 +69,11 @@ def test_single_responses_are_refused_where_a_part_of_the_loss_reads_pairs(given
         ("sft", {"adversary": {}}, "adversary: not read by a loss without link, terms or head"),
         ("sft", {"kl": 1.0, "prior": "reference"}, "kl: not read by a loss without"),
         ("sft", {"weights": "decay"}, "weights: not read by a loss without"),
-        ("beta_dpo", {"pair_weight": "policy"}, "scale: batch has the statistics"),
-        ("beta_dpo", {"margin": "gap"}, "scale: batch has the statistics"),
+        ("beta_dpo", {"pair_weight": "policy"}, "scale: batch needs the statistics"),
+        ("beta_dpo", {"margin": "gap"}, "scale: batch needs the statistics"),
         ("dpo", {"terms": [{"chosen": 1.0, "link": "mallows_phi"}]}, "terms: the links mallows_phi, reverse_kl and"),
         ("dpo", {"pair_weight_cap": 2.0}, "pair_weight_cap: only read with pair_weight: policy"),
-        ("orpo", {"prior": "reference"}, "shape: log_odds is of a likelihood a token"),
+        ("orpo", {"prior": "reference"}, "shape: log_odds needs a likelihood a token"),
         ("kto", {"prior": {"kind": "reference", "weight": 0.5}}, "is not normalised"),
         ("alpha_dpo", {"reference_free": True}, r"reference_free: alpha_dpo needs a reference \(margin\)"),
         ("mrpo", {"prior": {"kind": "harmonic", "weights": []}}, "adaptive, or numbers above 0"),
@@ -90,7 +90,7 @@ def test_parts_that_do_not_fit_are_refused(name: str, given: dict[str, Any], mes
 def test_numbers_of_terms_are_settings() -> None:
     terms = load_preset("kto", **{"terms.1.coefficient": 1.33}).composition.terms
     assert [term.coefficient for term in terms] == [1.0, 1.33]
-    with pytest.raises(UserError, match=r"coefficient: is any of terms\.0\.coefficient, terms\.1\.coefficient"):
+    with pytest.raises(UserError, match=r"coefficient: could be any of terms\.0\.coefficient, terms\.1\.coefficient"):
         load_preset("kto", coefficient=2.0)
 
 

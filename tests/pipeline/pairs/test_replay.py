@@ -58,7 +58,7 @@ def test_what_was_trained_on_is_dropped_token_for_token() -> None:
     ("settings", "said"),
     [
         ({}, "replay nothing"),
-        ({"share": 0.6, "anchor": 0.4}, "leave nothing of the round's own"),
+        ({"share": 0.6, "anchor": 0.4}, "leave no room for the round's own"),
         ({"anchor": 0.2, "max_age": 2}, "max_age: share is 0"),
     ],
 )
