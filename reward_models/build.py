@@ -1,4 +1,4 @@
-"""From settings to objects. Heavy imports stand inside the cases, so only what is used is loaded."""
+"""Build labellers from settings. Imports are inside the cases, so only what is used is loaded."""
 
 from pathlib import Path
 from typing import assert_never
@@ -29,10 +29,10 @@ HASHED_WHOLE = 64 * 1024 * 1024
 
 
 def model_version(settings: dict[str, object], path: str) -> str:
-    """Hash of ``settings`` and of the folder's files: small ones by content, weights by size and time of change.
+    """Hash ``settings`` and the folder's files: small files by content, weights by size and modification time.
 
-    A model that is trained again into the same folder is another one, though its weights have the same size. A hub
-    name has no files here; its settings alone count.
+    A model retrained into the same folder is a different one, although its weights have the same size. A hub name has
+    no files here, so only its settings count.
     """
     folder = Path(path)
     files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
@@ -47,9 +47,9 @@ def _facts(file: Path) -> list[object]:
 
 
 def build_labeller(settings: ScorerSettings, accounts: Accounts, field: str = "scorer") -> Labeller:
-    """The labeller that ``settings``, which stand at ``field`` of the config, describe.
+    """Build the labeller for ``settings``, found at ``field`` in the config.
 
-    Raises ``UserError`` if its model, file or key cannot be had.
+    Raises ``UserError`` if its model, file or key is not available.
     """
     match settings:
         case FunctionScorer():

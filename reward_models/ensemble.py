@@ -1,4 +1,4 @@
-"""Several labellers as one; how far they differ on a response is kept beside its score. Torch-free."""
+"""Several labellers combined into one; their disagreement on a response is kept with its score. Torch-free."""
 
 import math
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ Matrix = Sequence[Sequence[float | None]]
 
 
 class Ensemble:
-    """Weighted mean, minimum, or mean less a penalty of the members' scores (arXiv:2310.02743: mean, worst case and
-    uncertainty-weighted, there with the variance in place of the standard deviation)."""
+    """Weighted mean, minimum, or penalised mean of the members' scores (arXiv:2310.02743: mean, worst case and
+    uncertainty-weighted, but with the variance instead of the standard deviation)."""
 
     def __init__(self, settings: EnsembleScorer, members: Sequence[Labeller]) -> None:
-        """``members`` in the order of the settings."""
+        """``members``: in the order of the settings."""
         self._settings = settings
         self._members = members
         self._quorum = settings.quorum or len(members)
 
     def label(self, groups: Sequence[Group]) -> list[Labels]:
-        """Scores and disagreement, and the weighted mean of win matrices where all members compare.
+        """Return scores and disagreement, and the weighted mean of win matrices if all members compare.
 
-        Disagreement is the weighted standard deviation of the members' scores, on their common scale; None where
-        fewer than two members gave a score.
+        Disagreement is the weighted standard deviation of the members' scores on their common scale; None if fewer
+        than two members gave a score.
         """
         given = [member.label(groups) for member in self._members]
         return [self._merge([labels[number] for labels in given]) for number in range(len(groups))]
@@ -68,7 +68,7 @@ class Ensemble:
         return _mean(there, weights) if len(there) >= self._quorum else None
 
     def _there(self, values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-        """The values that are there, and the weights of their members."""
+        """Return the values that are not missing, and their members' weights."""
         pairs = [
             (value, member.weight)
             for value, member in zip(values, self._settings.members, strict=True)

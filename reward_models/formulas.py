@@ -1,6 +1,6 @@
-"""Answers that are formulas, compared by math-verify in a process of their own. Torch-free.
+"""Formula answers, compared by math-verify in a separate process. Torch-free.
 
-On an expression that a model made up, sympy may compute for hours or fill the memory, and a signal handler in Python
+On an expression made up by a model, sympy may compute for hours or fill the memory, and a Python signal handler
 interrupts neither a long power nor a regular expression. So the kernel ends the process when a comparison has used up
 its CPU seconds, and another process takes over.
 """
@@ -32,10 +32,10 @@ READY = "ready"
 
 
 class MathReward:
-    """A source of scores: 1 where the response's final answer is mathematically that of the prompt, else 0."""
+    """An answer source: 1 if the response's final answer is mathematically equal to the prompt's, else 0."""
 
     def __init__(self, settings: MathScorer, field: str = "scorer") -> None:
-        """Raises ``UserError`` where math-verify is not installed."""
+        """Raises ``UserError`` if math-verify is not installed."""
         self._seconds = settings.seconds
         packages = ("math-verify", "latex2sympy2_extended", "sympy")
         try:
@@ -46,11 +46,11 @@ class MathReward:
 
     @property
     def version(self) -> str:
-        """Hash of the settings and of the versions of the packages that compare."""
+        """Hash of the settings and of the package versions used to compare."""
         return self._version
 
     def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
-        """Scores; ``unparsed`` where the prompt's answer cannot be read as mathematics."""
+        """Answer with scores, or ``unparsed`` if the prompt's answer cannot be read as mathematics."""
         readable: dict[str, bool] = {}
         with Verifier(self._seconds) as verifier:
             for index, question in enumerate(questions):
@@ -64,7 +64,7 @@ class MathReward:
 
 
 def required_answer(prompt: Prompt) -> str:
-    """The prompt's answer. Raises ``UserError`` where there is none."""
+    """Return the prompt's answer. Raises ``UserError`` if it has no answer."""
     if prompt.answer is None or not prompt.answer.strip():
         shown = repr(prompt.messages[-1].content[:80])
         raise UserError(f"the scorer math needs an answer, but the prompt {shown} has none (columns.answer)")
@@ -72,19 +72,19 @@ def required_answer(prompt: Prompt) -> str:
 
 
 class Verifier:
-    """The process that compares; a comparison that takes too long ends it, and the next one starts another."""
+    """The comparing process; a comparison that takes too long ends it, and the next one starts another."""
 
     def __init__(self, seconds: int) -> None:
-        """``seconds``: CPU time of a comparison at most. Nothing starts before the first one."""
+        """``seconds``: the most CPU time for a comparison. The process starts with the first one."""
         self._seconds = seconds
         self._process: subprocess.Popen[str] | None = None
 
     def can_read(self, wanted: str) -> bool:
-        """Whether the answer is mathematics, read within the time."""
+        """True if the answer can be read as mathematics within the time."""
         return self._ask(wanted, None) is True
 
     def same(self, wanted: str, text: str) -> bool:
-        """Whether the final answer of ``text`` equals ``wanted``; False where that takes too long."""
+        """True if the final answer of ``text`` equals ``wanted``; False if comparing takes too long."""
         return self._ask(wanted, text) is True
 
     def __enter__(self) -> "Verifier":
@@ -98,7 +98,7 @@ class Verifier:
             self._end(self._process)
 
     def _ask(self, wanted: str, text: str | None) -> bool | None:
-        """The process's answer; None where it died of the question."""
+        """Return the process's answer; None if the process died."""
         process = self._running()
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -136,13 +136,13 @@ class Verifier:
 
 
 def read_answer(text: str) -> list[Any]:
-    """A prompt's answer as sympy expressions: all of it, or what stands after ``####`` or between delimiters."""
+    """Parse a prompt's answer as sympy expressions: all of it, or the part after ``####`` or between delimiters."""
     final = text.rpartition("####")[2]
     return read_response(final if _FORMULA.search(final) else f"${final.strip()}$")
 
 
 def read_response(text: str) -> list[Any]:
-    """The final answer of a response: after ``####``, in the last ``\\boxed``, else the last formula or number."""
+    """Parse a response's final answer: after ``####``, in the last ``\\boxed``, else the last formula or number."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     kinds = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
@@ -155,7 +155,7 @@ def main() -> None:
     from math_verify import verify
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    # It warns that its own time limit is off.
+    # math-verify warns that its own time limit is off.
     logging.disable(logging.CRITICAL)
     read = lru_cache(maxsize=1)(read_answer)
     seconds = float(sys.argv[1])
@@ -163,7 +163,7 @@ def main() -> None:
         print(READY, file=answers, flush=True)
         for line in sys.stdin:
             wanted, text = json.loads(line)
-            # Not handled, so that the kernel ends the process; of CPU time, so that a busy machine changes no label.
+            # No handler, so the kernel ends the process; CPU time, so a busy machine changes no label.
             signal.setitimer(signal.ITIMER_PROF, seconds)
             if text is None:
                 answer = any(not isinstance(expression, str) for expression in read(wanted))
@@ -174,7 +174,7 @@ def main() -> None:
 
 
 def _own_stdout() -> TextIO:
-    """Standard output, which nobody else writes to from now on: parsers print what they find odd."""
+    """Return the real standard output; send everything else, such as prints by parsers, to standard error."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return answers

@@ -1,4 +1,4 @@
-"""A user's own reward function, loaded from the one file that the config names. Torch-free."""
+"""A user's own reward function, loaded from the file named in the config. Torch-free."""
 
 import inspect
 import math
@@ -18,10 +18,10 @@ PARAMETERS = 3
 
 
 class FunctionReward:
-    """A source of the scores of ``def reward(prompt, response, answer)``."""
+    """An answer source that calls the user's ``def reward(prompt, response, answer)``."""
 
     def __init__(self, settings: FunctionScorer, field: str = "scorer") -> None:
-        """Run the file. Raises ``UserError`` for a file that cannot be run or holds no such function."""
+        """Run the file. Raises ``UserError`` if it cannot be run or lacks the function."""
         self._file = Path(settings.file)
         self._where = f"{field}.file: {self._file}"
         try:
@@ -47,7 +47,7 @@ class FunctionReward:
         return self._version
 
     def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
-        """What the function returns. Raises ``UserError`` naming prompt, response and line where it fails."""
+        """Call the function. Raises ``UserError`` that names prompt, response and line if it fails."""
         for index, question in enumerate(questions):
             score = self._score(question.prompt, question.responses[0])
             done(index, Answer(score, "abstained" if score is None else None))
@@ -66,13 +66,13 @@ class FunctionReward:
         return float(value)
 
     def _load(self, source: bytes) -> ModuleType:
-        # A name of its own, under which the module must be known while it runs: dataclasses look there.
+        # Dataclasses look the module up in sys.modules while it runs, so it needs a name of its own.
         name = f"prefloop_reward_{self._version}"
         module = ModuleType(name)
         module.__file__ = str(self._file)
         sys.modules[name] = module
         try:
-            # The bytes that were hashed, and no compiled file beside them that may be older.
+            # Compile the hashed bytes; a .pyc file next to them may be older.
             exec(compile(source, str(self._file), "exec"), vars(module))  # noqa: S102 - the user named this file
         except (Exception, SystemExit) as error:
             del sys.modules[name]
@@ -80,7 +80,7 @@ class FunctionReward:
         return module
 
     def _line(self, error: BaseException) -> str:
-        """Where in the file: the last of its lines on the way to the error."""
+        """Return ``:LINE``, the last line of the file in the traceback."""
         if isinstance(error, SyntaxError) and error.lineno is not None:
             return f":{error.lineno}"
         places = (str(self._file), str(self._file.absolute()))

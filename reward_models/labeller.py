@@ -1,4 +1,4 @@
-"""Labels for groups of responses. Knows only that a labeller, or a scorer, has one method."""
+"""Labels for groups of responses. A labeller, or a scorer, is anything with one method."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,11 +13,11 @@ Scores = tuple[float | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a labeller says of one group of K responses; ``None`` wherever no label could be had.
+    """A labeller's labels for one group of K responses; ``None`` where a label is missing.
 
-    ``scores``: K numbers, higher for better responses. ``wins``: of a labeller that compares, K rows of K
-    probabilities that the response of the row is better than that of the column, 1/2 with itself; else empty.
-    ``disagreement``: of an ensemble, the standard deviation of its members' scores of each response; else empty.
+    ``scores``: K numbers, higher for better responses. ``wins``: from a labeller that compares, K rows of K
+    probabilities that the row's response is better than the column's, 1/2 on the diagonal; else empty.
+    ``disagreement``: from an ensemble, the standard deviation of its members' scores for each response; else empty.
     """
 
     scores: Scores
@@ -25,7 +25,7 @@ class Labels:
     disagreement: Scores = ()
 
     def preference(self, one: int, other: int) -> float | None:
-        """P(response ``one`` is better than ``other``): the labeller's own, or 1, 1/2 or 0 by the scores."""
+        """P(response ``one`` is better than ``other``): from the labeller, or 1, 1/2 or 0 by the scores."""
         if self.wins:
             return self.wins[one][other]
         first, second = self.scores[one], self.scores[other]
@@ -38,24 +38,24 @@ class Scorer(Protocol):
     """Anything that turns each response into a number, higher for better ones."""
 
     def score(self, groups: Sequence[Group]) -> list[Scores]:
-        """One tuple a group with one score a response; ``None`` where no label could be had."""
+        """Return one tuple per group with one score per response; ``None`` where a label is missing."""
         ...
 
 
 class Labeller(Protocol):
-    """Anything that labels groups: scores, and wins or disagreement where it knows them."""
+    """Anything that labels groups: with scores, and with wins or disagreement if it has them."""
 
     def label(self, groups: Sequence[Group]) -> list[Labels]:
-        """One ``Labels`` a group."""
+        """Return one ``Labels`` per group."""
         ...
 
 
 def label(groups: Sequence[Group], labeller: Labeller) -> list[Group]:
-    """``groups`` with the labels that ``labeller`` gives them.
+    """Return ``groups`` with labels from ``labeller``.
 
     Raises:
-        RunError: a labeller that returns another number of labels than it was asked for, a number that is not finite,
-            or a win probability outside 0 to 1.
+        RunError: the labeller returns the wrong number of labels, a number that is not finite, or a win probability
+            outside 0 to 1.
     """
     given = labeller.label(groups)
     name = f"labeller {type(labeller).__name__}"
@@ -78,7 +78,7 @@ def _fault(labels: Labels, count: int) -> str | None:
     if unusable:
         return f"score {unusable[0]}; must be finite"
     if labels.wins and (len(labels.wins) != count or {len(row) for row in labels.wins} != {count}):
-        return f"wins for other than {count} x {count} responses"
+        return f"wins are not a matrix of {count} x {count} responses"
     outside = [p for p in _numbers(labels.wins) if not 0 <= p <= 1]
     if outside:
         return f"win probability {outside[0]}; must be from 0 to 1"
@@ -93,9 +93,9 @@ def _numbers(rows: Iterable[Scores]) -> list[float]:
 
 
 def wins_by_comparison(groups: Sequence[Group], others: Iterable[Group], labeller: Labeller) -> dict[str, float]:
-    """Of each prompt, by id, the mean probability that its n-th response beats the n-th of ``others``, as labelled.
+    """Map each prompt's id to the mean probability that its n-th response beats the n-th of ``others``.
 
-    Prompts that only one side has, or for which no label could be had, do not count.
+    Prompts that only one side has, or that get no label, are left out.
     """
     theirs = {group.prompt.id: group for group in others}
     duels = [

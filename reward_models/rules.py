@@ -1,4 +1,4 @@
-"""Gold rewards by rule: slots, an exact answer, a number, a pattern, keywords, a length. Torch-free."""
+"""Gold rewards from rules: slots, an exact answer, a number, a pattern, keywords, a length. Torch-free."""
 
 import math
 import re
@@ -11,14 +11,14 @@ from pipeline.types import Group, Prompt, Response
 
 
 class SlotReward:
-    """Slots realised minus values invented or contradicted, minus costs for running on and for being cut."""
+    """Slots realised minus values invented or contradicted, minus costs for excess length and for being cut off."""
 
     def __init__(self, settings: SlotScorer) -> None:
         """Nothing is loaded."""
         self._settings = settings
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """Scores in slots. Raises ``UserError`` for a prompt whose answer is no meaning representation."""
+        """Return scores in slots. Raises ``UserError`` if a prompt's answer is not a meaning representation."""
         return [
             tuple(self._reward(meaning(group.prompt), response) for response in group.responses) for group in groups
         ]
@@ -32,22 +32,22 @@ class SlotReward:
 
 
 class MatchReward:
-    """1 where the response holds the prompt's answer, else 0.
+    """1 if the response holds the prompt's answer, else 0.
 
-    Without a pattern the answer must stand as words of its own: '12' is not in '112'. With one, group 1
-    (or the whole match) of the pattern's last match must equal it.
+    Without a pattern, the answer must match whole words: '12' is not in '112'. With one, group 1
+    (or the whole match) of the pattern's last match must equal the answer.
     """
 
     def __init__(self, settings: ExactMatchScorer) -> None:
-        """Raises ``UserError`` for a pattern that is no regular expression."""
+        """Raises ``UserError`` for a pattern that is not a regular expression."""
         self._ignore_case = settings.ignore_case
         try:
             self._pattern = re.compile(settings.pattern) if settings.pattern is not None else None
         except re.error as error:
-            raise UserError(f"scorer.pattern: {settings.pattern!r} is no regular expression: {error}") from error
+            raise UserError(f"scorer.pattern: {settings.pattern!r} is not a regular expression: {error}") from error
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """Scores of 0 or 1. Raises ``UserError`` for a prompt without an answer."""
+        """Return scores of 0 or 1. Raises ``UserError`` for a prompt without an answer."""
         return [
             tuple(float(self._holds(r.text, stated_answer(group.prompt))) for r in group.responses) for group in groups
         ]
@@ -65,21 +65,21 @@ class MatchReward:
         return (found.casefold() if self._ignore_case else found).strip() == wanted.strip()
 
 
-# A sign counts where no number stands before it; thousands may be parted by commas; 3/4 is one number.
+# A sign counts if no number comes before it; commas may separate thousands; 3/4 is one number.
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(rf"(?:(?<![\w.)])[-−+]\s?)?[$€£]?(?<![\w.])(?:{_PLAIN})(?:/\d+|[eE][-+]?\d+)?", re.ASCII)
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 class NumberReward:
-    """1 where the final number of the response is that of the answer, else 0."""
+    """1 if the response's final number equals the answer's, else 0."""
 
     def __init__(self, settings: NumberScorer) -> None:
         """Nothing is loaded."""
         self._tolerance = settings.tolerance
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """Scores of 0 or 1. Raises ``UserError`` for a prompt whose answer has no number."""
+        """Return scores of 0 or 1. Raises ``UserError`` for a prompt whose answer has no number."""
         return [tuple(self._same(r.text, wanted_number(group.prompt)) for r in group.responses) for group in groups]
 
     def _same(self, text: str, wanted: float) -> float:
@@ -90,18 +90,18 @@ class NumberReward:
 
 
 def wanted_number(prompt: Prompt) -> float:
-    """The number of the prompt's answer. Raises ``UserError`` where there is none."""
+    """Return the number in the prompt's answer. Raises ``UserError`` if there is no number."""
     number = final_number(stated_answer(prompt))
     if number is None:
         raise UserError(
-            f"the scorer number needs a number in the answer; that of the prompt {_shown(prompt)} is "
+            f"the scorer number needs a number in the answer; the answer of the prompt {_shown(prompt)} is "
             f"{(prompt.answer or '')[:80]!r}"
         )
     return number
 
 
 def final_number(text: str) -> float | None:
-    """The number after the last `####`, or in the last `\\boxed{}`, or the last one; None where there is none.
+    """Return the number after the last `####`, or in the last `\\boxed{}`, or the last number; None without a number.
 
     GSM8K (arXiv:2110.14168) ends its solutions with `#### 1,234`. Currency and percent signs do not count.
     """
@@ -123,36 +123,36 @@ def _value(number: str) -> float | None:
 
 
 class RegexReward:
-    """One score where a pattern is found in the response, another where it is not."""
+    """One score if a pattern is found in the response, another if it is not."""
 
     def __init__(self, settings: RegexScorer) -> None:
-        """The settings' validator has seen that the pattern is one."""
+        """The settings' validator has checked the pattern."""
         self._settings = settings
         self._pattern = re.compile(settings.pattern)
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """``found`` or ``absent`` of the settings."""
+        """Return ``found`` or ``absent`` from the settings."""
         found, absent = self._settings.found, self._settings.absent
         return [tuple(found if self._pattern.search(r.text) else absent for r in group.responses) for group in groups]
 
 
 class KeywordReward:
-    """How many keywords stand in the response as words of their own, or their share."""
+    """The number, or share, of keywords that the response holds as whole words."""
 
     def __init__(self, settings: KeywordScorer) -> None:
         """Nothing is loaded."""
         self._settings = settings
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """Counts, or shares from 0 to 1. Raises ``UserError`` for a prompt whose keywords are none."""
+        """Return counts, or shares from 0 to 1. Raises ``UserError`` for a prompt without keywords."""
         return [tuple(self._covered(r.text, self.keywords(group.prompt)) for r in group.responses) for group in groups]
 
     def keywords(self, prompt: Prompt) -> list[str]:
-        """Those of the settings, or of the prompt's answer; each once."""
+        """Return the keywords from the settings, or from the prompt's answer, without duplicates."""
         given = self._settings.words or re.split(r"[,\n]", stated_answer(prompt))
         words = [*dict.fromkeys(self._plain(word) for word in given if word.strip())]
         if not words:
-            raise UserError(f"the scorer keywords found none in the answer of the prompt {_shown(prompt)}")
+            raise UserError(f"the scorer keywords found no keyword in the answer of the prompt {_shown(prompt)}")
         return words
 
     def _covered(self, text: str, words: Sequence[str]) -> float:
@@ -161,7 +161,7 @@ class KeywordReward:
         return float(count) if self._settings.count else count / len(words)
 
     def _plain(self, text: str) -> str:
-        """One blank between words, and one case where case does not count."""
+        """Put one space between words, and fold case if case is ignored."""
         plain = " ".join(text.split())
         return plain.casefold() if self._settings.ignore_case else plain
 
@@ -174,24 +174,24 @@ class LengthReward:
         self._target = settings.target_words
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """Scores in words, 0 at best."""
+        """Return scores in words, 0 at best."""
         return [tuple(-float(abs(len(r.text.split()) - self._target)) for r in group.responses) for group in groups]
 
 
 def stated_answer(prompt: Prompt) -> str:
-    """The prompt's answer. Raises ``UserError`` where there is none."""
+    """Return the prompt's answer. Raises ``UserError`` if it has no answer."""
     if prompt.answer is None:
         raise UserError(f"the scorer needs an answer, but the prompt {_shown(prompt)} has none (columns.answer)")
     return prompt.answer
 
 
 def meaning(prompt: Prompt) -> dict[str, str]:
-    """The prompt's answer as slot -> value. Raises ``UserError`` where it is no meaning representation."""
+    """Parse the prompt's answer as slot -> value. Raises ``UserError`` if it is not a meaning representation."""
     try:
         return parse_mr(stated_answer(prompt))
     except ValueError as error:
         raise UserError(
-            f"the scorer slots needs an answer slot[value], ...; that of the prompt {_shown(prompt)}: {error}"
+            f"the scorer slots needs an answer slot[value], ...; the answer of the prompt {_shown(prompt)}: {error}"
         ) from error
 
 

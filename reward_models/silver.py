@@ -9,19 +9,19 @@ from pipeline.types import Group
 
 
 class ImplicitReward:
-    """Scores the tokens that were sampled, in nats times β; the partition function of a prompt is left out."""
+    """Score the sampled tokens, in nats times β; the prompt's partition function is left out."""
 
     def __init__(
         self, policy: str, reference: str, beta: float, dtype: Literal["float32", "bfloat16"], trust_remote_code: bool
     ) -> None:
-        """Nothing is loaded until it scores; one model at a time is in memory."""
+        """Load nothing before the first score; hold one model in memory at a time."""
         self._models = (policy, reference)
         self._beta = beta
         self._dtype: Literal["float32", "bfloat16"] = dtype
         self._trust_remote_code = trust_remote_code
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """One score a response; groups have the same scores whatever stands beside them."""
+        """Return one score per response; a group's scores do not depend on the other groups."""
         sequences = [(group.prompt_ids, response.token_ids) for group in groups for response in group.responses]
         policy, reference = (self._sums(model, sequences) for model in self._models)
         rewards = iter([self._beta * (ours - theirs) for ours, theirs in zip(policy, reference, strict=True)])
@@ -36,7 +36,7 @@ class ImplicitReward:
 
 
 class Members:
-    """The discriminators of one version; the score of a response is the mean of theirs."""
+    """The discriminators of one version; a response's score is their mean score."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         from reward_models.local.classifier import ClassifierReward
@@ -44,14 +44,14 @@ class Members:
         self._members = [ClassifierReward(ClassifierScorer(path=str(folder))) for folder in folders]
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """The mean over the members."""
+        """Return the members' mean scores."""
         of_members = [member.score(groups) for member in self._members]
         return [
             tuple(_mean(scores) for scores in zip(*of_group, strict=True)) for of_group in zip(*of_members, strict=True)
         ]
 
     def margins(self, comparisons: Sequence[Group]) -> list[tuple[float, ...]]:
-        """Of each comparison, the first response's score less the second's under each member."""
+        """Return, for each comparison, the first response's score minus the second's under each member."""
         of_members = [member.score(comparisons) for member in self._members]
         return [
             tuple((first or 0.0) - (second or 0.0) for first, second in of_comparison)
@@ -60,5 +60,5 @@ class Members:
 
 
 def _mean(scores: Sequence[float | None]) -> float:
-    # A classifier leaves no response without a score.
+    # A classifier scores every response.
     return sum(score or 0.0 for score in scores) / len(scores)

@@ -1,6 +1,6 @@
-"""The books of a labelling stage: where labels came from, and what they cost. Torch-free.
+"""Accounts of a labelling stage: where labels came from, and what they cost. Torch-free.
 
-Costs are written down call by call in the run folder, so that no kill makes a budget start anew.
+Costs are written to the run folder call by call, so a kill never resets a budget.
 """
 
 import json
@@ -19,30 +19,30 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of one part of a stage."""
+    """Counts for one part of a stage."""
 
     counts: Counter[str]
     missing: Counter[str]
     unparsed: list[str]
 
     def plain(self) -> dict[str, JsonValue]:
-        """As JSON."""
+        """Return it as plain JSON."""
         return {"counts": {**self.counts}, "missing": {**self.missing}, "unparsed": [*self.unparsed]}
 
     @classmethod
     def read(cls, file: Path) -> "Tally":
-        """One that was written as JSON."""
+        """Read one from a JSON file."""
         plain = json.loads(file.read_text(encoding="utf-8"))
         return cls(Counter(plain["counts"]), Counter(plain["missing"]), list(plain["unparsed"]))
 
 
 @dataclass
 class Accounts:
-    """What a labeller needs beside its settings: the cache, the ledger, and whom to tell that something moved.
+    """What a labeller needs besides its settings: the cache, the ledger, and a callback for progress.
 
-    ``counts``: questions, cached, answered, compared (pairs asked in both orders), contradicted (of those, pairs whose
+    ``counts``: questions, cached, answered, compared (pairs asked in both orders), contradicted (compared pairs whose
     orders name different winners), truncated. ``missing``: questions without a label, by cause. ``unparsed``: the first
-    few answers that were no verdict. ``facts``: what local models say of their work, for a manifest.
+    few answers without a verdict. ``facts``: facts from local models, for a manifest.
     """
 
     cache: LabelCache
@@ -62,11 +62,11 @@ class Accounts:
         self.cache.close()
 
     def spent(self) -> Spent:
-        """Calls, tokens and money of this stage, kills included."""
+        """Return calls, tokens and money spent in this stage, including before a kill."""
         return self.ledger.spent(lambda call: call.stage == self.stage)
 
     def note(self) -> str:
-        """The books in a few words, for a progress line."""
+        """Sum up the accounts for a progress line."""
         parts = []
         if self.counts["questions"]:
             parts.append(f"{self.counts['cached'] / self.counts['questions']:.0%} from the cache")
@@ -79,7 +79,7 @@ class Accounts:
         return ", ".join(parts)
 
     def take(self) -> Tally:
-        """What was counted since the last call."""
+        """Return the counts since the last call."""
         taken = Tally(self.counts - self._taken.counts, self.missing - self._taken.missing, [*self.unparsed])
         self._taken = Tally(Counter(self.counts), Counter(self.missing), [])
         self.unparsed.clear()
@@ -87,7 +87,7 @@ class Accounts:
 
 
 def label_summary(tallies: Iterable[Tally], accounts: Accounts) -> dict[str, JsonValue]:
-    """What a manifest says of a stage's labels: questions, cache, missing by cause, calls, tokens and cost."""
+    """Sum up a stage's labels for its manifest: questions, cache, missing by cause, calls, tokens and cost."""
     counts: Counter[str] = Counter()
     missing: Counter[str] = Counter()
     unparsed: list[str] = []

@@ -1,7 +1,7 @@
-"""Labels by content, in one SQLite file that several runs may use at once. Torch-free.
+"""Label cache keyed by content, in one SQLite file that several runs may use at once. Torch-free.
 
-SQLite's write-ahead log keeps what is written through a kill of any process, and lets runs read while one writes. Each
-label has a checksum of its own, which SQLite's pages lack: one that has changed on the disk is as if it were not there.
+SQLite's write-ahead log keeps written labels when any process is killed, and lets runs read while one writes. SQLite's
+pages have no checksums, so each label has its own: a label that changed on disk is treated as missing.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from reward_models.answers.missing import Missing
 
 Kept = tuple[float | None, "Missing | None"]
-# "pflb": tells the file from other programs' databases.
+# "pflb": distinguishes the file from other programs' databases.
 APPLICATION_ID = 0x70666C62
 LAYOUT = 2
 WAIT_SECONDS = 60.0
-# Not the file is at fault, but the disk that it is on; the low byte of SQLite's codes is the kind.
+# Faults of the disk, not of the file; the low byte of SQLite's codes is the kind.
 _FAILING = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
 _AT_ONCE = 500
 _TABLE = "CREATE TABLE labels (key TEXT PRIMARY KEY, value REAL, missing TEXT, seal TEXT) WITHOUT ROWID"
-# A label that another run has written meanwhile stays, unless it is damaged.
+# A label that another run wrote in the meantime stays, unless it is damaged.
 _WRITE = """INSERT INTO labels VALUES (?1, ?2, ?3, seal_of(?1, ?2, ?3)) ON CONFLICT (key) DO UPDATE
 SET value = excluded.value, missing = excluded.missing, seal = excluded.seal
 WHERE labels.seal IS NOT seal_of(labels.key, labels.value, labels.missing)"""
@@ -38,17 +38,17 @@ logger = logging.getLogger(__name__)
 
 
 class LabelCache:
-    """Values by key; a value of None has a cause. The file is made when something is first read or written."""
+    """Values by key; a value of None has a cause. The file is created at the first read or write."""
 
     def __init__(self, file: Path | None) -> None:
-        """Without a file the cache is in memory and ends with the process."""
+        """Without a file, the cache is in memory and ends with the process."""
         self._file = file
         self._connection: sqlite3.Connection | None = None
 
     def read(self, keys: Sequence[str]) -> dict[str, Kept]:
-        """What is known of ``keys``; a damaged label is not, and is told.
+        """Return the known labels of ``keys``. Damaged labels are left out, with a warning.
 
-        Raises ``UserError`` for a file that is damaged, is no label cache or cannot be written.
+        Raises ``UserError`` for a file that is damaged, is not a label cache or cannot be written.
         """
         found: dict[str, Kept] = {}
         damaged = 0
@@ -63,11 +63,11 @@ class LabelCache:
                     else:
                         damaged += 1
         if damaged:
-            logger.warning("%s: %d labels are not as they were written; they are asked for again", self._file, damaged)
+            logger.warning("%s: %d labels changed on disk; they are asked for again", self._file, damaged)
         return found
 
     def write(self, key: str, value: float | None, missing: "Missing | None" = None) -> None:
-        """Keep a label; one that another run has written meanwhile stays as it is."""
+        """Write a label; one that another run wrote in the meantime stays unchanged."""
         with self._database() as database:
             database.execute(_WRITE, (key, None if value is None else float(value), missing))
 
@@ -94,9 +94,9 @@ class LabelCache:
     def _open(self) -> sqlite3.Connection:
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-        # Autocommit: every statement is a transaction, so a label is kept as soon as it is there.
+        # Autocommit: every statement is a transaction, so each label is kept at once.
         database = sqlite3.connect(self._file or ":memory:", timeout=WAIT_SECONDS, isolation_level=None)
-        # What has changed on the disk need not be text.
+        # Damaged content may not be valid text.
         database.text_factory = lambda text: text.decode(errors="replace")
         database.create_function("seal_of", 3, _seal_of, deterministic=True)
         try:
@@ -111,7 +111,7 @@ class LabelCache:
                 database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 database.execute(f"PRAGMA user_version = {LAYOUT}")
             elif (application, layout) != (APPLICATION_ID, LAYOUT):
-                raise sqlite3.DatabaseError("is a database, but no label cache of this version")
+                raise sqlite3.DatabaseError("is a database, but not a label cache of this version")
             database.execute("COMMIT")
         except BaseException:
             database.close()
@@ -120,19 +120,19 @@ class LabelCache:
 
 
 def _seal_of(key: object, value: object, missing: object) -> str:
-    """The checksum of one label."""
+    """Return the checksum of one label."""
     return sha256(repr((key, value, missing)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _keep_a_log_of_writes(database: sqlite3.Connection) -> None:
-    """Readers and a writer beside each other; of a new file only one process can ask for it at a time."""
+    """Turn on the write-ahead log; on a new file, only one process at a time can do that."""
     given_up = time.monotonic() + WAIT_SECONDS
     while True:
         try:
             database.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError as error:
-            # SQLite does not wait here as it does elsewhere.
+            # Here SQLite does not apply its busy timeout.
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > given_up:
                 raise
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Labels of groups from answers: one question a response, or every two responses in both orders. Torch-free."""
+"""Labels of groups from answers: one question per response, or every pair in both orders. Torch-free."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,7 @@ Both = tuple[Answer, Answer]
 
 
 class Uncached:
-    """A scorer that costs nothing: labels are computed anew, since looking them up takes as long."""
+    """A scorer so cheap that computing a label takes no longer than looking it up."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
@@ -23,7 +23,7 @@ class Uncached:
 
 
 class OneByOne:
-    """Each response is scored by itself."""
+    """Score each response by itself."""
 
     def __init__(self, source: AnswerSource, accounts: Accounts) -> None:
         self._source = source
@@ -37,11 +37,11 @@ class OneByOne:
 
 
 class TwoByTwo:
-    """Every two responses are compared in both orders, and P(better) is the mean: neither place is worth anything.
+    """Compare every two responses in both orders; P(better) is the mean, so position does not matter.
 
-    A comparison of which one order has no answer is missing: the other order alone would carry the judge's liking for
-    a place (MT-bench, arXiv:2306.05685, section 3.3). A response's score is its mean P(better) over those it was
-    compared with, the win rate. Equal texts are a tie that nobody is asked about.
+    If one order has no answer, the comparison is missing: the other order alone would carry the judge's position bias
+    (MT-bench, arXiv:2306.05685, section 3.3). A response's score is its win rate: the mean P(better) over the responses
+    that it was compared with. Equal texts are a tie and are not asked about.
     """
 
     def __init__(self, source: AnswerSource, accounts: Accounts, pairs_per_prompt: int | None) -> None:
@@ -50,7 +50,7 @@ class TwoByTwo:
         self._limit = pairs_per_prompt
 
     def label(self, groups: Sequence[Group]) -> list[Labels]:
-        """Win matrices, and scores from 0 to 1."""
+        """Return win matrices, and scores from 0 to 1."""
         places = [
             (number, one, other)
             for number, group in enumerate(groups)
@@ -71,18 +71,18 @@ class TwoByTwo:
         return [_labels(matrix) for matrix in wins]
 
     def _pairs(self, group: Group) -> Iterator[tuple[int, int]]:
-        """Pairs of places: neighbours in a ring first, then those two apart, so that a few connect all responses."""
+        """Return index pairs: ring neighbours first, then those two apart, so that few pairs connect all responses."""
         count = len(group.responses)
         ring = [
             (one, (one + step) % count)
             for step in range(1, count // 2 + 1)
-            # Half way round, each pair would come twice.
+            # Halfway round, each pair would come twice.
             for one in range(count // 2 if 2 * step == count else count)
         ]
         return iter(ring if self._limit is None else ring[: self._limit])
 
     def _mean(self, both: Both) -> float | None:
-        """P(the first of the pair is better) over both orders."""
+        """Return P(the first is better), the mean over both orders."""
         one, other = both[0].value, both[1].value
         if one is None or other is None:
             return None
@@ -99,7 +99,7 @@ def _alike(group: Group, one: int, other: int) -> bool:
 
 
 def _unasked(group: Group) -> list[list[float | None]]:
-    """Wins before anybody is asked: 1/2 between equal texts."""
+    """Return the win matrix before any question: 1/2 between equal texts, else None."""
     places = range(len(group.responses))
     return [[0.5 if _alike(group, one, other) else None for other in places] for one in places]
 

@@ -1,6 +1,6 @@
-"""What labellers are asked: how good one response is, or which of two is better. Torch-free.
+"""Questions to labellers: how good is one response, or which of two is better? Torch-free.
 
-Every answer is kept by content, so that nothing is paid for twice.
+Answers are cached by content, so nothing is paid for twice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +16,13 @@ from reward_models.labeller import Scorer
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """About one response: how good is it? About two, in the order in which they are shown: is the first better?"""
+    """With one response: how good is it? With two, in the order shown: is the first better?"""
 
     prompt: Prompt
     responses: tuple[Response, ...]
 
     def key(self, version: str) -> str:
-        """Hash of the labeller's version and of all that it may read, the order included."""
+        """Hash the labeller's version and everything that it may read, including the order."""
         prompt = [[[m.role, m.content] for m in self.prompt.messages], self.prompt.answer]
         shown = [[response.text, response.finish_reason] for response in self.responses]
         return content_hash([version, prompt, shown], length=32)
@@ -32,20 +32,20 @@ OnAnswer = Callable[[int, Answer], None]
 
 
 class AnswerSource(Protocol):
-    """Where answers come from. ``version`` is a hash of all that decides them, but for the question."""
+    """Anything that answers questions. ``version`` hashes everything but the question that decides an answer."""
 
     @property
     def version(self) -> str:
-        """Part of the key of every answer."""
+        """The labeller's part of every answer's key."""
         ...
 
     def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
-        """Call ``done(index, answer)`` once for each question, as soon as its answer is there, from this thread."""
+        """Call ``done(index, answer)`` once per question, from this thread, as soon as its answer arrives."""
         ...
 
 
 def ask(questions: Sequence[Question], source: AnswerSource, accounts: Accounts) -> list[Answer]:
-    """Answers in the order of ``questions``; only those are asked of ``source`` that nobody asked before."""
+    """Return answers in the order of ``questions``; ask ``source`` only what is not in the cache."""
     keys = [question.key(source.version) for question in questions]
     answers = {key: Answer(value, missing) for key, (value, missing) in accounts.cache.read(keys).items()}
     accounts.counts.update(questions=len(questions), cached=sum(key in answers for key in keys))
@@ -67,7 +67,7 @@ def ask(questions: Sequence[Question], source: AnswerSource, accounts: Accounts)
 
 
 class ScoredBy:
-    """A scorer as a source of answers about single responses."""
+    """A scorer as an answer source for single responses."""
 
     def __init__(self, scorer: Scorer, version: str) -> None:
         self._scorer = scorer
@@ -75,11 +75,11 @@ class ScoredBy:
 
     @property
     def version(self) -> str:
-        """As it was given."""
+        """The version given to the constructor."""
         return self._version
 
     def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
-        """All in one call of the scorer, neighbours with one prompt as one group."""
+        """Score all in one call; neighbours with the same prompt form one group."""
         groups = [*_groups(questions)]
         scores = (score for given in self._scorer.score(groups) for score in given)
         for index, score in enumerate(scores):

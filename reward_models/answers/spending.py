@@ -1,4 +1,4 @@
-"""What paid labellers cost, call by call. Torch-free."""
+"""Costs of paid labellers, call by call. Torch-free."""
 
 import errno
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-# The outcome of a call that has none yet, or was cut off by a kill.
+# The outcome of a call that is not finished, or was cut off by a kill.
 UNDER_WAY = "under_way"
 
 
 class Call(BaseModel):
-    """One request to a paid labeller, as a line of the ledger; ``cost`` in the currency of the config's prices.
+    """One request to a paid labeller, as a line of the ledger; ``cost`` is in the currency of the config's prices.
 
-    A later line of the same ``id`` takes the place of one that was under way, whose cost is the most that it may be.
+    A call under way has the highest possible cost; a later line with the same ``id`` replaces it.
     """
 
     id: str = ""
@@ -40,15 +40,15 @@ class Spent:
 
 
 class Ledger:
-    """All calls of a run, two JSON lines each: before it is made, and what became of it."""
+    """All calls of a run, two JSON lines each: one before the call, one with its outcome."""
 
     def __init__(self, file: Path | None) -> None:
-        """Without a file the ledger is in memory alone."""
+        """Without a file, the ledger is only in memory."""
         self._file = file
         self._lock = threading.Lock()
         self.calls: list[Call] = []
         self._under_way: dict[str, Call] = {}
-        # Whether the file ends within a line, which the next one must not continue.
+        # True if the file ends in the middle of a line, which the next line must not continue.
         self._torn = False
         if file is not None and file.exists():
             content = file.read_bytes()
@@ -68,7 +68,7 @@ class Ledger:
             self.calls.append(call)
 
     def spent(self, counts: Callable[[Call], bool]) -> Spent:
-        """The sum over the calls that ``counts`` takes."""
+        """Sum up the calls for which ``counts`` is true."""
         total = Spent()
         with self._lock:
             for call in filter(counts, [*self.calls, *self._under_way.values()]):
@@ -80,7 +80,7 @@ class Ledger:
         return total
 
     def add(self, call: Call) -> None:
-        """Write ``call`` down; safe from any thread."""
+        """Write ``call`` to the ledger; thread-safe."""
         line = call.model_dump_json() + "\n"
         with self._lock:
             self._count(call)
@@ -90,7 +90,7 @@ class Ledger:
             written = ("\n" * self._torn + line).encode()
             descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                # One write: lines of two processes cannot mix.
+                # One write, so that lines of two processes cannot mix.
                 self._torn = os.write(descriptor, written) < len(written)
             finally:
                 os.close(descriptor)

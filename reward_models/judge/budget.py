@@ -1,4 +1,4 @@
-"""What a paid labeller may still use up: calls and money. Torch-free."""
+"""Budget of a paid labeller: calls and money. Torch-free."""
 
 import threading
 from uuid import uuid4
@@ -9,15 +9,15 @@ from reward_models.answers.spending import UNDER_WAY, Call
 
 
 class BudgetMeter:
-    """Calls are let through while the run's ledger and the calls under way stay within the section ``budget``.
+    """Let calls through while the run's ledger and the calls under way stay within the section ``budget``.
 
-    A call is let through only if the most that it can cost still fits, so the cap is never passed; where calls under
-    way may turn out cheaper, it waits for them. It is written down before it is made, so that one that a kill cuts off
-    has cost the most that it could.
+    A call goes through only if its highest possible cost still fits, so the cap is never exceeded; it waits for calls
+    under way that may turn out cheaper. It is written down before it is made, so a call cut off by a kill counts with
+    its highest possible cost.
     """
 
     def __init__(self, settings: Endpoint, labeller: str, accounts: Accounts) -> None:
-        """Count what earlier calls of this labeller in the same run used up."""
+        """Count what this labeller's earlier calls in the same run used up."""
         self._settings = settings
         self._labeller = labeller
         self._accounts = accounts
@@ -27,12 +27,12 @@ class BudgetMeter:
         self._moved = threading.Condition()
 
     def highest_cost(self, text: str, max_tokens: int) -> float:
-        """The most that a question of ``text`` can cost: no token is shorter than a byte."""
-        # What a chat template adds is some tokens a message.
+        """Return the highest possible cost of a question ``text``: no token is shorter than a byte."""
+        # A chat template adds some tokens per message.
         return self._price(len(text.encode()) + 64, max_tokens)
 
     def reserve(self, highest: float) -> str | None:
-        """The id of a call that costs at most ``highest``, which counts until ``settle``; None if it may not be made.
+        """Reserve ``highest`` for a call until ``settle``; return the call's id, or None if it may not be made.
 
         Raises ``OSError`` if it cannot be written down.
         """
@@ -41,7 +41,7 @@ class BudgetMeter:
             try:
                 self._accounts.ledger.add(self._call(name, UNDER_WAY, cost=highest))
             except OSError:
-                # It is not made, and those that wait for it must not wait for ever.
+                # The call is not made; those that wait for it must not wait forever.
                 with self._moved:
                     del self._reserved[name]
                     self._moved.notify_all()
@@ -66,10 +66,10 @@ class BudgetMeter:
                 self._moved.wait()
 
     def settle(self, name: str, outcome: str, tokens: tuple[int, int] | None, billed: bool) -> None:
-        """Write down what became of the call: its cost is that of ``tokens`` (of question and answer), if they are
-        known, else the highest.
+        """Write down the outcome of the call. Its cost is that of ``tokens`` (question, answer) if known, else the
+        highest possible.
 
-        A call that the server turned away is not ``billed``.
+        A call that the server rejected is not ``billed``.
         """
         cost = 0.0
         if billed:

@@ -1,4 +1,4 @@
-"""Chat completions of an OpenAI-compatible server: many at once, at a rate, again after failures. Torch-free.
+"""Chat completions from an OpenAI-compatible server: concurrent, rate-limited, with retries. Torch-free.
 
 The key goes from the environment into a header and nowhere else.
 """
@@ -25,7 +25,7 @@ LONGEST_ANSWER = 16 * 1024 * 1024  # bytes
 
 
 class Alternative(BaseModel):
-    """A token that could stand in one place, and its natural-log probability."""
+    """A possible token at one position, and its natural-log probability."""
 
     token: str
     logprob: float = Field(le=0.01, allow_inf_nan=False)
@@ -59,14 +59,14 @@ class _Completion(BaseModel):
 
 
 class ChatReply(BaseModel):
-    """What the model said: the text, and the alternatives to its first token where they were asked for and given."""
+    """The model's answer: the text, and the alternatives to its first token if requested and returned."""
 
     text: str
     first: list[Alternative] = []
 
 
 class FailedCallError(Exception):
-    """A call without a usable answer. ``after``: seconds that the server asks us to wait; ``billed``: perhaps paid."""
+    """A call without a usable answer. ``after``: seconds the server asks to wait; ``billed``: maybe charged."""
 
     def __init__(self, cause: Missing, billed: bool = False, after: float | None = None) -> None:
         super().__init__(cause)
@@ -76,11 +76,11 @@ class FailedCallError(Exception):
 
 
 class _PassingError(FailedCallError):
-    """One that may go better the next time."""
+    """A failure that may pass: worth another try."""
 
 
 class ChatEndpoint:
-    """``ask`` is called from many threads, while ``connected``; ``stop`` ends their waiting.
+    """A chat server. Many threads call ``ask`` while ``connected``; ``stop`` ends their waiting.
 
     Raises ``UserError`` if the variable that ``api_key_env`` names is not set.
     """
@@ -98,7 +98,7 @@ class ChatEndpoint:
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Connections for the calls inside the block."""
+        """Hold connections for the calls inside the block."""
         settings = self._settings
         local = httpx.URL(settings.base_url).host in ("127.0.0.1", "localhost", "::1")
         with httpx.Client(
@@ -106,17 +106,17 @@ class ChatEndpoint:
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(settings.timeout, pool=None),
             limits=httpx.Limits(max_connections=settings.concurrency),
-            # A proxy for the outside world must not be asked for this machine's own ports.
+            # A proxy must not be used for ports of this machine.
             trust_env=not local,
         ) as self._client:
             yield
 
     def ask(self, body: Mapping[str, JsonValue], text: str, max_tokens: int) -> ChatReply:
-        """The answer to one question; ``text`` is all of it, to know the most that it can cost.
+        """Ask one question; ``text`` is its whole text, from which the highest possible cost is computed.
 
         Raises:
-            FailedCallError: no answer after all attempts, or none that trying again could bring.
-            UserError: the server refuses the key, or knows no such model or address.
+            FailedCallError: no answer after all attempts, or a failure that retrying cannot fix.
+            UserError: the server refuses the key, or does not know the model or address.
         """
         retrying = Retrying(
             retry=retry_if_exception_type(_PassingError),
@@ -136,7 +136,7 @@ class ChatEndpoint:
         return reply
 
     def stop(self) -> None:
-        """Let no further call out."""
+        """Make no more calls."""
         self._stopped.set()
 
     def _wait(self, state: RetryCallState) -> float:
@@ -144,7 +144,7 @@ class ChatEndpoint:
         jittered = self._backoff(state)
         if not isinstance(failure, FailedCallError) or failure.after is None:
             return jittered
-        # Jitter after it, so that calls that were turned away together do not come back together.
+        # Add jitter, so that calls rejected together do not come back together.
         return min(failure.after + min(jittered, 1.0), self._settings.max_wait)
 
     def _sleep(self, seconds: float) -> None:
@@ -201,7 +201,7 @@ class ChatEndpoint:
         except httpx.ConnectError:
             raise _PassingError("connection") from None
         except httpx.HTTPError:
-            # The connection broke, or what came over it is no HTTP: the answer may have been made, and charged.
+            # The connection broke, or the reply is not HTTP: the answer may have been made, and charged.
             raise _PassingError("connection", billed=True) from None
         if answer.status_code != httpx.codes.OK:
             self._turned_away(answer, bytes(content))
@@ -217,7 +217,7 @@ class ChatEndpoint:
             raise _PassingError("rate_limited", after=after)
         if code >= 500 or code in (httpx.codes.REQUEST_TIMEOUT, httpx.codes.CONFLICT):
             raise _PassingError("server_error", after=after)
-        # Before it is cut, which could leave half a key.
+        # Redact first: a cut could leave half a key.
         said = visible(redacted(content.decode("utf-8", "replace"), self._key), 300)
         where = f"{self._settings.base_url} (status {code}): {said}"
         if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
@@ -230,19 +230,19 @@ class ChatEndpoint:
 
 
 def api_key(settings: Endpoint, field: str) -> str | None:
-    """The key, if the settings name its variable. Raises ``UserError`` if that is not set."""
+    """Return the key if the settings name its variable. Raises ``UserError`` if the variable is not set."""
     if settings.api_key_env is None:
         return None
     key = os.environ.get(settings.api_key_env, "").strip()
     if not key:
         raise UserError(f"{field}.api_key_env: the environment variable {settings.api_key_env} is not set")
     if not key.isascii() or not key.isprintable():
-        raise UserError(f"{field}.api_key_env: what {settings.api_key_env} holds is no key (not plain ASCII)")
+        raise UserError(f"{field}.api_key_env: the value of {settings.api_key_env} is not a key (not plain ASCII)")
     return key
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds of a Retry-After header; its other form, a date, is left to the back-off."""
+    """Return the seconds of a Retry-After header; None for its other form, a date, which is left to the back-off."""
     try:
         seconds = float(header or "")
     except ValueError:

@@ -1,7 +1,7 @@
 """A language model as a judge: questions in, verdicts out. Torch-free.
 
 MT-bench (arXiv:2306.05685) for verdicts in words, G-Eval (arXiv:2303.16634, section 2) for the mean over a scale's
-tokens. Unlike both, an answer that is no verdict is a missing label: it is neither a tie nor drawn by lot.
+tokens. Unlike both, an answer without a verdict is a missing label: neither a tie nor a random draw.
 """
 
 import math
@@ -23,7 +23,7 @@ from reward_models.judge.prompt import JudgePrompt
 
 TICK_SECONDS = 5.0
 _SHOWN = 3
-# The verdict is the last line that is one; decoration around the word is let pass, further words are not.
+# The last line that holds a verdict counts. Decoration around the word is allowed, other words are not.
 _DECORATION = r"[ \t\r*_`\"'\[\]().:#-]*"
 _VERDICT = re.compile(rf"^{_DECORATION}verdict{_DECORATION}\b(a|b|tie|none)\b{_DECORATION}$", re.IGNORECASE | re.M)
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -34,7 +34,7 @@ _WINS: Mapping[str, float | None] = {"a": 1.0, "b": 0.0, "tie": 0.5, "none": Non
 
 
 class Judge:
-    """A source of answers, through a server."""
+    """An answer source that asks a server."""
 
     def __init__(self, settings: JudgeScorer, accounts: Accounts, field: str = "scorer") -> None:
         """Raises ``UserError`` for a template that cannot be used or a key that is not set."""
@@ -42,7 +42,7 @@ class Judge:
         self._accounts = accounts
         self._prompt = JudgePrompt(settings, field)
         plain = {**settings.identity(), "template": self._prompt.source}
-        # What decides how many pairs are asked decides no answer.
+        # The number of pairs asked changes no answer.
         plain.pop("pairs_per_prompt")
         self._version = content_hash(["judge", 1, plain])
         self._endpoint = ChatEndpoint(
@@ -51,11 +51,11 @@ class Judge:
 
     @property
     def version(self) -> str:
-        """Hash of model, its version, template and settings; not of where the server is."""
+        """Hash of model, model version, template and settings, but not of the server's address."""
         return self._version
 
     def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
-        """Many questions at once; every answer is handed over when it is there."""
+        """Ask many questions at once; hand over each answer as it arrives."""
         with self._endpoint.connected(), ThreadPoolExecutor(self._settings.server.concurrency) as pool:
             pending: dict[Future[Answer], int] = {
                 pool.submit(self._judge, question): index for index, question in enumerate(questions)
@@ -68,11 +68,11 @@ class Judge:
                         done(pending.pop(future), future.result())
                     calls = len(self._accounts.ledger.calls)
                     if finished or calls != settled:
-                        # Where nothing comes to an end, whoever waits for this must see that.
+                        # A caller that watches for stalls must see it when nothing finishes.
                         self._accounts.changed()
                     settled = calls
             except UserError:
-                # The server refuses us; what it has answered is paid for.
+                # The server refuses us; keep the answers that are already paid for.
                 self._endpoint.stop()
                 pool.shutdown(cancel_futures=True)
                 for future, index in pending.items():
@@ -80,7 +80,7 @@ class Judge:
                         done(index, future.result())
                 raise
             except BaseException:
-                # Whatever ended this, no more is to be paid for.
+                # Whatever ended this, pay for nothing more.
                 self._endpoint.stop()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -112,7 +112,7 @@ class Judge:
 
 
 def _verdict(reply: ChatReply, settings: JudgeScorer) -> Answer:
-    """What ``reply`` says: P(the first is better), or a score on the scale; or that it says nothing of the kind."""
+    """Read ``reply`` as P(the first is better) or as a score on the scale; else the answer is missing."""
     if settings.verdict == "logprobs":
         if not reply.first:
             return Answer(None, "no_logprobs")
@@ -152,5 +152,5 @@ def _mean_digit(reply: ChatReply, scale: tuple[int, int]) -> Answer:
 
 
 def _mass(reply: ChatReply, word: str) -> float:
-    """Probability of all alternatives that read as ``word``: tokenizers have it with and without a space."""
+    """Sum the probability of all alternatives that read as ``word``, with or without a space."""
     return math.fsum(math.exp(option.logprob) for option in reply.first if option.token.strip() == word)

@@ -1,7 +1,7 @@
-"""The question put to a judge: a jinja2 template around fenced texts. Torch-free.
+"""Prompt for a judge: a jinja2 template around fenced texts. Torch-free.
 
-Responses are written by the model that is being judged, which may learn to address its judge. So every text stands
-between lines with a mark that it cannot hold, and control tokens in it are broken up.
+The judged model writes the responses, and may learn to address its judge. So every text is fenced by lines with a mark
+that it cannot contain, and control tokens in it are broken up.
 """
 
 import re
@@ -18,8 +18,8 @@ from reward_models.answers.questions import Question
 
 _OWN = {mode: Path(__file__).with_name(f"{mode}.jinja") for mode in ("pairwise", "pointwise")}
 LONGEST_TEMPLATE = 200_000  # characters
-# Chat templates of common model families write turns with these; a server's tokenizer takes them for control tokens
-# wherever they stand, so that a response could end the user's turn and begin another.
+# Chat templates of common model families write turns with these. A server's tokenizer reads them as control tokens
+# anywhere, so a response could end the user's turn and begin another.
 CONTROL = re.compile(
     r"<(?=[|｜][^<>]{0,40}[|｜]>)|<(?=/?s>)|<(?=(?:start|end)_of_(?:turn|image)>)|<(?=(?:bos|eos|pad|unk)>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])|<(?=</?SYS>>)",
@@ -29,19 +29,19 @@ BREAK = "\u200b"
 
 
 def without_control_tokens(text: str) -> str:
-    """``text`` with an invisible space in whatever looks like a control token, `<|im_end|>` for example."""
+    """Insert an invisible space into everything in ``text`` that looks like a control token, such as `<|im_end|>`."""
     return CONTROL.sub(lambda found: found[0] + BREAK, text)
 
 
 class JudgePrompt:
-    """Makes the text of a question.
+    """Render the text of a question.
 
     Attributes:
         source: the template's text, which is part of the labels' version.
     """
 
     def __init__(self, settings: JudgeScorer, field: str) -> None:
-        """Read the template and try it. Raises ``UserError`` naming file and line if it cannot be used."""
+        """Read and try the template. Raises ``UserError`` that names file and line if it cannot be used."""
         self._settings = settings
         self._file = Path(settings.template) if settings.template is not None else _OWN[settings.mode]
         self._field = f"{field}.template: {self._file}"
@@ -60,7 +60,7 @@ class JudgePrompt:
         self._try()
 
     def render(self, question: Question) -> str:
-        """The question's whole text. Raises ``UserError`` for a template that fails."""
+        """Return the question's whole text. Raises ``UserError`` if the template fails."""
         texts = [response.text for response in question.responses]
         answer = question.prompt.answer
         mark = _mark(question.prompt.messages, [*texts, answer or ""])
@@ -81,7 +81,7 @@ class JudgePrompt:
             raise UserError(f"{self._field}: {_line(error)}{error}") from None
 
     def _try(self) -> None:
-        """A template that shows no response, or only one of two, would give labels all the same."""
+        """Refuse a template that leaves out a response: it would still give labels."""
         words = ("prompt-3141", "first-5926", "second-5358")
         count = 2 if self._settings.mode == "pairwise" else 1
         responses = tuple(Response(word, (), (), "stop") for word in words[1 : count + 1])
@@ -95,7 +95,7 @@ class JudgePrompt:
 
 
 def _mark(messages: Sequence[Message], texts: Sequence[str]) -> str:
-    """Sixteen hexadecimal digits that are in none of the texts; the same ones for the same texts."""
+    """Return sixteen hexadecimal digits that no text contains; the same texts give the same digits."""
     contents = [*(message.content for message in messages), *texts]
     attempt = 0
     while any((mark := content_hash([attempt, contents])) in text for text in contents):

@@ -1,7 +1,7 @@
 """A Hugging Face sequence-classification model as a reward: conversation in, logits out.
 
-It gets messages and applies its own tokenizer and chat template, never the policy's tokens. A prompt is computed once
-for all of its responses where the model's attention allows that, and nothing is padded.
+It takes messages, not the policy's tokens, and applies its own tokenizer and chat template. If the model's attention
+allows it, a prompt is computed once for all of its responses, and nothing is padded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,13 +23,13 @@ from pipeline.types import Group
 from reward_models.local.conversations import Conversations, Ids, split_shared, without_end
 
 T = TypeVar("T")
-# Rows of the first call that are also scored one by one.
+# Number of rows in the first call that are also scored one by one.
 CHECKED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Tree:
-    """Rows that begin alike: ``shared``, then one of ``rests``. ``places``: where their scores belong."""
+    """Rows with a common beginning: ``shared``, then one of ``rests``. ``places``: the indices of their scores."""
 
     shared: Ids
     rests: tuple[Ids, ...]
@@ -37,12 +37,12 @@ class _Tree:
 
     @property
     def tokens(self) -> int:
-        """Distinct ones."""
+        """The number of tokens, with shared ones counted once."""
         return len(self.shared) + sum(map(len, self.rests))
 
 
 class ClassifierReward:
-    """Scores by one logit of the model, or a weighted sum of several."""
+    """Score with one logit of the model, or a weighted sum of several."""
 
     def __init__(self, settings: ClassifierScorer) -> None:
         """Load model and tokenizer, on the GPU if there is one. Raises ``UserError`` naming the path or the setting."""
@@ -60,16 +60,16 @@ class ClassifierReward:
 
     @property
     def facts(self) -> dict[str, JsonValue]:
-        """What a manifest says of the scores: conversations that lost tokens at the left, and why rows were padded."""
+        """Facts for a manifest: how many conversations lost tokens on the left, and why rows were padded."""
         truncated = self._conversations.truncated
         return {"truncated_conversations": truncated, "padded_because": self._scores.padded_because}
 
     @torch.inference_mode()
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
-        """One number a response; None for a conversation without any token.
+        """Return one number per response; None for a conversation without tokens.
 
         Raises:
-            RunError: on the first call, a row's score is another one when the row is scored alone.
+            RunError: on the first call, if a row gets a different score when scored alone.
         """
         rows = self._rows(groups)
         found: list[float | None] = [None] * len(rows)
@@ -87,7 +87,7 @@ class ClassifierReward:
         return [without_end(row, padding) for row in self._conversations.encode(asked)]
 
     def _passes(self, groups: Sequence[Group], rows: list[Ids]) -> Iterator[tuple[list[int], Tensor]]:
-        """Places and rewards of one forward pass after the other, those with the longest rows first."""
+        """Yield indices and rewards, one forward pass at a time, longest rows first."""
         if self._scores.padded_because is not None:
             places = sorted((i for i, row in enumerate(rows) if row), key=lambda i: -len(rows[i]))
             for batch in _cut(places, [len(rows[i]) for i in places], self._budget, padded=True):
@@ -104,7 +104,7 @@ class ClassifierReward:
         return self._scores.of_rows(ids, torch.tensor([len(row) for row in rows], device=self._device))
 
     def _check(self, rows: list[Ids], found: list[float | None]) -> None:
-        """A few scores must be what the model itself says of the row alone."""
+        """Compare a few scores with the model's own scores of the rows alone."""
         known = [(row, reward) for row, reward in zip(rows, found, strict=True) if row and reward is not None]
         self._checked = bool(known)
         for row, reward in known[:: max(1, len(known) // CHECKED)][:CHECKED]:
@@ -113,15 +113,15 @@ class ClassifierReward:
             if not abs(reward - alone) <= TOLERANCE[self._model.dtype] * max(1.0, abs(alone)):
                 raise RunError(
                     f"{type(self._model).__name__} gives a conversation the reward {alone:.6g} alone and {reward:.6g} "
-                    "beside others; set scorer.packing to false for this model, or scorer.batch_tokens to 1"
+                    "together with others; set scorer.packing to false for this model, or scorer.batch_tokens to 1"
                 )
 
 
 def load_classifier(settings: ClassifierScorer | PairwiseScorer, field: str = "scorer") -> tuple[Any, Any]:
-    """Tokenizer and model; ``field`` is where the config names them.
+    """Load tokenizer and model; ``field`` is their place in the config.
 
     Raises:
-        UserError: it cannot be loaded, or lacks weights that only training gives.
+        UserError: the model cannot be loaded, or lacks trained weights.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
@@ -136,12 +136,12 @@ def load_classifier(settings: ClassifierScorer | PairwiseScorer, field: str = "s
         raise UserError(f"{field}.path: {settings.path}: cannot be loaded: {str(error).splitlines()[0]}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"{field}.path: {settings.path} is no trained classifier: it lacks the weights {missing}")
+        raise UserError(f"{field}.path: {settings.path} is not a trained classifier: it lacks the weights {missing}")
     return tokenizer, model
 
 
 def _trees(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterator[_Tree]:
-    """The rows of each group; more than one tree where they share nothing or are more than a pass should hold."""
+    """Yield trees of each group's rows; several if the rows share nothing or do not fit in one pass."""
     starts = accumulate((len(group.responses) for group in groups), initial=0)
     for start, group in zip(starts, groups, strict=False):
         places = [place for place in range(start, start + len(group.responses)) if rows[place]]
@@ -155,7 +155,7 @@ def _trees(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterato
 
 
 def _cut(items: Sequence[T], costs: Sequence[int], budget: int, *, padded: bool) -> Iterator[list[T]]:
-    """``items`` in parts of at most ``budget``, or of one; ``padded``: each costs as much as the first of its part."""
+    """Cut ``items`` into parts of at most ``budget``, or of one; ``padded``: each costs as much as its part's first."""
     start = 0
     while start < len(items):
         stop, total = start + 1, costs[start]

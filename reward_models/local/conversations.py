@@ -1,7 +1,7 @@
-"""Whole conversations as the tokens of a reward model, by its own tokenizer and template. Torch-free.
+"""Tokens of whole conversations for a reward model, from its own tokenizer and template. Torch-free.
 
-The scorer and the training of reward models read the same tokens. Departs from ``chat``, which makes the policy's
-tokens, in that the answer is rendered with the prompt, as reward models are trained, and ends as the template ends it.
+Scoring and training read the same tokens. Unlike ``chat``, which makes the policy's tokens, the answer is rendered with
+the prompt, as in reward-model training, and ends as the template ends it.
 """
 
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ Ids = tuple[int, ...]
 
 
 class Conversations:
-    """Messages to ids.
+    """Turn messages into token ids.
 
     Attributes:
-        truncated: conversations so far that were longer than ``max_tokens`` and lost tokens at the left.
+        truncated: number of conversations so far that were longer than ``max_tokens`` and lost tokens on the left.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int | None = None) -> None:
-        """``tokenizer``: of transformers; without a chat template, contents are joined by newlines.
+        """``tokenizer``: from transformers; without a chat template, contents are joined by newlines.
 
-        ``max_tokens``: None: no conversation is cut.
+        ``max_tokens``: None means no conversation is cut.
         """
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self.truncated = 0
 
     def encode(self, asked: Sequence[tuple[Sequence[Message], str]]) -> list[Ids]:
-        """Ids of each prompt with its answer, at most the last ``max_tokens`` of them."""
+        """Return the ids of each prompt with its answer: at most the last ``max_tokens``."""
         texts = [self._render([*messages, Message("assistant", answer)]) for messages, answer in asked]
         if not texts:
             return []
-        # A template wrote its own special tokens; a second BOS would be one that training never saw.
+        # A template writes its own special tokens; a second BOS would be unlike training.
         plain = not self._tokenizer.chat_template
         rows: list[list[int]] = self._tokenizer(texts, add_special_tokens=plain, verbose=False)["input_ids"]
         limit = self._max_tokens
@@ -50,19 +50,19 @@ class Conversations:
 
 
 def split_shared(rows: Sequence[Ids]) -> tuple[Ids, list[Ids]]:
-    """What all of ``rows`` begin with, and how each goes on.
+    """Return the longest common prefix of ``rows``, and the rest of each.
 
     >>> split_shared([(1, 2, 3), (1, 2, 4, 5)])
     ((1, 2), [(3,), (4, 5)])
     """
-    # Rows in between begin as the first and the last in order do.
+    # In sorted order, what the first and the last row share, all rows share.
     first, last = min(rows, default=()), max(rows, default=())
     alike = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return first[:alike], [row[alike:] for row in rows]
 
 
 def without_end(row: Ids, padding: int | None) -> Ids:
-    """``row`` up to its last token that is not ``padding``, or its first, which is where models pool."""
+    """Cut trailing ``padding`` off ``row``, where models pool; keep at least the first token."""
     kept = len(row)
     while kept > 1 and row[kept - 1] == padding:
         kept -= 1

@@ -1,7 +1,7 @@
-"""A sequence classifier that sees a prompt and two responses, in the form of PairRM (LLM-Blender, arXiv:2306.02561).
+"""A sequence classifier that reads a prompt and two responses, in the form of PairRM (LLM-Blender, arXiv:2306.02561).
 
-Departs from its published model, which ranks with a head of its own code: any Hugging Face sequence classifier with
-one logit, two, or three (with a tie) is taken.
+Departs from its published model, which ranks with a custom head: this accepts any Hugging Face sequence classifier with
+one, two or three logits (the third for a tie).
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from reward_models.local.classifier import load_classifier
 
 
 class PairwiseModel:
-    """A source of P(the first is better)."""
+    """An answer source for P(the first is better)."""
 
     def __init__(self, settings: PairwiseScorer, version: str, accounts: Accounts, field: str = "scorer") -> None:
         """Load model and tokenizer, on the GPU if there is one. Raises ``UserError`` naming the path."""
@@ -35,15 +35,15 @@ class PairwiseModel:
 
     @property
     def version(self) -> str:
-        """As it was given."""
+        """The version given to the constructor."""
         return self._version
 
     def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
-        """In batches of inputs of like length."""
+        """Answer in batches of inputs of similar length."""
         texts = [self._text(question) for question in questions]
         rows: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        # Decoder classifiers pool at the last token that is no padding, and cannot take several rows without it.
+        # Decoder classifiers pool at the last non-padding token; without a padding token they take one row at a time.
         padding = self._model.config.get_text_config().pad_token_id
         size = 1 if padding is None else self._settings.batch_size
         for start in range(0, len(order), size):
@@ -68,7 +68,7 @@ class PairwiseModel:
         return found
 
     def _text(self, question: Question) -> str:
-        """Prompt and both responses behind their markers, which no text can hold."""
+        """Join prompt and both responses, each after its marker, which no text can hold."""
         limits = (self._settings.max_prompt_tokens, *[self._settings.max_response_tokens] * 2)
         shown = [self._clean(response.text) for response in question.responses]
         texts = (self._clean(_turns(question.prompt.messages)), *shown)
@@ -78,7 +78,7 @@ class PairwiseModel:
         return "".join(parts)
 
     def _clean(self, text: str) -> str:
-        """``text`` without anything that a marker could be taken for; those of a user's own may look like anything."""
+        """Remove everything that looks like a marker from ``text``; a user's own markers may be any text."""
         for marker in self._settings.markers:
             if marker:
                 text = text.replace(marker, " ")
@@ -95,7 +95,7 @@ class PairwiseModel:
 
 
 def _turns(messages: Sequence[Message]) -> str:
-    """The prompt's text; the roles are named where there are several turns."""
+    """Return the prompt's text, with role names if there are several turns."""
     if len(messages) == 1:
         return messages[0].content
     return "\n".join(f"{message.role}: {message.content}" for message in messages)

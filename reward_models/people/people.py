@@ -1,4 +1,4 @@
-"""Comparisons that people answer: the questions as a file and as a page, and their answers."""
+"""Comparisons for people to answer: the questions as a file and as a page, and the answers."""
 
 import json
 from collections import Counter, defaultdict
@@ -18,14 +18,14 @@ ANSWERS = ("a", "b", "tie", "skip")
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """``votes`` on each question by id, ``a``, ``b``, ``tie`` or ``skip``; ``faults`` name rows that are none."""
+    """``votes``: counts of ``a``, ``b``, ``tie`` and ``skip`` by question id; ``faults``: messages about bad rows."""
 
     votes: dict[str, Counter[str]]
     faults: list[str]
 
 
 def question(comparison: Group) -> dict[str, Any]:
-    """A comparison as a plain row: id, prompt, and the two responses in an order that says nothing."""
+    """Return a comparison as a plain row: id, prompt, and the two responses in a shuffled order."""
     first, second = (response.text for response in comparison.responses)
     a, b = (second, first) if _swapped(comparison) else (first, second)
     prompt = [{"role": message.role, "content": message.content} for message in comparison.prompt.messages]
@@ -33,7 +33,7 @@ def question(comparison: Group) -> dict[str, Any]:
 
 
 def questions_page(title: str, comparisons: Sequence[Group]) -> str:
-    """A self-contained page that asks the questions and saves the answers as a file; model text is escaped."""
+    """Render a self-contained page that asks the questions and saves the answers as a file; model text is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["visible"] = visible
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
@@ -41,9 +41,9 @@ def questions_page(title: str, comparisons: Sequence[Group]) -> str:
 
 
 def read_answers(text: str, comparisons: Iterable[Group]) -> Answers:
-    """Answers from JSON lines of ``{"id": ..., "answer": "a" | "b" | "tie" | "skip"}``; several to a question count.
+    """Read JSON lines of ``{"id": ..., "answer": "a" | "b" | "tie" | "skip"}``; all answers to a question count.
 
-    An unfinished last line (no line break) is passed over, since it may still be being written.
+    A last line without a line break is skipped, since it may be half written.
     """
     asked = {comparison.id for comparison in comparisons}
     votes: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -58,7 +58,7 @@ def read_answers(text: str, comparisons: Iterable[Group]) -> Answers:
             faults.append(f"row {number}: not JSON")
             continue
         if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row["id"] not in asked:
-            faults.append(f"row {number}: id: {line[:80]} names none of the questions")
+            faults.append(f"row {number}: id: {line[:80]} is not one of the questions")
         elif not isinstance(row.get("answer"), str) or row["answer"] not in ANSWERS:
             answer = repr(row.get("answer"))[:80]
             faults.append(f"row {number}: answer: {answer}; must be one of {', '.join(ANSWERS)}")
@@ -68,7 +68,7 @@ def read_answers(text: str, comparisons: Iterable[Group]) -> Answers:
 
 
 def with_votes(comparison: Group, votes: Counter[str]) -> Group:
-    """The comparison with the share of votes that each response got, a tie half to each; skips are no votes."""
+    """Score each response by its share of the votes; a tie counts half for each, a skip not at all."""
     total = votes["a"] + votes["b"] + votes["tie"]
     if not total:
         return replace(comparison, scores=(None, None))

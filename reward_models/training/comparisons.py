@@ -1,4 +1,4 @@
-"""Preferences of a data set as comparisons of whole conversations, for training a reward model. Torch-free."""
+"""Comparisons of whole conversations, from a preference data set, for training a reward model. Torch-free."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,17 +15,17 @@ _CAUSES = ("tie", "identical", "long", "unshared")
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A pair and its tokens: the rows of chosen and rejected."""
+    """A pair and its tokens: one row for chosen, one for rejected."""
 
     pair: TextPair
     rows: tuple[Ids, Ids]
 
 
 def pairs_of(preferences: Iterable[TextPreference]) -> Iterator[TextPair]:
-    """Pairs as they are, but with soft label ½ where their scores are equal; of each group each two of its responses.
+    """Yield pairs unchanged, except for soft label ½ where the scores are equal, and every pair of a group's responses.
 
     Raises:
-        UserError: single responses, which compare nothing.
+        UserError: single responses, which hold no comparison.
     """
     for row in preferences:
         match row:
@@ -43,15 +43,15 @@ def pairs_of(preferences: Iterable[TextPreference]) -> Iterator[TextPair]:
 def compare(
     pairs: Sequence[TextPair], conversations: Conversations, padding: int | None, max_tokens: int, *, ties: bool
 ) -> tuple[list[Comparison], dict[str, int]]:
-    """Comparisons in the order of ``pairs``, and how many were dropped, by cause.
+    """Return comparisons in the order of ``pairs``, and counts of dropped pairs by cause.
 
     Args:
         pairs: any.
         conversations: without a limit.
-        padding: the id that decoder classifiers pool before; trailing ones are no part of a row.
-        max_tokens: of a row; a pair with a longer one is dropped (``long``).
-        ties: whether ties are kept (else ``tie``). ``identical``: equal tokens. ``unshared``: rows that do not begin
-            with the same token, so that there is no prompt.
+        padding: the id that decoder classifiers pool before; trailing padding is not part of a row.
+        max_tokens: limit of a row; a pair with a longer row is dropped (``long``).
+        ties: keep ties (else they are dropped as ``tie``). ``identical``: equal tokens. ``unshared``: rows that do not
+            begin with the same token, so there is no prompt.
     """
     dropped: Counter[str] = Counter()
     asked = [(pair.prompt.messages, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
@@ -67,10 +67,10 @@ def compare(
 
 
 def example(comparison: Comparison) -> Example:
-    """The comparison as the trainer takes it: what both rows begin with is the prompt."""
+    """Return the comparison as a training example; the prompt is the shared beginning of both rows."""
     pair, rows = comparison.pair, comparison.rows
     shared, _ = split_shared(rows)
-    # Each response keeps a token, also where one row is the beginning of the other.
+    # Each response keeps at least one token, even if one row is a prefix of the other.
     at = min(len(shared), *(len(row) - 1 for row in rows))
     scores = (pair.chosen_score, pair.rejected_score)
     responses = tuple(Continuation(row[at:], reward=score) for row, score in zip(rows, scores, strict=True))

@@ -1,6 +1,6 @@
-"""Which comparisons are bought from the gold labeller, which of them are held out, and what they say of a model.
+"""Choose comparisons for the gold labeller, hold some out, and measure a model on them.
 
-A comparison is a group of two responses; scored, it is gold.
+A comparison is a group of two responses; once scored, it is gold.
 """
 
 import random
@@ -15,9 +15,9 @@ Selection = Literal["random", "uncertain", "disagreement"]
 
 
 def comparison_of(group: Group, seed: int, round_: int) -> Group | None:
-    """Two responses of ``group`` by lot that differ in text and tokens, without scores; None where there are none.
+    """Draw two responses of ``group`` that differ in text and tokens, without scores; None if there are no such two.
 
-    Lots depend on ``seed``, ``round_`` and the prompt alone.
+    The draw depends only on ``seed``, ``round_`` and the prompt.
     """
     distinct: list[Response] = []
     for response in group.responses:
@@ -26,7 +26,7 @@ def comparison_of(group: Group, seed: int, round_: int) -> Group | None:
             distinct.append(response)
     if len(distinct) < 2:
         return None
-    lots = random.Random(derive_seed("gold", seed, round_, group.prompt.id))  # noqa: S311 - lots, not secrets
+    lots = random.Random(derive_seed("gold", seed, round_, group.prompt.id))  # noqa: S311 - sampling, not secrets
     return replace(group, responses=tuple(lots.sample(distinct, 2)), scores=())
 
 
@@ -38,13 +38,13 @@ def choose_comparisons(
     seed: int,
     round_: int,
 ) -> list[Group]:
-    """At most ``budget`` of ``comparisons``, in their order.
+    """Choose at most ``budget`` of ``comparisons``; keep their order.
 
-    ``uncertain`` takes those of the smallest absolute mean margin, ``disagreement`` those of the largest standard
+    ``uncertain`` takes those with the smallest absolute mean margin, ``disagreement`` those with the largest standard
     deviation. ``margins`` holds, for each comparison, the score difference under each member of the discriminator.
-    Lots decide between equals.
+    Ties are broken at random.
     """
-    lots = random.Random(derive_seed("gold budget", seed, round_))  # noqa: S311 - lots, not secrets
+    lots = random.Random(derive_seed("gold budget", seed, round_))  # noqa: S311 - sampling, not secrets
     order = lots.sample(range(len(comparisons)), len(comparisons))
     match rule:
         case "uncertain":
@@ -57,15 +57,15 @@ def choose_comparisons(
 
 
 def held_out(gold: Group, share: float, seed: int) -> bool:
-    """Whether a comparison is kept from every refit: by prompt, so that no round trains on what another measures."""
+    """True if a comparison is kept out of every refit. Set by prompt: no round trains on another's held-out data."""
     return derive_seed("held-out gold", seed, gold.prompt.id) < share * 2**31
 
 
 def gold_accuracy(gold: Iterable[Group], margins: Iterable[float]) -> tuple[float | None, int]:
-    """Share of the comparisons that ``margins`` (first response's score less the second's) rank as gold does.
+    """Return the share of comparisons that ``margins`` rank as gold does, and the number compared.
 
-    Ties and missing labels of gold are left out; a margin of 0 is half right. Returns the share, None if nothing was
-    left, and of how many.
+    A margin is the first response's score minus the second's; a margin of 0 is half right. Gold ties and missing gold
+    labels are left out; the share is None if nothing is left.
     """
     right = []
     for group, margin in zip(gold, margins, strict=True):
@@ -76,7 +76,7 @@ def gold_accuracy(gold: Iterable[Group], margins: Iterable[float]) -> tuple[floa
 
 
 def passes(accuracy: float | None, compared: int, least: float, least_compared: int) -> str | None:
-    """Why a version may not label; None if it may."""
+    """Return the reason that a version may not label; None if it may."""
     if compared < least_compared or accuracy is None:
         return f"{compared} held-out comparisons cannot tell; at least {least_compared}"
     if accuracy < least:

@@ -1,6 +1,6 @@
-"""How good rewards are, against comparisons that they were not trained on. Torch-free.
+"""Metrics of rewards on held-out comparisons. Torch-free.
 
-Ties count in none of the accuracies. Two equal rewards, or responses of equal length, are half right.
+Accuracies leave out ties. Two equal rewards, or responses of equal length, are half right.
 """
 
 import math
@@ -10,9 +10,9 @@ from itertools import pairwise
 
 from pydantic import JsonValue
 
-# Bins of the reliability plot, equal in width over [½, 1].
+# Bins of the reliability plot, of equal width over [½, 1].
 BINS = 10
-# Of the chosen response's length over the other's; pairs go by which is the longer, and how much.
+# Bin edges for the chosen response's length divided by the other's.
 RATIOS = (0.0, 0.5, 0.8, 1.25, 2.0, math.inf)
 
 
@@ -22,8 +22,8 @@ class Judged:
 
     Attributes:
         margin: reward of chosen minus that of rejected.
-        label: probability that chosen is better; ½: a tie.
-        chosen_length, rejected_length: characters.
+        label: probability that chosen is better; ½ is a tie.
+        chosen_length, rejected_length: in characters.
     """
 
     margin: float
@@ -34,7 +34,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Comparisons whose confidence, the probability of the predicted winner, is in one bin of equal width.
+    """Comparisons whose confidence, the probability of the predicted winner, falls in one bin.
 
     ``confidence`` and ``accuracy`` are means over ``count`` comparisons.
     """
@@ -47,7 +47,7 @@ class Bin:
 
 
 def probability(margin: float, eta: float = 0.0) -> float:
-    """P(chosen wins), given that one does: of Bradley and Terry, or of Rao and Kupper with ``eta`` above 0.
+    """P(chosen wins | no tie) under Bradley-Terry, or under Rao-Kupper if ``eta`` is above 0.
 
     >>> probability(0.0, 0.5), round(probability(1.0), 4)
     (0.5, 0.7311)
@@ -65,7 +65,7 @@ def tie_eta(share: float) -> float:
 
 
 def reliability(judged: Sequence[Judged], eta: float = 0.0) -> list[Bin]:
-    """Bins that are not empty, of the comparisons that are no ties; soft labels count by their share."""
+    """Return the non-empty bins of all comparisons but ties; soft labels count as fractions."""
     found: list[Bin] = []
     scored = [_confidence(one, eta) for one in judged if one.label != 0.5]
     for index in range(BINS):
@@ -78,10 +78,10 @@ def reliability(judged: Sequence[Judged], eta: float = 0.0) -> list[Bin]:
 
 
 def reward_summary(judged: Sequence[Judged], eta: float | None = None) -> dict[str, JsonValue]:
-    """Accuracy beside 'the longer answer wins', calibration, accuracy by length; with ``eta``, how ties are predicted.
+    """Accuracy next to 'the longer answer wins', calibration, accuracy by length; with ``eta``, also tie prediction.
 
     ``ece`` is the expected calibration error over the bins of ``reliability`` (Guo et al. 2017, arXiv:1706.04599,
-    equation 3). ``loss`` is the mean negative log-likelihood, of ties too where they are modelled.
+    equation 3). ``loss`` is the mean negative log-likelihood, including ties if they are modelled.
     """
     decided = [one for one in judged if one.label != 0.5]
     bins = reliability(judged, eta or 0.0)
@@ -102,7 +102,7 @@ def reward_summary(judged: Sequence[Judged], eta: float | None = None) -> dict[s
 
 
 def percent(value: JsonValue) -> str:
-    """A share as people read it; a dash where there is none.
+    """Format a share for readers; a dash for None.
 
     >>> percent(0.6721), percent(None)
     ('67.2 %', '—')
@@ -117,7 +117,7 @@ def _of_ties(judged: Sequence[Judged], eta: float) -> dict[str, JsonValue]:
 
 
 def _by_length(decided: Sequence[Judged]) -> JsonValue:
-    """Accuracy where the better answer is shorter or longer by what factor."""
+    """Accuracy by the length of the better answer over the other's."""
     rows: list[JsonValue] = []
     for low, high in pairwise(RATIOS):
         inside = [one for one in decided if low <= _ratio(one) < high]
@@ -134,7 +134,7 @@ def _ratio(one: Judged) -> float:
 
 
 def _right(difference: float, label: float) -> float:
-    """1 if ``difference`` prefers the response that more people do, ½ if it prefers none."""
+    """1 if ``difference`` prefers the response that most people prefer, ½ if it is 0, else 0."""
     return 0.5 if difference == 0 else float((difference > 0) == (label > 0.5))
 
 

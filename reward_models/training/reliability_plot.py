@@ -1,4 +1,4 @@
-"""The reliability plot of a reward model: how often the predicted winner wins, by how sure the model is."""
+"""Reliability plot of a reward model: how often the predicted winner wins, by the model's confidence."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -7,8 +7,8 @@ from reward_models.training.metrics import BINS, Bin
 
 
 def draw_reliability(bins: Sequence[Bin], title: str, form: str = "svg") -> bytes:
-    """The picture as a file's content; ``form`` is one that matplotlib writes (png, svg, pdf)."""
-    # Loaded here: it takes a second.
+    """Return the plot as file content; ``form`` is a matplotlib format (png, svg, pdf)."""
+    # Imported here because it takes a second.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 6.5), layout="constrained")

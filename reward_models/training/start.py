@@ -1,4 +1,4 @@
-"""A sequence classifier with one output, made of a causal language model, and its folder."""
+"""Make a one-output sequence classifier from a causal language model, and save it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from pipeline.types import derive_seed
 
 
 def load_start(settings: PretrainedPolicy, seed: int) -> tuple[Any, Any]:
-    """Model and tokenizer to train a reward model from, in float32.
+    """Load the model, in float32, and the tokenizer that reward-model training starts from.
 
-    A model without a head of one output gets one with random weights. Dropout of the model's own config is set to 0,
-    as ``load_policy`` does. A tokenizer without padding token pads with the end token, for those who score batches.
+    A model without a one-output head gets one with random weights. Dropout in the model's config is set to 0, as in
+    ``load_policy``. A tokenizer without a padding token pads with the end token, so that batches can be scored.
 
     Raises:
-        UserError: no such model, a classifier of several outputs, weights that lack more than the head, or a tokenizer
-            with neither padding nor end token.
+        UserError: no such model, a classifier with several outputs, weights that lack more than the head, or a
+            tokenizer with neither a padding nor an end token.
     """
     path, options = settings.path, {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     torch.manual_seed(derive_seed(seed, "reward head"))

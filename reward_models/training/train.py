@@ -1,4 +1,4 @@
-"""Trains a reward model from pairs and judges it on held-out ones. Torch is loaded when it begins."""
+"""Train a reward model on pairs and evaluate it on held-out pairs. Torch is loaded when training starts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,7 +20,7 @@ from reward_models.training.metrics import Judged, percent, reliability, reward_
 OFFENDING_PAIRS = "offending.json"
 
 
-# What of a step's report means something where the score of a response is a reward.
+# The fields of a step's report that make sense for rewards.
 REPORTED = ("step", "loss", "learning_rate", "grad_norm", "margin", "accuracy", "tokens", "padding", "seconds")
 
 
@@ -28,7 +28,7 @@ _Metrics = dict[str, JsonValue]
 
 
 def quieten() -> None:
-    """Keep transformers from reporting that a language model has no reward head, and from drawing its own bars."""
+    """Stop transformers from warning that a language model has no reward head, and from drawing progress bars."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -36,7 +36,7 @@ def quieten() -> None:
 
 
 def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path, on_step: Any) -> _Metrics:
-    """Train on ``pairs`` and write model and history to ``folder``; what is worth knowing of it."""
+    """Train on ``pairs``, write model and history to ``folder``, and return the metrics."""
     import torch
 
     from pipeline.losses import Loss
@@ -53,7 +53,7 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
         causes = first_lines([f"{cause}: {count}" for cause, count in dropped.items() if count])
         raise UserError(f"{config.pairs.path}: no pair is left to train on; dropped by cause:\n{causes}")
     eta = _eta(config, kept)
-    # What its attention can do is tried where it will run.
+    # The attention check must run on the device that trains.
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     loss = Loss("bradley_terry" if eta is None else "rao_kupper", config.composition(eta))
     try:
@@ -78,17 +78,17 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
 
 
 def _keep_offending_pairs(kept: Sequence[Comparison], folder: Path, error: Any) -> None:
-    """What the failed step was trained on, beside the last good checkpoint."""
+    """Save the failed step's pairs next to the last good checkpoint."""
     suspects = set(error.example_ids)
     pairs = [comparison.pair for comparison in kept if example(comparison).id in suspects]
     write_json(folder / OFFENDING_PAIRS, [asdict(pair) for pair in pairs])
     error.args = (
-        f"{error}\n  the pairs are in {folder / OFFENDING_PAIRS}, the weights before in {folder / CHECKPOINTS}",
+        f"{error}\n  the pairs are in {folder / OFFENDING_PAIRS}, the earlier weights in {folder / CHECKPOINTS}",
     )
 
 
 def _eta(config: RewardModelConfig, kept: Sequence[Comparison]) -> float | None:
-    """Rao and Kupper's η; None where ties are not modelled."""
+    """Return the η of Rao and Kupper; None if ties are not modelled."""
     if config.ties != "rao_kupper":
         return None
     if config.eta is not None:
@@ -100,7 +100,7 @@ def _eta(config: RewardModelConfig, kept: Sequence[Comparison]) -> float | None:
 
 
 def judge(folder: Path, config: RewardModelConfig, pairs: Sequence[TextPair], eta: float | None) -> _Metrics:
-    """Metrics of the model folder on held-out ``pairs``, as the scorer loads it; draws the reliability plot."""
+    """Evaluate the model folder on held-out ``pairs``, loaded as the scorer loads it; draw the reliability plot."""
     from reward_models.local.classifier import ClassifierReward
     from reward_models.training.reliability_plot import draw_reliability
 
@@ -118,7 +118,7 @@ def judge(folder: Path, config: RewardModelConfig, pairs: Sequence[TextPair], et
 
 
 def describe_held_out(found: _Metrics) -> list[str]:
-    """A few lines on held-out metrics."""
+    """Describe the held-out metrics in a few lines."""
     lines = [
         f"held-out pairs {found['pairs']}, ties {found['ties']}",
         f"accuracy {percent(found['accuracy'])} ± {percent(found['accuracy_error'])}; the longer answer wins in "

@@ -62,7 +62,7 @@ def test_a_preference_is_the_labeller_s_own_or_by_score() -> None:
         ([Labels((1.0, float("nan"))), Labels((1.0,))], "score nan"),
         ([Labels((1.0, 2.0)), Labels((float("inf"),))], "score inf"),
         ([Labels((1.0, 2.0), ((0.5, 1.5), (0.5, 0.5))), Labels((1.0,))], "win probability 1.5"),
-        ([Labels((1.0, 2.0), ((0.5, 0.5),)), Labels((1.0,))], "wins for other than 2 x 2"),
+        ([Labels((1.0, 2.0), ((0.5, 0.5),)), Labels((1.0,))], "wins are not a matrix of 2 x 2"),
         ([Labels((1.0, 2.0), (), (0.5,)), Labels((1.0,))], "disagreement on 1 of 2"),
         ([Labels((1.0, 2.0), (), (0.5, -1.0)), Labels((1.0,))], "disagreement -1.0"),
     ],

@@ -66,7 +66,7 @@ def test_exact_match(text: str, answer: str, settings: dict[str, object], score:
 
 
 def test_pattern_that_is_no_regular_expression() -> None:
-    with pytest.raises(UserError, match=r"scorer.pattern: '\(' is no regular expression"):
+    with pytest.raises(UserError, match=r"scorer.pattern: '\(' is not a regular expression"):
         MatchReward(ExactMatchScorer(pattern="("))
 
 
@@ -103,7 +103,8 @@ def test_numbers_are_compared_as_numbers() -> None:
     scorer = NumberReward(NumberScorer())
     assert scorer.score([group("18.00 dollars", "#### 19", "", answer="9 + 9 = 18\n#### 18")]) == [(1.0, 0.0, 0.0)]
     assert NumberReward(NumberScorer(tolerance=0.1)).score([group("19", answer="18")]) == [(1.0,)]
-    with pytest.raises(UserError, match=r"needs a number in the answer; that of the prompt 'the question' is 'none'"):
+    expected = "needs a number in the answer; the answer of the prompt 'the question' is 'none'"
+    with pytest.raises(UserError, match=expected):
         scorer.score([group("1", answer="none")])
 
 
@@ -119,5 +120,5 @@ def test_keywords_as_words_of_their_own() -> None:
     assert scorer.score([group("The RIVER of the old\ntown.", "season", "")]) == [(2 / 3, 0.0, 0.0)]
     counted = KeywordReward(KeywordScorer(count=True, ignore_case=False))
     assert counted.score([group("a C++ and b", "A", answer="a, b,\nC++")]) == [(3.0, 0.0)]
-    with pytest.raises(UserError, match="keywords found none in the answer"):
+    with pytest.raises(UserError, match="keywords found no keyword in the answer"):
         counted.score([group("x", answer=" , ")])

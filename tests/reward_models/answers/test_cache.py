@@ -72,7 +72,7 @@ def test_a_label_that_changed_on_the_disk_is_asked_for_again(tmp_path: Path, cap
         database.execute("UPDATE labels SET missing = CAST(x'ff' AS TEXT) WHERE key = 'b'")
     database.close()
     assert cache.read(["a", "b", "c"]) == {"c": (1.0, None)}
-    assert "labels.sqlite: 2 labels are not as they were written" in caplog.text
+    assert "labels.sqlite: 2 labels changed on disk" in caplog.text
     cache.write("a", 3.0)
     cache.write("c", 3.0)
     assert cache.read(["a", "b", "c"]) == {"a": (3.0, None), "c": (1.0, None)}

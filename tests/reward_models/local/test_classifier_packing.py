@@ -142,7 +142,7 @@ def test_a_row_that_sees_others_is_refused(folder: tuple[str, Path], monkeypatch
 
     scorer = ClassifierReward(ClassifierScorer(path=str(place)))
     monkeypatch.setattr(reward_models.local.classifier, "pack", leaking)
-    with pytest.raises(RunError, match=r"beside others; set scorer\.packing to false"):
+    with pytest.raises(RunError, match=r"together with others; set scorer\.packing to false"):
         scorer.score(GROUPS)
 
 
