@@ -7,9 +7,9 @@ from math import comb
 from pipeline.config import RunConfig
 from pipeline.config.loss.needs import needs_of
 
-# Weights, gradients and AdamW's two moments are float32, whatever the matrix products are.
+# Weights, gradients and AdamW's two moments are float32, whatever the dtype of the matrix products.
 WEIGHT_BYTES, GRADIENT_BYTES, MOMENT_BYTES = 4, 4, 8
-# Bytes a weight of the state of each ``training.optimiser``; and of which the accelerator's memory need not hold it.
+# Bytes of state per weight for each ``training.optimiser``, and the optimisers whose state may be off the accelerator.
 STATE_BYTES: Mapping[str, int] = {
     "adamw": MOMENT_BYTES,
     "adamw_offload": MOMENT_BYTES,
@@ -18,20 +18,20 @@ STATE_BYTES: Mapping[str, int] = {
     "adamw_8bit_paged": 2,
 }
 OFF_DEVICE = frozenset({"adamw_offload", "adamw_paged", "adamw_8bit_paged"})
-# Of a stored token its id, its log-probability and its piece of the text, in parquet with zstd, which shortens ids and
-# text and hardly the log-probabilities; and the id of a row. Within 10 % of what rounds of the quickstart wrote.
+# Bytes of a stored token's id, log-probability and piece of text, and of a row's id, in parquet with zstd. It shrinks
+# ids and text, but hardly the log-probabilities. Within 10 % of what rounds of the quickstart wrote.
 ID_BYTES, LOGP_BYTES, TEXT_BYTES, ROW_BYTES = 2, 4, 1, 64
-# In the file that training reads at random places, which is gone when it ends.
+# In the file that training reads at random places; it is deleted when training ends.
 ARROW_ID_BYTES = 4
-# What of a round's bytes retention removes.
+# The parts of a round that retention removes.
 _WEIGHTS = {"policy", "optimiser", "average"}
-# Of work that goes at a rate of its own.
+# Kinds of work that each have their own rate.
 KINDS = ("sampling", "labelling", "scoring", "training")
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterCounts:
-    """Counts: of the policy (its adapter among them), of those that are trained, and of heads and critics beside it."""
+    """Parameters of the policy (with its adapter), those that are trained, and those of separate heads and critics."""
 
     total: int
     trained: int
@@ -43,10 +43,10 @@ class TrainerMemory:
     """What a training run holds at its peak, in bytes.
 
     Attributes:
-        parameters: see there.
-        activations: all that comes and goes: what passes keep for their gradient, logits, masks, copies of weights.
-        reference_beside: whether a second model stands beside the policy.
-        state_bytes: of the optimiser, a weight.
+        parameters: the model's counts.
+        activations: everything temporary: what passes keep for their gradient, logits, masks, copies of weights.
+        reference_beside: whether a second model is loaded together with the policy.
+        state_bytes: optimiser state per weight.
     """
 
     parameters: ParameterCounts
@@ -56,18 +56,18 @@ class TrainerMemory:
 
     @property
     def weights(self) -> int:
-        """Of the policy, of what is trained beside it, and of the reference model."""
+        """Bytes of the policy, of the heads and critics, and of the reference model."""
         models = self.parameters.total * (2 if self.reference_beside else 1)
         return (models + self.parameters.beside) * WEIGHT_BYTES
 
     @property
     def gradients(self) -> int:
-        """Of everything that is trained."""
+        """Bytes of the gradients of everything that is trained."""
         return (self.parameters.trained + self.parameters.beside) * GRADIENT_BYTES
 
     @property
     def optimiser(self) -> int:
-        """AdamW's two moments, in whatever form."""
+        """Bytes of AdamW's two moments, whatever their format."""
         return (self.parameters.trained + self.parameters.beside) * self.state_bytes
 
     @property
@@ -78,17 +78,17 @@ class TrainerMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Bytes of all parts."""
         return sum(self.parts.values())
 
     @property
     def above_model(self) -> int:
-        """What training adds to a process that holds the policy already."""
+        """Bytes that training adds to a process that already holds the policy."""
         return self.total - self.parameters.total * WEIGHT_BYTES
 
 
 def carried_on(places: Sequence[float], values: Sequence[float], at: float) -> float:
-    """The value at ``at`` on the straight line through the first and last place; the one value, if there is but one.
+    """Extrapolate to ``at`` on the line through the first and last point; a single value is returned as it is.
 
     >>> carried_on((1, 3), (10, 14), 6)
     20.0
@@ -101,30 +101,30 @@ def carried_on(places: Sequence[float], values: Sequence[float], at: float) -> f
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-    """What is held while a stage runs, in bytes by name; ``on_device``: those of them on the accelerator."""
+    """Bytes by name that a stage holds while it runs; ``on_device`` names those on the accelerator."""
 
     stage: str
     parts: Mapping[str, int]
     on_device: frozenset[str] = frozenset()
 
     def total(self, *, device: bool) -> int:
-        """Of the accelerator, or of the machine's own memory."""
+        """Bytes on the accelerator, or in the machine's own memory."""
         return sum(size for name, size in self.parts.items() if (name in self.on_device) == device)
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What goes through one round, in counts.
+    """The size of one round.
 
     Attributes:
-        prompts: that are sampled from; ``responses`` to each.
-        prompt_tokens, response_tokens: means.
-        examples: that are trained on; ``continuations`` of each.
-        example_prompt_tokens, example_response_tokens: means over the examples, the latter of one continuation.
-        held_out: prompts that are evaluated on, with ``held_out_responses`` each.
-        references: models that score the examples before training, one after the other.
+        prompts: prompts that are sampled from; ``responses`` to each.
+        prompt_tokens, response_tokens: mean lengths.
+        examples: examples that are trained on; ``continuations`` of each.
+        example_prompt_tokens, example_response_tokens: means over the examples; the latter is of one continuation.
+        held_out: prompts for evaluation, with ``held_out_responses`` each.
+        references: number of models that score the examples before training, one after the other.
         epochs: passes over the examples.
-        packing: whether a prompt is computed once for all of its continuations.
+        packing: whether a prompt is computed once for all its continuations.
     """
 
     prompts: int
@@ -143,26 +143,26 @@ class Round:
 
     @property
     def sampled(self) -> float:
-        """Tokens drawn to train on."""
+        """Tokens sampled to train on."""
         return self.prompts * self.responses * self.response_tokens
 
     @property
     def evaluated(self) -> float:
-        """Tokens drawn to evaluate."""
+        """Tokens sampled to evaluate."""
         return self.held_out * self.held_out_responses * self.response_tokens
 
     @property
     def example_tokens(self) -> float:
-        """That one pass over the examples computes."""
+        """Tokens that one pass over the examples computes."""
         prompts = 1 if self.packing else self.continuations
         each = prompts * self.example_prompt_tokens + self.continuations * self.example_response_tokens
         return self.examples * each
 
     def tokens(self) -> dict[str, float]:
-        """Computed, or for ``sampling`` drawn, by the round's stages, by the rate that they go at.
+        """Tokens that the round's stages compute (``sampling``: generate), by kind of work.
 
-        ``scoring``: the examples under each reference; what was drawn for evaluation under this policy, the start and
-        the previous one.
+        ``scoring`` covers the examples under each reference, and the evaluation's samples under this policy, the start
+        and the previous one.
         """
         read = self.prompt_tokens + self.response_tokens
         labelled = self.prompts * self.responses + self.held_out * self.held_out_responses
@@ -176,9 +176,10 @@ class Round:
 
 
 def seconds(tokens: Mapping[str, float], rates: Mapping[str, float]) -> dict[str, float | None]:
-    """Of a round by kind of work; None where no rate is known. Without ``scoring`` a third of training's work is taken.
+    """Seconds of a round by kind of work; None where no rate is known.
 
-    A pass with gradient has three times the products of one without.
+    Without a rate for ``scoring``, three times training's is assumed: a pass with gradient has three times the products
+    of one without.
     """
     known = dict(rates)
     if "scoring" not in known and "training" in known:
@@ -188,9 +189,9 @@ def seconds(tokens: Mapping[str, float], rates: Mapping[str, float]) -> dict[str
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """Bytes of a run folder, and of its reference cache, by stage: at its start, of each round, and while it trains.
+    """Bytes of a run folder and of its reference cache, by stage: at the start, per round, and while it trains.
 
-    ``policies``: of how many rounds weights are there at a time; None: of all.
+    ``policies``: how many rounds have their weights on disk at a time; None: all.
     """
 
     start: Mapping[str, int]
@@ -199,7 +200,7 @@ class DiskUse:
     policies: int | None = None
 
     def whole(self, rounds: int) -> int:
-        """The most that the run folder holds before its end."""
+        """The most that the run folder holds at any time."""
         kept = rounds if self.policies is None else min(rounds, self.policies)
         of_rounds = sum(size * (kept if name in _WEIGHTS else rounds) for name, size in self.round.items())
         return sum(self.start.values()) + of_rounds + sum(self.passing.values())
@@ -218,19 +219,19 @@ def disk_use(
     state_bytes: int = MOMENT_BYTES,
     cached: bool = True,
 ) -> DiskUse:
-    """What a run writes.
+    """Bytes that a run writes.
 
     Args:
-        counts: of a round.
+        counts: of one round.
         parameters: of the policy; adapters are merged into what is saved.
-        made_start: whether the start policy is trained, and so stored, by the run.
+        made_start: whether the run trains, and so stores, the start policy.
         carried: whether AdamW's state is kept.
-        averaged: whether an average of policies is stored beside each.
-        checkpoints: whether there are some within a round.
+        averaged: whether an average of policies is stored with each policy.
+        checkpoints: whether training saves some within a round.
         iterative: whether rounds sample and label.
         policies: see ``DiskUse``.
-        state_bytes: of the optimiser, a weight.
-        cached: whether reference log-probabilities are kept for other runs too.
+        state_bytes: optimiser state per weight.
+        cached: whether reference log-probabilities are also kept for other runs.
     """
     token = ID_BYTES + LOGP_BYTES + TEXT_BYTES
     prompt = counts.prompt_tokens * (ID_BYTES + TEXT_BYTES)
@@ -253,7 +254,7 @@ def disk_use(
         "average": policy if averaged else 0,
         "evaluation": 2 * held_out,
     }
-    # While one is written the one before is still there.
+    # While a checkpoint is written, the previous one is still there.
     rows = counts.continuations * counts.example_response_tokens * (ARROW_ID_BYTES + counts.references * LOGP_BYTES)
     passing = {
         "checkpoints": 2 * stepped * (WEIGHT_BYTES + state_bytes) if checkpoints else 0,
@@ -269,7 +270,7 @@ def disk_use(
 
 
 def made_examples(config: RunConfig, prompts: int) -> int:
-    """Examples that a round makes of its groups, at most."""
+    """The most examples that a round can make of its groups."""
     sampled, n, pairing = min(config.prompts_per_round or prompts, prompts), config.sampling.n, config.pairing
     of_prompt = 1
     if not needs_of(config.loss).groups:

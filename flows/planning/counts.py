@@ -1,4 +1,4 @@
-"""What a round of a config is made of: examples of the lengths that are trained on, and counts."""
+"""The contents of a round of a config: examples with the lengths that are trained on, and counts."""
 
 import math
 from collections import Counter
@@ -23,7 +23,7 @@ from pipeline.types import Group, Pair, Prompt, TextGroup, TextPair, Unpaired, U
 
 @dataclass(frozen=True)
 class Tables:
-    """What the data stage would write, but for held-out pairs; of the three forms one at most holds rows."""
+    """The tables that the data stage would write, except held-out pairs; at most one of the three forms has rows."""
 
     prompts: list[Prompt]
     held_out: list[Prompt]
@@ -35,7 +35,7 @@ class Tables:
 
 
 def load_data(config: RunConfig) -> Tables:
-    """Read and split what the config names; rows that cannot be read are left out. Raises ``UserError``."""
+    """Read and split the data that the config names; skip rows that cannot be read. Raises ``UserError``."""
     run_data, contents = open_data(config), Contents()
     tables = Tables([*run_data.prompts()], [*run_data.split.held_out], [*run_data.texts()], contents)
     for table, row in run_data.preferences():
@@ -58,10 +58,10 @@ _Ids = tuple[int, ...]
 def stand_in(
     id: str, kind: ExampleKind, prompt: _Ids, responses: Sequence[_Ids], loss: Loss, vocabulary: int
 ) -> Example:
-    """An example that ``loss`` can be computed for.
+    """An example on which ``loss`` can be computed.
 
-    Scores and reference log-probabilities are those of models that know nothing. What the loss reads beside the
-    responses, a calibration or a mismatched one, is as long as the first.
+    Scores and reference log-probabilities are those of models that know nothing. Any further response that the loss
+    reads, for calibration or mismatched, is as long as the first.
     """
     nats = -math.log(vocabulary)
 
@@ -88,19 +88,19 @@ def stand_in(
 
 
 def of_length(start: int, length: int, vocabulary: int) -> _Ids:
-    """``length`` tokens, others for another ``start``."""
+    """``length`` tokens; a different ``start`` gives different tokens."""
     return tuple((start + 7 * i) % vocabulary for i in range(length))
 
 
 @dataclass(frozen=True)
 class PlannedRound:
-    """A round to plan with.
+    """A round to plan for.
 
     Attributes:
-        counts: see there.
-        examples: of the lengths that are trained on; where those are sampled, the longest that there can be.
-        warm: those of the warm start, if there is one.
-        prompts: of the round, as tokens.
+        counts: the round's size.
+        examples: with the lengths that are trained on; if they are sampled, the longest possible.
+        warm: examples of the warm start, if there is one.
+        prompts: the round's prompts, as tokens.
     """
 
     counts: Round
@@ -112,10 +112,10 @@ class PlannedRound:
 def plan_round(
     config: RunConfig, tables: Tables, chat: Chat, settings: Any, response_tokens: int | None
 ) -> PlannedRound:
-    """What a round of ``config`` is made of; responses to come have ``response_tokens`` tokens, or all they may have.
+    """Plan a round of ``config``; responses to come have ``response_tokens`` tokens, or the most allowed.
 
     Raises:
-        UserError: nothing is short enough to be trained on.
+        UserError: nothing is short enough to train on.
     """
     text, loss = settings.get_text_config(), Loss(config.loss.preset, config.loss)
     vocabulary, context = text.vocab_size, getattr(text, "max_position_embeddings", None)
@@ -127,7 +127,7 @@ def plan_round(
     else:
         examples = [*_sampled_examples(config, prompts, loss, vocabulary, context)]
     if not examples:
-        raise UserError("pairs: none is short enough to be trained on (chat.max_prompt_tokens)")
+        raise UserError("pairs: all are too long to train on (chat.max_prompt_tokens)")
     counts = _counts(config, tables, prompts, examples, response_tokens)
     return PlannedRound(counts, examples, _warm_examples(config, tables, chat), prompts)
 
@@ -158,7 +158,7 @@ def _counts(
 
 
 def _passes(config: RunConfig) -> int:
-    """Models that score the examples before training."""
+    """Number of models that score the examples before training."""
     if not needs_of(config.loss).stored_reference:
         return 0
     return max(1, needs_of(config.loss).references) + 2 * needs_of(config.loss).contrast
@@ -167,7 +167,7 @@ def _passes(config: RunConfig) -> int:
 def _sampled_examples(
     config: RunConfig, prompts: list[_Ids], loss: Loss, vocabulary: int, context: int | None
 ) -> Iterator[Example]:
-    """The longest prompts with responses as long as they may be, enough for a batch."""
+    """The longest prompts with responses of the greatest length allowed, enough for a batch."""
     kind: ExampleKind = "pair"
     if needs_of(config.loss).groups:
         kind = "group"
@@ -178,7 +178,7 @@ def _sampled_examples(
     count = {"pair": 2, "group": config.sampling.n, "text": 1, "unpaired": 1}[kind]
     longest = sorted(prompts, key=len, reverse=True)
     for index in range(max(2, config.training.batch_size)):
-        # A prompt that comes again must be another one, or it is computed once.
+        # A repeated prompt must be changed, or it would be computed only once.
         ids = longest[index] if index < len(longest) else of_length(index, len(longest[-1]), vocabulary)
         room = config.sampling.max_tokens if context is None else min(config.sampling.max_tokens, context - len(ids))
         answers = [of_length(index * count + k, max(1, room), vocabulary) for k in range(count)]
@@ -186,7 +186,7 @@ def _sampled_examples(
 
 
 def _given_examples(config: RunConfig, tables: Tables, chat: Chat, loss: Loss, vocabulary: int) -> Iterator[Example]:
-    """Those of the first round's slice of the data set."""
+    """Examples of the first round's slice of the data set."""
     rows: Sequence[TextPair | TextGroup] = [*tables.pairs, *tables.groups]
     part = slice(0, max(len(rows), len(tables.unpaired)) // config.rounds)
     dropped = Counter[str]()

@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a stage is about to write: the plan's arithmetic on what is there. Torch-free."""
+"""Checks that the disk has room for a stage's files: the plan's arithmetic on what is there. Torch-free."""
 
 import json
 import shutil
@@ -18,32 +18,32 @@ from pipeline.storage.integrity import POINTER
 from pipeline.storage.rows import read_rows
 from pipeline.storage.run_folder import RunFolder, Stage
 
-# Prompts whose length is looked at, and texts that are compressed may grow so much in a table.
+# How many prompts are measured, and how much compressed texts may grow in a table.
 LOOKED_AT, UNPACKED = 256, 5
-# Of a policy's parameters that an adapter of usual rank has.
+# Share of a policy's parameters that an adapter of usual rank adds.
 ADAPTER_SHARE = 0.02
 COMPRESSED = {".gz", ".parquet"}
 
 
 def require_room(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
-    """About how many bytes a stage will write. Raises ``RunError`` if the disk has no room for them."""
+    """Return about how many bytes a stage will write. Raises ``RunError`` if the disk has no room for them."""
     needed, free = stage_bytes(run, config, round_, name), free_bytes(run.root)
     if config.check_disk and needed > free:
         raise RunError(
-            f"{run.stage(round_, name).folder}: needs about {needed:,} bytes, and {free:,} are free on its disk; "
-            "nothing was begun. Make room and give the same command again (check_disk=false starts it all the same)"
+            f"{run.stage(round_, name).folder}: needs about {needed:,} bytes, and its disk has {free:,} free; "
+            "nothing was started. Make room and give the same command again (check_disk=false starts it all the same)"
         )
     return needed
 
 
 def free_bytes(folder: Path) -> int:
-    """Of the disk that ``folder``, which need not exist yet, is on."""
+    """Free bytes on the disk of ``folder``, which need not exist yet."""
     place = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return shutil.disk_usage(place).free
 
 
 def stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
-    """The most that the stage will write beyond what an earlier try of it has left, estimated."""
+    """Estimate the most that the stage will write beyond what an earlier attempt has left."""
     there = _size(run.stage(round_, name).partial)
     return max(0, _stage_bytes(run, config, round_, name) - there)
 
@@ -56,7 +56,7 @@ def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> i
     if run.stage(0, "data").manifest() is None:
         return 0
     if (round_, name) == (0, "policy"):
-        # One made from scratch is small, and one that is not trained is not copied.
+        # A start policy made from scratch is small, and one that is not trained is not copied.
         if isinstance(config.policy, ScratchPolicy) or config.warm_start is None:
             return 0
         return _policy_bytes(_use(run, config, 0, Path(config.policy.path)))
@@ -66,7 +66,7 @@ def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> i
     use = _use(run, config, round_, model)
     match name:
         case "policy":
-            # Examples stand beside the checkpoints while it is trained.
+            # Training keeps the examples next to the checkpoints.
             return _policy_bytes(use) + use.round.get("pairs", 0)
         case "evaluation_samples" | "evaluation":
             return use.round.get("evaluation", 0) // 2
@@ -86,7 +86,7 @@ def _policy_bytes(use: DiskUse) -> int:
 def _use(run: RunFolder, config: RunConfig, round_: int, model: Path) -> DiskUse:
     total = _parameters(model)
     trained = total if config.training.lora is None or round_ == 0 else round(total * ADAPTER_SHARE)
-    # An adapter is merged into what is saved: the plan counts it apart from the policy.
+    # Saving merges the adapter into the policy; the plan counts the two separately.
     merged = total + trained if trained < total else total
     settings = config.warm_start if round_ == 0 and config.warm_start is not None else config.training
     return disk_use(
@@ -130,15 +130,15 @@ def _rows(stage: Stage) -> int:
 
 
 def _prompt_tokens(data: Stage) -> float:
-    """Mean length of prompts, as tokens of plain text would have it."""
+    """Mean length of prompts in tokens, estimated as for plain text."""
     rows = [*islice(read_rows(data.folder / "prompts"), LOOKED_AT)]
     sizes = [sum(len(message["content"].encode()) for message in row["messages"]) for row in rows]
-    # A token is some four bytes of text, of which a table keeps TEXT_BYTES.
+    # A token is about four bytes of text; a table stores TEXT_BYTES of it.
     return sum(sizes) / max(len(sizes), 1) / (4 * TEXT_BYTES)
 
 
 def _response_tokens(run: RunFolder, config: RunConfig, round_: int) -> float:
-    """Mean length of the last responses that were drawn, with room to grow; the most there may be, before any were."""
+    """Mean length of the latest sampled responses, with room to grow; before any are sampled, the most allowed."""
     limit = config.sampling.max_tokens
     for number in range(round_, -1, -1):
         for name in ("samples", "evaluation_samples"):
@@ -151,7 +151,7 @@ def _response_tokens(run: RunFolder, config: RunConfig, round_: int) -> float:
 
 
 def _model(run: RunFolder, round_: int) -> Path | None:
-    """The newest policy that is there when the round begins: pairs of a data set are made before any is trained."""
+    """The newest policy when the round begins: pairs of a data set are made before any policy is trained."""
     earlier = [run.stage(number, "policy") for number in range(max(round_ - 1, 0), -1, -1)]
     for stage in earlier:
         manifest = stage.manifest()
@@ -161,7 +161,7 @@ def _model(run: RunFolder, round_: int) -> Path | None:
 
 
 def _parameters(model: Path) -> int:
-    """Numbers in a model folder's safetensors files, by their headers."""
+    """Number of parameters in a model folder's safetensors files, from their headers."""
     total = 0
     for file in model.glob("*.safetensors"):
         with file.open("rb") as handle:
@@ -188,13 +188,13 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-# Control groups of version 2: the limit of a container, which the machine's own figures do not show.
+# Version 2 control groups hold a container's limit, which the machine's own figures do not show.
 GROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes that are free: of memory, of the accelerator's (None: there is none), of the disk of a run folder."""
+    """Free bytes: of memory, of the accelerator's memory (None: no accelerator), of the run folder's disk."""
 
     memory: int
     device: int | None
@@ -202,7 +202,7 @@ class Room:
 
 
 def room(folder: Path) -> Room:
-    """What is free here; ``folder`` need not exist yet."""
+    """Free space on this machine; ``folder`` need not exist yet."""
     import torch
 
     device = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
@@ -210,7 +210,7 @@ def room(folder: Path) -> Room:
 
 
 def free_memory(group: Path = GROUP) -> int:
-    """Bytes that processes can take without swapping, within the limit of the control group ``group`` if it has one."""
+    """Bytes that processes can take without swapping, within the limit of the control group ``group``, if any."""
     free: int = psutil.virtual_memory().available
     try:
         limit = (group / "memory.max").read_text(encoding="ascii").strip()

@@ -1,4 +1,4 @@
-"""Measurements of memory, each in a process of its own that has imported what it needs and has done nothing yet."""
+"""Measurements of memory, each in a fresh process that has imported what it needs and done nothing else."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,19 +15,19 @@ from pipeline.training.batches.examples import Example
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Two numbers of layers, far enough apart to tell what one layer adds; models up to so many parameters are measured as
-# they are, since what an allocator cannot give back is not quite the same for each layer.
+# Two numbers of layers, far enough apart to show what one layer adds. Models with up to so many parameters are
+# measured whole, since the memory that an allocator cannot give back differs a little between layers.
 FEW_LAYERS, MEASURED_WHOLE = (1, 3), 128_000_000
 REPEATED = 3
-# Tokens of passes without gradient, whose memory is carried on to passes of the stage's own size.
+# Tokens of passes without gradient; their memory is extrapolated to passes of the stage's own size.
 FEW_TOKENS = (1024, 2048)
 
 
 def apart(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """``work``'s result, from a process of its own.
+    """Run ``work`` in a separate process and return its result.
 
     Raises:
-        RunError: that process was ended, as one is for which there is no memory.
+        RunError: the process was killed, as the system does when memory runs out.
     """
     context = ForkServerContext()
     context.set_forkserver_preload(["flows.planning.probe"])
@@ -35,21 +35,21 @@ def apart(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         try:
             return pool.submit(work, *args, **named).result()
         except BrokenProcessPool:
-            raise RunError("plan: a measurement was killed; there may be too little memory even for that") from None
+            raise RunError("plan: a measurement was killed; even this may need more memory than there is") from None
 
 
 def training_memory(
     probed: Probed, examples: Sequence[Example], settings: Optimisation, seed: int, free: float = math.inf
 ) -> tuple[TrainerMemory, float | None]:
-    """What ``pipeline.training.train.train`` holds at its peak, and how many tokens a second it trains on.
+    """Peak memory of ``pipeline.training.train.train``, and how many tokens a second it trains on.
 
-    Where not even a few layers fit into ``free`` bytes nothing is measured: no activations are told, and no rate.
+    If not even a few layers fit into ``free`` bytes, nothing is measured: activations are 0 and the rate is None.
 
     Args:
         probed: the model and the loss.
-        examples: what is trained on, or examples of its lengths, with all that the loss reads.
-        settings: those of the training.
-        seed: of its batches.
+        examples: the training examples, or ones of the same lengths, with all that the loss reads.
+        settings: of the training.
+        seed: of the batches.
         free: bytes that the measurement may take.
     """
     few, size = few_examples(examples, settings, seed)
@@ -60,7 +60,7 @@ def training_memory(
         return TrainerMemory(whole, 0, probed.beside, state), None
     found = [of_several(train_a_little, probed, few, size, settings, count) for count in counts]
     beyond = carried_on(counts, [one.beyond for one in found], probed.layers)
-    # More layers are not faster, whatever else the machine had to do.
+    # More layers are never faster, whatever else kept the machine busy.
     slowest = max(1 / one.tokens_per_second for one in found)
     seconds = max(slowest, carried_on(counts, [1 / one.tokens_per_second for one in found], probed.layers))
     memory = TrainerMemory(whole, round(max(0.0, beyond)), probed.beside, state)
@@ -68,27 +68,27 @@ def training_memory(
 
 
 def of_several(work: Callable[P, Measured], *args: P.args, **named: P.kwargs) -> Measured:
-    """The largest memory and the best rate of ``REPEATED`` processes that do the same.
+    """Run ``REPEATED`` processes that do the same; return the largest memory and the best rate.
 
-    An allocator finds room for the same steps in one of several ways, up to a tenth apart; a run must fit in any.
+    An allocator finds room for the same steps in several ways, up to a tenth apart; a run must fit in any of them.
     """
     found = [apart(work, *args, **named) for _ in range(REPEATED)]
     return Measured(max(one.beyond for one in found), max(one.tokens_per_second for one in found))
 
 
 def scoring_memory(probed: Probed, lengths: tuple[int, int], tokens: int, settings: Optimisation) -> int:
-    """Bytes that a pass without gradient holds beside the weights.
+    """Bytes that a pass without gradient holds besides the weights.
 
     Args:
         probed: the model.
-        lengths: of prompt and response of a sequence.
-        tokens: of the pass.
-        settings: of the training, whose dtype it has.
+        lengths: tokens of prompt and response of a sequence.
+        tokens: total tokens of the pass.
+        settings: of the training; the pass has its dtype.
     """
     length = sum(lengths)
     found = []
     for few in FEW_TOKENS:
-        # Prompts differ, or they would be computed once for all.
+        # Prompts differ; equal ones would be computed only once.
         count = max(1, min(few, tokens) // length)
         texts = [Example.text(str(i), (i % 97, *[1] * (lengths[0] - 1)), (1,) * lengths[1]) for i in range(count)]
         found.append((count * length, apart(score_a_little, probed, texts, settings)))

@@ -1,4 +1,4 @@
-"""What each stage of a run holds in memory, by part."""
+"""Memory of each stage of a run, by part."""
 
 from collections.abc import Mapping
 from typing import Any, assert_never
@@ -32,15 +32,15 @@ from pipeline.types import derive_seed
 def held_together(
     memory: TrainerMemory, settings: Optimisation, launch: Launch | None, *, device: bool
 ) -> tuple[dict[str, int], frozenset[str]]:
-    """(bytes by name, names of those that are not on the accelerator).
+    """Return (bytes by name, names of the parts that are not on the accelerator).
 
-    What stands on accelerators is that of one of them, the rest that of the whole machine. With FSDP2 the layer whose
-    weights are gathered comes on top.
+    Accelerator memory is counted for one accelerator, other memory for the whole machine. FSDP2 adds the layer whose
+    weights are gathered.
 
     Args:
-        memory: of one process that trains alone; each has passes of that size.
+        memory: of one process that trains alone; every process has passes of that size.
         settings: of the training.
-        launch: of the run; None: there is one process.
+        launch: of the run; None: a single process.
         device: whether training is on accelerators.
     """
     away = _away(settings, launch) if device else frozenset({*memory.parts})
@@ -53,13 +53,13 @@ def held_together(
 
     parts = {name: held(name, size) for name, size in (memory.parts | {"weights": policy}).items()}
     parts["weights"] += beside * (count if "weights" in away else 1)
-    # The main process of FSDP2 keeps the policy in one piece, to write it.
+    # FSDP2's main process keeps the whole policy in order to write it.
     parts["whole policy"] = policy if launch is not None and launch.kind == "FSDP2" else 0
     return parts, away | {"whole policy"}
 
 
 def _cut(launch: Launch) -> frozenset[str]:
-    """What is cut over the processes; each holds all of the rest."""
+    """Names of the parts that are sharded across processes; each process holds all of the others."""
     if launch.kind == "FSDP2":
         return frozenset({"weights", "gradients", "optimiser"})
     if launch.zero is not None:
@@ -68,7 +68,7 @@ def _cut(launch: Launch) -> frozenset[str]:
 
 
 def _away(settings: Optimisation, launch: Launch | None) -> frozenset[str]:
-    """What an accelerator need not hold."""
+    """Names of the parts that need not be on the accelerator."""
     if launch is not None and launch.sharding is not None and launch.sharding.offload:
         return frozenset({"weights", "gradients", "optimiser"})
     offloads = launch is not None and launch.zero is not None and launch.zero.offload == "cpu"
@@ -76,11 +76,11 @@ def _away(settings: Optimisation, launch: Launch | None) -> frozenset[str]:
 
 
 MIB, GIB = 1024**2, 1024**3
-# What processes hold that have started and have no model yet, what they share counted with the first; measured on Linux
-# with CPU builds: the command line, its flow and Prefect's server; the trainer; the sampler with vLLM, and without.
+# Memory of processes that have started and have no model yet; what they share is counted with the first. Measured on
+# Linux with CPU builds: the command line with its flow and Prefect's server; trainer; sampler with vLLM; without vLLM.
 PARENT_BYTES, TRAINER_BYTES, VLLM_BYTES, TRANSFORMERS_BYTES = 800 * MIB, 450 * MIB, 550 * MIB, 450 * MIB
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-# What an engine's own server takes of the accelerator (vLLM's default).
+# Share of the accelerator that an engine's own server takes (vLLM's default).
 SERVER_SHARE = 0.9
 ON_DEVICE = frozenset({"weights", "gradients", "optimiser", "activations", "engine"})
 
@@ -88,15 +88,15 @@ ON_DEVICE = frozenset({"weights", "gradients", "optimiser", "activations", "engi
 def stage_memories(
     config: RunConfig, origin: str, shape: Any, planned: PlannedRound, supervised: Loss, free: Room
 ) -> tuple[tuple[StageMemory, ...], ParameterCounts, float | None]:
-    """(the stages of a run in their order, the policy's parameters, tokens a second that training goes at).
+    """Return (the run's stages in order, the policy's parameters, training's tokens a second).
 
     Args:
-        config: see there.
+        config: of the run.
         origin: folder or hub name of the start policy.
         shape: its transformers config.
-        planned: a round.
+        planned: one round.
         supervised: the loss of the warm start.
-        free: what there is to measure in.
+        free: memory available for measurements.
     """
     device = free.device
     space = free.memory if device is None else device
@@ -134,7 +134,7 @@ def stage_memories(
 
 def _probed(config: RunConfig, shape: Any) -> Probed:
     training = config.training
-    # With the adapter off the policy is the round's start; any other reference stands beside it.
+    # With the adapter off, the policy is the round's start; any other reference is loaded as a second model.
     own_base = training.lora is not None and training.reference == "previous"
     loss = Loss(config.loss.preset, config.loss)
     beside = needs_of(config.loss).live_reference and not own_base
@@ -144,7 +144,7 @@ def _probed(config: RunConfig, shape: Any) -> Probed:
 def _scoring(
     config: RunConfig, probed: Probed, planned: PlannedRound, parameters: ParameterCounts, *, measured: bool
 ) -> dict[str, int]:
-    """One model at a time, and its passes over examples or over what was drawn for evaluation."""
+    """Memory of one model at a time, and of its passes over examples or over the evaluation's samples."""
     weights, counts = {"weights": parameters.total * WEIGHT_BYTES}, planned.counts
     if not measured:
         return weights
@@ -161,7 +161,7 @@ def _engine(
     planned: PlannedRound,
     device: int | None,
 ) -> int:
-    """Bytes of the sampler's weights and cache of keys and values."""
+    """Bytes of the sampler's weights and key-value cache."""
     if isinstance(settings, ServerSampler) and settings.base_url is not None:
         return 0
     weights = parameters.total * ITEM_BYTES[engine_dtype(settings.dtype, origin, device is not None)]
@@ -190,13 +190,13 @@ def _sampler_process(settings: SamplerSettings) -> int:
         case TransformersSampler():
             return TRANSFORMERS_BYTES
         case ServerSampler():
-            # The process that asks, and the server that it starts.
+            # The process that sends requests, and the server that it starts.
             return TRANSFORMERS_BYTES + (VLLM_BYTES if settings.base_url is None else 0)
     assert_never(settings)
 
 
 def _reward_models(settings: ScorerSettings) -> dict[str, int]:
-    """Those that are loaded here: weights of all, and of the longest batch what a layer without gradient has at once.
+    """Memory of reward models loaded here: all weights, and what a layer without gradient holds for the longest batch.
 
     Hidden states go in and out, and the feed-forward part holds two or three times its width; 16 times the hidden
     size covers both.

@@ -25,16 +25,16 @@ from pipeline.types import derive_seed
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for beside what is there.
+    """Needed and available resources.
 
     Attributes:
-        config: see there.
-        counts: of a round.
+        config: of the run.
+        counts: of one round.
         parameters: of the policy.
-        stages: memory of each, in the order in which they run.
+        stages: memory of each stage, in the order in which they run.
         disk: of the run folder.
         rates: tokens a second by kind of work.
-        rates_from: whether they were given or measured; None: there are none.
+        rates_from: whether they were given or measured; None: no rates.
         room: of this machine.
     """
 
@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def needed(self) -> dict[str, int]:
-        """Bytes at the most, by what is used up; ``device``: only where there is one."""
+        """Peak bytes by resource; ``device`` only on a machine that has one."""
         found = {"memory": max(stage.total(device=False) for stage in self.stages)}
         if self.room.device is not None:
             found["device"] = max(stage.total(device=True) for stage in self.stages)
@@ -57,17 +57,17 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room for all of it."""
+        """Whether there is room for everything."""
         free = asdict(self.room)
         return all(size <= free[name] for name, size in self.needed.items())
 
     @property
     def seconds(self) -> dict[str, float | None]:
-        """Of a round by kind of work; None where no rate is known."""
+        """Seconds of a round by kind of work; None where no rate is known."""
         return seconds(self.counts.tokens(), self.rates)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it: bytes, tokens, seconds."""
+        """The plan as JSON data: bytes, tokens, seconds."""
         return {
             "name": self.config.name,
             "rounds": self.config.rounds,
@@ -93,20 +93,20 @@ def plan_config(
     probe: bool,
     response_tokens: int | None,
 ) -> Plan:
-    """The plan of a config.
+    """Plan a config.
 
     Args:
         files, settings: as for ``run``.
-        run_dir: where the run folder is to be.
-        rates: tokens a second by kind of work, as far as they are given.
-        probe: measure the others.
-        response_tokens: mean length of a sampled response; None: all are as long as they may be.
+        run_dir: where the run folder will be.
+        rates: given tokens a second by kind of work.
+        probe: measure the other rates.
+        response_tokens: mean length of a sampled response; None: all have the greatest length allowed.
 
     Raises:
         UserError: a mistake in config or data.
         RunError: something could not be measured.
     """
-    # Standard output is the plan's, and a model that is thrown away needs no progress bar.
+    # Standard output holds only the plan, and a model that is thrown away needs no progress bar.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     config = load_config(files, settings)
     tables = load_data(config)
@@ -131,7 +131,7 @@ def plan_config(
         averaged=config.training.reference == "ema",
         checkpoints=config.training.checkpoint_every > 0,
         iterative=config.mode == "iterative",
-        # The best round's beside the last ones, and a new one before an old one goes.
+        # The best round's, the last ones, and a new one before an old one is removed.
         policies=None if config.retention.last is None else config.retention.last + 2,
         state_bytes=STATE_BYTES[config.training.optimiser],
         cached=config.training.reference_cache is not None,
@@ -140,7 +140,7 @@ def plan_config(
 
 
 def _origin(config: RunConfig, tables: Tables, scratch: Path) -> tuple[str, str | None]:
-    """The start policy's folder or hub name, and its revision; one that is to be made is made, untrained."""
+    """The start policy's folder or hub name, and its revision; a policy that the run would make is made untrained."""
     match config.policy:
         case PretrainedPolicy():
             return config.policy.path, config.policy.revision

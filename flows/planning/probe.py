@@ -1,9 +1,9 @@
-"""What training holds in memory, before it is run: parameters counted without weights, and the rest measured.
+"""Training's memory, before training runs: parameters are counted without weights, the rest is measured.
 
-Weights, gradients and AdamW's moments follow from the parameters. What forward and backward passes hold besides, and
-what the allocator cannot give back between them, follows from nothing that is written down: it is measured on the
-trainer itself, with random weights of the model's own width in a few layers, and carried on to all layers, each of
-which adds the same. Each measurement wants a process of its own (``flows.planning.measure``).
+Weights, gradients and AdamW's moments follow from the parameters. What forward and backward passes hold besides these,
+and what the allocator cannot give back in between, is written down nowhere. So it is measured on the trainer itself,
+with random weights of the model's own width in a few layers, and extrapolated to all layers, each of which adds the
+same. Each measurement needs its own process (``flows.planning.measure``).
 """
 
 import copy
@@ -38,13 +38,13 @@ from pipeline.training.train import StepReport, train
 from pipeline.training.trainee import Trainee
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-# Of a measurement. What libraries keep for each shape they meet grows over many steps.
+# Limits of a measurement. What libraries keep for each shape that they meet grows over many steps.
 _SECONDS, MOST_STEPS, PASSES = 4.0, 16, 8
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Of a few steps: bytes at the peak beyond weights, gradients and moments, and tokens a second."""
+    """Results of a few steps: peak bytes beyond weights, gradients and moments, and tokens a second."""
 
     beyond: int
     tokens_per_second: float
@@ -52,13 +52,13 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What is trained, as far as memory depends on it.
+    """The parts of a training that its memory depends on.
 
     Attributes:
         settings: the transformers config of the policy.
-        loss: that it is trained with.
-        lora: of the adapter that is trained in place of the policy, if any.
-        beside: whether a reference model of the policy's shape stands beside the policy.
+        loss: the training loss.
+        lora: the adapter that is trained instead of the policy, if any.
+        beside: whether a reference model of the policy's shape is loaded together with the policy.
         trust_remote_code: run code that ships with the model.
     """
 
@@ -70,7 +70,7 @@ class Probed:
 
     @property
     def layers(self) -> int:
-        """Of the whole model."""
+        """Number of layers of the whole model."""
         return int(self.settings.get_text_config().num_hidden_layers)
 
     def model(self, layers: int, device: str = "cpu") -> Any:
@@ -81,7 +81,7 @@ class Probed:
             return model if self.lora is None else add_adapter(model, self.lora, seed=0)
 
     def parameters(self, layers: int) -> ParameterCounts:
-        """How many a model of ``layers`` layers has, counted without weights; what is tied counts once."""
+        """Parameters of a model with ``layers`` layers, counted without weights; tied ones count once."""
         model, text = self.model(layers, "meta"), self.settings.get_text_config()
         beside = AuxiliaryModules(self.loss.composition, text.hidden_size, layers, text.hidden_size, seed=0)
         return ParameterCounts(
@@ -97,12 +97,12 @@ def _random(settings: Any, trust_remote_code: bool) -> Any:
 
 
 def with_layers(settings: Any, layers: int) -> Any:
-    """A copy of a transformers config with its first ``layers`` layers alone."""
+    """Copy a transformers config, but with its first ``layers`` layers only."""
     fewer = copy.deepcopy(settings)
     text = fewer.get_text_config()
     count = text.num_hidden_layers
     for name, value in text.to_dict().items():
-        # What is said of each layer, such as its kind of attention.
+        # Values given for each layer, such as its kind of attention.
         if isinstance(value, list) and len(value) == count:
             setattr(text, name, value[:layers])
     text.num_hidden_layers = layers
@@ -110,11 +110,10 @@ def with_layers(settings: Any, layers: int) -> Any:
 
 
 def few_examples(examples: Sequence[Example], settings: Optimisation, seed: int) -> tuple[list[Example], int]:
-    """What a measurement trains on, and its batch size.
+    """Return examples to measure with, and their batch size.
 
-    A batch holds the largest forward pass of the run's first batch, which is its largest, and ``PASSES`` with those
-    after it: they have gradients beside them, and what the allocator could not give back. Others follow, as long as
-    there is time.
+    A batch holds the largest forward pass of the run's first batch, which is its largest, and the ``PASSES`` after it:
+    these also see gradients and what the allocator could not give back. Others follow while there is time.
     """
     lengths, sizes = [e.length for e in examples], [e.distinct_tokens for e in examples]
     order = plan_epoch(lengths, sizes, settings.batch_size, seed, 0)
@@ -132,7 +131,7 @@ def few_examples(examples: Sequence[Example], settings: Optimisation, seed: int)
 def train_a_little(
     probed: Probed, examples: Sequence[Example], batch_size: int, settings: Optimisation, layers: int
 ) -> Measured:
-    """Measure steps of a model of ``layers`` layers: two, and more of them for ``_SECONDS``."""
+    """Measure steps of a model with ``layers`` layers: at least two, and more for up to ``_SECONDS``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = probed.model(layers).to(device)
     reference = replace(probed, lora=None).model(layers).to(device) if probed.beside else None
@@ -152,7 +151,7 @@ def train_a_little(
             train(Trainee(model, reference), examples, probed.loss, asked, seed=0, on_step=on_step)
 
     peak, counted = peak_growth(work), probed.parameters(layers)
-    # Tensors of the accelerator are all that is measured there.
+    # On an accelerator, only its own tensors are measured.
     seen = not (torch.cuda.is_available() and settings.optimiser in OFF_DEVICE)
     state = STATE_BYTES[settings.optimiser] if seen else 0
     stepped = (counted.trained + counted.beside) * (GRADIENT_BYTES + state)
@@ -161,11 +160,11 @@ def train_a_little(
 
 
 class _EnoughError(Exception):
-    """A measurement has taken its time."""
+    """A measurement has used up its time."""
 
 
 def score_a_little(probed: Probed, examples: Sequence[Example], settings: Optimisation) -> int:
-    """Bytes that a pass without gradient over ``examples`` adds: in one layer as in many, none of which keeps any."""
+    """Bytes that a pass without gradient over ``examples`` adds: the same for any number of layers; none keeps any."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = replace(probed, lora=None).model(1).to(device)
     rows = sum(len(e.continuations) for e in examples)
@@ -173,7 +172,7 @@ def score_a_little(probed: Probed, examples: Sequence[Example], settings: Optimi
 
 
 def peak_growth(work: Callable[[], object]) -> int:
-    """Bytes by which ``work`` raises the peak of this process, or on CUDA that of its tensors."""
+    """Bytes by which ``work`` raises this process's peak memory, or on CUDA the peak of its tensors."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -197,10 +196,10 @@ def _peak() -> int:
 
 
 def classifier_parameters(path: str, *, trust_remote_code: bool = False) -> tuple[int, int]:
-    """(parameters, hidden size) of the reward model ``path``, of its config alone.
+    """Return (parameters, hidden size) of the reward model ``path`` from its config alone.
 
     Raises:
-        UserError: no config there that says what model it is.
+        UserError: no config there that names a known model.
     """
     shape = model_shape(path, "scorer.path", trust_remote_code=trust_remote_code)
     with torch.device("meta"):
@@ -210,10 +209,10 @@ def classifier_parameters(path: str, *, trust_remote_code: bool = False) -> tupl
 
 
 def model_shape(path: str, field: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The transformers config of a model folder or hub name, dropout off; ``field``: where the path stands.
+    """The transformers config of a model folder or hub name, with dropout off; ``field`` is the setting with the path.
 
     Raises:
-        UserError: no config there that says what model it is.
+        UserError: no config there that names a known model.
     """
     try:
         settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
@@ -225,7 +224,7 @@ def model_shape(path: str, field: str, *, revision: str | None = None, trust_rem
 
 
 def model_to_sample_from(path: str, shape: Any, chat: Chat, folder: Path, *, trust_remote_code: bool = False) -> str:
-    """A model folder with weights, ``path`` or one with random weights of ``shape``; in ``folder`` its weight probe."""
+    """Return ``path`` if it has weights, else ``folder`` with random ones of ``shape``. ``folder`` gets a probe."""
     origin = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     if not origin.is_dir() or any(origin.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""How fast a config's parts go: told by the user, or measured for a few seconds on the parts themselves."""
+"""Speeds of a config's parts: given by the user, or measured for a few seconds on the parts themselves."""
 
 import math
 import time
@@ -22,15 +22,15 @@ from reward_models.answers.spending import Ledger
 from reward_models.build import build_labeller
 from reward_models.labeller import label
 
-# Sequences of the measured shard, tokens of its first tries, and what the measurement may take.
+# Sequences of the measured shard, tokens of the first calls, and seconds for the measurement.
 SEQUENCES, FIRST_TOKENS, _SECONDS = 256, 8, 5.0
 
 
 def given_rates(text: str) -> dict[str, float]:
-    """Tokens a second by kind of work, from ``kind=number,...`` or a YAML file that maps the one to the other.
+    """Tokens a second by kind of work, from ``kind=number,...`` or a YAML file that maps kinds to numbers.
 
     Raises:
-        UserError: another kind, or no positive number.
+        UserError: an unknown kind, or not a positive number.
     """
     if "=" in text:
         parts = [part.partition("=") for part in text.split(",")]
@@ -38,13 +38,13 @@ def given_rates(text: str) -> dict[str, float]:
     else:
         named = dict(read_yaml(Path(text)))
     if not named:
-        raise UserError(f"--rates: {text}: no rate in it; such as sampling=10000,training=9000")
+        raise UserError(f"--rates: {text}: contains no rate; give for example sampling=10000,training=9000")
     return {name: _rate(name, value) for name, value in named.items()}
 
 
 def _rate(name: str, value: object) -> float:
     if name not in KINDS:
-        raise UserError(f"--rates: {name}: no such rate; must be one of {', '.join(KINDS)}")
+        raise UserError(f"--rates: {name}: unknown rate; must be one of {', '.join(KINDS)}")
     try:
         number = float(str(value))
     except ValueError:
@@ -57,16 +57,16 @@ def _rate(name: str, value: object) -> float:
 def measured_rates(
     config: RunConfig, origin: str, shape: Any, chat: Chat, prompts: Sequence[Prompt], scratch: Path, skip: set[str]
 ) -> dict[str, float]:
-    """Tokens a second of the configured sampler and scorer, but for those in ``skip``.
+    """Measure tokens a second of the configured sampler and scorer, except those in ``skip``.
 
     Args:
-        config: see there.
-        origin: folder or hub name of the start policy; where it has no weights, random ones are sampled from.
+        config: of the run.
+        origin: folder or hub name of the start policy; without weights there, sampling uses random ones.
         shape: its transformers config.
-        chat: of it.
+        chat: of the start policy.
         prompts: to sample from.
         scratch: for a model folder, a weight probe and the engine's log.
-        skip: rates that are known.
+        skip: kinds whose rates are known.
     """
     if config.mode == "offline" or {"sampling", "labelling"} <= skip:
         return {}
@@ -84,7 +84,7 @@ def measured_rates(
             answers = list(sampler.sample(requests, settings))
             return time.perf_counter() - started, answers
 
-        # The first call compiles and warms; the second one says for how many tokens there is time.
+        # The first call compiles and warms up; the second one shows how many tokens fit into the time.
         drawn(FIRST_TOKENS)
         short, _ = drawn(FIRST_TOKENS)
         took, answers = drawn(max(FIRST_TOKENS, round(FIRST_TOKENS * _SECONDS / short)))
@@ -96,7 +96,7 @@ def measured_rates(
 
 
 def _asks_a_server(settings: ScorerSettings) -> bool:
-    """Whether labels may cost money: a plan asks for none of those."""
+    """Whether labels may cost money: a plan never asks for those."""
     return any(isinstance(scorer, JudgeScorer) for _, scorer in scorers_of(settings))
 
 
@@ -104,7 +104,7 @@ def _labelling_rate(settings: ScorerSettings, groups: list[Group]) -> float:
     with Accounts(LabelCache(None), Ledger(None)) as accounts:
         labeller = build_labeller(settings, accounts)
         label(groups[:1], labeller)
-        # What the first call left in the cache would not be labelled again.
+        # Answers that the first call left in the cache would not be labelled again.
         accounts.cache.close()
         started = time.perf_counter()
         label(groups, labeller)

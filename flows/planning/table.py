@@ -28,19 +28,19 @@ def print_plan(plan: Plan) -> None:
 
 
 def _verdict(plan: Plan) -> list[str]:
-    """One line for each thing that may run out, and whether all of it is enough."""
+    """One line for each resource that may run out: whether there is enough of it."""
     free = {"memory": plan.room.memory, "device": plan.room.device or 0, "disk": plan.room.disk}
     lines = []
     if any("gradients" in stage.parts and "activations" not in stage.parts for stage in plan.stages):
-        lines.append("Activations come on top: there is no memory to measure them, not even of a few layers.")
+        lines.append("Activations come on top: there is too little memory to measure even a few layers.")
     for name, size in plan.needed.items():
         said = "fits" if size <= free[name] else "does not fit"
-        lines.append(f"{_NAMES[name]}: {gib(size)} GiB of {gib(free[name])} GiB that are free: {said}")
+        lines.append(f"{_NAMES[name]}: {gib(size)} GiB of {gib(free[name])} GiB free: {said}")
     return lines
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB, to three digits where it is little."""
+    """Bytes as GiB; small sizes with three digits."""
     value = size / 1024**3
     return f"{value:.3f}" if value < 1 else f"{value:,.1f}"
 
@@ -48,11 +48,11 @@ def gib(size: float) -> str:
 def _heading(plan: Plan) -> list[str]:
     config, counts, parameters = plan.config, plan.counts, plan.parameters
     sampled = f"{counts.prompts:,} prompts x {counts.responses} responses, " if counts.prompts else ""
-    beside = f", {parameters.beside:,} beside it" if parameters.beside else ""
+    beside = f", {parameters.beside:,} in heads and critics" if parameters.beside else ""
     return [
         f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)} of {sampled}"
         f"{counts.examples:,} examples at most",
-        f"parameters: {parameters.total:,}, of which {parameters.trained:,} are trained{beside}",
+        f"parameters: {parameters.total:,}, {parameters.trained:,} trained{beside}",
         "",
     ]
 
@@ -91,7 +91,7 @@ def _time_notes(plan: Plan) -> list[str]:
         return ["No rate is known: --probe measures them here, --rates gives them.", ""]
     lines = [f"Rates are {plan.rates_from}. Process starts and files come on top."]
     if "scoring" not in plan.rates:
-        lines.append("Scoring is taken to go three times as fast as training, whose passes do three times the work.")
+        lines.append("Scoring is assumed to be three times as fast as training, whose passes do three times the work.")
     return [*lines, ""]
 
 
