@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.storage.tables import read_columns
 
 _BINS = 10
-# As ``losses.dispersion`` takes them.
+# As in ``losses.dispersion``.
 _SMALLEST_ENTROPY = 1e-6
 Values = NDArray[np.float64]
 
@@ -31,12 +31,12 @@ EMPTY = Histogram((), ())
 
 
 def histogram(values: Sequence[float], bins: int = _BINS) -> Histogram:
-    """``bins`` bins of equal width between the least and the largest value; one bin if these are equal."""
+    """Return ``bins`` bins of equal width between the least and the largest value; a single bin if these are equal."""
     return streamed_histogram(lambda: [np.asarray(values, dtype=np.float64)], bins)
 
 
 def streamed_histogram(read: Callable[[], Iterable[Values]], bins: int = _BINS) -> Histogram:
-    """The same of what ``read`` gives block by block; it is called twice. NaN is left out."""
+    """The histogram of blocks from ``read``, which is called twice. NaN is left out."""
     low, high = np.inf, -np.inf
     for block in read():
         known = block[~np.isnan(block)]
@@ -48,14 +48,14 @@ def streamed_histogram(read: Callable[[], Iterable[Values]], bins: int = _BINS) 
     counts = np.zeros(max(len(edges) - 1, 1), dtype=np.int64)
     for block in read():
         known = block[~np.isnan(block)]
-        # Not np.histogram: its edges of one value are half a unit apart.
+        # Not np.histogram: for a single value, its edges lie half a unit away.
         places = np.searchsorted(edges, known, side="right") - 1
         counts += np.bincount(places.clip(0, len(counts) - 1), minlength=len(counts))
     return Histogram(tuple(edges.tolist()), tuple(counts.tolist()))
 
 
 def margin_histogram(file: Path, bins: int = _BINS) -> Histogram:
-    """Score differences of what a pairs stage wrote: of pairs, of the best and the worst response of groups."""
+    """Score differences of a pairs stage: of pairs, or of the best and the worst response of groups."""
     names = set(pq.read_schema(file).names)
     if "chosen_score" in names:
         return streamed_histogram(lambda: map(_of_pairs, read_columns(file, ["chosen_score", "rejected_score"])), bins)
@@ -86,7 +86,7 @@ def _of_groups(block: pa.RecordBatch) -> Values:
 
 
 def _numbers(column: pa.Array) -> Values:
-    """Nulls become NaN."""
+    """The column as float64; nulls become NaN."""
     return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
@@ -94,7 +94,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def thinned(values: Sequence[float], points: int) -> list[float]:
-    """``values``, or the means of ``points`` stretches of them."""
+    """Return ``values``, or if they are more than ``points``, the means of ``points`` stretches of them."""
     if len(values) <= points:
         return list(values)
     ends = [len(values) * place // points for place in range(points + 1)]
@@ -102,7 +102,7 @@ def thinned(values: Sequence[float], points: int) -> list[float]:
 
 
 def sparkline(values: Sequence[float], points: int = 40) -> str:
-    """A block a number, the least one lowest, the largest one highest; equal ones in the middle, others a space."""
+    """One block per number: the least lowest, the largest highest, equal ones in the middle; a space if not finite."""
     shown = thinned(values, points)
     finite = [value for value in shown if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
@@ -110,7 +110,7 @@ def sparkline(values: Sequence[float], points: int = 40) -> str:
 
 
 def bar(value: float, most: float, width: int = 30) -> str:
-    """A bar whose length is to ``width`` as ``value`` to ``most``; a thin one for what is little and not nothing."""
+    """A bar of length ``width`` times ``value / most``; a thin bar for a small value above zero."""
     if value <= 0 or most <= 0:
         return ""
     return "█" * round(width * value / most) or "▏"

@@ -1,6 +1,6 @@
-"""What there is to tell of one round, as plain data: for the report, the terminal, artefacts and model cards.
+"""Facts about one round as plain data, for the report, the terminal, artefacts and model cards.
 
-Torch-free. Every part is None, or empty, where the round does not have it.
+Torch-free. Every part is None or empty if the round does not have it.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class PairFacts:
-    """What the round trained on.
+    """The round's training data.
 
     Attributes:
         kind: ``pair``, ``group`` or ``unpaired``.
-        rows: how many, replayed and anchoring ones included; ``own`` of them are the round's own.
-        dropped: how many candidates became none, by cause; causes that dropped nothing are left out.
-        margins: score differences of own pairs, of the best and the worst response of own groups.
+        rows: number of rows, including replayed and anchor rows; ``own`` of them are the round's own.
+        dropped: number of candidates dropped, by cause; causes that dropped nothing are left out.
+        margins: score differences of own pairs, or of the best and the worst response of own groups.
         margin: their mean; None without scores.
         dispersion: −log Hn of each example, where the loss scales by it (MallowsPO, arXiv:2405.14953).
     """
@@ -44,10 +44,10 @@ class PairFacts:
 
 @dataclass(frozen=True, slots=True)
 class LabelFacts:
-    """What labels of a stage (labels, gold, evaluation) are and what they cost.
+    """Counts and cost of a stage's labels (labels, gold, evaluation).
 
     Attributes:
-        stage: its name.
+        stage: the stage's name.
         missing: responses without a score.
         missing_by_cause: questions without an answer, by cause.
         questions: asked or taken from the cache; ``cache_hit_rate`` is the share of the latter.
@@ -76,10 +76,10 @@ class DiscriminatorFacts:
 
     Attributes:
         bought: gold comparisons of all rounds so far.
-        gold, silver: prompts of the round with a label of either kind.
-        accuracy: on held-out gold; ``previous_accuracy`` the version before on the same.
-        fresh_accuracy: the version before on this round's gold, which it has not seen.
-        why_not: why it does not label; None: it does.
+        gold, silver: prompts of the round with a gold or a silver label.
+        accuracy: on held-out gold; ``previous_accuracy``: of the previous version on the same gold.
+        fresh_accuracy: of the previous version on this round's gold, which it has not seen.
+        why_not: why it does not label; None if it does.
     """
 
     bought: int | None
@@ -93,21 +93,21 @@ class DiscriminatorFacts:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts:
-    """The round's training. ``metrics``: those of ``TrainResult``; ``steps`` one report each."""
+    """The round's training. ``metrics``: those of ``TrainResult``; ``steps``: one report per step."""
 
     metrics: Mapping[str, float]
     steps: tuple[StepReport, ...]
 
     def metric(self, name: str) -> float | None:
-        """One of the metrics; None if there is none of that name."""
+        """The metric ``name``, or None."""
         return self.metrics.get(name)
 
 
 @dataclass(frozen=True, slots=True)
 class StageFacts:
-    """A complete stage. ``tokens``: sampled, or read in training; ``rate``: tokens, else rows, a second.
+    """A complete stage. ``tokens``: sampled, or read in training; ``rate``: tokens a second, or rows without tokens.
 
-    ``memory``: peak bytes by place, ``process`` (resident, all its processes) and ``device``; empty if not known.
+    ``memory``: peak bytes by place: ``process`` (resident, all its processes) and ``device``; empty if not known.
     """
 
     name: str
@@ -120,7 +120,7 @@ class StageFacts:
 
 @dataclass(frozen=True, slots=True)
 class GateFacts:
-    """What the gate decided after the round, and why. ``measures`` is what it decided on, as it wrote it."""
+    """The gate's decision after the round, and its reasons. ``measures``: what the decision is based on, as written."""
 
     decision: str
     reasons: tuple[str, ...]
@@ -130,7 +130,7 @@ class GateFacts:
 
 @dataclass(frozen=True, slots=True)
 class SampleComparison:
-    """One held-out prompt with the greedy responses of the start policy and of the round, and their scores."""
+    """A held-out prompt with the greedy responses of the start policy and of the round's policy, and their scores."""
 
     prompt: str
     before: str
@@ -145,15 +145,15 @@ class RoundFacts:
 
     Attributes:
         round: 0 is the policy before preference training.
-        metrics: the evaluation's metrics.json; empty if the round is not evaluated. The next fields are of it.
+        metrics: the evaluation's metrics.json; empty if the round is not evaluated. The next fields come from it.
         reward: mean over sampled responses to held-out prompts; ``reward_greedy`` of greedy ones.
         win_rate_vs_start, win_rate_vs_previous: share of comparisons won, ties half.
         kl_to_start, kl_to_previous: nats a token, on the round's own samples.
         response_length: mean tokens; ``stop_rate``: share of responses that ended by themselves.
-        sampler_trainer_gap: mean absolute difference of a token's log-prob in the engine and in the trainer, nats.
-        stages: those that are complete, in the order in which they run.
-        labels: one of each stage that labelled.
-        comparisons: a few held-out prompts; none of round 0.
+        sampler_trainer_gap: mean absolute difference of a token's log-prob between the engine and the trainer, nats.
+        stages: complete stages, in the order in which they run.
+        labels: one for each stage that labelled.
+        comparisons: a few held-out prompts; empty for round 0.
     """
 
     round: int
@@ -176,7 +176,7 @@ class RoundFacts:
     comparisons: tuple[SampleComparison, ...]
 
     def measured(self, name: str) -> float | None:
-        """A number of the evaluation, or else of the gate."""
+        """A number from the evaluation, or else from the gate."""
         for source in self._sources():
             value = source.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -201,7 +201,7 @@ class RoundFacts:
 
     @property
     def label_cost(self) -> float:
-        """What labels cost, in the currency of the config's prices."""
+        """Cost of the labels, in the currency of the config's prices."""
         return sum(labels.cost for labels in self.labels)
 
 
@@ -215,7 +215,7 @@ def estimate(metrics: Mapping[str, Any], name: str) -> Estimate | None:
 
 
 def label_facts(stage: str, metrics: Mapping[str, Any]) -> LabelFacts:
-    """Of what a stage's manifest says of its labels (``reward_models.answers.accounts.summary``)."""
+    """Label facts from the metrics in a stage's manifest (``reward_models.answers.accounts.summary``)."""
     return LabelFacts(
         stage=stage,
         missing=metrics.get("missing_labels"),
@@ -248,5 +248,5 @@ COLUMNS = (
 
 
 def cell(value: float | None, form: str) -> str:
-    """``value`` in its format, or a dash where the round has none."""
+    """``value`` in its format, or a dash for None."""
     return "–" if value is None else form.format(value)

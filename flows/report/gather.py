@@ -1,4 +1,4 @@
-"""Gathers what there is to tell of a round from its run folder; nothing is computed but histograms."""
+"""Gathers the facts about a round from its run folder; computes nothing but histograms."""
 
 import json
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import STEPS, read_steps
 from pipeline.types import Group
 
-# Of the comparisons of a round; a page or an artefact shows no more.
+# Comparisons of a round that a page or an artefact shows at most.
 COMPARED = 10
 
 
 def round_facts(run: RunFolder, config: RunConfig, round_: int, comparisons: int = COMPARED) -> RoundFacts:
-    """What the run folder says of ``round_``, with at most so many ``comparisons``; stages may be missing.
+    """Read the facts about ``round_``, with at most ``comparisons`` comparisons; stages may be missing.
 
     Raises:
         RunError: a file of the round cannot be read.
@@ -73,7 +73,7 @@ def _manifests(run: RunFolder, round_: int) -> dict[str, Manifest]:
 
 
 def evaluation_metrics(run: RunFolder, round_: int) -> dict[str, Any]:
-    """The metrics.json of a round's evaluation; empty if there is none. Raises ``RunError`` if it cannot be read."""
+    """The metrics.json of a round's evaluation; empty if there is no file. Raises ``RunError`` if it is unreadable."""
     return _json(run.stage(round_, "evaluation").folder / "metrics.json") or {}
 
 
@@ -149,7 +149,7 @@ def _gate(run: RunFolder, round_: int) -> GateFacts | None:
 
 def _stage(name: str, manifest: Manifest) -> StageFacts:
     said: dict[str, Any] = dict(manifest.metrics)
-    # The stage that samples for the evaluation tells the tokens of greedy and sampled responses apart.
+    # The stage that samples for the evaluation reports the tokens of greedy and sampled responses separately.
     parts = [said, *(part for part in said.values() if isinstance(part, dict))]
     counts = [part["tokens"] for part in parts if isinstance(part.get("tokens"), int)]
     tokens = sum(counts) if counts else None
@@ -177,7 +177,7 @@ def _comparisons(run: RunFolder, round_: int, count: int) -> tuple[SampleCompari
 
 
 def _greedy(run: RunFolder, round_: int, count: int) -> dict[str, Group]:
-    """The first ``count`` prompts; every round is asked the same, in the same order."""
+    """The first ``count`` prompts; every round gets the same prompts in the same order."""
     found: dict[str, Group] = {}
     for group in read_groups(run.stage(round_, "evaluation").folder / "greedy"):
         if len(found) == count:

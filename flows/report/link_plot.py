@@ -1,4 +1,4 @@
-"""A picture of the links: f(z) and its slope f′(z)."""
+"""A plot of the links: f(z) and its slope f′(z)."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -21,12 +21,12 @@ from pipeline.losses.links import make_link
 
 DISPERSION = 1.0  # the mean over a round
 LABEL = 0.9  # for the link that compares with a label
-_COLOURS = 10  # that matplotlib tells apart by default
+_COLOURS = 10  # colours in matplotlib's default cycle
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A link over margins ``z``: its values and slopes, all [N] float64."""
+    """A link over margins ``z``: values and slopes, all [N] float64."""
 
     name: str
     z: Tensor
@@ -68,15 +68,15 @@ def _named(link: LinkSettings) -> str:
 
 
 def draw_links(form: str) -> bytes:
-    """The picture as a file's content; ``form`` is one that matplotlib writes (png, svg, pdf)."""
-    # Loaded here: nothing else of the package draws, and it takes a second.
+    """Return the plot as a file's content; ``form`` is a format that matplotlib writes (png, svg, pdf)."""
+    # Loaded here: no other part of the package draws, and it takes a second.
     from matplotlib.figure import Figure
 
     drawn = curves()
     figure = Figure(figsize=(13, 5.5), layout="constrained")
     values, slopes = figure.subplots(1, 2)
     for number, curve in enumerate(drawn):
-        # Where two curves run together the later one, drawn on top, shows the earlier one in its gaps.
+        # Where two curves coincide, the later one, drawn on top, shows the earlier one in its gaps.
         style = ("-", "--")[number % 2] if number < _COLOURS else "-."
         look = {"color": f"C{number % _COLOURS}", "linestyle": style, "linewidth": 1.6}
         values.plot(curve.z, curve.value, label=curve.name, **look)

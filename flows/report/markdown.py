@@ -1,6 +1,6 @@
-"""A round, its sample comparisons and the table of rounds as Prefect's artefacts show them. Facts in, Markdown out.
+"""A round, its sample comparisons and the table of rounds as Markdown for Prefect's artefacts. Facts in, text out.
 
-Text that models or data wrote goes in through ``shown_text`` alone. Torch-free.
+Text from models or data goes in only through ``shown_text``. Torch-free.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from flows.report.facts import (
 )
 from pipeline.safe_text import markdown, markdown_block
 
-# Letters of a prompt or a response that are shown.
+# Letters shown of a prompt or a response.
 SHOWN_LETTERS = 2000
 BARS = "▁▂▃▄▅▆▇█"
 NONE = "–"
@@ -45,7 +45,7 @@ TRAINING = (
     ("loss, first step", "first_loss", "{:.4f}"),
     ("loss, at the end", "loss", "{:.4f}"),
     ("margin, β × score difference", "margin", "{:.3f}"),
-    ("pairs ranked rightly", "accuracy", "{:.1%}"),
+    ("pairs ranked correctly", "accuracy", "{:.1%}"),
     ("log-prob of chosen, nats/token", "chosen_logp_per_token", "{:.3f}"),
     ("log-prob of rejected, nats/token", "rejected_logp_per_token", "{:.3f}"),
     ("gradient norm", "grad_norm", "{:.3g}"),
@@ -53,7 +53,7 @@ TRAINING = (
 
 
 def round_page(name: str, rounds: int, facts: RoundFacts, earlier: Sequence[RoundFacts] = ()) -> str:
-    """One round of the run ``name``; ``earlier`` rounds, such as the start and the one before, stand beside it."""
+    """The page of one round of the run ``name``; ``earlier`` rounds, such as the start, are for comparison."""
     parts = [f"# {markdown(name)} · round {facts.round} of {rounds}"]
     if facts.gate is not None:
         parts += _gate(facts.gate)
@@ -70,19 +70,19 @@ def round_page(name: str, rounds: int, facts: RoundFacts, earlier: Sequence[Roun
 
 
 def comparisons_page(name: str, facts: RoundFacts) -> str:
-    """Held-out prompts with the greedy responses of the start and of the round, each with its score."""
+    """Held-out prompts with the greedy responses of the start and the round, each with its score."""
     title = f"# {markdown(name)} · start and round {facts.round}, {len(facts.comparisons)} held-out prompts"
     return "\n\n".join([title, *(_comparison(n, one) for n, one in enumerate(facts.comparisons, 1))]) + "\n"
 
 
 def report_link(report: Path) -> str:
-    """Where the report is; a browser opens a file when it is asked to, not from a link of a page."""
-    said = "Browsers do not follow links from here to files: copy the address into another tab."
+    """The report's address; a browser opens a file when asked to, but not from a link on a page."""
+    said = "Browsers do not follow links from here to files: copy the address into a new tab."
     return f"[{markdown(str(report))}]({report.as_uri()})\n\n{said}\n\n{markdown_block(report.as_uri())}\n"
 
 
 def rounds_rows(rounds: Sequence[RoundFacts]) -> list[dict[str, str]]:
-    """The table of rounds, a row each; columns that no round has are left out."""
+    """The table of rounds, one row each; columns without any values are left out."""
     shown = [column for column in COLUMNS if any(facts.metrics.get(column[0]) is not None for facts in rounds)]
     rows = []
     for facts in rounds:
@@ -110,7 +110,7 @@ def clock_time(seconds: float) -> str:
 
 
 def histogram_line(histogram: Histogram) -> str:
-    """``-1.5 ▁▃█▂▁ 2.5``: its bins as bars between its ends."""
+    """``-1.5 ▁▃█▂▁ 2.5``: the bins as bars between the histogram's ends."""
     if not histogram.counts:
         return NONE
     most = max(histogram.counts)
@@ -136,12 +136,12 @@ def _measures(rounds: Sequence[RoundFacts]) -> list[str]:
 def _pairs(pairs: PairFacts) -> list[str]:
     kinds = {"pair": "pairs", "group": "groups", "unpaired": "single responses"}
     said = f"Trained on {pairs.rows:,} {kinds.get(pairs.kind, markdown(pairs.kind))}"
-    said += f", {pairs.own:,} of them of this round's own." if pairs.own != pairs.rows else "."
+    said += f", {pairs.own:,} of them from this round." if pairs.own != pairs.rows else "."
     rows = [[markdown(cause.replace("_", " ")), f"{count:,}"] for cause, count in pairs.dropped.items()]
     dropped = _table(["left out because of", "candidates"], rows) if rows else "Nothing was left out."
     lines = ["## Pairs", said, dropped]
     if pairs.margin is not None:
-        lines.append(f"Score differences: mean {pairs.margin:.3g}, spread `{histogram_line(pairs.margins)}`")
+        lines.append(f"Score differences: mean {pairs.margin:.3g}, distribution `{histogram_line(pairs.margins)}`")
     if pairs.dispersion.counts:
         lines.append(f"Dispersion, −log H: `{histogram_line(pairs.dispersion)}`")
     return lines
@@ -149,7 +149,7 @@ def _pairs(pairs: PairFacts) -> list[str]:
 
 def _training(training: TrainingFacts) -> list[str]:
     rows = [[title, _value(training.metric(name), form)] for title, name, form in TRAINING]
-    steps = f"{len(training.steps):,} optimiser steps; values at the end are means over the last tenth of them."
+    steps = f"{len(training.steps):,} optimiser steps; values at the end are means over the last tenth of the steps."
     return ["## Training", _table(["measure", "value"], [row for row in rows if row[1] != NONE]), steps]
 
 
@@ -220,7 +220,7 @@ def _value(value: object, form: str) -> str:
 
 
 def _interval(interval: Sequence[Any] | None, form: str) -> str:
-    """The ends, shares as whole per cents."""
+    """The ends of an interval; shares as whole per cents."""
     rounded = "{:.0%}" if form.endswith("%}") else form
     return f" ({rounded.format(interval[0])} to {rounded.format(interval[1])})" if interval else ""
 

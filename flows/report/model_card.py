@@ -1,4 +1,4 @@
-"""The card of a policy that training made: a README.md in Hugging Face's form. Data in, text out. Torch-free."""
+"""The model card of a trained policy: a README.md in Hugging Face's form. Data in, text out. Torch-free."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pipeline.safe_text import markdown
 from pipeline.storage.atomic import write_text
 from pipeline.storage.run_folder import RunFolder
 
-# Of the loss: what documents it stands in the card as sentences.
+# Parts of the loss that document it; the card shows them as sentences.
 DOCUMENTED = {"summary", "formula", "citation", "family", "identity_with", "departures"}
 TABLES = {
     "prompts": "prompts that rounds could train on",
@@ -28,9 +28,9 @@ TABLES = {
     "held_out_pairs": "pairs of held-out prompts",
 }
 LIMITS = """\
-- The numbers above are of this run's own labeller, on held-out prompts of the training data's kind. They are no measure
-  of truthfulness, safety, or quality elsewhere, and a policy may learn what pleases its labeller rather than what is
-  asked of it.
+- The numbers above are from this run's own labeller, on held-out prompts of the training data's kind. They do not
+  measure truthfulness, safety, or quality elsewhere. A policy may also learn to please its labeller instead of doing
+  what is asked of it.
 - Nothing was filtered for safety, bias or personal data beyond what the start model and the data already were. Test the
   model for its use before anybody relies on it.
 - Licences of the start model and of the data apply to this model too."""
@@ -38,7 +38,7 @@ LIMITS = """\
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells. ``rounds`` are those up to the policy's own, which is the last.
+    """Contents of a card. ``rounds`` are those up to and including the policy's own.
 
     Attributes:
         counts: rows of the run's data by table.
@@ -52,7 +52,7 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """The card, in Markdown below YAML front matter; what users and models wrote in it is text and nothing else."""
+    """The card, in Markdown below YAML front matter; text by users and models in it stays plain text."""
     config, last = facts.config, facts.rounds[-1]
     parts = [
         _front_matter(config),
@@ -68,7 +68,7 @@ def model_card(facts: CardFacts) -> str:
 
 
 def start_model(config: RunConfig) -> str:
-    """The name of the model that training started from, without the folders that it is in here."""
+    """The name of the model that training started from, without the folders above it."""
     if not isinstance(config.policy, PretrainedPolicy):
         return "a small model made from scratch"
     path = config.policy.path
@@ -182,7 +182,7 @@ def _interval(wins: Estimate) -> str:
 
 
 def write_card(run: RunFolder, config: RunConfig, round_: int) -> Path | None:
-    """``RUN/cards/round_NNN.md``, unless the round's gate or a person did not let the policy through."""
+    """Write ``RUN/cards/round_NNN.md``, unless the round's gate or a person did not let the policy through."""
     answer = read_approval(run, round_)
     gate = round_facts(run, config, round_, comparisons=0).gate
     decision = answer.decision if answer is not None else "promote" if gate is None else gate.decision

@@ -1,4 +1,4 @@
-"""What there is to see of a round's pairs before anything is trained: how many, how far apart, how long, which."""
+"""A preview of a round's pairs before training: their number, margins, lengths and some examples."""
 
 import random
 from collections import defaultdict
@@ -11,15 +11,15 @@ from pipeline.types import Group, Pair, Preference, Response, derive_seed
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Of one round's pairs, groups or marked responses.
+    """A summary of one round's pairs, groups or marked responses.
 
     Attributes:
         kind: ``pair``, ``group`` or ``unpaired``.
-        rows: how many.
-        margins: score differences: of pairs, of the best and the worst of groups; those without scores are left out.
+        rows: number of rows.
+        margins: score differences: of pairs, or of the best and the worst of groups; rows without scores are left out.
         lengths: histograms of token counts by name: chosen, rejected; responses; good, bad.
-        longer_chosen: share of the pairs of unlike length whose chosen response is the longer one; None: no pairs.
-        examples: up to ten rows, by lot.
+        longer_chosen: share of the pairs of unequal length whose chosen response is the longer one; None: no such pair.
+        examples: up to ten rows, chosen at random.
     """
 
     kind: str
@@ -31,8 +31,8 @@ class Preview:
 
 
 def preview(made: Sequence[Preference], seed: int = 0, shown: int = 10) -> Preview:
-    """Summarise ``made``, rows of one kind, at least one."""
-    lots = random.Random(derive_seed("preview", seed))  # noqa: S311 - lots, not secrets
+    """Summarise ``made``: at least one row, all of one kind."""
+    lots = random.Random(derive_seed("preview", seed))  # noqa: S311 - random draws, not secrets
     places = sorted(lots.sample(range(len(made)), min(shown, len(made))))
     sides = _sides(made)
     unlike = [(len(row.chosen.token_ids), len(row.rejected.token_ids)) for row in made if isinstance(row, Pair)]

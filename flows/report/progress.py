@@ -17,7 +17,7 @@ LINE_EVERY_SECONDS = 15.0
 
 @dataclass
 class _Lines:
-    """Plain lines for logs: one at most every ``LINE_EVERY_SECONDS``."""
+    """Plain lines for logs: at most one every ``LINE_EVERY_SECONDS``."""
 
     title: str
     unit: str
@@ -81,5 +81,5 @@ def silent(done: int, total: int, note: str) -> None:
 
 
 def make_console() -> Console:
-    """Where people read what a run does: standard error, so that standard output stays data."""
+    """A console where people read what a run does: standard error, so that standard output stays data."""
     return Console(file=sys.stderr, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What ``prefloop show`` tells below the table of rounds: the report's story in lines of text with small charts."""
+"""The text that ``prefloop show`` prints below the table of rounds: the report in lines with small charts."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ _Metrics = dict[str, Any]
 
 
 def read_rounds(root: Path) -> list[_Metrics]:
-    """The metrics.json of every evaluated round, round 0 first. Raises ``UserError`` if ``root`` is no run."""
+    """Read the metrics.json of every evaluated round, from round 0. Raises ``UserError`` if ``root`` is not a run."""
     run = RunFolder.existing(root)
     rounds = []
     for round_ in run.rounds():
@@ -48,16 +48,16 @@ def _read_metrics(file: Path) -> _Metrics:
 
 
 def make_table_console() -> Console:
-    """Standard output; as wide as the terminal, or 120 characters where there is none."""
+    """A console on standard output, as wide as the terminal, or 120 characters without a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=120)
 
 
 def print_table(root: Path, rounds: list[_Metrics]) -> None:
-    """Print one row a round; columns that no round has are left out."""
+    """Print one row per round; columns without any values are left out."""
     console = make_table_console()
     if not rounds:
-        console.print(f"{root}: no round is evaluated yet", markup=False, highlight=False)
+        console.print(f"{root}: no round has been evaluated yet", markup=False, highlight=False)
         return
     shown = [column for column in COLUMNS if any(metrics.get(column[0]) is not None for metrics in rounds)]
     table = Table(title=Text(visible(root.name)), title_justify="left", box=None, padding=(0, 0, 0, 1))
@@ -73,7 +73,7 @@ def print_table(root: Path, rounds: list[_Metrics]) -> None:
 
 
 def gate_lines(root: Path) -> list[str]:
-    """What the gate of each round decided, and why; and what a person answered."""
+    """The decision of each round's gate and its reasons; and a person's answer, if any."""
     run = RunFolder(root)
     lines = []
     for round_ in run.rounds():
@@ -86,7 +86,7 @@ def gate_lines(root: Path) -> list[str]:
     return lines
 
 
-# Metric and what it is called, where rounds are too many for the table to be read as a curve.
+# Metrics and their labels, for runs with too many rounds to see a curve in the table.
 TRENDS = (
     ("reward", "reward"),
     ("win_rate_vs_start", "win rate vs start"),
@@ -107,7 +107,7 @@ _NAME = 22
 
 
 def print_story(root: Path) -> None:
-    """Print it; a part without numbers is left out."""
+    """Print the report's charts; a part without numbers is left out."""
     console = make_table_console()
     run = RunFolder(root)
     config = load_config([run.config_file])

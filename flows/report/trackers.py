@@ -1,8 +1,8 @@
 """TensorBoard and Weights & Biases, through accelerate's trackers, fed from the run folder.
 
-They follow the files that training and evaluation write, and ``trackers/logged.json`` says how far they are: whatever
-was killed when, a step is logged once, and a run that gets trackers later is told from its beginning. They stand in the
-process of the flow, so that training knows nothing of them.
+They follow the files that training and evaluation write. ``trackers/logged.json`` records how far they have come:
+whatever is killed at any time, each step is logged once, and trackers added later log a run from its beginning. They
+live in the flow's process, so that training does not know about them.
 """
 
 import importlib.util
@@ -23,19 +23,19 @@ from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import STEPS
 
 _FOLDER = "trackers"
-# Between two looks at the steps of a round that is being trained.
+# Time between two looks at the steps of a round in training.
 _LOOK_SECONDS = 2.0
 
 
 def require_trackers(config: RunConfig) -> None:
-    """Raise ``UserError`` where a tracker's package is not installed."""
+    """Raise ``UserError`` if a tracker's package is not installed."""
     for name in config.trackers:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"trackers: {name} is not installed (pip install 'prefloop[{name}]')")
 
 
 class Trackers:
-    """The run's trackers; a context manager. Without any in the config it does nothing and imports nothing."""
+    """The run's trackers; a context manager. If the config has none, it does nothing and imports nothing."""
 
     def __init__(self, run: RunFolder, config: RunConfig) -> None:
         self._run = run
@@ -43,7 +43,7 @@ class Trackers:
         self._open: list[Any] = []
         self._looked = 0.0
         self._state_file = run.root / _FOLDER / "logged.json"
-        # Steps of each round, and rounds whose evaluation is logged.
+        # Steps logged of each round, and rounds whose evaluation is logged.
         self._steps: dict[int, int] = {}
         self._evaluated: set[int] = set()
         self._id = uuid.uuid4().hex[:8]
@@ -65,16 +65,16 @@ class Trackers:
         if "wandb" in self._config.trackers and self._open:
             import wandb
 
-            # Its own process may still be writing the file; this waits for it.
+            # W&B's own process may still be writing the file; this waits for it.
             wandb.teardown()
 
     def look(self) -> None:
-        """``follow``, but not more often than every few seconds."""
+        """Call ``follow``, but at most once every few seconds."""
         if self._open and time.monotonic() - self._looked > _LOOK_SECONDS:
             self.follow()
 
     def follow(self) -> None:
-        """Log what the run folder holds and was not logged yet."""
+        """Log everything in the run folder that is not logged yet."""
         if not self._open:
             return
         before = (dict(self._steps), set(self._evaluated))
@@ -131,7 +131,7 @@ class Trackers:
             self._id = str(plain["id"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{self._state_file}: not readable ({error}); without {self._state_file.parent} all is logged again"
+                f"{self._state_file}: not readable ({error}); delete {self._state_file.parent} to log everything again"
             ) from None
 
     def _save(self) -> None:
@@ -144,13 +144,13 @@ class Trackers:
 
         folder = self._state_file.parent
         folder.mkdir(parents=True, exist_ok=True)
-        # Its own idea of a device is not needed here, and the flow's process must take no memory of one.
+        # accelerate's choice of a device is not needed here, and the flow's process must not take memory on one.
         PartialState(cpu=True)
         logged = sum(self._steps.values())
         for name in self._config.trackers:
             tracker: Any
             if name == "tensorboard":
-                # What a kill left behind the last step that is known to be logged does not count.
+                # A kill may leave steps after the last one known to be logged; they do not count.
                 tracker = TensorBoardTracker(name, folder, purge_step=logged + 1 if self._evaluated else None)
             else:
                 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -161,7 +161,7 @@ class Trackers:
         self._save()
 
     def _of_wandb(self, folder: Path) -> dict[str, Any]:
-        """Offline unless the environment has a key or says otherwise: nobody is asked to log in within a run."""
+        """Offline unless the environment has a key or sets a mode: a run never asks for a login."""
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         return {
             "id": self._id,

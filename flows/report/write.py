@@ -1,4 +1,4 @@
-"""Writes RUN/report.html, or a page of several runs."""
+"""Writes RUN/report.html, or one page for several runs."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,25 +15,25 @@ from pipeline.storage.atomic import write_text
 from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
 
-# Held-out prompts and rounds that samples are shown of, characters of one response, and of all that a page holds.
+# Limits of the samples: held-out prompts, rounds, characters of one response, and of the whole page.
 _PROMPTS, ROUNDS, RESPONSE, ALL = 100, 8, 1500, 1_500_000
 
 
 def write_report(run: RunFolder, config: RunConfig) -> Path:
-    """Render what there is of the run so far; returns the file."""
+    """Render the run so far; return the file."""
     file = run.root / "report.html"
     write_text(file, render_report([run_facts(run, config)]))
     return file
 
 
 def report_runs(roots: Sequence[Path], output: Path | None) -> Path:
-    """Write the page of one run, or of several beside each other; returns the file.
+    """Write the page of one run, or of several side by side; return the file.
 
     Raises:
-        UserError: no run folder, several without ``output``, or a place that cannot be written.
+        UserError: not a run folder, several without ``output``, or a place that cannot be written.
     """
     if len(roots) > 1 and output is None:
-        raise UserError("report: several runs have no folder in common; --output FILE says where the page goes")
+        raise UserError("report: several runs have no folder in common; give the page's place with --output FILE")
     runs = [RunFolder.existing(root) for root in roots]
     found = [(run, load_config([run.config_file])) for run in runs]
     if output is None:
@@ -51,7 +51,7 @@ def report_runs(roots: Sequence[Path], output: Path | None) -> Path:
 
 
 def run_facts(run: RunFolder, config: RunConfig, name: str | None = None, characters: int = ALL) -> RunFacts:
-    """All that a page tells of one run; its samples have at most so many ``characters``."""
+    """Everything that a page shows about one run; samples have at most ``characters`` characters in all."""
     rounds = tuple(round_facts(run, config, round_, comparisons=0) for round_ in run.rounds())
     manifests = [manifest for n in run.rounds() for s in _stages(run, n) if (manifest := run.stage(n, s).manifest())]
     versions: dict[str, str] = {}
@@ -98,7 +98,7 @@ def _headline(config: RunConfig) -> str:
 
 
 def _names(names: Sequence[str], roots: Sequence[Path]) -> list[str]:
-    """Names that tell the runs apart: of their configs, else of their folders, else their paths."""
+    """Names that distinguish the runs: from their configs, else from their folders, else their paths."""
     for choice in (names, [root.resolve().name for root in roots], [str(root) for root in roots]):
         if len(set(choice)) == len(choice):
             return list(choice)
@@ -106,7 +106,7 @@ def _names(names: Sequence[str], roots: Sequence[Path]) -> list[str]:
 
 
 def _samples(run: RunFolder, characters: int) -> Samples:
-    """Greedy responses of a few rounds, evenly spaced, the first and the newest among them."""
+    """Greedy responses from a few evenly spaced rounds, including the first and the newest."""
     rounds = evaluated_rounds(run)
     last = len(rounds) - 1
     places = sorted({round(place * last / (ROUNDS - 1)) for place in range(ROUNDS)}) if last > 0 else [*range(last + 1)]

@@ -1,4 +1,4 @@
-"""The report of one run, or of several beside each other, as one HTML page without anything from outside."""
+"""The report of one run, or of several side by side, as one HTML page that loads nothing from outside."""
 
 from flows.report.html.page import render_report
 from flows.report.html.run_facts import RunFacts, Sample, Samples

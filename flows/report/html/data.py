@@ -1,4 +1,4 @@
-"""Panels of what rounds train on, who labelled it, and what all of it took. A panel without numbers is left out."""
+"""Panels of the training data, its labels, and the time and cost. A panel without numbers is left out."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -8,12 +8,12 @@ from flows.report.html.figures import Line, bars_figure, histogram_figure, lines
 from flows.report.html.panel import Panel, Runs, run_label
 from flows.report.html.run_facts import RunFacts
 
-# Histograms of one figure.
+# Most histograms in one figure.
 OVERLAID = 4
 
 
 def data_panels(runs: Runs) -> list[Panel]:
-    """What rounds trained on, and who labelled it."""
+    """Panels of what rounds trained on, and how it was labelled."""
     found: list[Panel | None] = []
     for run in runs:
         of_run = f" · {run.name}" if len(runs) > 1 else ""
@@ -23,7 +23,7 @@ def data_panels(runs: Runs) -> list[Panel]:
 
 
 def time_panels(runs: Runs) -> list[Panel]:
-    """Seconds of each stage, a bar a round; of several runs, a bar a run."""
+    """Seconds of each stage; one bar per round, or with several runs one bar per run."""
     if len(runs) == 1:
         bars = [(str(facts.round), facts.stages) for facts in runs[0].rounds]
     else:
@@ -63,7 +63,7 @@ def _dispersion(run: RunFacts, of_run: str) -> Panel | None:
     panel = _histograms(f"Dispersion{of_run}", "share of pairs", found, "−log of the reference's normalised entropy")
     if panel is None:
         return None
-    return Panel(panel.title, panel.unit, panel.figure, "Large where the reference is sure, and people agree.")
+    return Panel(panel.title, panel.unit, panel.figure, "Large where the reference is certain, and people agree.")
 
 
 def _histograms(title: str, unit: str, found: Sequence[tuple[int, Histogram]], x_title: str) -> Panel | None:
@@ -75,7 +75,7 @@ def _histograms(title: str, unit: str, found: Sequence[tuple[int, Histogram]], x
 
 
 def _labelling(runs: Runs) -> Panel | None:
-    """How far labels can be relied on."""
+    """Panel of how reliable the labels are."""
     lines = _per_round(
         runs,
         [
@@ -85,7 +85,7 @@ def _labelling(runs: Runs) -> Panel | None:
     )
     if not lines:
         return None
-    note = "Orders: share of pairs whose winner changes when the two responses change places."
+    note = "Orders: share of pairs whose winner changes when the two responses swap places."
     return Panel("Agreement of labels", "", lines_figure(lines, x_title="round", whole=True), note)
 
 
@@ -100,7 +100,7 @@ def _discriminator(runs: Runs) -> Panel | None:
     def fresh(facts: RoundFacts) -> float | None:
         return None if facts.discriminator is None else facts.discriminator.fresh_accuracy
 
-    lines = _per_round(runs, [("held-out gold", accuracy), ("this round's gold, not yet learnt", fresh)])
+    lines = _per_round(runs, [("held-out gold", accuracy), ("this round's gold, not yet learned", fresh)])
     if not lines:
         return None
     figure = lines_figure(lines, x_title="round", y_format=".0%", level=0.5, whole=True)

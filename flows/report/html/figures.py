@@ -1,8 +1,8 @@
-"""Figures that read on light and dark paper, in a narrow window, and without colours.
+"""Figures that are readable on light and dark paper, in a narrow window, and without colours.
 
 Paper and letters take their colours from the page's style sheet; lines differ by colour, dash and mark. The colours are
-Okabe and Ito's (jfly.uni-koeln.de/color), told apart with every common colour-vision deficiency, with blue lighter and
-purple darker, so that each has a contrast of 3 or more to white and to near-black.
+Okabe and Ito's (jfly.uni-koeln.de/color), distinct with every common colour-vision deficiency; blue is lighter and
+purple darker here, so that each has a contrast of at least 3 to white and to near-black.
 """
 
 import math
@@ -20,9 +20,9 @@ _PATTERNS = ("", "/", "x", ".", "-", "+", "|", "\\")
 DASHES = ("solid", "dash", "dot", "dashdot")
 CONFIG = {"displayModeBar": False, "responsive": True}
 HEIGHT = 250
-# Pixels of one row of a legend, and of the narrowest figure.
+# Pixels of one legend row, and of the narrowest figure.
 _ENTRY, NARROW = 20, 330
-# Points of one line; longer ones are means of as many stretches.
+# Most points of one line; longer lines are reduced to means of equal stretches.
 POINTS = 400
 
 
@@ -55,13 +55,13 @@ def lines_figure(
     """Lines over ``x_title``.
 
     Args:
-        lines: in the order of the legend.
-        x_title: below the axis.
-        y_format: of d3, such as ``.0%``.
+        lines: in the legend's order.
+        x_title: label below the axis.
+        y_format: a d3 format, such as ``.0%``.
         marks: whether points are marked.
-        level: a horizontal line that means something, such as one half.
-        bounds: vertical lines, such as where rounds begin.
-        whole: x counts, so only whole numbers are on the axis.
+        level: a meaningful horizontal line, such as one half.
+        bounds: vertical lines, such as the starts of rounds.
+        whole: x is a count, so the axis has only whole numbers.
     """
     figure = go.Figure(layout=_layout(x_title, y_format, [line.label for line in lines]))
     for line in lines:
@@ -74,7 +74,7 @@ def lines_figure(
     for bound in bounds:
         figure.add_vline(x=bound, line={"dash": "dot", "width": 1, "color": _COLOURS[-1]})
     if len({y for line in lines for y in line.y}) == 1:
-        # Around one value the library would show a range of two, whatever its size.
+        # Around a single value the library would show a range of two, whatever its size.
         figure.update_yaxes(rangemode="tozero")
     if whole:
         largest = max((x for line in lines for x in line.x), default=0)
@@ -85,7 +85,7 @@ def lines_figure(
 def bars_figure(
     labels: Sequence[str], stacks: Sequence[tuple[str, Sequence[float]]], *, x_title: str, y_format: str = ""
 ) -> str:
-    """Stacked bars: of each name in ``stacks`` one number for each of ``labels``."""
+    """Stacked bars: each stack has a name and one number for each of ``labels``."""
     figure = go.Figure(layout=_layout(x_title, y_format, [name for name, _ in stacks]))
     for place, (name, values) in enumerate(stacks):
         figure.add_trace(
@@ -102,7 +102,7 @@ def bars_figure(
 
 
 def histogram_figure(found: Sequence[tuple[str, Histogram]], *, x_title: str) -> str:
-    """Shares of each histogram's values, as steps over one axis."""
+    """Shares of each histogram's values, as steps over a shared axis."""
     figure = go.Figure(layout=_layout(x_title, ".0%", [name for name, _ in found]))
     for place, (name, histogram) in enumerate(found):
         total = sum(histogram.counts)
@@ -125,7 +125,7 @@ def histogram_figure(found: Sequence[tuple[str, Histogram]], *, x_title: str) ->
 
 
 def library() -> str:
-    """The source of the library that draws the figures, for one script element."""
+    """The source of the library that draws the figures, for a script element."""
     return str(get_plotlyjs())
 
 
@@ -145,7 +145,7 @@ def _trace(line: Line, marks: bool) -> go.Scatter:
 
 
 def _band(line: Line) -> list[go.Scatter]:
-    assert line.band is not None, "the caller looks"
+    assert line.band is not None, "the caller checks"
     red, green, blue = (int(_COLOURS[line.colour % len(_COLOURS)][place : place + 2], 16) for place in (1, 3, 5))
     plain = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
     low, high = line.band
@@ -161,7 +161,7 @@ def _pattern(place: int) -> dict[str, object]:
 
 
 def _layout(x_title: str, y_format: str, labels: Sequence[str]) -> go.Layout:
-    # The legend is below; its entries stand in columns as wide as the longest.
+    # The legend is below; its entries form columns as wide as the longest entry.
     columns = max(1, NARROW // (60 + 7 * max(map(len, labels), default=0)))
     legend = _ENTRY * math.ceil(len(labels) / columns) if len(labels) > 1 else 0
     return go.Layout(

@@ -1,4 +1,4 @@
-"""Panels of what rounds achieve on held-out prompts, and of signs that a labeller is pleased and nobody else.
+"""Panels of results on held-out prompts, and of signs that the policy pleases only its labeller.
 
 A panel without numbers is left out.
 """
@@ -11,7 +11,7 @@ from flows.report.html.panel import Panel, Runs, run_label
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A panel of one or several metrics of the evaluation, or of the gate, over rounds."""
+    """A panel of one or more metrics of the evaluation, or of the gate, over rounds."""
 
     title: str
     unit: str
@@ -41,7 +41,7 @@ OUTCOME = (
         "share of held-out prompts",
         (("lc_win_rate_vs_start", "vs start"), ("lc_win_rate_vs_previous", "vs previous")),
         ".0%",
-        "What the win rate would be if responses were as long as the other's.",
+        "The win rate if both sides' responses were equally long.",
         0.5,
     ),
     Metric(
@@ -62,7 +62,7 @@ OUTCOME = (
         "distinct n-grams over all",
         (("distinct_1", "single words"), ("distinct_2", "pairs of words")),
         ".0%",
-        "A fall says that responses grow alike.",
+        "A fall means that responses become more alike.",
     ),
     Metric(
         "Slot errors",
@@ -71,7 +71,7 @@ OUTCOME = (
         ".0%",
     ),
     Metric(
-        "Held-out pairs ranked rightly",
+        "Held-out pairs ranked correctly",
         "share of pairs",
         (("held_out_accuracy", "implicit reward"),),
         ".0%",
@@ -89,7 +89,7 @@ HACKING = (
         "win rate vs start",
         (("win_rate_vs_start", "training labeller"), ("second_win_rate_vs_start", "second labeller")),
         ".0%",
-        "The second labeller was never trained on: where the two part, the policy learns the labeller, not the task.",
+        "The policy never trains on the second labeller. Where the two diverge, it learns the labeller, not the task.",
         0.5,
     ),
     Metric(
@@ -113,7 +113,7 @@ HACKING = (
 
 
 def outcome_panels(runs: Runs) -> list[Panel]:
-    """What rounds achieve on held-out prompts, the frontier of reward and KL among it."""
+    """Panels of results on held-out prompts, including the frontier of reward and KL."""
     found = [panel for metric in OUTCOME if (panel := _of_metric(runs, metric)) is not None]
     frontier = _frontier(runs)
     places = [place for place, panel in enumerate(found) if panel.title == "KL"]
@@ -123,7 +123,7 @@ def outcome_panels(runs: Runs) -> list[Panel]:
 
 
 def hacking_panels(runs: Runs) -> list[Panel]:
-    """Signs that the policy pleases the labeller and nobody else; empty where no gate measured any."""
+    """Signs that the policy pleases only its labeller; empty if no gate measured any."""
     if not any(_measured(runs, sign) for sign in ("gap", "reward_length_slope")):
         return []
     compared = [metric for metric in HACKING if all(_measured(runs, name) for name, _ in metric.names)]
@@ -135,7 +135,7 @@ def _measured(runs: Runs, name: str) -> bool:
 
 
 def _of_metric(runs: Runs, metric: Metric) -> Panel | None:
-    """A line a metric and run; one metric of several runs is told apart by colour, and several by dash beside it."""
+    """One line per metric and run. Colours tell runs apart, and dashes metrics; with one run, colours tell metrics."""
     lines = []
     several = len(runs) > 1
     for number, run in enumerate(runs):

@@ -1,4 +1,4 @@
-"""The page itself. Data in, text out; what models wrote is escaped."""
+"""The HTML page. Data in, text out; text by models is escaped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells as they are shown, under their headings; the first column is text."""
+    """Displayed cells under their headings; the first column is text."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 def render_report(runs: Runs) -> str:
-    """The page of one run or of several, at least one. Panels and tables without numbers are left out."""
+    """Render the page of one or more runs. Panels and tables without numbers are left out."""
     sections = {
         "outcome": outcome_panels(runs),
         "hacking": hacking_panels(runs),
@@ -54,7 +54,7 @@ def render_report(runs: Runs) -> str:
 
 
 def _card(run: RunFacts) -> dict[str, Any]:
-    """The run in a few numbers."""
+    """A few key numbers of the run."""
     numbers: list[tuple[str, str, str]] = []
     if run.evaluated:
         first, last = run.evaluated[0], run.evaluated[-1]
@@ -78,7 +78,7 @@ def _card(run: RunFacts) -> dict[str, Any]:
 
 
 def rounded_time(seconds: float) -> str:
-    """In the largest unit that leaves a number above 1."""
+    """Time in the largest unit that gives a number of at least 1."""
     for size, unit in ((3600.0, "h"), (60.0, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
@@ -123,7 +123,7 @@ def _decisions(runs: Runs) -> list[dict[str, Any]]:
 
 
 def _labels(runs: Runs) -> Table | None:
-    """Stages that asked a labeller that costs or may fail; rules answer always and alike."""
+    """Stages with a labeller that costs money or may fail; rules always answer, and always the same."""
     rows = [
         [_place(runs, run, facts), one.stage, *_asked(one)]
         for run in runs
@@ -174,7 +174,7 @@ def _discriminator(runs: Runs) -> Table | None:
 
 
 def _memory(runs: Runs) -> Table | None:
-    """Of each stage the largest peak of all rounds, and what it does a second."""
+    """Each stage's largest peak over all rounds, and its speed."""
     rows = []
     for run in runs:
         stages = [stage for facts in run.rounds for stage in facts.stages]
@@ -200,7 +200,7 @@ def _memory(runs: Runs) -> Table | None:
 
 
 def _differences(runs: Runs) -> Table | None:
-    """Settings in which the runs are not alike."""
+    """Settings that differ between the runs."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     rows = []
     for name in names:
@@ -211,7 +211,7 @@ def _differences(runs: Runs) -> Table | None:
 
 
 def _samples(runs: Runs) -> dict[str, Any] | None:
-    """Responses by prompt and place (run and round), for the page's script; the start and the newest round first."""
+    """Responses by prompt and place (run and round), for the page's script; places on the left and right at first."""
     places = [
         (number, round_)
         for number, run in enumerate(runs)

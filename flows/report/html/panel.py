@@ -1,4 +1,4 @@
-"""A panel of a page, and how its lines are called."""
+"""A panel of the page, and the labels of its lines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +19,6 @@ class Panel:
 
 
 def run_label(run: RunFacts, label: str, several_runs: bool, several_metrics: bool) -> str:
-    """A line's name in the legend."""
+    """The label of a line in the legend."""
     parts = [run.name] if several_runs else []
     return " · ".join([*parts, *([label] if several_metrics or not several_runs else [])])

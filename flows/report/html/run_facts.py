@@ -1,4 +1,4 @@
-"""What a page tells of one run: its rounds, and responses of several rounds to the same held-out prompts."""
+"""Facts that a page shows about one run: its rounds, and responses of several rounds to the same held-out prompts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from flows.report.facts import RoundFacts
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Greedy responses to one held-out prompt: round -> text and score, None where the labeller gave none."""
+    """Greedy responses to one held-out prompt: round -> text and score, which is None if the labeller gave none."""
 
     prompt: str
     responses: Mapping[int, tuple[str, float | None]]
@@ -27,12 +27,12 @@ class RunFacts:
     """One run.
 
     Attributes:
-        name: of the config; made different from the others' where several are shown.
+        name: from the config; made unique if the page has several runs.
         config: the resolved config as YAML; ``settings`` is all of it as ``a.b`` -> value.
-        headline: what decides the run in a few words: mode, loss, reference and so on.
-        rounds: those that are there, ascending.
-        planned: how many rounds the config has, round 0 left out.
-        versions: packages that made the stages.
+        headline: the main settings in a few words: mode, loss, reference and so on.
+        rounds: those in the run folder, ascending.
+        planned: the number of rounds in the config, without round 0.
+        versions: of the packages that made the stages.
         finished: when the newest stage was complete, UTC.
     """
 
@@ -53,5 +53,5 @@ class RunFacts:
 
     @property
     def trained(self) -> tuple[RoundFacts, ...]:
-        """The rounds of preference training that were trained."""
+        """The rounds with preference training."""
         return tuple(facts for facts in self.rounds if facts.round > 0 and facts.training is not None)

@@ -1,4 +1,4 @@
-"""Panels of the steps of training. A panel without numbers is left out."""
+"""Panels of the training steps. A panel without numbers is left out."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,15 +11,15 @@ from pipeline.training.step_log import StepReport
 
 BOTH_MAY_FALL = (
     "A preference loss fixes only the difference of the two log-probs, so both may fall while the margin grows: "
-    "probability moves on to responses that are in no pair, and what chosen and rejected ones have in common is pushed "
-    "down with the rejected ones. That does no harm while reward and win rate on held-out prompts rise; where these "
+    "probability moves to responses that are in no pair, and what chosen and rejected ones have in common is pushed "
+    "down with the rejected ones. This does no harm while reward and win rate on held-out prompts rise; if these "
     "fall too, a likelihood term (loss.nll), a larger β, a smaller learning rate, or a loss that holds the chosen "
     "response in place (dpop, cal_dpo, apo_zero) helps."
 )
 
 
 def training_panels(runs: Runs) -> list[Panel]:
-    """The steps of all rounds, one after the other."""
+    """Panels of the steps of all rounds, one after the other."""
     panels = [
         _of_steps(
             runs,
@@ -98,7 +98,7 @@ def _steps(facts: RoundFacts) -> tuple[StepReport, ...]:
 
 
 def _starts(run: RunFacts) -> Iterator[float]:
-    """Where the steps of each round begin."""
+    """Where each round's steps begin."""
     done = 0
     for facts in run.trained:
         yield done + 0.5

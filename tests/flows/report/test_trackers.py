@@ -129,7 +129,7 @@ def test_a_state_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "trackers").mkdir()
     (tmp_path / "trackers" / "logged.json").write_text("[]")
     with (
-        pytest.raises(UserError, match=r"logged.json: not readable .*all is logged again"),
+        pytest.raises(UserError, match=r"logged.json: not readable .*to log everything again"),
         Trackers(RunFolder(tmp_path), config("tensorboard")),
     ):
         pass
