@@ -18,10 +18,10 @@ from pipeline.training.distributed.launch import Placement
 
 @dataclass(frozen=True)
 class Context:
-    """What every stage is given: the run, its config, and whom to tell how far it is.
+    """Inputs of every stage: the run, its config, and the function that reports progress.
 
     Attributes:
-        placement: this process's place among those that train together; None: it trains alone.
+        placement: this process's place among those that train together; None if it trains alone.
     """
 
     run: RunFolder
@@ -31,11 +31,11 @@ class Context:
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes."""
         return self.placement is None or bool(self.placement.accelerator.is_main_process)
 
     def wait_for_everyone(self) -> None:
-        """Until all that train together are here."""
+        """Wait until all processes that train together are here."""
         if self.placement is not None:
             self.placement.accelerator.wait_for_everyone()
 
@@ -44,12 +44,12 @@ class Context:
         return self.model_path(self.run.stage(round_, "policy"))
 
     def model_path(self, stage: Stage) -> Path:
-        """The model folder that a policy or average stage is, or points to."""
+        """The model folder of a policy or average stage, or the folder that it points to."""
         pointer = stage.require().metrics.get(POINTER)
         return Path(str(pointer)) if pointer else stage.folder
 
     def trusts(self, model: str | Path) -> bool:
-        """Whether code that comes with ``model`` may run: with the policy that the config trusts and the run's own."""
+        """Whether code in ``model`` may run: only if the config trusts the policy, and only its or the run's own."""
         policy = self.config.policy
         if not isinstance(policy, PretrainedPolicy) or not self.config.trusts_policy:
             return False
@@ -59,31 +59,31 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage's body returns: rows written and metrics for the manifest."""
+    """Result of a stage's body: rows written, and metrics for the manifest."""
 
     rows: int
     metrics: dict[str, JsonValue] = field(default_factory=dict)
 
 
 def needed(context: Context, round_: int, name: str) -> bool:
-    """Whether the stage still has to run. Raises ``UserError`` if it is there under another key."""
+    """Whether the stage still has to run. Raises ``UserError`` if it exists under another key."""
     return not context.run.stage(round_, name).complete(stage_key(context.run, context.config, round_, name))
 
 
 def offending_file(context: Context, title: str) -> Path:
-    """Where the rows are kept that stopped the stage ``title`` (``round_001/samples``); the folder is made."""
+    """The file for the rows that stopped the stage ``title`` (``round_001/samples``); creates its folder."""
     folder = context.run.root / "offending"
     folder.mkdir(exist_ok=True)
     return folder / f"{title.replace('/', '_')}.parquet"
 
 
 def keep_rows(context: Context, round_: int, ids: Collection[str], file: Path) -> None:
-    """Write the rows of ``ids`` that the round trains on to ``file``."""
+    """Write to ``file`` the rows of ``ids`` that the round trains on."""
     wanted = set(ids)
     preferences = read_preference_rows(context.run.stage(round_, "pairs").folder)
     write_preferences(file, (row for row in preferences if row.id in wanted))
 
 
 def policy_chat(config: RunConfig, policy: Path) -> Chat:
-    """The chat of a policy folder under the run's settings."""
+    """The chat of a policy folder with the run's settings."""
     return load_chat(str(policy), config.chat, config.trusts_policy)

@@ -1,4 +1,4 @@
-"""data: what the user brings, split by prompt and frozen in the run folder, one row after the other."""
+"""data: the user's rows, split by prompt and frozen in the run folder, one at a time."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -43,7 +43,7 @@ SCHEMAS: dict[str, pa.Schema] = {
 
 
 def data(context: Context, folder: Path) -> Outcome:
-    """Write the run's data, one folder a table."""
+    """Write the run's data, one folder per table."""
     sizes = sizes_of(context.config)
     with ExitStack() as opened:
         tables: dict[str, TableWriter] = {}
@@ -57,7 +57,7 @@ def data(context: Context, folder: Path) -> Outcome:
 
 
 def added_prompts(context: Context, round_: int, folder: Path) -> Outcome:
-    """Write the prompts that the source has gained since an earlier round, but no copies of held-out ones."""
+    """Write the prompts that the source has gained since an earlier round, without copies of held-out ones."""
     source, sizes = prompt_source(context.config), sizes_of(context.config)
     known, split = {prompt.id for prompt in training_prompts(context, round_ - 1)}, Split.of(held_out_prompts(context))
     distinct = DistinctPrompts()
@@ -72,7 +72,7 @@ def added_prompts(context: Context, round_: int, folder: Path) -> Outcome:
 
 
 def table_rows(run_data: RunData) -> Iterator[tuple[str, Row]]:
-    """(table, row) of everything that is kept."""
+    """(table, row) for every row that is kept."""
     yield from (("prompts", prompt_row(prompt)) for prompt in run_data.prompts())
     yield from (("held_out", prompt_row(prompt)) for prompt in run_data.split.held_out)
     yield from (("texts", {"prompt": prompt_row(prompt), "text": text}) for prompt, text in run_data.texts())
@@ -83,13 +83,13 @@ def table_rows(run_data: RunData) -> Iterator[tuple[str, Row]]:
 
 
 def prompts_by_round(context: Context, round_: int) -> dict[int, list[Prompt]]:
-    """The prompts that ``round_`` may train on, in the order of the data, by the round that they came with."""
+    """The prompts that ``round_`` may train on, in the order of the data, by the round that added them."""
     stages = [context.run.stage(0, "data"), *added_stages(context.run, round_)]
     return {stage.round: _prompts(stage.folder / "prompts") for stage in stages}
 
 
 def training_prompts(context: Context, round_: int) -> list[Prompt]:
-    """The same, one after the other."""
+    """The prompts that ``round_`` may train on, one after the other."""
     return [prompt for prompts in prompts_by_round(context, round_).values() for prompt in prompts]
 
 
@@ -104,7 +104,7 @@ def warm_start_texts(context: Context) -> Iterator[Text]:
 
 
 def text_preferences(context: Context) -> Iterator[TextPreference]:
-    """The preferences of the data set that rounds may train on, in its order, of whatever form."""
+    """The data set's preferences for training, in its order and in any form."""
     folder = _folder(context)
     yield from map(row_text_pair, read_rows(folder / "pairs"))
     yield from map(row_text_group, read_rows(folder / "groups"))
@@ -112,7 +112,7 @@ def text_preferences(context: Context) -> Iterator[TextPreference]:
 
 
 def preference_slice(context: Context, round_: int) -> Iterator[TextPreference]:
-    """Slice ``round_`` of the data set: contiguous, in its order."""
+    """Slice ``round_`` of the data set: contiguous, in the data's order."""
     counts, rounds = context.run.stage(0, "data").require().metrics, context.config.rounds
     total = sum(count for name in PREFERENCE_TABLES.values() if isinstance(count := counts[name], int))
     return islice(text_preferences(context), ((round_ - 1) * total) // rounds, (round_ * total) // rounds)

@@ -35,9 +35,9 @@ from reward_models.labeller import Labeller, label, wins_by_comparison
 
 HELD_OUT_MARGINS = "held_out_margins.json"
 _Metrics = dict[str, JsonValue]
-# Nats a token, the mean over a round's responses, that rounding may set sampler and trainer apart.
+# Largest difference between sampler and trainer from rounding: nats a token, mean over a round's responses.
 MAX_GAP = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.3}
-# Rows that are kept where they are further apart.
+# How many of the worst rows are kept if they differ by more.
 WORST = 16
 _Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -52,7 +52,7 @@ def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
 
 
 def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group], _Metrics]:
-    """The round's sampled responses, and what their text and their labels say; scored responses are written."""
+    """Return the round's sampled responses and the metrics of texts and labels; write the scored responses."""
     settings = context.config.scorer
     with open_accounts(context, round_, "evaluation") as accounts:
         accounts.changed = LabelProgress(context, 1, accounts).tick
@@ -71,7 +71,7 @@ def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group],
 
 
 def _scored(context: Context, round_: int, name: str, scorer: Labeller | None) -> list[Group]:
-    """The round's responses, with scores where the labeller scores a response by itself."""
+    """The round's responses, with scores if the labeller scores single responses."""
     folder = context.run.stage(round_, "evaluation_samples").folder / name
     groups = list(read_groups(folder))
     if scorer is None or _compares(context):
@@ -84,7 +84,7 @@ def _compares(context: Context) -> bool:
 
 
 def _refuse_leak(context: Context, round_: int) -> None:
-    """Held-out prompts must not be among those that rounds train on, nor in any pair of the data set."""
+    """Raise ``RunError`` if a held-out prompt is a training prompt or in any pair of the data set."""
     held_out = {prompt.id for prompt in held_out_prompts(context)}
     trained = chain(training_prompts(context, round_), (row.prompt for row in text_preferences(context)))
     leaked = {prompt.id for prompt in trained if prompt.id in held_out}
@@ -115,7 +115,7 @@ def _earlier(context: Context, round_: int) -> list[Group]:
 
 
 def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], folder: Path) -> _Metrics:
-    """KL to the start and the previous policy on this round's samples, and likelihoods of what people wrote."""
+    """KL to the start and the previous policy on this round's samples, and likelihoods of the reference responses."""
     config = context.config
     chat = policy_chat(config, context.policy_path(round_))
     texts = _reference_texts(sampled, chat)
@@ -148,7 +148,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
 
 
 def _kl_interval(context: Context, ours: Sequence[Logps], theirs: Sequence[Logps]) -> list[JsonValue] | None:
-    """Over responses; None without any."""
+    """The interval over responses; None without any."""
     differences = np.array([sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)])
     sizes = np.array([len(a) for a in ours])
     if not sizes.sum():
@@ -170,7 +170,7 @@ def _policy(context: Context, round_: int) -> Any:
 def require_small_gap(
     context: Context, round_: int, sampled: Sequence[Group], own: Sequence[tuple[float, ...]]
 ) -> None:
-    """Refuse a sampler whose log-probabilities have drifted away from the trainer's, of the same responses.
+    """Refuse a sampler whose log-probabilities of the same responses have drifted from the trainer's.
 
     Raises:
         RunError: the mean difference is above ``evaluation.max_gap``; the worst rows are kept.
@@ -180,18 +180,18 @@ def require_small_gap(
         return
     theirs = iter(own)
     gaps = [(group, sampler_gap([group], [next(theirs) for _ in group.responses]) or 0.0) for group in sampled]
-    # Where a gap is no number, its row comes first.
+    # A NaN gap puts its row first.
     gaps.sort(key=lambda one: -math.inf if math.isnan(one[1]) else -one[1])
     kept = offending_file(context, f"round_{round_:03d}/evaluation")
     write_groups(kept, [group for group, gap in gaps[:WORST]])
     raise RunError(
-        f"sampler and trainer differ by {found:.3g} nats a token about the policy's own responses, by {gaps[0][1]:.3g} "
+        f"sampler and trainer differ by {found:.3g} nats a token on the policy's own responses, by {gaps[0][1]:.3g} "
         f"in the worst (evaluation.max_gap: {limit:g}): they compute different policies; the worst rows are in {kept}"
     )
 
 
 def _gap_limit(context: Context, round_: int) -> float | None:
-    """Of the config, or else by the coarser precision of the two; None where the sampler told none."""
+    """The config's limit, or that of the coarser of the two precisions; None if the sampler did not report its own."""
     config = context.config
     if config.evaluation.max_gap is not None:
         return config.evaluation.max_gap
@@ -202,7 +202,7 @@ def _gap_limit(context: Context, round_: int) -> float | None:
 
 
 def _reference_texts(sampled: Sequence[Group], chat: Chat) -> _Sequences:
-    """What people wrote for the prompts that were sampled from (over-long ones are not among them)."""
+    """Reference responses to the prompts that were sampled from (over-long prompts are left out)."""
     return [
         (group.prompt_ids, chat.response_ids(group.prompt.messages, group.prompt.reference))
         for group in sampled
@@ -217,11 +217,10 @@ def held_out_examples(context: Context, chat: Chat) -> list[Example]:
 
 
 def _pair_margins(context: Context, round_: int, pairs: list[Example]) -> list[float]:
-    """Of each held-out pair β times the difference of the loss's scores, before token weights, shape and margin.
+    """For each held-out pair, β times the difference of the loss's scores, before token weights, shape and margin.
 
-    The implicit reward log π − log π_start (DPO, arXiv:2305.18290, eq. 5) where the loss measures against any
-    reference, so that rounds can be compared; log π alone where it measures against none. Tokens are summed or
-    averaged as in the loss.
+    If the loss uses a reference, this is the implicit reward log π − log π_start (DPO, arXiv:2305.18290, eq. 5), so
+    that rounds can be compared; without one it is log π alone. Tokens are summed or averaged as in the loss.
     """
     loss = context.config.loss
     scores = [_scores(logps, loss) for logps in _pair_logps(context, round_, pairs)]
@@ -232,7 +231,7 @@ def _pair_margins(context: Context, round_: int, pairs: list[Example]) -> list[f
 
 
 def _scores(pair: tuple[Logps, ...], loss: Composition) -> tuple[float, float]:
-    """Of chosen and rejected; likelihood alone is compared per token, since the longer response has less of it."""
+    """Scores of chosen and rejected; likelihood alone is compared per token, since longer responses are less likely."""
     power = {"sum": 0.0, "mean": 1.0, "power": loss.length_power}[loss.aggregate]
     power = 1.0 if needs_of(loss).only_chosen else power
     chosen, rejected = (sum(logps) / len(logps) ** power for logps in pair)

@@ -1,4 +1,4 @@
-"""gate: what a round is worth on held-out prompts, by two labellers, and what becomes of it; writes decision.json."""
+"""gate: judges a round on held-out prompts by up to two labellers, and decides what follows; writes decision.json."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ Wins = dict[str, float]
 def gate(context: Context, round_: int, folder: Path) -> Outcome:
     """Measure the round against the start, its parent, the best round and the rules' base; decide."""
     settings = context.config.gate
-    assert settings is not None, "the stage is run where there is a gate"
+    assert settings is not None, "the stage runs only if there is a gate"
     with open_accounts(context, round_, "gate") as accounts:
         labelling = _label(context, round_, folder, settings, accounts)
         views = _views(context, round_, folder, settings, accounts)
@@ -57,15 +57,15 @@ def gate(context: Context, round_: int, folder: Path) -> Outcome:
 
 
 class _View:
-    """The rounds' sampled responses as one labeller sees them."""
+    """The rounds' sampled responses with one labeller's judgements."""
 
     def __init__(self, prefix: str, groups: Callable[[int], Groups], labeller: Labeller | None, labelled: bool) -> None:
-        """``labeller``: asked for comparisons; None: ``groups`` have scores, if they are ``labelled``."""
+        """``labeller`` is asked for comparisons; if it is None, ``groups`` have scores if ``labelled``."""
         self.prefix, self.groups, self.labelled = prefix, cache(groups), labelled
         self._labeller = labeller
 
     def wins(self, round_: int, other: int) -> Wins:
-        """Of each prompt the win rate of ``round_`` over ``other``; empty without labels."""
+        """For each prompt, the win rate of ``round_`` over ``other``; empty without labels."""
         if not self.labelled:
             return {}
         if self._labeller is not None:
@@ -74,14 +74,14 @@ class _View:
 
 
 def _views(context: Context, round_: int, folder: Path, settings: Gate, accounts: Accounts) -> list[_View]:
-    """The training labeller's view, and the second's if there is one."""
+    """The training labeller's view, and the second labeller's if there is one."""
     run = context.run
 
     def evaluated(number: int) -> Groups:
         return list(read_groups(run.stage(number, "evaluation").folder / "sampled"))
 
     def seconded(number: int) -> Groups:
-        # The first gate labels the start's responses too.
+        # The first gate also labels the start's responses.
         place = (
             folder if number == round_ or (round_ == 1 and number == 0) else run.stage(max(number, 1), "gate").folder
         )
@@ -96,7 +96,7 @@ def _views(context: Context, round_: int, folder: Path, settings: Gate, accounts
 
 
 def _comparing(settings: ScorerSettings | None, accounts: Accounts, field: str) -> Labeller | None:
-    """The labeller, if it is one that compares and gives no scores."""
+    """The labeller, if it only compares and gives no scores."""
     return None if settings is None or not compares(settings) else build_labeller(settings, accounts, field)
 
 
@@ -115,7 +115,7 @@ def _label(context: Context, round_: int, folder: Path, settings: Gate, accounts
 
 
 def _standing(context: Context, round_: int, prompts: int) -> Standing:
-    """What earlier rounds leave."""
+    """The results of earlier rounds."""
     run = context.run
     following = run.stage(round_ + 1, "gate").folder.parent
     return Standing(
@@ -128,7 +128,7 @@ def _standing(context: Context, round_: int, prompts: int) -> Standing:
 
 
 def _wins_over_best(context: Context, views: list[_View], standing: Standing) -> Wins:
-    """By the training labeller; without one, by whether held-out pairs are ranked rightly: ½ + half the change."""
+    """Win rates by the training labeller; without one, ½ + half the change in held-out pairs ranked correctly."""
     if views[0].labelled:
         return views[0].wins(standing.round, standing.best)
     ours, theirs = (_ranked(context, number) for number in (standing.round, standing.best))
@@ -144,7 +144,7 @@ def _ranked(context: Context, round_: int) -> dict[str, float]:
 
 
 def _since_best(context: Context, settings: Gate, standing: Standing, wins: Wins) -> Interval | None:
-    """Win rate over the best round of the last ``patience`` rounds together; None if it is not so long ago."""
+    """Pooled win rate of the last ``patience`` rounds over the best round; None if the best is more recent."""
     if settings.patience is None:
         return None
     gathered = [wins]
@@ -185,7 +185,7 @@ def _measures(context: Context, views: list[_View], standing: Standing, wins: Wi
 
 
 def _of_texts(measuring: Measuring, ours: Groups, theirs: Groups) -> dict[str, Interval | None]:
-    """What the responses are like beside those of the base, and what the training labeller pays for length."""
+    """Properties of the responses compared with the base's, and how much the training labeller rewards length."""
     ended, repeated = ([by_prompt(groups, of) for groups in (ours, theirs)] for of in (finished, repeating))
     return {
         "length_ratio": measuring.ratio(by_prompt(ours, tokens), by_prompt(theirs, tokens)),
@@ -199,7 +199,7 @@ def _of_texts(measuring: Measuring, ours: Groups, theirs: Groups) -> dict[str, I
 
 
 def _kl(context: Context, round_: int, base: int) -> Interval | None:
-    """KL to the start, beyond what the base round already had."""
+    """KL to the start, minus the KL that the base round already had."""
     ours, theirs = (_evaluated(context, number) for number in (round_, base))
     if ours.get("kl_to_start") is None:
         return None
@@ -215,7 +215,7 @@ def _evaluated(context: Context, round_: int) -> dict[str, Any]:
 
 
 def _plain(context: Context, standing: Standing, measures: Measures) -> dict[str, JsonValue]:
-    """Numbers for decision.json, and which rounds they are of."""
+    """Numbers for decision.json, and the rounds they belong to."""
     plain: dict[str, JsonValue] = {
         "base_round": standing.base,
         "previous_best_round": standing.best,

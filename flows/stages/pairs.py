@@ -1,7 +1,7 @@
-"""pairs: scored groups, or a slice of a data set, -> what the round trains on, as token ids.
+"""pairs: scored groups, or a slice of a data set -> the round's training data, as token ids.
 
-Pairs, or groups for a loss over K responses, or single responses marked good or bad. The round's own are in
-``rows.parquet``; what earlier rounds and a data set add has files of its own beside it.
+Pairs, or groups for a loss over K responses, or single responses marked good or bad. The round's own rows are in
+``rows.parquet``; rows from earlier rounds and from a data set have their own files next to it.
 """
 
 from collections import Counter
@@ -23,14 +23,14 @@ from pipeline.types import Pair, Preference
 
 
 class Margins:
-    """The mean difference of the scores of pairs that pass by."""
+    """The mean score difference of the pairs that pass through."""
 
     def __init__(self) -> None:
         self.rows = self._known = 0
         self._sum = 0.0
 
     def of(self, made: Iterable[Preference]) -> Iterator[Preference]:
-        """``made``, row by row."""
+        """Pass on ``made``, row by row."""
         for row in made:
             self.rows += 1
             if isinstance(row, Pair) and row.chosen_score is not None and row.rejected_score is not None:
@@ -40,12 +40,12 @@ class Margins:
 
     @property
     def mean(self) -> float | None:
-        """Over the pairs that have scores; None where none has."""
+        """The mean over pairs with scores; None without any."""
         return self._sum / self._known if self._known else None
 
 
 def make_round_pairs(context: Context, round_: int, folder: Path) -> Outcome:
-    """Write what the round trains on, row by row; what became none of it is counted by cause."""
+    """Write the round's training data, row by row; count dropped candidates by cause."""
     dropped = Counter[str]()
     rest = own(context, round_, dropped)
     first = next(rest, None)
@@ -65,7 +65,7 @@ def make_round_pairs(context: Context, round_: int, folder: Path) -> Outcome:
 
 
 def own(context: Context, round_: int, dropped: Counter[str]) -> Iterator[Preference]:
-    """What the round makes itself, row by row, and in ``dropped``, at its end, what became none of it, by cause."""
+    """The round's own training data, row by row; at the end, ``dropped`` holds the dropped candidates by cause."""
     config = context.config
     if config.mode == "offline":
         chat = policy_chat(config, context.policy_path(0))

@@ -1,4 +1,4 @@
-"""What of earlier rounds and of the data set a round trains on beside its own, written beside it."""
+"""Rows from earlier rounds and from the data set that a round also trains on, in files next to its own."""
 
 import random
 from collections import Counter
@@ -25,9 +25,9 @@ MEASURED = 64
 
 
 def replay(context: Context, round_: int, own: int, folder: Path) -> tuple[int, dict[str, JsonValue]]:
-    """Write ``replayed.parquet`` and ``anchor.parquet`` beside ``own`` rows; how many rows they hold, and metrics."""
+    """Write ``replayed.parquet`` and ``anchor.parquet`` to add to ``own`` rows; return their row count and metrics."""
     settings = context.config.replay
-    assert settings is not None, "called where replay is configured"
+    assert settings is not None, "called only if replay is configured"
     replayed, anchored = shares(own, settings)
     metrics: dict[str, JsonValue] = {}
     added = 0
@@ -60,29 +60,29 @@ def _drawn(
 
 def _pool_size(context: Context, round_: int) -> int:
     own = context.run.stage(round_, "pairs").require().metrics["own"]
-    assert isinstance(own, int), "the pairs stage counts its own"
+    assert isinstance(own, int), "the pairs stage counts its own rows"
     return own
 
 
 def _rows(context: Context, round_: int, places: Sequence[int]) -> Iterator[Preference]:
-    """The rows that round ``round_`` made itself, at ``places``, in the order of the file."""
+    """The rows at ``places`` that round ``round_`` made itself, in the file's order."""
     wanted = set(places)
     file = context.run.stage(round_, "pairs").folder / OWN
     return (row for index, row in enumerate(read_preference_file(file)) if index in wanted)
 
 
 def _drift(context: Context, round_: int, age: int) -> float:
-    """How far log-probabilities of responses of an earlier round have moved since they were drawn, nats a token.
+    """How far log-probabilities of an earlier round's responses have moved since sampling, nats a token.
 
-    The mean over responses of |log π(y) − log π_then(y)| / tokens, π the policy that this round starts from, on up to
-    ``MEASURED`` rows by lot. Absolute, since what was chosen and what was rejected move apart.
+    The mean over responses of |log π(y) − log π_then(y)| / tokens, where π is the policy that this round starts from,
+    on up to ``MEASURED`` random rows. Absolute, since those of chosen and rejected responses move apart.
     """
     from pipeline.models.policy import load_for_scoring
     from pipeline.training.reference import response_logps
 
     config = context.config
     size = _pool_size(context, round_ - age)
-    lots = random.Random(derive_seed("drift", config.seed, round_, age))  # noqa: S311 - lots, not secrets
+    lots = random.Random(derive_seed("drift", config.seed, round_, age))  # noqa: S311 - random draws, not secrets
     rows = [*_rows(context, round_ - age, lots.sample(range(size), min(size, MEASURED)))]
     drawn = [(row.prompt_ids, response) for row in rows for response in _responses(row)]
     model = load_for_scoring(
@@ -109,9 +109,9 @@ def _responses(row: Preference) -> tuple[Response, ...]:
 
 
 def _anchors(context: Context, round_: int, count: int) -> list[Preference]:
-    """``count`` rows of the data set by lot, or as many as survive; those of one round have no repeats."""
+    """``count`` random rows of the data set, or as many as there are; no repeats within a round."""
     order = list(range(sum(1 for _ in text_preferences(context)))) if count else []
-    random.Random(derive_seed("anchor", context.config.seed, round_)).shuffle(order)  # noqa: S311 - lots, not secrets
+    random.Random(derive_seed("anchor", context.config.seed, round_)).shuffle(order)  # noqa: S311 - not secrets
     chat = policy_chat(context.config, context.policy_path(0))
     found: list[Preference] = []
     start = 0

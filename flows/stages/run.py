@@ -18,7 +18,7 @@ from pipeline.storage.integrity import require_intact
 
 
 def run_stage(context: Context, round_: int, name: str, workers: Workers | None = None) -> bool:
-    """Run stage ``name`` and commit it; False if it was there already. Raises what the stage raises."""
+    """Run stage ``name`` and commit it; return False if it existed already. Raises what the stage raises."""
     stage = context.run.stage(round_, name)
     key = stage_key(context.run, context.config, round_, name)
     if stage.complete(key):
@@ -32,7 +32,7 @@ def run_stage(context: Context, round_: int, name: str, workers: Workers | None 
         try:
             outcome = _body(context, round_, name, writer.folder, workers)
         finally:
-            # What failed is said; a full disk must not say it twice.
+            # The stage's own error counts; a full disk must not replace it with another.
             with suppress(OSError):
                 writer.note_time()
         writer.commit(outcome.rows, {**outcome.metrics, "peak_memory": {**memory.bytes()}})
@@ -51,7 +51,7 @@ def _own() -> list[int]:
 
 
 def follow_stage(context: Context, round_: int, name: str) -> None:
-    """Do ``run_stage``'s part of training in a process that writes nothing."""
+    """Do ``run_stage``'s part of training in a process that does not write."""
     _body(context, round_, name, context.run.stage(round_, name).partial, None)
 
 
@@ -61,7 +61,7 @@ def _body(context: Context, round_: int, name: str, folder: Path, workers: Worke
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage's body is given: where it writes, and the sampler child where the stage is sampled."""
+    """Inputs of a stage's body: the folder to write to, and the sampler child for stages that sample."""
 
     context: Context
     round: int
@@ -70,7 +70,7 @@ class Job:
 
     @property
     def sampler(self) -> Workers:
-        """The children of the run, one of which samples."""
+        """The run's child processes, one of which samples."""
         assert self.workers is not None, "sampling needs the sampler child"
         return self.workers
 

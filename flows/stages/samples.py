@@ -1,6 +1,6 @@
 """samples, calibration, evaluation_samples: prompts -> groups of responses, through the sampler child.
 
-Shard by shard: what was written before a kill is kept.
+Works shard by shard: shards written before a kill are kept.
 """
 
 import math
@@ -66,7 +66,7 @@ def calibration(context: Context, round_: int, folder: Path, workers: Workers) -
 def round_prompts(context: Context, round_: int) -> list[Prompt]:
     """The training prompts of a round: all, or the next slice of a fixed shuffle, wrapping round.
 
-    Added prompts come, shuffled, before any that was used.
+    Added prompts come first, shuffled, before any used prompt.
     """
     by_round, wanted = prompts_by_round(context, round_), context.config.prompts_per_round
     everything = [prompt for prompts in by_round.values() for prompt in prompts]
@@ -94,7 +94,7 @@ def _sample(
     purpose: str,
     source: Stage,
 ) -> Outcome:
-    """Responses of the policy that the stage ``source`` holds, or points to."""
+    """Sample responses of the policy in (or pointed to by) the stage ``source``."""
     config = context.config
     policy = context.model_path(source)
     chat = policy_chat(config, policy)
@@ -114,7 +114,7 @@ def _sample(
         for prompt, ids in shard
     ]
     if requests:
-        # One call for all shards: the engine is at work on the next ones while one is written.
+        # One call for all shards: the engine works on the next ones while one is being written.
         answers = workers.sample(policy, source.folder, requests, settings)
         _write(context, missing, seals, answers, len(kept) - len(requests), len(kept))
     return Outcome(len(kept), _metrics(folder, len(prompts) - len(kept), workers.swaps.get(str(policy))))
@@ -123,7 +123,7 @@ def _sample(
 def _write(
     context: Context, shards: Mapping[Path, _Shard], seals: Seals, answers: Iterator[_Answer], done: int, total: int
 ) -> None:
-    """Write each shard to its file as soon as the answers to its prompts are there."""
+    """Write each shard to its file as soon as its prompts are answered."""
     tokens = 0
     for file, shard in shards.items():
         groups = []
@@ -133,13 +133,13 @@ def _write(
             context.report(done, total, f"{tokens} tokens")
         _require_finite(context, file, groups)
         write_groups(file, groups, seals.of(file.name))
-    # A call that is not heard to its end counts as given up.
+    # A call that is not read to its end counts as abandoned.
     if next(answers, None) is not None:
-        raise RunError("the sampler answered more prompts than it was asked")
+        raise RunError("the sampler answered more prompts than it was given")
 
 
 def _require_finite(context: Context, file: Path, groups: Sequence[Group]) -> None:
-    """Raise ``RunError`` if the engine gave log-probabilities that are no numbers; such a shard is not kept."""
+    """Raise ``RunError`` if the engine gave NaN or infinite log-probabilities; such a shard is not kept."""
     wrong = [g for g in groups if not all(math.isfinite(logp) for r in g.responses for logp in r.logprobs)]
     if not wrong:
         return

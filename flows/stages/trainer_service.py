@@ -1,7 +1,7 @@
 """Entry of the child process that runs every stage that needs torch (``python -m flows.stages.trainer_service``).
 
-Where training is to run in several processes, this is the first of them and starts the others, which have the same
-entry. All other stages run in the first alone.
+If training runs in several processes, this is the first of them and starts the others, which have the same entry. All
+other stages run in the first process alone.
 """
 
 import os
@@ -23,7 +23,7 @@ _Send = Callable[[StageProgress], None]
 
 
 class TrainerService:
-    """Runs one stage a call and commits it."""
+    """Runs and commits one stage per call."""
 
     def __init__(self) -> None:
         self._followers: Followers | None = None
@@ -38,7 +38,7 @@ class TrainerService:
         if self._launch is not None and self._launch.devices != "all":
             os.environ["CUDA_VISIBLE_DEVICES"] = self._launch.devices
         if self._launch is not None and self._launch.zero is not None:
-            # Where it is installed other libraries import DeepSpeed too, and it chooses the device when first imported.
+            # If DeepSpeed is installed, other libraries import it too, and it chooses the device when first imported.
             os.environ["DS_ACCELERATOR"] = "cpu" if self._launch.cpu else "cuda"
         return Done()
 
@@ -59,7 +59,7 @@ class TrainerService:
         return Done()
 
     def close(self) -> None:
-        """End what this process started."""
+        """End the processes that this one started."""
         if self._followers is not None:
             self._followers.end()
 
@@ -89,13 +89,13 @@ class TrainerService:
 
     @property
     def _store(self) -> Path:
-        """Where the processes of training find each other."""
+        """The file store through which the training processes find each other."""
         return self._run.root / "logs" / "trainer.store"
 
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Within it torch computes in ``count`` threads; None: in as many as before."""
+    """Inside the block, torch computes in ``count`` threads; None: the number stays as it is."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""discriminator: refitted on all gold so far, measured on held-out gold, rolled back if that is not good enough."""
+"""discriminator: refitted on all gold so far, measured on held-out gold, and rolled back if not good enough."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,9 +21,9 @@ from reward_models.training.train import train_on
 
 
 def discriminator(context: Context, round_: int, folder: Path) -> Outcome:
-    """Write the members' folders; metrics say how good they are, and which version labels from here on."""
+    """Write the members' folders; metrics give their accuracy, and the version that labels from here on."""
     settings = context.config.discriminator
-    assert settings is not None, "the stage is run where a discriminator is configured"
+    assert settings is not None, "the stage runs only if a discriminator is configured"
     rounds = [list(read_groups(context.run.stage(number, "gold").folder)) for number in range(1, round_ + 1)]
     share, seed = settings.gate.held_out, context.config.seed
     everything = [group for gold in rounds for group in gold]
@@ -40,7 +40,7 @@ def discriminator(context: Context, round_: int, folder: Path) -> Outcome:
         "held_out": len(kept),
         "accuracy": accuracy,
         "previous_accuracy": None if before is None else _accuracy(before, kept)[0],
-        # Of the version before, on what it has not seen: this round's policy, before anything of it was learnt.
+        # The previous version on gold that it has not seen: from this round's policy, before learning from it.
         "fresh_accuracy": None if before is None else _accuracy(before, rounds[-1])[0],
         "why_not": why_not,
         "labels_with": earlier if why_not is not None else here,
@@ -49,7 +49,7 @@ def discriminator(context: Context, round_: int, folder: Path) -> Outcome:
 
 
 def comparisons(gold: Iterable[Group], settings: Discriminator) -> list[TextPair]:
-    """Gold as pairs to learn from; the votes of people are soft labels."""
+    """Gold as pairs to train on; people's votes become soft labels."""
     found = []
     for group in gold:
         first, second = group.scores
@@ -75,7 +75,7 @@ def _refit(
     """Train each member from its last accepted version on all gold that is not held out."""
     pairs = comparisons(gold, settings)
     if not pairs:
-        raise RunError("no gold comparison is left to learn from")
+        raise RunError("no gold comparison is left to train on")
     seals = Seals(folder)
     for number in range(settings.members):
         place = folder / f"member_{number}"
@@ -108,14 +108,14 @@ def _member_config(
 
 
 def _accuracy(members: Sequence[Path], gold: Sequence[Group]) -> tuple[float | None, int]:
-    """Of the members' mean margin."""
+    """Accuracy of the members' mean margin, and the number of comparisons."""
     if not gold:
         return None, 0
     return gold_accuracy(gold, [sum(margins) for margins in Members(members).margins(gold)])
 
 
 def accepted(context: Context, round_: int) -> list[Path] | None:
-    """The member folders of the newest version that may label after ``round_``; None if none has passed yet."""
+    """Member folders of the newest version that may label after ``round_``; None if none has passed yet."""
     if round_ < 1:
         return None
     stage = context.run.stage(round_, "discriminator")
@@ -127,6 +127,6 @@ def accepted(context: Context, round_: int) -> list[Path] | None:
 
 
 def member_margins(context: Context, round_: int, comparisons: Sequence[Group]) -> list[tuple[float, ...]] | None:
-    """Margins under each member of the version that ``round_`` left; None if there is none."""
+    """Margins by each member of the version left by ``round_``; None if there is no version."""
     folders = accepted(context, round_)
     return None if folders is None else Members(folders).margins(comparisons)

@@ -19,7 +19,7 @@ from reward_models.build import build_labeller
 from reward_models.people.people import Answers, question, questions_page, read_answers, with_votes
 from reward_models.training.gold import choose_comparisons, comparison_of
 
-# Comparisons labelled between two commits to disk: what was paid for is kept.
+# Comparisons labelled between two commits to disk, so that paid answers are kept.
 _SHARD = 64
 
 
@@ -31,7 +31,7 @@ def gold(context: Context, round_: int, folder: Path) -> Outcome:
         Paused: people have not answered everything within ``discriminator.wait`` seconds.
     """
     settings = context.config.discriminator
-    assert settings is not None, "the stage is run where a discriminator is configured"
+    assert settings is not None, "the stage runs only if a discriminator is configured"
     chosen = _chosen(context, round_, settings)
     if not chosen:
         raise RunError("no prompt of the round has two different responses to compare")
@@ -56,8 +56,8 @@ def _chosen(context: Context, round_: int, settings: Discriminator) -> list[Grou
 
 
 def _of_scorer(context: Context, round_: int, folder: Path, chosen: Sequence[Group]) -> dict[str, JsonValue]:
-    """Have ``chosen`` labelled; what the labels cost."""
-    assert context.config.scorer is not None, "the config's validator asks for a scorer"
+    """Have ``chosen`` labelled; return metrics of the labels' cost."""
+    assert context.config.scorer is not None, "the config's validator requires a scorer"
     parts = [chosen[start : start + _SHARD] for start in range(0, len(chosen), _SHARD)]
     shards = [Shard(f"shard_{n:05d}.parquet", len(part), partial(list[Group], part)) for n, part in enumerate(parts)]
     with open_accounts(context, round_, "gold") as accounts:
@@ -65,12 +65,12 @@ def _of_scorer(context: Context, round_: int, folder: Path, chosen: Sequence[Gro
 
 
 def handover(context: Context, round_: int) -> Path:
-    """The folder of questions to people and of their answers; outside the stage, so that it may be filled over days."""
+    """The folder of people's questions and answers; outside the stage, so that it can be filled over days."""
     return context.run.root / "questions" / f"round_{round_:03d}"
 
 
 def _of_people(context: Context, round_: int, chosen: Sequence[Group], settings: Discriminator) -> list[Group]:
-    """Write the questions; the answers, if each question has one by the time that the wait is over."""
+    """Write the questions; return the answers if every question has one when the wait is over."""
     place = handover(context, round_)
     place.mkdir(parents=True, exist_ok=True)
     write_text(place / "questions.jsonl", "".join(json_line(question(group)) for group in chosen))
@@ -89,10 +89,10 @@ def _of_people(context: Context, round_: int, chosen: Sequence[Group], settings:
 
 
 def _unanswered(round_: int, place: Path, answers: Answers, asked: int) -> str:
-    faults = f"\nrows of answers.jsonl that are no answers:\n{first_lines(answers.faults)}" if answers.faults else ""
+    faults = f"\nrows of answers.jsonl that are not answers:\n{first_lines(answers.faults)}" if answers.faults else ""
     return (
         f"round {round_} waits for people, who have answered {len(answers.votes)} of {asked} questions{faults}\n"
-        f"  questions: {place / 'questions.html'}, a page that saves answers.jsonl, or questions.jsonl beside it\n"
+        f"  questions: {place / 'questions.html'}, a page that saves answers.jsonl, or questions.jsonl next to it\n"
         f"  answers: to {place / 'answers.jsonl'}\n"
         "then give the same command again"
     )

@@ -22,9 +22,9 @@ from reward_models.silver import Members
 
 
 def silver_labels(context: Context, round_: int, folder: Path, settings: Discriminator) -> Outcome:
-    """Score what the round samples, shard by shard; prompts with gold keep the two responses that were compared.
+    """Score the round's samples, shard by shard; prompts with gold keep the two responses that were compared.
 
-    Where nobody may label (``silver: none``, or no version has passed its gate), gold is all there is.
+    If nothing may label (``silver: none``, or no version has passed its gate), only gold is used.
     """
     gold = {group.prompt.id: group for group in _gold(context, round_, settings)}
     scorer = _scorer(context, round_, settings)
@@ -86,11 +86,11 @@ def labels(context: Context, round_: int, folder: Path) -> Outcome:
     """Label every response of the round's samples.
 
     Raises:
-        RunError: fewer responses than ``labelling.min_yield`` got a score, or none did.
+        RunError: fewer responses than ``labelling.min_yield`` got a score, or none at all.
     """
     if context.config.discriminator is not None:
         return silver_labels(context, round_, folder, context.config.discriminator)
-    assert context.config.scorer is not None, "the config's validator asks for a scorer"
+    assert context.config.scorer is not None, "the config's validator requires a scorer"
     with open_accounts(context, round_, "labels") as accounts:
         labeller = build_labeller(context.config.scorer, accounts)
         facts = label_shards(context, folder, _shards(context, round_), labeller, accounts)
@@ -98,7 +98,7 @@ def labels(context: Context, round_: int, folder: Path) -> Outcome:
 
 
 def _shards(context: Context, round_: int) -> list[Shard]:
-    """The round's samples, read when it is their turn."""
+    """The round's samples, each shard read only when it is labelled."""
     files = sorted(context.run.stage(round_, "samples").folder.glob("shard_*.parquet"))
     return [Shard(file.name, pq.read_metadata(file).num_rows, partial(read_group_file, file)) for file in files]
 

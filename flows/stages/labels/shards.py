@@ -1,4 +1,4 @@
-"""Labelling shard by shard: what is paid for is kept, what is missing is counted, and too little of it stops a run."""
+"""Labelling shard by shard: paid answers are kept, missing ones are counted, and too few labels stop the run."""
 
 import time
 from collections import Counter
@@ -25,7 +25,7 @@ REPORT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Shard:
-    """Groups that are labelled between two commits to disk."""
+    """Groups labelled between two commits to disk."""
 
     name: str
     prompts: int
@@ -33,7 +33,7 @@ class Shard:
 
 
 def open_accounts(context: Context, round_: int, name: str) -> Accounts:
-    """The books of a stage that labels: the cache that runs share, and the run's own ledger."""
+    """The accounts of a stage that labels: the cache that runs share, and the run's own ledger."""
     root = context.run.root
     given = context.config.labelling.cache
     cache = root.parent / "labels.sqlite" if given is None else Path(given)
@@ -43,9 +43,9 @@ def open_accounts(context: Context, round_: int, name: str) -> Accounts:
 def label_shards(
     context: Context, folder: Path, shards: Sequence[Shard], labeller: Labeller, accounts: Accounts
 ) -> dict[str, JsonValue]:
-    """Label ``shards`` into files of their names in ``folder``; what a manifest says of labels and costs.
+    """Label ``shards`` into files of their names in ``folder``; return the manifest's metrics of labels and costs.
 
-    A shard that lacks labels is labelled again when a stage that had stopped goes on: what is there costs nothing.
+    When a stopped stage continues, it labels a shard again if labels are missing; labels that exist cost nothing.
 
     Raises:
         RunError: fewer responses than ``labelling.min_yield`` got a score.
@@ -64,7 +64,7 @@ def label_shards(
             groups = label(list(shard.read()), labeller)
             spent += time.monotonic() - started
             made += sum(len(group.responses) for group in groups)
-            # Before the rows: a shard that is there has its own counts.
+            # Before the rows are written: a shard that exists always has its own counts.
             file.unlink(missing_ok=True)
             told = json_text(accounts.take().plain())
             seals.text(counts, told)
@@ -75,7 +75,7 @@ def label_shards(
         progress.shard(len(groups), responses)
         if scored < context.config.labelling.min_yield * responses:
             raise RunError(_too_few(context, scored, responses, _tallies(folder)))
-    # Of this try alone: shards that an earlier one has left took no time here.
+    # Only of this attempt: shards from an earlier one took no time here.
     rate: dict[str, JsonValue] = {"labels_per_second": made / spent} if spent > 0 else {}
     return {**rate, **label_summary(_tallies(folder), accounts)}
 
@@ -86,13 +86,13 @@ def _too_few(context: Context, scored: int, responses: int, tallies: list[Tally]
     said = next((f"; it said: {tally.unparsed[0]!r}" for tally in tallies if tally.unparsed), "")
     return (
         f"{scored} of {responses} responses got a score, below labelling.min_yield "
-        f"{context.config.labelling.min_yield:g}; labels that are missing, by cause: {causes}{said}. What was labelled "
+        f"{context.config.labelling.min_yield:g}; missing labels by cause: {causes}{said}. What was labelled "
         "is kept; the same command asks again for the rest"
     )
 
 
 def _asks_again(counts: Path) -> bool:
-    """Whether a shard lacks labels that may be had now: those that the labeller never gave an answer to."""
+    """Whether a shard lacks labels that may be available now: those that the labeller never answered."""
     return any(cause not in FINAL for cause in Tally.read(counts).missing)
 
 
@@ -101,7 +101,7 @@ def _tallies(folder: Path) -> list[Tally]:
 
 
 class LabelProgress:
-    """The stage's progress line, at most one a second while answers come in."""
+    """The stage's progress line, updated at most once a second as answers come in."""
 
     def __init__(self, context: Context, total: int, accounts: Accounts) -> None:
         self._done = self._responses = 0
@@ -111,13 +111,13 @@ class LabelProgress:
         self._started = self._last = time.monotonic()
 
     def shard(self, prompts: int, responses: int) -> None:
-        """One more shard of so many ``prompts`` is labelled, and so many ``responses`` altogether."""
+        """Report one more labelled shard with ``prompts`` prompts and ``responses`` responses."""
         self._done += prompts
         self._responses = responses
         self._show()
 
     def tick(self) -> None:
-        """Something moved."""
+        """Report progress, unless the last report is less than a second old."""
         if time.monotonic() - self._last >= REPORT_SECONDS:
             self._show()
 

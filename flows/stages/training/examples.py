@@ -1,4 +1,4 @@
-"""What the stages of a round made, as the trainer's examples, one after the other."""
+"""The rows of a round's stages as the trainer's examples, one after the other."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -18,15 +18,15 @@ from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.reference import contrastive_weights, dispersions, with_reference
 from pipeline.types import Group, Pair, Preference, Response, Unpaired
 
-# Folders of the reference stage that the two contrasting models fill.
+# Folders of the reference stage for the two contrasting models.
 POSITIVE, NEGATIVE = "positive", "negative"
 
 
 def round_examples(context: Context, round_: int) -> Iterator[Example]:
-    """What the round trains on, without anything of the reference model but its calibration responses.
+    """The round's examples, without anything from the reference model except its calibration responses.
 
-    Those are all in memory where a loss reads them, four bytes a token; of the examples there are as many as follow
-    each other with one prompt.
+    If a loss reads calibration responses, all of them are in memory at four bytes a token. Of the examples, only
+    consecutive ones with the same prompt are in memory.
     """
     loss = context.config.loss
     preferences = read_preference_rows(context.run.stage(round_, "pairs").folder)
@@ -39,7 +39,7 @@ def round_examples(context: Context, round_: int) -> Iterator[Example]:
 
 
 def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
-    """The round's examples with what the reference stage stored.
+    """The round's examples with the values that the reference stage stored.
 
     Raises:
         RunError: the two do not belong together.
@@ -49,7 +49,7 @@ def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
     if not needs_of(loss).stored_reference:
         return examples
     folder = context.run.stage(round_, "reference").folder
-    # Where only the entropy of a reference is read, its log-probabilities are not the loss's.
+    # If only a reference's entropy is read, its log-probabilities are not part of the loss.
     names = [reference_name(number) for number in range(needs_of(loss).references)]
     examples = _joined(examples, [read_rows(folder / name) for name in names], round_)
     if loss.dispersion is not None:
@@ -62,7 +62,7 @@ def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
 
 
 def _joined(examples: Iterable[Example], passes: list[Iterator[Row]], round_: int) -> Iterator[Example]:
-    """Each example with its row of each pass."""
+    """Join each example with its row from each pass."""
     for example in examples:
         rows = [next(rows_of_pass, None) for rows_of_pass in passes]
         found = [row for row in rows if row is not None and row["id"] == example.id]
@@ -93,7 +93,7 @@ def _example(preference: Preference, loss: Composition) -> Example:
 def _of_pair(pair: Pair, loss: Composition) -> Example:
     if needs_of(loss).only_chosen:
         return Example.text(pair.id, pair.prompt_ids, pair.chosen.token_ids)
-    # Where win probabilities are read they hold what the label says, and one-sided terms take labels as certain.
+    # If win probabilities are read, they hold the label's value, and one-sided terms treat labels as certain.
     as_wins = "win_probability" in needs_of(loss)
     return Example(
         pair.id,
@@ -112,7 +112,7 @@ def _side(response: Response, prior: float | None, reward: float | None, wins: f
 
 
 def _calibration(context: Context, round_: int) -> "dict[str, array[int]]":
-    """The token ids of the reference policy's answer to each prompt, by the prompt's id."""
+    """Token ids of the reference policy's response to each prompt, by prompt id."""
     groups = read_groups(context.run.stage(round_, "calibration").folder)
     return {group.prompt.id: array("i", group.responses[0].token_ids) for group in groups}
 
@@ -122,9 +122,9 @@ def _drawn(ids: "array[int] | None") -> Continuation | None:
 
 
 def _with_mismatched(examples: Iterable[Example]) -> Iterator[Example]:
-    """Single responses, each with the next example's response to another prompt, the last with one of the first.
+    """Give each single response the next example's response to another prompt, and the last ones one of the first.
 
-    KTO (arXiv:2402.01306, section 4.1) estimates KL(π ‖ π_ref) from such responses; of pairs it needs none.
+    KTO (arXiv:2402.01306, section 4.1) estimates KL(π ‖ π_ref) from such responses; pairs do not need them.
     """
     held: list[Example] = []
     beginnings: list[Example] = []
@@ -133,7 +133,7 @@ def _with_mismatched(examples: Iterable[Example]) -> Iterator[Example]:
         beginnings = [*beginnings, same[0]][:2]
         yield from _mismatched(held, same[0])
         held = same
-    # With one prompt alone there is no other response than its own.
+    # With only one prompt, examples fall back on their own responses.
     others = [example for example in beginnings if example.prompt_ids != held[0].prompt_ids]
     for example in held:
         yield from _mismatched([example], [*others, example][0])
@@ -146,7 +146,7 @@ def _mismatched(examples: Iterable[Example], other: Example) -> Iterator[Example
 
 
 def _weighted(examples: Iterable[Example], folder: Path, settings: GivenWeights) -> Iterator[Example]:
-    """Each with what the two contrasting models make its tokens count."""
+    """Add to each example its token weights from the two contrasting models."""
     passes = (read_rows(folder / name) for name in (POSITIVE, NEGATIVE))
     for example, good, bad in zip(examples, *passes, strict=True):
         weighted = tuple(

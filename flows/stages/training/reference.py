@@ -1,7 +1,7 @@
-"""reference: what models that are not trained say of the round's responses, one folder of shards a model.
+"""reference: log-probs of the round's responses under frozen models, one folder of shards per model.
 
-One model in memory at a time: the reference policy, or several, then the two contrasting models if the loss weighs
-tokens by them. What a model says of the same tokens is computed once for all runs beside each other; see
+Only one model is in memory at a time: the reference policy, or several, then the two contrasting models if the loss
+weights tokens by them. The log-probs of a model for the same tokens are computed once for all runs in a folder; see
 ``training.reference_cache``.
 """
 
@@ -43,9 +43,9 @@ from pipeline.training.reference_cache import (
 from pipeline.training.self_test import SAME_MODEL, SAME_MODEL_RESPONSE
 from pipeline.types import derive_seed
 
-# Examples of a shard: what is in memory at a time, and what a kill can cost.
+# Examples of a shard: the number in memory at a time, and the most that a kill can lose.
 _SHARD = 1024
-# Examples that are computed again of what the cache gives.
+# How many examples from the cache are computed again to check it.
 SPOT_CHECKED = 8
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One model, a folder or a hub name, over all examples: what fills the folder ``name``."""
+    """A pass of one model (a folder or a hub name) over all examples; fills the folder ``name``."""
 
     name: str
     model: str
@@ -62,14 +62,14 @@ class Pass:
 
 @dataclass(slots=True)
 class Origin:
-    """Where the passes came from: names of those that the cache gave, and of those it gave in vain, and why."""
+    """Where the passes came from: names of those from the cache, and those it gave wrongly, with the reason."""
 
     cached: list[str] = field(default_factory=list)
     refused: dict[str, JsonValue] = field(default_factory=dict)
 
 
 def reference(context: Context, round_: int, folder: Path) -> Outcome:
-    """Of each model one row an example, in their order; see ``rows.REFERENCE``."""
+    """Write one row per example for each model, in the examples' order; see ``rows.REFERENCE``."""
     table = folder / "examples.arrow"
     write_examples(table, round_examples(context, round_))
     examples, passes, origin = ExampleTable(table), _passes(context, round_), Origin()
@@ -88,10 +88,10 @@ def reference(context: Context, round_: int, folder: Path) -> Outcome:
 
 
 def reference_models(context: Context, round_: int) -> list[str]:
-    """Model folders (or hub names) in the order in which the loss counts its references, the round's own first."""
+    """Model folders (or hub names) in the order of the loss's references, starting with the round's own."""
     stages = reference_stages(context.run, context.config, round_)
     further = context.config.training.references
-    # With an extrapolated prior they are the checkpoint before the start policy, which round 1 alone reads.
+    # With an extrapolated prior, they are the checkpoint before the start policy, which only round 1 reads.
     own = [str(context.model_path(stage)) for stage in stages]
     return own if len(own) > 1 else [*own, *further]
 
@@ -108,19 +108,19 @@ def _passes(context: Context, round_: int) -> list[Pass]:
 
 
 class _Scores:
-    """What one model says of the examples: from the cache, or else computed shard by shard."""
+    """Log-probs of the examples under one model: from the cache, or computed shard by shard."""
 
     def __init__(
         self, context: Context, round_: int, examples: ExampleTable, one: Pass, number: tuple[int, int]
     ) -> None:
-        """``number``: of the pass, and of how many."""
+        """``number``: the pass's number and the number of passes."""
         self._context, self._examples, self._pass, self._number = context, examples, one, number
         self._round = round_
         self._lots = derive_seed(context.config.seed, "spot check", round_, one.name)
         self._model: PreTrainedModel | None = None
 
     def fill(self, place: Path, origin: Origin) -> None:
-        """Make the folder ``place``; what an earlier try has left there is gone on with."""
+        """Make the folder ``place``, continuing what an earlier attempt has left there."""
         given, training = self._context.config.training.reference_cache, self._context.config.training
         if given is None:
             self._compute(place)
@@ -135,10 +135,10 @@ class _Scores:
         try:
             cache.store(key, place, {"model": model, "dtype": training.dtype, "examples": len(self._examples)})
         except OSError as error:
-            logger.warning("reference cache: nothing is kept: %s", error)
+            logger.warning("reference cache: could not store the entry: %s", error)
 
     def _take(self, cache: ReferenceCache, key: str, place: Path, origin: Origin) -> bool:
-        """Whether the cache has given ``place``. What it gives wrongly is dropped there: all of it can be computed."""
+        """Take ``place`` from the cache; return whether it worked. Drops a damaged entry: all of it can be computed."""
         unchecked = place.with_name(f"{place.name}.unchecked")
         try:
             if not cache.fetch(key, unchecked):
@@ -155,7 +155,7 @@ class _Scores:
         return True
 
     def _spot_check(self, place: Path) -> None:
-        """Compute a few examples again. Raises ``DamagedEntryError`` if that gives other log-probabilities."""
+        """Compute a few examples again. Raises ``DamagedEntryError`` if their log-probabilities differ."""
         dtype, count = self._context.config.training.dtype, len(self._examples)
         chosen = sorted(random.Random(self._lots).sample(range(count), min(count, SPOT_CHECKED)))  # noqa: S311
         stored = [row for index, row in enumerate(read_rows(place)) if index in chosen or index >= count]
@@ -188,7 +188,7 @@ class _Scores:
                 write_table(file, REFERENCE, self._rows(start), seals.of(file.name))
 
     def _rows(self, start: int) -> Iterator[Row]:
-        """Of the shard that begins with the example ``start``."""
+        """Rows of the shard that begins with the example ``start``."""
         training = self._context.config.training
         examples = self._examples[start : start + _SHARD]
         rows = sum(len(example.continuations) for example in examples)
@@ -206,7 +206,7 @@ class _Scores:
             yield {"id": example.id, "logps": value.logps, "entropy": value.entropy}
 
     def _require_finite(self, example: Example, logps: Sequence[float], entropy: float | None) -> None:
-        """Raise ``RunError`` if the model gives no numbers; the shard is not kept."""
+        """Raise ``RunError`` if the model gives NaN or infinite values; the shard is not kept."""
         if all(map(math.isfinite, logps)) and (entropy is None or math.isfinite(entropy)):
             return
         kept = offending_file(self._context, f"round_{self._round:03d}/reference")
@@ -224,7 +224,7 @@ class _Scores:
 
 
 def _taken(place: Path) -> bool:
-    """Whether an earlier try of this stage has taken all of it from the cache. What is damaged there is removed."""
+    """Whether an earlier attempt at this stage has taken it whole from the cache. Removes a damaged copy."""
     if not (place / ENTRY).exists():
         return False
     try:

@@ -1,4 +1,4 @@
-"""policy of round 0: the user's model or one made from scratch, after the warm start if there is one."""
+"""policy of round 0: the user's model or one made from scratch, after a warm start if configured."""
 
 import shutil
 from collections import Counter
@@ -60,7 +60,7 @@ def start_policy(context: Context, folder: Path) -> Outcome:
 
 
 def _from_scratch(context: Context, settings: ScratchPolicy, folder: Path) -> Path:
-    """A tokenizer and random weights beside the checkpoints in ``folder``; made whole or not at all."""
+    """Make a tokenizer and random weights next to the checkpoints in ``folder``, completely or not at all."""
     base, scratch = folder / CHECKPOINTS / BASE, folder / CHECKPOINTS / f"{BASE}.tmp"
     if context.writes and not base.is_dir():
         shutil.rmtree(scratch, ignore_errors=True)
@@ -72,7 +72,7 @@ def _from_scratch(context: Context, settings: ScratchPolicy, folder: Path) -> Pa
 
 
 def _examples(context: Context, chat: Chat, dropped: Counter[str]) -> Iterator[Example]:
-    """Warm-start texts as tokens; prompts that are too long are counted. Raises ``UserError`` if all are."""
+    """Warm-start texts as tokens; counts prompts that are too long. Raises ``UserError`` if all are."""
     kept = 0
     for index, (prompt, text) in enumerate(warm_start_texts(context)):
         ids = chat.prompt_ids(prompt.messages)
@@ -86,7 +86,7 @@ def _examples(context: Context, chat: Chat, dropped: Counter[str]) -> Iterator[E
 
 
 def _keep_offending_texts(context: Context, folder: Path, error: RowsError) -> None:
-    """The texts of the failed step, beside the last good checkpoint."""
+    """Write the texts of the failed step next to the last good checkpoint."""
     suspects = set(error.example_ids)
     rows = (
         {"prompt": prompt_row(prompt), "text": text}

@@ -24,7 +24,7 @@ from pipeline.training.train import train
 from pipeline.training.trainee import Carry, Files, Trainee
 from pipeline.types import derive_seed
 
-# In folders of their own: engines load every *.safetensors beside a model as its weights.
+# In separate folders: engines load every *.safetensors file in a model's folder as its weights.
 HEADS = "heads"
 _OPTIMISER = "optimiser/state.safetensors"
 EXAMPLES = "examples.arrow"
@@ -32,7 +32,7 @@ OFFENDING_ROWS = "offending.parquet"
 
 
 def train_round(context: Context, round_: int, folder: Path) -> Outcome:
-    """The policy that the round starts from, trained on this round's pairs; writes the new policy's model folder."""
+    """Train the round's start policy on this round's pairs; write the new policy's model folder."""
     config = context.config
     training = config.training
     origin = context.policy_path(parent(context.run, config, round_))
@@ -75,9 +75,9 @@ def fit(
     seed: int,
     files: Files | None = None,
 ) -> Outcome:
-    """Train in place, with mid-round checkpoints in ``folder``; each step goes to steps.jsonl there.
+    """Train the model in place, with mid-round checkpoints in ``folder`` and one line per step in its steps.jsonl.
 
-    The examples are read once, into a file beside the checkpoints; steps read it, so memory does not grow with them.
+    The examples are read once, into a file next to the checkpoints. Steps read that file, so memory does not grow.
     """
     if context.writes:
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
@@ -113,7 +113,7 @@ def _starts_at_reference(context: Context, round_: int) -> bool:
 
 
 def _reference_model(context: Context, round_: int, at_reference: bool) -> Any | None:
-    """The reference policy, where the loss reads more of it than is stored; None: none, or the policy's own base."""
+    """The reference policy, if the loss needs more of it than is stored; else None, also for the policy's own base."""
     config = context.config
     if not needs_of(config.loss).live_reference or (at_reference and config.training.lora is not None):
         return None
@@ -122,7 +122,7 @@ def _reference_model(context: Context, round_: int, at_reference: bool) -> Any |
 
 
 def _files(context: Context, round_: int, folder: Path) -> Files:
-    """Heads go from round to round whenever the loss trains some; the optimiser's state if the config says so."""
+    """Files to carry between rounds: heads if the loss trains any, the optimiser's state if the config asks for it."""
     before = context.run.stage(parent(context.run, context.config, round_), "policy").folder
     carries = context.config.training.optimiser_state == "carried"
     if carries and context.writes:
@@ -138,7 +138,7 @@ def _files(context: Context, round_: int, folder: Path) -> Files:
 
 
 def average(context: Context, round_: int, folder: Path) -> Outcome:
-    """The reference of the next round under ``reference: ema``: old average and new policy, weighted."""
+    """The next round's reference under ``reference: ema``: the weighted mean of the old average and the new policy."""
     stage = reference_stage(context.run, context.config, round_)
     old = context.model_path(stage)
     decay = context.config.training.reference_decay
@@ -155,13 +155,13 @@ def _metrics(result: TrainResult, loss: Loss) -> dict[str, JsonValue]:
 
 
 def kept_where(folder: Path) -> str:
-    """Where a run that diverged left what one needs to look at."""
+    """The places where a diverged run left its rows and weights."""
     place = newest_checkpoint(folder / CHECKPOINTS)
-    weights = "those before are the stage's inputs" if place is None else f"the last good ones are in {place}"
+    weights = "the previous ones are the stage's inputs" if place is None else f"the last good ones are in {place}"
     return f"the rows are in {folder / OFFENDING_ROWS}; weights: {weights}"
 
 
 def _keep_offending_rows(context: Context, round_: int, folder: Path, error: RowsError) -> None:
-    """What the failed step was trained on, beside the last good checkpoint."""
+    """Write the rows of the failed step next to the last good checkpoint."""
     keep_rows(context, round_, error.example_ids, folder / OFFENDING_ROWS)
     error.args = (f"{error}\n  {kept_where(folder)}",)

@@ -224,7 +224,7 @@ def test_a_run_that_waits_for_people_pauses_and_goes_on(job: Path, tmp_path: Pat
     questions = [json.loads(line) for line in (place / "questions.jsonl").read_text().splitlines()]
     rows = [json.dumps({"id": row["id"], "answer": "a"}) + "\n" for row in questions]
     (place / "answers.jsonl").write_text("".join(rows[:4]) + "a\n")
-    with pytest.raises(Paused, match=r"answered 4 of 6 questions\nrows .* that are no answers:\n  row 5: not JSON"):
+    with pytest.raises(Paused, match=r"answered 4 of 6 questions\nrows .* that are not answers:\n  row 5: not JSON"):
         run_stage(context, 1, "gold")
     (place / "answers.jsonl").write_text("".join(rows))
     run_stage(context, 1, "gold")

@@ -246,5 +246,5 @@ def test_a_cache_that_cannot_be_written_costs_no_run(
 ) -> None:
     (tmp_path / "cache").write_text("a file")
     context = opened(job, tmp_path / "a")
-    assert referred(context)["reference_from_cache"] is False and "nothing is kept" in caplog.text
+    assert referred(context)["reference_from_cache"] is False and "could not store" in caplog.text
     assert next(examples_with_reference(context, 1)).responses[0].references
