@@ -1,4 +1,4 @@
-"""Which round's policy a round starts from, and its references, after what the gates decided. Torch-free."""
+"""The policy that a round starts from, and its references, after the gates' decisions. Torch-free."""
 
 from flows.run_folder.approvals import settled
 from pipeline.config import RunConfig
@@ -7,7 +7,7 @@ from pipeline.storage.run_folder import RunFolder, Stage
 
 
 def parent(run: RunFolder, config: RunConfig, round_: int) -> int:
-    """The round whose policy ``round_`` starts from: the one before, or after a roll-back the best one.
+    """The round whose policy ``round_`` starts from: the previous one, or after a roll-back the best one.
 
     A round whose gate has not decided counts as promoted. Round 0 is its own parent.
     """
@@ -18,21 +18,21 @@ def parent(run: RunFolder, config: RunConfig, round_: int) -> int:
 
 
 def best_before(run: RunFolder, round_: int) -> int:
-    """The best round before ``round_``, as the gate of the one before it left it."""
+    """The best round before ``round_``, as recorded by the previous round's gate."""
     last = settled(run, round_ - 1) if round_ > 1 else None
     return 0 if last is None else last.best_round
 
 
 def base_before(run: RunFolder, round_: int) -> int:
-    """What the rules of ``round_`` measure from: the newest round that a person promoted, or the start."""
+    """The round that the rules of ``round_`` measure from: the newest one that a person promoted, or the start."""
     earlier = ((number, settled(run, number)) for number in range(round_ - 1, 0, -1))
     return next((number for number, one in earlier if one is not None and one.answered and one.verdict == "promote"), 0)
 
 
 def reference_round(run: RunFolder, config: RunConfig, round_: int, start: int | None = None) -> int:
-    """Which round's policy is the reference of ``round_`` (for ema: the round whose average is).
+    """The round whose policy is the reference of ``round_`` (for ema: whose average is).
 
-    ``start``: the round whose policy it starts from, where that is not yet what gates have decided.
+    ``start``: the round whose policy it starts from, if that is not what the gates have decided so far.
     """
     training = config.training
     start = parent(run, config, round_) if start is None else start
@@ -43,7 +43,7 @@ def reference_round(run: RunFolder, config: RunConfig, round_: int, start: int |
             return start
         case "every_n":
             due = ((round_ - 1) // training.reference_every) * training.reference_every
-            # A round that was rolled back from is the ancestor of none after it.
+            # After a roll-back, the round rolled back is not an ancestor of any later one.
             ancestor = start
             while ancestor > due:
                 ancestor = parent(run, config, ancestor)
@@ -51,10 +51,10 @@ def reference_round(run: RunFolder, config: RunConfig, round_: int, start: int |
 
 
 def reference_stages(run: RunFolder, config: RunConfig, round_: int, start: int | None = None) -> list[Stage]:
-    """The stages whose models the loss measures against in ``round_``, in the order of its references.
+    """Stages whose models are the loss's references in ``round_``, in the order of its references.
 
     An extrapolated prior reads the two newest policies that the round descends from; in round 1 both are the start
-    policy, unless ``training.references`` names the one before. Further references of a mixture are no stages.
+    policy, unless ``training.references`` names the one before. Further references of a mixture are not stages.
     ``start`` is as in ``reference_round``.
     """
     newest = [reference_stage(run, config, round_, start)]

@@ -1,4 +1,4 @@
-"""What the gate of a round decided, what a person answered to it, and so what comes after the round. Torch-free."""
+"""The decision of a round's gate, a person's answer to it, and what follows the round. Torch-free."""
 
 import getpass
 import json
@@ -21,7 +21,7 @@ DECISION = "decision.json"
 
 
 def read_decision(run: RunFolder, round_: int) -> Decision | None:
-    """What the gate of ``round_`` decided; None if it has not. Raises ``RunError`` for a damaged file."""
+    """The decision of the gate of ``round_``; None before it decides. Raises ``RunError`` for a damaged file."""
     stage = run.stage(round_, "gate")
     file = stage.folder / DECISION
     if not file.is_file():
@@ -32,7 +32,7 @@ def read_decision(run: RunFolder, round_: int) -> Decision | None:
     except (ValueError, ValidationError) as error:
         raise RunError(f"{file}: not a readable decision ({str(error).splitlines()[0]}); restore it") from None
     with suppress(FileNotFoundError):
-        # A gate without a manifest is told where stages are looked for.
+        # A missing manifest is reported where stages are looked up, not here.
         facts = stage.manifest_alone().files.get(DECISION, {})
         if facts.get("sha256") != sha256(text).hexdigest():
             raise RunError(f"{file}: not what its manifest says (SHA-256); {stage.redo}")
@@ -40,12 +40,12 @@ def read_decision(run: RunFolder, round_: int) -> Decision | None:
 
 
 def write_decision(folder: Path, decision: Decision) -> None:
-    """Write the decision to ``folder``, where the stage ``gate`` is being made."""
+    """Write the decision to ``folder``, where the stage ``gate`` is in progress."""
     write_json(folder / DECISION, json.loads(decision.model_dump_json()))
 
 
 def approval_file(run: RunFolder, round_: int) -> Path:
-    """Where a person's answer is kept."""
+    """The file of a person's answer."""
     return run.root / "approvals" / f"round_{round_:03d}.json"
 
 
@@ -57,32 +57,30 @@ def approvals(run: RunFolder) -> dict[int, Path]:
 
 
 def read_approval(run: RunFolder, round_: int) -> Approval | None:
-    """A person's answer; None if there is none. Raises ``UserError`` that names the field and what it may be."""
+    """A person's answer, or None. Raises ``UserError`` that names the field and its allowed values."""
     file = approval_file(run, round_)
     return load_settings(Approval, [file]) if file.is_file() else None
 
 
 def record_approval(root: Path, round_: int, decision: str, by: str | None = None, reason: str = "") -> Approval:
-    """Answer the gate of ``round_``; the run goes on accordingly when it is started again.
+    """Answer the gate of ``round_``; the run follows the answer when it is started again.
 
-    An answer may be replaced until the next round has begun.
+    An answer can be replaced until the next round has begun.
 
     Raises:
-        UserError: no such run, round or decision, or nothing to answer there.
+        UserError: unknown run, round or decision, or a gate that needs no answer.
     """
     run = RunFolder.existing(root)
     if decision not in get_args(HumanDecision):
-        raise UserError(f"decision: {decision!r} is none of {', '.join(get_args(HumanDecision))}")
+        raise UserError(f"decision: {decision!r} is not one of {', '.join(get_args(HumanDecision))}")
     made = read_decision(run, round_)
     if made is None:
         waits = ", ".join(map(str, waiting(run))) or "none"
-        raise UserError(
-            f"round: {round_} of {root} has no gate that has decided; rounds that wait for an answer: {waits}"
-        )
+        raise UserError(f"round: {round_} of {root} has no gate decision; rounds that wait for an answer: {waits}")
     if made.decision not in ("pause", "stop"):
-        raise UserError(f"round: the gate of round {round_} decided {made.decision}, which waits for no answer")
+        raise UserError(f"round: the gate of round {round_} decided {made.decision}, which needs no answer")
     if _begun(run, round_ + 1):
-        raise UserError(f"round: round {round_ + 1} of {root} has begun; round {round_} can be answered no more")
+        raise UserError(f"round: round {round_ + 1} of {root} has begun; it is too late to answer round {round_}")
     try:
         approval = Approval.model_validate(
             {
@@ -105,7 +103,7 @@ def record_approval(root: Path, round_: int, decision: str, by: str | None = Non
 
 
 def answer_gate(root: Path, round_: int | None, decision: str, by: str | None, reason: str) -> str:
-    """``prefloop approve``: like ``approve``, by default for the round that waits; returns what to say of it."""
+    """Answer for ``prefloop approve``, by default for the round that waits; return a message about what follows."""
     run = RunFolder.existing(root)
     if round_ is None:
         waits = waiting(run)
@@ -124,7 +122,7 @@ def answer_gate(root: Path, round_: int | None, decision: str, by: str | None, r
 
 
 def waiting(run: RunFolder) -> list[int]:
-    """Rounds whose gate paused or stopped the run and that nobody has answered."""
+    """Rounds whose gate paused or stopped the run and that have no answer yet."""
     made = [(round_, read_decision(run, round_)) for round_ in run.rounds()]
     return [
         round_
@@ -138,7 +136,7 @@ def waiting(run: RunFolder) -> list[int]:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a round: the gate's verdict, or a person's answer to it."""
+    """The outcome of a round: the gate's verdict, or a person's answer to it."""
 
     verdict: Verdict
     best_round: int
@@ -146,20 +144,20 @@ class Settled:
 
 
 def settled(run: RunFolder, round_: int) -> Settled | None:
-    """What the gate of ``round_`` and, where it asked, a person decided; None if the gate has not."""
+    """The decision of the gate of ``round_``, or the person's answer to it; None before the gate decides."""
     made = read_decision(run, round_)
     if made is None:
         return None
     approval = read_approval(run, round_) if made.decision in ("pause", "stop") else None
     if approval is None:
         return Settled(made.decision, made.best_round, answered=False)
-    # Whoever promotes a round in spite of its gate takes it for the best.
+    # Promoting a round against its gate's decision makes it the best.
     best = round_ if approval.decision == "promote" else made.best_round
     return Settled(approval.decision, best, answered=True)
 
 
 def answers_before(run: RunFolder, round_: int) -> dict[str, JsonValue]:
-    """What people answered to the gates of earlier rounds."""
+    """People's answers to the gates of earlier rounds."""
     approvals = {str(number): read_approval(run, number) for number in range(1, round_)}
     return {number: approval.decision for number, approval in approvals.items() if approval is not None}
 
@@ -188,5 +186,5 @@ def _login() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
-        # A container's user may have no name.
+        # In a container, the user may have no name.
         return ""

@@ -1,7 +1,7 @@
-"""Prompts that the source of an iterative run gains while the run is under way. Torch-free.
+"""Prompts added to an iterative run's source while the run is under way. Torch-free.
 
-Rows at the end of its files and files beside them are new; a round that begins afterwards takes them up in a stage of
-its own, ``added_prompts``. What was there before must stay as it is. Held-out prompts are those of the start.
+Rows at the end of its files, and files next to them, are new. A round that begins later reads them in a separate stage,
+``added_prompts``. What was there before must not change. Held-out prompts stay those of the start.
 """
 
 from collections.abc import Iterator
@@ -23,26 +23,26 @@ SIZES = "sizes"
 
 
 def may_grow(config: RunConfig) -> bool:
-    """Whether prompts may be added: to the files of an iterative run that has prompts of its own."""
+    """Whether prompts may be added: only to the files of an iterative run that has its own prompts."""
     return config.mode == "iterative" and isinstance(config.prompts, FileData)
 
 
 def sizes_of(config: RunConfig) -> dict[str, JsonValue]:
-    """For the manifest of a stage that is about to read the prompts: names and bytes of their files, in order."""
+    """Names and bytes of the prompts' files, in order, for the manifest of a stage that is about to read them."""
     if not may_grow(config):
         return {}
     return {SIZES: [[file.name, file.stat().st_size] for file in _files(config)]}
 
 
 def digest_when_read(stage: Stage, config: RunConfig) -> str:
-    """The digest of the prompts' files, of what was in them when ``stage`` read them if they have only grown since."""
+    """The digest of the prompts' files; if they have only grown, of the part that ``stage`` read."""
     files, then = _files(config), _sizes(stage)
     found = _still_there(files, then)
     return digest(files) if not found else digest(found, [size for _, size in then])
 
 
 def has_grown(run: RunFolder, config: RunConfig) -> bool:
-    """Whether the files of the prompts are larger, or more, than when the run last read them."""
+    """Whether the prompts' files have become larger, or more, since the run last read them."""
     if not may_grow(config):
         return False
     then = _sizes(([run.stage(0, "data"), *added_stages(run, config.rounds)])[-1])
@@ -50,11 +50,11 @@ def has_grown(run: RunFolder, config: RunConfig) -> bool:
 
 
 def brings_prompts(run: RunFolder, config: RunConfig, round_: int) -> bool:
-    """Whether ``round_`` has, or as it begins gets, prompts that were added to the source."""
+    """Whether ``round_`` has added prompts, or gets them as it begins."""
     added = added_stages(run, config.rounds)
     if run.stage(round_, ADDED) in (*added, *run.begun()):
         return True
-    # Rounds that are made anew leave what a later one has taken up as it is.
+    # Rounds that are made again do not take prompts that a later round already has.
     begun = any(stage.round == round_ for stage in (*run.stages(), *run.begun()))
     return not begun and (not added or added[-1].round < round_) and has_grown(run, config)
 
@@ -66,29 +66,29 @@ def added_stages(run: RunFolder, round_: int) -> list[Stage]:
 
 
 def require_as_it_was(run: RunFolder, config: RunConfig) -> None:
-    """Raise ``UserError`` that names the row if prompts that the run has read were edited or removed."""
+    """Raise ``UserError`` that names the row if prompts that the run has read were changed or removed."""
     if not may_grow(config) or load_config([run.config_file]).prompts != config.prompts:
         return
     for stage in (run.stage(0, "data"), *added_stages(run, config.rounds)):
         told = stage.require().config.get("files")
         if isinstance(told, dict) and told.get("prompts") != digest_when_read(stage, config):
             raise UserError(
-                f"prompts.path: {_what_changed(run, config)}; rows may be added at the end of a file, and files beside "
-                f"it, but what {run.root} has read must stay as it is (or choose another --run-dir)"
+                f"prompts.path: {_what_changed(run, config)}; rows may be added at the end of a file, and files next "
+                f"to it, but what {run.root} has read must stay as it is (or choose another --run-dir)"
             )
 
 
 def _what_changed(run: RunFolder, config: RunConfig) -> str:
-    """The first row that the run did not read and that one follows which it did; else the first prompt that is gone."""
-    assert config.prompts is not None, "the caller has asked whether they may grow"
+    """The first row unknown to the run that has a known row after it; else the first prompt that is gone."""
+    assert config.prompts is not None, "the caller has checked that they may grow"
     left = dict(_known(run, config))
     odd = ""
     for row in read_prompts(config.prompts):
         known = row.value is not None and left.pop(row.value.prompt.id, None) == row.value.prompt.answer
         if known and odd:
-            return f"{odd}: changed, or put in"
+            return f"{odd}: changed or inserted"
         odd = odd or ("" if known else row.place)
-    return f"{odd or config.prompts.where}: changed, or rows before its end were removed"
+    return f"{odd or config.prompts.where}: changed, or rows were removed"
 
 
 def _known(run: RunFolder, config: RunConfig) -> Iterator[tuple[str, str | None]]:
@@ -115,7 +115,7 @@ def _sizes(stage: Stage) -> list[tuple[str, int]]:
 
 
 def _still_there(files: list[Path], then: list[tuple[str, int]]) -> list[Path]:
-    """Of ``files`` those that were read, none shorter than it was, and in the same order; empty if one is not there."""
+    """The files that were read, if all exist, none is shorter, and their order is the same; else empty."""
     found, left = [], iter(files)
     for name, size in then:
         file = next((file for file in left if file.name == name), None)
@@ -126,7 +126,7 @@ def _still_there(files: list[Path], then: list[tuple[str, int]]) -> list[Path]:
 
 
 def _ends_a_row(file: Path, size: int) -> bool:
-    """Whether no row goes on beyond ``size`` bytes, as far as plain text tells."""
+    """Whether ``size`` bytes end with a complete row, as far as plain text shows."""
     if size in (0, file.stat().st_size) or file.suffix == ".gz":
         return True
     with file.open("rb") as handle:

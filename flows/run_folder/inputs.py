@@ -1,4 +1,4 @@
-"""Which stages each stage is made from. Torch-free."""
+"""The stages that each stage is made from. Torch-free."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Place:
     """The round of a run that a stage belongs to.
 
     Attributes:
-        planned: titles of stages that are not there yet and count as made.
+        planned: titles of stages that do not exist yet but count as made.
     """
 
     run: RunFolder
@@ -28,12 +28,12 @@ class Place:
 
     @property
     def before(self) -> int:
-        """The round before; round 0 is its own."""
+        """The previous round; for round 0, round 0."""
         return max(self.round - 1, 0)
 
     @property
     def origin(self) -> int:
-        """The round whose policy this one starts from."""
+        """The round whose policy this round starts from."""
         return parent(self.run, self.config, self.round)
 
     @property
@@ -52,12 +52,12 @@ class Place:
 
 
 def nothing(place: Place) -> list[Stage]:
-    """No stages: of what is made from the user's files."""
+    """No stages: for stages made from the user's files."""
     return []
 
 
 def of_added_prompts(place: Place) -> list[Stage]:
-    """Data, and the prompts that earlier rounds took up."""
+    """Data, and the prompts that earlier rounds added."""
     return [place.data, *added_stages(place.run, place.before)]
 
 
@@ -73,21 +73,21 @@ def _planned(place: Place) -> list[Stage]:
 
 
 def of_gold(place: Place) -> list[Stage]:
-    """Samples; and the discriminator that is asked which comparisons to buy, once there is one."""
+    """Samples; and the discriminator that selects the comparisons to buy, once there is one."""
     settings = place.config.discriminator
     asked = settings is not None and settings.select != "random" and place.round > 1
     return [place.stage("samples"), *([place.run.stage(place.before, "discriminator")] if asked else [])]
 
 
 def of_discriminator(place: Place) -> list[Stage]:
-    """All gold so far, the discriminator before, and the start policy that the first is trained from."""
+    """All gold so far, the previous discriminator, and the start policy, which the first one is trained from."""
     gold = [place.run.stage(number, "gold") for number in range(1, place.round + 1)]
     earlier = [place.run.stage(place.before, "discriminator")] if place.round > 1 else []
     return [*gold, *earlier, place.start]
 
 
 def of_labels(place: Place) -> list[Stage]:
-    """Samples; with a discriminator gold that was bought in the round, and who labels the rest."""
+    """Samples; with a discriminator also the round's gold, and the stage that labels the rest."""
     settings, samples = place.config.discriminator, place.stage("samples")
     if settings is None:
         return [samples]
@@ -105,7 +105,7 @@ def of_labels(place: Place) -> list[Stage]:
 
 
 def of_pairs(place: Place) -> list[Stage]:
-    """Labels, or the data set; earlier pairs that are replayed or dropped; what anchors and limits replays."""
+    """Labels, or the data set; earlier pairs that are replayed or dropped; stages that anchor and limit replays."""
     if place.config.mode == "offline":
         return [place.data, place.start, *_earlier_pairs(place)]
     replay = place.config.replay
@@ -124,7 +124,7 @@ def anchored(config: RunConfig) -> bool:
 
 
 def _earlier_pairs(place: Place) -> list[Stage]:
-    """The pairs stages that this round's replays, or drops what they hold."""
+    """The pairs stages whose rows this round replays or drops."""
     replay, round_ = place.config.replay, place.round
     ages = [] if replay is None else replayed_ages(replay, round_)
     rounds = range(1, round_) if place.config.pairing.drop_repeated else sorted(round_ - age for age in ages)
@@ -132,17 +132,17 @@ def _earlier_pairs(place: Place) -> list[Stage]:
 
 
 def of_calibration(place: Place) -> list[Stage]:
-    """Pairs, and the reference that answers their prompts."""
+    """Pairs, and the reference policy that responds to their prompts."""
     return [place.stage("pairs"), reference_stage(place.run, place.config, place.round)]
 
 
 def of_reference(place: Place) -> list[Stage]:
-    """What is trained on, and the models whose log-probs are stored."""
+    """Training data, and the models whose log-probs are stored."""
     return [*_trained_on(place), *reference_stages(place.run, place.config, place.round)]
 
 
 def of_policy(place: Place) -> list[Stage]:
-    """What is trained on with what is stored for it, the policy before, and a reference that is loaded."""
+    """Training data with its stored values, the previous policy, and a reference if it is loaded."""
     if place.round == 0:
         return [place.data]
     loss = place.config.loss
@@ -157,42 +157,42 @@ def _trained_on(place: Place) -> list[Stage]:
 
 
 def of_average(place: Place) -> list[Stage]:
-    """The average before, and the policy that enters it."""
+    """The previous average, and the policy that enters it."""
     return [reference_stage(place.run, place.config, place.round), place.stage("policy")]
 
 
 def of_evaluation_samples(place: Place) -> list[Stage]:
-    """Held-out prompts, and the policy that answers them."""
+    """Held-out prompts, and the policy that responds to them."""
     return [place.data, place.stage("policy")]
 
 
 def of_evaluation(place: Place) -> list[Stage]:
-    """The round's responses, and the evaluations that they are compared with."""
+    """The round's responses, and the evaluations to compare with."""
     compared = [number for number in sorted({0, place.origin}) if number < place.round]
     return [place.stage("evaluation_samples"), *(place.run.stage(number, "evaluation") for number in compared)]
 
 
 def of_gate(place: Place) -> list[Stage]:
-    """The round's evaluation, and the gate before or the start's evaluation."""
+    """The round's evaluation, and the previous gate or the start's evaluation."""
     decided = place.run.stage(place.before, "gate") if place.before > 0 else place.run.stage(0, "evaluation")
     return [place.stage("evaluation"), decided]
 
 
 def opened_by_evaluation(place: Place) -> list[Stage]:
-    """Held-out data, and the policies that KL is measured to: those whose evaluations are compared."""
+    """Held-out data, and the policies that KL is measured to: those of the compared evaluations."""
     rounds = sorted({0, place.round, *(stage.round for stage in of_evaluation(place) if stage.name == "evaluation")})
     policies = [place.run.stage(number, "policy") for number in rounds]
     return [place.data, *added_stages(place.run, place.round), *policies]
 
 
 def opened_by_gate(place: Place) -> list[Stage]:
-    """Evaluations and gates of the start, the parent, the best round and the rules' base: of any round before."""
+    """Evaluations and gates of the start, the parent, the best round and the rules' base: any earlier rounds."""
     earlier = [place.run.stage(number, one) for number in range(place.round) for one in ("evaluation", "gate")]
     return [stage for stage in earlier if stage.folder.exists()]
 
 
 def opened_by_labelling(place: Place) -> list[Stage]:
-    """The discriminators that an earlier round labelled with."""
+    """The discriminators that labelled earlier rounds."""
     settings = place.config.discriminator
     if settings is None:
         return []
@@ -200,14 +200,14 @@ def opened_by_labelling(place: Place) -> list[Stage]:
 
 
 def labelling(run: RunFolder, round_: int) -> list[Stage]:
-    """The discriminator of ``round_``, and the earlier one that it names where it did not pass its gate."""
+    """The discriminator of ``round_``, and the earlier one that it names if it did not pass its gate."""
     newest = run.stage(round_, "discriminator")
     if not newest.folder.exists():
         return []
     try:
         manifest = newest.manifest()
     except DamagedError:
-        # It cannot say which; any of them may be read.
+        # The stage cannot name it yet; any of them may be read.
         return [stage for n in range(1, round_ + 1) if (stage := run.stage(n, "discriminator")).folder.exists()]
     labels_with = None if manifest is None else manifest.metrics.get("labels_with")
     return [newest, *(stage for stage in run.stages() if stage.title == labels_with)]

@@ -1,4 +1,4 @@
-"""What a stage's key holds, but for the keys of its inputs: parts of the config, digests of files. Torch-free."""
+"""The parts of a stage's key besides the keys of its inputs: config sections and file digests. Torch-free."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ from pipeline.storage.digests import digest, model_digest
 
 
 def plain_section(config: RunConfig, section: str) -> JsonValue:
-    """A section of the config by its dotted name, or what is derived for a key under that name, as JSON."""
+    """A config section by its dotted name, or the values derived for keys under that name, as JSON."""
     if section in _DERIVED:
         return _DERIVED[section](config)
     value: object = config
@@ -45,12 +45,12 @@ def plain_section(config: RunConfig, section: str) -> JsonValue:
 
 
 def _trained_on(config: RunConfig) -> JsonValue:
-    """What of the loss decides the rows of the pairs stage."""
+    """Settings of the loss that determine the rows of the pairs stage."""
     return {"groups": needs_of(config.loss).groups, "win_against": needs_of(config.loss).opponent}
 
 
 def _stored(config: RunConfig) -> JsonValue:
-    """What of the loss decides the rows of the reference stage."""
+    """Settings of the loss that determine the rows of the reference stage."""
     loss = config.loss
     return {
         "references": needs_of(loss).references,
@@ -62,21 +62,21 @@ def _stored(config: RunConfig) -> JsonValue:
 
 
 def _bought(config: RunConfig) -> JsonValue:
-    """What of the discriminator's settings decides which gold is bought."""
+    """Settings of the discriminator that determine which gold is bought."""
     settings = _discriminator(config)
     first = bought(settings, config.rounds, 1)
     return {"first": first, "budget": settings.budget, "select": settings.select, "gold": settings.gold}
 
 
 def _silver(config: RunConfig) -> JsonValue:
-    """What decides who labels the responses that no gold was bought for."""
+    """Settings that determine who labels the responses without gold."""
     silver = _discriminator(config).silver
     implicit: JsonValue = {"beta": config.loss.beta, "dtype": config.training.dtype} if silver == "self" else None
     return {"by": silver, "implicit": implicit}
 
 
 def _discriminator(config: RunConfig) -> Discriminator:
-    assert config.discriminator is not None, "the stages are run where a discriminator is configured"
+    assert config.discriminator is not None, "the stages run only if a discriminator is configured"
     return config.discriminator
 
 
@@ -91,7 +91,7 @@ _DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
 
 
 def source_files(place: Place) -> dict[str, JsonValue]:
-    """The digests of the files that prompts, pairs and held-out prompts are read from."""
+    """Digests of the files with prompts, pairs and held-out prompts."""
     config = place.config
     sources = {"prompts": config.prompts, "pairs": config.pairs, "held_out": held_out_source(config)}
     found: dict[str, JsonValue] = {
@@ -101,12 +101,12 @@ def source_files(place: Place) -> dict[str, JsonValue]:
 
 
 def prompt_files(place: Place) -> dict[str, JsonValue]:
-    """The digest of the prompts' files when the round took up what was added."""
+    """The digest of the prompts' files when the round read the added ones."""
     return {"files": {"prompts": digest_when_read(place.stage(ADDED), place.config)}}
 
 
 def start_model_facts(place: Place) -> dict[str, JsonValue]:
-    """Of the start policy: the digests of the model's files."""
+    """Digests of the start policy's files."""
     policy = place.config.policy
     if place.round > 0 or not isinstance(policy, PretrainedPolicy):
         return {}
@@ -114,7 +114,7 @@ def start_model_facts(place: Place) -> dict[str, JsonValue]:
 
 
 def start_files(place: Place) -> dict[str, JsonValue]:
-    """The digests of the model that the first discriminator is trained from, where the config names one."""
+    """Digests of the model that the first discriminator is trained from, if the config names one."""
     settings = place.config.discriminator
     if settings is None or settings.start is None:
         return {}
@@ -122,7 +122,7 @@ def start_files(place: Place) -> dict[str, JsonValue]:
 
 
 def further_models(place: Place) -> dict[str, JsonValue]:
-    """The digests of models that log-probs are stored of, and that no stage makes."""
+    """Digests of reference models that no stage makes."""
     training = place.config.training
     contrast = training.contrastive
     paths = [*training.references, *([] if contrast is None else [contrast.positive, contrast.negative])]
@@ -130,7 +130,7 @@ def further_models(place: Place) -> dict[str, JsonValue]:
 
 
 def gate_facts(place: Place) -> dict[str, JsonValue]:
-    """People's answers to earlier gates, and the digests of the second labeller's files."""
+    """People's answers to earlier gates, and digests of the second labeller's files."""
     settings = place.config.gate
     if settings is None:
         return {}
@@ -139,7 +139,7 @@ def gate_facts(place: Place) -> dict[str, JsonValue]:
 
 
 def scorer_digests(settings: ScorerSettings, place: str = "scorer") -> Iterator[tuple[str, JsonValue]]:
-    """The digests of files that labels depend on; ``place``: where ``settings`` stand in the config."""
+    """Digests of files that labels depend on; ``place``: the position of ``settings`` in the config."""
     for field, scorer in scorers_of(settings, place):
         match scorer:
             case ClassifierScorer() | PairwiseScorer():

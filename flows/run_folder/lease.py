@@ -1,7 +1,7 @@
-"""One writer a run: the kernel's lock and, for file systems that have none, a lease with a heartbeat.
+"""One writer per run: the kernel's lock, and for file systems without locks, a lease with a heartbeat.
 
-``lease.json`` in the run folder names who holds it. A holder on this machine is gone when its process is. One on
-another machine is gone when its lease has not changed for ``patience`` seconds while it was watched: clocks are never
+``lease.json`` in the run folder names its holder. A holder on this machine is gone when its process is. One on another
+machine is gone when its lease has not changed for ``patience`` seconds while it was watched: clocks are never
 compared.
 """
 
@@ -30,21 +30,21 @@ from pipeline.storage.atomic import write_json
 LEASE_FILE = "lease.json"
 BEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 60.0
-# What systems say that have no such locks.
+# Error numbers of systems that have no such locks.
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-# By how much a process's start may seem to move when the clock is set.
+# How far a process's start may seem to move when the clock is set.
 START_TOLERANCE = 2.0
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who writes to a run.
+    """The writer of a run.
 
     Attributes:
-        token: of this lease alone.
-        machine: tells one boot of a machine, and one container, from another of the same name.
-        started: of the process, seconds since 1970 by its machine's clock.
-        beat: time of the last heartbeat, for people; ``beats`` of them so far.
+        token: unique to this lease.
+        machine: distinguishes boots of a machine, and containers, that have the same name.
+        started: the process's start, seconds since 1970 by its machine's clock.
+        beat: time of the last heartbeat, for people; ``beats``: their number so far.
         patience: seconds without a heartbeat after which another machine may take over.
     """
 
@@ -75,21 +75,21 @@ class Lease:
         self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
 
     def require(self) -> None:
-        """Raise ``RunError`` if the lease was lost by the last heartbeat: another writes there, or it is gone."""
+        """Raise ``RunError`` if the last heartbeat found the lease lost: it is gone, or another process writes."""
         if self._lost is not None:
             raise RunError(self._lost)
 
     def check(self) -> None:
-        """As ``require``, as things are now."""
+        """As ``require``, but checks now."""
         self._look()
         self.require()
 
     def start(self) -> None:
-        """Keep the lease alive, in a thread."""
+        """Keep the lease alive from a thread."""
         self._thread.start()
 
     def give_back(self) -> None:
-        """Let the next process in."""
+        """Release the run for the next process."""
         self._done.set()
         self._thread.join()
         with suppress(OSError):
@@ -111,9 +111,9 @@ class Lease:
         try:
             found = read_holder(self._file)
         except FileNotFoundError:
-            self._lost = f"{self._file}: is gone; was the run folder moved, removed or unmounted?"
+            self._lost = f"{self._file} is gone; was the run folder moved, removed or unmounted?"
         except OSError:
-            # A file system that does not answer now may do so soon; heartbeats tell.
+            # A file system that does not answer now may do so soon; heartbeats will show it.
             return
         else:
             if found is None or found.token != self.holder.token:
@@ -126,11 +126,11 @@ class Lease:
     def _beat(self) -> bool:
         self.holder = replace(self.holder, beats=self.holder.beats + 1, beat=_now())
         try:
-            # A disk may take so long that another has taken over meanwhile.
+            # A disk may be so slow that another process has taken over meanwhile.
             write_json(self._file, asdict(self.holder), self._is_own)
         except OSError:
             try:
-                # On a full disk the time of a file can still be changed.
+                # On a full disk, a file's time can still be changed.
                 os.utime(self._file)
             except OSError:
                 return False
@@ -142,12 +142,12 @@ def hold(root: Path, every: float = BEAT_SECONDS, patience: float = PATIENCE_SEC
     """Hold the run folder ``root`` while the block runs.
 
     Raises:
-        RunLockedError: another process holds it; it is named.
+        RunLockedError: another process holds it; the message names it.
     """
     with _kernel_lock(root):
         holder = _own(patience)
         _take(root / LEASE_FILE, holder)
-        # What kills have left of heartbeats and takeovers.
+        # Files of heartbeats and takeovers that a kill has left.
         for left in root.glob(f"{LEASE_FILE}.*"):
             left.unlink(missing_ok=True)
         lease = Lease(root, holder, every)
@@ -159,7 +159,7 @@ def hold(root: Path, every: float = BEAT_SECONDS, patience: float = PATIENCE_SEC
 
 
 def read_holder(file: Path) -> Holder | None:
-    """Who holds the lease ``file``; None if it cannot be told from it. Raises ``OSError``."""
+    """The holder of the lease ``file``; None if the file does not tell. Raises ``OSError``."""
     return _parse(file.read_bytes())
 
 
@@ -198,7 +198,7 @@ def _own(patience: float) -> Holder:
 
 
 def _machine() -> str:
-    """Process numbers mean something within one boot and one container alone."""
+    """Identify the machine: process numbers are valid only within one boot and one container."""
     parts = [platform.node()]
     with suppress(OSError):
         parts = [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()]
@@ -207,13 +207,13 @@ def _machine() -> str:
 
 
 def _take(file: Path, own: Holder) -> None:
-    """Make the lease ``file``, in the place of one whose holder is gone."""
+    """Make the lease ``file``, or replace one whose holder is gone."""
     while not (_create(file, own) or _succeed(file, own)):
         pass
 
 
 def _create(file: Path, own: Holder) -> bool:
-    """Make ``file`` unless it is there."""
+    """Make ``file`` unless it exists; return whether it was made."""
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -224,13 +224,13 @@ def _create(file: Path, own: Holder) -> bool:
 
 
 def _succeed(file: Path, own: Holder) -> bool:
-    """Take over a lease whose holder is gone; False if things have changed meanwhile.
+    """Take over a lease whose holder is gone; return False if the lease has changed meanwhile.
 
-    A lease has one successor: whoever makes the claim that is named after its contents. The lease itself is replaced,
-    never absent. A successor that died before it replaced the lease has successors in turn.
+    A lease has one successor: the process that makes the claim named after its contents. The lease itself is replaced,
+    never absent. If a successor died before it replaced the lease, it has a successor in turn.
 
     Raises:
-        RunLockedError: the holder, or a successor, is there.
+        RunLockedError: the holder or a successor is alive.
     """
     try:
         found = last = file.read_bytes()
@@ -241,7 +241,7 @@ def _succeed(file: Path, own: Holder) -> bool:
         holder = _require_gone(file, last, own)
         if not _create(claim, own):
             return False
-        # Claims of the past are cleared away, so this one may be of a lease that others have succeeded long since.
+        # Old claims are removed, so this one may be for a lease that others have taken over long ago.
         if file.read_bytes() == found:
             write_json(file, asdict(own))
             _say(file, f"taken over from {holder or 'a process that left no name'}, which is gone")
@@ -257,7 +257,7 @@ def _claim(file: Path, contents: bytes) -> Path:
 
 
 def _require_gone(file: Path, contents: bytes, own: Holder) -> Holder | None:
-    """The holder that a lease or claim with ``contents`` names. Raises ``RunLockedError`` if it shows signs of life."""
+    """The holder named in a lease or claim with ``contents``. Raises ``RunLockedError`` if it shows signs of life."""
     holder = _parse(contents)
     if holder is not None and holder.machine == own.machine:
         if _runs(holder):
@@ -279,7 +279,7 @@ def _runs(holder: Holder) -> bool:
 
 def _changes(file: Path, patience: float, holder: Holder | None) -> bool:
     """Whether the lease shows a sign of life within ``patience`` seconds."""
-    _say(file, f"waiting {patience:g} s for a sign of life of {holder or 'its holder'}")
+    _say(file, f"waiting {patience:g} s for a sign of life from {holder or 'its holder'}")
     try:
         before = (file.read_bytes(), file.stat().st_mtime_ns)
         deadline = time.monotonic() + patience

@@ -1,7 +1,7 @@
-"""Setting stages aside, so that they are made again: the stage named and all that depends on it. Nothing is deleted.
+"""Sets stages aside, so that they are made again: the named stage and all that depend on it. Deletes nothing.
 
-What is to be moved is written down first; the moves go from the last stage to the first. A kill in between leaves the
-list, and the next opening of the run moves the rest before anything else.
+The list of moves is written first; they go from the last stage to the first. A kill in between leaves the list, and
+the next opening of the run does the remaining moves before anything else.
 """
 
 import json
@@ -22,7 +22,7 @@ FOLDER, MOVES = "set_aside", "moves.json"
 
 
 def parse_stage(option: str, text: str, config: RunConfig) -> tuple[int, str]:
-    """``ROUND:STAGE`` as its two parts. Raises ``UserError`` if the run has no such stage."""
+    """Split ``ROUND:STAGE`` into its two parts. Raises ``UserError`` if the run has no such stage."""
     round_, _, name = text.partition(":")
     start, in_round = (names_in(config, number) for number in (0, 1))
     stages = start if round_ == "0" else in_round
@@ -35,20 +35,20 @@ def parse_stage(option: str, text: str, config: RunConfig) -> tuple[int, str]:
 
 
 def set_aside(run: RunFolder, config: RunConfig, round_: int, stage: str) -> list[str]:
-    """Move the stage, and all that was made from it, to ``set_aside/TIME/`` of the run folder; titles of what moved.
+    """Move the stage, and all that was made from it, to ``set_aside/TIME/`` of the run folder; return their titles.
 
-    The caller holds the run. Answers of people and approvals go with the stages that they belong to.
+    The caller holds the run. People's answers and approvals move with their stages.
 
     Raises:
-        UserError: nothing of it is there, or what it reads was removed to have its room.
-        RunError: a move failed; the next opening of the run goes on with it.
+        UserError: there is nothing to move, or an input was removed to free disk space.
+        RunError: a move failed; the next opening of the run continues it.
     """
     finish_setting_aside(run)
     named = run.stage(round_, stage)
     gone = dependents(run, config, named)
     moved = [path for path in _paths(run, gone) if path.exists()]
     if not moved:
-        raise UserError(f"--from {round_}:{stage}: {named.folder} is not there, nor is anything that was made from it")
+        raise UserError(f"--from {round_}:{stage}: {named.folder} does not exist, and nothing was made from it")
     _refuse_freed(run, config, gone)
     place = _new_place(run)
     write_json(place / MOVES, {"from": named.title, "moves": [str(path.relative_to(run.root)) for path in moved]})
@@ -58,13 +58,13 @@ def set_aside(run: RunFolder, config: RunConfig, round_: int, stage: str) -> lis
 
 
 def finish_setting_aside(run: RunFolder) -> None:
-    """Do the moves that a kill has left to do."""
+    """Finish the moves that a kill has interrupted."""
     for file in sorted((run.root / FOLDER).glob(f"*/{MOVES}")):
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
             for name in reversed(told["moves"]):
                 _move(inside(run.root, name), inside(file.parent, name))
-            # Last: with this name it is only a record.
+            # Last: under its new name, the file is only a record.
             file.rename(file.with_name("moved.json"))
             sync_folder(file.parent)
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -72,7 +72,7 @@ def finish_setting_aside(run: RunFolder) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    # What was moved before a kill is at its place; nothing is made anew before all of it is there.
+    # A stage moved before a kill is in its place; nothing is made again before all are there.
     if source.exists() and not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         source.rename(target)
@@ -80,7 +80,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def dependents(run: RunFolder, config: RunConfig, named: Stage) -> list[Stage]:
-    """``named`` and the stages, complete or begun, that were made from it, in the order in which they are made."""
+    """Return ``named`` and the stages, complete or begun, that were made from it, in the order of making."""
     order = [*STAGES]
     left = [stage for stage in dict.fromkeys((*run.stages(), *run.begun())) if stage.name in order and stage != named]
     gone, found = [named], [named]
@@ -106,20 +106,20 @@ def _paths(run: RunFolder, stages: Sequence[Stage]) -> list[Path]:
 
 
 def _approvals(run: RunFolder, stages: Sequence[Stage]) -> list[Path]:
-    """People's answers to gates that are among ``stages``, or that will decide anew: a new question needs a new one."""
+    """People's answers to gates that are in ``stages`` or will decide again: a new question needs a new answer."""
     first = min(stage.round for stage in stages)
     gates = {run.stage(round_, "gate"): file for round_, file in approvals(run).items() if round_ >= first}
     return [file for gate, file in gates.items() if gate in stages or not gate.folder.exists()]
 
 
 def _refuse_freed(run: RunFolder, config: RunConfig, gone: Sequence[Stage]) -> None:
-    """What the stages will read must be there, or be made again too."""
+    """Raise ``UserError`` unless everything that the stages will read exists or is made again too."""
     for stage in gone:
         for read in reads(run, config, stage.round, stage.name):
             if read not in gone and read.freed() is not None:
                 raise UserError(
                     f"--from {gone[0].round}:{gone[0].name}: {stage.title} reads {read.title}, whose files were "
-                    f"removed to have their room; --from {read.round}:{read.name} makes them again"
+                    f"removed to free disk space; --from {read.round}:{read.name} makes them again"
                 )
 
 

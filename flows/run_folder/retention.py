@@ -1,7 +1,7 @@
-"""Weights that no stage will read again, removed to have their room: what ``retention`` says, and what was freed.
+"""Removes weights that no stage will read again to free disk space, as ``retention`` says, and records it.
 
-A stage that is freed keeps its folder and manifest. ``freed.json`` beside it says which files were removed, when and
-why; it is written first, so that a kill in between leaves nothing that looks damaged.
+A freed stage keeps its folder and manifest. ``freed.json`` next to it lists the removed files, the time and the reason;
+it is written first, so that a kill in between leaves nothing that looks damaged.
 """
 
 import json
@@ -24,20 +24,20 @@ logger = logging.getLogger("prefect.prefloop")
 # Stages that hold models.
 MODELS = ("policy", "average", "discriminator")
 _WEIGHTS = ".safetensors"
-# What the best round is found by, where no gate has named it: the first of these that is measured.
+# Metrics that choose the best round if no gate has named it: the first of these that is measured.
 BEST_BY = ("win_rate_vs_start", "reward", "held_out_accuracy")
 
 
 @dataclass(frozen=True, slots=True)
 class FreedStage:
-    """What was removed of one stage."""
+    """A stage with the bytes removed from it."""
 
     title: str
     bytes: int
 
 
 def free_room(run: RunFolder, config: RunConfig) -> list[FreedStage]:
-    """Remove what ``retention`` does not keep and no stage to come reads; what a kill has left of it first.
+    """Remove what ``retention`` does not keep and no later stage reads; first finish what a kill has interrupted.
 
     The caller holds the run.
     """
@@ -51,8 +51,8 @@ def free_room(run: RunFolder, config: RunConfig) -> list[FreedStage]:
     try:
         best = best_round(run)
     except (OSError, ValueError) as error:
-        # What is removed now could be it.
-        logger.warning("retention: nothing is freed, for it cannot be read which round is the best: %s", error)
+        # The weights removed now could be the best round's.
+        logger.warning("retention: nothing is freed, because the best round cannot be read: %s", error)
         return []
     kept = set(_kept_rounds(run, config, config.retention.last, best))
     needed = {*_needed(run, config), *_needed_after_roll_back(run, config, best)}
@@ -61,15 +61,15 @@ def free_room(run: RunFolder, config: RunConfig) -> list[FreedStage]:
 
 
 def told(freed: Sequence[FreedStage]) -> str:
-    """A line on what was removed."""
+    """A line about what was removed."""
     names = ", ".join(stage.title for stage in freed)
     return f"retention: {sum(stage.bytes for stage in freed) / 2**20:,.1f} MiB freed: weights of {names}"
 
 
 def best_round(run: RunFolder) -> int | None:
-    """The round that the newest gate names, or else the one that evaluates best; None before any is evaluated.
+    """The round named by the newest gate, or else the one with the best evaluation; None before any evaluation.
 
-    Raises ``OSError`` or ``ValueError`` if what says so cannot be read.
+    Raises ``OSError`` or ``ValueError`` if a file with the answer cannot be read.
     """
     metrics: dict[int, dict[str, object]] = {}
     for round_ in run.rounds():
@@ -98,9 +98,9 @@ def _kept_rounds(run: RunFolder, config: RunConfig, last: int, best: int | None)
 
 
 def _needed(run: RunFolder, config: RunConfig) -> Iterator[Stage]:
-    """What stages read that are still to be made, or would be if the run were extended by a round."""
+    """Stages read by stages that are still to be made, or would be if the run were extended by a round."""
     for round_ in range(config.rounds + 2):
-        # Every evaluation reads the start: whoever does not keep it gives up further rounds.
+        # Every evaluation reads the start: without it, the run cannot be extended.
         spared = {0} if round_ > config.rounds and not config.retention.start else set()
         for name in (*names_in(config, round_), *(("average",) if round_ > 0 else ())):
             if made_in(config, round_, name) and not run.stage(round_, name).folder.exists():
@@ -108,7 +108,7 @@ def _needed(run: RunFolder, config: RunConfig) -> Iterator[Stage]:
 
 
 def _needed_after_roll_back(run: RunFolder, config: RunConfig, best: int | None) -> Iterator[Stage]:
-    """What the next round would read beside its start, were it sent back to the ``best`` one."""
+    """Stages besides its start that the next round would read if it were sent back to the ``best`` round."""
     if config.gate is not None and best is not None:
         following = max(run.rounds()) + 1
         yield from reference_stages(run, config, following, best)

@@ -1,4 +1,4 @@
-"""The key of a stage: what its content depends on. Torch-free."""
+"""The key of a stage: everything that its content depends on. Torch-free."""
 
 from collections.abc import Mapping
 
@@ -25,5 +25,5 @@ def stage_key(
 
 
 def reference_name(number: int) -> str:
-    """The folder of the reference stage that the loss's reference ``number``, from 0, fills."""
+    """The folder of the reference stage for the loss's reference ``number``, counted from 0."""
     return f"reference_{number}"

@@ -1,6 +1,6 @@
-"""All stages: what each one's key depends on, what it opens, and which rounds have it. Torch-free.
+"""All stages: what each one's key depends on, the stages that it opens, and the rounds that have it. Torch-free.
 
-The code that makes them is bound to their names in flows/stages/run.py.
+flows/stages/run.py binds their names to the code that makes them.
 """
 
 from collections.abc import Callable
@@ -59,18 +59,18 @@ def _in_every_round(config: RunConfig, round_: int) -> bool:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What a stage is.
+    """The properties of a stage.
 
     Attributes:
-        name: that of its folder.
-        unit: what its progress counts.
-        sections: parts of the config that its key holds; see ``key_parts.plain_section``.
-        inputs: stages whose keys its key holds.
-        parts: the parts of a run that ask for it by name; none: it is made with another one.
-        facts: what else its key holds: digests of files outside the run folder, people's answers.
-        opens: stages whose files it reads too; those that its key names vouch for them.
-        made: whether a round, of those parts, has it; False where that is seen in the run folder alone.
-        sampled: whether the sampler child serves it; others run where torch is.
+        name: the name of its folder.
+        unit: the unit that its progress counts.
+        sections: parts of the config in its key; see ``key_parts.plain_section``.
+        inputs: stages whose keys are in its key.
+        parts: the parts of a run that ask for it by name; if empty, it is made together with another stage.
+        facts: the rest of its key: digests of files outside the run folder, people's answers.
+        opens: stages whose files it reads too; the stages in its key vouch for them.
+        made: whether a round of those parts has it; False if only the run folder shows it.
+        sampled: whether the sampler child serves it; other stages run in the process with torch.
     """
 
     name: str
@@ -84,7 +84,7 @@ class StageSpec:
     sampled: bool = False
 
     def sections_at(self, place: Place) -> Sections:
-        """The parts of the config that the key holds there."""
+        """The parts of the config in the key at ``place``."""
         return self.sections(place) if callable(self.sections) else self.sections
 
 
@@ -244,7 +244,7 @@ def names_in(config: RunConfig, round_: int) -> tuple[str, ...]:
 
 
 def spec_of(name: str) -> StageSpec:
-    """The stage called ``name``. Raises ``ValueError`` if none is."""
+    """The stage called ``name``. Raises ``ValueError`` if there is no such stage."""
     spec = STAGES.get(name)
     if spec is None:
         raise ValueError(f"no stage is called {name!r}")
@@ -252,19 +252,19 @@ def spec_of(name: str) -> StageSpec:
 
 
 def made_in(config: RunConfig, round_: int, name: str) -> bool:
-    """Whether all rounds like ``round_`` have the stage ``name``, of those that its part of a run asks for."""
+    """Whether all rounds like ``round_`` have the stage ``name``, one that its part of a run asks for."""
     return spec_of(name).made(config, round_)
 
 
 def inputs_of(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Stage]:
-    """The stages whose keys the key of stage ``name`` holds."""
+    """The stages whose keys are in the key of stage ``name``."""
     return spec_of(name).inputs(Place(run, config, round_))
 
 
 def reads(run: RunFolder, config: RunConfig, round_: int, name: str) -> list[Stage]:
     """All stages whose files the stage ``name`` opens.
 
-    Its key names those that vouch for the others: an evaluation depends on its samples, and reads the policy too.
+    Its key names stages that vouch for the others: an evaluation depends on its samples, and reads the policy too.
     """
     spec, place = spec_of(name), Place(run, config, round_)
     return list(dict.fromkeys((*spec.inputs(place), *spec.opens(place))))

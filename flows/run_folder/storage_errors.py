@@ -1,4 +1,4 @@
-"""Storage that fails while something is written: a full disk, a read-only folder, a mount that is gone."""
+"""Storage that fails during a write: a full disk, a read-only folder, a mount that is gone."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from pipeline.errors import RunError
 
-# What libraries raise that write files.
+# Errors raised by libraries that write files.
 WRITING = (OSError, SafetensorError, sqlite3.Error, pa.ArrowException)
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -28,34 +28,34 @@ _SAID = re.compile(r"(?:os error|errno) (\d+)", re.IGNORECASE)
 
 
 def storage_error(error: Exception, root: Path, what: str, needed: int | None = None) -> RunError | None:
-    """What to tell of a failed write; None if the storage is not to blame.
+    """The error to raise for a failed write; None if the storage is not to blame.
 
     Args:
-        error: of one of ``WRITING``.
+        error: one of ``WRITING``.
         root: the run folder.
-        what: was being written.
-        needed: bytes, about.
+        what: description of what was being written.
+        needed: about how many bytes it needs.
     """
     code = error_number(error)
     place = getattr(error, "filename", None) or root
-    go_on = "What was complete is intact; the same command goes on from there"
+    go_on = "Everything that was complete is intact; the same command continues from there"
     if code in FULL:
         told = f"the disk is full, or a limit is reached ({os.strerror(code)})"
-        told += "" if needed is None else f": about {needed:,} bytes were to be written, {_free(root)} are free"
-        return RunError(f"{place}: {told}; while {what} was written. {go_on}, once there is room")
+        told += "" if needed is None else f": about {needed:,} bytes are needed, and {_free(root)} are free"
+        return RunError(f"{place}: {told}; the run was writing {what}. {go_on}, once there is room")
     if code in _REFUSED:
-        return RunError(f"{place}: cannot be written ({os.strerror(code)}), while {what} was. {go_on}")
+        return RunError(f"{place}: cannot be written ({os.strerror(code)}); the run was writing {what}. {go_on}")
     if code in _GONE and not root.is_dir():
-        return RunError(f"{root}: the run folder is gone, while {what} was written; is its disk still mounted? {go_on}")
+        return RunError(f"{root}: the run folder is gone; is its disk mounted? The run was writing {what}. {go_on}")
     if code in _GONE - {errno.ENOENT}:
-        return RunError(f"{place}: its disk does not answer ({os.strerror(code)}), while {what} was written. {go_on}")
+        return RunError(f"{place}: its disk does not answer ({os.strerror(code)}); the run was writing {what}. {go_on}")
     return None
 
 
 def error_number(error: BaseException) -> int | None:
-    """The operating system's number of what went wrong, as far as the error tells."""
+    """The operating system's number for the error, if the error gives one."""
     if isinstance(error, sqlite3.Error):
-        # The low byte is the kind, what is above it the detail.
+        # The low byte is the kind of error, the rest is detail.
         return _SQLITE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno

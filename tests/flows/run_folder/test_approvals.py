@@ -54,8 +54,8 @@ def test_the_command_answers_the_round_that_waits(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--decision", "yes"), "decision: 'yes' is none of promote, stop, roll_back"),
-        (("--decision", "pause"), "none of promote, stop, roll_back"),
+        (("--decision", "yes"), "decision: 'yes' is not one of promote, stop, roll_back"),
+        (("--decision", "pause"), "'pause' is not one of promote, stop, roll_back"),
         (("--round", "1"), "round: the gate of round 1 decided promote"),
         (("--round", "7"), "rounds that wait for an answer: 2"),
         (("--reason", "x" * 3000), "reason: String should have at most 2000 characters"),

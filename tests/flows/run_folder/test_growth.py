@@ -115,9 +115,9 @@ def test_a_kill_while_prompts_are_taken_up_loses_and_repeats_none(
     [
         ([*PAIRS[:6], {**PAIRS[6], "prompt": "the mat 6"}, *PAIRS[7:], *NEW], r"prompts.jsonl, row 7: changed"),
         ([*PAIRS[:6], {**PAIRS[6], "answer": "mat"}, *PAIRS[7:]], r"prompts.jsonl, row 7: changed"),
-        ([*PAIRS[:3], *NEW, *PAIRS[3:]], r"prompts.jsonl, row 4: changed, or put in"),
-        ([*PAIRS[:3], *PAIRS[4:], *NEW], r"prompts.jsonl, row 20: changed, or rows before its end were removed"),
-        (PAIRS[:-1], "rows before its end were removed"),
+        ([*PAIRS[:3], *NEW, *PAIRS[3:]], r"prompts.jsonl, row 4: changed or inserted"),
+        ([*PAIRS[:3], *PAIRS[4:], *NEW], r"prompts.jsonl, row 20: changed, or rows were removed"),
+        (PAIRS[:-1], "changed, or rows were removed"),
     ],
 )
 def test_what_was_read_must_stay(job: Path, tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:

@@ -102,7 +102,7 @@ def test_a_holder_elsewhere_that_shows_no_sign_of_life_is_taken_over(
         assert time.monotonic() - started >= 0.4
         lease.check()
     said = capsys.readouterr().err
-    assert "waiting 0.4 s for a sign of life of process 7 on far" in said and "taken over from process 7 on far" in said
+    assert "0.4 s for a sign of life from process 7 on far" in said and "taken over from process 7 on far" in said
 
 
 @pytest.mark.parametrize("full", [False, True])
