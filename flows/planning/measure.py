@@ -15,7 +15,7 @@ from pipeline.training.batches.examples import Example
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# Two numbers of layers, far enough apart to show what one layer adds. Models with up to so many parameters are
+# Two numbers of layers, far enough apart to show what one layer adds. Models with at most so many parameters are
 # measured whole, since the memory that an allocator cannot give back differs a little between layers.
 FEW_LAYERS, MEASURED_WHOLE = (1, 3), 128_000_000
 REPEATED = 3

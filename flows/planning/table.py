@@ -52,7 +52,7 @@ def _heading(plan: Plan) -> list[str]:
     return [
         f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)} of {sampled}"
         f"{counts.examples:,} examples at most",
-        f"parameters: {parameters.total:,}, {parameters.trained:,} trained{beside}",
+        f"parameters: {parameters.total:,}, {parameters.trained:,} of them trained{beside}",
         "",
     ]
 

@@ -107,7 +107,7 @@ def test_a_model_far_too_large_is_refused_without_being_made(
     assert call(monkeypatch, config, f"policy.path={large}") == 1
     said = capsys.readouterr().out
     # 80 · (4 · 32,768² + 3 · 32,768 · 131,072 + 2 · 32,768) + 32,768 · (2 · 294 + 1), the vocabulary apart.
-    assert "parameters: 1,374," in said and "no memory to measure them" in said
+    assert "parameters: 1,374," in said and "too little memory to measure" in said
     assert "does not fit" in said.partition("memory: ")[2].splitlines()[0]
 
 

@@ -86,12 +86,12 @@ def test_names_in_files_that_lead_out_are_refused(run: Context, outside: Path) -
     policy = run.run.stage(0, "policy")
     for name in ("../../../outside/model.safetensors", str(outside / "model.safetensors")):
         write_json(policy.folder / FREED, plain(Freed({name: 4}, "retention", "now")))
-        with pytest.raises(RunError, match="is not in it; nothing was moved or removed"):
+        with pytest.raises(RunError, match="is not inside it; nothing was moved or removed"):
             free_room(run.run, run.config)
         place = run.run.root / "set_aside" / "x"
         place.mkdir(parents=True, exist_ok=True)
         (place / "moves.json").write_text(json.dumps({"moves": [name]}))
-        with pytest.raises(RunError, match="is not in it; nothing was moved or removed"):
+        with pytest.raises(RunError, match="is not inside it; nothing was moved or removed"):
             finish_setting_aside(run.run)
     assert untouched(outside)
 

@@ -138,7 +138,7 @@ def test_twice_in_a_second_keeps_both(run: Context) -> None:
 
 def test_what_is_not_there_or_not_a_stage_is_refused(run: Context) -> None:
     shutil.rmtree(run.run.root / "round_002")
-    with pytest.raises(UserError, match=r"--from 2:samples: .*round_002/samples is not there"):
+    with pytest.raises(UserError, match=r"--from 2:samples: .*round_002/samples does not exist"):
         set_aside(run.run, run.config, 2, "samples")
     for wrong in ("3:samples", "0:pairs", "1", "one:pairs", "1:reward"):
         with pytest.raises(UserError, match="not ROUND:STAGE with a round from 0 to 2"):
