@@ -1,4 +1,4 @@
-"""The gate's rules: from what was measured after a round to a verdict. Torch-free.
+"""The gate's rules: from a round's measurements to a verdict. Torch-free.
 
 A rule is broken only when the whole interval lies beyond its limit.
 """
@@ -20,7 +20,7 @@ HumanDecision = Literal["promote", "stop", "roll_back"]
 
 
 class Rule(Closed):
-    """One rule that was looked at: what it measured, against what, and whether it holds."""
+    """One rule that was checked: its measured value, its limit, and whether it is broken."""
 
     name: str
     value: float
@@ -33,8 +33,8 @@ class Rule(Closed):
 class Decision(Closed):
     """``round_NNN/gate/decision.json``.
 
-    ``best_round`` is the round whose policy is the best so far, and what a roll-back goes back to; ``reasons`` are
-    sentences for people; ``measures`` are plain numbers, each with ``_ci`` beside it where there is an interval.
+    ``best_round`` is the round with the best policy so far, and the target of a roll-back; ``reasons`` are sentences
+    for people; ``measures`` are plain numbers, each with its interval under the same name plus ``_ci`` if it has one.
     """
 
     decision: Verdict
@@ -45,7 +45,7 @@ class Decision(Closed):
 
 
 class Approval(Closed):
-    """``approvals/round_NNN.json``: what a person answered to a pause, or to a stop. ``time`` is UTC, ISO 8601."""
+    """``approvals/round_NNN.json``: a person's answer to a pause or a stop. ``time`` is UTC, ISO 8601."""
 
     decision: HumanDecision
     by: str = Field("", max_length=200)
@@ -58,13 +58,13 @@ Measures = Mapping[str, Interval | None]
 
 @dataclass(frozen=True)
 class Standing:
-    """What earlier gates, and people's answers to them, leave to this round's.
+    """State from earlier gates, and people's answers to them, for this round's gate.
 
     Attributes:
-        round: the round that is judged.
+        round: the round to judge.
         best: the best round so far.
         base: the round that rules measure from: the start, or the newest that a person promoted.
-        prompts: held-out prompts that were answered.
+        prompts: number of held-out prompts that were answered.
         overtaken: the next round had begun before this one had a gate.
     """
 
@@ -75,18 +75,18 @@ class Standing:
     overtaken: bool = False
 
 
-# few_prompts: too few to judge by; broken_rules: those among the rules; no_gain: surely none in ``patience`` rounds;
-# worse: surely, than the best round; unmeasured: nothing compares it with other rounds; better: surely, than the best.
+# few_prompts: too few to judge by; broken_rules: some rules are broken; no_gain: surely no gain in ``patience`` rounds;
+# worse: surely worse than the best round; unmeasured: no comparison with other rounds; better: surely than the best.
 Why = Literal["few_prompts", "broken_rules", "no_gain", "worse", "unmeasured", "better", "not_better"]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What becomes of a round, and what decided it.
+    """The verdict on a round, and its reason.
 
     Attributes:
         best_round: the best round from here on.
-        rules: those that were looked at.
+        rules: the rules that were checked.
         too_late: the verdict that was not carried out, since the next round had begun.
     """
 
@@ -99,7 +99,7 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class _Limit:
-    """One limit: ``measure`` must not surely be above (or below) ``limit``; None: no rule."""
+    """One limit: ``measure`` must not be surely above (or below) ``limit``; None: no rule."""
 
     name: str
     measure: str
@@ -109,12 +109,12 @@ class _Limit:
 
 
 def decide(settings: Gate, measures: Measures, standing: Standing) -> Judgement:
-    """What becomes of a round.
+    """Judge a round.
 
     Broken rules come first, then rounds without gain, then a round that is surely worse than the best one.
 
     Args:
-        measures: by name, as ``flows/stages/gate.py`` takes them; those that are None judge nothing.
+        measures: by name, as ``flows/stages/gate.py`` measures them; those that are None are not judged.
     """
     if standing.prompts < settings.min_prompts:
         return Judgement("promote", "few_prompts", standing.round)
@@ -139,12 +139,12 @@ def decide(settings: Gate, measures: Measures, standing: Standing) -> Judgement:
 
 
 def least_gain(settings: Gate) -> float | None:
-    """The win rate over the best round that the last ``patience`` rounds must not surely miss; None: no rule."""
+    """Return the win rate over the best round that the last ``patience`` rounds must not surely miss; None: no rule."""
     return None if settings.patience is None else 0.5 + settings.min_gain
 
 
 def _limits(settings: Gate, measures: Measures, standing: Standing) -> list[_Limit]:
-    """All rules, in the order in which they are told."""
+    """Return all rules, in the order of the report."""
     seen, longer = measures.get("second_win_rate_vs_base"), measures.get("length_ratio")
     rises = _surely_above(measures.get("win_rate_vs_base"), 0.5)
     rises_over_best = _surely_above(measures.get("win_rate_vs_best"), 0.5)

@@ -1,6 +1,6 @@
-"""What the gate measures on responses to held-out prompts, prompt by prompt against another round's. Torch-free.
+"""The gate's measures on responses to held-out prompts, compared prompt by prompt with another round's. Torch-free.
 
-Knows no rules: every function returns a number with its bootstrap interval over prompts, or None where there is
+Holds no rules: every function returns a number with its bootstrap interval over prompts, or None if there is
 nothing to measure.
 """
 
@@ -20,31 +20,31 @@ HALVES = 50
 
 
 class Measuring:
-    """How intervals are drawn: ``resamples`` of the bootstrap, and its ``seed``."""
+    """Measures with bootstrap intervals: ``resamples`` of the bootstrap, and its ``seed``."""
 
     def __init__(self, resamples: int, seed: int) -> None:
         self.resamples = resamples
         self.seed = seed
 
     def mean(self, values: ByPrompt) -> Interval | None:
-        """Mean over prompts."""
+        """Return the mean over prompts."""
         data = np.array([*values.values()])
         return self._of(lambda rows: float(data[rows].mean()), len(data))
 
     def difference(self, ours: ByPrompt, theirs: ByPrompt) -> Interval | None:
-        """Mean over the prompts that both have of ours less theirs."""
+        """Return the mean of ours minus theirs, over the prompts that both have."""
         shared = [key for key in ours if key in theirs]
         return self.mean({key: ours[key] - theirs[key] for key in shared})
 
     def ratio(self, ours: ByPrompt, theirs: ByPrompt) -> Interval | None:
-        """Mean of ours over mean of theirs, on the prompts that both have."""
+        """Return the mean of ours divided by the mean of theirs, on the prompts that both have."""
         mine, other = _aligned(ours, theirs)
         if not len(mine) or not other.sum():
             return None
         return self._of(lambda rows: _divided(mine[rows].sum(), other[rows].sum()), len(mine))
 
     def finished_length_ratio(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
-        """Mean tokens of responses that ended by themselves, ours over theirs."""
+        """Return the mean tokens of responses that ended by themselves, ours divided by theirs."""
         parts = [
             _aligned(by_prompt(groups, of, total=True), by_prompt(others, of, total=True))
             for of in (lambda r: len(r.token_ids) * finished(r), finished)
@@ -60,9 +60,10 @@ class Measuring:
         return self._of(statistic, len(tokens))
 
     def gain(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
-        """Mean reward less that of ``others`` on the same prompts, in standard deviations of their responses' rewards.
+        """Return mean reward minus that of ``others`` on the same prompts, in standard deviations of their rewards.
 
-        Where theirs do not differ, in those of both sides together, so that labellers of any scale can be compared.
+        The unit makes labellers of any scale comparable. If their rewards are all equal, it is the standard deviation
+        of both sides together.
         """
         mine, other = _aligned(_rewards(groups), _rewards(others))
         if not len(mine):
@@ -72,14 +73,14 @@ class Measuring:
         return self._of(lambda rows: float(change[rows].mean()), len(change))
 
     def length_slope(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
-        """Reward a token: the slope of the change of reward in the change of length, over prompts."""
+        """Return the reward per token: the slope of change in reward over change in length, across prompts."""
         reward, length = _changes(groups, others)
         return self._of(lambda rows: _line(length[rows], reward[rows])[0], len(reward)) if _varies(length) else None
 
     def length_share(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
-        """Share of the gain in reward that goes with the gain in length: slope x mean change of length / mean change.
+        """Return the share of the reward gain that goes with length: slope x mean change in length / mean change.
 
-        None unless reward has surely risen: the share of nothing is anything.
+        None unless reward has surely risen: a share of nothing has no meaning.
         """
         reward, length = _changes(groups, others)
         risen = self._of(lambda rows: float(reward[rows].mean()), len(reward))
@@ -93,11 +94,11 @@ class Measuring:
         return self._of(statistic, len(reward))
 
     def length_controlled(self, wins: ByPrompt, longer: ByPrompt) -> Interval | None:
-        """Win rate at equal length: σ(a) of P(win) = σ(a + b tanh(Δ / sd Δ)), Δ the difference in tokens.
+        """Return the win rate at equal length, σ(a) of P(win) = σ(a + b tanh(Δ / sd Δ)); Δ: difference in tokens.
 
-        The regression of AlpacaEval 2 (arXiv:2404.04475) without its term for the difficulty of an instruction. Half
-        a win and half a loss at Δ = 0 are added: where all wins are longer, nothing is known of equal length, and the
-        rate is 1/2.
+        The regression of AlpacaEval 2 (arXiv:2404.04475) without its term for instruction difficulty. Half a win and
+        half a loss at Δ = 0 are added: if all wins are longer, nothing is known about equal length, and the rate is
+        1/2.
         """
         won, delta = _aligned(wins, longer)
         if not len(won):
@@ -106,10 +107,10 @@ class Measuring:
         return self._of(lambda rows: _at_equal_length(won[rows], np.tanh(delta[rows] / scale)), len(won))
 
     def distinct_ratio(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
-        """Different pairs of words, ours over theirs, in equally many words, with the interval of random halves.
+        """Return distinct word pairs, ours over theirs, in equally many words, with the interval of random halves.
 
-        More words repeat more, so the longer side is cut. A resample says things twice; half of the prompts, drawn
-        without repeats, does not, and spreads alike (subsampling; Politis and Romano 1994).
+        More words repeat more, so the longer side is cut. A bootstrap resample repeats prompts; half of the prompts,
+        drawn without repeats, does not, and has the same spread (subsampling; Politis and Romano 1994).
         """
         theirs = {group.prompt.id: group for group in others}
         both = [(group, theirs[group.prompt.id]) for group in groups if group.prompt.id in theirs]
@@ -128,7 +129,7 @@ class Measuring:
 
 
 def by_prompt(groups: Iterable[Group], of: Callable[[Response], float], total: bool = False) -> dict[str, float]:
-    """The mean (or sum) of ``of`` over each prompt's responses."""
+    """Return the mean (or sum) of ``of`` over each prompt's responses."""
     return {
         group.prompt.id: sum(map(of, group.responses)) / (1 if total else len(group.responses))
         for group in groups
@@ -137,28 +138,28 @@ def by_prompt(groups: Iterable[Group], of: Callable[[Response], float], total: b
 
 
 def _rewards(groups: Iterable[Group]) -> dict[str, float]:
-    """Each prompt's mean score; prompts without one are left out."""
+    """Return each prompt's mean score; prompts without scores are left out."""
     known = {group.prompt.id: [score for score in group.scores if score is not None] for group in groups}
     return {key: sum(scores) / len(scores) for key, scores in known.items() if scores}
 
 
 def tokens(response: Response) -> float:
-    """How many tokens a response has, the end token included."""
+    """Return a response's number of tokens, including the end token."""
     return float(len(response.token_ids))
 
 
 def finished(response: Response) -> float:
-    """1 if the response ended by itself."""
+    """Return 1 if the response ended by itself, else 0."""
     return float(response.finish_reason == "stop")
 
 
 def repeating(response: Response) -> float:
-    """1 if the response says the same four words in a row twice."""
+    """Return 1 if the response repeats four words in a row, else 0."""
     return float(repeats(response.text.split()))
 
 
 def longer(groups: Iterable[Group], others: Iterable[Group]) -> dict[str, float]:
-    """By how many tokens a prompt's responses are longer than those of ``others``, on average."""
+    """Return how many tokens longer each prompt's responses are than those of ``others``, on average."""
     ours, theirs = by_prompt(groups, tokens), by_prompt(others, tokens)
     return {key: ours[key] - theirs[key] for key in ours if key in theirs}
 
@@ -169,7 +170,7 @@ def _aligned(ours: ByPrompt, theirs: ByPrompt) -> tuple[Floats, Floats]:
 
 
 def _changes(groups: Sequence[Group], others: Sequence[Group]) -> tuple[Floats, Floats]:
-    """Of each prompt the change of reward and of length."""
+    """Return each prompt's change in reward and in length."""
     ours, theirs, length = _rewards(groups), _rewards(others), longer(groups, others)
     return _aligned({key: ours[key] - theirs[key] for key in ours if key in theirs}, length)
 
@@ -187,18 +188,18 @@ def _varies(values: Floats) -> bool:
 
 
 def _line(x: Floats, y: Floats) -> tuple[float, float]:
-    """Slope and intercept of the least-squares line."""
+    """Return slope and intercept of the least-squares line."""
     centred = x - x.mean()
     slope = _divided(float(centred @ y), float(centred @ centred))
     return slope, float(y.mean()) - slope * float(x.mean())
 
 
 def _at_equal_length(won: Floats, x: Floats) -> float:
-    """σ(a) of the logistic regression of ``won`` on ``x``, by Newton's method; soft labels count as they are."""
+    """Return σ(a) of the logistic regression of ``won`` on ``x``, by Newton's method; soft labels count as they are."""
     design = np.column_stack([np.ones(len(x) + 1), np.append(x, 0.0)])
     target = np.append(won, 0.5)
     weights = np.zeros(2)
-    # The slope's slight penalty keeps it finite where length alone tells wins from losses.
+    # A slight penalty on the slope keeps it finite when length alone separates wins from losses.
     penalty = np.diag([0.0, 1e-2])
     for _ in range(30):
         chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
@@ -223,7 +224,7 @@ def _words(group: Group) -> list[tuple[str, ...]]:
 
 
 def _evenly(side: Sequence[list[tuple[str, ...]]], size: int) -> Iterable[list[tuple[str, ...]]]:
-    """Of each prompt's pairs of words the same share, at least ``size`` altogether."""
+    """Yield the same share of each prompt's word pairs, at least ``size`` in total."""
     total = sum(map(len, side))
     share = size / total if total else 0.0
     return (pairs[: int(np.ceil(len(pairs) * share))] for pairs in side)

@@ -24,27 +24,27 @@ class Interval:
 
 
 def bootstrap(values: Sequence[float], resamples: int, seed: int) -> Interval:
-    """Mean of ``values`` (one a prompt) and the 2.5 and 97.5 percentiles of its bootstrap distribution (Efron 1979).
+    """Return the mean of ``values`` (one per prompt) and its bootstrap 2.5 and 97.5 percentiles (Efron 1979).
 
-    Raises ``RunError`` for no values.
+    Raises ``RunError`` if there are no values.
     """
     data = np.asarray(values, dtype=np.float64)
     return bootstrap_of(lambda rows: float(data[rows].mean()), len(data), resamples, seed)
 
 
 def bootstrap_of(statistic: Statistic, size: int, resamples: int, seed: int) -> Interval:
-    """``statistic`` of all rows, and its 2.5 and 97.5 percentiles over resamples of them.
+    """Return ``statistic`` of all rows, and its 2.5 and 97.5 percentiles over resamples.
 
     Args:
-        statistic: a number, or NaN, from the numbers of rows that are drawn; rows may be drawn twice.
-        size: how many rows there are, one a prompt.
+        statistic: maps the drawn row numbers to a number or NaN; rows may be drawn twice.
+        size: number of rows, one per prompt.
 
-    Raises ``RunError`` for no rows.
+    Raises ``RunError`` if there are no rows.
     """
     if not size:
         raise RunError("nothing to average: no prompt has scores")
     rng = np.random.default_rng(seed)
-    # A resample at a time keeps memory at the size of the data.
+    # One resample at a time keeps memory at the size of the data.
     drawn = np.array([statistic(rng.integers(size, size=size)) for _ in range(resamples)])
     known = drawn[~np.isnan(drawn)]
     whole = statistic(np.arange(size))

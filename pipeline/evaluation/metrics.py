@@ -1,4 +1,4 @@
-"""What is measured on responses to held-out prompts: reward, win rate, length, variety, slot errors.
+"""Metrics of responses to held-out prompts: reward, win rate, length, variety, slot errors.
 
 Torch-free; KL needs models and is in ``reference``.
 """
@@ -14,7 +14,7 @@ REPEATED_WORDS = 4
 
 
 def win_rate(groups: Iterable[Group], others: Iterable[Group], resamples: int, seed: int) -> Interval:
-    """Share of comparisons with responses of ``others`` to the same prompt that ``groups`` win, ties half.
+    """Return the share of comparisons that ``groups`` win against ``others`` on the same prompt; ties count half.
 
     Raises:
         RunError: no prompt is left to compare.
@@ -23,10 +23,10 @@ def win_rate(groups: Iterable[Group], others: Iterable[Group], resamples: int, s
 
 
 def wins_by_score(groups: Iterable[Group], others: Iterable[Group]) -> dict[str, float]:
-    """Of each prompt, by id, the share of comparisons with ``others`` that ``groups`` win, ties half.
+    """Return, by prompt id, the share of comparisons that ``groups`` win against ``others``; ties count half.
 
-    Every scored response of one side meets every one of the other; a prompt that only one side has, or that lacks
-    scores on one side, does not count.
+    Every scored response of one side is compared with every one of the other; a prompt that only one side has, or that
+    lacks scores on one side, does not count.
     """
     theirs = {group.prompt.id: _scores(group) for group in others}
     rates = {}
@@ -39,12 +39,12 @@ def wins_by_score(groups: Iterable[Group], others: Iterable[Group]) -> dict[str,
 
 
 def describe_responses(groups: Iterable[Group]) -> dict[str, float]:
-    """Means over all responses of scored or unscored ``groups``.
+    """Return means over all responses of scored or unscored ``groups``.
 
-    ``reward`` (over scored responses; absent where there are none), ``response_length`` (tokens, the
-    end token included), ``stop_rate`` (share that ended by themselves), ``distinct_1`` and
-    ``distinct_2`` (different word n-grams over all word n-grams, Li et al. 2016, arXiv:1510.03055),
-    ``repetition_rate`` (share that say the same four words in a row more than once).
+    ``reward`` (over scored responses; absent without any), ``response_length`` (tokens, including the
+    end token), ``stop_rate`` (share that ended by themselves), ``distinct_1`` and ``distinct_2``
+    (distinct word n-grams divided by all word n-grams, Li et al. 2016, arXiv:1510.03055),
+    ``repetition_rate`` (share that repeat four words in a row).
     """
     counted = list(groups)
     responses = [response for group in counted for response in group.responses]
@@ -65,7 +65,7 @@ def describe_responses(groups: Iterable[Group]) -> dict[str, float]:
 
 
 def distinct_ngrams(texts: Iterable[Sequence[str]], n: int) -> float:
-    """Different n-grams over all n-grams of ``texts`` (lists of words); 0 where there are none."""
+    """Return distinct n-grams divided by all n-grams of ``texts`` (lists of words); 0 without any."""
     counts = Counter(gram for words in texts for gram in grams(words, n))
     return len(counts) / counts.total() if counts else 0.0
 
@@ -75,12 +75,12 @@ def _scores(group: Group) -> list[float]:
 
 
 def grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """All runs of ``n`` words."""
+    """Return all runs of ``n`` words."""
     return [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
 
 
 def repeats(words: Sequence[str]) -> bool:
-    """Whether the same four words in a row are said more than once, case and punctuation aside."""
+    """Return whether any four words in a row occur more than once, ignoring case and punctuation."""
     runs = grams([word.lower().strip(".,;!?") for word in words], REPEATED_WORDS)
     return len(set(runs)) < len(runs)
 
@@ -90,7 +90,7 @@ def per_token(logps: Sequence[tuple[float, ...]]) -> float:
 
 
 def sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> float | None:
-    """Mean absolute difference, in nats, of the sampler's and the trainer's log-prob of the same sampled token."""
+    """Return the mean absolute difference, in nats, of sampler and trainer log-probs of the same sampled tokens."""
     said = [logprob for group in sampled for response in group.responses for logprob in response.logprobs]
     found = [logprob for sequence in own for logprob in sequence]
     if len(said) != len(found) or not said:
@@ -99,5 +99,5 @@ def sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> f
 
 
 def pair_accuracy(margins: Iterable[float]) -> list[float]:
-    """1 for a pair whose margin is positive, 1/2 at 0, else 0."""
+    """Return 1 for each positive margin, 1/2 at 0, else 0."""
     return [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]

@@ -1,4 +1,4 @@
-"""What a round trains on, from scored groups, earlier rounds and data sets. Torch-free."""
+"""Training rows of a round, from scored groups, earlier rounds and data sets. Torch-free."""
 
 from pipeline.pairs.make import drop_repeated, make_groups, make_marked, make_pairs
 from pipeline.pairs.replay import ages_within_drift, draw, shares

@@ -1,4 +1,4 @@
-"""Which responses of a group are usable, and which two may make a pair; the others are counted by cause."""
+"""Select a group's usable responses and the two that may form a pair; count the others by cause."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ PAIR_CAUSES: tuple[PairCause, ...] = ("tie", "margin", "length", "near_duplicate
 
 
 def usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Scored]:
-    """The responses of ``group`` with their scores that could be part of a pair; the others are counted in ``dropped``.
+    """Return ``group``'s responses that may be part of a pair, with their scores; count the others in ``dropped``.
 
     Causes: ``cut`` (ended by the length limit, with ``drop_cut``), ``empty`` (no text), ``over_long`` (more than
     ``max_response_tokens``), ``missing_label``, ``disputed`` (labellers differ by more than
@@ -45,7 +45,7 @@ def usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Score
         elif settings.max_disagreement is not None and spread is not None and spread > settings.max_disagreement:
             dropped["disputed"] += 1
         elif not seen.isdisjoint(same := (response.token_ids, (response.text, response.finish_reason))):
-            # One text can be drawn as several token sequences: nobody could prefer one of them.
+            # One text can be drawn as several token sequences: no one can prefer one of them.
             dropped["identical"] += 1
         else:
             seen.update(same)
@@ -54,7 +54,7 @@ def usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Score
 
 
 def distinct_responses(scored: Sequence[Scored], settings: Pairing, dropped: Counter[str]) -> list[Scored]:
-    """Those that are no near-duplicate of one before them; the others are counted as ``near_duplicate``."""
+    """Drop near-duplicates of earlier responses, and count them as ``near_duplicate``."""
     found: list[Scored] = []
     for response, score in scored:
         if any(near_duplicates(response, other, settings) for other, _ in found):
@@ -65,7 +65,7 @@ def distinct_responses(scored: Sequence[Scored], settings: Pairing, dropped: Cou
 
 
 def why_no_pair(one: Scored, other: Scored, settings: Pairing) -> PairCause | None:
-    """Why the two may not make a pair: the first of ``PAIR_CAUSES`` that holds. None: they may.
+    """Return why the two may not form a pair: the first of ``PAIR_CAUSES`` that applies. None: they may.
 
     ``tie``: scores differ by ``min_margin`` or less; ``margin``: by more than ``max_margin``; ``length``: token counts
     differ by more than ``max_length_difference``; ``near_duplicate``: more alike than ``max_similarity``.
@@ -83,7 +83,7 @@ def why_no_pair(one: Scored, other: Scored, settings: Pairing) -> PairCause | No
 
 
 def near_duplicates(one: Response, other: Response, settings: Pairing) -> bool:
-    """Whether 1 − Levenshtein distance / length of the longer, in tokens, is above ``max_similarity``."""
+    """Return whether 1 − Levenshtein distance / length of the longer, in tokens, is above ``max_similarity``."""
     if settings.max_similarity is None:
         return False
     similarity = Levenshtein.normalized_similarity(one.token_ids, other.token_ids)

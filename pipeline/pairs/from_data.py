@@ -1,10 +1,10 @@
 """A data set's preferences as tokens: pairs, groups of K responses, single responses.
 
-Every response gets an end token, since its author stopped there, unless it is longer than
-``limits.max_response_tokens``: such a one is cut at the right, carries none and is counted in
-``cut`` (responses, kept). Whatever is dropped is counted by cause: ``long_prompt`` (over
+Every response gets an end token, since its author stopped there. A response longer than
+``limits.max_response_tokens`` is instead cut at the right, has no end token and is counted in
+``cut`` (responses, kept). Dropped rows are counted by cause: ``long_prompt`` (over
 ``limits.max_prompt_tokens``), ``empty`` (a response without text), ``identical`` (equal tokens, before or after the
-cut). Rows are made one after the other, and counts are complete when the last one is. Torch-free.
+cut). Rows are made one at a time, and counts are complete after the last one. Torch-free.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ _CAUSES = ("long_prompt", "empty", "identical", "cut")
 
 
 class Tokeniser(Protocol):
-    """What tokenising needs of ``chat.Chat``."""
+    """The part of ``chat.Chat`` that tokenising needs."""
 
     end_ids: frozenset[int]
 
@@ -50,7 +50,7 @@ class Tokeniser(Protocol):
 def from_texts(
     config: RunConfig, chat: Tokeniser, part: Iterable[TextPreference], round_: int, dropped: Counter[str]
 ) -> Iterator[Preference]:
-    """Tokens of rows of the data set, all of one form, in their order; ``dropped`` counts the others by cause."""
+    """Tokenise rows of the data set, all of one form, in order; ``dropped`` counts the dropped ones by cause."""
     rest = iter(part)
     first = next(rest, None)
     texts = chain(() if first is None else (first,), rest)
@@ -59,7 +59,7 @@ def from_texts(
             cut = Counter[str]()
             given = (text for text in texts if isinstance(text, TextGroup))
             yield from from_groups(config, round_, tokenise_groups(given, chat, config.chat, dropped=cut), dropped)
-            # Responses that were cut are counted once, whether or not drop_cut drops them.
+            # Cut responses are counted once, whether or not drop_cut drops them.
             dropped.update({cause: count - dropped[cause] for cause, count in cut.items()})
         case UnpairedText():
             marked = (text for text in texts if isinstance(text, UnpairedText))
@@ -77,11 +77,10 @@ def tokenise_pairs(
     *,
     dropped: Counter[str],
 ) -> Iterator[Pair]:
-    """Pairs in the order of ``texts``; an empty or identical response drops its pair.
+    """Yield pairs in the order of ``texts``; an empty or identical response drops its pair.
 
-    Win probabilities that the data set lacks come of its two scores (their average is that of the policy's
-    answers, as far as it is known), or else are the soft label and what it leaves: a hard label says that ``chosen``
-    always wins.
+    If the data set lacks win probabilities, they come from its two scores (whose average stands for the policy's
+    answers), or else they are the soft label and 1 minus it: with a hard label, ``chosen`` always wins.
     """
     dropped.update(dict.fromkeys(_CAUSES, 0))
     for text in texts:
@@ -102,7 +101,7 @@ def tokenise_pairs(
 def tokenise_groups(
     texts: Iterable[TextGroup], chat: Tokeniser, limits: ChatSettings, *, dropped: Counter[str]
 ) -> Iterator[Group]:
-    """Scored groups in the order of ``texts``, empty and identical responses still among them."""
+    """Yield scored groups in the order of ``texts``, still with empty and identical responses."""
     dropped.update({"long_prompt": 0, "cut": 0})
     for text in texts:
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
@@ -116,7 +115,7 @@ def tokenise_groups(
 def tokenise_unpaired(
     texts: Iterable[UnpairedText], chat: Tokeniser, limits: ChatSettings, *, dropped: Counter[str]
 ) -> Iterator[Unpaired]:
-    """Marked responses in the order of ``texts``; none is ``identical``."""
+    """Yield marked responses in the order of ``texts``; ``identical`` stays 0."""
     dropped.update(dict.fromkeys(_CAUSES, 0))
     for text in texts:
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)

@@ -1,7 +1,7 @@
-"""What a round trains on, from scored groups: pairs, groups that can be compared, or responses marked good or bad.
+"""Make a round's training rows from scored groups: pairs, comparable groups, or responses marked good or bad.
 
-Ties, equal responses and missing labels never become pairs; whatever is dropped is counted by cause. Rows are made one
-after the other, and counts are complete when the last one is.
+Ties, equal responses and missing labels never become pairs; dropped rows are counted by cause. Rows are made one at a
+time, and counts are complete after the last one.
 """
 
 import random
@@ -26,13 +26,13 @@ def make_pairs(
     *,
     dropped: Counter[str],
 ) -> Iterator[Pair]:
-    """Pairs from scored ``groups``; ``dropped`` counts what became none, by cause.
+    """Make pairs from scored ``groups``; ``dropped`` counts what was dropped, by cause.
 
-    Lots depend on ``seed``, ``round_`` and the prompt alone. Win probabilities are those of
+    Random draws depend only on ``seed``, ``round_`` and the prompt. Win probabilities come from
     ``wins.group_wins``.
 
-    Counts: responses by the causes of ``filters.usable``; ``too_few`` (fewer than two responses left) are groups;
-    those of ``filters.why_no_pair`` and ``capped`` are pairs, see ``rules.choose``.
+    Units: the causes of ``filters.usable`` count responses; ``too_few`` (fewer than two responses left) counts groups;
+    the causes of ``filters.why_no_pair`` and ``capped`` count pairs, see ``rules.choose_pairs``.
     """
     dropped.update(dict.fromkeys((*RESPONSE_CAUSES, "too_few", *PAIR_CAUSES, "capped"), 0))
     for group in groups:
@@ -40,16 +40,16 @@ def make_pairs(
         if len(candidates) < 2:
             dropped["too_few"] += 1
             continue
-        lots = random.Random(derive_seed("pairs", seed, round_, group.prompt.id))  # noqa: S311 - lots, not secrets
+        lots = random.Random(derive_seed("pairs", seed, round_, group.prompt.id))  # noqa: S311 - draws, not secrets
         for better, worse in choose_pairs(candidates, settings, lots, dropped):
             yield _pair(group, better, worse, win_against, round_)
 
 
 def make_groups(groups: Iterable[Group], settings: Pairing, *, dropped: Counter[str]) -> Iterator[Group]:
-    """The usable responses of scored ``groups``, for losses over K responses; ``dropped`` counts the others by cause.
+    """Keep the usable responses of scored ``groups``, for losses over K responses; ``dropped`` counts the others.
 
-    Counts as ``make_pairs``, but for ties: responses of equal score stay, since a loss over K responses learns from
-    those too, and ``near_duplicate`` are responses. Neither the rule nor margins nor lengths of pairs are read.
+    Counts as in ``make_pairs``, except for ties: responses of equal score stay, since a loss over K responses learns
+    from those too, and ``near_duplicate`` counts responses. The pairing rule, margins and pair lengths are not read.
     """
     dropped.update(dict.fromkeys((*RESPONSE_CAUSES, "near_duplicate", "too_few"), 0))
     for group in groups:
@@ -61,10 +61,10 @@ def make_groups(groups: Iterable[Group], settings: Pairing, *, dropped: Counter[
 
 
 def make_marked(groups: Iterable[Group], settings: Pairing, *, dropped: Counter[str]) -> Iterator[Unpaired]:
-    """Usable responses marked good if their score is above the threshold, bad if below; ``dropped`` counts the others.
+    """Mark usable responses good if their score is above the threshold, bad if below; ``dropped`` counts the others.
 
     The threshold is ``settings.threshold``, or the mean score of the group's usable responses. ``tie`` counts
-    responses within ``min_margin`` of it; ``near_duplicate`` are responses, as in ``make_groups``.
+    responses within ``min_margin`` of it; ``near_duplicate`` counts responses, as in ``make_groups``.
     """
     dropped.update(dict.fromkeys((*RESPONSE_CAUSES, "near_duplicate", "tie"), 0))
     for group in groups:
@@ -83,7 +83,7 @@ def make_marked(groups: Iterable[Group], settings: Pairing, *, dropped: Counter[
 def drop_repeated(
     preferences: Iterable[Preference], earlier: Iterable[Preference], *, dropped: Counter[str]
 ) -> Iterator[Preference]:
-    """Those that are not among ``earlier`` ones; the others, and the second of two equal ones, are ``repeated``."""
+    """Drop rows that are among ``earlier`` ones or repeat a row before them; count them as ``repeated``."""
     dropped["repeated"] += 0
     seen = Firsts()
     for row in earlier:
@@ -111,7 +111,7 @@ def _pair(group: Group, better: Scored, worse: Scored, win_against: Opponent, ro
 
 
 def from_groups(config: RunConfig, round_: int, groups: Iterable[Group], dropped: Counter[str]) -> Iterator[Preference]:
-    """Rows of the form that the config's loss and pairing rule take, from scored ``groups``."""
+    """Make rows from scored ``groups`` in the form that the config's loss and pairing rule need."""
     if needs_of(config.loss).groups:
         return make_groups(groups, config.pairing, dropped=dropped)
     if config.pairing.rule == "marked":

@@ -1,4 +1,4 @@
-"""Which pairs of a prompt's usable responses are taken."""
+"""Choose pairs from a prompt's usable responses."""
 
 import random
 from collections import Counter
@@ -14,10 +14,10 @@ ScoredPair = tuple[Scored, Scored]
 def choose_pairs(
     usable: Sequence[Scored], settings: Pairing, lots: random.Random, dropped: Counter[str]
 ) -> list[ScoredPair]:
-    """The pairs that ``settings.rule`` takes, the better response first; at least two ``usable`` ones are given.
+    """Return the pairs that ``settings.rule`` chooses, the better response first; needs at least two ``usable`` ones.
 
-    Lots decide between equally good ones. A rule that takes one pair a prompt and finds none that is allowed counts
-    one in ``dropped``: a cause that keeps out a pair with a margin, where there is one, else ``tie``; ``all`` and
+    Equally good pairs are chosen at random. If a rule for one pair per prompt finds no allowed pair, it counts one in
+    ``dropped``: the cause that excludes a pair with a margin, if there is such a pair, else ``tie``. ``all`` and
     ``median_split`` count each pair that is not allowed. ``capped`` counts allowed pairs beyond ``max_pairs``.
     """
     shuffled = lots.sample(usable, len(usable))
@@ -31,7 +31,7 @@ def choose_pairs(
         dropped["capped"] += len(allowed) - settings.max_pairs
         return lots.sample(allowed, settings.max_pairs)
     if not allowed:
-        # Where some pair is no tie, what keeps it out says more than that others are.
+        # If some pair is not a tie, its cause is more informative than the ties.
         found = [cause for cause in causes if cause is not None]
         dropped[next((cause for cause in found if cause != "tie"), found[0])] += 1
         return []

@@ -6,15 +6,15 @@ from typing import Literal
 
 from pipeline.types import Group, Response
 
-# Whom a win probability is against: the average of the policy's answers, or the other response of the pair.
+# The opponent of a win probability: the average of the policy's answers, or the other response of the pair.
 Opponent = Literal["average", "other"]
 
 
 def win_probability(reward: float, rewards: Sequence[float]) -> float:
-    """P(a response of ``reward`` beats the policy's average answer), from the ``rewards`` of the K that were drawn.
+    """P(a response of ``reward`` beats the policy's average answer), from the ``rewards`` of K drawn responses.
 
-    The mean over the K of σ(r − r_j), the response itself among them (SPPO, arXiv:2405.00675, section 4; there a
-    pairwise model gives each probability, here it is Bradley and Terry's of the scorer's values).
+    The mean over the K of σ(r − r_j), including the response itself (SPPO, arXiv:2405.00675, section 4; there a
+    pairwise model gives each probability, here Bradley-Terry on the scorer's values).
     """
     return sum(_sigmoid(reward - other) for other in rewards) / len(rewards)
 
@@ -27,7 +27,7 @@ def _sigmoid(value: float) -> float:
 
 
 def win_probabilities(chosen: float, rejected: float, rewards: Sequence[float] | None) -> tuple[float, float]:
-    """Of two rewards, each against the average of ``rewards``, or against the other (None)."""
+    """Return the win probabilities of two rewards against the average of ``rewards``, or each other (None)."""
     if rewards is None:
         wins = _sigmoid(chosen - rejected)
         return wins, 1 - wins
@@ -35,14 +35,14 @@ def win_probabilities(chosen: float, rejected: float, rewards: Sequence[float] |
 
 
 def group_wins(group: Group, chosen: Response, rejected: Response, against: Opponent) -> tuple[float, float]:
-    """Win probabilities of two responses of a scored ``group``: its labeller's own where that compares.
+    """Return win probabilities of two responses of a scored ``group``: the labeller's own, if it compares.
 
-    Against the average: the mean over the group, the response itself among it. Against each other, where the labeller
-    did not compare the two: 1/2 and half the difference of their win rates.
+    Against the average: the mean over the group, including the response itself. Against each other, if the labeller
+    did not compare the two: 1/2 plus half the difference of their win rates.
     """
     places = [group.responses.index(response) for response in (chosen, rejected)]
     first, second = (group.scores[place] for place in places)
-    assert first is not None and second is not None, "responses without a score are in no pair"
+    assert first is not None and second is not None, "a pair never holds a response without a score"
     if not group.wins:
         others = [score for score in group.scores if score is not None]
         return win_probabilities(first, second, others if against == "average" else None)

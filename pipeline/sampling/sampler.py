@@ -1,6 +1,6 @@
-"""What every sampler does: token ids in, sampled token ids and their log-probabilities out.
+"""The interface of all samplers: token ids in, sampled token ids and their log-probabilities out.
 
-Torch-free; the engines are in ``sample_vllm``, ``sample_transformers`` and ``sample_server``.
+Torch-free; the engines are in ``vllm_engine``, ``transformers_engine`` and ``server_engine``.
 """
 
 import json
@@ -34,11 +34,11 @@ class Sampler(Protocol):
         """The precision that the engine computes in: float32, bfloat16 or float16."""
 
     def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
-        """``settings.n`` responses to each request, in order, each request's as soon as it and those before are done.
+        """Yield ``settings.n`` responses to each request, in order, as soon as it and all earlier requests are done.
 
-        Sample k of a request depends on (request.seed, k) and the prompt alone. Log-probabilities are
-        those of the policy itself, before temperature and cuts. ``max_tokens`` is clipped to the room
-        that the context leaves.
+        Sample k of a request depends only on (request.seed, k) and the prompt. Log-probabilities are the
+        policy's own, before temperature and cuts. ``max_tokens`` is clipped to the room that the context
+        leaves.
 
         Raises:
             UserError: a prompt fills the model's context.
@@ -46,12 +46,12 @@ class Sampler(Protocol):
         """
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Natural-log probability of each of tokens 1..T-1 given those before it, T = 1, raw."""
+        """Return the raw natural-log probability, at temperature 1, of each of tokens 1..T-1 given those before it."""
 
     def load(self, path: str, fresh: bool = False) -> Swap:
-        """Hold the weights of the folder ``path`` from now on, and forget all that the old ones computed.
+        """Switch to the weights in the folder ``path``, and drop everything computed with the old ones.
 
-        ``fresh`` asks for a new engine instead of a swap in place. Returns what was done; the caller
+        ``fresh`` requests a new engine instead of a swap in place. Returns what was done; the caller
         checks the weights (``handshake``), since an engine that reports success may still be stale.
         """
 
@@ -60,15 +60,15 @@ class Sampler(Protocol):
 
 
 def sample_seeds(request: SampleRequest, n: int) -> list[int]:
-    """The seed of each of ``n`` samples: from (request.seed, k) alone, so a larger n only adds samples."""
+    """Return the seeds of ``n`` samples, each from (request.seed, k) alone: a larger n only adds samples."""
     return [derive_seed(request.seed, k) for k in range(n)]
 
 
 def engine_dtype(wanted: Literal["auto", Dtype], path: str, accelerator: bool) -> Dtype:
-    """The precision that ``auto`` stands for: on CPU the one the weights are stored in, on an accelerator a 16-bit one.
+    """Return ``wanted``, or for ``auto`` the stored precision on CPU and a 16-bit one on an accelerator.
 
-    vLLM's own ``auto`` turns float32 weights into 16 bits on CPU too, where that is no faster for
-    small models and adds rounding noise to every log-probability.
+    vLLM's own ``auto`` turns float32 weights into 16 bits on CPU too. For small models that is no
+    faster there, and it adds rounding noise to every log-probability.
     """
     if wanted != "auto":
         return wanted
@@ -84,9 +84,9 @@ def engine_dtype(wanted: Literal["auto", Dtype], path: str, accelerator: bool) -
 
 
 def engine_context(wanted: int | None, path: str) -> int | None:
-    """``wanted`` tokens or, where that is more, the context of the model folder ``path``; None leaves it to the engine.
+    """Return ``wanted`` tokens, at most the context of the model folder ``path``; None: the engine decides.
 
-    vLLM refuses to start with a longer context than the model's own.
+    vLLM does not start with a longer context than the model's own.
     """
     file = Path(path) / "config.json"
     if wanted is None or not file.is_file():
@@ -99,7 +99,7 @@ def engine_context(wanted: int | None, path: str) -> int | None:
 
 
 def room_for(prompt_ids: Sequence[int], max_tokens: int, context: int) -> int:
-    """Tokens that may be sampled behind ``prompt_ids``: ``max_tokens``, or what the context leaves.
+    """Return how many tokens may be sampled after ``prompt_ids``: ``max_tokens``, or what the context leaves.
 
     Raises:
         UserError: the prompt leaves no room at all, or is empty.
@@ -110,20 +110,20 @@ def room_for(prompt_ids: Sequence[int], max_tokens: int, context: int) -> int:
             f"a prompt of {len(prompt_ids)} tokens leaves no room in the model's context of {context} tokens"
         )
     if not prompt_ids:
-        raise UserError("a prompt of no tokens cannot be sampled from")
+        raise UserError("cannot sample from a prompt without tokens")
     return room
 
 
 def check_length(ids: Sequence[int], context: int) -> None:
-    """UserError if a sequence to score is longer than the model's context."""
+    """Raise ``UserError`` if a sequence to score is longer than the model's context."""
     if len(ids) > context:
         raise UserError(f"a sequence of {len(ids)} tokens does not fit the model's context of {context} tokens")
 
 
 def make_response(chat: Chat, token_ids: Sequence[int], logprobs: Sequence[float], stop: Sequence[str]) -> Response:
-    """The record of one sampled response, cut behind its first end token or at the token that completes a stop string.
+    """Return the record of one sampled response, cut after its first end token or the token that ends a stop string.
 
-    ``token_ids`` are what the engine produced; ``text`` ends before the stop string.
+    ``token_ids`` is what the engine produced; ``text`` ends before the stop string.
     """
     ids, finish_reason = tuple(token_ids), _ends_with(chat, token_ids)
     text = chat.decode(ids)

@@ -1,7 +1,7 @@
 """Sampling through an OpenAI-compatible vLLM server (``/v1/completions`` with token ids).
 
-Either the user's server, or one that this process starts on 127.0.0.1. The key of a user's server
-comes from the environment and is sent nowhere else; a server started here gets a random one.
+The server is the user's, or one that this process starts on 127.0.0.1. The key of a user's server
+comes from the environment and is sent only to it; a server started here gets a random key.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ SERVED_NAME = "policy"
 
 
 class ServerEngine:
-    """Requests to a server; ``load`` starts another one where the server is ours."""
+    """Client of a server; ``load`` starts a new server, unless the server is the user's."""
 
     def __init__(self, path: str, chat: Chat, settings: ServerSampler, trust_remote_code: bool = False) -> None:
         """Start `vllm serve` on the model folder ``path``, or connect to ``settings.base_url``."""
@@ -58,7 +58,7 @@ class ServerEngine:
 
     @property
     def dtype(self) -> str:
-        """The server's precision; bfloat16 is assumed of a user's server with dtype ``auto``: it does not tell."""
+        """The server's precision; a user's server does not report it, so dtype ``auto`` assumes bfloat16."""
         return self._dtype
 
     @property
@@ -67,7 +67,7 @@ class ServerEngine:
         return self._context
 
     def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
-        """See ``Sampler.sample``; each sample is an HTTP request of its own."""
+        """See ``Sampler.sample``; each sample is a separate HTTP request."""
         bodies = [
             self._sampling_body(request, settings, seed)
             for request in requests
@@ -83,7 +83,7 @@ class ServerEngine:
         return [_scores(ids, answer) for ids, answer in zip(sequences, answers, strict=True)]
 
     def load(self, path: str, fresh: bool = False) -> Swap:
-        """See ``Sampler.load``: a new server, or nothing at all where the server is the user's."""
+        """See ``Sampler.load``: start a new server; do nothing if the server is the user's."""
         if self._settings.base_url is not None:
             return "unchanged"
         self._stop()
@@ -104,7 +104,7 @@ class ServerEngine:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(self._settings.shard_timeout, connect=10.0),
             limits=httpx.Limits(max_connections=self._settings.concurrency),
-            # A proxy for the outside world must not be asked for this machine's own ports.
+            # A proxy for outside traffic must not handle this machine's own ports.
             trust_env=not local,
         )
 
@@ -140,8 +140,8 @@ class ServerEngine:
 
         accelerator = torch.cuda.is_available()
         self._dtype = engine_dtype(self._settings.dtype, path, accelerator)
-        # What `vllm serve` runs; the command itself does not start where vLLM's CPU build is installed,
-        # since it asks for the version of a distribution named vllm.
+        # What `vllm serve` runs; the command itself does not start with vLLM's CPU build, since it
+        # looks up the version of a distribution named vllm.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--host", "127.0.0.1"]
         command += ["--port", str(port), "--served-model-name", SERVED_NAME, "--dtype", self._dtype]
         command += ["--generation-config", "vllm", "--logprobs-mode", "raw_logprobs", "--enable-prefix-caching"]
@@ -152,7 +152,7 @@ class ServerEngine:
         if context is not None:
             command += ["--max-model-len", str(context)]
         if not accelerator:
-            # See VllmEngine: seeded requests and split prompts do not go together on CPU.
+            # See VllmEngine: seeded requests do not work with split prompts on CPU.
             command.append("--no-enable-chunked-prefill")
         return command
 
@@ -160,7 +160,7 @@ class ServerEngine:
         if self._process is None:
             return
         self._client.close()
-        # The whole group, so that the engine's own process goes too and its memory is free.
+        # The whole group, so that the engine's own process ends too and frees its memory.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -174,7 +174,7 @@ class ServerEngine:
             raise UserError(f"sampler.model: the server has no {wanted!r}; it serves {[m['id'] for m in models]}")
         self._model_name: str = chosen[0]["id"]
         if not isinstance(chosen[0].get("max_model_len"), int):
-            raise UserError(f"sampler.base_url: {self._settings.base_url} is no vLLM server (no max_model_len)")
+            raise UserError(f"sampler.base_url: {self._settings.base_url} is not a vLLM server (no max_model_len)")
         self._context: int = chosen[0]["max_model_len"]
 
     def _sampling_body(self, request: SampleRequest, settings: SamplingSettings, seed: int) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class ServerEngine:
         check_length(ids, self.context)
         body: dict[str, Any] = {"prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
         if len(ids) == self.context:
-            # No room for the one new token that a request must ask for: force the last token instead.
+            # A request must generate one token, and there is no room for it: force the last token instead.
             body |= {"prompt": list(ids[:-1]), "allowed_token_ids": [ids[-1]], "logprobs": 0}
         return body
 
@@ -223,7 +223,7 @@ class ServerEngine:
 
 
 def _scores(ids: Sequence[int], choice: dict[str, Any]) -> list[float]:
-    """Log-probabilities of ids 1..T-1 from the prompt's and, for a forced last token, the output's."""
+    """Return the log-probabilities of ids 1..T-1: the prompt's and, for a forced last token, the output's."""
     given = choice["prompt_logprobs"][1:]
     scores = [float(at[str(token)]["logprob"]) for token, at in zip(ids[1 : len(given) + 1], given, strict=True)]
     if len(scores) < len(ids) - 1:

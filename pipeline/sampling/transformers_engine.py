@@ -1,6 +1,6 @@
 """Sampling with transformers alone, for machines without vLLM: slow, same results.
 
-A decoding loop of its own instead of ``generate``: each sample draws from its own generator, so it
+Uses its own decoding loop instead of ``generate``: each sample draws from its own generator, so it
 depends on its seed and not on its neighbours in the batch, and log-probabilities are the model's
 before temperature and cuts.
 """
@@ -25,13 +25,13 @@ from pipeline.sampling.sampler import (
 )
 from pipeline.types import Response
 
-# Requests whose samples are sorted by length before they are cut into batches.
+# Number of requests whose samples are sorted by length together before they are cut into batches.
 SORTED_TOGETHER = 256
 
 
 @dataclass(slots=True)
 class _Row:
-    """One sample under way."""
+    """One sample in progress."""
 
     prompt_ids: tuple[int, ...]
     room: int
@@ -64,7 +64,7 @@ class TransformersEngine:
         return int(self._model.config.get_text_config().max_position_embeddings)
 
     def load(self, path: str, fresh: bool = False) -> Swap:
-        """See ``Sampler.load``; always a new model, which cannot be stale."""
+        """See ``Sampler.load``; always loads a new model, which cannot be stale."""
         from transformers import AutoModelForCausalLM
 
         self.close()
@@ -124,7 +124,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _decode(self, rows: list[_Row], settings: SamplingSettings) -> None:
-        """Extend every row until an end token, a stop string or its room's end."""
+        """Extend every row until an end token, a stop string or its token limit."""
         from transformers import DynamicCache
 
         longest = max(len(row.prompt_ids) for row in rows)
@@ -149,7 +149,7 @@ class TransformersEngine:
         if settings.temperature == 0:
             token = int(logprobs.argmax())
         else:
-            # Gumbel-max in its exponential form: argmax of p / e with e ~ Exp(1) is a draw from p.
+            # Gumbel-max in exponential form: the argmax of p / e with e ~ Exp(1) is a draw from p.
             noise = torch.empty_like(weights).exponential_(generator=row.generator)
             token = int((weights.exp() / noise).argmax())
         row.token_ids.append(token)
@@ -159,7 +159,7 @@ class TransformersEngine:
 
 
 def _cut(logprobs: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
-    """Log-weights to draw from, shape [B, V]: temperature, then min-p, top-k and top-p, in vLLM's order."""
+    """Return log-weights to draw from, shape [B, V]: temperature, then min-p, top-k and top-p, in vLLM's order."""
     if settings.temperature == 0:
         return logprobs
     scaled = (logprobs / settings.temperature).log_softmax(-1)

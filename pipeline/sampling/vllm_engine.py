@@ -1,4 +1,4 @@
-"""Sampling with vLLM, in the process that makes the engine. The only file that imports vLLM.
+"""Sampling with vLLM, in the process that creates the engine. The only file that imports vLLM.
 
 Departs from vLLM's defaults: prompts are token ids, each sample has its own seed, text is decoded
 by ``chat`` and never by the engine (unless stop strings need it), and the model folder's
@@ -28,7 +28,7 @@ from pipeline.types import Response
 
 
 def engine_environment(settings: VllmSampler) -> dict[str, str]:
-    """Environment variables that must stand before vLLM is imported: engine in-process, nothing sent home."""
+    """Return the environment variables to set before importing vLLM: in-process engine, no telemetry."""
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_kv_cache_gib),
@@ -40,12 +40,12 @@ def engine_environment(settings: VllmSampler) -> dict[str, str]:
 class VllmEngine:
     """A vLLM engine in this process.
 
-    It binds OpenMP threads to cores and holds a large share of the memory, so it belongs into a child
+    It binds OpenMP threads to cores and holds a large share of the memory, so it belongs in a child
     process (``flows.workers.sampler_service``).
     """
 
     def __init__(self, path: str, chat: Chat, settings: VllmSampler, trust_remote_code: bool = False) -> None:
-        """Start an engine on the model folder ``path``; RunError if it does not start."""
+        """Start an engine on the model folder ``path``. Raises ``RunError`` if it does not start."""
         self._chat = chat
         self._settings = settings
         self._trust_remote_code = trust_remote_code
@@ -63,9 +63,9 @@ class VllmEngine:
         return int(self._llm.llm_engine.model_config.max_model_len)
 
     def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
-        """See ``Sampler.sample``; each sample is a request of its own, and prefix caching shares the prompt.
+        """See ``Sampler.sample``; each sample is a separate request, and prefix caching shares the prompt.
 
-        As many samples wait in the engine as it decodes together, so that its batch stays full to the last.
+        The engine's queue holds as many samples as it decodes at once, so that its batch stays full to the end.
         """
         rooms = [room_for(request.prompt_ids, settings.max_tokens, self.context) for request in requests]
         samples = (
@@ -78,7 +78,7 @@ class VllmEngine:
             yield tuple(itertools.islice(responses, settings.n))
 
     def _in_order(self, samples: Iterator[tuple[tuple[int, ...], Any]], stop: Sequence[str]) -> Iterator[Response]:
-        """The response to each of ``samples`` (prompt ids, parameters) as soon as it and those before are done."""
+        """Yield the response to each of ``samples`` (prompt ids, parameters) once it and all earlier ones are done."""
         engine, numbers = self._llm.llm_engine, itertools.count()
         under_way: set[str] = set()
         done: dict[int, Response] = {}
@@ -94,7 +94,7 @@ class VllmEngine:
                 for output in engine.step():
                     under_way.remove(output.request_id)
                     sampled = output.outputs[0]
-                    # Of each token's own alone: no others were asked for.
+                    # Only each sampled token's own log-probability: no others were requested.
                     logprobs = sampled.logprobs.logprobs
                     done[int(output.request_id)] = make_response(self._chat, sampled.token_ids, logprobs, stop)
                 while given in done:
@@ -110,8 +110,8 @@ class VllmEngine:
         params: list[Any] = []
         for ids in sequences:
             check_length(ids, self.context)
-            # The engine keeps room for one new token: a sequence as long as the context has its last
-            # token forced instead of given, whose raw log-probability is the same number.
+            # The engine keeps room for one new token. If a sequence is as long as the context, its last
+            # token is forced instead of given; the raw log-probability is the same.
             full = len(ids) == self.context
             prompts.append({"prompt_token_ids": list(ids[:-1] if full else ids)})
             params.append(self._scoring_params(ids[-1] if full else None))
@@ -119,7 +119,7 @@ class VllmEngine:
         return [_prompt_logprobs(ids, output) for ids, output in zip(sequences, outputs, strict=True)]
 
     def load(self, path: str, fresh: bool = False) -> Swap:
-        """See ``Sampler.load``: in place by vLLM's ``reload_weights``, or by a new engine.
+        """See ``Sampler.load``: swap in place with vLLM's ``reload_weights``, or start a new engine.
 
         The swap in place leaves some models stale (the output head of tied embeddings in 0.32.0).
         """
@@ -130,7 +130,7 @@ class VllmEngine:
         return "restart"
 
     def close(self) -> None:
-        """Drop the engine and what it left in this process."""
+        """Drop the engine and everything it left in this process."""
         if self._llm is None:
             return
         from vllm.distributed import cleanup_dist_env_and_memory
@@ -155,7 +155,7 @@ class VllmEngine:
                 gpu_memory_utilization=self._settings.gpu_memory_utilization,
                 max_num_seqs=self._settings.max_num_seqs,
                 enable_prefix_caching=True,
-                # On CPU a seeded request whose prompt is split over two steps kills vLLM 0.32.0
+                # On CPU, a seeded request with a prompt split over two steps kills vLLM 0.32.0
                 # ("CPU Generator does not use offset").
                 enable_chunked_prefill=False if current_platform.is_cpu() else None,
                 generation_config="vllm",
@@ -166,7 +166,7 @@ class VllmEngine:
             raise RunError(f"vLLM did not start on {path}: {error}") from error
 
     def _reload(self, path: str) -> bool:
-        """Swap the weights in place and drop the old ones' prefix cache; False if the engine refuses."""
+        """Swap the weights in place and drop the old prefix cache; return False if the engine refuses."""
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         except (RuntimeError, ValueError, KeyError, AttributeError, OSError, NotImplementedError, AssertionError):
@@ -203,7 +203,7 @@ class VllmEngine:
             logprobs=None if forced is None else 0,
             allowed_token_ids=None if forced is None else [forced],
             detokenize=False,
-            # A cached prefix has no log-probabilities, so every token is computed anew.
+            # A cached prefix has no log-probabilities, so every token is computed again.
             skip_reading_prefix_cache=True,
         )
 
@@ -218,7 +218,7 @@ def _sampled_logprobs(token_ids: Sequence[int], logprobs: Any) -> list[float]:
 
 
 def _prompt_logprobs(ids: Sequence[int], output: Any) -> list[float]:
-    """Log-probabilities of ids 1..T-1 from a request's prompt and, for a forced last token, its output."""
+    """Return the log-probabilities of ids 1..T-1: the prompt's and, for a forced last token, the output's."""
     given = output.prompt_token_ids
     scores = [float(at[token].logprob) for token, at in zip(given[1:], output.prompt_logprobs[1:], strict=True)]
     if len(given) < len(ids):

@@ -1,6 +1,6 @@
-"""No process outlives the one that started it, not even when that one is killed with -9.
+"""End a process when its parent ends, even if the parent is killed with -9.
 
-``python -m pipeline.sampling.watchdog PARENT COMMAND...`` runs a command that does not watch by itself.
+``python -m pipeline.sampling.watchdog PARENT COMMAND...`` runs a command that does not watch its parent.
 """
 
 import os
@@ -14,9 +14,9 @@ _WATCH_SECONDS = 0.5
 
 
 def end_with_parent(parent: int) -> None:
-    """Kill this process, and the group that it leads, within a second after process ``parent`` is gone.
+    """Kill this process, and the group that it leads, within a second of the end of process ``parent``.
 
-    A thread asks for the parent's id: a signal on the parent's death (Linux's PDEATHSIG) would already
+    A thread checks the parent's id: Linux's signal on the parent's death (PDEATHSIG) would already
     come when the thread that started this process ends.
     """
 
@@ -31,7 +31,7 @@ def end_with_parent(parent: int) -> None:
 
 
 def main() -> None:
-    """Run the command of the arguments until it or the parent ends; SIGTERM is passed on, and its end awaited."""
+    """Run the command in the arguments until it or the parent ends; pass SIGTERM on and wait for it to end."""
     end_with_parent(int(sys.argv[1]))
     with subprocess.Popen(sys.argv[2:]) as command:
         signal.signal(signal.SIGTERM, lambda *_: command.terminate())

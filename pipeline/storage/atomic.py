@@ -9,19 +9,19 @@ from pathlib import Path
 
 
 def json_line(value: object) -> str:
-    """``value`` as one line of JSON, its line break included."""
+    """Return ``value`` as one line of JSON, with its line break."""
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def json_text(value: object) -> str:
-    """``value`` as the text of a JSON file."""
+    """Return ``value`` as the text of a JSON file."""
     return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
 
 
 def write_json(file: Path, value: object, still: Callable[[], bool] = lambda: True) -> None:
     """Write ``value`` so that ``file`` holds either the old content or the new, never a part.
 
-    ``still`` is asked once the new content is on the disk; where it says no, the old one stays.
+    ``still`` is called once the new content is on disk; if it returns False, the old content stays.
     """
     write_text(file, json_text(value), still)
 
@@ -49,7 +49,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def discard(folder: Path) -> None:
-    """Remove a folder of a stage that is being written; a kill leaves all of it, or none under its name."""
+    """Remove a folder of a stage that is being written; after a kill, its name holds all of it or nothing."""
     spent = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(spent, ignore_errors=True)
     with suppress(FileNotFoundError):

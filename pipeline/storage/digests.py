@@ -1,4 +1,4 @@
-"""SHA-256 of files, computed once a process as long as a file stays as it is. Torch-free."""
+"""SHA-256 of files, computed once per process for an unchanged file. Torch-free."""
 
 import hashlib
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-# Hashing lets other threads run: the shards of a large model are read side by side.
+# Hashing lets other threads run: the shards of a large model are read in parallel.
 _CHUNK_BYTES = 8
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """A file as it is now, wherever it is moved to."""
+    """The current version of a file, even if it is moved."""
 
     device: int
     inode: int
@@ -28,18 +28,18 @@ class _Version:
 
 
 def file_sha256(file: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal; of one that has not changed since, what was found the last time."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal; an unchanged file is not read again."""
     return _sha256(_version(file))
 
 
 def prefix_sha256(file: Path, size: int) -> str:
-    """SHA-256 of a file's first ``size`` bytes."""
+    """Return the SHA-256 of a file's first ``size`` bytes."""
     version = _version(file)
     return _sha256(version) if size == version.size else _prefix_sha256(version, size)
 
 
 def files_sha256(files: Sequence[Path]) -> list[str]:
-    """Of several files, side by side."""
+    """Return the SHA-256 of several files, hashed in parallel."""
     if len(files) < 2:
         return [file_sha256(file) for file in files]
     with ThreadPoolExecutor(min(_CHUNK_BYTES, os.cpu_count() or 1, len(files))) as pool:
@@ -68,7 +68,7 @@ def _prefix_sha256(version: _Version, size: int) -> str:
 
 
 def digest(files: Iterable[Path], sizes: Sequence[int] | None = None) -> str:
-    """Of names, sizes and contents; with ``sizes``, of no more than so many bytes of each file."""
+    """Return a hash of names, sizes and contents; ``sizes`` limits the bytes read of each file."""
     total, found = hashlib.sha256(), [*files]
     ends = [file.stat().st_size for file in found] if sizes is None else sizes
     contents = files_sha256(found) if sizes is None else map(prefix_sha256, found, sizes)
@@ -78,7 +78,7 @@ def digest(files: Iterable[Path], sizes: Sequence[int] | None = None) -> str:
 
 
 def model_digest(path: Path) -> JsonValue:
-    """Of each file of a model folder; a hub name has none here."""
+    """Return a digest for each file of a model folder; hub names are not hashed."""
     return (
         {file.name: digest([file]) for file in sorted(path.iterdir()) if file.is_file()} if path.is_dir() else str(path)
     )

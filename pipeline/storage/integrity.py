@@ -1,4 +1,4 @@
-"""Whether what a complete stage holds is what was written: every file by its SHA-256. Torch-free."""
+"""Check by SHA-256 that every file of a complete stage is as it was written. Torch-free."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pipeline.storage.digests import files_sha256
 from pipeline.storage.manifest import FREED, MANIFEST, DamagedError, Manifest, file_facts
 from pipeline.storage.run_folder import Stage
 
-# Where a policy is the user's own model, its manifest names the folder, and the files as they were.
+# If a policy is the user's own model, its manifest names the folder and describes the files at that time.
 POINTER, POINTED_FILES = "checkpoint", "checkpoint_files"
 IGNORED = {MANIFEST, FREED}
 
@@ -29,18 +29,18 @@ class Damage:
 
 
 def require_intact(stage: Stage) -> Manifest:
-    """The manifest of a stage that is about to be read, all of whose files are as they were written.
+    """Return a stage's manifest before the stage is read, after checking that all files are as they were written.
 
     Raises:
-        RunError: the stage is not complete, or what is to be read was removed on purpose.
-        DamagedError: files are missing, changed or too many.
+        RunError: the stage is not complete, or needed files were removed on purpose.
+        DamagedError: files are missing, changed or unexpected.
     """
     manifest = stage.require()
     freed = stage.freed()
     if freed is not None:
         raise RunError(
-            f"{stage.folder}: {len(freed.files)} files were removed on {freed.time} to have their room "
-            f"({freed.reason}), and are to be read; prefloop run ... --from {stage.round}:{stage.name} makes them again"
+            f"{stage.folder}: {len(freed.files)} files were removed on {freed.time} to free disk space "
+            f"({freed.reason}), but are needed; prefloop run ... --from {stage.round}:{stage.name} makes them again"
         )
     found = [*file_faults(stage, manifest)]
     if found:
@@ -52,15 +52,15 @@ def require_intact(stage: Stage) -> Manifest:
 
 
 def file_faults(stage: Stage, manifest: Manifest) -> Iterator[Damage]:
-    """What of the files of ``manifest``, and of the model folder that it points to, is not as it was written."""
+    """Yield the files of ``manifest``, and of the model folder that it points to, that are not as they were written."""
     freed = stage.freed()
     removed = set() if freed is None else set(freed.files)
     yield from _changed(stage, stage.folder, {n: f for n, f in manifest.files.items() if n not in removed})
     for file in sorted(path for path in stage.folder.rglob("*") if path.is_file()):
         name = str(file.relative_to(stage.folder))
-        # Engines load whatever weights stand beside a model's own.
+        # Engines load any weights that they find next to a model's own.
         if name not in manifest.files and name not in IGNORED and not file.name.startswith("."):
-            yield Damage(stage.title, file, "is no file of this stage")
+            yield Damage(stage.title, file, "does not belong to this stage")
     pointer, pointed = manifest.metrics.get(POINTER), manifest.metrics.get(POINTED_FILES)
     if isinstance(pointed, dict):
         facts = {name: facts for name, facts in pointed.items() if isinstance(facts, dict)}
@@ -68,7 +68,7 @@ def file_faults(stage: Stage, manifest: Manifest) -> Iterator[Damage]:
 
 
 def model_files(folder: Path) -> dict[str, JsonValue]:
-    """What a manifest says of the files of a model folder that is not the run's own."""
+    """Return a manifest's record of the files of a model folder outside the run."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
     digests = zip(files, files_sha256(files), strict=True)
     return {file.name: file_facts(digest, file.stat().st_size) for file, digest in digests}
@@ -91,4 +91,4 @@ def _changed(stage: Stage, folder: Path, told: Mapping[str, Mapping[str, JsonVal
         return
     for name, digest in zip(present, digests, strict=True):
         if digest != told[name]["sha256"]:
-            yield Damage(stage.title, folder / name, "has other content than was written (SHA-256)")
+            yield Damage(stage.title, folder / name, "has changed since it was written (SHA-256)")

@@ -1,7 +1,7 @@
-"""What a complete stage says of itself, and what protects it from being changed unnoticed. Torch-free.
+"""The manifest: what a complete stage records about itself, so that no change goes unnoticed. Torch-free.
 
-A manifest holds the SHA-256 of the stage's files, of the manifests that its inputs had, and of itself: what is
-downstream vouches for what is upstream.
+A manifest holds the SHA-256 of the stage's files, of its inputs' manifests, and of itself: each stage vouches for
+the stages before it.
 """
 
 import importlib.metadata
@@ -35,7 +35,7 @@ VERSIONED = (
 
 
 class DamagedError(RunError):
-    """What is on disk is not what was written."""
+    """The content on disk is not the content that was written."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class StageKey:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a complete stage says of itself.
+    """Record of a complete stage.
 
     Attributes:
         seconds: wall time, resumed parts included.
@@ -79,8 +79,8 @@ class Manifest:
     sha256: str = ""
 
     def sealed(self) -> "Manifest":
-        """The same with ``sha256`` as it must be."""
-        # As it will be read: JSON knows no tuples.
+        """Return a copy with the correct ``sha256``."""
+        # As it will be read: JSON has no tuples.
         plain = json.loads(json.dumps({**asdict(self), "sha256": ""}))
         return replace(self, sha256=content_hash(plain, length=64))
 
@@ -90,7 +90,7 @@ _MANIFEST = TypeAdapter(Manifest)
 
 @dataclass(frozen=True)
 class Freed:
-    """What of a complete stage was removed on purpose, to have its room: bytes by file, why, when."""
+    """Files of a complete stage that were removed on purpose to free disk space: bytes by file, why, when."""
 
     files: dict[str, int]
     reason: str
@@ -98,12 +98,12 @@ class Freed:
 
     @property
     def bytes(self) -> int:
-        """All that was removed."""
+        """Return the total size removed, in bytes."""
         return sum(self.files.values())
 
 
 def read_manifest(file: Path) -> Manifest:
-    """The manifest in ``file``. Raises ``FileNotFoundError``, or ``DamagedError`` if it is not as it was written."""
+    """Read the manifest in ``file``. Raises ``FileNotFoundError``, or ``DamagedError`` if it has changed."""
     try:
         manifest = _MANIFEST.validate_json(file.read_bytes())
         sealed = manifest.sealed()
@@ -116,12 +116,12 @@ def read_manifest(file: Path) -> Manifest:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DamagedError(f"{file}: not a readable manifest ({error})") from None
     if sealed.sha256 != manifest.sha256:
-        raise DamagedError(f"{file}: not as it was written: its SHA-256 is another")
+        raise DamagedError(f"{file}: not as it was written: its SHA-256 differs")
     return manifest
 
 
 def read_freed(folder: Path) -> Freed | None:
-    """What was removed from a stage on purpose; None: nothing. Raises ``DamagedError``."""
+    """Read what was removed from a stage on purpose; None: nothing. Raises ``DamagedError``."""
     file = folder / FREED
     try:
         plain = json.loads(file.read_text(encoding="utf-8"))
@@ -133,12 +133,12 @@ def read_freed(folder: Path) -> Freed | None:
 
 
 def file_facts(sha256: str, size: int) -> dict[str, JsonValue]:
-    """How a manifest tells one file."""
+    """Return a manifest's entry for one file."""
     return {"sha256": sha256, "bytes": size}
 
 
 def facts_of(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, JsonValue]]:
-    """The same of all files among ``paths``, which are in ``folder``, by their path there; flushed to the disk."""
+    """Flush all files among ``paths`` to disk; return their ``file_facts`` by path within ``folder``."""
     files = [path for path in paths if path.is_file()]
     for file in files:
         with file.open("rb") as handle:
@@ -148,13 +148,13 @@ def facts_of(folder: Path, paths: Iterable[Path]) -> dict[str, dict[str, JsonVal
 
 
 def plain(record: Manifest | Freed) -> Mapping[str, JsonValue]:
-    """As JSON."""
+    """Return the record as JSON."""
     return asdict(record)
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide a run's numbers, as far as they are installed."""
+    """Return the versions of installed packages that affect a run's numbers."""
     found: dict[str, str] = {}
     for name in VERSIONED:
         try:

@@ -1,6 +1,6 @@
 """Records of ``types`` as parquet rows and back, one row group at a time. Torch-free.
 
-A table is a folder's ``*.parquet`` files in the order of their names: one file, or one a shard.
+A table is a folder's ``*.parquet`` files in the order of their names: one file, or one per shard.
 """
 
 from collections.abc import Iterable, Iterator
@@ -48,7 +48,7 @@ _RESPONSE = pa.struct(
 )
 PROMPTS = pa.schema(list(_PROMPT))
 TEXTS = pa.schema([("prompt", _PROMPT), ("text", pa.string())])
-# What both forms of a pair, as text and as tokens, carry beside the responses.
+# Numbers that both forms of a pair, as text and as tokens, carry besides the responses.
 _PAIR_NUMBERS = [
     (name, pa.float64())
     for name in (
@@ -96,14 +96,14 @@ UNPAIRED = pa.schema(
         ("desirable", pa.bool_()),
     ]
 )
-# What one model says of examples, a row each, in their order: natural-log probabilities, float32, of each continuation
-# (the responses, then a calibration or mismatched one), of each token; its mean entropy over the responses, 1 for that
-# of a uniform distribution.
+# One model's values for examples, one row each, in order: the natural-log probability (float32) of each token of each
+# continuation (the responses, then a calibration or mismatched one), and the mean entropy over the responses, where a
+# uniform distribution has 1.
 REFERENCE = pa.schema([("id", pa.string()), ("logps", pa.list_(pa.list_(pa.float32()))), ("entropy", pa.float64())])
 
 
 def write_table(file: Path, schema: pa.Schema, rows: Iterable[Row], seal: Seal | None = None) -> int:
-    """Stream ``rows`` to ``file``, which appears only when it is whole, and sealed; returns how many."""
+    """Stream ``rows`` to ``file``, which appears only when it is whole and sealed; return the number of rows."""
     with TableWriter(file, schema, seal) as table:
         for row in rows:
             table.add(row)
@@ -111,13 +111,13 @@ def write_table(file: Path, schema: pa.Schema, rows: Iterable[Row], seal: Seal |
 
 
 def read_rows(folder: Path) -> Iterator[Row]:
-    """Rows of all parquet files in ``folder``. Raises ``RunError`` naming a file that cannot be read."""
+    """Yield the rows of all parquet files in ``folder``. Raises ``RunError`` with the name of an unreadable file."""
     for file in sorted(folder.glob("*.parquet")):
         yield from read_row_file(file)
 
 
 def read_row_file(file: Path) -> Iterator[Row]:
-    """Rows of one parquet file. Raises as ``read_rows``."""
+    """Yield the rows of one parquet file. Raises as ``read_rows``."""
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as table:
             left = table.metadata.num_rows
@@ -125,29 +125,29 @@ def read_row_file(file: Path) -> Iterator[Row]:
                 left -= batch.num_rows
                 yield from batch.to_pylist()
         if left:
-            # The headers of pages have no checksum of their own.
+            # Page headers have no checksum of their own.
             raise RunError(f"{file}: cannot be read as parquet ({left} rows are missing)")
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 
 
 def write_groups(file: Path, groups: Iterable[Group], seal: Seal | None = None) -> int:
-    """Groups to one parquet file; returns how many."""
+    """Write groups to one parquet file; return their number."""
     return write_table(file, GROUPS, (_group_row(group) for group in groups), seal)
 
 
 def read_groups(folder: Path) -> Iterator[Group]:
-    """Groups of a samples or labels stage (or of its shards so far)."""
+    """Yield the groups of a samples or labels stage (or of its shards so far)."""
     return map(_group, read_rows(folder))
 
 
 def read_group_file(file: Path) -> Iterator[Group]:
-    """Groups of one shard."""
+    """Yield the groups of one shard."""
     return map(_group, read_row_file(file))
 
 
 def write_preferences(file: Path, preferences: Iterable[Preference]) -> int:
-    """Pairs, groups or marked responses, all of one kind, streamed to one parquet file; returns how many."""
+    """Stream pairs, groups or marked responses, all of one kind, to one parquet file; return their number."""
     rest = iter(preferences)
     first = next(rest, None)
     if first is None:
@@ -157,12 +157,12 @@ def write_preferences(file: Path, preferences: Iterable[Preference]) -> int:
 
 
 def read_preference_rows(folder: Path) -> Iterator[Preference]:
-    """What a pairs stage wrote, of whatever kind."""
+    """Yield the rows that a pairs stage wrote, of any kind."""
     return map(_preference, read_rows(folder))
 
 
 def read_preference_file(file: Path) -> Iterator[Preference]:
-    """The same of one of its files."""
+    """Yield the rows of one file of a pairs stage."""
     return map(_preference, read_row_file(file))
 
 
@@ -173,7 +173,7 @@ def _preference(row: Row) -> Preference:
 
 
 def prompt_row(prompt: Prompt) -> Row:
-    """A prompt as a plain row (also the form in which prompts go to a child process)."""
+    """Return a prompt as a plain row (prompts also go to child processes in this form)."""
     return {
         "id": prompt.id,
         "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
@@ -184,22 +184,22 @@ def prompt_row(prompt: Prompt) -> Row:
 
 
 def text_row(record: TextPreference) -> Row:
-    """A data set's preference, in whatever form, as a plain row."""
+    """Return a data set's preference, in any form, as a plain row."""
     return {**asdict(record), "prompt": prompt_row(record.prompt)}
 
 
 def row_text_pair(row: Row) -> TextPair:
-    """The data set's pair of a plain row."""
+    """Return the data set's pair from a plain row."""
     return TextPair(**{**row, "prompt": row_prompt(row["prompt"])})
 
 
 def row_text_group(row: Row) -> TextGroup:
-    """The data set's group of a plain row."""
+    """Return the data set's group from a plain row."""
     return TextGroup(row_prompt(row["prompt"]), tuple(row["responses"]), tuple(row["rewards"]))
 
 
 def row_unpaired_text(row: Row) -> UnpairedText:
-    """The data set's marked response of a plain row."""
+    """Return the data set's marked response from a plain row."""
     return UnpairedText(row_prompt(row["prompt"]), row["completion"], row["desirable"])
 
 
@@ -224,7 +224,7 @@ def _group(row: Row) -> Group:
         prompt_ids=tuple(row["prompt_ids"]),
         responses=tuple(_response(item) for item in row["responses"]),
         scores=tuple(row["scores"]),
-        # A samples file may do without these columns.
+        # A samples file may lack these columns.
         wins=tuple(tuple(wins) for wins in row["wins"] or ()),
         disagreement=tuple(row["disagreement"] or ()),
     )
@@ -274,7 +274,7 @@ def _response_row(response: Response) -> Row:
 
 
 def row_prompt(row: Row) -> Prompt:
-    """The prompt of a plain row."""
+    """Return the prompt from a plain row."""
     messages = tuple(Message(role=item["role"], content=item["content"]) for item in row["messages"])
     return Prompt(messages=messages, source=row["source"], answer=row["answer"], reference=row["reference"])
 

@@ -1,9 +1,9 @@
 """The run folder: stage folders that exist only when they are complete. Torch-free.
 
 A stage is written in ``NAME.partial``; its manifest is written last, then one rename makes it
-``NAME``. So a stage folder that exists is whole, whatever was killed when. Shards inside a partial
-folder are renamed into place one by one and survive a kill. Nothing that is complete is ever
-overwritten: a stage whose key no longer fits is an error that names the changed field.
+``NAME``. So a stage folder that exists is whole, no matter when a process was killed. Shards inside
+a partial folder are renamed into place one by one and survive a kill. A complete stage is never
+overwritten: if its key no longer fits, an error names the changed field.
 """
 
 import shutil
@@ -32,7 +32,7 @@ from pipeline.storage.manifest import (
 from pipeline.storage.seals import MARKER, SEALS, read_seconds, require_unchanged, tried
 from pipeline.types import content_hash
 
-# What a stage needs only until it is whole: a folder in the one where it is being written.
+# Folder inside the partial folder for files that the stage needs only until it is whole.
 CHECKPOINTS = "checkpoints"
 
 
@@ -44,7 +44,7 @@ class RunFolder:
 
     @classmethod
     def existing(cls, root: Path) -> "RunFolder":
-        """The run folder ``root``. Raises ``UserError`` if it is none."""
+        """Return the run folder ``root``. Raises ``UserError`` if it is not a run folder."""
         run = cls(root)
         if not run.config_file.is_file():
             raise UserError(f"{root}: not a run folder (no config.yaml)")
@@ -56,20 +56,20 @@ class RunFolder:
         return self.root / "config.yaml"
 
     def stage(self, round_: int, name: str) -> "Stage":
-        """The stage ``name`` of a round, complete or not."""
+        """Return the stage ``name`` of a round, complete or not."""
         return Stage(name, round_, self.root / f"round_{round_:03d}" / name)
 
     def rounds(self) -> list[int]:
-        """Numbers of the rounds that have a folder, ascending."""
+        """Return the numbers of the rounds that have a folder, ascending."""
         numbers = [path.name.removeprefix("round_") for path in self.root.glob("round_*") if path.is_dir()]
         return sorted(int(number) for number in numbers if number.isdigit())
 
     def stages(self) -> list["Stage"]:
-        """The stages that have a folder of their name, round by round."""
+        """Return the stages that have a folder under their own name, round by round."""
         return [self.stage(round_, name) for round_, name in self._folders() if "." not in name]
 
     def begun(self) -> list["Stage"]:
-        """The stages that are being written, or were when a run ended."""
+        """Return the stages that are being written, or were when a run ended."""
         found = [(round_, name) for round_, name in self._folders() if name.endswith(".partial")]
         return [self.stage(round_, name.removesuffix(".partial")) for round_, name in found]
 
@@ -88,23 +88,23 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """``round_001/samples``: how manifests and messages name the stage."""
+        """The stage's name in manifests and messages: ``round_001/samples``."""
         return f"{self.folder.parent.name}/{self.name}"
 
     @property
     def partial(self) -> Path:
-        """Where the stage is being written."""
+        """The folder where the stage is being written."""
         return self.folder.with_name(f"{self.name}.partial")
 
     @property
     def redo(self) -> str:
-        """What to do where the stage is damaged."""
+        """Advice for a damaged stage."""
         return f"restore it from a copy, or redo the stage: prefloop run ... --from {self.round}:{self.name}"
 
     def manifest(self) -> Manifest | None:
-        """The manifest, or None if the stage is not complete. Raises ``DamagedError``.
+        """Return the manifest, or None if the stage is not complete. Raises ``DamagedError``.
 
-        Files are looked for by name and size alone here; ``damage`` reads them.
+        Checks only the names and sizes of files; ``integrity.file_faults`` reads them.
         """
         try:
             manifest = self.manifest_alone()
@@ -120,23 +120,23 @@ class Stage:
             if freed is not None and name in freed.files:
                 continue
             if not file.is_file() or file.stat().st_size != facts.get("bytes"):
-                raise DamagedError(f"{file}: missing or of another size than its manifest says; {self.redo}")
+                raise DamagedError(f"{file}: missing, or its size differs from its manifest's; {self.redo}")
         return manifest
 
     def manifest_alone(self) -> Manifest:
-        """The manifest without a look at the files. Raises ``FileNotFoundError`` or ``DamagedError``."""
+        """Return the manifest without checking files. Raises ``FileNotFoundError`` or ``DamagedError``."""
         return read_manifest(self.folder / MANIFEST)
 
     def freed(self) -> Freed | None:
-        """What of it was removed on purpose. Raises ``DamagedError``."""
+        """Return what was removed from the stage on purpose. Raises ``DamagedError``."""
         return read_freed(self.folder)
 
     def complete(self, key: StageKey) -> bool:
-        """Whether the stage is there under ``key``.
+        """Return whether the stage is complete under ``key``.
 
         Raises:
-            UserError: it is there under another.
-            DamagedError: it was made from other inputs than those that are there.
+            UserError: it is complete under another key.
+            DamagedError: it was made from other inputs than the present ones.
         """
         manifest = self.manifest()
         if manifest is None:
@@ -152,19 +152,19 @@ class Stage:
         raise UserError(f"{self.folder} was made with other settings; nothing was changed:\n  " + "\n  ".join(changes))
 
     def seals(self, key: StageKey) -> dict[str, str]:
-        """The SHA-256 of the manifests of the inputs that ``key`` names, as far as they are there."""
+        """Return the SHA-256 of the manifests of ``key``'s inputs, for those that exist."""
         files = {title: self.folder.parent.parent / title / MANIFEST for title in key.inputs}
         return {title: read_manifest(file).sha256 for title, file in files.items() if file.exists()}
 
     def require(self) -> Manifest:
-        """The manifest of a stage that an earlier step must have completed."""
+        """Return the manifest of a stage that must already be complete, else raise ``RunError``."""
         manifest = self.manifest()
         if manifest is None:
-            raise RunError(f"{self.folder}: this stage is not complete, but a later one asks for it")
+            raise RunError(f"{self.folder}: this stage is not complete, but a later one needs it")
         return manifest
 
     def begin(self, key: StageKey) -> "StageWriter":
-        """Open the partial folder; what an earlier try under the same key left in it is kept."""
+        """Open the partial folder; keep what an earlier try with the same key left in it."""
         marker, made_from = self.partial / MARKER, self.seals(key)
         goes_by = content_hash([key.digest, made_from])
         if self.partial.is_symlink():
@@ -173,8 +173,8 @@ class Stage:
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
         write_json(marker, {"key": goes_by, "seconds": read_seconds(self.partial)})
-        # What a kill has left half written or half removed is no part of the stage, nor is a manifest without it. Nor
-        # are links, behind which nothing is written.
+        # Files that a kill left half written or half removed do not belong to the stage, nor does a leftover manifest.
+        # Nor do links: nothing is written through them.
         (self.partial / MANIFEST).unlink(missing_ok=True)
         for left in [path for path in self.partial.rglob("*") if path.suffix == ".tmp" or path.is_symlink()]:
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
@@ -185,7 +185,7 @@ class StageWriter:
     """Files go to ``folder``; ``commit`` turns them into the stage."""
 
     def __init__(self, stage: Stage, key: StageKey, made_from: dict[str, str], tried: str) -> None:
-        """``tried``: what a later try must agree on to go on with what is there."""
+        """``tried``: hash that a later try must match to continue from the files here."""
         self.stage = stage
         self.key = key
         self._made_from = made_from
@@ -197,7 +197,7 @@ class StageWriter:
 
     @property
     def seconds(self) -> float:
-        """Wall time spent on the stage, earlier tries included (up to their last ``note_time``)."""
+        """Wall time spent on the stage in seconds, including earlier tries (up to their last ``note_time``)."""
         return self._earlier + time.monotonic() - self._started
 
     def note_time(self) -> None:
@@ -207,7 +207,7 @@ class StageWriter:
     def commit(self, rows: int, metrics: Mapping[str, JsonValue]) -> Manifest:
         """Write the manifest and rename the folder into place, without its checkpoints.
 
-        They go last: to read large files takes minutes, in which a kill must not cost what was trained.
+        Checkpoints go last: reading large files takes minutes, and a kill in that time must not lose the training.
 
         Raises:
             DamagedError: a file is not as it was sealed.
@@ -233,11 +233,11 @@ class StageWriter:
         ).sealed()
         write_json(self.folder / MANIFEST, plain(manifest))
         discard(checkpoints)
-        # After the manifest, which says as well whose this folder is.
+        # After the manifest, which also identifies this folder.
         self._marker.unlink()
         self.folder.rename(self.stage.folder)
         sync_folder(self.stage.folder.parent)
-        # What a kill leaves of them is hidden, and says no more than the manifest.
+        # Seals that a kill leaves behind are hidden files, and hold no more than the manifest.
         for seals in [*self.stage.folder.rglob(SEALS)]:
             seals.unlink()
         return manifest

@@ -1,7 +1,7 @@
-"""What a stage that is being written has finished: files that a later try goes on with, each by its SHA-256.
+"""Finished files of a stage that is being written, each with its SHA-256, for a later try to continue from.
 
-The SHA-256 is written down before the file appears under its name, so that no kill leaves a file without one. A file
-that is not as it was written is made again. Torch-free.
+The SHA-256 is recorded before the file appears under its name, so that no kill leaves a file without one. A file
+that has changed since is made again. Torch-free.
 """
 
 import json
@@ -18,9 +18,9 @@ from pipeline.storage.manifest import MANIFEST, DamagedError, read_manifest
 from pipeline.types import content_hash
 
 SEALS = ".seals.jsonl"
-# What the stage that is being written goes by, and the seconds spent on it.
+# Identifies the stage that is being written, and records the seconds spent on it.
 MARKER = "key.json"
-# Of a file that is whole, but has another name yet.
+# Records the SHA-256 of a whole file that does not yet have its final name.
 Seal = Callable[[Path], None]
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Seals:
         self._told = _read(folder / SEALS)
 
     def hold(self, name: str) -> bool:
-        """Whether the file ``name`` is there as it was written. One that is there otherwise is told."""
+        """Return whether the file ``name`` is there as it was written; log a warning if it has changed."""
         file = self._folder / name
         if not file.is_file():
             return False
@@ -44,26 +44,26 @@ class Seals:
         return False
 
     def of(self, name: str) -> Seal:
-        """What writes down the SHA-256 of the file that will have this name."""
+        """Return a function that records the SHA-256 of the file that will have this name."""
         return lambda content: self._note({name: file_sha256(content)})
 
     def text(self, name: str, text: str) -> None:
-        """As ``of``, for a text."""
+        """Record the SHA-256 of a text under ``name``."""
         self._note({name: sha256(text.encode()).hexdigest()})
 
     def files(self, files: Iterable[Path]) -> None:
-        """As ``of``, for files that are there."""
+        """Record the SHA-256 of files that exist."""
         self._note({str(file.relative_to(self._folder)): file_sha256(file) for file in files})
 
     def hold_all(self, name: str) -> bool:
-        """Whether all files that were sealed in the folder ``name`` are there as they were written."""
+        """Return whether all sealed files of the folder ``name`` are there as they were written."""
         files = [told for told in self._told if told.startswith(f"{name}/")]
         return bool(files) and all(self.hold(file) for file in files)
 
     def _note(self, digests: Mapping[str, str]) -> None:
         self._told.update(digests)
         with (self._folder / SEALS).open("a", encoding="utf-8") as lines:
-            # What a kill has torn is a line of its own.
+            # A line that a kill cut short stays on its own.
             lines.write("".join(f"\n{json.dumps(told)}" for told in digests.items()))
             lines.flush()
             os.fsync(lines.fileno())
@@ -85,7 +85,7 @@ def _read(file: Path) -> dict[str, str]:
 
 
 def require_unchanged(folder: Path, facts: Mapping[str, Mapping[str, JsonValue]]) -> None:
-    """Raise ``DamagedError`` where a sealed file of a stage is none of ``facts``, its files as they are, by path."""
+    """Raise ``DamagedError`` if a sealed file differs from ``facts``, the stage's present files by path."""
     for journal in folder.rglob(SEALS):
         for name, digest in _read(journal).items():
             place = str((journal.parent / name).relative_to(folder))
@@ -96,7 +96,7 @@ def require_unchanged(folder: Path, facts: Mapping[str, Mapping[str, JsonValue]]
 
 
 def tried(partial: Path) -> str | None:
-    """What the try that wrote this folder went by; None if that cannot be told, which is told where it was damaged."""
+    """Return the key of the try that wrote this folder; None if unknown, with a warning if its record is damaged."""
     try:
         return str(json.loads((partial / MARKER).read_text(encoding="utf-8"))["key"])
     except FileNotFoundError:
@@ -107,13 +107,13 @@ def tried(partial: Path) -> str | None:
         manifest = read_manifest(partial / MANIFEST)
     except (FileNotFoundError, DamagedError):
         if damaged:
-            logger.warning("%s: not as it was written; the stage is begun anew", partial / MARKER)
+            logger.warning("%s: not as it was written; the stage starts again", partial / MARKER)
         return None
     return content_hash([manifest.key, manifest.made_from])
 
 
 def read_seconds(partial: Path) -> float:
-    """The seconds that earlier tries have noted."""
+    """Return the seconds that earlier tries have recorded."""
     try:
         return float(json.loads((partial / MARKER).read_text(encoding="utf-8"))["seconds"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

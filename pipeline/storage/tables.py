@@ -17,9 +17,9 @@ ROW_GROUP = 1024
 
 
 class TableWriter:
-    """One parquet file, row by row, a row group at a time; a context manager.
+    """Writer of one parquet file, row by row, in row groups; a context manager.
 
-    The file appears only when it is whole: an error inside leaves none.
+    The file appears only when it is whole: after an error inside, there is no file.
 
     Attributes:
         rows: how many have been added.
@@ -61,7 +61,7 @@ class TableWriter:
         self._scratch.replace(self._file)
 
     def _discard(self) -> None:
-        # On a full disk closing fails too, and what is there takes the room of what could be kept.
+        # On a full disk closing fails too; remove the partial file to free its space.
         with suppress(OSError, pa.ArrowException):
             self._writer.close()
         self._scratch.unlink(missing_ok=True)
@@ -72,7 +72,7 @@ class TableWriter:
 
 
 def read_columns(file: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Some columns of a parquet file, block by block. Raises ``RunError`` if it cannot be read."""
+    """Yield some columns of a parquet file, block by block. Raises ``RunError`` if it cannot be read."""
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as table:
             yield from table.iter_batches(batch_size=ROW_GROUP, columns=list(names))

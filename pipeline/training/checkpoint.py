@@ -114,12 +114,12 @@ def load_checkpoint(place: Path, key: str, trained: Trained) -> CheckpointProgre
     try:
         plain = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
         if plain.pop("sha256") != _digest(plain):
-            raise ValueError(f"{PROGRESS} has other content than was written (SHA-256)")
+            raise ValueError(f"{PROGRESS} has changed since it was written (SHA-256)")
         history = tuple(StepReport(**report) for report in plain["history"])
         progress = CheckpointProgress(plain["key"], plain["step"], history, plain["running"])
         for name, digest in plain["files"].items():
             if file_sha256(place / name) != digest:
-                raise ValueError(f"{name} has other content than was written (SHA-256)")
+                raise ValueError(f"{name} has changed since it was written (SHA-256)")
         weights = load_file(place / WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise RunError(

@@ -62,9 +62,9 @@ def test_a_whole_run_is_as_it_was_written(run: Context) -> None:
 @pytest.mark.parametrize(
     ("title", "name", "what"),
     [
-        ("round_001/samples", "shard_00000.parquet", "has other content"),
-        ("round_001/policy", "model.safetensors", "has other content"),
-        ("round_002/evaluation", "metrics.json", "has other content"),
+        ("round_001/samples", "shard_00000.parquet", "has changed"),
+        ("round_001/policy", "model.safetensors", "has changed"),
+        ("round_002/evaluation", "metrics.json", "has changed"),
     ],
 )
 def test_a_flipped_bit_is_found_when_the_file_is_read(run: Context, title: str, name: str, what: str) -> None:
@@ -78,9 +78,7 @@ def test_what_is_to_be_read_is_read_first_and_the_message_says_what_to_do(run: C
     flip_a_bit(run.run.stage(2, "policy").folder / "model.safetensors")
     with pytest.raises(DamagedError) as error:
         run_stage(run, 2, "evaluation")
-    assert "round_002/policy is damaged" in str(error.value) and "model.safetensors: has other content" in str(
-        error.value
-    )
+    assert "round_002/policy is damaged" in str(error.value) and "model.safetensors: has changed" in str(error.value)
     assert "--from 2:policy" in str(error.value)
     assert not run.run.stage(2, "evaluation").partial.exists()
 
@@ -96,7 +94,7 @@ def test_truncated_missing_and_strange_files_are_named(run: Context) -> None:
     assert named == {
         "round_001/labels/shard_00000.parquet": f"has {size} bytes instead of {size + 7}",
         "round_001/policy/model.safetensors": "is missing",
-        "round_002/policy/more.safetensors": "is no file of this stage",
+        "round_002/policy/more.safetensors": "does not belong to this stage",
     }
 
 
@@ -190,7 +188,7 @@ def test_the_command_names_damage_and_its_exit_code_tells(run: Context) -> None:
     assert fine.exit_code == 0 and "all as they were written" in fine.output
     flip_a_bit(run.run.root / "round_001/pairs/rows.parquet")
     damaged = command.invoke(app, ["verify", str(run.run.root)])
-    assert damaged.exit_code == 1 and "rows.parquet: has other content" in damaged.output.replace("\n", "")
+    assert damaged.exit_code == 1 and "rows.parquet: has changed" in damaged.output.replace("\n", "")
     assert "--from 1:pairs" in damaged.output
     plain = json.loads(command.invoke(app, ["verify", str(run.run.root), "--json"]).stdout)
     assert plain["intact"] is False and [s["stage"] for s in plain["stages"] if s["faults"]] == ["round_001/pairs"]

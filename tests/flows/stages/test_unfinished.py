@@ -152,4 +152,4 @@ def test_a_damaged_marker_is_told_and_the_stage_begun_anew(
     workers: Any = InventedResponses(context.policy_path(0))
     run_stage(context, 1, "samples", workers)
     assert files_of(context.run, "samples") == whole
-    assert "key.json: not as it was written; the stage is begun anew" in caplog.text
+    assert "key.json: not as it was written; the stage starts again" in caplog.text

@@ -118,7 +118,7 @@ def test_a_server_that_is_not_vllm(server: Server) -> None:
         list(engine.sample([SampleRequest((1,), 5)], config.SamplingSettings(n=1)))
     engine.close()
     server.models = [{"id": "mine"}]
-    with pytest.raises(UserError, match="is no vLLM server"):
+    with pytest.raises(UserError, match="is not a vLLM server"):
         connect(server)
 
 

@@ -135,7 +135,7 @@ def test_missing_files_and_edited_manifests_are_found(tmp_path: Path) -> None:
     (writer.folder / "a.txt").write_text("abc")
     writer.commit(1, {})
     (stage.folder / "a.txt").write_text("ab")
-    with pytest.raises(RunError, match=r"a\.txt: missing or of another size"):
+    with pytest.raises(RunError, match=r"a\.txt: missing, or its size differs"):
         stage.require()
     (stage.folder / "manifest.json").write_text(json.dumps({"stage": "samples"}))
     with pytest.raises(RunError, match="not a readable manifest"):

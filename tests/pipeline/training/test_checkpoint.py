@@ -156,7 +156,7 @@ def test_a_checkpoint_whose_step_is_another_is_named(tmp_path: Path) -> None:
     told = file.read_text().replace('"step": 3', '"step": 2')
     assert told != file.read_text()
     file.write_text(told)
-    with pytest.raises(RunError, match=r"step_000003: not a readable checkpoint: progress\.json has other content"):
+    with pytest.raises(RunError, match=r"step_000003: not a readable checkpoint: progress\.json has changed"):
         fit(tiny_llama(), checkpoints=tmp_path)
 
 
