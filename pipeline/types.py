@@ -38,7 +38,7 @@ class Prompt:
     """A conversation that waits for the assistant's turn.
 
     ``answer`` is whatever a gold scorer compares responses with (a label, a meaning
-    representation); ``reference`` is a response written by a person, where the data has one.
+    representation); ``reference`` is a response written by a person, if the data has one.
     """
 
     messages: tuple[Message, ...]

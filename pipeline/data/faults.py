@@ -43,19 +43,19 @@ class _Chat(Protocol):
     bos_id: int | None
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids up to where the assistant's turn begins."""
+        """Return the ids up to the start of the assistant's turn."""
         ...
 
     def response_ids(self, messages: Sequence[Message], text: str) -> tuple[int, ...]:
-        """Ids of the assistant's turn, the end token last unless it is cut."""
+        """Return the ids of the assistant's turn, with the end token last unless it is cut."""
         ...
 
     def continues(self, messages: Sequence[Message], text: str) -> bool:
-        """Whether the prompt's ids are a prefix of prompt and response rendered together."""
+        """Return whether the prompt's ids are a prefix of prompt and response rendered together."""
         ...
 
     def spelled(self, text: str) -> list[tuple[str, int]]:
-        """Special tokens written out in a text."""
+        """Return the special tokens written out in a text."""
         ...
 
 

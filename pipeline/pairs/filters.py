@@ -1,4 +1,4 @@
-"""Select a group's usable responses and the two that may form a pair; count the others by cause."""
+"""Select a group's usable responses and the pairs that they may form; count dropped ones by cause."""
 
 from collections import Counter
 from collections.abc import Sequence

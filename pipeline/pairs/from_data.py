@@ -39,11 +39,11 @@ class Tokeniser(Protocol):
     end_ids: frozenset[int]
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids up to where the assistant's turn begins."""
+        """Return the ids up to the start of the assistant's turn."""
         ...
 
     def response_ids(self, messages: Sequence[Message], text: str) -> tuple[int, ...]:
-        """Ids of the assistant's turn, the end token last unless it is cut."""
+        """Return the ids of the assistant's turn, with the end token last unless it is cut."""
         ...
 
 

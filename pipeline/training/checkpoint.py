@@ -1,7 +1,7 @@
-"""Mid-round checkpoints: what training changes, the optimiser's state and progress, as safetensors and JSON.
+"""Mid-round checkpoints: trained tensors, optimiser state and progress, as safetensors and JSON.
 
-A checkpoint is written beside its place and renamed, so one that exists is whole; the one before
-is removed only then. No random state is kept: the trainer draws each step's from seed and step.
+A checkpoint is written next to its place and renamed, so one that exists is whole; only then is the
+previous one removed. No random state is kept: the trainer derives each step's from seed and step.
 """
 
 import json
@@ -28,11 +28,11 @@ WEIGHTS, OPTIMISER, PROGRESS = "weights.safetensors", "optimiser.safetensors", "
 
 @dataclass(frozen=True, slots=True)
 class CheckpointProgress:
-    """How far a run of training has come.
+    """Progress of a training run.
 
     Attributes:
         key: what identifies the run: settings, loss, seed and examples.
-        step: the number of optimiser steps that are done.
+        step: the number of completed optimiser steps.
         history: their reports.
         running: running statistics of the loss, by name.
     """
@@ -45,10 +45,10 @@ class CheckpointProgress:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What a run of training changes.
+    """The tensors that a training run changes.
 
     Attributes:
-        parameters: trained ones, of the policy and beside it.
+        parameters: trained parameters, of the policy and of auxiliary modules.
         buffers: tensors that change without a gradient.
         optimiser: of ``parameters``.
     """
@@ -64,9 +64,9 @@ class Trained:
 
 
 def save_checkpoint(folder: Path, progress: CheckpointProgress, trained: Trained, accelerator: Accelerator) -> Path:
-    """Write ``folder/step_NNNNNN`` and remove what was there before; returns its path.
+    """Write ``folder/step_NNNNNN`` and remove older checkpoints; return its path.
 
-    Every process must ask, since each may hold a part; the main one writes.
+    Every process must call this, since each may hold a part; the main one writes.
     """
     tensors = gathered(trained.tensors, accelerator)
     state = optimiser_state(trained.optimiser, trained.parameters, accelerator)
@@ -99,16 +99,16 @@ def _write(
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint in ``folder``, or None. What a kill left half written is passed over."""
+    """Return the newest checkpoint in ``folder``, or None; ignore any that a kill left half written."""
     whole = sorted(path for path in folder.glob("step_*") if path.suffix != ".partial")
     return whole[-1] if whole else None
 
 
 def load_checkpoint(place: Path, key: str, trained: Trained) -> CheckpointProgress:
-    """Put weights and optimiser state of the checkpoint ``place`` back.
+    """Restore weights and optimiser state from the checkpoint ``place``.
 
     Raises:
-        UserError: it belongs to a run of training with other settings, seed or examples.
+        UserError: it belongs to a training run with other settings, seed or examples.
         RunError: it cannot be read.
     """
     try:
@@ -130,14 +130,14 @@ def load_checkpoint(place: Path, key: str, trained: Trained) -> CheckpointProgre
             f"{place}: a checkpoint of training with other settings, seed or examples; remove the folder to start again"
         )
     _copy_weights(place, weights, trained.tensors)
-    # Before the first step AdamW has the state it was given, none or a carried one, which is there already.
+    # Before the first step, AdamW already has its starting state: empty or carried over.
     if progress.step > 0:
         load_optimiser(trained.optimiser, trained.parameters, place / OPTIMISER)
     return progress
 
 
 def _digest(told: Mapping[str, object]) -> str:
-    # As it will be read: JSON knows no tuples.
+    # As it will be read: JSON has no tuples.
     return content_hash(json.loads(json.dumps(told)), length=64)
 
 

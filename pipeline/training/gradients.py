@@ -1,4 +1,4 @@
-"""Loss and gradient of one global batch, whatever it is cut into."""
+"""Loss and gradient of one global batch, however it is cut."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,12 +30,12 @@ METRICS = (
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What a gradient is taken of.
+    """The function whose gradient is taken.
 
     Attributes:
-        policy: a ``TokenLogps``, or what accelerate or DeepSpeed made of one.
+        policy: a ``TokenLogps``, perhaps wrapped by accelerate or DeepSpeed.
         loss: unreduced.
-        modules: what the loss trains together with the policy.
+        modules: trained together with the policy.
         accelerator: gives rank, device and the backward pass.
     """
 
@@ -45,7 +45,7 @@ class Objective:
     accelerator: Accelerator
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of ``loss``, which the policy has a part in."""
+        """Add the gradient of ``loss``, which depends on the policy."""
         if isinstance(self.policy, ZeroEngine):
             self.policy.backward(loss)
         else:
@@ -54,7 +54,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Lots:
-    """What lots are drawn by, beside the example: the run's seed, and the epoch, from 0."""
+    """Source of random draws, together with the example: the run's seed, and the epoch, from 0."""
 
     seed: int = 0
     epoch: int = 0
@@ -62,15 +62,15 @@ class Lots:
 
 @dataclass(frozen=True, slots=True)
 class BatchFacts:
-    """What one global batch gave, over all processes.
+    """Results of one global batch, over all processes.
 
     Attributes:
         loss: mean over its examples; may be infinite or NaN.
         metrics: means over its examples, those of ``METRICS`` that the loss reports.
-        tokens, response_tokens, positions: counts, padding only in the last.
-        suspects: ids of this process's examples whose loss is not finite, or of those that spoil the others'.
-        running: the loss's running statistics after it.
-        module_means: means over its examples that the auxiliary modules ask for; None where they ask for none.
+        tokens, response_tokens, positions: counts; only the last includes padding.
+        suspects: ids of this process's examples whose loss is not finite, or that make the others' NaN.
+        running: the loss's running statistics after the batch.
+        module_means: means over its examples for the auxiliary modules; None if they need none.
     """
 
     loss: float
@@ -90,16 +90,16 @@ def accumulate_gradient(
     lots: Lots | None = None,
     running: Mapping[str, float] | None = None,
 ) -> BatchFacts:
-    """Add the gradient of (1/B) Σ_i L_i to what is trained, B the examples of all processes.
+    """Add the gradient of (1/B) Σ_i L_i, with B the examples of all processes.
 
-    Losses that read statistics over the batch get those of the whole of it: where it is cut, a pass without gradient
-    collects them first, with the same dropout.
+    Losses that read batch statistics get those of the whole batch: if it is cut, a pass without gradient collects them
+    first, with the same dropout.
 
     Args:
-        objective: see there.
+        objective: the policy, loss and modules.
         examples: the global batch; each process works on its share.
         cut: into forward passes.
-        lots: of this step.
+        lots: random draws of this step.
         running: the loss's running statistics so far.
     """
     lots, accelerator = lots or Lots(), objective.accelerator
@@ -125,7 +125,7 @@ def accumulate_gradient(
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """The loss's statistics for a global batch, its running ones after it, and whose share in them is not finite."""
+    """The loss's statistics for a global batch, running statistics after it, and examples with non-finite values."""
 
     statistics: Mapping[str, float]
     running: Mapping[str, float]
@@ -134,12 +134,12 @@ class _Shared:
 
 @dataclass(frozen=True, slots=True)
 class _Observed:
-    """What one micro-batch adds to the statistics of its global batch.
+    """One micro-batch's part in the statistics of its global batch.
 
     Attributes:
         loss: name -> n numbers.
-        modules: rows that the auxiliary modules asked for.
-        suspects: ids of examples whose numbers are not finite, which makes the loss of all others NaN, too.
+        modules: rows for the auxiliary modules.
+        suspects: ids of examples with non-finite numbers, which also make the loss of all others NaN.
     """
 
     loss: Mapping[str, Sequence[float]]
@@ -163,11 +163,11 @@ def _facts(objective: Objective, batch: TokenBatch) -> TokenFacts:
 
 
 def _look_ahead(objective: Objective, batches: Sequence[TokenBatch], running: Mapping[str, float]) -> _Shared:
-    """Statistics of the global batch, by a pass without gradient where any are read."""
+    """Return statistics of the global batch, from a pass without gradient if any are read."""
     if not objective.loss.needs.statistics and not objective.modules.waits:
         return _Shared({}, dict(running))
     device = objective.accelerator.device
-    # The lots of dropout must fall as they will in the pass with gradient.
+    # Dropout must draw the same masks as in the pass with gradient.
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         seen = [_observe(objective, batch, _facts(objective, batch)) for batch in batches]
     return _statistics(objective, seen, running)
@@ -178,7 +178,7 @@ def _observe(objective: Objective, batch: TokenBatch, facts: TokenFacts) -> _Obs
     if not batch.examples:
         return _Observed({}, None, ())
     of_modules = objective.modules.observe(facts, batch)
-    # The terms of auxiliary modules are left out: no statistic is made of them.
+    # Terms of auxiliary modules are left out: no statistic uses them.
     values = {name: v.double().tolist() for name, v in objective.loss.observe(batch.loss_batch(facts)).items()}
     rows = zip(*values.values(), strict=True) if values else ()
     finite = [all(map(math.isfinite, row)) for row in rows]
@@ -188,7 +188,7 @@ def _observe(objective: Objective, batch: TokenBatch, facts: TokenFacts) -> _Obs
 
 
 def _statistics(objective: Objective, seen: Sequence[_Observed], running: Mapping[str, float]) -> _Shared:
-    """Of what all processes have ``seen``; hands the auxiliary modules their part of it."""
+    """Return the statistics of what all processes have ``seen``; give the auxiliary modules their part."""
     every = gather_object(list(seen)) if objective.accelerator.num_processes > 1 else seen
     objective.modules.begin([one.modules for one in every if one.modules is not None])
     suspects = tuple(id for one in every for id in one.suspects)
@@ -205,7 +205,7 @@ def _statistics(objective: Objective, seen: Sequence[_Observed], running: Mappin
 def _backward(
     objective: Objective, batch: TokenBatch, facts: TokenFacts, shared: _Shared, size: int, total: _Total
 ) -> None:
-    """The gradient of one micro-batch of a global batch of ``size`` examples; adds to ``total``."""
+    """Add the gradient of one micro-batch of a global batch of ``size`` examples; add its sums to ``total``."""
     accelerator, modules = objective.accelerator, objective.modules
     if not batch.examples:
         objective.backward(facts.policy.sum() * 0)
@@ -230,16 +230,16 @@ def _backward(
 
 
 def _counts(batch: TokenBatch) -> tuple[int, int, int]:
-    # What is packed is computed once however many rows it is in.
+    # Packed tokens are computed once, however many rows contain them.
     tokens = sum(e.tokens for e in batch.examples) if batch.packed is None else batch.computed
     return tokens, sum(e.response_tokens for e in batch.examples), batch.computed
 
 
 def over_processes(sums: Tensor, accelerator: Accelerator) -> Tensor:
-    """``sums`` added up over all processes, float64 on the CPU."""
+    """Return ``sums`` added up over all processes, float64 on the CPU."""
     if accelerator.num_processes == 1:
         return sums
-    # float64 is not a type of every device; the counts of one batch are exact in float32 up to 16 million.
+    # Not every device has float64; the counts of one batch are exact in float32 up to 16 million.
     reduced: Tensor = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum")
     return reduced.double().cpu()
 

@@ -21,18 +21,18 @@ from pipeline.training.distributed.zero import ZeroEngine
 
 NamedParameters = Mapping[str, nn.Parameter]
 Optimiser = torch.optim.Optimizer | ZeroEngine
-# Tables of bitsandbytes, 256 numbers each, the same for every parameter and run.
+# bitsandbytes tables, 256 numbers each, the same for every parameter and run.
 CODES = ("qmap1", "qmap2")
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name; shared ones once."""
+    """Return the parameters that training changes, by name; shared ones once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Parameters of one weight decay, whose learning rate is ``rate`` times that of the run."""
+    """Parameters with one weight decay and a learning rate of ``rate`` times the run's."""
 
     parameters: NamedParameters
     weight_decay: float
@@ -40,10 +40,10 @@ class ParameterGroup:
 
 
 def make_optimiser(groups: Sequence[ParameterGroup], settings: Optimisation) -> torch.optim.Optimizer:
-    """AdamW as ``settings.optimiser`` says; weight decay on matrices only, never on norms and biases.
+    """Create the AdamW that ``settings.optimiser`` names; weight decay on matrices only, never on norms and biases.
 
     Raises:
-        UserError: bitsandbytes is not installed, or what is asked for needs an accelerator and there is none.
+        UserError: bitsandbytes is not installed, or the optimiser needs an accelerator and there is none.
     """
     made: list[dict[str, object]] = []
     for group in groups:
@@ -62,7 +62,7 @@ def make_optimiser(groups: Sequence[ParameterGroup], settings: Optimisation) -> 
         case kind:
             from bitsandbytes.optim import adamw
 
-            # bitsandbytes itself keeps what has fewer than 4,096 weights in 32 bits.
+            # bitsandbytes itself keeps tensors with fewer than 4,096 weights in 32 bits.
             bits = 8 if "8bit" in kind else 32
             untyped: Any = adamw
             made_by_it: torch.optim.Optimizer = untyped.AdamW(
@@ -72,15 +72,15 @@ def make_optimiser(groups: Sequence[ParameterGroup], settings: Optimisation) -> 
 
 
 def set_rate(optimiser: Optimiser, rate: float) -> None:
-    """Make ``rate`` the learning rate of the run."""
+    """Set the run's learning rate to ``rate``."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["rate"]
 
 
 def optimiser_state(optimiser: Optimiser, parameters: NamedParameters, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Moments and step counts of every parameter that has been stepped: ``NAME.MOMENT`` -> CPU tensor.
+    """Return moments and step counts of every stepped parameter: ``NAME.MOMENT`` -> CPU tensor.
 
-    Every process must ask, and the main one alone is answered.
+    Every process must call this; only the main one gets the result.
     """
     if isinstance(optimiser, ZeroEngine):
         state = ((f"{n}.{part}", v) for n, p in parameters.items() for part, v in optimiser.state_of(p).items())
@@ -95,7 +95,7 @@ def optimiser_state(optimiser: Optimiser, parameters: NamedParameters, accelerat
 
 
 def load_optimiser(optimiser: Optimiser, parameters: NamedParameters, file: Path) -> None:
-    """Put the state in ``file`` into ``optimiser``.
+    """Load the state in ``file`` into ``optimiser``.
 
     Raises:
         UserError: the file is missing or unreadable, or belongs to other parameters or another optimiser.
@@ -131,14 +131,14 @@ def load_optimiser(optimiser: Optimiser, parameters: NamedParameters, file: Path
 def _new_state(
     optimiser: torch.optim.Optimizer, parameter: nn.Parameter, group: dict[str, Any], group_index: int, index: int
 ) -> dict[str, Any]:
-    """The state of ``parameter`` before its first step."""
+    """Return the state of ``parameter`` before its first step."""
     if isinstance(optimiser, AcceleratedOptimizer):
         return _new_state(optimiser.optimizer, parameter, group, group_index, index)
     if isinstance(optimiser, OffloadedAdamW):
         return optimiser.new_state(parameter)
     if isinstance(optimiser, torch.optim.AdamW):
         return _adamw_state(parameter)
-    # Of bitsandbytes, whose buffers may be paged and whose tables belong to the optimiser.
+    # bitsandbytes: its buffers may be paged, and its tables belong to the optimiser.
     any_optimiser: Any = optimiser
     any_optimiser.init_state(group, parameter, group_index, index)
     state: dict[str, Any] = any_optimiser.state[parameter]
@@ -146,13 +146,13 @@ def _new_state(
 
 
 def _adamw_state(parameter: nn.Parameter) -> dict[str, Any]:
-    # Fused AdamW keeps its step count beside the parameter.
+    # Fused AdamW keeps its step count on the parameter's device.
     moments = {name: torch.zeros_like(parameter.detach()) for name in MOMENTS}
     return {STEP: torch.zeros((), device=parameter.device), **moments}
 
 
 def _filled(value: Tensor | int, kept: Tensor | None) -> Tensor | int | None:
-    """``value``, a part of a state, as ``kept`` has it; None where that does not fit."""
+    """Return ``value``, a part of a state, filled from ``kept``; None if that does not fit."""
     if kept is None or isinstance(value, int):
         return None if kept is None else int(kept)
     if kept.shape != value.shape or kept.dtype != value.dtype:
@@ -162,9 +162,9 @@ def _filled(value: Tensor | int, kept: Tensor | None) -> Tensor | int | None:
 
 
 def rate_factor(step: int, steps: int, settings: Optimisation) -> float:
-    """What the learning rate of step ``step`` (from 0) of ``steps`` is multiplied with, in (0, 1].
+    """Return the factor in (0, 1] of the learning rate at step ``step`` (from 0) of ``steps``.
 
-    Rises linearly over the first ``warmup`` share of the steps, then stays, or falls linearly or
+    It rises linearly over the first ``warmup`` share of the steps, then stays, or falls linearly or
     along half a cosine towards 0, which it would reach one step after the last.
 
     >>> settings = Optimisation(schedule="linear", warmup=0.5)
@@ -181,6 +181,6 @@ def rate_factor(step: int, steps: int, settings: Optimisation) -> float:
 
 
 def steps_of(examples: int, settings: Optimisation) -> int:
-    """Optimiser steps of a run over ``examples`` pairs (or texts), at least 1."""
+    """Return the optimiser steps of a run over ``examples`` pairs (or texts), at least 1."""
     steps = max(1, round(settings.epochs * math.ceil(examples / settings.batch_size)))
     return min(steps, settings.max_steps or steps)

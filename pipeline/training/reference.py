@@ -1,4 +1,4 @@
-"""What models that are not trained say of responses: reference log-probabilities, entropies, token weights, KL."""
+"""Values of responses under models that are not trained: log-probabilities, entropies, token weights, KL."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ __all__ = [
     "with_references",
 ]
 
-# Computed in one pass at most, unless one sequence alone has more.
+# Most tokens computed in one pass, unless one sequence alone has more.
 PASS_TOKENS = 16384
 
 _Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -38,12 +38,12 @@ OnProgress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class ReferenceValues:
-    """What one model says of an example.
+    """One model's values for an example.
 
     Attributes:
-        logps: one natural-log probability a token, of each of the example's ``continuations``.
+        logps: one natural-log probability per token, for each of the example's ``continuations``.
         entropy: mean over the responses of the mean over their tokens of the entropy of the next token, over log V:
-            in [0, 1]. None where it was not asked for.
+            in [0, 1]. None if not requested.
     """
 
     logps: tuple[Logps, ...]
@@ -57,17 +57,17 @@ def response_logps(
     dtype: Precision = "float32",
     on_progress: OnProgress | None = None,
 ) -> list[Logps]:
-    """Natural-log probabilities of response tokens, dropout off.
+    """Return natural-log probabilities of response tokens, with dropout off.
 
     Args:
-        model: a policy, on whatever device.
+        model: a policy, on any device.
         sequences: (prompt ids, response ids); a response may be empty, a prompt may not.
-        batch_size: sequences a forward pass.
+        batch_size: sequences per forward pass.
         dtype: of matrix products.
-        on_progress: called with the number of sequences that are done.
+        on_progress: called with the number of finished sequences.
 
     Returns:
-        one value a response token, in the order of ``sequences``.
+        one value per response token, in the order of ``sequences``.
     """
     return [logps for logps, _ in _scored(model, sequences, batch_size, dtype, on_progress, frozenset())]
 
@@ -81,9 +81,9 @@ def reference_values(
     *,
     entropy: bool = False,
 ) -> list[ReferenceValues]:
-    """What ``model`` says of each example, in one pass over all of its continuations.
+    """Return ``model``'s values for each example, from one pass over all of its continuations.
 
-    ``on_progress`` is called with the number of continuations that are done; the other arguments are
+    ``on_progress`` is called with the number of finished continuations; the other arguments are
     those of ``response_logps``.
     """
     sequences = [(e.prompt_ids, c.ids) for e in examples for c in e.continuations]
@@ -105,19 +105,19 @@ def reference_logps(
     dtype: Precision = "float32",
     on_progress: OnProgress | None = None,
 ) -> list[tuple[Logps, ...]]:
-    """For each example, log-probabilities of each of its continuations; see ``reference_values``."""
+    """Return, for each example, log-probabilities of each of its continuations; see ``reference_values``."""
     return [values.logps for values in reference_values(model, examples, batch_size, dtype, on_progress)]
 
 
 def with_references(examples: Sequence[Example], passes: Sequence[Sequence[tuple[Logps, ...]]]) -> list[Example]:
-    """The examples with log-probabilities under reference models, in the order in which the loss counts these.
+    """Return the examples with log-probabilities under reference models, in the loss's order of models.
 
     Args:
         examples: E examples.
-        passes: of each reference model, what ``reference_logps`` gave for these examples: [K][E][continuation].
+        passes: each reference model's ``reference_logps`` of these examples: [K][E][continuation].
 
     Raises:
-        ValueError: a pass is of other examples.
+        ValueError: a pass belongs to other examples.
     """
     if any(len(logps) != len(examples) for logps in passes):
         raise ValueError(f"reference log-probabilities of other examples than these {len(examples)}")
@@ -125,10 +125,10 @@ def with_references(examples: Sequence[Example], passes: Sequence[Sequence[tuple
 
 
 def with_reference(example: Example, per_model: Sequence[tuple[Logps, ...]]) -> Example:
-    """One example with what ``reference_logps`` gave for it, of each reference model: [K][continuation].
+    """Return one example with its ``reference_logps`` from each reference model: [K][continuation].
 
     Raises:
-        ValueError: they are of another example.
+        ValueError: they belong to another example.
     """
     places = range(len(example.continuations))
     if any(len(logps) != len(places) for logps in per_model):
@@ -139,29 +139,29 @@ def with_reference(example: Example, per_model: Sequence[tuple[Logps, ...]]) -> 
 
 
 def dispersions(entropies: Sequence[float], scale: float | Literal["mean"] = "mean") -> list[float]:
-    """d = −φ* log Hn of each example (MallowsPO, arXiv:2405.14953).
+    """Return d = −φ* log Hn of each example (MallowsPO, arXiv:2405.14953).
 
     Args:
-        entropies: Hn, of ``reference_values``, in [0, 1].
-        scale: φ*; mean: whatever makes the mean of d 1.
+        entropies: Hn, from ``reference_values``, in [0, 1].
+        scale: φ*; "mean": the value that makes the mean of d equal to 1.
 
     Raises:
-        RunError: φ* cannot be told since every entropy is as large as can be.
+        RunError: φ* is undefined, since every entropy is at its maximum.
     """
     values = scaled(torch.tensor(entropies, dtype=torch.float64), 1.0 if scale == "mean" else scale)
     if scale != "mean" or not len(values):
         return [float(value) for value in values]
     mean = float(values.mean())
     if mean <= 0:
-        raise RunError("dispersion: the reference is as unsure as can be of every token, so no scale gives a mean of 1")
+        raise RunError("dispersion: the reference's entropy is maximal at every token, so no scale gives a mean of 1")
     return [float(value) / mean for value in values]
 
 
 def contrastive_weights(positive: Logps, negative: Logps, settings: GivenWeights, *, chosen: bool) -> tuple[float, ...]:
-    """w_t = e^(± μ clamp(log π⁺ − log π⁻, low, high)) of a response's tokens (TIS-DPO, arXiv:2410.04350).
+    """Return w_t = e^(± μ clamp(log π⁺ − log π⁻, low, high)) of a response's tokens (TIS-DPO, arXiv:2410.04350).
 
     Args:
-        positive, negative: log-probabilities under two models, one that leans to good and one that leans to bad
+        positive, negative: log-probabilities under two models, one that prefers good and one that prefers bad
             responses.
         settings: μ and the clamp.
         chosen: the sign is + for a chosen response, − for a rejected one.
@@ -172,16 +172,16 @@ def contrastive_weights(positive: Logps, negative: Logps, settings: GivenWeights
 
 
 def kl_per_token(ours: Sequence[Logps], theirs: Sequence[Logps]) -> float:
-    """Monte-Carlo estimate of KL(policy ‖ other) in nats per token.
+    """Return a Monte-Carlo estimate of KL(policy ‖ other) in nats per token.
 
     Args:
-        ours: for each response, one log-probability a token under the policy that it was sampled from, at
+        ours: for each response, one log-probability per token under the policy that it was sampled from, at
             temperature 1 and without cuts.
         theirs: the same tokens under the other model.
 
     Returns:
         Σ (log policy − log other) over all response tokens, divided by their number; 0 without any.
-        May be slightly negative when the two are close, as any sample mean.
+        Like any sample mean, it may be slightly negative when the two are close.
     """
     tokens = sum(map(len, ours))
     return sum(sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)) / tokens if tokens else 0.0
@@ -196,7 +196,7 @@ def _scored(
     on_progress: OnProgress | None,
     wants: frozenset[Fact],
 ) -> list[tuple[Logps, tuple[float, ...]]]:
-    """(log-probabilities, entropies) of each sequence's response tokens; the latter empty where not wanted."""
+    """Return (log-probabilities, entropies) of each sequence's response tokens; entropies are empty unless wanted."""
     score, device = TokenLogps(model, dtype, wants, share_prompts=True), model.device
     packing = score.padded_because is None
     found: list[tuple[Logps, tuple[float, ...]]] = [((), ())] * len(sequences)
@@ -216,9 +216,9 @@ def _scored(
 
 
 def _batches(sequences: _Sequences, size: int, packing: bool) -> Iterator[list[int]]:
-    """Indices in passes of at most ``size`` sequences and ``PASS_TOKENS`` tokens, the longest first.
+    """Yield indices by pass, at most ``size`` sequences and ``PASS_TOKENS`` tokens each, the longest first.
 
-    Where prompts are shared, sequences of one prompt stand together.
+    If prompts are shared, sequences of one prompt are next to each other.
     """
 
     def rank(i: int) -> tuple[int, tuple[int, ...], int]:

@@ -1,7 +1,7 @@
-"""What reference models said of token ids, kept by content so that runs share it. Torch-free.
+"""Cache of reference models' values for token ids, keyed by content so that runs share it. Torch-free.
 
-One folder an entry: parquet shards and ``entry.json``. An entry appears by one rename, so it is whole or not there,
-however many runs write at once: they write the same, and the first one's stays. Any of it may be removed at any time.
+One folder per entry: parquet shards and ``entry.json``. An entry appears by one rename, so it is whole or absent,
+however many runs write at once: they write the same, and the first one stays. Any entry may be removed at any time.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ ENTRY = "entry.json"
 
 
 class DamagedEntryError(RunError):
-    """What an entry holds is not what was stored."""
+    """An entry's content differs from what was stored."""
 
 
 class ReferenceCache:
-    """The entries in the folder ``root``, which is made when the first one is stored."""
+    """The entries in the folder ``root``, which is created with the first entry."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def fetch(self, key: str, place: Path) -> bool:
-        """Copy the entry ``key`` to the new folder ``place``; whether there is one.
+        """Copy the entry ``key`` to the new folder ``place``; return whether it exists.
 
         Raises:
             DamagedEntryError: its files are not those that were stored.
@@ -55,9 +55,9 @@ class ReferenceCache:
         return True
 
     def store(self, key: str, place: Path, about: dict[str, JsonValue]) -> None:
-        """Keep the shards in the folder ``place`` as the entry ``key``, unless there is one.
+        """Store the shards in the folder ``place`` as the entry ``key``, unless it exists.
 
-        ``about`` says what they are of, for people.
+        ``about`` describes them for people.
         """
         with self._scratch() as scratch:
             for shard in place.glob("*.parquet"):
@@ -66,7 +66,7 @@ class ReferenceCache:
             try:
                 scratch.rename(self._root / key)
             except OSError:
-                # A folder that is not empty is never replaced: another run was first.
+                # A rename never replaces a folder that is not empty: another run was first.
                 if not (self._root / key).is_dir():
                     raise
             sync_folder(self._root)
@@ -101,11 +101,11 @@ def require_stored(place: Path, source: Path) -> None:
 
 
 def entry_key(tokens: str, model: str, dtype: str, entropy: bool) -> str:
-    """What decides an entry's rows.
+    """Return the key of an entry, from everything that its rows depend on.
 
     Args:
-        tokens: of ``tokens_digest``; the chat template is in it, since it has made these tokens.
-        model: of ``model_digest``.
+        tokens: from ``tokens_digest``; covers the chat template, which made these tokens.
+        model: from ``model_digest``.
         dtype: of matrix products.
         entropy: whether the rows hold entropies too.
     """
@@ -113,7 +113,7 @@ def entry_key(tokens: str, model: str, dtype: str, entropy: bool) -> str:
 
 
 def tokens_digest(examples: Iterable[Example]) -> str:
-    """Hash of ids and tokens of the examples, in their order, one at a time."""
+    """Return a hash of the examples' ids and tokens, in order; reads them one at a time."""
     total = hashlib.sha256()
     for example in examples:
         rows = [example.prompt_ids, *(c.ids for c in example.continuations)]
@@ -124,7 +124,7 @@ def tokens_digest(examples: Iterable[Example]) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """Hash of a model folder's config, weights and code, whole: fine-tuned weights have the size of their base's."""
+    """Return a hash of a model folder's whole config, weights and code: fine-tuned weights have their base's size."""
     names = ("config.json", "*.safetensors", "*.py")
     files = sorted({file for name in names for file in folder.glob(name)})
     return content_hash([[file.name, file_sha256(file)] for file in files], length=64)

@@ -1,4 +1,4 @@
-"""The self-test of a round's first step: is the stored reference the policy that training starts from?"""
+"""Self-test of a round's first step: check that the stored reference is the policy that training starts from."""
 
 import math
 from collections.abc import Sequence
@@ -16,38 +16,38 @@ from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.gradients import over_processes
 
-# Largest difference, in nats a token, between policy and stored reference when they are the same
-# model (what other batch shapes change by rounding): mean over all tokens of a batch, and over those
-# of one response. In bfloat16 a response of a token or two has nothing to average its rounding over.
+# Largest difference, in nats per token, between policy and stored reference when they are the same
+# model (rounding from other batch shapes): mean over all tokens of a batch, and over those of one
+# response. In bfloat16, a response of one or two tokens is too short to average out rounding.
 SAME_MODEL: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}
 SAME_MODEL_RESPONSE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 1.0}
-# Packed and padded rows may differ by more where what they say is larger than this on average, as rewards may be: their
-# rounding is a part of their size.
+# Packed and padded rows may differ by more if their values, such as rewards, are larger than this on average: rounding
+# grows with size.
 LARGE = 10.0
-# Short examples of a process that packed and padded rows are compared on, beside its longest.
+# Number of shortest examples per process, besides its longest, to compare packed and padded rows on.
 SHORTEST = 3
-# Of the examples of a failed test, the worst first, so many are named.
+# Number of examples that a failed test names, the worst first.
 NAMED = 16
 
 
 class SelfTestError(RowsError):
-    """What must be equal differs before anything is trained."""
+    """Values that must be equal differ before anything is trained."""
 
 
 @torch.no_grad()
 def check_policy_is_reference(
     policy: nn.Module, examples: Sequence[Example], cut: Cut, accelerator: Accelerator, dtype: Precision
 ) -> float:
-    """Margin 0 at step 0: the policy's log-probabilities must be the stored reference's, of several the first's.
+    """Check for margin 0 at step 0: the policy's log-probabilities must equal those of the (first) stored reference.
 
     Returns:
-        the mean absolute difference over the response tokens of all ``examples``, in nats a token.
+        the mean absolute difference over the response tokens of all ``examples``, in nats per token.
 
     Raises:
-        SelfTestError: this mean, or that of one response, is above what rounding explains; the stored
-            log-probabilities are of another model, other tokens or another position.
+        SelfTestError: this mean, or that of one response, is more than rounding explains; the stored
+            log-probabilities belong to another model, other tokens or another position.
     """
-    # All of the batch: micro-batches go by length, so the first alone would be the shortest responses.
+    # The whole batch: micro-batches are sorted by length, so a single one is not representative.
     responses: list[_Difference] = []
     with dropout_off(policy):
         for batch in micro_batches(examples, cut, accelerator.process_index, accelerator.num_processes):
@@ -59,7 +59,7 @@ def check_policy_is_reference(
     if not (mean <= SAME_MODEL[dtype] and largest <= SAME_MODEL_RESPONSE[dtype]):
         raise SelfTestError(
             "first step: policy and reference are the same model, yet their log-probabilities differ by "
-            f"{mean:.3g} nats a token (allowed {SAME_MODEL[dtype]:g}), by {largest:.3g} in a response of example "
+            f"{mean:.3g} nats per token (allowed {SAME_MODEL[dtype]:g}), by {largest:.3g} in a response of example "
             f"{worst.id} (allowed {SAME_MODEL_RESPONSE[dtype]:g}): the stored reference log-probabilities are not "
             "this policy's",
             tuple(dict.fromkeys(r.id for r in sorted(responses, key=_Difference.rank, reverse=True)))[:NAMED],
@@ -71,17 +71,16 @@ def check_policy_is_reference(
 def check_packing(
     policy: nn.Module, examples: Sequence[Example], cut: Cut, accelerator: Accelerator, dtype: Precision
 ) -> float:
-    """Packed and padded rows must have the same log-probabilities, or rewards.
+    """Check that packed and padded rows have the same log-probabilities, or rewards.
 
-    Compared are the longest of ``examples``, which windows would cut, and the shortest, which share a stream.
+    Compares the longest of ``examples``, which windows would cut, and the shortest, which share a stream.
 
     Returns:
-        the mean absolute difference, in nats a token, over this process's response tokens of which something is said:
-        rewards stand at the last ones alone.
+        the mean absolute difference, in nats per token, over this process's response tokens that have a value:
+        rewards are only at the last tokens.
 
     Raises:
-        SelfTestError: it is above what rounding explains: this model sees other tokens than it should in packed
-            streams.
+        SelfTestError: it is more than rounding explains: this model sees wrong tokens in packed streams.
     """
     world = accelerator.num_processes
     ordered = sorted(examples, key=lambda e: (-e.length, e.id))
@@ -95,7 +94,7 @@ def check_packing(
     allowed = SAME_MODEL[dtype] * max(1.0, float(padded.abs().sum()) / said / LARGE)
     if not apart <= allowed:
         raise SelfTestError(
-            f"first step: packed and padded rows differ by {apart:.3g} nats a token (allowed {allowed:g}); "
+            f"first step: packed and padded rows differ by {apart:.3g} nats per token (allowed {allowed:g}); "
             "set training.packing to false for this model",
             tuple(example.id for example in some),
         )
@@ -103,7 +102,7 @@ def check_packing(
 
 
 def _response_logps(policy: nn.Module, examples: Sequence[Example], cut: Cut, accelerator: Accelerator) -> Tensor:
-    """[n] of the response tokens of this process's examples, in an order that does not depend on ``cut``."""
+    """Return [n], for the response tokens of this process's examples, in an order independent of ``cut``."""
     found: dict[str, Tensor] = {}
     for batch in micro_batches(examples, cut, accelerator.process_index, accelerator.num_processes):
         batch = batch.to(accelerator.device)
@@ -116,7 +115,7 @@ def _response_logps(policy: nn.Module, examples: Sequence[Example], cut: Cut, ac
 
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    """Of one response of example ``id``: the sum of absolute differences, in nats, over its tokens."""
+    """One response of example ``id``: the sum of absolute differences over its tokens, in nats."""
 
     id: str
     nats: float
@@ -129,7 +128,7 @@ class _Difference:
 def _differences(policy: nn.Module, batch: TokenBatch) -> list[_Difference]:
     if batch.references is None:
         raise RunError("first step: no reference log-probabilities to compare the policy with")
-    # Rows that only fill up go through the policy too: all processes must do the same number of passes.
+    # Filler rows go through the policy too: all processes must make the same number of passes.
     apart = ((policy(batch.ids, batch.mask, batch.packed).policy - batch.references[0]) * batch.mask).abs().sum(1)
     tokens = batch.mask.sum(1)
     found: list[_Difference] = []

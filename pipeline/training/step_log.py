@@ -1,4 +1,4 @@
-"""The steps of a round's training, one JSON line each, as they are made: ``steps.jsonl``. Torch-free."""
+"""Log of a round's training steps, one JSON line per step as it is made: ``steps.jsonl``. Torch-free."""
 
 import json
 import os
@@ -27,18 +27,18 @@ class StepReport:
     """One optimiser step; means over the examples of its global batch.
 
     Attributes:
-        step: from 1; ``steps`` is the number of the whole run.
-        loss: mean loss an example.
+        step: from 1; ``steps`` is the number of steps of the whole run.
+        loss: mean loss per example.
         grad_norm: before clipping.
         margin: β times the difference of the two scores, None without a preference term; ``accuracy``
             is the share of pairs where it is above 0.
         chosen_logp_per_token: nats, mean over responses of the mean over tokens; likewise rejected.
-        tokens: read by forward passes in this step, padding left out.
+        tokens: read by forward passes in this step, without padding.
         response_tokens: those of them whose log-probability is in the loss.
-        padding: share of the positions of the forward passes that held no token.
-        tokens_per_second: ``tokens`` by the step's wall time.
-        chosen_change_per_token: log-prob less that under the (first) reference, averaged as the log-prob; None where
-            the loss measures against no reference; likewise rejected.
+        padding: share of the forward passes' positions without a token.
+        tokens_per_second: ``tokens`` divided by the step's wall time.
+        chosen_change_per_token: log-prob minus that under the (first) reference, averaged like the log-prob; None if
+            the loss uses no reference; likewise rejected.
     """
 
     step: int
@@ -61,12 +61,12 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """A finished run of training.
+    """Result of a finished training run.
 
     Attributes:
-        steps: optimiser steps, those before a resume included.
-        tokens: read by forward passes, padding left out.
-        history: one report a step.
+        steps: optimiser steps, including those before a resume.
+        tokens: read by forward passes, without padding.
+        history: one report per step.
         metrics: ``loss``, ``margin``, ``accuracy``, ``chosen_logp_per_token`` and so on as means over
             the last tenth of the steps (``first_loss``: the first step's), and totals: ``tokens``,
             ``response_tokens``, ``seconds`` inside steps, ``tokens_per_second``, ``padding``.
@@ -81,7 +81,7 @@ class TrainResult:
 
 
 def summarise_steps(history: tuple[StepReport, ...]) -> TrainResult:
-    """The result of a run from the reports of its steps (at least one)."""
+    """Return the result of a run from the reports of its steps (at least one)."""
     last = history[-max(1, len(history) // 10) :]
     metrics: dict[str, float] = {"first_loss": history[0].loss}
     for name in AVERAGED:
@@ -104,8 +104,8 @@ STEPS = "steps.jsonl"
 
 
 class StepLog:
-    """Writes each step at once. Training that goes on from a checkpoint makes the steps after it again, so lines of
-    those that a killed try left behind are dropped when the first of them comes.
+    """Log that writes each step at once. Training that resumes from a checkpoint repeats the steps after it,
+    so the first repeated step drops the lines that a killed try left for them.
     """
 
     def __init__(self, file: Path) -> None:
@@ -113,7 +113,7 @@ class StepLog:
         self._begun = False
 
     def add(self, report: StepReport) -> None:
-        """Write the step down; steps come in order."""
+        """Write one step; steps come in order."""
         if not self._begun:
             self._keep(report.step - 1)
             self._begun = True
@@ -121,7 +121,7 @@ class StepLog:
             lines.write(json_line(asdict(report)))
 
     def finish(self, history: Iterable[StepReport]) -> None:
-        """Leave exactly ``history``."""
+        """Replace the log by exactly ``history``."""
         write_text(self._file, "".join(json_line(asdict(report)) for report in history))
 
     def _keep(self, steps: int) -> None:
@@ -134,7 +134,7 @@ class StepLog:
 
 
 def read_steps(file: Path) -> tuple[StepReport, ...]:
-    """The steps in ``file``; a last line that a kill tore is left out. Raises ``RunError`` if it cannot be read."""
+    """Return the steps in ``file`` without a last line cut by a kill. Raises ``RunError`` if it cannot be read."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         return tuple(StepReport(**json.loads(line)) for line in lines if line.endswith("\n"))

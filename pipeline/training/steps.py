@@ -1,4 +1,4 @@
-"""One optimiser step after the other: model, heads, optimiser and batch order of a run of training."""
+"""The optimiser steps of a training run: model, heads, optimiser and batch order."""
 
 import copy
 import math
@@ -48,18 +48,18 @@ from pipeline.training.step_log import StepReport
 from pipeline.training.trainee import Carry, Trainee
 from pipeline.types import content_hash, derive_seed
 
-# What accelerate is to know of the processes; how parameters are cut over them is ours
+# The process types that accelerate may see; sharding of parameters is separate
 # (pipeline/training/distributed/fsdp.py).
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 class Steps:
-    """The steps of one run of training; see ``train`` for the arguments.
+    """The steps of one training run; see ``train`` for the arguments.
 
     Attributes:
-        count: how many there are.
-        modules: what the loss trains together with the policy.
-        trained: all that the steps change, but for the loss's running statistics.
+        count: number of steps.
+        modules: modules that the loss trains together with the policy.
+        trained: everything that the steps change, except the loss's running statistics.
         padded_because: why rows are padded; None: prompts are shared and nothing is.
     """
 
@@ -73,19 +73,19 @@ class Steps:
         seed: int,
         placement: Placement,
     ) -> None:
-        """Put the model into training mode and on the accelerator's device; with FSDP2 a copy that is cut."""
+        """Put the model into training mode and on the accelerator's device; with FSDP2, a sharded copy of it."""
         self.accelerator = placement.accelerator
         _require_supported(self.accelerator)
         scores = trainee.model if isinstance(trainee.model, RowScores) else None
         model = trainee.model if scores is None else scores.model
         self._whole = model if isinstance(placement.sharding, Sharding) else None
         if self._whole is not None and self.accelerator.is_main_process:
-            # Nobody asks the other processes for the model when it is trained.
+            # The other processes' models are not used after training.
             model = copy.deepcopy(model)
         self.model, self.examples, self.settings, self.seed = model, examples, settings, seed
         self.count = steps_of(len(examples), settings)
         self._survey = survey
-        # What a checkpoint must agree on to be one of this run.
+        # A checkpoint of this run has the same key.
         self._key = content_hash([settings.identity(), loss.composition.identity(), seed, survey.digest])
         self._plan: tuple[int, list[Sequence[int]]] = (-1, [])
         self._running: Mapping[str, float] = {}
@@ -111,11 +111,11 @@ class Steps:
             plain_model(self.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
         self.model.train()
         if placement.sharding is None:
-            # What its attention can do is tried where it will run.
+            # Its attention is tested on the device where it will run.
             self.model.to(self.accelerator.device)
 
     def _placed(self, facts: TokenLogps | RowScores, placement: Placement) -> tuple[Any, Trained]:
-        """``facts`` as the processes call it, and what the steps change."""
+        """Return ``facts`` as the processes call it, and what the steps change."""
         sharding = placement.sharding
         if isinstance(sharding, Sharding):
             shard(facts, sharding, self.accelerator)
@@ -132,14 +132,14 @@ class Steps:
         return wrapped, Trained(parameters, self.modules.named_constants(), optimiser)
 
     def take_up(self, carried: Carry) -> None:
-        """Start from the state that another run has left."""
+        """Start from the state that another run left."""
         if carried.heads is not None:
             self.modules.load(carried.heads)
         if carried.optimiser is not None:
             load_optimiser(self.trained.optimiser, self.trained.parameters, carried.optimiser)
 
     def keep(self, kept: Carry) -> None:
-        """Write the state that the next run may start from, in the main process; all of them call this."""
+        """Write the state that the next run may start from, in the main process; all processes call this."""
         if kept.optimiser is not None:
             state = optimiser_state(self.trained.optimiser, self.trained.parameters, self.accelerator)
             if self.accelerator.is_main_process:
@@ -148,8 +148,8 @@ class Steps:
             self.modules.save(kept.heads)
 
     def resume(self, folder: Path | None) -> tuple[StepReport, ...]:
-        """Go back to the newest checkpoint in ``folder``; the reports of the steps up to it."""
-        # None of the processes writes before all have read.
+        """Go back to the newest checkpoint in ``folder``; return the reports of the steps up to it."""
+        # No process writes before all have read.
         self.accelerator.wait_for_everyone()
         place = None if folder is None else newest_checkpoint(folder)
         if place is None:
@@ -161,18 +161,18 @@ class Steps:
         return progress.history
 
     def checkpoint_due(self, done: int) -> bool:
-        """Whether one is written after ``done`` steps: the last too, so a kill before the caller saves costs none."""
+        """Return whether to write one after ``done`` steps; the last too: a kill may come before the caller saves."""
         every = self.settings.checkpoint_every
         return every > 0 and (done % every == 0 or done == self.count)
 
     def checkpoint(self, folder: Path | None, history: Sequence[StepReport]) -> None:
-        """Write what is trained, the optimiser's state and ``history`` to ``folder``, if there is one."""
+        """Write the trained tensors, the optimiser's state and ``history`` to ``folder``, if given."""
         if folder is not None:
             progress = CheckpointProgress(self._key, len(history), tuple(history), self._running)
             save_checkpoint(folder, progress, self.trained, self.accelerator)
 
     def release(self) -> None:
-        """Leave the model as a caller expects it: whole (in the main process), evaluation mode, no recomputation."""
+        """Restore the model for the caller: whole (in the main process), in evaluation mode, no recomputation."""
         if self._whole is not None:
             write_back(trainable(self.model), self._whole, self.accelerator)
             self._whole.eval()
@@ -183,12 +183,12 @@ class Steps:
         self.model.eval()
 
     def take(self, step: int, check_start: bool) -> StepReport:
-        """Optimiser step number ``step`` from 0; ``check_start``: whether policy and reference must be the same.
+        """Take optimiser step ``step``, from 0; ``check_start``: whether policy and reference must be the same.
 
         Raises:
-            NonFiniteError: nothing has changed then.
+            NonFiniteError: nothing has changed.
         """
-        # Dropout depends on the step alone, so there is no random state to save.
+        # Dropout depends only on the step, so there is no random state to save.
         torch.manual_seed(derive_seed(self.seed, "step", step, self.accelerator.process_index))
         rate = self.settings.learning_rate * rate_factor(step, self.count, self.settings)
         optimiser = self.trained.optimiser
@@ -200,7 +200,7 @@ class Steps:
             self._packing_checked = True
         if check_start:
             check_policy_is_reference(self._objective.policy, batch, self._cut, self.accelerator, self.settings.dtype)
-        # The self-tests of a run's first step are no part of what a step takes.
+        # A step's time does not include the self-tests of a run's first step.
         started = time.perf_counter()
         facts = accumulate_gradient(self._objective, batch, self._cut, Lots(self.seed, epoch), self._running)
         norm = self._clip()
@@ -218,11 +218,11 @@ class Steps:
         return [self.examples[i] for i in self._plan[1][index]]
 
     def _clip(self) -> float:
-        """Norm of the policy's gradient before clipping; NaN where that of heads or critics is not finite."""
+        """Clip; return the policy's gradient norm before clipping, NaN if that of heads or critics is not finite."""
         if isinstance(self.trained.optimiser, ZeroEngine):
-            # It clips as it steps, and trains nothing beside the policy.
+            # It clips in its step, and trains only the policy.
             return self.trained.optimiser.gradient_norm()
-        # What is trained beside the policy must not shorten its step, however hard it pulls.
+        # Large gradients of auxiliary modules must not shorten the policy's step.
         beside = [*self.modules.parameters()]
         theirs = {id(p) for p in beside}
         policy = [p for p in self.trained.parameters.values() if id(p) not in theirs]
@@ -244,15 +244,15 @@ class Steps:
         )
 
     def require_finite_weights(self, step: int) -> None:
-        """Refuse to keep what step number ``step`` from 0 has made of the weights. Raises ``NonFiniteError``."""
-        # Each process looks at the part that it holds.
+        """Raise ``NonFiniteError`` if the weights after step ``step`` (from 0) are not finite."""
+        # Each process checks the part that it holds.
         wrong = sum(int(not torch.isfinite(tensor).all()) for tensor in self.trained.tensors.values())
         if over_processes(torch.tensor([float(wrong)], dtype=torch.float64), self.accelerator) == 0:
             return
         epoch, index = divmod(step, math.ceil(len(self.examples) / self.settings.batch_size))
         ids = tuple(example.id for example in self._global_batch(epoch, index))
         raise NonFiniteError(
-            f"step {step + 1} of {self.count}: loss and gradient were finite, yet the weights after it are not "
+            f"step {step + 1} of {self.count}: loss and gradient were finite, but the weights after it are not "
             f"(learning rate {self.settings.learning_rate:g}); none of them is kept",
             step + 1,
             ids,
@@ -286,7 +286,7 @@ def _require_supported(accelerator: Accelerator) -> None:
 
 
 def _reference_of(model: Any, given: Any | None, loss: Loss) -> Any | None:
-    """The model that tells what stored log-probabilities do not; None if the loss asks for nothing of it."""
+    """Return the model for reference values beyond stored log-probabilities; None if the loss needs no such values."""
     wanted = loss.needs.token_facts & OF_REFERENCE
     if not wanted:
         return None

@@ -2,7 +2,7 @@
 
 Departs from common trainers in one point: the loss comes unreduced and its sum is divided by the
 number of examples of the *global* batch, so micro-batches and processes do not change the gradient.
-Knows no files but its own checkpoints and what one run leaves for the next.
+The only files are its own checkpoints and the state that one run leaves for the next.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,25 +35,25 @@ def train(
     placement: Placement | None = None,
     on_step: OnStep | None = None,
 ) -> TrainResult:
-    """Train in place; if ``files.checkpoints`` holds a checkpoint of this very run, go on from it.
+    """Train in place; if ``files.checkpoints`` holds a checkpoint of this same run, resume from it.
 
     Args:
-        trainee: the model, and its reference where the loss needs one in training.
-        examples: all of one kind; read as they are needed, so a sequence that makes each when asked
+        trainee: the model, and its reference if the loss needs one in training.
+        examples: all of one kind; read as needed, so a sequence that creates each on access
             (``example_table``) keeps them out of memory.
-        loss: of the family in ``losses``.
+        loss: from the family in ``losses``.
         settings: steps, rates, precision, checkpoints.
-        seed: of batch order, dropout, random draws and the first weights of heads.
-        files: checkpoints, and state from the run before and for the next one; None: none is read or written.
-        placement: of the processes that train; each calls this with the same arguments. With FSDP2 the model is
-            trained in the main process alone, and worth nothing in the others. None: this process alone.
+        seed: of batch order, dropout, random draws and the heads' initial weights.
+        files: checkpoints, and state from the previous run and for the next one; None: nothing is read or written.
+        placement: of the training processes; each calls this with the same arguments. With FSDP2, only the main
+            process's model is trained afterwards, and those of the others are unusable. None: this process alone.
         on_step: called after every optimiser step, on the main process.
 
     Raises:
         UserError: no examples, an example without response tokens or without what the loss needs; no
             reference model where one is needed; carried state that is missing or of another model.
-        NonFiniteError: loss or gradient is not finite, and weights are those before the step; or the weights are not
-            when they are to be kept.
+        NonFiniteError: loss or gradient is not finite, and the weights are those before the step; or the weights
+            are not finite when they should be kept.
         SelfTestError: the first step's self-test failed.
     """
     files, survey = files or Files(), check_examples(examples, loss.name, loss.needs)

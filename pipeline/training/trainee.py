@@ -1,4 +1,4 @@
-"""What a run of training is given besides examples, loss and settings. Torch-free."""
+"""Inputs of a training run besides examples, loss and settings. Torch-free."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Trainee:
-    """The model to train, and the one that it is measured against.
+    """The model to train, and its reference.
 
     Attributes:
         model: from ``load_policy``, possibly with an adapter; parameters that require gradients change. Or a
             ``RowScores`` around a classifier, whose rewards the loss then reads in place of log-probabilities.
-        reference: read where the loss needs more of the reference than its stored log-probabilities
+        reference: used if the loss needs more of the reference than its stored log-probabilities
             (``Needs.token_facts``); moved to the model's device. None: the model with its adapter off.
         starts_at_reference: the reference is the model at step 0; the first step then checks that the stored
             reference log-probabilities agree.
@@ -25,7 +25,7 @@ class Trainee:
 
 @dataclass(frozen=True)
 class Carry:
-    """State that one run of training leaves for the next.
+    """State that one training run leaves for the next.
 
     Attributes:
         optimiser: file of AdamW's state.
@@ -38,13 +38,13 @@ class Carry:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a run of training reads and writes.
+    """Files that a training run reads and writes.
 
     Attributes:
         checkpoints: folder of checkpoints (every ``checkpoint_every`` steps and after the last one), and of the
             weights before a step that failed. The caller removes them.
         carried: state to start from.
-        kept: where the state at the end goes.
+        kept: where to write the state at the end.
     """
 
     checkpoints: Path | None = None

@@ -1,16 +1,16 @@
-"""Two critics of hidden states, which learn to tell the policy's responses from the reference's (GANPO, 2601.22083).
+"""Two critics of hidden states that learn to tell the policy's responses from the reference's (GANPO, 2601.22083).
 
-One critic looks at chosen responses, the other at rejected ones; a response that passes for the reference's has a
-higher score. The policy's side of the game is a term of the loss (pipeline/losses/); here is the critics' own.
+One critic reads chosen responses, the other rejected ones; a response that passes for the reference's has a higher
+score. The policy's side of the game is a term of the loss (pipeline/losses/); the critics' side is here.
 
 Departs from the published code:
 
-* a critic reads and pools the response only, the states that its tokens are predicted from; theirs pools the prompt
-  and the padding too;
-* the critics learn after the policy's pass of a step, from the hidden states of that pass, and not before it;
-* no dropout and no learned positions (hidden states of a decoder know theirs), so there is no longest response and
-  the same states have the same score however a batch is cut;
-* scores are compared with the running means as they were before the step, for the same reason.
+* a critic reads and pools only the response, the states that its tokens are predicted from; theirs also pools the
+  prompt and the padding;
+* the critics learn after the policy's pass of a step, from the hidden states of that pass, not before it;
+* no dropout and no learned positions (a decoder's hidden states encode them), so there is no maximum response length
+  and the same states have the same score however a batch is cut;
+* scores are compared with the running means from before the step, for the same reason.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Critic(nn.Module):
     """A transformer encoder from the hidden states of a response to one score."""
 
     def __init__(self, width: int, settings: Adversary) -> None:
-        """``width``: features of the hidden states that it reads."""
+        """``width``: features of the input hidden states."""
         super().__init__()
         size = settings.hidden_size
         self.first = spectral_norm(_linear(width, size))
@@ -39,9 +39,9 @@ class Critic(nn.Module):
         self.renormalise()
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """[B] float32 from hidden states [B, T, H] at the tokens where ``mask`` [B, T] is true."""
+        """Return scores [B] float32 from hidden states [B, T, H] at the tokens where ``mask`` [B, T] is true."""
         inside = mask.unsqueeze(-1)
-        # What stands outside may be anything, and 0 times NaN is NaN.
+        # Values outside the mask may be anything, and 0 times NaN is NaN.
         states = self.first(hidden.float().masked_fill(~inside, 0))
         for block in self.blocks:
             states = block(states, src_key_padding_mask=~mask)
@@ -51,9 +51,9 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def renormalise(self) -> None:
-        """One power iteration towards the weights' spectral norms.
+        """Run one power iteration towards the weights' spectral norms.
 
-        Once a step and not once a pass, as they would do by themselves: the number of passes is nobody's business.
+        Once per step, not once per pass as by default: the number of passes must not change the result.
         """
         for layer in (self.first, self.pooled, self.last):
             layer.train()
@@ -61,7 +61,7 @@ class Critic(nn.Module):
             layer.eval()
 
     def train(self, mode: bool = True) -> "Critic":
-        """As of any module, but the spectral norms stay as they are."""
+        """Set the mode as for any module, but leave the spectral norms as they are."""
         super().train(mode)
         for layer in (self.first, self.pooled, self.last):
             layer.eval()
@@ -70,7 +70,7 @@ class Critic(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class PairStates:
-    """Hidden states of B pairs under one model: [B, T, H] of either response, with masks [B, T] of their tokens."""
+    """Hidden states of B pairs under one model: [B, T, H] for each response, with masks [B, T] of its tokens."""
 
     chosen: Tensor
     chosen_mask: Tensor
@@ -78,37 +78,37 @@ class PairStates:
     rejected_mask: Tensor
 
     def detached(self) -> "PairStates":
-        """The same values without a gradient."""
+        """Return the same values without a gradient."""
         return PairStates(self.chosen.detach(), self.chosen_mask, self.rejected.detach(), self.rejected_mask)
 
 
 @dataclass(frozen=True, slots=True)
 class CriticScores:
-    """Of one critic, each [B]: the policy's response of its side, and the reference's chosen and rejected ones."""
+    """Scores of one critic, each [B]: the policy's response of its side, the reference's chosen and rejected ones."""
 
     policy: Tensor
     chosen: Tensor
     rejected: Tensor
 
     def table(self) -> Tensor:
-        """[B, 3] detached, in the order of ``SIDES``."""
+        """Return the scores [B, 3], detached, in the order of ``SIDES``."""
         return torch.stack([self.policy, self.chosen, self.rejected], dim=1).detach()
 
 
 class Critics(nn.Module):
-    """Both critics, and the running means of what they say: of the policy's responses and the reference's two."""
+    """Both critics, and the running means of their scores: of the policy's responses and the reference's two."""
 
     means: Tensor
 
     def __init__(self, width: int, settings: Adversary, seed: int = 0) -> None:
-        """``width``: features of policy's and reference's hidden states; ``seed``: of the first weights."""
+        """``width``: features of the policy's and reference's hidden states; ``seed``: of the initial weights."""
         super().__init__()
         self.momentum = settings.momentum
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.of_chosen = Critic(width, settings)
             self.of_rejected = Critic(width, settings)
-        # One row a critic, columns as SIDES; NaN until there is something to average.
+        # One row per critic, columns as SIDES; NaN until there is something to average.
         self.register_buffer("means", torch.full((2, len(SIDES)), torch.nan))
 
     @property
@@ -117,9 +117,9 @@ class Critics(nn.Module):
         return bool(self.means.isfinite().all())
 
     def policy_term(self, policy: PairStates) -> tuple[Tensor, Tensor]:
-        """Scores of the policy's chosen and rejected responses less the running means of the reference's, each [B].
+        """Return scores of the policy's chosen and rejected responses minus the reference's running means, each [B].
 
-        The gradient goes to the hidden states and not to the critics.
+        The gradient reaches the hidden states, not the critics.
         """
         self.requires_grad_(False)
         try:
@@ -130,7 +130,7 @@ class Critics(nn.Module):
         return chosen, rejected
 
     def scores(self, policy: PairStates, reference: PairStates) -> tuple[CriticScores, CriticScores]:
-        """What the critic of chosen and that of rejected responses say; no gradient reaches the states."""
+        """Return the scores of the critics of chosen and of rejected responses; no gradient reaches the states."""
         ours, theirs = policy.detached(), reference.detached()
         return (
             CriticScores(self.of_chosen(ours.chosen, ours.chosen_mask), *_both(self.of_chosen, theirs)),
@@ -138,12 +138,12 @@ class Critics(nn.Module):
         )
 
     def loss(self, chosen: CriticScores, rejected: CriticScores) -> Tensor:
-        """The critics' own loss of each pair, [B].
+        """Return the critics' own loss of each pair, [B].
 
-        Relativistic average: each kind of response is held against the running mean of the next. Of the chosen side
-        the reference's chosen response is to score above the policy's, and this above the reference's rejected one;
-        of the rejected side the other way round, ¼ [s(m_pol − C(ref⁺)) + s(C(pol) − m_ref⁺) + s(m_ref⁻ − C(pol)) +
-        s(C(ref⁻) − m_pol)] with s(z) = log(1 + eᶻ).
+        Relativistic average: each kind of response is compared with the running mean of the next. On the chosen side,
+        the reference's chosen response should score above the policy's, and the policy's above the reference's rejected
+        one: ¼ [s(m_pol − C(ref⁺)) + s(C(pol) − m_ref⁺) + s(m_ref⁻ − C(pol)) + s(C(ref⁻) − m_pol)] with
+        s(z) = log(1 + eᶻ). The rejected side swaps ref⁺ and ref⁻.
         """
         of_policy, of_chosen, of_rejected = self.means[0]
         first = _ranked(chosen.chosen, chosen.policy, chosen.rejected, of_chosen, of_policy, of_rejected)
@@ -152,12 +152,12 @@ class Critics(nn.Module):
 
     @torch.no_grad()
     def update_means(self, batch_means: Tensor) -> None:
-        """Move the running means towards ``batch_means`` [2, 3], of a global batch; the first are taken over whole."""
+        """Move the running means towards a global batch's ``batch_means`` [2, 3]; the first replace them."""
         moved = self.momentum * self.means + (1 - self.momentum) * batch_means
         self.means.copy_(moved if self.started else batch_means)
 
     def renormalise(self) -> None:
-        """To be called after each step of the optimiser."""
+        """Renormalise both critics; call this after each optimiser step."""
         self.of_chosen.renormalise()
         self.of_rejected.renormalise()
 

@@ -1,8 +1,8 @@
-"""What some losses train beside the policy: small heads on hidden states.
+"""Small heads on hidden states that some losses train together with the policy.
 
-Heads are modules of their own, outside of the policy: they have their own parameters in the optimiser and their own
-file, and a policy without them is what it always was. Penalties on what they give are the loss's (pipeline/losses/).
-The hidden states of a token are those that it is predicted from, as everywhere (pipeline/models/token_logps.py).
+Heads are separate modules outside the policy: they have their own parameters in the optimiser and their own file,
+and do not change the policy. Penalties on their outputs belong to the loss (pipeline/losses/). The hidden states of
+a token are those that it is predicted from, as everywhere (pipeline/models/token_logps.py).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Layers = Sequence[Tensor]
 
 
 class LayerMixer(nn.Module):
-    """One number a token from the hidden states of all layers: a linear map a layer, then a mix of the layers."""
+    """One number per token from the hidden states of all layers: a linear map per layer, then a mix of the layers."""
 
     def __init__(self, layers: int, width: int) -> None:
         """``layers`` hidden states of ``width`` features each."""
@@ -25,12 +25,12 @@ class LayerMixer(nn.Module):
         self.mix = nn.Parameter(torch.full((1, layers), 1 / layers))
 
     def each(self, hidden: Layers) -> Tensor:
-        """w_l · LN(h_l) + b_l of each layer: [R, T, L] float32 from L tensors [R, T, H].
+        """Return w_l · LN(h_l) + b_l of each layer: [R, T, L] float32 from L tensors [R, T, H].
 
-        The norm has no scale and shift of its own, since the linear map that follows has them.
+        The norm has no scale and shift, since the linear map that follows has them.
 
         Raises:
-            ValueError: not as many layers, or not as wide, as the head was made for.
+            ValueError: the number of layers or their width differs from the head's.
         """
         if (len(hidden), hidden[0].shape[-1]) != tuple(self.weight.shape):
             raise ValueError(
@@ -44,9 +44,9 @@ class LayerMixer(nn.Module):
 class MaskHead(LayerMixer):
     """A mask ≥ 0 over tokens, learned from the reference's hidden states (SparsePO, arXiv:2410.05102).
 
-    ``mask = ReLU(Σ_l a_l ReLU(w_l · LN(h_l) + b_l))``, dropout after either ReLU. Departs from the published code in
-    how it starts: w = 0, b = 1 and a = 1/L, so that every mask is 1 and the loss is TDPO1's at the first step. From
-    random weights half of the masks would start at 0, some of them where no gradient reaches them.
+    ``mask = ReLU(Σ_l a_l ReLU(w_l · LN(h_l) + b_l))``, dropout after each ReLU. Departs from the published code in
+    its start: w = 0, b = 1 and a = 1/L, so that every mask is 1 and the loss is TDPO1's at the first step. With
+    random weights, half of the masks would start at 0, and some of these would get no gradient.
     """
 
     def __init__(self, layers: int, width: int, dropout: float = 0.0) -> None:
@@ -56,20 +56,20 @@ class MaskHead(LayerMixer):
         nn.init.ones_(self.bias)
 
     def forward(self, hidden: Layers) -> Tensor:
-        """[R, W] float32 ≥ 0 from L hidden states [R, W, H]; with a gradient to the head alone."""
+        """Return masks [R, W] float32 ≥ 0 from L hidden states [R, W, H]; only the head gets a gradient."""
         values = dropout(relu(self.each(hidden)), self.dropout, self.training)
         return dropout(relu(values @ self.mix[0]), self.dropout, self.training)
 
 
 class PriorHead(LayerMixer):
-    """What a learned prior adds to the reference: log ζ = log π_ref + Σ_l a_l (w_l · LN(h_l) + b_l), in nats a token.
+    """Learned prior's offset from the reference: log ζ = log π_ref + Σ_l a_l (w_l · LN(h_l) + b_l), in nats per token.
 
     The mutual-information view (arXiv:2501.01544) leaves ζ free and proposes to learn it; no form is published. This
-    one starts as the reference itself (a = 0), and may become larger or smaller than it: ζ need not sum to 1.
+    form starts as the reference itself (a = 0), and may become larger or smaller: ζ need not sum to 1.
     """
 
     def __init__(self, layers: int, width: int, seed: int = 0) -> None:
-        """``seed``: of the linear maps, which must not all be 0 while a is."""
+        """``seed``: of the linear maps, which must not all be 0 while a is 0."""
         super().__init__(layers, width)
         draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -77,12 +77,12 @@ class PriorHead(LayerMixer):
         nn.init.zeros_(self.mix)
 
     def forward(self, hidden: Layers) -> Tensor:
-        """[R, W] float32, nats, from L hidden states [R, W, H] of the reference; with a gradient to the head alone."""
+        """Return [R, W] float32, nats, from L reference hidden states [R, W, H]; only the head gets a gradient."""
         return self.each(hidden) @ self.mix[0]
 
 
 class ValueHead(nn.Module):
-    """The reward to be expected of a prompt, from the policy's last hidden state there (HPO, arXiv:2405.17956).
+    """Expected reward of a prompt, from the policy's last hidden state there (HPO, arXiv:2405.17956).
 
     The state is detached: learning to predict rewards does not move the policy. Starts at 0.
     """
@@ -95,7 +95,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """[B] float32, in units of the reward, from the hidden states [B, H] at the last token of each prompt."""
+        """Return [B] float32, in units of the reward, from hidden states [B, H] at the last token of each prompt."""
         normed = layer_norm(states.detach().float(), states.shape[-1:])
         values: Tensor = self.linear(normed)
         return values.squeeze(-1)
@@ -103,22 +103,22 @@ class ValueHead(nn.Module):
 
 @torch.no_grad()
 def activation_mask(hidden: Layers, mask: Tensor) -> Tensor:
-    """A mask over tokens from how strongly they excite the reference: nothing is learned (MaPO, arXiv:2410.05102).
+    """Mask tokens by how strongly they activate the reference; nothing is learned (MaPO, arXiv:2410.05102).
 
     The size of a layer's hidden state (root mean square over its features) is z-normalised over the tokens of the
-    response; the mean of that over the layers is rescaled so that the response's least token has 0 and its greatest 1.
-    A response whose tokens are all alike, such as one of a single token, has 1 everywhere.
+    response. Its mean over the layers is rescaled so that the response's smallest token has 0 and its largest 1. If all
+    tokens of a response are equal in size (such as a single token), all have 1.
 
     Departs from the published code, which takes the signed mean over features of every kind of activation inside the
-    layers and divides 0 by 0 where tokens are alike. Normalising comes before the mean over layers: after it, the
-    rescaling would undo it, and the deepest layers, whose states are the largest, would decide alone.
+    layers and divides 0 by 0 if tokens are equal. Normalising comes before the mean over layers: otherwise the
+    rescaling would undo it, and the deepest layers, with the largest states, would dominate.
 
     Args:
         hidden: L tensors [R, T, H].
         mask: [R, T] bool, true at response tokens.
 
     Returns:
-        [R, T] float32 in [0, 1], 0 outside of ``mask``.
+        [R, T] float32 in [0, 1], 0 outside ``mask``.
     """
     count = mask.sum(1, keepdim=True).clamp(min=1)
 
@@ -130,7 +130,7 @@ def activation_mask(hidden: Layers, mask: Tensor) -> Tensor:
         size = layer.float().pow(2).mean(-1).sqrt()
         middle = over_tokens(size)
         spread = over_tokens((size - middle).pow(2)).sqrt()
-        # Sizes that differ by rounding alone are alike.
+        # Sizes that differ only by rounding count as equal.
         differ = spread > 1e-5 * middle
         total = total + torch.where(differ, (size - middle) / torch.where(differ, spread, 1), 0) / len(hidden)
     low = total.masked_fill(~mask, torch.inf).amin(1, keepdim=True)

@@ -1,11 +1,11 @@
 """Modules that a loss trains together with the policy: heads on hidden states, and critics of them.
 
-They are not part of the policy, nor of what is published of it. Every process holds all of them. Their gradients are
+They are not part of the policy, nor of its published form. Every process holds all of them. Their gradients are
 averaged here, because the wrapper that trains the policy in several processes does not see them.
 
-The training loop knows four things of them: what they read of each token and pair (``token_facts``, ``pair_facts``),
-what they must know of the whole batch before the pass with gradient (``observe``, ``begin``), a loss of their own
-(``extra_loss``), and what follows a step (``after_step``).
+The training loop uses four things: their values for each token and pair (``token_facts``, ``pair_facts``), their
+statistics of the whole batch before the pass with gradient (``observe``, ``begin``), their own loss
+(``extra_loss``), and their update after a step (``after_step``).
 """
 
 from collections.abc import Sequence
@@ -31,16 +31,16 @@ from pipeline.training.optimiser import ParameterGroup
 from pipeline.types import derive_seed
 
 _FILE = "heads.safetensors"
-# Of their names among the parameters of a run, so that they cannot be taken for the policy's.
+# Prefix of their names among a run's parameters, so that they cannot be mistaken for the policy's.
 PREFIX = "heads."
 
 
 @dataclass(frozen=True, slots=True)
 class ExtraLoss:
-    """A loss of the modules' own, on a micro-batch of B examples.
+    """The modules' own loss on a micro-batch of B examples.
 
     Attributes:
-        per_example: [B], with gradient for the modules alone.
+        per_example: [B], with gradient for the modules only.
         sums: over the B examples, for ``after_step``; float64 on the CPU.
     """
 
@@ -49,19 +49,19 @@ class ExtraLoss:
 
 
 class AuxiliaryModules(nn.Module):
-    """The heads and critics that a loss declares; those it does not are None."""
+    """The heads and critics that a loss declares; the others are None."""
 
     def __init__(self, loss: Composition, width: int, layers: int, reference_width: int, seed: int) -> None:
-        """New ones.
+        """Create new modules.
 
         Args:
-            loss: declares which.
+            loss: declares the modules.
             width: features of the policy's hidden states.
-            layers, reference_width: hidden states a token of the reference model, and their features.
-            seed: of the first weights.
+            layers, reference_width: the reference model's hidden states per token, and their features.
+            seed: of the initial weights.
 
         Raises:
-            UserError: critics are to compare hidden states of different widths.
+            UserError: critics would compare hidden states of different widths.
         """
         super().__init__()
         self.loss = loss
@@ -76,20 +76,20 @@ class AuxiliaryModules(nn.Module):
         if loss.adversary is not None and width != reference_width:
             raise UserError(
                 f"loss.adversary: compares hidden states of the policy, {width} wide, with the reference's, "
-                f"{reference_width} wide; both models must be of one width"
+                f"{reference_width} wide; both models must have the same width"
             )
         self.critics = None if loss.adversary is None else Critics(width, loss.adversary, derive_seed(seed, "critics"))
 
     def named(self) -> dict[str, nn.Parameter]:
-        """All parameters, under names that no policy has."""
+        """Return all parameters, under names that no policy has."""
         return {PREFIX + name: p for name, p in self.named_parameters()}
 
     def named_constants(self) -> dict[str, Tensor]:
-        """What changes without a gradient, under names that no policy has: spectral norms, running means."""
+        """Return spectral norms and running means, which change without a gradient, under names that no policy has."""
         return {PREFIX + name: b for name, b in self.named_buffers()}
 
     def groups(self, settings: Optimisation) -> list[ParameterGroup]:
-        """For the optimiser; ``settings``: the run's rate, and the weight decay of what has none of its own."""
+        """Return the optimiser's groups; ``settings`` gives the run's rate, and the default weight decay."""
         groups: list[ParameterGroup] = []
         for name, module in self.named_children():
             own = {f"{PREFIX}{name}.{inner}": p for inner, p in module.named_parameters()}
@@ -107,7 +107,7 @@ class AuxiliaryModules(nn.Module):
         return groups
 
     def token_facts(self, facts: TokenFacts, mask: Tensor) -> TokenFacts:
-        """``facts`` of rows with response tokens ``mask`` [R, T], filled up with what the heads say of each token."""
+        """Return ``facts`` of rows with response tokens ``mask`` [R, T], plus the heads' values for each token."""
         hidden = facts.reference_hidden
         if hidden is None:
             return facts
@@ -120,11 +120,11 @@ class AuxiliaryModules(nn.Module):
     def pair_facts(
         self, found: PairBatch | UnpairedBatch | GroupBatch, facts: TokenFacts, batch: TokenBatch
     ) -> PairBatch | UnpairedBatch | GroupBatch:
-        """``found``, filled up with what value head and critics say of each pair."""
+        """Return ``found`` with the value head's and critics' values for each pair added."""
         if not isinstance(found, PairBatch) or facts.hidden is None:
             return found
         if self.value is not None:
-            # The first token of the response is predicted from the state at the prompt's last.
+            # The first response token is predicted from the state at the prompt's last token.
             found = replace(found, value=self.value(facts.hidden[batch.block(0), 0]))
         if self.critics is not None:
             chosen, rejected = self.critics.policy_term(policy_states(facts, batch))
@@ -133,23 +133,23 @@ class AuxiliaryModules(nn.Module):
 
     @property
     def waits(self) -> bool:
-        """Whether they must ``observe`` the whole batch before its pass with gradient: critics without means yet."""
+        """Whether they must ``observe`` the whole batch before its pass with gradient: critics still without means."""
         return self.critics is not None and not self.critics.started
 
     def observe(self, facts: TokenFacts, batch: TokenBatch) -> Tensor | None:
-        """Rows of one micro-batch for ``begin``, on the CPU; None where they do not wait."""
+        """Return rows of one micro-batch for ``begin``, on the CPU; None if they do not wait."""
         if self.critics is None or self.critics.started:
             return None
         found = self.critics.scores(policy_states(facts, batch), reference_states(facts, batch))
         return torch.stack([of_critic.table() for of_critic in found]).cpu()
 
     def begin(self, observed: Sequence[Tensor]) -> None:
-        """Take up what all processes ``observed`` of one global batch."""
+        """Start from what all processes ``observed`` in one global batch."""
         if self.critics is not None and observed:
             self.critics.update_means(torch.cat([*observed], dim=1).mean(1).to(self.critics.means.device))
 
     def extra_loss(self, facts: TokenFacts, batch: TokenBatch) -> ExtraLoss | None:
-        """Their own loss on a micro-batch, which no gradient of reaches the policy; None if they have none."""
+        """Return their own loss on a micro-batch, with no gradient to the policy; None if they have no such loss."""
         if self.critics is None:
             return None
         scores = self.critics.scores(policy_states(facts, batch), reference_states(facts, batch))
@@ -157,17 +157,17 @@ class AuxiliaryModules(nn.Module):
         return ExtraLoss(self.critics.loss(*scores), sums)
 
     def nothing_summed(self) -> Tensor | None:
-        """Zeros of the form of ``ExtraLoss.sums``; None if they have no loss of their own."""
+        """Return zeros in the shape of ``ExtraLoss.sums``; None if they have no loss of their own."""
         return None if self.critics is None else torch.zeros(2, len(SIDES), dtype=torch.float64)
 
     def after_step(self, means: Tensor | None) -> None:
-        """Follow a step of the optimiser; ``means``: of ``ExtraLoss.sums`` over the examples of its global batch."""
+        """Update after an optimiser step; ``means``: of ``ExtraLoss.sums`` over the examples of its global batch."""
         if self.critics is not None and means is not None:
             self.critics.update_means(means.to(self.critics.means))
             self.critics.renormalise()
 
     def average_gradients(self, accelerator: Accelerator) -> None:
-        """Make the gradient the mean over all processes, as a data-parallel wrapper does with the policy's."""
+        """Average the gradient over all processes, as a data-parallel wrapper does with the policy's."""
         if accelerator.num_processes == 1:
             return
         for parameter in self.parameters():
@@ -175,17 +175,17 @@ class AuxiliaryModules(nn.Module):
             parameter.grad = accelerator.reduce(own, reduction="mean")
 
     def save(self, folder: Path) -> None:
-        """Write them to ``folder``, for the next round; nothing where there are none."""
+        """Write the modules to ``folder`` for the next round; do nothing if there are no modules."""
         tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
         if tensors:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, folder / _FILE)
 
     def load(self, folder: Path) -> None:
-        """Go on with those in ``folder``; nothing where there are none to load.
+        """Load the modules in ``folder``; do nothing if the loss has no modules.
 
         Raises:
-            UserError: they cannot be read, or are of another loss or model.
+            UserError: they cannot be read, or belong to another loss or model.
         """
         own = self.state_dict()
         if not own:
@@ -202,9 +202,9 @@ class AuxiliaryModules(nn.Module):
 
 
 def modules_for(model: Any, reference: Any | None, loss: Composition, seed: int) -> AuxiliaryModules:
-    """New modules of ``loss``, in training mode, for a policy and the reference whose states they read.
+    """Create the modules of ``loss``, in training mode, for a policy and the reference whose states they read.
 
-    ``reference`` None: the policy's sizes stand for it.
+    ``reference`` None: use the policy's sizes instead.
     """
     own = plain_model(model).config.get_text_config()
     other = own if reference is None else plain_model(reference).config.get_text_config()
@@ -212,19 +212,19 @@ def modules_for(model: Any, reference: Any | None, loss: Composition, seed: int)
 
 
 def policy_states(facts: TokenFacts, batch: TokenBatch) -> PairStates:
-    """The policy's last hidden states at the responses of a batch of pairs, with gradient."""
-    assert facts.hidden is not None, "asked for with the critics"
+    """Return the policy's last hidden states at the responses of a batch of pairs, with gradient."""
+    assert facts.hidden is not None, "requested together with the critics"
     return _states(facts.hidden, batch)
 
 
 def reference_states(facts: TokenFacts, batch: TokenBatch) -> PairStates:
-    """The reference's."""
-    assert facts.reference_hidden is not None, "asked for with the critics"
+    """Return the reference's last hidden states at the responses of a batch of pairs."""
+    assert facts.reference_hidden is not None, "requested together with the critics"
     return _states(facts.reference_hidden[-1], batch)
 
 
 def _states(hidden: Tensor, batch: TokenBatch) -> PairStates:
-    """Cut at the rows of chosen and rejected responses."""
+    """Split hidden states into the rows of chosen and rejected responses."""
     chosen, rejected = batch.block(0), batch.block(1)
     inside = response_places(batch.mask)
     return PairStates(hidden[chosen], inside[chosen], hidden[rejected], inside[rejected])

@@ -1,7 +1,7 @@
-"""The order in which a run of training sees its examples, and their tensors.
+"""The order of examples in a training run, and their tensors.
 
-The order is a function of the examples and the seed alone, so a run that is taken up again in the
-middle of an epoch goes on with the batch that it would have seen.
+The order depends only on the examples and the seed, so a run that resumes in the middle of an
+epoch continues with the batch that it would have seen.
 """
 
 import random
@@ -26,19 +26,18 @@ from pipeline.types import derive_seed
 def plan_epoch(
     lengths: Sequence[int], tokens: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[Sequence[int]]:
-    """Each index once, in batches drawn at random, so that every gradient is one of the whole data; 4 bytes an index.
+    """Return each index once, in random batches, so that every gradient samples the whole data; 4 bytes per index.
 
-    Sizes decide only that the batch of the example with the most ``tokens``, whose packed pass is the largest, is the
-    first of the run, and that of the longest row, which is if rows are padded, the second where it is another. The
-    order does not tell packed from padded rows: a run may go on with either. The last batch may be smaller than
-    ``batch_size``.
+    Sizes matter only for the first batches of a run: first the batch of the example with the most ``tokens``, the
+    largest packed pass, then, if it is another, the batch of the longest row, the largest padded pass. The order is the
+    same for packed and padded rows, so a run may resume with either. The last batch may be smaller than ``batch_size``.
     """
     draw = random.Random(derive_seed(seed, "epoch", epoch))  # noqa: S311
     order = array("i", range(len(lengths)))
     draw.shuffle(order)
     batches: list[Sequence[int]] = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     if epoch == 0:
-        # What needs the most memory comes first.
+        # The batches that need the most memory come first.
         for sizes in (lengths, tokens):
             largest = max(sizes)
             batches.sort(key=lambda batch: all(sizes[i] < largest for i in batch))
@@ -47,28 +46,28 @@ def plan_epoch(
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """The tensors of one forward pass: ``blocks`` blocks of equally many rows, one row an example.
+    """The tensors of one forward pass: ``blocks`` blocks with the same number of rows, one row per example.
 
     Blocks of pairs: chosen, rejected and, if the loss reads it, calibration; of unpaired responses: these and
-    mismatched; of groups: the K responses; of texts: one. Tensors that no example has values for are None.
+    mismatched; of groups: the K responses; of texts: one. Tensors without values from any example are None.
 
     Attributes:
         kind: of the examples.
-        examples: the B examples; fewer than the rows of a block where the share was filled up.
-        blocks: how many.
+        examples: the B examples; fewer than the rows of a block if the share was filled up.
+        blocks: number of blocks.
         ids: [R, T] token ids, padded at the right.
         mask: [R, T] bool, true at response tokens.
         references: [K, R, T] float32 log-probabilities under K reference models.
-        weights: [R, T] float32, what each token counts.
+        weights: [R, T] float32, the weight of each token.
         prior: [R, T] float32, the response's log ζ spread evenly over its tokens.
-        edited: [R, T] bool, true at tokens that the other response of a pair does not share.
+        edited: [R, T] bool, true at tokens that a pair's other response does not share.
         soft_label: [B] float32.
         rewards: [B, K] float32, of the responses.
-        present: [B, K] bool, false where a group has fewer than K responses and a row only stands for one.
+        present: [B, K] bool, false where a group has fewer than K responses and the row is a filler.
         win_probability: [B, K] float32, of the responses.
         dispersion: [B] float32.
         desirable: [B] bool.
-        seeds: [B] int64, of lots drawn for an example: functions of seed, example and epoch, not of the batch.
+        seeds: [B] int64, for random draws of an example: functions of seed, example and epoch, not of the batch.
         packed: the rows as one stream, or None.
     """
 
@@ -96,7 +95,7 @@ class TokenBatch:
         return self.ids.numel() if self.packed is None else len(self.packed.ids)
 
     def to(self, device: torch.device) -> "TokenBatch":
-        """The same batch on ``device``."""
+        """Return the same batch on ``device``."""
         values = {field.name: self.__getattribute__(field.name) for field in fields(self)}
         moved: dict[str, Any] = {
             name: v.to(device) if isinstance(v, Tensor | Packed) else v for name, v in values.items()
@@ -104,14 +103,14 @@ class TokenBatch:
         return TokenBatch(**moved)
 
     def block(self, index: int) -> slice:
-        """The rows of block ``index`` that stand for an example."""
+        """Return the rows of block ``index`` that hold examples, without fillers."""
         start = index * (len(self.ids) // self.blocks)
         return slice(start, start + len(self.examples))
 
     def loss_batch(self, facts: TokenFacts) -> PairBatch | UnpairedBatch | GroupBatch:
-        """What a loss reads: rows of ``facts`` cut into sides, those that only fill up left out.
+        """Return the loss's input: rows of ``facts`` split into sides, without fillers.
 
-        Weights and priors that ``facts`` has from trained heads stand in place of the examples' own.
+        Weights and priors from trained heads in ``facts`` replace the examples' own.
         """
         sides = tuple(self._side(facts, index) for index in range(self.blocks))
         match self.kind:
@@ -126,7 +125,7 @@ class TokenBatch:
                 )
             case "group":
                 if self.rewards is None:
-                    raise ValueError("groups need a reward of each response")
+                    raise ValueError("groups need a reward for each response")
                 return GroupBatch(responses=sides, rewards=self.rewards, present=self.present)
 
     def _pairs(self, sides: tuple[Side, ...]) -> PairBatch:
@@ -175,17 +174,17 @@ def collate(
     responses: int | None = None,
     packing: bool = False,
 ) -> TokenBatch:
-    """Tensors of ``examples``, which are all of one kind.
+    """Build the tensors of ``examples``, which are all of one kind.
 
     Args:
         examples: at least one, or none and a ``filler``.
-        rows: fill every block up to this many by repeating ``filler``, so that all processes do the same
-            number of rows; the repeats are left out of ``loss_batch``.
-        needs: of the loss: what it reads besides the responses is put in; None: nothing.
-        seed, epoch: of lots.
+        rows: fill every block up to this many by repeating ``filler``, so that all processes compute the same
+            number of rows; ``loss_batch`` leaves the repeats out.
+        needs: of the loss; adds what it reads besides the responses. None: nothing.
+        seed, epoch: for random draws.
         filler: None: the first example.
-        responses: fill groups up to this many; None: the most that one of ``examples`` has.
-        packing: also as one stream.
+        responses: fill groups up to this many; None: the most in any of ``examples``.
+        packing: also lay the rows out as one stream.
     """
     first = filler or examples[0]
     filled = [*examples, *[first] * ((rows or len(examples)) - len(examples))]
@@ -217,7 +216,7 @@ def collate(
 
 
 def _beside(examples: Sequence[Example], needs: Needs | None) -> list[list[Continuation]]:
-    """Blocks of what the loss reads beside the responses."""
+    """Return the blocks that the loss reads besides the responses."""
     if needs is None:
         return []
     wanted = []
@@ -232,14 +231,14 @@ def _beside(examples: Sequence[Example], needs: Needs | None) -> list[list[Conti
 
 
 def _edited_rows(examples: Sequence[Example], blocks: int) -> list[Flags]:
-    """Of the rows of all blocks; those beside the two responses have no edits."""
+    """Return the edits of the rows of all blocks; rows other than the two responses have none."""
     sides = [edits(e.responses[0].ids, e.responses[1].ids) for e in examples]
     beside: list[Flags] = [()] * (len(examples) * (blocks - 2))
     return [chosen for chosen, _ in sides] + [rejected for _, rejected in sides] + beside
 
 
 def _wins(example: Example) -> list[float | None]:
-    """Of chosen and rejected; the latter what is left to 1 where only the former is known."""
+    """Return win probabilities of chosen and rejected; 1 minus chosen's if rejected's is unknown."""
     found = [c.win_probability for c in example.responses]
     if len(found) == 2 and found[0] is not None and found[1] is None:
         return [found[0], 1 - found[0]]
@@ -247,7 +246,7 @@ def _wins(example: Example) -> list[float | None]:
 
 
 def _of_responses(values: Sequence[Sequence[float | None]], count: int) -> Tensor | None:
-    """[B, K], 0 for a response that is not there; None unless all are known."""
+    """Return [B, K], 0 for a missing response; None unless all values are known."""
     if any(value is None for of_example in values for value in of_example):
         return None
     padded = [value for of_example in values for value in (*of_example, *[0.0] * (count - len(of_example)))]

@@ -1,8 +1,8 @@
-"""Examples in a file, read one at a time: they take no memory however many there are. Torch-free.
+"""Examples in a file, read one at a time: memory does not grow with their number. Torch-free.
 
-The file is Arrow's IPC format in record batches of a few rows, read with a plain read at the place of one batch.
-Parquet gives no less than a row group, which a shuffled order would decode again for nearly each of its rows; of a
-memory map, every page that was touched counts as memory of the process.
+The file is in Arrow's IPC format, in record batches of a few rows; a plain read fetches one batch.
+Parquet reads at least a row group, which a shuffled order would decode again for nearly every row. With a memory map,
+every touched page counts as memory of the process.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.errors import RunError
 from pipeline.training.batches.examples import Continuation, Example
 
-# Rows of a record batch. More are read in vain at a random place, fewer cost more for each batch's own header.
+# Rows of a record batch. With more, random access reads unneeded rows; with fewer, batch headers cost more.
 BATCH_ROWS = 16
 
 _CONTINUATION = pa.struct(
@@ -44,9 +44,9 @@ SCHEMA = pa.schema(
 
 
 def write_examples(file: Path, examples: Iterable[Example]) -> int:
-    """Stream ``examples`` to ``file``, which appears only when it is whole; returns how many.
+    """Stream ``examples`` to ``file``, which appears only when it is whole; return their number.
 
-    What is given a token (log-probabilities, weights) is kept as float32, in which training reads it.
+    Per-token values (log-probabilities, weights) are stored as float32, as training reads them.
     """
     scratch = file.with_name(file.name + ".tmp")
     count, rows = 0, map(_row, examples)
@@ -59,25 +59,25 @@ def write_examples(file: Path, examples: Iterable[Example]) -> int:
 
 
 class ExampleTable(Sequence[Example]):
-    """The examples that ``write_examples`` put into a file; each is made when it is asked for."""
+    """Examples in a file from ``write_examples``; each is created on access."""
 
     def __init__(self, file: Path) -> None:
-        """Raises ``RunError`` if ``file`` cannot be read as such."""
+        """Open ``file``. Raises ``RunError`` if it cannot be read as examples."""
         try:
             self._reader = pa.ipc.open_file(pa.OSFile(str(file), "rb"))
         except (OSError, pa.ArrowException) as error:
             raise RunError(f"{file}: cannot be read as examples ({str(error).splitlines()[0]})") from None
         if self._reader.schema != SCHEMA:
-            raise RunError(f"{file}: holds other columns than examples have")
+            raise RunError(f"{file}: its columns are not those of examples")
         batches = self._reader.num_record_batches
         self._length = (batches - 1) * BATCH_ROWS + self._reader.get_batch(batches - 1).num_rows if batches else 0
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of examples."""
         return self._length
 
     def __iter__(self) -> Iterator[Example]:
-        """All in their order, a record batch in memory at a time."""
+        """Yield all examples in order, with one record batch in memory at a time."""
         for number in range(self._reader.num_record_batches):
             yield from map(_example, self._reader.get_batch(number).to_pylist())
 
@@ -88,7 +88,7 @@ class ExampleTable(Sequence[Example]):
     def __getitem__(self, index: slice) -> list[Example]: ...
 
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        """One, or a list of those in a slice."""
+        """Return one example, or a list for a slice."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._length))]
         place = range(self._length)[index]

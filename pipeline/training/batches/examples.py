@@ -1,4 +1,4 @@
-"""What is trained on, as token ids: a prompt with one response or several, and what a loss may need beside them."""
+"""Token examples for training: a prompt with one or more responses, and other values that a loss may need."""
 
 import hashlib
 from array import array
@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from pipeline.config.loss.needs import ExampleKind, Needs
 from pipeline.errors import UserError
 
-# One natural-log probability a response token.
+# One natural-log probability per response token.
 Logps = tuple[float, ...]
 
 
@@ -20,10 +20,10 @@ class Continuation:
     Attributes:
         ids: its tokens.
         references: for each reference model, the natural-log probability of every token.
-        weights: what each token counts, where that is given.
-        prior: log ζ of the whole response, in nats, where that is given.
+        weights: the weight of each token, if given.
+        prior: log ζ of the whole response, in nats, if given.
         reward: score of a reward model.
-        win_probability: that it beats the policy's average answer.
+        win_probability: probability that it beats the policy's average answer.
     """
 
     ids: tuple[int, ...]
@@ -92,12 +92,12 @@ class Example:
 
     @property
     def continuations(self) -> tuple[Continuation, ...]:
-        """All that follow the prompt: the responses, then the calibration and the mismatched one where they exist."""
+        """All continuations of the prompt: the responses, then the calibration and the mismatched one if they exist."""
         beside = (self.calibration, self.mismatched)
         return (*self.responses, *(extra for extra in beside if extra is not None))
 
     def with_continuations(self, continuations: Sequence[Continuation]) -> "Example":
-        """The same with others in the places of its ``continuations``."""
+        """Return a copy with other ``continuations``, in the same order."""
         if len(continuations) != len(self.continuations):
             raise ValueError(f"{len(continuations)} continuations for the {len(self.continuations)} of {self.id}")
         rest = list(continuations)
@@ -118,7 +118,7 @@ class Example:
 
     @property
     def distinct_tokens(self) -> int:
-        """Tokens of its prompt, once, and of all its continuations: what a packed pass computes."""
+        """Tokens of its prompt, once, and of all its continuations: the size of a packed pass."""
         return len(self.prompt_ids) + self.response_tokens
 
     @property
@@ -129,12 +129,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What planning knows of E examples without holding them.
+    """Sizes of E examples for planning, without the examples.
 
     Attributes:
-        lengths: [E] tokens of each one's longest row, 4 bytes each.
-        tokens: [E] of each one's prompt and all of its continuations, 4 bytes each.
-        digest: hash of ids and lengths in their order.
+        lengths: [E] tokens of each example's longest row, 4 bytes each.
+        tokens: [E] tokens of each example's prompt and all continuations, 4 bytes each.
+        digest: hash of ids and lengths in order.
     """
 
     lengths: Sequence[int]
@@ -143,9 +143,9 @@ class Survey:
 
 
 def check_examples(examples: Sequence[Example], name: str, needs: Needs) -> Survey:
-    """Refuse, before anything runs, examples that the loss cannot be computed for.
+    """Refuse, before anything runs, examples for which the loss cannot be computed.
 
-    Goes through them once, one at a time, so that they need not fit into memory.
+    Reads them once, one at a time, so they need not fit into memory.
 
     Args:
         examples: all of one kind.
@@ -219,7 +219,7 @@ def _faults_of_parts(example: Example, name: str, needs: Needs) -> Iterator[str]
 
 
 def _read(example: Example, needs: Needs) -> Iterator[tuple[str, Continuation]]:
-    """The continuations that the loss reads, by name."""
+    """Yield the continuations that the loss reads, by name."""
     names = ("chosen", "rejected") if example.kind == "pair" else ()
     for index, response in enumerate(example.responses):
         yield names[index] if index < len(names) else f"response {index + 1}", response
@@ -230,41 +230,41 @@ def _read(example: Example, needs: Needs) -> Iterator[tuple[str, Continuation]]:
 
 
 def _lacking(place: str, continuation: Continuation, needs: Needs) -> Iterator[str]:
-    """What the response at ``place`` lacks, as the object of a sentence."""
+    """Yield what the response at ``place`` lacks, as the object of a sentence."""
     tokens, count = len(continuation.ids), needs.references
     if "reference" in needs:
         found = continuation.references
         if len(found) < count or any(len(logps) != tokens for logps in found):
             models = "" if count == 1 else f" under each of {count} references"
-            yield f"one reference log-probability a response token{models} ({place})"
+            yield f"one reference log-probability per response token{models} ({place})"
     if place in ("calibration", "mismatched"):
         return
     weights = continuation.weights
     if needs.contrast and (weights is None or len(weights) != tokens):
-        yield f"one weight a response token (weights of {place})"
+        yield f"one weight per response token (weights of {place})"
     if needs.given_prior and continuation.prior is None:
         yield f"the log-prior of each response (prior of {place})"
-    # Groups have no better and worse but by their rewards.
+    # In groups, only rewards decide which response is better.
     rewarded = "reward_chosen" in needs or (place.startswith("response ") and needs.groups)
     if rewarded and continuation.reward is None:
-        yield f"a reward of each response (reward of {place})"
+        yield f"a reward for each response (reward of {place})"
 
 
 Flags = tuple[bool, ...]
 
 
 def edits(chosen: Sequence[int], rejected: Sequence[int]) -> tuple[Flags, Flags]:
-    """Which tokens of either response are replaced, inserted or deleted to get from one to the other.
+    """Flag the tokens of each response that are replaced, inserted or deleted to turn one into the other.
 
     The edited spans of BMC (arXiv:2408.07471), over tokens; the paper leaves out stop words, here they
-    count as any other.
+    count like any other word.
 
     >>> edits((5, 6, 7), (5, 8, 8, 7))
     ((False, True, False), (False, True, True, False))
     """
     found = ([True] * len(chosen), [True] * len(rejected))
-    # The authors' code uses difflib; a minimal edit script marks other tokens. Its junk heuristics are off: they would
-    # call frequent tokens edited in every long response.
+    # The authors' code uses difflib; a minimal edit script marks other tokens. Its junk heuristics are off: in long
+    # responses they would always count frequent tokens as edited.
     for block in SequenceMatcher(None, chosen, rejected, autojunk=False).get_matching_blocks():
         for flags, start in zip(found, (block.a, block.b), strict=True):
             flags[start : start + block.size] = [False] * block.size

@@ -1,4 +1,4 @@
-"""A global batch cut into forward passes, the same number of them for every process."""
+"""Cut a global batch into forward passes, the same number for every process."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from pipeline.training.batches.examples import Example
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How a global batch is cut into forward passes.
+    """Limits for cutting a global batch into forward passes.
 
     Attributes:
-        examples: at most this many a pass.
-        tokens: at most this many computed positions a pass, unless one example alone has more; None: any number.
-        packing: whether rows go as one stream.
+        examples: at most this many per pass.
+        tokens: at most this many computed positions per pass, unless one example alone has more; None: no limit.
+        packing: whether rows form one stream.
     """
 
     examples: int
@@ -25,7 +25,7 @@ class Cut:
 
 
 def cut_for(settings: Optimisation, device: str, packing: bool) -> Cut:
-    """The cut that ``settings`` ask for on a ``device`` ("cpu", "cuda")."""
+    """Return the cut of ``settings`` on a ``device`` ("cpu", "cuda")."""
     tokens = settings.micro_batch_tokens or (1024 if device == "cpu" else 16384)
     return Cut(settings.micro_batch_size, tokens, packing)
 
@@ -40,20 +40,20 @@ def micro_batches(
     seed: int = 0,
     epoch: int = 0,
 ) -> Iterator[TokenBatch]:
-    """This process's share of a global batch, largest examples first, so that memory runs out at once or never.
+    """Yield this process's share of a global batch, largest examples first, so that memory runs out at once or never.
 
-    Every process gets the same number of forward passes with the same number of rows; where there
-    is nothing left to do, an example is repeated and its ``examples`` are empty or fewer.
+    Every process gets the same number of forward passes with the same number of rows; where a process
+    has no examples left, one is repeated and the batch's ``examples`` are empty or fewer.
     ``needs``, ``seed`` and ``epoch`` are as in ``collate``.
     """
     ordered = sorted(examples, key=lambda e: (-e.length, e.id))
-    # Who has which example does not depend on packing: either form of it can be compared with the other.
+    # The shares do not depend on packing, so that packed and padded rows can be compared.
     shares = [ordered[one::world] for one in range(world)]
     if cut.packing:
         shares = [sorted(share, key=lambda e: -e.distinct_tokens) for share in shares]
     mine = shares[rank]
     responses = max(len(e.responses) for e in ordered)
-    # Of each place in the processes' shares, the most that one process computes there.
+    # For each place in the processes' shares, the most that any process computes there.
     costs = [max(_cost(share[place], cut) for share in shares if place < len(share)) for place in range(len(shares[0]))]
     for places in _passes(costs, cut):
         part = [mine[place] for place in places if place < len(mine)]
@@ -75,9 +75,9 @@ def _cost(example: Example, cut: Cut) -> int:
 
 
 def _passes(costs: Sequence[int], cut: Cut) -> list[list[int]]:
-    """Places by pass, each in the last that has room for it, so that streams are full and of similar lengths.
+    """Group places by pass, each in the last pass with room, so that streams are full and of similar lengths.
 
-    Rows are padded to the longest of their pass, which comes first, so these join the last pass or none.
+    Rows are padded to the longest of their pass, which comes first, so they join the last pass or start a new one.
     """
     passes: list[list[int]] = []
     for place, cost in enumerate(costs):

@@ -1,6 +1,6 @@
 """FSDP2: each process holds a slice of every weight, of its gradient and of the optimiser's state.
 
-A tensor that is cut is a ``DTensor``; all that is written to files is whole, so that a run may go on in another number
+A sharded tensor is a ``DTensor``; everything written to files is whole, so that a run may resume with another number
 of processes.
 """
 
@@ -20,13 +20,13 @@ from pipeline.training.distributed.launch import Sharding
 
 
 def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accelerator) -> None:
-    """Cut the parameters of ``policy`` over all processes, layer by layer; what is in no layer belongs to the whole.
+    """Shard the parameters of ``policy`` over all processes, one unit per layer; the rest form the root unit.
 
-    The whole is gathered from its forward pass to the end of its backward pass, since the output head is used by its
-    weight, in chunks, and again in the backward pass.
+    The root unit stays gathered from the forward pass to the end of the backward pass, since the output head's weight
+    is used directly, in chunks, and again in the backward pass.
 
     Raises:
-        UserError: the model has no layer of a name that the settings give.
+        UserError: the model has no layer with a name from the settings.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     offload = CPUOffloadPolicy() if settings.offload else OffloadPolicy()
@@ -53,7 +53,7 @@ def _layers(policy: TokenLogps | RowScores, settings: Sharding) -> list[nn.Modul
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of ``tensor``, detached; every process must ask."""
+    """Return all of ``tensor``, detached; every process must call this."""
     if isinstance(tensor, DTensor):
         full: Tensor = tensor.full_tensor()
         return full.detach()
@@ -61,7 +61,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def gathered(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    """All of each tensor in the main process's CPU memory; nothing elsewhere. Every process must ask."""
+    """Return whole tensors in the main process's CPU memory, nothing elsewhere. Every process must call this."""
     return {name: full.contiguous().cpu() for name, full in _one_by_one(tensors) if accelerator.is_main_process}
 
 
@@ -71,7 +71,7 @@ def _one_by_one(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def placed_like(full: Tensor, model: Tensor) -> Tensor:
-    """``full`` where ``model`` is, and cut as it is. Every process must have the same ``full``."""
+    """Return ``full`` on the device of ``model``, and sharded like it. Every process must have the same ``full``."""
     moved = full.to(model.device)
     if not isinstance(model, DTensor):
         return moved
@@ -79,13 +79,13 @@ def placed_like(full: Tensor, model: Tensor) -> Tensor:
 
 
 def single(value: Tensor) -> float:
-    """A number that may be cut, such as a norm over cut tensors."""
+    """Return a number that may be sharded, such as a norm over sharded tensors."""
     return float(whole(value))
 
 
 @torch.no_grad()
 def write_back(trained: Mapping[str, nn.Parameter], model: nn.Module, accelerator: Accelerator) -> None:
-    """Copy ``trained`` parameters into those of the same names of ``model``, in the main process."""
+    """Copy ``trained`` parameters into those of ``model`` with the same names, in the main process."""
     targets = dict(model.named_parameters())
     for name, tensor in _one_by_one(trained):
         if accelerator.is_main_process:

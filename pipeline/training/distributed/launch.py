@@ -1,6 +1,6 @@
-"""In how many processes a run trains, and how they share the work: read from an accelerate config. Torch-free.
+"""The number of training processes and how they share the work, from an accelerate config. Torch-free.
 
-``accelerate config`` writes these files; what they say beyond this (names of machines, how to save) is not read.
+``accelerate config`` writes these files; their other settings (machine names, how to save) are not read.
 """
 
 import importlib.util
@@ -26,18 +26,18 @@ _KINDS: dict[str, _Kind] = {
 
 
 class _Section(BaseModel):
-    # Files of accelerate hold many keys more, and each version adds some.
+    # accelerate's files hold many more keys, and each version adds some.
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Sharding(_Section):
-    """``fsdp_config``: how weights, gradients and optimiser state are cut over the processes (FSDP2).
+    """``fsdp_config``: how weights, gradients and optimiser state are sharded over the processes (FSDP2).
 
     Attributes:
         version: of FSDP.
-        policy: one unit a decoder layer, or the whole model as one.
+        policy: one unit per decoder layer, or the whole model as one.
         layers: class names of decoder layers, comma-separated; None: those that transformers names.
-        reshard: give a layer's gathered weights up after its forward pass.
+        reshard: free a layer's gathered weights after its forward pass.
         offload: weights, gradients and optimiser state live in CPU memory.
         recomputes: accelerate's own gradient checkpointing.
     """
@@ -53,16 +53,16 @@ class Sharding(_Section):
 
 
 class Zero(_Section):
-    """``deepspeed_config``: what of the optimiser is cut over the processes (ZeRO).
+    """``deepspeed_config``: which optimiser data is sharded over the processes (ZeRO).
 
-    How often gradients are accumulated is not read: ``training.batch_size`` and the micro-batches decide.
+    The number of accumulation steps is not read: ``training.batch_size`` and the micro-batches decide.
 
     Attributes:
         stage: 1: the optimiser's state; 2: gradients too.
-        offload: where that state lives, and is stepped.
+        offload: where the state lives and is stepped.
         offload_weights: only of stage 3.
-        max_grad_norm: as ``training.max_grad_norm``, which decides.
-        file: of DeepSpeed's own settings, which are not read.
+        max_grad_norm: must agree with ``training.max_grad_norm``, which decides.
+        file: DeepSpeed's own settings, which are not read.
     """
 
     stage: Literal[1, 2] = Field(2, alias="zero_stage")
@@ -74,11 +74,11 @@ class Zero(_Section):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a process trains: its place among those that train together.
+    """A training process's place among those that train together.
 
     Attributes:
-        accelerator: accelerate's ``Accelerator``; not named as a type, because importing it imports torch.
-        sharding: how weights or optimiser state are cut over the processes; None: each holds all.
+        accelerator: accelerate's ``Accelerator``; typed ``Any``, because importing it imports torch.
+        sharding: how weights or optimiser state are sharded over the processes; None: each holds all.
     """
 
     accelerator: Any
@@ -86,15 +86,15 @@ class Placement:
 
 
 class Launch(_Section):
-    """What an accelerate config says of training.
+    """Training settings from an accelerate config.
 
     Attributes:
-        kind: who averages gradients, and what of a model each process holds.
-        processes: all on this machine.
+        kind: what averages gradients, and which part of a model each process holds.
+        processes: number of processes, all on this machine.
         machines: always 1.
-        cpu: whether they compute on the CPU, over gloo.
+        cpu: whether they compute on the CPU and communicate over gloo.
         devices: ids of the accelerators to use, comma-separated, or "all".
-        mixed_precision: of accelerate's own autocast, which is not used: ``training.dtype`` decides.
+        mixed_precision: accelerate's own autocast, which is not used: ``training.dtype`` decides.
         sharding: with FSDP2.
         zero: with DeepSpeed.
     """
@@ -110,10 +110,10 @@ class Launch(_Section):
 
 
 def read_launch(config: RunConfig) -> Launch | None:
-    """The launch that ``config.accelerate`` names; None: one process.
+    """Read the launch that ``config.accelerate`` names; None: one process.
 
     Raises:
-        UserError: no such file, it asks for what is not supported, or it does not fit the training settings.
+        UserError: no such file, it needs something unsupported, or it does not fit the training settings.
     """
     if config.accelerate is None:
         return None
@@ -124,14 +124,14 @@ def read_launch(config: RunConfig) -> Launch | None:
             _require_fit(file, launch, section, settings)
     if launch.zero is not None and needs_of(config.loss).auxiliary:
         raise UserError(
-            f"{file}: distributed_type: DEEPSPEED trains the policy alone, but this loss trains heads or critics "
-            "beside it; use MULTI_GPU, or FSDP with fsdp_version: 2"
+            f"{file}: distributed_type: DEEPSPEED trains only the policy, but this loss also trains heads or critics; "
+            "use MULTI_GPU, or FSDP with fsdp_version: 2"
         )
     return launch
 
 
 def require_launcher(config: RunConfig, launch: Launch | None) -> None:
-    """Raise ``UserError`` where what ``launch``, read from ``config.accelerate``, needs is not installed."""
+    """Raise ``UserError`` if a package that ``launch`` (from ``config.accelerate``) needs is not installed."""
     if launch is not None and launch.zero is not None and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             f"{config.accelerate}: distributed_type: DEEPSPEED needs deepspeed (pip install 'prefloop[deepspeed]')"
@@ -139,12 +139,12 @@ def require_launcher(config: RunConfig, launch: Launch | None) -> None:
 
 
 def require_optimiser(settings: Optimisation, section: str, *, on_accelerator: bool) -> None:
-    """Raise ``UserError`` where ``settings.optimiser`` of ``section`` cannot work."""
+    """Raise ``UserError`` if ``settings.optimiser`` of ``section`` cannot work."""
     kind = settings.optimiser
     if kind in ("adamw_offload", "adamw_paged", "adamw_8bit_paged") and not on_accelerator:
         raise UserError(
-            f"{section}.optimiser: {kind} keeps state out of an accelerator's memory, and training is on the CPU; "
-            "here adamw or adamw_8bit"
+            f"{section}.optimiser: {kind} keeps state out of an accelerator's memory, but training is on the CPU; "
+            "use adamw or adamw_8bit"
         )
     if kind in ("adamw", "adamw_offload"):
         return
@@ -182,7 +182,7 @@ def _require_supported(file: Path, launch: Launch) -> None:
     if launch.kind == "DeepSpeed" and launch.zero is None:
         raise UserError(f"{file}: deepspeed_config: missing, with zero_stage: 1 or 2")
     if launch.zero is not None and launch.processes == 1:
-        raise UserError(f"{file}: num_processes: must be 2 or more with DEEPSPEED: one has nothing to share")
+        raise UserError(f"{file}: num_processes: must be 2 or more with DEEPSPEED: one process has nothing to share")
     if launch.cpu and launch.zero is not None and launch.zero.offload != "none":
         raise UserError(f"{file}: deepspeed_config.offload_optimizer_device: must be none with use_cpu")
     if launch.kind == "FSDP2" and launch.sharding is None:
@@ -192,7 +192,7 @@ def _require_supported(file: Path, launch: Launch) -> None:
             f"{file}: fsdp_config.fsdp_activation_checkpointing: must be false; set training.gradient_checkpointing"
         )
     if launch.cpu and launch.sharding is not None and launch.sharding.offload:
-        raise UserError(f"{file}: fsdp_config.fsdp_offload_params: must be false with use_cpu: all is in its memory")
+        raise UserError(f"{file}: fsdp_config.fsdp_offload_params: must be false with use_cpu: CPU memory holds all")
 
 
 def _require_fit(file: Path, launch: Launch, section: str, settings: Optimisation) -> None:

@@ -1,7 +1,7 @@
-"""AdamW whose state stays in CPU memory and visits the accelerator while its parameter is stepped.
+"""AdamW whose state stays in CPU memory and moves to the accelerator while its parameter is stepped.
 
-8 bytes a weight less on the accelerator, but for one parameter at a time. The arithmetic is that of fused AdamW on the
-parameter's device, so the steps are the same to the bit; each pays for moving 8 bytes a weight there and back.
+Saves 8 bytes per weight on the accelerator, except for one parameter at a time. The arithmetic is that of fused AdamW
+on the parameter's device, so steps are identical to the bit; each step moves 8 bytes per weight there and back.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,26 +18,26 @@ class OffloadedAdamW(torch.optim.Optimizer):
     """AdamW (1711.05101) with ``step``, ``exp_avg`` and ``exp_avg_sq`` of each parameter in CPU memory."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
-        """``groups`` as of any optimiser, each with a ``weight_decay``."""
+        """``groups``: as for any optimiser, each with a ``weight_decay``."""
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": 1e-8})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step of all parameters that have a gradient; ``closure`` is not called."""
+        """Step all parameters that have a gradient; ``closure`` is not called."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._step(parameter, group)
         if torch.cuda.is_available():
-            # What went to pinned memory is there only then.
+            # Copies to pinned memory are complete only after this.
             torch.cuda.synchronize()
 
     def new_state(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        """Of ``parameter`` before its first step."""
+        """Return the state of ``parameter`` before its first step."""
         return {STEP: torch.zeros(()), **{name: _zeros(parameter) for name in MOMENTS}}
 
     def _step(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
-        assert parameter.grad is not None, "asked before"
+        assert parameter.grad is not None, "checked before"
         kept = self.state[parameter]
         if not kept:
             kept |= self.new_state(parameter)

@@ -1,4 +1,4 @@
-"""Several processes on this machine that train one model: each joins once, and keeps its place."""
+"""Several processes on this machine that train one model: each joins once and keeps its rank."""
 
 import os
 from datetime import timedelta
@@ -12,15 +12,15 @@ from pipeline.training.distributed.launch import Launch
 
 
 def join(launch: Launch, rank: int, store: Path, stall_timeout: float) -> Accelerator:
-    """Meet the other processes; returns when all are there.
+    """Join the other processes; return when all are there.
 
-    They find each other through a file and talk over the loopback interface: nothing listens to the network.
+    They find each other through a file and talk over the loopback interface: nothing listens on the network.
 
     Args:
-        launch: how many there are, and on what.
+        launch: the number of processes, and their devices.
         rank: of this process, from 0.
-        store: a file that all see, and that did not exist before the first of them came.
-        stall_timeout: seconds that one may wait for another.
+        store: a file that all can see, and that did not exist before the first one joined.
+        stall_timeout: seconds that one process may wait for another.
 
     Raises:
         UserError: fewer accelerators than processes.
@@ -39,7 +39,7 @@ def join(launch: Launch, rank: int, store: Path, stall_timeout: float) -> Accele
         if not launch.cpu:
             torch.cuda.set_device(rank)
         else:
-            # accelerate would set it by itself, with a warning.
+            # accelerate would set it itself, with a warning.
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.processes)))
         torch.distributed.init_process_group(
             "gloo" if launch.cpu else "cpu:gloo,cuda:nccl",

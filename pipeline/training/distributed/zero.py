@@ -1,6 +1,6 @@
-"""ZeRO-1 and 2 (arXiv:1910.02054) by DeepSpeed's engine: the optimiser's state, with 2 gradients too, is cut.
+"""ZeRO-1 and 2 (arXiv:1910.02054) by DeepSpeed's engine: optimiser state is sharded; with ZeRO-2, gradients too.
 
-Parameters stay whole in every process. DeepSpeed is an optional dependency, imported where an engine is made.
+Parameters stay whole in every process. DeepSpeed is an optional dependency, imported when an engine is created.
 """
 
 import logging
@@ -20,14 +20,14 @@ from pipeline.models.token_logps import TokenFacts, TokenLogps
 from pipeline.training.distributed.launch import Zero
 from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP
 
-# Numbers that are averaged over processes at a time; DeepSpeed's own 500 million would take 2 GB.
+# Numbers averaged over processes at a time; DeepSpeed's default of 500 million would take 2 GB.
 BUCKET = 50_000_000
 
 
 class ZeroEngine(nn.Module):
     """A policy and the AdamW of its parameters, as DeepSpeed runs them.
 
-    Its gradient is that of the loss as given, averaged over processes; no other scale.
+    Its gradient is that of the given loss, averaged over processes, without other scaling.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class ZeroEngine(nn.Module):
         max_grad_norm: float,
         accelerator: Accelerator,
     ) -> None:
-        """Every process must make one; ``adamw`` is worth nothing by itself afterwards."""
+        """Create the engine, in every process; afterwards ``adamw`` must not be used by itself."""
         super().__init__()
         on_cpu = accelerator.device.type == "cpu"
-        # DeepSpeed reads both as it is imported or first asked.
+        # DeepSpeed reads both at import or first use.
         os.environ.update(DS_ACCELERATOR="cpu" if on_cpu else "cuda", LOCAL_SIZE=str(accelerator.num_processes))
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         deepspeed.init_distributed("gloo" if on_cpu else "nccl", auto_mpi_discovery=False)
         config = {
-            # It is asked for, and changes nothing here: micro-batches are cut and divided by the loss.
+            # Required, without effect here: micro-batches are already cut, and the loss is already divided.
             "train_micro_batch_size_per_gpu": 1,
             "gradient_clipping": max_grad_norm,
             "zero_optimization": {
@@ -56,7 +56,7 @@ class ZeroEngine(nn.Module):
                 "reduce_bucket_size": BUCKET,
                 "offload_optimizer": {"device": settings.offload},
             },
-            # Ours is fused AdamW there too, so that its state is the same tensors anywhere.
+            # Use fused AdamW on the CPU too, so that its state has the same tensors everywhere.
             "zero_force_ds_cpu_optimizer": False,
         }
         made: Any = deepspeed.initialize(model=_Outputs(policy), optimizer=adamw, config=config)
@@ -70,12 +70,12 @@ class ZeroEngine(nn.Module):
         self._start_state()
 
     def forward(self, *rows: Any) -> TokenFacts:
-        """What the policy says of ``rows``."""
+        """Return the policy's values for ``rows``."""
         return TokenFacts(**self._engine(*rows))
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Within it, gradients add up for a later backward pass; ZeRO-2 averages them all the same."""
+        """Let gradients add up for a later backward pass; ZeRO-2 averages them anyway."""
         self._engine.set_gradient_accumulation_boundary(False)
         try:
             yield
@@ -87,18 +87,18 @@ class ZeroEngine(nn.Module):
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def gradient_norm(self) -> float:
-        """Of the whole gradient before it is clipped; NaN if it is not finite. Every process must ask."""
+        """Return the whole gradient's norm before clipping; NaN if not finite. Every process must call this."""
         norm = float(self._zero.scaled_global_norm())
         return norm if norm >= 0 else math.nan
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Settings of the optimiser, by group."""
+        """Optimiser settings, by group."""
         groups: list[dict[str, Any]] = self._zero.param_groups
         return groups
 
     def step(self) -> None:
-        """Clip the gradient, then one step of AdamW."""
+        """Clip the gradient, then take one AdamW step."""
         self._engine.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -106,14 +106,14 @@ class ZeroEngine(nn.Module):
         self._zero.zero_grad(set_to_none=set_to_none)
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """AdamW's state, whole; empty before the first step. Every process must ask."""
+        """Return AdamW's whole state; empty before the first step. Every process must call this."""
         from deepspeed.utils import safe_get_full_optimizer_state as whole
 
         steps = self._zero.optimizer.state[self._flat[id(parameter)]][STEP]
         return {STEP: steps.clone(), **{name: whole(parameter, name) for name in MOMENTS}} if steps > 0 else {}
 
     def load_state(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
-        """Make ``state``, whole, that of ``parameter``; each process keeps its part."""
+        """Load the whole ``state`` of ``parameter``; each process keeps its part."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         self._zero.optimizer.state[self._flat[id(parameter)]][STEP].copy_(state[STEP])
@@ -121,9 +121,9 @@ class ZeroEngine(nn.Module):
             safe_set_full_optimizer_state(parameter, state[name], name)
 
     def _start_state(self) -> None:
-        """Give AdamW the state that it would make itself in its first step.
+        """Give AdamW the state that it would create in its first step.
 
-        DeepSpeed ties parameters to it once, after the first step of the first group, when other groups have none.
+        DeepSpeed links parameters to it once, after the first group's first step, when other groups have no state yet.
         """
         for flat in self._zero.single_partition_of_fp32_groups:
             moments = {name: torch.zeros_like(flat) for name in MOMENTS}
@@ -131,11 +131,11 @@ class ZeroEngine(nn.Module):
         self._zero._lazy_init_hp_params_optimizer_state()
 
     def take_up_weights(self) -> None:
-        """Step from the parameters as they are, changed from outside."""
+        """Continue from the parameters as they are after a change from outside."""
         self._zero.refresh_fp32_params()
 
     def release(self) -> None:
-        """Leave the parameters as if there had been no engine, each in memory of its own."""
+        """Restore the parameters as if there had been no engine, each in its own memory."""
         for group in self._zero.bit16_groups:
             for parameter in group:
                 parameter.data = parameter.data.clone()
@@ -143,13 +143,13 @@ class ZeroEngine(nn.Module):
 
 
 class _Outputs(nn.Module):
-    """A policy whose answer is a dict: DeepSpeed looks for tensors in containers, not in dataclasses."""
+    """A policy that returns a dict: DeepSpeed looks for tensors in containers, not in dataclasses."""
 
     def __init__(self, policy: TokenLogps | RowScores) -> None:
         super().__init__()
         self.policy = policy
 
     def forward(self, *rows: Any) -> dict[str, Any]:
-        """What the policy says of ``rows``."""
+        """Return the policy's values for ``rows``."""
         facts = self.policy(*rows)
         return {field.name: getattr(facts, field.name) for field in fields(facts)}

@@ -175,7 +175,7 @@ MISTAKES = {
     "single responses": (["pairs.path=marked.jsonl"], r"single responses marked good or bad"),
     "no such model": (["model.path=nowhere"], r"model.path: .*nowhere"),
     "all too long": (["max_tokens=8"], r"no pair is left to train on; dropped by cause:\n  long: 15"),
-    "no scores for margins": (["margin=rewards"], r"needs a reward of each response"),
+    "no scores for margins": (["margin=rewards"], r"needs a reward for each response"),
 }
 
 

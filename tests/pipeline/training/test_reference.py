@@ -94,7 +94,7 @@ def test_dispersion_is_the_scaled_negative_log_of_the_entropy() -> None:
     assert dispersions([0.5, 0.25]) == pytest.approx([2 / 3, 4 / 3])
     assert dispersions([0.5, 1.0 + 1e-7]) == pytest.approx([2, 0])
     assert dispersions([]) == []
-    with pytest.raises(RunError, match="as unsure as can be"):
+    with pytest.raises(RunError, match="entropy is maximal at every token"):
         dispersions([1.0, 1.0])
 
 

@@ -35,7 +35,7 @@ def test_the_first_step_compares_the_mean_over_the_tokens_of_the_whole_batch() -
     assert difference([shifted(short, 0.88), other, long], "bfloat16") == pytest.approx(0.88 / 44, abs=1e-5)
     with pytest.raises(RunError, match=r"by 0\.0273 nats .*, by 1\.2 in a response of example short0 \(allowed 1\)"):
         difference([shifted(short, 1.2), other, long], "bfloat16")
-    with pytest.raises(RunError, match=r"by 0\.11 nats a token \(allowed 0\.1\), by 0\.242 in .* example long"):
+    with pytest.raises(RunError, match=r"by 0\.11 nats per token \(allowed 0\.1\), by 0\.242 in .* example long"):
         difference([short, other, shifted(long, 0.242)], "bfloat16")
     with pytest.raises(RunError, match=r"by nan nats .* example short1"):
         difference([short, shifted(other, math.nan), long], "bfloat16")

@@ -152,7 +152,7 @@ def test_the_seed_alone_decides() -> None:
 
 def test_a_reference_that_is_not_the_policy_is_caught_at_the_first_step() -> None:
     pairs = pairs_with_reference(tiny_llama(seed=1), 4)
-    with pytest.raises(RunError, match=r"first step: .* differ by .* nats a token .* of example pair\d"):
+    with pytest.raises(RunError, match=r"first step: .* differ by .* nats per token .* of example pair\d"):
         fit(tiny_llama(), pairs, settings(), starts_at_reference=True)
 
 

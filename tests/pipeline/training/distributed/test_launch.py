@@ -104,7 +104,7 @@ def test_deepspeed_trains_the_policy_alone(preset: str, beside: bool, tmp_path: 
         launch = read_launch(RunConfig.model_validate(plain))
         assert launch is not None and launch.zero is not None and launch.zero.stage == 2
         return
-    with pytest.raises(UserError, match="DEEPSPEED trains the policy alone, but this loss trains heads or critics"):
+    with pytest.raises(UserError, match="DEEPSPEED trains only the policy, but this loss also trains heads or critics"):
         read_launch(RunConfig.model_validate(plain))
 
 
