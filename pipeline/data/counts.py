@@ -15,7 +15,7 @@ class Contents:
         held_out_pairs: pairs whose prompts are held out.
         desirable: single responses marked good.
         soft: pairs whose label is not certain; scored, with_priors, with_wins: pairs that have both scores, both
-            priors, a win probability; half_scored: pairs that have a score of chosen.
+            priors, a win probability; half_scored: pairs that have a score for chosen.
         neither: pairs with neither a win probability nor both scores.
     """
 

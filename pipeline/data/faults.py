@@ -165,7 +165,7 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
         yield "missing_eos", f"over {limit}, so without an end token: {', '.join(cut)}"
     merged = [name for name, text, _ in said if not chat.continues(messages, text)]
     if merged:
-        yield "not_a_prefix", f"the prompt's tokens change before: {', '.join(merged)}"
+        yield "not_a_prefix", f"the prompt's tokens change when followed by: {', '.join(merged)}"
     if not _equal([(name, text) for name, text, _ in said]) and (equal := _equal([(n, ids) for n, _, ids in said])):
         yield "identical_when_cut", f"{equal[0]} and {equal[1]} are the same tokens"
     whole = len(prompt_ids) + max((len(ids) for _, _, ids in said), default=0)

@@ -133,8 +133,8 @@ def _implicit(chosen: JsonValue, rejected: JsonValue, columns: Columns) -> tuple
         start = common_start(chosen, rejected)
         if not start.strip():
             raise FaultError(
-                f"no column {' or '.join(map(repr, columns.prompt_columns))}, and {names[0]} and {names[1]} begin with "
-                "nothing that could be the prompt"
+                f"no column {' or '.join(map(repr, columns.prompt_columns))}, and {names[0]} and {names[1]} share "
+                "no start that could be the prompt"
             )
         return (Message("user", start),), chosen[len(start) :], rejected[len(start) :]
     one, other = (_conversation(side, name) for side, name in zip((chosen, rejected), names, strict=True))

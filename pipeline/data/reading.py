@@ -46,7 +46,7 @@ def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
     """Yield the prompts of all rows, of pairs too; rows with the same prompt stay separate.
 
     Raises:
-        UserError: nothing there, or a file that is damaged as a whole.
+        UserError: no data, or a file that is damaged as a whole.
     """
     match data:
         case FileData() | DatasetData():
@@ -62,14 +62,14 @@ def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
 def read_preferences(data: FileData | DatasetData) -> Iterator[SourceRow[TextPreference]]:
     """Yield preferences in one of three forms, decided by the columns; a data set holds one form.
 
-    - Pairs: ``prompt``, ``chosen``, ``rejected``, with scores, votes, a soft label, win probabilities or priors where
+    - Pairs: ``prompt``, ``chosen``, ``rejected``, with scores, votes, a soft label, win probabilities or priors if
       the data has them. Chosen and rejected are texts, lists with the assistant's turn or the whole conversation, or
       transcripts; without a prompt column, the prompt is their common start.
     - Groups: ``prompt``, ``responses`` (a list), ``rewards`` (one for each).
     - Single responses: ``prompt``, ``completion``, ``label`` (true: good).
 
     Raises:
-        UserError: nothing there, or a file that is damaged as a whole.
+        UserError: no data, or a file that is damaged as a whole.
     """
     first: SourceRow[TextPreference] | None = None
     for row in _parsed(data, lambda record: preference_of(record, data)):

@@ -27,7 +27,7 @@ def write_json(file: Path, value: object, still: Callable[[], bool] = lambda: Tr
 
 
 def write_text(file: Path, text: str, still: Callable[[], bool] = lambda: True) -> None:
-    """Like ``write_json``, for text."""
+    """Write ``text`` as ``write_json`` writes a value."""
     scratch = file.with_name(file.name + ".tmp")
     with scratch.open("w", encoding="utf-8") as handle:
         handle.write(text)

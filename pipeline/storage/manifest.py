@@ -40,7 +40,7 @@ class DamagedError(RunError):
 
 @dataclass(frozen=True)
 class StageKey:
-    """What a stage's content depends on: its part of the config, the keys of its inputs, the seed."""
+    """The inputs that decide a stage's content: its part of the config, the keys of its inputs, the seed."""
 
     config: dict[str, JsonValue]
     inputs: dict[str, str]
@@ -57,10 +57,10 @@ class Manifest:
     """Record of a complete stage.
 
     Attributes:
-        seconds: wall time, resumed parts included.
+        seconds: wall time, including resumed parts.
         files: SHA-256 and bytes of each, by its path in the folder.
         made_from: ``sha256`` of the inputs' manifests, by title.
-        sha256: of all the other fields.
+        sha256: hash of all the other fields.
     """
 
     stage: str

@@ -60,7 +60,7 @@ class Steps:
         count: number of steps.
         modules: modules that the loss trains together with the policy.
         trained: everything that the steps change, except the loss's running statistics.
-        padded_because: why rows are padded; None: prompts are shared and nothing is.
+        padded_because: why rows are padded; None: prompts are shared and nothing is padded.
     """
 
     def __init__(

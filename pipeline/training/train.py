@@ -51,7 +51,7 @@ def train(
 
     Raises:
         UserError: no examples, an example without response tokens or without what the loss needs; no
-            reference model where one is needed; carried state that is missing or of another model.
+            reference model where one is needed; carried state that is missing or belongs to another model.
         NonFiniteError: loss or gradient is not finite, and the weights are those before the step; or the weights
             are not finite when they should be kept.
         SelfTestError: the first step's self-test failed.

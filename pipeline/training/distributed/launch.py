@@ -192,7 +192,9 @@ def _require_supported(file: Path, launch: Launch) -> None:
             f"{file}: fsdp_config.fsdp_activation_checkpointing: must be false; set training.gradient_checkpointing"
         )
     if launch.cpu and launch.sharding is not None and launch.sharding.offload:
-        raise UserError(f"{file}: fsdp_config.fsdp_offload_params: must be false with use_cpu: CPU memory holds all")
+        raise UserError(
+            f"{file}: fsdp_config.fsdp_offload_params: must be false with use_cpu: there is nothing to offload"
+        )
 
 
 def _require_fit(file: Path, launch: Launch, section: str, settings: Optimisation) -> None:
