@@ -86,6 +86,7 @@ def repeats(words: Sequence[str]) -> bool:
 
 
 def per_token(logps: Sequence[tuple[float, ...]]) -> float:
+    """Return the mean log-prob over all tokens of all sequences; 0 without tokens."""
     return sum(map(sum, logps)) / max(sum(map(len, logps)), 1)
 
 
