@@ -40,7 +40,7 @@ class ParameterCounts:
 
 @dataclass(frozen=True, slots=True)
 class TrainerMemory:
-    """What a training run holds at its peak, in bytes.
+    """Peak memory of a training run, in bytes.
 
     Attributes:
         parameters: the model's counts.

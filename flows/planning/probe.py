@@ -199,7 +199,7 @@ def classifier_parameters(path: str, *, trust_remote_code: bool = False) -> tupl
     """Return (parameters, hidden size) of the reward model ``path`` from its config alone.
 
     Raises:
-        UserError: no config there that names a known model.
+        UserError: no config of a known model there.
     """
     shape = model_shape(path, "scorer.path", trust_remote_code=trust_remote_code)
     with torch.device("meta"):
@@ -212,7 +212,7 @@ def model_shape(path: str, field: str, *, revision: str | None = None, trust_rem
     """The transformers config of a model folder or hub name, with dropout off; ``field`` is the setting with the path.
 
     Raises:
-        UserError: no config there that names a known model.
+        UserError: no config of a known model there.
     """
     try:
         settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)

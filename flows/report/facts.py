@@ -13,7 +13,7 @@ from pipeline.training.step_log import StepReport
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean and, where it is known, its 95 % interval."""
+    """A mean and, if known, its 95 % interval."""
 
     mean: float
     low: float | None = None
@@ -30,7 +30,7 @@ class PairFacts:
         dropped: number of candidates dropped, by cause; causes that dropped nothing are left out.
         margins: score differences of own pairs, or of the best and the worst response of own groups.
         margin: their mean; None without scores.
-        dispersion: −log Hn of each example, where the loss scales by it (MallowsPO, arXiv:2405.14953).
+        dispersion: −log Hn of each example, if the loss scales by it (MallowsPO, arXiv:2405.14953).
     """
 
     kind: str
@@ -105,7 +105,7 @@ class TrainingFacts:
 
 @dataclass(frozen=True, slots=True)
 class StageFacts:
-    """A complete stage. ``tokens``: sampled, or read in training; ``rate``: tokens a second, or rows without tokens.
+    """A complete stage. ``tokens``: sampled, or read in training; ``rate``: tokens (else rows) a second.
 
     ``memory``: peak bytes by place: ``process`` (resident, all its processes) and ``device``; empty if not known.
     """
@@ -184,7 +184,7 @@ class RoundFacts:
         return None
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """The 95 % interval of ``measured``, where there is one."""
+        """The 95 % interval of ``measured``, if there is one."""
         for source in self._sources():
             bounds = source.get(f"{name}_ci")
             if source.get(name) is not None and bounds:
@@ -206,7 +206,7 @@ class RoundFacts:
 
 
 def estimate(metrics: Mapping[str, Any], name: str) -> Estimate | None:
-    """The metric ``name`` with its interval ``NAME_ci``, where there is one."""
+    """The metric ``name`` with its interval ``NAME_ci``, if there is one."""
     mean = metrics.get(name)
     if mean is None:
         return None

@@ -42,7 +42,7 @@ def gate_reasons(judgement: Judgement, settings: Gate, measures: Measures, stand
 
 
 def _sayings(measures: Measures, standing: Standing) -> dict[str, str]:
-    """Of each rule the sentence when it is broken, with a place for its value."""
+    """The sentence for each rule if it is broken, with a place for its value."""
     base, best = f"round {standing.base}", f"round {standing.best}"
     gain = f"the training labeller sees a gain ({_wins(measures.get('win_rate_vs_base'))} over {base})"
     unseen = _wins(measures.get("second_win_rate_vs_base"))

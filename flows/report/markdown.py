@@ -220,7 +220,7 @@ def _value(value: object, form: str) -> str:
 
 
 def _interval(interval: Sequence[Any] | None, form: str) -> str:
-    """The ends of an interval; shares as whole per cents."""
+    """The ends of an interval; shares as whole percentages."""
     rounded = "{:.0%}" if form.endswith("%}") else form
     return f" ({rounded.format(interval[0])} to {rounded.format(interval[1])})" if interval else ""
 

@@ -211,7 +211,7 @@ def _differences(runs: Runs) -> Table | None:
 
 
 def _samples(runs: Runs) -> dict[str, Any] | None:
-    """Responses by prompt and place (run and round), for the page's script; places on the left and right at first."""
+    """Responses by prompt and place (run and round), for the page's script; and the two places that it shows first."""
     places = [
         (number, round_)
         for number, run in enumerate(runs)

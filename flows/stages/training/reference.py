@@ -62,7 +62,7 @@ class Pass:
 
 @dataclass(slots=True)
 class Origin:
-    """Where the passes came from: names of those from the cache, and those it gave wrongly, with the reason."""
+    """Where the passes came from: names of those from the cache, and the reasons for those refused from it."""
 
     cached: list[str] = field(default_factory=list)
     refused: dict[str, JsonValue] = field(default_factory=dict)
