@@ -78,7 +78,7 @@ def read_preferences(data: FileData | DatasetData) -> Iterator[SourceRow[TextPre
             assert first.value is not None
             if type(row.value) is not type(first.value):
                 what, other = FORMS[type(row.value)], FORMS[type(first.value)]
-                fault = f"{what}, but {first.place} is {other}; one form a data set"
+                fault = f"{what}, but {first.place} is {other}; a data set holds one form"
                 yield SourceRow(row.file, row.number, None, fault)
                 continue
         yield row
