@@ -1,4 +1,4 @@
-"""What a loss is computed from: token log-probabilities of the responses, and what else it declares that it needs."""
+"""Inputs of a loss: token log-probabilities of the responses, and whatever else the loss declares that it needs."""
 
 from dataclasses import dataclass, fields
 
@@ -8,23 +8,23 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One response of each pair, token by token. Only what the loss ``needs`` has to be there.
+    """One response of each pair, token by token. Only the fields that the loss ``needs`` must be given.
 
-    What stands where ``mask`` is false is never read. Everything but ``policy``, ``kl`` and what heads learn
-    (``weights``, ``kl_weights``, ``prior``) is taken as constant.
+    Values where ``mask`` is false are never read. All fields except ``policy``, ``kl`` and the outputs of heads
+    (``weights``, ``kl_weights``, ``prior``) are treated as constant.
 
     Attributes:
-        policy: [B, T] natural-log probabilities of the tokens under the policy that is trained.
-        mask: [B, T] bool, true at response tokens; lengths come from it alone.
+        policy: [B, T] natural-log probabilities of the tokens under the trained policy.
+        mask: [B, T] bool, true at response tokens; only it determines lengths.
         reference: [B, T] the same under the reference policy, [K, B, T] under K of them, or None.
         kl: [B, T] KL(π_ref ‖ π) over the whole vocabulary at each position, in nats.
         ref_entropy: [B, T] entropy of the reference over the whole vocabulary, in nats with the loss's
             ``dispersion.vocab_size``, else over log V.
         collision: [B, T] Σ_v π(v)² over the whole vocabulary.
-        weights: [B, T] what each token counts (TIS-DPO's weights, SparsePO's and MaPO's mask).
-        kl_weights: [B, T] what each token's KL counts, where it is not ``weights`` (independent masks).
+        weights: [B, T] weight of each token (TIS-DPO's weights, SparsePO's and MaPO's mask).
+        kl_weights: [B, T] weight of each token's KL, where it differs from ``weights`` (independent masks).
         edited: [B, T] bool, true at tokens that the other response does not share (BMC).
-        prior: [B, T] log ζ of each token where it is given; what a learned prior adds to the reference's.
+        prior: [B, T] log ζ of each token where it is given; for a learned prior, what it adds to the reference's.
     """
 
     policy: Tensor
@@ -60,7 +60,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairBatch:
-    """B pairs; ``rejected`` is None for a loss that reads one response only.
+    """B pairs; ``rejected`` is None for a loss that reads only one response.
 
     Attributes:
         chosen: the preferred responses. The two sides may differ in T.
@@ -68,13 +68,13 @@ class PairBatch:
         soft_label: [B] probability p that ``chosen`` is the better one; None: 1.
         reward_chosen, reward_rejected: [B] scores of a reward model.
         win_probability: [B] probability that ``chosen`` beats the policy's average answer (SPPO), or ``rejected``.
-        win_probability_rejected: [B] the same of ``rejected``; None: 1 − ``win_probability``.
+        win_probability_rejected: [B] the same for ``rejected``; None: 1 − ``win_probability``.
         dispersion: [B] d = −log φ(x) ≥ 0, large where people agree (MallowsPO).
         calibration: a response of the calibration policy to each prompt (VPO, XPO).
         value: [B] predicted reward of the prompt (HPO); carries the gradient of the value head.
-        critic_chosen, critic_rejected: [B] a critic's score of the policy's hidden states less its mean score of the
+        critic_chosen, critic_rejected: [B] a critic's score of the policy's hidden states minus its mean score of the
             reference's (GANPO); carry a gradient.
-        seeds: [B] int64, of lots drawn for a pair (SamPO, β-DPO); None: 0 … B − 1.
+        seeds: [B] int64, seeds of the random draws for a pair (SamPO, β-DPO); None: 0 … B − 1.
     """
 
     chosen: Side
@@ -134,7 +134,7 @@ class GroupBatch:
     Attributes:
         responses: K sides, the k-th response of every prompt; they may differ in T.
         rewards: [B, K].
-        present: [B, K] bool; false where a prompt has fewer than K responses. None: all are there.
+        present: [B, K] bool; false where a prompt has fewer than K responses. None: all are present.
     """
 
     responses: tuple[Side, ...]
@@ -156,7 +156,7 @@ class GroupBatch:
 Batch = PairBatch | UnpairedBatch | GroupBatch
 
 
-# e^30 is 1e13: far outside what training meets, and its square is still a float32.
+# e^30 is 1e13: far beyond values in training, and its square still fits a float32.
 LARGEST_EXPONENT = 30.0
 
 
@@ -171,7 +171,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """float16 and bfloat16 become float32; float32 and float64 stay as they are."""
+    """Convert float16 and bfloat16 to float32; leave float32 and float64 as they are."""
     return values.float() if values.dtype.itemsize < 4 else values
 
 
@@ -181,7 +181,7 @@ def constant(values: Tensor) -> Tensor:
 
 
 def bounded_exp(x: Tensor) -> Tensor:
-    """e^x, going on as its tangent from x = 30, so that value and gradient stay finite for any finite x.
+    """e^x, continued as its tangent from x = 30, so that value and gradient stay finite for any finite x.
 
     >>> bounded_exp(torch.tensor([0.0, 1e4])).isfinite().all()
     tensor(True)

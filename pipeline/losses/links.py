@@ -1,6 +1,6 @@
-"""The link f: from a margin z to a loss, decreasing at 0 (GPO, arXiv:2402.05749, table 1, and others).
+"""The link f, which turns a margin z into a loss, decreasing at 0 (GPO, arXiv:2402.05749, table 1, and others).
 
-Slopes at 0 differ (logistic −1/2, exponential −1, square −2 ...), so β is to be tuned anew with the link.
+Slopes at 0 differ (logistic −1/2, exponential −1, square −2 ...), so tune β again after changing the link.
 """
 
 import math
@@ -25,10 +25,10 @@ def mallows_phi(s: Tensor, dispersion: Tensor, smoothing: float) -> Tensor:
     Args:
         s: [B] scaled differences of scores.
         dispersion: [B] d ≥ 0 of each pair, kept within 0.001 and 50.
-        smoothing: half-width of the neighbourhood of 0 that is made smooth.
+        smoothing: half-width of the smoothed neighbourhood of 0.
     """
     given = s.dtype
-    # The differences below lose digits where d is small; there are only B of them.
+    # In float64, since the differences below lose digits where d is small; there are only B of them.
     s, d = s.double(), dispersion.detach().double().clamp(SMALLEST, LARGEST)
     border = torch.full_like(s, smoothing)
     value, slope = _log_odds(border, d), _slope(border, d)
@@ -79,7 +79,7 @@ def square(z: Tensor) -> Tensor:
 
 
 def squared_error(z: Tensor) -> Tensor:
-    """f(z) = z², of a margin that is the distance from a target."""
+    """f(z) = z², for a margin that is the distance from a target."""
     return z.square()
 
 
@@ -120,7 +120,7 @@ def hinge(z: Tensor, delta: float = 1.0) -> Tensor:
 
 
 def focal(z: Tensor, gamma: float) -> Tensor:
-    """f(z) = −σ(z)^γ log σ(z) (FocalPO, arXiv:2501.06645): pairs on the wrong side count for less."""
+    """f(z) = −σ(z)^γ log σ(z) (FocalPO, arXiv:2501.06645): pairs on the wrong side count less."""
     likelihood = logsigmoid(z)
     return -(gamma * likelihood).exp() * likelihood
 
@@ -180,13 +180,13 @@ def make_link(
     """f with its settings.
 
     Args:
-        settings: any but ``none``.
+        settings: any link except ``none``.
         dispersion: [B] d of each pair, for ``mallows_phi``.
         label_logit: [B] log p/(1 − p) of each pair's label, for ``reverse_kl``.
         label: [B] p of each pair, for ``rao_kupper``; None: 1.
 
     Raises:
-        ValueError: the link is ``none``, or what it reads is missing.
+        ValueError: the link is ``none``, or an input that it reads is missing.
     """
     match settings:
         case HingeLink():
@@ -206,7 +206,7 @@ def make_link(
                 raise ValueError("the link reverse_kl needs a label strictly between 0 and 1")
             return lambda z: reverse_kl(z, label_logit)
         case PlainLink(kind="none"):
-            raise ValueError("link: none is no function")
+            raise ValueError("link: none is not a function")
         case PlainLink():
             return LINKS[settings.kind]
 

@@ -1,4 +1,4 @@
-"""List heads: losses over K scored responses at once. K = 2 gives the loss on pairs back."""
+"""List heads: losses over K scored responses at once. With K = 2 they equal the loss on pairs."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,18 @@ from torch.nn.functional import logsigmoid
 from pipeline.config.loss.terms import HeadSettings, ListHead
 from pipeline.losses.batch import GroupBatch, PairBatch, constant
 
-# What stands for the logit of a response that is not there: e^−1e9 is 0 in every dtype.
+# Logit of a missing response: e^−1e9 is 0 in every dtype.
 ABSENT = -1e9
 
 
 def as_group(batch: PairBatch, head: HeadSettings) -> GroupBatch:
     """Pairs as groups of two.
 
-    Without rewards the chosen response is the better one for sure: all of the target's weight is on it. Only heads
-    that can do with that accept it.
+    Without rewards, the chosen response is better with certainty and gets all of the target's weight. Only some heads
+    accept that.
 
     Raises:
-        ValueError: no rejected responses, or no rewards where the head compares with them.
+        ValueError: no rejected responses, or no rewards where the head needs them.
     """
     if batch.rejected is None:
         raise ValueError("this loss needs rejected responses (PairBatch.rejected)")
@@ -33,7 +33,7 @@ def as_group(batch: PairBatch, head: HeadSettings) -> GroupBatch:
 
 
 def present_of(batch: GroupBatch) -> Tensor:
-    """[B, K] bool, which responses are there."""
+    """[B, K] bool, true where a response is present."""
     return torch.ones_like(batch.rewards, dtype=torch.bool) if batch.present is None else batch.present.bool()
 
 
@@ -41,9 +41,9 @@ def head_loss(scores: Tensor, batch: GroupBatch, head: HeadSettings) -> Tensor:
     """The loss of each group, [B].
 
     Args:
-        scores: [B, K] R = β s; what is absent is not read.
+        scores: [B, K] R = β s; absent responses are not read.
         batch: rewards and presence.
-        head: which, and the scale η of the rewards.
+        head: kind of loss, and the scale η of the rewards.
     """
     present = present_of(batch)
     rewards = constant(batch.rewards).to(scores.dtype)
@@ -81,7 +81,7 @@ def _log_softmax(values: Tensor, present: Tensor) -> Tensor:
 
 
 def _square_loo(scores: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
-    """½ Σ_k (own − mean of the others')² of score less reward (RPO, arXiv:2502.00203; RLOO's baseline)."""
+    """½ Σ_k (own − mean of the others')² of score minus reward (RPO, arXiv:2502.00203; RLOO's baseline)."""
     difference = (scores - wanted).masked_fill(~present, 0)
     count = present.sum(1, keepdim=True)
     others = (difference.sum(1, keepdim=True) - difference) / (count - 1)

@@ -1,4 +1,4 @@
-"""The loss: one formula, whose components are chosen by a ``Composition``.
+"""The loss: one formula with components that a ``Composition`` chooses.
 
 ::
 
@@ -9,8 +9,8 @@
                                                                                   f: the link    (arXiv:2402.05749)
     total     L + Σ_r λ_r Reg_r
 
-Over K responses a list head stands in the place of the links. Knows no trainer and no model. Nothing is reduced over
-the batch: whoever sums decides what to divide by.
+Over K responses, a list head replaces the links. This module knows no trainer and no model. It does not reduce over
+the batch: the caller sums and decides what to divide by.
 """
 
 import math
@@ -55,7 +55,7 @@ class LossOutput:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A loss by name. Call it with a ``PairBatch``, a ``GroupBatch`` or an ``UnpairedBatch``, as it is made for.
+    """A loss by name. Call it with the ``PairBatch``, ``GroupBatch`` or ``UnpairedBatch`` that it is made for.
 
     Attributes:
         needs: what it reads; ``sorted(loss.needs)`` lists optional fields of the batch.
@@ -69,11 +69,11 @@ class Loss:
         object.__setattr__(self, "needs", needs_of(self.composition))
 
     def __call__(self, batch: Batch, statistics: Mapping[str, float] | None = None) -> LossOutput:
-        """The loss of each pair, response or group, in float32, or float64 where the batch is.
+        """The loss of each pair, response or group, in float32, or in float64 if the batch is.
 
         Args:
-            batch: with what ``needs`` names.
-            statistics: of ``summarise``, for a loss that needs them; None: those of this batch alone.
+            batch: has the fields that ``needs`` names.
+            statistics: from ``summarise``, for a loss that needs them; None: those of this batch alone.
 
         Raises:
             ValueError: a response without tokens, or a part that the loss needs is missing.
@@ -89,7 +89,7 @@ class Loss:
         return self._of_single(batch, known) if isinstance(batch, UnpairedBatch) else self._of_pairs(batch, known)
 
     def observe(self, batch: Batch) -> Observed:
-        """What each pair of ``batch`` adds to the statistics: name -> [n], constant; empty if it needs none."""
+        """Contribution of each pair of ``batch`` to the statistics: name -> [n], constant; empty if none is needed."""
         if not self.needs.statistics or isinstance(batch, GroupBatch):
             return {}
         if isinstance(batch, PairBatch):
@@ -99,7 +99,7 @@ class Loss:
         return observe(batch, self.composition)
 
     def summarise(self, observed: Mapping[str, Tensor], state: Mapping[str, float]) -> tuple[State, State]:
-        """(statistics of the global batch, the state after it) of all pairs' ``observed`` and the state before it."""
+        """(statistics of the global batch, the state after it), from all pairs' ``observed`` and the state before."""
         return summarise(observed, state, self.composition)
 
     def _of_pairs(self, batch: PairBatch, statistics: Mapping[str, float]) -> LossOutput:
@@ -118,11 +118,11 @@ class Loss:
         if beside is not None:
             per_pair = per_pair + beside
             metrics["regulariser"] = beside.detach().mean()
-        # Rewards and the like may come in float64; the log-probabilities decide.
+        # Rewards and other inputs may be float64; the log-probabilities decide the dtype.
         return LossOutput(per_pair.to(at_least_float32(batch.chosen.policy).dtype), metrics)
 
     def _preference(self, batch: PairBatch, statistics: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """ω times the sum of all preference terms, [B], and what is worth watching of it."""
+        """ω times the sum of all preference terms, [B], and metrics of it."""
         parts = self.composition
         raw = scores((batch.chosen, self._rejected(batch)), parts, batch.seeds)
         shapes = [shaped(s, parts.shape, chosen) for s, chosen in zip(raw, (True, False), strict=True)]
@@ -142,7 +142,7 @@ class Loss:
         return value if omega is None else omega * value, _rewards(reward_w, reward_l)
 
     def _pair_weight(self, batch: PairBatch, gap: Tensor, statistics: Mapping[str, float]) -> Tensor | None:
-        """ω, [B]: how likely the policy makes the pair (WPO, arXiv:2406.11827), or who is kept (β-DPO)."""
+        """ω, [B]: how likely the policy makes the pair (WPO, arXiv:2406.11827), or which pairs are kept (β-DPO)."""
         parts = self.composition
         if parts.pair_weight == "policy":
             cap = math.inf if parts.pair_weight_cap is None else math.log(parts.pair_weight_cap)
@@ -236,7 +236,7 @@ def _likelihoods(sides: Mapping[str, Side | None]) -> dict[str, Tensor]:
 
 
 def _change(side: Side) -> Tensor | None:
-    """Mean of log π(y_t) − log π_ref(y_t) over a response, [B], constant; of several references the first."""
+    """Mean of log π(y_t) − log π_ref(y_t) over a response, [B], constant; uses the first of several references."""
     if side.reference is None:
         return None
     reference = side.reference if side.reference.ndim == 2 else side.reference[0]
@@ -269,8 +269,8 @@ __all__ = ["load_preset", "preset_names"]
 def load_preset(name: str, **overrides: object) -> Loss:
     """The loss of configs/loss/``name``.yaml with settings replaced by ``overrides``.
 
-    An override is a field of ``Composition`` (``beta``, ``link``), or a setting of one of its components by the name
-    alone where that is unique (``gamma``).
+    An override is a field of ``Composition`` (``beta``, ``link``), or a setting of one of its components, by name
+    alone if the name is unique (``gamma``).
 
     Raises:
         UserError: no such preset, an ambiguous name, or an override that the schema refuses.

@@ -21,7 +21,7 @@ from pipeline.losses.terms import reward_gap
 
 Statistics: TypeAlias = Mapping[str, float]
 
-# Below this a deviation says nothing: all pairs are alike, as they are at step 0.
+# A smaller deviation is meaningless: all pairs are alike, as at step 0.
 SMALLEST_DEVIATION = 1e-3
 
 
@@ -29,10 +29,10 @@ def margin_of(batch: PairBatch, loss: Composition, scale: Tensor | float, statis
     """m of each pair, [B] or one number, constant.
 
     Args:
-        batch: with what the margin reads.
-        loss: reads margin, prior and β.
+        batch: has the fields that the margin reads.
+        loss: its margin, prior and β are read.
         scale: β d of each pair.
-        statistics: of ``statistics.summarise``, for ``gap``.
+        statistics: from ``statistics.summarise``, for ``gap``.
     """
     match loss.margin:
         case NoMargin():

@@ -1,7 +1,7 @@
-"""The prior ζ: what a response's log-probability is measured against (MI-DPO, arXiv:2501.01544).
+"""The prior ζ, the baseline of a response's log-probability (MI-DPO, arXiv:2501.01544).
 
 DPO's prior is the reference policy; a loss without a reference has ζ = 1. A prior of whole responses (mixtures) is
-spread evenly over the response's tokens, so that every aggregation gives the response what is its own.
+spread evenly over the response's tokens, so that every aggregation gives the response its own value.
 """
 
 import torch
@@ -25,7 +25,7 @@ def log_priors(sides: tuple[Side, ...], prior: PriorSettings) -> tuple[Tensor, .
     """log ζ of each token of each side, [B, T] each.
 
     Raises:
-        ValueError: a side lacks the references, or the ``prior``, that are asked for.
+        ValueError: a side lacks the references, or the ``prior``, that it needs.
     """
     if isinstance(prior, HarmonicPrior):
         return _harmonic(sides, prior)
@@ -33,7 +33,7 @@ def log_priors(sides: tuple[Side, ...], prior: PriorSettings) -> tuple[Tensor, .
 
 
 def reference_of(side: Side, index: int = 0) -> Tensor:
-    """Log-probabilities under reference number ``index``, [B, T]. Raises ValueError if it is not there."""
+    """Log-probabilities under reference number ``index``, [B, T]. Raises ValueError if it is missing."""
     if side.reference is None:
         raise ValueError("this loss needs reference log-probabilities (Side.reference)")
     if side.reference.ndim == 2:
@@ -86,11 +86,11 @@ def _spread(whole: Tensor, side: Side) -> Tensor:
 
 
 def _harmonic(sides: tuple[Side, ...], prior: HarmonicPrior) -> tuple[Tensor, ...]:
-    """log ζ = −logsumexp_k(log a_k − log π_k) (MRPO, arXiv:2405.16388), of references clipped towards the first.
+    """log ζ = −logsumexp_k(log a_k − log π_k) (MRPO, arXiv:2405.16388), with references clipped towards the first.
 
-    The trust region is [(1 + e) log π_1, (1 − e) log π_1] with e the ``clip`` shared out over the two sides by the
-    size of the references' mean log-probability. Adaptive weights are by how far apart a reference puts the two
-    responses, each by its own confidence; the published code weighs each by the other's.
+    The trust region is [(1 + e) log π_1, (1 − e) log π_1], where e is the ``clip`` divided between the two sides in
+    proportion to the size of the references' mean log-probability. Adaptive weights grow with the distance that a
+    reference puts between the two responses, its own confidence; the published code uses the other reference's.
     """
     count = 2 if prior.weights == "adaptive" else len(prior.weights)
     whole = [_whole(side, count) for side in sides]

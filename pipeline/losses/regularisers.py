@@ -1,4 +1,4 @@
-"""Terms beside the preference terms."""
+"""Terms of a loss besides the preference terms."""
 
 import math
 
@@ -24,7 +24,7 @@ def nll(side: Side, aggregate: str = "mean") -> Tensor:
 
 
 def regularisers(batch: PairBatch, loss: Composition) -> Tensor | None:
-    """The sum of those that the loss has beside the likelihood term, [B]; None if there are none."""
+    """Sum of the loss's regularisers besides the likelihood term, [B]; None if it has no regulariser."""
     parts: list[Tensor] = []
     if loss.calibration is not None:
         parts.append(_calibration(batch, loss.calibration, loss.beta))
@@ -56,9 +56,9 @@ def _calibration(batch: PairBatch, settings: Calibration, beta: float) -> Tensor
 
 
 def advantage(batch: PairBatch, settings: Advantage) -> Tensor:
-    """λ · mean over the two responses of −e^((r − V)/τ) log π(y), and the fit of V, [B] (HPO, arXiv:2405.17956).
+    """λ · mean over the two responses of −e^((r − V)/τ) log π(y), plus the fit of V, [B] (HPO, arXiv:2405.17956).
 
-    The weight is capped and constant; V learns from the fit alone. Raises ValueError without rewards and values.
+    The weight is capped and constant; V learns only from the fit. Raises ValueError without rewards and values.
     """
     if batch.value is None or batch.reward_chosen is None or batch.reward_rejected is None or batch.rejected is None:
         raise ValueError("this loss needs rewards and values (PairBatch.reward_chosen, reward_rejected, value)")

@@ -17,8 +17,8 @@ def scores(sides: tuple[Side, ...], loss: Composition, seeds: Tensor | None = No
 
     Args:
         sides: chosen and rejected, the K responses of a group, or one.
-        loss: reads prior, weights, exponent, aggregate and kl.
-        seeds: [B] of lots.
+        loss: its prior, weights, exponent, aggregate and kl are read.
+        seeds: [B] seeds of the random draws.
     """
     priors = log_priors(sides, loss.prior)
     found = []
@@ -53,17 +53,17 @@ def _summed_kl(side: Side, loss: Composition, stop: bool) -> Tensor:
 
 
 def _product(weights: Tensor, values: Tensor, side: Side) -> Tensor:
-    """weights · values at response tokens, 0 elsewhere: what stands there may be NaN, and so would the gradient be."""
+    """weights · values at response tokens, 0 elsewhere, where values, and so the gradient, may be NaN."""
     mask, zero = side.mask.bool(), torch.zeros_like(values)
     return torch.where(mask, weights, zero) * torch.where(mask, values, zero)
 
 
-# Of a mean log-probability; nearer to 0 the odds of the likelihood overflow.
+# Largest mean log-probability; nearer to 0, the odds of the likelihood overflow.
 LIKELIEST = -1e-6
 
 
 def shaped(s: Tensor, shape: ShapeSettings, chosen: bool) -> Tensor:
-    """T(s) of chosen or of rejected responses, [B]. Finite for any finite s (exponentials go on as tangents)."""
+    """T(s) of chosen or rejected responses, [B]. Finite for any finite s (exponentials continue as tangents)."""
     match shape:
         case IdentityShape():
             return s
@@ -78,7 +78,7 @@ def shaped(s: Tensor, shape: ShapeSettings, chosen: bool) -> Tensor:
         case PlainShape(kind="exp"):
             return bounded_exp(s)
         case PlainShape(kind="relu_rejected"):
-            # At s = 0, where every run starts, the gradient has to pass: clamp would give the rejected side none.
+            # At s = 0, where every run starts, the gradient must pass: clamp would block it on the rejected side.
             return s if chosen else torch.where(s >= 0, s, torch.zeros_like(s))
         case _:
             raise ValueError(f"shape: {shape.kind} is not known")

@@ -1,8 +1,8 @@
-"""Statistics over the whole batch, and running ones, of the losses that read them.
+"""Statistics over the whole batch, and running ones, for the losses that read them.
 
-``observe`` gives what each pair contributes, ``summarise`` makes numbers of all pairs' contributions and of the state
-so far. Whoever trains passes the contributions of the *global* batch, so that neither micro-batches nor processes
-change the loss, and keeps the state in its checkpoints.
+``observe`` returns the contribution of each pair; ``summarise`` turns all contributions and the state so far into
+numbers. The trainer passes the contributions of the *global* batch, so that neither micro-batches nor processes change
+the loss, and keeps the state in its checkpoints.
 """
 
 import math
@@ -23,13 +23,13 @@ from pipeline.losses.weights import uniform
 Observed = dict[str, Tensor]
 State = dict[str, float]
 
-# β-DPO's code lets β fall no further.
+# Smallest β in β-DPO's code.
 SMALLEST_BETA = 1e-3
 
 
 @torch.no_grad()
 def observe(batch: PairBatch | UnpairedBatch, loss: Composition) -> Observed:
-    """What each pair (or response) adds to the statistics: name -> [n], constant."""
+    """Contribution of each pair (or response) to the statistics: name -> [n], constant."""
     if isinstance(batch, UnpairedBatch):
         return _observe_unpaired(batch, loss)
     assert batch.rejected is not None, "checked by the loss before"
@@ -51,9 +51,9 @@ def summarise(observed: Mapping[str, Tensor], state: Mapping[str, float], loss: 
     """(statistics for this batch, the state after it).
 
     Args:
-        observed: of ``observe``, all pairs of the global batch.
-        state: of the batch before; empty at the start.
-        loss: which statistics.
+        observed: from ``observe``, for all pairs of the global batch.
+        state: after the previous batch; empty at the start.
+        loss: determines which statistics.
     """
     statistics: State = {}
     after: State = {}
@@ -72,7 +72,7 @@ def summarise(observed: Mapping[str, Tensor], state: Mapping[str, float], loss: 
 
 
 def kept(gap: Tensor, lot: Tensor, statistics: Mapping[str, float]) -> Tensor:
-    """ω of β-DPO, [B]: 0 for pairs that are left out, for the others what keeps the mean over the batch theirs."""
+    """ω of β-DPO, [B]: 0 for pairs left out; the others are scaled up so that the batch mean is the mean over them."""
     if statistics["threshold"] == -math.inf:
         return torch.ones_like(gap)
     keys = _keys(gap, lot, statistics["gap_mean"], statistics["gap_std"])
@@ -88,9 +88,9 @@ def _observe_unpaired(batch: UnpairedBatch, loss: Composition) -> Observed:
 
 
 def _baselines(observed: Mapping[str, Tensor]) -> State:
-    """z0 = max(0, mean log-ratio of responses that do not belong), KTO (arXiv:2402.01306, equation 8).
+    """z0 = max(0, mean log-ratio of mismatched responses), KTO (arXiv:2402.01306, equation 8).
 
-    Of pairs, each side's is the mean of the other side, as the first code for pairs has it.
+    For pairs, each side uses the mean of the other side, as in the first code for pairs.
     """
     if "score" in observed:
         mean = _mean(observed["mismatched"]) if "mismatched" in observed else 0.0
@@ -113,11 +113,11 @@ def _running_reward(observed: Mapping[str, Tensor], state: Mapping[str, float], 
 
 
 def _running_gap(gap: Tensor, state: Mapping[str, float], momentum: float) -> State:
-    """Mean and deviation of log-ratio differences over the batches so far, older ones counting ``momentum`` for each.
+    """Mean and deviation of log-ratio differences over the batches so far, weighted by ``momentum`` for each later one.
 
-    Of the moments, not of the batches' deviations: the first batch of a round, where policy and reference are one and
-    all differences 0, says nothing about how far pairs lie apart later. Moving sums are divided by their weights, so
-    that they do not start at 0 either.
+    They come from running moments, not from the batches' deviations: in the first batch of a round, policy and
+    reference are equal and all differences 0, which does not predict the spread of later pairs. Moving sums are
+    divided by their weights, so that they do not start at 0 either.
     """
     found = {"gap_weight": 1.0, "gap_sum": _mean(gap), "gap_square": _mean(gap.double().square())}
     for name, value in found.items():
@@ -128,10 +128,10 @@ def _running_gap(gap: Tensor, state: Mapping[str, float], momentum: float) -> St
 
 
 def _batch_scale(observed: Mapping[str, Tensor], running: Mapping[str, float], scale: BatchScale, beta: float) -> State:
-    """β's factor 1 + α (mean − running mean), which keeps β at 0.001 or more, and who is left out.
+    """β's factor 1 + α (mean − running mean), which keeps β at 0.001 or more, and the threshold of kept pairs.
 
-    β-DPO, arXiv:2407.08639: pairs are kept without replacement, with weights that fall with the distance of their
-    log-ratio difference from the running mean like a normal density. Those that are kept count for all.
+    β-DPO, arXiv:2407.08639: pairs are kept without replacement, with weights that fall like a normal density with the
+    distance of their log-ratio difference from the running mean. The kept pairs stand for all.
     """
     mean, deviation = running["gap_mean"], running["gap_std"]
     factor = max(1 + scale.alpha * (_mean(observed["gap"]) - mean), SMALLEST_BETA / beta)
@@ -144,7 +144,7 @@ def _batch_scale(observed: Mapping[str, Tensor], running: Mapping[str, float], s
 
 
 def _keys(gap: Tensor, lot: Tensor, mean: float, deviation: float) -> Tensor:
-    """log(−log lot^(1/w)) turned so that large is kept: the largest keys are a weighted draw without replacement."""
+    """−log(−log lot^(1/w)), [n]: the pairs with the largest keys are a weighted draw without replacement."""
     distance = (gap.detach().double() - mean) / max(deviation, 1e-6)
     log_weight = -0.5 * distance.square()
     return log_weight - (-lot.double().log()).log()

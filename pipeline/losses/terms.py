@@ -1,4 +1,4 @@
-"""Preference terms: links of margins of the two scores, or of one of them alone."""
+"""Preference terms: links applied to margins of the two scores, or of one score alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class _Label:
 
 
 def label_of(batch: PairBatch, settings: LabelSettings) -> _Label:
-    """The label of each pair. Raises ValueError where rewards or win probabilities are asked for and missing."""
+    """The label of each pair. Raises ValueError if it needs rewards or win probabilities and they are missing."""
     match settings:
         case DataLabel():
             return _Label(None if batch.soft_label is None else constant(batch.soft_label))
@@ -69,7 +69,7 @@ def _win_probability(batch: PairBatch) -> Tensor:
 
 
 def pair_term(z: Tensor, loss: Composition, label: _Label, dispersion: Tensor | None) -> Tensor:
-    """p f(z) + (1 − p) f(−z) less the label's entropy, [B]; reverse_kl and rao_kupper have the label inside."""
+    """p f(z) + (1 − p) f(−z) minus the label's entropy, [B]; reverse_kl and rao_kupper read the label themselves."""
     link = make_link(loss.link, dispersion=dispersion, label_logit=label.logit, label=label.p)
     value = link(z) if loss.link.kind in ("reverse_kl", "rao_kupper") else _labelled(z, link, label)
     return value if label.entropy is None else value - label.entropy.to(value.dtype)
@@ -87,12 +87,12 @@ def one_sided_terms(
 
 
 def unpaired_terms(reward: Tensor, batch: UnpairedBatch, loss: Composition, statistics: Mapping[str, float]) -> Tensor:
-    """The terms of a marked response, [B]: those that read the chosen side if it is good, else the others."""
+    """The terms of a marked response, [B]: those of the chosen side if it is good, else those of the rejected side."""
     desirable = batch.desirable.bool()
     total = torch.zeros_like(reward)
     for term in loss.terms:
         if term.target == "win":
-            raise ValueError("single responses have no probability to win against the other of a pair")
+            raise ValueError("single responses have no probability of winning against the other of a pair")
         target = _shift(term, loss.beta, statistics)
         value = term.coefficient * make_link(term.link)((term.chosen + term.rejected) * reward - target)
         total = total + torch.where(desirable == (term.chosen != 0), value, torch.zeros_like(value))
@@ -116,5 +116,5 @@ def _shift(term: Term, beta: float, statistics: Mapping[str, float]) -> float:
         case "running_mean":
             return side * statistics["running_mean"]
         case "win":
-            raise ValueError("a win target belongs to a pair")
+            raise ValueError("a win target needs a pair")
     return term.target

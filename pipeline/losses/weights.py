@@ -1,4 +1,4 @@
-"""What each token counts in a score. The same weight stands before policy and prior."""
+"""Weights of the tokens in a score. Policy and prior get the same weight."""
 
 import torch
 from torch import Tensor
@@ -21,13 +21,13 @@ def token_weights(side: Side, other: Side | None, weights: WeightSettings, seeds
     """w of each token, [B, T]; None where all are 1.
 
     Args:
-        side: whose tokens.
+        side: the responses whose tokens are weighted.
         other: the other response of each pair, for weights that compare lengths.
-        weights: which, and their settings.
-        seeds: [B] of lots; None: 0 … B − 1.
+        weights: kind and settings.
+        seeds: [B] seeds of the random draws; None: 0 … B − 1.
 
     Raises:
-        ValueError: the side lacks what they are made of.
+        ValueError: the side lacks the inputs of the weights.
     """
     match weights:
         case EqualWeights():
@@ -54,7 +54,7 @@ def token_weights(side: Side, other: Side | None, weights: WeightSettings, seeds
 
 
 def kl_weights(side: Side, weights: WeightSettings) -> Tensor | None:
-    """What each token's KL counts, [B, T]; None where all count 1."""
+    """Weight of each token's KL, [B, T]; None where all are 1."""
     if not isinstance(weights, LearnedWeights | ActivationWeights):
         return None
     if isinstance(weights, ActivationWeights) or weights.masks == "common":
@@ -65,7 +65,7 @@ def kl_weights(side: Side, weights: WeightSettings) -> Tensor | None:
 
 
 def _places(side: Side) -> Tensor:
-    """[B, T] how many response tokens stand before each."""
+    """Number of response tokens before each token, [B, T]."""
     return side.mask.long().cumsum(-1) - side.mask.long()
 
 
@@ -82,7 +82,7 @@ def _required(other: Side | None) -> Side:
 
 
 def _subset(side: Side, other: Side, keep_end: bool, seeds: Tensor | None) -> Tensor:
-    """1 for as many tokens as the shorter side has, the lowest lots; the rest 0."""
+    """1 for the tokens with the lowest random draws, as many as the shorter side has; 0 for the rest."""
     mask = side.mask.bool()
     if seeds is None:
         seeds = torch.arange(len(mask), device=mask.device)
