@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 EXTRA  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: install quickstart test lint acceptance faults clean
+.PHONY: install quickstart test whole lint acceptance faults clean
 
 install: $(READY)
 
@@ -31,6 +31,10 @@ quickstart: $(READY)
 test: $(READY)
 	@# Most wait for other processes; those of a file share what is slow to set up. The longest files come first.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+whole: $(READY)
+	@# Slow, and rarely broken by a change elsewhere: whole runs, their schedules, their pages, kills.
+	$(BIN)/python -m pytest -m whole -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

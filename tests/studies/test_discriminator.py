@@ -27,6 +27,8 @@ from tests.studies.discriminator_arms import (
 from tests.studies.discriminator_plot import draw
 from tests.support.tiny_run import InventedResponses
 
+pytestmark = pytest.mark.whole
+
 SEED, BUDGET = 3, 8
 # Gold counts barns, of which every prompt's responses hold some and lack some.
 TINY = [

@@ -22,6 +22,8 @@ from tests.support.prefloop_up import Up, started_up
 from tests.support.readme import commands
 from tests.support.tiny_model import save_tiny_model
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:

@@ -17,6 +17,8 @@ from pipeline.storage.run_folder import RunFolder
 from tests.support.places import ROOT
 from tests.support.tiny_loop import prefloop
 
+pytestmark = pytest.mark.whole
+
 EARLIER = ROOT / "tests" / "fixtures" / "earlier_version"
 MODES = ("offline", "iterative")
 # Stages that are complete in the fixture, and all that the finished run has.

@@ -13,6 +13,8 @@ import pytest
 from tests.faults.fire import Fire, Kill, prefloop_run
 from tests.faults.results import results
 
+pytestmark = pytest.mark.whole
+
 # In the order in which a run comes by.
 KILLS = [
     Kill("parent", "write", path="config.yaml"),

@@ -25,6 +25,8 @@ from tests.support.browser import CHROMIUM, Browser
 from tests.support.places import ROOT
 from tests.support.tiny_model import save_tiny_model
 
+pytestmark = pytest.mark.whole
+
 TITLE = "tiny · iterative · 2 rounds"
 SECRET = "correct-horse-battery-staple"
 REWARDS = """

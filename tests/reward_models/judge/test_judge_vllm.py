@@ -32,6 +32,8 @@ from tests.support.places import ROOT
 from tests.support.tiny_model import save_tiny_model, tiny_tokenizer
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train
 
+pytestmark = pytest.mark.whole
+
 VOCABULARY = len(tiny_tokenizer())  # a random model knows no letter that it would rather answer with: all are asked for
 CONTEXT = 4096  # the question alone has some 1,600 bytes, and the tokenizer little more than bytes
 

@@ -14,6 +14,8 @@ from flows.workers.messages import TRAINER, Done, RunStage, StageProgress, Train
 from pipeline.errors import RunError
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context
 
+pytestmark = pytest.mark.whole
+
 STAGES = ("gold", "discriminator", "labels")
 TIMED = ("history.json", "steps.jsonl")
 # Slow enough to be killed at work; every response that it is asked for is a line of its own.
