@@ -1,9 +1,9 @@
-"""The one place where messages become token ids, for sampler, trainer and data sets alike.
+"""Conversion of messages to token ids, the only one, for sampler, trainer and data sets.
 
 Knows templates, BOS and end tokens; knows no engine and no loss. Departs from
-``apply_chat_template(tokenize=True)`` in three ways: exactly one BOS whatever tokenizer and
-template do; a response is tokenised behind its prompt, so the prompt's ids are always a prefix of
-prompt + response; and an end token is put only where the model (or author) stopped.
+``apply_chat_template(tokenize=True)`` in three ways: there is exactly one BOS, whatever tokenizer
+and template do; a response is tokenised after its prompt, so the prompt's ids are always a prefix
+of prompt + response; and an end token is added only where the model (or author) stopped.
 """
 
 import json
@@ -18,7 +18,7 @@ from pipeline import config
 from pipeline.errors import UserError
 from pipeline.types import Message, content_hash
 
-# Files of which a tokenizer folder has at least one (transformers would otherwise build an empty tokenizer).
+# A tokenizer folder has at least one of these files (otherwise transformers would build an empty tokenizer).
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -32,15 +32,15 @@ _MARK = "prefloopresponse"
 
 
 class Chat:
-    """Messages to prompt ids, response texts to ids, ids to text.
+    """Converter from messages to prompt ids, from response texts to ids, and from ids to text.
 
     Attributes:
         end_ids: every id that ends an assistant turn: the tokenizer's EOS, those of the model's
             generation config, the template's end-of-turn token.
-        end_id: the one of ``end_ids`` that this chat's format puts behind an assistant turn.
-        special_ids: every id that stands for no text.
-        bos_id: what stands before a prompt, if the tokenizer has it.
-        template_hash: changes whenever the same messages could give other ids.
+        end_id: the one of ``end_ids`` that this chat's format puts after an assistant turn.
+        special_ids: every id that does not represent text.
+        bos_id: the id before a prompt, if the tokenizer has one.
+        template_hash: changes whenever the same messages could give different ids.
     """
 
     def __init__(self, tokenizer: Any, settings: config.ChatSettings, model_end_ids: Sequence[int] = ()) -> None:
@@ -76,7 +76,7 @@ class Chat:
         )
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids up to where the assistant's turn begins, with one BOS in front if the tokenizer has one.
+        """Ids up to the start of the assistant's turn, with one BOS in front if the tokenizer has one.
 
         Raises:
             UserError: the template refuses these messages (an unknown role order, say).
@@ -88,25 +88,25 @@ class Chat:
         return self._with_one_bos(ids)
 
     def response_ids(self, messages: Sequence[Message], text: str, finished: bool = True) -> tuple[int, ...]:
-        """Ids of ``text`` as the assistant's answer to ``messages``, one end token last if ``finished``.
+        """Ids of ``text`` as the assistant's answer to ``messages``, with a final end token if ``finished``.
 
-        Special tokens spelled out in ``text`` stay text. More than ``max_response_tokens`` ids are cut
-        at the right, and then there is no end token.
+        Special tokens spelled out in ``text`` stay text. Ids beyond ``max_response_tokens`` are cut,
+        and the end token with them.
         """
         tail, answer = self._prompt_tail(messages), self._lead + text
         before = self._encode(tail, literal=True)
         joined = self._encode(tail + answer, literal=True)
-        # A tokenizer that merges across the border gives another prefix: then the answer is encoded by itself.
+        # If the tokenizer merges across the border, the prefix differs; then the answer is encoded by itself.
         together = joined[: len(before)] == before
         content = joined[len(before) :] if together else self._encode(answer, literal=True)
         ids = content + ([self.end_id] if finished else [])
         return tuple(ids[: self._settings.max_response_tokens])
 
     def continues(self, messages: Sequence[Message], text: str) -> bool:
-        """Whether the prompt's ids are those that prompt and response begin with when they are rendered together.
+        """Whether the ids of prompt and response, rendered together, begin with the prompt's ids.
 
-        Not so where the template renders a prompt in another way once it is answered, or where the tokenizer merges
-        the prompt's last characters with the response's first.
+        False if the template renders an answered prompt differently, or if the tokenizer merges the prompt's last
+        characters with the response's first.
         """
         if self.uses_template:
             whole = self._encode(self._render([*messages, Message("assistant", text)], generation_prompt=False))
@@ -130,7 +130,7 @@ class Chat:
         return has_one and self._settings.template != "plain"
 
     def _probe_template(self) -> tuple[str, int | None]:
-        """What the template puts before an assistant's text, and the special token it puts behind."""
+        """Return the template's text before an assistant's text, and its special token after it."""
         turn = [Message("user", "x")]
         prompt = self._render(turn, generation_prompt=True)
         whole = self._render([*turn, Message("assistant", _MARK)], generation_prompt=False)
@@ -143,7 +143,7 @@ class Chat:
         return lead, (special[0] if special else None)
 
     def _prompt_tail(self, messages: Sequence[Message]) -> str:
-        """The prompt's text behind its last special token: what the response's first token may depend on."""
+        """The prompt's text after its last special token, on which the response's first token may depend."""
         if not self.uses_template:
             return "\n".join(m.content for m in messages)
         text = self._render(messages, generation_prompt=True)

@@ -1,6 +1,6 @@
-"""What a sequence classifier says of rows of tokens: one reward each.
+"""Rewards of a sequence classifier, one for each row of tokens.
 
-Decoder classifiers (Llama, Qwen2, GPT-2 and their like) put a linear ``score`` on the hidden state of the last token.
+Decoder classifiers (Llama, Qwen2, GPT-2 and similar) apply a linear ``score`` to the hidden state of the last token.
 They take packed streams, so that a prompt is computed once for all of its responses. Others get padded rows.
 """
 
@@ -19,11 +19,11 @@ from pipeline.models.token_logps import ROUNDING, Precision, TokenFacts, plain_m
 class RowScores(nn.Module):
     """A sequence classifier as a module from token ids to rewards.
 
-    A module of its own, as ``TokenLogps`` is, which it can stand in for: the sum of its ``forward`` over a response is
-    the reward of the row.
+    A separate module, like ``TokenLogps``, which it can replace: the sum of its ``forward`` over a response is the
+    reward of the row.
 
     Attributes:
-        padded_because: why rows are padded; None: prompts are shared and nothing is.
+        padded_because: why rows are padded; None: prompts are shared, without padding.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RowScores(nn.Module):
         """See the class.
 
         Args:
-            model: of transformers, for sequence classification.
+            model: a transformers model for sequence classification.
             outputs: the reward is the sum of these logits, each times its weight.
             dtype: of matrix products (autocast) where the weights are float32.
             share_prompts: take packed streams, where the model can.
@@ -42,7 +42,7 @@ class RowScores(nn.Module):
         self.outputs = dict(outputs)
         self.dtype = dtype
         self.padded_because: str | None = "packing is off"
-        # What computes no more than the ends of rows.
+        # Modules that compute only the ends of rows.
         self._narrow: tuple[nn.Module, ...] = ()
         if share_prompts:
             self.padded_because = _why_padded(plain_model(model))
@@ -50,12 +50,12 @@ class RowScores(nn.Module):
                 self._narrow = position_wise(plain_model(model).base_model)
 
     def forward(self, ids: Tensor, mask: Tensor, packed: Packed | None = None) -> TokenFacts:
-        """The rewards of rows in the form in which losses read responses.
+        """Rewards of rows, in the form that losses read.
 
         Args:
             ids: [R, T], padded at the right.
-            mask: [R, T] bool, true at response tokens, of which each row has one at least.
-            packed: the same rows as one stream, which is then what the model is given.
+            mask: [R, T] bool, true at response tokens; each row has at least one.
+            packed: the same rows as one stream, which the model then gets instead.
 
         Returns:
             facts whose ``policy`` [R, T] is the reward at the last token of a response and 0 elsewhere.
@@ -84,7 +84,7 @@ class RowScores(nn.Module):
             return self._mixed(self.model(**arguments).logits)
 
     def _pooled(self, arguments: dict[str, Any], ends: Any) -> Tensor:
-        # Not through the model's own ``forward``, which takes padding to begin wherever its id stands.
+        # Not the model's own ``forward``, which assumes that padding begins at the first padding id.
         model = plain_model(self.model)
         states = model.base_model(**arguments, use_cache=False).last_hidden_state
         return self._mixed(model.score(ends(states)))
@@ -92,7 +92,7 @@ class RowScores(nn.Module):
     def _mixed(self, logits: Tensor) -> Tensor:
         weights = logits.new_zeros(logits.shape[1], dtype=torch.float32)
         weights[list(self.outputs)] = weights.new_tensor(list(self.outputs.values()))
-        # No matrix product, which autocast would round to 16 bits.
+        # Not a matrix product, which autocast would round to 16 bits.
         return (logits.float() * weights).sum(-1)
 
     def _autocast(self, device: torch.device) -> torch.autocast:
@@ -100,9 +100,9 @@ class RowScores(nn.Module):
 
 
 def padding_id(model: Any) -> int | None:
-    """The id behind which a decoder classifier sees no more of a row; None where there is none.
+    """The id after which a decoder classifier ignores the rest of a row; None if it has no such id.
 
-    Such a model pools at the last token that has another id, even where the text itself ends with this one.
+    Such a model pools at the last token with another id, even if the text itself ends with this one.
     """
     plain = plain_model(model)
     if not _pools_at_the_end(plain):
@@ -116,7 +116,7 @@ def _pools_at_the_end(model: Any) -> bool:
 
 
 def _why_padded(model: Any) -> str | None:
-    """Why prompts cannot be shared; None, and the model attends that way, if they can."""
+    """Why prompts cannot be shared; if they can, switch the model to shared attention and return None."""
     if not _pools_at_the_end(model):
         return f"{type(model).__name__} has no linear score at the last token"
     reason = why_not_shared(model.base_model)

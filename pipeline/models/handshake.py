@@ -1,10 +1,10 @@
 """The weight handshake: does the sampling engine hold the weights that the trainer wrote?
 
-After each load or swap of weights the engine scores fixed probe tokens, and the result is compared
-with what the training model itself gave for them. Engines do report success and sample from stale
-weights: vLLM 0.32.0 leaves the output head behind when it reloads a model with tied embeddings.
-In 16 bits rounding alone differs by more than a round of small steps moves the policy, so an engine
-that is not fresh is also compared with what it gave for the weights that it held before. Torch-free.
+After each load or swap of weights, the engine scores fixed probe tokens, and the scores are compared
+with the training model's own. Engines can report success and still sample from stale weights: vLLM
+0.32.0 leaves the output head behind when it reloads a model with tied embeddings. In 16 bits,
+rounding alone causes larger differences than a round of small steps, so an engine that is not fresh
+is also compared with its scores for the weights that it held before. Torch-free.
 """
 
 import json
@@ -30,8 +30,8 @@ class Tolerance:
 
 
 # Between two implementations of one model in that precision. bfloat16 keeps 8 bits, so a logit near
-# 20 is rounded by up to 0.06 and a whole forward pass by several times that on single tokens; the
-# mean is where stale weights show there.
+# 20 is rounded by up to 0.06 and a whole forward pass by several times that on single tokens; there,
+# stale weights show in the mean.
 TOLERANCES = {"float32": Tolerance(2e-3, 5e-4), "float16": Tolerance(0.25, 0.05), "bfloat16": Tolerance(1.0, 0.15)}
 
 
@@ -44,8 +44,8 @@ class Probe:
     dtype: str
 
 
-# Below this mean difference, in nats a token, two probes are the same weights: float32 sums taken in
-# another order differ by less.
+# Below this mean difference, in nats a token, two probes come from the same weights: float32 sums in
+# a different order differ by less.
 SAME_WEIGHTS = 1e-5
 # What float32 arithmetic may add to an engine's measured noise, in nats a token.
 _ROUNDING = 1e-4
@@ -53,7 +53,7 @@ _ROUNDING = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What an engine gave for the probe of the weights that it was last found to hold."""
+    """An engine's scores for the probe of the last weights that it was found to hold."""
 
     probe: Probe
     scores: tuple[tuple[float, ...], ...]
@@ -73,8 +73,8 @@ def check_weights(sampler_scores: Logprobs, trainer_scores: Logprobs, dtype: str
     """Largest absolute difference of the two sides' log-probabilities, in nats.
 
     Args:
-        sampler_scores: what the engine gave for each probe sequence, tokens 1..T-1.
-        trainer_scores: what the training model gave, same shape.
+        sampler_scores: the engine's scores of each probe sequence, tokens 1..T-1.
+        trainer_scores: the training model's scores, same shape.
         dtype: the coarser of the two sides' precisions.
 
     Raises:
@@ -101,20 +101,20 @@ def check_swap(held: Held, scores: Logprobs, probe: Probe) -> None:
     """Refuse an engine whose weights did not move as the policy did.
 
     Rounding differs little between an engine's answers before and after one round, so its size is known
-    from ``held`` and movements far below the tolerance of ``check_weights`` show. Stale is an engine
+    from ``held``, and movements far below the tolerance of ``check_weights`` show. An engine is stale if
 
-    - whose scores are identical although the policy moved, or
-    - that is off by more than twice its noise where the policy moved by more than that, or
-    - that went less than half the policy's way, where the noise leaves no doubt about that: with
+    - its scores are identical although the policy moved, or
+    - it is off by more than twice its noise and the policy moved by more than that, or
+    - it covered less than half of the policy's way, and the noise leaves no doubt about that: with
       d = the policy's movement and e = the engine's, the share e.d / d.d is 1 for the new weights and 0
-      for the old ones, with a standard error of at most sqrt(2) noise / |d|, of which half the way is three.
+      for the old ones, with a standard error of at most sqrt(2) noise / |d|; half the way is three of them.
 
-    Nothing is compared where the two probes have different sequences or the policy did not move.
+    Nothing is compared if the two probes have different sequences or the policy did not move.
 
     Args:
-        held: before the swap; passed ``check_weights``.
-        scores: after the swap, for ``probe.sequences``; passed ``check_weights``.
-        probe: of the new weights.
+        held: scores before the swap, which passed ``check_weights``.
+        scores: scores after the swap, for ``probe.sequences``, which passed ``check_weights``.
+        probe: the probe of the new weights.
 
     Raises:
         RunError: the engine still holds the old weights, or a part of them.
@@ -143,7 +143,7 @@ def check_swap(held: Held, scores: Logprobs, probe: Probe) -> None:
 
 
 def coarser_dtype(one: str, other: str) -> str:
-    """The precision of the two that has the larger rounding error."""
+    """The one of two precisions that has the larger rounding error."""
     return max(one, other, key=lambda dtype: TOLERANCES[dtype].largest)
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters: one explicit life cycle. Added fresh at the start of a round, merged when saved."""
+"""LoRA adapters: added fresh at the start of a round, merged when the policy is saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 
 
 def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
-    """``model`` with a new low-rank adapter, alone trainable (LoRA, arXiv:2106.09685).
+    """Add a new low-rank adapter to ``model``; only the adapter is trainable (LoRA, arXiv:2106.09685).
 
     B starts at 0, so the policy starts as ``model``. Returns a peft model.
 
@@ -38,7 +38,7 @@ def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
 
 @contextmanager
 def adapter_off(model: Any) -> Iterator[None]:
-    """Within it, the peft model ``model`` is what it was before the adapter, in evaluation mode."""
+    """Switch the adapter of the peft model ``model`` off within the context, in evaluation mode."""
     training = model.training
     model.eval()
     try:
@@ -49,7 +49,7 @@ def adapter_off(model: Any) -> Iterator[None]:
 
 
 def merge_adapter(model: Any) -> PreTrainedModel:
-    """The plain model with the adapter's change added to its weights; ``model`` itself if it has none."""
+    """Merge the adapter into the weights and return the plain model; ``model`` itself if it has no adapter."""
     if isinstance(model, PreTrainedModel):
         return model
     merged: PreTrainedModel = model.merge_and_unload()

@@ -1,6 +1,6 @@
-"""The output head of a language model, in chunks: what is asked of full-vocabulary softmaxes, never all logits at once.
+"""The output head of a language model, in chunks: quantities of full-vocabulary softmaxes, never all logits at once.
 
-Logits of a chunk are made again in the backward pass.
+The backward pass computes the logits of a chunk again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 # Logits of one model held at once: 2**25 float32 values, 128 MiB.
 CHUNK_ELEMENTS = 2**25
 
-# Of these, how many are worked on at once on CPU: 1 MiB, which stays in cache.
+# Logits processed at once on CPU: 1 MiB, which stays in cache.
 CACHED_ELEMENTS = 2**18
 
 FINAL_CAP = "final_logit_softcapping"
@@ -24,7 +24,7 @@ _Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
-    """Logits of a decoder's last hidden states: x = factor · linear, or cap · tanh(x / cap) where there is a cap."""
+    """Logits of a decoder's last hidden states: x = factor · linear, or cap · tanh(x / cap) if there is a cap."""
 
     linear: nn.Linear
     factor: float = 1.0
@@ -40,14 +40,14 @@ class OutputHead:
 
 @torch.no_grad()
 def output_head(model: Any) -> OutputHead | None:
-    """How the transformers model ``model`` makes logits of its decoder's last hidden states; None if that is not known.
+    """Find how the transformers model ``model`` turns its decoder's last hidden states into logits; None if unknown.
 
-    Asked of the model itself: of the ways that its configuration may mean, the one that gives its logits.
+    A trial decides: of the candidates that the configuration allows, the one that reproduces the model's logits.
     """
     linear = model.get_output_embeddings()
     plain = linear if isinstance(linear, nn.Linear) else _under_adapter(linear)
     settings = model.config.get_text_config().to_dict()
-    # A cap does not show in small logits, so one that is not known is not put to the test.
+    # A cap does not show in small logits, so a trial cannot reveal an unknown one.
     caps = {name for name, value in settings.items() if "softcap" in name and value}
     if not isinstance(plain, nn.Linear) or caps - {FINAL_CAP, "attn_logit_softcapping"}:
         return None
@@ -66,22 +66,22 @@ def output_head(model: Any) -> OutputHead | None:
 
 
 def _under_adapter(linear: Any) -> Any:
-    """The layer that an adapter has taken the place of; ``linear`` itself where it is no adapter."""
-    # Seconds of import, which a run without adapters need not wait for.
+    """The layer that an adapter has replaced; ``linear`` itself if it is not an adapter."""
+    # Imported here: the import takes seconds, which a run without adapters can save.
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return linear.get_base_layer() if isinstance(linear, BaseTunerLayer) else linear
 
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:
-    """The same up to rounding to the dtype that a model may have."""
+    """Whether both are equal up to rounding in the model's dtype."""
     rounding = 1e-3 if theirs.dtype.itemsize >= 4 else 1e-2
     return ours.shape == theirs.shape and torch.allclose(ours.float(), theirs.float(), rtol=rounding, atol=1e-5)
 
 
 @dataclass(frozen=True, slots=True)
 class HeadInput:
-    """N softmaxes of a model that is not made yet: ``head`` of a slice of ``states`` [N, H] is that slice's logits."""
+    """N softmaxes not computed yet: ``head`` of a slice of ``states`` [N, H] gives that slice's logits."""
 
     head: _Head
     states: Tensor
@@ -89,7 +89,7 @@ class HeadInput:
 
 @dataclass(frozen=True, slots=True)
 class Softmaxes:
-    """What is known of N softmaxes over the vocabulary, [N] float32 each; None where it was not asked for.
+    """Quantities of N softmaxes over the vocabulary, [N] float32 each; None if not requested.
 
     Attributes:
         logps: natural-log probability of the target.
@@ -119,10 +119,10 @@ def softmaxes(
     Args:
         model: gradients flow into its head and states.
         targets: [N] token ids.
-        vocabulary: logits of one softmax.
+        vocabulary: number of logits of one softmax.
         reference: no gradient flows into it; with it, ``kl`` is computed.
-        collision, entropy: whether they are computed.
-        elements: logits of one model that are held at once where N needs more than one chunk.
+        collision, entropy: whether to compute them.
+        elements: logits of one model held at once if N needs more than one chunk.
     """
 
     chunk = _Chunk(model.head, None if reference is None else reference.head, collision, entropy)
@@ -143,7 +143,7 @@ def softmaxes(
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """What is asked of n softmaxes that are held at once."""
+    """Computation on n softmaxes held at once."""
 
     head: _Head
     reference_head: _Head | None
@@ -161,14 +161,14 @@ class _Chunk:
         divergence = None
         if theirs is not None and self.reference_head is not None:
             divergence = _divergence(ours, self.reference_head, theirs)
-        # Last, so that the backward pass, which stops making things again when it has what it needs, leaves it out.
+        # Last, so that the backward pass skips it: it stops recomputing once it has what it needs.
         moments = _moments(ours, self.collision, self.entropy)
         return ours.gather(1, targets.unsqueeze(1)).squeeze(1), divergence, moments
 
 
 class _PickedLogps(torch.autograd.Function):
-    """Cross-entropy in blocks of rows that stay in the processor's cache: nothing of the size of the logits is made,
-    not even their gradient, which takes their place.
+    """Cross-entropy in blocks of rows that stay in the processor's cache. It allocates nothing as large as the logits,
+    not even their gradient, which overwrites them.
     """
 
     @staticmethod
@@ -184,9 +184,9 @@ class _PickedLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, found = ctx.saved_tensors
-        # In the logits' own room: nothing else keeps them, and a second backward pass finds them changed and refuses.
+        # In place: nothing else keeps the logits, and a second backward pass finds them changed and fails.
         for rows in _blocks(logits):
-            # In float32 where logits are halves, so that the difference is exact.
+            # In float32 if logits have 16 bits, so that the difference is exact.
             wide, of_row = _at_least_float32(logits[rows]), gradients[0][rows].unsqueeze(1)
             target = targets[rows].unsqueeze(1)
             normaliser = wide.gather(1, target) - found[rows].unsqueeze(1)
@@ -195,7 +195,7 @@ class _PickedLogps(torch.autograd.Function):
 
 
 def _picked(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probabilities [n] of ``targets``, float32 or better, of ``logits`` [n, V]."""
+    """Log-probabilities [n] of ``targets``, float32 or better, from ``logits`` [n, V]."""
     found: Tensor = _PickedLogps.apply(logits, targets)  # type: ignore[no-untyped-call]
     return found
 
@@ -207,7 +207,7 @@ def _blocks(logits: Tensor) -> Iterator[slice]:
 
 
 def _divergence(ours: Tensor, head: _Head, states: Tensor) -> Tensor:
-    """KL(reference ‖ model), [n], of the model's log-softmax ``ours`` [n, V] and the reference's head and states."""
+    """KL(reference ‖ model), [n], from the model's log-softmax ``ours`` [n, V] and the reference's head and states."""
     with torch.no_grad():
         theirs = _at_least_float32(head(states)).log_softmax(-1)
     return (theirs.exp() * (theirs - ours)).sum(-1)
@@ -215,7 +215,7 @@ def _divergence(ours: Tensor, head: _Head, states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _moments(logps: Tensor, collision: bool, entropy: bool) -> Tensor | None:
-    """Σ p² and −Σ p log p of log-softmaxes [n, V], [n, 2]; zeros for what is not asked for."""
+    """Σ p² and −Σ p log p of log-softmaxes [n, V], [n, 2]; zeros for those not requested."""
     if not collision and not entropy:
         return None
     p = logps.exp()

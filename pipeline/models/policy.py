@@ -1,4 +1,4 @@
-"""Policies on disk: Hugging Face folders, safetensors only, with the tokenizer and a weight probe beside."""
+"""Policies on disk: Hugging Face folders, safetensors only, with the tokenizer and a weight probe."""
 
 import math
 import shutil
@@ -20,9 +20,9 @@ from pipeline.models.handshake import probe_sequences, write_probe
 from pipeline.models.lora import merge_adapter
 from pipeline.models.token_logps import TokenLogps
 
-# What is read of a model on the hub.
+# Files that are read from a model on the hub.
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
-# Files of a model folder that belong to its tokenizer and its way of generating.
+# Files of a model folder that belong to its tokenizer and its generation settings.
 COMPANIONS = (
     *TOKENIZER_FILES,
     "tokenizer_config.json",
@@ -40,11 +40,11 @@ def load_policy(
 ) -> PreTrainedModel:
     """The causal language model in the folder (or under the hub name) ``path``, in evaluation mode.
 
-    Dropout of the model's own config is set to 0: log-probabilities of policy and reference must be
-    comparable (that of an adapter is the adapter's).
+    Dropout in the model's own config is set to 0, since log-probabilities of policy and reference
+    must be comparable (an adapter has its own dropout).
 
     Raises:
-        UserError: no such folder, no config.json or weights in it, or not a causal language model, or tensors missing.
+        UserError: no such folder, no config.json or weights in it, not a causal language model, or missing tensors.
     """
     folder = Path(path)
     if folder.exists() or folder.is_absolute() or path.startswith("."):
@@ -73,7 +73,7 @@ def local_folder(path: str, revision: str | None = None) -> Path:
     """The model folder ``path``, absolute; a hub name is fetched (or found in the local cache) at ``revision``.
 
     Raises:
-        UserError: neither a folder here nor a name that the hub or its cache knows.
+        UserError: neither a local folder nor a name that the hub or its cache knows.
     """
     if Path(path).exists():
         return Path(path).resolve()
@@ -84,12 +84,12 @@ def local_folder(path: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(path, revision=revision, allow_patterns=list(HUB_FILES)))
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path}: no such model folder here, and the hub gave none: {reason}") from None
+        raise UserError(f"{path}: no such model folder here, and not found on the hub: {reason}") from None
 
 
 @contextmanager
 def dropout_off(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` into evaluation mode, and back into the mode that it was in."""
+    """Put ``model`` into evaluation mode, and restore its mode afterwards."""
     training = model.training
     model.eval()
     try:
@@ -99,7 +99,7 @@ def dropout_off(model: nn.Module) -> Iterator[None]:
 
 
 def load_for_scoring(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """``load_policy`` on the accelerator if there is one, for passes that need no gradient. Raises as it does."""
+    """``load_policy`` on the accelerator if there is one, for passes without gradients. Raises the same errors."""
     model = load_policy(path, trust_remote_code=trust_remote_code)
     torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return model
@@ -118,11 +118,11 @@ def save_policy(model: Any, folder: Path, *, tokenizer_source: str, chat: Chat) 
     """Write ``model`` as a Hugging Face folder, its adapter merged in if it has one.
 
     Args:
-        model: changed by the merge; go on with the model that is returned.
-        folder: made if missing.
+        model: changed by the merge; continue with the returned model.
+        folder: created if missing.
         tokenizer_source: the model folder (or hub name) whose tokenizer, chat template and generation
-            config go with the weights, unchanged.
-        chat: of that tokenizer; says which ids the weight probe leaves out.
+            config are copied to the weights, unchanged.
+        chat: of that tokenizer; determines which ids the weight probe leaves out.
     """
     plain = merge_adapter(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,8 +133,8 @@ def save_policy(model: Any, folder: Path, *, tokenizer_source: str, chat: Chat) 
 
 
 def save_probe(model: Any, chat: Chat, folder: Path) -> None:
-    """Write ``folder/probe.json``: what ``model``, as it is in memory, gives for the probe tokens."""
-    # Padded embeddings hold rows that no tokenizer names, and engines refuse their ids.
+    """Write ``folder/probe.json``: log-probs of the probe tokens under ``model`` as it is in memory."""
+    # Padded embeddings have rows without a token, and engines refuse their ids.
     rows = min(model.get_input_embeddings().weight.shape[0], chat.vocab_size)
     sequences = probe_sequences(rows, chat.special_ids)
     scores = score_sequences(model, sequences)
@@ -145,7 +145,7 @@ def save_probe(model: Any, chat: Chat, folder: Path) -> None:
 
 @torch.no_grad()
 def score_sequences(model: Any, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Natural-log probabilities of tokens 1..T-1 of each sequence given those before; all of one length."""
+    """Natural-log probabilities of tokens 1..T-1 of each sequence given those before; all sequences have the same length."""
     ids = torch.tensor(sequences, device=model.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, 0] = False
@@ -173,7 +173,7 @@ def average_policies(old: Path, new: Path, decay: float, out: Path) -> None:
     config and the tokenizer of ``new``.
 
     Raises:
-        UserError: the two folders hold tensors of other names or shapes.
+        UserError: the two folders hold tensors with different names or shapes.
     """
     where = _tensor_files(old)
     out.mkdir(parents=True, exist_ok=True)
@@ -185,9 +185,7 @@ def average_policies(old: Path, new: Path, decay: float, out: Path) -> None:
         tensors = load_file(file)
         for name, tensor in tensors.items():
             if name not in where:
-                raise UserError(
-                    f"{old}: has no tensor {name}, which {new} has; policies to average must be of one architecture"
-                )
+                raise UserError(f"{old}: has no tensor {name}, which {new} has; averaging needs one architecture")
             with safe_open(where[name], framework="pt") as weights:
                 before = weights.get_tensor(name)
             if before.shape != tensor.shape:

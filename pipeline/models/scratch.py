@@ -1,6 +1,6 @@
-"""A small policy from nothing: a byte-level BPE tokenizer trained on texts, and a random Llama-architecture model.
+"""A small policy from scratch: a byte-level BPE tokenizer trained on texts, and a random Llama-architecture model.
 
-Both are saved as an ordinary Hugging Face model folder, so nothing downstream knows that they are home-made.
+Both are saved as an ordinary Hugging Face model folder, so downstream code needs no special case.
 """
 
 from collections.abc import Iterable
@@ -27,8 +27,8 @@ CHAT_TEMPLATE = (
 def make_policy(texts: Iterable[str], settings: ScratchPolicy, seed: int, folder: Path) -> None:
     """Write tokenizer, config, chat template and randomly initialised weights to ``folder``.
 
-    The tokenizer is byte-level BPE (Sennrich et al. 2016, over bytes), so every text can be encoded
-    whatever ``texts`` hold. Weights depend on ``settings``, the vocabulary's size and ``seed`` alone; the
+    The tokenizer is byte-level BPE (Sennrich et al. 2016, over bytes), so it can encode every text,
+    whatever ``texts`` hold. Weights depend only on ``settings``, the vocabulary's size and ``seed``; the
     caller's random state is untouched.
     """
     import torch
@@ -43,7 +43,7 @@ def make_policy(texts: Iterable[str], settings: ScratchPolicy, seed: int, folder
         "pad_token_id": tokenizer.pad_token_id,
     }
     shape = LlamaConfig(
-        # Few texts hold fewer merges than the setting allows.
+        # A few texts may yield fewer merges than the setting allows.
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
         intermediate_size=_feed_forward_size(settings.hidden_size),
@@ -68,7 +68,7 @@ def _feed_forward_size(hidden_size: int) -> int:
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """The tokenizer of ``make_policy`` by itself."""
+    """Make the tokenizer of ``make_policy`` alone."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,7 +1,7 @@
-"""What causal language models say of the tokens of given sequences: log-probabilities, and what else a loss reads.
+"""Log-probabilities of the tokens of given sequences under causal language models, and other quantities for losses.
 
-Knows no loss. Everything at index t belongs to the prediction of token t, so its hidden states are those of position
-t − 1. The output head runs on response positions only, in chunks.
+Knows no loss. Values at index t belong to the prediction of token t, so its hidden states are those of position t − 1.
+The output head runs on response positions only, in chunks.
 """
 
 from collections.abc import Mapping
@@ -23,9 +23,9 @@ from pipeline.models.lora import adapter_off
 from pipeline.models.output_head import CHUNK_ELEMENTS, HeadInput, OutputHead, Softmaxes, output_head, softmaxes
 
 Precision = Literal["float32", "bfloat16"]
-# Multiples of tokens that streams are filled up to. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
-# memory for every shape that it has met: hundreds of MiB after a few dozen passes. On CUDA FlexAttention is compiled
-# for shapes, and its blocks are of 128 tokens.
+# Streams are padded to these multiples of tokens. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
+# memory for every shape that it has met: hundreds of MiB after a few dozen passes. On CUDA, FlexAttention is compiled
+# for shapes, and its blocks have 128 tokens.
 ROUNDING: Mapping[tuple[str, Precision], int] = {
     ("cpu", "bfloat16"): 64,
     ("cuda", "float32"): 128,
@@ -40,21 +40,21 @@ def plain_model(model: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TokenFacts:
-    """What is known of each token of R rows; None where it was not asked for.
+    """Quantities of each token of R rows; None if not requested.
 
-    All are 0 where the mask is false, and hidden states behind the end of a response.
+    All are 0 where the mask is false; hidden states are 0 after the end of a response.
 
     Attributes:
         policy: [R, T] float32 natural-log probabilities, with gradient.
         kl: [R, T] KL(π_ref ‖ π) over the whole vocabulary, nats, with gradient.
         collision: [R, T] Σ_v π(v)², constant.
         entropy: [R, T] of the policy's softmax, nats, constant.
-        hidden: [R, W, H] the policy's last hidden states, with gradient: those that the tokens of a row's response are
-            predicted from, in their order, with nothing of the prompt; W tokens has the longest response.
-        reference_hidden: [R, W, H] of each layer of the reference, embeddings not among them, or of the last alone;
+        hidden: [R, W, H] the policy's last hidden states, with gradient: those that predict the tokens of a row's
+            response, in order, without the prompt's; the longest response has W tokens.
+        reference_hidden: [R, W, H] for each layer of the reference without embeddings, or for the last layer alone;
             constant.
-        weights, kl_weights, prior: [R, T] what trained heads make of the reference's hidden states; for whoever runs
-            them to fill in.
+        weights, kl_weights, prior: [R, T] outputs of trained heads on the reference's hidden states; the caller that
+            runs the heads fills them in.
     """
 
     policy: Tensor
@@ -70,9 +70,9 @@ class TokenFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What a model is given, and which of its flattened positions predict a token that is asked for, row by row.
+    """Arguments of a model, and ``wanted``, the flattened positions that predict requested tokens, row by row.
 
-    More positions may stand behind these, which only fill up. ``asked``: of a stream, them and no others.
+    Further positions at the end of ``wanted`` are only padding. ``asked``: for a stream, its distinct positions.
     """
 
     arguments: dict[str, Any]
@@ -82,7 +82,7 @@ class _Inputs:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One forward pass: what the head takes, and hidden states, both at the wanted positions."""
+    """One forward pass: the input of the head, and hidden states, both at the wanted positions."""
 
     source: HeadInput
     vocabulary: int
@@ -90,10 +90,10 @@ class _Run:
 
 
 class TokenLogps(nn.Module):
-    """A policy as a module from token ids to what is known of those tokens.
+    """A policy as a module from token ids to quantities of those tokens.
 
-    A module of its own, so that whatever wraps it for several processes sees one ``forward``. The reference model is
-    held, not owned: it is no part of the parameters, of the state dict or of what a wrapper synchronises.
+    It is a separate module, so that wrappers for several processes see one ``forward``. The reference model is held,
+    not owned: it is not part of the parameters, of the state dict or of what a wrapper synchronises.
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class TokenLogps(nn.Module):
 
         Args:
             model: a policy.
-            dtype: of matrix products (autocast); log-softmax is float32 always.
-            wants: beside log-probabilities.
+            dtype: of matrix products (autocast); log-softmax is always float32.
+            wants: quantities besides log-probabilities.
             reference_model: for ``kl`` and hidden states of the reference; on the policy's device. Put in evaluation
-                mode. ``model`` itself: it without its adapter.
+                mode. If it is ``model`` itself: ``model`` without its adapter.
             chunk_elements: logits held at once.
-            share_prompts: take packed streams, where both models can; ``padded_because`` says why not.
+            share_prompts: take packed streams if both models can; ``padded_because`` gives the reason if not.
 
         Raises:
-            ValueError: something is wanted of a reference model, and there is none, or it is the policy.
+            ValueError: ``wants`` needs a reference model that is missing, or the reference model is the policy.
         """
         super().__init__()
         if wants & OF_REFERENCE and reference_model is None:
@@ -135,7 +135,7 @@ class TokenLogps(nn.Module):
         if reference_model is not None and reference_model is not model:
             reference_model.eval()
         self.padded_because: str | None = "packing is off"
-        # What computes no more than what is asked for, of the policy and of the reference.
+        # Modules of the policy and of the reference that compute only the requested positions.
         self._narrow: tuple[tuple[nn.Module, ...], ...] = ((), ())
         if share_prompts:
             self.padded_because = _why_padded(model, reference_model)
@@ -146,10 +146,10 @@ class TokenLogps(nn.Module):
         """Facts of ids[:, t] given ids[:, :t] where ``mask`` is true.
 
         Args:
-            ids: [R, T], padded at the right. Causal attention needs no mask for that: padding stands
-                behind every token whose log-probability is asked for.
-            mask: [R, T] bool; position 0 has nothing before it and is never asked for.
-            packed: the same rows as one stream, which is then what the models are given.
+            ids: [R, T], padded at the right. Causal attention needs no mask for that: padding comes
+                after every token whose log-probability is requested.
+            mask: [R, T] bool; position 0 has nothing before it and is never requested.
+            packed: the same rows as one stream, which the models then get instead.
 
         Raises:
             RunError: policy and reference have vocabularies of different sizes.
@@ -164,7 +164,7 @@ class TokenLogps(nn.Module):
             stream, wanted = packed.rounded(multiple), pad(packed.predictors, filling)
             inputs = _Inputs(stream_arguments(stream), wanted, places(wanted, len(stream.ids), multiple))
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            # First, since switching the policy's adapter off and on must not come between its passes.
+            # First, since the policy's adapter must not be switched off and on between its passes.
             theirs = self._reference_run(inputs)
             with _no_more_than_asked(self.model, self._narrow[0], inputs):
                 ours = _run(self.model, self._head, inputs, all_layers=False, last="hidden" in self.wants)
@@ -213,7 +213,7 @@ class TokenLogps(nn.Module):
 
 
 def _why_padded(model: Any, reference_model: Any | None) -> str | None:
-    """Why prompts cannot be shared; None, and both models attend that way, if they can."""
+    """Why prompts cannot be shared; if they can, switch both models to shared attention and return None."""
     models = [plain_model(m) for m in (model, reference_model) if m is not None]
     for one in models:
         reason = why_not_shared(one)
@@ -235,7 +235,7 @@ def _no_more_than_asked(model: Any, modules: tuple[nn.Module, ...], inputs: _Inp
 
 
 def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bool, last: bool) -> _Run:
-    """The decoder once; where it is not known how logits are made of its states, the whole model and all its logits."""
+    """Run the decoder once; if its way from states to logits is unknown, run the whole model with all its logits."""
     if head is not None:
         output = plain_model(model).get_decoder()(**inputs.arguments, use_cache=False, output_hidden_states=all_layers)
         states = final = output.last_hidden_state
@@ -258,14 +258,14 @@ def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bo
 
 
 def _placed(values: Tensor, at: Tensor, shape: torch.Size) -> Tensor:
-    """[R, T] with the first of ``values`` [N] at the places ``at`` from position 1 on, else 0."""
+    """Put the first of ``values`` [N] at the places ``at``, counted from position 1, of [R, T]; 0 elsewhere."""
     rows, width = shape
     whole = values.new_zeros(rows * (width - 1)).index_copy(0, at, values[: len(at)]).view(rows, width - 1)
     return torch.cat([whole.new_zeros((rows, 1)), whole], dim=1)
 
 
 def _of_responses(layers: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, ...] | None:
-    """[R, W, H] with the first of each layer's [N, H] at ``response_places``, else 0; None of no layers."""
+    """For each layer, put the first of its [N, H] at ``response_places`` of [R, W, H], else 0; None without layers."""
     if not layers:
         return None
     inside = response_places(mask[:, 1:])
@@ -275,11 +275,11 @@ def _of_responses(layers: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, ...
 
 
 def response_places(mask: Tensor) -> Tensor:
-    """[R, W] bool, true at as many first places of a row as tokens of ``mask`` [R, T] are; W: the most of a row."""
+    """[R, W] bool, true at the first n places of a row with n tokens in ``mask`` [R, T]; W is the largest n."""
     counts = mask.sum(1)
     return torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
 
 
 def at_tokens(values: Tensor, mask: Tensor) -> Tensor:
-    """[R, T] of ``values`` [R, W], which stand as ``response_places`` says: each at its token of ``mask``, else 0."""
+    """Move ``values`` [R, W] from their ``response_places`` to the tokens of ``mask`` [R, T]; 0 elsewhere."""
     return values.new_zeros(mask.shape).masked_scatter(mask, values[response_places(mask)])

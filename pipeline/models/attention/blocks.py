@@ -1,6 +1,6 @@
 """Shared-prompt attention by scaled-dot-product attention with masks: any device, any dropout, heads of any size.
 
-Trees of similar length form a block [G, L], padded inside attention alone.
+Trees of similar length form a block [G, L]; only attention sees its padding.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Block:
     """G trees of up to L tokens.
 
     Attributes:
-        index: [G, L] where in the stream their tokens stand; padding repeats the first.
-        mask: [G, 1, L, L] bool, who sees whom.
-        valid: [G · L] the places that are no padding.
+        index: [G, L] positions of their tokens in the stream; padding repeats the first.
+        mask: [G, 1, L, L] bool, true where a query attends to a key.
+        valid: [M] the positions in the flattened block that are not padding.
     """
 
     index: Tensor
@@ -76,7 +76,10 @@ def _block(packed: Packed, spans: list[tuple[int, int]]) -> Block:
 def attend_in_blocks(
     query: Tensor, key: Tensor, value: Tensor, given: Layout, scaling: float | None, dropout: float
 ) -> Tensor:
-    """[1, N, heads, D] of a stream's query [1, heads, N, D]; ``key`` and ``value`` may have fewer heads, a divisor."""
+    """Attend for a stream's query [1, heads, N, D]; ``key`` and ``value`` may have fewer heads, a divisor.
+
+    Returns [1, N, heads, D].
+    """
     grouped = query.shape[1] != key.shape[1]
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     outputs = []
@@ -90,7 +93,7 @@ def attend_in_blocks(
 
 
 def _gathered(stream: Tensor, index: Tensor) -> Tensor:
-    """[G, heads, L, D] of a stream [N, heads, D]."""
-    # The backward pass of index_select adds rows; that of indexing by a tensor puts them one by one.
+    """Gather [G, heads, L, D] from a stream [N, heads, D]."""
+    # The backward pass of index_select adds whole rows; that of indexing with a tensor writes them one by one.
     rows = stream.index_select(0, index.flatten())
     return rows.view(*index.shape, *stream.shape[1:]).transpose(1, 2)

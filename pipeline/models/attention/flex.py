@@ -1,4 +1,4 @@
-"""Shared-prompt attention on CUDA: FlexAttention, which skips the blocks of a stream that do not see each other."""
+"""Shared-prompt attention on CUDA: FlexAttention, which skips blocks of a stream that do not attend to each other."""
 
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ BLOCK = 128
 
 
 def block_mask(packed: Packed) -> BlockMask:
-    """Who sees whom in ``packed``, of any number of tokens; made of its parts, never as [N, N]."""
+    """Attention mask of ``packed`` with any number of tokens, built from its parts, never as [N, N]."""
     count, device = len(packed.ids), packed.ids.device
     sizes = packed.lengths
     tree = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
@@ -36,7 +36,7 @@ def block_mask(packed: Packed) -> BlockMask:
 
 
 def _occupied(packed: Packed) -> tuple[Tensor, Tensor]:
-    """[blocks, blocks] bool on the CPU, query by key: where any token sees one, and where all see all."""
+    """Block pairs where any query token attends to any key token, and where all do; [blocks, blocks] bool, on CPU."""
     blocks = -(-len(packed.ids) // BLOCK)
     some, all_ = torch.zeros((2, blocks, blocks), dtype=torch.bool)
     for part in parts(packed):
@@ -51,13 +51,13 @@ def _occupied(packed: Packed) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(tokens: slice) -> tuple[slice, slice]:
-    """The blocks that have some of ``tokens``, and those that have nothing else."""
+    """The blocks that contain some of ``tokens``, and the blocks that contain only them."""
     first = -(-tokens.start // BLOCK)
     return slice(tokens.start // BLOCK, -(-tokens.stop // BLOCK)), slice(first, max(first, tokens.stop // BLOCK))
 
 
 def _ordered(occupied: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How many blocks of keys each block of queries has, [1, 1, blocks], and which, these first."""
+    """Number of key blocks of each query block, [1, 1, blocks], and key block indices with these first."""
     counts = occupied.sum(-1, dtype=torch.int32)
     indices = occupied.int().argsort(dim=-1, descending=True, stable=True).int()
     return counts[None, None].to(device), indices[None, None].contiguous().to(device)
@@ -69,8 +69,11 @@ def _compiled() -> Any:
 
 
 def attend_flexibly(query: Tensor, key: Tensor, value: Tensor, given: BlockMask, scaling: float | None) -> Tensor:
-    """[1, N, heads, D] of a stream's query [1, heads, N, D]; ``key`` and ``value`` may have fewer heads, a divisor."""
-    # Without compilation it holds [heads, N, N]: right for a test on CPU, useless on CUDA.
+    """Attend for a stream's query [1, heads, N, D]; ``key`` and ``value`` may have fewer heads, a divisor.
+
+    Returns [1, N, heads, D].
+    """
+    # Without compilation it allocates [heads, N, N]: fine for a test on CPU, useless on CUDA.
     attention = _compiled() if query.device.type == "cuda" else flex_attention
     grouped = query.shape[1] != key.shape[1]
     found: Tensor = attention(query, key, value, block_mask=given, scale=scaling, enable_gqa=grouped)

@@ -1,8 +1,8 @@
-"""The last decoder layer at the positions alone that are asked for.
+"""The last decoder layer, computed only at the requested positions.
 
-Nothing behind its keys and values looks at any other position, so its queries, its output projection and its
-feed-forward network are computed at the positions whose hidden states are read: those that predict a response token, or
-end a row. A prompt's tokens cost the last layer no more than their keys and values.
+After its keys and values, nothing reads any other position. So its queries, its output projection and its feed-forward
+network are computed only where hidden states are read: at positions that predict a response token, or end a row. In
+the last layer, a prompt's tokens cost only their keys and values.
 """
 
 from collections.abc import Iterator
@@ -16,16 +16,16 @@ from transformers import PreTrainedModel
 from pipeline.models.attention.packing import pack
 from pipeline.models.attention.shared_prompts import TOLERANCE, stream_arguments, trial
 
-# Of a layer, and of its attention, by the names that they bear in nearly all of transformers' decoders.
+# Submodules of a layer and of its attention, by their names in nearly all of transformers' decoders.
 FEED_FORWARD, ATTENTION = "mlp", "self_attn"
 PROJECTIONS = ("q_proj", "o_proj")
 
 
 @torch.no_grad()
 def position_wise(decoder: Any) -> tuple[nn.Module, ...]:
-    """The modules of the last layer of a decoder without head, one that shares prompts, which may skip positions.
+    """Return the modules of the last layer that may skip positions, for a headless decoder that shares prompts.
 
-    The decoder itself is asked: none where its hidden states at the asked positions are others then.
+    A trial decides: the result is empty if skipping changes the decoder's hidden states at the requested positions.
     """
     found = _candidates(decoder)
     prompt, continuations = trial(decoder)
@@ -48,8 +48,8 @@ def places(wanted: Tensor, total: int, multiple: int = 1) -> Tensor:
     """[K] int64: the distinct positions among ``wanted`` [M], ascending.
 
     Args:
-        wanted: positions in a stream of ``total`` tokens, in any order, some perhaps more than once.
-        multiple: K is filled up to one by other positions; ``total`` must be one too.
+        wanted: positions in a stream of ``total`` tokens, in any order; duplicates are allowed.
+        multiple: K is padded to a multiple of this with other positions; ``total`` must be a multiple too.
     """
     asked = torch.zeros(total, dtype=torch.bool, device=wanted.device).index_fill(0, wanted, True)
     count = int(asked.sum())
@@ -58,7 +58,7 @@ def places(wanted: Tensor, total: int, multiple: int = 1) -> Tensor:
 
 @contextmanager
 def only_at(modules: tuple[nn.Module, ...], asked: Tensor, total: int) -> Iterator[None]:
-    """While it lasts, ``modules`` compute of [1, total, ...] the positions ``asked`` [K]; else they give 0."""
+    """Make ``modules`` compute only the positions ``asked`` [K] of [1, total, ...] and return 0 elsewhere."""
 
     def narrow(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         return (given[0].index_select(1, asked), *given[1:])
@@ -78,9 +78,9 @@ def only_at(modules: tuple[nn.Module, ...], asked: Tensor, total: int) -> Iterat
 def no_more_than(
     asked: Tensor, total: int, model: PreTrainedModel, modules: tuple[nn.Module, ...]
 ) -> AbstractContextManager[None]:
-    """``only_at`` for ``modules`` of ``model``; nothing where its layers are computed again in the backward pass.
+    """``only_at`` for ``modules`` of ``model``; no effect with gradient checkpointing.
 
-    By then it would be over, and shapes would differ.
+    The backward pass would recompute layers after the context has ended, and shapes would differ.
     """
     return nullcontext() if model.is_gradient_checkpointing else only_at(modules, asked, total)
 

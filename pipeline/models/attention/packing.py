@@ -1,7 +1,7 @@
-"""Packed token streams: every prompt once, its continuations behind it, many of them in one row without padding.
+"""Packed token streams: each prompt once, followed by its continuations, many of them in one row without padding.
 
-A continuation sees its prompt and itself, never its siblings, and its positions go on from the prompt's end, so each
-log-probability is that of the prompt with this continuation alone.
+A continuation attends to its prompt and itself, never to its siblings. Its positions continue from the prompt's end, so
+its log-probabilities equal those of the prompt with this continuation alone.
 """
 
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ _Ids = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A stream of N tokens: trees one after the other, each a prompt with the continuations that share it.
+    """A stream of N tokens: a sequence of trees, each a prompt with the continuations that share it.
 
     Attributes:
         ids: [N] tokens.
         positions: [N] as in the sequence of prompt and continuation.
         branch: [N] 0 in a prompt, k in its k-th continuation.
-        predictors: [M] for each continuation token of each row, row by row, where in the stream the token before it
-            stands. Rows with the same tokens share theirs.
+        predictors: [M] for each continuation token of each row, row by row, the stream position of the token before
+            it. Rows with the same tokens share theirs.
         lengths: [trees] int64, in the order of the stream.
-        ends: [rows] where each row's last token stands.
+        ends: [rows] stream position of each row's last token.
     """
 
     ids: Tensor
@@ -40,7 +40,7 @@ class Packed:
         return Packed(*(self.__getattribute__(field.name).to(device) for field in fields(self)))
 
     def rounded(self, multiple: int) -> "Packed":
-        """The same, filled up to a ``multiple`` of tokens by one more tree that nobody asks for."""
+        """The same, padded to a ``multiple`` of tokens by one more tree that is never read."""
         missing = -len(self.ids) % multiple
         if not missing:
             return self
@@ -55,10 +55,10 @@ class Packed:
 
 
 def pack(rows: Sequence[tuple[_Ids, _Ids]]) -> Packed:
-    """The stream of ``rows``, each a prompt and its continuation; equal prompts and equal rows are there once.
+    """Pack ``rows``, each a prompt and its continuation; equal prompts and equal rows are stored once.
 
     Raises:
-        ValueError: a prompt without tokens, whose continuation's first token would follow nothing.
+        ValueError: a prompt without tokens, so that no token would predict the continuation's first one.
     """
     trees: dict[_Ids, dict[_Ids, int]] = {}
     for prompt, ids in rows:

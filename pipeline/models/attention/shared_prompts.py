@@ -1,6 +1,6 @@
-"""Attention over packed streams: exact, tree by tree, for models that take theirs from transformers' registry.
+"""Attention over packed streams: exact, tree by tree, for models that take attention from transformers' registry.
 
-Only attention knows of trees; everything else in the model runs on the stream's N tokens as they are.
+Only attention knows about trees; the rest of the model runs on the stream's N tokens as they are.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from pipeline.models.attention.packing import Packed, pack
 from pipeline.models.attention.spans import Parts, attend_in_spans, parts
 
 _NAME = "prefloop_shared"
-# Of the trial's logits, in their standard deviations.
+# Largest difference of the trial's logits, in their standard deviations.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What attention must know of a packed stream, in the form that a device wants it; made once for all layers."""
+    """A packed stream's layout for attention, in the form that each device needs; computed once for all layers."""
 
     packed: Packed
 
@@ -62,11 +62,11 @@ def attend(
     Args:
         module: the attention layer.
         query: [B, heads, T, D]; ``key`` and ``value`` may have fewer heads, a divisor.
-        attention_mask: as transformers makes it; not read of a stream, where who sees whom is in ``shared``.
+        attention_mask: as transformers makes it; not read for a stream, whose mask is in ``shared``.
         scaling: of the products.
         dropout: probability.
         shared: one packed stream, B = 1; None: plain rows.
-        others: what other attention functions read.
+        others: arguments of other attention functions.
 
     Returns:
         ([B, T, heads, D], None).
@@ -85,13 +85,13 @@ def attend(
 
 
 def share(model: Any) -> None:
-    """Make ``model`` attend through ``attend``, which without a layout is what it was before: the usual SDPA."""
+    """Make ``model`` attend through ``attend``, which without a layout is the usual SDPA."""
     if model.config._attn_implementation != _NAME:
         model.set_attn_implementation(_NAME)
 
 
 def trial(model: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
-    """A prompt of 6 ids that ``model`` knows, and continuations of 3 and 6, by which its attention is tried out."""
+    """A prompt of 6 ids that ``model`` knows, and continuations of 3 and 6, to test its attention."""
     rows = model.get_input_embeddings().weight.shape[0]
     ids = tuple((7 * i + 3) % rows for i in range(15))
     return ids[:6], [ids[6:9], ids[9:]]
@@ -101,8 +101,8 @@ def trial(model: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
 def why_not_shared(model: Any) -> str | None:
     """Why a transformers model, or a decoder without head, cannot take packed streams exactly; None if it can.
 
-    Its config is asked for windows, which a short trial would not meet; then the model itself, whether two
-    continuations of a shared prompt come out as they do alone.
+    First the config is checked for attention windows, which a short trial would not reach. Then a trial checks that two
+    continuations of a shared prompt give the same values as they do alone.
     """
     settings = model.config.get_text_config()
     kinds = set(settings.layer_types or ()) if hasattr(settings, "layer_types") else set()
@@ -154,8 +154,8 @@ def _first_output(model: Any, arguments: dict[str, Any]) -> Tensor:
 
 
 def stream_arguments(packed: Packed) -> dict[str, Any]:
-    """What a model that shares prompts is called with."""
-    # A mask of four dimensions is handed through as it is, so that none is made of N × N.
+    """Arguments of the call of a model that shares prompts."""
+    # A mask of four dimensions is passed through as it is, so that no N × N mask is made.
     nothing = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=packed.ids.device)
     return {
         "input_ids": packed.ids.unsqueeze(0),

@@ -1,4 +1,4 @@
-"""Shared-prompt attention on CPU: nothing is gathered, padded or masked, and only what is visible is computed.
+"""Shared-prompt attention on CPU: no gathering, padding or masking, and only visible pairs are computed.
 
 A tree's prompt and first continuation are one causal sequence. Each other continuation attends to the prompt, and
 causally to itself; the two are merged by their log-sum-exp, as flash attention merges blocks of keys (arXiv:2205.14135,
@@ -25,7 +25,7 @@ class Part:
 
     Attributes:
         queries, keys: of the stream.
-        causal: whether keys are the queries, each seen from itself on; else all of them are seen.
+        causal: whether keys are the queries, with causal attention; else every query attends to all keys.
         joins: whether the queries have attended to other keys before.
     """
 
@@ -39,7 +39,7 @@ Parts = tuple[Part, ...]
 
 
 def parts(packed: Packed) -> Parts:
-    """Who attends to whom in ``packed``, tree by tree; each pair of tokens that see each other in one part."""
+    """Split the attention of ``packed`` into parts, tree by tree; each visible pair of tokens is in one part."""
     found: list[Part] = []
     branch = packed.branch.tolist()
     start = 0
@@ -58,7 +58,10 @@ def parts(packed: Packed) -> Parts:
 
 
 def attend_in_spans(query: Tensor, key: Tensor, value: Tensor, given: Parts, scaling: float | None) -> Tensor:
-    """[1, N, heads, D] of a stream's query [1, heads, N, D]; ``key`` and ``value`` may have fewer heads, a divisor."""
+    """Attend for a stream's query [1, heads, N, D]; ``key`` and ``value`` may have fewer heads, a divisor.
+
+    Returns [1, N, heads, D].
+    """
     found: Tensor = _Spans.apply(query, key, value, given, scaling)  # type: ignore[no-untyped-call]
     return found
 
@@ -96,20 +99,20 @@ class _Spans(torch.autograd.Function):
             slices = (upstream[:, :, ours], q[:, :, ours], k[:, :, theirs], v[:, :, theirs], out[:, :, ours])
             made = _backward(*slices, normaliser[:, :, ours], 0.0, part.causal, scale=ctx.scaling)
             _put(_grouped(of_query, heads)[:, :, ours], made[0], add=part.joins)
-            # The causal part of a token comes before others look at it.
+            # A token's causal part comes before the parts in which other tokens attend to it.
             _put(of_key[:, :, theirs], _summed(made[1]), add=not part.causal)
             _put(of_value[:, :, theirs], _summed(made[2]), add=not part.causal)
         return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype), None, None
 
 
 def _operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value [G, heads, N, D], of ``heads`` keys that G queries share each."""
+    """Query, key and value as [G, heads, N, D], where G query heads share each of ``heads`` key heads."""
     q, k, v = (_grouped(_float(part), key.shape[1]) for part in (query, key, value))
     return q, k.expand_as(q), v.expand_as(q)
 
 
 def _grouped(values: Tensor, heads: int) -> Tensor:
-    """[G, heads, N, D] of [1, heads · G, N, D], whose neighbours share a key."""
+    """View [1, heads · G, N, D], where neighbouring heads share a key, as [G, heads, N, D]."""
     return values[0].view(heads, -1, *values.shape[2:]).transpose(0, 1)
 
 
@@ -118,7 +121,7 @@ def _float(values: Tensor) -> Tensor:
 
 
 def _like_stream(operand: Tensor, part: Tensor) -> Tensor:
-    """Room for [1, heads, N, D] of the operands' dtype, laid out token by token, as linear layers take it."""
+    """Allocate [1, heads, N, D] in the operands' dtype, laid out token by token, as linear layers read it."""
     one, heads, count, size = part.shape
     return operand.new_empty((one, count, heads, size)).transpose(1, 2)
 
@@ -131,5 +134,5 @@ def _put(place: Tensor, values: Tensor, *, add: bool) -> None:
 
 
 def _summed(values: Tensor) -> Tensor:
-    """[1, heads, n, D] of the gradients of keys that G queries share, [G, heads, n, D]."""
+    """Sum the gradients [G, heads, n, D] of keys that G queries share: [1, heads, n, D]."""
     return values if len(values) == 1 else values.sum(0, keepdim=True)
