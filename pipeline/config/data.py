@@ -107,7 +107,7 @@ class FileData(Closed):
 
     @property
     def where(self) -> str:
-        """The data as messages name it."""
+        """The name of the data in messages."""
         return self.path
 
 
@@ -127,7 +127,7 @@ class DatasetData(Closed):
 
     @property
     def where(self) -> str:
-        """The data as messages name it."""
+        """The name of the data in messages."""
         return f"{self.path}, split {self.split}"
 
 
@@ -144,7 +144,7 @@ class RestaurantData(Closed):
 
     @property
     def where(self) -> str:
-        """The data as messages name it."""
+        """The name of the data in messages."""
         return "restaurants"
 
 

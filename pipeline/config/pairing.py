@@ -36,7 +36,7 @@ class Pairing(Closed):
         lt=1,
         description="near-duplicates are left out: responses with 1 - edit distance / tokens of the longer above this",
     )
-    max_pairs: int | None = Field(None, ge=1, description="all: at most this many a prompt, at random")
+    max_pairs: int | None = Field(None, ge=1, description="all: at most this many a prompt, chosen at random")
     threshold: float | None = Field(None, description="marked: default: the mean score of the prompt's responses")
     max_disagreement: float | None = Field(
         None, ge=0, description="drop responses on which the labellers of an ensemble differ by more than this"

@@ -122,7 +122,7 @@ class Loss:
         return LossOutput(per_pair.to(at_least_float32(batch.chosen.policy).dtype), metrics)
 
     def _preference(self, batch: PairBatch, statistics: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        """ω times the sum of all preference terms, [B], and metrics of it."""
+        """ω times the sum of all preference terms, [B], and its metrics."""
         parts = self.composition
         raw = scores((batch.chosen, self._rejected(batch)), parts, batch.seeds)
         shapes = [shaped(s, parts.shape, chosen) for s, chosen in zip(raw, (True, False), strict=True)]

@@ -45,7 +45,7 @@ def margin_of(batch: PairBatch, loss: Composition, scale: Tensor | float, statis
         case RewardMargin():
             return loss.margin.eta * reward_gap(batch)
         case HomeMargin():
-            assert isinstance(loss.prior, ReferencePrior), "the composition's validator asks for it"
+            assert isinstance(loss.prior, ReferencePrior), "required by the composition's validator"
             return scale * (1 - loss.prior.weight) * loss.margin.home
         case GapMargin():
             spread = max(statistics["gap_std"], SMALLEST_DEVIATION)

@@ -67,7 +67,7 @@ def _log_prior(side: Side, prior: PriorSettings) -> Tensor:
             weights = torch.tensor(prior.weights, dtype=whole.dtype, device=whole.device)
             return _spread(torch.logsumexp(weights.log().unsqueeze(1) + whole, dim=0), side)
         case HarmonicPrior():
-            raise ValueError("harmonic: a prior of both sides together")
+            raise ValueError("harmonic: this prior needs both sides together")
 
 
 def _given(side: Side) -> Tensor:

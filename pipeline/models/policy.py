@@ -145,7 +145,7 @@ def save_probe(model: Any, chat: Chat, folder: Path) -> None:
 
 @torch.no_grad()
 def score_sequences(model: Any, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Natural-log probabilities of tokens 1..T-1 of each sequence given those before; all sequences have the same length."""
+    """Natural-log probabilities of tokens 1..T-1 of each sequence given those before; all have equal length."""
     ids = torch.tensor(sequences, device=model.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[:, 0] = False

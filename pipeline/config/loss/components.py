@@ -61,7 +61,7 @@ class HarmonicPrior(Closed):
     weights: tuple[float, ...] | Literal["adaptive"] = Field(
         "adaptive", description="adaptive: by how sure each reference is of the pair"
     )
-    clip: float | None = Field(0.1, ge=0, lt=1, description="η of the trust region round the first; null: none")
+    clip: float | None = Field(0.1, ge=0, lt=1, description="η of the trust region around the first; null: none")
 
     @model_validator(mode="after")
     def _weights_are_positive(self) -> "HarmonicPrior":

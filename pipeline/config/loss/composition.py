@@ -159,7 +159,7 @@ class Composition(Closed):
         if self.link.kind == "reverse_kl" and isinstance(self.label, SmoothLabel) and self.label.epsilon == 0:
             raise ValueError("label.epsilon: 0: reverse_kl needs a label below 1, so epsilon above 0")
         if isinstance(self.link, MallowsPhiLink) and self.dispersion is None:
-            raise ValueError("dispersion: the link mallows_phi takes its φ from it")
+            raise ValueError("dispersion: the link mallows_phi needs it for its φ")
         if any(term.link.kind in ("mallows_phi", "reverse_kl", "rao_kupper") for term in self.terms):
             raise ValueError("terms: the links mallows_phi, reverse_kl and rao_kupper compare a pair; only as link")
         if self.link.kind == "rao_kupper" and self.label.kind != "data":

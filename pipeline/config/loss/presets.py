@@ -155,7 +155,7 @@ def _drop_reference(name: str, tree: _Tree, composition: Composition, value: Any
     if not value:
         return
     if composition.prior.kind not in ("none", "reference"):
-        raise ValueError(f"reference_free: {name} measures against the prior {composition.prior.kind}; it needs one")
+        raise ValueError(f"reference_free: {name} measures against the prior {composition.prior.kind}, which it needs")
     for what, reads in (
         ("kl", composition.kl > 0),
         ("calibration", composition.calibration is not None),
