@@ -10,7 +10,7 @@ from pipeline.config.judge import JudgeScorer
 
 
 class SlotScorer(Closed):
-    """Gold reward of data-to-text: slots realised minus slots invented, minus costs for excess length and for a missing end.
+    """Gold reward of data-to-text: slots realised minus slots invented, minus costs for excess length and cut-offs.
 
     ``answer`` of each prompt is the meaning representation `slot[value], slot[value]`.
     """

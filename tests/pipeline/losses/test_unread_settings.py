@@ -96,7 +96,7 @@ def test_numbers_of_terms_are_settings() -> None:
 
 def test_entropies_in_nats_go_with_the_vocabulary_s_size() -> None:
     batch = replace(random_pairs(), dispersion=None)
-    with pytest.raises(ValueError, match=r"Side\.ref_entropy: .* go with dispersion\.vocab_size"):
+    with pytest.raises(ValueError, match=r"Side\.ref_entropy: .* need dispersion\.vocab_size"):
         load_preset("mallows_theta")(batch)
     in_nats = load_preset("mallows_theta", vocab_size=40, **{"dispersion.scale": 1.0})(batch).per_pair
     assert (
