@@ -24,7 +24,7 @@ app = typer.Typer(
     name="prefloop",
     help="Online preference learning: sample, label, pair, train, evaluate, repeat.",
     no_args_is_help=True,
-    # With it, defaults in brackets are taken for markup and not shown.
+    # Rich markup would swallow defaults in brackets.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,7 +51,7 @@ for command in (
 
 
 def main() -> None:
-    """Entry point: turns errors, and a run's pause, into messages and exit codes."""
+    """Entry point: turn errors, and a run's pause, into messages and exit codes."""
     prepare_environment()
     try:
         app()
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _say(error: Exception) -> None:
-    # Messages quote values of files that others wrote.
+    # Messages quote values from untrusted files.
     print(f"prefloop: {visible(redacted(error), LONGEST_MESSAGE)}", file=sys.stderr)
 
 

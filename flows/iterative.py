@@ -23,7 +23,7 @@ def iterative(
     until: Until = None,
     redo_from: RedoFrom = None,
 ) -> str:
-    """Each round samples, labels, pairs, trains and evaluates; a run goes on with its folder. Returns the report."""
+    """Each round samples, labels, pairs, trains and evaluates; a run continues in its folder. Returns the report."""
     firing = Firing("iterative", run_dir, config, settings, rounds_more, until, redo_from)
     return carry_out(firing, _rounds)
 

@@ -22,7 +22,7 @@ def offline(
     until: Until = None,
     redo_from: RedoFrom = None,
 ) -> str:
-    """Rounds of training on slices of a fixed data set; a run goes on with its folder. Returns the report."""
+    """Rounds of training on slices of a fixed data set; a run continues in its folder. Returns the report."""
     firing = Firing("offline", run_dir, config, settings, 0, until, redo_from)
     return carry_out(firing, _rounds)
 

@@ -1,4 +1,4 @@
-"""``prefloop deploy``: a run as a Prefect deployment, with a schedule or without."""
+"""``prefloop deploy``: register a run as a Prefect deployment, with or without a schedule."""
 
 import re
 import sys
@@ -27,7 +27,7 @@ from pipeline.errors import UserError
 
 POOL = "prefloop"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-# A run folder of its own for each firing: an offline run that is complete has nothing to go on with.
+# Each firing gets its own run folder: a complete offline run has nothing left to do.
 EACH_TIME = "-%Y-%m-%d-%H%M"
 Missed = Literal["skip", "catch-up"]
 
@@ -45,24 +45,24 @@ def deploy_config(
     run_dir: Path | None = None,
     pool: str = POOL,
 ) -> None:
-    """Register the deployment ``name`` of a config, or change it, and say when it runs.
+    """Register or change the deployment ``name`` of a config, and print when it runs.
 
     Args:
         files: config files.
-        settings: ``a.b=value`` over them.
-        name: of the deployment.
+        settings: ``a.b=value``, laid over the files.
+        name: the deployment's name.
         cron: when it runs; or
         interval: how often.
         timezone: IANA name for the schedule; default: UTC.
-        missed: what becomes of firings that nothing was there to run.
-        rounds_more: how many rounds a run adds; default: 1 with a schedule, else up to the config's.
+        missed: what to do with firings that could not run in time.
+        rounds_more: how many rounds each run adds; default: 1 with a schedule, else up to the config's.
         run_dir: the run's folder; default: runs/ and the config's name.
-        pool: Prefect's work pool whose workers run it; made if it is not there.
+        pool: Prefect's work pool whose workers run it; created if it does not exist.
 
-    Raises ``UserError`` for every mistake in names, schedule, config or data, and where no lasting server is there.
+    Raises ``UserError`` for every mistake in names, schedule, config or data, and if there is no lasting server.
     """
     if _NAME.fullmatch(name) is None:
-        raise UserError(f"--name: {name!r}: letters, digits, '.', '_' and '-', and no more than 100 of them")
+        raise UserError(f"--name: {name!r}: only letters, digits, '.', '_' and '-', at most 100")
     schedule = read_schedule(cron, interval, timezone)
     config = load_config(files, settings)
     offline_firings = schedule is not None and config.mode == "offline"
@@ -84,18 +84,18 @@ def deploy_config(
 
 
 def require_lasting_api() -> str:
-    """The URL of a server that outlives this command. Raises ``UserError`` that says how to start one."""
+    """Return the URL of a server that outlives this command. Raises ``UserError`` that says how to start one."""
     url = lasting_api()
     if url is None:
         raise UserError(
-            "no Prefect server is there that would keep a deployment; start one with 'prefloop up' in another "
+            "no running Prefect server can keep a deployment; start one with 'prefloop up' in another "
             "terminal, or set PREFECT_API_URL to your own"
         )
     return url
 
 
 def ensure_pool(client: SyncPrefectClient, pool: str) -> None:
-    """Make the work pool, of type process, if there is none of that name."""
+    """Create the work pool, with type process, if it does not exist."""
     try:
         client.read_work_pool(pool)
     except ObjectNotFound:
@@ -109,7 +109,7 @@ def _rounds_more(config: RunConfig, given: int | None, *, scheduled: bool) -> in
     if config.mode == "offline":
         if given:
             raise UserError(
-                "--rounds-more: offline runs train on slices of fixed data; the config's rounds says on how many"
+                "--rounds-more: offline runs train on slices of fixed data; the config's rounds sets how many"
             )
         return 0
     more = (1 if scheduled else 0) if given is None else given
@@ -130,7 +130,7 @@ def _register(
     pool: str,
 ) -> UUID:
     flow = iterative if mode == "iterative" else offline
-    # At most one run at a time: the next one is skipped, or waits for its turn.
+    # One run at a time: the next one is skipped, or waits.
     collision = ConcurrencyLimitStrategy.CANCEL_NEW if missed == "skip" else ConcurrencyLimitStrategy.ENQUEUE
     return client.create_deployment(
         flow_id=client.create_flow_from_name(flow.name),

@@ -1,4 +1,4 @@
-"""``prefloop run --dry-run``: which stages there are, and which would run; starts and writes nothing."""
+"""``prefloop run --dry-run``: list all stages and which would run; starts and writes nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from pipeline.storage.run_folder import RunFolder
 class PlannedStage:
     """One stage: its key as 16 hexadecimal digits, and ``done``, ``begun``, ``to do`` or ``other settings``.
 
-    ``why`` names the settings and inputs in which what is there differs.
+    ``why`` names the settings and inputs that differ from those on disk.
     """
 
     title: str
@@ -28,7 +28,7 @@ class PlannedStage:
 
 
 class _Recorder:
-    """Takes the place of the stages of a flow, and only writes down which are asked for, and under which keys."""
+    """Stand-in for a flow's stages that only records which are called, and with which keys."""
 
     def __init__(self, run: RunFolder, config: RunConfig, until: str | None) -> None:
         self._run, self._config, self._until = run, config, until
@@ -44,7 +44,7 @@ class _Recorder:
             if stage.complete(key):
                 state = "done"
         except UserError as error:
-            # The first line names the folder, which the row does, too.
+            # Skip the first line: it names the folder, as the row does.
             state, why = "other settings", ", ".join(line.strip() for line in str(error).splitlines()[1:])
         self.planned.append(PlannedStage(stage.title, key.digest, state, why))
         if f"{round_}:{name}" == self._until:
@@ -53,11 +53,11 @@ class _Recorder:
 
 
 def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> list[PlannedStage]:
-    """The stages of the run in the order in which they run, up to ``until``; decisions of gates are not foreseen.
+    """List the run's stages in order, up to ``until``; gate decisions are not predicted.
 
     Raises:
-        UserError: a file that a key depends on is not there.
-        RunError: what is there cannot be read.
+        UserError: a file that a key depends on is missing.
+        RunError: an existing stage cannot be read.
     """
     run = RunFolder(root)
     stages = _Recorder(run, config, until)
@@ -75,13 +75,13 @@ def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> l
 
 
 def _added(stages: _Recorder, run: RunFolder, config: RunConfig, round_: int) -> list[str]:
-    """What the next round will take up, rounds after it have."""
+    """New prompts that the next round takes up are not added again by later rounds."""
     planned = any(one.title.endswith(f"/{ADDED}") and one.state != "done" for one in stages.planned)
     return [] if planned else added(stages, run, config, round_)
 
 
 def print_dry_run(config: RunConfig, root: Path, until: str | None) -> None:
-    """Print them. Raises as ``planned_stages``."""
+    """Print the planned stages. Raises like ``planned_stages``."""
     found = planned_stages(config, root, until)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("stage", "key", "state"):

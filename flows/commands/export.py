@@ -1,4 +1,4 @@
-"""``prefloop export``: a round's policy as a folder of its own; cards that tell what a policy is. Torch-free."""
+"""``prefloop export``: write a round's policy to a folder, with its model card. Torch-free."""
 
 import os
 import shutil
@@ -19,25 +19,25 @@ from pipeline.storage.manifest import MANIFEST
 from pipeline.storage.run_folder import RunFolder
 
 CARD = "README.md"
-# Of a policy's folder: weights, their index, tokenizer, template, generation config. What the run keeps beside them
-# (probe, steps, heads, the optimiser) is for the run.
+# Weights, their index, tokenizer, template, generation config. The other files of a policy's folder (probe, steps,
+# heads, optimiser) are only for the run.
 EXPORTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 KEPT_BACK = {MANIFEST, "probe.json", "adapter_config.json"}
 
 
 def export_policy(root: Path, out: Path, round_: int | None) -> str:
-    """Write the policy of ``round_`` to the folder ``out``, with its card; returns what was done, in a line.
+    """Write the policy of ``round_`` to the folder ``out``, with its card; return a one-line summary.
 
-    ``out`` appears only when it is whole. Without ``round_``: the best round that a gate has named, else the newest.
-    An adapter is in the weights already: every round merges its own.
+    ``out`` appears only when it is complete. Without ``round_``: the gate's best round, else the newest. Adapters are
+    already merged: every round merges its own.
 
     Raises:
-        UserError: no such run or round, or ``out`` holds something.
-        RunError: a file of the policy is not what its manifest says.
+        UserError: no such run or round, or ``out`` is not empty.
+        RunError: a file of the policy does not match its manifest.
     """
     run = RunFolder.existing(root)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is there and not empty; export writes to a new folder")
+        raise UserError(f"{out}: exists and is not empty; export writes to a new folder")
     config = load_config([run.config_file])
     number = _best_round(run, config) if round_ is None else round_
     if not 0 <= number <= config.rounds or run.stage(number, "policy").manifest() is None:
@@ -66,7 +66,7 @@ def _write(run: RunFolder, config: RunConfig, round_: int, out: Path) -> None:
     stage = run.stage(round_, "policy")
     source, manifest = Context(run, config).policy_path(round_), stage.require()
     if not any(source.glob("*.safetensors")):
-        raise UserError(f"--round: the weights of round {round_} are not there any more (see `prefloop verify`)")
+        raise UserError(f"--round: the weights of round {round_} were removed (see `prefloop verify`)")
     pointed = manifest.metrics.get(POINTED_FILES)
     known = manifest.files if source == stage.folder else pointed if isinstance(pointed, dict) else {}
     try:
@@ -85,7 +85,7 @@ def _write(run: RunFolder, config: RunConfig, round_: int, out: Path) -> None:
 
 
 def _files(source: Path, config: RunConfig) -> list[Path]:
-    # Code that ships with a model is only taken along where the config trusts it.
+    # Copy code that ships with a model only if the config trusts it.
     patterns = (*EXPORTED, "*.py") if config.trusts_policy else EXPORTED
     found = {file for pattern in patterns for file in source.glob(pattern) if file.is_file()}
     return sorted(file for file in found if file.name not in KEPT_BACK)
@@ -97,4 +97,4 @@ def _copy(file: Path, copy: Path, known: Mapping[str, object]) -> None:
         os.fsync(written.fileno())
     facts = known.get(file.name)
     if not isinstance(facts, dict) or facts.get("sha256") != file_sha256(copy):
-        raise RunError(f"{file}: not what its manifest says (SHA-256); nothing was exported")
+        raise RunError(f"{file}: does not match its manifest (SHA-256); nothing was exported")

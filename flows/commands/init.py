@@ -1,4 +1,4 @@
-"""``prefloop init``: a config of one's own with comments, from a few answers."""
+"""``prefloop init``: write a config with comments from a few answers."""
 
 import sys
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pipeline.storage.atomic import write_text
 
 Mode = Literal["iterative", "offline"]
 _FILE = "config.yaml"
-# What labels responses without settings of its own.
+# Scorers that need no settings of their own.
 RULES = ("match", "number", "length", "keywords")
 
 HEAD = """\
@@ -27,24 +27,24 @@ rounds: {rounds}
 policy:
   path: {model}              # a Hugging Face model folder with its tokenizer, or a hub name
 {data}held_out:
-  prompts: 100               # set aside by content before anything is trained, for evaluation
+  prompts: 100               # set aside by content before training, for evaluation
 {scorer}loss:
-  preset: {loss}             # prefloop losses lists all, prefloop losses {loss} tells of this one
+  preset: {loss}             # prefloop losses lists all, prefloop losses {loss} shows this one
 training:
-  learning_rate: {rate}      # for full training; LoRA takes ten times as much
-  batch_size: 64             # pairs of one optimiser step
-  checkpoint_every: 50       # steps; what a kill may cost
+  learning_rate: {rate}      # for full training; for LoRA, ten times as much
+  batch_size: 64             # pairs per optimiser step
+  checkpoint_every: 50       # steps; the most that a kill can lose
 """
 ITERATIVE = """\
 prompts:
-  path: {data}               # a column prompt; answer, where the scorer compares with one
+  path: {data}               # column prompt; also answer, if the scorer compares with one
 sampling:
-  n: 4                       # responses a prompt
+  n: 4                       # responses per prompt
   max_tokens: 512
 """
 OFFLINE = """\
 pairs:
-  path: {data}               # prompt, chosen, rejected; or K responses with rewards; or single ones with a label
+  path: {data}               # prompt, chosen, rejected; or K responses with rewards; or single responses with a label
 """
 SCORER = """\
 scorer:
@@ -54,7 +54,7 @@ scorer:
 
 @dataclass(frozen=True)
 class _Answers:
-    """What a config is made of. ``scorer``: a rule, or the folder of a reward model; None: offline needs none."""
+    """The answers for a config. ``scorer``: a rule, or the folder of a reward model; None for offline mode."""
 
     mode: Mode
     model: str
@@ -66,10 +66,10 @@ class _Answers:
 
 
 def write_config(folder: Path, answers: _Answers) -> Path:
-    """Write ``folder/config.yaml``; returns it.
+    """Write ``folder/config.yaml``; return its path.
 
     Raises:
-        UserError: it is there already, cannot be written, or an answer is none.
+        UserError: the file exists or cannot be written, or an answer is not valid.
     """
     file = folder / _FILE
     if answers.loss not in preset_names():
@@ -77,7 +77,7 @@ def write_config(folder: Path, answers: _Answers) -> Path:
     if answers.mode == "iterative" and not answers.scorer:
         raise UserError("--scorer: iterative mode needs one: a rule or the folder of a reward model")
     if file.exists():
-        raise UserError(f"{file}: is there already; nothing was changed")
+        raise UserError(f"{file}: already exists; nothing was changed")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, config_text(folder.resolve().name, file, answers))
@@ -87,11 +87,11 @@ def write_config(folder: Path, answers: _Answers) -> Path:
 
 
 def config_text(name: str, file: Path, answers: _Answers) -> str:
-    """The config as YAML with comments."""
+    """Return the config as YAML with comments."""
     template = ITERATIVE if answers.mode == "iterative" else OFFLINE
     said = {
-        "iterative": "each round samples, labels, pairs and trains; offline trains on pairs that are there",
-        "offline": "trains on pairs that are there; iterative samples and labels each round",
+        "iterative": "each round samples, labels, pairs and trains; offline trains on existing pairs",
+        "offline": "trains on existing pairs; iterative samples and labels each round",
     }
     text = HEAD.format(
         name=_name(name),
@@ -117,18 +117,18 @@ def _scorer(scorer: str | None) -> str:
 
 
 def _name(folder: str) -> str:
-    """A run's name of a folder's."""
+    """Make a valid run name from a folder's name."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in folder).strip("._-")
     return kept.replace("..", "-")[:100] or "run"
 
 
 def _plain(text: str) -> str:
-    """As a YAML scalar on one line."""
+    """Write ``text`` as a YAML scalar on one line."""
     return str(yaml.safe_dump(text, width=10_000, allow_unicode=True)).removesuffix("\n...\n").strip()
 
 
 def _aligned(line: str) -> str:
-    """Comments behind settings begin in one column, where there is room."""
+    """Align the comment after a setting, if there is room."""
     setting, mark, said = line.partition(" # ")
     return f"{setting.rstrip():<28} # {said}" if mark and setting.strip() else line
 
@@ -142,10 +142,8 @@ def ask_missing(
     rounds: int,
     rate: float,
 ) -> _Answers:
-    """What the options say; the rest is asked for on a terminal. Raises ``UserError`` where there is none."""
-    mode = mode or _ask(
-        "mode", "iterative (sample and label each round) or offline (pairs that are there)", "iterative"
-    )
+    """Take the options, and ask for the rest on a terminal. Raises ``UserError`` without a terminal."""
+    mode = mode or _ask("mode", "iterative (sample and label each round) or offline (existing pairs)", "iterative")
     if mode not in ("iterative", "offline"):
         raise UserError(f"--mode: {mode!r}: iterative or offline{nearest(mode, ('iterative', 'offline'))}")
     chosen: Mode = "iterative" if mode == "iterative" else "offline"

@@ -1,4 +1,4 @@
-"""``prefloop losses``: the presets by family, one preset in full, the plot of the links."""
+"""``prefloop losses``: list the presets by family, show one in full, plot the links."""
 
 import difflib
 import json
@@ -55,7 +55,7 @@ SEVERAL = "the round's own, and those that training.references names"
 
 
 def print_presets() -> None:
-    """All presets by family, one line each."""
+    """Print all presets by family, one line each."""
     console = Console(highlight=False, markup=False)
     presets = {name: preset(name) for name in preset_names()}
     width = max(map(len, presets)) + 2
@@ -65,11 +65,11 @@ def print_presets() -> None:
         for name in members:
             _print_row(console, f"  {name}", presets[name].summary, width + 2)
         console.print()
-    console.print("prefloop losses NAME shows formula, needs and settings of one.", soft_wrap=True)
+    console.print("prefloop losses NAME shows the formula, needs and settings of one loss.", soft_wrap=True)
 
 
 def print_preset(name: str) -> None:
-    """One preset in full. Raises ``UserError`` for a name that is none, or several."""
+    """Print one preset in full. Raises ``UserError`` for an unknown or ambiguous name."""
     parts = preset(name)
     console = Console(highlight=False, markup=False)
     console.print(f"{name}: {parts.summary}", style="bold", soft_wrap=True)
@@ -88,16 +88,16 @@ def print_preset(name: str) -> None:
 
 
 def plot_links(file: Path) -> None:
-    """Draw all links and their slopes into ``file``, whose ending decides the format.
+    """Draw all links and their slopes into ``file``; its ending sets the format.
 
     Raises:
-        UserError: an ending that is not drawn, or a folder that cannot be written.
+        UserError: an unsupported ending, or a folder that cannot be written.
     """
     if file.suffix.lower() not in PLOT_ENDINGS:
         raise UserError(f"--plot: {file}: must end in one of {', '.join(PLOT_ENDINGS)}")
-    # An unwritable folder is known before torch and matplotlib are loaded, which takes seconds.
+    # Check the folder before loading torch and matplotlib, which takes seconds.
     if not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
-        raise UserError(f"--plot: {file.parent}: no folder that can be written")
+        raise UserError(f"--plot: {file.parent}: not a writable folder")
     from flows.report.link_plot import draw_links
 
     scratch = file.with_name(file.name + ".tmp")
@@ -111,7 +111,7 @@ def plot_links(file: Path) -> None:
 
 
 def preset(name: str) -> Composition:
-    """The composition of preset ``name``. Raises ``UserError`` for a name that is none, or several."""
+    """Return the composition of preset ``name``. Raises ``UserError`` for an unknown or ambiguous name."""
     wanted = name.lower().replace("-", "_")
     if wanted not in AMBIGUOUS and name not in preset_names():
         near = difflib.get_close_matches(wanted, preset_names(), n=5, cutoff=0.5)
@@ -124,7 +124,7 @@ def preset(name: str) -> Composition:
 
 
 def components(parts: Composition) -> list[str]:
-    """The components that are not those of the empty formula, and the one-sided terms written out."""
+    """List the components that differ from the empty formula, and the one-sided terms written out."""
     found = []
     for field, value in parts.model_dump(exclude=set(DOCUMENTATION)).items():
         default = Composition.model_fields[field].get_default()
@@ -135,7 +135,7 @@ def components(parts: Composition) -> list[str]:
 
 
 def needs(parts: Composition) -> list[str]:
-    """What the loss reads and where it comes from, in words, one line each."""
+    """Describe what the loss reads and where it comes from, one line each."""
     reads = needs_of(parts)
     kinds = {"weights": parts.weights.kind, "prior": parts.prior.kind}
     keys = {f"{need}:{kinds[need]}" if need in kinds else need for need in reads}
@@ -144,14 +144,14 @@ def needs(parts: Composition) -> list[str]:
         which = EXTRAPOLATED if parts.prior.kind == "extrapolated" else SEVERAL
         found[found.index(NEEDS["reference"])] = f"log-probs under {count} reference policies: {which}"
     if needs_of(parts).accepts_unpaired:
-        found.append("in place of pairs also single responses marked good or bad: the columns completion and label")
+        found.append("instead of pairs, also single responses marked good or bad: the columns completion and label")
     if needs_of(parts).statistics:
         found.append("statistics over the whole batch: gathered while training, saved in checkpoints")
     return found or ["chosen responses alone"]
 
 
 def settings(parts: Composition) -> list[str]:
-    """Each setting with its default and its meaning, one line each."""
+    """List each setting with its default and meaning, one line each."""
     rows = [(path, f"{path} = {_plain(value)}") for path, value in settings_of(parts).items()]
     width = max(len(assignment) for _, assignment in rows)
     return [f"{assignment:{width}}  {_meaning(parts, path)}".rstrip() for path, assignment in rows]
@@ -162,7 +162,7 @@ def _plain(value: object) -> str:
 
 
 def _meaning(parts: Composition, path: str) -> str:
-    """What the schema says of the setting at ``path``: its description, or its component's, and its choices."""
+    """Return the schema's description of the setting at ``path``, or of its component, and its choices."""
     field, _, leaf = path.partition(".")
     if field == "terms":
         number, _, leaf = leaf.partition(".")
@@ -175,7 +175,7 @@ def _meaning(parts: Composition, path: str) -> str:
 
 
 def _term(term: Term) -> str:
-    """c f(a R_w + b R_l − m), with what is 1 or 0 left out."""
+    """Write c f(a R_w + b R_l − m) without factors of 1 and terms of 0."""
     inside = ""
     for factor, score in ((term.chosen, "R_w"), (term.rejected, "R_l")):
         if factor != 0:
@@ -192,7 +192,7 @@ def _term(term: Term) -> str:
 
 
 def _print_row(console: Console, heading: str, text: str, indent: int) -> None:
-    """One row; on a terminal continued under its own text, in a pipe on one line."""
+    """Print one row; wrapped and indented on a terminal, on one line in a pipe."""
     line = f"{heading:{indent}}{text}"
     if console.is_terminal:
         line = textwrap.fill(line, max(console.width, indent + 30), subsequent_indent=" " * indent)

@@ -1,4 +1,4 @@
-"""``prefloop pairs``: what a round trains on, or would, in the terminal."""
+"""``prefloop pairs``: show in the terminal the pairs that a round trains on, or would train on."""
 
 from collections import Counter
 from itertools import pairwise
@@ -27,19 +27,19 @@ READ = ("pairing", "replay", "loss")
 def show_pairs(root: Path, settings: list[str], round_: int | None, recompute: bool) -> None:
     """Print the yield, histograms and ten examples of a round of the run in ``root``; writes nothing.
 
-    With ``recompute`` the pairs are made anew from labels (offline: from the data), under ``settings``, and need not
-    be there; replay is not part of it. Else they are those that the round's pairs stage wrote.
+    With ``recompute``, make the pairs again from labels (offline: from the data) under ``settings``, even if none were
+    written; replay is left out. Else show the pairs that the round's pairs stage wrote.
 
     Raises:
-        UserError: no such run, or nothing in it to make pairs of; settings without ``recompute``, or of other
-            sections than ``pairing``, ``replay`` and ``loss``.
+        UserError: no such run, or nothing in it to make pairs from; settings without ``recompute``, or from
+            sections other than ``pairing``, ``replay`` and ``loss``.
     """
     run = RunFolder.existing(root)
     if settings and not recompute:
-        raise UserError(f"{settings[0]}: settings are for --preview; without it, the pairs are those that were written")
+        raise UserError(f"{settings[0]}: settings are for --preview; without it, the written pairs are shown")
     other = [item for item in settings if item.split(".")[0].split("=")[0] not in READ]
     if other:
-        raise UserError(f"{other[0]}: pairs are made anew under settings of {', '.join(READ)} alone")
+        raise UserError(f"{other[0]}: --preview takes only settings of {', '.join(READ)}")
     config = load_config([run.config_file], settings)
     context = Context(run, config)
     number = _newest(run, config, recompute) if round_ is None else round_
@@ -64,7 +64,7 @@ def _newest(run: RunFolder, config: RunConfig, recompute: bool) -> int:
     source = _source(config) if recompute else "pairs"
     found = [number for number in run.rounds() if run.stage(number, source).manifest() is not None]
     if not found:
-        hint = "" if recompute else "; --preview makes them from labels that are there"
+        hint = "" if recompute else "; --preview makes them from existing labels"
         raise UserError(f"{run.root}: no round has {source} yet{hint}")
     return 1 if source == "data" else found[-1]
 
@@ -98,7 +98,7 @@ def _print_yield(console: Console, rows: int, dropped: dict[str, int]) -> None:
 
 
 def print_preview(console: Console, seen: Preview) -> None:
-    """Print histograms and examples; what models and data wrote is shown and does nothing."""
+    """Print histograms and examples; text from models and data cannot control the terminal."""
     if seen.margins.counts:
         _print_histogram(console, "margin (score difference)", seen.margins)
     for name, lengths in seen.lengths.items():
@@ -139,5 +139,5 @@ def _line(name: str, response: Response, score: float | None) -> str:
 
 
 def _shown(text: str) -> str:
-    # Indented, so that no line of a response stands where a line of prefloop's would.
+    # Indented, so that no line of a response looks like a line of prefloop.
     return visible(text, SHOWN_CHARACTERS).replace("\n", "\n      ")

@@ -1,4 +1,4 @@
-"""``prefloop reward-model``: from pairs to the folder of a reward model, with what it is worth on held-out pairs."""
+"""``prefloop reward-model``: train a reward model on pairs, and measure it on held-out pairs."""
 
 import json
 import shutil
@@ -29,21 +29,21 @@ from reward_models.training.train import OFFENDING_PAIRS, describe_held_out, jud
 
 @dataclass(frozen=True)
 class _Data:
-    """Pairs, disjoint by prompt."""
+    """Training and held-out pairs, disjoint by prompt."""
 
     train: list[TextPair]
     held_out: list[TextPair]
 
 
 def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | None) -> None:
-    """Train, or go on, or say what a complete folder holds. Raises ``UserError`` or ``RunError``."""
+    """Train, continue, or describe a complete folder. Raises ``UserError`` or ``RunError``."""
     config = load_settings(RewardModelConfig, files, settings)
     root = (run_dir or Path("runs") / config.name).resolve()
     stage, key = Stage(root.name, 0, root), _key(config)
     if not stage.complete(key):
         data = read_data(config)
         with _alone(root):
-            # Another process may have completed it while data was read.
+            # Another process may have completed it while the data was read.
             if not stage.complete(key):
                 _write(config, data, stage.begin(key))
     for line in describe_held_out(json.loads((root / "metrics.json").read_text(encoding="utf-8"))["held_out"]):
@@ -62,10 +62,10 @@ def _write(config: RewardModelConfig, data: _Data, writer: StageWriter) -> None:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """One writer at a time; its lease lies beside the folder, which begins anew where settings are others.
+    """Allow one writer at a time. The lease is next to the folder, because new settings replace the folder.
 
     Raises:
-        UserError: another process writes there, or nobody can.
+        UserError: another process writes there, or the place is not writable.
     """
     lease = root.with_name(f".{root.name}.lease")
     try:
@@ -77,7 +77,7 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def read_data(config: RewardModelConfig) -> _Data:
-    """The pairs, of prompts that are held out and of those that are not. Raises ``UserError`` for any fault."""
+    """Read training and held-out pairs. Raises ``UserError`` for any fault."""
     source, given = config.pairs, config.held_out.path
     if config.held_out.split is not None:
         raise UserError("held_out.split: pairs come from files here; held_out.path names one with held-out pairs")
@@ -106,7 +106,7 @@ def _key(config: RewardModelConfig) -> StageKey:
 
 
 def _fill(config: RewardModelConfig, data: _Data, writer: StageWriter) -> None:
-    """Train in the folder of ``writer``, judge what is written there, commit."""
+    """Train in ``writer``'s folder, evaluate the result, commit."""
     quieten()
     console, folder = make_console(), writer.folder
     with progress(f"reward model · {config.name}", "steps", console) as report:

@@ -24,11 +24,11 @@ def run_config(
     until: str | None,
     redo_from: str | None = None,
 ) -> None:
-    """Run the config in this process, up to the stage ``until`` (``ROUND:STAGE``) if one is named.
+    """Run the config in this process, up to the stage ``until`` (``ROUND:STAGE``) if given.
 
-    ``redo_from``, of the same form: what is there from this stage on is set aside first.
+    ``redo_from``, of the same form: first set aside everything from this stage on.
 
-    Raises ``UserError``, ``RunError``, or ``Paused`` where the gate of a round asks a person.
+    Raises ``UserError``, ``RunError``, or ``Paused`` if a round's gate asks a person.
     """
     config = load_config(files, settings)
     if until is not None:
@@ -55,7 +55,7 @@ def run_config(
 
 
 def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str | None) -> None:
-    """Print which stages the run has and which would run; writes nothing. Raises ``UserError`` or ``RunError``."""
+    """Print the run's stages and which would run; writes nothing. Raises ``UserError`` or ``RunError``."""
     from flows.commands.dry_run import print_dry_run
 
     config = load_config(files, settings)
@@ -65,7 +65,7 @@ def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str
 
 
 def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str:
-    """Run the flow of the config's mode; returns the path of the report."""
+    """Run the flow for the config's mode; return the path of the report."""
     from flows.iterative import iterative
     from flows.offline import offline
     from flows.prefect_api.server import ServerLostError, go_on_without, prefect_api
@@ -75,12 +75,12 @@ def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str
         with prefect_api(run.root / "logs" / "server.log"):
             return str(flow(run_dir=str(run.root), until=until))
     except ServerLostError as error:
-        # Nothing of a run is the server's: stages are complete or not, whatever it knows of them.
+        # A run does not depend on the server: stages are complete or not, whatever it knows.
         go_on_without(error)
 
 
 def announce(config: RunConfig, root: Path) -> None:
-    """Say in three lines what is about to happen, the choices that change results included."""
+    """Announce the run in three lines, including the choices that change results."""
     training = config.training
     lines = [
         f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)}, seed {config.seed} -> {root}",

@@ -1,4 +1,4 @@
-"""``prefloop serve`` and ``prefloop up``: the worker that runs deployments; server, UI and worker together."""
+"""``prefloop serve``: a worker that runs deployments. ``prefloop up``: server, UI and worker together."""
 
 import subprocess
 import sys
@@ -12,21 +12,21 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.commands.deploy import ensure_pool, require_lasting_api
 from flows.prefect_api.server import lasting_server, start_watched, stop_watched
 
-# What a run may take to end its children and to say that it has ended.
+# Time for a run to end its children and report its end.
 _STOP_SECONDS = 30.0
 _WATCH_SECONDS = 0.5
 
 
 def run_worker(pool: str, limit: int | None) -> int:
-    """Run deployments of ``pool``, at most ``limit`` at a time, until stopped; returns the worker's exit code.
+    """Run deployments of ``pool``, at most ``limit`` at a time, until stopped; return the worker's exit code.
 
-    Raises ``UserError`` if no lasting server is there.
+    Raises ``UserError`` if there is no lasting server.
     """
     url = require_lasting_api()
     try:
         with _worker(url, pool, limit) as worker:
             print(
-                f"worker of the pool {pool} at {url}  (Ctrl-C ends it, and the runs that it has started)",
+                f"worker of the pool {pool} at {url}  (Ctrl-C ends it and the runs that it started)",
                 file=sys.stderr,
             )
             return worker.wait()
@@ -35,9 +35,9 @@ def run_worker(pool: str, limit: int | None) -> int:
 
 
 def run_server_and_worker(port: int, pool: str, limit: int | None) -> int:
-    """Prefect's server and UI on 127.0.0.1, and a worker, until stopped; when one ends all do. Returns an exit code.
+    """Run Prefect's server and UI on 127.0.0.1, and a worker, until one ends or is stopped; return an exit code.
 
-    Raises ``UserError`` if the port is taken or a server is there already.
+    Raises ``UserError`` if the port is taken or a server is already running.
     """
     try:
         with lasting_server(port) as server, _worker(f"http://127.0.0.1:{port}/api", pool, limit) as worker:
@@ -58,7 +58,7 @@ def _worker(url: str, pool: str, limit: int | None) -> Iterator["subprocess.Pope
         ensure_pool(client, pool)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
     command += [] if limit is None else ["--limit", str(limit)]
-    # Nothing before its time: a run that is taken early would collide with one that ends in between.
+    # No prefetch: a run taken early would collide with one that is about to end.
     worker = start_watched(command, {"PREFECT_API_URL": url, "PREFECT_WORKER_PREFETCH_SECONDS": "0"}, None)
     try:
         yield worker
@@ -67,7 +67,7 @@ def _worker(url: str, pool: str, limit: int | None) -> Iterator["subprocess.Pope
 
 
 def serve_ui(port: int) -> int:
-    """Run the server until it is stopped; returns its exit code. Raises ``UserError`` if the port is taken."""
+    """Run the server until it is stopped; return its exit code. Raises ``UserError`` if the port is taken."""
     try:
         with lasting_server(port) as server:
             print(f"Prefect UI: http://127.0.0.1:{port}  (Ctrl-C ends it)", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""``prefloop verify``: every file of a run by its SHA-256, every manifest by its own, and the chain of keys."""
+"""``prefloop verify``: check every file and manifest of a run by its SHA-256, and the chain of keys."""
 
 import json
 import time
@@ -17,11 +17,11 @@ from pipeline.storage.run_folder import RunFolder, Stage
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was found of one stage.
+    """The findings for one stage.
 
     Attributes:
         state: ``intact``, ``damaged``, or ``freed`` if files were removed on purpose and the rest is intact.
-        files, bytes: that were read.
+        files, bytes: how many were read.
     """
 
     stage: str
@@ -33,7 +33,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found of a run; ``begun``: stages that a run has not completed."""
+    """The findings for a run; ``begun``: stages that are not complete."""
 
     root: Path
     stages: list[Verified]
@@ -42,11 +42,11 @@ class Verification:
 
     @property
     def faults(self) -> list[Damage]:
-        """Of all stages."""
+        """The faults of all stages."""
         return [fault for stage in self.stages for fault in stage.faults]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the findings as plain JSON."""
         stages = [asdict(stage) for stage in self.stages]
         for stage in stages:
             stage["faults"] = [{"file": str(fault["file"]), "fault": fault["what"]} for fault in stage["faults"]]
@@ -62,7 +62,7 @@ class Verification:
 
 
 def verify_run(root: Path) -> Verification:
-    """Read all of the run folder ``root``; writes nothing. Raises ``UserError`` if it is none."""
+    """Read all of the run folder ``root``; writes nothing. Raises ``UserError`` if it is not a run folder."""
     run, started = RunFolder.existing(root), time.monotonic()
     load_config([run.config_file])
     manifests: dict[str, Manifest] = {}
@@ -102,17 +102,17 @@ def _files(stage: Stage, manifest: Manifest) -> Verified:
 def _chain(
     run: RunFolder, title: str, manifest: Manifest, manifests: dict[str, Manifest], there: set[str]
 ) -> list[Damage]:
-    """Whether the stage is what its manifest says, and was made from the inputs that are there."""
+    """Check that the stage matches its manifest, and was made from the inputs on disk."""
     file = run.root / title / MANIFEST
     whats = []
     if title != f"round_{manifest.round:03d}/{manifest.stage}":
         whats.append(f"is the manifest of round {manifest.round}, {manifest.stage}")
     if StageKey(manifest.config, manifest.inputs, manifest.seed).digest != manifest.key:
-        whats.append("its key is not that of its settings and inputs")
+        whats.append("its key does not match its settings and inputs")
     for name, key in manifest.inputs.items():
         other = manifests.get(name)
         if name not in there:
-            whats.append(f"was made from {name}, which is not there")
+            whats.append(f"was made from {name}, which is missing")
         elif other is not None and (other.key != key or other.sha256 != manifest.made_from.get(name)):
             whats.append(f"was made from another {name} than is there")
     return [Damage(title, file, what) for what in whats]
@@ -123,7 +123,7 @@ def _judged(one: Verified) -> Verified:
 
 
 def print_verification(found: Verification, as_json: bool) -> None:
-    """A table, then every damaged file and what to do about it; or all of it as JSON."""
+    """Print a table, then every damaged file and how to fix it; or all of it as JSON."""
     if as_json:
         print(json.dumps(found.plain(), indent=1, ensure_ascii=False))
         return

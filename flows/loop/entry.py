@@ -1,8 +1,8 @@
-"""What a flow does when it is started: the run folder is made or opened, rounds are added, and what cannot be is said.
+"""Start of a flow: create or open the run folder, add rounds, and report mistakes.
 
-The command line prepares its run folder itself and names it alone. A deployment's runs bring config files,
-settings and the rounds to add; they are skipped where another process is at work in the folder, and wait for a
-person where the gate pauses the run.
+The command line prepares the run folder itself and passes only its path. A deployment's runs pass config files,
+settings and the rounds to add; they are skipped if another process is working in the folder, and wait for a person
+if the gate pauses the run.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from pipeline.config.files import load_config
 from pipeline.errors import Paused, RunLockedError, UserError
 from pipeline.storage.run_folder import RunFolder
 
-# A firing that starts later than this after its time has been missed.
+# A firing that starts later than this counts as missed.
 MISSED_AFTER = timedelta(minutes=5)
 
 Rounds = Callable[[Path, str | None], str]
@@ -51,12 +51,12 @@ class Firing:
 
 
 def run_name() -> str:
-    """The name of a flow run: that of its run folder."""
+    """Return the flow run's name: the name of its run folder."""
     return Path(str(current.parameters["run_dir"])).name
 
 
 def carry_out(firing: Firing, rounds: Rounds) -> str:
-    """Run ``rounds``; returns the path of the report. A deployment's run that is skipped or refused ends here."""
+    """Run ``rounds``; return the path of the report. A deployment's run that is skipped or refused ends here."""
     flow_run = _deployed()
     if flow_run is None:
         return rounds(prepare(firing), firing.until)
@@ -82,7 +82,7 @@ def carry_out(firing: Firing, rounds: Rounds) -> str:
 
 
 def _end(flow_run: FlowRun, state: State[object]) -> NoReturn:
-    """End a deployment's run in ``state``, without the traceback that a raised error would leave in its logs."""
+    """End a deployment's run in ``state``, without a traceback in its logs."""
     get_run_logger().error("%s", state.message)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(flow_run.id, state, force=True)
@@ -90,10 +90,10 @@ def _end(flow_run: FlowRun, state: State[object]) -> NoReturn:
 
 
 def prepare(firing: Firing, *, first: bool = True) -> Path:
-    """Make or open the run folder as the parameters say; returns it.
+    """Create or open the run folder that the parameters describe; return its path.
 
-    ``first``: whether this is the flow run's first try. Later ones (after a pause, or a retry) go on with what the
-    first one began: they add no rounds, and redo nothing.
+    ``first``: true on the flow run's first try. Later tries (after a pause, or a retry) continue what the first one
+    began: they add no rounds and redo nothing.
 
     Raises ``UserError``.
     """
@@ -124,9 +124,10 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
 
 
 def rounds_to_reach(run: RunFolder, config: RunConfig, more: int) -> int:
-    """How many rounds the run is to have.
+    """Return the run's total number of rounds.
 
-    ``more`` than are complete, and all that were begun; with 0 as many as the config, or the folder, has.
+    The complete rounds plus ``more``, but at least those begun; if ``more`` is 0, as many as the config or the folder
+    has.
     """
     begun = load_config([run.config_file]).rounds if run.config_file.is_file() else 0
     if config.mode == "offline":
@@ -138,7 +139,7 @@ def rounds_to_reach(run: RunFolder, config: RunConfig, more: int) -> int:
 
 
 def complete_rounds(run: RunFolder, config: RunConfig) -> int:
-    """How many rounds, from the first on, are complete: evaluated, and decided on where there is a gate."""
+    """Count the complete rounds from the first on: evaluated, and decided on if there is a gate."""
     last = "evaluation" if config.gate is None else "gate"
     number = 0
     while run.stage(number + 1, last).manifest() is not None:
@@ -153,7 +154,7 @@ def _deployed() -> FlowRun | None:
 
 
 def _is_missed(flow_run: FlowRun, due: datetime) -> bool:
-    """Whether a schedule's firing comes too late, of a deployment that skips those."""
+    """True if a scheduled firing is late and its deployment skips late ones."""
     if not flow_run.auto_scheduled or flow_run.run_count > 1 or datetime.now(UTC) - due <= MISSED_AFTER:
         return False
     assert flow_run.deployment_id is not None

@@ -20,17 +20,17 @@ from pipeline.errors import UserError, first_lines
 from pipeline.storage.atomic import write_text
 from pipeline.storage.run_folder import RunFolder
 
-# What a kill may leave of a run that had just begun.
+# Files that a kill may leave behind at the start of a run.
 STARTED = {".lock", "config.yaml.tmp", LEASE_FILE}
 
 
 def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolder:
     """Make ``root`` the folder of this run, or check that it already is.
 
-    Settings that do not change results may differ from the folder's; with ``extend``, ``rounds`` may grow.
+    Settings that do not change results may differ from the folder's. With ``extend``, ``rounds`` may grow.
 
     Raises:
-        UserError: the folder holds another config (the changed fields are named), or is no run folder.
+        UserError: the folder holds another config (the message lists the changed fields), or is not a run folder.
     """
     run = RunFolder(root)
     if run.config_file.is_file():
@@ -53,7 +53,7 @@ def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolde
 
 @contextmanager
 def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, RunConfig, StageTasks]]:
-    """Lock the run and start its children on demand; all are gone when the block ends.
+    """Lock the run and start its children on demand; end all of them with the block.
 
     The block ends early, without an error, when the stage ``until`` (``ROUND:STAGE``) is complete.
     """

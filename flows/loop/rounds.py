@@ -1,4 +1,4 @@
-"""What the flows share: how a run starts, and how a round learns from its pairs. Torch-free."""
+"""Steps shared by the flows: the start of a run, and how a round learns from its pairs. Torch-free."""
 
 from typing import Protocol
 
@@ -12,18 +12,18 @@ class Stages(Protocol):
     """The stages of one run as calls that read like the algorithm."""
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
-        """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads.
+        """Complete stage ``name`` of ``round_`` from the artefacts ``inputs``.
 
-        Returns the name of the artefact (``round_001/samples``) that is then complete.
+        Returns the name of the completed artefact (``round_001/samples``).
         """
 
 
-class Reached(Exception):  # noqa: N818 - it ends a run, and is no error
-    """The stage that a run was to stop after is complete."""
+class Reached(Exception):  # noqa: N818 - it ends a run, and is not an error
+    """The stage after which the run should stop is complete."""
 
 
 def start_run(stage: Stages) -> tuple[str, str]:
-    """Round 0: the data and the policy that training starts from, measured before any preference training."""
+    """Make round 0: the data and the starting policy, evaluated before any preference training."""
     data = stage("data", 0)
     policy = stage("policy", 0, data)
     stage("evaluation", 0, stage("evaluation_samples", 0, policy))
@@ -31,12 +31,12 @@ def start_run(stage: Stages) -> tuple[str, str]:
 
 
 def added(stage: Stages, run: RunFolder, config: RunConfig, round_: int) -> list[str]:
-    """Take up what the source of prompts has gained since the round before; the artefact, if there is one."""
+    """Take up prompts added to the source since the round before; return the artefact, if any."""
     return [stage(ADDED, round_)] if brings_prompts(run, config, round_) else []
 
 
 def labelled(stage: Stages, config: RunConfig, round_: int, samples: str) -> str:
-    """Label ``samples``, with a discriminator after gold is bought and it is refitted; returns the labels' artefact."""
+    """Label ``samples``; buy gold and refit first if there is a discriminator. Return the labels' artefact."""
     made = [samples]
     for name in ("gold", "discriminator"):
         if made_in(config, round_, name):
@@ -45,9 +45,9 @@ def labelled(stage: Stages, config: RunConfig, round_: int, samples: str) -> str
 
 
 def learn(stage: Stages, config: RunConfig, round_: int, pairs: str, policy: str) -> str:
-    """Train on ``pairs`` from ``policy``, evaluate, and let the gate decide; returns the new policy's artefact.
+    """Train on ``pairs`` from ``policy``, evaluate, and let the gate decide; return the new policy's artefact.
 
-    What the loss does not read is not made.
+    Makes only what the loss reads.
     """
     made = [pairs]
     for name in ("calibration", "reference"):

@@ -42,16 +42,16 @@ class StageTasks:
         self._console = make_console()
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
-        """Complete stage ``name`` of ``round_``; ``inputs`` are the artefacts that it reads."""
+        """Complete stage ``name`` of ``round_`` from the artefacts ``inputs``."""
         run_name = self._run_name(name, round_)
-        # No tags: Prefect asks its server for a slot of each tag's concurrency limit, which costs seconds a task.
+        # No tags: Prefect asks its server for a slot in each tag's concurrency limit, which costs seconds per task.
         artefact = _stage.with_options(name=name, task_run_name=run_name)(self, name, round_, inputs)
         if f"{round_}:{name}" == self._until:
             raise Reached
         return artefact
 
     def complete(self, name: str, round_: int) -> str:
-        """Run the stage if it is not there; the body of the task."""
+        """Run the stage unless it is complete; the body of the task."""
         self._lease.check()
         artefact = self._run.stage(round_, name).title
         if not needed(Context(self._run, self._config), round_, name):
@@ -78,19 +78,19 @@ class StageTasks:
         return artefact
 
     def _tell_of_padding(self, why: object) -> None:
-        """Say that prompts are not shared although that was asked for, which costs time and memory."""
+        """Warn that prompts are not shared although packing is on; this costs time and memory."""
         if why is not None and self._config.training.packing:
             get_run_logger().warning("Rows are padded and prompts computed for each response: %s", why)
             self._console.print(f"rows are padded, prompts not shared: {why}", markup=False, highlight=False)
 
     def free_room(self) -> None:
-        """Remove what no stage to come reads, as far as the config says so; say what it was."""
+        """Remove what no later stage reads, as far as the config allows, and report it."""
         freed = free_room(self._run, self._config)
         if freed:
             self._console.print(told(freed), markup=False, highlight=False)
 
     def _while_held(self, done: int, total: int, note: str) -> None:
-        """What is reported is made by children: a lost lease ends them here."""
+        """End the working children, whose progress this is, if the lease is lost."""
         self._lease.require()
 
     def _run_name(self, name: str, round_: int) -> str:

@@ -1,4 +1,4 @@
-"""``prefloop check`` and the checks that ``run`` makes before it starts anything: config, data, model folder."""
+"""``prefloop check``, and the checks before a run starts: config, data, model folders."""
 
 import json
 import sys
@@ -23,9 +23,9 @@ from pipeline.types import Prompt
 
 
 def check_config(files: list[Path], settings: list[str], faults: Path | None = None) -> None:
-    """Print what the config describes. Raises ``UserError`` for every mistake that can be found without training.
+    """Describe the config. Raises ``UserError`` for every mistake that can be found without training.
 
-    ``faults``: where rows with a fault are listed; default: ``faults_file`` of the run's usual folder.
+    ``faults``: file that lists rows with a fault; default: ``faults_file`` of the run's usual folder.
     """
     config = load_config(files, settings)
     file = faults or faults_file(Path("runs") / config.name)
@@ -38,15 +38,15 @@ def check_config(files: list[Path], settings: list[str], faults: Path | None = N
 
 
 def faults_file(root: Path) -> Path:
-    """Where the faults in the data of the run folder ``root`` are listed: beside it."""
+    """Return the file that lists the data faults of the run folder ``root``, next to the folder."""
     return root.with_name(f"{root.name}.faults.jsonl")
 
 
 def check_run(config: RunConfig, faults: Path | None = None) -> tuple[Contents, FaultLog]:
-    """What the data holds and its faults, once model folders, data, scorer and loss are known to fit.
+    """Check that model folders, data, scorer and loss fit; return the data's contents and faults.
 
-    Raises ``UserError``; writes nothing but ``faults``. Model folders must hold what is read from them. Prompts must
-    have the answers that the scorer compares with.
+    Raises ``UserError``; writes only ``faults``. Model folders must hold the files that are read. Prompts must have
+    the answers that the scorer compares with.
     """
     if isinstance(config.policy, PretrainedPolicy):
         check_folder(Path(config.policy.path), "policy.path")
@@ -69,7 +69,7 @@ def check_run(config: RunConfig, faults: Path | None = None) -> tuple[Contents, 
 
 
 def _describe(config: RunConfig, contents: Contents) -> list[str]:
-    """A few lines on what would run."""
+    """Describe in a few lines what would run."""
     lines = [f"{config.name}: {config.mode}, {config.rounds} rounds, seed {config.seed}: config and data are valid"]
     lines += [f"  {name.replace('_', ' ')}: {size}" for name, size in contents.sizes.items()]
     if config.mode == "iterative":
@@ -81,7 +81,7 @@ def _describe(config: RunConfig, contents: Contents) -> list[str]:
 
 
 def _check_prompt(config: RunConfig, prompt: Prompt) -> None:
-    """Raise ``UserError`` if a labeller lacks what it compares responses with."""
+    """Raise ``UserError`` if the prompt lacks an answer that a labeller compares with."""
     if config.scorer is not None:
         check_answer(config.scorer, prompt)
     if config.gate is not None and config.gate.second is not None:
@@ -89,22 +89,22 @@ def _check_prompt(config: RunConfig, prompt: Prompt) -> None:
 
 
 def check_vocabulary(policy: Path, other: Path, field: str) -> None:
-    """Raise ``UserError`` if two model folders give token ids other meanings, as far as their files tell.
+    """Raise ``UserError`` if two model folders map token ids to different words, judging by their files.
 
-    Log-probabilities of one's tokens under the other would be of other words. Sizes count only where a tokenizer is
-    missing: models of one tokenizer may pad their embeddings differently.
+    Log-probs under the other model would then be for other words. Sizes are compared only if a tokenizer is missing:
+    models with the same tokenizer may pad their embeddings differently.
     """
     words = [_words(folder) for folder in (policy, other)]
     if all(words):
         if words[0] != words[1]:
             raise UserError(
-                f"{field}: {other}: its tokenizer gives other ids than that of policy.path; must be the same"
+                f"{field}: {other}: its tokenizer and that of policy.path give different ids; they must be the same"
             )
         return
     sizes = [_vocabulary_size(folder) for folder in (policy, other)]
     if None not in sizes and sizes[0] != sizes[1]:
         raise UserError(
-            f"{field}: {other}: a vocabulary of {sizes[1]}, but policy.path has {sizes[0]}; must be the same"
+            f"{field}: {other}: a vocabulary of {sizes[1]}, but policy.path has {sizes[0]}; they must be the same"
         )
 
 
@@ -135,7 +135,7 @@ def _vocabulary_size(folder: Path) -> int | None:
 
 
 def _words(folder: Path) -> dict[str, int]:
-    """Ids of the words of a tokenizer.json, those that were added to it too; empty if there is none."""
+    """Return the word ids of a tokenizer.json, including added words; empty without that file."""
     try:
         plain = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         words: dict[str, int] = dict(plain["model"]["vocab"])
@@ -145,11 +145,11 @@ def _words(folder: Path) -> dict[str, int]:
 
 
 def check_new(config: RunConfig, root: Path) -> None:
-    """Where ``root`` does not hold the run's data yet, or prompts were added to it, check config and data.
+    """Check config and data if ``root`` does not hold the run's data yet, or if prompts were added.
 
-    Says which faults are within limits.
+    Prints the faults that are within limits.
 
-    Before anything is written: a mistake in config or data leaves no run folder behind. Raises ``UserError``.
+    Runs before anything is written, so a mistake leaves no run folder behind. Raises ``UserError``.
     """
     run = RunFolder(root)
     if run.stage(0, "data").folder.exists():

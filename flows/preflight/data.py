@@ -1,4 +1,4 @@
-"""A pass over all rows of a run's data before it starts: faults by cause, and what the data holds."""
+"""A pass over all rows of a run's data before it starts: faults by cause, and counts of the contents."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ _UNLIMITED = 2**62
 
 
 def check_data(config: RunConfig, file: Path | None, each: Callable[[Prompt], object]) -> tuple[Contents, FaultLog]:
-    """What the data holds, and its faults, which are written to ``file`` too.
+    """Return the counts of the contents and the faults; also write the faults to ``file``.
 
-    ``each`` is called with every distinct prompt and raises ``UserError`` for one that will not do.
+    ``each`` is called with every distinct prompt and raises ``UserError`` for an unusable one.
 
     Raises:
         UserError: faults above ``config.limits``, or nothing left to train on.
@@ -33,7 +33,7 @@ def check_data(config: RunConfig, file: Path | None, each: Callable[[Prompt], ob
         try:
             run_data = open_data(config)
         except UserError as error:
-            # Rows that cannot be read say more than that too few are left.
+            # Unreadable rows explain more than too few rows left.
             unsplit = error
         _log_faults(config, run_data, log)
     log.check()
@@ -58,11 +58,11 @@ def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
         else:
             contents.add(row)
     if not contents.prompts:
-        raise UserError("prompts: all are held out too, case and spaces aside")
+        raise UserError("prompts: all of them are also held out (ignoring case and spaces)")
     if config.warm_start is not None and not contents.texts:
         raise UserError("warm_start: the prompt data holds no reference response to train on")
     if config.mode == "offline" and contents.preferences < config.rounds:
-        raise UserError(f"pairs: {contents.preferences} rows are left for {config.rounds} rounds")
+        raise UserError(f"pairs: only {contents.preferences} rows are left for {config.rounds} rounds")
     return contents
 
 
@@ -86,7 +86,7 @@ def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog) -> N
 
 
 def _sources(config: RunConfig) -> Iterator[tuple[str, Iterator[AnyRow]]]:
-    """Everything that is read, by the name that it has in the config."""
+    """Yield everything that is read, by its name in the config."""
     if config.prompts is not None:
         yield "prompts", read_prompts(config.prompts)
     if config.pairs is not None:
@@ -100,7 +100,7 @@ def _sources(config: RunConfig) -> Iterator[tuple[str, Iterator[AnyRow]]]:
 
 
 def _tokens(config: RunConfig, run_data: RunData) -> Tokens:
-    """The policy's chat, of a policy that the run will make too, and the reward model's tokenizer."""
+    """Return the policy's chat, even if the run has yet to make the policy, and the reward model's tokenizer."""
     from pipeline.models.chat import Chat, load_chat
 
     policy, context = config.policy, None

@@ -1,4 +1,4 @@
-"""The faults of a run's data: every one in a file, counts by cause, and whether the limits allow them."""
+"""Faults in a run's data: all of them in a file, counts by cause, and a check against the limits."""
 
 import json
 from collections import Counter, defaultdict
@@ -15,7 +15,7 @@ _SHOWN = 5
 
 @dataclass
 class _Tally:
-    """Of one source: its rows, how many of them have which fault, and the first of each cause for messages."""
+    """Counts for one source: rows, faults by cause, and the first rows of each cause for messages."""
 
     rows: int = 0
     faults: Counter[Cause] = field(default_factory=Counter)
@@ -23,17 +23,17 @@ class _Tally:
 
 
 class FaultLog:
-    """Takes faults row by row, then says whether the data is refused. A context manager.
+    """Collects faults row by row, then accepts or refuses the data. A context manager.
 
     The file has one JSON object a line: ``source`` (prompts, pairs or held_out), ``file``, ``row``, ``cause``,
-    ``said``. It appears whole when all rows have been seen, and only if there is a fault.
+    ``said``. It appears, complete, after the last row, and only if there is a fault.
 
     Attributes:
-        tallies: by source, in the order in which they came.
+        tallies: by source, in order of appearance.
     """
 
     def __init__(self, limits: Limits, file: Path | None = None) -> None:
-        """``file``: where the faults go; None: nowhere."""
+        """``file``: where to write the faults; None: nowhere."""
         self.tallies: dict[str, _Tally] = {}
         self._limits = limits
         self._file = file
@@ -57,7 +57,7 @@ class FaultLog:
 
     @property
     def found(self) -> bool:
-        """Whether any row has a fault."""
+        """True if any row has a fault."""
         return any(tally.faults for tally in self.tallies.values())
 
     def row(self, source: str) -> None:
@@ -65,7 +65,7 @@ class FaultLog:
         self.tallies.setdefault(source, _Tally()).rows += 1
 
     def fault(self, source: str, file: str, number: int, cause: Cause, said: str) -> None:
-        """Note a fault of a row that is counted."""
+        """Record a fault of a row that is already counted."""
         tally = self.tallies[source]
         tally.faults[cause] += 1
         if len(tally.first[cause]) < _SHOWN:
@@ -75,7 +75,7 @@ class FaultLog:
             self._scratch.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def lines(self) -> list[str]:
-        """The counts: a line for each source and cause."""
+        """Return the counts, one line per source and cause."""
         return [
             f"  {source}: {cause}: {_share(count, tally.rows)}, limit {self._limit(cause):.4g}"
             for source, tally in self.tallies.items()
@@ -83,7 +83,7 @@ class FaultLog:
         ]
 
     def check(self) -> None:
-        """Raise ``UserError`` if a cause is above its limit, with the first rows of each such cause."""
+        """Raise ``UserError`` if a cause exceeds its limit, with the first rows of each such cause."""
         above = [
             (source, cause, tally)
             for source, tally in self.tallies.items()
@@ -99,7 +99,7 @@ class FaultLog:
                 f"{source}: {cause}: {_share(count, tally.rows)}; limits.{cause} allows {self._limit(cause):.4g}"
             )
             lines += [f"  {place[:300]}" for place in tally.first[cause][:each]]
-        lines = lines[:8] + ([f"{len(above) - _SHOWN} causes more"] if len(above) > _SHOWN else [])
+        lines = lines[:8] + ([f"{len(above) - _SHOWN} more causes"] if len(above) > _SHOWN else [])
         where = "" if self._file is None else f"\nall of them: {self._file}"
         raise UserError("the data has faults above its limits\n" + "\n".join(lines) + where)
 

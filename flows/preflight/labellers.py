@@ -1,4 +1,4 @@
-"""What can be known of a labeller before it is asked: files, keys, templates, and answers that it compares with."""
+"""Checks of labellers before use: files, keys, templates, and the answers that they compare with."""
 
 from pathlib import Path
 
@@ -24,18 +24,18 @@ from reward_models import formulas, rules
 
 
 def check_scorer(settings: ScorerSettings, place: str = "scorer") -> None:
-    """Raise ``UserError`` for the first thing that is missing; asks no server and loads no model.
+    """Raise ``UserError`` for the first thing that is missing. Contacts no server and loads no model.
 
-    The file of a function is run. ``place``: where ``settings`` stand in the config.
+    A function's file is run. ``place``: the place of ``settings`` in the config.
     """
     for field, scorer in scorers_of(settings, place):
         _check_files(scorer, field)
 
 
 def check_second(training: ScorerSettings | None, second: ScorerSettings) -> None:
-    """Raise ``UserError`` unless the gate's second labeller is another than all that label for training.
+    """Raise ``UserError`` unless the gate's second labeller differs from all that label for training.
 
-    The same settings, model folder (or a copy of it), file or judge's model are the same labeller.
+    Labellers with the same settings, model folder (or a copy of it), file or judge's model are the same.
     """
     check_scorer(second, "gate.second")
     used = [] if training is None else scorers_of(training)
@@ -50,7 +50,7 @@ def check_second(training: ScorerSettings | None, second: ScorerSettings) -> Non
 
 
 def _shared(scorer: SingleScorer, other: SingleScorer) -> str | None:
-    """What makes both the same labeller; None if they are two."""
+    """Return what makes both the same labeller; None if they differ."""
     match scorer, other:
         case (ClassifierScorer() | PairwiseScorer(), ClassifierScorer() | PairwiseScorer()):
             return scorer.path if model_digest(Path(scorer.path)) == model_digest(Path(other.path)) else None
@@ -63,7 +63,7 @@ def _shared(scorer: SingleScorer, other: SingleScorer) -> str | None:
 
 
 def check_answer(settings: ScorerSettings, prompt: Prompt) -> None:
-    """Raise ``UserError`` if ``prompt`` lacks the answer that responses are compared with."""
+    """Raise ``UserError`` if ``prompt`` lacks the answer that a scorer compares with."""
     for _, scorer in scorers_of(settings):
         match scorer:
             case SlotScorer():

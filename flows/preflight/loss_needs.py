@@ -1,6 +1,6 @@
-"""What a run's loss needs and its config or data do not have: refused before anything runs. Torch-free.
+"""Checks that config and data meet the needs of the loss, before anything runs. Torch-free.
 
-What single settings rule out is in the schema; here it is settings against data, mode, rounds and models.
+The schema checks single settings; these checks compare settings with data, mode, rounds and models.
 """
 
 from pipeline.config import RunConfig, UserData, preset_names, resolve
@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 
 
 def check_needs(config: RunConfig, contents: Contents) -> None:
-    """Raise ``UserError`` for the first need of the loss that is not met, naming the field and the rule."""
+    """Raise ``UserError`` for the first unmet need of the loss; the message names the field and the rule."""
     _check_references(config)
     _check_contrast(config)
     _check_prior(config, contents)
@@ -28,7 +28,7 @@ def check_needs(config: RunConfig, contents: Contents) -> None:
 
 
 def loss_name(config: RunConfig) -> str:
-    """The loss as messages name it."""
+    """Return the name of the loss for messages."""
     return "this loss" if config.loss.preset == "custom" else f"loss {config.loss.preset}"
 
 
@@ -52,7 +52,7 @@ def _check_references(config: RunConfig) -> None:
             if given:
                 raise UserError(
                     f"training.references: {given} model folders, but {name} has the prior {config.loss.prior.kind}; "
-                    "only mixture, harmonic and extrapolated ones read further models"
+                    "only the priors mixture, harmonic and extrapolated read further models"
                 )
 
 
@@ -64,13 +64,13 @@ def _check_checkpoints(config: RunConfig) -> None:
         )
     if len(training.references) > 1:
         raise UserError(
-            f"training.references: {len(training.references)} model folders; with the prior extrapolated one at most, "
+            f"training.references: {len(training.references)} model folders; the prior extrapolated takes one at most, "
             "the checkpoint before the start policy"
         )
     if config.rounds == 1 and not training.references:
         raise UserError(
-            f"rounds: 1, but {name} extrapolates from two checkpoints, and round 1 has the start policy alone: "
-            "at least 2 rounds, or the checkpoint before the start policy in training.references"
+            f"rounds: 1, but {name} extrapolates from two checkpoints, and round 1 has only the start policy: "
+            "at least 2 rounds, or name the checkpoint before the start policy in training.references"
         )
 
 
@@ -84,7 +84,7 @@ def _check_contrast(config: RunConfig) -> None:
                 "give the model folders positive and negative"
             )
         if needs_of(config.loss).groups:
-            raise UserError("loss.weights: given weights belong to a better and a worse response; not with loss.head")
+            raise UserError("loss.weights: given weights need a better and a worse response, so not loss.head")
     elif contrast is not None:
         raise UserError(f"training.contrastive: {name} reads no such models; only loss.weights given does")
 
@@ -93,11 +93,11 @@ def _check_contrast(config: RunConfig) -> None:
 
 
 def _check_pairing(config: RunConfig) -> None:
-    """Settings of ``pairing`` that what the loss takes has no use for."""
+    """Refuse ``pairing`` settings that the loss cannot use."""
     if config.pairing.rule == "marked" and not needs_of(config.loss).accepts_unpaired:
         raise UserError(
             f"pairing.rule: marked makes single responses, but {loss_name(config)} reads several to one prompt; "
-            f"another rule, or one of {', '.join(_unpaired_presets())}"
+            f"use another rule, or one of {', '.join(_unpaired_presets())}"
         )
     of_pairs = {"rule", "min_margin", "max_margin", "max_length_difference", "max_pairs"}
     unread = sorted(config.pairing.model_fields_set & of_pairs)
@@ -108,7 +108,7 @@ def _check_pairing(config: RunConfig) -> None:
 
 
 def _check_anchor(config: RunConfig, contents: Contents) -> None:
-    """The data set's rows must be of the form that the rounds make."""
+    """Require the data set's rows in the form that the rounds make."""
     name, rows = "pairs, or groups of scored responses", contents.pairs + contents.groups
     if needs_of(config.loss).groups:
         name, rows = "groups of scored responses (columns responses and rewards)", contents.groups
@@ -126,7 +126,7 @@ def _check_prior(config: RunConfig, contents: Contents) -> None:
         return
     if config.mode == "iterative":
         raise UserError(
-            "loss.prior: given comes from columns of a pair data set; iterative mode makes responses that none has"
+            "loss.prior: given comes from columns of a pair data set; new responses of iterative mode have none"
         )
     if not contents.pairs:
         raise UserError(f"loss.prior: given needs pairs, but {_path(config)} holds another form of data")
@@ -135,7 +135,7 @@ def _check_prior(config: RunConfig, contents: Contents) -> None:
 
 
 def _check_form(config: RunConfig, contents: Contents) -> None:
-    """Pairs and groups serve every loss (of a group, best against worst); single responses only some."""
+    """Accept pairs and groups for every loss (from a group, best against worst), single responses only for some."""
     if not contents.unpaired:
         return
     if not needs_of(config.loss).accepts_unpaired:
@@ -165,14 +165,14 @@ def _check_rewards(config: RunConfig, contents: Contents) -> None:
 
 
 def _check_labels(config: RunConfig, contents: Contents) -> None:
-    """Soft labels must not be dropped in silence."""
+    """Refuse to drop soft labels silently."""
     loss = config.loss
     certain = loss.one_sided or loss.label.kind != "data" or needs_of(loss).groups or needs_of(loss).only_chosen
     if not contents.soft or not certain or "win_probability" in needs_of(loss):
         return
-    found = f"{contents.soft} of {contents.pairs} pairs have one other than 1, which {loss_name(config)} does not read"
+    found = f"{contents.soft} of {contents.pairs} pairs have another label than 1; {loss_name(config)} does not read it"
     if _pair_data(config).columns.has_votes:
-        raise UserError(f"pairs.votes.label: soft: {found}; majority makes hard labels of the votes")
+        raise UserError(f"pairs.votes.label: soft: {found}; majority makes hard labels from the votes")
     raise UserError(
         f"pairs.columns.soft_label: {found}; leave the column out (or name another) to train on hard labels"
     )
@@ -198,5 +198,5 @@ def _path(config: RunConfig) -> str:
 
 
 def _unpaired_presets() -> list[str]:
-    """Presets for single responses."""
+    """Return the presets for single responses."""
     return [name for name in preset_names() if needs_of(Composition.model_validate(resolve(name, {}))).accepts_unpaired]

@@ -1,4 +1,4 @@
-"""What a model folder must hold, as far as its file names tell. Loads nothing."""
+"""Checks of model folders by file name. Loads nothing."""
 
 import sys
 from pathlib import Path
@@ -9,12 +9,12 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def check_folder(path: Path, field: str) -> None:
-    """Raise ``UserError`` for a folder that is not there or lacks config or weights; hub names are let pass."""
+    """Raise ``UserError`` for a folder that is missing or lacks config or weights; accept hub names."""
     if not path.exists():
-        # A hub name is `owner/model`; with a folder `owner` here it is rather a typing error.
+        # A hub name is `owner/model`; if there is a folder `owner` here, it is more likely a typo.
         if path.is_absolute() or str(path).startswith((".", "~")) or len(path.parts) != 2 or path.parent.is_dir():
             raise UserError(f"{field}: {path}: no such model folder")
-        print(f"{field}: {path}: no such folder here; it is taken as a hub name", file=sys.stderr)
+        print(f"{field}: {path}: no such folder here; using it as a hub name", file=sys.stderr)
         return
     if not (path / "config.json").is_file():
         raise UserError(f"{field}: {path}: no config.json in this model folder")

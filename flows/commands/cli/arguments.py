@@ -1,4 +1,4 @@
-"""What several commands are given: config files with settings, and a run folder."""
+"""Arguments shared by several commands: config files with settings, and a run folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +12,12 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def complete_presets(incomplete: str) -> list[str]:
-    """Names of losses that begin so, for a shell."""
+    """Complete the name of a loss, for a shell."""
     return [name for name in preset_names() if name.startswith(incomplete)]
 
 
 def complete_items(incomplete: str) -> list[str]:
-    """Config files and folders that begin so, and ``loss.preset=`` with the names of losses, for a shell."""
+    """Complete config files, folders, and ``loss.preset=`` with the names of losses, for a shell."""
     setting = "loss.preset="
     if incomplete.startswith(setting):
         return [setting + name for name in complete_presets(incomplete.removeprefix(setting))]
@@ -41,7 +41,7 @@ RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run fo
 
 
 def split(items: list[str]) -> tuple[list[Path], list[str]]:
-    """Config files and ``key=value`` settings: a setting has an equals sign, and no YAML file is called so."""
+    """Split into config files and ``key=value`` settings: a setting has an equals sign and is not a YAML file."""
     settings = [item for item in items if "=" in item and not (item.endswith((".yaml", ".yml")) and _is_file(item))]
     files = [Path(item) for item in items if item not in settings]
     if not files:

@@ -9,8 +9,8 @@ import typer
 from flows.commands.cli.arguments import Items, split
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="port on 127.0.0.1")]
-Pool = Annotated[str, typer.Option(help="Prefect's work pool; made, of type process, if it is not there")]
-Limit = Annotated[int | None, typer.Option(min=1, help="at most so many runs at a time", show_default=False)]
+Pool = Annotated[str, typer.Option(help="Prefect's work pool; created, with type process, if it does not exist")]
+Limit = Annotated[int | None, typer.Option(min=1, help="most runs at a time", show_default=False)]
 
 
 def up(port: Port = 4200, pool: Pool = "prefloop", limit: Limit = None) -> None:
@@ -31,33 +31,31 @@ def deploy(
         str | None, typer.Option(help="how often it runs, such as 30m, 6h or 1d", show_default=False)
     ] = None,
     timezone: Annotated[
-        str | None, typer.Option(help="of the schedule, such as Europe/Berlin  [default: UTC]", show_default=False)
+        str | None, typer.Option(help="its time zone, such as Europe/Berlin  [default: UTC]", show_default=False)
     ] = None,
     missed: Annotated[
         Literal["skip", "catch-up"],
-        typer.Option(
-            help="firings that could not start in time, or while the one before ran: skip, or one after another"
-        ),
+        typer.Option(help="firings missed, or due while another ran: skip them, or run them one after another"),
     ] = "skip",
     rounds_more: Annotated[
         int | None,
         typer.Option(
             min=0,
             max=1000,
-            help="rounds that a run adds; 0: up to the config's  [default: 1 with a schedule, else 0]",
+            help="rounds that each run adds; 0: up to the config's  [default: 1 with a schedule, else 0]",
             show_default=False,
         ),
     ] = None,
     run_dir: Annotated[
         Path | None,
         typer.Option(
-            help="the run's folder; %Y-%m-%d is filled in  [default: runs/NAME; for scheduled offline runs dated]",
+            help="the run's folder; %Y-%m-%d is filled in  [default: runs/NAME, dated for scheduled offline runs]",
             show_default=False,
         ),
     ] = None,
     pool: Pool = "prefloop",
 ) -> None:
-    """Register a run with Prefect, to be started in the UI or by a schedule."""
+    """Register a run with Prefect, to start in the UI or on a schedule."""
     from flows.commands.deploy import deploy_config
 
     files, settings = split(items)
@@ -84,7 +82,7 @@ def serve(pool: Pool = "prefloop", limit: Limit = None) -> None:
 
 
 def ui(port: Port = 4200) -> None:
-    """Start Prefect's server and UI on 127.0.0.1; runs made earlier on the same Prefect home are listed."""
+    """Start Prefect's server and UI on 127.0.0.1; list earlier runs of the same Prefect home."""
     from flows.commands.serve import serve_ui
 
     raise typer.Exit(serve_ui(port))

@@ -1,4 +1,4 @@
-"""Commands that make models beside a run: ``reward-model``, ``export``."""
+"""Commands that make models outside a run: ``reward-model``, ``export``."""
 
 import signal
 import sys
@@ -16,7 +16,7 @@ def reward_model(
         Path | None, typer.Option(help="the reward model's folder  [default: runs/NAME]", show_default=False)
     ] = None,
 ) -> None:
-    """Train a reward model from pairs; the same command again goes on where it was stopped or killed."""
+    """Train a reward model from pairs; the same command continues where it was stopped or killed."""
     from flows.commands.reward_model import make_reward_model
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -29,7 +29,7 @@ def reward_model(
 
 def export(
     run_folder: RunFolderArgument,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder that is new or empty", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new or empty folder", show_default=False)],
     round_: Annotated[
         int | None,
         typer.Option("--round", min=0, help="[default: the gate's best, else the newest]", show_default=False),

@@ -1,4 +1,4 @@
-"""Commands of whoever operates runs: ``approve``."""
+"""Commands for operating runs: ``approve``."""
 
 from typing import Annotated
 
@@ -10,17 +10,17 @@ from flows.commands.cli.arguments import RunFolderArgument
 def approve(
     run_folder: RunFolderArgument,
     round_: Annotated[
-        int | None, typer.Option("--round", min=1, help="[default: the newest that waits]", show_default=False)
+        int | None, typer.Option("--round", min=1, help="[default: the newest that is waiting]", show_default=False)
     ] = None,
     decision: Annotated[str, typer.Option(help="promote, stop, or roll_back to the best round")] = "promote",
     by: Annotated[str | None, typer.Option(help="who decides  [default: your login name]", show_default=False)] = None,
     reason: Annotated[str, typer.Option(help="why; kept with the decision")] = "",
 ) -> None:
-    """Answer a run that its gate has paused or stopped; the command that ran it then goes on."""
+    """Decide on a run that its gate has paused or stopped; the same run command then continues."""
     from flows.prefect_api.decision_form import release
     from flows.run_folder.approvals import answer_gate
 
     print(answer_gate(run_folder, round_, decision, by, reason))
     released = release(run_folder)
     if released is not None:
-        print(f"Prefect's flow run {released}, which waited for it, goes on")
+        print(f"Prefect's flow run {released}, which was waiting, goes on")

@@ -15,11 +15,11 @@ def check(
     faults: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="lists rows with faults  [default: runs/NAME.faults.jsonl]", show_default=False
+            metavar="FILE", help="list of rows with faults  [default: runs/NAME.faults.jsonl]", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Validate config, data and model folders; count faults in the data by cause; starts nothing heavy."""
+    """Validate config, data and model folders; count faults in the data by cause. Starts nothing heavy."""
     from flows.preflight.check import check_config
 
     check_config(*split(items), faults)
@@ -37,7 +37,7 @@ def init(
     rounds: Annotated[int, typer.Option(min=1, max=1000)] = 1,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-7,
 ) -> None:
-    """Write a config with comments; asks on a terminal for what no option says. Overwrites nothing."""
+    """Write a config with comments; ask on a terminal for missing options. Overwrites nothing."""
     from flows.commands.init import ask_missing, write_config
 
     given = ask_missing(mode, model, data, scorer, loss, rounds, learning_rate)
@@ -48,18 +48,18 @@ def init(
 def plan(
     items: Items,
     run_dir: Annotated[
-        Path | None, typer.Option(help="where the run's folder is to be  [default: runs/NAME]", show_default=False)
+        Path | None, typer.Option(help="the run's folder  [default: runs/NAME]", show_default=False)
     ] = None,
     rates: Annotated[
         str | None,
         typer.Option(
             metavar="KIND=N,...|FILE",
-            help="tokens a second of sampling, labelling, scoring, training; or a YAML file of these",
+            help="tokens per second for sampling, labelling, scoring, training; or a YAML file of these",
             show_default=False,
         ),
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="measure the other rates: a few seconds of sampling and labelling")
+        bool, typer.Option("--probe", help="measure rates not given, with a few seconds of sampling and labelling")
     ] = False,
     response_tokens: Annotated[
         int | None,
@@ -69,10 +69,10 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="bytes, tokens and seconds as JSON")] = False,
 ) -> None:
-    """Tell what a run needs in memory, on disk and in time; exit code 1 if this machine does not have it."""
+    """Estimate the memory, disk space and time that a run needs; exit code 1 if this machine falls short."""
     from flows.planning.rates import given_rates
 
-    # Rates are read first: a mistake in them is known at once.
+    # Read the rates first, to report mistakes at once.
     given = {} if rates is None else given_rates(rates)
     from flows.planning.plan import plan_config
     from flows.planning.table import print_plan
@@ -96,7 +96,7 @@ def losses(
     from flows.commands.losses import plot_links, print_preset, print_presets
 
     if plot is not None and name is not None:
-        raise UserError("losses: either NAME or --plot FILE: the plot shows the links of all losses")
+        raise UserError("losses: give NAME or --plot FILE, not both; the plot shows the links of all losses")
     if plot is not None:
         plot_links(plot)
     elif name is not None:

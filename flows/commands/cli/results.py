@@ -13,7 +13,7 @@ def show(
     run_folder: RunFolderArgument,
     as_json: Annotated[bool, typer.Option("--json", help="all rounds' metrics as JSON on standard output")] = False,
 ) -> None:
-    """Show the rounds of a run: the table, and small charts of what the report tells."""
+    """Show the rounds of a run: the table, and small charts from the report."""
     from flows.report.terminal import print_story, print_table, read_rounds
 
     rounds = read_rounds(run_folder)
@@ -30,7 +30,7 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="[default: report.html in the run's folder]", show_default=False)
     ] = None,
 ) -> None:
-    """Write the page of a run, or of several runs beside each other; one file that needs nothing from outside."""
+    """Write the report page of a run, or of several runs side by side: one self-contained file."""
     from flows.report.write import report_runs
 
     print(report_runs(run_folders, output))
@@ -38,7 +38,7 @@ def report(
 
 def verify(
     run_folder: RunFolderArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="what was found of each stage as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="the findings for each stage as JSON")] = False,
 ) -> None:
     """Check every file of a run against its SHA-256; exit code 1 if one is damaged."""
     from flows.commands.verify import print_verification
@@ -56,13 +56,13 @@ def pairs(
         typer.Argument(metavar="[KEY=VALUE]...", help="with --preview: such as pairing.rule=all", show_default=False),
     ] = None,
     preview: Annotated[
-        bool, typer.Option("--preview", help="make them anew from the labels that are there; writes nothing")
+        bool, typer.Option("--preview", help="make the pairs again from existing labels; writes nothing")
     ] = False,
     round_: Annotated[
         int | None, typer.Option("--round", min=1, help="[default: the newest]", show_default=False)
     ] = None,
 ) -> None:
-    """Show what a round trains on: yield by cause, margins, lengths, ten examples."""
+    """Show the pairs that a round trains on: yield by cause, margins, lengths, ten examples."""
     from flows.commands.pairs import show_pairs
 
     show_pairs(run_folder, settings or [], round_, preview)

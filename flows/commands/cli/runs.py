@@ -17,7 +17,7 @@ def run(
         Path | None, typer.Option(help="the run's folder  [default: runs/NAME]", show_default=False)
     ] = None,
     extend: Annotated[
-        bool, typer.Option("--extend", help="go on with more rounds than the folder's config has")
+        bool, typer.Option("--extend", help="add rounds: continue with more than the folder's config has")
     ] = False,
     until: Annotated[
         str | None,
@@ -32,25 +32,25 @@ def run(
         typer.Option(
             "--from",
             metavar="ROUND:STAGE",
-            help="set this stage, and all that was made from it, aside and make them again",
+            help="set aside this stage and everything made from it, and make them again",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="say which stages would run, with their keys; starts and writes nothing")
+        bool, typer.Option("--dry-run", help="list the stages that would run, and their keys; writes nothing")
     ] = False,
 ) -> None:
-    """Run a config; the same command again goes on where a run was stopped or killed."""
+    """Run a config; the same command continues where a run was stopped or killed."""
     from prefect.exceptions import Abort, TerminationSignal
 
     from flows.commands.run import dry, run_config
 
     if dry_run:
         if redo_from is not None:
-            raise UserError("--dry-run: tells what is there; --from would change that")
+            raise UserError("--dry-run: changes nothing, so it does not go with --from")
         dry(*split(items), run_dir, until)
         return
-    # Being told to stop is handled like Ctrl-C: children end, and the message says how to go on.
+    # SIGTERM works like Ctrl-C: children end, and the message says how to continue.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_config(*split(items), run_dir, extend, until, redo_from)

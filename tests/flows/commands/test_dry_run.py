@@ -52,7 +52,7 @@ def test_other_settings_are_named_with_all_that_depends_on_them(job: Path, tmp_p
 
 
 def test_it_goes_with_no_from(job: Path) -> None:
-    with pytest.raises(UserError, match="--from would change"):
+    with pytest.raises(UserError, match="does not go with --from"):
         CliRunner().invoke(
             app, ["run", str(job / "offline.yaml"), "--dry-run", "--from", "1:pairs"], catch_exceptions=False
         )

@@ -68,7 +68,7 @@ def test_nothing_is_written_over_or_by_halves(trained: Context, tmp_path: Path) 
     root = trained.run.root
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    with pytest.raises(UserError, match="is there and not empty"):
+    with pytest.raises(UserError, match="exists and is not empty"):
         export_policy(root, tmp_path / "full", None)
     with pytest.raises(UserError, match=r"no policy of round 2 yet; rounds that have one: 0, 1"):
         export_policy(root, tmp_path / "other", 2)
@@ -79,7 +79,7 @@ def test_nothing_is_written_over_or_by_halves(trained: Context, tmp_path: Path) 
         whole = weights.read_bytes()
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         try:
-            with pytest.raises(RunError, match=r"model.safetensors: not what its manifest says"):
+            with pytest.raises(RunError, match=r"model.safetensors: does not match its manifest"):
                 export_policy(root, tmp_path / "other", round_)
         finally:
             weights.write_bytes(whole)

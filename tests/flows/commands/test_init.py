@@ -45,7 +45,7 @@ def test_what_it_writes_passes_check(
     checked = invoke("check", str(folder / "config.yaml"), "held_out.prompts=4", "--faults", str(tmp_path / "faults"))
     assert "config and data are valid" in checked
     assert (folder / "config.yaml").read_text().count(" # ") >= 8
-    with pytest.raises(UserError, match="is there already; nothing was changed"):
+    with pytest.raises(UserError, match="already exists; nothing was changed"):
         invoke("init", str(folder), *given)
 
 

@@ -118,7 +118,7 @@ def test_another_seed_or_place_in_a_sealed_manifest_is_found(run: Context) -> No
     rewritten(run, "round_002/evaluation", seed=7)
     rewritten(run, "round_002/average" if run.config.training.reference == "ema" else "round_001/evaluation", round=2)
     whats = [fault.what for fault in verify_run(run.run.root).faults]
-    assert "its key is not that of its settings and inputs" in whats
+    assert "its key does not match its settings and inputs" in whats
     assert "is the manifest of round 2, evaluation" in whats
 
 

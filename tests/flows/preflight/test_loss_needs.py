@@ -183,7 +183,7 @@ def test_further_models_must_exist_and_share_the_vocabulary(iterative: Path, mod
     ids[first], ids[second] = ids[second], ids[first]
     file.write_text(json.dumps(tokenizer))
     message = refused(iterative, None, "loss.preset=mrpo", f"training.references=[{other}]")
-    assert f"training.references: {other}: its tokenizer gives other ids" in message
+    assert f"training.references: {other}: its tokenizer and that of policy.path give different ids" in message
     check_vocabulary(model, tmp_path, "training.references")
 
 

@@ -134,7 +134,7 @@ def test_a_preview_is_made_from_labels_and_writes_nothing(
     assert all_pairs != written
     with pytest.raises(UserError, match="settings are for --preview"):
         show_pairs(context.run.root, ["pairing.rule=all"], None, recompute=False)
-    with pytest.raises(UserError, match=r"seed=3: pairs are made anew under settings of pairing"):
+    with pytest.raises(UserError, match=r"seed=3: --preview takes only settings of pairing"):
         show_pairs(context.run.root, ["seed=3"], None, recompute=True)
     with pytest.raises(UserError, match="round_002/labels is not there yet"):
         show_pairs(context.run.root, [], 2, recompute=True)
