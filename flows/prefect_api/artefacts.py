@@ -1,8 +1,8 @@
-"""What Prefect's UI shows of a run: names, tags, progress, what each round made, and what the children say.
+"""Display of a run in Prefect's UI: names, tags, progress, results of each round, and the children's logs.
 
-An artefact's key begins with the run's name and a hash of its folder, so that two runs never mix, and is the same in
-every round and every flow run of a folder: Prefect lists the rounds as versions of one artefact, and its page of
-artefacts has five of each run.
+An artefact's key begins with the run's name and a hash of its folder, so two runs never mix. It is the same in every
+round and every flow run of a folder: Prefect lists the rounds as versions of one artefact, and its artefacts page has
+five per run.
 """
 
 import contextlib
@@ -32,24 +32,24 @@ from pipeline.types import content_hash
 
 
 def run_title(run: RunFolder, config: RunConfig) -> str:
-    """How a flow run of a run folder is called: ``tiny · iterative · 2 rounds``."""
+    """Return the title of a flow run: ``tiny · iterative · 2 rounds``."""
     return f"{run.root.name} · {config.mode} · {config.rounds} round{'s' * (config.rounds > 1)}"
 
 
 def run_tags(config: RunConfig) -> list[str]:
-    """What flow runs can be filtered by."""
+    """Return the tags by which flow runs can be filtered."""
     tags = [f"run:{config.name}", f"mode:{config.mode}", f"loss:{config.loss.preset}", f"sampler:{config.sampler.kind}"]
     return [*tags, f"scorer:{config.scorer.kind}"] if config.scorer is not None else tags
 
 
 def artefact_key(root: Path, kind: str) -> str:
-    """``tiny-3f2a91-rounds`` for the run folder ``tiny``: lowercase letters, digits and dashes."""
+    """Return a key such as ``tiny-3f2a91-rounds`` for the run folder ``tiny``: lowercase letters, digits and dashes."""
     words = re.sub(r"[^a-z0-9]+", "-", root.name.lower()).strip("-") or "run"
     return f"{words}-{content_hash(str(root.resolve()), 6)}-{kind}"
 
 
 class Screen:
-    """Shows one flow run while its block runs; it never stops the run, nor keeps a stage waiting."""
+    """Display of one flow run while its block runs; never stops the run or delays a stage."""
 
     def __init__(self, run: RunFolder, config: RunConfig) -> None:
         self._run = run
@@ -57,7 +57,7 @@ class Screen:
         self._outbox = Outbox()
         self._logs = ChildLogs(run.root / "logs")
         self._pages = RoundPages(run, config, _flow_run())
-        # Rounds that this flow run has worked on, and not shown.
+        # Rounds that this flow run has worked on and not yet shown.
         self._worked: set[int] = set()
 
     def __enter__(self) -> "Screen":
@@ -72,8 +72,8 @@ class Screen:
 
     @contextlib.contextmanager
     def stage(self, round_: int, title: str, unit: str) -> Iterator[Report]:
-        """Show the stage whose task this is; the report that it yields may be called from any thread, at any rate."""
-        # Whatever comes last in a round, the first stage of another one says that it is over.
+        """Show this task's stage; the yielded report function may be called from any thread, at any rate."""
+        # The first stage of another round shows that a round is over, whatever its last stage was.
         self._show_rounds(*(self._worked - {round_}))
         self._worked.add(round_)
         log = get_run_logger()
@@ -95,7 +95,7 @@ class Screen:
             self._outbox.put(partial(self._pages.show, round_))
 
     def _announce(self) -> None:
-        """Give the flow run its name and tags; on the flow run alone, since tags on task runs cost seconds each."""
+        """Set name and tags on the flow run, but not on task runs, where tags cost seconds each."""
         context = FlowRunContext.get()
         if context is None or context.flow_run is None:
             return
@@ -109,22 +109,22 @@ class Screen:
 
 
 class RoundPages:
-    """The artefacts that tell what rounds have made; all are made by the outbox's thread."""
+    """Artefacts with the results of rounds; made only in the outbox's thread."""
 
     def __init__(self, run: RunFolder, config: RunConfig, flow_run: UUID | None) -> None:
         self._run = run
         self._config = config
         self._flow_run = flow_run
-        # What the table and later pages tell of a round.
+        # Facts about each round for the table and later pages.
         self._briefs: dict[int, RoundFacts] = {}
         self._table_sent = False
 
     def key(self, kind: str) -> str:
-        """The key of an artefact of this run."""
+        """Return the key of an artefact of this run."""
         return artefact_key(self._run.root, kind)
 
     def show(self, round_: int, client: SyncPrefectClient) -> None:
-        """Make a page for ``round_``, its comparisons, and the table of rounds; nothing before its evaluation."""
+        """Make a page for ``round_``, its comparisons, and the table of rounds; do nothing before its evaluation."""
         rounds = evaluated_rounds(self._run)
         if round_ not in rounds:
             return
@@ -139,7 +139,7 @@ class RoundPages:
         self._table(client)
 
     def end(self, client: SyncPrefectClient) -> None:
-        """Link the report; a flow run that found every round complete shows the table too."""
+        """Link the report; also show the table if no round was run."""
         if not self._table_sent and evaluated_rounds(self._run):
             self._table(client)
         report = self._run.root.resolve() / "report.html"
@@ -165,7 +165,7 @@ class RoundPages:
 
 
 class StageArtefact:
-    """A progress artefact of one task run, made with the stage's first report."""
+    """Progress artefact of one task run, created with the stage's first report."""
 
     def __init__(self, key: str, title: str, unit: str, task_run: tuple[UUID | None, UUID | None]) -> None:
         """``task_run``: the ids of the flow run and the task run."""
@@ -180,13 +180,13 @@ class StageArtefact:
         self._complete = False
 
     def report(self, done: int, total: int, note: str) -> None:
-        """Remember how far the stage is; what is sent, and when, is up to ``send``."""
+        """Record the stage's progress; ``send`` sends it."""
         if self._told is None:
             self._first, self._started = done, time.monotonic()
         self._told = (done, total, note)
 
     def end(self, complete: bool) -> None:
-        """The stage is over."""
+        """Record the end of the stage."""
         self._ended, self._complete = time.monotonic(), complete
 
     def send(self, client: SyncPrefectClient) -> None:
@@ -215,7 +215,7 @@ class StageArtefact:
     def _description(self) -> str:
         assert self._told is not None
         done, total, note = self._told
-        # Neither an engine's start nor what an earlier try has done counts; of a single report more is not known.
+        # Leave out an engine's start and an earlier try's work; a single report does not show them.
         more, since = (done - self._first, self._started) if done > self._first else (done, self._begun)
         rate = more / max((self._ended or time.monotonic()) - since, 1e-9)
         parts = [f"{done:,} of {total:,} {self._unit}"]

@@ -1,6 +1,6 @@
-"""A run that its gate pauses waits in Prefect: the schedule stops, and the flow run shows a form for the decision.
+"""Wait in Prefect for a person, after the gate pauses a run: the schedule stops, and the flow run shows a form.
 
-Answered there, or with ``prefloop approve``, the flow run goes on and the schedule with it.
+Once answered there, or with ``prefloop approve``, the flow run and the schedule continue.
 """
 
 from pathlib import Path
@@ -26,13 +26,13 @@ from flows.run_folder.approvals import read_approval, record_approval, waiting
 from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder
 
-# What a suspended flow run's key begins with; the round's number follows.
+# Prefix of a suspended flow run's key; the round's number follows.
 ROUND = "round-"
 _SUSPENDED = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
 
 
 class DecisionForm(RunInput):
-    """The form."""
+    """The form for the decision."""
 
     decision: Literal["promote", "stop", "roll_back"] = Field(
         title="Decision",
@@ -43,9 +43,9 @@ class DecisionForm(RunInput):
 
 
 def wait_for_decision(root: Path, pause: Paused) -> None:
-    """Return once the decision is there and written to the run folder; else suspend this flow run.
+    """Suspend this flow run until there is a decision; then write it to the run folder and return.
 
-    The deployment's schedules are off in between; they stay off if the decision is to stop.
+    The deployment's schedules are off in the meantime; they stay off if the decision is to stop.
     """
     waits = waiting(RunFolder(root))
     context = FlowRunContext.get()
@@ -60,7 +60,7 @@ def wait_for_decision(root: Path, pause: Paused) -> None:
 
 
 def stop_schedule_if_done(root: Path) -> None:
-    """Turn the deployment's schedules off where the gate has stopped the run: there is nothing to go on with."""
+    """Turn off the deployment's schedules if the gate has stopped the run: nothing is left to run."""
     waits = waiting(RunFolder(root))
     context = FlowRunContext.get()
     if waits and context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None:
@@ -70,7 +70,7 @@ def stop_schedule_if_done(root: Path) -> None:
 
 
 def release(root: Path) -> str | None:
-    """Let the flow run go on that waits for a decision which was made elsewhere; returns its name, if there is one.
+    """Resume the flow run that waits for a decision made elsewhere; return its name, or None.
 
     The decision is in the run folder. ``stop`` leaves the schedule off.
     """
@@ -92,7 +92,7 @@ def release(root: Path) -> str | None:
 
 
 def _round_waited_for(flow_run: FlowRun, root: Path) -> int | None:
-    """The round that a suspended flow run asks about; None if it is of another run folder."""
+    """Return the round that a suspended flow run asks about; None if it belongs to another run folder."""
     named, due = str(flow_run.parameters.get("run_dir", "")), flow_run.expected_start_time
     key = "" if flow_run.state is None else flow_run.state.state_details.pause_key or ""
     if due is None or Path(dated(named, due)).resolve() != root or not key.startswith(ROUND):
@@ -101,7 +101,7 @@ def _round_waited_for(flow_run: FlowRun, root: Path) -> int | None:
 
 
 def _ask(flow_run: UUID, deployment: UUID, round_: int, why: str) -> DecisionForm:
-    """The answer of an earlier try of this flow run, or else ``Pause`` is raised, which ends the process."""
+    """Return the answer to an earlier try of this flow run, else raise ``Pause``, which ends the process."""
     state: State[object] = Suspended(message=why, pause_key=f"{ROUND}{round_}")
     keys = keyset_from_paused_state(state)
     state.state_details.run_input_keyset = {str(name): key for name, key in keys.items()}
@@ -110,7 +110,7 @@ def _ask(flow_run: UUID, deployment: UUID, round_: int, why: str) -> DecisionFor
         result = client.set_flow_run_state(flow_run, state)
         if result.status is SetStateStatus.REJECT:
             answer = DecisionForm.load(keys)
-            assert isinstance(answer, DecisionForm), "outside of an event loop it is loaded at once"
+            assert isinstance(answer, DecisionForm), "outside an event loop it is loaded at once"
             return answer
         form.save(keys)
         client.pause_deployment(deployment)

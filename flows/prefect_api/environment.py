@@ -1,6 +1,6 @@
-"""What has to be set before Prefect is imported, and where its log lines go.
+"""Environment variables to set before Prefect is imported, and Prefect's log file.
 
-Defaults only: whatever the user has set in the environment stays. Nothing here leaves the machine.
+These are defaults: variables set by the user stay. Nothing here leaves the machine.
 """
 
 import logging
@@ -16,11 +16,11 @@ DEFAULTS = {
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_LOGGING_COLORS": "false",
-    # With Prefect's own 5 a flow takes minutes to notice that its server is gone for good.
+    # With Prefect's default of 5, a flow takes minutes to notice that its server is gone for good.
     "PREFECT_CLIENT_MAX_RETRIES": "3",
-    # Waiting threads go to sleep: spinning for long, which is the default, costs a factor of ten as soon as another
-    # process wants the same cores. But not at once: waking up for each of many short operations costs a fifth of a
-    # training step. GNU's OpenMP, which is PyTorch's, puts the number of turns above the word.
+    # Waiting threads sleep: long spinning, the default, is ten times slower as soon as another process wants the same
+    # cores. But they spin briefly first: waking up for each of many short operations costs a fifth of a training step.
+    # In GNU's OpenMP, which PyTorch uses, the spin count overrides the wait policy.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "3000",
     "TOKENIZERS_PARALLELISM": "false",
@@ -38,33 +38,33 @@ PREFECT_LOGGERS = (
 
 
 class _Redacting(logging.Formatter):
-    """Keys stay out of lines, tracebacks included."""
+    """Formatter that keeps keys out of lines and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
 
 
 def prepare_environment() -> None:
-    """Set the defaults that child processes and Prefect read."""
-    # Whoever has a policy of their own gets no number of turns, which would take its place.
+    """Set defaults for child processes and Prefect."""
+    # A user's own wait policy gets no spin count, which would override it.
     taken = {"GOMP_SPINCOUNT"} if "OMP_WAIT_POLICY" in os.environ else set()
     for name in DEFAULTS.keys() - taken:
         os.environ.setdefault(name, DEFAULTS[name])
 
 
 class _LogFile(logging.FileHandler):
-    """A log that is given up where its disk is full: what matters is said elsewhere."""
+    """Log file that drops lines on a full disk: what matters is reported elsewhere."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Say nothing."""
+        """Ignore the error."""
 
 
 def log_to_file(file: Path) -> None:
-    """Send what Prefect would print to ``file`` instead; what it sends to its server still goes there."""
+    """Write to ``file`` what Prefect would print; logs to its server still go there."""
     import prefect.main  # noqa: F401 - sets up the loggers whose handlers are replaced here
     from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 
-    # What cannot be sent is in the file all the same; Prefect would say so on standard error, line by line.
+    # Unsent lines are in the file anyway; otherwise Prefect would complain about each on standard error.
     logging.raiseExceptions = False
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(file, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A server that is started again when it dies, for as long as a block runs."""
+"""Restart of a server that dies while a block runs."""
 
 import subprocess
 import threading
@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Server = subprocess.Popen[bytes]
-# Between two looks, and so between two starts of a server that dies at once.
+# Between two checks, and so between two starts of a server that dies at once.
 _LOOK_SECONDS = 1.0
 
 
 @contextmanager
 def kept_alive(server: Server, start: Callable[[], Server], stop: Callable[[Server], None]) -> Iterator[None]:
-    """Look after ``server``: ``start`` makes another, at the same address, when it is gone; ``stop`` ends what runs.
+    """Watch ``server``: if it dies, ``start`` makes another at the same address; ``stop`` ends the last one.
 
-    ``stop`` is also asked to clear away what a server that died has left of its own processes.
+    ``stop`` also clears away processes left behind by a server that died.
     """
     current, over = [server], threading.Event()
 

@@ -1,4 +1,4 @@
-"""Calls of Prefect's API from a thread of its own: no stage waits for the server, and none fails with it."""
+"""Calls of Prefect's API from a background thread: no stage waits for the server or fails with it."""
 
 import contextlib
 import contextvars
@@ -18,16 +18,16 @@ _Call = Callable[[SyncPrefectClient], None]
 EVERY_SECONDS = 3.0
 _CLOSE_SECONDS = 30.0
 _REQUEST_SECONDS = 10.0
-# Of a server that does not answer, the oldest calls are given up.
+# If the server does not answer, the oldest calls are dropped.
 MAX_WAITING = 100
 
 logger = logging.getLogger("prefect.prefloop")
 
 
 class Outbox:
-    """A context manager; leaving it waits at most ``CLOSE_SECONDS`` for what is still to be sent.
+    """A context manager; on exit it waits at most ``CLOSE_SECONDS`` for unsent calls.
 
-    A call that fails is given up after one more try; the first time that happens in a row is logged.
+    A call that fails is tried once more and then dropped; the first failure in a row is logged.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Outbox:
         self._wake = threading.Event()
         self._over = False
         self._failing = False
-        # The server's address, which belongs to the context, goes with the thread.
+        # The thread needs the context, which holds the server's address.
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="outbox", daemon=True)
 
@@ -50,7 +50,7 @@ class Outbox:
         self._thread.join(_CLOSE_SECONDS)
 
     def put(self, call: _Call) -> None:
-        """Make ``call`` as soon as those before it are made."""
+        """Make ``call`` after the calls before it."""
         self._waiting.append(call)
         self._wake.set()
 
@@ -65,7 +65,7 @@ class Outbox:
             self.put(call)
 
     def _run(self) -> None:
-        # The thread's own client: with other settings than the flow's, it is not the one that the flow uses.
+        # Settings that differ from the flow's make Prefect create a separate client for this thread.
         settings = {"timeout": _REQUEST_SECONDS}
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}),
@@ -75,7 +75,7 @@ class Outbox:
             while True:
                 self._wake.wait(EVERY_SECONDS)
                 self._wake.clear()
-                # At the end a server that fails gets no more tries.
+                # On exit, stop trying a server that fails.
                 while self._waiting and not (self._over and self._failing):
                     self._make(self._waiting.popleft(), client)
                 if self._over:
@@ -90,9 +90,9 @@ class Outbox:
             call(client)
         except (httpx.HTTPError, PrefectException) as error:
             if not self._failing:
-                logger.warning("Prefect's server does not take what its UI is to show: %s; the run goes on", error)
+                logger.warning("Prefect's server does not accept data for its UI: %s; the run goes on", error)
             self._failing = True
         except Exception:
-            logger.warning("what Prefect's UI is to show could not be made; the run goes on", exc_info=True)
+            logger.warning("data for Prefect's UI could not be made; the run goes on", exc_info=True)
         else:
             self._failing = False

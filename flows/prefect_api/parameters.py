@@ -1,4 +1,4 @@
-"""The parameters of the flows, with the titles, descriptions and ranges that Prefect's UI makes a form of."""
+"""Parameters of the flows, with titles, descriptions and ranges for the form in Prefect's UI."""
 
 from datetime import datetime
 from typing import Annotated
@@ -14,7 +14,7 @@ SETTING = r"^[A-Za-z_][A-Za-z0-9_.]*="
 
 
 def _shown(title: str, description: str) -> dict[str, str]:
-    # Not as pydantic's own title and description: Prefect puts the parameter's name and the docstring over those.
+    # Not pydantic's own title and description: Prefect overwrites those with the parameter's name and the docstring.
     return {"title": title, "description": description}
 
 
@@ -25,8 +25,8 @@ RunDir = Annotated[
         max_length=1000,
         json_schema_extra=_shown(
             "Run folder",
-            "Made by the first run; later ones go on with it. %Y-%m-%d and the like are filled in from the time of the "
-            "firing, which gives each firing a folder of its own.",
+            "Created by the first run; later runs continue in it. %Y-%m-%d and the like are filled in from the "
+            "time of the firing, so that each firing gets its own folder.",
         ),
     ),
 ]
@@ -65,7 +65,7 @@ RoundsMore = Annotated[
 Until = Annotated[
     Annotated[str, Field(pattern=STAGE_OF_ROUND)] | None,
     Field(
-        json_schema_extra=_shown("Stop after", "ROUND:STAGE, such as 1:pairs; the next run goes on from there."),
+        json_schema_extra=_shown("Stop after", "ROUND:STAGE, such as 1:pairs; the next run continues from there."),
     ),
 ]
 RedoFrom = Annotated[
@@ -73,12 +73,12 @@ RedoFrom = Annotated[
     Field(
         json_schema_extra=_shown(
             "Redo from",
-            "ROUND:STAGE, such as 2:labels: that stage and all that depends on it are set aside and redone.",
+            "ROUND:STAGE, such as 2:labels: set aside and redo this stage and everything that depends on it.",
         ),
     ),
 ]
 
 
 def dated(run_dir: str, due: datetime) -> str:
-    """``run_dir`` with the local date and time ``due`` where it has places for them (%Y-%m-%d)."""
+    """Fill the local date and time ``due`` into the %-fields of ``run_dir`` (%Y-%m-%d)."""
     return due.astimezone().strftime(run_dir) if "%" in run_dir else run_dir

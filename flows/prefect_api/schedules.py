@@ -1,4 +1,4 @@
-"""What the command line says of a schedule, as Prefect's schedules."""
+"""Prefect schedules from the command line's options."""
 
 import asyncio
 import difflib
@@ -18,12 +18,12 @@ Schedule = CronSchedule | IntervalSchedule
 
 
 def read_schedule(cron: str | None, interval: str | None, timezone: str | None) -> Schedule | None:
-    """The schedule that the options describe; None if they describe none.
+    """Return the schedule that the options describe; None without options.
 
-    Raises ``UserError`` that names the option and the form that it takes.
+    Raises ``UserError`` that names the option and its form.
     """
     if cron is not None and interval is not None:
-        raise UserError("--cron and --interval: a deployment has one of them")
+        raise UserError("--cron and --interval: give only one of them")
     if timezone is not None:
         _check_timezone(timezone)
     if cron is not None:
@@ -31,12 +31,12 @@ def read_schedule(cron: str | None, interval: str | None, timezone: str | None) 
     if interval is not None:
         return IntervalSchedule(interval=read_interval(interval), timezone=timezone)
     if timezone is not None:
-        raise UserError(f"--timezone: {timezone}: goes with --cron or --interval")
+        raise UserError(f"--timezone: {timezone}: needs --cron or --interval")
     return None
 
 
 def read_interval(text: str) -> timedelta:
-    """``30m``, ``6h``, ``1d``. Raises ``UserError``."""
+    """Read ``30m``, ``6h`` or ``1d``. Raises ``UserError``."""
     match = INTERVAL.fullmatch(text.strip())
     if match is None or int(match[1]) == 0:
         raise UserError(f"--interval: {text}: not a number above 0 with s, m, h, d or w, such as 30m, 6h or 1d")
@@ -46,7 +46,7 @@ def read_interval(text: str) -> timedelta:
 def firings(
     schedule: Schedule, count: int, since: datetime | None = None, until: datetime | None = None
 ) -> list[datetime]:
-    """The schedule's next ``count`` times, or those after ``since`` and up to ``until``."""
+    """Return the schedule's next ``count`` times, or those after ``since`` and up to ``until``."""
     kind = server.CronSchedule if isinstance(schedule, CronSchedule) else server.IntervalSchedule
     times = kind.model_validate(schedule.model_dump()).get_dates(n=count, start=since or datetime.now(UTC), end=until)
     return list(asyncio.run(times))

@@ -1,7 +1,7 @@
-"""A Prefect API: the user's own if one is configured, that of ``prefloop up`` if it runs, else one for this command.
+"""A Prefect API: the user's own if configured, that of ``prefloop up`` if it runs, else a private one for this command.
 
-The last one writes to the same Prefect home as ``prefloop up``, listens on 127.0.0.1 and, unlike
-Prefect's own temporary server, is gone as soon as this process is, also when that is killed with -9.
+The private server writes to the same Prefect home as ``prefloop up`` and listens on 127.0.0.1. Unlike Prefect's own
+temporary server, it ends with this process, even if that is killed with -9.
 """
 
 import os
@@ -29,9 +29,9 @@ START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
 REACH_SECONDS = 10.0
-# With 2, 4, 8, ... seconds in between: a minute or two.
+# With 2, 4, 8, ... seconds in between, this takes a minute or two.
 RETRIES = 5
-# With Prefect's 15, all may wait for the one that writes to SQLite, which then waits for a second one of its own.
+# With Prefect's 15, all connections may wait for the one that writes to SQLite, which itself waits for another.
 CONNECTIONS = {
     "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "50",
     "PREFECT_SERVER_DATABASE_SQLALCHEMY_MAX_OVERFLOW": "50",
@@ -39,16 +39,16 @@ CONNECTIONS = {
 
 
 class ServerLostError(RunError):
-    """A server that outlives this command does not answer, after it did."""
+    """A server that outlives this command has stopped answering."""
 
 
 @contextmanager
 def prefect_api(log: Path) -> Iterator[None]:
-    """Within the block flows find a server; the private one is started again, at the same address, if it dies.
+    """Provide a server for flows within the block; a private one is restarted at the same address if it dies.
 
     Raises:
-        RunError: the private one does not start, one fails (its disk may be full), or a lasting one is out of reach
-            where a flow cannot do without.
+        RunError: the private server does not start, a server fails (its disk may be full), or a lasting one is out of
+            reach when a flow needs it.
     """
     url = lasting_api()
     if url is not None:
@@ -68,16 +68,16 @@ def prefect_api(log: Path) -> Iterator[None]:
     except BaseException:
         stop_watched(process)
         raise
-    # As often as it takes a slow machine to start it again.
+    # Enough retries for a slow machine to restart the server.
     patience = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: max(RETRIES, PREFECT_CLIENT_MAX_RETRIES.value())})
     with _at_work(log), kept_alive(process, start, stop_watched), _sent_to(url), patience, _said_plainly():
         yield
 
 
 def lasting_api() -> str | None:
-    """The URL of a server that outlives this command; None if there is none.
+    """Return the URL of a server that outlives this command, or None.
 
-    That is ``PREFECT_API_URL``, or what ``prefloop up`` or ``ui`` on the same Prefect home has noted there.
+    It is ``PREFECT_API_URL``, or the URL that ``prefloop up`` or ``ui`` wrote to the same Prefect home.
     """
     configured: str | None = PREFECT_API_URL.value()
     if configured:
@@ -90,20 +90,20 @@ def lasting_api() -> str | None:
 
 @contextmanager
 def lasting_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Prefect's server with its UI on 127.0.0.1, found by other commands as long as the block lasts.
+    """Run Prefect's server with its UI on 127.0.0.1 for the block; other commands can find it.
 
     Raises:
-        UserError: the port is taken, or a server of this Prefect home is there already.
+        UserError: the port is taken, or a server of this Prefect home is already running.
         RunError: the server does not start.
     """
     url = f"http://127.0.0.1:{port}/api"
     running = lasting_api()
     if running is not None and (running != url or _is_healthy(url)):
-        raise UserError(f"Prefect's server is already {running}; end it, or unset PREFECT_API_URL where that names it")
+        raise UserError(f"Prefect's server is already {running}; end it, or unset PREFECT_API_URL if that names it")
     if not is_free(port):
-        raise UserError(f"--port: {port} is taken on 127.0.0.1; choose another one from 1 to 65535")
+        raise UserError(f"--port: {port} is taken on 127.0.0.1; choose another from 1 to 65535")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    # Without it the page asks the default port, whatever port it was served from.
+    # Without PREFECT_SERVER_UI_API_URL the page uses the default port, whatever port serves it.
     log = _home() / "prefloop-server.log"
     with log.open("ab") as output:
         process = start_watched(command, {"PREFECT_SERVER_UI_API_URL": url, **CONNECTIONS}, output.fileno())
@@ -119,7 +119,7 @@ def lasting_server(port: int) -> Iterator["subprocess.Popen[bytes]"]:
 
 @contextmanager
 def _within_reach(url: str) -> Iterator[None]:
-    """Raise ``RunError`` where the server at ``url`` does not answer: ``ServerLostError`` where it did at first."""
+    """Raise ``RunError`` if the server at ``url`` does not answer, ``ServerLostError`` if it did at first."""
     kind: type[RunError] = RunError
     try:
         httpx.get(f"{url}/health", timeout=REACH_SECONDS)
@@ -134,7 +134,7 @@ def _within_reach(url: str) -> Iterator[None]:
 
 @contextmanager
 def _at_work(log: Path | None = None) -> Iterator[None]:
-    """Raise ``RunError`` where the server says that it has failed; a private one, whose ``log`` this is, or died."""
+    """Raise ``RunError`` if the server reports a failure or if a private server, which has the ``log``, dies."""
     failures = (httpx.HTTPStatusError,) if log is None else (httpx.HTTPStatusError, httpx.TransportError)
     try:
         yield
@@ -151,7 +151,7 @@ def _at_work(log: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def _said_plainly() -> Iterator[None]:
-    """Raise the error of the network that Prefect's first word with a server, about versions, hides in another one."""
+    """Raise the network error that Prefect's version check, its first request to a server, hides in another error."""
     try:
         yield
     except RuntimeError as error:
@@ -162,7 +162,7 @@ def _said_plainly() -> Iterator[None]:
 
 def _database(log: Path | None) -> str:
     if log is None:
-        return "its own log says why"
+        return "see its own log"
     free = shutil.disk_usage(_home()).free
     return f"its database is in {_home()}, where {free:,} bytes are free; see {log}"
 
@@ -173,31 +173,31 @@ def _sent_to(url: str) -> Iterator[None]:
         try:
             yield
         finally:
-            # States of tasks and log lines travel in the background; what is not sent by now is never seen.
+            # Task states and log lines are sent in the background; anything unsent after this is lost.
             EventsWorker.drain_all(timeout=DRAIN_SECONDS)
             APILogWorker.drain_all(timeout=DRAIN_SECONDS)
 
 
 def go_on_without(error: ServerLostError) -> NoReturn:
-    """Replace this process by the same command with a server of its own; what is complete is not repeated.
+    """Replace this process with the same command and a private server; complete stages are not repeated.
 
-    A new process, since Prefect would wait at the end of this one, for minutes, to send what it could not.
+    A new process, since Prefect would wait for minutes at the end of this one to send what it could not.
     """
-    print(f"prefloop: Prefect's server is lost ({error.__cause__}); going on with one of one's own", file=sys.stderr)
+    print(f"prefloop: Prefect's server is lost ({error.__cause__}); going on with a private one", file=sys.stderr)
     sys.stdout.flush()
     os.environ["PREFECT_API_URL"] = ""
     os.execv(sys.executable, [sys.executable, *going_on(sys.orig_argv[1:])])  # noqa: S606 - this very command
 
 
 def going_on(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command that goes on where that with ``arguments`` ended: what --from set aside stays so."""
+    """Return ``arguments`` without --from, to go on where the command ended: its stages are already set aside."""
     taken = (at for at, one in enumerate(arguments) if one == "--from")
     left_out = {place for at in taken for place in (at, at + 1)}
     return [one for at, one in enumerate(arguments) if at not in left_out and not one.startswith("--from=")]
 
 
 def start_watched(command: list[str], settings: dict[str, str], output: int | None) -> "subprocess.Popen[bytes]":
-    """Start a server that ends when this process does; ``output`` is a file descriptor, or None for this one's own."""
+    """Start a server that ends with this process; ``output`` is a file descriptor, or None to share this one's."""
     watched = [sys.executable, "-m", "pipeline.sampling.watchdog", str(os.getpid()), *command]
     return subprocess.Popen(
         watched,
@@ -210,8 +210,8 @@ def start_watched(command: list[str], settings: dict[str, str], output: int | No
 
 
 def stop_watched(process: "subprocess.Popen[bytes]", seconds: float = _STOP_SECONDS) -> None:
-    """End what ``start_watched`` started: politely, and after some ``seconds`` at once."""
-    # To the watchdog alone, which passes it on: a worker that is told twice does not wait for its runs.
+    """End what ``start_watched`` started: terminate it, and kill it after ``seconds``."""
+    # Signal only the watchdog, which passes it on: a worker signalled twice does not wait for its runs.
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
@@ -223,7 +223,7 @@ def stop_watched(process: "subprocess.Popen[bytes]", seconds: float = _STOP_SECO
 def _start(port: int, output: int) -> "subprocess.Popen[bytes]":
     serve = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     serve += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
-    # The two private settings are those with which Prefect starts its own temporary server.
+    # Prefect starts its own temporary server with these two private settings.
     settings = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     return start_watched(serve, settings, output)
 

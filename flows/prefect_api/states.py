@@ -1,6 +1,6 @@
-"""Prefect's states of a run, kept true: what is cancelled there ends, and what was killed does not count as running.
+"""Correct states in Prefect: cancelled runs end, and killed runs do not stay marked as running.
 
-``flow_run.json`` in the run folder says which flow run, of which process, wrote there last.
+``flow_run.json`` in the run folder names the flow run and process that wrote there last.
 """
 
 import contextvars
@@ -32,18 +32,18 @@ POLL_SECONDS = 2.0
 _REQUEST_SECONDS = 10.0
 ENDED = {StateType.CANCELLING, StateType.CANCELLED}
 _UNDER_WAY = {StateType.PENDING, StateType.RUNNING, StateType.CANCELLING}
-# Set for runs that a process of Prefect's own started, and ends when they are cancelled.
+# Set for runs started by Prefect's own process, which also ends them when they are cancelled.
 MANAGED = "PREFECT__FLOW_RUN_ID"
 
 
 @contextmanager
 def true_states(root: Path) -> Iterator[None]:
-    """Within the block, of a process that holds the run ``root``, the flow run that is under way ends when cancelled.
+    """End the block if its flow run is cancelled in Prefect; the process must hold the run ``root``.
 
-    The one before, if Prefect still takes it for running, is marked crashed first.
+    First marks the flow run before as crashed, if Prefect still shows it as running.
 
     Raises:
-        Abort: Prefect was told to cancel the flow run; all that the block started has ended, and Prefect knows.
+        Abort: the flow run was cancelled; everything that the block started has ended, and Prefect knows.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
@@ -71,7 +71,7 @@ def true_states(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _interrupted_when_cancelled(flow_run: UUID, cancelled: threading.Event) -> Iterator[None]:
-    """Raise ``KeyboardInterrupt`` in the main thread, and set ``cancelled``, when Prefect says so."""
+    """Raise ``KeyboardInterrupt`` in the main thread, and set ``cancelled``, if Prefect cancels the flow run."""
     over, lock = threading.Event(), threading.Lock()
 
     def watch() -> None:
@@ -82,13 +82,13 @@ def _interrupted_when_cancelled(flow_run: UUID, cancelled: threading.Event) -> I
                     with lock:
                         if not over.is_set():
                             cancelled.set()
-                            # To the thread itself, so that what it waits for is interrupted.
+                            # Signal the thread itself, to interrupt what it waits for.
                             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
                     return
 
-    # Whatever the shell that started this process has made of SIGINT.
+    # SIGUSR1, since a shell may have set this process to ignore SIGINT.
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
-    # The address of the server is in the context.
+    # The context holds the server's address.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(watch,), name="cancellation", daemon=True)
     thread.start()
     try:
@@ -100,9 +100,9 @@ def _interrupted_when_cancelled(flow_run: UUID, cancelled: threading.Event) -> I
 
 
 def _end_last(root: Path, own: UUID) -> None:
-    """Mark the flow run that wrote to ``root`` before this one as crashed, unless Prefect knows its end.
+    """Mark the flow run that last wrote to ``root`` as crashed, unless Prefect knows its end.
 
-    Whoever holds the run folder knows that no other process writes there.
+    This process holds the run folder, so no other process writes there.
     """
     try:
         last: dict[str, Any] = json.loads((root / FLOW_RUN_FILE).read_text(encoding="utf-8"))
@@ -124,19 +124,19 @@ def _end_last(root: Path, own: UUID) -> None:
 
 
 def _client() -> SyncPrefectClient:
-    # With other settings than the flow's, it is not the one that the flow uses, in another thread.
+    # Settings that differ from the flow's give a separate client: the flow uses its own in another thread.
     return get_client(httpx_settings={"timeout": _REQUEST_SECONDS}, sync_client=True)
 
 
 def _state(client: SyncPrefectClient, flow_run: UUID) -> State[Any] | None:
-    """None: this server does not know it, or does not answer."""
+    """Return the flow run's state; None if the server does not know it or does not answer."""
     with suppress(ObjectNotFound, httpx.HTTPError):
         return client.read_flow_run(flow_run).state
     return None
 
 
 def _set(client: SyncPrefectClient, flow_run: UUID, state: State[Any]) -> None:
-    """Give ``state`` to a flow run, and to those of its tasks that have not ended."""
+    """Set ``state`` on a flow run and on its unfinished tasks."""
     only = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run]))
     with suppress(httpx.HTTPError):
         for task in client.read_task_runs(flow_run_filter=only):

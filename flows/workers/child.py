@@ -1,7 +1,7 @@
 """A child process that stays warm and answers requests: JSON lines over a socket, no pickle.
 
 Parent side: ``Child``. Child side: ``serve``, called by the entry module's ``main``. The child's
-output goes to a log file. A child ends when its parent does, whatever it is busy with.
+output goes to a log file. A child ends with its parent, even in the middle of work.
 """
 
 import argparse
@@ -24,18 +24,18 @@ from pipeline.errors import Paused, RunError, UserError
 from pipeline.safe_text import redact_output, redacted
 from pipeline.sampling.watchdog import end_with_parent
 
-# Gets the request and a function that reports progress.
+# Takes the request and a function that reports progress.
 Handler = Callable[[Any, Callable[[Any], None]], Reply]
 _CLOSE_SECONDS = 5.0
-# What a handler may raise, as the message of a failed call names it; whatever else it raises is a failure of the run.
+# Errors that a handler may raise, by name in ``Failed``; any other error is a failure of the run.
 _KINDS: dict[Literal["user", "run", "pause"], type[Exception]] = {"user": UserError, "run": RunError, "pause": Paused}
 
 
 class Child(Generic[P]):
     """A process running ``python -m service.entry``, ready for calls once constructed.
 
-    It leads a process group of its own: Ctrl-C reaches the parent alone, and ``kill`` ends the
-    child's own children with it.
+    It leads its own process group: Ctrl-C reaches only the parent, and ``kill`` also ends the
+    child's own children.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Child(Generic[P]):
         env: Mapping[str, str | None] | None = None,
         keys: Iterable[str] = (),
     ) -> None:
-        """Start the child and hand ``init`` to it.
+        """Start the child and send it ``init``.
 
         Args:
-            service: the module whose ``main`` serves, and the progress that it reports.
+            service: the module whose ``main`` serves, and the type of its progress messages.
             init: the first request, answered by ``Done``.
-            log: where its output goes.
+            log: file for its output.
             start_timeout: in seconds.
-            env: variables that it has beside this process's; None: that it has not.
-            keys: names of variables whose values it must not print.
+            env: variables to add to this process's environment, or to remove (None).
+            keys: names of variables with values that it must not print.
 
         Raises:
             RunError: it did not answer within ``start_timeout`` seconds.
@@ -90,7 +90,7 @@ class Child(Generic[P]):
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """True if the process is running."""
         return self._process.poll() is None
 
     @property
@@ -101,15 +101,15 @@ class Child(Generic[P]):
     def call(
         self, request: Request, reply: type[R], timeout: float | None, on_progress: Callable[[P], None] | None = None
     ) -> R:
-        """The child's reply to ``request``, of the kind ``reply``; progress goes to ``on_progress``.
+        """Send ``request`` and return the child's ``reply``; pass progress to ``on_progress``.
 
-        ``timeout`` is in seconds and of silence: each progress message starts it again. None: somebody else watches.
+        ``timeout`` is in seconds of silence: each progress message restarts it. None: no limit.
 
         Raises:
             UserError, Paused: the handler raised one; same text.
-            RunError: the handler failed otherwise, the child died, ``timeout`` seconds passed, or the child sent
-                another message than these. But for the first case the process is gone, and where it died or hung
-                the message ends with its last log lines.
+            RunError: the handler failed otherwise, the child died, ``timeout`` seconds passed, or the child sent an
+                unexpected message. Except in the first case the process is gone; if it died or hung, the message
+                ends with its last log lines.
         """
         with contextlib.closing(self.stream(request, reply, timeout)) as messages:
             while True:
@@ -122,9 +122,9 @@ class Child(Generic[P]):
                     on_progress(progress)
 
     def stream(self, request: Request, reply: type[R], timeout: float | None) -> Generator[P, None, R]:
-        """As ``call``, but the progress messages are what is iterated over; the child goes on meanwhile.
+        """Like ``call``, but yield the progress messages; the child keeps working in the meantime.
 
-        An iteration that is given up ends the child, since it would still be at work.
+        Abandoning the iteration ends the child, which would otherwise still be working.
         """
         name, kinds = name_of(request), (self._progress, reply, Failed)
         with self._lock:
@@ -134,7 +134,7 @@ class Child(Generic[P]):
                     yield message
             except TimeoutError as error:
                 self.kill()
-                silent = f"{self._name}: {name} was silent for {timeout:g} seconds and has been ended"
+                silent = f"{self._name}: {name} was silent for {timeout:g} seconds and was ended"
                 raise RunError(silent + self._log_tail()) from error
             except OSError as error:
                 self.kill()
@@ -151,7 +151,7 @@ class Child(Generic[P]):
         return message
 
     def close(self) -> None:
-        """Let the child end by itself, within a few seconds; else kill it."""
+        """Let the child end by itself; kill it after a few seconds."""
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_CLOSE_SECONDS)
@@ -165,7 +165,7 @@ class Child(Generic[P]):
         self._socket.close()
 
     def __enter__(self) -> "Child[P]":
-        """Nothing to do: the child runs since it was constructed."""
+        """Do nothing: the child has been running since it was constructed."""
         return self
 
     def __exit__(
@@ -214,7 +214,7 @@ def _until(deadline: float | None) -> float | None:
 def serve_calls(handlers: Mapping[type[Request], Handler], close: Callable[[], None] | None = None) -> None:
     """Answer the parent's requests until it closes the socket; the child's side of ``Child``.
 
-    ``handlers``: one for each kind of request, the constructor's ``init`` included.
+    ``handlers``: one for each kind of request, including the constructor's ``init``.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True)
@@ -236,7 +236,7 @@ def serve_calls(handlers: Mapping[type[Request], Handler], close: Callable[[], N
 
 def _answer(connection: socket.socket, handlers: Mapping[type[Request], Handler], line: bytes) -> None:
     def send(answer: WireMessage) -> None:
-        # Where the parent is gone, the watchdog ends this process.
+        # If the parent is gone, the watchdog ends this process.
         with contextlib.suppress(OSError):
             connection.sendall(encode(answer))
 
@@ -247,8 +247,8 @@ def _answer(connection: socket.socket, handlers: Mapping[type[Request], Handler]
         reply = handlers[type(request)](request, send)
     except (UserError, RunError, Paused) as error:
         send(Failed(redacted(error), next(kind for kind, raised in _KINDS.items() if isinstance(error, raised))))
-    except Exception as error:  # noqa: BLE001 - the border of the process: whatever failed is shown to the user
-        # The log may be on the disk that is full.
+    except Exception as error:  # noqa: BLE001 - the process boundary: every failure is shown to the user
+        # The log may be on a full disk.
         with contextlib.suppress(OSError):
             print(redacted(traceback.format_exc()), file=sys.stderr)
         send(Failed(redacted(f"{name}: {type(error).__name__}: {error}"), "run"))

@@ -1,7 +1,7 @@
-"""The log files of the children, followed while a stage runs: what they say reaches the stage's own log.
+"""Follow the children's log files while a stage runs, and copy their lines to the stage's own log.
 
-The files in RUN/logs keep everything. A stage shows at most ``MAX_LINES`` lines, and none that an earlier one of the
-run has shown, so that an engine's warnings appear with its first start alone.
+The files in RUN/logs keep everything. A stage shows at most ``MAX_LINES`` lines, and none that an earlier stage of the
+run has shown, so an engine's warnings appear only at its first start.
 """
 
 import logging
@@ -12,7 +12,7 @@ from flows.workers.log_lines import LogLine, LogLines
 from pipeline.safe_text import secrets_of
 
 MAX_LINES = 200
-# Of what was written since the last look, however much that is.
+# The most bytes read per look, however much was written.
 MAX_BYTES = 1 << 20
 _PATTERNS = ("sampler*.log", "trainer*.log")
 
@@ -20,7 +20,7 @@ Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
 class ChildLogs:
-    """The children's log files of one run, from where they end when this is made."""
+    """The children's log files of one run, read from their ends at construction."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,11 +32,11 @@ class ChildLogs:
         self._lock = Lock()
 
     def begin(self) -> None:
-        """A stage begins: it may show ``MAX_LINES`` lines."""
+        """Start a stage, which may show ``MAX_LINES`` lines."""
         self._shown = 0
 
     def show(self, log: Log, over: bool = False) -> None:
-        """Log what the children have written since the last call; ``over``: nothing more comes of this stage."""
+        """Log what the children have written since the last call; ``over``: the stage has ended."""
         with self._lock:
             for file in self._files():
                 lines = self._lines.setdefault(file, LogLines(self._secrets))
@@ -45,7 +45,7 @@ class ChildLogs:
                     self._log(log, file, line)
 
     def _log(self, log: Log, file: Path, line: LogLine) -> None:
-        # An error is news however often it happens.
+        # Show an error every time that it happens.
         if line.level < logging.ERROR and line in self._seen:
             return
         self._seen.add(line)
@@ -63,7 +63,7 @@ class ChildLogs:
             log.seek(first)
             self._ends[file] = end
             text = log.read(end - first).decode(errors="replace")
-            # What is left of a line that was cut could be the rest of a key.
+            # The rest of a cut line could be part of a key.
             return text if first == start else text.partition("\n")[2]
 
     def _files(self) -> list[Path]:

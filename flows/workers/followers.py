@@ -1,4 +1,4 @@
-"""The processes of training beside the first: it starts them, tells them what to train, and none outlives it."""
+"""Training processes other than the first: it starts them and sends them stages, and they end with it."""
 
 import os
 import sys
@@ -14,16 +14,16 @@ from flows.workers.messages import TRAINER, Done, RunStage, StageProgress, Train
 from pipeline.errors import RunError, UserError
 from pipeline.safe_text import key_variables
 
-# For the first process to notice by itself that another has failed, and to write down what is worth keeping.
+# Time for the first process to notice that another has failed, and to write down what is worth keeping.
 GRACE_SECONDS = 30.0
-# From a lost connection to the news of who died.
+# Time from a lost connection to the report of which process died.
 NEWS_SECONDS = 5.0
 
 
 class Followers:
-    """Children of this process, ranks 1 to ``count``; each has a log file of its own.
+    """Children of this process, ranks 1 to ``count``; each has its own log file.
 
-    They lead process groups of their own and end when this process does, whatever ended it.
+    They lead their own process groups and end with this process, however it ends.
     """
 
     def __init__(self, count: int, init: TrainerInit, log: Path, start_timeout: float) -> None:
@@ -37,7 +37,7 @@ class Followers:
         def start(rank: int) -> Child[StageProgress]:
             own = log.with_name(f"{log.stem}_{rank}{log.suffix}")
             threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share_of_cores(count + 1)))}
-            # Followers train, and ask nobody.
+            # Followers only train, so they need no keys.
             env = {**threads, **dict.fromkeys(key_variables(init.config))}
             return Child(TRAINER, msgspec.structs.replace(init, rank=rank), own, start_timeout, env)
 
@@ -53,11 +53,11 @@ class Followers:
     def beside(self, request: RunStage, work: Callable[[], None]) -> None:
         """Do ``work``, this process's part of ``request``, while the others do theirs.
 
-        A collective operation waits for the one that failed, so a follower that fails is ended: over gloo ``work``
-        then fails too. Where it does not within ``GRACE_SECONDS``, this process ends, with the follower's words last.
+        A collective operation waits for a failed process, so a follower that fails is ended: with gloo ``work`` then
+        fails too. If it does not within ``GRACE_SECONDS``, this process ends, and prints the follower's error last.
 
         Raises:
-            UserError, RunError: of ``work``, or else of the follower that failed first.
+            UserError, RunError: from ``work``, else from the follower that failed first.
         """
         failed: list[Exception] = []
         over, told = threading.Event(), threading.Event()
@@ -79,7 +79,7 @@ class Followers:
         except (UserError, RunError):
             raise
         except Exception as error:
-            # What is seen here is most often no more than a lost connection, and sooner than the reason for it.
+            # This is usually only a lost connection, seen before the reason for it.
             told.wait(NEWS_SECONDS)
             raise (failed[0] if failed else error) from error
         finally:
@@ -90,11 +90,11 @@ class Followers:
             raise failed[0]
 
     def end(self) -> None:
-        """End them at once: they hold nothing that is not written."""
+        """End them at once: they hold no unwritten data."""
         for child in self._children:
             child.kill()
 
 
 def share_of_cores(processes: int) -> int:
-    """Threads for each of ``processes`` that compute on this machine's CPU."""
+    """Return the number of threads for each of ``processes`` on this machine's CPU."""
     return max(1, (os.cpu_count() or 1) // processes)

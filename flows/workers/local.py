@@ -1,8 +1,8 @@
-"""The two child processes of a run: one that samples, one that does everything with torch.
+"""The two child processes of a run: one samples, the other does everything else with torch.
 
-Kept apart so that ending one frees its memory for certain, and so that vLLM's pinning of threads
-to cores never slows training. On CPU both stay warm for the whole run; on an accelerator the one
-that is not needed ends before the other starts, unless ``keep_warm`` says otherwise.
+They are separate so that ending one surely frees its memory, and so that vLLM's pinning of threads
+to cores never slows training. On CPU both stay warm for the whole run. On an accelerator one ends
+before the other starts, unless ``keep_warm`` is set otherwise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,27 +23,27 @@ ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")
 
 
 def has_accelerator() -> bool:
-    """Whether this machine has one, as far as its device files tell."""
+    """True if this machine's device files show an accelerator."""
     return any(next(Path("/dev").glob(pattern), None) for pattern in ACCELERATORS)
 
 
 def with_context(config: RunConfig) -> SamplerSettings:
-    """The run's sampler settings, the context filled in: the longest prompt, the longest response and one token.
+    """Fill in the context of the run's sampler settings: the longest prompt, the longest response and one token.
 
-    An engine that keeps room for a model's full context does not start where memory is short.
+    An engine that reserves a model's full context does not start if memory is short.
     """
     sampler = config.sampler
     if isinstance(sampler, TransformersSampler) or sampler.context is not None:
         return sampler
-    # Not below what the setting allows.
+    # At least the setting's minimum.
     needed = max(32, config.chat.max_prompt_tokens + config.sampling.max_tokens + 1)
     return sampler.model_copy(update={"context": needed})
 
 
 def stays_warm(config: RunConfig) -> bool:
-    """Whether the sampler's process stays while the trainer works, and the other way round."""
+    """True if the sampler's process stays while the trainer works, and the other way round."""
     if isinstance(config.sampler, ServerSampler) and config.sampler.base_url is not None:
-        # It holds no memory here, and what it remembers of the server's old weights tells stale ones.
+        # It holds no memory here, and it remembers the server's old weights, which reveals stale ones.
         return True
     match config.sampler.keep_warm:
         case "always":
@@ -55,7 +55,7 @@ def stays_warm(config: RunConfig) -> bool:
 
 
 class Workers:
-    """Starts each child when it is first asked for; ``close`` (or leaving the block) ends both."""
+    """Both children, each started at first use; ``close`` (or leaving the block) ends them."""
 
     def __init__(self, root: Path, config: RunConfig) -> None:
         self._root = root
@@ -84,20 +84,20 @@ class Workers:
         self._end_trainer()
 
     def run_stage(self, round_: int, name: str, report: Report) -> None:
-        """Run a torch stage in the trainer child, which commits it itself."""
+        """Run a torch stage in the trainer child, which also commits it."""
         if not stays_warm(self._config):
             self._end_sampler()
         if self._trainer is None or not self._trainer.alive:
             self._end_trainer()
             init = TrainerInit(str(self._root), self._config.model_dump(mode="json"))
-            # A user's reward function runs there, which may print anything.
+            # A user's reward function runs there and may print anything.
             timeout = self._config.sampler.start_timeout
             self._trainer = Child(TRAINER, init, self._logs / "trainer.log", timeout, keys=self._keys)
 
         def on_progress(progress: StageProgress) -> None:
             report(progress.done, progress.total, progress.note)
 
-        # The deadline is one of silence: stages report after each step, batch or shard.
+        # The deadline limits silence: stages report after each step, batch or shard.
         warm_start = self._config.warm_start if (round_, name) == (0, "policy") else None
         timeout = (warm_start or self._config.training).stall_timeout
         try:
@@ -109,7 +109,7 @@ class Workers:
     def sample(
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> Iterator[tuple[Response, ...]]:
-        """Responses of ``policy`` to each request; new weights are swapped in and checked against ``probe`` first."""
+        """Sample responses of ``policy`` to each request, after loading and checking new weights with ``probe``."""
         if not stays_warm(self._config):
             self._end_trainer()
         if self._held != str(policy):
@@ -119,7 +119,7 @@ class Workers:
         return self._sampler.sample(requests, settings)
 
     def sampler_pids(self) -> list[int]:
-        """The sampler's process, if it runs."""
+        """Return the process id of the sampler, if it runs."""
         pid = self._sampler.pid
         return [] if pid is None else [pid]
 

@@ -1,7 +1,7 @@
-"""What is worth showing of a process's log, at which level, and never a key. Text in, lines out; torch-free.
+"""Lines of a process's log worth showing, with their level and without keys. Text in, lines out; torch-free.
 
-Python's tracebacks become one line of several rows. Progress bars are left out; what vLLM says at INFO is for
-debugging.
+A Python traceback becomes one line of several rows. Progress bars are left out; INFO lines from vLLM are shown at
+DEBUG.
 """
 
 import logging
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipeline.safe_text import hide_secrets, visible
 
 MAX_LETTERS = 2000
-# Of a traceback the end says what happened.
+# The end of a traceback says what happened.
 MAX_TRACEBACK_ROWS = 40
 
 # (MainProcess pid=12973) INFO 11-27 17:39:10 [core.py:133] ...
@@ -30,14 +30,14 @@ TRACEBACK = "Traceback (most recent call last):"
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line to show; ``level`` is one of ``logging``'s."""
+    """One line to show; ``level`` is a level of ``logging``."""
 
     level: int
     text: str
 
 
 class LogLines:
-    """Turns a log, fed piece by piece, into lines to show."""
+    """Turn a log, fed piece by piece, into lines to show."""
 
     def __init__(self, secrets: tuple[str, ...] = ()) -> None:
         """``secrets`` never appear in a line."""
@@ -46,17 +46,17 @@ class LogLines:
         self._traceback: list[str] = []
 
     def feed(self, text: str) -> list[LogLine]:
-        """The lines that ``text``, which may end in the middle of one, completes."""
+        """Return the lines completed by ``text``, which may end in the middle of a line."""
         *rows, self._rest = (self._rest + text).split("\n")
         return [line for row in rows for line in self._row(row)]
 
     def end(self) -> list[LogLine]:
-        """What is left when nothing more comes."""
+        """Return the remaining lines at the end of the log."""
         row, self._rest = self._rest, ""
         return [*(self._row(row) if row else []), *self._end_traceback()]
 
     def _row(self, row: str) -> list[LogLine]:
-        # What a carriage return was to overwrite is not read by anybody.
+        # Drop text that a carriage return overwrites.
         row = _COLOURS.sub("", row.rstrip().rpartition("\r")[2])
         if row == TRACEBACK:
             before = self._end_traceback() if not self._chained() else []
@@ -93,7 +93,7 @@ class LogLines:
 
 
 def level_of(row: str) -> int:
-    """The level at which a row of a log is shown."""
+    """Return the level at which a row of a log is shown."""
     if found := _VLLM.match(row):
         level: int = logging.getLevelNamesMapping()[found[1]]
         return logging.DEBUG if level == logging.INFO else level

@@ -1,7 +1,7 @@
 """Messages between a parent and its child processes: requests, progress and replies, each a struct. Torch-free.
 
-A message is one line of JSON, with its kind in ``type``. Python's own ``json`` writes and reads it: msgspec's would
-turn a log-prob that is NaN into null, and the stage that must report it could not.
+A message is one line of JSON, with its kind in ``type``. It is written and read with Python's own ``json``: msgspec
+would turn a NaN log-prob into null, and the stage that must report it could not.
 """
 
 import json
@@ -18,27 +18,27 @@ from pipeline.types import Response
 
 
 class WireMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Anything that is sent; the tag of a kind is its name on the wire."""
+    """Base of all messages; a kind's tag is its name on the wire."""
 
 
 class Request(WireMessage, frozen=True):
-    """Asks a child for something; exactly one reply follows."""
+    """A request to a child; exactly one reply follows."""
 
 
 class Progress(WireMessage, frozen=True):
-    """Comes before the reply, any number of times."""
+    """Progress before the reply, any number of times."""
 
 
 class Reply(WireMessage, frozen=True):
-    """Ends a call."""
+    """The last message of a call."""
 
 
 class Done(Reply, frozen=True, tag="done"):
-    """It is done, and there is nothing else to say."""
+    """The request is done, without a result."""
 
 
 class Failed(Reply, frozen=True, tag="failed"):
-    """It failed: the text for the user, and which exception the caller raises."""
+    """The request failed: the text for the user, and the kind of exception that the caller raises."""
 
     text: str
     kind: Literal["user", "run", "pause"]
@@ -51,7 +51,7 @@ M = TypeVar("M", bound=WireMessage)
 
 @dataclass(frozen=True)
 class Service(Generic[P]):
-    """A kind of child: the module that runs in it, and the progress that it reports."""
+    """A kind of child: its entry module, and the type of its progress messages."""
 
     entry: str
     progress: type[P]
@@ -67,16 +67,16 @@ class SamplerInit(Request, frozen=True, tag="init"):
 
 
 class Load(Request, frozen=True, tag="load"):
-    """Hold the policy folder ``path``; ``probe``: the folder whose probe.json checks it, by default the same."""
+    """Load the policy folder ``path``; ``probe``: the folder with the probe.json to check it, by default the same."""
 
     path: str
     probe: str | None = None
 
 
 class Loaded(Reply, frozen=True, tag="loaded"):
-    """How the weights got there, and how well they match: ``max_difference`` in nats.
+    """How the weights were loaded, and how well they match: ``max_difference`` in nats.
 
-    ``stale_reload``: the handshake's complaint about a swap in place that failed it.
+    ``stale_reload``: the handshake's error after a failed swap in place.
     """
 
     how: Literal["start"] | Swap
@@ -106,13 +106,13 @@ class Score(Request, frozen=True, tag="score"):
 
 
 class ScoresReply(Reply, frozen=True, tag="scores"):
-    """One row a sequence of T tokens: T - 1 natural-log probabilities."""
+    """One row per sequence of T tokens: T - 1 natural-log probabilities."""
 
     rows: list[list[float]]
 
 
 class TrainerInit(Request, frozen=True, tag="init"):
-    """Run folder, resolved config as JSON, and the rank among the processes of training."""
+    """Run folder, resolved config as JSON, and the rank among the training processes."""
 
     run: str
     config: dict[str, Any]
@@ -139,20 +139,20 @@ TRAINER = Service("flows.stages.trainer_service", StageProgress)
 
 
 def name_of(message: WireMessage) -> str:
-    """The kind of ``message``, as its ``type`` says."""
+    """Return the kind of ``message``: its ``type`` on the wire."""
     return str(message.__struct_config__.tag)
 
 
 def encode(message: WireMessage) -> bytes:
-    """One line of JSON."""
+    """Encode ``message`` as one line of JSON."""
     return json.dumps(msgspec.to_builtins(message)).encode() + b"\n"
 
 
 def decode(line: bytes | str, kinds: Iterable[type[M]]) -> M:
-    """The message of one of ``kinds`` that ``line`` holds.
+    """Decode ``line`` as a message of one of ``kinds``.
 
     Raises:
-        ValueError: it is no JSON, or a field is missing, unknown or of another type; the text names the field.
+        ValueError: it is not JSON, or a field is missing, unknown or of the wrong type; the text names the field.
     """
     message: M = msgspec.convert(json.loads(line), reduce(or_, kinds))
     return message

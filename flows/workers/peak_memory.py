@@ -1,4 +1,4 @@
-"""The most memory that a stage held, for its manifest."""
+"""Peak memory of a stage, for its manifest."""
 
 import resource
 import sys
@@ -13,13 +13,13 @@ KIB = 1024
 
 
 class PeakMemory:
-    """From when it is made: peak resident memory of some processes and theirs, and of this one's tensors on a device.
+    """Peak, since construction, of resident memory of some processes and their children, and of tensors on a device.
 
-    Processes of the same size share pages, which count in each; so the sum is an upper bound.
+    Pages shared by processes count in each, so the sum is an upper bound.
     """
 
     def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
-        """``pids``: the processes, asked for at the beginning and at the end; children are added."""
+        """``pids``: returns the processes, called at the start and at the end; their children are added."""
         self._pids = pids
         for pid in _with_children(pids()):
             _reset(pid)
@@ -28,7 +28,7 @@ class PeakMemory:
             cuda.reset_peak_memory_stats()
 
     def bytes(self) -> dict[str, int]:
-        """``process`` and, where this one has tensors on a CUDA device, ``device``; what is not known is left out."""
+        """Return ``process`` and, if this process uses a CUDA device, ``device``; unknown values are left out."""
         peaks = [_peak(pid) for pid in _with_children(self._pids())]
         found = {"process": sum(peak for peak in peaks if peak is not None)}
         cuda = _cuda()
@@ -53,7 +53,7 @@ def _reset(pid: int) -> None:
         # 5: "reset the peak resident set size" (proc_pid_clear_refs(5)).
         (PROC / str(pid) / "clear_refs").write_text("5", encoding="ascii")
     except OSError:
-        # Where that cannot be done, the peak is that of the process so far.
+        # Without a reset, the peak counts from the start of the process.
         return
 
 
@@ -71,6 +71,6 @@ def _peak(pid: int) -> int | None:
 
 
 def _cuda() -> Any | None:
-    """torch.cuda, where this process uses it already."""
+    """Return torch.cuda if this process already uses it."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None

@@ -1,4 +1,4 @@
-"""The parent's side of the sampler: a child process that holds an engine, started when first needed."""
+"""The parent's side of the sampler: a child process with an engine, started at first use."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from pipeline.safe_text import key_variables
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response
 
-# Requests that go to the child in one message. The engine drains between two of them alone.
+# Requests per message to the child. The engine drains only between messages.
 REQUESTS_A_CALL = 4096
 
 
 class SamplerProcess:
-    """Samples through a child process; what fails is tried again in a fresh one."""
+    """Sample through a child process; retry failures in a fresh one."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class SamplerProcess:
         trust_remote_code: bool = False,
         keys: frozenset[str] = frozenset(),
     ) -> None:
-        """Nothing starts before the first ``load``. ``keys``: variables that others need, and the sampler has not."""
+        """Start nothing before the first ``load``. ``keys``: variables with keys; the sampler gets only its own."""
         self._settings = sampler
         own = key_variables(sampler.model_dump(mode="json"))
         self._own_keys, self._env = own, dict.fromkeys(keys - own)
@@ -39,7 +39,7 @@ class SamplerProcess:
         self._asked: Load | None = None
 
     def load(self, path: str, probe: str | None = None) -> Loaded:
-        """Hold the policy folder ``path``, checked against ``probe.json`` there (or in the folder ``probe``).
+        """Load the policy folder ``path``; check it against ``probe.json`` there (or in the folder ``probe``).
 
         Raises:
             RunError: the engine failed, or does not hold these weights.
@@ -49,7 +49,7 @@ class SamplerProcess:
             try:
                 loaded = self._running().call(self._asked, Loaded, self._settings.start_timeout)
             except RunError:
-                # What it says of its weights it would say again; a process that died or hung gets another try.
+                # A failed handshake would fail again; a process that died or hung gets another try.
                 answered = self._child is not None and self._child.alive
                 self.kill()
                 if answered or left == 0:
@@ -60,16 +60,16 @@ class SamplerProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the child; None while there is none."""
+        """The process id of the child; None without a child."""
         return None if self._child is None else self._child.pid
 
     def sample(
         self, requests: Sequence[SampleRequest], settings: config.SamplingSettings
     ) -> Iterator[tuple[Response, ...]]:
-        """See ``pipeline.sampling.sampler.Sampler.sample``; the engine goes on while the caller is busy with an answer.
+        """See ``pipeline.sampling.sampler.Sampler.sample``; the engine works on while the caller handles an answer.
 
-        After a failure the requests that have no answer are asked again in a fresh engine; it fails for good when
-        that happened ``retries`` times without an answer in between.
+        After a failure, unanswered requests are sent to a fresh engine; after ``retries`` restarts in a row without an
+        answer, the next failure is raised.
         """
         answered, left = 0, self._settings.retries
         while answered < len(requests):
@@ -96,19 +96,19 @@ class SamplerProcess:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """End the child and free all that it holds; a later ``load`` starts another."""
+        """End the child and free its memory; a later ``load`` starts another."""
         if self._child is not None:
             self._child.close()
             self._child = None
 
     def kill(self) -> None:
-        """As ``close``, at once."""
+        """Like ``close``, but at once."""
         if self._child is not None:
             self._child.kill()
             self._child = None
 
     def __enter__(self) -> "SamplerProcess":
-        """Nothing starts before the first ``load``."""
+        """Do nothing: the child starts with the first ``load``."""
         return self
 
     def __exit__(

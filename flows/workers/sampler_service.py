@@ -23,10 +23,10 @@ _Send = Callable[[Progress], None]
 
 
 class SamplerService:
-    """The handlers of the sampler's process, and the engine that they share."""
+    """The request handlers of the sampler's process, and their shared engine."""
 
     def __init__(self, build: Callable[..., Sampler] | None = None) -> None:
-        """``build``: what makes the engine, same arguments as ``build_sampler`` (the default)."""
+        """``build``: makes the engine; takes the same arguments as ``build_sampler``, the default."""
         self._build = build or build_sampler
         self._sampler: Sampler | None = None
         self._held: Held | None = None
@@ -42,9 +42,9 @@ class SamplerService:
         return Done()
 
     def load(self, request: Load, send: _Send) -> Loaded:
-        """Hold the weights of the folder, and check them.
+        """Load the weights in the folder, and check them.
 
-        An engine that is not fresh must also have moved as the policy did since the last load.
+        A reused engine's log-probs must also have changed as the policy's did since the last load.
 
         Raises:
             RunError: the engine failed, or does not hold these weights.
@@ -64,7 +64,7 @@ class SamplerService:
         except RunError as error:
             if how == "unchanged":
                 raise RunError(
-                    f"sampler.base_url: the server holds other weights than those of {path} (or its "
+                    f"sampler.base_url: the server does not hold the weights of {path} (or its "
                     f"precision is too coarse for the difference): {error}"
                 ) from error
             if how != "reload":
@@ -76,7 +76,7 @@ class SamplerService:
         return Loaded(how, difference, dtype, stale, time.monotonic() - start)
 
     def sample(self, request: SampleCall, send: _Send) -> Done:
-        """Send the responses to each request, while the engine goes on."""
+        """Send the responses to each request while the engine keeps working."""
         settings = config.SamplingSettings.model_validate(request.settings)
         groups = self._engine().sample(request.requests, settings)
         for _, group in zip(request.requests, groups, strict=True):
@@ -84,7 +84,7 @@ class SamplerService:
         return Done()
 
     def score(self, request: Score, send: _Send) -> ScoresReply:
-        """Log-probs of each sequence's tokens 1..T-1."""
+        """Return log-probs of each sequence's tokens 1..T-1."""
         return ScoresReply(self._engine().score(request.sequences))
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class SamplerService:
         return difference
 
     def _keep(self, probe: Probe, scores: Logprobs) -> str:
-        """Write down what a failed handshake compared; says where."""
+        """Write down what a failed handshake compared; return a note with the file."""
         if self._evidence is None:
             return ""
         kept = {"sequences": probe.sequences, "trainer": probe.logprobs, "sampler": scores, "dtype": probe.dtype}
@@ -118,7 +118,7 @@ class SamplerService:
 
 
 def build_sampler(settings: config.SamplerSettings, path: str, chat: Chat, trust_remote_code: bool) -> Sampler:
-    """The engine that ``settings`` names, holding the model folder ``path``."""
+    """Build the engine for ``settings`` with the model folder ``path``."""
     match settings:
         case config.VllmSampler():
             from pipeline.sampling.vllm_engine import VllmEngine
@@ -137,7 +137,7 @@ def build_sampler(settings: config.SamplerSettings, path: str, chat: Chat, trust
 
 
 def main() -> None:
-    """Serve until the parent closes."""
+    """Serve until the parent closes the socket."""
     service = SamplerService()
     serve_calls(
         {SamplerInit: service.init, Load: service.load, SampleCall: service.sample, Score: service.score}, service.close

@@ -16,8 +16,8 @@ from pipeline.errors import UserError
         ({"interval": "6"}, ["--interval", "6", "30m, 6h or 1d"]),
         ({"interval": "0h"}, ["--interval", "0h", "above 0"]),
         ({"interval": "6h", "timezone": "Europe/Berln"}, ["--timezone", "Europe/Berln", "did you mean Europe/Berlin?"]),
-        ({"timezone": "UTC"}, ["--timezone", "goes with --cron or --interval"]),
-        ({"cron": "0 2 * * *", "interval": "6h"}, ["--cron and --interval", "one of them"]),
+        ({"timezone": "UTC"}, ["--timezone", "needs --cron or --interval"]),
+        ({"cron": "0 2 * * *", "interval": "6h"}, ["--cron and --interval", "give only one of them"]),
     ],
 )
 def test_a_schedule_that_is_none_names_the_allowed_form(options: dict[str, str], expected: list[str]) -> None:
