@@ -147,7 +147,7 @@ def needs(parts: Composition) -> list[str]:
         found.append("instead of pairs, also single responses marked good or bad: the columns completion and label")
     if needs_of(parts).statistics:
         found.append("statistics over the whole batch: gathered while training, saved in checkpoints")
-    return found or ["chosen responses alone"]
+    return found or ["only chosen responses"]
 
 
 def settings(parts: Composition) -> list[str]:

@@ -76,7 +76,7 @@ def _describe(config: RunConfig, contents: Contents) -> list[str]:
         prompts = min(config.prompts_per_round or contents.prompts, contents.prompts)
         lines.append(f"  a round samples {prompts} prompts x {config.sampling.n} responses")
     needs = sorted(needs_of(config.loss))
-    lines.append(f"  {loss_name(config)} reads {', '.join(needs) or 'the policy alone'}")
+    lines.append(f"  {loss_name(config)} reads {', '.join(needs) or 'only the policy'}")
     return lines
 
 

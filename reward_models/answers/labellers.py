@@ -18,7 +18,7 @@ class Uncached:
         self._scorer = scorer
 
     def label(self, groups: Sequence[Group]) -> list[Labels]:
-        """Scores alone."""
+        """Return labels with scores only."""
         return [Labels(scores) for scores in self._scorer.score(groups)]
 
 
@@ -30,7 +30,7 @@ class OneByOne:
         self._accounts = accounts
 
     def label(self, groups: Sequence[Group]) -> list[Labels]:
-        """Scores alone."""
+        """Return labels with scores only."""
         questions = [Question(group.prompt, (response,)) for group in groups for response in group.responses]
         answers = iter(ask(questions, self._source, self._accounts))
         return [Labels(tuple(next(answers).value for _ in group.responses)) for group in groups]

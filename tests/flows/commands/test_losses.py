@@ -67,7 +67,7 @@ def test_every_preset_can_be_shown(
 
 
 def test_needs_are_said_in_words() -> None:
-    assert needs(preset("sft")) == ["chosen responses alone"]
+    assert needs(preset("sft")) == ["only chosen responses"]
     assert needs(preset("simpo")) == [NEEDS["rejected"]]
     assert needs(preset("dpo")) == [NEEDS["rejected"], NEEDS["reference"]]
     assert any("the newest policy and the one before it" in line for line in needs(preset("apo_accelerated")))
