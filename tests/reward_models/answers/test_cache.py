@@ -79,7 +79,7 @@ def test_a_label_that_changed_on_the_disk_is_asked_for_again(tmp_path: Path, cap
     cache.close()
 
 
-def test_a_cache_without_checksums_is_taken_over(tmp_path: Path) -> None:
+def test_a_cache_of_another_layout_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "labels.sqlite"
     with sqlite3.connect(file) as database:
         database.execute("CREATE TABLE labels (key TEXT PRIMARY KEY, value REAL, missing TEXT) WITHOUT ROWID")
@@ -87,10 +87,13 @@ def test_a_cache_without_checksums_is_taken_over(tmp_path: Path) -> None:
         database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         database.execute("PRAGMA user_version = 1")
     database.close()
-    for _ in range(2):
-        cache = LabelCache(file)
-        assert cache.read(["a", "b"]) == {"a": (1.0, None), "b": (None, "unparsed")}
-        cache.close()
+    cache = LabelCache(file)
+    with pytest.raises(UserError, match=r"labels\.sqlite: is a database, but no label cache of this version; move it"):
+        cache.read(["a"])
+    cache.close()
+    with sqlite3.connect(file) as database:
+        assert database.execute("SELECT key, value FROM labels").fetchall() == [("a", 1.0), ("b", None)]
+    database.close()
 
 
 def test_whatever_is_damaged_no_label_is_another(tmp_path: Path) -> None:
