@@ -88,7 +88,7 @@ def test_a_cache_of_another_layout_is_refused_and_left_as_it_is(tmp_path: Path) 
         database.execute("PRAGMA user_version = 1")
     database.close()
     cache = LabelCache(file)
-    with pytest.raises(UserError, match=r"labels\.sqlite: is a database, but not a label cache of this version; move it"):
+    with pytest.raises(UserError, match=r"labels\.sqlite: is a database, but not a label cache of this version"):
         cache.read(["a"])
     cache.close()
     with sqlite3.connect(file) as database:
