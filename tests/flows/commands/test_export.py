@@ -44,6 +44,7 @@ def scores(folder: Path) -> torch.Tensor:
     return logits.log_softmax(-1)
 
 
+@pytest.mark.whole
 def test_transformers_and_vllm_load_what_was_trained(trained: Context, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "model"
     assert "round 1 of tiny" in export_policy(trained.run.root, out, None)

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.storage.rows import read_groups, read_preference_rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import read_steps
@@ -105,6 +107,7 @@ def finished_run(home: dict[str, str]) -> dict[str, Any]:
     return next(run for run in runs if run["state"] == "COMPLETED" and len(run["tasks"]) == 20)
 
 
+@pytest.mark.whole
 def test_offline_rounds_train_on_slices_of_a_trl_style_file(
     home: dict[str, str], loop_config: Path, tmp_path: Path
 ) -> None:

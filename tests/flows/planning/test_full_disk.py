@@ -39,7 +39,10 @@ def can_mount() -> bool:
     return os.geteuid() == 0 and shutil.which("mount") is not None and Path("/proc/filesystems").exists()
 
 
-pytestmark = pytest.mark.skipif(not can_mount(), reason="only root mounts a file system to fill")
+pytestmark = [
+    pytest.mark.whole,
+    pytest.mark.skipif(not can_mount(), reason="only root mounts a file system to fill"),
+]
 
 
 @pytest.fixture(scope="module")

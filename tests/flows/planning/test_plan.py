@@ -57,6 +57,7 @@ def test_a_plan_names_parameters_memory_disk_and_the_time_at_given_rates(
     assert plan["fits"] and plan["disk"]["round"]["policy"] == 4 * plan["parameters"]["total"]
 
 
+@pytest.mark.whole
 def test_rates_are_measured_with_the_parts_of_the_run(
     config: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFEC
 from flows.prefect_api.server import ServerLostError, going_on, prefect_api
 from pipeline.errors import RunError
 
+pytestmark = pytest.mark.whole
+
 
 @flow
 def nothing() -> None:

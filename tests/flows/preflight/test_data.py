@@ -161,7 +161,9 @@ def test_majority_votes_leave_ties_out_and_soft_ones_need_a_loss_that_reads_them
     contents, _ = check_run(offline(tmp_path, model, file, columns, majority))
     assert contents.pairs + contents.held_out_pairs == 10 and contents.soft == 0
     check_run(offline(tmp_path, model, file, columns, majority, "loss.preset=kto"))
-    with pytest.raises(UserError, match=r"pairs\.votes\.label: soft: .* loss kto does not read; majority makes hard"):
+    with pytest.raises(
+        UserError, match=r"pairs\.votes\.label: soft: .* loss kto does not read it; majority makes hard"
+    ):
         check_run(offline(tmp_path, model, file, columns, "loss.preset=kto"))
 
 

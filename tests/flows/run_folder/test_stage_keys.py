@@ -91,6 +91,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         yield Made(place, refused, run(), (inputs / "witness").read_text().splitlines(), server)
 
 
+@pytest.mark.whole
 @pytest.mark.timeout(1800)
 def test_the_key_is_sent_and_written_nowhere(made: Made) -> None:
     assert made.refused.returncode == 2 and "the server refuses the key in JUDGE" in made.refused.stderr

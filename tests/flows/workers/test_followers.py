@@ -19,6 +19,8 @@ from pipeline.storage.run_folder import RunFolder
 from tests.support.places import ROOT
 from tests.support.tiny_run import begin, make_job, open_context, supply, train
 
+pytestmark = pytest.mark.whole
+
 TWO = ROOT / "configs" / "accelerate" / "ddp_cpu.yaml"
 SETTINGS = ("rounds=1", "sampler.kind=transformers", "training.learning_rate=5e-5", f"accelerate={TWO}")
 # So many steps that none of the tests sees the last.

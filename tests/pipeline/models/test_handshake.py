@@ -183,6 +183,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.mark.whole
 def test_swaps_of_real_weights(policies: dict[str, Path], tmp_path: Path) -> None:
     with vllm_process(tmp_path / "log") as process:
         assert process.load(str(policies["first"])).how == "start"

@@ -252,7 +252,7 @@ def test_room_is_what_the_context_leaves() -> None:
     assert room_for((1,) * 18, max_tokens=5, context=20) == 2
     with pytest.raises(UserError, match="leaves no room"):
         room_for((1,) * 20, max_tokens=5, context=20)
-    with pytest.raises(UserError, match="no tokens"):
+    with pytest.raises(UserError, match="cannot sample from a prompt without tokens"):
         room_for((), max_tokens=5, context=20)
 
 

@@ -142,6 +142,7 @@ def test_a_used_up_budget_stops_it_and_a_larger_one_goes_on(server: JudgeServer,
     assert facts["calls"] == len(server.seen) == 36 and facts["missing_labels"] == 0
 
 
+@pytest.mark.whole
 def test_kills_in_the_midst_of_calls_and_of_files_lose_no_label(server: JudgeServer, tmp_path: Path) -> None:
     run, config = with_samples(tmp_path / "run", shards=2, prompts=20), plain(server, concurrency=1)
     (run.root / "config.yaml").write_text(json.dumps(config))

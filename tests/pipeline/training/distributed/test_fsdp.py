@@ -15,6 +15,8 @@ from tests.support.places import ROOT
 from tests.support.sharded_steps import RUNS, steps
 from tests.support.tiny_training import tiny_llama
 
+pytestmark = pytest.mark.whole
+
 SCRIPT = ROOT / "tests" / "support" / "sharded_steps.py"
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 CUTS = ["fsdp2", *(pytest.param(cut, marks=needs_deepspeed) for cut in ("zero1", "zero2", "zero2_offload"))]

@@ -11,6 +11,8 @@ from safetensors import safe_open
 
 from tests.support.places import ROOT
 
+pytestmark = pytest.mark.whole
+
 SCRIPT = ROOT / "tests" / "support" / "ddp_gradient.py"
 
 
