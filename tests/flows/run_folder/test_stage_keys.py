@@ -107,6 +107,7 @@ def test_the_key_is_sent_and_written_nowhere(made: Made) -> None:
     assert "the environment is" in printed and "'JUDGE': '[hidden]'" in printed
 
 
+@pytest.mark.whole
 def test_only_the_process_that_asks_the_judge_has_the_key(made: Made) -> None:
     told = {line for line in made.noted if "has the key" in line}
     assert told == {
@@ -115,6 +116,7 @@ def test_only_the_process_that_asks_the_judge_has_the_key(made: Made) -> None:
     }
 
 
+@pytest.mark.whole
 def test_no_process_reads_pickles_or_listens_to_others(made: Made) -> None:
     assert not [line for line in made.noted if line.startswith("pickle.find_class")]
     bound = [line for line in made.noted if line.startswith("socket.bind ('")]
