@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar, assert_never
 
 from pipeline.config import Data, DatasetData, FileData, RestaurantData
-from pipeline.data.cells import FaultError
-from pipeline.data.parsing import FORMS, preference_of, prompt_of
+from pipeline.data.forms.cells import FaultError
+from pipeline.data.forms.parsing import FORMS, preference_of, prompt_of
 from pipeline.data.records import Record, read_records
 from pipeline.data.tasks.restaurants import generate
 from pipeline.errors import UserError, first_lines

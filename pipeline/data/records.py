@@ -13,7 +13,7 @@ from typing import Any, assert_never
 from pydantic import JsonValue
 
 from pipeline.config import DatasetData, FileData
-from pipeline.data.formats import BATCH, SUFFIXES, Broken, read_file
+from pipeline.data.files.formats import BATCH, SUFFIXES, Broken, read_file
 from pipeline.errors import UserError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

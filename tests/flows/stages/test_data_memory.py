@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.data.test_formats import write
+from tests.pipeline.data.files.test_formats import write
 from tests.support.places import ROOT
 
 # Reads, checks (without tokens) and writes what it is told, and prints its peak of memory in MiB after each.

@@ -8,7 +8,7 @@ import math
 from pydantic import JsonValue
 
 from pipeline.config import Votes
-from pipeline.data.transcripts import is_transcript, transcript
+from pipeline.data.forms.transcripts import is_transcript, transcript
 from pipeline.types import Message, Role
 
 # ShareGPT files use human and gpt.

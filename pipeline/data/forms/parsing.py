@@ -8,10 +8,10 @@ from dataclasses import replace
 from pydantic import JsonValue
 
 from pipeline.config import Columns, DatasetData, FileData, Votes
-from pipeline.data import cells
-from pipeline.data.cells import FaultError
+from pipeline.data.forms import cells
+from pipeline.data.forms.cells import FaultError
+from pipeline.data.forms.transcripts import common_start, is_transcript, transcript
 from pipeline.data.records import Record
-from pipeline.data.transcripts import common_start, is_transcript, transcript
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
 FORMS: dict[type[TextPreference], str] = {

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import FileData
-from pipeline.data import formats
-from pipeline.data.formats import Broken, read_file
+from pipeline.data.files import formats
+from pipeline.data.files.formats import Broken, read_file
 from pipeline.data.records import Record, data_files, read_records
 from pipeline.errors import UserError
 
@@ -172,7 +172,7 @@ def test_cells_that_python_has_no_value_for_are_faults_of_their_rows(tmp_path: P
 
 
 def test_a_line_without_an_end_is_a_fault_and_fills_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.formats.LONGEST_ROW", 1 << 20)
+    monkeypatch.setattr("pipeline.data.files.formats.LONGEST_ROW", 1 << 20)
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "' + "x" * (3 << 20) + '"}\n{"prompt": "a"}\n')
     (_, first), (number, second) = read_file(file)
