@@ -8,6 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
 
 # Settings that change how a result is computed but not the result; they may change when a killed run is resumed.
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
+# Settings that came after run folders were made without them: no part of a result's key while they have their default.
+LATER: dict[str, JsonValue] = {"later": True}
 
 
 def _plain_url(value: str) -> str:
@@ -34,12 +36,17 @@ class Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     def identity(self) -> dict[str, JsonValue]:
-        """The settings that decide the result, as plain JSON: all except the operational ones."""
+        """The settings that decide the result, as plain JSON.
+
+        All except the operational ones, and those of ``LATER`` that have their default.
+        """
         plain: dict[str, JsonValue] = {}
         for name, field in type(self).model_fields.items():
             if field.json_schema_extra == OPERATIONAL:
                 continue
             value: object = self.__dict__[name]
+            if field.json_schema_extra == LATER and value == field.get_default(call_default_factory=True):
+                continue
             plain[name] = _plain(value)
         return plain
 
