@@ -12,8 +12,10 @@ import string
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from pydantic import JsonValue
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 # Joiners shape letters and emoji. All other characters in these categories control terminals, reverse the text's
@@ -93,7 +95,7 @@ def redacted(error: object, *secrets: str | None) -> str:
     return hide_secrets(str(error), (*given, *secrets_of()))
 
 
-def key_variables(plain: JsonValue) -> frozenset[str]:
+def key_variables(plain: "JsonValue") -> frozenset[str]:
     """Return the names of the variables that hold the keys of a config, or part of one, as JSON."""
     match plain:
         case dict():

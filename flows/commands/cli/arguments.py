@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config import preset_names
 from pipeline.errors import UserError
 
 _SUFFIXES = (".yaml", ".yml")
@@ -13,6 +12,9 @@ _SUFFIXES = (".yaml", ".yml")
 
 def complete_presets(incomplete: str) -> list[str]:
     """Complete the name of a loss, for a shell."""
+    # The settings take as long to import as all else that --help needs.
+    from pipeline.config import preset_names
+
     return [name for name in preset_names() if name.startswith(incomplete)]
 
 
