@@ -49,7 +49,7 @@ class LabelFacts:
     Attributes:
         stage: the stage's name.
         missing: responses without a score.
-        missing_by_cause: questions without an answer, by cause.
+        missing_by_cause: questions without an answer, by cause; ``said_by_cause``: what the server said first.
         questions: asked or taken from the cache; ``cache_hit_rate`` is the share of the latter.
         calls, prompt_tokens, completion_tokens, cost: to paid labellers; cost in the currency of the config's prices.
         orders_that_disagree: share of pairs asked in both orders whose answers name different winners.
@@ -68,6 +68,7 @@ class LabelFacts:
     cost: float = 0.0
     orders_that_disagree: float | None = None
     disagreement: float | None = None
+    said_by_cause: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,7 @@ def label_facts(stage: str, metrics: Mapping[str, Any]) -> LabelFacts:
         stage=stage,
         missing=metrics.get("missing_labels"),
         missing_by_cause=metrics.get("missing_by_cause") or {},
+        said_by_cause=metrics.get("said_by_cause") or {},
         questions=metrics.get("questions"),
         cache_hit_rate=metrics.get("cache_hit_rate"),
         calls=metrics.get("calls") or 0,

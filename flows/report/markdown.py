@@ -3,7 +3,7 @@
 Text from models or data goes in only through ``shown_text``. Torch-free.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def _labels(labels: Iterable[LabelFacts]) -> list[str]:
             markdown(one.stage),
             _count(one.questions),
             _value(one.cache_hit_rate, "{:.0%}"),
-            _count(one.missing) + _causes(one.missing_by_cause),
+            _count(one.missing) + _causes(one),
             _count(one.calls),
             f"{one.prompt_tokens:,} + {one.completion_tokens:,}" if one.calls else NONE,
             f"{one.cost:.4g}" if one.calls else NONE,
@@ -229,8 +229,10 @@ def _count(value: int | None) -> str:
     return NONE if value is None else f"{value:,}"
 
 
-def _causes(causes: Mapping[str, int]) -> str:
-    return f" ({', '.join(f'{markdown(cause)} {count:,}' for cause, count in causes.items())})" if causes else ""
+def _causes(one: LabelFacts) -> str:
+    said = {cause: f": {markdown(text, 160)}" for cause, text in one.said_by_cause.items()}
+    causes = [f"{markdown(cause)} {count:,}{said.get(cause, '')}" for cause, count in one.missing_by_cause.items()]
+    return f" ({', '.join(causes)})" if causes else ""
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: bool = False) -> str:

@@ -1,12 +1,20 @@
 """Settings of a judge: a language model behind an OpenAI-compatible server, its questions and its budget."""
 
+import re
+from datetime import date
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed, ServerAddress
 
 HIGHEST_DIGIT = 9
+# Names of a query's values that are keys: key, api-key, access_token, sig.
+_SECRET_QUERY = re.compile(r"(?:^|[-_.])(?:key|apikey|token|secret|password|sig|signature|code|auth)$", re.IGNORECASE)
+_TAKEN_HEADERS = frozenset(
+    ("host", "connection", "content-type", "content-length", "transfer-encoding", "accept", "accept-encoding",
+     "user-agent", "cookie", "te", "upgrade", "trailer", "expect")
+)  # fmt: skip
 
 
 class Price(Closed):
@@ -35,6 +43,18 @@ class Endpoint(Closed):
         description="environment variable that holds the key; default: no key is sent",
         json_schema_extra=OPERATIONAL,
     )
+    key_header: str = Field(
+        "Authorization",
+        pattern=r"^[A-Za-z][A-Za-z0-9-]*$",
+        description="header that carries the key: Authorization (as Bearer), or such as api-key (Azure) or x-api-key, "
+        "with the key alone",
+        json_schema_extra=OPERATIONAL,
+    )
+    query: dict[str, str] = Field(
+        {},
+        description="query of each request, such as {api-version: 2024-10-21} (Azure); no keys",
+        json_schema_extra=OPERATIONAL,
+    )
     concurrency: int = Field(16, ge=1, le=1024, description="concurrent requests", json_schema_extra=OPERATIONAL)
     requests_per_minute: float | None = Field(None, gt=0, json_schema_extra=OPERATIONAL)
     timeout: float = Field(120, gt=0, description="seconds for one whole answer", json_schema_extra=OPERATIONAL)
@@ -56,6 +76,32 @@ class Endpoint(Closed):
     )
     price: Price = Field(Price(), json_schema_extra=OPERATIONAL)
     budget: Budget = Field(Budget(), json_schema_extra=OPERATIONAL)
+
+    @field_validator("query", mode="before")
+    @classmethod
+    def _plain_query(cls, value: object) -> object:
+        # YAML reads 2024-10-21 as a date, and 1 as a number.
+        if not isinstance(value, dict):
+            return value
+        return {name: str(text) if isinstance(text, date | int | float) else text for name, text in value.items()}
+
+    @field_validator("query")
+    @classmethod
+    def _holds_no_key(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if _SECRET_QUERY.search(name):
+                raise ValueError(
+                    f"{name}: a key would be written to the run's config; put it into the variable that api_key_env "
+                    "names, and its header's name into key_header"
+                )
+        return value
+
+    @field_validator("key_header")
+    @classmethod
+    def _free_header(cls, value: str) -> str:
+        if value.lower() in _TAKEN_HEADERS:
+            raise ValueError("this header has another use; name the one that the server reads the key from")
+        return value
 
     @model_validator(mode="after")
     def _cost_needs_prices(self) -> "Endpoint":

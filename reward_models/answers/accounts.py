@@ -19,21 +19,24 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts for one part of a stage."""
+    """Counts for one part of a stage; ``said``: what servers said, by the cause that a label is missing for."""
 
     counts: Counter[str]
     missing: Counter[str]
     unparsed: list[str]
+    said: dict[str, str] = field(default_factory=dict)
 
     def plain(self) -> dict[str, JsonValue]:
         """Return it as plain JSON."""
-        return {"counts": {**self.counts}, "missing": {**self.missing}, "unparsed": [*self.unparsed]}
+        plain: dict[str, JsonValue] = {"counts": {**self.counts}, "missing": {**self.missing}}
+        return {**plain, "unparsed": [*self.unparsed], "said": {**self.said}}
 
     @classmethod
     def read(cls, file: Path) -> "Tally":
         """Read one from a JSON file."""
         plain = json.loads(file.read_text(encoding="utf-8"))
-        return cls(Counter(plain["counts"]), Counter(plain["missing"]), list(plain["unparsed"]))
+        said = dict(plain.get("said", {}))
+        return cls(Counter(plain["counts"]), Counter(plain["missing"]), list(plain["unparsed"]), said)
 
 
 @dataclass
@@ -42,7 +45,8 @@ class Accounts:
 
     ``counts``: questions, cached, answered, compared (pairs asked in both orders), contradicted (compared pairs whose
     orders name different winners), truncated. ``missing``: questions without a label, by cause. ``unparsed``: the first
-    few answers without a verdict. ``facts``: facts from local models, for a manifest.
+    few answers without a verdict. ``said``: what servers said first, by cause. ``facts``: facts from local models, for
+    a manifest.
     """
 
     cache: LabelCache
@@ -52,6 +56,7 @@ class Accounts:
     counts: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     unparsed: list[str] = field(default_factory=list)
+    said: dict[str, str] = field(default_factory=dict)
     facts: list[Callable[[], dict[str, JsonValue]]] = field(default_factory=list)
     _taken: Tally = field(default_factory=lambda: Tally(Counter(), Counter(), []))
 
@@ -80,9 +85,11 @@ class Accounts:
 
     def take(self) -> Tally:
         """Return the counts since the last call."""
-        taken = Tally(self.counts - self._taken.counts, self.missing - self._taken.missing, [*self.unparsed])
+        counts, missing = self.counts - self._taken.counts, self.missing - self._taken.missing
+        taken = Tally(counts, missing, [*self.unparsed], {**self.said})
         self._taken = Tally(Counter(self.counts), Counter(self.missing), [])
         self.unparsed.clear()
+        self.said.clear()
         return taken
 
 
@@ -91,10 +98,12 @@ def label_summary(tallies: Iterable[Tally], accounts: Accounts) -> dict[str, Jso
     counts: Counter[str] = Counter()
     missing: Counter[str] = Counter()
     unparsed: list[str] = []
+    said: dict[str, JsonValue] = {}
     for tally in tallies:
         counts.update(tally.counts)
         missing.update(tally.missing)
         unparsed += tally.unparsed
+        said = {**tally.said, **said}
     found: dict[str, JsonValue] = {}
     if counts["questions"]:
         found |= {"questions": counts["questions"], "cache_hit_rate": counts["cached"] / counts["questions"]}
@@ -103,6 +112,8 @@ def label_summary(tallies: Iterable[Tally], accounts: Accounts) -> dict[str, Jso
         found["orders_that_disagree"] = counts["contradicted"] / counts["compared"]
     if counts["truncated"]:
         found["truncated_texts"] = counts["truncated"]
+    if said:
+        found["said_by_cause"] = said
     if unparsed:
         found["unparsed_examples"] = [*unparsed[:_EXAMPLES]]
     for fact in accounts.facts:

@@ -10,73 +10,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import httpx
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import JsonValue
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_any
 from tenacity.stop import stop_when_event_set
 from tenacity.wait import wait_random_exponential
 
 from pipeline.config import Endpoint
 from pipeline.errors import UserError
-from pipeline.safe_text import redacted, visible
-from reward_models.answers.missing import Missing
+from reward_models.answers.missing import FINAL
 from reward_models.judge.budget import BudgetMeter
+from reward_models.judge.failures import FailedCallError, PassingError, ServerError, read_error, shown
+from reward_models.judge.habits import Habits
+from reward_models.judge.replies import ChatReply, beginning, parsed, read_reply, tokens_used
 
 LONGEST_ANSWER = 16 * 1024 * 1024  # bytes
-
-
-class Alternative(BaseModel):
-    """A possible token at one position, and its natural-log probability."""
-
-    token: str
-    logprob: float = Field(le=0.01, allow_inf_nan=False)
-
-
-class _Place(BaseModel):
-    top_logprobs: list[Alternative] = Field(min_length=1)
-
-
-class _Logprobs(BaseModel):
-    content: list[_Place] | None = None
-
-
-class _Message(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    logprobs: _Logprobs | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int = Field(0, ge=0)
-    completion_tokens: int = Field(0, ge=0)
-
-
-class _Completion(BaseModel):
-    choices: list[_Choice]
-    usage: _Usage | None = None
-
-
-class ChatReply(BaseModel):
-    """The model's answer: the text, and the alternatives to its first token if requested and returned."""
-
-    text: str
-    first: list[Alternative] = []
-
-
-class FailedCallError(Exception):
-    """A call without a usable answer. ``after``: seconds the server asks to wait; ``billed``: maybe charged."""
-
-    def __init__(self, cause: Missing, billed: bool = False, after: float | None = None) -> None:
-        super().__init__(cause)
-        self.cause = cause
-        self.billed = billed
-        self.after = after
-
-
-class _PassingError(FailedCallError):
-    """A failure that may pass: worth another try."""
 
 
 class ChatEndpoint:
@@ -85,15 +32,19 @@ class ChatEndpoint:
     Raises ``UserError`` if the variable that ``api_key_env`` names is not set.
     """
 
-    def __init__(self, settings: Endpoint, budget: BudgetMeter, field: str) -> None:
+    def __init__(self, settings: Endpoint, budget: BudgetMeter, field: str, *, logprobs: bool = False) -> None:
+        """``field``: the position of ``settings`` in the config; ``logprobs``: read log-probabilities."""
         self._settings = settings
         self._budget = budget
         self._field = field
-        self._key = api_key(settings, field)
+        self._logprobs = logprobs
+        self._habits = Habits(field.removesuffix(".server"))
+        self.key = api_key(settings, field)
         self._stopped = threading.Event()
         self._pace = threading.Lock()
         self._next = 0.0
         self._lost = 0
+        self._answered = False
         self._backoff = wait_random_exponential(multiplier=settings.backoff, max=settings.max_wait)
 
     @contextmanager
@@ -103,7 +54,8 @@ class ChatEndpoint:
         local = httpx.URL(settings.base_url).host in ("127.0.0.1", "localhost", "::1")
         with httpx.Client(
             base_url=settings.base_url.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            headers=_key_headers(settings, self.key),
+            params=dict(settings.query),
             timeout=httpx.Timeout(settings.timeout, pool=None),
             limits=httpx.Limits(max_connections=settings.concurrency),
             # A proxy must not be used for ports of this machine.
@@ -116,10 +68,10 @@ class ChatEndpoint:
 
         Raises:
             FailedCallError: no answer after all attempts, or a failure that retrying cannot fix.
-            UserError: the server refuses the key, or does not know the model or address.
+            UserError: the server refuses the key, wants money, or does not know the model or address.
         """
         retrying = Retrying(
-            retry=retry_if_exception_type(_PassingError),
+            retry=retry_if_exception_type(PassingError),
             stop=stop_any(stop_after_attempt(self._settings.attempts), stop_when_event_set(self._stopped)),
             wait=self._wait,
             sleep=self._sleep,
@@ -127,13 +79,23 @@ class ChatEndpoint:
         )
         try:
             reply: ChatReply = retrying(self._once, body, self._budget.highest_cost(text, max_tokens))
-        except _PassingError as failure:
+        except FailedCallError as failure:
+            self._count(failure)
+            raise failure from None
+        self._lost = 0
+        self._answered = True
+        return reply
+
+    def _count(self, failure: FailedCallError) -> None:
+        """Stop asking after many questions in a row without an answer."""
+        if failure.cause in FINAL:
+            self._lost = 0
+            self._answered = True
+        elif isinstance(failure, PassingError) or not self._answered:
+            # A server may refuse single questions, such as long ones; one that has refused all refuses the rest too.
             self._lost += 1
             if self._lost >= self._settings.give_up_after:
                 self._stopped.set()
-            raise failure from None
-        self._lost = 0
-        return reply
 
     def stop(self) -> None:
         """Make no more calls."""
@@ -151,6 +113,15 @@ class ChatEndpoint:
         self._stopped.wait(seconds)
 
     def _once(self, body: Mapping[str, JsonValue], highest: float) -> ChatReply:
+        while True:
+            sent = self._habits.applied(body)
+            try:
+                return self._call(sent, highest)
+            except FailedCallError as failure:
+                if failure.error is None or not self._habits.learn(body, sent, failure.error):
+                    raise
+
+    def _call(self, body: Mapping[str, JsonValue], highest: float) -> ChatReply:
         self._take_turn()
         if self._stopped.is_set():
             raise FailedCallError("unreachable")
@@ -158,13 +129,16 @@ class ChatEndpoint:
         if call is None:
             raise FailedCallError("budget")
         outcome, tokens, billed = "interrupted", None, True
+        content = b""
         try:
-            completion = self._post(body)
-            usage = completion.usage
-            tokens = None if usage is None else (usage.prompt_tokens, usage.completion_tokens)
-            reply = _reply(completion)
+            content, media = self._post(body)
+            plain = parsed(content, media)
+            tokens = tokens_used(plain)
+            reply = read_reply(plain, logprobs=self._logprobs)
             outcome = "ok"
         except FailedCallError as failure:
+            said = beginning(content) if failure.cause == "malformed_answer" else failure.said
+            failure.said = shown(said, self.key)
             outcome, billed = failure.cause, failure.billed
             raise
         except UserError:
@@ -185,7 +159,8 @@ class ChatEndpoint:
             self._next = turn + 60 / rate
         self._sleep(turn - now)
 
-    def _post(self, body: Mapping[str, JsonValue]) -> _Completion:
+    def _post(self, body: Mapping[str, JsonValue]) -> tuple[bytes, str]:
+        """Return a reply without an error, and its Content-Type."""
         deadline = time.monotonic() + self._settings.timeout
         content = bytearray()
         try:
@@ -193,40 +168,42 @@ class ChatEndpoint:
                 for part in answer.iter_bytes():
                     content += part
                     if time.monotonic() > deadline:
-                        raise _PassingError("timeout", billed=True)
+                        raise PassingError("timeout", billed=True)
                     if len(content) > LONGEST_ANSWER:
-                        raise _PassingError("malformed_answer", billed=True)
+                        raise PassingError("malformed_answer", billed=True)
         except httpx.TimeoutException:
-            raise _PassingError("timeout", billed=True) from None
+            raise PassingError("timeout", billed=True) from None
         except httpx.ConnectError:
-            raise _PassingError("connection") from None
+            raise PassingError("connection") from None
         except httpx.HTTPError:
             # The connection broke, or the reply is not HTTP: the answer may have been made, and charged.
-            raise _PassingError("connection", billed=True) from None
-        if answer.status_code != httpx.codes.OK:
-            self._turned_away(answer, bytes(content))
-        try:
-            return _Completion.model_validate_json(bytes(content))
-        except ValidationError:
-            raise _PassingError("malformed_answer", billed=True) from None
+            raise PassingError("connection", billed=True) from None
+        error = read_error(answer.status_code, bytes(content))
+        if error is not None:
+            self._turned_away(error, retry_after(answer.headers), charged=answer.status_code == httpx.codes.OK)
+        return bytes(content), answer.headers.get("Content-Type", "")
 
-    def _turned_away(self, answer: httpx.Response, content: bytes) -> None:
-        code = answer.status_code
-        after = retry_after(answer.headers.get("Retry-After"))
-        if code == httpx.codes.TOO_MANY_REQUESTS:
-            raise _PassingError("rate_limited", after=after)
-        if code >= 500 or code in (httpx.codes.REQUEST_TIMEOUT, httpx.codes.CONFLICT):
-            raise _PassingError("server_error", after=after)
-        # Redact first: a cut could leave half a key.
-        said = visible(redacted(content.decode("utf-8", "replace"), self._key), 300)
-        where = f"{self._settings.base_url} (status {code}): {said}"
-        if code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            named = self._settings.api_key_env
-            key = f"the key in {named}" if named else "a request without a key; name its variable there"
-            raise UserError(f"{self._field}.api_key_env: the server refuses {key}: {where}")
-        if code == httpx.codes.NOT_FOUND or 300 <= code < 400:
-            raise UserError(f"{self._field}: no model {self._settings.model!r} at this address: {where}")
-        raise FailedCallError("refused")
+    def _turned_away(self, error: ServerError, after: float | None, *, charged: bool) -> None:
+        """Raise what ``error`` means; ``charged``: it came under status 200, so the model may have been at work."""
+        said, settings = error.sentence, self._settings
+        where = f"{settings.base_url} (status {error.status}): {shown(said, self.key)}"
+        match error.kind:
+            case "no_credit":
+                raise UserError(
+                    f"{self._field}: the account has no credit left: {where}. All labels so far are kept; "
+                    "the same command asks for the rest"
+                )
+            case "key":
+                named = settings.api_key_env
+                key = f"the key in {named}" if named else "a request without a key; name its variable there"
+                raise UserError(f"{self._field}.api_key_env: the server refuses {key}: {where}")
+            case "address":
+                raise UserError(f"{self._field}: no model {settings.model!r} at this address: {where}")
+            case "rate_limited" | "server_error" as cause:
+                raise PassingError(cause, said, billed=charged, after=after, error=error)
+            case "cut" | "declined" | "refused" as cause:
+                # What was cut is charged: the model wrote up to its limit.
+                raise FailedCallError(cause, said, billed=charged or cause == "cut", error=error)
 
 
 def api_key(settings: Endpoint, field: str) -> str | None:
@@ -241,21 +218,20 @@ def api_key(settings: Endpoint, field: str) -> str | None:
     return key
 
 
-def retry_after(header: str | None) -> float | None:
-    """Return the seconds of a Retry-After header; None for its other form, a date, which is left to the back-off."""
-    try:
-        seconds = float(header or "")
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < float("inf") else None
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that the server asks to wait; None for a date, which is left to the back-off."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name) or "") * unit
+        except ValueError:
+            continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+    return None
 
 
-def _reply(completion: _Completion) -> ChatReply:
-    if not completion.choices:
-        raise _PassingError("empty_answer", billed=True)
-    choice = completion.choices[0]
-    places = choice.logprobs.content if choice.logprobs is not None else None
-    text = choice.message.content or ""
-    if not text.strip() and not places:
-        raise _PassingError("empty_answer", billed=True)
-    return ChatReply(text=text, first=places[0].top_logprobs if places else [])
+def _key_headers(settings: Endpoint, key: str | None) -> dict[str, str]:
+    if not key:
+        return {}
+    bearer = settings.key_header.lower() == "authorization"
+    return {settings.key_header: f"Bearer {key}" if bearer else key}

@@ -4,9 +4,7 @@ MT-bench (arXiv:2306.05685) for verdicts in words, G-Eval (arXiv:2303.16634, sec
 tokens. Unlike both, an answer without a verdict is a missing label: neither a tie nor a random draw.
 """
 
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from pydantic import JsonValue
@@ -18,19 +16,13 @@ from reward_models.answers.accounts import Accounts
 from reward_models.answers.missing import Answer
 from reward_models.answers.questions import OnAnswer, Question
 from reward_models.judge.budget import BudgetMeter
-from reward_models.judge.endpoint import ChatEndpoint, ChatReply, FailedCallError
+from reward_models.judge.endpoint import ChatEndpoint
+from reward_models.judge.failures import FailedCallError, shown
 from reward_models.judge.prompt import JudgePrompt
+from reward_models.judge.verdicts import read_verdict
 
 TICK_SECONDS = 5.0
 _SHOWN = 3
-# The last line that holds a verdict counts. Decoration around the word is allowed, other words are not.
-_DECORATION = r"[ \t\r*_`\"'\[\]().:#-]*"
-_VERDICT = re.compile(rf"^{_DECORATION}verdict{_DECORATION}\b(a|b|tie|none)\b{_DECORATION}$", re.IGNORECASE | re.M)
-_NUMBER = r"-?\d+(?:\.\d+)?"
-_SCORE = re.compile(
-    rf"^{_DECORATION}score[ \t*_`\"'\[(:]*(?:({_NUMBER})(?: */ *\d+)?|none)[ \t\r*_`\"'\]).]*$", re.IGNORECASE | re.M
-)
-_WINS: Mapping[str, float | None] = {"a": 1.0, "b": 0.0, "tie": 0.5, "none": None}
 
 
 class Judge:
@@ -46,7 +38,10 @@ class Judge:
         plain.pop("pairs_per_prompt")
         self._version = content_hash(["judge", 1, plain])
         self._endpoint = ChatEndpoint(
-            settings.server, BudgetMeter(settings.server, self._version, accounts), f"{field}.server"
+            settings.server,
+            BudgetMeter(settings.server, self._version, accounts),
+            f"{field}.server",
+            logprobs=settings.verdict == "logprobs",
         )
 
     @property
@@ -91,10 +86,12 @@ class Judge:
         try:
             reply = self._endpoint.ask(self._body(text, max_tokens), text, max_tokens)
         except FailedCallError as failure:
+            if failure.said:
+                self._accounts.said.setdefault(failure.cause, failure.said)
             return Answer(None, failure.cause)
-        answer = _verdict(reply, self._settings)
+        answer = read_verdict(reply, self._settings)
         if answer.missing == "unparsed" and len(self._accounts.unparsed) < _SHOWN:
-            self._accounts.unparsed.append(reply.text[-200:])
+            self._accounts.unparsed.append(shown(reply.text[-200:], self._endpoint.key))
         return answer
 
     def _body(self, text: str, max_tokens: int) -> dict[str, JsonValue]:
@@ -102,6 +99,7 @@ class Judge:
         body: dict[str, JsonValue] = {
             "model": settings.server.model,
             "messages": [{"role": "user", "content": text}],
+            "stream": False,
             settings.max_tokens_field: max_tokens,
         }
         if settings.temperature is not None:
@@ -109,48 +107,3 @@ class Judge:
         if settings.verdict == "logprobs":
             body |= {"logprobs": True, "top_logprobs": settings.top_logprobs}
         return body
-
-
-def _verdict(reply: ChatReply, settings: JudgeScorer) -> Answer:
-    """Read ``reply`` as P(the first is better) or as a score on the scale; else the answer is missing."""
-    if settings.verdict == "logprobs":
-        if not reply.first:
-            return Answer(None, "no_logprobs")
-        return _pairwise_mass(reply) if settings.mode == "pairwise" else _mean_digit(reply, settings.scale)
-    return _pairwise_words(reply.text) if settings.mode == "pairwise" else _marked(reply.text, settings.scale)
-
-
-def _pairwise_words(text: str) -> Answer:
-    said = [found[1].lower() for found in _VERDICT.finditer(text)]
-    if not said:
-        return Answer(None, "unparsed")
-    value = _WINS[said[-1]]
-    return Answer(value, "abstained" if value is None else None)
-
-
-def _marked(text: str, scale: tuple[int, int]) -> Answer:
-    said = [found[1] for found in _SCORE.finditer(text)]
-    if not said:
-        return Answer(None, "unparsed")
-    if said[-1] is None:
-        return Answer(None, "abstained")
-    value = float(said[-1])
-    return Answer(value) if scale[0] <= value <= scale[1] else Answer(None, "unparsed")
-
-
-def _pairwise_mass(reply: ChatReply) -> Answer:
-    first, second = _mass(reply, "A"), _mass(reply, "B")
-    return Answer(first / (first + second)) if first + second > 0 else Answer(None, "unparsed")
-
-
-def _mean_digit(reply: ChatReply, scale: tuple[int, int]) -> Answer:
-    masses = {value: _mass(reply, str(value)) for value in range(scale[0], scale[1] + 1)}
-    total = sum(masses.values())
-    if total <= 0:
-        return Answer(None, "unparsed")
-    return Answer(sum(value * mass for value, mass in masses.items()) / total)
-
-
-def _mass(reply: ChatReply, word: str) -> float:
-    """Sum the probability of all alternatives that read as ``word``, with or without a space."""
-    return math.fsum(math.exp(option.logprob) for option in reply.first if option.token.strip() == word)

@@ -16,6 +16,7 @@ class JudgeServer(ThreadingHTTPServer):
     """``judge`` turns a question into what the model says, or into log-probabilities of its first token.
 
     ``faults``: for the n-th request what goes wrong, "" for nothing; ``always`` what goes wrong with all others.
+    ``reply``: answers all of them itself, if set: a status, and a body as JSON, text or bytes.
     """
 
     daemon_threads = True
@@ -26,9 +27,11 @@ class JudgeServer(ThreadingHTTPServer):
         self.judge = judge
         self.faults: list[str] = []
         self.always = ""
+        self.reply: Callable[[Body], tuple[int, Any]] | None = None
         self.usage: dict[str, int] | None = {"prompt_tokens": 100, "completion_tokens": 10}
         self.seen: list[Body] = []
         self.headers_seen: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.times: list[float] = []
         self.lock = threading.Lock()
         self.over = threading.Event()
@@ -51,9 +54,15 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.seen.append(body)
             server.headers_seen.append(dict(self.headers))
+            server.paths.append(self.path)
             server.times.append(time.monotonic())
             fault = server.faults.pop(0) if server.faults else server.always
-        self._answer(body, fault)
+        if server.reply is None:
+            self._answer(body, fault)
+            return
+        code, given = server.reply(body)
+        text = given if isinstance(given, str | bytes) else json.dumps(given)
+        self._send(code, text.encode() if isinstance(text, str) else text)
 
     def _answer(self, body: Body, fault: str) -> None:
         match fault:

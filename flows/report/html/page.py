@@ -14,7 +14,7 @@ from flows.report.html.outcome import hacking_panels, outcome_panels
 from flows.report.html.panel import Runs
 from flows.report.html.run_facts import RunFacts
 from flows.report.html.training import training_panels
-from pipeline.safe_text import visible
+from pipeline.safe_text import one_line, visible
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -147,7 +147,8 @@ def _labels(runs: Runs) -> Table | None:
 
 def _asked(one: LabelFacts) -> list[str]:
     missing = sum(one.missing_by_cause.values()) or one.missing or 0
-    causes = ", ".join(f"{cause} {count}" for cause, count in one.missing_by_cause.items())
+    said = {cause: f": {one_line(text, 160)}" for cause, text in one.said_by_cause.items()}
+    causes = ", ".join(f"{cause} {count}{said.get(cause, '')}" for cause, count in one.missing_by_cause.items())
     return [
         cell(one.questions, "{:,}"),
         cell(one.cache_hit_rate, "{:.0%}"),

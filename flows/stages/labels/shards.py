@@ -84,6 +84,10 @@ def _too_few(context: Context, scored: int, responses: int, tallies: list[Tally]
     missing = sum((tally.missing for tally in tallies), Counter[str]())
     causes = ", ".join(f"{cause} {count}" for cause, count in missing.most_common()) or "the labeller gave none"
     said = next((f"; it said: {tally.unparsed[0]!r}" for tally in tallies if tally.unparsed), "")
+    first: dict[str, str] = {}
+    for tally in tallies:
+        first = {**tally.said, **first}
+    said += "".join(f"; {cause}: {text!r}" for cause, text in first.items())
     return (
         f"{scored} of {responses} responses got a score, below labelling.min_yield "
         f"{context.config.labelling.min_yield:g}; missing labels by cause: {causes}{said}. What was labelled "

@@ -49,7 +49,11 @@ ROUND = replace(
     kl_to_start=0.125,
     kl_to_previous=0.0625,
     pairs=PairFacts("pair", 1200, 1000, {"tie": 31, "near_duplicate": 4}, Histogram((0, 1, 2), (1, 8)), 1.25, EMPTY),
-    labels=(LabelFacts("labels", 2, {"time_out": 2}, 500, 0.25, 375, 1, 9000, 700, 0.0123, 0.08, None),),
+    labels=(
+        LabelFacts(
+            "labels", 2, {"time_out": 2}, 500, 0.25, 375, 1, 9000, 700, 0.0123, 0.08, None, {"time_out": "*busy*"}
+        ),
+    ),
     discriminator=DiscriminatorFacts(256, 64, 192, 0.71, 0.69, 0.66, "accuracy below 0.75"),
     training=TrainingFacts({"first_loss": 0.6931, "loss": 0.41, "margin": 0.9, "accuracy": 0.82}, (STEP,)),
     gate=GateFacts("roll_back", ("reward rises while the second labeller's falls",), 2, {}),
@@ -80,7 +84,7 @@ def test_the_page_tells_every_fact_of_the_round() -> None:
         "| loss, first step | 0.6931 |",
         "| loss, at the end | 0.4100 |",
         "| pairs ranked correctly | 82.0% |",
-        "| labels | 500 | 25% | 2 (time\\_out 2) | 375 | 9,000 + 700 | 0.0123 | 8% |",
+        "| labels | 500 | 25% | 2 (time\\_out 2: \\*busy\\*) | 375 | 9,000 + 700 | 0.0123 | 8% |",
         "| accuracy on held-out gold | 71.0% |",
         "It does not label: accuracy below 0\\.75",
         "| samples | 400 | 1:15 | 30,000 | 400 tokens | process 3.00 GiB |",

@@ -61,7 +61,18 @@ def full(round_: int) -> RoundFacts:
     )
     counts = histogram([1.0, 2.0, 3.0])
     causes = {"no_answer": 1}
-    labels = LabelFacts("labels", 1, causes, 40, 0.25, 30, cost=1.5, orders_that_disagree=0.2, disagreement=0.3)
+    labels = LabelFacts(
+        "labels",
+        1,
+        causes,
+        40,
+        0.25,
+        30,
+        cost=1.5,
+        orders_that_disagree=0.2,
+        disagreement=0.3,
+        said_by_cause={"no_answer": EVIL},
+    )
     if round_ == 0:
         return facts
     return replace(
@@ -105,7 +116,7 @@ def test_everything_that_there_is_has_its_panel() -> None:
         assert f"<b>{title}</b>" in html, title
     text = html[html.index("<body>") :]
     assert BOTH_MAY_FALL in text and text.count("the length grows") == 2 and "gate after round 2: pause" in text
-    assert "no: accuracy too low" in text and "1 (no_answer 1)" in text and "4.0 h" in text and "torch 2.13" in text
+    assert "no: accuracy too low" in text and "1 (no_answer 1: &lt;/script" in text and "4.0 h" in text and "torch 2.13" in text
     assert "<td>3.00</td><td>5.00</td>" in text and "What differs" not in text
 
 

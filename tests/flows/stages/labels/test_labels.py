@@ -164,3 +164,40 @@ def test_a_refused_key_is_the_user_s_to_mend(server: JudgeServer, tmp_path: Path
     server.always = "401"
     with pytest.raises(UserError, match=r"scorer\.server\.api_key_env: the server refuses a request without a key"):
         label(with_samples(tmp_path / "run"), plain(server))
+
+
+def test_what_the_server_said_is_kept_and_shown(server: JudgeServer, tmp_path: Path) -> None:
+    refusals = iter([{"error": {"message": "too long for us", "code": "context_length_exceeded"}}, {"error": "other"}])
+    server.reply = lambda body: (400, next(refusals, {"error": "a third"}))
+    run = with_samples(tmp_path / "run")
+    with pytest.raises(RunError, match=r"by cause: refused 12; refused: 'too long for us'"):
+        label(run, plain(server, concurrency=1))
+    assert len(server.seen) == 12
+    sent = [*server.seen]
+
+    def some(body: dict[str, Any]) -> tuple[int, Any]:
+        if len(server.seen) - len(sent) <= 4:
+            return 400, {"error": f"refusal {len(server.seen) - len(sent)}"}
+        return 200, {"choices": [{"message": {"content": "Verdict: tie"}, "finish_reason": "stop"}]}
+
+    server.reply = some
+    facts = label(run, plain(server, {"min_yield": 0.1}, concurrency=1))
+    assert facts["missing_by_cause"] == {"refused": 4} and facts["said_by_cause"] == {"refused": "refusal 1"}
+
+
+def test_an_account_without_credit_stops_the_stage_and_the_same_command_goes_on(
+    server: JudgeServer, tmp_path: Path
+) -> None:
+    run, config = with_samples(tmp_path / "run"), plain(server, concurrency=1)
+    broke = {"error": {"message": "You exceeded your quota", "type": "insufficient_quota"}}
+    server.faults = [""] * 7
+    server.always = "402"
+    with pytest.raises(UserError, match=r"scorer\.server: the account has no credit left: .*402"):
+        label(run, config)
+    server.reply = lambda body: (429, broke)
+    with pytest.raises(UserError, match=r"no credit left: .*: You exceeded your quota\. All labels so far are kept"):
+        label(run, config)
+    assert len(server.seen) == 9
+    server.reply, server.always = None, ""
+    facts = label(run, config)
+    assert (facts["labels"], facts["missing_labels"]) == (18, 0) and len(server.seen) == 9 + 36 - 7
