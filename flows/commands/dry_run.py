@@ -11,6 +11,7 @@ from flows.run_folder.growth import ADDED
 from flows.run_folder.stage_keys import stage_key
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
+from pipeline.storage.layout import require_known
 from pipeline.storage.run_folder import RunFolder
 
 
@@ -56,9 +57,10 @@ def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> l
     """List the run's stages in order, up to ``until``; gate decisions are not predicted.
 
     Raises:
-        UserError: a file that a key depends on is missing.
+        UserError: a file that a key depends on is missing, or ``root`` is of a later version.
         RunError: an existing stage cannot be read.
     """
+    require_known(root)
     run = RunFolder(root)
     stages = _Recorder(run, config, until)
     try:

@@ -10,7 +10,6 @@ from flows.report.gather import round_facts
 from flows.report.model_card import card
 from flows.stages.context import Context
 from pipeline.config import RunConfig
-from pipeline.config.files import load_config
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import sync_folder, write_text
 from pipeline.storage.digests import file_sha256
@@ -38,7 +37,7 @@ def export_policy(root: Path, out: Path, round_: int | None) -> str:
     run = RunFolder.existing(root)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; export writes to a new folder")
-    config = load_config([run.config_file])
+    config = run.config()
     number = _best_round(run, config) if round_ is None else round_
     if not 0 <= number <= config.rounds or run.stage(number, "policy").manifest() is None:
         made = ", ".join(map(str, _rounds(run))) or "none"

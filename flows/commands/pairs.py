@@ -12,7 +12,6 @@ from flows.report.pair_preview import Preview, preview
 from flows.stages.context import Context
 from flows.stages.pairs import own
 from pipeline.config import RunConfig
-from pipeline.config.files import load_config
 from pipeline.errors import UserError
 from pipeline.safe_text import visible
 from pipeline.storage.rows import read_preference_rows
@@ -40,7 +39,7 @@ def show_pairs(root: Path, settings: list[str], round_: int | None, recompute: b
     other = [item for item in settings if item.split(".")[0].split("=")[0] not in READ]
     if other:
         raise UserError(f"{other[0]}: --preview takes only settings of {', '.join(READ)}")
-    config = load_config([run.config_file], settings)
+    config = run.config(settings)
     context = Context(run, config)
     number = _newest(run, config, recompute) if round_ is None else round_
     _require(run, config, number, recompute)

@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.files import load_config
 from pipeline.storage.integrity import POINTED_FILES, Damage, file_faults
 from pipeline.storage.manifest import MANIFEST, DamagedError, Manifest, StageKey
 from pipeline.storage.run_folder import RunFolder, Stage
@@ -64,7 +63,7 @@ class Verification:
 def verify_run(root: Path) -> Verification:
     """Read all of the run folder ``root``; writes nothing. Raises ``UserError`` if it is not a run folder."""
     run, started = RunFolder.existing(root), time.monotonic()
-    load_config([run.config_file])
+    run.config()
     manifests: dict[str, Manifest] = {}
     found: dict[str, Verified] = {}
     for stage in run.stages():

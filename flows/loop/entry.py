@@ -103,8 +103,8 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
         raise UserError(f"run_dir: {root}: not a run folder (no config.yaml), and no config files were given")
     if not (firing.config or firing.settings or firing.rounds_more or firing.redo_from):
         return root
-    files = [Path(file) for file in firing.config] or [run.config_file]
-    config = load_config(files, firing.settings)
+    files = [Path(file) for file in firing.config]
+    config = load_config(files, firing.settings) if files else run.config(firing.settings)
     if config.mode != firing.mode:
         raise UserError(f"mode: {config.mode}; this deployment runs {firing.mode} configs")
     if firing.rounds_more and config.discriminator is not None and config.discriminator.silver == "static":
@@ -129,7 +129,7 @@ def rounds_to_reach(run: RunFolder, config: RunConfig, more: int) -> int:
     The complete rounds plus ``more``, but at least those begun; if ``more`` is 0, as many as the config or the folder
     has.
     """
-    begun = load_config([run.config_file]).rounds if run.config_file.is_file() else 0
+    begun = run.config().rounds if run.config_file.is_file() else 0
     if config.mode == "offline":
         return config.rounds
     wanted = complete_rounds(run, config) + more if more else config.rounds

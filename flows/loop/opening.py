@@ -15,13 +15,14 @@ from flows.run_folder.redo import finish_setting_aside
 from flows.run_folder.storage_errors import FULL, storage_error
 from flows.workers.local import Workers
 from pipeline.config import RunConfig
-from pipeline.config.files import changed_fields, dump_config, load_config
+from pipeline.config.files import changed_fields, dump_config
 from pipeline.errors import UserError, first_lines
 from pipeline.storage.atomic import write_text
+from pipeline.storage.layout import LAYOUT_FILE, note_version
 from pipeline.storage.run_folder import RunFolder
 
 # Files that a kill may leave behind at the start of a run.
-STARTED = {".lock", "config.yaml.tmp", LEASE_FILE}
+STARTED = {".lock", "config.yaml.tmp", LEASE_FILE, LAYOUT_FILE, f"{LAYOUT_FILE}.tmp"}
 
 
 def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolder:
@@ -34,7 +35,7 @@ def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolde
     """
     run = RunFolder(root)
     if run.config_file.is_file():
-        _refuse_other_config(load_config([run.config_file]), config, root, extend)
+        _refuse_other_config(run.config(), config, root, extend)
     elif root.is_file():
         raise UserError(f"{root}: is a file, not a folder")
     elif root.is_dir() and {file.name for file in _entries(root)} - STARTED:
@@ -43,6 +44,7 @@ def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolde
         root.mkdir(parents=True, exist_ok=True)
         require_own_folders(root)
         with hold(root):
+            note_version(root, run.config_file)
             write_text(run.config_file, dump_config(config))
     except OSError as error:
         if error.errno in FULL:
@@ -61,7 +63,7 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
     require_own_folders(root)
     with hold(root) as lease, true_states(root):
         finish_setting_aside(run)
-        config = load_config([run.config_file])
+        config = run.config()
         require_trackers(config)
         with (
             Screen(run, config) as screen,

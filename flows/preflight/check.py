@@ -17,6 +17,7 @@ from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.counts import Contents
 from pipeline.errors import UserError
+from pipeline.storage.layout import require_known
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch, require_launcher, require_optimiser
 from pipeline.types import Prompt
@@ -151,6 +152,7 @@ def check_new(config: RunConfig, root: Path) -> None:
 
     Runs before anything is written, so a mistake leaves no run folder behind. Raises ``UserError``.
     """
+    require_known(root)
     run = RunFolder(root)
     if run.stage(0, "data").folder.exists():
         require_as_it_was(run, config)

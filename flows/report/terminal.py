@@ -13,7 +13,6 @@ from flows.report.charts import bar, sparkline
 from flows.report.facts import COLUMNS, PairFacts, RoundFacts, cell
 from flows.report.gather import round_facts
 from flows.run_folder.approvals import read_decision, settled
-from pipeline.config.files import load_config
 from pipeline.errors import RunError
 from pipeline.safe_text import one_line, visible
 from pipeline.storage.run_folder import RunFolder
@@ -110,7 +109,7 @@ def print_story(root: Path) -> None:
     """Print the report's charts; a part without numbers is left out."""
     console = make_table_console()
     run = RunFolder(root)
-    config = load_config([run.config_file])
+    config = run.config()
     rounds = [round_facts(run, config, round_, comparisons=0) for round_ in run.rounds()]
     for title, lines in (
         ("rounds", _trends(rounds)),

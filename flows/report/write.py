@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.html import RunFacts, Sample, Samples, render_report
 from pipeline.config import RunConfig
-from pipeline.config.files import dump_config, load_config
+from pipeline.config.files import dump_config
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_text
 from pipeline.storage.rows import read_groups
@@ -35,7 +35,7 @@ def report_runs(roots: Sequence[Path], output: Path | None) -> Path:
     if len(roots) > 1 and output is None:
         raise UserError("report: several runs have no folder in common; give the page's place with --output FILE")
     runs = [RunFolder.existing(root) for root in roots]
-    found = [(run, load_config([run.config_file])) for run in runs]
+    found = [(run, run.config()) for run in runs]
     if output is None:
         return write_report(*found[0])
     names = _names([config.name for _, config in found], roots)

@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from pipeline.config import FileData, RunConfig
-from pipeline.config.files import load_config
 from pipeline.data.reading import read_prompts
 from pipeline.data.sources import files_of
 from pipeline.errors import UserError
@@ -67,7 +66,7 @@ def added_stages(run: RunFolder, round_: int) -> list[Stage]:
 
 def require_as_it_was(run: RunFolder, config: RunConfig) -> None:
     """Raise ``UserError`` that names the row if prompts that the run has read were changed or removed."""
-    if not may_grow(config) or load_config([run.config_file]).prompts != config.prompts:
+    if not may_grow(config) or run.config().prompts != config.prompts:
         return
     for stage in (run.stage(0, "data"), *added_stages(run, config.rounds)):
         told = stage.require().config.get("files")

@@ -4,7 +4,7 @@ Torch-free. Every problem is reported with the file (or the command line) that s
 field, the value and what is allowed.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import takewhile
 from operator import eq
 from pathlib import Path
@@ -58,12 +58,17 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConf
     return load_settings(RunConfig, files, overrides)
 
 
-def load_settings(schema: type[_Settings], files: Sequence[Path], overrides: Sequence[str] = ()) -> _Settings:
-    """Like ``load_config``, for any ``schema``."""
+def load_settings(
+    schema: type[_Settings],
+    files: Sequence[Path],
+    overrides: Sequence[str] = (),
+    as_now: Callable[[Tree], Tree] = lambda tree: tree,
+) -> _Settings:
+    """Like ``load_config``, for any ``schema``; ``as_now``: a file's tree to its present form."""
     tree: Tree = {}
     origins: Origins = {}
     for file in files:
-        _overlay(tree, read_yaml(file), origins, str(file), ())
+        _overlay(tree, as_now(read_yaml(file)), origins, str(file), ())
     # Overrides are merged first, so that their order does not matter: a new kind must not drop an earlier override.
     settings: Tree = {}
     for text in overrides:

@@ -8,15 +8,17 @@ overwritten: if its key no longer fits, an error names the changed field.
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from pipeline.config.files import changed_fields
+from pipeline.config import RunConfig
+from pipeline.config.files import changed_fields, load_settings
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import discard, sync_folder, write_json
+from pipeline.storage.layout import as_now_called, own_version, require_known, visible_version
 from pipeline.storage.manifest import (
     MANIFEST,
     DamagedError,
@@ -44,16 +46,31 @@ class RunFolder:
 
     @classmethod
     def existing(cls, root: Path) -> "RunFolder":
-        """Return the run folder ``root``. Raises ``UserError`` if it is not a run folder."""
+        """Return the run folder ``root``. Raises ``UserError`` if it is none, or one of a later version."""
         run = cls(root)
         if not run.config_file.is_file():
             raise UserError(f"{root}: not a run folder (no config.yaml)")
+        require_known(root)
         return run
 
     @property
     def config_file(self) -> Path:
         """The resolved config."""
         return self.root / "config.yaml"
+
+    def config(self, overrides: Sequence[str] = ()) -> RunConfig:
+        """Load the resolved config, also one that an earlier version wrote, and ``overrides`` (``a.b=value``).
+
+        Raises ``UserError``: see ``load_config``; also for a folder of a later version.
+        """
+        written = require_known(self.root)
+        try:
+            return load_settings(RunConfig, [self.config_file], overrides, as_now_called)
+        except UserError as error:
+            if written.prefloop == own_version():
+                raise
+            wrote = f"prefloop {visible_version(written)} wrote this run folder; this is prefloop {own_version()}"
+            raise UserError(f"{error}\n{wrote}") from None
 
     def stage(self, round_: int, name: str) -> "Stage":
         """Return the stage ``name`` of a round, complete or not."""

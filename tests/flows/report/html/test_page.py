@@ -116,7 +116,12 @@ def test_everything_that_there_is_has_its_panel() -> None:
         assert f"<b>{title}</b>" in html, title
     text = html[html.index("<body>") :]
     assert BOTH_MAY_FALL in text and text.count("the length grows") == 2 and "gate after round 2: pause" in text
-    assert "no: accuracy too low" in text and "1 (no_answer 1: &lt;/script" in text and "4.0 h" in text and "torch 2.13" in text
+    assert (
+        "no: accuracy too low" in text
+        and "1 (no_answer 1: &lt;/script" in text
+        and "4.0 h" in text
+        and "torch 2.13" in text
+    )
     assert "<td>3.00</td><td>5.00</td>" in text and "What differs" not in text
 
 

@@ -1,0 +1,98 @@
+"""Versions of run folders: which prefloop wrote one, and whether this one can go on with it. Torch-free.
+
+A folder without ``layout.json`` is of 0.1.0, which wrote none.
+"""
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from pipeline.errors import UserError
+from pipeline.storage.atomic import write_json, write_text
+
+# Raised by a change that earlier versions cannot read.
+RUN_LAYOUT = 1
+LAYOUT_FILE = "layout.json"
+# Settings of earlier versions by their dotted path, and where they are now; None: they have no effect any more.
+RENAMED: Mapping[str, str | None] = {}
+_FIRST = "0.1.0"
+_Tree = dict[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a run folder says of itself: its layout, and the version of prefloop that last ran it."""
+
+    layout: int = 1
+    prefloop: str = _FIRST
+
+
+def own_version() -> str:
+    """Return the version of prefloop that runs."""
+    return importlib.metadata.version("prefloop")
+
+
+def require_known(root: Path) -> Written:
+    """Return what the run folder ``root`` says of itself. Raises ``UserError`` for the layout of a later version."""
+    file = root / LAYOUT_FILE
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+        written = Written(int(plain["layout"]), str(plain["prefloop"])[:40])
+    except (FileNotFoundError, NotADirectoryError):
+        return Written()
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(f"{file}: cannot be read; restore it from a copy, or remove it if {_FIRST} wrote it") from None
+    if written.layout > RUN_LAYOUT:
+        raise UserError(
+            f"{root}: prefloop {visible_version(written)} wrote this run folder, in layout {written.layout}; this is "
+            f"prefloop {own_version()}, which reads layouts up to {RUN_LAYOUT}. Nothing was changed; install the "
+            "version that wrote it"
+        )
+    return written
+
+
+def visible_version(written: Written) -> str:
+    """Return the version in ``written`` without anything that a version does not hold."""
+    return "".join(c for c in written.prefloop if c.isascii() and (c.isalnum() or c in ".+-")) or "unknown"
+
+
+def note_version(root: Path, config_file: Path) -> None:
+    """State this version in the run folder ``root``; keep the config of another one as ``config.VERSION.yaml``.
+
+    Call it before the config is written anew.
+    """
+    written, own = require_known(root), own_version()
+    stated = (root / LAYOUT_FILE).exists()
+    kept = config_file.with_name(f"config.{visible_version(written)}.yaml")
+    if config_file.is_file() and not kept.exists() and (not stated or written.prefloop != own):
+        write_text(kept, config_file.read_text(encoding="utf-8"))
+    if not stated or written != Written(RUN_LAYOUT, own):
+        write_json(root / LAYOUT_FILE, {"layout": RUN_LAYOUT, "prefloop": own})
+
+
+def as_now_called(tree: _Tree, renamed: Mapping[str, str | None] | None = None) -> _Tree:
+    """Return a config's ``tree`` with the settings of earlier versions under their present names (``RENAMED``)."""
+    now: _Tree = json.loads(json.dumps(tree))
+    for old, new in (RENAMED if renamed is None else renamed).items():
+        holder, name = _holder(now, old, make=False), old.rpartition(".")[2]
+        if holder is None or name not in holder:
+            continue
+        value = holder.pop(name)
+        place = None if new is None else _holder(now, new, make=True)
+        if new is not None and place is not None:
+            place.setdefault(new.rpartition(".")[2], value)
+    return now
+
+
+def _holder(tree: _Tree, path: str, *, make: bool) -> _Tree | None:
+    """Return the section that holds the setting at ``path``; None if there is none."""
+    node: JsonValue = tree
+    for part in path.split(".")[:-1]:
+        if not isinstance(node, dict):
+            return None
+        node = node.setdefault(part, {}) if make else node.get(part)
+    return node if isinstance(node, dict) else None

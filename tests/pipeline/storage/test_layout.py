@@ -1,0 +1,121 @@
+"""Run folders of other versions: known ones go on, later ones are refused and left as they are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.commands.dry_run import planned_stages
+from flows.loop.opening import prepare_run
+from flows.preflight.check import check_new
+from pipeline.config import RunConfig
+from pipeline.config.files import load_config
+from pipeline.errors import UserError
+from pipeline.storage import layout
+from pipeline.storage.layout import LAYOUT_FILE, RUN_LAYOUT, as_now_called, note_version, own_version
+from pipeline.storage.run_folder import RunFolder
+from tests.support.places import ROOT
+
+EARLIER = ROOT / "tests" / "fixtures" / "earlier_version" / "run_folders"
+
+
+def folder(tmp_path: Path, config: str = "", **stated: Any) -> RunFolder:
+    """A run folder with a config of 0.1.0, and what it says of itself."""
+    run = RunFolder(tmp_path / "run")
+    run.root.mkdir()
+    run.config_file.write_text(config or (EARLIER / "offline" / "config.yaml").read_text())
+    if stated:
+        (run.root / LAYOUT_FILE).write_text(json.dumps(stated))
+    return run
+
+
+def listed(run: RunFolder) -> dict[str, str]:
+    return {file.name: file.read_text() for file in run.root.iterdir()}
+
+
+def test_a_folder_of_a_later_layout_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    run = folder(tmp_path, "a: setting of the future\n", layout=RUN_LAYOUT + 1, prefloop="9.1.0")
+    before, config = listed(run), load_config([EARLIER / "offline" / "config.yaml"])
+    said = rf"run: prefloop 9\.1\.0 wrote this run folder, in layout {RUN_LAYOUT + 1}; this is .* up to {RUN_LAYOUT}"
+    for opened in (
+        lambda: RunFolder.existing(run.root),
+        lambda: run.config(),
+        lambda: prepare_run(config, run.root),
+        lambda: planned_stages(config, run.root),
+        lambda: check_new(config, run.root),
+        lambda: note_version(run.root, run.config_file),
+    ):
+        with pytest.raises(UserError, match=said):
+            opened()
+    assert listed(run) == before
+
+
+def test_a_setting_of_a_later_version_is_named_with_the_version(tmp_path: Path) -> None:
+    run = folder(tmp_path, "nmae: x\n", layout=RUN_LAYOUT, prefloop="9.1.0\x1b[31m/../x")
+    with pytest.raises(
+        UserError, match=r"nmae: no such setting[^\x1b]*\nprefloop 9\.1\.031m\.\.x wrote this run folder"
+    ):
+        run.config()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"layout": "new", "prefloop": "1"}', '{"layout": 1}', "[" * 9999, "\xff"])
+def test_a_damaged_statement_is_named(tmp_path: Path, text: str) -> None:
+    run = folder(tmp_path)
+    (run.root / LAYOUT_FILE).write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"layout\.json: cannot be read; restore it from a copy"):
+        RunFolder.existing(run.root)
+
+
+@pytest.mark.parametrize("stated", [{}, {"layout": 1, "prefloop": "0.0.9"}])
+def test_a_folder_of_an_earlier_version_goes_on_and_keeps_its_config(tmp_path: Path, stated: dict[str, Any]) -> None:
+    run = folder(tmp_path, **stated)
+    before = run.config_file.read_text()
+    kept = run.root / f"config.{stated.get('prefloop', '0.1.0')}.yaml"
+    for _ in range(2):
+        prepare_run(run.config(), run.root)
+        assert kept.read_text() == before
+        assert json.loads((run.root / LAYOUT_FILE).read_text()) == {"layout": RUN_LAYOUT, "prefloop": own_version()}
+    assert run.config_file.read_text() != before, "the config is written as this version writes it"
+    assert len([*run.root.glob("config*.yaml")]) == 2
+
+
+def test_a_new_folder_states_its_version_and_keeps_nothing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "new")
+    config = load_config([EARLIER / "offline" / "config.yaml"])
+    prepare_run(config, run.root)
+    prepare_run(config.model_copy(update={"check_disk": False}), run.root)
+    assert {file.name for file in run.root.iterdir() if file.suffix in (".json", ".yaml")} == {
+        "config.yaml", LAYOUT_FILE
+    }  # fmt: skip
+    assert json.loads((run.root / LAYOUT_FILE).read_text()) == {"layout": RUN_LAYOUT, "prefloop": own_version()}
+
+
+def test_settings_with_another_name_now_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = folder(tmp_path)
+    config = run.config()
+    text = run.config_file.read_text().replace("check_disk: true\n", "")
+    run.config_file.write_text(f"{text}look_at_disk: false\nold: {{seed: 7}}\ngone: 3\n")
+    with pytest.raises(UserError, match="no such setting"):
+        run.config()
+    renamed = {"look_at_disk": "check_disk", "old.seed": "sampling.top_k", "gone": None, "old": None, "no.such": "x.y"}
+    monkeypatch.setattr(layout, "RENAMED", renamed)
+    now = run.config()
+    assert (now.check_disk, now.sampling.top_k) == (False, config.sampling.top_k), "a present name comes first"
+    prepare_run(now, run.root)
+    assert "look_at_disk" not in run.config_file.read_text() and run.config() == now
+    assert "look_at_disk" in (run.root / "config.0.1.0.yaml").read_text()
+
+
+def test_names_move_between_sections() -> None:
+    tree = {"a": {"b": 1, "c": 2}, "d": 3}
+    assert as_now_called(tree, {"a.b": "e.f.g", "d": None, "a.x": "y"}) == {"a": {"c": 2}, "e": {"f": {"g": 1}}}
+    assert as_now_called(tree, {"d": "a.d", "a.b": "d.x"}) == {"a": {"c": 2, "d": 3}, "d": {"x": 1}}
+    assert tree == {"a": {"b": 1, "c": 2}, "d": 3}
+    assert as_now_called({}, {"a.b": "c"}) == {}
+
+
+def test_every_setting_of_the_earlier_version_is_read() -> None:
+    for mode in ("offline", "iterative"):
+        run = RunFolder(EARLIER / mode)
+        assert isinstance(run.config(), RunConfig) and run.config().mode == mode
