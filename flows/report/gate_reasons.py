@@ -29,6 +29,9 @@ def gate_reasons(judgement: Judgement, settings: Gate, measures: Measures, stand
         case "worse":
             least = settings.roll_back_below
             reasons = [f"{wins} over round {best}, the best so far, is surely below {least:.0%}"]
+        case "reward_fell":
+            fall = _fall(measures.get("reward_change_vs_best"))
+            reasons = [f"the mean reward fell by {fall} from round {best}, the best so far, at a {wins} over it"]
         case "unmeasured":
             reasons = ["no rule is broken; nothing tells whether the round is better than the ones before"]
         case "better":
@@ -58,6 +61,7 @@ def _sayings(measures: Measures, standing: Standing) -> dict[str, str]:
         "second_best": f"the training labeller prefers the round to {best}, but by the second labeller the win rate "
         "is {}",
         "gap": f"{gain}, the second labeller none ({unseen}): a gap of {{}}",
+        "reward": f"the mean reward changed by {{}} from {best}, the best so far",
     }
 
 
@@ -66,6 +70,10 @@ def _of_rule(saying: str, rule: Rule) -> str:
     value, bound = form.format(rule.value), form.format(rule.limit)
     spread = f"95 % interval {form.format(rule.low)} to {form.format(rule.high)}, " if rule.low != rule.high else ""
     return f"{saying.format(value)} ({spread}limit {bound})"
+
+
+def _fall(change: Interval | None) -> str:
+    return "" if change is None else f"{-change.mean:.2f} [{-change.high:.2f}, {-change.low:.2f}]"
 
 
 def _wins(wins: Interval | None) -> str:

@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent
@@ -18,8 +17,8 @@ from pipeline.config import Composition, SlotScorer, compares
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
-from pipeline.evaluation.intervals import Interval, bootstrap, bootstrap_of
-from pipeline.evaluation.metrics import describe_responses, pair_accuracy, per_token, sampler_gap, win_rate
+from pipeline.evaluation.intervals import Interval, rate_interval
+from pipeline.evaluation.metrics import describe_responses, kl_interval, pair_accuracy, per_token, sampler_gap, win_rate
 from pipeline.models.chat import Chat
 from pipeline.models.handshake import coarser_dtype
 from pipeline.models.policy import load_for_scoring
@@ -94,17 +93,14 @@ def _refuse_leak(context: Context, round_: int) -> None:
 
 def _win_rates(context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller | None) -> _Metrics:
     metrics: _Metrics = {}
-    settings = context.config.evaluation
     for name, other in (("start", 0), ("previous", parent(context.run, context.config, round_))):
         interval: Interval | None = None
         if scorer is not None:
             others = sampled if other == round_ else _earlier(context, other)
             if _compares(context):
-                interval = bootstrap(
-                    [*wins_by_comparison(sampled, others, scorer).values()], settings.bootstrap, settings.seed
-                )
+                interval = rate_interval([*wins_by_comparison(sampled, others, scorer).values()])
             else:
-                interval = win_rate(sampled, others, settings.bootstrap, settings.seed)
+                interval = win_rate(sampled, others)
         metrics[f"win_rate_vs_{name}"] = None if interval is None else interval.mean
         metrics[f"win_rate_vs_{name}_ci"] = None if interval is None else [interval.low, interval.high]
     return metrics
@@ -116,7 +112,7 @@ def _earlier(context: Context, round_: int) -> list[Group]:
 
 def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], folder: Path) -> _Metrics:
     """KL to the start and the previous policy on this round's samples, and likelihoods of the reference responses."""
-    config = context.config
+    config, settings = context.config, context.config.evaluation
     chat = policy_chat(config, context.policy_path(round_))
     texts = _reference_texts(sampled, chat)
     drawn = [(group.prompt_ids, response.token_ids) for group in sampled for response in group.responses]
@@ -134,7 +130,8 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
     for name, other in (("start", 0), ("previous", parent(context.run, context.config, round_))):
         theirs = own if other == round_ else scored(other, drawn)
         metrics[f"kl_to_{name}"] = kl_per_token(own[: len(drawn)], theirs[: len(drawn)])
-        metrics[f"kl_to_{name}_ci"] = _kl_interval(context, own[: len(drawn)], theirs[: len(drawn)])
+        interval = kl_interval(sampled, own[: len(drawn)], theirs[: len(drawn)], settings.bootstrap, settings.seed)
+        metrics[f"kl_to_{name}_ci"] = None if interval is None else [interval.low, interval.high]
     if texts:
         metrics["reference_logprob"] = per_token(own[len(drawn) :])
     if pairs:
@@ -145,22 +142,6 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
     metrics["sampler_trainer_gap"] = sampler_gap(sampled, own[: len(drawn)])
     require_small_gap(context, round_, sampled, own[: len(drawn)])
     return metrics
-
-
-def _kl_interval(context: Context, ours: Sequence[Logps], theirs: Sequence[Logps]) -> list[JsonValue] | None:
-    """The interval over responses; None without any."""
-    differences = np.array([sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)])
-    sizes = np.array([len(a) for a in ours])
-    if not sizes.sum():
-        return None
-    settings = context.config.evaluation
-    found = bootstrap_of(
-        lambda rows: float(differences[rows].sum() / max(sizes[rows].sum(), 1)),
-        len(sizes),
-        settings.bootstrap,
-        settings.seed,
-    )
-    return [found.low, found.high]
 
 
 def _policy(context: Context, round_: int) -> Any:

@@ -155,7 +155,7 @@ def _since_best(context: Context, settings: Gate, standing: Standing, wins: Wins
             return None
         gathered.append(kept["wins"])
     shared = {key for key in wins if all(key in some for some in gathered)}
-    return _measuring(context).mean(
+    return _measuring(context).rate(
         {key: sum(some[key] for some in gathered) / len(gathered) for key in sorted(shared)}
     )
 
@@ -167,16 +167,19 @@ def _measuring(context: Context) -> Measuring:
 def _measures(context: Context, views: list[_View], standing: Standing, wins: Wins) -> dict[str, Interval | None]:
     round_, base, measuring = standing.round, standing.base, _measuring(context)
     rounds = {"start": 0, "previous": parent(context.run, context.config, round_), "base": base}
-    found: dict[str, Interval | None] = {"kl": _kl(context, round_, base), "win_rate_vs_best": measuring.mean(wins)}
+    found: dict[str, Interval | None] = {"kl": _kl(context, round_, base), "win_rate_vs_best": measuring.rate(wins)}
     seen: dict[str, Wins] = {}
     for view in views:
         against = {number: view.wins(round_, number) for number in {*rounds.values(), standing.best}}
         for name, number in rounds.items():
-            found[f"{view.prefix}win_rate_vs_{name}"] = measuring.mean(against[number])
+            found[f"{view.prefix}win_rate_vs_{name}"] = measuring.rate(against[number])
             apart = longer(view.groups(round_), view.groups(number))
             found[f"{view.prefix}lc_win_rate_vs_{name}"] = measuring.length_controlled(against[number], apart)
         if view.prefix:
-            found[f"{view.prefix}win_rate_vs_best"] = measuring.mean(against[standing.best])
+            found[f"{view.prefix}win_rate_vs_best"] = measuring.rate(against[standing.best])
+        found[f"{view.prefix}reward_change_vs_best"] = measuring.reward_change(
+            view.groups(round_), view.groups(standing.best)
+        )
         found[f"{view.prefix}reward_gain"] = measuring.gain(view.groups(round_), view.groups(0))
         seen[view.prefix] = against[base]
     if "second_" in seen:

@@ -4,14 +4,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.base import LATER, OPERATIONAL, Closed
 from pipeline.config.scorers import ScorerSettings
 
 
 class Gate(Closed):
     """Decision after each round, from responses to held-out prompts.
 
-    A rule counts as broken only when the whole 95 % bootstrap interval lies beyond its limit, so with few prompts the
+    A rule counts as broken only when the whole 95 % interval lies beyond its limit, so with few prompts the
     gate waits longer. Rules compare with the start policy, or with the newest round that a person has promoted against
     the gate's decision. A limit of null disables its rule.
     """
@@ -64,6 +64,19 @@ class Gate(Closed):
         le=0.5,
         description="win rate over the best round; below it, the next round starts from the best one",
     )
+    max_reward_fall: float | None = Field(
+        0.0,
+        ge=0,
+        description="fall of the mean reward from the best round's, in the reward's own units; a win rate counts how "
+        "often a response is better, not by how much",
+        json_schema_extra=LATER,
+    )
+    on_reward_fall: Literal["roll_back", "alarm"] = Field(
+        "roll_back",
+        description="what a larger fall does. roll_back: the next round starts from the best one; alarm: as a broken "
+        "rule",
+        json_schema_extra=LATER,
+    )
     patience: int | None = Field(
         3, ge=1, description="the run stops after this many rounds without a gain over the best one"
     )
@@ -79,7 +92,7 @@ class Evaluation(Closed):
     """Measurements on the held-out prompts after each round."""
 
     samples: int = Field(1, ge=1, description="responses a prompt at temperature 1, besides the greedy one")
-    bootstrap: int = Field(1000, ge=100, description="resamples for the 95 % intervals")
+    bootstrap: int = Field(1000, ge=100, description="resamples for the 95 % intervals of means and ratios")
     seed: int = Field(0, ge=0)
     max_gap: float | None = Field(
         None,

@@ -76,8 +76,9 @@ class Standing:
 
 
 # few_prompts: too few to judge by; broken_rules: some rules are broken; no_gain: surely no gain in ``patience`` rounds;
-# worse: surely worse than the best round; unmeasured: no comparison with other rounds; better: surely than the best.
-Why = Literal["few_prompts", "broken_rules", "no_gain", "worse", "unmeasured", "better", "not_better"]
+# worse: surely worse than the best round; reward_fell: its mean reward is surely lower than the best round's;
+# unmeasured: no comparison with other rounds; better: surely than the best.
+Why = Literal["few_prompts", "broken_rules", "no_gain", "worse", "reward_fell", "unmeasured", "better", "not_better"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class _Limit:
 def decide(settings: Gate, measures: Measures, standing: Standing) -> Judgement:
     """Judge a round.
 
-    Broken rules come first, then rounds without gain, then a round that is surely worse than the best one.
+    Broken rules come first, then rounds without gain, then a round that is surely worse than the best one: by its win
+    rate, or by its mean reward.
 
     Args:
         measures: by name, as ``flows/stages/gate.py`` measures them; those that are None are not judged.
@@ -122,7 +124,8 @@ def decide(settings: Gate, measures: Measures, standing: Standing) -> Judgement:
     rules = tuple(rule for limit in limits if (rule := _judged(limit, measures)) is not None)
     broken = any(rule.broken for rule in rules)
     wins = measures.get("win_rate_vs_best")
-    better = _surely_above(wins, 0.5) and not _surely_below(measures.get("second_win_rate_vs_best"), 0.5)
+    fell = _surely_below(measures.get("reward_change_vs_best"), _lowest_change(settings))
+    better = _surely_above(wins, 0.5) and not fell and not _second_sees_less(measures)
     verdict: Verdict = "promote"
     why: Why = "better" if better else "unmeasured" if wins is None else "not_better"
     if broken:
@@ -131,6 +134,8 @@ def decide(settings: Gate, measures: Measures, standing: Standing) -> Judgement:
         verdict, why = "stop", "no_gain"
     elif _surely_below(wins, settings.roll_back_below):
         verdict, why = "roll_back", "worse"
+    elif fell:
+        verdict, why = "roll_back", "reward_fell"
     newest = not broken and (better or wins is None)
     best = standing.round if newest else standing.best
     if standing.overtaken and verdict != "promote":
@@ -138,9 +143,20 @@ def decide(settings: Gate, measures: Measures, standing: Standing) -> Judgement:
     return Judgement(verdict, why, best, rules)
 
 
+def _second_sees_less(measures: Measures) -> bool:
+    """Whether the second labeller surely likes the round less than the best one, by wins or by mean reward."""
+    less = _surely_below(measures.get("second_reward_change_vs_best"), 0.0)
+    return less or _surely_below(measures.get("second_win_rate_vs_best"), 0.5)
+
+
 def least_gain(settings: Gate) -> float | None:
     """Return the win rate over the best round that the last ``patience`` rounds must not surely miss; None: no rule."""
     return None if settings.patience is None else 0.5 + settings.min_gain
+
+
+def _lowest_change(settings: Gate) -> float | None:
+    """Return the change of the mean reward that a round must not surely miss; None: no rule."""
+    return None if settings.max_reward_fall is None else 0.0 - settings.max_reward_fall
 
 
 def _limits(settings: Gate, measures: Measures, standing: Standing) -> list[_Limit]:
@@ -180,6 +196,13 @@ def _limits(settings: Gate, measures: Measures, standing: Standing) -> list[_Lim
             applies=rises_over_best and apart,
         ),
         _Limit(name="gap", measure="gap", limit=settings.max_gap, above=True, applies=rises and unseen),
+        _Limit(
+            name="reward",
+            measure="reward_change_vs_best",
+            limit=_lowest_change(settings),
+            above=False,
+            applies=settings.on_reward_fall == "alarm",
+        ),
     ]
 
 

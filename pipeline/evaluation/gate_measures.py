@@ -1,47 +1,41 @@
 """The gate's measures on responses to held-out prompts, compared prompt by prompt with another round's. Torch-free.
 
-Holds no rules: every function returns a number with its bootstrap interval over prompts, or None if there is
-nothing to measure.
+Holds no rules: every function returns a number with its interval over prompts, or None if there is nothing to measure.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, islice
 
 import numpy as np
-import numpy.typing as npt
 
-from pipeline.evaluation.intervals import Interval, Rows, bootstrap_of
+from pipeline.evaluation.equal_length import equal_length_wins
+from pipeline.evaluation.intervals import Complexes, Floats, Interval, Smooth, rate_interval, smooth_interval
 from pipeline.evaluation.metrics import grams, repeats
 from pipeline.types import Group, Response
 
-Floats = npt.NDArray[np.float64]
 ByPrompt = Mapping[str, float]
 HALVES = 50
 
 
 class Measuring:
-    """Measures with bootstrap intervals: ``resamples`` of the bootstrap, and its ``seed``."""
+    """Measures with intervals: ``resamples`` of the bootstrap, and its ``seed``."""
 
     def __init__(self, resamples: int, seed: int) -> None:
         self.resamples = resamples
         self.seed = seed
 
-    def mean(self, values: ByPrompt) -> Interval | None:
-        """Return the mean over prompts."""
-        data = np.array([*values.values()])
-        return self._of(lambda rows: float(data[rows].mean()), len(data))
+    def rate(self, values: ByPrompt) -> Interval | None:
+        """Return the mean over prompts of ``values`` between 0 and 1."""
+        return rate_interval([*values.values()]) if values else None
 
     def difference(self, ours: ByPrompt, theirs: ByPrompt) -> Interval | None:
-        """Return the mean of ours minus theirs, over the prompts that both have."""
-        shared = [key for key in ours if key in theirs]
-        return self.mean({key: ours[key] - theirs[key] for key in shared})
+        """Return the mean of ours minus theirs, both between 0 and 1, over the prompts that both have."""
+        mine, other = _aligned(ours, theirs)
+        return rate_interval(mine - other, -1.0, 1.0) if len(mine) else None
 
     def ratio(self, ours: ByPrompt, theirs: ByPrompt) -> Interval | None:
-        """Return the mean of ours divided by the mean of theirs, on the prompts that both have."""
-        mine, other = _aligned(ours, theirs)
-        if not len(mine) or not other.sum():
-            return None
-        return self._of(lambda rows: _divided(mine[rows].sum(), other[rows].sum()), len(mine))
+        """Return the mean of ours divided by the mean of theirs, all above 0, on the prompts that both have."""
+        return self._factor(_aligned(ours, theirs), lambda means: means[..., 0] / means[..., 1])
 
     def finished_length_ratio(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
         """Return the mean tokens of responses that ended by themselves, ours divided by theirs."""
@@ -50,17 +44,18 @@ class Measuring:
             for of in (lambda r: len(r.token_ids) * finished(r), finished)
         ]
         (tokens, their_tokens), (ended, their_ended) = parts
-        if not ended.sum() or not their_ended.sum():
-            return None
+        return self._factor(
+            (tokens, ended, their_tokens, their_ended),
+            lambda means: means[..., 0] / means[..., 1] / (means[..., 2] / means[..., 3]),
+        )
 
-        def statistic(rows: Rows) -> float:
-            own = _divided(tokens[rows].sum(), ended[rows].sum())
-            return _divided(own, _divided(their_tokens[rows].sum(), their_ended[rows].sum()))
-
-        return self._of(statistic, len(tokens))
+    def reward_change(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
+        """Return mean reward minus that of ``others`` on the same prompts, in the reward's own units."""
+        mine, other = _aligned(_rewards(groups), _rewards(others))
+        return self._of(lambda means: means[..., 0], mine - other)
 
     def gain(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
-        """Return mean reward minus that of ``others`` on the same prompts, in standard deviations of their rewards.
+        """Return ``reward_change`` in standard deviations of the rewards of ``others``.
 
         The unit makes labellers of any scale comparable. If their rewards are all equal, it is the standard deviation
         of both sides together.
@@ -69,13 +64,12 @@ class Measuring:
         if not len(mine):
             return None
         spread = float(np.std(_all_scores(others))) or float(np.std([*_all_scores(others), *_all_scores(groups)]))
-        change = (mine - other) / spread if spread else mine - other
-        return self._of(lambda rows: float(change[rows].mean()), len(change))
+        return self._of(lambda means: means[..., 0], (mine - other) / (spread or 1.0))
 
     def length_slope(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
         """Return the reward per token: the slope of change in reward over change in length, across prompts."""
         reward, length = _changes(groups, others)
-        return self._of(lambda rows: _line(length[rows], reward[rows])[0], len(reward)) if _varies(length) else None
+        return self._of(_slope, length, reward, length * reward, length**2) if _varies(length) else None
 
     def length_share(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
         """Return the share of the reward gain that goes with length: slope x mean change in length / mean change.
@@ -83,28 +77,17 @@ class Measuring:
         None unless reward has surely risen: a share of nothing has no meaning.
         """
         reward, length = _changes(groups, others)
-        risen = self._of(lambda rows: float(reward[rows].mean()), len(reward))
+        risen = self._of(lambda means: means[..., 0], reward)
         if risen is None or risen.low <= 0 or not _varies(length):
             return None
-
-        def statistic(rows: Rows) -> float:
-            slope, _ = _line(length[rows], reward[rows])
-            return _divided(slope * float(length[rows].mean()), float(reward[rows].mean()))
-
-        return self._of(statistic, len(reward))
+        return self._of(
+            lambda means: _slope(means) * means[..., 0] / means[..., 1], length, reward, length * reward, length**2
+        )
 
     def length_controlled(self, wins: ByPrompt, longer: ByPrompt) -> Interval | None:
-        """Return the win rate at equal length, σ(a) of P(win) = σ(a + b tanh(Δ / sd Δ)); Δ: difference in tokens.
-
-        The regression of AlpacaEval 2 (arXiv:2404.04475) without its term for instruction difficulty. Half a win and
-        half a loss at Δ = 0 are added: if all wins are longer, nothing is known about equal length, and the rate is
-        1/2.
-        """
+        """Return the win rate at equal length, from wins and differences in tokens by prompt."""
         won, delta = _aligned(wins, longer)
-        if not len(won):
-            return None
-        scale = float(delta.std()) or 1.0
-        return self._of(lambda rows: _at_equal_length(won[rows], np.tanh(delta[rows] / scale)), len(won))
+        return equal_length_wins(won, delta) if len(won) else None
 
     def distinct_ratio(self, groups: Sequence[Group], others: Sequence[Group]) -> Interval | None:
         """Return distinct word pairs, ours over theirs, in equally many words, with the interval of random halves.
@@ -123,9 +106,19 @@ class Measuring:
         low, high = np.percentile([ratio for ratio in found if ratio is not None] or [whole], [2.5, 97.5])
         return Interval(whole, float(low), float(high))
 
-    def _of(self, statistic: Callable[[Rows], float], size: int) -> Interval | None:
-        found = bootstrap_of(statistic, size, self.resamples, self.seed) if size else None
-        return None if found is None or np.isnan(found.mean) else found
+    def _of(self, statistic: Smooth, *columns: Floats) -> Interval | None:
+        """The statistic of the columns' means; None without prompts or where it is not a number."""
+        if not len(columns[0]):
+            return None
+        found = smooth_interval(np.column_stack(columns), statistic, self.resamples, self.seed)
+        return None if np.isnan(found.mean) else found
+
+    def _factor(self, columns: Sequence[Floats], statistic: Smooth) -> Interval | None:
+        """A statistic above 0, whose interval is that of its logarithm; None where a column is 0 throughout."""
+        if not all(column.any() for column in columns):
+            return None
+        found = self._of(lambda means: np.log(statistic(means)), *columns)
+        return None if found is None else Interval(*(float(np.exp(end)) for end in (found.mean, found.low, found.high)))
 
 
 def by_prompt(groups: Iterable[Group], of: Callable[[Response], float], total: bool = False) -> dict[str, float]:
@@ -179,37 +172,15 @@ def _all_scores(groups: Iterable[Group]) -> list[float]:
     return [score for group in groups for score in group.scores if score is not None]
 
 
-def _divided(value: float, by: float) -> float:
-    return float(value) / float(by) if by else float("nan")
-
-
 def _varies(values: Floats) -> bool:
     return len(values) > 0 and bool(np.ptp(values) > 0)
 
 
-def _line(x: Floats, y: Floats) -> tuple[float, float]:
-    """Return slope and intercept of the least-squares line."""
-    centred = x - x.mean()
-    slope = _divided(float(centred @ y), float(centred @ centred))
-    return slope, float(y.mean()) - slope * float(x.mean())
-
-
-def _at_equal_length(won: Floats, x: Floats) -> float:
-    """Return σ(a) of the logistic regression of ``won`` on ``x``, by Newton's method; soft labels count as they are."""
-    design = np.column_stack([np.ones(len(x) + 1), np.append(x, 0.0)])
-    target = np.append(won, 0.5)
-    weights = np.zeros(2)
-    # A slight penalty on the slope keeps it finite when length alone separates wins from losses.
-    penalty = np.diag([0.0, 1e-2])
-    for _ in range(30):
-        chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        slope = design.T @ (target - chance) - penalty @ weights
-        curvature = (design * (chance * (1 - chance))[:, None]).T @ design + penalty + 1e-9 * np.eye(2)
-        step = np.clip(np.linalg.solve(curvature, slope), -2.0, 2.0)
-        weights = weights + step
-        if np.abs(step).max() < 1e-6:
-            break
-    return float(1 / (1 + np.exp(-weights[0])))
+def _slope(means: Complexes) -> Complexes:
+    """The slope of the least-squares line, from means of x, y, xy and x²."""
+    x, y, product, square = (means[..., column] for column in range(4))
+    slope: Complexes = (product - x * y) / (square - x * x)
+    return slope
 
 
 def _distinct_ratio(both: Sequence[tuple[Group, Group]]) -> float | None:

@@ -5,21 +5,24 @@ Torch-free; KL needs models and is in ``reference``.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import numpy as np
 
 from pipeline.errors import RunError
-from pipeline.evaluation.intervals import Interval, bootstrap
+from pipeline.evaluation.intervals import Interval, rate_interval, smooth_interval
 from pipeline.types import Group
 
 REPEATED_WORDS = 4
 
 
-def win_rate(groups: Iterable[Group], others: Iterable[Group], resamples: int, seed: int) -> Interval:
+def win_rate(groups: Iterable[Group], others: Iterable[Group]) -> Interval:
     """Return the share of comparisons that ``groups`` win against ``others`` on the same prompt; ties count half.
 
     Raises:
         RunError: no prompt is left to compare.
     """
-    return bootstrap([*wins_by_score(groups, others).values()], resamples, seed)
+    return rate_interval([*wins_by_score(groups, others).values()])
 
 
 def wins_by_score(groups: Iterable[Group], others: Iterable[Group]) -> dict[str, float]:
@@ -88,6 +91,34 @@ def repeats(words: Sequence[str]) -> bool:
 def per_token(logps: Sequence[tuple[float, ...]]) -> float:
     """Return the mean log-prob over all tokens of all sequences; 0 without tokens."""
     return sum(map(sum, logps)) / max(sum(map(len, logps)), 1)
+
+
+def kl_interval(
+    sampled: Sequence[Group],
+    ours: Sequence[tuple[float, ...]],
+    theirs: Sequence[tuple[float, ...]],
+    resamples: int,
+    seed: int,
+) -> Interval | None:
+    """Return KL(policy ‖ other) in nats per token over all responses, with its interval over prompts.
+
+    Responses to one prompt resemble each other, so prompts are resampled, with all their responses.
+
+    Args:
+        sampled: the policy's responses.
+        ours, theirs: for each of them, in order, the log-prob of every token under policy and other.
+        resamples, seed: of the bootstrap.
+
+    Returns:
+        None without tokens.
+    """
+    pairs = zip(ours, theirs, strict=True)
+    rows = [[*islice(pairs, len(group.responses))] for group in sampled]
+    found = [(sum(sum(own) - sum(other) for own, other in row), sum(len(own) for own, _ in row)) for row in rows]
+    columns = np.array(found, dtype=np.float64).reshape(-1, 2)
+    if not columns[:, 1].any():
+        return None
+    return smooth_interval(columns, lambda means: means[..., 0] / means[..., 1], resamples, seed)
 
 
 def sampler_gap(sampled: Sequence[Group], own: Sequence[tuple[float, ...]]) -> float | None:

@@ -33,7 +33,7 @@ OUTCOME = (
         "share of held-out prompts",
         (("win_rate_vs_start", "vs start"), ("win_rate_vs_previous", "vs previous")),
         ".0%",
-        "Ties count half; bands are 95 % bootstrap intervals over prompts.",
+        "Ties count half; bands are 95 % intervals over prompts.",
         0.5,
     ),
     Metric(

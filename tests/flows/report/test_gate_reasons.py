@@ -22,6 +22,17 @@ def reasons(
     return gate_reasons(decide(settings, known, standing), settings, known, standing)
 
 
+def test_a_fall_of_the_mean_reward_is_told_in_its_units_beside_the_win_rate() -> None:
+    assert reasons(win_rate_vs_best=at(0.53), reward_change_vs_best=at(-0.42, 0.3)) == (
+        "the mean reward fell by 0.42 [0.12, 0.72] from round 1, the best so far, at a win rate 53.0% [49.0%, 57.0%] "
+        "over it",
+    )
+    alarm = reasons(Gate(on_reward_fall="alarm"), reward_change_vs_best=at(-0.42, 0.3))
+    assert alarm == (
+        "the mean reward changed by -0.42 from round 1, the best so far (95 % interval -0.72 to -0.12, limit 0.00)",
+    )
+
+
 BROKEN = [
     ("kl", 2.1, "KL to the start is 2.10 nats a token (95 % interval 2.06 to 2.14, limit 2.00)"),
     ("length_ratio", 2.1, "responses are 2.10 times as long as round 0's (95 % interval 2.06 to 2.14, limit 2.00)"),

@@ -89,7 +89,9 @@ def test_both_labellers_are_measured_and_a_broken_rule_waits_for_a_person(
 ) -> None:
     context = opened(job, start, tmp_path, SECOND)
     made = gated(context, 1)
-    assert made.decision == "pause" and broken(made) == ["length", "repetition"]
+    # Every response repeats itself now, but four prompts cannot tell that 30 % of all do.
+    assert made.decision == "pause" and broken(made) == ["length"] and made.measures["repetition_rise"] == 1
+    assert made.measures["reward_change_vs_best"] is not None
     for name in ("win_rate_vs_start", "lc_win_rate_vs_start", "win_rate_vs_previous", "reward_gain"):
         for labeller in ("", "second_"):
             low, high = made.measures[f"{labeller}{name}_ci"]  # type: ignore[misc]
@@ -195,7 +197,8 @@ def test_a_run_from_before_the_gate_is_judged_but_goes_on_as_it_had(
 def test_offline_rounds_are_judged_by_held_out_pairs(job: Path, start: dict[str, Path], tmp_path: Path) -> None:
     context = opened(job, start, tmp_path, "training.epochs=6", mode="offline")
     made = gated(context, 1, InventedResponses)
-    assert (made.decision, made.best_round) == ("promote", 1)
+    # Four pairs are too few to be sure that it is the better one.
+    assert (made.decision, made.best_round) == ("promote", 0)
     metrics = json.loads((context.run.stage(1, "evaluation").folder / "metrics.json").read_text())
     assert metrics["held_out_accuracy"] == 1
     # From half of the pairs to all of them: as far as half a point a pair can rise.

@@ -1,11 +1,12 @@
 """Evaluation against numbers worked out by hand."""
 
+import random
+
 import pytest
 
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
-from pipeline.evaluation.intervals import bootstrap
-from pipeline.evaluation.metrics import describe_responses, distinct_ngrams, win_rate
+from pipeline.evaluation.metrics import describe_responses, distinct_ngrams, kl_interval, win_rate
 from pipeline.types import FinishReason, Group, Message, Prompt, Response
 
 Said = tuple[str, int, FinishReason]
@@ -20,25 +21,33 @@ def group(name: str, *scores: float | None, said: tuple[Said, ...] | None = None
 def test_win_rate_counts_ties_half_and_prompts_alike() -> None:
     ours = [group("a", 2.0), group("b", 1.0), group("c", 0.0, 3.0), group("only ours", 9.0)]
     theirs = [group("c", 1.0, 1.0), group("b", 1.0), group("a", 1.0), group("only theirs", 9.0)]
-    assert win_rate(ours, theirs, 200, 0).mean == pytest.approx((1.0 + 0.5 + 0.5) / 3)
-    assert win_rate(ours, ours, 200, 0).mean == 0.5
+    assert win_rate(ours, theirs).mean == pytest.approx((1.0 + 0.5 + 0.5) / 3)
+    assert win_rate(ours, ours).mean == 0.5
 
 
 def test_prompts_without_scores_do_not_count() -> None:
-    assert win_rate([group("a", None), group("b", 2.0)], [group("a", 1.0), group("b", 1.0)], 200, 0).mean == 1.0
+    assert win_rate([group("a", None), group("b", 2.0)], [group("a", 1.0), group("b", 1.0)]).mean == 1.0
     with pytest.raises(RunError, match="no prompt has scores"):
-        win_rate([group("a", None)], [group("a", 1.0)], 200, 0)
+        win_rate([group("a", None)], [group("a", 1.0)])
 
 
-def test_bootstrap_interval_is_that_of_the_mean() -> None:
-    values = [0.0, 1.0] * 200
-    interval = bootstrap(values, 2000, 0)
-    # The standard error of a mean of 400 coin tosses is 0.025.
-    assert interval.mean == 0.5
-    assert interval.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006)
-    assert interval.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
-    assert bootstrap(values, 2000, 0) == interval
-    assert bootstrap([0.25], 100, 0).low == 0.25
+def test_several_responses_to_a_prompt_are_one_row_of_the_kl_interval() -> None:
+    draw = random.Random(0)
+    rates = [draw.gauss(0.5, 0.2) for _ in range(40)]
+    once = kl_interval([group(str(n), 0.0) for n in range(40)], *logps(rates), 500, 0)
+    # Eight equal responses to each prompt tell nothing more of other prompts.
+    groups = [group(str(n), *[0.0] * 8) for n in range(40)]
+    again = kl_interval(groups, *logps([rate for rate in rates for _ in range(8)]), 500, 0)
+    assert once is not None and again is not None
+    assert (again.low, again.high) == (pytest.approx(once.low), pytest.approx(once.high))
+    assert once.high - once.low == pytest.approx(2 * 2.02 * 0.2 / 40**0.5, rel=0.25)
+    assert once.mean == pytest.approx(sum(rates) / 40)
+    assert kl_interval([], [], [], 500, 0) is None
+
+
+def logps(rates: list[float]) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+    """Responses of two tokens, ``rate`` nats a token likelier under the policy than under the other."""
+    return [(-1.0, -2.0)] * len(rates), [(-1.0 - rate, -2.0 - rate) for rate in rates]
 
 
 def test_describe_averages_over_responses() -> None:
