@@ -3,7 +3,6 @@
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 from flows.run_folder.stage_keys import reference_name
@@ -15,6 +14,7 @@ from pipeline.errors import RunError
 from pipeline.storage.rows import read_groups, read_preference_rows, read_rows
 from pipeline.storage.tables import Row
 from pipeline.training.batches.examples import Continuation, Example
+from pipeline.training.batches.mismatched import with_mismatched
 from pipeline.training.reference import contrastive_weights, dispersions, with_reference
 from pipeline.types import Group, Pair, Preference, Response, Unpaired
 
@@ -26,7 +26,7 @@ def round_examples(context: Context, round_: int) -> Iterator[Example]:
     """The round's examples, without anything from the reference model except its calibration responses.
 
     If a loss reads calibration responses, all of them are in memory at four bytes a token. Of the examples, only
-    consecutive ones with the same prompt are in memory.
+    those that exchange responses (``with_mismatched``) are in memory.
     """
     loss = context.config.loss
     preferences = read_preference_rows(context.run.stage(round_, "pairs").folder)
@@ -35,7 +35,7 @@ def round_examples(context: Context, round_: int) -> Iterator[Example]:
         replace(_example(preference, loss), calibration=_drawn(drawn.get(preference.prompt.id)))
         for preference in preferences
     )
-    return _with_mismatched(examples) if needs_of(loss).baseline else examples
+    return with_mismatched(examples) if needs_of(loss).baseline else examples
 
 
 def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
@@ -66,7 +66,8 @@ def _joined(examples: Iterable[Example], passes: list[Iterator[Row]], round_: in
     for example in examples:
         rows = [next(rows_of_pass, None) for rows_of_pass in passes]
         found = [row for row in rows if row is not None and row["id"] == example.id]
-        if len(found) < len(passes):
+        tokens = [len(continuation.ids) for continuation in example.continuations]
+        if len(found) < len(passes) or any([*map(len, row["logps"])] != tokens for row in found):
             raise _foreign(round_)
         yield with_reference(example, [tuple(map(tuple, row["logps"])) for row in found])
     if any(next(rows_of_pass, None) is not None for rows_of_pass in passes):
@@ -74,7 +75,8 @@ def _joined(examples: Iterable[Example], passes: list[Iterator[Row]], round_: in
 
 
 def _foreign(round_: int) -> RunError:
-    return RunError(f"round {round_}: the reference stage and the pairs do not belong together")
+    told = f"round {round_}: the reference stage and the pairs do not belong together"
+    return RunError(f"{told}; continue with --from {round_}:reference to make it again")
 
 
 def _example(preference: Preference, loss: Composition) -> Example:
@@ -119,30 +121,6 @@ def _calibration(context: Context, round_: int) -> "dict[str, array[int]]":
 
 def _drawn(ids: "array[int] | None") -> Continuation | None:
     return None if ids is None else Continuation(tuple(ids))
-
-
-def _with_mismatched(examples: Iterable[Example]) -> Iterator[Example]:
-    """Give each single response the next example's response to another prompt, and the last ones one of the first.
-
-    KTO (arXiv:2402.01306, section 4.1) estimates KL(π ‖ π_ref) from such responses; pairs do not need them.
-    """
-    held: list[Example] = []
-    beginnings: list[Example] = []
-    for _, run in groupby(examples, key=lambda example: example.prompt_ids):
-        same = [*run]
-        beginnings = [*beginnings, same[0]][:2]
-        yield from _mismatched(held, same[0])
-        held = same
-    # With only one prompt, examples fall back on their own responses.
-    others = [example for example in beginnings if example.prompt_ids != held[0].prompt_ids]
-    for example in held:
-        yield from _mismatched([example], [*others, example][0])
-
-
-def _mismatched(examples: Iterable[Example], other: Example) -> Iterator[Example]:
-    ids = other.responses[0].ids
-    for example in examples:
-        yield replace(example, mismatched=Continuation(ids)) if example.kind == "unpaired" else example
 
 
 def _weighted(examples: Iterable[Example], folder: Path, settings: GivenWeights) -> Iterator[Example]:
