@@ -1,6 +1,8 @@
 """Run one stage: key, body, commit."""
 
+import gc
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,7 +45,17 @@ def run_stage(context: Context, round_: int, name: str, workers: Workers | None 
         if told is None:
             raise
         raise told from error
+    finally:
+        _free_device_memory()
     return True
+
+
+def _free_device_memory() -> None:
+    """Return memory of models that are gone to the device: torch keeps it for itself, but the sampler is a process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _own() -> list[int]:

@@ -17,6 +17,10 @@ from reward_models.answers.spending import Ledger, Spent
 _EXAMPLES = 3
 
 
+def _unwatched() -> None:
+    """Tell nobody that something changed."""
+
+
 @dataclass(frozen=True)
 class Tally:
     """Counts for one part of a stage; ``said``: what servers said, by the cause that a label is missing for."""
@@ -52,7 +56,7 @@ class Accounts:
     cache: LabelCache
     ledger: Ledger
     stage: str = ""
-    changed: Callable[[], None] = lambda: None
+    changed: Callable[[], None] = _unwatched
     counts: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     unparsed: list[str] = field(default_factory=list)
@@ -65,6 +69,10 @@ class Accounts:
 
     def __exit__(self, *error: object) -> None:
         self.cache.close()
+        # They hold labellers and their models, and what watches the accounts holds these in turn: nothing would be
+        # freed before Python looks for cycles.
+        self.facts.clear()
+        self.changed = _unwatched
 
     def spent(self) -> Spent:
         """Return calls, tokens and money spent in this stage, including before a kill."""

@@ -2,8 +2,10 @@
 
 import json
 import os
+import resource
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +203,33 @@ def test_an_account_without_credit_stops_the_stage_and_the_same_command_goes_on(
     server.reply, server.always = None, ""
     facts = label(run, config)
     assert (facts["labels"], facts["missing_labels"]) == (18, 0) and len(server.seen) == 9 + 36 - 7
+
+
+def test_two_runs_at_the_same_time_share_a_cache(server: JudgeServer, tmp_path: Path) -> None:
+    config = plain(server, price={"input": 1.0, "output": 2.0})
+    runs = [with_samples(tmp_path / name, shards=4) for name in ("one", "other")]
+    with ThreadPoolExecutor(2) as pool:
+        made = [*pool.map(label, runs, [config, config])]
+    assert [facts["labels"] for facts in made] == [24, 24] and not any(facts["missing_labels"] for facts in made)
+    wins = [[group.wins for group in read_groups(run.stage(1, "labels").folder)] for run in runs]
+    assert wins[0] == wins[1] == [((0.5, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 1.0, 0.5))] * 8
+    # Each run counts what it paid for itself. A question that both had under way is asked twice at most.
+    assert sum(facts["calls"] for facts in made) == len(server.seen) and 48 <= len(server.seen) <= 96
+    assert sum(facts["cost"] for facts in made) == pytest.approx(len(server.seen) * 120e-6)
+    facts = label(with_samples(tmp_path / "third", shards=4), config)
+    assert (facts["cache_hit_rate"], facts["calls"]) == (1.0, 0)
+
+
+@pytest.mark.whole
+def test_many_files_need_few_descriptors(server: JudgeServer, tmp_path: Path) -> None:
+    config = plain(server)
+    config["scorer"]["pairs_per_prompt"] = 1
+    run = with_samples(tmp_path / "run", shards=100, prompts=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(file.name) for file in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 25, hard))
+    try:
+        facts = label(run, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert facts["questions"] == 200 and facts["calls"] == 200 and facts["missing_labels"] == 100
