@@ -61,9 +61,10 @@ class FunctionReward:
             raise UserError(f"{self._where}{self._line(error)}: {self._name}: {_said(error)}, at {place}") from error
         if value is None:
             return None
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{self._where}: {self._name} gave {repr(value)[:80]}, at {place}; a finite number or None")
-        return float(value)
+        found = _number(value)
+        if found is None:
+            raise UserError(f"{self._where}: {self._name} gave {_shown(value)}, at {place}; a finite number or None")
+        return found
 
     def _load(self, source: bytes) -> ModuleType:
         # Dataclasses look the module up in sys.modules while it runs, so it needs a name of its own.
@@ -88,6 +89,25 @@ class FunctionReward:
         return f":{lines[-1]}" if lines else ""
 
 
+def _number(value: object) -> float | None:
+    """Return ``value`` as a float; None if it is no finite number, or beyond what a float holds."""
+    try:
+        found = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:80]
+    except Exception:  # noqa: BLE001 - a number of 5,000 digits, or a __repr__ of the user's own
+        return f"something of type {type(value).__name__}"
+
+
 def _said(error: BaseException) -> str:
-    text = str(error).splitlines()
+    try:
+        text = str(error).splitlines()
+    except Exception:  # noqa: BLE001 - the user's own __str__
+        text = []
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -23,9 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from flows.planning.arithmetic import GRADIENT_BYTES, OFF_DEVICE, STATE_BYTES, WEIGHT_BYTES, ParameterCounts
 from pipeline.config import Lora, Optimisation
-from pipeline.errors import UserError
 from pipeline.losses import Loss
 from pipeline.models.chat import Chat
+from pipeline.models.foreign import refused
 from pipeline.models.lora import add_adapter
 from pipeline.models.policy import load_policy, save_policy, save_probe
 from pipeline.training.auxiliary.modules import AuxiliaryModules
@@ -214,10 +214,8 @@ def model_shape(path: str, field: str, *, revision: str | None = None, trust_rem
     Raises:
         UserError: no config of a known model there.
     """
-    try:
+    with refused(f"{field}: {path}: no config.json of a model there"):
         settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{field}: {path}: no config.json of a model there: {str(error).splitlines()[0]}") from None
     dropout = {name: 0.0 for name, v in settings.to_dict().items() if "drop" in name and isinstance(v, float)}
     settings.update(dropout)
     return settings

@@ -130,7 +130,7 @@ def _check_training(config: RunConfig) -> None:
 def _vocabulary_size(folder: Path) -> int | None:
     try:
         size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return size if isinstance(size, int) else None
 
@@ -141,7 +141,7 @@ def _words(folder: Path) -> dict[str, int]:
         plain = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         words: dict[str, int] = dict(plain["model"]["vocab"])
         return words | {token["content"]: token["id"] for token in plain.get("added_tokens", [])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -16,6 +16,8 @@ def check_folder(path: Path, field: str) -> None:
             raise UserError(f"{field}: {path}: no such model folder")
         print(f"{field}: {path}: no such folder here; using it as a hub name", file=sys.stderr)
         return
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise UserError(f"{field}: {path}: an adapter (LoRA), not a whole model; {_base(path)}")
     if not (path / "config.json").is_file():
         raise UserError(f"{field}: {path}: no config.json in this model folder")
     if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
@@ -24,7 +26,16 @@ def check_folder(path: Path, field: str) -> None:
 
 def check_tokenizer_files(path: Path, field: str) -> None:
     """Raise ``UserError`` for a folder without any tokenizer file."""
-    from pipeline.models.chat import TOKENIZER_FILES
+    from pipeline.models.foreign import TOKENIZER_FILES
 
     if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{field}: {path}: no tokenizer files in this model folder")
+
+
+def _base(path: Path) -> str:
+    """Say how to make a whole model of the adapter in ``path``."""
+    from pipeline.models.foreign import model_settings
+
+    base = model_settings(path / "adapter_config.json").get("base_model_name_or_path")
+    onto = repr(base)[:200] if isinstance(base, str) and base else "the model that it was trained on"
+    return f"merge it into {onto} first (peft: model.merge_and_unload()) and name the merged folder"

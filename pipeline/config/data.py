@@ -189,7 +189,10 @@ class Limits(Closed):
     malformed: float = _share(0, "a row that does not fit its columns; dropped")
     doubled_bos: float = _share(0, "a text contains the beginning-of-sequence token, which the chat format adds itself")
     doubled_eos: float = _share(0, "a text contains an end token, which the chat format adds itself")
-    special_token: float = _share(0, "a text contains another special token; in a prompt it would become that token")
+    special_token: float = _share(
+        0,
+        "a text contains another control token, or a header that the chat template writes around turns, such as [INST]",
+    )
     missing_eos: float = _share(0.1, "a response is over chat.max_response_tokens: cut, without an end token")
     not_a_prefix: float = _share(0.1, "the prompt's tokens are not a prefix of those of prompt and response")
     empty: float = _share(0.1, "a response without text; dropped")

@@ -54,8 +54,8 @@ class _Chat(Protocol):
         """Return whether the prompt's ids are a prefix of prompt and response rendered together."""
         ...
 
-    def spelled(self, text: str) -> list[tuple[str, int]]:
-        """Return the special tokens written out in a text."""
+    def spelled(self, text: str, role: str = "assistant") -> list[tuple[str, int | None]]:
+        """Return the control tokens, with their ids, and the template's headers that a turn's text spells."""
         ...
 
 
@@ -181,14 +181,15 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
 
 
 def _spelled(prompt: Prompt, sides: Sequence[_Side], chat: _Chat) -> Iterator[Fault]:
-    """Yield the first special token of each cause in the texts.
+    """Yield the first control token or header of each cause in the texts.
 
     One id may be both BOS and EOS: it counts as BOS in a prompt and as EOS in a response.
     """
     found: dict[Cause, str] = {}
-    for name, text in [("prompt", message.content) for message in prompt.messages] + list(sides):
-        for token, number in chat.spelled(text):
-            begins, ends = number == chat.bos_id, number in chat.end_ids
+    texts = [("prompt", message.role, message.content) for message in prompt.messages]
+    for name, role, text in [*texts, *((name, "assistant", text) for name, text in sides)]:
+        for token, number in chat.spelled(text, role):
+            begins, ends = number is not None and number == chat.bos_id, number in chat.end_ids
             cause: Cause = "special_token"
             if begins and not (ends and name != "prompt"):
                 cause = "doubled_bos"

@@ -6,28 +6,18 @@ and template do; a response is tokenised after its prompt, so the prompt's ids a
 of prompt + response; and an end token is added only where the model (or author) stopped.
 """
 
-import json
-import re
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-
 from pipeline import config
 from pipeline.errors import UserError
+from pipeline.models.foreign import load_tokenizer, model_end_ids, refused
+from pipeline.models.markup import Markup
+from pipeline.models.template import ChatTemplate
 from pipeline.types import Message, content_hash
 
-# A tokenizer folder has at least one of these files (otherwise transformers would build an empty tokenizer).
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
 _MARK = "prefloopresponse"
 
 
@@ -53,6 +43,8 @@ class Chat:
         self._tokenizer = tokenizer
         self._settings = settings
         self.uses_template = self._choose_template()
+        self._template = ChatTemplate(tokenizer) if self.uses_template else None
+        self._markup = Markup(tokenizer, self._template)
         self._lead, turn_end = self._probe_template() if self.uses_template else ("", None)
         known = [i for i in (turn_end, tokenizer.eos_token_id, *model_end_ids) if i is not None]
         if not known:
@@ -61,8 +53,6 @@ class Chat:
         self.end_ids: frozenset[int] = frozenset(known)
         self.special_ids: frozenset[int] = frozenset(tokenizer.all_special_ids) | self.end_ids
         self.bos_id: int | None = tokenizer.bos_token_id
-        self._special_texts = {str(tokenizer.convert_ids_to_tokens(i)): i for i in self.special_ids}
-        self._special_pattern = re.compile("|".join(map(re.escape, sorted(self._special_texts, key=len, reverse=True))))
         self.vocab_size: int = len(tokenizer)
         self.template_hash: str = content_hash(
             [
@@ -78,13 +68,15 @@ class Chat:
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids up to the start of the assistant's turn, with one BOS in front if the tokenizer has one.
 
+        Control tokens spelled out in a message stay text.
+
         Raises:
             UserError: the template refuses these messages (an unknown role order, say).
         """
-        if self.uses_template:
-            ids = self._encode(self._render(messages, generation_prompt=True))
+        if self._template is not None:
+            ids = self._encode(*self._markup.render(self._template, messages, True))
         else:
-            ids = self._encode("\n".join(m.content for m in messages), literal=True)
+            ids = self._literal("\n".join(m.content for m in messages))
         return self._with_one_bos(ids)
 
     def response_ids(self, messages: Sequence[Message], text: str, finished: bool = True) -> tuple[int, ...]:
@@ -94,11 +86,11 @@ class Chat:
         and the end token with them.
         """
         tail, answer = self._prompt_tail(messages), self._lead + text
-        before = self._encode(tail, literal=True)
-        joined = self._encode(tail + answer, literal=True)
+        before = self._literal(tail)
+        joined = self._literal(tail + answer)
         # If the tokenizer merges across the border, the prefix differs; then the answer is encoded by itself.
         together = joined[: len(before)] == before
-        content = joined[len(before) :] if together else self._encode(answer, literal=True)
+        content = joined[len(before) :] if together else self._literal(answer)
         ids = content + ([self.end_id] if finished else [])
         return tuple(ids[: self._settings.max_response_tokens])
 
@@ -108,16 +100,16 @@ class Chat:
         False if the template renders an answered prompt differently, or if the tokenizer merges the prompt's last
         characters with the response's first.
         """
-        if self.uses_template:
-            whole = self._encode(self._render([*messages, Message("assistant", text)], generation_prompt=False))
+        if self._template is not None:
+            whole = self._encode(*self._markup.render(self._template, [*messages, Message("assistant", text)], False))
         else:
-            whole = self._encode("\n".join(m.content for m in messages) + text, literal=True)
+            whole = self._literal("\n".join(m.content for m in messages) + text)
         prompt = self.prompt_ids(messages)
         return self._with_one_bos(whole)[: len(prompt)] == prompt
 
-    def spelled(self, text: str) -> list[tuple[str, int]]:
-        """Special tokens that ``text`` spells out, with their ids."""
-        return [(token, self._special_texts[token]) for token in self._special_pattern.findall(text)]
+    def spelled(self, text: str, role: str = "assistant") -> list[tuple[str, int | None]]:
+        """Control tokens that a turn's ``text`` spells out, with their ids, and headers, with None (``Markup``)."""
+        return self._markup.found(text, role)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
@@ -132,8 +124,9 @@ class Chat:
     def _probe_template(self) -> tuple[str, int | None]:
         """Return the template's text before an assistant's text, and its special token after it."""
         turn = [Message("user", "x")]
-        prompt = self._render(turn, generation_prompt=True)
-        whole = self._render([*turn, Message("assistant", _MARK)], generation_prompt=False)
+        assert self._template is not None, "asked only of a chat with a template"
+        prompt = self._template.render(turn, True)
+        whole = self._template.render([*turn, Message("assistant", _MARK)], False)
         before, mark, after = whole.partition(_MARK)
         if not mark:
             raise UserError(f"{_name(self._tokenizer)}: the chat template drops the assistant's text")
@@ -144,25 +137,24 @@ class Chat:
 
     def _prompt_tail(self, messages: Sequence[Message]) -> str:
         """The prompt's text after its last special token, on which the response's first token may depend."""
-        if not self.uses_template:
+        if self._template is None:
             return "\n".join(m.content for m in messages)
-        text = self._render(messages, generation_prompt=True)
+        text = self._markup.render(self._template, messages, True)[-1]
         specials = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
         return text[max((text.rfind(s) + len(s) for s in specials if s in text), default=0) :]
 
-    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
-        try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation_prompt)
-        except (TemplateError, TypeError, ValueError) as error:
-            roles = ", ".join(m.role for m in messages)
-            raise UserError(f"{_name(self._tokenizer)}: its chat template refuses turns {roles}: {error}") from error
-        return str(text)
+    def _encode(self, *pieces: str, literal: bool = False) -> list[int]:
+        """Ids of ``pieces``, nothing added; ``literal``: special tokens spelled out in them stay text."""
+        encoded = (
+            self._tokenizer(text, add_special_tokens=False, split_special_tokens=literal, verbose=False)["input_ids"]
+            for text in pieces
+            if text
+        )
+        return list(chain.from_iterable(encoded))
 
-    def _encode(self, text: str, literal: bool = False) -> list[int]:
-        """Ids of ``text``, nothing added; ``literal``: special tokens spelled out in it stay text."""
-        encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=literal, verbose=False)
-        return list(encoded["input_ids"])
+    def _literal(self, text: str) -> list[int]:
+        """Ids of ``text`` as text, whatever it spells."""
+        return self._encode(*self._markup.pieces(text), literal=True)
 
     def _with_one_bos(self, ids: list[int]) -> tuple[int, ...]:
         bos = self._tokenizer.bos_token_id
@@ -180,29 +172,10 @@ def load_chat(path: str, settings: config.ChatSettings, trust_remote_code: bool 
     Raises:
         UserError: no tokenizer files there, or a tokenizer that cannot be read.
     """
-    from transformers import AutoTokenizer
-
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise UserError(f"{path}: no tokenizer files in this model folder (such as tokenizer.json)")
-    if folder.is_absolute() and not folder.is_dir():
-        raise UserError(f"{path}: no such model folder")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot read the tokenizer: {str(error).splitlines()[0]}") from error
-    return Chat(tokenizer, settings, model_end_ids(folder))
-
-
-def model_end_ids(folder: Path) -> tuple[int, ...]:
-    """``eos_token_id`` of the folder's generation_config.json and config.json, in that order."""
-    found: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        file = folder / name
-        if file.is_file():
-            value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            found.extend(value if isinstance(value, list) else [] if value is None else [value])
-    return tuple(dict.fromkeys(found))
+    tokenizer = load_tokenizer(path, trust_remote_code=trust_remote_code)
+    ends = model_end_ids(Path(path))
+    with refused(f"{path}: cannot read the tokenizer"):
+        return Chat(tokenizer, settings, ends)
 
 
 def _name(tokenizer: Any) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 import httpx
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.errors import RunError, UserError, first_lines
-from pipeline.models.chat import TOKENIZER_FILES, Chat
+from pipeline.models.chat import Chat
+from pipeline.models.foreign import TOKENIZER_FILES, load_tokenizer, refused
 from pipeline.models.handshake import probe_sequences, write_probe
 from pipeline.models.lora import merge_adapter
 from pipeline.models.token_logps import TokenLogps
@@ -50,7 +51,7 @@ def load_policy(
     if folder.exists() or folder.is_absolute() or path.startswith("."):
         _require_model_files(folder)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
+    with refused(f"{path}: cannot load this model"):
         settings = AutoConfig.from_pretrained(path, **options)
         settings.update(
             {key: 0.0 for key, value in settings.to_dict().items() if "drop" in key and isinstance(value, float)}
@@ -58,8 +59,6 @@ def load_policy(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, config=settings, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot load this model: {str(error).splitlines()[0]}") from error
     model, loading = loaded
     # transformers fills these with random numbers and only warns.
     missing = sorted(loading["missing_keys"])
@@ -157,9 +156,7 @@ def copy_companions(source: str, folder: Path) -> None:
     """Copy tokenizer, chat template and generation config of ``source`` into ``folder``."""
     origin = Path(source)
     if not origin.is_dir():
-        from transformers import AutoTokenizer
-
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+        load_tokenizer(source, trust_remote_code=False).save_pretrained(folder)
         return
     for name in COMPANIONS:
         if (origin / name).is_file() and (origin / name).resolve() != (folder / name).resolve():

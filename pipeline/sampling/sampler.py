@@ -3,7 +3,6 @@
 Torch-free; the engines are in ``vllm_engine``, ``transformers_engine`` and ``server_engine``.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal, Protocol
 from pipeline.config import SamplingSettings
 from pipeline.errors import UserError
 from pipeline.models.chat import Chat
+from pipeline.models.foreign import model_numbers, model_settings
 from pipeline.types import FinishReason, Response, derive_seed
 
 Swap = Literal["reload", "restart", "unchanged"]
@@ -72,8 +72,7 @@ def engine_dtype(wanted: Literal["auto", Dtype], path: str, accelerator: bool) -
     """
     if wanted != "auto":
         return wanted
-    file = Path(path) / "config.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    stored = model_settings(Path(path) / "config.json")
     match stored.get("dtype") or stored.get("torch_dtype"):
         case "bfloat16":
             return "bfloat16"
@@ -89,13 +88,11 @@ def engine_context(wanted: int | None, path: str) -> int | None:
     vLLM does not start with a longer context than the model's own.
     """
     file = Path(path) / "config.json"
-    if wanted is None or not file.is_file():
-        return wanted
-    model = json.loads(file.read_text(encoding="utf-8"))
-    settings = model | (model.get("text_config") or {})
+    if wanted is None:
+        return None
     # n_positions: GPT-2; max_seq_len: MPT; seq_length: ChatGLM.
     named = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    return min([wanted, *(int(settings[key]) for key in named if settings.get(key) is not None)])
+    return min([wanted, *model_numbers(file, *named)])
 
 
 def room_for(prompt_ids: Sequence[int], max_tokens: int, context: int) -> int:

@@ -48,9 +48,9 @@ class Accounts:
     """What a labeller needs besides its settings: the cache, the ledger, and a callback for progress.
 
     ``counts``: questions, cached, answered, compared (pairs asked in both orders), contradicted (compared pairs whose
-    orders name different winners), truncated. ``missing``: questions without a label, by cause. ``unparsed``: the first
-    few answers without a verdict. ``said``: what servers said first, by cause. ``facts``: facts from local models, for
-    a manifest.
+    orders name different winners), truncated, broken (texts that spelled control tokens). ``missing``: questions
+    without a label, by cause. ``unparsed``: the first few answers without a verdict. ``said``: what servers said first,
+    by cause. ``facts``: facts from local models, for a manifest.
     """
 
     cache: LabelCache
@@ -118,8 +118,9 @@ def label_summary(tallies: Iterable[Tally], accounts: Accounts) -> dict[str, Jso
         found |= {"missing_by_cause": dict(sorted(missing.items())), **asdict(accounts.spent())}
     if counts["compared"]:
         found["orders_that_disagree"] = counts["contradicted"] / counts["compared"]
-    if counts["truncated"]:
-        found["truncated_texts"] = counts["truncated"]
+    for what in ("truncated", "broken"):
+        if counts[what]:
+            found[f"{what}_texts"] = counts[what]
     if said:
         found["said_by_cause"] = said
     if unparsed:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import StrictUndefined
 
 from pipeline.config import JudgeScorer
 from pipeline.errors import UserError
+from pipeline.models.template import LimitedSandbox, render_limited
 from pipeline.types import Message, Prompt, Response, content_hash
 from reward_models.answers.questions import Question
 
@@ -52,11 +52,11 @@ class JudgePrompt:
             raise UserError(f"{self._field}: cannot be read ({reason})") from None
         if len(self.source) > LONGEST_TEMPLATE:
             raise UserError(f"{self._field}: {len(self.source)} characters; at most {LONGEST_TEMPLATE}")
-        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+        environment = LimitedSandbox(undefined=StrictUndefined, autoescape=False)
         try:
             self._template = environment.from_string(self.source)
-        except TemplateError as error:
-            raise UserError(f"{self._field}: {_line(error)}{error}") from None
+        except Exception as error:  # whatever the template's compiler stumbles over
+            raise UserError(f"{self._field}: {_line(error)}{error}") from error
         self._try()
 
     def render(self, question: Question) -> str:
@@ -76,9 +76,9 @@ class JudgePrompt:
         for name, text in zip(names, texts, strict=True):
             values[name] = _fence(name.replace("_", " ").upper(), text, mark)
         try:
-            return self._template.render(values)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise UserError(f"{self._field}: {_line(error)}{error}") from None
+            return render_limited(self._template, values)
+        except Exception as error:  # a template may raise anything, such as RecursionError
+            raise UserError(f"{self._field}: {_line(error)}{error}") from error
 
     def _try(self) -> None:
         """Refuse a template that leaves out a response: it would still give labels."""

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 import torch
 from pydantic import JsonValue
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from pipeline.config import ClassifierScorer, PairwiseScorer
 from pipeline.errors import RunError, UserError
 from pipeline.models.attention.packing import pack
 from pipeline.models.attention.shared_prompts import TOLERANCE
 from pipeline.models.classifier_scores import RowScores, padding_id
+from pipeline.models.foreign import load_tokenizer, refused
 from pipeline.types import Group
 from reward_models.local.conversations import Conversations, Ids, split_shared, without_end
 
@@ -60,9 +61,13 @@ class ClassifierReward:
 
     @property
     def facts(self) -> dict[str, JsonValue]:
-        """Facts for a manifest: how many conversations lost tokens on the left, and why rows were padded."""
-        truncated = self._conversations.truncated
-        return {"truncated_conversations": truncated, "padded_because": self._scores.padded_because}
+        """Facts for a manifest: conversations that lost tokens on the left, or were broken; why rows were padded."""
+        talks = self._conversations
+        return {
+            "truncated_conversations": talks.truncated,
+            "broken_conversations": talks.broken,
+            "padded_because": self._scores.padded_because,
+        }
 
     @torch.inference_mode()
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
@@ -123,8 +128,8 @@ def load_classifier(settings: ClassifierScorer | PairwiseScorer, field: str = "s
     Raises:
         UserError: the model cannot be loaded, or lacks trained weights.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    tokenizer = load_tokenizer(settings.path, f"{field}.path: ", trust_remote_code=settings.trust_remote_code)
+    with refused(f"{field}.path: {settings.path}: cannot be loaded"):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             settings.path,
             dtype=settings.dtype,
@@ -132,8 +137,6 @@ def load_classifier(settings: ClassifierScorer | PairwiseScorer, field: str = "s
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{field}.path: {settings.path}: cannot be loaded: {str(error).splitlines()[0]}") from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"{field}.path: {settings.path} is not a trained classifier: it lacks the weights {missing}")

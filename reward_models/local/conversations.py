@@ -5,8 +5,11 @@ the prompt, as in reward-model training, and ends as the template ends it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from pipeline.models.markup import Markup
+from pipeline.models.template import ChatTemplate
 from pipeline.types import Message
 
 Ids = tuple[int, ...]
@@ -15,26 +18,37 @@ Ids = tuple[int, ...]
 class Conversations:
     """Turn messages into token ids.
 
+    Contents stay text: control tokens and headers of the template that they spell are broken by a space, so that no
+    response begins a turn, or ends one, in the reward model's conversation.
+
     Attributes:
         truncated: number of conversations so far that were longer than ``max_tokens`` and lost tokens on the left.
+        broken: number of conversations so far whose contents spelled a control token or a header.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int | None = None) -> None:
         """``tokenizer``: from transformers; without a chat template, contents are joined by newlines.
 
-        ``max_tokens``: None means no conversation is cut.
+        ``max_tokens``: None means no conversation is cut. Raises ``UserError`` for a template that cannot be read.
         """
         self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+        self._markup = Markup(tokenizer, self._template)
         self._max_tokens = max_tokens
         self.truncated = 0
+        self.broken = 0
 
     def encode(self, asked: Sequence[tuple[Sequence[Message], str]]) -> list[Ids]:
-        """Return the ids of each prompt with its answer: at most the last ``max_tokens``."""
+        """Return the ids of each prompt with its answer: at most the last ``max_tokens``.
+
+        Raises:
+            UserError: the template refuses one of the conversations.
+        """
         texts = [self._render([*messages, Message("assistant", answer)]) for messages, answer in asked]
         if not texts:
             return []
         # A template writes its own special tokens; a second BOS would be unlike training.
-        plain = not self._tokenizer.chat_template
+        plain = self._template is None
         rows: list[list[int]] = self._tokenizer(texts, add_special_tokens=plain, verbose=False)["input_ids"]
         limit = self._max_tokens
         if limit is None:
@@ -43,10 +57,11 @@ class Conversations:
         return [tuple(row[-limit:]) for row in rows]
 
     def _render(self, messages: Sequence[Message]) -> str:
-        if not self._tokenizer.chat_template:
-            return "\n".join(message.content for message in messages)
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        return str(self._tokenizer.apply_chat_template(turns, tokenize=False))
+        literal = [replace(m, content=self._markup.broken(m.content, m.role)) for m in messages]
+        self.broken += literal != list(messages)
+        if self._template is None:
+            return "\n".join(message.content for message in literal)
+        return self._template.render(literal, generation_prompt=False)
 
 
 def split_shared(rows: Sequence[Ids]) -> tuple[Ids, list[Ids]]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from pipeline.config import PairwiseScorer
 from pipeline.errors import UserError
+from pipeline.models.markup import Markup
 from pipeline.types import Message
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.missing import Answer
 from reward_models.answers.questions import OnAnswer, Question
-from reward_models.judge.prompt import without_control_tokens
 from reward_models.local.classifier import load_classifier
 
 
@@ -27,6 +27,7 @@ class PairwiseModel:
         self._version = version
         self._accounts = accounts
         self._tokenizer, self._model = load_classifier(settings, field)
+        self._markup = Markup(self._tokenizer, None, all_added=True)
         outputs: int = self._model.config.num_labels
         if outputs not in (1, 2, 3):
             raise UserError(f"{field}.path: {settings.path} has {outputs} outputs; a pairwise model has 1, 2 or 3")
@@ -78,11 +79,14 @@ class PairwiseModel:
         return "".join(parts)
 
     def _clean(self, text: str) -> str:
-        """Remove everything that looks like a marker from ``text``; a user's own markers may be any text."""
+        """Return ``text`` without markers, which may be any text, and with its control tokens broken by a space."""
+        clean = text
         for marker in self._settings.markers:
             if marker:
-                text = text.replace(marker, " ")
-        return without_control_tokens(text)
+                clean = clean.replace(marker, " ")
+        clean = self._markup.broken(clean, "user")
+        self._accounts.counts["broken"] += clean != text
+        return clean
 
     def _cut(self, text: str, limit: int, keep_end: bool) -> str:
         places = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[

@@ -40,31 +40,45 @@ def questions_page(title: str, comparisons: Sequence[Group]) -> str:
     return template.render(title=title, questions=[question(comparison) for comparison in comparisons])
 
 
-def read_answers(text: str, comparisons: Iterable[Group]) -> Answers:
+def read_answers(content: bytes, comparisons: Iterable[Group]) -> Answers:
     """Read JSON lines of ``{"id": ..., "answer": "a" | "b" | "tie" | "skip"}``; all answers to a question count.
 
-    A last line without a line break is skipped, since it may be half written.
+    A last line without a line break counts if it is whole; what is half written is a fault until it is whole.
     """
     asked = {comparison.id for comparison in comparisons}
     votes: defaultdict[str, Counter[str]] = defaultdict(Counter)
     faults: list[str] = []
-    lines = text.split("\n")
-    for number, line in enumerate(lines[:-1], 1):
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            faults.append(f"row {number}: not JSON")
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            faults.append(f"row {number}: not UTF-8 (byte {error.start + 1} of the row)")
             continue
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row["id"] not in asked:
-            faults.append(f"row {number}: id: {line[:80]} is not one of the questions")
-        elif not isinstance(row.get("answer"), str) or row["answer"] not in ANSWERS:
-            answer = repr(row.get("answer"))[:80]
-            faults.append(f"row {number}: answer: {answer}; must be one of {', '.join(ANSWERS)}")
-        else:
+        except (ValueError, RecursionError):
+            faults.append(f"row {number}: not JSON{', and has no line break: cut off?' * (number == len(lines))}")
+            continue
+        fault = _answer_fault(row, asked)
+        if fault is None:
             votes[row["id"]][row["answer"]] += 1
+        else:
+            faults.append(f"row {number}: {fault}")
     return Answers(dict(votes), faults)
+
+
+def _answer_fault(row: Any, asked: set[str]) -> str | None:
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row["id"] not in asked:
+        return f"id: {_shown(row.get('id') if isinstance(row, dict) else row)} is not one of the questions"
+    if not isinstance(row.get("answer"), str) or row["answer"] not in ANSWERS:
+        return f"answer: {_shown(row.get('answer'))}; must be one of {', '.join(ANSWERS)}"
+    return None
+
+
+def _shown(value: object) -> str:
+    # Python does not write numbers of more than 4,300 digits.
+    return "a huge number" if isinstance(value, int) and value.bit_length() > 64 else repr(value)[:80]
 
 
 def with_votes(comparison: Group, votes: Counter[str]) -> Group:

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import UserError, first_lines
+from pipeline.models.foreign import load_tokenizer, refused
 from pipeline.types import derive_seed
 
 
@@ -24,16 +24,14 @@ def load_start(settings: PretrainedPolicy, seed: int) -> tuple[Any, Any]:
     """
     path, options = settings.path, {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     torch.manual_seed(derive_seed(seed, "reward head"))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    tokenizer = load_tokenizer(path, "model.path: ", **options)
+    with refused(f"model.path: {path}: cannot be loaded"):
         config = AutoConfig.from_pretrained(path, num_labels=1, **options)
         dropouts = {key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float)}
         config.update(dict.fromkeys(dropouts, 0.0))
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             path, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model.path: {path}: cannot be loaded: {str(error).splitlines()[0]}") from error
     missing = sorted(key for key in loading["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
     if missing:
         raise UserError(f"model.path: {path}: the weights lack {len(missing)} tensors:\n{first_lines(missing)}")

@@ -149,10 +149,10 @@ def manifest(data: st.DataObject, folder: Path) -> None:
 
 
 def answers(data: st.DataObject, folder: Path) -> None:
-    """answers.jsonl of the questions to people, as text."""
+    """answers.jsonl of the questions to people."""
     content = data.draw(small_file((ANSWERS,)))
     (folder / "answers.jsonl").write_bytes(content)
-    read_answers(content.decode("utf-8", "replace"), [ASKED])
+    read_answers(content, [ASKED])
 
 
 def run_folder(data: st.DataObject, folder: Path) -> None:

@@ -61,6 +61,13 @@ def test_its_content_is_part_of_the_label(tmp_path: Path) -> None:
             r"rewards\.py: reward gave 'high', at the response '42' to .*question",
         ),
         ("def reward(p, r, a):\n    return float('nan')\n", "reward gave nan"),
+        ("def reward(p, r, a):\n    return 10 ** 400\n", "reward gave 1000"),
+        ("def reward(p, r, a):\n    return 10 ** 5000\n", "reward gave something of type int"),
+        ("class X:\n    __repr__ = None\ndef reward(p, r, a):\n    return X()\n", "reward gave something of type X"),
+        (
+            "class E(Exception):\n    __str__ = None\ndef reward(p, r, a):\n    raise E\n",
+            r"rewards\.py:4: reward: E, at",
+        ),
         ("def reward(p, r, a):\n    raise SystemExit(3)\n", r"rewards\.py:2: reward: SystemExit: 3"),
         ("import nonsense_of_mine\n", r"rewards\.py:1: ModuleNotFoundError: No module named 'nonsense_of_mine'"),
         ("def reward(:\n", r"rewards\.py:1: SyntaxError"),

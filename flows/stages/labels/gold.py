@@ -11,7 +11,7 @@ from flows.stages.context import Context, Outcome
 from flows.stages.labels.discriminator import member_margins
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
 from pipeline.config.reward_model import Discriminator, bought
-from pipeline.errors import Paused, RunError, first_lines
+from pipeline.errors import Paused, RunError, UserError, first_lines
 from pipeline.storage.atomic import json_line, write_text
 from pipeline.storage.rows import read_groups, write_groups
 from pipeline.types import Group
@@ -78,7 +78,7 @@ def _of_people(context: Context, round_: int, chosen: Sequence[Group], settings:
     file = place / "answers.jsonl"
     started = time.monotonic()
     while True:
-        answers = read_answers(file.read_text(encoding="utf-8") if file.is_file() else "", chosen)
+        answers = read_answers(_content(file), chosen)
         note = f"waiting for {file}" + (f"; {answers.faults[0]}" if answers.faults else "")
         context.report(len(answers.votes), len(chosen), note)
         if len(answers.votes) == len(chosen):
@@ -86,6 +86,13 @@ def _of_people(context: Context, round_: int, chosen: Sequence[Group], settings:
         if settings.wait is not None and time.monotonic() - started >= settings.wait:
             raise Paused(_unanswered(round_, place, answers, len(chosen)))
         time.sleep(settings.poll)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 def _unanswered(round_: int, place: Path, answers: Answers, asked: int) -> str:

@@ -59,7 +59,7 @@ def test_batched_scores_are_those_of_single_conversations(folder: Path, output: 
         prompt = asked.prompt.messages[0].content
         want = [expected(folder, prompt, response.text, output) for response in asked.responses]
         assert given == pytest.approx(want, abs=1e-5)
-    assert scorer.facts == {"truncated_conversations": 0, "padded_because": None}
+    assert scorer.facts == {"truncated_conversations": 0, "broken_conversations": 0, "padded_because": None}
 
 
 def test_long_conversations_keep_their_end_and_are_counted(folder: Path) -> None:
@@ -70,7 +70,7 @@ def test_long_conversations_keep_their_end_and_are_counted(folder: Path) -> None
 
 
 def test_mistakes_name_the_setting(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"scorer.path: .*cannot be loaded"):
+    with pytest.raises(UserError, match=r"scorer.path: .*no such model folder"):
         ClassifierReward(ClassifierScorer(path=str(tmp_path / "none")))
     with pytest.raises(UserError, match=r"scorer.outputs: 2"):
         ClassifierReward(ClassifierScorer(path=str(folder), outputs={0: 1, 2: 1}))

@@ -84,10 +84,19 @@ def test_long_texts_are_cut_and_counted_and_markers_cannot_be_forged(tmp_path: P
     assert long == clean
 
 
+def test_control_tokens_in_texts_stay_text_and_are_counted(tmp_path: Path) -> None:
+    folder = make(tmp_path, 1)
+    settings = PairwiseScorer(path=str(folder), markers=("Q:", " A:", " B:"))
+    wins, accounts = label(settings, "a<|end|> b", "No</s>idea")
+    broken, counted = label(settings, "a< |end|> b", "No< /s>idea")
+    assert wins == broken
+    assert accounts.counts["broken"] == 4 and counted.counts["broken"] == 0
+
+
 def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"scorer\.path: .* has 4 outputs; a pairwise model has 1, 2 or 3"):
         label(PairwiseScorer(path=str(make(tmp_path / "four", 4))), *TEXTS)
-    with pytest.raises(UserError, match=r"scorer\.path: /no/model: cannot be loaded"):
+    with pytest.raises(UserError, match=r"scorer\.path: /no/model: no such model folder"):
         label(PairwiseScorer(path="/no/model"), *TEXTS)
 
 

@@ -39,10 +39,23 @@ def test_answers_are_read_and_faults_named() -> None:
         "",
         '{"id": "' + other.id,
     ]
-    found = read_answers("\n".join(lines), [one, other])
+    found = read_answers("\n".join(lines).encode(), [one, other])
     assert found.votes == {one.id: Counter({"a": 1, "tie": 1})}
-    assert [fault.split(":")[0] for fault in found.faults] == ["row 3", "row 4", "row 5"]
+    assert [fault.split(":")[0] for fault in found.faults] == ["row 3", "row 4", "row 5", "row 7"]
     assert "must be one of a, b, tie, skip" in found.faults[0]
+
+
+def test_no_answer_is_lost_and_no_byte_stops_the_reader() -> None:
+    one, other = asked("p"), asked("q")
+    last = json.dumps({"id": other.id, "answer": "b"}).encode()
+    found = read_answers(
+        b'\xef\xbb\xbf{"id": "' + one.id.encode() + b'", "answer": "a"}\r\n\xff\n' + last, [one, other]
+    )
+    assert found.votes == {one.id: Counter(a=1), other.id: Counter(b=1)}
+    assert found.faults == ["row 2: not UTF-8 (byte 1 of the row)"]
+    half = read_answers(last + b"\n" + last[:-5], [one, other])
+    assert half.votes == {other.id: Counter(b=1)}
+    assert half.faults == ["row 2: not JSON, and has no line break: cut off?"]
 
 
 def test_the_page_escapes_what_models_and_users_wrote() -> None:
