@@ -13,7 +13,8 @@ from typing import Any, assert_never
 from pydantic import JsonValue
 
 from pipeline.config import DatasetData, FileData
-from pipeline.data.files.formats import BATCH, SUFFIXES, Broken, read_file
+from pipeline.data.files.columnar import BATCH, sound
+from pipeline.data.files.formats import SUFFIXES, Broken, read_file, rows_of
 from pipeline.errors import UserError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -56,11 +57,9 @@ def read_records(data: FileData | DatasetData) -> Iterator[Record]:
                 for number, value in read_file(file):
                     yield _record(str(file), number, value)
         case DatasetData():
-            number = 0
-            for batch in open_dataset(data).iter(BATCH):
-                for cells in zip(*batch.values(), strict=True):
-                    number += 1
-                    yield _record(data.path, number, dict(zip(batch, cells, strict=True)))
+            tables = open_dataset(data).with_format("arrow").iter(BATCH)
+            for number, value in rows_of(sound(batch for table in tables for batch in table.to_batches())):
+                yield _record(data.path, number, value)
         case _:
             assert_never(data)
 

@@ -9,18 +9,16 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.data.files import columnar
 from pipeline.errors import UserError
 
-BATCH = 256
-CHUNK = 1 << 20
 # Bytes of a line, characters of an item: a file without line breaks must not fill the memory.
 LONGEST_ROW = 64 << 20
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
@@ -49,7 +47,7 @@ def read_file(file: Path) -> _Rows:
     kind = kind_of(file)
     try:
         if kind in _COLUMNAR:
-            yield from _COLUMNAR[kind](file)
+            yield from rows_of(_COLUMNAR[kind](file))
             return
         with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
             if kind == "jsonl":
@@ -88,7 +86,7 @@ def _lines(stream: io.BufferedIOBase) -> Iterator[bytes | Broken]:
         if len(line) < LONGEST_ROW or line.endswith(b"\n"):
             yield line
             continue
-        while (rest := stream.readline(CHUNK)) and not rest.endswith(b"\n"):
+        while (rest := stream.readline(columnar.CHUNK)) and not rest.endswith(b"\n"):
             pass
         yield Broken(f"a line of more than {LONGEST_ROW >> 20} MiB")
 
@@ -162,7 +160,7 @@ class _JsonText:
         waiting = self._text[self.at :]
         if len(waiting) > LONGEST_ROW:
             raise ValueError(f"longer than {LONGEST_ROW >> 20} Mi characters")
-        chunk = self._stream.read(max(CHUNK, len(waiting)))
+        chunk = self._stream.read(max(columnar.CHUNK, len(waiting)))
         self._text, self.at, self._ended = waiting + chunk, 0, not chunk
 
 
@@ -195,45 +193,26 @@ def _undecoded(cell: str) -> bool:
     return not cell.isascii() and _UNDECODED.search(cell) is not None
 
 
-def _parquet(file: Path) -> _Rows:
-    # Column chunks are read through a buffer: one row group may be the whole file.
-    with pq.ParquetFile(file, buffer_size=CHUNK, pre_buffer=False) as table:
-        yield from _numbered(table.iter_batches(batch_size=BATCH))
-
-
-def _arrow(file: Path) -> _Rows:
-    """Read both Arrow formats: the file (Feather 2) and the stream (what ``datasets`` caches)."""
-    with pa.memory_map(str(file)) as mapped:
-        try:
-            opened = pa.ipc.open_file(mapped)
-        except pa.ArrowInvalid:
-            mapped.seek(0)
-            yield from _numbered(pa.ipc.open_stream(mapped))
-            return
-        yield from _numbered(opened.get_batch(index) for index in range(opened.num_record_batches))
-
-
-def _numbered(batches: Iterable[pa.RecordBatch]) -> _Rows:
+def rows_of(parts: Iterable[columnar.Decoded]) -> _Rows:
+    """Yield the rows of ``columnar`` parts."""
     number = 0
-    for batch in batches:
-        for start in range(0, batch.num_rows, BATCH):
-            part = batch.slice(start, BATCH)
-            for row in _values(part) or [_value(part, place) for place in range(part.num_rows)]:
-                number += 1
-                yield number, row
+    for part in parts:
+        rows: Iterable[object] = [Broken(part)] if isinstance(part, str) else _values(part)
+        for row in rows:
+            number += 1
+            yield number, row
 
 
 # Strings that are not UTF-8, dates that Python cannot hold.
 _NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
 
 
-def _values(batch: pa.RecordBatch) -> list[object | Broken] | None:
+def _values(batch: pa.RecordBatch) -> list[object | Broken]:
     try:
-        # Arrow trusts the offsets in a file, and reads whatever memory they point to.
         batch.validate(full=True)
         rows: list[object | Broken] = batch.to_pylist()
     except _NO_VALUE:
-        return None
+        return [_value(batch, place) for place in range(batch.num_rows)]
     return rows
 
 
@@ -251,5 +230,5 @@ def _value(batch: pa.RecordBatch, place: int) -> object | Broken:
 
 
 _TEXT = ("jsonl", "json", "csv")
-_COLUMNAR: dict[str, Callable[[Path], _Rows]] = {"parquet": _parquet, "arrow": _arrow, "feather": _arrow}
+_COLUMNAR = {"parquet": columnar.parquet, "arrow": columnar.arrow, "feather": columnar.arrow}
 SUFFIXES = (*(f".{kind}{end}" for kind in _TEXT for end in ("", ".gz")), *(f".{kind}" for kind in _COLUMNAR))

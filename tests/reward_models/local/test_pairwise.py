@@ -87,8 +87,9 @@ def test_long_texts_are_cut_and_counted_and_markers_cannot_be_forged(tmp_path: P
 def test_control_tokens_in_texts_stay_text_and_are_counted(tmp_path: Path) -> None:
     folder = make(tmp_path, 1)
     settings = PairwiseScorer(path=str(folder), markers=("Q:", " A:", " B:"))
-    wins, accounts = label(settings, "a<|end|> b", "No</s>idea")
-    broken, counted = label(settings, "a< |end|> b", "No< /s>idea")
+    begin, *_, end = AutoTokenizer.from_pretrained(folder).all_special_tokens
+    wins, accounts = label(settings, f"a{begin} b", f"No{end}idea")
+    broken, counted = label(settings, f"a{begin[0]} {begin[1:]} b", f"No{end[0]} {end[1:]}idea")
     assert wins == broken
     assert accounts.counts["broken"] == 4 and counted.counts["broken"] == 0
 

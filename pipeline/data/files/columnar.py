@@ -1,0 +1,173 @@
+"""Rows of parquet and Arrow files and of data sets, in memory that is bounded before any row is made. Torch-free.
+
+A file of a few kilobytes can decode to gigabytes: it names one long text a million times (dictionaries), repeats one
+number (run lengths), or is compressed well. So where a text could be long and many, texts are read as dictionaries,
+measured, and decoded only as far as they fit into ``AT_ONCE``.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+
+Decoded = pa.RecordBatch | str
+BATCH = 256
+CHUNK = 1 << 20
+AT_ONCE = 64 << 20  # bytes of decoded rows
+_MOST_COMPRESSED = 1000  # times that large values are larger than on disk
+_VALUES_AT_ONCE = 4 << 20  # of one column, in lists
+_LONG = 1 << 16  # bytes of a value
+
+
+def parquet(file: Path) -> Iterator[Decoded]:
+    """Yield the rows in parts with plain columns; for a row that does not fit into memory, the reason.
+
+    Raises:
+        UserError: a column that decodes to no sensible size.
+    """
+    footer = pq.read_metadata(file)
+    columns = [footer.schema.column(place) for place in range(footer.num_columns)]
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    # Column chunks are read through a buffer: one row group may be the whole file.
+    options = {"buffer_size": CHUNK, "pre_buffer": False}
+    with pq.ParquetFile(file, **options) as plain, pq.ParquetFile(file, read_dictionary=texts, **options) as measured:
+        for number in range(footer.num_row_groups):
+            group = footer.row_group(number)
+            size = _rows_at_once(file, group)
+            swells = any(_swells(measured, number, column) for column in _dictionaries(group, texts))
+            table = measured if swells else plain
+            for batch in table.iter_batches(batch_size=size, row_groups=[number]):
+                yield from _fitting(batch)
+
+
+def arrow(file: Path) -> Iterator[Decoded]:
+    """Yield the rows of an Arrow file (Feather 2), or of a stream (what ``datasets`` caches), in such parts."""
+    with pa.memory_map(str(file)) as mapped:
+        try:
+            opened = pa.ipc.open_file(mapped)
+        except pa.ArrowInvalid:
+            mapped.seek(0)
+            yield from sound(pa.ipc.open_stream(mapped))
+            return
+        yield from sound(opened.get_batch(index) for index in range(opened.num_record_batches))
+
+
+def sound(batches: Iterable[pa.RecordBatch]) -> Iterator[Decoded]:
+    """Yield the rows of batches in parts with plain columns; rows that are not sound stand alone, as they are.
+
+    Arrow trusts the offsets in a file, and reads whatever memory they point to.
+    """
+    for batch in batches:
+        for start in range(0, batch.num_rows, BATCH):
+            part = batch.slice(start, BATCH)
+            if _is_sound(part):
+                yield from _fitting(part)
+                continue
+            for alone in (part.slice(place, 1) for place in range(part.num_rows)):
+                yield from _fitting(alone) if _is_sound(alone) else (alone,)
+
+
+def _is_sound(part: pa.RecordBatch) -> bool:
+    try:
+        part.validate(full=True)
+    except (ValueError, pa.ArrowException):
+        return False
+    return True
+
+
+def _fitting(part: pa.RecordBatch) -> Iterator[Decoded]:
+    size = sum(map(_decoded, part.columns))
+    if size <= AT_ONCE:
+        target = pa.schema([_plain(field) for field in part.schema])
+        # Of a slice, a cast would decode all that it is cut from.
+        yield part if target == part.schema else part.take(pa.array(range(part.num_rows))).cast(target)
+    elif part.num_rows == 1:
+        yield f"a row of more than {AT_ONCE >> 20} MiB"
+    else:
+        half = part.num_rows // 2
+        yield from _fitting(part.slice(0, half))
+        yield from _fitting(part.slice(half))
+
+
+def _rows_at_once(file: Path, group: Any) -> int:
+    """Return how many rows of a row group to read at once, by the sizes in its footer."""
+    rows = BATCH
+    for column in map(group.column, range(group.num_columns)):
+        size, values = column.total_uncompressed_size, max(column.num_values, 1)
+        most = _MOST_COMPRESSED * max(column.total_compressed_size, 1)
+        large = size > max(AT_ONCE, most) and size // values > _LONG
+        if large or values > max(_VALUES_AT_ONCE * group.num_rows, most):
+            stored = f"{column.total_compressed_size} bytes"
+            decoded = f"{size >> 20} MiB" if large else f"{values} values"
+            raise UserError(f"{file}: column {column.path_in_schema!r}: {stored} that stand for {decoded}: not data")
+        # Each text of this encoding continues the one before it.
+        long = size if "DELTA_BYTE_ARRAY" in column.encodings else 8 * size // values
+        rows = min(rows, AT_ONCE // max(long, 1), _VALUES_AT_ONCE * group.num_rows // values)
+    return max(rows, 1)
+
+
+def _dictionaries(group: Any, texts: Sequence[str]) -> Iterator[Any]:
+    """Yield the column chunks that could name a long text often."""
+    for column in map(group.column, range(group.num_columns)):
+        named = {"RLE_DICTIONARY", "PLAIN_DICTIONARY"} & {*column.encodings}
+        if named and column.path_in_schema in texts and column.total_uncompressed_size * column.num_values > AT_ONCE:
+            yield column
+
+
+def _swells(measured: pq.ParquetFile, number: int, column: Any) -> bool:
+    """Whether a few rows could hold more text than fits: by the longest text in the column's dictionary."""
+    rows = measured.iter_batches(batch_size=1, row_groups=[number], columns=[column.path_in_schema])
+    longest = max((_longest(found) for found in next(rows).columns), default=0)
+    nested = "." in column.path_in_schema
+    return bool(longest * (column.num_values // 8 if nested else BATCH) > AT_ONCE)
+
+
+def _longest(column: pa.Array) -> int:
+    """Return the length of the longest text in a column's dictionaries, in bytes."""
+    if pa.types.is_dictionary(column.type):
+        return int(pc.max(pc.binary_length(column.dictionary)).as_py() or 0)
+    if pa.types.is_map(column.type):
+        return max(_longest(column.keys), _longest(column.items))
+    if pa.types.is_struct(column.type):
+        return max(map(_longest, column.flatten()), default=0)
+    return _longest(column.flatten()) if pa.types.is_nested(column.type) else 0
+
+
+def _decoded(column: pa.Array) -> int:
+    """Return how many bytes ``column`` takes when its dictionaries are spelled out."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        if pa.types.is_string(kind.value_type) or pa.types.is_binary(kind.value_type):
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+            return int(pc.sum(lengths).as_py() or 0) + 8 * len(column)
+        return int(column.dictionary.nbytes) * len(column)
+    if pa.types.is_struct(kind):
+        return sum(map(_decoded, column.flatten()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _decoded(column.flatten()) + 8 * len(column)
+    if pa.types.is_map(kind):
+        return int(column.nbytes) + _decoded(column.keys) + _decoded(column.items)
+    return int(column.nbytes)
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """Return ``field`` without dictionaries."""
+    kind = field.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    elif pa.types.is_struct(kind):
+        kind = pa.struct([_plain(kind.field(place)) for place in range(kind.num_fields)])
+    elif pa.types.is_list(kind):
+        kind = pa.list_(_plain(kind.value_field))
+    elif pa.types.is_large_list(kind):
+        kind = pa.large_list(_plain(kind.value_field))
+    elif pa.types.is_fixed_size_list(kind):
+        kind = pa.list_(_plain(kind.value_field), kind.list_size)
+    elif pa.types.is_map(kind):
+        kind = pa.map_(_plain(kind.key_field), _plain(kind.item_field), kind.keys_sorted)
+    return field.with_type(kind)
