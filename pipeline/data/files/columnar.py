@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 
 Decoded = pa.RecordBatch | str
 BATCH = 256
-CHUNK = 1 << 20
+_BUFFER = 1 << 20
 AT_ONCE = 64 << 20  # bytes of decoded rows
 _MOST_COMPRESSED = 1000  # times that large values are larger than on disk
 _VALUES_AT_ONCE = 4 << 20  # of one column, in lists
@@ -34,7 +34,7 @@ def parquet(file: Path) -> Iterator[Decoded]:
     columns = [footer.schema.column(place) for place in range(footer.num_columns)]
     texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
     # Column chunks are read through a buffer: one row group may be the whole file.
-    options = {"buffer_size": CHUNK, "pre_buffer": False}
+    options = {"buffer_size": _BUFFER, "pre_buffer": False}
     with pq.ParquetFile(file, **options) as plain, pq.ParquetFile(file, read_dictionary=texts, **options) as measured:
         for number in range(footer.num_row_groups):
             group = footer.row_group(number)

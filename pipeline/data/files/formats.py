@@ -19,6 +19,7 @@ import pyarrow as pa
 from pipeline.data.files import columnar
 from pipeline.errors import UserError
 
+CHUNK = 1 << 20
 # Bytes of a line, characters of an item: a file without line breaks must not fill the memory.
 LONGEST_ROW = 64 << 20
 _NO_SPACE = re.compile(r"[^ \t\r\n]")
@@ -86,7 +87,7 @@ def _lines(stream: io.BufferedIOBase) -> Iterator[bytes | Broken]:
         if len(line) < LONGEST_ROW or line.endswith(b"\n"):
             yield line
             continue
-        while (rest := stream.readline(columnar.CHUNK)) and not rest.endswith(b"\n"):
+        while (rest := stream.readline(CHUNK)) and not rest.endswith(b"\n"):
             pass
         yield Broken(f"a line of more than {LONGEST_ROW >> 20} MiB")
 
@@ -160,7 +161,7 @@ class _JsonText:
         waiting = self._text[self.at :]
         if len(waiting) > LONGEST_ROW:
             raise ValueError(f"longer than {LONGEST_ROW >> 20} Mi characters")
-        chunk = self._stream.read(max(columnar.CHUNK, len(waiting)))
+        chunk = self._stream.read(max(CHUNK, len(waiting)))
         self._text, self.at, self._ended = waiting + chunk, 0, not chunk
 
 

@@ -1,0 +1,91 @@
+"""Columnar files that are small on disk and huge when decoded."""
+
+import resource
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import DatasetData
+from pipeline.data.files import columnar
+from pipeline.data.files.formats import Broken, read_file
+from pipeline.data.records import read_records
+from pipeline.errors import UserError
+
+LONG = "y" * (1 << 20)
+MEMORY = 400 << 20
+
+
+@pytest.fixture(autouse=True)
+def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columnar, "AT_ONCE", 16 << 20)
+
+
+def named(times: int) -> pa.Array:
+    """One text, named many times."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), [LONG])
+
+
+def write(table: dict[str, pa.Array], file: Path) -> Path:
+    if file.suffix == ".parquet":
+        pq.write_table(pa.table(table), file, compression="zstd")
+    else:
+        feather.write_feather(pa.table(table), file, compression="uncompressed")
+    return file
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather"])
+def test_one_text_named_often_is_read_in_parts(kind: str, tmp_path: Path) -> None:
+    file = write({"prompt": named(1000)}, tmp_path / f"rows.{kind}")
+    assert file.stat().st_size < 2 << 20
+    before, read = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10, 0
+    for number, row in read_file(file):
+        read = number
+        assert row == {"prompt": LONG}
+    assert read == 1000
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before < MEMORY
+
+
+@pytest.mark.parametrize("kind", ["parquet", "feather"])
+def test_a_row_that_does_not_fit_is_a_fault_of_its_own(kind: str, tmp_path: Path) -> None:
+    turns = pa.StructArray.from_arrays([named(500)], ["content"])
+    talks = pa.ListArray.from_arrays(pa.array([0, 1, 499, 500], pa.int32()), turns)
+    rows = [row for _, row in read_file(write({"prompt": talks}, tmp_path / f"rows.{kind}"))]
+    assert rows == [
+        {"prompt": [{"content": LONG}]},
+        Broken("a row of more than 16 MiB"),
+        {"prompt": [{"content": LONG}]},
+    ]
+
+
+def test_what_no_data_is_compressed_to_is_refused(tmp_path: Path) -> None:
+    numbers = write({"x": pa.array([[0] * 20_000_000], pa.list_(pa.int8()))}, tmp_path / "numbers.parquet")
+    with pytest.raises(UserError, match=r"column 'x\.list\.element': \d+ bytes that stand for 20000000 values"):
+        [*read_file(numbers)]
+    texts = write({"prompt": pa.array([LONG * 32])}, tmp_path / "texts.parquet")
+    with pytest.raises(UserError, match=r"texts\.parquet: column 'prompt': \d+ bytes that stand for 32 MiB: not data"):
+        [*read_file(texts)]
+
+
+def test_texts_that_continue_each_other_are_read_in_parts(tmp_path: Path) -> None:
+    texts, file = [f"{LONG}{place}" for place in range(40)], tmp_path / "rows.parquet"
+    encoding = {"prompt": "DELTA_BYTE_ARRAY"}
+    pq.write_table(pa.table({"prompt": texts}), file, use_dictionary=False, column_encoding=encoding)
+    assert [row for _, row in read_file(file)] == [{"prompt": text} for text in texts]
+
+
+def test_one_damaged_text_in_a_dictionary_is_one_fault(tmp_path: Path) -> None:
+    column = pa.array([b"a", b"\xff", b"a", b"b"]).dictionary_encode()
+    texts = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.view(pa.string()), safe=False)
+    rows = [row for _, row in read_file(write({"prompt": texts}, tmp_path / "rows.parquet"))]
+    assert rows == [{"prompt": "a"}, Broken("column 'prompt': not UTF-8"), {"prompt": "a"}, {"prompt": "b"}]
+
+
+def test_a_saved_data_set_is_read_as_its_table(tmp_path: Path) -> None:
+    rows = [{"prompt": [{"role": "user", "content": str(n)}], "score": n / 2, "none": None} for n in range(600)]
+    datasets.Dataset.from_list(rows).select(range(599, -1, -1)).save_to_disk(tmp_path / "set")
+    read = list(read_records(DatasetData(path=str(tmp_path / "set"))))
+    assert [record.values for record in read] == rows[::-1] and [record.number for record in read] == [*range(1, 601)]
