@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["system", "user", "assistant"]
+# ``tools``: what the assistant may call, as a JSON list, before all other turns; ``tool``: the result of a call.
+Role = Literal["system", "user", "assistant", "tool", "tools"]
 FinishReason = Literal["stop", "length"]
 
 
@@ -27,10 +28,30 @@ def derive_seed(*parts: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    ``extra`` holds further fields that chat templates read, as a JSON object: ``tool_calls`` and ``reasoning_content``
+    of the assistant, ``name`` and ``tool_call_id`` of a tool's result. Empty if there are none.
+    """
 
     role: Role
     content: str
+    extra: str = ""
+
+    @property
+    def parts(self) -> list[str]:
+        """The turn as a plain list, for hashes and JSON."""
+        return [self.role, self.content, *([self.extra] if self.extra else [])]
+
+    @property
+    def plain(self) -> dict[str, object]:
+        """The turn as chat templates and reward functions read it: role, content and the further fields."""
+        return {"role": self.role, "content": self.content, **(json.loads(self.extra) if self.extra else {})}
+
+    @property
+    def shown(self) -> str:
+        """The turn's text for readers, with its further fields."""
+        return "\n".join(part for part in (self.content, self.extra) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +70,7 @@ class Prompt:
     @property
     def id(self) -> str:
         """Hash of the messages alone: two rows with one prompt share an id."""
-        return content_hash([[m.role, m.content] for m in self.messages])
+        return content_hash([m.parts for m in self.messages])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +171,10 @@ Preference = Pair | Group | Unpaired
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """A preference pair from a data set, as text; the policy's tokenizer turns it into tokens later."""
+    """A preference pair from a data set, as text; the policy's tokenizer turns it into tokens later.
+
+    ``chosen_extra`` and ``rejected_extra`` are ``Message.extra`` of the two answers.
+    """
 
     prompt: Prompt
     chosen: str
@@ -162,15 +186,37 @@ class TextPair:
     win_probability_rejected: float | None = None
     chosen_prior: float | None = None
     rejected_prior: float | None = None
+    chosen_extra: str = ""
+    rejected_extra: str = ""
+
+    @property
+    def answers(self) -> tuple[Message, Message]:
+        """Chosen and rejected as turns."""
+        return (
+            Message("assistant", self.chosen, self.chosen_extra),
+            Message("assistant", self.rejected, self.rejected_extra),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class TextGroup:
-    """Two or more responses to a prompt from a data set, as text, each with its reward."""
+    """Two or more responses to a prompt from a data set, as text, each with its reward (None: it has no score).
+
+    ``extras`` is ``Message.extra`` of each response; empty if no response has any.
+    """
 
     prompt: Prompt
     responses: tuple[str, ...]
-    rewards: tuple[float, ...]
+    rewards: tuple[float | None, ...]
+    extras: tuple[str, ...] = ()
+
+    @property
+    def answers(self) -> tuple[Message, ...]:
+        """The responses as turns."""
+        return tuple(
+            Message("assistant", *of)
+            for of in zip(self.responses, self.extras or ("",) * len(self.responses), strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +226,7 @@ class UnpairedText:
     prompt: Prompt
     completion: str
     desirable: bool
+    extra: str = ""
 
 
 TextPreference = TextPair | TextGroup | UnpairedText

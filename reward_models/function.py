@@ -39,7 +39,7 @@ class FunctionReward:
         except TypeError:
             raise UserError(f"{self._where}: {settings.name} must take (prompt, response, answer)") from None
         self._name = settings.name
-        self._function: Callable[[list[dict[str, str]], str, str | None], object] = function
+        self._function: Callable[[list[dict[str, object]], str, str | None], object] = function
 
     @property
     def version(self) -> str:
@@ -53,7 +53,7 @@ class FunctionReward:
             done(index, Answer(score, "abstained" if score is None else None))
 
     def _score(self, prompt: Prompt, response: Response) -> float | None:
-        messages = [{"role": message.role, "content": message.content} for message in prompt.messages]
+        messages = [message.plain for message in prompt.messages]
         place = f"the response {response.text[:80]!r} to the prompt {prompt.messages[-1].content[:80]!r}"
         try:
             value = self._function(messages, response.text, prompt.answer)

@@ -13,8 +13,8 @@ from flows.report.progress import make_console, progress
 from flows.run_folder.lease import hold
 from pipeline.config import RewardModelConfig
 from pipeline.config.files import dump_config, load_settings
+from pipeline.data.files.folders import data_files
 from pipeline.data.reading import sound_preferences
-from pipeline.data.records import data_files
 from pipeline.data.split import split_held_out
 from pipeline.errors import UserError, first_lines
 from pipeline.storage.atomic import write_json, write_text

@@ -119,7 +119,8 @@ def plan_round(
     """
     text, loss = settings.get_text_config(), Loss(config.loss.preset, config.loss)
     vocabulary, context = text.vocab_size, getattr(text, "max_position_embeddings", None)
-    prompts = [ids for p in tables.prompts if len(ids := chat.prompt_ids(p.messages)) <= config.chat.max_prompt_tokens]
+    tokenised = (chat.prompt_ids_if_written(prompt.messages) for prompt in tables.prompts)
+    prompts = [ids for ids in tokenised if ids is not None and len(ids) <= config.chat.max_prompt_tokens]
     if not prompts:
         raise UserError("chat.max_prompt_tokens: all prompts are longer")
     if config.mode == "offline":
@@ -224,8 +225,8 @@ def _warm_examples(config: RunConfig, tables: Tables, chat: Chat) -> list[Exampl
         return []
     found = []
     for index, (prompt, text) in enumerate(tables.texts):
-        ids = chat.prompt_ids(prompt.messages)
-        if len(ids) <= config.chat.max_prompt_tokens:
+        ids = chat.prompt_ids_if_written(prompt.messages)
+        if ids is not None and len(ids) <= config.chat.max_prompt_tokens:
             found.append(Example.text(str(index), ids, chat.response_ids(prompt.messages, text)))
     return found
 

@@ -23,19 +23,27 @@ from pipeline.training.distributed.launch import read_launch, require_launcher, 
 from pipeline.types import Prompt
 
 
-def check_config(files: list[Path], settings: list[str], faults: Path | None = None) -> None:
+def check_config(files: list[Path], settings: list[str], faults: Path | None = None, show: int | None = None) -> None:
     """Describe the config. Raises ``UserError`` for every mistake that can be found without training.
 
-    ``faults``: file that lists rows with a fault; default: ``faults_file`` of the run's usual folder.
+    ``faults``: file that lists rows with a fault; default: ``faults_file`` of the run's usual folder. ``show``: number
+    of the row to show, also if the data is refused; default: the first one.
     """
     config = load_config(files, settings)
     file = faults or faults_file(Path("runs") / config.name)
-    contents, log = check_run(config, file)
+    shown: list[str] = []
+    try:
+        contents, log = check_run(config, file, show or 1, shown)
+    except UserError:
+        if show is not None:
+            print("\n".join(shown))
+        raise
     for line in _describe(config, contents):
         print(line)
     if log.found:
         print("\n".join(["  faults in the data, within their limits:", *(f"  {line}" for line in log.lines())]))
         print(f"  these rows: {file}")
+    print("\n".join(shown))
 
 
 def faults_file(root: Path) -> Path:
@@ -43,11 +51,13 @@ def faults_file(root: Path) -> Path:
     return root.with_name(f"{root.name}.faults.jsonl")
 
 
-def check_run(config: RunConfig, faults: Path | None = None) -> tuple[Contents, FaultLog]:
+def check_run(
+    config: RunConfig, faults: Path | None = None, show: int = 1, shown: list[str] | None = None
+) -> tuple[Contents, FaultLog]:
     """Check that model folders, data, scorer and loss fit; return the data's contents and faults.
 
     Raises ``UserError``; writes only ``faults``. Model folders must hold the files that are read. Prompts must have
-    the answers that the scorer compares with.
+    the answers that the scorer compares with. ``show`` and ``shown``: see ``check_data``.
     """
     if isinstance(config.policy, PretrainedPolicy):
         check_folder(Path(config.policy.path), "policy.path")
@@ -61,7 +71,7 @@ def check_run(config: RunConfig, faults: Path | None = None) -> tuple[Contents, 
         check_folder(Path(path), field)
     _check_training(config)
     require_trackers(config)
-    contents, log = check_data(config, faults, lambda prompt: _check_prompt(config, prompt))
+    contents, log = check_data(config, faults, lambda prompt: _check_prompt(config, prompt), show, shown)
     check_needs(config, contents)
     if isinstance(config.policy, PretrainedPolicy) and Path(config.policy.path).exists():
         for field, path in _further_models(config):

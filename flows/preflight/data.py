@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from flows.preflight.fault_log import FaultLog
-from pipeline.config import ClassifierScorer, PretrainedPolicy, RunConfig, ScratchPolicy, scorers_of
+from flows.preflight.row_view import view_row
+from pipeline.config import (
+    ClassifierScorer,
+    DatasetData,
+    FileData,
+    PretrainedPolicy,
+    RunConfig,
+    ScratchPolicy,
+    UserData,
+    scorers_of,
+)
 from pipeline.data.counts import Contents
 from pipeline.data.faults import FaultFinder, Tokens
 from pipeline.data.reading import PromptRow, SourceRow, read_preferences, read_prompts
@@ -19,10 +29,17 @@ AnyRow = SourceRow[PromptRow] | SourceRow[TextPreference]
 _UNLIMITED = 2**62
 
 
-def check_data(config: RunConfig, file: Path | None, each: Callable[[Prompt], object]) -> tuple[Contents, FaultLog]:
+def check_data(
+    config: RunConfig,
+    file: Path | None,
+    each: Callable[[Prompt], object],
+    show: int = 1,
+    shown: list[str] | None = None,
+) -> tuple[Contents, FaultLog]:
     """Return the counts of the contents and the faults; also write the faults to ``file``.
 
-    ``each`` is called with every distinct prompt and raises ``UserError`` for an unusable one.
+    ``each`` is called with every distinct prompt and raises ``UserError`` for an unusable one. ``shown`` gets lines
+    that show the first row from number ``show`` on of each source, also if the data is refused.
 
     Raises:
         UserError: faults above ``config.limits``, or nothing left to train on.
@@ -35,7 +52,7 @@ def check_data(config: RunConfig, file: Path | None, each: Callable[[Prompt], ob
         except UserError as error:
             # Unreadable rows explain more than too few rows left.
             unsplit = error
-        _log_faults(config, run_data, log)
+        _log_faults(config, run_data, log, show, [] if shown is None else shown)
     log.check()
     if run_data is None:
         assert unsplit is not None
@@ -66,23 +83,32 @@ def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
     return contents
 
 
-def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog) -> None:
+def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog, show: int, shown: list[str]) -> None:
     tokens = None if run_data is None else _tokens(config, run_data)
     given = run_data is not None and config.held_out.is_given
     for source, rows in _sources(config):
         finder = FaultFinder(
             tokens, run_data.split if run_data is not None and given and source != "held_out" else None
         )
+        waiting = source != "held_out"
         for row in rows:
             log.row(source)
+            if waiting and row.number >= show:
+                waiting = False
+                shown += view_row(source, row, tokens, _settings(config, source))
             if row.value is None:
-                log.fault(source, row.file, row.number, "malformed", str(row.fault))
+                log.fault(source, row.file, row.number, row.cause, str(row.fault))
                 continue
             value = row.value
             if isinstance(value, PromptRow) and config.warm_start is None:
                 value = PromptRow(value.prompt)
             for cause, said in finder.faults(row.place, value):
                 log.fault(source, row.file, row.number, cause, said)
+
+
+def _settings(config: RunConfig, source: str) -> UserData | None:
+    data = config.pairs if source == "pairs" else config.prompts
+    return data if isinstance(data, FileData | DatasetData) else None
 
 
 def _sources(config: RunConfig) -> Iterator[tuple[str, Iterator[AnyRow]]]:
@@ -128,16 +154,19 @@ def _contents_of(prompt: Prompt) -> list[str]:
     return [message.content for message in prompt.messages]
 
 
-def _reward_length(settings: ClassifierScorer) -> Callable[[Sequence[Message], str], int]:
+def _reward_length(settings: ClassifierScorer) -> Callable[[Sequence[Message], Message], int]:
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    from pipeline.models.template import ChatTemplate
 
-    def length(messages: Sequence[Message], text: str) -> int:
-        turns = [{"role": m.role, "content": m.content} for m in (*messages, Message("assistant", text))]
-        if tokenizer.chat_template:
-            rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
+    template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+
+    def length(messages: Sequence[Message], answer: Message) -> int:
+        turns = (*messages, answer)
+        if template is not None:
+            rendered = template.render(turns, generation_prompt=False)
             return len(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
-        return len(tokenizer("\n".join(turn["content"] for turn in turns), verbose=False)["input_ids"])
+        return len(tokenizer("\n".join(turn.shown for turn in turns), verbose=False)["input_ids"])
 
     return length

@@ -173,6 +173,8 @@ def _check_labels(config: RunConfig, contents: Contents) -> None:
     found = f"{contents.soft} of {contents.pairs} pairs have another label than 1; {loss_name(config)} does not read it"
     if _pair_data(config).columns.has_votes:
         raise UserError(f"pairs.votes.label: soft: {found}; majority makes hard labels from the votes")
+    if _pair_data(config).rewards_are == "signed":
+        raise UserError(f"pairs.signed.strength: {found}; none makes hard labels, and margin makes scores")
     raise UserError(
         f"pairs.columns.soft_label: {found}; leave the column out (or name another) to train on hard labels"
     )

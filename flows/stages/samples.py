@@ -98,10 +98,13 @@ def _sample(
     config = context.config
     policy = context.model_path(source)
     chat = policy_chat(config, policy)
-    tokenised = [(prompt, chat.prompt_ids(prompt.messages)) for prompt in prompts]
-    kept = [(prompt, ids) for prompt, ids in tokenised if len(ids) <= config.chat.max_prompt_tokens]
+    tokenised = [(prompt, chat.prompt_ids_if_written(prompt.messages)) for prompt in prompts]
+    longest = config.chat.max_prompt_tokens
+    kept = [(prompt, ids) for prompt, ids in tokenised if ids is not None and len(ids) <= longest]
     if not kept:
-        raise RunError(f"all {len(prompts)} prompts are longer than chat.max_prompt_tokens")
+        raise RunError(
+            f"all {len(prompts)} prompts are longer than chat.max_prompt_tokens, or the template refuses them"
+        )
     shards = {
         folder / f"shard_{index:05d}.parquet": kept[start : start + config.shard_size]
         for index, start in enumerate(range(0, len(kept), config.shard_size))

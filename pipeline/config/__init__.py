@@ -6,7 +6,9 @@ union with the discriminator ``kind``; a choice among functions of one shape is 
 """
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.data import Columns, Data, DatasetData, FileData, HeldOut, Limits, RestaurantData, UserData, Votes
+from pipeline.config.data.columns import Columns, LabelWords, Signed, Votes
+from pipeline.config.data.limits import Limits
+from pipeline.config.data.sources import Data, DatasetData, FileData, HeldOut, RestaurantData, UserData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.loss.composition import Composition
@@ -57,6 +59,7 @@ __all__ = [
     "HeldOut",
     "JudgeScorer",
     "KeywordScorer",
+    "LabelWords",
     "Labelling",
     "LengthScorer",
     "Limits",
@@ -82,6 +85,7 @@ __all__ = [
     "ScorerSettings",
     "ScratchPolicy",
     "ServerSampler",
+    "Signed",
     "SingleScorer",
     "SlotScorer",
     "Training",

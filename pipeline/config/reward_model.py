@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.data import FileData, HeldOut
+from pipeline.config.data.sources import FileData, HeldOut
 from pipeline.config.loss.components import Margin, NoMargin
 from pipeline.config.loss.composition import Composition
 from pipeline.config.policy import PretrainedPolicy

@@ -5,7 +5,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.data import Data, HeldOut, Limits, UserData
+from pipeline.config.data.limits import Limits
+from pipeline.config.data.sources import Data, HeldOut, UserData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.loss.presets import NamedComposition
 from pipeline.config.pairing import Pairing, Replay

@@ -29,7 +29,7 @@ class DistinctPrompts:
 
     def add(self, prompt: Prompt) -> None:
         """Add a row's prompt."""
-        messages = json.dumps([[m.role, m.content] for m in prompt.messages], ensure_ascii=False)
+        messages = json.dumps([m.parts for m in prompt.messages], ensure_ascii=False)
         self._rows.execute(_ADD, (prompt.id, messages, prompt.source, prompt.answer, prompt.reference))
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class DistinctPrompts:
         for messages, source, answer, reference in self._rows.execute(
             "SELECT messages, source, answer, reference FROM prompts ORDER BY number"
         ):
-            turns = tuple(Message(role, content) for role, content in json.loads(messages))
+            turns = tuple(Message(*parts) for parts in json.loads(messages))
             yield Prompt(turns, source, answer, reference)
 
 

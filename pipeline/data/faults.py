@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from pipeline import config
 from pipeline.data.distinct import Firsts
+from pipeline.data.forms.spelled import is_spelled
 from pipeline.data.reading import PromptRow
 from pipeline.data.split import Split
 from pipeline.errors import UserError
@@ -16,6 +17,9 @@ from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference,
 
 Cause = Literal[
     "malformed",
+    "refused",
+    "unwritten",
+    "spelled",
     "doubled_bos",
     "doubled_eos",
     "special_token",
@@ -24,6 +28,8 @@ Cause = Literal[
     "empty",
     "identical",
     "identical_when_cut",
+    "contradiction",
+    "lone_response",
     "tie",
     "duplicate_prompt",
     "duplicate_row",
@@ -33,7 +39,8 @@ Cause = Literal[
     "long_for_reward_model",
 ]
 Fault = tuple[Cause, str]
-_Side = tuple[str, str]
+# A response with its name.
+_Side = tuple[str, Message]
 
 
 class _Chat(Protocol):
@@ -46,12 +53,22 @@ class _Chat(Protocol):
         """Return the ids up to the start of the assistant's turn."""
         ...
 
-    def response_ids(self, messages: Sequence[Message], text: str) -> tuple[int, ...]:
+    def response_ids(
+        self, messages: Sequence[Message], text: str, finished: bool = True, extra: str = ""
+    ) -> tuple[int, ...]:
         """Return the ids of the assistant's turn, with the end token last unless it is cut."""
         ...
 
-    def continues(self, messages: Sequence[Message], text: str) -> bool:
+    def continues(self, messages: Sequence[Message], text: str, extra: str = "") -> bool:
         """Return whether the prompt's ids are a prefix of prompt and response rendered together."""
+        ...
+
+    def unwritten(self, messages: Sequence[Message], answers: Sequence[Message]) -> list[str]:
+        """Return the parts of the conversation that the template leaves out."""
+        ...
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, with special tokens as their names."""
         ...
 
     def spelled(self, text: str, role: str = "assistant") -> list[tuple[str, int | None]]:
@@ -73,7 +90,7 @@ class Tokens:
     chat: _Chat
     limits: config.ChatSettings
     context: int | None = None
-    reward_length: Callable[[Sequence[Message], str], int] | None = None
+    reward_length: Callable[[Sequence[Message], Message], int] | None = None
     reward_limit: int = 0
 
 
@@ -90,8 +107,8 @@ class FaultFinder:
         self._rows = Firsts()
 
     def faults(self, place: str, row: PromptRow | TextPreference) -> Iterator[Fault]:
-        """Yield each cause of the row once. Raises ``UserError`` if the chat template refuses the conversation."""
-        sides = _sides(row)
+        """Yield each cause of the row once."""
+        sides = named_answers(row)
         yield from _faults_of_texts(row, sides)
         yield from self._repeats(place, row, sides)
         if self._leaks is not None and self._leaks.copies(row.prompt):
@@ -100,7 +117,7 @@ class FaultFinder:
             try:
                 yield from _faults_of_tokens(row.prompt, sides, self._tokens)
             except UserError as error:
-                raise UserError(f"{place}: {error}") from error
+                yield "refused", str(error)
 
     def _repeats(self, place: str, row: PromptRow | TextPreference, sides: Sequence[_Side]) -> Iterator[Fault]:
         prompt = row.prompt
@@ -110,38 +127,54 @@ class FaultFinder:
             if prompt.answer != first[1]:
                 yield "differing_answer", f"answer {prompt.answer!r}, but {first[0]} has {first[1]!r}"
         if sides:
-            same = self._rows.add(content_hash([prompt.id, *sorted(text for _, text in sides)]), place)
+            same = self._rows.add(content_hash([prompt.id, *sorted(turn.shown for _, turn in sides)]), place)
             if same is not None:
                 yield "duplicate_row", f"as in {same[0]}"
 
 
-def _sides(row: PromptRow | TextPreference) -> list[_Side]:
+def named_answers(row: PromptRow | TextPreference) -> list[_Side]:
     """Return the row's responses, each with its name."""
     match row:
         case TextPair():
-            return [("chosen", row.chosen), ("rejected", row.rejected)]
+            return [*zip(("chosen", "rejected"), row.answers, strict=True)]
         case UnpairedText():
-            return [("completion", row.completion)]
+            return [("completion", Message("assistant", row.completion, row.extra))]
         case TextGroup():
-            return [(f"response {place}", text) for place, text in enumerate(row.responses, 1)]
+            return [(f"response {place}", turn) for place, turn in enumerate(row.answers, 1)]
         case PromptRow():
-            return [("response", text) for text in row.texts]
+            return [("response", Message("assistant", text)) for text in row.texts]
 
 
 def _faults_of_texts(row: PromptRow | TextPreference, sides: Sequence[_Side]) -> Iterator[Fault]:
-    empty = [name for name, text in sides if not text.strip()]
+    spelled = [name for name, turn in _turns(row.prompt, sides) if is_spelled(turn.content)]
+    if spelled:
+        yield (
+            "spelled",
+            f"a conversation written out as text: {', '.join(dict.fromkeys(spelled))}; parse: true reads it",
+        )
+    empty = [name for name, turn in sides if not turn.shown.strip()]
     if empty:
         yield "empty", f"no text: {', '.join(empty)}"
     # Reference responses are not compared with each other.
-    if not isinstance(row, PromptRow) and (equal := _equal([(name, text) for name, text in sides if text.strip()])):
+    if not isinstance(row, PromptRow) and (
+        equal := _equal([(n, turn.shown) for n, turn in sides if turn.shown.strip()])
+    ):
         yield "identical", f"{equal[0]} and {equal[1]} are equal"
     match row:
         case TextPair() if row.soft_label == 0.5:
             yield "tie", "equal votes for both"
         case TextPair() if row.chosen_score is not None and row.chosen_score == row.rejected_score:
             yield "tie", f"both have the score {row.chosen_score:g}"
-        case TextGroup() if len(set(row.rewards)) == 1:
-            yield "tie", f"all have the reward {row.rewards[0]:g}"
+        case TextPair() if row.chosen_score is not None and row.rejected_score is not None:
+            if row.chosen_score < row.rejected_score:
+                yield "contradiction", f"chosen has the score {row.chosen_score:g}, rejected {row.rejected_score:g}"
+        case TextGroup() if len(known := {reward for reward in row.rewards if reward is not None}) == 1:
+            yield "tie", f"all have the reward {known.pop():g}"
+
+
+def _turns(prompt: Prompt, sides: Sequence[_Side]) -> list[_Side]:
+    """Return every turn that people or models wrote, each with its name."""
+    return [*(("prompt", turn) for turn in prompt.messages if turn.role != "tools"), *sides]
 
 
 def _equal(sides: Sequence[tuple[str, str | tuple[int, ...]]]) -> tuple[str, str] | None:
@@ -158,15 +191,22 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
     chat, limits, messages = tokens.chat, tokens.limits, prompt.messages
     yield from _spelled(prompt, sides, chat)
     prompt_ids = chat.prompt_ids(messages)
-    said = [(name, text, chat.response_ids(messages, text)) for name, text in sides if text.strip()]
+    left_out = chat.unwritten(messages, [turn for _, turn in sides])
+    if left_out:
+        yield "unwritten", f"the chat template does not write: {', '.join(left_out)}"
+    said = [
+        (name, turn, chat.response_ids(messages, turn.content, extra=turn.extra))
+        for name, turn in sides
+        if turn.shown.strip()
+    ]
     cut = [name for name, _, ids in said if ids[-1] not in chat.end_ids]
     if cut:
         limit = f"chat.max_response_tokens ({limits.max_response_tokens})"
         yield "missing_eos", f"over {limit}, so without an end token: {', '.join(cut)}"
-    merged = [name for name, text, _ in said if not chat.continues(messages, text)]
+    merged = [name for name, turn, _ in said if not chat.continues(messages, turn.content, turn.extra)]
     if merged:
         yield "not_a_prefix", f"the prompt's tokens change when followed by: {', '.join(merged)}"
-    if not _equal([(name, text) for name, text, _ in said]) and (equal := _equal([(n, ids) for n, _, ids in said])):
+    if not _equal([(n, turn.shown) for n, turn, _ in said]) and (equal := _equal([(n, ids) for n, _, ids in said])):
         yield "identical_when_cut", f"{equal[0]} and {equal[1]} are the same tokens"
     whole = len(prompt_ids) + max((len(ids) for _, _, ids in said), default=0)
     if len(prompt_ids) > limits.max_prompt_tokens:
@@ -175,7 +215,7 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
     elif tokens.context is not None and whole > tokens.context:
         yield "long_for_policy", f"{whole} tokens, over the policy's context of {tokens.context}"
     if tokens.reward_length is not None:
-        longest = max(tokens.reward_length(messages, text) for text in [text for _, text in sides] or [""])
+        longest = max(tokens.reward_length(messages, turn) for _, turn in sides or [("", Message("assistant", ""))])
         if longest > tokens.reward_limit:
             yield "long_for_reward_model", f"{longest} tokens for the reward model, over {tokens.reward_limit}"
 
@@ -186,9 +226,8 @@ def _spelled(prompt: Prompt, sides: Sequence[_Side], chat: _Chat) -> Iterator[Fa
     One id may be both BOS and EOS: it counts as BOS in a prompt and as EOS in a response.
     """
     found: dict[Cause, str] = {}
-    texts = [("prompt", message.role, message.content) for message in prompt.messages]
-    for name, role, text in [*texts, *((name, "assistant", text) for name, text in sides)]:
-        for token, number in chat.spelled(text, role):
+    for name, turn in _turns(prompt, sides):
+        for token, number in chat.spelled(turn.content, turn.role):
             begins, ends = number is not None and number == chat.bos_id, number in chat.end_ids
             cause: Cause = "special_token"
             if begins and not (ends and name != "prompt"):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar, assert_never
 
 from pipeline.config import Data, DatasetData, FileData, RestaurantData
-from pipeline.data.forms.cells import FaultError
+from pipeline.data.forms.cells import FaultError, RowCause
+from pipeline.data.forms.groups import grouped
 from pipeline.data.forms.parsing import FORMS, preference_of, prompt_of
 from pipeline.data.records import Record, read_records
 from pipeline.data.tasks.restaurants import generate
@@ -21,12 +22,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SourceRow(Generic[T]):
-    """One row: its value or its fault. ``number`` counts from 1 in ``file``, as ``records.Record`` does."""
+    """One row: its value or its fault. ``number`` counts from 1 in ``file``, as ``records.Record`` does.
+
+    Consecutive rows that form one group are one row, with the number of the first. ``columns`` are those of the file.
+    """
 
     file: str
     number: int
     value: T | None
     fault: str | None = None
+    cause: RowCause = "malformed"
+    columns: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -112,10 +118,11 @@ def _prompt_row(record: Record, data: FileData | DatasetData) -> PromptRow:
 
 
 def _parsed(data: FileData | DatasetData, parse: Callable[[Record], T]) -> Iterator[SourceRow[T]]:
-    for record in read_records(data):
+    records = read_records(data)
+    for record in grouped(records, data) if data.rows == "responses" else records:
         try:
             if record.fault is not None:
                 raise FaultError(record.fault)
-            yield SourceRow(record.file, record.number, parse(record))
+            yield SourceRow(record.file, record.number, parse(record), columns=tuple(record.values))
         except FaultError as fault:
-            yield SourceRow(record.file, record.number, None, str(fault))
+            yield SourceRow(record.file, record.number, None, str(fault), fault.cause)

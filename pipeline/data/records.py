@@ -13,8 +13,10 @@ from typing import Any, assert_never
 from pydantic import JsonValue
 
 from pipeline.config import DatasetData, FileData
+from pipeline.data.files.bounds import Broken
 from pipeline.data.files.columnar import BATCH, sound
-from pipeline.data.files.formats import SUFFIXES, Broken, read_file, rows_of
+from pipeline.data.files.folders import data_files, is_saved
+from pipeline.data.files.formats import read_file, rows_of
 from pipeline.errors import UserError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -53,8 +55,10 @@ def read_records(data: FileData | DatasetData) -> Iterator[Record]:
     """
     match data:
         case FileData():
-            for file in data_files(data.path):
-                for number, value in read_file(file):
+            for file in data_files(data.path, data.split):
+                # In a folder, the split names files.
+                named = data.split if Path(data.path).is_file() else None
+                for number, value in read_file(file, named, data.delimiter):
                     yield _record(str(file), number, value)
         case DatasetData():
             tables = open_dataset(data).with_format("arrow").iter(BATCH)
@@ -64,42 +68,13 @@ def read_records(data: FileData | DatasetData) -> Iterator[Record]:
             assert_never(data)
 
 
-def data_files(path: str) -> list[Path]:
-    """Return the data files at ``path``: one file, a folder with its subfolders, or the matches of a pattern.
-
-    Hidden files and folders are skipped. Raises ``UserError`` if there is no file, or none of a known kind.
-    """
-    place = Path(path)
-    if place.is_file():
-        if not place.name.endswith(SUFFIXES):
-            raise UserError(f"{path}: unknown kind of file; allowed: {', '.join(SUFFIXES)}")
-        return [place]
-    if place.is_dir():
-        found = place.rglob("*")
-    elif any(character in path for character in "*?["):
-        found = Path(place.anchor).glob(str(place.relative_to(place.anchor)))
-    else:
-        raise UserError(f"{path}: no such file")
-    files = sorted(
-        file for file in found if file.name.endswith(SUFFIXES) and not _hidden(file, place) and file.is_file()
-    )
-    if not files:
-        raise UserError(f"{path}: no data file there (looked for {', '.join(SUFFIXES)})")
-    return files
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    inner = file.relative_to(folder) if file.is_relative_to(folder) else Path(file.name)
-    return any(part.startswith(".") for part in inner.parts)
-
-
 def open_dataset(data: DatasetData) -> Any:
     """Open the data set, its tables mapped from disk. Raises ``UserError`` if it or the split does not exist."""
     import datasets
 
     folder = Path(data.path)
     try:
-        if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        if not is_saved(folder):
             return datasets.load_dataset(data.path, data.subset, split=data.split, revision=data.revision)
         saved = datasets.load_from_disk(data.path)
         if isinstance(saved, datasets.DatasetDict):

@@ -9,7 +9,7 @@ from pipeline.data.reading import read_preferences, read_prompts, values
 from pipeline.data.sources import held_out_source, prompt_source
 from pipeline.data.split import Split, split_held_out
 from pipeline.errors import UserError
-from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, UnpairedText
+from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
 HELD_OUT_PAIRS = "held_out_pairs"
 
@@ -77,9 +77,12 @@ def open_data(config: RunConfig) -> RunData:
 
 
 def drops_tie(row: TextPreference, source: UserData) -> bool:
-    """Return whether the row is a tie that majority votes drop."""
-    majority = source.columns.has_votes and source.votes.label == "majority"
-    return majority and isinstance(row, TextPair) and row.soft_label == 0.5
+    """Return whether the row is a tie where votes or signed numbers make certain labels."""
+    if source.columns.has_votes:
+        certain = source.votes.label == "majority"
+    else:
+        certain = source.rewards_are == "signed" and source.signed.strength != "soft_label"
+    return certain and isinstance(row, TextPair) and row.soft_label == 0.5
 
 
 def _comparison(row: TextPreference) -> TextPair | None:
@@ -87,12 +90,24 @@ def _comparison(row: TextPreference) -> TextPair | None:
     match row:
         case TextPair():
             return row
-        case TextGroup() if max(row.rewards) > min(row.rewards):
-            best, worst = (row.rewards.index(choose(row.rewards)) for choose in (max, min))
-            return TextPair(
-                row.prompt, row.responses[best], row.responses[worst], row.rewards[best], row.rewards[worst]
-            )
+        case TextGroup():
+            scored = [(score, turn) for score, turn in zip(row.rewards, row.answers, strict=True) if score is not None]
+            best, worst = (choose(scored, key=lambda of: of[0]) for choose in (max, min))
+            if best[0] > worst[0]:
+                return _pair(row.prompt, best, worst)
     return None
+
+
+def _pair(prompt: Prompt, best: tuple[float, Message], worst: tuple[float, Message]) -> TextPair:
+    return TextPair(
+        prompt,
+        best[1].content,
+        worst[1].content,
+        best[0],
+        worst[0],
+        chosen_extra=best[1].extra,
+        rejected_extra=worst[1].extra,
+    )
 
 
 def _preferences(source: UserData | None) -> Iterator[TextPreference]:

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import assert_never
 
 from pipeline.config import Data, DatasetData, FileData, RunConfig, UserData
-from pipeline.data.records import data_files, open_dataset
+from pipeline.data.files.folders import data_files
+from pipeline.data.records import open_dataset
 from pipeline.errors import UserError
 
 
@@ -22,13 +23,14 @@ def held_out_source(config: RunConfig) -> UserData | None:
     for source in (config.prompts, config.pairs):
         match source:
             case FileData() if config.held_out.path is not None:
-                return source.model_copy(update={"path": config.held_out.path})
+                return source.model_copy(update={"path": config.held_out.path, "split": None})
             case DatasetData() if config.held_out.path is not None:
-                return FileData(path=config.held_out.path, columns=source.columns, votes=source.votes)
-            case DatasetData():
+                plain = {name: value for name, value in source if name in FileData.model_fields}
+                return FileData(**{**plain, "kind": "file", "path": config.held_out.path, "split": None})
+            case FileData() | DatasetData():
                 return source.model_copy(update={"split": config.held_out.split})
     if config.held_out.split is not None:
-        raise UserError("held_out.split: needs prompts or pairs from a data set (kind: dataset)")
+        raise UserError("held_out.split: needs prompts or pairs from files or a data set")
     raise UserError("held_out.path: held-out prompts from a file need prompts or pairs from a file")
 
 
@@ -36,7 +38,7 @@ def files_of(source: UserData) -> list[Path]:
     """Return the files that hold the data. Raises ``UserError`` if there are none."""
     match source:
         case FileData():
-            return data_files(source.path)
+            return data_files(source.path, source.split)
         case DatasetData():
             return [Path(file["filename"]) for file in open_dataset(source).cache_files]
     assert_never(source)

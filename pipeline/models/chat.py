@@ -6,6 +6,7 @@ and template do; a response is tokenised after its prompt, so the prompt's ids a
 of prompt + response; and an end token is added only where the model (or author) stopped.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any
 
 from pipeline import config
 from pipeline.errors import UserError
+from pipeline.models.conversation_parts import parts_of, written_parts
 from pipeline.models.foreign import load_tokenizer, model_end_ids, refused
 from pipeline.models.markup import Markup
-from pipeline.models.template import ChatTemplate
+from pipeline.models.template import ChatTemplate, RefusedTurnsError
 from pipeline.types import Message, content_hash
 
 _MARK = "prefloopresponse"
+# A thought that the prompt has opened for the answer.
+_THOUGHT = re.compile(r"(<think(?:ing)?>)\s*\Z")
 
 
 class Chat:
@@ -45,13 +49,16 @@ class Chat:
         self.uses_template = self._choose_template()
         self._template = ChatTemplate(tokenizer) if self.uses_template else None
         self._markup = Markup(tokenizer, self._template)
-        self._lead, turn_end = self._probe_template() if self.uses_template else ("", None)
+        self._written: frozenset[str] | None = None
+        self._last: tuple[tuple[Message, ...], list[str]] | None = None
+        self._lead, self._after, turn_end = self._probe_template() if self.uses_template else ("", "", None)
         known = [i for i in (turn_end, tokenizer.eos_token_id, *model_end_ids) if i is not None]
         if not known:
             raise UserError(f"{_name(tokenizer)}: neither tokenizer nor template has an end token (eos_token)")
         self.end_id: int = known[0]
         self.end_ids: frozenset[int] = frozenset(known)
         self.special_ids: frozenset[int] = frozenset(tokenizer.all_special_ids) | self.end_ids
+        self._ends = {str(tokenizer.convert_ids_to_tokens(i)): i for i in known if i < len(tokenizer)}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.vocab_size: int = len(tokenizer)
         self.template_hash: str = content_hash(
@@ -73,37 +80,60 @@ class Chat:
         Raises:
             UserError: the template refuses these messages (an unknown role order, say).
         """
-        if self._template is not None:
-            ids = self._encode(*self._markup.render(self._template, messages, True))
-        else:
-            ids = self._literal("\n".join(m.content for m in messages))
+        ids = self._encode(*self._prompt_pieces(messages), literal=self._template is None)
         return self._with_one_bos(ids)
 
-    def response_ids(self, messages: Sequence[Message], text: str, finished: bool = True) -> tuple[int, ...]:
+    def prompt_ids_if_written(self, messages: Sequence[Message]) -> tuple[int, ...] | None:
+        """``prompt_ids``, or None if the template refuses these messages."""
+        try:
+            return self.prompt_ids(messages)
+        except RefusedTurnsError:
+            return None
+
+    def response_ids(
+        self, messages: Sequence[Message], text: str, finished: bool = True, extra: str = ""
+    ) -> tuple[int, ...]:
         """Ids of ``text`` as the assistant's answer to ``messages``, with a final end token if ``finished``.
 
-        Special tokens spelled out in ``text`` stay text. Ids beyond ``max_response_tokens`` are cut,
-        and the end token with them.
+        They are those of the template's own text for the whole conversation, minus the prompt: it may write a part of
+        the answer itself (tool calls, of ``extra``; an empty thought), or move one. Special tokens spelled out in
+        ``text`` stay text. Ids beyond ``max_response_tokens`` are cut, and the end token with them.
+
+        Raises:
+            UserError: the template refuses these messages.
         """
-        tail, answer = self._prompt_tail(messages), self._lead + text
+        plain, tail = self._template is None, self._prompt_tail(messages)
+        answer, end = self._answer(messages, text, extra)
         before = self._literal(tail)
-        joined = self._literal(tail + answer)
+        joined = self._literal(tail + text) if plain else self._encode(tail + answer[0], *answer[1:])
         # If the tokenizer merges across the border, the prefix differs; then the answer is encoded by itself.
         together = joined[: len(before)] == before
-        content = joined[len(before) :] if together else self._literal(answer)
-        ids = content + ([self.end_id] if finished else [])
+        content = joined[len(before) :] if together else self._encode(*answer, literal=plain)
+        ids = content + ([end] if finished else [])
         return tuple(ids[: self._settings.max_response_tokens])
 
-    def continues(self, messages: Sequence[Message], text: str) -> bool:
+    def unwritten(self, messages: Sequence[Message], answers: Sequence[Message]) -> list[str]:
+        """Parts of the conversation that the format leaves out: tools, tool calls, tool results, reasoning."""
+        found = parts_of(messages, answers)
+        if found and self._written is None:
+            self._written = frozenset() if self._template is None else written_parts(self._template)
+        return [part for part in found if part not in (self._written or ())]
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` with special tokens as their names."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def continues(self, messages: Sequence[Message], text: str, extra: str = "") -> bool:
         """Whether the ids of prompt and response, rendered together, begin with the prompt's ids.
 
         False if the template renders an answered prompt differently, or if the tokenizer merges the prompt's last
         characters with the response's first.
         """
         if self._template is not None:
-            whole = self._encode(*self._markup.render(self._template, [*messages, Message("assistant", text)], False))
+            answer = Message("assistant", text, extra)
+            whole = self._encode(*self._markup.render(self._template, [*messages, answer], False))
         else:
-            whole = self._literal("\n".join(m.content for m in messages) + text)
+            whole = self._literal(_plain_text(messages) + text)
         prompt = self.prompt_ids(messages)
         return self._with_one_bos(whole)[: len(prompt)] == prompt
 
@@ -121,8 +151,8 @@ class Chat:
             raise UserError(f"chat.template: model, but {_name(self._tokenizer)} has none; use plain or auto")
         return has_one and self._settings.template != "plain"
 
-    def _probe_template(self) -> tuple[str, int | None]:
-        """Return the template's text before an assistant's text, and its special token after it."""
+    def _probe_template(self) -> tuple[str, str, int | None]:
+        """Return the template's text before and after an assistant's text, and its special token after it."""
         turn = [Message("user", "x")]
         assert self._template is not None, "asked only of a chat with a template"
         prompt = self._template.render(turn, True)
@@ -133,13 +163,51 @@ class Chat:
         lead = before[len(prompt) :] if before.startswith(prompt) else ""
         known = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
         special = [i for i in self._encode(after) if i in known]
-        return lead, (special[0] if special else None)
+        return lead, after, (special[0] if special else None)
+
+    def _prompt_pieces(self, messages: Sequence[Message]) -> list[str]:
+        """The prompt's text in pieces, to be encoded one by one."""
+        if self._template is None:
+            return self._markup.pieces(_plain_text(messages))
+        asked = tuple(messages)
+        if self._last is None or self._last[0] != asked:
+            # Every response to a prompt needs its text.
+            self._last = asked, self._markup.render(self._template, asked, True)
+        return self._last[1]
+
+    def _answer(self, messages: Sequence[Message], text: str, extra: str) -> tuple[list[str], int]:
+        """Return the format's text of an answer in pieces, without its end token, and the end token's id."""
+        if self._template is None:
+            return self._markup.pieces(text), self.end_id
+        prompt = "".join(self._prompt_pieces(messages))
+        pieces = self._markup.render(self._template, [*messages, Message("assistant", text, extra)], False)
+        whole = "".join(pieces)
+        if whole.startswith(prompt):
+            return self._without_end(_from(pieces, len(prompt)))
+        if extra:
+            return self._without_end(_from(pieces, _shared(prompt, whole)))
+        # The template writes an answered prompt otherwise: the answer as it stands. A thought that the prompt has
+        # opened is not opened again.
+        opened = _THOUGHT.search(prompt)
+        if opened is not None and text.lstrip().startswith(opened[1]):
+            return self._markup.pieces(text.lstrip().removeprefix(opened[1]).lstrip("\n")), self.end_id
+        first, *rest = self._markup.pieces(text)
+        return [self._lead + first, *rest], self.end_id
+
+    def _without_end(self, pieces: list[str]) -> tuple[list[str], int]:
+        *before, last = pieces
+        if last.endswith(self._after):
+            return [*before, last.removesuffix(self._after)], self.end_id
+        end = next((token for token in self._ends if last.rstrip().endswith(token)), None)
+        if end is None:
+            return pieces, self.end_id
+        return [*before, last.rstrip().removesuffix(end)], self._ends[end]
 
     def _prompt_tail(self, messages: Sequence[Message]) -> str:
         """The prompt's text after its last special token, on which the response's first token may depend."""
         if self._template is None:
-            return "\n".join(m.content for m in messages)
-        text = self._markup.render(self._template, messages, True)[-1]
+            return _plain_text(messages)
+        text = self._prompt_pieces(messages)[-1]
         specials = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
         return text[max((text.rfind(s) + len(s) for s in specials if s in text), default=0) :]
 
@@ -164,6 +232,25 @@ class Chat:
         while start < len(ids) and ids[start] == bos:
             start += 1
         return (bos, *ids[start:])
+
+
+def _from(pieces: Sequence[str], start: int) -> list[str]:
+    """The pieces without their first ``start`` characters."""
+    found = []
+    for piece in pieces:
+        if start < len(piece):
+            found.append(piece[start:])
+        start = max(0, start - len(piece))
+    return found or [""]
+
+
+def _shared(one: str, other: str) -> int:
+    """Characters with which both texts begin."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _plain_text(messages: Sequence[Message]) -> str:
+    return "\n".join(message.content for message in messages if message.role != "tools")
 
 
 def load_chat(path: str, settings: config.ChatSettings, trust_remote_code: bool = False) -> Chat:

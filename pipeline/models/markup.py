@@ -81,8 +81,11 @@ class Markup:
         Raises:
             UserError: the template refuses these messages.
         """
-        cut = next((c for c in _CUTS if not any(c in message.content for message in messages)), _CUTS[0])
-        literal = [replace(m, content=cut.join(self.pieces(m.content, m.role))) for m in messages]
+        cut = next((c for c in _CUTS if not any(c in message.shown for message in messages)), _CUTS[0])
+        literal = [
+            replace(m, content=cut.join(self.pieces(m.content, m.role)), extra=cut.join(self.pieces(m.extra, m.role)))
+            for m in messages
+        ]
         return template.render(literal, generation_prompt).split(cut)
 
     def _as_read(self, text: str, role: str) -> str:

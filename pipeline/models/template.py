@@ -6,6 +6,7 @@ number may become larger than a conversation can be.
 """
 
 import functools
+import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,10 @@ _WIDE_FORMAT = re.compile(r"%[-+ #.(0-9]{0,20}[0-9]{7}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+class RefusedTurnsError(UserError):
+    """A chat template does not render these turns."""
+
+
 class ChatTemplate:
     """Renderer of messages by a tokenizer's chat template."""
 
@@ -48,17 +53,18 @@ class ChatTemplate:
         """Return the text of ``messages``; ``generation_prompt``: up to where an assistant's turn begins.
 
         Raises:
-            UserError: the template refuses these messages, fails, or goes beyond its limits.
+            RefusedTurnsError: the template refuses these messages, fails, or goes beyond its limits.
         """
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        given = {"tools": None, "documents": None, "add_generation_prompt": generation_prompt, **self._words}
+        tools = next((json.loads(message.content) for message in messages if message.role == "tools"), None)
+        turns = [message.plain for message in messages if message.role != "tools"]
+        given = {"tools": tools, "documents": None, "add_generation_prompt": generation_prompt, **self._words}
         try:
             text = render_limited(self._compiled, {**given, "messages": turns})
             if not text.isascii() and _SURROGATE.search(text):
                 raise TemplateRuntimeError("writes half a character")
         except Exception as error:  # foreign code: anything may go wrong in it
-            roles = ", ".join(message.role for message in messages)
-            raise UserError(f"{self._name}: its chat template refuses turns {roles}: {_said(error)}") from error
+            roles = ", ".join(str(turn["role"]) for turn in turns)
+            raise RefusedTurnsError(f"{self._name}: its chat template refuses turns {roles}: {_said(error)}") from error
         return text
 
 

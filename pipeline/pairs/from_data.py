@@ -3,7 +3,8 @@
 Every response gets an end token, since its author stopped there. A response longer than
 ``limits.max_response_tokens`` is instead cut at the right, has no end token and is counted in
 ``cut`` (responses, kept). Dropped rows are counted by cause: ``long_prompt`` (over
-``limits.max_prompt_tokens``), ``empty`` (a response without text), ``identical`` (equal tokens, before or after the
+``limits.max_prompt_tokens``), ``refused`` (the chat template does not render the turns), ``empty`` (a response without
+text), ``identical`` (equal tokens, before or after the
 cut). Rows are made one at a time, and counts are complete after the last one. Torch-free.
 """
 
@@ -14,6 +15,7 @@ from typing import Protocol
 
 from pipeline.config import ChatSettings, RunConfig
 from pipeline.config.loss.needs import needs_of
+from pipeline.models.template import RefusedTurnsError
 from pipeline.pairs.make import from_groups
 from pipeline.pairs.wins import Opponent, win_probabilities
 from pipeline.types import (
@@ -42,7 +44,9 @@ class Tokeniser(Protocol):
         """Return the ids up to the start of the assistant's turn."""
         ...
 
-    def response_ids(self, messages: Sequence[Message], text: str) -> tuple[int, ...]:
+    def response_ids(
+        self, messages: Sequence[Message], text: str, finished: bool = True, extra: str = ""
+    ) -> tuple[int, ...]:
         """Return the ids of the assistant's turn, with the end token last unless it is cut."""
         ...
 
@@ -87,10 +91,13 @@ def tokenise_pairs(
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
         if prompt_ids is None:
             continue
-        if not text.chosen.strip() or not text.rejected.strip():
+        if not all(turn.shown.strip() for turn in text.answers):
             dropped["empty"] += 1
             continue
-        chosen, rejected = (_given(side, text.prompt, chat) for side in (text.chosen, text.rejected))
+        given = _given(text.answers, text.prompt, chat, dropped)
+        if given is None:
+            continue
+        chosen, rejected = given
         if chosen.token_ids == rejected.token_ids:
             dropped["identical"] += 1
             continue
@@ -107,7 +114,9 @@ def tokenise_groups(
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
         if prompt_ids is None:
             continue
-        responses = tuple(_given(response, text.prompt, chat) for response in text.responses)
+        responses = _given(text.answers, text.prompt, chat, dropped)
+        if responses is None:
+            continue
         dropped["cut"] += sum(response.finish_reason == "length" for response in responses)
         yield Group(text.prompt, prompt_ids, responses, text.rewards)
 
@@ -121,16 +130,24 @@ def tokenise_unpaired(
         prompt_ids = _prompt_ids(text.prompt, chat, limits, dropped)
         if prompt_ids is None:
             continue
-        if not text.completion.strip():
+        turn = Message("assistant", text.completion, text.extra)
+        if not turn.shown.strip():
             dropped["empty"] += 1
             continue
-        response = _given(text.completion, text.prompt, chat)
+        given = _given((turn,), text.prompt, chat, dropped)
+        if given is None:
+            continue
+        response = given[0]
         dropped["cut"] += response.finish_reason == "length"
         yield Unpaired(text.prompt, prompt_ids, response, text.desirable)
 
 
 def _prompt_ids(prompt: Prompt, chat: Tokeniser, limits: ChatSettings, dropped: Counter[str]) -> tuple[int, ...] | None:
-    ids = chat.prompt_ids(prompt.messages)
+    try:
+        ids = chat.prompt_ids(prompt.messages)
+    except RefusedTurnsError:
+        dropped["refused"] += 1
+        return None
     if len(ids) <= limits.max_prompt_tokens:
         return ids
     dropped["long_prompt"] += 1
@@ -162,6 +179,15 @@ def _pair(
     )
 
 
-def _given(text: str, prompt: Prompt, chat: Tokeniser) -> Response:
-    ids = chat.response_ids(prompt.messages, text)
-    return Response(text, ids, (), "stop" if ids[-1] in chat.end_ids else "length")
+def _given(
+    turns: Sequence[Message], prompt: Prompt, chat: Tokeniser, dropped: Counter[str]
+) -> tuple[Response, ...] | None:
+    found = []
+    for turn in turns:
+        try:
+            ids = chat.response_ids(prompt.messages, turn.content, extra=turn.extra)
+        except RefusedTurnsError:
+            dropped["refused"] += 1
+            return None
+        found.append(Response(turn.shown, ids, (), "stop" if ids[-1] in chat.end_ids else "length"))
+    return tuple(found)

@@ -28,7 +28,7 @@ from pipeline.types import (
     UnpairedText,
 )
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
 _PROMPT = pa.struct(
     [
         ("id", pa.string()),
@@ -61,11 +61,12 @@ _PAIR_NUMBERS = [
         "rejected_prior",
     )
 ]
-TEXT_PAIRS = pa.schema([("prompt", _PROMPT), ("chosen", pa.string()), ("rejected", pa.string()), *_PAIR_NUMBERS])
-TEXT_GROUPS = pa.schema(
-    [("prompt", _PROMPT), ("responses", pa.list_(pa.string())), ("rewards", pa.list_(pa.float64()))]
-)
-UNPAIRED_TEXTS = pa.schema([("prompt", _PROMPT), ("completion", pa.string()), ("desirable", pa.bool_())])
+_TEXT = pa.string()
+_EXTRAS = [("chosen_extra", _TEXT), ("rejected_extra", _TEXT)]
+TEXT_PAIRS = pa.schema([("prompt", _PROMPT), ("chosen", _TEXT), ("rejected", _TEXT), *_PAIR_NUMBERS, *_EXTRAS])
+_NUMBERS, _TEXTS = pa.list_(pa.float64()), pa.list_(_TEXT)
+TEXT_GROUPS = pa.schema([("prompt", _PROMPT), ("responses", _TEXTS), ("rewards", _NUMBERS), ("extras", _TEXTS)])
+UNPAIRED_TEXTS = pa.schema([("prompt", _PROMPT), ("completion", _TEXT), ("desirable", pa.bool_()), ("extra", _TEXT)])
 GROUPS = pa.schema(
     [
         ("prompt", _PROMPT),
@@ -176,7 +177,7 @@ def prompt_row(prompt: Prompt) -> Row:
     """Return a prompt as a plain row (prompts also go to child processes in this form)."""
     return {
         "id": prompt.id,
-        "messages": [{"role": message.role, "content": message.content} for message in prompt.messages],
+        "messages": [{"role": m.role, "content": m.content, "extra": m.extra} for m in prompt.messages],
         "source": prompt.source,
         "answer": prompt.answer,
         "reference": prompt.reference,
@@ -195,12 +196,13 @@ def row_text_pair(row: Row) -> TextPair:
 
 def row_text_group(row: Row) -> TextGroup:
     """Return the data set's group from a plain row."""
-    return TextGroup(row_prompt(row["prompt"]), tuple(row["responses"]), tuple(row["rewards"]))
+    extras = tuple(row.get("extras") or ())
+    return TextGroup(row_prompt(row["prompt"]), tuple(row["responses"]), tuple(row["rewards"]), extras)
 
 
 def row_unpaired_text(row: Row) -> UnpairedText:
     """Return the data set's marked response from a plain row."""
-    return UnpairedText(row_prompt(row["prompt"]), row["completion"], row["desirable"])
+    return UnpairedText(row_prompt(row["prompt"]), row["completion"], row["desirable"], row.get("extra") or "")
 
 
 def _pair(row: Row) -> Pair:
@@ -275,7 +277,8 @@ def _response_row(response: Response) -> Row:
 
 def row_prompt(row: Row) -> Prompt:
     """Return the prompt from a plain row."""
-    messages = tuple(Message(role=item["role"], content=item["content"]) for item in row["messages"])
+    # Run folders of earlier versions have turns without further fields.
+    messages = tuple(Message(item["role"], item["content"], item.get("extra") or "") for item in row["messages"])
     return Prompt(messages=messages, source=row["source"], answer=row["answer"], reference=row["reference"])
 
 

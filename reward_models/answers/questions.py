@@ -23,7 +23,7 @@ class Question:
 
     def key(self, version: str) -> str:
         """Hash the labeller's version and everything that it may read, including the order."""
-        prompt = [[[m.role, m.content] for m in self.prompt.messages], self.prompt.answer]
+        prompt = [[m.parts for m in self.prompt.messages], self.prompt.answer]
         shown = [[response.text, response.finish_reason] for response in self.responses]
         return content_hash([version, prompt, shown], length=32)
 

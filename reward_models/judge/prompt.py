@@ -96,7 +96,7 @@ class JudgePrompt:
 
 def _mark(messages: Sequence[Message], texts: Sequence[str]) -> str:
     """Return sixteen hexadecimal digits that no text contains; the same texts give the same digits."""
-    contents = [*(message.content for message in messages), *texts]
+    contents = [*(message.shown for message in messages), *texts]
     attempt = 0
     while any((mark := content_hash([attempt, contents])) in text for text in contents):
         attempt += 1
@@ -110,7 +110,7 @@ def _fence(name: str, text: str, mark: str) -> str:
 def _turns(messages: Sequence[Message]) -> str:
     if len(messages) == 1:
         return messages[0].content
-    return "\n\n".join(f"{message.role}:\n{message.content}" for message in messages)
+    return "\n\n".join(f"{message.role}:\n{message.shown}" for message in messages)
 
 
 def _line(error: Exception) -> str:

@@ -38,13 +38,13 @@ class Conversations:
         self.truncated = 0
         self.broken = 0
 
-    def encode(self, asked: Sequence[tuple[Sequence[Message], str]]) -> list[Ids]:
-        """Return the ids of each prompt with its answer: at most the last ``max_tokens``.
+    def encode(self, asked: Sequence[tuple[Sequence[Message], str | Message]]) -> list[Ids]:
+        """Return the ids of each prompt with its answer, a text or a turn: at most the last ``max_tokens``.
 
         Raises:
             UserError: the template refuses one of the conversations.
         """
-        texts = [self._render([*messages, Message("assistant", answer)]) for messages, answer in asked]
+        texts = [self._render([*messages, _turn(answer)]) for messages, answer in asked]
         if not texts:
             return []
         # A template writes its own special tokens; a second BOS would be unlike training.
@@ -57,11 +57,16 @@ class Conversations:
         return [tuple(row[-limit:]) for row in rows]
 
     def _render(self, messages: Sequence[Message]) -> str:
-        literal = [replace(m, content=self._markup.broken(m.content, m.role)) for m in messages]
+        broken = self._markup.broken
+        literal = [replace(m, content=broken(m.content, m.role), extra=broken(m.extra, m.role)) for m in messages]
         self.broken += literal != list(messages)
         if self._template is None:
-            return "\n".join(message.content for message in literal)
+            return "\n".join(message.shown for message in literal)
         return self._template.render(literal, generation_prompt=False)
+
+
+def _turn(answer: str | Message) -> Message:
+    return Message("assistant", answer) if isinstance(answer, str) else answer
 
 
 def split_shared(rows: Sequence[Ids]) -> tuple[Ids, list[Ids]]:

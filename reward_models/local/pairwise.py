@@ -102,4 +102,4 @@ def _turns(messages: Sequence[Message]) -> str:
     """Return the prompt's text, with role names if there are several turns."""
     if len(messages) == 1:
         return messages[0].content
-    return "\n".join(f"{message.role}: {message.content}" for message in messages)
+    return "\n".join(f"{message.role}: {message.shown}" for message in messages)

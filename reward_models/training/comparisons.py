@@ -33,9 +33,21 @@ def pairs_of(preferences: Iterable[TextPreference]) -> Iterator[TextPair]:
                 tied = row.chosen_score is not None and row.chosen_score == row.rejected_score
                 yield replace(row, soft_label=0.5) if tied else row
             case TextGroup():
-                for one, other in combinations(zip(row.responses, row.rewards, strict=True), 2):
-                    (chosen, high), (rejected, low) = sorted((one, other), key=lambda of: -of[1])
-                    yield TextPair(row.prompt, chosen, rejected, high, low, soft_label=0.5 if high == low else 1.0)
+                scored = [
+                    (turn, score) for turn, score in zip(row.answers, row.rewards, strict=True) if score is not None
+                ]
+                for two in combinations(scored, 2):
+                    (chosen, high), (rejected, low) = sorted(two, key=lambda of: -of[1])
+                    yield TextPair(
+                        row.prompt,
+                        chosen.content,
+                        rejected.content,
+                        high,
+                        low,
+                        soft_label=0.5 if high == low else 1.0,
+                        chosen_extra=chosen.extra,
+                        rejected_extra=rejected.extra,
+                    )
             case UnpairedText():
                 raise UserError("pairs: single responses marked good or bad; a reward model needs pairs or groups")
 
@@ -54,7 +66,7 @@ def compare(
             begin with the same token, so there is no prompt.
     """
     dropped: Counter[str] = Counter()
-    asked = [(pair.prompt.messages, text) for pair in pairs for text in (pair.chosen, pair.rejected)]
+    asked = [(pair.prompt.messages, turn) for pair in pairs for turn in pair.answers]
     rows = [without_end(row, padding) for row in conversations.encode(asked)]
     found: list[Comparison] = []
     for pair, chosen, rejected in zip(pairs, rows[::2], rows[1::2], strict=True):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import Columns, RunConfig, Votes
 from pipeline.config.base import Closed
-from pipeline.data.files.formats import SUFFIXES
+from pipeline.data.files.folders import SUFFIXES
 from tests.fuzz.hostile import BYTES, YAML, as_json, damaged, nested, scalars, texts, values
 from tests.support.places import ROOT
 

@@ -18,11 +18,20 @@ def check(
             metavar="FILE", help="list of rows with faults  [default: runs/NAME.faults.jsonl]", show_default=False
         ),
     ] = None,
+    show: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="the row to show as the model will see it, also if the data is refused  [default: the first]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Validate config, data and model folders; count faults in the data by cause. Starts nothing heavy."""
+    """Validate config, data and model folders; count faults in the data; show a row as the model will see it."""
     from flows.preflight.check import check_config
 
-    check_config(*split(items), faults)
+    check_config(*split(items), faults, show)
 
 
 def init(

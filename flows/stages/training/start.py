@@ -55,6 +55,7 @@ def start_policy(context: Context, folder: Path) -> Outcome:
     facts = {
         "parameters": model.num_parameters(),
         "dropped_over_long_texts": dropped["over_long"],
+        "dropped_refused_texts": dropped["refused"],
     }
     return Outcome(outcome.rows, {**outcome.metrics, **facts})
 
@@ -75,7 +76,10 @@ def _examples(context: Context, chat: Chat, dropped: Counter[str]) -> Iterator[E
     """Warm-start texts as tokens; counts prompts that are too long. Raises ``UserError`` if all are."""
     kept = 0
     for index, (prompt, text) in enumerate(warm_start_texts(context)):
-        ids = chat.prompt_ids(prompt.messages)
+        ids = chat.prompt_ids_if_written(prompt.messages)
+        if ids is None:
+            dropped["refused"] += 1
+            continue
         if len(ids) > context.config.chat.max_prompt_tokens:
             dropped["over_long"] += 1
             continue

@@ -3,14 +3,21 @@
 Raises ``FaultError`` for a row in no known form. Uses no tokenizer and no file.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import JsonValue
 
-from pipeline.config import Columns, DatasetData, FileData, Votes
+from pipeline.config import Columns, UserData
 from pipeline.data.forms import cells
+from pipeline.data.forms.answers import Given, answer, split_turns
 from pipeline.data.forms.cells import FaultError
-from pipeline.data.forms.transcripts import common_start, is_transcript, transcript
+from pipeline.data.forms.groups import ranked, rewards_of
+from pipeline.data.forms.marks import preferred, voted
+from pipeline.data.forms.paths import find
+from pipeline.data.forms.spelled import is_spelled, read_spelled
+from pipeline.data.forms.transcripts import common_start, is_transcript
+from pipeline.data.forms.turns import Turns, history_turns, prompt_turns, tools_turn
 from pipeline.data.records import Record
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
@@ -19,186 +26,218 @@ FORMS: dict[type[TextPreference], str] = {
     TextGroup: "a group (responses, rewards)",
     UnpairedText: "a single response (completion, label)",
 }
-Turns = tuple[Message, ...]
 
 
-def prompt_of(record: Record, data: FileData | DatasetData) -> Prompt:
+def prompt_of(record: Record, data: UserData) -> Prompt:
     """Return the row's prompt, with the row's reference response and answer."""
-    values, columns = record.values, data.columns
-    if not _has(record, *columns.prompt_columns) and {columns.chosen, columns.rejected} <= values.keys():
-        return _pair(record, columns).prompt
-    if columns.response in columns.prompt_columns:
-        raise FaultError(f"columns.response and columns.prompt are both {columns.response!r}")
-    messages = _messages(record, columns)
-    return replace(_prompt(record, messages, columns), reference=cells.optional_text(values, columns.response))
+    row = _Row(record, data)
+    columns = data.columns
+    if not row.has(*columns.prompt_columns):
+        if row.has(columns.chosen) and row.has(columns.rejected):
+            return row.pair().prompt
+        if row.has(columns.completion) and not row.has(columns.response):
+            return row.unpaired().prompt
+    return row.referenced()
 
 
-def preference_of(record: Record, data: FileData | DatasetData) -> TextPreference:
+def preference_of(record: Record, data: UserData) -> TextPreference:
     """Return the row's preference; its columns decide the form.
 
     If people voted on a pair, ``data.votes`` turns the votes into its soft label; 0.5 is a tie.
     """
-    columns = data.columns
-    if not _has(record, columns.chosen, columns.rejected):
-        if _has(record, columns.responses):
-            return _group(record, columns)
-        if _has(record, columns.completion):
-            return _unpaired(record, columns)
-    pair = _pair(record, columns)
-    return _voted(pair, record, columns, data.votes) if columns.has_votes else pair
+    row, columns = _Row(record, data), data.columns
+    if not row.has(columns.chosen, columns.rejected):
+        responses = (columns.responses,) if isinstance(columns.responses, str) else columns.responses
+        if row.has(*responses):
+            return row.group()
+        if row.has(columns.completion):
+            return row.unpaired()
+    return row.pair()
 
 
-def _has(record: Record, *columns: str) -> bool:
-    return any(cells.find(record.values, column) is not None for column in columns)
+class _Row:
+    """A record, read as ``data`` says."""
 
+    def __init__(self, record: Record, data: UserData) -> None:
+        self._record = record
+        self._data = data
+        self._columns: Columns = data.columns
+        self._values = record.values
 
-def _group(record: Record, columns: Columns) -> TextGroup:
-    values, messages = record.values, _messages(record, columns)
-    responses = cells.completions(cells.required(values, columns.responses), messages, columns.responses)
-    rewards = cells.rewards(cells.required(values, columns.rewards), columns.rewards)
-    if len(responses) != len(rewards):
-        raise FaultError(f"{columns.rewards}: {len(rewards)} for {len(responses)} {columns.responses}; one for each")
-    return TextGroup(_prompt(record, messages, columns), responses, rewards)
+    def has(self, *columns: str) -> bool:
+        """Return whether one of the columns holds a value."""
+        found = (find(self._values, column) for column in columns)
+        return any(value is not None and not (isinstance(value, float) and cells.absent(value)) for value in found)
 
+    # ------------------------------------------------------------ forms
 
-def _unpaired(record: Record, columns: Columns) -> UnpairedText:
-    values, messages = record.values, _messages(record, columns)
-    completion = cells.completion(cells.required(values, columns.completion), messages, columns.completion)
-    desirable = cells.truth(cells.required(values, columns.label), columns.label)
-    return UnpairedText(_prompt(record, messages, columns), completion, desirable)
+    def referenced(self) -> Prompt:
+        """Return the prompt, with the reference response; one column of both ends with the response."""
+        columns = self._columns
+        if columns.response in columns.prompt_columns:
+            if len(columns.prompt_columns) > 1 or not isinstance(self._cell(columns.response), list):
+                raise FaultError(f"columns.response and columns.prompt are both {columns.response!r}")
+            turns, (said,) = split_turns(None, [self._given(columns.response)])
+            return replace(self._prompt(turns), reference=_plain(said, columns.response))
+        value = self._cell(columns.response)
+        said_text = None if cells.absent(value) else _plain(answer(value, columns.response), columns.response)
+        return replace(self._prompt(self._turns()), reference=said_text)
 
+    def group(self) -> TextGroup:
+        """Return K responses with their rewards."""
+        columns, data = self._columns, self._data
+        if isinstance(columns.responses, tuple):
+            given = [self._given(column) for column in columns.responses]
+        else:
+            name = columns.responses
+            listed = cells.listed(self._listed_cell(name), name, "responses")
+            if len(listed) < 2:
+                where = "consecutive rows with this prompt" if data.rows == "responses" else "the list"
+                said = f"{name}: {len(listed)} in {where}; at least 2 responses make a comparison"
+                raise FaultError(said, "lone_response")
+            given = [(self._parsed(item), f"{name}, item {place}") for place, item in enumerate(listed, 1)]
+        rewards = rewards_of(self._values, data, len(given), self._listed_cell)
+        turns, answers = split_turns(self._turns() if self.has(*columns.prompt_columns) else None, given)
+        extras = tuple(said.extra for said in answers)
+        texts = tuple(said.content for said in answers)
+        return TextGroup(self._prompt(turns), texts, rewards, extras if any(extras) else ())
 
-def _pair(record: Record, columns: Columns) -> TextPair:
-    values = record.values
-    chosen, rejected = (cells.required(values, column) for column in (columns.chosen, columns.rejected))
-    if _has(record, *columns.prompt_columns):
-        messages = _messages(record, columns)
-        better = cells.completion(chosen, messages, columns.chosen)
-        worse = cells.completion(rejected, messages, columns.rejected)
-    else:
-        messages, better, worse = _implicit(chosen, rejected, columns)
-    soft_label = cells.optional_probability(values, columns.soft_label)
-    wins = cells.optional_probability(values, columns.win_probability)
-    wins_rejected = cells.optional_probability(values, columns.win_probability_rejected)
-    if wins is None and wins_rejected is not None:
-        raise FaultError(f"{columns.win_probability_rejected}: {wins_rejected:g}, but no {columns.win_probability}")
-    return TextPair(
-        _prompt(record, messages, columns),
-        better,
-        worse,
-        chosen_score=cells.optional_number(values, columns.chosen_score),
-        rejected_score=cells.optional_number(values, columns.rejected_score),
-        soft_label=1.0 if soft_label is None else soft_label,
-        win_probability=wins,
-        win_probability_rejected=wins_rejected,
-        chosen_prior=cells.optional_number(values, columns.chosen_prior),
-        rejected_prior=cells.optional_number(values, columns.rejected_prior),
-    )
+    def unpaired(self) -> UnpairedText:
+        """Return one response, marked good or bad."""
+        columns = self._columns
+        prompt = self._turns() if self.has(*columns.prompt_columns) else None
+        turns, (said,) = split_turns(prompt, [self._given(columns.completion)])
+        desirable = cells.truth(cells.required(self._values, columns.label), columns.label, self._data.labels.meanings)
+        return UnpairedText(self._prompt(turns), said.content, desirable, said.extra)
 
+    def pair(self) -> TextPair:
+        """Return the pair, in the order that votes or a signed number give it."""
+        values, columns, data = self._values, self._columns, self._data
+        given = [self._given(column) for column in (columns.chosen, columns.rejected)]
+        if self.has(*columns.prompt_columns):
+            turns, (better, worse) = split_turns(self._turns(), given)
+        else:
+            turns, (better, worse) = self._implicit(given)
+        soft_label = cells.optional_probability(values, columns.soft_label)
+        wins = cells.optional_probability(values, columns.win_probability)
+        wins_rejected = cells.optional_probability(values, columns.win_probability_rejected)
+        if wins is None and wins_rejected is not None:
+            raise FaultError(f"{columns.win_probability_rejected}: {wins_rejected:g}, but no {columns.win_probability}")
+        scores = (cells.optional_number(values, column) for column in (columns.chosen_score, columns.rejected_score))
+        chosen_score, rejected_score = (ranked(score, data.rewards_are) for score in scores)
+        pair = TextPair(
+            self._prompt(turns),
+            better.content,
+            worse.content,
+            chosen_score=chosen_score,
+            rejected_score=rejected_score,
+            soft_label=1.0 if soft_label is None else soft_label,
+            win_probability=wins,
+            win_probability_rejected=wins_rejected,
+            chosen_prior=cells.optional_number(values, columns.chosen_prior),
+            rejected_prior=cells.optional_number(values, columns.rejected_prior),
+            chosen_extra=better.extra,
+            rejected_extra=worse.extra,
+        )
+        if columns.has_votes:
+            return voted(pair, values, columns, data.votes)
+        return preferred(pair, values, columns, data.signed) if data.rewards_are == "signed" else pair
 
-# ---------------------------------------------------------------- prompts
-
-
-def _prompt(record: Record, messages: Turns, columns: Columns) -> Prompt:
-    """Return the prompt with these turns, after a system turn if a column has one."""
-    said = None if columns.system is None else cells.optional_text(record.values, columns.system)
-    system = () if said is None or not said.strip() else (Message("system", said),)
-    answer = cells.plain_answer(record.values, columns.answer)
-    return Prompt((*system, *messages), source=record.source, answer=answer)
-
-
-def _messages(record: Record, columns: Columns) -> Turns:
-    """Return the prompt's turns, from one column or from several text columns."""
-    names = columns.prompt_columns
-    if len(names) == 1:
-        return _turns(cells.required(record.values, names[0]), names[0])
-    parts = [cells.optional_text(record.values, name) for name in names]
-    text = "\n\n".join(part.strip() for part in parts if part is not None and part.strip())
-    return cells.prompt_messages(text, " + ".join(names))
-
-
-def _turns(value: JsonValue, column: str) -> Turns:
-    if isinstance(value, str) and is_transcript(value):
-        turns = transcript(value)
-        # The prompt of a transcript ends where the assistant's turn begins.
-        open_end = turns[-1].role == "assistant" and not turns[-1].content
-        value = [{"role": turn.role, "content": turn.content} for turn in (turns[:-1] if open_end else turns)]
-    return cells.prompt_messages(value, column)
-
-
-def _implicit(chosen: JsonValue, rejected: JsonValue, columns: Columns) -> tuple[Turns, str, str]:
-    """Split a row without a prompt: the prompt is the common start of the two conversations, transcripts or texts."""
-    names = (columns.chosen, columns.rejected)
-    if isinstance(chosen, str) and isinstance(rejected, str) and not is_transcript(chosen):
+    def _implicit(self, given: Sequence[Given]) -> tuple[Turns, list[Message]]:
+        """Split a row without a prompt: it is the common start of the two conversations, transcripts or texts."""
+        (chosen, one), (rejected, other) = given
+        if not (isinstance(chosen, str) and isinstance(rejected, str)) or is_transcript(chosen):
+            return split_turns(None, given)
         start = common_start(chosen, rejected)
         if not start.strip():
             raise FaultError(
-                f"no column {' or '.join(map(repr, columns.prompt_columns))}, and {names[0]} and {names[1]} share "
+                f"no column {' or '.join(map(repr, self._columns.prompt_columns))}, and {one} and {other} share "
                 "no start that could be the prompt"
             )
-        return (Message("user", start),), chosen[len(start) :], rejected[len(start) :]
-    one, other = (_conversation(side, name) for side, name in zip((chosen, rejected), names, strict=True))
-    if len(one) < 2 or one[:-1] != other[:-1]:
+        return (Message("user", start),), [Message("assistant", side[len(start) :]) for side in (chosen, rejected)]
+
+    # ------------------------------------------------------------ cells
+
+    def _cell(self, column: str) -> JsonValue:
+        return self._parsed(find(self._values, column))
+
+    def _given(self, column: str) -> Given:
+        return self._parsed(cells.required(self._values, column)), column
+
+    def _parsed(self, value: JsonValue) -> JsonValue:
+        """Return a value, or the conversation that a text writes out, if ``parse`` is set."""
+        if self._data.parse and isinstance(value, str):
+            if is_spelled(value):
+                return _read(value)
+            if value.lstrip().startswith(('["', "['")):
+                match _read(value):
+                    case [str(only)]:
+                        return only
+        return value
+
+    def _listed_cell(self, column: str) -> JsonValue:
+        """Return a value that should be a list."""
+        value = cells.required(self._values, column)
+        if self._data.parse and isinstance(value, str) and value.lstrip().startswith(("[", "array(")):
+            return _read(value)
+        return value
+
+    # ------------------------------------------------------------ prompts
+
+    def _turns(self) -> Turns:
+        """Return the prompt's turns, from one column or from several text columns."""
+        names = self._columns.prompt_columns
+        if len(names) == 1:
+            value, name = self._given(names[0])
+            return prompt_turns(value, name)
+        parts = [find(self._values, name) for name in names]
+        texts = [
+            answer(part, name).content.strip()
+            for part, name in zip(parts, names, strict=True)
+            if not cells.absent(part)
+        ]
+        return prompt_turns("\n\n".join(text for text in texts if text), " + ".join(names))
+
+    def _prompt(self, messages: Turns) -> Prompt:
+        """Return the prompt with these turns, after tools, a system turn and a history if columns have them."""
+        columns = self._columns
+        system: Turns = ()
+        if columns.system is not None and not cells.absent(value := self._cell(columns.system)):
+            said = value if isinstance(value, str) else answer(value, columns.system).content
+            system = (Message("system", said),) if said.strip() else ()
+        history = () if columns.history is None else history_turns(self._cell(columns.history), columns.history)
+        tools = tools_turn(find(self._values, columns.tools), columns.tools)
+        others = [turn for turn in (*history, *messages) if turn not in system]
+        if system and any(turn.role == "system" for turn in others):
+            raise FaultError(f"{columns.system}: a system turn, but the prompt has another one")
+        turns = (*system, *others)
+        if self._data.system == "user":
+            turns = _merged(turns)
+        reply = cells.plain_answer(self._values, columns.answer)
+        return Prompt((*tools, *turns), source=self._record.source, answer=reply)
+
+
+def _merged(turns: Turns) -> Turns:
+    """Return the turns with the text of system turns before that of the first user turn."""
+    said = [turn.content.strip() for turn in turns if turn.role == "system"]
+    others = [turn for turn in turns if turn.role != "system"]
+    first = next((place for place, turn in enumerate(others) if turn.role == "user"), None)
+    if not said or first is None:
+        return turns
+    others[first] = replace(others[first], content="\n\n".join((*said, others[first].content)))
+    return tuple(others)
+
+
+def _read(text: str) -> JsonValue:
+    try:
+        return read_spelled(text)
+    except ValueError as error:
+        raise FaultError(f"cannot be parsed: {error}: {text[:60]!r}") from error
+
+
+def _plain(said: Message, column: str) -> str:
+    if said.extra:
         raise FaultError(
-            f"{names[0]} and {names[1]}: without a prompt they must be conversations that differ only in the last turn"
+            f"{column}: a reference response with tool calls or reasoning; only its text could be trained on"
         )
-    if one[-2].role != "user":
-        raise FaultError(f"{names[0]}: the turn before the last must be the user's, not {one[-2].role!r}")
-    for name, turns in zip(names, (one, other), strict=True):
-        if turns[-1].role != "assistant":
-            raise FaultError(f"{name}: must end with a turn of the assistant, not with {turns[-1].role!r}")
-    return one[:-1], one[-1].content, other[-1].content
-
-
-def _conversation(value: JsonValue, column: str) -> Turns:
-    if isinstance(value, str):
-        if not is_transcript(value):
-            raise FaultError(f"{column}: without a prompt it must be a conversation, not a text")
-        return transcript(value)
-    return cells.messages(value, column)
-
-
-# ---------------------------------------------------------------- votes
-
-
-def _voted(pair: TextPair, record: Record, columns: Columns, settings: Votes) -> TextPair:
-    if not cells.absent(cells.find(record.values, columns.soft_label)):
-        raise FaultError(f"{columns.soft_label}: a soft label, but votes decide it; leave one of the two out")
-    chosen, rejected, tie = _votes(record, columns, settings)
-    total = chosen + rejected + tie
-    share = (chosen + tie / 2) / total
-    if settings.label == "majority":
-        share = 1.0 if chosen > total / 2 else 0.0 if rejected > total / 2 else 0.5
-    return replace(_swapped(pair) if share < 0.5 else pair, soft_label=max(share, 1 - share))
-
-
-def _votes(record: Record, columns: Columns, settings: Votes) -> tuple[float, float, float]:
-    values = record.values
-    if columns.votes is not None:
-        return cells.votes(cells.required(values, columns.votes), settings, columns.votes)
-    counts = []
-    for column in (columns.chosen_votes, columns.rejected_votes, columns.tie_votes):
-        count = 0.0 if column is None else cells.number(cells.required(values, column), column)
-        if count < 0:
-            raise FaultError(f"{column}: {count:g} votes")
-        counts.append(count)
-    if not sum(counts):
-        raise FaultError(f"{columns.chosen_votes} and {columns.rejected_votes}: no votes")
-    return counts[0], counts[1], counts[2]
-
-
-def _swapped(pair: TextPair) -> TextPair:
-    wins = pair.win_probability_rejected
-    if wins is None and pair.win_probability is not None:
-        wins = 1 - pair.win_probability
-    return replace(
-        pair,
-        chosen=pair.rejected,
-        rejected=pair.chosen,
-        chosen_score=pair.rejected_score,
-        rejected_score=pair.chosen_score,
-        win_probability=wins,
-        win_probability_rejected=pair.win_probability,
-        chosen_prior=pair.rejected_prior,
-        rejected_prior=pair.chosen_prior,
-    )
+    return said.content

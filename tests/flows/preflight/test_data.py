@@ -43,7 +43,7 @@ PAIRS: list[tuple[dict[str, Any] | str, Counter[str]]] = [
 ]
 GROUPS: list[tuple[dict[str, Any] | str, Counter[str]]] = [
     *[({"prompt": f"a dog {n}", "responses": ["a", "b"], "rewards": [0, n]}, Counter(tie=n == 0)) for n in range(10)],
-    ({"prompt": "p", "responses": ["a"], "rewards": [1]}, Counter(malformed=1)),
+    ({"prompt": "p", "responses": ["a"], "rewards": [1]}, Counter(lone_response=1)),
     ({"prompt": "q", "responses": ["a", "b", "a"], "rewards": [1, 2, 3]}, Counter(identical=1)),
     ({"prompt": "r", "responses": ["a", "", "c"], "rewards": [1, 2, 3]}, Counter(empty=1)),
     (

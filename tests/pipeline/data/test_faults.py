@@ -6,7 +6,6 @@ from pipeline import config
 from pipeline.data.faults import Fault, FaultFinder, Tokens
 from pipeline.data.reading import PromptRow
 from pipeline.data.split import Split
-from pipeline.errors import UserError
 from pipeline.models.chat import Chat
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 from tests.support.tiny_model import TEMPLATE, tiny_tokenizer
@@ -54,6 +53,10 @@ def test_sound_rows_have_no_faults() -> None:
         (pair(soft_label=0.5), "tie"),
         (pair(chosen_score=2, rejected_score=2), "tie"),
         (pair(text="Zizzi serves cheap food. " * 30), "long_for_policy"),
+        (pair(chosen_score=1, rejected_score=2), "contradiction"),
+        (pair(chosen='[{"role": "assistant", "content": "x"}]'), "spelled"),
+        (pair(rejected="[{'content': 'x', 'role': 'assistant'}]"), "spelled"),
+        (TextGroup(prompt("a dog"), ("ran", "sat", "the"), (1, None, 1)), "tie"),
         (TextGroup(prompt("a dog"), ("ran", "", "sat"), (1, 2, 3)), "empty"),
         (TextGroup(prompt("a dog"), ("ran", "sat", "ran"), (1, 2, 3)), "identical"),
         (TextGroup(prompt("a dog"), ("ran", "sat"), (1, 1)), "tie"),
@@ -65,7 +68,7 @@ def test_sound_rows_have_no_faults() -> None:
 )
 def test_a_fault_has_its_cause(row: PromptRow | TextPreference, cause: str) -> None:
     (found,) = causes(row)
-    beside = {"missing_eos"} if cause == "identical_when_cut" else set()
+    beside = {"missing_eos"} if cause in ("identical_when_cut", "spelled") else set()
     assert set(found) == {cause} | beside and len(found) == len(set(found))
 
 
@@ -102,7 +105,7 @@ def test_a_leak_is_a_held_out_prompt_but_for_case_and_spaces() -> None:
 
 def test_lengths_are_those_of_the_context_and_of_the_reward_model() -> None:
     assert causes(pair(), context=5) == [["long_for_policy"]]
-    length = {"reward_length": lambda messages, text: len(messages[-1].content) + len(text), "reward_limit": 20}
+    length = {"reward_length": lambda messages, turn: len(messages[-1].content) + len(turn.content), "reward_limit": 20}
     assert causes(pair(), PromptRow(prompt("a cat")), **length) == [[], []]
     assert causes(pair(rejected="on the old mat"), **length) == [["long_for_reward_model"]]
 
@@ -120,8 +123,8 @@ def test_one_id_that_begins_and_ends_is_taken_by_where_it_stands() -> None:
 def test_a_conversation_that_the_template_refuses_is_named() -> None:
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + TEMPLATE
     finder = FaultFinder(Tokens(Chat(tiny_tokenizer(template=template), LIMITS), LIMITS))
-    with pytest.raises(UserError, match=r"^r, row 1: .*refuses turns system, user: no system turns"):
-        said(PromptRow(Prompt((Message("system", "s"), Message("user", "u")))), finder)
+    ((cause, why),) = said(PromptRow(Prompt((Message("system", "s"), Message("user", "u")))), finder)
+    assert cause == "refused" and "refuses turns system, user: no system turns" in why
 
 
 def test_causes_are_the_limits() -> None:

@@ -1,6 +1,7 @@
 """A data set's texts as tokens: end tokens, cuts, counts, and the numbers that go with a pair."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
@@ -18,10 +19,12 @@ class Letters:
     def __init__(self, limit: int) -> None:
         self.limit = limit
 
-    def prompt_ids(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+    def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(map(ord, messages[-1].content))
 
-    def response_ids(self, messages: tuple[Message, ...], text: str) -> tuple[int, ...]:
+    def response_ids(
+        self, messages: Sequence[Message], text: str, finished: bool = True, extra: str = ""
+    ) -> tuple[int, ...]:
         return (*map(ord, text), 0)[: self.limit]
 
 

@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import FileData
-from pipeline.data.files import formats
-from pipeline.data.files.formats import Broken, read_file
-from pipeline.data.records import Record, data_files, read_records
+from pipeline.data.files import formats, json_text
+from pipeline.data.files.bounds import Broken
+from pipeline.data.files.folders import data_files
+from pipeline.data.files.formats import read_file
+from pipeline.data.records import Record, read_records
 from pipeline.errors import UserError
 
 ROWS: list[dict[str, Any]] = [
@@ -88,7 +90,12 @@ def test_nothing_there_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("r.json", b'{"prompt": "a"}', "must be a list of objects"),
+        ("r.json", b'"a"', "must be a list of objects, or objects"),
+        ("r.json", b'{"prompt": "a"', "item 1: expected ',', not 'the end'"),
+        ("r.json", b'{"train": [{"a": 1}], "test": [{"a": 2}]}', "holds several lists of rows: train, test; name one"),
+        ("r.csv", b"a;b,c\n1;2,3\n", "cells may be separated in 2 ways; say which: delimiter: ',' (2 columns) or"),
+        ("r.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "fetch it with: git lfs pull"),
+        ("r.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer to the data"),
         ("r.json", b"", "must be a list of objects"),
         ("r.json", b"[1, 2", "neither a comma nor the list's end after item 2"),
         ("r.json", b'[{"a": 1} {"a": 2}]', "neither a comma nor the list's end after item 1"),
@@ -136,10 +143,10 @@ def test_a_json_list_is_decoded_across_chunks(tmp_path: Path, monkeypatch: pytes
     rows = [{"n": n, "text": "é" * n, "list": [n, {"x": None}]} for n in range(60)]
     (tmp_path / "r.json").write_text(json.dumps(rows, ensure_ascii=False, indent=2), encoding="utf-8-sig")
     for size in (1, 7, 64):
-        monkeypatch.setattr(formats, "CHUNK", size)
+        monkeypatch.setattr(json_text, "CHUNK", size)
         assert [record.values for record in read(tmp_path / "r.json")] == rows
     (tmp_path / "r.json").write_text("[1, 23, 456]")
-    monkeypatch.setattr(formats, "CHUNK", 1)
+    monkeypatch.setattr(json_text, "CHUNK", 1)
     assert [value for _, value in formats.read_file(tmp_path / "r.json")] == [1, 23, 456]
 
 
@@ -172,7 +179,7 @@ def test_cells_that_python_has_no_value_for_are_faults_of_their_rows(tmp_path: P
 
 
 def test_a_line_without_an_end_is_a_fault_and_fills_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.files.formats.LONGEST_ROW", 1 << 20)
+    monkeypatch.setattr(json_text, "LONGEST_ROW", 1 << 20)
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "' + "x" * (3 << 20) + '"}\n{"prompt": "a"}\n')
     (_, first), (number, second) = read_file(file)

@@ -62,7 +62,7 @@ def test_counts_of_votes_are_votes() -> None:
 def test_votes_of_other_names_and_what_is_none() -> None:
     letters = Votes(chosen="A", rejected="B", tie="tie")
     assert pair({**PAIR, "v": ["B", "B", "tie"]}, letters, votes="v").chosen == "b"
-    with pytest.raises(FaultError, match=r"v: vote 'C'; votes are 'A' \(chosen\), 'B' \(rejected\)"):
+    with pytest.raises(FaultError, match=r"v: vote 'C'; votes are 'a' \(chosen\), 'b' \(rejected\)"):
         read({**PAIR, "v": ["A", "C"]}, letters, votes="v")
     with pytest.raises(FaultError, match="v: no votes"):
         read({**PAIR, "v": []}, votes="v")
@@ -92,7 +92,7 @@ def test_columns_reach_into_objects_and_lists_of_them() -> None:
     columns = {"prompt": "instruction", "responses": "completions.response", "rewards": "completions.rating.all"}
     found = read(row, **columns)
     assert isinstance(found, TextGroup) and (found.responses, found.rewards) == (("a", "b"), (3.0, 5.0))
-    with pytest.raises(FaultError, match=r"completions\.rating\.all, item 2: must be a finite number, not null"):
+    with pytest.raises(FaultError, match=r"completions\.rating\.all: 1 of 2 responses have a score"):
         read({**row, "completions": [completions[0], {"response": "b"}]}, **columns)
     assert pair({**PAIR, "a.b": "dotted"}, chosen="a.b").chosen == "dotted"
 

@@ -1,0 +1,78 @@
+"""One row of the user's data as the model will see it, with the trained tokens marked. Torch-free."""
+
+from collections.abc import Iterator
+
+from pipeline.config import UserData
+from pipeline.data.faults import Tokens, named_answers
+from pipeline.data.forms.paths import first_name
+from pipeline.data.reading import PromptRow, SourceRow
+from pipeline.errors import UserError
+from pipeline.safe_text import visible
+from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, UnpairedText
+
+_BEGIN, _END = "⟦", "⟧"
+_LONGEST = 4000
+
+
+def view_row(
+    source: str, row: SourceRow[PromptRow] | SourceRow[TextPreference], tokens: Tokens | None, data: UserData | None
+) -> list[str]:
+    """Return lines that show a row: its prompt, its responses, what is trained on, and columns that are not read.
+
+    Args:
+        source: name of the data in the config.
+        row: with a value, or with a fault, which is shown.
+        tokens: the policy's chat; None: texts are shown instead of tokens.
+        data: settings of the source; None: generated data.
+    """
+    if row.value is None:
+        return [f"{source}: {row.place}: {row.cause}: {row.fault}"]
+    lines = [f"{source}: {row.place}, as the model sees it; tokens between {_BEGIN} and {_END} are trained on:"]
+    try:
+        lines += [*_parts(row.value, tokens)]
+    except UserError as error:
+        lines.append(f"  refused: {error}")
+    lines += _numbers(row.value)
+    unread = [] if data is None else _unread(row.columns, data)
+    if unread:
+        lines.append(f"  columns that are not read: {', '.join(map(visible, unread))}")
+    return lines
+
+
+def _parts(value: PromptRow | TextPreference, tokens: Tokens | None) -> Iterator[str]:
+    prompt: Prompt = value.prompt
+    texts = "\n".join(f"{turn.role}: {turn.shown}" for turn in prompt.messages)
+    yield _line("prompt", texts if tokens is None else tokens.chat.spell(tokens.chat.prompt_ids(prompt.messages)))
+    for name, turn in named_answers(value):
+        ids = () if tokens is None else tokens.chat.response_ids(prompt.messages, turn.content, extra=turn.extra)
+        said = turn.shown if tokens is None else tokens.chat.spell(ids)
+        yield _line(name, f"{_BEGIN}{said}{_END}")
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name}: " + visible(text, _LONGEST).replace("\n", "\n    ")
+
+
+def _numbers(value: PromptRow | TextPreference) -> list[str]:
+    match value:
+        case TextPair():
+            numbers = {"soft label": value.soft_label, "chosen score": value.chosen_score}
+            numbers |= {"rejected score": value.rejected_score, "win probability": value.win_probability}
+            said = [f"{name} {number:g}" for name, number in numbers.items() if number is not None]
+            return [f"  {', '.join(said)}"]
+        case TextGroup():
+            said = ["none" if reward is None else f"{reward:g}" for reward in value.rewards]
+            return [f"  rewards: {', '.join(said)}"]
+        case UnpairedText():
+            return [f"  label: {'good' if value.desirable else 'bad'}"]
+    return []
+
+
+def _unread(columns: tuple[str, ...], data: UserData) -> list[str]:
+    """Return the columns that no setting names."""
+    read: set[str] = set()
+    for setting in data.columns.__dict__.values():
+        for name in setting if isinstance(setting, tuple) else (setting,):
+            if isinstance(name, str):
+                read |= {name, first_name(name)}
+    return [column for column in columns if column not in read]

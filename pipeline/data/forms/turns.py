@@ -1,0 +1,175 @@
+"""Turns of a conversation in the forms that data sets have them in. Torch-free."""
+
+import json
+
+from pydantic import JsonValue
+
+from pipeline.data.forms.cells import FaultError, kind
+from pipeline.data.forms.transcripts import is_transcript, transcript
+from pipeline.types import Message, Role
+
+Turns = tuple[Message, ...]
+
+# Compared without regard to case.
+_ROLES: dict[str, Role] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "ai"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
+}
+# Whole turns that are calls, their content the call's JSON.
+_CALLS = frozenset({"function_call", "tool_call"})
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+
+
+def messages(value: JsonValue, column: str) -> Turns:
+    """Parse a list of {role, content}, or one such object; a string is a user message, an empty system turn is none."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise FaultError(f"{column}: is empty")
+        return (Message("user", value),)
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list) or not value:
+        raise FaultError(f"{column}: must be a string or a list of messages, not {kind(value)}")
+    found = (_message(item, place, column) for place, item in enumerate(value, 1))
+    return tuple(turn for turn in found if turn.role != "system" or turn.content.strip())
+
+
+def _message(item: JsonValue, place: int, column: str) -> Message:
+    """Parse one turn: {role, content}, or {from, value} as in ShareGPT; content is text or a list of text parts."""
+    turn = item if isinstance(item, dict) else {}
+    said, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    name = said.strip().casefold() if isinstance(said, str) else None
+    where = f"{column}: message {place}"
+    if name in _CALLS:
+        return Message("assistant", "", _json({"tool_calls": _calls(content, where)}, where))
+    role = None if name is None else _ROLES.get(name)
+    if name is not None and role is None:
+        raise FaultError(f"{where} has role {said!r}; allowed: {', '.join((*_ROLES, *sorted(_CALLS)))}")
+    extra = {} if role is None else _extra(role, turn, where)
+    content = _content(content, role, extra)
+    if role is None or not isinstance(content, str):
+        raise FaultError(f"{where} must have the strings role and content")
+    return Message(role, content, _json(extra, where) if extra else "")
+
+
+def _content(content: JsonValue, role: Role | None, extra: dict[str, JsonValue]) -> JsonValue:
+    if isinstance(content, list) and content:
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if all(isinstance(part, str) for part in parts):
+            return "".join(map(str, parts))
+    if role == "tool" and isinstance(content, dict | list):
+        return json.dumps(content, ensure_ascii=False)
+    # A turn that only calls tools says nothing.
+    return "" if content is None and "tool_calls" in extra else content
+
+
+def _extra(role: Role, turn: dict[str, JsonValue], where: str) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {}
+    if role == "assistant":
+        calls = turn.get("tool_calls") or turn.get("function_call")
+        if calls:
+            found["tool_calls"] = _calls(calls, where)
+        reasoning = next((turn[name] for name in _REASONING if turn.get(name)), None)
+        if isinstance(reasoning, str):
+            found["reasoning_content"] = reasoning
+    if role == "tool":
+        found |= {name: turn[name] for name in ("name", "tool_call_id") if isinstance(turn.get(name), str)}
+    return found
+
+
+def _calls(value: JsonValue, where: str) -> list[JsonValue]:
+    """Parse calls in OpenAI's form, or plain {name, arguments}; each may be JSON text."""
+    listed = _plain(value, where)
+    return [_call(call, where) for call in (listed if isinstance(listed, list) else [listed])]
+
+
+def _call(value: JsonValue, where: str) -> JsonValue:
+    call = value if isinstance(value, dict) else {}
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise FaultError(f"{where}: a tool call must have a name, as in {{function: {{name, arguments}}}}")
+    arguments = function.get("arguments", function.get("parameters", {}))
+    if isinstance(arguments, str):
+        # Templates write arguments as JSON themselves.
+        arguments = _plain(arguments, where) if arguments.strip() else {}
+    plain: JsonValue = {"name": function["name"], "arguments": arguments}
+    own: JsonValue = {"type": "function", "function": plain}
+    return {"id": call["id"], **own} if isinstance(call.get("id"), str) and isinstance(own, dict) else own
+
+
+def tools_turn(value: JsonValue, column: str) -> Turns:
+    """Return the turn that lists the tools; none if there are none."""
+    listed = _plain(value, column) if value else None
+    if not listed:
+        return ()
+    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+        raise FaultError(f"{column}: must be a list of tools, each an object, not {kind(listed)}")
+    return (Message("tools", _json(listed, column)),)
+
+
+def _plain(value: JsonValue, where: str) -> JsonValue:
+    """Return ``value``, read if it is JSON text, without the nulls that Arrow fills objects with."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise FaultError(f"{where}: neither an object nor its JSON: {kind(value)}") from error
+    return _without_nulls(value)
+
+
+def _without_nulls(value: JsonValue) -> JsonValue:
+    match value:
+        case dict():
+            return {name: _without_nulls(held) for name, held in value.items() if held is not None}
+        case list():
+            return [_without_nulls(item) for item in value]
+    return value
+
+
+def _json(value: JsonValue | dict[str, JsonValue], where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FaultError(f"{where}: cannot be written as JSON: {str(error)[:80]}") from error
+
+
+def history_turns(value: JsonValue, column: str) -> Turns:
+    """Parse earlier exchanges: a list of [user, assistant], or messages; empty is none."""
+    if value is None or value == [] or value == "":
+        return ()
+    if isinstance(value, list) and all(isinstance(item, list) for item in value):
+        found: list[Message] = []
+        for place, exchange in enumerate(value, 1):
+            match exchange:
+                case [str(asked), str(answered)]:
+                    found += [Message("user", asked), Message("assistant", answered)]
+                case _:
+                    raise FaultError(f"{column}, item {place}: must be the texts of [user, assistant]")
+        return tuple(found)
+    return messages(value, column)
+
+
+def prompt_turns(value: JsonValue, column: str) -> Turns:
+    """Parse a prompt: turns that end with the user's, or with a tool's result; a transcript; a text."""
+    if isinstance(value, str) and is_transcript(value):
+        found = transcript(value)
+        # The prompt of a transcript ends where the assistant's turn begins.
+        found = found[:-1] if found[-1].role == "assistant" and not found[-1].content else found
+    else:
+        found = messages(value, column)
+    if not found or found[-1].role not in ("user", "tool"):
+        last = repr(found[-1].role) if found else "nothing"
+        raise FaultError(f"{column}: must end with a user message, not with {last}")
+    return found
+
+
+def is_conversation(value: JsonValue) -> bool:
+    """Return whether a cell holds turns: messages, or a transcript."""
+    return isinstance(value, list | dict) or (isinstance(value, str) and is_transcript(value))
+
+
+def conversation(value: JsonValue, column: str) -> Turns:
+    """Parse messages or a transcript."""
+    return transcript(value) if isinstance(value, str) else messages(value, column)
