@@ -118,13 +118,12 @@ def random_groups(
     at_reference: bool = False,
     gaps: bool = False,
     filler: float = math.nan,
+    references: int = 1,
 ) -> GroupBatch:
     """Groups of ``responses`` to each prompt; with ``gaps`` every other prompt lacks its last one (K > 2)."""
     draw = torch.Generator().manual_seed(seed)
     sides = tuple(
-        random_side(
-            [1 + (2 * row + 3 * k) % 5 for row in range(prompts)], draw, at_reference=at_reference, filler=filler
-        )
+        random_side([1 + (2 * row + 3 * k) % 5 for row in range(prompts)], draw, references, at_reference, filler)
         for k in range(responses)
     )
     rewards = 3 * torch.rand(prompts, responses, generator=draw, dtype=torch.float64) - 1

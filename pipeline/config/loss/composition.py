@@ -44,7 +44,8 @@ from pipeline.config.loss.terms import (
 )
 
 Family = Literal["dpo", "prior", "dispersion", "link", "reward", "list", "one_sided", "regularised", "supervised"]
-# Priors whose normaliser is unknown: it cancels in a difference of two scores and nowhere else.
+# Priors whose normaliser is unknown. It is one number for both responses, so it cancels in a difference of two scores
+# if these are sums over tokens: not per token, not with weights, and not in a function of each score alone.
 UNNORMALISED = (ExtrapolatedPrior, LengthPrior, LearnedPrior, GivenPrior, HarmonicPrior, MixturePrior)
 
 # Fields that only pairs use; for single responses and groups they would be ignored without an error.
@@ -150,6 +151,22 @@ class Composition(Closed):
             )
         if self.label.kind != "data":
             raise ValueError(f"label: {self.label.kind}: one-sided terms treat labels as certain; use data")
+        return self
+
+    @model_validator(mode="after")
+    def _normaliser_cancels(self) -> "Composition":
+        if not isinstance(self.prior, UNNORMALISED) or not (self.links or self.head):
+            return self
+        for name, plain, value in (
+            ("aggregate", "sum", self.aggregate),
+            ("weights", "equal", self.weights.kind),
+            ("shape", "identity", self.shape.kind),
+        ):
+            if value != plain:
+                raise ValueError(
+                    f"{name}: {value}: the prior {self.prior.kind} is not normalised, and its unknown constant cancels "
+                    f"only between plain sums of log-probabilities; use {plain}, or the prior reference or none"
+                )
         return self
 
     @model_validator(mode="after")
