@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.base import LATER, OPERATIONAL, Closed
 from pipeline.config.data.sources import FileData, HeldOut
 from pipeline.config.loss.components import Margin, NoMargin
 from pipeline.config.loss.composition import Composition
@@ -87,6 +87,14 @@ class AccuracyGate(Closed):
     )
     comparisons: int = Field(
         16, ge=1, description="held-out comparisons that are needed; with fewer, no version passes"
+    )
+    error: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="largest probability that any version of a run passes by chance, if all rank like a coin: that of "
+        "round k must rank so many right that a coin does so with at most 1/(k(k+1)) of it; 1: accuracy alone decides",
+        json_schema_extra=LATER,
     )
 
 

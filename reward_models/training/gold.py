@@ -3,12 +3,14 @@
 A comparison is a group of two responses; once scored, it is gold.
 """
 
+import math
 import random
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from pipeline.config.reward_model import AccuracyGate
 from pipeline.types import Group, Response, derive_seed
 
 Selection = Literal["random", "uncertain", "disagreement"]
@@ -75,10 +77,29 @@ def gold_accuracy(gold: Iterable[Group], margins: Iterable[float]) -> tuple[floa
     return (sum(right) / len(right) if right else None), len(right)
 
 
-def passes(accuracy: float | None, compared: int, least: float, least_compared: int) -> str | None:
-    """Return the reason that a version may not label; None if it may."""
-    if compared < least_compared or accuracy is None:
-        return f"{compared} held-out comparisons cannot tell; at least {least_compared}"
-    if accuracy < least:
-        return f"ranks {accuracy:.1%} of {compared} held-out comparisons rightly; at least {least:.0%}"
+def passes(accuracy: float | None, compared: int, gate: AccuracyGate, round_: int) -> str | None:
+    """Return the reason that the version of ``round_`` may not label; None if it may.
+
+    Tests the hypothesis that it ranks like a coin, for which the order of the two responses was drawn at random.
+    The shares of ``gate.error`` that the rounds may spend add up to all of it, so it bounds a whole run, however long.
+    """
+    if compared < gate.comparisons or accuracy is None:
+        return f"{compared} held-out comparisons cannot tell; at least {gate.comparisons}"
+    ranked = f"ranks {accuracy:.1%} of {compared} held-out comparisons rightly"
+    if accuracy < gate.accuracy:
+        return f"{ranked}; at least {gate.accuracy:.0%}"
+    chance, allowed = by_chance(accuracy * compared, compared), gate.error / (round_ * (round_ + 1))
+    if gate.error < 1 and chance > allowed:
+        return f"{ranked}, as chance does in {chance:.1%} of cases; in round {round_} at most {allowed:.2%}"
     return None
+
+
+def by_chance(right: float, compared: int) -> float:
+    """Return the probability that a coin ranks at least ``right`` of ``compared`` comparisons rightly.
+
+    >>> round(by_chance(10, 16), 3)
+    0.227
+    """
+    # Halves, for margins of 0, are rounded down, which errs on the side of chance.
+    least = math.floor(right + 1e-9)
+    return sum(math.comb(compared, count) for count in range(least, compared + 1)) / 2**compared

@@ -37,7 +37,7 @@ TINY = [
     *(
         "scorer.words=[barn]",
         f"discriminator.budget={BUDGET}",
-        "discriminator.gate={accuracy: 0.5, comparisons: 1}",
+        "discriminator.gate={accuracy: 0.5, comparisons: 1, error: 1}",
         "training.batch_size=8",
     ),
 ]

@@ -32,7 +32,7 @@ def discriminator(context: Context, round_: int, folder: Path) -> Outcome:
     before = accepted(context, round_ - 1)
     _refit(context, round_, folder, settings, before, learnt)
     accuracy, compared = _accuracy(sorted(folder.glob("member_*")), kept)
-    why_not = passes(accuracy, compared, settings.gate.accuracy, settings.gate.comparisons)
+    why_not = passes(accuracy, compared, settings.gate, round_)
     here = str((context.run.stage(round_, "discriminator").folder).relative_to(context.run.root))
     earlier = None if before is None else str(before[0].parent.relative_to(context.run.root))
     metrics: dict[str, JsonValue] = {

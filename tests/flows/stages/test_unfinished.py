@@ -19,7 +19,7 @@ from tests.support.tiny_run import InventedResponses, begin, make_job, open_cont
 OF_ONE_TRY = {"steps.jsonl", ENTRY}
 SMALL = ("shard_size=2", "prompts_per_round=6", "training.checkpoint_every=1", "rounds=1")
 BOUGHT = (
-    "discriminator={budget: 6, gate: {held_out: 0.3, comparisons: 1, accuracy: 0.5}}",
+    "discriminator={budget: 6, gate: {held_out: 0.3, comparisons: 1, accuracy: 0.5, error: 1}}",
     "discriminator.training={epochs: 1, batch_size: 4}",
 )
 

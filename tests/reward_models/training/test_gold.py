@@ -1,8 +1,9 @@
 """Which comparisons are bought, which are held out, and how a model is measured on them."""
 
+import numpy as np
 import pytest
 
-from pipeline.config.reward_model import Discriminator
+from pipeline.config.reward_model import AccuracyGate, Discriminator
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.training.gold import choose_comparisons, comparison_of, gold_accuracy, held_out, passes
 
@@ -63,10 +64,31 @@ def test_accuracy_counts_what_gold_decides() -> None:
 
 
 def test_the_gate_says_why() -> None:
-    assert passes(0.6, 16, 0.6, 16) is None
-    assert passes(0.59, 16, 0.6, 16) == "ranks 59.0% of 16 held-out comparisons rightly; at least 60%"
-    assert passes(1.0, 15, 0.6, 16) == "15 held-out comparisons cannot tell; at least 16"
-    assert passes(None, 0, 0.6, 1) is not None
+    gate = AccuracyGate()
+    assert passes(13 / 16, 16, gate, 1) is None
+    assert passes(0.59, 16, gate, 1) == "ranks 59.0% of 16 held-out comparisons rightly; at least 60%"
+    assert passes(1.0, 15, gate, 1) == "15 held-out comparisons cannot tell; at least 16"
+    assert passes(None, 0, AccuracyGate(comparisons=1), 1) is not None
+    # Once enough: 10 of 16, which a coin does in 23 % of cases.
+    lucky = "ranks 62.5% of 16 held-out comparisons rightly, as chance does in 22.7% of cases; in round 1 at most 2.50%"
+    assert passes(10 / 16, 16, gate, 1) == lucky
+    assert passes(10 / 16, 16, AccuracyGate(error=1), 1) is None
+    # Later versions have more to show, on more comparisons.
+    assert passes(13 / 16, 16, gate, 2) is not None and passes(44 / 64, 64, gate, 2) is None
+
+
+def test_a_coin_passes_in_hardly_any_run_and_one_that_knows_something_does() -> None:
+    """Ten rounds with 32 held-out comparisons more in each; a version's ranking is independent of the last one's."""
+    rng, gate, runs = np.random.default_rng(0), AccuracyGate(), 2000
+
+    def rate(accuracy: float, rounds: int, gate: AccuracyGate) -> float:
+        right = [rng.binomial(32 * k, accuracy, size=runs) / (32 * k) for k in range(1, rounds + 1)]
+        passed = [[passes(float(share), 32 * k, gate, k) is None for share in row] for k, row in enumerate(right, 1)]
+        return float(np.mean(np.any(passed, axis=0)))
+
+    assert rate(0.5, 10, AccuracyGate(error=1)) > 0.2
+    assert rate(0.5, 10, gate) < 0.05
+    assert rate(0.7, 3, gate) > 0.9
 
 
 @pytest.mark.parametrize(

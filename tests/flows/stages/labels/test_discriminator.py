@@ -18,7 +18,9 @@ from pipeline.types import Group, Pair
 from tests.support.judge_server import judge_server, longer_wins
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, supply, train
 
-SMALL = ("prompts_per_round=12", "discriminator.budget=8", "discriminator.gate={held_out: 0.25, comparisons: 1}")
+# Two held-out comparisons cannot tell a model from a coin.
+GATE = "discriminator.gate={held_out: 0.25, comparisons: 1, error: 1}"
+SMALL = ("prompts_per_round=12", "discriminator.budget=8", GATE)
 LEARNS = (*SMALL, "discriminator.training={learning_rate: 3.0e-3, epochs: 12, batch_size: 4, warmup: 0}")
 
 

@@ -43,7 +43,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[Context, Context]:
         "shard_size=8",
         f"scorer={{kind: function, file: {folder / 'rewards.py'}, name: reward}}",
         # Two shards of gold; two members of so many steps that a checkpoint is met.
-        "discriminator={budget: 80, members: 2, gate: {held_out: 0.25, comparisons: 1, accuracy: 0.5}}",
+        "discriminator={budget: 80, members: 2, gate: {held_out: 0.25, comparisons: 1, accuracy: 0.5, error: 1}}",
         "discriminator.training={epochs: 6, batch_size: 4, learning_rate: 1.0e-3, checkpoint_every: 5}",
     )
     found = []
