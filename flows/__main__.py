@@ -14,11 +14,13 @@ from flows.commands.cli.operating import approve
 from flows.commands.cli.preparing import check, init, losses, plan
 from flows.commands.cli.results import pairs, report, show, verify
 from flows.commands.cli.runs import run
-from flows.prefect_api.environment import prepare_environment
+from flows.prefect_api.environment import make_files_private, prepare_environment
 from pipeline.errors import Paused, RunError, UserError
 from pipeline.safe_text import redacted, visible
 
 LONGEST_MESSAGE = 8000
+# Commands whose files are to be given away.
+AS_THE_USER_S_OTHER_FILES = frozenset(("init", "export", "report", "losses"))
 
 app = typer.Typer(
     name="prefloop",
@@ -54,6 +56,8 @@ def main() -> None:
     """Entry point: turn errors, and a run's pause, into messages and exit codes."""
     prepare_environment()
     try:
+        if AS_THE_USER_S_OTHER_FILES.isdisjoint(sys.argv[1:2]):
+            make_files_private()
         app()
     except UserError as error:
         _say(error)
@@ -63,14 +67,14 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"prefloop: {place}{error.strerror or error}", file=sys.stderr)
+        _say(f"{place}{error.strerror or error}")
         sys.exit(1)
     except Paused as pause:
-        print(f"prefloop: {pause}", file=sys.stderr)
+        _say(pause)
         sys.exit(3)
 
 
-def _say(error: Exception) -> None:
+def _say(error: Exception | str) -> None:
     # Messages quote values from untrusted files.
     print(f"prefloop: {visible(redacted(error), LONGEST_MESSAGE)}", file=sys.stderr)
 

@@ -2,16 +2,18 @@
 
 HTML pages put ``visible`` text through the template's own escaping; the terminal prints ``visible`` or ``one_line``
 text without rich's markup (``markup=False``, or a ``rich.text.Text`` in tables); Markdown, such as Prefect's
-artefacts, uses ``markdown`` inside lines and table cells and ``markdown_block`` between them. Torch-free.
+artefacts, uses ``markdown`` inside lines and table cells and ``markdown_block`` between them.
+
+The second half keeps keys and passwords out of logs, errors and pages, whoever writes them and in whatever pieces. A
+secret is the value of an environment variable whose name says so, or that a config names for a key. Torch-free.
 """
 
-import io
 import os
 import re
 import string
-import sys
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,27 +61,54 @@ def markdown_block(text: str, limit: int | None = None) -> str:
     return f"{fence}\n{shown}\n{fence}"
 
 
-SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.I)
-
-
+HIDDEN = "[hidden]"
+SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTH_STRING)(?:_|$)", re.I)
 SECRET_TEXT = re.compile(
     r"\b(?:sk|hf|gh[pousr]|xox[abprs]|pnu|pnb)[-_][A-Za-z0-9_-]{12,}|(?<=Bearer )[^\s'\",;]{8,}"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"|(?<=Basic )[A-Za-z0-9+/=]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
-
-
-HIDDEN = "[hidden]"
-
-
+# Names the variables that hold keys by the configs read so far, separated by commas; children inherit it.
+KEY_VARIABLES = "PREFLOOP_KEY_VARIABLES"
 # Shorter values would match ordinary words.
 SHORTEST_SECRET = 8
+SHORTEST_KEY = 4
+# A line longer than this is written in pieces; its last part may be the beginning of a secret and waits.
+LONGEST_LINE = 1 << 20
+HELD_BACK = 1 << 16
 
 
 def secrets_of(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Return the values of variables with secret-looking names, longest first."""
+    """Return the secrets of an environment, longest first; default: this process's.
+
+    Of a value with several lines, such as a private key, each line is one, since logs are read line by line.
+    """
     values = os.environ if environment is None else environment
-    found = {value.strip() for name, value in values.items() if SECRET_NAME.search(name)}
-    return tuple(sorted((value for value in found if len(value) >= SHORTEST_SECRET), key=len, reverse=True))
+    keys = frozenset(values.get(KEY_VARIABLES, "").split(","))
+    found: set[str] = set()
+    for name, value in values.items():
+        shortest = SHORTEST_KEY if name in keys else SHORTEST_SECRET
+        if name in keys or SECRET_NAME.search(name):
+            parts = (part.strip() for part in (value, *value.splitlines()))
+            found |= {part for part in parts if len(part) >= shortest}
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def name_keys(config: "JsonValue") -> None:
+    """Hide the keys whose variables ``config`` names, in this process and in those that it starts."""
+    known = {name for name in os.environ.get(KEY_VARIABLES, "").split(",") if name}
+    os.environ[KEY_VARIABLES] = ",".join(sorted(known | key_variables(config)))
+
+
+def key_variables(plain: "JsonValue") -> frozenset[str]:
+    """Return the names of the variables that hold the keys of a config, or part of one, as JSON."""
+    match plain:
+        case dict():
+            named = {str(value) for name, value in plain.items() if name == "api_key_env" and value is not None}
+            return frozenset(named).union(*map(key_variables, plain.values()))
+        case list():
+            return frozenset[str]().union(*map(key_variables, plain))
+        case _:
+            return frozenset()
 
 
 def hide_secrets(text: str, secrets: tuple[str, ...]) -> str:
@@ -95,33 +124,51 @@ def redacted(error: object, *secrets: str | None) -> str:
     return hide_secrets(str(error), (*given, *secrets_of()))
 
 
-def key_variables(plain: "JsonValue") -> frozenset[str]:
-    """Return the names of the variables that hold the keys of a config, or part of one, as JSON."""
-    match plain:
-        case dict():
-            named = {str(value) for name, value in plain.items() if name == "api_key_env" and value is not None}
-            return frozenset(named).union(*map(key_variables, plain.values()))
-        case list():
-            return frozenset[str]().union(*map(key_variables, plain))
-        case _:
-            return frozenset()
+@contextmanager
+def keyless() -> Iterator[None]:
+    """Take secrets out of the errors that leave the block, and out of their causes: someone shows them elsewhere."""
+    try:
+        yield
+    except Exception as error:
+        found: BaseException | None = error
+        while found is not None:
+            found.args = tuple(redacted(part) if isinstance(part, str) else part for part in found.args)
+            found = found.__cause__ or found.__context__
+        raise
 
 
-class _Redacted(io.TextIOWrapper):
-    """A text stream that writes no secret."""
+class KeylessLines:
+    """Bytes that come in any pieces, given back line by line without secrets; all other bytes stay as they are."""
 
-    secrets: tuple[str, ...] = ()
+    def __init__(self, secrets: tuple[str, ...]) -> None:
+        self._secrets = secrets
+        # One character a byte, so that places in text are places in bytes.
+        plain = (re.escape(secret.encode(errors="surrogateescape").decode("latin-1")) for secret in secrets)
+        self._spans = re.compile("|".join([*plain, SECRET_TEXT.pattern]))
+        self._rest = b""
 
-    def write(self, text: str) -> int:
-        super().write(hide_secrets(text, self.secrets))
-        return len(text)
+    def feed(self, piece: bytes) -> bytes:
+        """Return the lines that ``piece`` completes, with their ends."""
+        held = self._rest + piece
+        # A progress bar ends its lines with a carriage return.
+        end = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1
+        if len(held) - end > LONGEST_LINE:
+            end = self._cut(held)
+        whole, self._rest = held[:end], held[end:]
+        return self._without(whole)
 
+    def end(self) -> bytes:
+        """Return what is left after the last line's end."""
+        left, self._rest = self._rest, b""
+        return self._without(left)
 
-def redact_output(variables: Iterable[str]) -> None:
-    """Keep the values of ``variables``, and of variables with secret-looking names, out of this process's output."""
-    given = (os.environ.get(name, "").strip() for name in variables)
-    secrets = (*(value for value in given if value), *secrets_of())
-    for name in ("stdout", "stderr"):
-        stream = _Redacted(getattr(sys, name).buffer, encoding="utf-8", errors="backslashreplace", write_through=True)
-        stream.secrets = secrets
-        setattr(sys, name, stream)
+    def _cut(self, held: bytes) -> int:
+        """Return a place near the end of ``held`` that is in no secret."""
+        place = len(held) - HELD_BACK
+        for match in self._spans.finditer(held.decode("latin-1")):
+            if match.start() < place < match.end():
+                return match.start() or match.end()
+        return place
+
+    def _without(self, whole: bytes) -> bytes:
+        return hide_secrets(whole.decode(errors="surrogateescape"), self._secrets).encode(errors="surrogateescape")

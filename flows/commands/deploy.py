@@ -11,15 +11,14 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.callables import parameter_schema
 
 from flows.iterative import iterative
 from flows.offline import offline
+from flows.prefect_api.access import Api, connected, lasting_api
 from flows.prefect_api.environment import DEFAULTS
 from flows.prefect_api.parameters import dated
 from flows.prefect_api.schedules import Schedule, firings, read_schedule
-from flows.prefect_api.server import lasting_api
 from flows.preflight.check import check_new
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
@@ -75,23 +74,23 @@ def deploy_config(
     more = _rounds_more(config, rounds_more, scheduled=schedule is not None)
     if config.mode == "iterative":
         parameters["rounds_more"] = more
-    url = require_lasting_api()
+    api = require_lasting_api()
     check_new(config, Path(dated(folder, datetime.now().astimezone())))
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+    with connected(api), get_client(sync_client=True) as client:
         ensure_pool(client, pool)
         deployment = _register(client, config.mode, name, parameters, schedule, missed, pool)
-    _announce(config, name, deployment, folder, schedule, missed, more, pool, url)
+    _announce(config, name, deployment, folder, schedule, missed, more, pool, api.url)
 
 
-def require_lasting_api() -> str:
-    """Return the URL of a server that outlives this command. Raises ``UserError`` that says how to start one."""
-    url = lasting_api()
-    if url is None:
+def require_lasting_api() -> Api:
+    """Return the API of a server that outlives this command. Raises ``UserError`` that says how to start one."""
+    api = lasting_api()
+    if api is None:
         raise UserError(
             "no running Prefect server can keep a deployment; start one with 'prefloop up' in another "
             "terminal, or set PREFECT_API_URL to your own"
         )
-    return url
+    return api
 
 
 def ensure_pool(client: SyncPrefectClient, pool: str) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
 
 from flows.commands.deploy import ensure_pool, require_lasting_api
-from flows.prefect_api.server import lasting_server, start_watched, stop_watched
+from flows.prefect_api.access import Api, connected, secret_file
+from flows.prefect_api.server import lasting_server
+from flows.prefect_api.starting import start_watched, stop_watched
 
 # Time for a run to end its children and report its end.
 _STOP_SECONDS = 30.0
@@ -22,11 +24,11 @@ def run_worker(pool: str, limit: int | None) -> int:
 
     Raises ``UserError`` if there is no lasting server.
     """
-    url = require_lasting_api()
+    api = require_lasting_api()
     try:
-        with _worker(url, pool, limit) as worker:
+        with _worker(api, pool, limit) as worker:
             print(
-                f"worker of the pool {pool} at {url}  (Ctrl-C ends it and the runs that it started)",
+                f"worker of the pool {pool} at {api.url}  (Ctrl-C ends it and the runs that it started)",
                 file=sys.stderr,
             )
             return worker.wait()
@@ -40,11 +42,8 @@ def run_server_and_worker(port: int, pool: str, limit: int | None) -> int:
     Raises ``UserError`` if the port is taken or a server is already running.
     """
     try:
-        with lasting_server(port) as server, _worker(f"http://127.0.0.1:{port}/api", pool, limit) as worker:
-            print(
-                f"Prefect UI: http://127.0.0.1:{port}, with a worker of the pool {pool}  (Ctrl-C ends all)",
-                file=sys.stderr,
-            )
+        with lasting_server(port) as (api, server), _worker(api, pool, limit) as worker:
+            _announce_ui(port, f", with a worker of the pool {pool}  (Ctrl-C ends all)")
             while server.poll() is None and worker.poll() is None:
                 time.sleep(_WATCH_SECONDS)
             return server.poll() or worker.poll() or 0
@@ -53,13 +52,13 @@ def run_server_and_worker(port: int, pool: str, limit: int | None) -> int:
 
 
 @contextmanager
-def _worker(url: str, pool: str, limit: int | None) -> Iterator["subprocess.Popen[bytes]"]:
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+def _worker(api: Api, pool: str, limit: int | None) -> Iterator["subprocess.Popen[bytes]"]:
+    with connected(api), get_client(sync_client=True) as client:
         ensure_pool(client, pool)
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
     command += [] if limit is None else ["--limit", str(limit)]
     # No prefetch: a run taken early would collide with one that is about to end.
-    worker = start_watched(command, {"PREFECT_API_URL": url, "PREFECT_WORKER_PREFETCH_SECONDS": "0"}, None)
+    worker = start_watched(command, {**api.environment(), "PREFECT_WORKER_PREFETCH_SECONDS": "0"}, None)
     try:
         yield worker
     finally:
@@ -69,8 +68,15 @@ def _worker(url: str, pool: str, limit: int | None) -> Iterator["subprocess.Pope
 def serve_ui(port: int) -> int:
     """Run the server until it is stopped; return its exit code. Raises ``UserError`` if the port is taken."""
     try:
-        with lasting_server(port) as server:
-            print(f"Prefect UI: http://127.0.0.1:{port}  (Ctrl-C ends it)", file=sys.stderr)
+        with lasting_server(port) as (_, server):
+            _announce_ui(port, "  (Ctrl-C ends it)")
             return server.wait()
     except KeyboardInterrupt:
         return 0
+
+
+def _announce_ui(port: int, more: str) -> None:
+    print(f"Prefect UI: http://127.0.0.1:{port}{more}", file=sys.stderr)
+    configured = PREFECT_SERVER_API_AUTH_STRING.value() is not None
+    place = "in PREFECT_SERVER_API_AUTH_STRING" if configured else f"the line in {secret_file()}"
+    print(f"  it asks for a password once: {place}", file=sys.stderr)

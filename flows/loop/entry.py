@@ -21,7 +21,7 @@ from prefect.states import Cancelled, Failed
 
 from flows.loop.opening import prepare_run
 from flows.prefect_api.decision_form import stop_schedule_if_done, wait_for_decision
-from flows.prefect_api.environment import prepare_environment
+from flows.prefect_api.environment import keep_keys_out_of_logs, make_files_private, prepare_environment
 from flows.prefect_api.parameters import MAX_ROUNDS, dated
 from flows.preflight.check import check_new
 from flows.run_folder.lease import hold
@@ -29,6 +29,7 @@ from flows.run_folder.redo import parse_stage, set_aside
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
 from pipeline.errors import Paused, RunLockedError, UserError
+from pipeline.safe_text import keyless, redacted
 from pipeline.storage.run_folder import RunFolder
 
 # A firing that starts later than this counts as missed.
@@ -58,9 +59,13 @@ def run_name() -> str:
 def carry_out(firing: Firing, rounds: Rounds) -> str:
     """Run ``rounds``; return the path of the report. A deployment's run that is skipped or refused ends here."""
     flow_run = _deployed()
-    if flow_run is None:
-        return rounds(prepare(firing), firing.until)
+    with keyless():
+        return rounds(prepare(firing), firing.until) if flow_run is None else _fire(firing, rounds, flow_run)
+
+
+def _fire(firing: Firing, rounds: Rounds, flow_run: FlowRun) -> str:
     prepare_environment()
+    keep_keys_out_of_logs()
     due = flow_run.expected_start_time or datetime.now(UTC)
     if _is_missed(flow_run, due):
         _end(flow_run, Cancelled(name="Skipped", message=f"skipped: this firing was due at {due:%Y-%m-%d %H:%M} UTC"))
@@ -68,6 +73,7 @@ def carry_out(firing: Firing, rounds: Rounds) -> str:
     first = flow_run.run_count <= 1
     while True:
         try:
+            make_files_private()
             root = prepare(firing, first=first)
             report = rounds(root, firing.until)
             stop_schedule_if_done(root)
@@ -83,6 +89,7 @@ def carry_out(firing: Firing, rounds: Rounds) -> str:
 
 def _end(flow_run: FlowRun, state: State[object]) -> NoReturn:
     """End a deployment's run in ``state``, without a traceback in its logs."""
+    state.message = redacted(state.message)
     get_run_logger().error("%s", state.message)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(flow_run.id, state, force=True)

@@ -17,6 +17,7 @@ from flows.workers.local import Workers
 from pipeline.config import RunConfig
 from pipeline.config.files import changed_fields, dump_config
 from pipeline.errors import UserError, first_lines
+from pipeline.safe_text import name_keys
 from pipeline.storage.atomic import write_text
 from pipeline.storage.layout import LAYOUT_FILE, note_version
 from pipeline.storage.run_folder import RunFolder
@@ -64,6 +65,7 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
     with hold(root) as lease, true_states(root):
         finish_setting_aside(run)
         config = run.config()
+        name_keys(config.model_dump(mode="json"))
         require_trackers(config)
         with (
             Screen(run, config) as screen,

@@ -20,6 +20,7 @@ from pipeline.config.files import load_config
 from pipeline.losses import load_preset
 from pipeline.models.chat import load_chat
 from pipeline.models.scratch import make_policy
+from pipeline.safe_text import name_keys
 from pipeline.types import derive_seed
 
 
@@ -109,6 +110,7 @@ def plan_config(
     # Standard output holds only the plan, and a model that is thrown away needs no progress bar.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     config = load_config(files, settings)
+    name_keys(config.model_dump(mode="json"))
     tables = load_data(config)
     check_needs(config, tables.contents)
     free = room((run_dir or Path("runs") / config.name).resolve())

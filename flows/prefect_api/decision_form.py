@@ -16,12 +16,11 @@ from prefect.exceptions import Pause
 from prefect.input import RunInput
 from prefect.input.run_input import keyset_from_paused_state
 from prefect.logging import get_run_logger
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Suspended
 from pydantic import Field
 
+from flows.prefect_api.access import connected, lasting_api
 from flows.prefect_api.parameters import dated
-from flows.prefect_api.server import lasting_api
 from flows.run_folder.approvals import read_approval, record_approval, waiting
 from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder
@@ -74,10 +73,10 @@ def release(root: Path) -> str | None:
 
     The decision is in the run folder. ``stop`` leaves the schedule off.
     """
-    url = lasting_api()
-    if url is None:
+    api = lasting_api()
+    if api is None:
         return None
-    with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+    with connected(api), get_client(sync_client=True) as client:
         for flow_run in client.read_flow_runs(flow_run_filter=_SUSPENDED):
             round_ = _round_waited_for(flow_run, root.resolve())
             approval = None if round_ is None else read_approval(RunFolder(root), round_)

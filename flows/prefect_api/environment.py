@@ -5,8 +5,10 @@ These are defaults: variables set by the user stay. Nothing here leaves the mach
 
 import logging
 import os
+import re
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.safe_text import redacted
 
 DEFAULTS = {
@@ -37,19 +39,49 @@ PREFECT_LOGGERS = (
 )
 
 
-class _Redacting(logging.Formatter):
-    """Formatter that keeps keys out of lines and tracebacks."""
+class _Keyless(logging.Filter):
+    """Takes keys out of a record's text and traceback before any handler formats it."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redacted(record.getMessage()), None
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))
+        return True
+
+
+# The umask of all that prefloop writes; a run folder holds prompts, answers and weights.
+UMASK = "PREFLOOP_UMASK"
+PRIVATE_UMASK = 0o077
+_OWN_ADDRESSES = ("127.0.0.1", "localhost")
 
 
 def prepare_environment() -> None:
     """Set defaults for child processes and Prefect."""
+    if any(os.environ.get(name) for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")):
+        # A proxy for outside traffic must see neither this machine's own requests nor their secret.
+        for name in ("no_proxy", "NO_PROXY"):
+            listed = [one for one in os.environ.get(name, "").split(",") if one]
+            os.environ[name] = ",".join([*listed, *(one for one in _OWN_ADDRESSES if one not in listed)])
     # A user's own wait policy gets no spin count, which would override it.
     taken = {"GOMP_SPINCOUNT"} if "OMP_WAIT_POLICY" in os.environ else set()
     for name in DEFAULTS.keys() - taken:
         os.environ.setdefault(name, DEFAULTS[name])
+
+
+def make_files_private() -> None:
+    """Let only this user read what this process and its children write: files 0600, folders 0700.
+
+    ``PREFLOOP_UMASK``, such as 027 or 002 for a folder that several users share, says otherwise.
+
+    Raises ``UserError`` if it is no umask.
+    """
+    given = os.environ.get(UMASK, "")
+    if not given:
+        os.umask(os.umask(PRIVATE_UMASK) | PRIVATE_UMASK)
+        return
+    if re.fullmatch("0?[0-7]{3}", given) is None:
+        raise UserError(f"{UMASK}: {given!r} is no umask; three octal digits, such as 077 (only you), 027 or 002")
+    os.umask(int(given, 8))
 
 
 class _LogFile(logging.FileHandler):
@@ -62,13 +94,13 @@ class _LogFile(logging.FileHandler):
 def log_to_file(file: Path) -> None:
     """Write to ``file`` what Prefect would print; logs to its server still go there."""
     import prefect.main  # noqa: F401 - sets up the loggers whose handlers are replaced here
-    from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
+    from prefect.logging.handlers import PrefectConsoleHandler
 
     # Unsent lines are in the file anyway; otherwise Prefect would complain about each on standard error.
     logging.raiseExceptions = False
     file.parent.mkdir(parents=True, exist_ok=True)
     handler = _LogFile(file, encoding="utf-8")
-    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in PREFECT_LOGGERS:
         logger = logging.getLogger(name)
         printed = [
@@ -78,6 +110,13 @@ def log_to_file(file: Path) -> None:
             logger.removeHandler(old)
         if printed:
             logger.addHandler(handler)
-        for sent in logger.handlers:
-            if isinstance(sent, APILogHandler):
-                sent.setFormatter(_Redacting(sent.formatter._fmt if sent.formatter else None))
+    keep_keys_out_of_logs()
+
+
+def keep_keys_out_of_logs() -> None:
+    """Hide keys in all that Prefect's loggers print, write or send to its server."""
+    import prefect.main  # noqa: F401 - sets up the loggers
+
+    for handler in {handler for name in PREFECT_LOGGERS for handler in logging.getLogger(name).handlers}:
+        if not any(isinstance(filter_, _Keyless) for filter_ in handler.filters):
+            handler.addFilter(_Keyless())

@@ -17,6 +17,7 @@ from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.counts import Contents
 from pipeline.errors import UserError
+from pipeline.safe_text import name_keys
 from pipeline.storage.layout import require_known
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch, require_launcher, require_optimiser
@@ -59,6 +60,7 @@ def check_run(
     Raises ``UserError``; writes only ``faults``. Model folders must hold the files that are read. Prompts must have
     the answers that the scorer compares with. ``show`` and ``shown``: see ``check_data``.
     """
+    name_keys(config.model_dump(mode="json"))
     if isinstance(config.policy, PretrainedPolicy):
         check_folder(Path(config.policy.path), "policy.path")
     if config.scorer is not None:

@@ -215,7 +215,7 @@ def _take(file: Path, own: Holder) -> None:
 def _create(file: Path, own: Holder) -> bool:
     """Make ``file`` unless it exists; return whether it was made."""
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "w", encoding="utf-8") as handle:

@@ -1,7 +1,7 @@
 """A child process that stays warm and answers requests: JSON lines over a socket, no pickle.
 
-Parent side: ``Child``. Child side: ``serve``, called by the entry module's ``main``. The child's
-output goes to a log file. A child ends with its parent, even in the middle of work.
+Parent side: ``Child``. Child side: ``serve``, called by the entry module's ``main``. Its output
+goes to a log file. A child ends with its parent, even in the middle of work.
 """
 
 import argparse
@@ -14,19 +14,24 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal
 
+from flows.workers.child_output import ChildOutput
 from flows.workers.messages import Done, Failed, P, R, Reply, Request, Service, WireMessage, decode, encode, name_of
 from pipeline.errors import Paused, RunError, UserError
-from pipeline.safe_text import redact_output, redacted
+from pipeline.safe_text import redacted, secrets_of
 from pipeline.sampling.watchdog import end_with_parent
 
 # Takes the request and a function that reports progress.
 Handler = Callable[[Any, Callable[[Any], None]], Reply]
 _CLOSE_SECONDS = 5.0
+# Time for the last output of an ended child; a process of its own that outlives it may hold the pipe for longer.
+_OUTPUT_SECONDS = 5.0
+# Variables of a process that talks to Prefect; no child does.
+_NOT_FOR_CHILDREN = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_KEY")
 # Errors that a handler may raise, by name in ``Failed``; any other error is a failure of the run.
 _KINDS: dict[Literal["user", "run", "pause"], type[Exception]] = {"user": UserError, "run": RunError, "pause": Paused}
 
@@ -45,7 +50,6 @@ class Child(Generic[P]):
         log: Path,
         start_timeout: float,
         env: Mapping[str, str | None] | None = None,
-        keys: Iterable[str] = (),
     ) -> None:
         """Start the child and send it ``init``.
 
@@ -55,7 +59,6 @@ class Child(Generic[P]):
             log: file for its output.
             start_timeout: in seconds.
             env: variables to add to this process's environment, or to remove (None).
-            keys: names of variables with values that it must not print.
 
         Raises:
             RunError: it did not answer within ``start_timeout`` seconds.
@@ -70,18 +73,23 @@ class Child(Generic[P]):
         self._log_start = log.stat().st_size if log.exists() else 0
         self._socket, theirs = socket.socketpair()
         command = [sys.executable, "-m", service.entry, "--socket", str(theirs.fileno()), "--parent", str(os.getpid())]
-        command += [f"--key={name}" for name in sorted(keys)]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
-        with theirs, log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=[theirs.fileno()],
-                env={name: value for name, value in environment.items() if value is not None},
-                process_group=0,
-            )
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict.fromkeys(_NOT_FOR_CHILDREN), **(env or {})}
+        given = {name: value for name, value in environment.items() if value is not None}
+        known = {*secrets_of(given), *secrets_of()}
+        self._output = ChildOutput(log, tuple(sorted(known, key=len, reverse=True)))
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._output.end,
+                    stderr=self._output.end,
+                    pass_fds=[theirs.fileno()],
+                    env=given,
+                    process_group=0,
+                )
+        finally:
+            self._output.started()
         try:
             self.call(init, Done, start_timeout)
         except BaseException:
@@ -163,6 +171,7 @@ class Child(Generic[P]):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._socket.close()
+        self._output.finish(_OUTPUT_SECONDS)
 
     def __enter__(self) -> "Child[P]":
         """Do nothing: the child has been running since it was constructed."""
@@ -219,9 +228,7 @@ def serve_calls(handlers: Mapping[type[Request], Handler], close: Callable[[], N
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
-    parser.add_argument("--key", action="append", default=[])
     options = parser.parse_args()
-    redact_output(options.key)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(options.parent)
     with socket.socket(fileno=options.socket) as connection:

@@ -62,8 +62,10 @@ class Workers:
         self._config = config
         self._logs = root / "logs"
         log = self._logs / "sampler.log"
-        self._keys = key_variables(config.model_dump(mode="json"))
-        self._sampler = SamplerProcess(with_context(config), config.chat, log, config.trusts_policy, self._keys)
+        plain = config.model_dump(mode="json")
+        self._sampler = SamplerProcess(
+            with_context(config), config.chat, log, config.trusts_policy, key_variables(plain)
+        )
         self._held: str | None = None
         self._trainer: Child[StageProgress] | None = None
         self.swaps: dict[str, Loaded] = {}
@@ -92,7 +94,7 @@ class Workers:
             init = TrainerInit(str(self._root), self._config.model_dump(mode="json"))
             # A user's reward function runs there and may print anything.
             timeout = self._config.sampler.start_timeout
-            self._trainer = Child(TRAINER, init, self._logs / "trainer.log", timeout, keys=self._keys)
+            self._trainer = Child(TRAINER, init, self._logs / "trainer.log", timeout)
 
         def on_progress(progress: StageProgress) -> None:
             report(progress.done, progress.total, progress.note)

@@ -29,8 +29,7 @@ class SamplerProcess:
     ) -> None:
         """Start nothing before the first ``load``. ``keys``: variables with keys; the sampler gets only its own."""
         self._settings = sampler
-        own = key_variables(sampler.model_dump(mode="json"))
-        self._own_keys, self._env = own, dict.fromkeys(keys - own)
+        self._env = dict.fromkeys(keys - key_variables(sampler.model_dump(mode="json")))
         evidence = str(log.with_name("handshake.json"))
         settings = (sampler.model_dump(mode="json"), chat.model_dump(mode="json"))
         self._init = SamplerInit(*settings, trust_remote_code, evidence)
@@ -123,7 +122,7 @@ class SamplerProcess:
     def _running(self) -> Child[Sampled]:
         if self._child is None or not self._child.alive:
             timeout = self._settings.start_timeout
-            self._child = Child(SAMPLER, self._init, self._log, timeout, self._env, self._own_keys)
+            self._child = Child(SAMPLER, self._init, self._log, timeout, self._env)
         return self._child
 
     def _loaded_child(self) -> Child[Sampled]:

@@ -1,6 +1,11 @@
 """Ports of this machine for servers that the run starts. Torch-free."""
 
+import os
 import socket
+import struct
+from pathlib import Path
+
+_LISTENING = "0A"
 
 
 def free_port() -> int:
@@ -21,3 +26,16 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def is_ours(port: int) -> bool:
+    """Return whether the process that listens on ``port`` of 127.0.0.1 is this user's; True if Linux does not say."""
+    try:
+        rows = [row.split() for row in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    except OSError:
+        return True
+    # Addresses and ports in hexadecimal, in the machine's order; zeros stand for all addresses.
+    loopback = f"{struct.unpack('=I', socket.inet_aton('127.0.0.1'))[0]:08X}"
+    places = {f"{address}:{port:04X}" for address in (loopback, "0" * 8)}
+    owners = {int(row[7]) for row in rows if row[3] == _LISTENING and row[1] in places}
+    return owners <= {os.geteuid()}

@@ -94,6 +94,9 @@ class LabelCache:
     def _open(self) -> sqlite3.Connection:
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
+            if not self._file.exists():
+                # SQLite would make it 0644 at most, which several users could not share.
+                self._file.touch()
         # Autocommit: every statement is a transaction, so each label is kept at once.
         database = sqlite3.connect(self._file or ":memory:", timeout=WAIT_SECONDS, isolation_level=None)
         # Damaged content may not be valid text.

@@ -88,7 +88,7 @@ class Ledger:
                 return
             self._file.parent.mkdir(parents=True, exist_ok=True)
             written = ("\n" * self._torn + line).encode()
-            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             try:
                 # One write, so that lines of two processes cannot mix.
                 self._torn = os.write(descriptor, written) < len(written)

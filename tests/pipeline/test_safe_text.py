@@ -9,7 +9,22 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from pipeline.safe_text import REPLACED, markdown, markdown_block, one_line, visible
+from pipeline import safe_text
+from pipeline.errors import RowsError
+from pipeline.safe_text import (
+    HIDDEN,
+    KEY_VARIABLES,
+    REPLACED,
+    KeylessLines,
+    keyless,
+    markdown,
+    markdown_block,
+    name_keys,
+    one_line,
+    redacted,
+    secrets_of,
+    visible,
+)
 
 ACTIVE = {
     "clears the screen": "\x1b[2J\x1b[H",
@@ -95,3 +110,66 @@ def test_whatever_a_response_holds_can_be_printed(text: str) -> None:
         Console(file=output, soft_wrap=True).print(visible(text), markup=False, highlight=False)
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", output.getvalue())
         output.getvalue().encode("utf-8")
+
+
+SECRET = "correct-horse-battery"
+
+
+@given(st.lists(st.integers(1, 60)), st.sampled_from(["\n", "\r", ""]))
+def test_a_secret_in_any_pieces_is_hidden(sizes: list[int], end: str) -> None:
+    """One letter at a time, or cut anywhere; bytes that are no text stay."""
+    text = b"\xff\xfe one\nkey=" + SECRET.encode() + b" and sk-abcdefghijklmnop\r50%|\x80" + SECRET.encode()
+    lines, written, place = KeylessLines((SECRET,)), b"", 0
+    for size in [*sizes, 10_000]:
+        written += lines.feed(text[place : place + size])
+        place += size
+    written += lines.feed(end.encode()) + lines.end()
+    hidden = HIDDEN.encode()
+    assert written == b"\xff\xfe one\nkey=" + hidden + b" and " + hidden + b"\r50%|\x80" + hidden + end.encode()
+
+
+def test_a_line_that_never_ends_is_written_in_pieces_and_no_secret_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safe_text, "LONGEST_LINE", 200)
+    monkeypatch.setattr(safe_text, "HELD_BACK", 50)
+    for before in range(120, 160):
+        lines = KeylessLines(("schlüssel-zum-haus", SECRET))
+        text = "é" * 20 + "." * before + "schlüssel-zum-haus" + "." * 60
+        written = lines.feed(text.encode())
+        assert 100 < len(written) < 400
+        assert (written + lines.end()).decode() == text.replace("schlüssel-zum-haus", HIDDEN)
+
+
+def test_keys_that_a_config_names_are_secrets_whatever_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLES, "")
+    monkeypatch.setenv("MY_JUDGE", "hunter22")
+    assert redacted("told hunter22") == "told hunter22"
+    name_keys({"scorer": {"server": {"api_key_env": "MY_JUDGE"}}, "sampler": {"api_key_env": None}})
+    name_keys({"gate": [{"api_key_env": "ANOTHER"}]})
+    assert redacted("told hunter22") == f"told {HIDDEN}"
+    assert secrets_of({KEY_VARIABLES: "A,B,C", "A": "abcd", "B": "abc", "C": " a\nlonger \n", "D": "not-named"}) == (
+        "a\nlonger",
+        "longer",
+        "abcd",
+    )
+
+
+def test_each_line_of_a_key_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = secrets_of({"SIGNING_KEY": "-----BEGIN-----\nMIIEvQIBADANBg\nshort\n-----END-----\n"})
+    lines = KeylessLines(secrets)
+    assert lines.feed(b"-----BEGIN-----\nMIIEvQIBADANBg\nshort\n") == b"[hidden]\n[hidden]\nshort\n"
+
+
+def test_the_string_that_prefect_s_server_asks_for_is_a_secret() -> None:
+    assert secrets_of({"PREFECT_API_AUTH_STRING": "prefloop:abc", "SSH_AUTH_SOCK": "/tmp/agent"}) == ("prefloop:abc",)
+    assert redacted("Authorization: Basic cHJlZmxvb3A6YWJj") == f"Authorization: Basic {HIDDEN}"
+
+
+def test_errors_that_leave_a_block_and_their_causes_hold_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", SECRET)
+    with pytest.raises(RowsError) as raised, keyless():
+        try:
+            raise ValueError(f"{SECRET} is wrong", 7)
+        except ValueError as error:
+            raise RowsError(f"refused: {SECRET}", ("row",)) from error
+    assert str(raised.value) == f"refused: {HIDDEN}" and raised.value.example_ids == ("row",)
+    assert raised.value.__cause__ is not None and raised.value.__cause__.args == (f"{HIDDEN} is wrong", 7)

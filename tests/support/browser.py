@@ -25,9 +25,10 @@ PAGE_SECONDS = 150.0
 class Browser:
     """One tab, 1400 pixels wide; a context manager."""
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile: Path, *more: str) -> None:
+        """``more``: further switches."""
         assert CHROMIUM is not None
-        command = [CHROMIUM, *SWITCHES, f"--user-data-dir={profile}", "--window-size=1400,1000", "about:blank"]
+        command = [CHROMIUM, *SWITCHES, *more, f"--user-data-dir={profile}", "--window-size=1400,1000", "about:blank"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._numbers = itertools.count(1)
         try:
@@ -64,6 +65,17 @@ class Browser:
                 raise AssertionError(f"the page does not show {missing}:\n{shown}")
             time.sleep(0.2)
         return shown
+
+    def sign_in(self, ui: str, secret: str) -> None:
+        """Give Prefect's UI its password, as a person does."""
+        self.open(f"{ui}/login", "Login")
+        typed = "Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call"
+        field = "document.querySelector('form input')"
+        self.run(
+            f"{typed}({field}, {json.dumps(secret)}); {field}.dispatchEvent(new Event('input', {{bubbles: true}}))"
+        )
+        self.run("document.querySelector('form button').click()")
+        self.wait("Flow Runs")
 
     def text(self) -> str:
         """What a reader of the page reads."""

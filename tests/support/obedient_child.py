@@ -1,5 +1,6 @@
 """A child for tests: does as it is told, dying and hanging included."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -31,7 +32,7 @@ class Echoed(Reply, frozen=True, tag="echoed"):
 
 
 class Tell(Request, frozen=True, tag="tell"):
-    """Print the environment; the names of the variables in it."""
+    """Print the environment and a key in every way; the names of the variables in it."""
 
 
 class Told(Reply, frozen=True, tag="told"):
@@ -90,6 +91,19 @@ def echo(request: Echo, send: Send) -> Echoed:
 def tell(request: Tell, send: Send) -> Told:
     print("as", os.environ, flush=True)
     print("and", *os.environ.values(), file=sys.stderr, flush=True)
+    key = os.environ.get("JUDGE", "nothing")
+    for letter in f"letters: {key}\n":
+        print(letter, end="", flush=True)
+    sys.stdout.buffer.write(f"buffer: {key[:5]}".encode())
+    sys.stdout.buffer.flush()
+    sys.stdout.buffer.write(f"{key[5:]}\n".encode())
+    sys.stdout.buffer.flush()
+    os.write(2, f"descriptor: {key}\n".encode())
+    subprocess.run([sys.executable, "-c", "import os; print('subprocess:', os.environ.get('JUDGE'))"], check=True)
+    native = ctypes.CDLL(None)
+    native.puts(f"native: {key}".encode())
+    native.fflush(None)
+    print(f"no line break: {key}", end="", flush=True)
     return Told([*os.environ])
 
 

@@ -34,6 +34,16 @@ class Patient(httpx.Client):
         return response
 
 
+def secret_in(home: Path) -> str:
+    """The secret of the servers of a Prefect home."""
+    return (home / "prefloop.secret").read_text().strip()
+
+
+def basic(secret: str) -> httpx.BasicAuth:
+    user, _, password = secret.partition(":")
+    return httpx.BasicAuth(user, password)
+
+
 @dataclass
 class Up:
     """``prefloop up`` in a process of its own, and a folder to run commands in."""
@@ -44,6 +54,11 @@ class Up:
     port: int
     log: Path
     api: Patient
+
+    @property
+    def secret(self) -> str:
+        """What the server asks for."""
+        return secret_in(self.folder / "prefect")
 
     def prefloop(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "flows", *map(str, arguments)]
@@ -140,6 +155,7 @@ def started_up(folder: Path) -> Iterator[Up]:
     try:
         started.until(lambda: "Prefect UI" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
+        api.auth = basic(started.secret)
         yield started
     finally:
         api.close()

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from flows.prefect_api.access import Api
 from flows.run_folder.approvals import read_approval, read_decision
 from flows.run_folder.growth import ADDED
 from pipeline.config.files import load_config
@@ -195,7 +196,7 @@ def test_the_command_of_the_readme_registers_a_schedule(up: Up) -> None:
 
 def test_the_commands_for_work_pools_of_ones_own_run_a_deployment(up: Up) -> None:
     create, deploy, work = ([sys.executable, "-m", *shlex.split(line)] for line in commands("prefect"))
-    environment = {**up.environment, "PREFECT_API_URL": str(up.api.base_url), "PWD": str(up.folder)}
+    environment = {**up.environment, "PWD": str(up.folder), **Api(str(up.api.base_url), up.secret).environment()}
     for command in (create, deploy):
         done = subprocess.run(command, cwd=up.folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -217,6 +218,7 @@ def test_the_commands_for_work_pools_of_ones_own_run_a_deployment(up: Up) -> Non
 def test_the_form_of_a_deployment_is_in_the_page(up: Up, often: str, tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{up.port}/deployments/deployment/{up.deployment(often)['id']}/run"
     with Browser(tmp_path) as browser:
+        browser.sign_in(f"http://127.0.0.1:{up.port}", up.secret)
         browser.open(address, "Rounds to add", "Run folder", "How many rounds this run adds")
 
 

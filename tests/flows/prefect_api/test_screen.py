@@ -23,6 +23,7 @@ from pipeline.sampling.ports import free_port
 from pipeline.storage.run_folder import RunFolder
 from tests.support.browser import CHROMIUM, Browser
 from tests.support.places import ROOT
+from tests.support.prefloop_up import basic, secret_in
 from tests.support.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.whole
@@ -63,8 +64,13 @@ class Screened:
         )
 
     def ask(self, kind: str, **filters: Any) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = httpx.post(f"{self.ui}/api/{kind}/filter", json=filters, timeout=60).json()
+        answer = httpx.post(f"{self.ui}/api/{kind}/filter", json=filters, timeout=60, auth=basic(self.secret))
+        found: list[dict[str, Any]] = answer.raise_for_status().json()
         return found
+
+    @property
+    def secret(self) -> str:
+        return secret_in(self.folder / "prefect")
 
     @property
     def flow_runs(self) -> list[dict[str, Any]]:
@@ -179,8 +185,9 @@ def test_artefacts_have_one_key_a_run_and_a_version_a_round(screened: Screened) 
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(screened: Screened, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with Browser(tmp_path_factory.mktemp("chromium")) as opened:
+        opened.sign_in(screened.ui, screened.secret)
         yield opened
 
 

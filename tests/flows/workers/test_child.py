@@ -16,6 +16,7 @@ from flows.workers import child as child_module
 from flows.workers.child import Child
 from flows.workers.messages import Done, Reply, Request, RunStage, Service
 from pipeline.errors import Paused, RunError, UserError
+from pipeline.safe_text import KEY_VARIABLES, name_keys
 from tests.support.obedient_child import (
     SERVICE,
     Count,
@@ -77,11 +78,18 @@ def test_keys_are_not_printed_and_those_that_it_does_not_need_are_not_there(
     monkeypatch.setenv("JUDGE", "qz7-Xw4NbV9rLk2Tt8")
     monkeypatch.setenv("OTHER_TOKEN", "another-secret-value")
     monkeypatch.setenv("SAMPLER", "of the sampler alone")
-    with Child(SERVICE, Init(), tmp_path / "log", 20, {**ENV, "SAMPLER": None}, ["JUDGE"]) as child:
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", "prefloop:of-the-server")
+    monkeypatch.setenv(KEY_VARIABLES, "")
+    name_keys({"server": {"api_key_env": "JUDGE"}, "sampler": [{"api_key_env": "SAMPLER"}]})
+    with Child(SERVICE, Init(), tmp_path / "log", 20, {**ENV, "SAMPLER": None}) as child:
         names = child.call(Tell(), Told, 60).names
-    assert {"JUDGE", "OTHER_TOKEN"} <= {*names} and "SAMPLER" not in names
+        with pytest.raises(RunError, match=r"^the key \[hidden\] is refused$"):
+            child.call(Fail("run", "the key qz7-Xw4NbV9rLk2Tt8 is refused"), Done, 60)
+    assert {"JUDGE", "OTHER_TOKEN"} <= {*names} and {"SAMPLER", "PREFECT_API_AUTH_STRING"}.isdisjoint(names)
     printed = (tmp_path / "log").read_text()
     assert "'JUDGE': '[hidden]'" in printed and "as environ" in printed and "\nand " in printed
+    ways = ("letters", "buffer", "descriptor", "subprocess", "native", "no line break")
+    assert [f"{way}: [hidden]" in printed for way in ways] == [True] * len(ways)
     for secret in ("qz7-Xw4NbV9rLk2Tt8", "another-secret-value", "of the sampler alone"):
         assert secret not in printed
 

@@ -1,0 +1,146 @@
+"""Starting Prefect's server and workers, waiting for a server as long as it gets on, and ending them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+
+from flows.prefect_api.access import is_healthy
+from pipeline.errors import RunError, UserError
+
+STOP_SECONDS = 5.0
+_LOOK_SECONDS = 0.1
+_SAY_EVERY_SECONDS = 30.0
+# An idle server uses less than this in a few minutes, one that starts much more, even with a hundredth of a core.
+LEAST_CPU_SECONDS = 1.0
+LEAST_BYTES = 1 << 20
+
+
+def start_watched(command: list[str], settings: dict[str, str], output: int | None) -> "subprocess.Popen[bytes]":
+    """Start a server that ends with this process; ``output`` is a file descriptor, or None to share this one's."""
+    watched = [sys.executable, "-m", "pipeline.sampling.watchdog", str(os.getpid()), *command]
+    return subprocess.Popen(
+        watched,
+        env={**os.environ, **settings},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        process_group=0,
+    )
+
+
+def stop_watched(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECONDS) -> None:
+    """End what ``start_watched`` started: terminate it, and kill it after ``seconds``."""
+    # Signal only the watchdog, which passes it on: a worker signalled twice does not wait for its runs.
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def start_server(port: int, secret: str, settings: dict[str, str], output: int) -> "subprocess.Popen[bytes]":
+    """Start Prefect's server, guarded, on ``port`` of 127.0.0.1; ``settings`` are more variables for it.
+
+    Raises ``UserError`` if ``PREFECT_SERVER_CORS_ALLOWED_ORIGINS`` allows every page.
+    """
+    serve = [sys.executable, "-m", "uvicorn", "--factory", "flows.prefect_api.guard:guarded_app"]
+    serve += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--no-access-log"]
+    serve += ["--lifespan", "on"]
+    own = {
+        "PREFECT_SERVER_API_AUTH_STRING": secret,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join([*own_origins(port), *_further_origins()]),
+    }
+    return start_watched(serve, {**own, **settings}, output)
+
+
+def own_origins(port: int) -> list[str]:
+    """Return the addresses under which a browser shows the UI at ``port``."""
+    return [f"http://127.0.0.1:{port}", f"http://localhost:{port}"]
+
+
+def wait_for_server(url: str, process: "subprocess.Popen[bytes]", log: Path, place: str) -> None:
+    """Return when the server answers at ``url``; wait as long as its process lives and gets on.
+
+    It gets on while it uses the CPU, reads or writes files, or writes to its ``log``. ``place`` ends the message.
+
+    Raises ``RunError`` if the process ends, or does nothing for ``PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS``.
+    """
+    patience = float(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
+    started = said = time.monotonic()
+    stall = Stall(started, work_of(process.pid, log))
+    while process.poll() is None:
+        if is_healthy(url):
+            return
+        now = time.monotonic()
+        if stall.seconds(now, work_of(process.pid, log)) > patience:
+            raise RunError(
+                f"Prefect's server did not start on {url}: it has done nothing for {patience:g} seconds "
+                f"(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS); {place}"
+            )
+        if now - said > _SAY_EVERY_SECONDS:
+            said = now
+            print(f"waiting for Prefect's server, which is starting ({now - started:.0f} s)", file=sys.stderr)
+        time.sleep(_LOOK_SECONDS)
+    raise RunError(f"Prefect's server did not start on {url}: it ended with exit code {process.returncode}; {place}")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process and its children have done: CPU seconds, bytes read and written, bytes in their log."""
+
+    cpu: float
+    moved: int
+    logged: int
+
+    def goes_beyond(self, other: "Work") -> bool:
+        """Return whether more was done than an idle process does; a child that has ended takes its counts along."""
+        far = abs(self.cpu - other.cpu) >= LEAST_CPU_SECONDS or abs(self.moved - other.moved) >= LEAST_BYTES
+        return far or self.logged > other.logged
+
+
+class Stall:
+    """How long a process has done nothing."""
+
+    def __init__(self, now: float, work: Work) -> None:
+        """``now`` is in seconds, of any clock."""
+        self._moved, self._work = now, work
+
+    def seconds(self, now: float, work: Work) -> float:
+        """Return the seconds from the last time that it got on to ``now``, when its ``work`` is this."""
+        if work.goes_beyond(self._work):
+            self._moved, self._work = now, work
+        return now - self._moved
+
+
+def work_of(pid: int, log: Path) -> Work:
+    """Return the work of process ``pid`` and of its children that still run."""
+    cpu, moved = 0.0, 0
+    with suppress(psutil.Error):
+        top = psutil.Process(pid)
+        for process in (top, *top.children(recursive=True)):
+            with suppress(psutil.Error):
+                times, files = process.cpu_times(), process.io_counters()
+                cpu += times.user + times.system
+                moved += files.read_chars + files.write_chars
+    return Work(cpu, moved, log.stat().st_size if log.exists() else 0)
+
+
+def _further_origins() -> list[str]:
+    """Return the origins that the user has set for a proxy of their own."""
+    named = os.environ.get("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "")
+    origins = [origin.strip().rstrip("/") for origin in named.split(",") if origin.strip()]
+    if "*" in origins:
+        raise UserError(
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS: '*' lets every web page send requests to the server; name the "
+            "origins, such as https://prefect.example.com, or unset it"
+        )
+    return origins
