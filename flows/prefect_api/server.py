@@ -38,8 +38,8 @@ from pipeline.sampling.ports import free_port, is_free
 from pipeline.storage.atomic import write_text
 
 DRAIN_SECONDS = 10.0
-# With 2, 4, 8, ... seconds in between, this takes a minute or two.
-RETRIES = 5
+# With 2, 4, 8, ... seconds in between, this takes four minutes, or more: on a busy machine a server starts that slowly.
+RETRIES = 7
 # With Prefect's 15, all connections may wait for the one that writes to SQLite, which itself waits for another.
 CONNECTIONS = {
     "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "50",

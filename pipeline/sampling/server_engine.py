@@ -130,10 +130,13 @@ class ServerEngine:
                 code = self._process.poll()
                 if code is not None or time.monotonic() > deadline:
                     self._stop()
-                    cause = f"ended with exit code {code}" if code is not None else "did not answer in time"
+                    cause = f"ended with exit code {code}" if code is not None else self._late()
                     raise RunError(f"vllm serve {path} {cause}") from error
                 time.sleep(0.25)
         self._read_model()
+
+    def _late(self) -> str:
+        return f"did not answer within {self._settings.start_timeout:g} seconds (sampler.start_timeout)"
 
     def _serve_command(self, path: str, port: int) -> list[str]:
         import torch

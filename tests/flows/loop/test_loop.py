@@ -1,6 +1,7 @@
 """The loop for real: Prefect, the vLLM child, the trainer child, on a model of a few thousand parameters."""
 
 import json
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,12 @@ def test_every_round_is_measured_and_learns(home: dict[str, str], finished: Path
     assert rounds[2]["win_rate_vs_start"] > 0.55
     assert rounds[2]["kl_to_start"] > rounds[1]["kl_to_start"] > 0.005
     assert all(metrics["sampler_trainer_gap"] < 1e-3 for metrics in rounds)
+
+
+def test_the_folder_is_its_user_s_alone(home: dict[str, str], finished: Path) -> None:
+    files = [finished, *finished.rglob("*"), *Path(home["PREFECT_HOME"]).glob("prefect.db*")]
+    assert len(files) > 80
+    assert {file for file in files if stat.S_IMODE(file.stat().st_mode) != (0o700 if file.is_dir() else 0o600)} == set()
 
 
 def test_tokens_go_from_sampler_to_loss_unchanged(finished: Path) -> None:
