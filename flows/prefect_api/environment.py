@@ -18,6 +18,7 @@ DEFAULTS = {
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_LOGGING_COLORS": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     # With Prefect's default of 5, a flow takes minutes to notice that its server is gone for good.
     "PREFECT_CLIENT_MAX_RETRIES": "3",
     # Waiting threads sleep: long spinning, the default, is ten times slower as soon as another process wants the same
