@@ -81,12 +81,12 @@ def connected(api: Api) -> Iterator[None]:
     except httpx.TransportError as error:
         raise RunError(f"Prefect's server at {api.url} is out of reach ({error})") from error
     except httpx.HTTPStatusError as error:
-        with refused(api.url, error):
+        with secret_refused(api.url, error):
             raise RunError(f"Prefect's server at {api.url} failed ({status_of(error)})") from error
 
 
 @contextmanager
-def refused(url: str, error: httpx.HTTPStatusError) -> Iterator[None]:
+def secret_refused(url: str, error: httpx.HTTPStatusError) -> Iterator[None]:
     """Raise ``UserError`` in place of the block if ``error`` says that the server at ``url`` refuses the secret."""
     if error.response.status_code in _REFUSED:
         raise UserError(

@@ -26,8 +26,8 @@ from flows.prefect_api.access import (
     lasting_secret,
     new_secret,
     prefect_home,
-    refused,
     said_plainly,
+    secret_refused,
     status_of,
     url_file,
 )
@@ -146,7 +146,7 @@ def _at_work(url: str, log: Path | None = None) -> Iterator[None]:
     except failures as error:
         said = str(error).splitlines()[0]
         if isinstance(error, httpx.HTTPStatusError):
-            with refused(url, error):
+            with secret_refused(url, error):
                 said = status_of(error)
             if not error.response.is_server_error:
                 raise
