@@ -23,10 +23,12 @@ from pipeline.data.run_data import HELD_OUT_PAIRS, RunData, open_data
 from pipeline.data.sources import held_out_source
 from pipeline.errors import UserError
 from pipeline.sampling.sampler import engine_context
-from pipeline.types import Message, Prompt, TextPreference
+from pipeline.types import Message, Prompt, TextGroup, TextPreference
 
 AnyRow = SourceRow[PromptRow] | SourceRow[TextPreference]
 _UNLIMITED = 2**62
+# Fewer of them are ranks by chance.
+_FEWEST_RANKS, _FEWEST_GROUPS = 3, 8
 
 
 def check_data(
@@ -90,7 +92,7 @@ def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog, show
         finder = FaultFinder(
             tokens, run_data.split if run_data is not None and given and source != "held_out" else None
         )
-        waiting = source != "held_out"
+        waiting, ranks = source != "held_out", _Permutations()
         for row in rows:
             log.row(source)
             if waiting and row.number >= show:
@@ -100,10 +102,36 @@ def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog, show
                 log.fault(source, row.file, row.number, row.cause, str(row.fault))
                 continue
             value = row.value
+            ranks.add(value)
             if isinstance(value, PromptRow) and config.warm_start is None:
                 value = PromptRow(value.prompt)
             for cause, said in finder.faults(row.place, value):
                 log.fault(source, row.file, row.number, cause, said)
+        ranks.require_meaning(_settings(config, source), source)
+
+
+class _Permutations:
+    """Counts groups whose rewards are 1 to K in some order, as ranks are."""
+
+    def __init__(self) -> None:
+        self._groups = 0
+        self._ranked = 0
+
+    def add(self, row: PromptRow | TextPreference) -> None:
+        """Count one row."""
+        if isinstance(row, TextGroup):
+            self._groups += 1
+            found = sorted(reward for reward in row.rewards if reward is not None)
+            self._ranked += len(found) >= _FEWEST_RANKS and found == [*range(1, len(found) + 1)]
+
+    def require_meaning(self, data: UserData | None, source: str) -> None:
+        """Raise ``UserError`` if all groups have such rewards and the config does not say what they mean."""
+        alike = self._groups == self._ranked >= _FEWEST_GROUPS
+        if alike and data is not None and "rewards_are" not in data.model_fields_set:
+            raise UserError(
+                f"{source}.rewards_are: the rewards of all {self._groups} rows are 1 to K in some order, so they may "
+                f"be ranks: say {source}.rewards_are=ranks (1 is the best) or {source}.rewards_are=scores (1 is the worst)"
+            )
 
 
 def _settings(config: RunConfig, source: str) -> UserData | None:

@@ -167,7 +167,8 @@ def _faults_of_texts(row: PromptRow | TextPreference, sides: Sequence[_Side]) ->
             yield "tie", f"both have the score {row.chosen_score:g}"
         case TextPair() if row.chosen_score is not None and row.rejected_score is not None:
             if row.chosen_score < row.rejected_score:
-                yield "contradiction", f"chosen has the score {row.chosen_score:g}, rejected {row.rejected_score:g}"
+                said = f"chosen has {row.chosen_score:g}, rejected {row.rejected_score:g}"
+                yield "contradiction", f"{said}; rewards_are: ranks if 1 is the best"
         case TextGroup() if len(known := {reward for reward in row.rewards if reward is not None}) == 1:
             yield "tie", f"all have the reward {known.pop():g}"
 

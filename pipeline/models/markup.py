@@ -59,7 +59,7 @@ class Markup:
         read = self._as_read(text, role)
         return [
             *((token, self.ids[token]) for token in tokens.findall(read)),
-            *((header, None) for header in self._headers.findall(read)),
+            *((header, None) for header in self._headers.findall(read) if not _is_own(header, role)),
         ]
 
     def pieces(self, text: str, role: str = "assistant") -> list[str]:
@@ -73,7 +73,12 @@ class Markup:
     def broken(self, text: str, role: str = "assistant") -> str:
         """Return ``text`` with a space inside each control token and header."""
         joined = " ".join(self.pieces(text, role))
-        return self._headers.sub(lambda header: f"{header[0][0]} {header[0][1:]}", joined)
+
+        def apart(found: re.Match[str]) -> str:
+            header = found[0]
+            return header if _is_own(header, role) else f"{header[0]} {header[1:]}"
+
+        return self._headers.sub(apart, joined)
 
     def render(self, template: ChatTemplate, messages: Sequence[Message], generation_prompt: bool) -> list[str]:
         """Render ``messages`` in pieces: encoded one by one, only what the template wrote becomes control tokens.
@@ -121,6 +126,11 @@ def _headers(plain: str, added: Iterable[str]) -> Iterator[str]:
     lines = [line.strip() for gap in between for line in gap.splitlines()]
     endings = [line for line in lines if line.endswith(":") and 2 < len(line) <= _LONGEST_HEADER]
     yield from dict.fromkeys([*_TAG.findall("\n".join([begin, *between])), *endings])
+
+
+def _is_own(header: str, role: str) -> bool:
+    """Whether a turn may write the header itself: the assistant's thoughts, which templates take from its text."""
+    return role == "assistant" and _THOUGHTS.fullmatch(header) is not None
 
 
 def _header_pattern(header: str) -> str:

@@ -17,7 +17,7 @@ from pipeline.data.forms.marks import preferred, voted
 from pipeline.data.forms.paths import find
 from pipeline.data.forms.spelled import is_spelled, read_spelled
 from pipeline.data.forms.transcripts import common_start, is_transcript
-from pipeline.data.forms.turns import Turns, history_turns, prompt_turns, tools_turn
+from pipeline.data.forms.turns import Turns, history_turns, is_conversation, prompt_turns, tools_turn
 from pipeline.data.records import Record
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
@@ -81,7 +81,23 @@ class _Row:
             return replace(self._prompt(turns), reference=_plain(said, columns.response))
         value = self._cell(columns.response)
         said_text = None if cells.absent(value) else _plain(answer(value, columns.response), columns.response)
-        return replace(self._prompt(self._turns()), reference=said_text)
+        return replace(self._prompt(self._whole_turns()), reference=said_text)
+
+    def _whole_turns(self) -> Turns:
+        """Return the prompt's turns as ``preference_of`` reads them, for rows that also hold whole conversations."""
+        columns, turns = self._columns, self._turns()
+        if self.has(columns.chosen, columns.rejected):
+            names = [columns.chosen, columns.rejected]
+        elif isinstance(columns.responses, str) and isinstance(held := find(self._values, columns.responses), list):
+            names = [f"{columns.responses}[{place}]" for place in range(len(held))]
+        else:
+            names = [columns.completion]
+        given = [(value, name) for name in names if is_conversation(value := self._cell(name))]
+        try:
+            return split_turns(turns, given)[0] if given else turns
+        except FaultError:
+            # Whoever reads only prompts needs no sound responses.
+            return turns
 
     def group(self) -> TextGroup:
         """Return K responses with their rewards."""

@@ -131,6 +131,27 @@ def test_above_a_limit_the_run_is_refused_and_below_it_is_not(tmp_path: Path, mo
     assert not faults.exists()
 
 
+def test_rewards_that_may_be_ranks_are_refused_until_their_meaning_is_said(tmp_path: Path, model: Path) -> None:
+    orders = ([1, 2, 3], [3, 1, 2], [2, 3, 1])
+    rows = [{"prompt": f"a {n}", "responses": ["x", "y", "z"], "rewards": orders[n % 3]} for n in range(10)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match="may be ranks: say pairs.rewards_are=ranks .* or pairs.rewards_are=scores"):
+        check_run(offline(tmp_path, model, file))
+    for meaning in ("ranks", "scores"):
+        contents, _ = check_run(offline(tmp_path, model, file, f"pairs.rewards_are={meaning}"))
+        assert contents.groups == 8
+    write(file, [*rows, {"prompt": "b", "responses": ["x", "y"], "rewards": [1, 1]}])
+    check_run(offline(tmp_path, model, file))
+
+
+def test_scores_that_contradict_chosen_and_rejected_are_refused(tmp_path: Path, model: Path) -> None:
+    rows = [{"prompt": f"a {n}", **TEXT, "chosen_score": 1, "rejected_score": 2 + n} for n in range(10)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match="contradiction: 10 of 10 rows .*; limits.contradiction allows 0.1"):
+        check_run(offline(tmp_path, model, file))
+    check_run(offline(tmp_path, model, file, "pairs.rewards_are=ranks"))
+
+
 def test_many_causes_fit_on_a_few_lines(tmp_path: Path, model: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [row for row, _ in PAIRS])
     with pytest.raises(UserError) as caught:

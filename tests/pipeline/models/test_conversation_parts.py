@@ -52,6 +52,9 @@ def test_an_answer_with_a_thought_is_what_the_template_makes_of_it() -> None:
     assert said(made, "<think>\nso\n</think>\n\nthe mat") == "<think>\nso\n</think>\n\nthe mat<|end|>"
     assert said(made, "the mat", '{"reasoning_content": "so"}') == "<think>\nso\n</think>\n\nthe mat<|end|>"
     assert made.continues(USER, "<think>\nso\n</think>\n\nthe mat")
+    # The assistant's own markup is no header that it may not write; anyone else's is.
+    assert made.spelled("<think>\nso\n</think>\n\nthe mat") == []
+    assert made.spelled("<think>so", "user") == [("<think>", None)]
 
 
 def test_a_thought_that_the_prompt_opens_is_not_opened_again() -> None:

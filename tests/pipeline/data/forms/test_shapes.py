@@ -325,6 +325,14 @@ def test_the_turns_that_both_share_are_the_prompt_whose_last_turn_another_column
     row = {"prompt": " Why? ", "chosen": [*shared, said("a")], "rejected": [*shared, said("b")]}
     found = read(row)
     assert turns(found) == [("user", "Hello"), ("assistant", "Hi."), ("user", "Why?")]
+    data = FileData(path="r.jsonl")
+    assert prompt_of(Record("r.jsonl", 1, row), data).id == found.prompt.id
+    broken = {**row, "rejected": [*shared, user("b")]}
+    assert [turn.content for turn in prompt_of(Record("r.jsonl", 1, broken), data).messages] == [" Why? "]
+    for other in ({"responses": [row["chosen"], "b"], "rewards": [1, 0]}, {"completion": row["chosen"], "label": 1}):
+        one = {"prompt": "Why?", **other}
+        whole = prompt_of(Record("r.jsonl", 1, one), data)
+        assert whole.id == read(one).prompt.id == found.prompt.id
     with pytest.raises(FaultError, match=r"before its last one \(user, assistant, user\) are not the prompt"):
         read({**row, "prompt": "Who?"})
     with pytest.raises(FaultError, match="must be conversations that differ only in the last turn"):
