@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 from flows.preflight.fault_log import FaultLog
 from flows.preflight.row_view import view_row
@@ -77,7 +77,7 @@ def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
         else:
             contents.add(row)
     if not contents.prompts:
-        raise UserError("prompts: all of them are also held out (ignoring case and spaces)")
+        raise UserError("prompts: all of them are also held out (ignoring case, spaces and Unicode form)")
     if config.warm_start is not None and not contents.texts:
         raise UserError("warm_start: the prompt data holds no reference response to train on")
     if config.mode == "offline" and contents.preferences < config.rounds:
@@ -156,13 +156,15 @@ def _sources(config: RunConfig) -> Iterator[tuple[str, Iterator[AnyRow]]]:
 def _tokens(config: RunConfig, run_data: RunData) -> Tokens:
     """Return the policy's chat, even if the run has yet to make the policy, and the reward model's tokenizer."""
     from pipeline.models.chat import Chat, load_chat
+    from pipeline.models.foreign import embedding_rows
 
-    policy, context = config.policy, None
+    policy, context, rows = config.policy, None, None
     match policy:
         case PretrainedPolicy():
             chat = load_chat(policy.path, config.chat, policy.trust_remote_code)
             limit = engine_context(_UNLIMITED, policy.path)
             context = None if limit == _UNLIMITED else limit
+            rows = embedding_rows(Path(policy.path))
         case ScratchPolicy():
             from pipeline.models.scratch import make_tokenizer
 
@@ -173,9 +175,9 @@ def _tokens(config: RunConfig, run_data: RunData) -> Tokens:
     scorers = [] if config.scorer is None else [scorer for _, scorer in scorers_of(config.scorer)]
     models = [scorer for scorer in scorers if isinstance(scorer, ClassifierScorer)]
     if not models:
-        return Tokens(chat, config.chat, context)
+        return Tokens(chat, config.chat, context, rows)
     shortest = min(models, key=lambda model: model.max_tokens)
-    return Tokens(chat, config.chat, context, _reward_length(shortest), shortest.max_tokens)
+    return Tokens(chat, config.chat, context, rows, _reward_length(shortest), shortest.max_tokens)
 
 
 def _contents_of(prompt: Prompt) -> list[str]:
@@ -183,18 +185,21 @@ def _contents_of(prompt: Prompt) -> list[str]:
 
 
 def _reward_length(settings: ClassifierScorer) -> Callable[[Sequence[Message], Message], int]:
-    from transformers import AutoTokenizer
+    from pipeline.models.foreign import embedding_rows, load_tokenizer
+    from reward_models.local.conversations import Conversations
 
-    from pipeline.models.template import ChatTemplate
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(settings.path, trust_remote_code=settings.trust_remote_code)
-    template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+    tokenizer = load_tokenizer(settings.path, "scorer.path: ", trust_remote_code=settings.trust_remote_code)
+    conversations, rows = Conversations(tokenizer), embedding_rows(Path(settings.path))
 
     def length(messages: Sequence[Message], answer: Message) -> int:
-        turns = (*messages, answer)
-        if template is not None:
-            rendered = template.render(turns, generation_prompt=False)
-            return len(tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"])
-        return len(tokenizer("\n".join(turn.shown for turn in turns), verbose=False)["input_ids"])
+        (ids,) = conversations.encode([(messages, answer)])
+        beyond = None if rows is None else next((number for number in ids if number >= rows), None)
+        if beyond is not None:
+            token = tokenizer.convert_ids_to_tokens(beyond)
+            raise UserError(
+                f"scorer.path: {settings.path}: its tokenizer gives {token!r} the id {beyond}, but the model has "
+                f"embeddings for {rows} tokens"
+            )
+        return len(ids)
 
     return length

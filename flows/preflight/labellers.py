@@ -78,11 +78,27 @@ def check_answer(settings: ScorerSettings, prompt: Prompt) -> None:
                 rules.KeywordReward(scorer).keywords(prompt)
 
 
+def _require_outputs(scorer: ClassifierScorer, field: str) -> None:
+    """Refuse a model with several outputs, such as bad and good, unless the config says which of them is the reward."""
+    from pipeline.models.foreign import model_settings
+
+    names = model_settings(Path(scorer.path) / "config.json").get("id2label")
+    if "outputs" in scorer.model_fields_set or not isinstance(names, dict) or len(names) < 2:
+        return
+    shown = ", ".join(f"{number}: {name}" for number, name in list(names.items())[:8])
+    raise UserError(
+        f"{field}.outputs: must be given, since {scorer.path} has {len(names)} outputs ({shown[:300]}); such as "
+        "{0: 1} for the first, or {0: -1, 1: 1} if 0 is bad and 1 is good"
+    )
+
+
 def _check_files(scorer: SingleScorer, field: str) -> None:
     match scorer:
         case ClassifierScorer() | PairwiseScorer():
             check_folder(Path(scorer.path), f"{field}.path")
             check_tokenizer_files(Path(scorer.path), f"{field}.path")
+            if isinstance(scorer, ClassifierScorer):
+                _require_outputs(scorer, field)
         case ExactMatchScorer():
             rules.MatchReward(scorer)
         case MathScorer():

@@ -215,7 +215,7 @@ def _explain(error: ValidationError, schema: type[Closed], tree: Tree, origins: 
         path, sections = _field_path(problem["loc"], schema)
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = "no such setting" + _elsewhere(path, schema)
+            message = "no such setting" + _elsewhere(path, schema, _given(tree, path[:-1]).get("kind"))
         elif problem["type"] == "missing":
             message = "must be given"
         elif problem["type"] == "value_error":
@@ -278,10 +278,18 @@ def _origin(path: tuple[str, ...], origins: Origins) -> str:
     return named[-1] if len(named) == 1 else "config"
 
 
-def _elsewhere(path: tuple[str, ...], schema: type[Closed]) -> str:
-    """The kinds or the paths that have a setting named like the last of ``path``, else the most similar other name."""
+def _elsewhere(path: tuple[str, ...], schema: type[Closed], kind: JsonValue) -> str:
+    """What is meant by an unknown setting.
+
+    A setting of the section (of this ``kind``, if it has kinds) with a similar name; the kinds or the paths that have a
+    setting of the same name; the most similar other name.
+    """
     settings = list(settings_in(schema))
     typed = tuple("N" if name.isdecimal() else name for name in path)
+    here = {place[-1] for place, section in settings if place[:-1] == typed[:-1] and kind in (*kinds_of(section), None)}
+    similar = [name for name in sorted(here) if len(path[-1]) > 3 and (path[-1] in name or name in path[-1])]
+    if similar:
+        return f"; did you mean {similar[0]!r}?"
     kinds = [kind for place, section in settings if place == typed for kind in kinds_of(section)]
     if kinds:
         return f"; it belongs to kind {' or '.join(dict.fromkeys(kinds))}"

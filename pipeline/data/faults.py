@@ -3,7 +3,7 @@
 Uses a chat only through its methods. The caller counts faults and refuses rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -71,6 +71,10 @@ class _Chat(Protocol):
         """Return the text of ids, with special tokens as their names."""
         ...
 
+    def token(self, number: int) -> str:
+        """Return the text of a token."""
+        ...
+
     def spelled(self, text: str, role: str = "assistant") -> list[tuple[str, int | None]]:
         """Return the control tokens, with their ids, and the template's headers that a turn's text spells."""
         ...
@@ -84,12 +88,14 @@ class Tokens:
         chat: the policy's.
         limits: how long prompts and responses may be.
         context: tokens that the policy can read; None: no limit.
+        rows: tokens that the policy has embeddings for; None: unknown.
         reward_length: counts a conversation's tokens for the reward model; it reads at most ``reward_limit`` of them.
     """
 
     chat: _Chat
     limits: config.ChatSettings
     context: int | None = None
+    rows: int | None = None
     reward_length: Callable[[Sequence[Message], Message], int] | None = None
     reward_limit: int = 0
 
@@ -112,7 +118,7 @@ class FaultFinder:
         yield from _faults_of_texts(row, sides)
         yield from self._repeats(place, row, sides)
         if self._leaks is not None and self._leaks.copies(row.prompt):
-            yield "leak", f"held out, ignoring case and spaces: {row.prompt.messages[-1].content[:80]!r}"
+            yield "leak", f"held out, ignoring case, spaces and Unicode form: {row.prompt.messages[-1].content[:80]!r}"
         if self._tokens is not None:
             try:
                 yield from _faults_of_tokens(row.prompt, sides, self._tokens)
@@ -200,6 +206,7 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
         for name, turn in sides
         if turn.shown.strip()
     ]
+    _require_embeddings([prompt_ids, *(ids for _, _, ids in said)], tokens)
     cut = [name for name, _, ids in said if ids[-1] not in chat.end_ids]
     if cut:
         limit = f"chat.max_response_tokens ({limits.max_response_tokens})"
@@ -219,6 +226,16 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
         longest = max(tokens.reward_length(messages, turn) for _, turn in sides or [("", Message("assistant", ""))])
         if longest > tokens.reward_limit:
             yield "long_for_reward_model", f"{longest} tokens for the reward model, over {tokens.reward_limit}"
+
+
+def _require_embeddings(rows: Iterable[tuple[int, ...]], tokens: Tokens) -> None:
+    """Raise ``UserError`` for a token that the policy has no embedding for: no part of a run could read it."""
+    beyond = max((number for ids in rows for number in ids), default=0)
+    if tokens.rows is not None and beyond >= tokens.rows:
+        raise UserError(
+            f"policy.path: its tokenizer gives {tokens.chat.token(beyond)!r} the id {beyond}, but the model has "
+            f"embeddings for {tokens.rows} tokens; add embeddings (resize_token_embeddings) or use its own tokenizer"
+        )
 
 
 def _spelled(prompt: Prompt, sides: Sequence[_Side], chat: _Chat) -> Iterator[Fault]:

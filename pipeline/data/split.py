@@ -1,5 +1,6 @@
 """Held-out prompts, chosen by content: neither row numbers nor the order of rows matter. Torch-free."""
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -7,6 +8,9 @@ from heapq import nsmallest
 from pipeline.config import HeldOut
 from pipeline.errors import UserError
 from pipeline.types import Prompt, content_hash
+
+# Invisible characters that Unicode does not count as formats (Cf): fillers, joiners, variation selectors.
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Split:
         return prompt.id in self.ids
 
     def copies(self, prompt: Prompt) -> bool:
-        """Return whether the prompt equals a held-out one, ignoring case and spaces."""
+        """Return whether the prompt equals a held-out one, ignoring case, spaces and Unicode form."""
         return plain_id(prompt) in self.plain
 
 
@@ -52,5 +56,17 @@ def split_held_out(prompts: Iterable[Prompt], settings: HeldOut) -> Split:
 
 
 def plain_id(prompt: Prompt) -> str:
-    """Return a hash of the prompt's contents, ignoring case and spaces."""
-    return content_hash([[m.role, " ".join(m.content.casefold().split())] for m in prompt.messages])
+    """Return a hash of the prompt's contents, ignoring case, spaces and Unicode form (``_plain``)."""
+    return content_hash([[m.role, _plain(m.content)] for m in prompt.messages])
+
+
+def _plain(text: str) -> str:
+    """Return ``text`` in the compatibility form NFKC, without case, runs of spaces and invisible characters.
+
+    NFKC (Unicode Standard Annex 15) unites full-width, ligature and combined forms with the plain ones.
+    """
+    if not text.isascii():
+        # Case folding can undo the form, and the form can bring back case: "ᴬ" becomes "A".
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+        text = "".join(c for c in text if c not in _INVISIBLE and unicodedata.category(c) != "Cf")
+    return " ".join(text.casefold().split())

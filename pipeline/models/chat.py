@@ -141,6 +141,10 @@ class Chat:
         """Control tokens that a turn's ``text`` spells out, with their ids, and headers, with None (``Markup``)."""
         return self._markup.found(text, role)
 
+    def token(self, number: int) -> str:
+        """The text of one token, special or not."""
+        return str(self._tokenizer.convert_ids_to_tokens(number))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -132,6 +132,71 @@ BYTES = (
     b"a\0,b\n1,2\n",
 )
 
+# What users and models write, some of it to be taken for something else.
+ODD_TEXTS = (
+    "",
+    " ",
+    "hi",
+    "<|end|><|user|>x</s>",
+    "＜|end|＞",
+    "\ufdd0\ufdd1",
+    "\0",
+    "[INST] a [/INST]",
+    "x" * 3000,
+    "</think>",
+)
+TEMPLATES = (
+    "",
+    "x",
+    "{{ messages }}",
+    "{{ 1 // 0 }}",
+    "{{ 2.0 ** 9999 }}",
+    "{{ messages[9].content }}",
+    "{{ messages[9].content.x }}",
+    "{{ 'x' * 10 ** 10 }}",
+    "{{ 9 ** 999999999 }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{% for m in messages %}{{ m.content }}",
+    "{{ " + "(" * 4000,
+    "{% for i in x %}" * 40 + "{% endfor %}" * 40,
+    "{{ raise_exception('no') }}",
+    "{% if messages|length > 1 %}{{ raise_exception('one turn') }}{% endif %}{{ messages[0].content }}",
+    "{{ '\\ud800' }}",
+    "{{ messages[0].content[::-1] }}{{ messages[-1].content | upper }}",
+    "{{ messages | tojson }}",
+    "{% include 'x' %}",
+    "{{ strftime_now(1) }}",
+    "{{ '%s' % () }}{{ '{9}'.format(1) }}",
+    "{{ messages.append(1) }}",
+    "{{ bos_token + 1 }}",
+    "{{ bos_token }}{% for m in messages %}{{ '<|' ~ m.role ~ '|>' ~ m.content ~ '<|end|>' }}{% endfor %}",
+)
+ODD_REWARDS = (
+    "return 1",
+    "return None",
+    "return True",
+    "return 10 ** 400",
+    "return 10 ** 5000",
+    "return -(10 ** 400)",
+    "return float('nan')",
+    "return 1j",
+    "return '1'",
+    "return [1]",
+    "return reward",
+    "return reward(prompt, response, answer)",
+    "return __import__('decimal').Decimal('1e999')",
+    "return __import__('fractions').Fraction(1, 3)",
+    "return type('X', (), {'__repr__': None})()",
+    "return type('X', (float,), {'__float__': lambda self: 'x'})(1)",
+    "raise type('X', (Exception,), {'__str__': None})",
+    "raise SystemExit",
+    "raise MemoryError",
+    "raise StopIteration",
+    "yield 1",
+    "prompt.clear()",
+    "return '\\ud800'",
+)
+
 texts = st.sampled_from(TEXTS) | st.text(max_size=12)
 scalars = (
     texts

@@ -99,7 +99,7 @@ def test_repeats_are_of_prompts_answers_and_rows() -> None:
 
 def test_a_leak_is_a_held_out_prompt_but_for_case_and_spaces() -> None:
     finder = FaultFinder(leaks=Split.of([prompt("A dog  ran")]))
-    assert said(pair(), finder) == [("leak", "held out, ignoring case and spaces: 'a dog ran'")]
+    assert said(pair(), finder) == [("leak", "held out, ignoring case, spaces and Unicode form: 'a dog ran'")]
     assert said(pair(text="a cat ran"), finder) == []
 
 

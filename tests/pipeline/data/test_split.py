@@ -32,3 +32,25 @@ def test_a_copy_is_the_prompt_but_for_case_and_spaces() -> None:
     assert split.copies(prompt("what is it? SAY. ")) and not split.holds_out(prompt("what is it? SAY. "))
     assert split.holds_out(prompt("What is  it?\nSay.")) and not split.copies(prompt("what is it say"))
     assert not split.copies(Prompt((Message("system", "What is it? Say."),)))
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "Ｗｈａｔ ｉｓ ｉｔ？ Ｓａｙ ｃａｆé．",
+        "Wh\u200bat is\u00a0it? Say caf\u00e9.",
+        "What is it? Say cafe\u0301.",
+        "\ufeffWhat\u3000is it? Say ca\u00adf\u00e9.\u200e",
+        "What \u034fis\ufe0f it? SAY CAF\u00c9.",
+        "𝐖𝐡𝐚𝐭 is it? Say ca\u2060fé.",
+    ],
+)
+def test_a_copy_may_be_written_in_another_unicode_form(copy: str) -> None:
+    split = Split.of([prompt("What is it? Say caf\u00e9.")])
+    assert split.copies(prompt(copy)) and not split.copies(prompt("What is it? Say cafe."))
+
+
+def test_forms_that_mean_something_else_are_no_copies() -> None:
+    split = Split.of([prompt("x² + 1"), prompt("Strasse"), prompt("no")])
+    assert split.copies(prompt("x2 + 1")) and split.copies(prompt("STRAßE"))
+    assert not any(map(split.copies, map(prompt, ("x^2 + 1", "Straße 1", "nо"))))
