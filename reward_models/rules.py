@@ -151,8 +151,8 @@ class KeywordReward:
         """Return the keywords from the settings, or from the prompt's answer, without duplicates."""
         if not self._settings.words and prompt.answer is None:
             raise UserError(
-                "the scorer keywords looks for scorer.words, which is not set, or for the words of the prompt's answer, "
-                f"but the prompt {_shown(prompt)} has none (columns.answer)"
+                "the scorer keywords looks for scorer.words, which is not set, or for the words of each prompt's "
+                f"answer, but the prompt {_shown(prompt)} has none (columns.answer)"
             )
         given = self._settings.words or re.split(r"[,\n]", stated_answer(prompt))
         words = [*dict.fromkeys(self._plain(word) for word in given if word.strip())]

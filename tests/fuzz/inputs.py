@@ -16,14 +16,11 @@ from hypothesis import strategies as st
 from pipeline.config import Columns, RunConfig, Votes
 from pipeline.config.base import Closed
 from pipeline.data.files.folders import SUFFIXES
-from tests.fuzz.hostile import BYTES, TEMPLATES, YAML, as_json, damaged, nested, scalars, texts, values
+from tests.fuzz.hostile import BYTES, YAML, as_json, damaged, nested, scalars, texts, values
 from tests.support.places import ROOT
 
 COLUMNS = (*Columns.model_fields, "messages", "conversations", "x.y", "", "role", "a\0b")
 DEEPEST_COLUMN = 12
-MODEL = (
-    '{"model_type": "llama", "vocab_size": 300, "max_position_embeddings": 320, "dtype": "float32", "eos_token_id": 2}'
-)
 ROWS: tuple[dict[str, Any], ...] = (
     {"prompt": "one", "chosen": "a b", "rejected": "c", "chosen_score": 1.5, "rejected_score": -1},
     {"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "content": "x"}], "rejected": "y"},
@@ -98,33 +95,6 @@ def config_layers(draw: st.DrawFn, folder: Path) -> list[str]:
         overrides.append(f"{'.'.join(path)}={said}" if draw(st.integers(0, 9)) else draw(texts))
     (folder / "overrides.json").write_text(json.dumps(overrides))
     return overrides
-
-
-def _spots(tree: Any, depth: int = 4) -> list[tuple[Any, Any]]:
-    """Containers in ``tree`` with a key or an index each."""
-    keys = list(tree) if isinstance(tree, dict) else list(range(min(len(tree), 3))) if isinstance(tree, list) else []
-    found = [(tree, key) for key in keys[:12]]
-    return found + [spot for key in keys if depth for spot in _spots(tree[key], depth - 1)]
-
-
-@st.composite
-def odd_model(draw: st.DrawFn, folder: Path, model: Path) -> None:
-    """Write the files of ``model`` into ``folder``, some with odd values, another template, or damaged."""
-    files = {file.name: file.read_bytes() for file in sorted(model.iterdir()) if file.is_file()}
-    files |= {"generation_config.json": b'{"eos_token_id": [2, 6]}', "config.json": MODEL.encode()}
-    for name in draw(st.lists(st.sampled_from(sorted(files)), max_size=2, unique=True)):
-        if not name.endswith(".json"):
-            continue
-        tree = json.loads(files[name])
-        container, key = draw(st.sampled_from(_spots(tree)))
-        container[key] = draw(values)
-        files[name] = as_json(tree).encode("utf-8", "surrogatepass")
-        if draw(st.integers(0, 3)) == 0:
-            files[name] = draw(damaged(files[name]))
-    if draw(st.booleans()):
-        files["chat_template.jinja"] = draw(st.sampled_from(TEMPLATES)).encode()
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
 
 
 @st.composite

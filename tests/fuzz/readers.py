@@ -18,33 +18,25 @@ from hypothesis import strategies as st
 
 from flows.commands.cli.arguments import split
 from flows.planning.rates import given_rates
-from flows.preflight.check import check_vocabulary
 from flows.preflight.data import check_data
-from flows.preflight.model_folders import check_folder
 from flows.report.terminal import print_table, read_rounds
 from flows.run_folder.approvals import read_approval, read_decision
 from flows.stages.context import Context
 from flows.stages.data import data as data_stage
-from pipeline.config import ChatSettings, FileData, FunctionScorer, RunConfig
+from pipeline.config import FileData, RunConfig
 from pipeline.config.files import dump_config, load_config
 from pipeline.data.reading import PromptRow, read_preferences, read_prompts
 from pipeline.errors import RunError, UserError
 from pipeline.evaluation.gate import Approval, Decision
-from pipeline.models.chat import load_chat
-from pipeline.models.foreign import embedding_rows, load_tokenizer
-from pipeline.sampling.sampler import engine_context, engine_dtype
 from pipeline.storage.manifest import Manifest, StageKey
 from pipeline.storage.rows import text_row
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch
 from pipeline.types import Group, Message, Prompt, Response
-from reward_models.answers.questions import Question
 from reward_models.answers.spending import Call, Ledger
-from reward_models.function import FunctionReward
-from reward_models.local.conversations import Conversations
 from reward_models.people.people import read_answers
-from tests.fuzz.hostile import ODD_REWARDS, ODD_TEXTS
-from tests.fuzz.inputs import accelerate_config, config_layers, data_file, data_settings, odd_model, small_file
+from tests.fuzz.inputs import accelerate_config, config_layers, data_file, data_settings, small_file
+from tests.fuzz.model_folders import model_folder, reward_function
 
 CPU_SECONDS = 10.0
 MEMORY = 400 << 20
@@ -138,51 +130,6 @@ def accelerate(data: st.DataObject, folder: Path) -> None:
     file = data.draw(accelerate_config(folder))
     plain = {"name": "x", "mode": "offline", "policy": {"kind": "pretrained", "path": "m"}, "accelerate": str(file)}
     read_launch(RunConfig.model_validate({**plain, "pairs": {"kind": "file", "path": "p"}}))
-
-
-def model_folder(model: Path) -> Reader:
-    """A model folder like ``model`` but for odd settings and templates, through whatever reads it without weights."""
-
-    def read(data: st.DataObject, folder: Path) -> None:
-        data.draw(odd_model(folder, model))
-        for use in (
-            _talk,
-            _reward,
-            lambda place: engine_context(100, str(place)),
-            lambda place: check_folder(place, "x"),
-        ):
-            with contextlib.suppress(UserError):
-                use(folder)
-        engine_dtype("auto", str(folder), accelerator=False)
-        check_vocabulary(model, folder, "x")
-        embedding_rows(folder)
-
-    return read
-
-
-def _talk(folder: Path) -> None:
-    chat = load_chat(str(folder), ChatSettings())
-    for text in ODD_TEXTS:
-        talk = (Message("user", text),)
-        with contextlib.suppress(UserError):
-            chat.prompt_ids(talk)
-            chat.response_ids(talk, text)
-            chat.continues(talk, text)
-        chat.spelled(text, "user")
-        chat.decode([0, *chat.end_ids])
-
-
-def _reward(folder: Path) -> None:
-    conversations = Conversations(load_tokenizer(str(folder)), 20)
-    conversations.encode([((Message("system", text), Message("user", text)), text) for text in ODD_TEXTS])
-
-
-def reward_function(data: st.DataObject, folder: Path) -> None:
-    """A user's function that returns or raises odd things."""
-    said = data.draw(st.sampled_from(ODD_REWARDS))
-    (folder / "reward.py").write_text(f"def reward(prompt, response, answer):\n    {said}\n", encoding="utf-8")
-    source = FunctionReward(FunctionScorer(file=str(folder / "reward.py")))
-    source.answer([Question(ASKED.prompt, ASKED.responses[:1])], lambda index, answer: None)
 
 
 def manifest(data: st.DataObject, folder: Path) -> None:

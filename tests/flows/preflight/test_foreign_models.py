@@ -1,0 +1,73 @@
+"""Model folders that do not fit what is asked of them are refused before anything is paid for."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.preflight.check import check_run
+from flows.preflight.labellers import check_scorer
+from flows.preflight.model_folders import check_folder
+from pipeline.config import ClassifierScorer, KeywordScorer, RunConfig
+from pipeline.errors import UserError
+from pipeline.types import Message, Prompt
+from reward_models.rules import KeywordReward
+from tests.support.tiny_model import save_tiny_model, tiny_tokenizer
+
+
+def run_config(folder: Path, prompt: str = "the cat") -> RunConfig:
+    data = folder / "prompts.jsonl"
+    rows = [{"prompt": f"{prompt} {number}", "answer": "x"} for number in range(8)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return RunConfig.model_validate(
+        {
+            "name": "x",
+            "mode": "iterative",
+            "policy": {"kind": "pretrained", "path": str(folder / "model")},
+            "prompts": {"kind": "file", "path": str(data)},
+            "held_out": {"prompts": 2},
+            "scorer": {"kind": "match"},
+        }
+    )
+
+
+def test_a_token_without_an_embedding_is_found_before_sampling(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    contents, _ = check_run(run_config(tmp_path))
+    assert contents.prompts == 6
+    tokenizer, rows = tiny_tokenizer(), len(tiny_tokenizer())
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(model)
+    assert check_run(run_config(tmp_path))[0].prompts == 6
+    with pytest.raises(
+        UserError, match=rf"row 1: policy\.path: .*'zebra' the id {rows}, .*embeddings for {rows} tokens"
+    ):
+        check_run(run_config(tmp_path, "the zebra"))
+
+
+def test_an_adapter_folder_says_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(
+        UserError, match=r"policy\.path: .*: an adapter \(LoRA\), not a whole model; .*'owner/base' first"
+    ):
+        check_folder(tmp_path, "policy.path")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": [1]}')
+    with pytest.raises(UserError, match="the model that it was trained on"):
+        check_folder(tmp_path, "policy.path")
+
+
+def test_a_reward_model_with_several_outputs_needs_one_named(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "id2label": {"0": "bad", "1": "good"}}))
+    with pytest.raises(UserError, match=r"scorer\.outputs: must be given, since .* has 2 outputs \(0: bad, 1: good\)"):
+        check_scorer(ClassifierScorer(path=str(model)))
+    check_scorer(ClassifierScorer(path=str(model), outputs={0: -1, 1: 1}))
+    (model / "config.json").write_text(json.dumps({**settings, "id2label": {"0": "LABEL_0"}}))
+    check_scorer(ClassifierScorer(path=str(model)))
+
+
+def test_keywords_without_words_or_an_answer_name_both_settings() -> None:
+    with pytest.raises(UserError, match=r"scorer\.words, which is not set, .*columns\.answer"):
+        KeywordReward(KeywordScorer()).keywords(Prompt((Message("user", "the cat"),)))
