@@ -40,7 +40,7 @@ class Limits(Closed):
     duplicate_prompt: float = _share(1, "an earlier row has the same prompt")
     duplicate_row: float = _share(0.2, "an earlier row has the same prompt and responses, in any order")
     differing_answer: float = _share(0, "an earlier row has the same prompt with another answer")
-    leak: float = _share(0, "a held-out prompt is also a training prompt, ignoring case and spaces")
+    leak: float = _share(0, "a held-out prompt is also a training prompt, ignoring case, spaces and Unicode form")
     long_for_policy: float = _share(
         0.1, "a prompt over chat.max_prompt_tokens (dropped), or a row over the policy's context"
     )
