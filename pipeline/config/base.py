@@ -1,10 +1,14 @@
 """Base class of the config's sections: closed, frozen, and able to list the settings that decide a result."""
 
 from collections.abc import Iterator
+from itertools import takewhile
+from operator import eq
 from typing import Annotated, Any, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
+
+from pipeline.errors import nearest
 
 # Settings that change how a result is computed but not the result; they may change when a killed run is resumed.
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
@@ -82,3 +86,27 @@ def settings_in(section: type[Closed], path: tuple[str, ...] = ()) -> Iterator[t
         index = ("N",) if get_origin(field.annotation) is tuple else ()
         for inner in sections_in(field.annotation):
             yield from settings_in(inner, (*path, name, *index))
+
+
+def elsewhere(path: tuple[str, ...], schema: type[Closed], kind: JsonValue) -> str:
+    """Say what may be meant by the unknown setting at ``path``.
+
+    A setting of the section (of this ``kind``, if it has kinds) with a similar name; the kinds or the paths that have a
+    setting of the same name; the most similar other name.
+    """
+    settings = list(settings_in(schema))
+    typed = tuple("N" if name.isdecimal() else name for name in path)
+    here = {place[-1] for place, section in settings if place[:-1] == typed[:-1] and kind in (*kinds_of(section), None)}
+    similar = [name for name in sorted(here) if len(path[-1]) > 3 and (path[-1] in name or name in path[-1])]
+    if similar:
+        return f"; did you mean {similar[0]!r}?"
+    kinds = [kind for place, section in settings if place == typed for kind in kinds_of(section)]
+    if kinds:
+        return f"; it belongs to kind {' or '.join(dict.fromkeys(kinds))}"
+    same = dict.fromkeys(place for place, _ in settings if place[-1] == path[-1] and place != typed)
+    if not same:
+        return nearest(path[-1], {place[-1] for place, _ in settings} - {path[-1]})
+    shared = {place: sum(takewhile(bool, map(eq, place, typed))) for place in same}
+    closest = [place for place in same if shared[place] == max(shared.values())]
+    shown = [".".join(path[: shared[place]] + place[shared[place] :]) for place in closest[:3]]
+    return f" here; {path[-1]!r} exists at {', '.join(shown)}{', ...' if closest[3:] else ''}"

@@ -5,8 +5,6 @@ field, the value and what is allowed.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from itertools import takewhile
-from operator import eq
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +12,8 @@ import yaml
 from pydantic import JsonValue, ValidationError
 
 from pipeline.config import Closed, RunConfig
-from pipeline.config.base import kinds_of, sections_in, settings_in
-from pipeline.errors import UserError, first_lines, nearest
+from pipeline.config.base import elsewhere, kinds_of, sections_in
+from pipeline.errors import UserError, first_lines
 
 Tree = dict[str, JsonValue]
 Origins = dict[str, str]
@@ -215,7 +213,7 @@ def _explain(error: ValidationError, schema: type[Closed], tree: Tree, origins: 
         path, sections = _field_path(problem["loc"], schema)
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = "no such setting" + _elsewhere(path, schema, _given(tree, path[:-1]).get("kind"))
+            message = "no such setting" + elsewhere(path, schema, _given(tree, path[:-1]).get("kind"))
         elif problem["type"] == "missing":
             message = "must be given"
         elif problem["type"] == "value_error":
@@ -276,27 +274,3 @@ def _origin(path: tuple[str, ...], origins: Origins) -> str:
             return origin
     named = sorted(set(origins.values()) - {COMMAND_LINE})
     return named[-1] if len(named) == 1 else "config"
-
-
-def _elsewhere(path: tuple[str, ...], schema: type[Closed], kind: JsonValue) -> str:
-    """What is meant by an unknown setting.
-
-    A setting of the section (of this ``kind``, if it has kinds) with a similar name; the kinds or the paths that have a
-    setting of the same name; the most similar other name.
-    """
-    settings = list(settings_in(schema))
-    typed = tuple("N" if name.isdecimal() else name for name in path)
-    here = {place[-1] for place, section in settings if place[:-1] == typed[:-1] and kind in (*kinds_of(section), None)}
-    similar = [name for name in sorted(here) if len(path[-1]) > 3 and (path[-1] in name or name in path[-1])]
-    if similar:
-        return f"; did you mean {similar[0]!r}?"
-    kinds = [kind for place, section in settings if place == typed for kind in kinds_of(section)]
-    if kinds:
-        return f"; it belongs to kind {' or '.join(dict.fromkeys(kinds))}"
-    same = dict.fromkeys(place for place, _ in settings if place[-1] == path[-1] and place != typed)
-    if not same:
-        return nearest(path[-1], {place[-1] for place, _ in settings} - {path[-1]})
-    shared = {place: sum(takewhile(bool, map(eq, place, typed))) for place in same}
-    closest = [place for place in same if shared[place] == max(shared.values())]
-    shown = [".".join(path[: shared[place]] + place[shared[place] :]) for place in closest[:3]]
-    return f" here; {path[-1]!r} exists at {', '.join(shown)}{', ...' if closest[3:] else ''}"

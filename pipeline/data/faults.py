@@ -245,7 +245,7 @@ def _spelled(prompt: Prompt, sides: Sequence[_Side], chat: _Chat) -> Iterator[Fa
     """
     found: dict[Cause, str] = {}
     for name, turn in _turns(prompt, sides):
-        for token, number in chat.spelled(turn.content, turn.role):
+        for token, number in chat.spelled(turn.shown, turn.role):
             begins, ends = number is not None and number == chat.bos_id, number in chat.end_ids
             cause: Cause = "special_token"
             if begins and not (ends and name != "prompt"):
