@@ -117,7 +117,8 @@ def _running_gap(gap: Tensor, state: Mapping[str, float], momentum: float) -> St
 
     They come from running moments, not from the batches' deviations: in the first batch of a round, policy and
     reference are equal and all differences 0, which does not predict the spread of later pairs. Moving sums are
-    divided by their weights, so that they do not start at 0 either.
+    divided by their weights, so that they do not start at 0 either. The authors' code of α-DPO and β-DPO departs from
+    this: it averages the batches' means and unbiased deviations, from 0 (β-DPO; and α-DPO, arXiv:2410.10148).
     """
     found = {"gap_weight": 1.0, "gap_sum": _mean(gap), "gap_square": _mean(gap.double().square())}
     for name, value in found.items():

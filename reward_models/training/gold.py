@@ -102,4 +102,4 @@ def by_chance(right: float, compared: int) -> float:
     """
     # Halves, for margins of 0, are rounded down, which errs on the side of chance.
     least = math.floor(right + 1e-9)
-    return sum(math.comb(compared, count) for count in range(least, compared + 1)) / 2**compared
+    return float(sum(math.comb(compared, count) for count in range(least, compared + 1)) / 2**compared)
