@@ -8,8 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from pydantic import JsonValue
 
+from pipeline.evaluation.intervals import rate_interval, smooth_interval
+
+# Of the bootstrap over prompts.
+RESAMPLES = 1000
 # Bins of the reliability plot, of equal width over [½, 1].
 BINS = 10
 # Bin edges for the chosen response's length divided by the other's.
@@ -24,12 +29,14 @@ class Judged:
         margin: reward of chosen minus that of rejected.
         label: probability that chosen is better; ½ is a tie.
         chosen_length, rejected_length: in characters.
+        prompt: its id; comparisons of one prompt resemble each other. Empty: a prompt of its own.
     """
 
     margin: float
     label: float
     chosen_length: int
     rejected_length: int
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,8 @@ def reliability(judged: Sequence[Judged], eta: float = 0.0) -> list[Bin]:
 def reward_summary(judged: Sequence[Judged], eta: float | None = None) -> dict[str, JsonValue]:
     """Accuracy next to 'the longer answer wins', calibration, accuracy by length; with ``eta``, also tie prediction.
 
+    ``accuracy_error`` is the standard error of independent comparisons; ``accuracy_ci`` the 95 % interval.
+
     ``ece`` is the expected calibration error over the bins of ``reliability`` (Guo et al. 2017, arXiv:1706.04599,
     equation 3). ``loss`` is the mean negative log-likelihood, including ties if they are modelled.
     """
@@ -92,6 +101,7 @@ def reward_summary(judged: Sequence[Judged], eta: float | None = None) -> dict[s
         "ties": len(judged) - len(decided),
         "accuracy": accuracy,
         "accuracy_error": None if accuracy is None else math.sqrt(accuracy * (1 - accuracy) / len(decided)),
+        "accuracy_ci": _accuracy_interval(decided),
         "longer_wins": longer,
         "above_longer_wins": None if accuracy is None or longer is None else accuracy - longer,
         "loss": _mean([_loss(one, eta) for one in (decided if eta is None else judged)]),
@@ -114,6 +124,22 @@ def _of_ties(judged: Sequence[Judged], eta: float) -> dict[str, JsonValue]:
     tied = [_tie_probability(one.margin, eta) for one in judged]
     share = sum(one.label == 0.5 for one in judged) / len(judged) if judged else 0.0
     return {"eta": eta, "tie_share": share, "tie_probability": _mean(tied)}
+
+
+def _accuracy_interval(decided: Sequence[Judged]) -> JsonValue:
+    """The ends of the accuracy's 95 % interval: Wilson's, or over prompts if some have several comparisons."""
+    if not decided:
+        return None
+    right = [_right(one.margin, one.label) for one in decided]
+    by_prompt: dict[str, list[float]] = {}
+    for number, (one, value) in enumerate(zip(decided, right, strict=True)):
+        by_prompt.setdefault(one.prompt or f"{number}", []).append(value)
+    if len(by_prompt) == len(decided):
+        found = rate_interval(right)
+    else:
+        rows = np.array([(sum(values), len(values)) for values in by_prompt.values()], dtype=np.float64)
+        found = smooth_interval(rows, lambda means: means[..., 0] / means[..., 1], RESAMPLES, 0)
+    return [max(found.low, 0.0), min(found.high, 1.0)]
 
 
 def _by_length(decided: Sequence[Judged]) -> JsonValue:

@@ -107,7 +107,7 @@ def judge(folder: Path, config: RewardModelConfig, pairs: Sequence[TextPair], et
     scorer = ClassifierReward(ClassifierScorer(path=str(folder), max_tokens=config.max_tokens))
     rewards = scorer.score([Group(p.prompt, (), (_response(p.chosen), _response(p.rejected))) for p in pairs])
     judged = [
-        Judged(chosen - rejected, pair.soft_label, len(pair.chosen), len(pair.rejected))
+        Judged(chosen - rejected, pair.soft_label, len(pair.chosen), len(pair.rejected), pair.prompt.id)
         for pair, (chosen, rejected) in zip(pairs, rewards, strict=True)
         if chosen is not None and rejected is not None
     ]
@@ -121,7 +121,7 @@ def describe_held_out(found: _Metrics) -> list[str]:
     """Describe the held-out metrics in a few lines."""
     lines = [
         f"held-out pairs {found['pairs']}, ties {found['ties']}",
-        f"accuracy {percent(found['accuracy'])} ± {percent(found['accuracy_error'])}; the longer answer wins in "
+        f"accuracy {percent(found['accuracy'])}{_between(found)}; the longer answer wins in "
         f"{percent(found['longer_wins'])}",
         f"expected calibration error {percent(found['ece'])}, loss {found['loss']:.4f}",
     ]
@@ -136,6 +136,14 @@ def describe_held_out(found: _Metrics) -> list[str]:
             f"  {row['better_over_other']!s:>12}: {row['pairs']!s:>5} pairs, accuracy {percent(row['accuracy'])}"
         )
     return lines
+
+
+def _between(found: _Metrics) -> str:
+    """The accuracy's interval; metrics of earlier versions have a standard error alone."""
+    ends = found.get("accuracy_ci")
+    if isinstance(ends, list):
+        return f" (95 % interval {percent(ends[0])} to {percent(ends[1])})"
+    return f" ± {percent(found['accuracy_error'])}"
 
 
 def _response(text: str) -> Response:

@@ -31,6 +31,21 @@ def test_ties_count_in_no_accuracy_and_equal_rewards_are_half_right() -> None:
     assert found["accuracy_error"] == pytest.approx(math.sqrt(0.7 * 0.3 / 5))
 
 
+def test_all_right_is_not_certain_and_comparisons_of_one_prompt_are_not_independent() -> None:
+    right = reward_summary([Judged(1.0, 1.0, 1, 1)] * 10)
+    assert right["accuracy_error"] == 0.0, "the standard error has nothing to go by"
+    # Wilson's interval of 10 in 10.
+    assert right["accuracy_ci"] == [pytest.approx(0.7225, abs=1e-4), 1.0]
+    margins = [1.0, 1.0, -1.0] * 20
+    alone = reward_summary([Judged(margin, 1.0, 1, 1, f"{n}") for n, margin in enumerate(margins)])["accuracy_ci"]
+    # Six comparisons of each of ten prompts, of which none is right for some and all for others.
+    grouped = [Judged(margin, 1.0, 1, 1, f"{n // 6}") for n, margin in enumerate(sorted(margins))]
+    together = reward_summary(grouped)["accuracy_ci"]
+    assert isinstance(alone, list) and isinstance(together, list)
+    assert float(str(together[1])) - float(str(together[0])) > 1.8 * (float(str(alone[1])) - float(str(alone[0])))
+    assert reward_summary([])["accuracy_ci"] is None
+
+
 def test_the_loss_is_the_mean_cross_entropy() -> None:
     soft = 0.75 * math.log(sigma(1)) + 0.25 * math.log(sigma(-1))
     by_hand = [math.log(sigma(2)), math.log(sigma(-1)), math.log(0.5), math.log(sigma(3)), soft]
