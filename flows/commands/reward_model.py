@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from flows.preflight.fault_log import FaultLog
 from flows.report.progress import make_console, progress
 from flows.run_folder.lease import hold
-from pipeline.config import RewardModelConfig
+from pipeline.config import FileData, RewardModelConfig
 from pipeline.config.files import dump_config, load_settings
+from pipeline.data.faults import FaultFinder
 from pipeline.data.files.folders import data_files
-from pipeline.data.reading import sound_preferences
+from pipeline.data.reading import read_preferences
 from pipeline.data.split import split_held_out
 from pipeline.errors import UserError, first_lines
 from pipeline.storage.atomic import write_json, write_text
@@ -22,7 +25,7 @@ from pipeline.storage.digests import digest, model_digest
 from pipeline.storage.manifest import StageKey
 from pipeline.storage.run_folder import CHECKPOINTS, Stage, StageWriter
 from pipeline.training.step_log import StepReport
-from pipeline.types import TextPair
+from pipeline.types import TextPair, TextPreference
 from reward_models.training.comparisons import pairs_of
 from reward_models.training.train import OFFENDING_PAIRS, describe_held_out, judge, quieten, train_on
 
@@ -77,28 +80,51 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def read_data(config: RewardModelConfig) -> _Data:
-    """Read training and held-out pairs. Raises ``UserError`` for any fault."""
-    source, given = config.pairs, config.held_out.path
-    if config.held_out.split is not None:
-        raise UserError("held_out.split: pairs come from files here; held_out.path names one with held-out pairs")
-    pairs = list(pairs_of(sound_preferences(source)))
+    """Read training and held-out pairs. Raises ``UserError`` for faults above ``config.limits``."""
+    pairs, given = list(pairs_of(_sound(config, config.pairs, "pairs"))), _given(config)
     prompts = {pair.prompt.id: pair.prompt for pair in pairs}
     if given is None:
         ids = split_held_out(prompts.values(), config.held_out).ids
         inside = [pair for pair in pairs if pair.prompt.id in ids]
         return _Data([pair for pair in pairs if pair.prompt.id not in ids], inside)
-    inside = list(pairs_of(sound_preferences(source.model_copy(update={"path": given}))))
+    inside = list(pairs_of(_sound(config, given, "held_out")))
     first = {*list(dict.fromkeys(pair.prompt.id for pair in inside))[: config.held_out.prompts]}
     inside = [pair for pair in inside if pair.prompt.id in first]
     leaked = [pair.prompt.messages[-1].content[:80] for pair in inside if pair.prompt.id in prompts]
     if leaked:
-        raise UserError(f"held_out.path: {given}: {len(leaked)} rows have training prompts:\n{first_lines(leaked)}")
+        raise UserError(f"held_out: {given.where}: {len(leaked)} rows have training prompts:\n{first_lines(leaked)}")
     return _Data(pairs, inside)
 
 
+def _given(config: RewardModelConfig) -> FileData | None:
+    """Return the source of held-out pairs if they have one of their own."""
+    path, split = config.held_out.path, config.held_out.split
+    if path is not None:
+        return config.pairs.model_copy(update={"path": path, "split": None})
+    return None if split is None else config.pairs.model_copy(update={"split": split})
+
+
+def _sound(config: RewardModelConfig, source: FileData, name: str) -> Iterator[TextPreference]:
+    """Yield the rows that can be read. Raises ``UserError`` after the last for faults above the limits, or no rows."""
+    finder, log = FaultFinder(), FaultLog(config.limits)
+    for row in read_preferences(source):
+        log.row(name)
+        if row.value is None:
+            log.fault(name, row.file, row.number, row.cause, str(row.fault))
+            continue
+        for cause, said in finder.faults(row.place, row.value):
+            log.fault(name, row.file, row.number, cause, said)
+        yield row.value
+    if not log.tallies:
+        raise UserError(f"{source.where}: holds no rows")
+    log.check()
+    if log.found:
+        print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)
+
+
 def _key(config: RewardModelConfig) -> StageKey:
-    paths = {"pairs": config.pairs.path, "held_out": config.held_out.path}
-    files = {name: data_files(path) for name, path in paths.items() if path is not None}
+    sources = {"pairs": config.pairs, "held_out": _given(config)}
+    files = {name: data_files(data.path, data.split) for name, data in sources.items() if data is not None}
     plain: dict[str, JsonValue] = {k: v for k, v in config.identity().items() if k not in ("name", "seed")}
     plain["files"] = {name: digest(found) for name, found in files.items()}
     plain["model_files"] = model_digest(Path(config.model.path))

@@ -129,8 +129,8 @@ class _Permutations:
         alike = self._groups == self._ranked >= _FEWEST_GROUPS
         if alike and data is not None and "rewards_are" not in data.model_fields_set:
             raise UserError(
-                f"{source}.rewards_are: the rewards of all {self._groups} rows are 1 to K in some order, so they may "
-                f"be ranks: say {source}.rewards_are=ranks (1 is the best) or {source}.rewards_are=scores (1 is the worst)"
+                f"{source}.rewards_are: the rewards of all {self._groups} rows are 1 to K in some order. "
+                f"Say {source}.rewards_are=ranks if 1 is the best, {source}.rewards_are=scores if it is the worst"
             )
 
 

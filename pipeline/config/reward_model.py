@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
+from pipeline.config.data.limits import Limits
 from pipeline.config.data.sources import FileData, HeldOut
 from pipeline.config.loss.components import Margin, NoMargin
 from pipeline.config.loss.composition import Composition
@@ -34,6 +35,7 @@ class RewardModelConfig(Closed):
     )
     pairs: FileData = Field(description="pairs, or groups of scored responses, where each two form a pair")
     held_out: HeldOut = HeldOut()
+    limits: Limits = Field(Limits(), json_schema_extra=OPERATIONAL)
     max_tokens: int = Field(2048, ge=8, description="pairs with a longer conversation are dropped and counted")
     ties: Literal["drop", "half", "rao_kupper"] = Field(
         "drop",

@@ -14,7 +14,6 @@ from pipeline.data.forms.groups import grouped
 from pipeline.data.forms.parsing import FORMS, preference_of, prompt_of
 from pipeline.data.records import Record, read_records
 from pipeline.data.tasks.restaurants import generate
-from pipeline.errors import UserError, first_lines
 from pipeline.types import Message, Prompt, TextPreference
 
 T = TypeVar("T")
@@ -93,23 +92,6 @@ def read_preferences(data: FileData | DatasetData) -> Iterator[SourceRow[TextPre
 def values(rows: Iterable[SourceRow[T]]) -> Iterator[T]:
     """Yield the values of the rows without a fault."""
     return (row.value for row in rows if row.value is not None)
-
-
-def sound_preferences(data: FileData | DatasetData) -> Iterator[TextPreference]:
-    """Yield ``read_preferences`` values. Raises ``UserError`` with the first faults, or if there are no rows."""
-    faults: list[str] = []
-    empty = True
-    for row in read_preferences(data):
-        if row.value is None:
-            faults.append(f"{row.place}: {row.fault}")
-        elif not faults:
-            empty = False
-            yield row.value
-    if faults:
-        many = "row" if len(faults) == 1 else "rows"
-        raise UserError(f"{data.where}: {len(faults)} malformed {many}\n{first_lines(faults)}")
-    if empty:
-        raise UserError(f"{data.where}: holds no rows")
 
 
 def _prompt_row(record: Record, data: FileData | DatasetData) -> PromptRow:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from flows.commands import reward_model
-from flows.commands.reward_model import make_reward_model
+from flows.commands.reward_model import make_reward_model, read_data
 from flows.run_folder.lease import hold
 from pipeline.config import ClassifierScorer, RewardModelConfig
 from pipeline.errors import RunError, UserError
@@ -193,3 +193,16 @@ def test_a_step_that_diverges_keeps_its_pairs(job: Path) -> None:
         make(job, job / "wild", "training.learning_rate=1e30", "training.schedule=constant", "training.warmup=0")
     pairs = json.loads((job / "wild.partial" / "offending.json").read_text())
     assert pairs and {pair["chosen"] for pair in pairs} <= {row["chosen"] for row in ROWS}
+
+
+def test_rows_are_read_and_refused_as_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split, rows in (("train", 20), ("test", 3)):
+        lines = [json.dumps({"prompt": f"{split} {n}", "chosen": "a", "rejected": "b"}) for n in range(rows)]
+        (tmp_path / f"{split}-00000-of-00001.jsonl").write_text("\n".join([*lines, "not json", ""]))
+    plain = {"name": "r", "model": {"path": "m"}, "pairs": {"path": str(tmp_path), "split": "train"}}
+    with pytest.raises(UserError, match=r"pairs: malformed: 1 of 21 rows .* limits\.malformed allows 0"):
+        read_data(RewardModelConfig.model_validate(plain))
+    more = {"held_out": {"split": "test"}, "limits": {"malformed": 0.3}}
+    data = read_data(RewardModelConfig.model_validate({**plain, **more}))
+    assert [pair.prompt.messages[0].content for pair in data.held_out] == ["test 0", "test 1", "test 2"]
+    assert len(data.train) == 20 and "held_out: malformed: 1 of 4 rows" in capsys.readouterr().err

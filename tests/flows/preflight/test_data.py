@@ -135,7 +135,7 @@ def test_rewards_that_may_be_ranks_are_refused_until_their_meaning_is_said(tmp_p
     orders = ([1, 2, 3], [3, 1, 2], [2, 3, 1])
     rows = [{"prompt": f"a {n}", "responses": ["x", "y", "z"], "rewards": orders[n % 3]} for n in range(10)]
     file = write(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(UserError, match="may be ranks: say pairs.rewards_are=ranks .* or pairs.rewards_are=scores"):
+    with pytest.raises(UserError, match=r"1 to K in some order\. Say pairs\.rewards_are=ranks if 1 is the best, pairs"):
         check_run(offline(tmp_path, model, file))
     for meaning in ("ranks", "scores"):
         contents, _ = check_run(offline(tmp_path, model, file, f"pairs.rewards_are={meaning}"))
@@ -147,7 +147,7 @@ def test_rewards_that_may_be_ranks_are_refused_until_their_meaning_is_said(tmp_p
 def test_scores_that_contradict_chosen_and_rejected_are_refused(tmp_path: Path, model: Path) -> None:
     rows = [{"prompt": f"a {n}", **TEXT, "chosen_score": 1, "rejected_score": 2 + n} for n in range(10)]
     file = write(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(UserError, match="contradiction: 10 of 10 rows .*; limits.contradiction allows 0.1"):
+    with pytest.raises(UserError, match=r"contradiction: 10 of 10 rows .*; limits.contradiction allows 0.1"):
         check_run(offline(tmp_path, model, file))
     check_run(offline(tmp_path, model, file, "pairs.rewards_are=ranks"))
 
