@@ -7,7 +7,7 @@ measured, and decoded only as far as they fit into ``AT_ONCE``.
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 
-Decoded = pa.RecordBatch | str
+Decoded: TypeAlias = pa.RecordBatch | str
 BATCH = 256
 _BUFFER = 1 << 20
 AT_ONCE = 64 << 20  # bytes of decoded rows

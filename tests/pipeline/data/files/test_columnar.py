@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.config import DatasetData
 from pipeline.data.files import columnar
-from pipeline.data.files.formats import Broken, read_file
+from pipeline.data.files.bounds import Broken
+from pipeline.data.files.formats import read_file
 from pipeline.data.records import read_records
 from pipeline.errors import UserError
 
