@@ -15,7 +15,7 @@ from pipeline.storage.atomic import write_text
 Mode = Literal["iterative", "offline"]
 _FILE = "config.yaml"
 # Scorers that need no settings of their own.
-RULES = ("match", "number", "length", "keywords")
+RULES = ("match", "number", "math", "length", "keywords")
 
 HEAD = """\
 # {name}: made by prefloop init. All settings, with ranges and meaning, are in pipeline/config/.

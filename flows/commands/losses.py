@@ -25,7 +25,7 @@ FAMILIES = {
     "reward": "Rewards, and other shapes of the two scores",
     "list": "K responses to a prompt",
     "one_sided": "One-sided terms: each response against a target of its own",
-    "regularised": "Regularised: a term besides the preference",
+    "regularised": "Regularised: the preference loss and one more term",
     "supervised": "Supervised",
 }
 PLOT_ENDINGS = (".png", ".svg", ".pdf")

@@ -6,10 +6,12 @@ import struct
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import assert_never
 
 import psutil
 
 from flows.planning.arithmetic import TEXT_BYTES, DiskUse, ParameterCounts, Round, disk_use, made_examples
+from flows.run_folder.stage_table import spec_of
 from pipeline.config import DatasetData, FileData, RunConfig, ScratchPolicy
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.sources import files_of
@@ -49,13 +51,14 @@ def stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> in
 
 
 def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
-    if name == "data":
+    bound = spec_of(name).bound
+    if bound == "sources":
         return _data_bytes(config)
-    if name == "labels":
+    if bound == "samples":
         return _size(run.stage(round_, "samples").folder)
     if run.stage(0, "data").manifest() is None:
         return 0
-    if (round_, name) == (0, "policy"):
+    if bound == "training" and round_ == 0:
         # A start policy made from scratch is small, and one that is not trained is not copied.
         if isinstance(config.policy, ScratchPolicy) or config.warm_start is None:
             return 0
@@ -64,19 +67,20 @@ def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> i
     if model is None:
         return 0
     use = _use(run, config, round_, model)
-    match name:
-        case "policy":
+    match bound:
+        case "training":
             # Training keeps the examples next to the checkpoints.
             return _policy_bytes(use) + use.round.get("pairs", 0)
-        case "evaluation_samples" | "evaluation":
+        case "evaluation":
             return use.round.get("evaluation", 0) // 2
-        case "calibration":
+        case "pairs":
             return use.round.get("pairs", 0)
-        case "discriminator":
+        case "members":
             members = 1 if config.discriminator is None else config.discriminator.members
             return use.round["policy"] * (members + 2)
-        case _:
+        case "plan":
             return use.round.get(name, 0)
+    assert_never(bound)
 
 
 def _policy_bytes(use: DiskUse) -> int:

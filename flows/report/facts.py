@@ -149,7 +149,7 @@ class RoundFacts:
         metrics: the evaluation's metrics.json; empty if the round is not evaluated. The next fields come from it.
         reward: mean over sampled responses to held-out prompts; ``reward_greedy`` of greedy ones.
         win_rate_vs_start, win_rate_vs_previous: share of comparisons won, ties half.
-        kl_to_start, kl_to_previous: nats a token, on the round's own samples.
+        kl_to_start, kl_to_previous: nats per token, on the round's own samples.
         response_length: mean tokens; ``stop_rate``: share of responses that ended by themselves.
         sampler_trainer_gap: mean absolute difference of a token's log-prob between the engine and the trainer, nats.
         stages: complete stages, in the order in which they run.

@@ -50,7 +50,7 @@ def _sayings(measures: Measures, standing: Standing) -> dict[str, str]:
     gain = f"the training labeller sees a gain ({_wins(measures.get('win_rate_vs_base'))} over {base})"
     unseen = _wins(measures.get("second_win_rate_vs_base"))
     return {
-        "kl": "KL to the start is {} nats a token" + (f" more than that of {base}" if standing.base else ""),
+        "kl": "KL to the start is {} nats per token" + (f" more than that of {base}" if standing.base else ""),
         "length": f"responses are {{}} times as long as {base}'s",
         "short": f"responses that end by themselves are {{}} times as long as {base}'s",
         "length_share": f"{{}} of the gain in reward over {base} goes with longer responses",

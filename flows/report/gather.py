@@ -18,6 +18,7 @@ from flows.report.facts import (
     estimate,
     label_facts,
 )
+from flows.run_folder.approvals import DECISION
 from flows.run_folder.stage_keys import reference_name
 from flows.run_folder.stage_table import STAGES
 from pipeline.config import RunConfig
@@ -141,7 +142,7 @@ def _training(run: RunFolder, round_: int, manifests: Mapping[str, Manifest]) ->
 
 
 def _gate(run: RunFolder, round_: int) -> GateFacts | None:
-    said = _json(run.stage(round_, "gate").folder / "decision.json")
+    said = _json(run.stage(round_, "gate").folder / DECISION)
     if said is None:
         return None
     return GateFacts(said["decision"], tuple(said["reasons"]), said.get("best_round"), said.get("measures") or {})

@@ -35,19 +35,19 @@ MEASURES: tuple[_Row, ...] = (
     ("reward, greedy", lambda facts: facts.reward_greedy, "{:.3f}"),
     ("wins against the start", lambda facts: facts.win_rate_vs_start, "{:.1%}"),
     ("wins against the round before", lambda facts: facts.win_rate_vs_previous, "{:.1%}"),
-    ("KL to the start, nats/token", lambda facts: facts.kl_to_start, "{:.4f}"),
-    ("KL to the round before, nats/token", lambda facts: facts.kl_to_previous, "{:.4f}"),
+    ("KL to the start, nats per token", lambda facts: facts.kl_to_start, "{:.4f}"),
+    ("KL to the round before, nats per token", lambda facts: facts.kl_to_previous, "{:.4f}"),
     ("length, tokens", lambda facts: facts.response_length, "{:.1f}"),
     ("ended by themselves", lambda facts: facts.stop_rate, "{:.1%}"),
-    ("engine–trainer gap, nats/token", lambda facts: facts.sampler_trainer_gap, "{:.1e}"),
+    ("engine–trainer gap, nats per token", lambda facts: facts.sampler_trainer_gap, "{:.1e}"),
 )
 TRAINING = (
     ("loss, first step", "first_loss", "{:.4f}"),
     ("loss, at the end", "loss", "{:.4f}"),
     ("margin, β × score difference", "margin", "{:.3f}"),
     ("pairs ranked correctly", "accuracy", "{:.1%}"),
-    ("log-prob of chosen, nats/token", "chosen_logp_per_token", "{:.3f}"),
-    ("log-prob of rejected, nats/token", "rejected_logp_per_token", "{:.3f}"),
+    ("log-prob of chosen, nats per token", "chosen_logp_per_token", "{:.3f}"),
+    ("log-prob of rejected, nats per token", "rejected_logp_per_token", "{:.3f}"),
     ("gradient norm", "grad_norm", "{:.3g}"),
 )
 

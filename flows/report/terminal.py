@@ -98,8 +98,8 @@ TRENDS = (
 CURVES: tuple[tuple[str, Callable[[StepReport], float | None]], ...] = (
     ("loss", lambda step: step.loss),
     ("margin", lambda step: step.margin),
-    ("chosen, nats/token", lambda step: step.chosen_change_per_token),
-    ("rejected, nats/token", lambda step: step.rejected_change_per_token),
+    ("chosen, nats per token", lambda step: step.chosen_change_per_token),
+    ("rejected, nats per token", lambda step: step.rejected_change_per_token),
     ("gradient norm", lambda step: step.grad_norm),
 )
 _NAME = 22

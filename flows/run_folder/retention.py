@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.run_folder.ancestry import reference_stages
+from flows.run_folder.approvals import DECISION
 from flows.run_folder.links import inside
 from flows.run_folder.stage_table import made_in, names_in, reads
 from pipeline.config import RunConfig
@@ -73,7 +74,7 @@ def best_round(run: RunFolder) -> int | None:
     """
     metrics: dict[int, dict[str, object]] = {}
     for round_ in run.rounds():
-        decision = _json(run.stage(round_, "gate").folder / "decision.json")
+        decision = _json(run.stage(round_, "gate").folder / DECISION)
         found = _json(run.stage(round_, "evaluation").folder / "metrics.json")
         if found:
             metrics[round_] = found | {"best_round": decision.get("best_round")}

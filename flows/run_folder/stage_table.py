@@ -47,6 +47,9 @@ from pipeline.storage.run_folder import RunFolder, Stage
 Sections = tuple[str, ...]
 Inputs = Callable[[Place], list[Stage]]
 RunPart = Literal["start", "offline", "iterative"]
+# What bounds a stage's size on disk: the config's files, the round's samples, the weights, optimiser and examples of a
+# training, half of an evaluation, a pairs stage, a discriminator's members, or the plan's number for the stage itself.
+Bound = Literal["sources", "samples", "training", "evaluation", "pairs", "members", "plan"]
 
 
 def _no_facts(place: Place) -> dict[str, JsonValue]:
@@ -69,6 +72,7 @@ class StageSpec:
         parts: the parts of a run that ask for it by name; if empty, it is made together with another stage.
         facts: the rest of its key: digests of files outside the run folder, people's answers.
         opens: stages whose files it reads too; the stages in its key vouch for them.
+        bound: what bounds its size on disk.
         made: whether a round of those parts has it; False if only the run folder shows it.
         sampled: whether the sampler child serves it; other stages run in the process with torch.
     """
@@ -80,6 +84,7 @@ class StageSpec:
     parts: tuple[RunPart, ...]
     facts: Callable[[Place], dict[str, JsonValue]] = _no_facts
     opens: Inputs = nothing
+    bound: Bound = "plan"
     made: Callable[[RunConfig, int], bool] = _in_every_round
     sampled: bool = False
 
@@ -123,6 +128,7 @@ _SPECS = (
         inputs=nothing,
         parts=("start",),
         facts=source_files,
+        bound="sources",
     ),
     StageSpec(
         ADDED,
@@ -158,6 +164,7 @@ _SPECS = (
         parts=_ITERATIVE,
         facts=start_files,
         opens=opened_by_labelling,
+        bound="members",
         made=_refits,
     ),
     StageSpec(
@@ -167,6 +174,7 @@ _SPECS = (
         inputs=of_labels,
         parts=_ITERATIVE,
         opens=opened_by_labelling,
+        bound="samples",
     ),
     StageSpec("pairs", unit="steps", sections=_pairs_sections, inputs=of_pairs, parts=_ROUNDS),
     StageSpec(
@@ -175,6 +183,7 @@ _SPECS = (
         sections=("sampler", "sampling.max_tokens", "sampling.stop", "chat", "shard_size"),
         inputs=of_calibration,
         parts=_ROUNDS,
+        bound="pairs",
         made=lambda config, round_: needs_of(config.loss).calibration,
         sampled=True,
     ),
@@ -194,6 +203,7 @@ _SPECS = (
         inputs=of_policy,
         parts=_ALL,
         facts=start_model_facts,
+        bound="training",
     ),
     StageSpec(
         "evaluation_samples",
@@ -201,6 +211,7 @@ _SPECS = (
         sections=("evaluation", "sampling.max_tokens", "sampling.stop", "sampler", "chat"),
         inputs=of_evaluation_samples,
         parts=_ALL,
+        bound="evaluation",
         sampled=True,
     ),
     StageSpec(
@@ -210,6 +221,7 @@ _SPECS = (
         inputs=of_evaluation,
         parts=_ALL,
         opens=opened_by_evaluation,
+        bound="evaluation",
     ),
     StageSpec(
         "gate",

@@ -34,7 +34,7 @@ from reward_models.labeller import Labeller, label, wins_by_comparison
 
 HELD_OUT_MARGINS = "held_out_margins.json"
 _Metrics = dict[str, JsonValue]
-# Largest difference between sampler and trainer from rounding: nats a token, mean over a round's responses.
+# Largest difference between sampler and trainer from rounding: nats per token, mean over a round's responses.
 MAX_GAP = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.3}
 # How many of the worst rows are kept if they differ by more.
 WORST = 16
@@ -166,7 +166,7 @@ def require_small_gap(
     kept = offending_file(context, f"round_{round_:03d}/evaluation")
     write_groups(kept, [group for group, gap in gaps[:WORST]])
     raise RunError(
-        f"sampler and trainer differ by {found:.3g} nats a token on the policy's own responses, by {gaps[0][1]:.3g} "
+        f"sampler and trainer differ by {found:.3g} nats per token on the policy's own responses, by {gaps[0][1]:.3g} "
         f"in the worst (evaluation.max_gap: {limit:g}): they compute different policies; the worst rows are in {kept}"
     )
 

@@ -72,7 +72,7 @@ def _rows(context: Context, round_: int, places: Sequence[int]) -> Iterator[Pref
 
 
 def _drift(context: Context, round_: int, age: int) -> float:
-    """How far log-probabilities of an earlier round's responses have moved since sampling, nats a token.
+    """How far log-probabilities of an earlier round's responses have moved since sampling, nats per token.
 
     The mean over responses of |log π(y) − log π_then(y)| / tokens, where π is the policy that this round starts from,
     on up to ``MEASURED`` random rows. Absolute, since those of chosen and rejected responses move apart.

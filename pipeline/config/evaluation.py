@@ -97,7 +97,7 @@ class Evaluation(Closed):
     max_gap: float | None = Field(
         None,
         gt=0,
-        description="nats a token by which sampler and trainer may differ on the same responses; default: 0.01 in "
+        description="nats per token by which sampler and trainer may differ on the same responses; default: 0.01 in "
         "float32, 0.1 in float16, 0.3 in bfloat16",
         json_schema_extra=OPERATIONAL,
     )

@@ -73,7 +73,7 @@ class Replay(Closed):
     max_drift: float | None = Field(
         None,
         gt=0,
-        description="nats a token: a round and those before it are too old if its responses' log-probabilities "
+        description="nats per token: a round and those before it are too old if its responses' log-probabilities "
         "have moved further than this since sampling",
     )
     anchor: float = Field(0.0, ge=0, lt=1, description="from the data set in the section pairs")

@@ -54,7 +54,7 @@ def margin_of(batch: PairBatch, loss: Composition, scale: Tensor | float, statis
 
 
 def log_ratio_gap(batch: PairBatch) -> Tensor:
-    """Difference of the two sides' mean log-ratios to the reference, [B], constant, nats a token."""
+    """Difference of the two sides' mean log-ratios to the reference, [B], constant, nats per token."""
     means = [
         masked_mean(constant(side.policy) - reference_of(side), side.mask) for side in (batch.chosen, _rejected(batch))
     ]

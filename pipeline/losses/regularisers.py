@@ -15,7 +15,7 @@ from pipeline.losses.weights import kl_weights
 
 
 def nll(side: Side, aggregate: str = "mean") -> Tensor:
-    """Negative log-likelihood of each response, [B]: nats a token, or nats (``sum``).
+    """Negative log-likelihood of each response, [B]: nats per token, or nats (``sum``).
 
     The anchor of DPO+SFT (arXiv:2404.19733, equation 1) and, alone, supervised training.
     """

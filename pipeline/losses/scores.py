@@ -13,7 +13,7 @@ from pipeline.losses.weights import kl_weights, token_weights
 
 
 def scores(sides: tuple[Side, ...], loss: Composition, seeds: Tensor | None = None) -> tuple[Tensor, ...]:
-    """s of each response of each side, [B] each, in nats (nats a token where the aggregate is a mean).
+    """s of each response of each side, [B] each, in nats (nats per token where the aggregate is a mean).
 
     Args:
         sides: chosen and rejected, the K responses of a group, or one.

@@ -23,7 +23,7 @@ Logprobs = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """Largest and mean absolute difference, in nats a token, that rounding alone may cause."""
+    """Largest and mean absolute difference, in nats per token, that rounding alone may cause."""
 
     largest: float
     mean: float
@@ -44,10 +44,10 @@ class Probe:
     dtype: str
 
 
-# Below this mean difference, in nats a token, two probes come from the same weights: float32 sums in
+# Below this mean difference, in nats per token, two probes come from the same weights: float32 sums in
 # a different order differ by less.
 SAME_WEIGHTS = 1e-5
-# What float32 arithmetic may add to an engine's measured noise, in nats a token.
+# What float32 arithmetic may add to an engine's measured noise, in nats per token.
 _ROUNDING = 1e-4
 
 

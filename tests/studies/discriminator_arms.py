@@ -38,7 +38,7 @@ class Point:
     Attributes:
         bought: gold comparisons so far.
         reward: mean gold reward of responses to held-out prompts, sampled at temperature 1.
-        kl_to_start: nats a token.
+        kl_to_start: nats per token.
         tokens: mean length of a response.
         accuracy: share of pairs of the round's own responses that its labels rank as gold does, where no gold was
             bought; None where there are no such labels.

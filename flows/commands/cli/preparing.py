@@ -40,7 +40,8 @@ def init(
     model: Annotated[str | None, typer.Option(help="model folder, or a hub name", show_default=False)] = None,
     data: Annotated[str | None, typer.Option(help="file of prompts; offline: of pairs", show_default=False)] = None,
     scorer: Annotated[
-        str | None, typer.Option(help="match, number, length, keywords, or a reward model's folder", show_default=False)
+        str | None,
+        typer.Option(help="match, number, math, length, keywords, or a reward model's folder", show_default=False),
     ] = None,
     loss: Annotated[str, typer.Option(help="a preset", autocompletion=complete_presets)] = "dpo",
     rounds: Annotated[int, typer.Option(min=1, max=1000)] = 1,

@@ -238,6 +238,6 @@ def _taken(place: Path) -> bool:
 
 def _told(example: Example, apart: float, allowed: float) -> str:
     return (
-        f"the reference model gives other log-probabilities than are stored, by {apart:.3g} nats a token "
+        f"the reference model gives other log-probabilities than are stored, by {apart:.3g} nats per token "
         f"(allowed {allowed:g}; example {example.id})"
     )

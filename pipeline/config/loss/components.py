@@ -37,7 +37,7 @@ class LengthPrior(Closed):
     """log ζ = log π_ref − α |y|: with α < 0, longer responses are likelier to begin with."""
 
     kind: Literal["length"] = "length"
-    alpha: float = Field(0.1, description="nats a token")
+    alpha: float = Field(0.1, description="nats per token")
 
 
 class MixturePrior(Closed):

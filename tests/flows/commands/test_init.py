@@ -31,6 +31,7 @@ def invoke(*arguments: str) -> str:
     [
         (["--mode", "offline", "--loss", "simpo", "--rounds", "2"], "offline", None),
         (["--mode", "iterative", "--scorer", "match"], "iterative", "match"),
+        (["--mode", "iterative", "--scorer", "math"], "iterative", "math"),
     ],
 )
 def test_what_it_writes_passes_check(

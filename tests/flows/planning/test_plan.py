@@ -7,6 +7,7 @@ import pytest
 
 from flows.__main__ import main
 from tests.support.places import ROOT
+from tests.support.small_config import write_small_config
 from tests.support.tiny_model import save_tiny_model
 
 
@@ -17,14 +18,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, model: Path) -> Path:
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(8)))
-    file = tmp_path / "run.yaml"
-    file.write_text(
-        f"name: t\nmode: iterative\nrounds: 2\npolicy: {{path: {model}}}\nprompts: {{path: {prompts}}}\n"
-        "scorer: {kind: match}\nheld_out: {prompts: 2}\nsampling: {max_tokens: 16}\nsampler: {kind: transformers}\n"
+    return write_small_config(
+        tmp_path, model, "rounds: 2", "sampling: {max_tokens: 16}", "sampler: {kind: transformers}"
     )
-    return file
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -34,7 +34,7 @@ def test_a_fall_of_the_mean_reward_is_told_in_its_units_beside_the_win_rate() ->
 
 
 BROKEN = [
-    ("kl", 2.1, "KL to the start is 2.10 nats a token (95 % interval 2.06 to 2.14, limit 2.00)"),
+    ("kl", 2.1, "KL to the start is 2.10 nats per token (95 % interval 2.06 to 2.14, limit 2.00)"),
     ("length_ratio", 2.1, "responses are 2.10 times as long as round 0's (95 % interval 2.06 to 2.14, limit 2.00)"),
     (
         "finished_length_ratio",
@@ -83,11 +83,11 @@ def test_each_broken_rule_has_its_sentence() -> None:
 
 def test_a_rule_that_measures_from_a_later_round_names_it() -> None:
     (kl,) = reasons(standing=Standing(5, 4, 2, 100), kl=at(2.5))
-    assert kl.startswith("KL to the start is 2.50 nats a token more than that of round 2 (")
+    assert kl.startswith("KL to the start is 2.50 nats per token more than that of round 2 (")
 
 
 def test_a_value_without_an_interval_stands_alone() -> None:
-    assert reasons(kl=at(2.5, 0)) == ("KL to the start is 2.50 nats a token (limit 2.00)",)
+    assert reasons(kl=at(2.5, 0)) == ("KL to the start is 2.50 nats per token (limit 2.00)",)
 
 
 def test_without_a_broken_rule_the_win_rates_are_the_reason() -> None:
@@ -112,7 +112,7 @@ def test_without_a_broken_rule_the_win_rates_are_the_reason() -> None:
 
 def test_a_verdict_that_came_too_late_is_the_last_sentence() -> None:
     assert reasons(standing=Standing(3, 1, 0, 100, overtaken=True), kl=at(9.0)) == (
-        "KL to the start is 9.00 nats a token (95 % interval 8.96 to 9.04, limit 2.00)",
+        "KL to the start is 9.00 nats per token (95 % interval 8.96 to 9.04, limit 2.00)",
         "pause, but round 4 had begun before this round had a gate",
     )
 

@@ -77,7 +77,7 @@ def test_samples_are_cut_and_end_where_the_page_would_grow_too_large(
 def test_show_tells_the_story_below_the_table(context: Context) -> None:
     shown = CliRunner().invoke(app, ["show", str(context.run.root)], catch_exceptions=False).output
     story = shown[shown.index("\nrounds\n") :]
-    assert "reward" in story and "rejected, nats/token" in story and "8; dropped" not in story
+    assert "reward" in story and "rejected, nats per token" in story and "8; dropped" not in story
     assert re.search(r"policy +█* .* s, \d+\.\d\d GiB", story)
 
 

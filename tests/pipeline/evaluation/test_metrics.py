@@ -46,7 +46,7 @@ def test_several_responses_to_a_prompt_are_one_row_of_the_kl_interval() -> None:
 
 
 def logps(rates: list[float]) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
-    """Responses of two tokens, ``rate`` nats a token likelier under the policy than under the other."""
+    """Responses of two tokens, ``rate`` nats per token likelier under the policy than under the other."""
     return [(-1.0, -2.0)] * len(rates), [(-1.0 - rate, -2.0 - rate) for rate in rates]
 
 

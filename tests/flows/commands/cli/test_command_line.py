@@ -1,4 +1,3 @@
-import json
 import sys
 from pathlib import Path
 
@@ -7,6 +6,7 @@ import pytest
 from flows.__main__ import main
 from flows.loop.opening import prepare_run
 from pipeline.config.files import load_config
+from tests.support.small_config import write_small_config
 from tests.support.tiny_model import save_tiny_model
 
 
@@ -17,14 +17,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, model: Path) -> Path:
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"say {n}", "answer": str(n)}) + "\n" for n in range(8)))
-    file = tmp_path / "run.yaml"
-    file.write_text(
-        f"name: t\nmode: iterative\npolicy: {{path: {model}}}\nprompts: {{path: {prompts}}}\n"
-        "scorer: {kind: match}\nheld_out: {prompts: 2}\n"
-    )
-    return file
+    return write_small_config(tmp_path, model)
 
 
 @pytest.fixture(autouse=True)

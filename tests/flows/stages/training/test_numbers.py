@@ -167,7 +167,7 @@ def test_a_sampler_that_has_drifted_from_the_trainer_stops_the_run(job: Path, tm
     whole = finished(job, tmp_path / "run", "rounds=1")
     shutil.rmtree(whole.run.stage(1, "evaluation").folder)
     strict = open_context(job, whole.run.root, "iterative", "rounds=1", "evaluation.max_gap=0.5")
-    with pytest.raises(RunError, match=r"differ by .* nats a token .*evaluation\.max_gap: 0\.5") as error:
+    with pytest.raises(RunError, match=r"differ by .* nats per token .*evaluation\.max_gap: 0\.5") as error:
         run_stage(strict, 1, "evaluation")
     kept = strict.run.root / "offending" / "round_001_evaluation.parquet"
     assert str(kept) in str(error.value) and 0 < len(list(read_group_file(kept))) <= 16

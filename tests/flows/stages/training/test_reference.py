@@ -109,7 +109,7 @@ def spoil(folder: Path, *, signed: bool, of: str = "logps") -> None:
     ("damage", "cause"),
     [
         (lambda folder: spoil(folder, signed=False), "not those that were stored"),
-        (lambda folder: spoil(folder, signed=True), r"by 0\.01 nats a token"),
+        (lambda folder: spoil(folder, signed=True), r"by 0\.01 nats per token"),
         (lambda folder: (folder / ENTRY).unlink(), "cannot be read"),
         (lambda folder: (folder / ENTRY).write_text("[]"), "cannot be read"),
         (lambda folder: (folder / "shard_00000.parquet").unlink(), "not those that were stored"),
