@@ -6,6 +6,7 @@ from prefect.logging import get_run_logger
 
 from flows.loop.rounds import Reached
 from flows.prefect_api.artefacts import Screen
+from flows.report.gather import round_facts
 from flows.report.progress import both, make_console, progress
 from flows.report.trackers import Trackers
 from flows.run_folder.lease import Lease
@@ -73,6 +74,7 @@ class StageTasks:
         self._trackers.follow()
         manifest = self._run.stage(round_, name).require()
         self._tell_of_padding(manifest.metrics.get("padded_because"))
+        self._tell_of_alarms(round_, name)
         took = f"{manifest.rows} rows in {manifest.seconds:.1f} s"
         get_run_logger().info(took)
         self._console.print(f"{label}: {took}", markup=False, highlight=False)
@@ -83,6 +85,15 @@ class StageTasks:
         if why is not None and self._config.training.packing:
             get_run_logger().warning("Rows are padded and prompts computed for each response: %s", why)
             self._console.print(f"rows are padded, prompts not shared: {why}", markup=False, highlight=False)
+
+    def _tell_of_alarms(self, round_: int, name: str) -> None:
+        """Warn of what a round's training ended with."""
+        if name != "policy" or round_ == 0:
+            return
+        training = round_facts(self._run, self._config, round_, comparisons=0).training
+        for notice in () if training is None else training.notices():
+            get_run_logger().warning("%s", notice)
+            self._console.print(notice, markup=False, highlight=False, style="bold")
 
     def free_room(self) -> None:
         """Remove what no later stage reads, as far as the config allows, and report it."""

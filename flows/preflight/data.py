@@ -80,6 +80,8 @@ def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
         raise UserError("prompts: all of them are also held out (ignoring case, spaces and Unicode form)")
     if config.warm_start is not None and not contents.texts:
         raise UserError("warm_start: the prompt data holds no reference response to train on")
+    if config.training.evaluate_every and not contents.held_out_pairs:
+        raise UserError("training.evaluate_every: no pair is held out to evaluate on; see held_out.prompts")
     if config.mode == "offline" and contents.preferences < config.rounds:
         raise UserError(f"pairs: only {contents.preferences} rows are left for {config.rounds} rounds")
     return contents

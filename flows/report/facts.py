@@ -9,6 +9,7 @@ from typing import Any
 
 from flows.report.charts import Histogram
 from pipeline.training.step_log import StepReport
+from pipeline.training.watch.held_out import HeldOutLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,33 @@ class DiscriminatorFacts:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFacts:
-    """The round's training. ``metrics``: those of ``TrainResult``; ``steps``: one report per step."""
+    """The round's training.
+
+    Attributes:
+        metrics: those of ``TrainResult``.
+        steps: one report per step.
+        alarms: in words, in the order in which they were raised.
+        held_out: evaluations on held-out pairs while it was trained.
+        kept_step: the step whose weights are the round's policy; 0: the policy that training started from.
+        ended_because: why it ended early; None: it did not.
+    """
 
     metrics: Mapping[str, float]
     steps: tuple[StepReport, ...]
+    alarms: tuple[str, ...] = ()
+    held_out: tuple[HeldOutLine, ...] = ()
+    kept_step: int | None = None
+    ended_because: str | None = None
+
+    def notices(self) -> tuple[str, ...]:
+        """What a reader must know of how it went: alarms, an early end, and weights that are not the last."""
+        told = [*self.alarms]
+        if self.ended_because is not None:
+            told.append(f"training ended at step {len(self.steps)}: {self.ended_because}")
+        if self.kept_step is not None and self.kept_step < len(self.steps):
+            kept = f"of step {self.kept_step}" if self.kept_step else "that training started from"
+            told.append(f"the round's policy has the weights {kept}, not those of step {len(self.steps)}")
+        return tuple(told)
 
     def metric(self, name: str) -> float | None:
         """The metric ``name``, or None."""

@@ -16,12 +16,13 @@ def gate_reasons(judgement: Judgement, settings: Gate, measures: Measures, stand
     """
     wins, best = _wins(measures.get("win_rate_vs_best")), standing.best
     match judgement.why:
+        case "alarms":
+            reasons = [*standing.alarms, *_broken(judgement, measures, standing)]
         case "few_prompts":
             few = f"{standing.prompts} held-out prompts are too few to judge by"
             reasons = [f"{few} (gate.min_prompts {settings.min_prompts})"]
         case "broken_rules":
-            sayings = _sayings(measures, standing)
-            reasons = [_of_rule(sayings[rule.name], rule) for rule in judgement.rules if rule.broken]
+            reasons = _broken(judgement, measures, standing)
         case "no_gain":
             pooled, least = _wins(measures.get("win_rate_since_best")), least_gain(settings)
             over = f"{pooled} over round {best}, the best so far, is surely below {least:.0%}"
@@ -42,6 +43,11 @@ def gate_reasons(judgement: Judgement, settings: Gate, measures: Measures, stand
         begun = f"round {standing.round + 1} had begun before this round had a gate"
         reasons.append(f"{judgement.too_late}, but {begun}")
     return tuple(reasons)
+
+
+def _broken(judgement: Judgement, measures: Measures, standing: Standing) -> list[str]:
+    sayings = _sayings(measures, standing)
+    return [_of_rule(sayings[rule.name], rule) for rule in judgement.rules if rule.broken]
 
 
 def _sayings(measures: Measures, standing: Standing) -> dict[str, str]:

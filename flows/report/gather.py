@@ -27,6 +27,9 @@ from pipeline.storage.manifest import Manifest
 from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import STEPS, read_steps
+from pipeline.training.watch.advice import alarm_line
+from pipeline.training.watch.alarms import read_alarms
+from pipeline.training.watch.held_out import read_held_out
 from pipeline.types import Group
 
 # Comparisons of a round that a page or an artefact shows at most.
@@ -56,7 +59,7 @@ def round_facts(run: RunFolder, config: RunConfig, round_: int, comparisons: int
         pairs=_pairs(run, config, round_, manifests),
         labels=_labels(manifests, metrics),
         discriminator=_discriminator(manifests),
-        training=_training(run, round_, manifests),
+        training=_training(run, config, round_, manifests),
         gate=_gate(run, round_),
         stages=tuple(_stage(name, manifest) for name, manifest in manifests.items()),
         comparisons=_comparisons(run, round_, comparisons),
@@ -132,13 +135,22 @@ def _said(manifests: Mapping[str, Manifest], name: str) -> dict[str, Any]:
     return dict(manifests[name].metrics) if name in manifests else {}
 
 
-def _training(run: RunFolder, round_: int, manifests: Mapping[str, Manifest]) -> TrainingFacts | None:
+def _training(
+    run: RunFolder, config: RunConfig, round_: int, manifests: Mapping[str, Manifest]
+) -> TrainingFacts | None:
     said = _said(manifests, "policy")
     if "loss" not in said:
         return None
     numbers = {name: float(value) for name, value in said.items() if isinstance(value, int | float)}
-    file = run.stage(round_, "policy").folder / STEPS
-    return TrainingFacts(numbers, read_steps(file) if file.exists() else ())
+    folder = run.stage(round_, "policy").folder
+    return TrainingFacts(
+        numbers,
+        read_steps(folder / STEPS) if (folder / STEPS).exists() else (),
+        tuple(alarm_line(alarm, config.loss.preset) for alarm in read_alarms(folder)[0]),
+        read_held_out(folder),
+        said.get("kept_step"),
+        said.get("ended_because"),
+    )
 
 
 def _gate(run: RunFolder, round_: int) -> GateFacts | None:

@@ -150,7 +150,9 @@ def _pairs(pairs: PairFacts) -> list[str]:
 def _training(training: TrainingFacts) -> list[str]:
     rows = [[title, _value(training.metric(name), form)] for title, name, form in TRAINING]
     steps = f"{len(training.steps):,} optimiser steps; values at the end are means over the last tenth of the steps."
-    return ["## Training", _table(["measure", "value"], [row for row in rows if row[1] != NONE]), steps]
+    notices = "\n".join(f"- {markdown(notice)}" for notice in training.notices())
+    parts = ["## Training", *([notices] if notices else [])]
+    return [*parts, _table(["measure", "value"], [row for row in rows if row[1] != NONE]), steps]
 
 
 def _labels(labels: Iterable[LabelFacts]) -> list[str]:

@@ -101,6 +101,7 @@ CURVES: tuple[tuple[str, Callable[[StepReport], float | None]], ...] = (
     ("chosen, nats per token", lambda step: step.chosen_change_per_token),
     ("rejected, nats per token", lambda step: step.rejected_change_per_token),
     ("gradient norm", lambda step: step.grad_norm),
+    ("end token, nats", lambda step: step.ending_logp),
 )
 _NAME = 22
 
@@ -113,7 +114,7 @@ def print_story(root: Path) -> None:
     rounds = [round_facts(run, config, round_, comparisons=0) for round_ in run.rounds()]
     for title, lines in (
         ("rounds", _trends(rounds)),
-        ("training, all steps", _steps(rounds)),
+        ("training, all steps", [*_steps(rounds), *_notices(rounds)]),
         ("pairs", _pairs(rounds)),
         ("labels", _labels(rounds)),
         ("time and peak memory", _stages(rounds)),
@@ -138,6 +139,13 @@ def _steps(rounds: Sequence[RoundFacts]) -> Iterator[str]:
         known = [value for step in steps if (value := read(step)) is not None]
         if len(known) > 1:
             yield f"{label:<{_NAME}}{sparkline(known)}  {known[0]:.4g} to {known[-1]:.4g}"
+
+
+def _notices(rounds: Sequence[RoundFacts]) -> Iterator[str]:
+    """Alarms, early ends and kept weights of each round's training."""
+    for facts in rounds:
+        if facts.training is not None:
+            yield from (f"round {facts.round}: {notice}" for notice in facts.training.notices())
 
 
 def _pairs(rounds: Sequence[RoundFacts]) -> Iterator[str]:

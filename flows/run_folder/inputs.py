@@ -186,9 +186,9 @@ def opened_by_evaluation(place: Place) -> list[Stage]:
 
 
 def opened_by_gate(place: Place) -> list[Stage]:
-    """Evaluations and gates of the start, the parent, the best round and the rules' base: any earlier rounds."""
+    """The training's alarms; evaluations and gates of the start, the parent, the best round and the rules' base."""
     earlier = [place.run.stage(number, one) for number in range(place.round) for one in ("evaluation", "gate")]
-    return [stage for stage in earlier if stage.folder.exists()]
+    return [place.stage("policy"), *(stage for stage in earlier if stage.folder.exists())]
 
 
 def opened_by_labelling(place: Place) -> list[Stage]:

@@ -27,6 +27,7 @@ from pipeline.storage.atomic import write_json
 from pipeline.storage.rows import read_groups, write_groups
 from pipeline.training.batches.examples import Example, Logps
 from pipeline.training.reference import kl_per_token, reference_logps, response_logps
+from pipeline.training.watch.held_out import length_power
 from pipeline.types import Group
 from reward_models.answers.accounts import label_summary
 from reward_models.build import build_labeller
@@ -212,9 +213,8 @@ def _pair_margins(context: Context, round_: int, pairs: list[Example]) -> list[f
 
 
 def _scores(pair: tuple[Logps, ...], loss: Composition) -> tuple[float, float]:
-    """Scores of chosen and rejected; likelihood alone is compared per token, since longer responses are less likely."""
-    power = {"sum": 0.0, "mean": 1.0, "power": loss.length_power}[loss.aggregate]
-    power = 1.0 if needs_of(loss).only_chosen else power
+    """Scores of chosen and rejected."""
+    power = length_power(loss)
     chosen, rejected = (sum(logps) / len(logps) ** power for logps in pair)
     return chosen, rejected
 

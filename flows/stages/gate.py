@@ -21,6 +21,8 @@ from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.metrics import pair_accuracy, wins_by_score
 from pipeline.storage.atomic import write_json
 from pipeline.storage.rows import read_groups
+from pipeline.training.watch.advice import alarm_line
+from pipeline.training.watch.alarms import standing_alarms
 from pipeline.types import Group
 from reward_models.answers.accounts import Accounts
 from reward_models.build import build_labeller
@@ -118,12 +120,14 @@ def _standing(context: Context, round_: int, prompts: int) -> Standing:
     """The results of earlier rounds."""
     run = context.run
     following = run.stage(round_ + 1, "gate").folder.parent
+    alarms = standing_alarms(run.stage(round_, "policy").folder)
     return Standing(
         round=round_,
         best=best_before(run, round_),
         base=base_before(run, round_),
         prompts=prompts,
         overtaken=any(following.glob("*/manifest.json")),
+        alarms=tuple(alarm_line(alarm, context.config.loss.preset) for alarm in alarms),
     )
 
 

@@ -116,6 +116,8 @@ class RunConfig(Closed):
                 raise ValueError(f"sampling.n: {self.sampling.n} response a prompt makes no pair; at least 2")
             if self.sampling.temperature == 0:
                 raise ValueError("sampling.temperature: 0 (greedy) makes all responses of a prompt equal; above 0")
+            if self.training.evaluate_every:
+                raise ValueError("training.evaluate_every: only offline mode has held-out pairs to evaluate")
         elif self.pairs is None:
             raise ValueError("pairs: offline mode needs a pair data set")
         elif self.discriminator is not None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.base import LATER, OPERATIONAL, Closed
 
 
 class Lora(Closed):
@@ -73,6 +73,47 @@ class Contrast(Closed):
     negative: str = Field(min_length=1, description="trained or prompted to answer badly")
 
 
+AlarmName = Literal["loss", "diverged", "gradient", "margin", "chosen", "ending", "held_out", "entropy"]
+
+
+class Alarms(Closed):
+    """Rules that watch a training run from its step log and its evaluations on held-out pairs.
+
+    A rule compares the newest steps with the run's own beginning, so that its limit means the same for every loss;
+    null turns it off. A raised alarm is told and kept, and the gate does not promote a round that ends with one.
+    """
+
+    loss: float | None = Field(0.5, gt=0, description="how far the loss may stay above its beginning: a share of that")
+    diverged: float | None = Field(9.0, gt=0, description="the same, for a loss that will not come back")
+    gradient: float | None = Field(10.0, gt=1, description="factor by which the gradient norm may grow")
+    margin: float | None = Field(
+        10.0, gt=0, description="how far chosen and rejected responses may move apart, nats a token"
+    )
+    chosen: float | None = Field(1.0, gt=0, description="fall of chosen responses' log-prob, nats a token")
+    ending: float | None = Field(
+        2.0, gt=0, description="fall of the log-prob of chosen responses' last token, nats: responses grow longer"
+    )
+    held_out: float | None = Field(
+        3.0,
+        gt=0,
+        description="fall of the held-out margin from its best while the training margin rises, in standard errors",
+    )
+    entropy: float | None = Field(
+        0.2, gt=0, lt=1, description="share of its entropy on held-out responses that the policy must keep"
+    )
+    stop: tuple[AlarmName, ...] = Field(
+        ("diverged",), description="these end the round's training; the last good weights are kept"
+    )
+    pause: tuple[AlarmName, ...] = Field((), description="these pause the run, to be continued by the same command")
+
+    @model_validator(mode="after")
+    def _one_action_each(self) -> "Alarms":
+        both = [name for name in self.stop if name in self.pause]
+        if both:
+            raise ValueError(f"stop and pause both hold {', '.join(both)}; an alarm does one thing")
+        return self
+
+
 class Training(Optimisation):
     """Preference training of a round."""
 
@@ -100,11 +141,39 @@ class Training(Optimisation):
         json_schema_extra=OPERATIONAL,
     )
     contrastive: Contrast | None = Field(None, description="for weights: given, from two contrasting models")
+    alarms: Alarms = Field(Alarms(), json_schema_extra=LATER)
+    evaluate_every: int = Field(
+        0,
+        ge=0,
+        description="offline: optimiser steps between evaluations on held-out pairs; one more before the first step, "
+        "one after the last; 0: none",
+        json_schema_extra=LATER,
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the round's policy: the last weights, or those with the smallest log-loss on held-out pairs",
+        json_schema_extra=LATER,
+    )
+    early_stop: int | None = Field(
+        None,
+        ge=1,
+        description="end the round after this many evaluations without a smaller log-loss on held-out pairs",
+        json_schema_extra=LATER,
+    )
 
     @model_validator(mode="after")
     def _state_fits_the_parameters(self) -> "Training":
         if self.lora is not None and self.optimiser_state == "carried":
             raise ValueError("optimiser_state: with lora each round trains a new adapter, so its state is fresh")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_are_made(self) -> "Training":
+        wants = [name for name, on in (("keep: best", self.keep == "best"), ("early_stop", self.early_stop)) if on]
+        if wants and not self.evaluate_every:
+            raise ValueError(
+                f"{wants[0]}: needs evaluations on held-out pairs; set evaluate_every to a number of steps"
+            )
         return self
 
 

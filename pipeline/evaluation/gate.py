@@ -66,6 +66,7 @@ class Standing:
         base: the round that rules measure from: the start, or the newest that a person promoted.
         prompts: number of held-out prompts that were answered.
         overtaken: the next round had begun before this one had a gate.
+        alarms: those that still stood when the round's training ended, in words.
     """
 
     round: int
@@ -73,12 +74,15 @@ class Standing:
     base: int
     prompts: int
     overtaken: bool = False
+    alarms: tuple[str, ...] = ()
 
 
-# few_prompts: too few to judge by; broken_rules: some rules are broken; no_gain: surely no gain in ``patience`` rounds;
-# worse: surely worse than the best round; reward_fell: its mean reward is surely lower than the best round's;
-# unmeasured: no comparison with other rounds; better: surely than the best.
-Why = Literal["few_prompts", "broken_rules", "no_gain", "worse", "reward_fell", "unmeasured", "better", "not_better"]
+# alarms: some still stood when training ended; few_prompts: too few to judge by; broken_rules: some rules are broken;
+# no_gain: surely no gain in ``patience`` rounds; worse: surely worse than the best round; reward_fell: its mean reward
+# is surely lower than the best round's; unmeasured: no comparison with other rounds; better: surely than the best.
+Why = Literal[
+    "alarms", "few_prompts", "broken_rules", "no_gain", "worse", "reward_fell", "unmeasured", "better", "not_better"
+]
 
 
 @dataclass(frozen=True)
@@ -112,15 +116,16 @@ class _Limit:
 def decide(settings: Gate, measures: Measures, standing: Standing) -> Judgement:
     """Judge a round.
 
-    Broken rules come first, then rounds without gain, then a round that is surely worse than the best one: by its win
-    rate, or by its mean reward.
+    Alarms of the training come first, then broken rules, then rounds without gain, then a round that is surely worse
+    than the best one: by its win rate, or by its mean reward.
 
     Args:
         measures: by name, as ``flows/stages/gate.py`` measures them; those that are None are not judged.
     """
-    if standing.prompts < settings.min_prompts:
+    few = standing.prompts < settings.min_prompts
+    if few and not standing.alarms:
         return Judgement("promote", "few_prompts", standing.round)
-    limits = [limit for limit in _limits(settings, measures, standing) if limit.applies]
+    limits = [limit for limit in _limits(settings, measures, standing) if limit.applies and not few]
     rules = tuple(rule for limit in limits if (rule := _judged(limit, measures)) is not None)
     broken = any(rule.broken for rule in rules)
     wins = measures.get("win_rate_vs_best")
@@ -128,7 +133,9 @@ def decide(settings: Gate, measures: Measures, standing: Standing) -> Judgement:
     better = _surely_above(wins, 0.5) and not fell and not _second_sees_less(measures)
     verdict: Verdict = "promote"
     why: Why = "better" if better else "unmeasured" if wins is None else "not_better"
-    if broken:
+    if standing.alarms:
+        verdict, why = settings.alarm, "alarms"
+    elif broken:
         verdict, why = settings.alarm, "broken_rules"
     elif _surely_below(measures.get("win_rate_since_best"), least_gain(settings)):
         verdict, why = "stop", "no_gain"
@@ -136,7 +143,7 @@ def decide(settings: Gate, measures: Measures, standing: Standing) -> Judgement:
         verdict, why = "roll_back", "worse"
     elif fell:
         verdict, why = "roll_back", "reward_fell"
-    newest = not broken and (better or wins is None)
+    newest = not standing.alarms and not broken and (better or wins is None)
     best = standing.round if newest else standing.best
     if standing.overtaken and verdict != "promote":
         return Judgement("promote", why, best, rules, too_late=verdict)

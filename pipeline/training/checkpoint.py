@@ -21,6 +21,7 @@ from pipeline.storage.digests import file_sha256
 from pipeline.training.distributed.fsdp import gathered, placed_like
 from pipeline.training.optimiser import NamedParameters, Optimiser, load_optimiser, optimiser_state
 from pipeline.training.step_log import StepReport
+from pipeline.training.watch.held_out import HeldOutReport, best_report, held_out_of
 from pipeline.types import content_hash
 
 WEIGHTS, OPTIMISER, PROGRESS = "weights.safetensors", "optimiser.safetensors", "progress.json"
@@ -35,12 +36,14 @@ class CheckpointProgress:
         step: the number of completed optimiser steps.
         history: their reports.
         running: running statistics of the loss, by name.
+        evaluations: on held-out pairs, so far.
     """
 
     key: str
     step: int
     history: tuple[StepReport, ...]
     running: Mapping[str, float] = field(default_factory=dict)
+    evaluations: tuple[HeldOutReport, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,38 @@ def _write(
     for old in folder.glob("step_*"):
         if old != place:
             shutil.rmtree(old)
+    # A run that resumes here needs the weights of its best evaluation until now, and no others.
+    best = best_report(progress.evaluations).step if progress.evaluations else None
+    for kept in folder.glob("kept_*.safetensors"):
+        if kept != kept_weights(folder, best or 0):
+            kept.unlink()
+
+
+def kept_weights(folder: Path, step: int) -> Path:
+    """Return the file for the weights after ``step`` steps, kept for the end of the run."""
+    return folder / f"kept_{step:06d}.safetensors"
+
+
+def keep_weights(folder: Path, step: int, trained: Trained, accelerator: Accelerator) -> None:
+    """Write the trained tensors after ``step`` steps to their file; every process must call this."""
+    tensors = gathered(trained.tensors, accelerator)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = kept_weights(folder, step)
+        partial = place.with_suffix(".tmp")
+        save_file(tensors, partial)
+        partial.rename(place)
+        sync_folder(folder)
+    accelerator.wait_for_everyone()
+
+
+def take_up_weights(file: Path, trained: Trained) -> None:
+    """Restore the trained tensors from ``file``: kept weights, or those of a checkpoint. Raises ``RunError``."""
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{file}: not readable weights: {error}") from None
+    _copy_weights(file, weights, trained.tensors)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -116,7 +151,8 @@ def load_checkpoint(place: Path, key: str, trained: Trained) -> CheckpointProgre
         if plain.pop("sha256") != _digest(plain):
             raise ValueError(f"{PROGRESS} has changed since it was written (SHA-256)")
         history = tuple(StepReport(**report) for report in plain["history"])
-        progress = CheckpointProgress(plain["key"], plain["step"], history, plain["running"])
+        evaluations = tuple(held_out_of(report) for report in plain.get("evaluations", ()))
+        progress = CheckpointProgress(plain["key"], plain["step"], history, plain["running"], evaluations)
         for name, digest in plain["files"].items():
             if file_sha256(place / name) != digest:
                 raise ValueError(f"{name} has changed since it was written (SHA-256)")

@@ -17,6 +17,7 @@ from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.distributed.zero import ZeroEngine
+from pipeline.training.watch.readings import last_logps
 
 METRICS = (
     "margin",
@@ -25,6 +26,7 @@ METRICS = (
     "rejected_logp_per_token",
     "chosen_change_per_token",
     "rejected_change_per_token",
+    "ending_logp",
 )
 
 
@@ -220,13 +222,22 @@ def _backward(
         accelerator.backward(extra.per_example.sum() * scale)
         total.modules = extra.sums if total.modules is None else total.modules + extra.sums
     per_pair = output.per_pair.detach()
-    total.reported = frozenset(output.metrics) & frozenset(METRICS)
-    means = [float(output.metrics[name]) if name in total.reported else 0.0 for name in METRICS]
+    metrics = {**output.metrics, **_ending(facts, batch)}
+    total.reported = frozenset(metrics) & frozenset(METRICS)
+    means = [float(metrics[name]) if name in total.reported else 0.0 for name in METRICS]
     total.sums += torch.tensor(
         [float(per_pair.sum()), *_counts(batch), *(mean * len(per_pair) for mean in means)], dtype=torch.float64
     )
     finite = per_pair.isfinite().tolist()
     total.suspects += [e.id for e, fine in zip(batch.examples, finite, strict=True) if not fine]
+
+
+def _ending(facts: TokenFacts, batch: TokenBatch) -> dict[str, Tensor]:
+    """Mean log-prob of the last token of chosen responses; empty where no block holds only those."""
+    if batch.kind not in ("pair", "text"):
+        return {}
+    rows = batch.block(0)
+    return {"ending_logp": last_logps(facts.policy[rows], batch.mask[rows]).mean()}
 
 
 def _counts(batch: TokenBatch) -> tuple[int, int, int]:

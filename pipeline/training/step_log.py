@@ -10,17 +10,6 @@ from pathlib import Path
 from pipeline.errors import RunError
 from pipeline.storage.atomic import json_line, write_text
 
-AVERAGED = (
-    "loss",
-    "grad_norm",
-    "margin",
-    "accuracy",
-    "chosen_logp_per_token",
-    "rejected_logp_per_token",
-    "chosen_change_per_token",
-    "rejected_change_per_token",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -39,6 +28,7 @@ class StepReport:
         tokens_per_second: ``tokens`` divided by the step's wall time.
         chosen_change_per_token: log-prob minus that under the (first) reference, averaged like the log-prob; None if
             the loss uses no reference; likewise rejected.
+        ending_logp: log-prob of the last token of chosen responses, nats; None unless the examples are pairs or texts.
     """
 
     step: int
@@ -57,47 +47,7 @@ class StepReport:
     tokens_per_second: float
     chosen_change_per_token: float | None = None
     rejected_change_per_token: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """Result of a finished training run.
-
-    Attributes:
-        steps: optimiser steps, including those before a resume.
-        tokens: read by forward passes, without padding.
-        history: one report per step.
-        metrics: ``loss``, ``margin``, ``accuracy``, ``chosen_logp_per_token`` and so on as means over
-            the last tenth of the steps (``first_loss``: the first step's), and totals: ``tokens``,
-            ``response_tokens``, ``seconds`` inside steps, ``tokens_per_second``, ``padding``.
-        padded_because: why each row had its own copy of the prompt and padding; None: prompts were shared.
-    """
-
-    steps: int
-    tokens: int
-    history: tuple[StepReport, ...]
-    metrics: dict[str, float]
-    padded_because: str | None = None
-
-
-def summarise_steps(history: tuple[StepReport, ...]) -> TrainResult:
-    """Return the result of a run from the reports of its steps (at least one)."""
-    last = history[-max(1, len(history) // 10) :]
-    metrics: dict[str, float] = {"first_loss": history[0].loss}
-    for name in AVERAGED:
-        values = [value for value in (asdict(report)[name] for report in last) if value is not None]
-        if values:
-            metrics[name] = sum(values) / len(values)
-    tokens, seconds = sum(r.tokens for r in history), sum(r.seconds for r in history)
-    positions = sum(r.tokens / (1 - r.padding) for r in history)
-    metrics |= {
-        "tokens": tokens,
-        "response_tokens": sum(r.response_tokens for r in history),
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-        "padding": 1 - tokens / positions,
-    }
-    return TrainResult(len(history), tokens, history, metrics)
+    ending_logp: float | None = None
 
 
 STEPS = "steps.jsonl"

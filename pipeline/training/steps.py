@@ -8,29 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
 from pipeline.config import Optimisation
-from pipeline.config.loss.needs import OF_REFERENCE
-from pipeline.errors import NonFiniteError, UserError
+from pipeline.errors import NonFiniteError
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps, plain_model
-from pipeline.training.auxiliary.modules import modules_for
+from pipeline.training.auxiliary.modules import live_reference, modules_for
 from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example, Survey
 from pipeline.training.batches.micro_batches import cut_for
 from pipeline.training.checkpoint import (
     CheckpointProgress,
     Trained,
+    keep_weights,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
+    take_up_weights,
 )
 from pipeline.training.distributed.fsdp import shard, single, write_back
 from pipeline.training.distributed.launch import Placement, Sharding, Zero
+from pipeline.training.distributed.process_group import require_supported
 from pipeline.training.distributed.zero import ZeroEngine
 from pipeline.training.gradients import BatchFacts, Lots, Objective, accumulate_gradient, over_processes
 from pipeline.training.optimiser import (
@@ -43,14 +44,12 @@ from pipeline.training.optimiser import (
     steps_of,
     trainable,
 )
-from pipeline.training.self_test import check_packing, check_policy_is_reference
 from pipeline.training.step_log import StepReport
 from pipeline.training.trainee import Carry, Trainee
+from pipeline.training.watch.held_out import HeldOutReport, PairReading
+from pipeline.training.watch.readings import read_pairs
+from pipeline.training.watch.self_test import check_packing, check_policy_is_reference
 from pipeline.types import content_hash, derive_seed
-
-# The process types that accelerate may see; sharding of parameters is separate
-# (pipeline/training/distributed/fsdp.py).
-SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 class Steps:
@@ -75,7 +74,7 @@ class Steps:
     ) -> None:
         """Put the model into training mode and on the accelerator's device; with FSDP2, a sharded copy of it."""
         self.accelerator = placement.accelerator
-        _require_supported(self.accelerator)
+        require_supported(self.accelerator)
         scores = trainee.model if isinstance(trainee.model, RowScores) else None
         model = trainee.model if scores is None else scores.model
         self._whole = model if isinstance(placement.sharding, Sharding) else None
@@ -91,7 +90,7 @@ class Steps:
         self._running: Mapping[str, float] = {}
         self._packing_checked = False
         self._prepare_model(placement)
-        reference = _reference_of(model, trainee.reference, loss)
+        reference = live_reference(model, trainee.reference, loss)
         if reference is not None:
             reference.to(self.accelerator.device)
         self.modules = modules_for(model, reference, loss.composition, derive_seed(seed, "heads")).to(
@@ -101,6 +100,7 @@ class Steps:
             model, settings.dtype, loss.needs.token_facts, reference, share_prompts=settings.packing
         )
         self.padded_because = facts.padded_because
+        self._facts = None if scores is not None else facts
         self._cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
         wrapped, self.trained = self._placed(facts, placement)
         self._objective = Objective(wrapped, loss, self.modules, self.accelerator)
@@ -147,29 +147,47 @@ class Steps:
         if kept.heads is not None and self.accelerator.is_main_process:
             self.modules.save(kept.heads)
 
-    def resume(self, folder: Path | None) -> tuple[StepReport, ...]:
-        """Go back to the newest checkpoint in ``folder``; return the reports of the steps up to it."""
+    def resume(self, folder: Path | None) -> tuple[tuple[StepReport, ...], tuple[HeldOutReport, ...]]:
+        """Go back to the newest checkpoint in ``folder``; return the reports of steps and evaluations up to it."""
         # No process writes before all have read.
         self.accelerator.wait_for_everyone()
         place = None if folder is None else newest_checkpoint(folder)
         if place is None:
-            return ()
+            return (), ()
         progress = load_checkpoint(place, self._key, self.trained)
         if isinstance(self.trained.optimiser, ZeroEngine):
             self.trained.optimiser.take_up_weights()
         self._running = progress.running
-        return progress.history
+        return progress.history, progress.evaluations
 
     def checkpoint_due(self, done: int) -> bool:
         """Return whether to write one after ``done`` steps; the last too: a kill may come before the caller saves."""
         every = self.settings.checkpoint_every
         return every > 0 and (done % every == 0 or done == self.count)
 
-    def checkpoint(self, folder: Path | None, history: Sequence[StepReport]) -> None:
-        """Write the trained tensors, the optimiser's state and ``history`` to ``folder``, if given."""
+    def checkpoint(
+        self, folder: Path | None, history: Sequence[StepReport], evaluations: Sequence[HeldOutReport] = ()
+    ) -> None:
+        """Write the trained tensors, the optimiser's state and both histories to ``folder``, if given."""
         if folder is not None:
-            progress = CheckpointProgress(self._key, len(history), tuple(history), self._running)
+            progress = CheckpointProgress(self._key, len(history), tuple(history), self._running, tuple(evaluations))
             save_checkpoint(folder, progress, self.trained, self.accelerator)
+
+    def keep_weights(self, folder: Path, step: int) -> None:
+        """Write the trained tensors to ``folder``, for ``go_back``."""
+        keep_weights(folder, step, self.trained, self.accelerator)
+
+    def go_back(self, file: Path) -> None:
+        """Restore the trained tensors that ``keep_weights`` or a checkpoint wrote; the optimiser stays as it is."""
+        self.accelerator.wait_for_everyone()
+        take_up_weights(file, self.trained)
+        if isinstance(self.trained.optimiser, ZeroEngine):
+            self.trained.optimiser.take_up_weights()
+
+    def read(self, pairs: Sequence[Example]) -> list[PairReading]:
+        """Return the policy's values for held-out ``pairs``; all processes call this."""
+        assert self._facts is not None, "a classifier has no log-probabilities"
+        return read_pairs(self._objective.policy, self._facts, pairs, self._cut, self.accelerator)
 
     def release(self) -> None:
         """Restore the model for the caller: whole (in the main process), in evaluation mode, no recomputation."""
@@ -276,25 +294,5 @@ class Steps:
             tokens_per_second=facts.tokens / seconds,
             chosen_change_per_token=facts.metrics.get("chosen_change_per_token"),
             rejected_change_per_token=facts.metrics.get("rejected_change_per_token"),
+            ending_logp=facts.metrics.get("ending_logp"),
         )
-
-
-def _require_supported(accelerator: Accelerator) -> None:
-    if accelerator.distributed_type not in SUPPORTED:
-        kind = accelerator.distributed_type.value
-        raise UserError(f"training: {kind} is not supported; one process, DDP, or FSDP2 by the run's accelerate")
-
-
-def _reference_of(model: Any, given: Any | None, loss: Loss) -> Any | None:
-    """Return the model for reference values beyond stored log-probabilities; None if the loss needs no such values."""
-    wanted = loss.needs.token_facts & OF_REFERENCE
-    if not wanted:
-        return None
-    if given is not None:
-        return given
-    if plain_model(model) is model:
-        raise UserError(
-            f"training: loss {loss.name} reads more of the reference model than its log-probabilities "
-            f"({', '.join(sorted(wanted))}); without an adapter to switch off, a reference model must be given"
-        )
-    return model

@@ -15,9 +15,11 @@ from pipeline.errors import NonFiniteError
 from pipeline.losses import Loss
 from pipeline.training.batches.examples import Example, check_examples
 from pipeline.training.distributed.launch import Placement
-from pipeline.training.step_log import StepReport, TrainResult, summarise_steps
+from pipeline.training.step_log import StepReport
 from pipeline.training.steps import Steps
 from pipeline.training.trainee import Carry, Files, Trainee
+from pipeline.training.watch.course import Course, Watching
+from pipeline.training.watch.result import TrainResult, summarise_steps
 
 __all__ = ["Carry", "Example", "Files", "NonFiniteError", "Placement", "StepReport", "TrainResult", "Trainee", "train"]
 
@@ -34,6 +36,7 @@ def train(
     files: Files | None = None,
     placement: Placement | None = None,
     on_step: OnStep | None = None,
+    watching: Watching | None = None,
 ) -> TrainResult:
     """Train in place; if ``files.checkpoints`` holds a checkpoint of this same run, resume from it.
 
@@ -48,8 +51,11 @@ def train(
         placement: of the training processes; each calls this with the same arguments. With FSDP2, only the main
             process's model is trained afterwards, and those of the others are unusable. None: this process alone.
         on_step: called after every optimiser step, on the main process.
+        watching: alarms and evaluations on held-out pairs; they may end training early, or change which weights are
+            kept: see ``TrainResult.kept_step``. None: neither.
 
     Raises:
+        Paused: an alarm pauses the run; a checkpoint is written.
         UserError: no examples, an example without response tokens or without what the loss needs; no
             reference model where one is needed; carried state that is missing or belongs to another model.
         NonFiniteError: loss or gradient is not finite, and the weights are those before the step; or the weights
@@ -59,20 +65,33 @@ def train(
     files, survey = files or Files(), check_examples(examples, loss.name, loss.needs)
     steps = Steps(trainee, examples, survey, loss, settings, seed, placement or Placement(Accelerator()))
     steps.take_up(files.carried)
-    history = list(steps.resume(files.checkpoints))
-    for step in range(len(history), steps.count):
+    course = Course(steps, loss.composition, watching, files.checkpoints)
+    course.resume()
+    while not course.ended:
+        step = len(course.history)
         try:
             report = steps.take(step, check_start=trainee.starts_at_reference and step == 0)
         except NonFiniteError:
-            steps.checkpoint(files.checkpoints, history)
+            course.checkpoint()
             raise
-        history.append(report)
         if on_step is not None and steps.accelerator.is_main_process:
             on_step(report)
-        if step + 1 == steps.count or steps.checkpoint_due(step + 1):
+        course.add(report)
+        if course.ended or steps.checkpoint_due(step + 1):
             steps.require_finite_weights(step)
-        if steps.checkpoint_due(step + 1):
-            steps.checkpoint(files.checkpoints, history)
-    steps.keep(files.kept)
+        # The last step again has one only if it was the last of the plan: a run that stops early stops again.
+        if steps.checkpoint_due(step + 1) and course.ended_because is None:
+            course.checkpoint()
+    kept = course.settle()
+    if kept == len(course.history):
+        # The optimiser's state belongs to the last weights.
+        steps.keep(files.kept)
     steps.release()
-    return replace(summarise_steps(tuple(history)), padded_because=steps.padded_because)
+    return replace(
+        summarise_steps(tuple(course.history)),
+        padded_because=steps.padded_because,
+        kept_step=kept,
+        ended_because=course.ended_because,
+        alarms=course.alarms,
+        evaluations=tuple(course.evaluations),
+    )

@@ -14,6 +14,7 @@ from pipeline.losses import Loss, load_preset
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.reference import reference_logps, with_references
 from pipeline.training.train import Carry, Files, Placement, StepReport, Trainee, TrainResult, train
+from pipeline.training.watch.course import Watching
 
 VOCABULARY = 40
 
@@ -104,6 +105,7 @@ def trained(
     starts_at_reference: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
     placement: Placement | None = None,
+    watching: Watching | None = None,
     **files: Path,
 ) -> TrainResult:
     """``train`` with its records filled in.
@@ -115,4 +117,14 @@ def trained(
     places = Files(files.pop("checkpoints", None), carried, kept)
     assert not files, files
     trainee = Trainee(model, reference, starts_at_reference)
-    return train(trainee, examples, loss, settings, seed=seed, files=places, placement=placement, on_step=on_step)
+    return train(
+        trainee,
+        examples,
+        loss,
+        settings,
+        seed=seed,
+        files=places,
+        placement=placement,
+        on_step=on_step,
+        watching=watching,
+    )

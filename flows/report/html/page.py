@@ -43,6 +43,7 @@ def render_report(runs: Runs) -> str:
         cards=[_card(run) for run in runs],
         rounds=_rounds(runs),
         decisions=_decisions(runs),
+        notices=_notices(runs),
         labels=_labels(runs),
         discriminator=_discriminator(runs),
         memory=_memory(runs),
@@ -119,6 +120,17 @@ def _decisions(runs: Runs) -> list[dict[str, Any]]:
         for run in runs
         for facts in run.rounds
         if facts.gate is not None
+    ]
+
+
+def _notices(runs: Runs) -> list[str]:
+    """Alarms, early ends and kept weights of all trainings."""
+    return [
+        f"round {_place(runs, run, facts)}: {notice}"
+        for run in runs
+        for facts in run.rounds
+        if facts.training is not None
+        for notice in facts.training.notices()
     ]
 
 

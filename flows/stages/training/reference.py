@@ -40,7 +40,7 @@ from pipeline.training.reference_cache import (
     tokens_digest,
     weights_digest,
 )
-from pipeline.training.self_test import SAME_MODEL, SAME_MODEL_RESPONSE
+from pipeline.training.watch.self_test import SAME_MODEL, SAME_MODEL_RESPONSE
 from pipeline.types import derive_seed
 
 # Examples of a shard: the number in memory at a time, and the most that a kill can lose.

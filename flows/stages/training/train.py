@@ -1,5 +1,6 @@
 """policy of rounds 1 and on: one round of preference training; average: the running mean of policies."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent, reference_stage
 from flows.stages.context import Context, Outcome, keep_rows, policy_chat
+from flows.stages.evaluation import held_out_examples
 from flows.stages.training.examples import examples_with_reference
 from pipeline.config import Optimisation
 from pipeline.config.loss.needs import needs_of
@@ -19,11 +21,17 @@ from pipeline.storage.run_folder import CHECKPOINTS
 from pipeline.training.batches.example_table import ExampleTable, write_examples
 from pipeline.training.batches.examples import Example
 from pipeline.training.checkpoint import newest_checkpoint
-from pipeline.training.step_log import STEPS, StepLog, StepReport, TrainResult
+from pipeline.training.step_log import STEPS, StepLog, StepReport
 from pipeline.training.train import train
 from pipeline.training.trainee import Carry, Files, Trainee
+from pipeline.training.watch.advice import alarm_line
+from pipeline.training.watch.alarms import Alarm, write_alarms
+from pipeline.training.watch.course import Watching
+from pipeline.training.watch.held_out import HeldOutReport, write_held_out
+from pipeline.training.watch.result import TrainResult
 from pipeline.types import derive_seed
 
+logger = logging.getLogger(__name__)
 # In separate folders: engines load every *.safetensors file in a model's folder as its weights.
 HEADS = "heads"
 _OPTIMISER = "optimiser/state.safetensors"
@@ -31,10 +39,37 @@ EXAMPLES = "examples.arrow"
 OFFENDING_ROWS = "offending.parquet"
 
 
+class WatchNotes:
+    """What the log and the progress say of a round's alarms and evaluations while it is trained."""
+
+    def __init__(self, folder: Path, preset: str) -> None:
+        """``folder``: where the alarms so far are written; ``preset``: the loss."""
+        self._folder, self._preset = folder, preset
+        self._alarms: list[Alarm] = []
+        self._evaluated = ""
+
+    @property
+    def note(self) -> str:
+        """The newest evaluation and the names of the alarms, to follow a step's progress."""
+        raised = f", ALARM: {', '.join(alarm.rule for alarm in self._alarms)}" if self._alarms else ""
+        return self._evaluated + raised
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Take up a new alarm."""
+        self._alarms.append(alarm)
+        write_alarms(self._folder, self._alarms, alarm.step)
+        logger.warning("WARNING %s", alarm_line(alarm, self._preset))
+
+    def evaluation(self, report: HeldOutReport) -> None:
+        """Take up an evaluation on held-out pairs."""
+        self._evaluated = f", held out {report.accuracy:.0%}"
+
+
 def train_round(context: Context, round_: int, folder: Path) -> Outcome:
     """Train the round's start policy on this round's pairs; write the new policy's model folder."""
     config = context.config
     training = config.training
+    notes = WatchNotes(folder, config.loss.preset)
     origin = context.policy_path(parent(context.run, config, round_))
     model = load_policy(str(origin), trust_remote_code=config.trusts_policy)
     if training.lora is not None:
@@ -54,6 +89,8 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
             training,
             derive_seed(config.seed, "train", round_),
             files=_files(context, round_, folder),
+            watching=_watching(context, notes),
+            notes=notes,
         )
     except RowsError as error:
         if context.writes:
@@ -61,6 +98,8 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
         raise
     if not context.writes:
         return outcome
+    if outcome.metrics["kept_step"] == 0:
+        model = load_policy(str(origin), trust_remote_code=config.trusts_policy)
     save_policy(model, folder, tokenizer_source=str(origin), chat=policy_chat(config, origin))
     return outcome
 
@@ -74,8 +113,12 @@ def fit(
     settings: Optimisation,
     seed: int,
     files: Files | None = None,
+    watching: Watching | None = None,
+    notes: WatchNotes | None = None,
 ) -> Outcome:
     """Train the model in place, with mid-round checkpoints in ``folder`` and one line per step in its steps.jsonl.
+
+    If the metric ``kept_step`` is 0, the weights to keep are those that it started with, not the model's.
 
     The examples are read once, into a file next to the checkpoints. Steps read that file, so memory does not grow.
     """
@@ -89,7 +132,8 @@ def fit(
 
     def on_step(step: StepReport) -> None:
         log.add(step)
-        context.report(step.step, step.steps, f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s")
+        note = f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s"
+        context.report(step.step, step.steps, note if notes is None else note + notes.note)
 
     result = train(
         trainee,
@@ -100,10 +144,29 @@ def fit(
         files=files or Files(folder / CHECKPOINTS),
         placement=context.placement,
         on_step=on_step,
+        watching=watching,
     )
     if context.writes:
         log.finish(result.history)
+        write_alarms(folder, result.alarms, result.kept_step)
+        if result.evaluations:
+            write_held_out(folder, result.evaluations)
     return Outcome(len(table), _metrics(result, loss))
+
+
+def _watching(context: Context, notes: WatchNotes) -> Watching:
+    """Alarms and mid-round evaluations; ``notes`` takes up what the log and the progress say of them."""
+    config, training = context.config, context.config.training
+    pairs = held_out_examples(context, policy_chat(config, context.policy_path(0))) if training.evaluate_every else []
+    return Watching(
+        training.alarms,
+        pairs,
+        training.evaluate_every,
+        training.keep,
+        training.early_stop,
+        notes.alarm,
+        notes.evaluation,
+    )
 
 
 def _starts_at_reference(context: Context, round_: int) -> bool:
@@ -151,6 +214,7 @@ def average(context: Context, round_: int, folder: Path) -> Outcome:
 def _metrics(result: TrainResult, loss: Loss) -> dict[str, JsonValue]:
     plain: dict[str, JsonValue] = dict(result.metrics)
     said: dict[str, JsonValue] = {"steps": result.steps, "padded_because": result.padded_because}
+    said |= {"kept_step": result.kept_step, "ended_because": result.ended_because}
     return {**said, "loss_composition": loss.composition.identity(), **plain}
 
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from pipeline.config import Composition, Optimisation
 from pipeline.config.loss.components import ActivationWeights, LearnedPrior, LearnedWeights
+from pipeline.config.loss.needs import OF_REFERENCE
 from pipeline.errors import UserError
-from pipeline.losses import GroupBatch, PairBatch, UnpairedBatch
+from pipeline.losses import GroupBatch, Loss, PairBatch, UnpairedBatch
 from pipeline.models.token_logps import TokenFacts, at_tokens, plain_model, response_places
 from pipeline.training.auxiliary.critics import SIDES, Critics, PairStates
 from pipeline.training.auxiliary.heads import MaskHead, PriorHead, ValueHead, activation_mask
@@ -33,6 +34,24 @@ from pipeline.types import derive_seed
 _FILE = "heads.safetensors"
 # Prefix of their names among a run's parameters, so that they cannot be mistaken for the policy's.
 PREFIX = "heads."
+
+
+def live_reference(model: Any, given: Any | None, loss: Loss) -> Any | None:
+    """Return the model for reference values beyond stored log-probabilities; None if the loss needs no such values.
+
+    Raises ``UserError`` if the loss needs one, ``given`` is None and ``model`` has no adapter to switch off.
+    """
+    wanted = loss.needs.token_facts & OF_REFERENCE
+    if not wanted:
+        return None
+    if given is not None:
+        return given
+    if plain_model(model) is model:
+        raise UserError(
+            f"training: loss {loss.name} reads more of the reference model than its log-probabilities "
+            f"({', '.join(sorted(wanted))}); without an adapter to switch off, a reference model must be given"
+        )
+    return model
 
 
 @dataclass(frozen=True, slots=True)

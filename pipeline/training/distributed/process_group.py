@@ -6,9 +6,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import Launch
+
+# The process types that accelerate may see; sharding of parameters is separate
+# (pipeline/training/distributed/fsdp.py).
+SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
 
 
 def join(launch: Launch, rank: int, store: Path, stall_timeout: float) -> Accelerator:
@@ -49,3 +54,10 @@ def join(launch: Launch, rank: int, store: Path, stall_timeout: float) -> Accele
             timeout=timedelta(seconds=stall_timeout),
         )
     return Accelerator(cpu=launch.cpu, mixed_precision="no")
+
+
+def require_supported(accelerator: Accelerator) -> None:
+    """Raise ``UserError`` if accelerate found processes of a type that training does not know."""
+    if accelerator.distributed_type not in SUPPORTED:
+        kind = accelerator.distributed_type.value
+        raise UserError(f"training: {kind} is not supported; one process, DDP, or FSDP2 by the run's accelerate")

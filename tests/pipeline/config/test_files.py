@@ -204,6 +204,15 @@ def test_operational_settings_are_no_part_of_what_a_run_is(tmp_path: Path) -> No
     assert changed_fields(plain, other) == ["training.batch_size: 32 -> 1"]
 
 
+def test_settings_that_came_later_are_no_part_of_a_run_that_leaves_them_alone(tmp_path: Path) -> None:
+    file = write(tmp_path, BASE)
+    plain = load_config([file]).identity()
+    assert "alarms" not in load_config([file]).training.identity()
+    assert load_config([file], ["training.alarms={}"]).identity() == plain
+    other = load_config([file], ["training.alarms.stop=[]"]).identity()
+    assert changed_fields(plain, other)[0].startswith("training.alarms")
+
+
 def test_every_field_is_documented() -> None:
     waiting, seen = [RunConfig], set()
     while waiting:

@@ -18,8 +18,8 @@ from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut
 from pipeline.training.gradients import Objective, accumulate_gradient
-from pipeline.training.self_test import check_packing
 from pipeline.training.train import StepReport, TrainResult
+from pipeline.training.watch.self_test import check_packing
 from tests.support.tiny_training import VOCABULARY, random_pairs, trained
 
 BRADLEY_TERRY = Loss("bradley_terry", Composition.model_validate({"link": "logistic"}))

@@ -15,6 +15,7 @@ from pipeline.models.chat import load_chat
 from pipeline.models.policy import load_policy
 from pipeline.training.batches.examples import Example
 from pipeline.training.reference import reference_logps
+from pipeline.training.watch.alarms import read_alarms
 from pipeline.types import Message
 from tests.support.tiny_run import PAIRS, begin, make_job, open_context, supply, train
 
@@ -76,6 +77,7 @@ def test_a_round_raises_chosen_over_rejected_on_held_out_pairs(
     steps = history(context, 1)
     assert len(steps) >= 4 and all(math.isfinite(step["loss"]) for step in steps) and steps[0]["grad_norm"] > 0
     assert margin(context, 1) > margin(context, 0) + 0.1
+    assert read_alarms(context.run.stage(1, "policy").folder)[0] == ()
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,7 @@ def test_components_may_be_combined(
     check_run(context.config)
     train(context, 1)
     assert margin(context, 1) > margin(context, 0) + 0.1
+    assert read_alarms(context.run.stage(1, "policy").folder)[0] == ()
 
 
 def margin(context: Context, round_: int) -> float:

@@ -32,7 +32,7 @@ from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.reference import response_logps
-from pipeline.training.self_test import check_packing
+from pipeline.training.watch.self_test import check_packing
 from tests.support.tiny_training import pairs_with_reference, random_ids, random_pairs, tiny_llama
 
 SMALL = {

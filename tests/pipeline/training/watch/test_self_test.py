@@ -10,7 +10,7 @@ from pipeline.errors import RunError
 from pipeline.models.token_logps import Precision, TokenLogps
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut
-from pipeline.training.self_test import check_policy_is_reference
+from pipeline.training.watch.self_test import check_policy_is_reference
 from tests.support.loss_examples import examples_for, loss_named
 from tests.support.tiny_training import pairs_with_reference, tiny_llama, under_references
 

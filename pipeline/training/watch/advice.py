@@ -1,0 +1,67 @@
+"""Alarms in sentences: what was found, and what usually helps. Torch-free."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.config.training import AlarmName
+from pipeline.training.watch.alarms import Alarm
+
+SLOWER = "a smaller training.learning_rate, or a longer training.warmup, usually helps"
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """``says``: what a value means, with places for ``value`` and ``limit``; ``helps``: what usually helps."""
+
+    says: str
+    helps: str
+
+
+ADVICE: Mapping[AlarmName, Advice] = {
+    "loss": Advice(
+        "the loss stays {value:.3g} times its beginning above it (limit {limit:g})",
+        f"{SLOWER}; with a squared loss such as ipo, so does a larger loss.beta",
+    ),
+    "diverged": Advice(
+        "the loss has risen by {value:.3g} times its beginning (limit {limit:g})",
+        f"{SLOWER}; with a squared loss such as ipo, so does a larger loss.beta",
+    ),
+    "gradient": Advice(
+        "the gradient norm is {value:.3g} times that of the first steps (limit {limit:g})",
+        f"{SLOWER}; training.max_grad_norm bounds each step, but not where the steps lead",
+    ),
+    "margin": Advice(
+        "chosen and rejected responses have moved apart by {value:.3g} nats a token (limit {limit:g})",
+        "a larger loss.beta, fewer training.epochs, or a loss with a target for the margin (ipo, cal_dpo) helps",
+    ),
+    "chosen": Advice(
+        "chosen responses have lost {value:.3g} nats a token (limit {limit:g})",
+        "a likelihood term (loss.nll), a smaller learning rate, or a loss that holds chosen responses in place (dpop, "
+        "cal_dpo, apo_zero) usually helps; apo_down lowers both on purpose",
+    ),
+    "ending": Advice(
+        "the end of chosen responses has lost {value:.3g} nats (limit {limit:g}), so responses grow longer",
+        "a loss that averages over tokens (simpo, rdpo's length term) or a likelihood term (loss.nll) usually helps; "
+        "check that responses in the data end with the end token",
+    ),
+    "held_out": Advice(
+        "the held-out margin has fallen {value:.3g} standard errors from its best (limit {limit:g}) while the training "
+        "margin rises",
+        "fewer training.epochs, more data, or training.keep=best with training.early_stop usually helps",
+    ),
+    "entropy": Advice(
+        "the policy keeps {value:.0%} of its entropy on held-out responses (limit {limit:.0%})",
+        "a larger loss.beta, a smaller learning rate or fewer training.epochs usually helps",
+    ),
+}
+
+
+def alarm_line(alarm: Alarm, preset: str | None = None) -> str:
+    """Return the alarm as one line; ``preset``: the loss, whose page is then named."""
+    advice = ADVICE[alarm.rule]
+    until = "" if alarm.until is None else f", back within it since step {alarm.until}"
+    page = "" if preset in (None, "custom") else f"; prefloop losses {preset}"
+    return (
+        f"alarm {alarm.rule}, step {alarm.step} of {alarm.steps}: "
+        f"{advice.says.format(value=alarm.value, limit=alarm.limit)}{until}. {advice.helps}{page}"
+    )

@@ -1,0 +1,246 @@
+"""Alarms of a training run: rules over the step log and the evaluations on held-out pairs. Torch-free.
+
+Losses differ in unit and sign (IPO is squared, SimPO averages tokens, KTO lies in [0, 1], a list loss sums over K), so
+every rule compares the newest steps with the run's own beginning. Both are medians over a window, which single odd
+batches do not move: the beginning is the first 5 % of the steps (1 to 19), the present the last 5 % (3 to 50). Rules
+on log-probs are in nats per token, the same for every loss, whatever its β.
+"""
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Literal
+
+from pipeline.config.training import AlarmName, Alarms
+from pipeline.errors import RunError
+from pipeline.storage.atomic import write_json
+from pipeline.training.step_log import StepReport
+from pipeline.training.watch.held_out import HeldOutReport
+
+ALARMS_FILE = "alarms.json"
+# Held-out pairs from which the standard error of their mean says enough.
+MIN_PAIRS = 10
+AlarmAction = Literal["warn", "stop", "pause"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """A rule's limit that was passed.
+
+    Attributes:
+        rule: its name, a field of ``Alarms``.
+        step: the first step, of ``steps``, at which it was passed.
+        value: the worst value since; its unit is that of ``limit``.
+        action: what it does.
+        until: the step at which the run came back within the limit; None: it did not.
+    """
+
+    rule: AlarmName
+    step: int
+    steps: int
+    value: float
+    limit: float
+    action: AlarmAction
+    until: int | None = None
+
+
+class Watch:
+    """The alarms of one training run. A run that is resumed shows it the steps before again."""
+
+    def __init__(self, limits: Alarms, steps: int, compares: bool = True) -> None:
+        """``steps``: of the whole run; ``compares``: the loss compares responses, so a margin says something."""
+        self._limits, self._steps, self._compares = limits, steps, compares
+        # Odd, so that its median is one step's value: in a short run that runs away, the second step already has.
+        self._first = (min(max(round(steps / 20), 1), 20) - 1) | 1
+        self._last = min(max(round(steps / 20), 3), 50)
+        self._begun: dict[str, list[float]] = {}
+        self._recent: dict[str, deque[float]] = {}
+        self._evaluations: list[tuple[HeldOutReport, float | None]] = []
+        self._alarms: dict[AlarmName, Alarm] = {}
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """All alarms so far, in the order in which they were raised."""
+        return tuple(self._alarms.values())
+
+    def see(self, step: StepReport) -> tuple[Alarm, ...]:
+        """Take up a step; return the alarms that it raises."""
+        for name, read in SERIES.items():
+            value = read(step)
+            if value is None:
+                continue
+            begun = self._begun.setdefault(name, [])
+            if len(begun) < self._first:
+                begun.append(value)
+            else:
+                self._recent.setdefault(name, deque(maxlen=self._last)).append(value)
+        found = [self._judge(rule, measure(self), step.step) for rule, measure in STEP_RULES.items()]
+        return tuple(alarm for alarm in found if alarm is not None)
+
+    def see_held_out(self, report: HeldOutReport) -> tuple[Alarm, ...]:
+        """Take up an evaluation, after the step that it follows; return the alarms that it raises."""
+        self._evaluations.append((report, self.present("margin")))
+        start = self._evaluations[0][0].entropy
+        kept = report.entropy / start if start > 0 else None
+        found = [
+            self._judge("held_out", self._fallen(report), report.step),
+            self._judge("entropy", kept, report.step, below=True),
+        ]
+        return tuple(alarm for alarm in found if alarm is not None)
+
+    def beginning(self, name: str) -> float | None:
+        """The median of a series' first steps; None before they are complete."""
+        begun = self._begun.get(name, ())
+        return median(begun) if len(begun) == self._first else None
+
+    def present(self, name: str) -> float | None:
+        """The median of a series' newest steps; None before a whole window has followed the beginning."""
+        recent = self._recent.get(name, ())
+        return median(recent) if len(recent) == self._last else None
+
+    def change(self, name: str) -> float | None:
+        """How far a series is now above its beginning."""
+        now, begun = self.present(name), self.beginning(name)
+        return None if now is None or begun is None else now - begun
+
+    def _fallen(self, report: HeldOutReport) -> float | None:
+        """Fall of the held-out margin from its best, in standard errors over pairs, if training margins rose since."""
+        best, trained = max(self._evaluations, key=lambda one: one[0].margin)
+        now = self._evaluations[-1][1]
+        risen = now is not None and now > (trained if trained is not None else self.beginning("margin") or 0.0)
+        if not self._compares or not risen or len(report.margins) < MIN_PAIRS:
+            return None
+        falls = [old - new for old, new in zip(best.margins, report.margins, strict=True)]
+        error = stdev(falls) / math.sqrt(len(falls))
+        return fmean(falls) / error if error > 0 else None
+
+    def _judge(self, rule: AlarmName, value: float | None, step: int, below: bool = False) -> Alarm | None:
+        """Raise, keep up or end the alarm of ``rule``; return it if it is new."""
+        limit, raised = limit_of(self._limits, rule), self._alarms.get(rule)
+        if value is None or limit is None:
+            return None
+        passed = value < limit if below else value > limit
+        if raised is None:
+            if not passed:
+                return None
+            raised = Alarm(rule, step, self._steps, value, limit, action_of(self._limits, rule))
+            self._alarms[rule] = raised
+            return raised
+        worst = (min if below else max)(raised.value, value)
+        until = None if passed else (raised.until or step)
+        self._alarms[rule] = replace(raised, value=worst, until=until)
+        return None
+
+
+def _gap(step: StepReport) -> float | None:
+    """Chosen minus rejected, nats a token: where known, of the changes from the reference, which vary less."""
+    if step.chosen_change_per_token is not None and step.rejected_change_per_token is not None:
+        return step.chosen_change_per_token - step.rejected_change_per_token
+    return None if step.rejected_logp_per_token is None else step.chosen_logp_per_token - step.rejected_logp_per_token
+
+
+def _chosen(step: StepReport) -> float:
+    known = step.chosen_change_per_token
+    return step.chosen_logp_per_token if known is None else known
+
+
+SERIES: dict[str, Callable[[StepReport], float | None]] = {
+    "loss": lambda step: step.loss,
+    "gradient": lambda step: step.grad_norm,
+    "margin": lambda step: step.margin,
+    "gap": _gap,
+    "chosen": _chosen,
+    "ending": lambda step: step.ending_logp,
+}
+
+
+def _rise(watch: Watch) -> float | None:
+    """Rise of the loss over its beginning, as a share of that."""
+    change, begun = watch.change("loss"), watch.beginning("loss")
+    # A loss that begins at 0 has no share of it; one in [-1, 1], like most of these, is then measured as it is.
+    return None if change is None or begun is None else change / (abs(begun) or 1.0)
+
+
+def _growth(watch: Watch) -> float | None:
+    now, begun = watch.present("gradient"), watch.beginning("gradient")
+    return None if now is None or not begun else now / begun
+
+
+def _apart(watch: Watch) -> float | None:
+    change = watch.change("gap")
+    return None if change is None else abs(change)
+
+
+def _fall(name: str) -> Callable[[Watch], float | None]:
+    def measure(watch: Watch) -> float | None:
+        change = watch.change(name)
+        return None if change is None else -change
+
+    return measure
+
+
+STEP_RULES: dict[AlarmName, Callable[[Watch], float | None]] = {
+    "loss": _rise,
+    "diverged": _rise,
+    "gradient": _growth,
+    "margin": _apart,
+    "chosen": _fall("chosen"),
+    "ending": _fall("ending"),
+}
+
+
+def limit_of(limits: Alarms, rule: AlarmName) -> float | None:
+    """Return the limit of ``rule``; None if it is off."""
+    found: float | None = limits.__dict__[rule]
+    return found
+
+
+def action_of(limits: Alarms, rule: AlarmName) -> AlarmAction:
+    """Return what a raised alarm does."""
+    return "stop" if rule in limits.stop else "pause" if rule in limits.pause else "warn"
+
+
+def standing(alarms: Iterable[Alarm], kept_step: int) -> tuple[Alarm, ...]:
+    """Return the alarms that say something of the round's policy, the weights of step ``kept_step``.
+
+    Not those that were over for the last quarter of the steps, nor warnings of steps after the kept ones, unless
+    nothing but the start was worth keeping.
+    """
+    return tuple(
+        alarm
+        for alarm in alarms
+        if not _over(alarm) and (alarm.action != "warn" or kept_step == 0 or alarm.step <= kept_step)
+    )
+
+
+def _over(alarm: Alarm) -> bool:
+    return alarm.until is not None and alarm.steps - alarm.until >= alarm.steps / 4
+
+
+def write_alarms(folder: Path, alarms: Sequence[Alarm], kept_step: int) -> None:
+    """Write ``alarms.json``, if there are any. ``kept_step``: the step whose weights are the round's policy."""
+    if alarms:
+        write_json(folder / ALARMS_FILE, {"kept_step": kept_step, "alarms": [asdict(alarm) for alarm in alarms]})
+    else:
+        (folder / ALARMS_FILE).unlink(missing_ok=True)
+
+
+def read_alarms(folder: Path) -> tuple[tuple[Alarm, ...], int]:
+    """Return the alarms in ``alarms.json`` and the kept step; none without a file. Raises ``RunError``."""
+    file = folder / ALARMS_FILE
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+        return tuple(Alarm(**alarm) for alarm in plain["alarms"]), int(plain["kept_step"])
+    except FileNotFoundError:
+        return (), 0
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file}: not a readable list of alarms ({error})") from None
+
+
+def standing_alarms(folder: Path) -> tuple[Alarm, ...]:
+    """Return the alarms of ``alarms.json`` that concern the weights that are kept. Raises ``RunError``."""
+    return standing(*read_alarms(folder))

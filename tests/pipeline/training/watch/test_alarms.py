@@ -1,0 +1,148 @@
+"""Alarms over made-up steps: each rule alone, what it says, and what it does not take for one."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from pipeline.config.training import AlarmName, Alarms
+from pipeline.training.step_log import StepReport
+from pipeline.training.watch.advice import ADVICE, alarm_line
+from pipeline.training.watch.alarms import Alarm, Watch, read_alarms, standing, standing_alarms, write_alarms
+from pipeline.training.watch.held_out import HeldOutReport
+
+STEPS = 40
+Curve = Callable[[float], float]
+
+
+def at(step: int, **values: float) -> StepReport:
+    usual = {"loss": 0.7, "grad_norm": 1.0, "margin": 0.1, "chosen_logp_per_token": -2.0, "ending_logp": -1.0}
+    found = {**usual, "rejected_logp_per_token": -2.5, **values}
+    return StepReport(step, STEPS, found.pop("loss"), 1e-6, found.pop("grad_norm"), accuracy=0.5, tokens=1,
+                      response_tokens=1, padding=0.0, seconds=1.0, tokens_per_second=1.0, **found)  # type: ignore[arg-type]  # fmt: skip
+
+
+def watched(limits: Alarms | None = None, **curves: Curve) -> dict[str, Alarm]:
+    """Alarms of a run whose series follow ``curves`` from 0 to 1."""
+    watch = Watch(limits or Alarms(), STEPS)
+    for step in range(1, STEPS + 1):
+        watch.see(at(step, **{name: curve((step - 1) / (STEPS - 1)) for name, curve in curves.items()}))
+    return {alarm.rule: alarm for alarm in watch.alarms}
+
+
+def rises(start: float, end: float) -> Curve:
+    return lambda done: start + (end - start) * done
+
+
+@pytest.mark.parametrize(
+    ("curves", "rules"),
+    [
+        # IPO at β = 0.1, whose loss begins at 25.
+        ({"loss": rises(25, 120)}, {"loss"}),
+        ({"loss": rises(0.7, 0.9)}, set()),
+        ({"loss": rises(0.7, 0.1), "margin": rises(0, 40)}, set()),
+        # A loss that is negative, and one that begins at 0.
+        ({"loss": rises(-2.0, 0.5)}, {"loss"}),
+        ({"loss": rises(-2.0, -9.0)}, set()),
+        ({"loss": lambda done: 0.8 if done else 0.0}, {"loss"}),
+        ({"loss": rises(25, 700)}, {"loss", "diverged"}),
+        ({"grad_norm": rises(120, 4040)}, {"gradient"}),
+        ({"grad_norm": rises(120, 900)}, set()),
+        ({"chosen_logp_per_token": rises(-2, -4)}, {"chosen"}),
+        ({"chosen_logp_per_token": rises(-2, -2.9)}, set()),
+        ({"rejected_logp_per_token": rises(-2.5, -14)}, {"margin"}),
+        ({"rejected_logp_per_token": rises(-2.5, -9)}, set()),
+        ({"ending_logp": rises(-1, -5)}, {"ending"}),
+        ({"ending_logp": rises(-5, -0.1)}, set()),
+        # One odd batch in ten.
+        ({"loss": lambda done: 90.0 if round(done * 39) % 10 == 5 else 0.7}, set()),
+    ],
+)
+def test_a_rule_sees_its_fault_and_no_other(curves: dict[str, Curve], rules: set[str]) -> None:
+    assert set(watched(**curves)) == rules
+
+
+def test_a_loss_that_runs_away_is_told_within_a_quarter_and_ends_when_it_comes_back() -> None:
+    gone = watched(loss=lambda done: 25.0 if done == 0 else 25 + 95 * min(1.0, done * 8))["loss"]
+    assert gone.step <= STEPS / 4 and gone.until is None and gone.value == pytest.approx(95 / 25)
+    back = watched(loss=lambda done: 60.0 if 0.1 < done < 0.5 else 25.0)["loss"]
+    assert back.until is not None and back.step < back.until < 25
+
+
+def test_changes_from_the_reference_count_where_they_are_known() -> None:
+    """They vary less than log-probs, which depend on which responses a batch holds."""
+    watch = Watch(Alarms(), STEPS)
+    for step in range(1, STEPS + 1):
+        watch.see(at(step, chosen_logp_per_token=-2.0 - 3 * (step > 3), chosen_change_per_token=-0.1))
+    assert watch.alarms == ()
+
+
+def evaluation(step: int, margins: tuple[float, ...], entropy: float = 2.0) -> HeldOutReport:
+    return HeldOutReport(step, margins, -2.0, -1.0, entropy)
+
+
+def held_out(margin: Curve, *reports: HeldOutReport, compares: bool = True) -> list[AlarmName]:
+    watch = Watch(Alarms(), STEPS, compares=compares)
+    waiting = [*reports]
+    for step in range(STEPS + 1):
+        if step:
+            watch.see(at(step, margin=margin(step / STEPS)))
+        while waiting and waiting[0].step == step:
+            watch.see_held_out(waiting.pop(0))
+    return [alarm.rule for alarm in watch.alarms]
+
+
+def test_held_out_margins_that_fall_while_training_margins_rise() -> None:
+    start = evaluation(0, (0.0,) * 10)
+    worse = evaluation(20, (-0.5, -0.4, -0.6, -0.5, -0.3, -0.5, -0.6, -0.4, -0.5, -0.6))
+    noisy = evaluation(20, (-5.0, 4.0, -6.0, 5.0, -3.0, 2.5, -6.0, 4.0, -5.0, 4.5))
+    assert held_out(rises(0, 3), start, worse) == ["held_out"]
+    assert held_out(rises(0, 3), start, noisy) == []
+    assert held_out(rises(0, -3), start, worse) == []
+    # Nine pairs say too little, and likelihood alone says nothing of margins.
+    assert held_out(rises(0, 3), evaluation(0, (0.0,) * 9), evaluation(20, worse.margins[:9])) == []
+    assert held_out(rises(0, 3), start, worse, compares=False) == []
+
+
+def test_entropy_that_is_gone() -> None:
+    assert held_out(rises(0, 0), evaluation(0, (0.0,) * 4), evaluation(20, (0.0,) * 4, entropy=0.3)) == ["entropy"]
+    assert held_out(rises(0, 0), evaluation(0, (0.0,) * 4), evaluation(20, (0.0,) * 4, entropy=0.5)) == []
+
+
+def test_limits_and_actions_are_settings() -> None:
+    curves: dict[str, Curve] = {"loss": rises(25, 120)}
+    assert watched(Alarms(loss=None), **curves) == {} and watched(Alarms(loss=9.0), **curves) == {}
+    assert watched(**curves)["loss"].action == "warn"
+    assert watched(Alarms(stop=("loss",)), **curves)["loss"].action == "stop"
+    assert watched(Alarms(stop=(), pause=("loss",)), **curves)["loss"].action == "pause"
+    with pytest.raises(ValueError, match="stop and pause both hold loss"):
+        Alarms(stop=("loss",), pause=("loss",))
+
+
+def test_only_alarms_of_the_kept_weights_stand() -> None:
+    raised = Alarm("loss", 10, 40, 3.0, 0.5, "warn")
+    over, again = (Alarm("gradient", 5, 40, 30.0, 10.0, "warn", until=until) for until in (30, 31))
+    assert standing((raised, over, again), 40) == (raised, again) and standing((raised, over), 9) == ()
+    # Nothing but the start was worth keeping, or training was ended: the alarm is what there is to say.
+    assert standing((raised,), 0) == (raised,)
+    ended = Alarm("diverged", 17, 40, 9.5, 9.0, "stop")
+    assert standing((ended,), 10) == (ended,)
+
+
+def test_the_file_of_alarms(tmp_path: Path) -> None:
+    raised = (Alarm("loss", 10, 40, 3.0, 0.5, "warn"), Alarm("gradient", 5, 40, 30.0, 10.0, "warn", until=20))
+    assert read_alarms(tmp_path) == ((), 0)
+    write_alarms(tmp_path, raised, 40)
+    assert read_alarms(tmp_path) == (raised, 40) and standing_alarms(tmp_path) == raised[:1]
+    write_alarms(tmp_path, (), 40)
+    assert not any(tmp_path.iterdir())
+
+
+def test_every_rule_has_a_limit_and_advice() -> None:
+    assert set(ADVICE) == set(get_args(AlarmName)) == set(Alarms.model_fields) - {"stop", "pause"}
+    line = alarm_line(Alarm("loss", 10, 40, 3.8, 0.5, "warn"), "ipo")
+    assert line.startswith("alarm loss, step 10 of 40: the loss stays 3.8 times its beginning above it (limit 0.5). ")
+    assert "training.learning_rate" in line and line.endswith("; prefloop losses ipo") and "\n" not in line
+    assert math.isfinite(len(alarm_line(Alarm("entropy", 1, 2, 0.1, 0.2, "warn"))))
