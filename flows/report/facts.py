@@ -260,6 +260,8 @@ def label_facts(stage: str, metrics: Mapping[str, Any]) -> LabelFacts:
 
 # metric, heading (lines of at most eight letters, so that a row fits into 80 columns), format
 COLUMNS = (
+    ("held_out_accuracy", "held-out\naccuracy", "{:.1%}"),
+    ("held_out_margin", "held-out\nmargin", "{:.3f}"),
     ("reward", "reward", "{:.3f}"),
     ("slot_error_rate", "slot err\ngreedy", "{:.1%}"),
     ("slot_error_rate_sampled", "slot err\nsampled", "{:.1%}"),
@@ -269,7 +271,6 @@ COLUMNS = (
     ("response_length", "tokens", "{:.1f}"),
     ("stop_rate", "ended", "{:.1%}"),
     ("reference_logprob", "refs\nnats/tok", "{:.3f}"),
-    ("held_out_accuracy", "held-out\naccuracy", "{:.1%}"),
 )
 
 

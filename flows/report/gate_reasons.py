@@ -14,7 +14,7 @@ def gate_reasons(judgement: Judgement, settings: Gate, measures: Measures, stand
     Args:
         settings, measures, standing: what ``judgement`` was made from.
     """
-    wins, best = _wins(measures.get("win_rate_vs_best")), standing.best
+    wins, best = _wins(measures.get("win_rate_vs_best"), standing.ranks), standing.best
     match judgement.why:
         case "alarms":
             reasons = [*standing.alarms, *_broken(judgement, measures, standing)]
@@ -24,12 +24,14 @@ def gate_reasons(judgement: Judgement, settings: Gate, measures: Measures, stand
         case "broken_rules":
             reasons = _broken(judgement, measures, standing)
         case "no_gain":
-            pooled, least = _wins(measures.get("win_rate_since_best")), least_gain(settings)
-            over = f"{pooled} over round {best}, the best so far, is surely below {least:.0%}"
+            pooled = _wins(measures.get("win_rate_since_best"), standing.ranks)
+            over = (
+                f"{pooled} over round {best}, the best so far, is surely below {_least(least_gain(settings), standing)}"
+            )
             reasons = [f"no gain in {settings.patience} rounds: {over}"]
         case "worse":
-            least = settings.roll_back_below
-            reasons = [f"{wins} over round {best}, the best so far, is surely below {least:.0%}"]
+            least = _least(settings.roll_back_below, standing)
+            reasons = [f"{wins} over round {best}, the best so far, is surely below {least}"]
         case "reward_fell":
             fall = _fall(measures.get("reward_change_vs_best"))
             reasons = [f"the mean reward fell by {fall} from round {best}, the best so far, at a {wins} over it"]
@@ -82,5 +84,16 @@ def _fall(change: Interval | None) -> str:
     return "" if change is None else f"{-change.mean:.2f} [{-change.high:.2f}, {-change.low:.2f}]"
 
 
-def _wins(wins: Interval | None) -> str:
-    return "no win rate" if wins is None else f"win rate {wins.mean:.1%} [{wins.low:.1%}, {wins.high:.1%}]"
+def _least(limit: float | None, standing: Standing) -> str:
+    assert limit is not None, "only a rule with a limit is broken"
+    return f"{2 * limit - 1:+.0%}" if standing.ranks else f"{limit:.0%}"
+
+
+def _wins(wins: Interval | None, ranks: bool = False) -> str:
+    """A win rate; ``ranks``: the change in held-out accuracy that stands in its place."""
+    if wins is None:
+        return "no win rate"
+    if ranks:
+        mean, low, high = (2 * value - 1 for value in (wins.mean, wins.low, wins.high))
+        return f"a change in held-out accuracy of {mean:+.1%} [{low:+.1%}, {high:+.1%}]"
+    return f"win rate {wins.mean:.1%} [{wins.low:.1%}, {wins.high:.1%}]"

@@ -20,7 +20,9 @@ from flows.report.facts import (
     StageFacts,
     TrainingFacts,
     cell,
+    estimate,
 )
+from pipeline.evaluation.held_out import baseline_line
 from pipeline.safe_text import markdown, markdown_block
 
 # Letters shown of a prompt or a response.
@@ -31,6 +33,9 @@ NONE = "–"
 _Row = tuple[str, Callable[[RoundFacts], object], str]
 
 MEASURES: tuple[_Row, ...] = (
+    ("held-out pairs ranked as labelled", lambda facts: estimate(facts.metrics, "held_out_accuracy"), "{:.1%}"),
+    ("held-out margin", lambda facts: estimate(facts.metrics, "held_out_margin"), "{:.3f}"),
+    ("held-out log-loss", lambda facts: estimate(facts.metrics, "held_out_log_loss"), "{:.3f}"),
     ("reward, sampled", lambda facts: facts.reward, "{:.3f}"),
     ("reward, greedy", lambda facts: facts.reward_greedy, "{:.3f}"),
     ("wins against the start", lambda facts: facts.win_rate_vs_start, "{:.1%}"),
@@ -130,7 +135,9 @@ def _measures(rounds: Sequence[RoundFacts]) -> list[str]:
     columns = ["start" if facts.round == 0 else f"round {facts.round}" for facts in rounds]
     rows = [[title, *(_value(read(facts), form) for facts in rounds)] for title, read, form in MEASURES]
     known = [row for row in rows if set(row[1:]) != {NONE}]
-    return ["## On held-out prompts", _table(["measure", *columns], known)] if known else []
+    line = baseline_line(rounds[-1].metrics)
+    beside = [] if line is None else [markdown(line)]
+    return ["## On held-out prompts", _table(["measure", *columns], known), *beside] if known else []
 
 
 def _pairs(pairs: PairFacts) -> list[str]:

@@ -14,6 +14,7 @@ from flows.report.facts import COLUMNS, PairFacts, RoundFacts, cell
 from flows.report.gather import round_facts
 from flows.run_folder.approvals import read_decision, settled
 from pipeline.errors import RunError
+from pipeline.evaluation.held_out import baseline_line
 from pipeline.safe_text import one_line, visible
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import StepReport
@@ -64,11 +65,19 @@ def print_table(root: Path, rounds: list[_Metrics]) -> None:
     for _, heading, _ in shown:
         table.add_column(heading, justify="right", no_wrap=True)
     for metrics in rounds:
-        cells = [cell(metrics.get(name), form) for name, _, form in shown]
+        cells = [_cell(metrics, name, form) for name, _, form in shown]
         table.add_row(str(metrics["round"]), *cells)
     console.print(table)
-    for line in gate_lines(root):
+    against = baseline_line(rounds[-1])
+    for line in (*gate_lines(root), *([] if against is None else [against])):
         console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _cell(metrics: _Metrics, name: str, form: str) -> str:
+    """A value, with its interval below it if it is what the run is judged by."""
+    bounds = metrics.get("held_out_accuracy_ci") if name == "held_out_accuracy" else None
+    below = f"\n{bounds[0]:.0%}–{bounds[1]:.0%}" if bounds else ""
+    return cell(metrics.get(name), form) + below
 
 
 def gate_lines(root: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """evaluation: a round's responses to held-out prompts, scored and compared with the start and the previous round."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,29 +10,25 @@ from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, offending_file, policy_chat
-from flows.stages.data import held_out_pairs, held_out_prompts, text_preferences, training_prompts
+from flows.stages.data import held_out_prompts, text_preferences, training_prompts
+from flows.stages.held_out import held_out_examples, held_out_metrics
 from flows.stages.labels.shards import LabelProgress, open_accounts
-from pipeline.config import Composition, SlotScorer, compares
-from pipeline.config.loss.needs import needs_of
+from pipeline.config import SlotScorer, compares
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
 from pipeline.evaluation.intervals import Interval, rate_interval
-from pipeline.evaluation.metrics import describe_responses, kl_interval, pair_accuracy, per_token, sampler_gap, win_rate
+from pipeline.evaluation.metrics import describe_responses, kl_interval, per_token, sampler_gap, win_rate
 from pipeline.models.chat import Chat
 from pipeline.models.handshake import coarser_dtype
 from pipeline.models.policy import load_for_scoring
-from pipeline.pairs.from_data import tokenise_pairs
 from pipeline.storage.atomic import write_json
 from pipeline.storage.rows import read_groups, write_groups
-from pipeline.training.batches.examples import Example, Logps
-from pipeline.training.reference import kl_per_token, reference_logps, response_logps
-from pipeline.training.watch.held_out import length_power
+from pipeline.training.reference import kl_per_token, response_logps
 from pipeline.types import Group
 from reward_models.answers.accounts import label_summary
 from reward_models.build import build_labeller
 from reward_models.labeller import Labeller, label, wins_by_comparison
 
-HELD_OUT_MARGINS = "held_out_margins.json"
 _Metrics = dict[str, JsonValue]
 # Largest difference between sampler and trainer from rounding: nats per token, mean over a round's responses.
 MAX_GAP = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.3}
@@ -136,10 +131,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
     if texts:
         metrics["reference_logprob"] = per_token(own[len(drawn) :])
     if pairs:
-        margins = _pair_margins(context, round_, pairs)
-        write_json(folder / HELD_OUT_MARGINS, {pair.id: margin for pair, margin in zip(pairs, margins, strict=True)})
-        right = pair_accuracy(margins)
-        metrics |= {"held_out_accuracy": sum(right) / len(right), "held_out_margin": sum(margins) / len(right)}
+        metrics |= held_out_metrics(context, round_, pairs, folder)
     metrics["sampler_trainer_gap"] = sampler_gap(sampled, own[: len(drawn)])
     require_small_gap(context, round_, sampled, own[: len(drawn)])
     return metrics
@@ -190,38 +182,3 @@ def _reference_texts(sampled: Sequence[Group], chat: Chat) -> _Sequences:
         for group in sampled
         if group.prompt.reference
     ]
-
-
-def held_out_examples(context: Context, chat: Chat) -> list[Example]:
-    """Pairs of the data set whose prompts no round trains on, as tokens."""
-    pairs = tokenise_pairs(held_out_pairs(context), chat, context.config.chat, dropped=Counter())
-    return [Example.pair(pair.id, pair.prompt_ids, pair.chosen.token_ids, pair.rejected.token_ids) for pair in pairs]
-
-
-def _pair_margins(context: Context, round_: int, pairs: list[Example]) -> list[float]:
-    """For each held-out pair, β times the difference of the loss's scores, before token weights, shape and margin.
-
-    If the loss uses a reference, this is the implicit reward log π − log π_start (DPO, arXiv:2305.18290, eq. 5), so
-    that rounds can be compared; without one it is log π alone. Tokens are summed or averaged as in the loss.
-    """
-    loss = context.config.loss
-    scores = [_scores(logps, loss) for logps in _pair_logps(context, round_, pairs)]
-    if needs_of(loss).references > 0:
-        start = [_scores(logps, loss) for logps in _pair_logps(context, 0, pairs)]
-        scores = [(own[0] - old[0], own[1] - old[1]) for own, old in zip(scores, start, strict=True)]
-    return [loss.beta * (chosen - rejected) for chosen, rejected in scores]
-
-
-def _scores(pair: tuple[Logps, ...], loss: Composition) -> tuple[float, float]:
-    """Scores of chosen and rejected."""
-    power = length_power(loss)
-    chosen, rejected = (sum(logps) / len(logps) ** power for logps in pair)
-    return chosen, rejected
-
-
-def _pair_logps(context: Context, number: int, pairs: list[Example]) -> list[tuple[Logps, ...]]:
-    def report(done: int) -> None:
-        context.report(done, 2 * len(pairs), f"held-out pairs under the policy of round {number}")
-
-    training = context.config.training
-    return reference_logps(_policy(context, number), pairs, training.micro_batch_size, training.dtype, report)

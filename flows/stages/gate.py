@@ -12,7 +12,7 @@ from flows.report.gate_reasons import gate_reasons
 from flows.run_folder.ancestry import base_before, best_before, parent
 from flows.run_folder.approvals import write_decision
 from flows.stages.context import Context, Outcome
-from flows.stages.evaluation import HELD_OUT_MARGINS
+from flows.stages.held_out import HELD_OUT_MARGINS
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
 from pipeline.config import Gate, ScorerSettings, compares
 from pipeline.evaluation.gate import Decision, Measures, Standing, decide
@@ -128,6 +128,7 @@ def _standing(context: Context, round_: int, prompts: int) -> Standing:
         prompts=prompts,
         overtaken=any(following.glob("*/manifest.json")),
         alarms=tuple(alarm_line(alarm, context.config.loss.preset) for alarm in alarms),
+        ranks=context.config.scorer is None,
     )
 
 

@@ -100,7 +100,7 @@ class Steps:
             model, settings.dtype, loss.needs.token_facts, reference, share_prompts=settings.packing
         )
         self.padded_because = facts.padded_because
-        self._facts = None if scores is not None else facts
+        self._facts = facts
         self._cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
         wrapped, self.trained = self._placed(facts, placement)
         self._objective = Objective(wrapped, loss, self.modules, self.accelerator)
@@ -186,7 +186,7 @@ class Steps:
 
     def read(self, pairs: Sequence[Example]) -> list[PairReading]:
         """Return the policy's values for held-out ``pairs``; all processes call this."""
-        assert self._facts is not None, "a classifier has no log-probabilities"
+        assert isinstance(self._facts, TokenLogps), "a classifier has no log-probabilities"
         return read_pairs(self._objective.policy, self._facts, pairs, self._cut, self.accelerator)
 
     def release(self) -> None:

@@ -23,6 +23,22 @@ class Metric:
 
 OUTCOME = (
     Metric(
+        "Held-out pairs ranked as labelled",
+        "share of pairs",
+        (
+            ("held_out_accuracy", "policy"),
+            ("held_out_accuracy_of_longer", "longer wins"),
+            ("held_out_accuracy_of_shorter", "shorter wins"),
+            ("held_out_accuracy_of_start_logp", "likelier under the start wins"),
+        ),
+        ".0%",
+        "Ties count half; bands are 95 % intervals over prompts. A policy that ranks no better than the best of the "
+        "other lines has learned nothing that these do not know.",
+        0.5,
+    ),
+    Metric("Held-out margin", "β × difference of scores", (("held_out_margin", "mean"),), level=0.0),
+    Metric("Held-out log-loss", "nats", (("held_out_log_loss", "mean"),), note="−log σ(margin); 0.693 knows nothing."),
+    Metric(
         "Reward",
         "mean over held-out prompts",
         (("reward", "sampled"), ("reward_greedy", "greedy")),
@@ -69,13 +85,6 @@ OUTCOME = (
         "share of slots",
         (("slot_error_rate_sampled", "sampled"), ("slot_error_rate", "greedy")),
         ".0%",
-    ),
-    Metric(
-        "Held-out pairs ranked correctly",
-        "share of pairs",
-        (("held_out_accuracy", "implicit reward"),),
-        ".0%",
-        level=0.5,
     ),
     Metric(
         "Log-prob of the data's own responses",

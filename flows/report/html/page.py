@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from flows.report.facts import COLUMNS, LabelFacts, RoundFacts, cell
+from flows.report.facts import COLUMNS, LabelFacts, RoundFacts, cell, estimate
 from flows.report.html.data import data_panels, time_panels
 from flows.report.html.figures import library
 from flows.report.html.outcome import hacking_panels, outcome_panels
@@ -59,6 +59,7 @@ def _card(run: RunFacts) -> dict[str, Any]:
     numbers: list[tuple[str, str, str]] = []
     if run.evaluated:
         first, last = run.evaluated[0], run.evaluated[-1]
+        numbers += _ranking(last)
         if last.reward is not None and first.reward is not None:
             numbers.append(("reward", f"{last.reward:.3g}", f"from {first.reward:.3g}"))
         if last.win_rate_vs_start is not None and last.round > 0:
@@ -76,6 +77,20 @@ def _card(run: RunFacts) -> dict[str, Any]:
     if cost:
         numbers.append(("labels", f"{cost:.4g}", "currency of the config"))
     return {"run": run, "numbers": numbers, "verdict": _verdict(run)}
+
+
+def _ranking(facts: RoundFacts) -> list[tuple[str, str, str]]:
+    """How a round ranks held-out pairs: what an offline run is about."""
+    shown = []
+    for name, title, form in (
+        ("held_out_accuracy", "held-out accuracy", "{:.1%}"),
+        ("held_out_margin", "held-out margin", "{:.3f}"),
+    ):
+        found = estimate(facts.metrics, name)
+        if found is not None:
+            ends = [form.format(end) for end in (found.low, found.high) if end is not None]
+            shown.append((title, form.format(found.mean), " to ".join(ends)))
+    return shown
 
 
 def rounded_time(seconds: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flows.stages.context import Context, policy_chat
-from flows.stages.evaluation import held_out_examples
+from flows.stages.held_out import held_out_examples
 from flows.stages.run import run_stage
 from tests.support.tiny_model import reference_scores
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train

@@ -18,13 +18,27 @@ Curve = Callable[[float], float]
 
 
 def at(step: int, **values: float) -> StepReport:
-    usual = {"loss": 0.7, "grad_norm": 1.0, "margin": 0.1, "chosen_logp_per_token": -2.0, "ending_logp": -1.0}
-    found = {**usual, "rejected_logp_per_token": -2.5, **values}
-    return StepReport(step, STEPS, found.pop("loss"), 1e-6, found.pop("grad_norm"), accuracy=0.5, tokens=1,
-                      response_tokens=1, padding=0.0, seconds=1.0, tokens_per_second=1.0, **found)  # type: ignore[arg-type]  # fmt: skip
+    return StepReport(
+        step=step,
+        steps=STEPS,
+        loss=values.get("loss", 0.7),
+        learning_rate=1e-6,
+        grad_norm=values.get("grad_norm", 1.0),
+        margin=values.get("margin", 0.1),
+        accuracy=0.5,
+        chosen_logp_per_token=values.get("chosen_logp_per_token", -2.0),
+        rejected_logp_per_token=values.get("rejected_logp_per_token", -2.5),
+        tokens=1,
+        response_tokens=1,
+        padding=0.0,
+        seconds=1.0,
+        tokens_per_second=1.0,
+        chosen_change_per_token=values.get("chosen_change_per_token"),
+        ending_logp=values.get("ending_logp", -1.0),
+    )
 
 
-def watched(limits: Alarms | None = None, **curves: Curve) -> dict[str, Alarm]:
+def watched(curves: dict[str, Curve], limits: Alarms | None = None) -> dict[str, Alarm]:
     """Alarms of a run whose series follow ``curves`` from 0 to 1."""
     watch = Watch(limits or Alarms(), STEPS)
     for step in range(1, STEPS + 1):
@@ -61,13 +75,13 @@ def rises(start: float, end: float) -> Curve:
     ],
 )
 def test_a_rule_sees_its_fault_and_no_other(curves: dict[str, Curve], rules: set[str]) -> None:
-    assert set(watched(**curves)) == rules
+    assert set(watched(curves)) == rules
 
 
 def test_a_loss_that_runs_away_is_told_within_a_quarter_and_ends_when_it_comes_back() -> None:
-    gone = watched(loss=lambda done: 25.0 if done == 0 else 25 + 95 * min(1.0, done * 8))["loss"]
+    gone = watched({"loss": lambda done: 25.0 if done == 0 else 25 + 95 * min(1.0, done * 8)})["loss"]
     assert gone.step <= STEPS / 4 and gone.until is None and gone.value == pytest.approx(95 / 25)
-    back = watched(loss=lambda done: 60.0 if 0.1 < done < 0.5 else 25.0)["loss"]
+    back = watched({"loss": lambda done: 60.0 if 0.1 < done < 0.5 else 25.0})["loss"]
     assert back.until is not None and back.step < back.until < 25
 
 
@@ -113,10 +127,10 @@ def test_entropy_that_is_gone() -> None:
 
 def test_limits_and_actions_are_settings() -> None:
     curves: dict[str, Curve] = {"loss": rises(25, 120)}
-    assert watched(Alarms(loss=None), **curves) == {} and watched(Alarms(loss=9.0), **curves) == {}
-    assert watched(**curves)["loss"].action == "warn"
-    assert watched(Alarms(stop=("loss",)), **curves)["loss"].action == "stop"
-    assert watched(Alarms(stop=(), pause=("loss",)), **curves)["loss"].action == "pause"
+    assert watched(curves, Alarms(loss=None)) == {} and watched(curves, Alarms(loss=9.0)) == {}
+    assert watched(curves)["loss"].action == "warn"
+    assert watched(curves, Alarms(stop=("loss",)))["loss"].action == "stop"
+    assert watched(curves, Alarms(stop=(), pause=("loss",)))["loss"].action == "pause"
     with pytest.raises(ValueError, match="stop and pause both hold loss"):
         Alarms(stop=("loss",), pause=("loss",))
 

@@ -32,9 +32,9 @@ def model(lora: bool) -> Any:
 
 def fit(policy: Any, watching: Watching | None, folder: Path | None = None, **options: Any) -> TrainResult:
     settings = SETTINGS.model_copy(update={"checkpoint_every": options.pop("checkpoint_every", 0)})
-    files = {} if folder is None else {"checkpoints": folder}
+    options |= {} if folder is None else {"checkpoints": folder}
     examples = pairs_with_reference(tiny_llama(), 18)
-    return trained(policy, examples, dpo(), settings, seed=5, watching=watching, **files, **options)
+    return trained(policy, examples, dpo(), settings, seed=5, watching=watching, **options)
 
 
 def same(policy: Any, other: Any) -> bool:
