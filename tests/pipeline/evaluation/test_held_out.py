@@ -8,7 +8,7 @@ from pipeline.evaluation.held_out import RankedPair, baseline_line, best_baselin
 
 
 def pairs(count: int, right: int) -> list[RankedPair]:
-    """The policy ranks the first ``right`` as labelled, by 2; the start knows nothing; chosen is longer in every other."""
+    """The policy ranks the first ``right`` as labelled, by 2; the start knows nothing; every other chosen is longer."""
     return [
         RankedPair(n, 2.0 if n < right else -2.0, 0.0, 5 + n % 2, 5 + (n + 1) % 2, 1.0 if n < count // 4 else -1.0)
         for n in range(count)
