@@ -5,6 +5,7 @@ number (run lengths), or is compressed well. So where a text could be long and m
 measured, and decoded only as far as they fit into ``AT_ONCE``.
 """
 
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +22,8 @@ _BUFFER = 1 << 20
 AT_ONCE = 64 << 20  # bytes of decoded rows
 _MOST_COMPRESSED = 1000  # times that large values are larger than on disk
 _VALUES_AT_ONCE = 4 << 20  # of one column, in lists
+_LARGE_BATCH = 256 << 20  # bytes of an Arrow batch
+_BATCH_COMPRESSED = 100
 _LONG = 1 << 16  # bytes of a value
 
 
@@ -46,8 +49,16 @@ def parquet(file: Path) -> Iterator[Decoded]:
 
 
 def arrow(file: Path) -> Iterator[Decoded]:
-    """Yield the rows of an Arrow file (Feather 2), or of a stream (what ``datasets`` caches), in such parts."""
+    """Yield the rows of an Arrow file (Feather 2), or of a stream (what ``datasets`` caches), in such parts.
+
+    Raises:
+        UserError: a batch that decodes to no sensible size.
+    """
     with pa.memory_map(str(file)) as mapped:
+        for stored, decoded in _batch_sizes(mapped):
+            if decoded > max(_LARGE_BATCH, _BATCH_COMPRESSED * stored):
+                raise UserError(f"{file}: a batch of {stored} bytes that stand for {decoded >> 20} MiB: not data")
+        mapped.seek(0)
         try:
             opened = pa.ipc.open_file(mapped)
         except pa.ArrowInvalid:
@@ -55,6 +66,58 @@ def arrow(file: Path) -> Iterator[Decoded]:
             yield from sound(pa.ipc.open_stream(mapped))
             return
         yield from sound(opened.get_batch(index) for index in range(opened.num_record_batches))
+
+
+def _batch_sizes(mapped: pa.MemoryMappedFile) -> Iterator[tuple[int, int]]:
+    """Yield the sizes of each batch in a file or stream, as it is stored and as it will be decompressed, in bytes.
+
+    Both formats hold the same messages, the file's after 8 bytes (Arrow columnar format, "IPC File Format"). What is
+    damaged ends the list: Arrow itself says what is wrong with it.
+    """
+    try:
+        mapped.seek(8 if mapped.read(6) == b"ARROW1" else 0)
+        for message in pa.ipc.MessageReader.open_stream(mapped):
+            if message.body is not None:
+                yield message.body.size, _decompressed(memoryview(message.metadata), memoryview(message.body))
+    except (pa.ArrowException, struct.error, IndexError, EOFError, TypeError):
+        return
+
+
+def _decompressed(metadata: memoryview, body: memoryview) -> int:
+    """Return the sum of the lengths that are written before each compressed buffer of a message; 0 if none is.
+
+    ``metadata`` is a flatbuffer of Arrow's ``Message``: header type in field 1, header in field 2. A dictionary (type
+    2) holds its batch in field 1, and a batch (type 3) its buffers in field 2 and its compression in field 3.
+    """
+    message = _target(metadata, 0)
+    kind, header = _field(metadata, message, 1), _field(metadata, message, 2)
+    if not kind or not header or metadata[kind] not in (2, 3):
+        return 0
+    batch = _target(metadata, header)
+    if metadata[kind] == 2:
+        batch = _target(metadata, _field(metadata, batch, 1))
+    if not _field(metadata, batch, 3):
+        return 0
+    buffers = _target(metadata, _field(metadata, batch, 2))
+    total = 0
+    for place in range(struct.unpack_from("<I", metadata, buffers)[0]):
+        start, length = struct.unpack_from("<qq", metadata, buffers + 4 + 16 * place)
+        # -1 marks a buffer that is stored as it is.
+        total += max(struct.unpack_from("<q", body, start)[0], 0) if length >= 8 else 0
+    return total
+
+
+def _target(flatbuffer: memoryview, place: int) -> int:
+    return place + int(struct.unpack_from("<I", flatbuffer, place)[0])
+
+
+def _field(flatbuffer: memoryview, table: int, number: int) -> int:
+    """Return the place of a table's field; 0 if it is absent."""
+    listed = table - int(struct.unpack_from("<i", flatbuffer, table)[0])
+    size = struct.unpack_from("<H", flatbuffer, listed)[0]
+    at = 4 + 2 * number
+    offset = int(struct.unpack_from("<H", flatbuffer, listed + at)[0]) if at + 2 <= size else 0
+    return table + offset if offset else 0
 
 
 def sound(batches: Iterable[pa.RecordBatch]) -> Iterator[Decoded]:

@@ -71,6 +71,24 @@ def test_what_no_data_is_compressed_to_is_refused(tmp_path: Path) -> None:
         [*read_file(texts)]
 
 
+@pytest.mark.parametrize("kind", ["feather", "arrow", "dictionary"])
+def test_a_batch_that_no_data_is_compressed_to_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columnar, "_LARGE_BATCH", 16 << 20)
+    column = pa.array([LONG * 20]).dictionary_encode() if kind == "dictionary" else pa.array([LONG] * 20)
+    table, file = pa.table({"prompt": column, "n": pa.array([1] * len(column))}), tmp_path / "rows.arrow"
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    make = pa.ipc.new_stream if kind == "arrow" else pa.ipc.new_file
+    with make(file, table.schema, options=options) as writer:
+        writer.write_table(table)
+    with pytest.raises(UserError, match=r"rows\.arrow: a batch of \d+ bytes that stand for 20 MiB: not data"):
+        [*read_file(file)]
+    monkeypatch.setattr(columnar, "_LARGE_BATCH", 64 << 20)
+    if kind != "dictionary":
+        assert len([*read_file(file)]) == 20
+
+
 def test_texts_that_continue_each_other_are_read_in_parts(tmp_path: Path) -> None:
     texts, file = [f"{LONG}{place}" for place in range(40)], tmp_path / "rows.parquet"
     encoding = {"prompt": "DELTA_BYTE_ARRAY"}
