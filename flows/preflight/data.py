@@ -124,7 +124,9 @@ class _Permutations:
         if isinstance(row, TextGroup):
             self._groups += 1
             found = sorted(reward for reward in row.rewards if reward is not None)
-            self._ranked += len(found) >= _FEWEST_RANKS and found == [*range(1, len(found) + 1)]
+            self._ranked += len(found) >= _FEWEST_RANKS and found == [
+                float(place) for place in range(1, len(found) + 1)
+            ]
 
     def require_meaning(self, data: UserData | None, source: str) -> None:
         """Raise ``UserError`` if all groups have such rewards and the config does not say what they mean."""

@@ -1,5 +1,7 @@
 """Rows that cannot be read, and how much of a file is held at a time. Torch-free."""
 
+import gzip
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,5 +17,6 @@ class Broken:
     why: str
 
 
+OpenedFile = gzip.GzipFile | io.BufferedReader
 # Row number (from 1), and the row as the file gives it.
 NumberedRows = Iterator[tuple[int, object | Broken]]

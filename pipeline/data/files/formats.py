@@ -8,12 +8,11 @@ import io
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 
 from pipeline.data.files import columnar
-from pipeline.data.files.bounds import Broken, NumberedRows
+from pipeline.data.files.bounds import Broken, NumberedRows, OpenedFile
 from pipeline.data.files.csv_text import SAMPLE, guess_delimiter, read_csv
 from pipeline.data.files.folders import require_content
 from pipeline.data.files.json_text import holds_lines, read_json, read_lines
@@ -46,15 +45,15 @@ def read_file(file: Path, split: str | None = None, delimiter: str | None = None
         raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _opened(file: Path) -> IO[bytes]:
+def _opened(file: Path) -> OpenedFile:
     return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
 
 
-def _decoded(stream: IO[bytes], errors: str = "strict") -> io.TextIOWrapper:
+def _decoded(stream: OpenedFile, errors: str = "strict") -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, encoding="utf-8-sig", errors=errors, newline="")
 
 
-def _has(file: Path, what: Callable[[IO[bytes]], bool]) -> bool:
+def _has(file: Path, what: Callable[[OpenedFile], bool]) -> bool:
     with _opened(file) as stream:
         return what(stream)
 

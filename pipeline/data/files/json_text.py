@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.data.files.bounds import CHUNK, LONGEST_ROW, Broken, NumberedRows
+from pipeline.data.files.bounds import CHUNK, LONGEST_ROW, Broken, NumberedRows, OpenedFile
 from pipeline.data.files.folders import EVERY_SPLIT, SPLITS
 from pipeline.errors import UserError
 
@@ -19,7 +19,7 @@ _NO_SPACE = re.compile(r"[^ \t\r\n]")
 _LISTS = frozenset({"data", "rows", "examples", "instances", "items", "records", *SPLITS})
 
 
-def read_lines(stream: IO[bytes]) -> NumberedRows:
+def read_lines(stream: OpenedFile) -> NumberedRows:
     """Yield one value a line; empty lines count towards row numbers."""
     for number, line in enumerate(_lines(stream), 1):
         if isinstance(line, Broken):
@@ -35,7 +35,7 @@ def read_lines(stream: IO[bytes]) -> NumberedRows:
             yield number, Broken(f"not JSON: {error}")
 
 
-def holds_lines(stream: IO[bytes]) -> bool:
+def holds_lines(stream: OpenedFile) -> bool:
     """Return whether the first line is a whole object and more follows: JSON lines, whatever the file's name."""
     first, second = stream.readline(CHUNK), stream.readline(CHUNK)
     while second and not second.strip():
@@ -46,7 +46,7 @@ def holds_lines(stream: IO[bytes]) -> bool:
         return False
 
 
-def _lines(stream: IO[bytes]) -> Iterator[bytes | Broken]:
+def _lines(stream: OpenedFile) -> Iterator[bytes | Broken]:
     while line := stream.readline(LONGEST_ROW):
         if len(line) < LONGEST_ROW or line.endswith(b"\n"):
             yield line
