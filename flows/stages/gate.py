@@ -66,6 +66,10 @@ class _View:
         self.prefix, self.groups, self.labelled = prefix, cache(groups), labelled
         self._labeller = labeller
 
+    def scored(self, round_: int) -> Groups:
+        """The round's responses with this labeller's scores; none if it only compares: other scores are not its own."""
+        return [] if self._labeller is not None else self.groups(round_)
+
     def wins(self, round_: int, other: int) -> Wins:
         """For each prompt, the win rate of ``round_`` over ``other``; empty without labels."""
         if not self.labelled:
@@ -182,10 +186,9 @@ def _measures(context: Context, views: list[_View], standing: Standing, wins: Wi
             found[f"{view.prefix}lc_win_rate_vs_{name}"] = measuring.length_controlled(against[number], apart)
         if view.prefix:
             found[f"{view.prefix}win_rate_vs_best"] = measuring.rate(against[standing.best])
-        found[f"{view.prefix}reward_change_vs_best"] = measuring.reward_change(
-            view.groups(round_), view.groups(standing.best)
-        )
-        found[f"{view.prefix}reward_gain"] = measuring.gain(view.groups(round_), view.groups(0))
+        ours, best, start = (view.scored(number) for number in (round_, standing.best, 0))
+        found[f"{view.prefix}reward_change_vs_best"] = measuring.reward_change(ours, best)
+        found[f"{view.prefix}reward_gain"] = measuring.gain(ours, start)
         seen[view.prefix] = against[base]
     if "second_" in seen:
         found["gap"] = measuring.difference(seen[""], seen["second_"])

@@ -64,6 +64,16 @@ def test_a_gain_counts_in_the_starts_spread_whatever_the_scale() -> None:
     assert MEASURING.length_slope(side([3]), side([4])) is None and MEASURING.length_share(side([3]), side([4])) is None
 
 
+def test_a_few_large_losses_outweigh_many_small_gains_in_the_mean_reward_but_not_in_the_wins() -> None:
+    before = [2.0] * 100
+    after = [2.1] * 70 + [-1.0] * 30
+    change = MEASURING.reward_change(side([3] * 100, after), side([3] * 100, before))
+    assert change is not None and change.mean == pytest.approx(0.7 * 0.1 - 0.3 * 3.0) and change.high < 0
+    wins = MEASURING.rate(wins_by_score(side([3] * 100, after), side([3] * 100, before)))
+    assert wins is not None and wins.mean == 0.7 and wins.low > 0.5
+    assert MEASURING.reward_change([], side([3], [1.0])) is None
+
+
 def test_a_reward_for_length_is_all_length_and_a_reward_for_content_is_not() -> None:
     draw = random.Random(0)
     before, after = [draw.randint(5, 15) for _ in range(60)], [draw.randint(15, 40) for _ in range(60)]
