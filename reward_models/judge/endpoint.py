@@ -23,6 +23,8 @@ from reward_models.judge.failures import FailedCallError, PassingError, ServerEr
 from reward_models.judge.habits import Habits
 from reward_models.judge.replies import ChatReply, beginning, parsed, read_reply, tokens_used
 
+# A server may refuse single questions, such as long ones; one that has refused all so far refuses the rest too.
+_LIKE_ALL = ("refused", "event_stream")
 LONGEST_ANSWER = 16 * 1024 * 1024  # bytes
 
 
@@ -91,8 +93,7 @@ class ChatEndpoint:
         if failure.cause in FINAL:
             self._lost = 0
             self._answered = True
-        elif isinstance(failure, PassingError) or not self._answered:
-            # A server may refuse single questions, such as long ones; one that has refused all refuses the rest too.
+        elif isinstance(failure, PassingError) or (failure.cause in _LIKE_ALL and not self._answered):
             self._lost += 1
             if self._lost >= self._settings.give_up_after:
                 self._stopped.set()

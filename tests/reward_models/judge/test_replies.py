@@ -364,3 +364,9 @@ def test_a_query_as_yaml_reads_it(server: JudgeServer) -> None:
 def test_where_the_server_is_decides_no_label(server: JudgeServer) -> None:
     plain, other = settings(server), settings(server, {"query": {"api-version": "1"}, "key_header": "api-key"})
     assert plain.identity() == other.identity() and not {"query", "key_header"} & {*plain.server.identity()}
+
+
+def test_a_budget_that_is_used_up_from_the_start_is_the_cause_for_all(server: JudgeServer) -> None:
+    groups = [group("a", "bb", prompt=f"p{n}") for n in range(20)]
+    ask(settings(server, {"give_up_after": 5, "budget": {"calls": 0}}), books := accounts(), *groups)
+    assert books.missing == {"budget": 40} and not server.seen
