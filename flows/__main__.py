@@ -13,7 +13,7 @@ from flows.commands.cli.models import export, reward_model
 from flows.commands.cli.operating import approve
 from flows.commands.cli.preparing import check, init, losses, plan
 from flows.commands.cli.results import pairs, report, show, verify
-from flows.commands.cli.runs import run
+from flows.commands.cli.runs import run, sweep
 from flows.prefect_api.environment import make_files_private, prepare_environment
 from pipeline.errors import Paused, RunError, UserError
 from pipeline.safe_text import redacted, visible
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 for command in (
     run,
+    sweep,
     init,
     show,
     report,

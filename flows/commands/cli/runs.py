@@ -1,4 +1,4 @@
-"""Commands that run: ``run``."""
+"""Commands that run: ``run``, ``sweep``."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.cli.arguments import Items, split
+from flows.commands.cli.arguments import Items, complete_items, split
 from pipeline.errors import UserError
 
 
@@ -57,4 +57,34 @@ def run(
     except (KeyboardInterrupt, TerminationSignal, Abort):
         again = "the same command" if redo_from is None else "the same command without --from"
         print(f"prefloop: interrupted; {again} goes on from the last complete shard", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def sweep(
+    items: Annotated[
+        list[str],
+        typer.Argument(
+            autocompletion=complete_items,
+            metavar="CONFIG... KEY=VALUE,VALUE... [KEY=VALUE]...",
+            help="YAML files, each laid over the ones before, then settings; those with several values, such as "
+            "training.learning_rate=1e-7,3e-7,1e-6, make a run for each combination",
+            show_default=False,
+        ),
+    ],
+    run_dir: Annotated[
+        Path | None, typer.Option(help="folder of all runs  [default: runs/NAME-sweep]", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="most training steps of each round: training.max_steps", show_default=False),
+    ] = None,
+) -> None:
+    """Run a config with several values of some settings, one run after the other; stop those that are surely worse."""
+    from flows.commands.sweep import run_sweep
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        raise typer.Exit(run_sweep(*split(items), run_dir, steps))
+    except KeyboardInterrupt:
+        print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)
         raise typer.Exit(130) from None

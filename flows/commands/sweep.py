@@ -1,0 +1,233 @@
+"""``prefloop sweep``: a run for each combination of some settings' values, one after the other, and one report of all.
+
+Every run has a folder of its own under the sweep's, so all share the label cache and the reference cache. All go
+through round 1, then those that are left through round 2, and so on; a run that is surely worse than the best one goes
+no further. Everything is read from the run folders, so the same command continues a sweep that was stopped or killed.
+"""
+
+import itertools
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from flows.preflight.check import check_run
+from flows.report.terminal import make_table_console, read_rounds
+from flows.report.write import report_runs
+from flows.run_folder.approvals import read_decision
+from flows.run_folder.stage_table import made_in, names_in
+from pipeline.config import RunConfig
+from pipeline.config.files import load_config
+from pipeline.errors import RunError, UserError
+from pipeline.safe_text import visible
+from pipeline.storage.run_folder import RunFolder
+
+REPORT = "report.html"
+# What runs are compared by: the first that all of them measure, and its format.
+COMPARED_BY = (("held_out_accuracy", "{:.1%}"), ("win_rate_vs_start", "{:.1%}"), ("reward", "{:.3f}"))
+_LOG_LINES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A setting with several values, as they were given."""
+
+    setting: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run of the sweep: its values in the order of the axes, settings and folder."""
+
+    values: tuple[str, ...]
+    settings: tuple[str, ...]
+    config: RunConfig
+    root: Path
+
+    def has_finished(self, round_: int) -> bool:
+        """Whether the folder holds the round's last stage, made by this config."""
+        run = RunFolder(self.root)
+        if not run.config_file.is_file() or load_config([run.config_file]) != self.config:
+            return False
+        last = [name for name in names_in(self.config, round_) if made_in(self.config, round_, name)][-1]
+        return run.stage(round_, last).manifest() is not None
+
+
+@dataclass(slots=True)
+class Entrant:
+    """How far a trial has come: the metrics of its newest round, and why it goes no further, if so."""
+
+    trial: Trial
+    metrics: dict[str, Any]
+    ended: str = ""
+    failed: bool = False
+
+
+def split_axes(settings: Sequence[str]) -> tuple[list[Axis], list[str]]:
+    """Split settings into axes, which list values with commas, and others. A value in brackets is a single one."""
+    axes, plain = [], []
+    for text in settings:
+        name, _, value = text.partition("=")
+        values = tuple(part.strip() for part in value.split(","))
+        if len(values) == 1 or value.lstrip()[:1] in ("[", "{", "'", '"'):
+            plain.append(text)
+            continue
+        if not all(values) or len(set(values)) < len(values):
+            raise UserError(f"{text}: the values of a sweep must be different, with a comma between each two")
+        axes.append(Axis(name.strip(), values))
+    if not axes:
+        raise UserError("sweep: no setting has several values; such as training.learning_rate=1e-7,3e-7,1e-6")
+    return axes, plain
+
+
+def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: int | None) -> int:
+    """Run the sweep; print its table and the path of its report.
+
+    Args:
+        root: the sweep's folder; default: runs/NAME-sweep.
+        steps: the most training steps of each round.
+
+    Returns:
+        The exit code: 1 if a run failed, else 0.
+
+    Raises:
+        UserError: a mistake in config or data, found before the first run starts.
+    """
+    axes, plain = split_axes(settings)
+    plain += [] if steps is None else [f"training.max_steps={steps}"]
+    trials = list(_trials(files, axes, plain, root))
+    check_run(trials[0].config)
+    place = trials[0].root.parent
+    print(f"{len(trials)} runs of {trials[0].config.rounds} rounds -> {place}", file=sys.stderr)
+    entrants = [Entrant(trial, {}) for trial in trials]
+    for round_ in range(1, trials[0].config.rounds + 1):
+        _run_round(files, entrants, round_)
+        _end_losers(entrants, round_)
+    _print_table(place, axes, entrants)
+    made = [entrant.trial.root for entrant in entrants if RunFolder(entrant.trial.root).config_file.is_file()]
+    if made:
+        print(f"report: {report_runs(made, place / REPORT)}")
+    return int(any(entrant.failed for entrant in entrants))
+
+
+def _trials(files: list[Path], axes: Sequence[Axis], plain: Sequence[str], root: Path | None) -> Iterator[Trial]:
+    short = [axis.setting.rpartition(".")[2] for axis in axes]
+    names = short if len(set(short)) == len(short) else [axis.setting for axis in axes]
+    seen: set[str] = set()
+    for values in itertools.product(*(axis.values for axis in axes)):
+        given = [*plain, *(f"{axis.setting}={value}" for axis, value in zip(axes, values, strict=True))]
+        config = load_config(files, given)
+        label = "_".join(
+            re.sub(r"[^A-Za-z0-9.]+", "-", f"{name}-{value}") for name, value in zip(names, values, strict=True)
+        ).replace("..", ".")
+        if label in seen or len(f"{config.name}-{label}") > 100:
+            label = f"run-{len(seen) + 1}"
+        seen.add(label)
+        settings = (*given, f"name={config.name}-{label}")
+        folder = (root or Path("runs") / f"{config.name}-sweep").resolve() / label
+        yield Trial(values, settings, load_config(files, settings), folder)
+
+
+def _run_round(files: list[Path], entrants: Sequence[Entrant], round_: int) -> None:
+    """Take every entrant that goes on through the round."""
+    going = [entrant for entrant in entrants if not entrant.ended]
+    for number, entrant in enumerate(going, 1):
+        trial = entrant.trial
+        if not trial.has_finished(round_):
+            print(f"round {round_}, run {number} of {len(going)}: {trial.root.name}", file=sys.stderr)
+            _advance(files, entrant, round_)
+        rounds = read_rounds(trial.root) if RunFolder(trial.root).config_file.is_file() else []
+        entrant.metrics = rounds[-1] if rounds else {}
+        decision = read_decision(RunFolder(trial.root), round_)
+        if not entrant.ended and decision is not None and decision.decision in ("pause", "stop"):
+            entrant.ended = f"round {round_}: {decision.decision}: {'; '.join(decision.reasons)}"
+
+
+def _advance(files: list[Path], entrant: Entrant, round_: int) -> None:
+    """Run the trial up to the end of the round, in a process of its own whose output goes to a log file."""
+    trial = entrant.trial
+    last = [name for name in names_in(trial.config, round_) if made_in(trial.config, round_, name)][-1]
+    until = [] if round_ == trial.config.rounds else ["--until", f"{round_}:{last}"]
+    log = trial.root.with_name(f"{trial.root.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [*map(str, files), *trial.settings, "--run-dir", str(trial.root), *until]
+    with log.open("a", encoding="utf-8") as output:
+        place = output.tell()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "flows", "run", *words], stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            code = child.wait()
+        except BaseException:
+            # The run ends its own children and says how to continue; its folder stays whole.
+            child.terminate()
+            child.wait()
+            raise
+    if code == 0 or code == 3:
+        return
+    told = log.read_bytes()[place:].decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
+    message = "\n".join([f"{trial.root.name}: exit code {code}; {log} ends with", *(f"  {line}" for line in told)])
+    if code == 2:
+        raise UserError(message)
+    if code in (130, -2, -15):
+        raise RunError(message)
+    print(visible(message), file=sys.stderr)
+    entrant.ended, entrant.failed = f"round {round_}: failed, see {log.name}", True
+
+
+def _end_losers(entrants: Sequence[Entrant], round_: int) -> None:
+    """End the runs whose whole interval is below the best run's."""
+    name, form = measure_of(entrants)
+    going = [entrant for entrant in entrants if not entrant.ended and entrant.metrics.get(f"{name}_ci")]
+    if not going:
+        return
+    best = max(going, key=lambda entrant: float(entrant.metrics[name]))
+    low = best.metrics[f"{name}_ci"][0]
+    for entrant in going:
+        high = entrant.metrics[f"{name}_ci"][1]
+        if high < low:
+            compared = f"{name.replace('_', ' ')} surely below {best.trial.root.name}'s"
+            entrant.ended = f"round {round_}: {compared} ({form.format(high)} < {form.format(low)})"
+
+
+def measure_of(entrants: Sequence[Entrant]) -> tuple[str, str]:
+    """The metric that runs are compared by, and its format."""
+    known = [entrant.metrics for entrant in entrants if entrant.metrics]
+    for name, form in COMPARED_BY:
+        if known and all(metrics.get(name) is not None for metrics in known):
+            return name, form
+    return COMPARED_BY[-1]
+
+
+def _print_table(place: Path, axes: Sequence[Axis], entrants: Sequence[Entrant]) -> None:
+    name, form = measure_of(entrants)
+    table = Table(title=Text(visible(place.name)), title_justify="left", box=None, padding=(0, 0, 0, 1))
+    for axis in axes:
+        table.add_column(Text(axis.setting), justify="right")
+    shown = [(name, form), ("held_out_margin", "{:.3f}"), ("kl_to_start", "{:.3f}"), ("round", "{}")]
+    shown = [(key, one) for key, one in shown if any(entrant.metrics.get(key) is not None for entrant in entrants)]
+    for key, _ in shown:
+        table.add_column(key.replace("_", " "), justify="right", no_wrap=True)
+    table.add_column("ended")
+    for entrant in sorted(entrants, key=lambda entrant: -_number(entrant.metrics.get(name))):
+        cells = [_cell(entrant.metrics, key, one) for key, one in shown]
+        table.add_row(*map(Text, entrant.trial.values), *cells, Text(visible(entrant.ended)))
+    make_table_console().print(table)
+
+
+def _cell(metrics: dict[str, Any], key: str, form: str) -> str:
+    value, bounds = metrics.get(key), metrics.get(f"{key}_ci")
+    if value is None:
+        return "–"
+    return form.format(value) + ("" if not bounds else f" [{form.format(bounds[0])}, {form.format(bounds[1])}]")
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("-inf")
