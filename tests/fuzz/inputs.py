@@ -19,12 +19,30 @@ from pipeline.data.files.folders import SUFFIXES
 from tests.fuzz.hostile import BYTES, YAML, as_json, damaged, nested, scalars, texts, values
 from tests.support.places import ROOT
 
-COLUMNS = (*Columns.model_fields, "messages", "conversations", "x.y", "", "role", "a\0b")
+COLUMNS = (
+    *Columns.model_fields,
+    "messages",
+    "conversations",
+    "x.y",
+    "rewards[0]",
+    "chosen[-1].content",
+    "",
+    "role",
+    "a\0b",
+)
 DEEPEST_COLUMN = 12
 ROWS: tuple[dict[str, Any], ...] = (
     {"prompt": "one", "chosen": "a b", "rejected": "c", "chosen_score": 1.5, "rejected_score": -1},
     {"prompt": [{"role": "user", "content": "hi"}], "chosen": [{"role": "assistant", "content": "x"}], "rejected": "y"},
     {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+    {
+        "prompt": [{"role": "user", "content": "x"}],
+        "chosen": "[{'role': 'assistant', 'content': 'a'}]",
+        "rejected": "[1",
+    },
+    {"prompt": {"role": "Human", "content": "x"}, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    | {"chosen": {"role": "bot", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}}
+    | {"rejected": [{"from": "function_call", "value": '{"name": "f", "arguments": {}}'}], "rewards": -2},
     {"prompt": "two", "responses": ["a", "b", "c"], "rewards": [1, 2.5, True], "answer": 3},
     {"prompt": "three", "completion": "d", "label": True},
     {"prompt": "four", "chosen": "a", "rejected": "b", "votes": [1, 2, 0], "soft_label": 0.7, "response": "r"},
@@ -246,6 +264,18 @@ def data_settings(draw: st.DrawFn) -> dict[str, Any]:
         settings["columns"] = {name: draw(st.sampled_from(COLUMNS)) for name in names}
     if draw(st.integers(0, 3)) == 0:
         settings["votes"] = {name: draw(scalars) for name in Votes.model_fields}
+    meanings: dict[str, tuple[Any, ...]] = {
+        "rewards_are": ("scores", "ranks", "signed"),
+        "rows": ("whole", "responses"),
+        "system": ("turn", "user"),
+        "parse": (True, False),
+        "split": (None, "train", "all"),
+        "delimiter": (None, ";", "\t"),
+        "labels": ({"good": ["a"], "bad": ["b", 3]}, {}),
+        "signed": ({"strength": "margin"}, {"first": 1, "second": 0}),
+    }
+    for name in draw(st.lists(st.sampled_from(tuple(meanings)), max_size=2, unique=True)):
+        settings[name] = draw(st.sampled_from(meanings[name]))
     return settings
 
 
