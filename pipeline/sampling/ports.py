@@ -39,3 +39,13 @@ def is_ours(port: int) -> bool:
     places = {f"{address}:{port:04X}" for address in (loopback, "0" * 8)}
     owners = {int(row[7]) for row in rows if row[3] == _LISTENING and row[1] in places}
     return owners <= {os.geteuid()}
+
+
+def loopback_only() -> dict[str, str]:
+    """Return the variables that keep torch's and vLLM's own connections off the network.
+
+    Without them they listen on the address that the machine's name has, and ask for no secret.
+    """
+    if not Path("/sys/class/net/lo").exists():
+        return {}
+    return {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}

@@ -22,7 +22,7 @@ from pipeline.config import SamplingSettings, ServerSampler
 from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat
 from pipeline.safe_text import redacted, visible
-from pipeline.sampling.ports import free_port
+from pipeline.sampling.ports import free_port, loopback_only
 from pipeline.sampling.sampler import (
     Dtype,
     SampleRequest,
@@ -110,7 +110,13 @@ class ServerEngine:
 
     def _launch(self, path: str) -> None:
         port, key = free_port(), secrets.token_hex(16)
-        environment = {**os.environ, "VLLM_API_KEY": key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        environment = {
+            **os.environ,
+            **loopback_only(),
+            "VLLM_API_KEY": key,
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+        }
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         command = [
             sys.executable,

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.config import SamplingSettings, VllmSampler
 from pipeline.errors import RunError
 from pipeline.models.chat import Chat
+from pipeline.sampling.ports import loopback_only
 from pipeline.sampling.sampler import (
     SampleRequest,
     Swap,
@@ -28,8 +29,9 @@ from pipeline.types import Response
 
 
 def engine_environment(settings: VllmSampler) -> dict[str, str]:
-    """Return the environment variables to set before importing vLLM: in-process engine, no telemetry."""
+    """Return the variables to set before importing vLLM: in-process engine, off the network, no telemetry."""
     return {
+        **loopback_only(),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_kv_cache_gib),
         "VLLM_NO_USAGE_STATS": "1",

@@ -2,24 +2,27 @@
 
 import os
 import re
-import socket
 import stat
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_HOME,
     PREFECT_SERVER_API_AUTH_STRING,
     temporary_settings,
 )
 
 from flows.prefect_api import access
-from flows.prefect_api.access import Api, lasting_api, lasting_secret, read_secret
+from flows.prefect_api.access import Api, connected, lasting_api, lasting_secret, read_secret
 from flows.prefect_api.starting import _further_origins
-from pipeline.errors import UserError
-from pipeline.sampling import ports
+from pipeline.errors import RunError, UserError
 
 URL = "http://127.0.0.1:4321/api"
 
@@ -113,17 +116,60 @@ def test_each_server_gets_the_secret_that_is_its_own(home: Path, monkeypatch: py
     assert secret not in repr(Api(URL, secret))
 
 
-def test_a_port_is_ours_if_our_user_listens_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert ports.is_ours(port)
-        monkeypatch.setattr(os, "geteuid", lambda: 12345)
-        assert not ports.is_ours(port)
-
-
 def test_every_page_is_not_allowed_by_the_user_s_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "https://a.example/, http://b.example")
     assert _further_origins() == ["https://a.example", "http://b.example"]
     monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "*")
     with pytest.raises(UserError, match=r"PREFECT_SERVER_CORS_ALLOWED_ORIGINS: '\*' lets every web page"):
         _further_origins()
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A server that answers every request with the status that its path names."""
+
+    def do_GET(self) -> None:
+        self.send_error(int(self.path.split("/")[1]))
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+@pytest.fixture
+def answering() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "said"),
+    [
+        (
+            401,
+            UserError,
+            r"^PREFECT_API_AUTH_STRING: .*/401/api refuses it, .*401 Unauthorized\); .*prefloop.secret$",
+        ),
+        (403, UserError, r"^PREFECT_API_AUTH_STRING: .*/403/api refuses it, .* \(403 Forbidden\)"),
+        (500, RunError, r"^Prefect's server at .*/500/api failed \(500 Internal Server Error\)$"),
+    ],
+)
+def test_a_server_that_refuses_or_fails_is_told_in_a_line(
+    answering: str, home: Path, status: int, error: type[Exception], said: str
+) -> None:
+    with (
+        temporary_settings({PREFECT_HOME: home}),
+        pytest.raises(error, match=said),
+        connected(Api(f"{answering}/{status}/api", "me:wrong")),
+        get_client(sync_client=True) as client,
+    ):
+        client.read_work_pool("prefloop")
+
+
+def test_a_server_out_of_reach_is_told_in_a_line(home: Path) -> None:
+    with (
+        temporary_settings({PREFECT_HOME: home, PREFECT_CLIENT_MAX_RETRIES: 0}),
+        pytest.raises(RunError, match=r"^Prefect's server at http://127.0.0.1:9/api is out of reach \("),
+        connected(Api("http://127.0.0.1:9/api")),
+        get_client(sync_client=True) as client,
+    ):
+        client.read_work_pool("prefloop")
