@@ -123,3 +123,17 @@ def test_a_decision_survives_its_file() -> None:
     told = gate_reasons(made, settings, measures, standing)
     decision = Decision(decision=made.verdict, reasons=told, best_round=made.best_round, rules=made.rules)
     assert Decision.model_validate_json(decision.model_dump_json()) == decision
+
+
+def test_without_a_labeller_a_change_in_held_out_accuracy_is_called_that() -> None:
+    settings, standing = Gate(), Standing(3, 1, 0, 100, ranks=True)
+    for win_rate, said in (
+        (Interval(0.55, 0.52, 0.58), "a change in held-out accuracy of +10.0% [+4.0%, +16.0%] over round 1"),
+        (Interval(0.4, 0.37, 0.43), "of -20.0% [-26.0%, -14.0%] over round 1, the best so far, is surely below -10%"),
+    ):
+        (reason,) = reasons(settings, standing, win_rate_vs_best=win_rate)
+        assert said in reason and "win rate" not in reason
+
+
+def test_alarms_come_before_few_prompts() -> None:
+    assert reasons(standing=Standing(3, 1, 0, 19, alarms=("alarm loss",))) == ("alarm loss",)
