@@ -36,6 +36,12 @@ def equal_length_wins(won: Floats, longer: Floats) -> Interval:
     return Interval(_sigmoid(level), ends[0], ends[1])
 
 
+def equal_length_rate(won: Floats, longer: Floats) -> float:
+    """Return σ(a) alone."""
+    scale = float(longer.std()) or 1.0
+    return _sigmoid(_fit(np.append(np.tanh(longer / scale), 0.0), np.append(won, 0.5), None)[0])
+
+
 def _distance(x: Floats, y: Floats, level: float, sign: int, least: float) -> float:
     """How far a can go from ``level`` before no slope gives a log-likelihood of ``least``."""
     near, far = 0.0, 1.0

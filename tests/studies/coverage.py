@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluation.equal_length import equal_length_wins
+from pipeline.evaluation.equal_length import equal_length_rate, equal_length_wins
 from pipeline.evaluation.intervals import Floats, Interval, mean_interval, rate_interval, smooth_interval
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -132,7 +132,7 @@ def _ratio_interval(data: Floats) -> Interval:
 
 
 def _equal_length(data: Floats) -> float:
-    return equal_length_wins(data[:, 0], data[:, 1]).mean
+    return equal_length_rate(data[:, 0], data[:, 1])
 
 
 def _rates() -> list[Case]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import RunError
-from pipeline.evaluation.equal_length import equal_length_wins
+from pipeline.evaluation.equal_length import equal_length_rate, equal_length_wins
 from pipeline.evaluation.intervals import mean_interval, rate_interval, smooth_interval, student_t
 from tests.studies.coverage import CASES, Case, missed
 
@@ -69,6 +69,7 @@ def test_equal_length_wins_have_the_likelihoods_interval() -> None:
     # Without any difference in length: the interval of 8.5 wins in 11, where 2 (l(max) - l) = 3.84.
     found = equal_length_wins(np.array([1.0] * 8 + [0.0] * 2), np.zeros(10))
     assert found.mean == pytest.approx(8.5 / 11, abs=1e-5)
+    assert equal_length_rate(np.array([1.0] * 8 + [0.0] * 2), np.zeros(10)) == found.mean
     for end in (found.low, found.high):
         fall = 8.5 * math.log(8.5 / 11 / end) + 2.5 * math.log(2.5 / 11 / (1 - end))
         assert 2 * fall == pytest.approx(3.8415, abs=1e-3)
