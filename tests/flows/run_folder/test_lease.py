@@ -270,4 +270,4 @@ def test_a_folder_that_holds_a_lease_alone_is_empty(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     write_json(tmp_path / "run" / LEASE_FILE, asdict(ELSEWHERE))
     prepare_run(load_config([job / "offline.yaml"]), tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.yaml"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.yaml", "layout.json"]
