@@ -19,7 +19,7 @@ PAIRS: list[dict[str, Any]] = [
 ]
 SCORED = [{**row, "chosen_score": 1.0, "rejected_score": 0.0} for row in PAIRS]
 MARKED = [{"prompt": f"a dog ran {n}", "completion": f"to the barn {n}", "label": n % 2 == 0} for n in range(8)]
-GROUPS = [{"prompt": f"a dog ran {n}", "responses": ["barn", "mat", "cat"], "rewards": [1, 2, 3]} for n in range(8)]
+GROUPS = [{"prompt": f"a dog ran {n}", "responses": ["barn", "mat", "cat"], "rewards": [1, 2, 4]} for n in range(8)]
 
 
 @pytest.fixture(scope="module")
