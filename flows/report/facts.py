@@ -51,6 +51,7 @@ class LabelFacts:
         stage: the stage's name.
         missing: responses without a score.
         missing_by_cause: questions without an answer, by cause; ``said_by_cause``: what the server said first.
+        broken: texts that spelled control tokens of a reward model, which read them as plain text.
         questions: asked or taken from the cache; ``cache_hit_rate`` is the share of the latter.
         calls, prompt_tokens, completion_tokens, cost: to paid labellers; cost in the currency of the config's prices.
         orders_that_disagree: share of pairs asked in both orders whose answers name different winners.
@@ -70,6 +71,7 @@ class LabelFacts:
     orders_that_disagree: float | None = None
     disagreement: float | None = None
     said_by_cause: Mapping[str, str] = field(default_factory=dict)
+    broken: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +248,7 @@ def label_facts(stage: str, metrics: Mapping[str, Any]) -> LabelFacts:
         missing=metrics.get("missing_labels"),
         missing_by_cause=metrics.get("missing_by_cause") or {},
         said_by_cause=metrics.get("said_by_cause") or {},
+        broken=(metrics.get("broken_conversations") or 0) + (metrics.get("broken_texts") or 0),
         questions=metrics.get("questions"),
         cache_hit_rate=metrics.get("cache_hit_rate"),
         calls=metrics.get("calls") or 0,

@@ -173,10 +173,12 @@ def _labels(labels: Iterable[LabelFacts]) -> list[str]:
             f"{one.prompt_tokens:,} + {one.completion_tokens:,}" if one.calls else NONE,
             f"{one.cost:.4g}" if one.calls else NONE,
             _value(one.orders_that_disagree, "{:.0%}"),
+            _count(one.broken),
         ]
         for one in labels
     ]
     headings = ["stage", "questions", "from the cache", "missing", "calls", "tokens in + out", "cost", "orders differ"]
+    headings.append("with control tokens")
     kept = [n for n in range(len(headings)) if n == 0 or any(row[n] not in (NONE, "0") for row in rows)]
     if len(kept) < 2:
         return []

@@ -181,6 +181,7 @@ def _labels(rounds: Sequence[RoundFacts]) -> Iterator[str]:
             parts = [f"{one.questions:,} questions"] if one.questions else []
             parts += [f"{one.cache_hit_rate:.0%} from the cache"] if one.cache_hit_rate else []
             parts += [f"{one.missing:,} missing"] if one.missing else []
+            parts += [f"{one.broken:,} texts spell control tokens (read as text)"] if one.broken else []
             parts += [f"orders disagree in {one.orders_that_disagree:.1%}"] if one.orders_that_disagree else []
             parts += [f"spread {one.disagreement:.3g}"] if one.disagreement is not None else []
             parts += [f"cost {one.cost:.4g}"] if one.cost else []

@@ -156,7 +156,7 @@ def _labels(runs: Runs) -> Table | None:
         for run in runs
         for facts in run.rounds
         for one in facts.labels
-        if one.questions or one.missing or one.disagreement is not None
+        if one.questions or one.missing or one.broken or one.disagreement is not None
     ]
     headings = [
         "round",
@@ -168,6 +168,7 @@ def _labels(runs: Runs) -> Table | None:
         "spread",
         "calls",
         "cost",
+        "with control tokens",
     ]
     return Table(headings, rows) if rows else None
 
@@ -184,6 +185,7 @@ def _asked(one: LabelFacts) -> list[str]:
         cell(one.disagreement, "{:.3f}"),
         f"{one.calls:,}" + (f" ({one.failed_calls:,} failed)" if one.failed_calls else ""),
         f"{one.cost:.4g}",
+        f"{one.broken:,}",
     ]
 
 

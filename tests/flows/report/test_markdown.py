@@ -51,7 +51,7 @@ ROUND = replace(
     pairs=PairFacts("pair", 1200, 1000, {"tie": 31, "near_duplicate": 4}, Histogram((0, 1, 2), (1, 8)), 1.25, EMPTY),
     labels=(
         LabelFacts(
-            "labels", 2, {"time_out": 2}, 500, 0.25, 375, 1, 9000, 700, 0.0123, 0.08, None, {"time_out": "*busy*"}
+            "labels", 2, {"time_out": 2}, 500, 0.25, 375, 1, 9000, 700, 0.0123, 0.08, None, {"time_out": "*busy*"}, 7
         ),
     ),
     discriminator=DiscriminatorFacts(256, 64, 192, 0.71, 0.69, 0.66, "accuracy below 0.75"),
@@ -84,7 +84,7 @@ def test_the_page_tells_every_fact_of_the_round() -> None:
         "| loss, first step | 0.6931 |",
         "| loss, at the end | 0.4100 |",
         "| pairs ranked correctly | 82.0% |",
-        "| labels | 500 | 25% | 2 (time\\_out 2: \\*busy\\*) | 375 | 9,000 + 700 | 0.0123 | 8% |",
+        "| labels | 500 | 25% | 2 (time\\_out 2: \\*busy\\*) | 375 | 9,000 + 700 | 0.0123 | 8% | 7 |",
         "| accuracy on held-out gold | 71.0% |",
         "It does not label: accuracy below 0\\.75",
         "| samples | 400 | 1:15 | 30,000 | 400 tokens | process 3.00 GiB |",

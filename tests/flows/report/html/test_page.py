@@ -72,6 +72,7 @@ def full(round_: int) -> RoundFacts:
         orders_that_disagree=0.2,
         disagreement=0.3,
         said_by_cause={"no_answer": EVIL},
+        broken=1234,
     )
     if round_ == 0:
         return facts
@@ -115,6 +116,7 @@ def test_everything_that_there_is_has_its_panel() -> None:
     ):  # fmt: skip
         assert f"<b>{title}</b>" in html, title
     text = html[html.index("<body>") :]
+    assert "<th>with control tokens</th>" in text and "<td>1,234</td>" in text
     assert BOTH_MAY_FALL in text and text.count("the length grows") == 2 and "gate after round 2: pause" in text
     assert (
         "no: accuracy too low" in text
