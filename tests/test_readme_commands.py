@@ -62,6 +62,8 @@ def call(monkeypatch: pytest.MonkeyPatch, folder: Path, line: str) -> int:
     # The runs of the README are those of its configs, and these are tiny ones of their own.
     if given[0] == "run":
         given += ["--dry-run", "--run-dir", "runs/new"]
+    if given[0] == "sweep":
+        given += ["--dry-run"]
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["prefloop", *given])
     with pytest.raises(SystemExit) as ended:
@@ -80,6 +82,8 @@ def test_a_command_of_the_readme_does_what_it_says(
             assert "config and data are valid" in said
         case "run":
             assert ("stages would run" in said and "round_001/policy" in said) or "--until" in line
+        case "sweep":
+            assert "learning-rate-1e-7_beta-0.05: " in said and "6 runs in " in said and "0 of 1 rounds" in said
         case "reward-model":
             assert (folder / "runs" / "reward-model" / "model.safetensors").is_file()
         case "report":

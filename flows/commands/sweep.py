@@ -87,12 +87,13 @@ def split_axes(settings: Sequence[str]) -> tuple[list[Axis], list[str]]:
     return axes, plain
 
 
-def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: int | None) -> int:
+def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: int | None, dry: bool = False) -> int:
     """Run the sweep; print its table and the path of its report.
 
     Args:
         root: the sweep's folder; default: runs/NAME-sweep.
         steps: the most training steps of each round.
+        dry: only list the runs, and how many rounds of each are there; writes nothing.
 
     Returns:
         The exit code: 1 if a run failed, else 0.
@@ -104,6 +105,9 @@ def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: 
     plain += [] if steps is None else [f"training.max_steps={steps}"]
     trials = list(_trials(files, axes, plain, root))
     check_run(trials[0].config)
+    if dry:
+        _list_runs(axes, trials)
+        return 0
     place = trials[0].root.parent
     print(f"{len(trials)} runs of {trials[0].config.rounds} rounds -> {place}", file=sys.stderr)
     entrants = [Entrant(trial, {}) for trial in trials]
@@ -115,6 +119,15 @@ def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: 
     if made:
         print(f"report: {report_runs(made, place / REPORT)}")
     return int(any(entrant.failed for entrant in entrants))
+
+
+def _list_runs(axes: Sequence[Axis], trials: Sequence[Trial]) -> None:
+    for trial in trials:
+        values = ", ".join(f"{axis.setting}={value}" for axis, value in zip(axes, trial.values, strict=True))
+        rounds = range(1, trial.config.rounds + 1)
+        made = sum(1 for _ in itertools.takewhile(trial.has_finished, rounds))
+        print(visible(f"{trial.root.name}: {values}; {made} of {len(rounds)} rounds are there"))
+    print(f"{len(trials)} runs in {trials[0].root.parent}")
 
 
 def _trials(files: list[Path], axes: Sequence[Axis], plain: Sequence[str], root: Path | None) -> Iterator[Trial]:

@@ -78,13 +78,14 @@ def sweep(
         int | None,
         typer.Option(min=1, help="most training steps of each round: training.max_steps", show_default=False),
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list the runs; writes nothing")] = False,
 ) -> None:
     """Run a config with several values of some settings, one run after the other; stop those that are surely worse."""
     from flows.commands.sweep import run_sweep
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        raise typer.Exit(run_sweep(*split(items), run_dir, steps))
+        raise typer.Exit(run_sweep(*split(items), run_dir, steps, dry_run))
     except KeyboardInterrupt:
         print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)
         raise typer.Exit(130) from None
