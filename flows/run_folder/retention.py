@@ -14,7 +14,7 @@ from pathlib import Path
 from flows.run_folder.ancestry import reference_stages
 from flows.run_folder.approvals import DECISION
 from flows.run_folder.links import inside
-from flows.run_folder.stage_table import made_in, names_in, reads
+from flows.run_folder.stage_table import made_in, names_in, reads, spec_of
 from pipeline.config import RunConfig
 from pipeline.storage.atomic import sync_folder, write_json
 from pipeline.storage.manifest import FREED, Freed, plain
@@ -99,12 +99,13 @@ def _kept_rounds(run: RunFolder, config: RunConfig, last: int, best: int | None)
 
 
 def _needed(run: RunFolder, config: RunConfig) -> Iterator[Stage]:
-    """Stages read by stages that are still to be made, or would be if the run were extended by a round."""
+    """Stages whose weights others may load that are still to be made, or would be in one more round."""
     for round_ in range(config.rounds + 2):
         # Every evaluation reads the start: without it, the run cannot be extended.
         spared = {0} if round_ > config.rounds and not config.retention.start else set()
         for name in (*names_in(config, round_), *(("average",) if round_ > 0 else ())):
-            if made_in(config, round_, name) and not run.stage(round_, name).folder.exists():
+            unmade = made_in(config, round_, name) and not run.stage(round_, name).folder.exists()
+            if unmade and spec_of(name).weights:
                 yield from (stage for stage in reads(run, config, round_, name) if stage.round not in spared)
 
 

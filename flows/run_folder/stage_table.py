@@ -74,6 +74,7 @@ class StageSpec:
         opens: stages whose files it reads too; the stages in its key vouch for them.
         bound: what bounds its size on disk.
         made: whether a round of those parts has it; False if only the run folder shows it.
+        weights: whether it may load the weights of stages that it reads.
         sampled: whether the sampler child serves it; other stages run in the process with torch.
     """
 
@@ -86,6 +87,7 @@ class StageSpec:
     opens: Inputs = nothing
     bound: Bound = "plan"
     made: Callable[[RunConfig, int], bool] = _in_every_round
+    weights: bool = True
     sampled: bool = False
 
     def sections_at(self, place: Place) -> Sections:
@@ -231,6 +233,7 @@ _SPECS = (
         parts=_ROUNDS,
         facts=gate_facts,
         opens=opened_by_gate,
+        weights=False,
         made=lambda config, round_: config.gate is not None,
     ),
     StageSpec(

@@ -168,6 +168,7 @@ def steadily(*of: Any) -> Measured:
     return train_a_little(*of)
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_few_layers_tell_of_all() -> None:
     # Wide streams, so that what layers keep is more than what a process takes for itself.

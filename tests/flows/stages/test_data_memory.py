@@ -84,6 +84,7 @@ def test_memory_does_not_grow_with_the_data(kind: str, tmp_path: Path) -> None:
     assert large - small < text / 2
 
 
+@pytest.mark.whole
 def test_memory_does_not_grow_with_the_pairs_of_a_round(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PAIRS, str(tmp_path / "rows.parquet"), str(FEW), str(MANY)]
     environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}

@@ -98,7 +98,9 @@ def test_output_goes_to_the_log_and_not_to_the_results(
     child: Child[Counted], capfd: pytest.CaptureFixture[str]
 ) -> None:
     child.call(Echo(), Echoed, 60)
-    assert "echo was called" in child.log.read_text()
+    # The parent writes the log, in a thread.
+    while "echo was called" not in child.log.read_text():
+        time.sleep(0.01)
     assert capfd.readouterr().out == ""
 
 
@@ -155,9 +157,10 @@ def test_the_child_s_own_words_are_raised(child: Child[Counted], kind: str, erro
     assert child.call(Echo(), Echoed, 60).greeting == "hello"
 
 
-def test_an_unforeseen_error_names_its_type_and_leaves_its_traceback_in_the_log(child: Child[Counted]) -> None:
-    with pytest.raises(RunError, match=r"^fail: ZeroDivisionError: two by nothing$"):
-        child.call(Fail("other", "two by nothing"), Done, 60)
+def test_an_unforeseen_error_names_its_type_and_leaves_its_traceback_in_the_log(tmp_path: Path) -> None:
+    with start(tmp_path, greeting="hello") as child:
+        with pytest.raises(RunError, match=r"^fail: ZeroDivisionError: two by nothing$"):
+            child.call(Fail("other", "two by nothing"), Done, 60)
     assert "Traceback" in child.log.read_text()
 
 
