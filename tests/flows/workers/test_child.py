@@ -158,9 +158,9 @@ def test_the_child_s_own_words_are_raised(child: Child[Counted], kind: str, erro
 
 
 def test_an_unforeseen_error_names_its_type_and_leaves_its_traceback_in_the_log(tmp_path: Path) -> None:
-    with start(tmp_path, greeting="hello") as child:
-        with pytest.raises(RunError, match=r"^fail: ZeroDivisionError: two by nothing$"):
-            child.call(Fail("other", "two by nothing"), Done, 60)
+    unforeseen = pytest.raises(RunError, match=r"^fail: ZeroDivisionError: two by nothing$")
+    with start(tmp_path, greeting="hello") as child, unforeseen:
+        child.call(Fail("other", "two by nothing"), Done, 60)
     assert "Traceback" in child.log.read_text()
 
 

@@ -27,11 +27,11 @@ from pipeline.models.attention.blocks import layout
 from pipeline.models.attention.packing import Packed, pack
 from pipeline.models.attention.shared_prompts import stream_arguments
 from pipeline.models.token_logps import TokenLogps
-from pipeline.training.watch import self_test as first_step
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.reference import response_logps
+from pipeline.training.watch import self_test as first_step
 from pipeline.training.watch.self_test import check_packing
 from tests.support.tiny_training import pairs_with_reference, random_ids, random_pairs, tiny_llama
 
