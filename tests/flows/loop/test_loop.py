@@ -99,6 +99,7 @@ def test_the_same_command_again_repeats_nothing(home: dict[str, str], loop_confi
     assert {file: file.stat().st_mtime_ns for file in finished.glob("round_*/*/*")} == before
 
 
+@pytest.mark.whole
 def test_a_run_without_a_server_is_listed_by_one_started_later(home: dict[str, str], finished: Path) -> None:
     run = finished_run(home)
     assert set(run["tasks"].values()) == {"COMPLETED"}

@@ -79,6 +79,7 @@ def test_processes_on_one_machine_are_planned_with_what_all_of_them_hold(
     assert training["processes"] > plan["memory"]["reference, evaluation"]["processes"]
 
 
+@pytest.mark.whole
 def test_what_does_not_fit_ends_with_exit_code_1_and_says_what(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

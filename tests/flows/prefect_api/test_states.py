@@ -120,6 +120,7 @@ def test_a_flow_run_that_this_server_does_not_know_is_let_be(server: psutil.Proc
     assert rounds(tmp_path, lambda: None) == "report"
 
 
+@pytest.mark.whole
 def test_a_run_goes_on_without_the_server_and_tells_the_next_one(
     server: psutil.Process, client: SyncPrefectClient, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_run_that_is_killed_within_a_round_is_told_once(tmp_path: Path) -> Non
     assert logged(tmp_path, "train/chosen_change_per_token")[0] == (1, -0.125)
 
 
+@pytest.mark.whole
 def test_wandb_offline_holds_what_was_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)

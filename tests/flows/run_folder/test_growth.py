@@ -51,6 +51,7 @@ def weights(context: Context, round_: int) -> str:
     return file_sha256(context.run.stage(round_, "policy").folder / "model.safetensors")
 
 
+@pytest.mark.whole
 def test_added_prompts_are_those_of_later_rounds_and_change_nothing_of_earlier_ones(job: Path, tmp_path: Path) -> None:
     left_alone, grown = tmp_path / "alone", tmp_path / "grown"
     played: dict[Path, list[list[str]]] = {}

@@ -41,6 +41,7 @@ def trainer() -> psutil.Process:
     return found[0]
 
 
+@pytest.mark.whole
 def test_a_step_that_takes_longer_than_allowed_ends_training_with_the_trainer_s_last_words(
     context: Context, short_deadlines: None
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_step_that_takes_longer_than_allowed_ends_training_with_the_trainer_s_
     assert not context.run.stage(1, "policy").folder.exists()
 
 
+@pytest.mark.whole
 def test_a_trainer_that_died_between_two_stages_is_replaced(context: Context, workers: Workers) -> None:
     workers.run_stage(1, "pairs", lambda done, total, note: None)
     first = trainer()

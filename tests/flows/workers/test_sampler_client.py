@@ -54,6 +54,7 @@ def same(one: list[tuple[Response, ...]], other: list[tuple[Response, ...]]) -> 
     return [[r.token_ids for r in group] for group in one] == [[r.token_ids for r in group] for group in other]
 
 
+@pytest.mark.whole
 def test_a_crash_in_the_middle_costs_no_answer_and_changes_none(
     process: SamplerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_crash_in_the_middle_costs_no_answer_and_changes_none(
     assert same([*got, *answers], expected)
 
 
+@pytest.mark.whole
 def test_a_load_in_the_midst_of_which_the_engine_dies_is_tried_again(
     process: SamplerProcess, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +96,7 @@ def stop(process: SamplerProcess) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.whole
 def test_an_engine_that_hangs_is_replaced_after_its_deadline_and_costs_no_answer(
     process: SamplerProcess, short_deadlines: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +136,7 @@ def test_a_crash_without_an_answer_in_between_is_final(process: SamplerProcess, 
         (folder / "hidden.json").rename(folder / "config.json")
 
 
+@pytest.mark.whole
 def test_an_engine_that_was_given_up_is_replaced(process: SamplerProcess) -> None:
     asked = requests(12)
     expected = list(process.sample(asked, SETTINGS))

@@ -64,6 +64,7 @@ def test_a_context_beyond_the_model_s_own_is_clipped(
     assert engine_context(wanted, str(tmp_path)) == expected
 
 
+@pytest.mark.whole
 def test_a_vllm_engine_starts_with_a_context_beyond_the_model_s_own(tmp_path: Path, folder: Path) -> None:
     with vllm_process(tmp_path / "log", context=CONTEXT + 1) as process:
         process.load(str(write_true_probe(folder)))

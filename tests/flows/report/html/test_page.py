@@ -161,6 +161,7 @@ def test_the_page_stays_small_however_long_the_run() -> None:
     assert len(render_report([run(full(0), *rounds)])) < 8_000_000
 
 
+@pytest.mark.whole
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Chromium is not installed here")
 def test_figures_and_samples_are_drawn_in_a_browser(tmp_path: Path) -> None:
     samples = tuple(Sample(f"prompt {n} <b>", {0: (f"before {n}", 1.0), 2: (f"after {n}", 2.0)}) for n in range(30))
