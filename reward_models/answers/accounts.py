@@ -126,5 +126,8 @@ def label_summary(tallies: Iterable[Tally], accounts: Accounts) -> dict[str, Jso
     if unparsed:
         found["unparsed_examples"] = [*unparsed[:_EXAMPLES]]
     for fact in accounts.facts:
-        found |= fact()
+        for name, value in fact().items():
+            before = found.get(name)
+            # Models of an ensemble count apart.
+            found[name] = before + value if isinstance(before, int) and isinstance(value, int) else before or value
     return found
