@@ -134,5 +134,5 @@ def test_the_ui_asks_for_the_secret_once_and_works(up: Up, tmp_path: Path) -> No
         browser.picture(pictures / "login.png")
         browser.sign_in(ui, up.secret)
         browser.picture(pictures / "signed_in.png")
-        browser.open(f"{ui}/work-pools", "prefloop", "process")
+        browser.open(f"{ui}/work-pools", "prefloop", "Process")
         browser.picture(pictures / "work_pools.png")
