@@ -124,7 +124,7 @@ def test_words_of_a_model_that_cannot_judge_are_missing(url: str) -> None:
     accounts = Accounts(LabelCache(None), Ledger(None))
     (labels,) = TwoByTwo(Judge(given, accounts), accounts, None).label([group("sat", "ran")])
     assert labels.scores == (None, None) and accounts.missing.total() == 2
-    assert set(accounts.missing) <= {"unparsed", "empty_answer"}
+    assert set(accounts.missing) <= {"cut", "unparsed", "empty_answer"}
 
 
 def test_control_tokens_of_a_response_do_not_reach_the_judge(url: str, model: Path) -> None:
