@@ -1,8 +1,9 @@
 """95 % intervals over prompts that hold their level with few prompts. Torch-free.
 
 A percentile bootstrap misses the truth too often with 16 to 32 prompts, and gives [0, 0] for a rate that was 0 in all
-of them. So rates get Wilson's interval, means and ratios a studentised bootstrap. Rows are prompts: several responses
-to one prompt are one row. tests/studies/coverage.py measures how often each interval misses.
+of them. So rates get Wilson's interval, means and ratios a studentised bootstrap that is nowhere shorter than Student's
+interval. Rows are prompts: several responses to one prompt are one row. tests/studies/coverage.py measures how often
+each interval misses.
 """
 
 import math
@@ -26,6 +27,9 @@ FEWEST = 10
 _TAIL = (1 + LEVEL) / 2
 _Z = NormalDist().inv_cdf(_TAIL)
 _STEP = 1e-30
+# Sums of rewards that cancel leave rests of about 1e-17, which must not decide on which side of 0 an end lies.
+_ROUNDING = 1e-12
+_STILL = 1e-6
 _CHUNK = 100
 
 
@@ -73,7 +77,8 @@ def smooth_interval(columns: Floats, statistic: Smooth, resamples: int, seed: in
     """Return ``statistic`` of the columns' means, and its studentised bootstrap interval (Efron 1981; Hall 1988).
 
     Resamples of prompts tell how (estimate − truth) / (standard error) is distributed, so that skewed values get an
-    interval that is not symmetric. Standard errors are those of the delta method.
+    interval that is not symmetric. Each side is at least as long as Student's: where only a few prompts differ from the
+    rest, resamples cannot show what a further one would do. Standard errors are those of the delta method.
 
     Args:
         columns: [N, K], one row per prompt. One prompt has no spread: both ends are then the estimate.
@@ -91,13 +96,18 @@ def smooth_interval(columns: Floats, statistic: Smooth, resamples: int, seed: in
         whole, error = _estimates(means[None], _covariance(columns - means)[None], size, statistic)
         estimate, own = float(whole[0]), float(error[0])
         if not math.isfinite(estimate) or not math.isfinite(own) or own == 0.0:
-            return Interval(estimate, estimate, estimate)
+            return _around(estimate, 0.0, 0.0)
+        least = student_t(_TAIL, size - 1)
         if size < FEWEST:
-            quantile = student_t(_TAIL, size - 1)
-            return Interval(estimate, estimate - quantile * own, estimate + quantile * own)
-        ratios = _resampled(columns, statistic, resamples, seed, estimate)
-    left, right = np.quantile(ratios, [1 - _TAIL, _TAIL]) if len(ratios) else (-_Z, _Z)
-    return Interval(estimate, estimate - max(float(right), 0.0) * own, estimate - min(float(left), 0.0) * own)
+            return _around(estimate, least * own, least * own)
+        ratios = _resampled(columns, statistic, resamples, seed, (estimate, own))
+    left, right = np.quantile(ratios, [1 - _TAIL, _TAIL]) if len(ratios) else (-least, least)
+    return _around(estimate, max(float(right), least) * own, max(-float(left), least) * own)
+
+
+def _around(estimate: float, below: float, above: float) -> Interval:
+    ends = (estimate, estimate - below, estimate + above)
+    return Interval(*(0.0 if abs(end) < _ROUNDING else end for end in ends))
 
 
 def student_t(probability: float, freedom: int) -> float:
@@ -120,8 +130,11 @@ def student_t(probability: float, freedom: int) -> float:
     return float(x + sum(term / freedom**power for power, term in enumerate(terms, 1)))
 
 
-def _resampled(columns: Floats, statistic: Smooth, resamples: int, seed: int, estimate: float) -> Floats:
-    """(Resample's statistic − ``estimate``) / its standard error, without resamples that have none."""
+def _resampled(columns: Floats, statistic: Smooth, resamples: int, seed: int, whole: tuple[float, float]) -> Floats:
+    """(Resample's statistic − estimate) / its standard error, without resamples that have none.
+
+    ``whole``: the estimate and its standard error.
+    """
     size, width = columns.shape
     rng, found = np.random.default_rng(seed), []
     means = columns.mean(axis=0)
@@ -133,8 +146,9 @@ def _resampled(columns: Floats, statistic: Smooth, resamples: int, seed: int, es
         shift = counts @ centred
         spread = (counts @ products).reshape(-1, width, width) - shift[:, :, None] * shift[:, None, :]
         values, errors = _estimates(means + shift, spread * size / (size - 1), size, statistic)
-        ratios = (values - estimate) / errors
-        found.append(ratios[np.isfinite(ratios) & (errors > 0)])
+        ratios = (values - whole[0]) / errors
+        # Equal values leave a standard error of rounding alone.
+        found.append(ratios[np.isfinite(ratios) & (errors > _STILL * whole[1])])
     return np.concatenate(found)
 
 

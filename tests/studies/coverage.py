@@ -102,6 +102,11 @@ def reward_changes(rng: np.random.Generator, size: int) -> Floats:
     return (slots + 0.1 * rng.normal(size=size))[:, None]
 
 
+def sparse_changes(rng: np.random.Generator, size: int) -> Floats:
+    """Changes of a reward that counts, where nearly all prompts keep theirs."""
+    return rng.choice([-1.0, 0.0, 1.0], p=[0.03, 0.94, 0.03], size=size)[:, None]
+
+
 def lengths(rng: np.random.Generator, size: int) -> Floats:
     """Tokens of either side."""
     shared = rng.integers(5, 60, size=size)
@@ -163,6 +168,14 @@ def _others() -> list[Case]:
                 reward_changes,
                 lambda data: mean_interval(data[:, 0], RESAMPLES, 0),
                 _mean,
+                size == 30,
+            ),
+            Case(
+                f"reward change of 6 % of prompts, {size}",
+                size,
+                sparse_changes,
+                lambda data: mean_interval(data[:, 0], RESAMPLES, 0),
+                lambda data: round(_mean(data), 3),
                 size == 30,
             ),
         ]

@@ -43,6 +43,29 @@ def test_a_mean_of_many_has_the_interval_of_the_normal_distribution() -> None:
     assert mean_interval(values, 2000, 0) == found
 
 
+def test_a_few_prompts_that_differ_from_the_rest_settle_nothing() -> None:
+    # Two of 32 prompts lose a point, and one of 30 gains one: once surely a fall, and once certainly no more than that.
+    two, one = mean_interval([-1.0] * 2 + [0.0] * 30, 300, 0), mean_interval([1.0] + [0.0] * 29, 300, 0)
+    error = math.sqrt(2 / 32 * 30 / 32 / 31)
+    assert two.high >= -2 / 32 + 2.039 * error > 0.025
+    assert one.low <= (1 - 2.045) / 30 and one.high >= (1 + 2.045) / 30
+    # Resamples of equal values have no spread, so that they say nothing: not even by rounding.
+    for changed in range(1, 16):
+        values = [-1.0] * changed + [0.0] * (30 - changed)
+        found = mean_interval(values, 300, 0)
+        assert -2 <= found.low <= found.mean <= found.high <= 1
+    # Six of 32 do settle it.
+    assert mean_interval([-1.0] * 6 + [0.0] * 26, 300, 0).high < -0.04
+
+
+def test_rewards_that_cancel_are_no_change() -> None:
+    rest = 0.1 + 0.2 - 0.3
+    assert rest > 0
+    for sign in (-1, 1):
+        found = mean_interval([sign * rest] * 20, 100, 0)
+        assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
+
+
 def test_few_values_have_students_interval_and_one_has_none() -> None:
     found = mean_interval([1.0, 2.0, 3.0, 6.0], 100, 0)
     # Mean 3, standard error sqrt(14/3)/2, t of 3 degrees of freedom 3.182.
