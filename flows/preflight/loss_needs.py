@@ -100,7 +100,7 @@ def _check_pairing(config: RunConfig) -> None:
             f"use another rule, or one of {', '.join(_unpaired_presets())}"
         )
     of_pairs = {"rule", "min_margin", "max_margin", "max_length_difference", "max_pairs"}
-    unread = sorted(config.pairing.model_fields_set & of_pairs)
+    unread = sorted(config.pairing.changed & of_pairs)
     if needs_of(config.loss).groups and unread and not (config.pairs is not None and config.mode == "offline"):
         raise UserError(
             f"pairing.{unread[0]}: {loss_name(config)} takes all responses of a prompt at once, so no pairs are made"

@@ -39,6 +39,19 @@ class Closed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+    @property
+    def changed(self) -> frozenset[str]:
+        """The settings that differ from their default.
+
+        Not ``model_fields_set``: a run folder's config writes every setting, so on reading it back all are set.
+        """
+        fields = type(self).model_fields.items()
+        return frozenset(
+            name
+            for name, field in fields
+            if field.is_required() or self.__dict__[name] != field.get_default(call_default_factory=True)
+        )
+
     def identity(self) -> dict[str, JsonValue]:
         """The settings that decide the result, as plain JSON.
 

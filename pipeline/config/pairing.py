@@ -53,9 +53,9 @@ class Pairing(Closed):
             raise ValueError(f"max_pairs: rule {self.rule} does not read it; only rule all does")
         if self.threshold is not None and self.rule != "marked":
             raise ValueError(f"threshold: rule {self.rule} does not read it; only rule marked does")
-        unread = self.model_fields_set & {"max_margin", "max_length_difference"} if self.rule == "marked" else set()
+        unread = sorted(self.changed & {"max_margin", "max_length_difference"}) if self.rule == "marked" else []
         if unread:
-            raise ValueError(f"{sorted(unread)[0]}: rule marked makes no pairs and does not read it")
+            raise ValueError(f"{unread[0]}: rule marked makes no pairs and does not read it")
         return self
 
 
@@ -86,7 +86,7 @@ class Replay(Closed):
             raise ValueError(
                 f"share: {self.share:g} and anchor {self.anchor:g} leave no room for the round's own examples"
             )
-        unread = sorted(self.model_fields_set & {"decay", "max_age", "max_drift"}) if self.share == 0 else []
+        unread = sorted(self.changed & {"decay", "max_age", "max_drift"}) if self.share == 0 else []
         if unread:
             raise ValueError(f"{unread[0]}: share is 0, so nothing from earlier rounds is used")
         return self

@@ -201,7 +201,7 @@ class EnsembleScorer(Closed):
     def _fits_together(self) -> "EnsembleScorer":
         if self.quorum is not None and self.quorum > len(self.members):
             raise ValueError(f"quorum: {self.quorum}, but there are {len(self.members)} members")
-        if self.combine != "penalised" and "penalty" in self.model_fields_set and self.penalty != 1:
+        if self.combine != "penalised" and self.penalty != 1:
             raise ValueError(f"penalty: combine {self.combine} does not read it")
         return self
 

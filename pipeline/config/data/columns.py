@@ -135,11 +135,10 @@ class Votes(Closed):
 
     @property
     def meanings(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """The words for chosen, for rejected and for a tie; the default 0 is no tie if it is one of the others."""
+        """The words for chosen, for rejected and for a tie; 0 is no tie if it is one of the others."""
         chosen, rejected, tie = map(_words, (self.chosen, self.rejected, self.tie))
-        if "tie" not in self.model_fields_set:
-            tie = tuple(word for word in tie if word not in (*chosen, *rejected))
-        return chosen, rejected, tie
+        # By value: a config that is written out names every field.
+        return chosen, rejected, () if tie == ("0",) and "0" in (*chosen, *rejected) else tie
 
     @model_validator(mode="after")
     def _differ(self) -> "Votes":

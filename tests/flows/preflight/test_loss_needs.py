@@ -8,7 +8,7 @@ import pytest
 
 from flows.preflight.check import check_run, check_vocabulary
 from pipeline.config import Composition, RunConfig, preset_names, resolve
-from pipeline.config.files import load_config
+from pipeline.config.files import dump_config, load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import UserError
 from pipeline.losses import load_preset
@@ -207,3 +207,11 @@ def test_what_is_supplied_is_what_the_loss_reads(name: str) -> None:
     )
     assert needs_of(parts).live_reference == bool(live)
     assert not needs_of(parts).accepts_unpaired or not needs_of(parts).baseline or loss.needs.statistics
+
+
+def test_a_run_folders_config_of_a_list_loss_is_checked_like_the_one_it_was_made_from(iterative: Path) -> None:
+    """It writes every setting of ``pairing``, also those that such a loss cannot use."""
+    made = config(iterative, None, "loss.preset=rpo_list_bwd")
+    (iterative / "run.yaml").write_text(dump_config(made))
+    check_run(config(iterative, None))
+    assert "pairing.max_pairs: " in refused(iterative, None, "pairing={rule: all, max_pairs: 2}")

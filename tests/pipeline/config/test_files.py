@@ -37,6 +37,37 @@ def test_every_shipped_config_is_valid_and_survives_being_written_out(file: Path
     assert load_settings(schema, [write(tmp_path, dump_config(config))]) == config
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["loss.preset=kto", "pairing.rule=marked", "pairing.threshold=1"],
+        ["pairs={kind: file, path: /p}", "replay.anchor=0.1"],
+        ["replay.share=0.5", "replay.max_age=2"],
+        ["scorer={kind: ensemble, members: [{scorer: {kind: length}}, {scorer: {kind: length}}]}"],
+        ["prompts.votes={chosen: 0, rejected: 1}", "prompts.columns.votes=v"],
+    ],
+)
+def test_a_config_that_leaves_a_setting_out_survives_being_written_out_in_full(
+    settings: list[str], tmp_path: Path
+) -> None:
+    config = load_config([write(tmp_path, BASE)], settings)
+    assert load_config([write(tmp_path, dump_config(config))]) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["pairing.rule=marked", "pairing.max_margin=1"], "pairing.max_margin: rule marked makes no pairs"),
+        (["pairs={kind: file, path: /p}", "replay={anchor: 0.1, decay: 1}"], "replay.decay: share is 0"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused_unless_it_has_its_default(
+    settings: list[str], expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        load_config([write(tmp_path, BASE + "loss: {preset: kto}\n")], settings)
+
+
 def test_files_overlay_left_to_right_then_the_command_line(tmp_path: Path) -> None:
     first = write(tmp_path, BASE + "training: {learning_rate: 1e-4, epochs: 2}\n")
     second = write(tmp_path, "training: {learning_rate: 2e-4}\n", "second.yaml")

@@ -1,10 +1,12 @@
 """Shapes that public data sets have, each said in settings: what becomes of one row of it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config import FileData
+from pipeline.config import FileData, Votes
+from pipeline.config.files import dump_config, load_settings
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.groups import grouped
 from pipeline.data.forms.parsing import preference_of, prompt_of
@@ -256,6 +258,31 @@ def test_a_group_of_every_shape_has_its_rewards(name: str) -> None:
     found = read(row, **settings)
     assert isinstance(found, TextGroup) and turns(found) == HI
     assert dict(zip(found.responses, found.rewards, strict=True)) == rewards
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *((settings) for _, settings in PAIRS.values()),
+        *((settings) for _, settings, _ in GROUPS.values()),
+        {"votes": {"chosen": 1, "rejected": 0}},
+        {"votes": {"chosen": [1, "a"], "rejected": ["b", 0]}},
+        {"votes": {"chosen": 0, "rejected": 1, "tie": 0}},
+    ],
+)
+def test_settings_of_every_shape_are_read_back_as_they_were(settings: Row, tmp_path: Path) -> None:
+    data = FileData(path="r.jsonl", **settings)
+    (tmp_path / "c.yaml").write_text(dump_config(data))
+    again = load_settings(FileData, [tmp_path / "c.yaml"])
+    assert (again, again.votes.meanings) == (data, data.votes.meanings)
+
+
+def test_the_word_0_is_a_tie_unless_it_is_a_vote() -> None:
+    assert Votes().meanings == (("1",), ("2",), ("0",))
+    assert Votes(chosen=0, rejected=1).meanings == (("0",), ("1",), ())
+    assert Votes(chosen=0, rejected=1, tie=2).meanings == (("0",), ("1",), ("2",))
+    with pytest.raises(ValueError, match="must differ, not 0, 1, 1"):
+        Votes(chosen=0, rejected=1, tie=1)
 
 
 @pytest.mark.parametrize("label", [True, 1, "1", 1.0, "True", "good", "Thumbs_Up"])
