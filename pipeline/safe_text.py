@@ -87,7 +87,8 @@ def secrets_of(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     found: set[str] = set()
     for name, value in values.items():
         shortest = SHORTEST_KEY if name in keys else SHORTEST_SECRET
-        if name in keys or SECRET_NAME.search(name):
+        # The list of names is no secret: messages tell which variable to set.
+        if name != KEY_VARIABLES and (name in keys or SECRET_NAME.search(name)):
             parts = (part.strip() for part in (value, *value.splitlines()))
             found |= {part for part in parts if len(part) >= shortest}
     return tuple(sorted(found, key=len, reverse=True))

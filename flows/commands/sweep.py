@@ -7,7 +7,6 @@ no further. Everything is read from the run folders, so the same command continu
 
 import itertools
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from flows.prefect_api.starting import start_watched, stop_watched
 from flows.preflight.check import check_run
 from flows.report.terminal import make_table_console, read_rounds
 from flows.report.write import report_runs
-from flows.run_folder.approvals import read_decision
+from flows.run_folder.approvals import read_decision, settled
 from flows.run_folder.stage_table import made_in, names_in
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
@@ -28,10 +28,13 @@ from pipeline.errors import RunError, UserError
 from pipeline.safe_text import visible
 from pipeline.storage.run_folder import RunFolder
 
-REPORT = "report.html"
+# Exit codes of a run, besides 0.
+PAUSED, INTERRUPTED = 3, 130
 # What runs are compared by: the first that all of them measure, and its format.
 COMPARED_BY = (("held_out_accuracy", "{:.1%}"), ("win_rate_vs_start", "{:.1%}"), ("reward", "{:.3f}"))
 _LOG_LINES = 12
+# Time for a run to end its children.
+_STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,13 @@ class Trial:
     def has_finished(self, round_: int) -> bool:
         """Whether the folder holds the round's last stage, made by this config."""
         run = RunFolder(self.root)
-        if not run.config_file.is_file() or load_config([run.config_file]) != self.config:
+        if not run.config_file.is_file() or run.config() != self.config:
             return False
-        last = [name for name in names_in(self.config, round_) if made_in(self.config, round_, name)][-1]
-        return run.stage(round_, last).manifest() is not None
+        return run.stage(round_, self.last_stage(round_)).manifest() is not None
+
+    def last_stage(self, round_: int) -> str:
+        """The name of the round's last stage."""
+        return [name for name in names_in(self.config, round_) if made_in(self.config, round_, name)][-1]
 
 
 @dataclass(slots=True)
@@ -99,12 +105,15 @@ def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: 
         The exit code: 1 if a run failed, else 0.
 
     Raises:
-        UserError: a mistake in config or data, found before the first run starts.
+        UserError: a mistake in the config or data of any of the runs, before the first one starts.
+        RunError: a run was ended from outside.
     """
     axes, plain = split_axes(settings)
     plain += [] if steps is None else [f"training.max_steps={steps}"]
     trials = list(_trials(files, axes, plain, root))
-    check_run(trials[0].config)
+    for trial in trials:
+        if not RunFolder(trial.root).config_file.is_file():
+            check_run(trial.config)
     if dry:
         _list_runs(axes, trials)
         return 0
@@ -117,7 +126,7 @@ def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: 
     _print_table(place, axes, entrants)
     made = [entrant.trial.root for entrant in entrants if RunFolder(entrant.trial.root).config_file.is_file()]
     if made:
-        print(f"report: {report_runs(made, place / REPORT)}")
+        print(f"report: {report_runs(made, place / 'report.html')}")
     return int(any(entrant.failed for entrant in entrants))
 
 
@@ -152,44 +161,38 @@ def _run_round(files: list[Path], entrants: Sequence[Entrant], round_: int) -> N
     """Take every entrant that goes on through the round."""
     going = [entrant for entrant in entrants if not entrant.ended]
     for number, entrant in enumerate(going, 1):
-        trial = entrant.trial
+        trial, run = entrant.trial, RunFolder(entrant.trial.root)
         if not trial.has_finished(round_):
             print(f"round {round_}, run {number} of {len(going)}: {trial.root.name}", file=sys.stderr)
             _advance(files, entrant, round_)
-        rounds = read_rounds(trial.root) if RunFolder(trial.root).config_file.is_file() else []
-        entrant.metrics = rounds[-1] if rounds else {}
-        decision = read_decision(RunFolder(trial.root), round_)
-        if not entrant.ended and decision is not None and decision.decision in ("pause", "stop"):
-            entrant.ended = f"round {round_}: {decision.decision}: {'; '.join(decision.reasons)}"
+        if not run.config_file.is_file():
+            continue
+        # Of this round, though the folder may hold later ones: a sweep that goes on judges as it had.
+        entrant.metrics = next((found for found in read_rounds(trial.root) if found["round"] == round_), {})
+        made, outcome = read_decision(run, round_), settled(run, round_)
+        if not entrant.ended and made is not None and outcome is not None and outcome.verdict in ("pause", "stop"):
+            entrant.ended = f"round {round_}: {outcome.verdict}: {'; '.join(made.reasons)}"
 
 
 def _advance(files: list[Path], entrant: Entrant, round_: int) -> None:
     """Run the trial up to the end of the round, in a process of its own whose output goes to a log file."""
     trial = entrant.trial
-    last = [name for name in names_in(trial.config, round_) if made_in(trial.config, round_, name)][-1]
-    until = [] if round_ == trial.config.rounds else ["--until", f"{round_}:{last}"]
+    until = [] if round_ == trial.config.rounds else ["--until", f"{round_}:{trial.last_stage(round_)}"]
     log = trial.root.with_name(f"{trial.root.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [*map(str, files), *trial.settings, "--run-dir", str(trial.root), *until]
-    with log.open("a", encoding="utf-8") as output:
+    with log.open("ab") as output:
         place = output.tell()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "flows", "run", *words], stdout=output, stderr=subprocess.STDOUT, text=True
-        )
+        run = start_watched([sys.executable, "-m", "flows", "run", *words], {}, output.fileno())
         try:
-            code = child.wait()
-        except BaseException:
-            # The run ends its own children and says how to continue; its folder stays whole.
-            child.terminate()
-            child.wait()
-            raise
-    if code == 0 or code == 3:
+            code = run.wait()
+        finally:
+            stop_watched(run, _STOP_SECONDS)
+    if code in (0, PAUSED):
         return
     told = log.read_bytes()[place:].decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
     message = "\n".join([f"{trial.root.name}: exit code {code}; {log} ends with", *(f"  {line}" for line in told)])
-    if code == 2:
-        raise UserError(message)
-    if code in (130, -2, -15):
+    if code == INTERRUPTED:
         raise RunError(message)
     print(visible(message), file=sys.stderr)
     entrant.ended, entrant.failed = f"round {round_}: failed, see {log.name}", True

@@ -60,9 +60,9 @@ def lasting_api() -> Api | None:
     configured: str | None = PREFECT_API_URL.value()
     given: str | None = PREFECT_API_AUTH_STRING.value()
     if configured:
-        own = noted is not None and _plain(configured) == _plain(noted)
+        own = noted is not None and _plain(configured) == _plain(noted) and is_own(noted)
         return Api(configured, given or (known_secret() if own else None))
-    if noted is None or not _is_own(noted) or not is_healthy(noted):
+    if noted is None or not is_own(noted) or not is_healthy(noted):
         return None
     return Api(noted, known_secret() or given)
 
@@ -121,6 +121,15 @@ def is_healthy(url: str) -> bool:
             return client.get(f"{url}/health").status_code == httpx.codes.OK
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
+
+
+def is_own(url: str) -> bool:
+    """Return whether a server of this user has the port: another's must not get the secret."""
+    try:
+        port = httpx.URL(url).port
+    except httpx.InvalidURL:
+        return False
+    return port is not None and is_ours(port)
 
 
 def prefect_home() -> Path:
@@ -222,12 +231,3 @@ def _plain(url: str) -> str:
 
 def _is_local(url: str) -> bool:
     return httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
-
-
-def _is_own(url: str) -> bool:
-    """Return whether a server of this user has the port: another's must not get the secret."""
-    try:
-        port = httpx.URL(url).port
-    except httpx.InvalidURL:
-        return False
-    return port is not None and is_ours(port)

@@ -59,10 +59,12 @@ _OWN_ADDRESSES = ("127.0.0.1", "localhost")
 def prepare_environment() -> None:
     """Set defaults for child processes and Prefect."""
     if any(os.environ.get(name) for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")):
-        # A proxy for outside traffic must see neither this machine's own requests nor their secret.
-        for name in ("no_proxy", "NO_PROXY"):
-            listed = [one for one in os.environ.get(name, "").split(",") if one]
-            os.environ[name] = ",".join([*listed, *(one for one in _OWN_ADDRESSES if one not in listed)])
+        # A proxy for outside traffic must see neither this machine's own requests nor their secret. Where both are set,
+        # programs take the name in small letters.
+        exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        listed = [one.strip() for one in exempt.split(",") if one.strip()]
+        own = [] if listed == ["*"] else [one for one in _OWN_ADDRESSES if one not in listed]
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*listed, *own])
     # A user's own wait policy gets no spin count, which would override it.
     taken = {"GOMP_SPINCOUNT"} if "OMP_WAIT_POLICY" in os.environ else set()
     for name in DEFAULTS.keys() - taken:

@@ -8,11 +8,12 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 
-from flows.prefect_api.access import is_healthy
+from flows.prefect_api.access import is_healthy, is_own
 from pipeline.errors import RunError, UserError
 
 STOP_SECONDS = 5.0
@@ -50,7 +51,7 @@ def stop_watched(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECON
 def start_server(port: int, secret: str, settings: dict[str, str], output: int) -> "subprocess.Popen[bytes]":
     """Start Prefect's server, guarded, on ``port`` of 127.0.0.1; ``settings`` are more variables for it.
 
-    Raises ``UserError`` if ``PREFECT_SERVER_CORS_ALLOWED_ORIGINS`` allows every page.
+    Raises ``UserError`` if ``PREFECT_SERVER_CORS_ALLOWED_ORIGINS`` allows every page, or holds no origins.
     """
     serve = [sys.executable, "-m", "uvicorn", "--factory", "flows.prefect_api.guard:guarded_app"]
     serve += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--no-access-log"]
@@ -78,7 +79,8 @@ def wait_for_server(url: str, process: "subprocess.Popen[bytes]", log: Path, pla
     started = said = time.monotonic()
     stall = Stall(started, work_of(process.pid, log))
     while process.poll() is None:
-        if is_healthy(url):
+        # Another process may have taken the port since it was free.
+        if is_healthy(url) and is_own(url):
             return
         now = time.monotonic()
         if stall.seconds(now, work_of(process.pid, log)) > patience:
@@ -137,10 +139,24 @@ def work_of(pid: int, log: Path) -> Work:
 def _further_origins() -> list[str]:
     """Return the origins that the user has set for a proxy of their own."""
     named = os.environ.get("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "")
-    origins = [origin.strip().rstrip("/") for origin in named.split(",") if origin.strip()]
-    if "*" in origins:
+    return [_origin(text.strip()) for text in named.split(",") if text.strip()]
+
+
+def _origin(text: str) -> str:
+    """Return an origin without the slash at its end. Raises ``UserError``."""
+    setting = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+    if text == "*":
         raise UserError(
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS: '*' lets every web page send requests to the server; name the "
-            "origins, such as https://prefect.example.com, or unset it"
+            f"{setting}: '*' lets every web page send requests to the server; name the origins, such as "
+            "https://prefect.example.com, or unset it"
         )
-    return origins
+    try:
+        parts = urlsplit(text.rstrip("/"))
+        port = "" if parts.port is None else f":{parts.port}"
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        origin = f"{parts.scheme}://{host}{port}"
+    except ValueError:
+        origin = ""
+    if origin != text.rstrip("/").lower() or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{setting}: {text!r}: not an origin such as https://prefect.example.com or http://host:8080")
+    return origin

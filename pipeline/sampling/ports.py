@@ -6,6 +6,9 @@ import struct
 from pathlib import Path
 
 _LISTENING = "0A"
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+# Where a listener gets connections to 127.0.0.1: there, on all addresses, and on all of both families.
+_REACHED_BY_LOOPBACK = ("127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1")  # noqa: S104 - compared, not bound
 
 
 def free_port() -> int:
@@ -29,16 +32,22 @@ def is_free(port: int) -> bool:
 
 
 def is_ours(port: int) -> bool:
-    """Return whether the process that listens on ``port`` of 127.0.0.1 is this user's; True if Linux does not say."""
+    """Return whether what listens on ``port`` of 127.0.0.1 is all this user's; True if Linux does not say."""
     try:
-        rows = [row.split() for row in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+        rows = [row.split() for table in _TABLES if table.exists() for row in table.read_text("ascii").splitlines()[1:]]
     except OSError:
         return True
-    # Addresses and ports in hexadecimal, in the machine's order; zeros stand for all addresses.
-    loopback = f"{struct.unpack('=I', socket.inet_aton('127.0.0.1'))[0]:08X}"
-    places = {f"{address}:{port:04X}" for address in (loopback, "0" * 8)}
+    if not any(table.exists() for table in _TABLES):
+        return True
+    places = {f"{_as_listed(address)}:{port:04X}" for address in _REACHED_BY_LOOPBACK}
     owners = {int(row[7]) for row in rows if row[3] == _LISTENING and row[1] in places}
-    return owners <= {os.geteuid()}
+    return owners == {os.geteuid()}
+
+
+def _as_listed(address: str) -> str:
+    """Return an address as the tables write it: in hexadecimal, each 32 bits in the machine's order."""
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    return "".join(f"{word:08X}" for word in struct.unpack(f"={len(packed) // 4}I", packed))
 
 
 def loopback_only() -> dict[str, str]:

@@ -173,3 +173,10 @@ def test_errors_that_leave_a_block_and_their_causes_hold_no_secret(monkeypatch: 
             raise RowsError(f"refused: {SECRET}", ("row",)) from error
     assert str(raised.value) == f"refused: {HIDDEN}" and raised.value.example_ids == ("row",)
     assert raised.value.__cause__ is not None and raised.value.__cause__.args == (f"{HIDDEN} is wrong", 7)
+
+
+def test_the_name_of_a_keys_variable_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLES, "")
+    monkeypatch.setenv("OPENAI_API_KEY", "value-of-the-key")
+    name_keys({"api_key_env": "OPENAI_API_KEY"})
+    assert redacted("the key in OPENAI_API_KEY, value-of-the-key") == f"the key in OPENAI_API_KEY, {HIDDEN}"

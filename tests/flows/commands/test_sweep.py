@@ -2,7 +2,6 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -11,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from flows.commands.sweep import Axis, Entrant, Trial, _end_losers, measure_of, run_sweep, split_axes
+from flows.commands.sweep import Axis, Entrant, Trial, _end_losers, _run_round, measure_of, run_sweep, split_axes
 from pipeline.config.files import load_config
 from pipeline.errors import UserError
+from tests.support.finished_run import finished
 from tests.support.places import CONFIGS
 from tests.support.tiny_model import save_tiny_model
-from tests.support.tiny_run import PAIRS
+from tests.support.tiny_run import PAIRS, make_job
 
 
 def test_settings_with_commas_are_axes_and_lists_are_not() -> None:
@@ -43,6 +43,15 @@ def test_a_run_that_is_surely_worse_goes_no_further() -> None:
     _end_losers([worse, best, near], 1)
     assert (best.ended, near.ended) == ("", "")
     assert worse.ended == "round 1: held out accuracy surely below best's (69.0% < 70.0%)"
+
+
+@pytest.mark.whole
+def test_a_round_is_judged_by_its_own_numbers_though_later_ones_are_there(tmp_path: Path) -> None:
+    made = finished(make_job(tmp_path), tmp_path / "run", "rounds=3", "gate=null", mode="offline")
+    one = Entrant(Trial(("1",), (), made.config, made.run.root), {})
+    for round_ in (1, 2):
+        _run_round([], [one], round_)
+        assert (one.metrics["round"], one.ended) == (round_, "")
 
 
 def test_runs_are_compared_by_what_all_of_them_measure() -> None:
@@ -72,8 +81,7 @@ def test_a_killed_sweep_goes_on_with_the_same_command(tmp_path: Path) -> None:
         while not (first / "round_001" / "policy" / "manifest.json").exists():
             assert child.poll() is None, "the sweep ended by itself"
             time.sleep(0.1)
-        child.send_signal(signal.SIGTERM)
-        assert child.wait() == 130
+        child.kill()
     made = (first / "round_001" / "policy" / "manifest.json").read_bytes()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

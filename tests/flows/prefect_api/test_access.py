@@ -98,6 +98,7 @@ def test_a_home_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_each_server_gets_the_secret_that_is_its_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access, "is_healthy", lambda url: True)
+    monkeypatch.setattr(access, "is_ours", lambda port: True)
     with temporary_settings({PREFECT_HOME: home}):
         assert lasting_api() is None
         secret = lasting_secret()
@@ -113,6 +114,8 @@ def test_each_server_gets_the_secret_that_is_its_own(home: Path, monkeypatch: py
                 assert lasting_api() == Api(configured, wanted)
         monkeypatch.setattr(access, "is_ours", lambda port: port != 4321)
         assert lasting_api() is None, "somebody else's server has taken the port"
+        with temporary_settings({PREFECT_API_URL: URL}):
+            assert lasting_api() == Api(URL, None)
     assert secret not in repr(Api(URL, secret))
 
 
@@ -122,6 +125,29 @@ def test_every_page_is_not_allowed_by_the_user_s_setting(monkeypatch: pytest.Mon
     monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "*")
     with pytest.raises(UserError, match=r"PREFECT_SERVER_CORS_ALLOWED_ORIGINS: '\*' lets every web page"):
         _further_origins()
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "prefect.example.com",
+        "https://",
+        "http://[::1",
+        "http://h:99999",
+        "https://a.b/path",
+        "https://u@a.b",
+        "ftp://a.b",
+    ],
+)
+def test_what_is_no_origin_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", f"https://a.example, {named}")
+    with pytest.raises(UserError, match=r"^PREFECT_SERVER_CORS_ALLOWED_ORIGINS: '.*': not an origin such as"):
+        _further_origins()
+
+
+def test_origins_have_hosts_and_ports_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "http://[::1]:80/,https://A.example:8443")
+    assert _further_origins() == ["http://[::1]:80", "https://a.example:8443"]
 
 
 class Answering(BaseHTTPRequestHandler):

@@ -66,10 +66,25 @@ def test_a_proxy_for_outside_traffic_sees_no_request_to_this_machine(monkeypatch
     monkeypatch.setenv("NO_PROXY", "example.com,localhost")
     for _ in range(2):
         prepare_environment()
-    assert (os.environ["NO_PROXY"], os.environ["no_proxy"]) == (
-        "example.com,localhost,127.0.0.1",
-        "127.0.0.1,localhost",
-    )
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == "example.com,localhost,127.0.0.1"
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize(
+    ("small", "large", "exempt"),
+    [
+        ("", "judge.internal", "judge.internal,127.0.0.1,localhost"),
+        ("a.b, localhost", "c.d", "a.b,localhost,127.0.0.1"),
+        ("*", "c.d", "*"),
+    ],
+)
+def test_what_the_user_exempts_from_a_proxy_stays_exempt(
+    monkeypatch: pytest.MonkeyPatch, small: str, large: str, exempt: str
+) -> None:
+    for name, value in (("HTTP_PROXY", "http://proxy.example:3128"), ("no_proxy", small), ("NO_PROXY", large)):
+        monkeypatch.setenv(name, value)
+    prepare_environment()
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"] == exempt
 
 
 @pytest.fixture

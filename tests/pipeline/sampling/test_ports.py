@@ -23,12 +23,17 @@ print(json.dumps([one.laddr.ip for one in psutil.Process().net_connections("inet
 """
 
 
-def test_a_port_is_ours_if_our_user_listens_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "::", "::ffff:127.0.0.1"])
+def test_a_port_is_ours_if_our_user_listens_on_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family, dualstack_ipv6=":" in address) as server:
         port = server.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port)).close()
         assert ports.is_ours(port)
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
         assert not ports.is_ours(port)
+    monkeypatch.undo()
+    assert not ports.is_ours(port)
 
 
 @pytest.mark.whole
