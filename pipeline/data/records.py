@@ -4,7 +4,6 @@ The user's own files are not read through ``datasets``: its text readers guess e
 block, fail without naming the row if a later block differs, and write a second copy of the file to their cache.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,11 @@ from typing import Any, assert_never
 from pydantic import JsonValue
 
 from pipeline.config import DatasetData, FileData
-from pipeline.data.files.bounds import Broken
+from pipeline.data.files.bounds import Broken, unsound
 from pipeline.data.files.columnar import BATCH, sound
 from pipeline.data.files.folders import data_files, is_saved
 from pipeline.data.files.formats import read_file, rows_of
 from pipeline.errors import UserError
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +88,8 @@ def _record(file: str, number: int, value: object) -> Record:
         return Record(file, number, {}, value.why)
     if not isinstance(value, dict):
         return Record(file, number, {}, f"not an object with named columns but a {type(value).__name__}")
-    broken = next((column for column, cell in value.items() if _has_surrogate([column, cell])), None)
-    if broken is not None:
-        return Record(file, number, {}, f"column {broken!r} holds a lone surrogate (such as \\ud800): not text")
+    for column, cell in value.items():
+        why = unsound([column, cell])
+        if why is not None:
+            return Record(file, number, {}, f"column {column!r} {why}")
     return Record(file, number, value)
-
-
-def _has_surrogate(value: object) -> bool:
-    """Return whether a string in ``value`` holds half a surrogate pair: JSON can escape it, UTF-8 cannot hold it."""
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            if not item.isascii() and _SURROGATE.search(item):
-                return True
-        elif isinstance(item, dict):
-            waiting += [*item.keys(), *item.values()]
-        elif isinstance(item, list):
-            waiting += item
-    return False

@@ -7,6 +7,8 @@ import warnings
 
 from pydantic import JsonValue
 
+from pipeline.data.files.bounds import unsound
+
 _CONVERSATION = re.compile(
     r"""\s*(?:array\(\s*)?\[?\s*\{\s*(['"])(?:role|content|from|value)\1\s*:""",
 )
@@ -28,6 +30,22 @@ def read_spelled(text: str) -> JsonValue:
         found: JsonValue = json.loads(text)
     except (ValueError, RecursionError):
         found = _python(text)
+    return _sound(found)
+
+
+def decoded_json(text: str) -> JsonValue:
+    """Return the value that ``text`` is the JSON of. Raises ``ValueError``."""
+    try:
+        found: JsonValue = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    return _sound(found)
+
+
+def _sound(found: JsonValue) -> JsonValue:
+    why = unsound(found)
+    if why is not None:
+        raise ValueError(why)
     return found
 
 

@@ -5,6 +5,7 @@ import json
 from pydantic import JsonValue
 
 from pipeline.data.forms.cells import FaultError, kind
+from pipeline.data.forms.spelled import decoded_json
 from pipeline.data.forms.transcripts import is_transcript, transcript
 from pipeline.types import Message, Role
 
@@ -113,9 +114,11 @@ def _plain(value: JsonValue, where: str) -> JsonValue:
     """Return ``value``, read if it is JSON text, without the nulls that Arrow fills objects with."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
+            value = decoded_json(value)
+        except json.JSONDecodeError as error:
             raise FaultError(f"{where}: neither an object nor its JSON: {kind(value)}") from error
+        except ValueError as error:
+            raise FaultError(f"{where}: its JSON {error}") from error
     return _without_nulls(value)
 
 

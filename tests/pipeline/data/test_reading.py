@@ -113,6 +113,7 @@ def test_prompts_of_a_pair_file_come_from_its_conversations(tmp_path: Path) -> N
         ("not json\n", "not JSON"),
         ('{"prompt": "\\ud800 x", "chosen": "c", "rejected": "r"}\n', "column 'prompt' holds a lone surrogate"),
         ({"prompt": [{"role": "user", "content": "\udfff"}], "chosen": "c", "rejected": "r"}, "lone surrogate"),
+        (f'{{"prompt": {"[" * 200 + "]" * 200}, "chosen": "c", "rejected": "r"}}\n', "'prompt' holds lists or objects"),
         ({"prompt": "p", "chosen": "c", "\ud800": "r"}, "column '\\ud800' holds a lone surrogate"),
         ("[1]\n", "not an object with named columns but a list"),
         ({"prompt": "p", "chosen": "c"}, "no column 'rejected'; it has 'prompt', 'chosen'"),

@@ -393,6 +393,39 @@ def test_tools_calls_and_results_are_kept() -> None:
         read({**row, "tools": "[1]"})
 
 
+HALF = '[{"type": "function", "function": {"name": "\\ud800", "arguments": "{}"}}]'
+DEEP = "[" * 600 + "]" * 600
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"), [(HALF, "holds a lone surrogate"), (DEEP, "nested more than 98 deep"), ("[" * 9999, "JSON")]
+)
+def test_json_inside_a_text_must_be_sound_wherever_it_is(cell: str, expected: str) -> None:
+    row = {"prompt": "Hi", "chosen": "Yes", "rejected": "No"}
+    with pytest.raises(FaultError, match=f"tools: .*{expected}"):
+        read({**row, "tools": cell})
+    with pytest.raises(FaultError, match=f"chosen: message 1: .*{expected}"):
+        read({**row, "chosen": [{**said(""), "tool_calls": cell}]})
+    arguments = {"name": "f", "arguments": cell}
+    with pytest.raises(FaultError, match=f"chosen: message 1: .*{expected}"):
+        read({**row, "chosen": [{**said(""), "tool_calls": [arguments]}]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"role": "user", "content": "\\ud800"}]',
+        "[{'role': 'user', 'content': '\\ud800'}]",
+        '[{"role": "user", "content": ' + DEEP + "}]",
+    ],
+)
+def test_what_parse_reads_must_be_sound(text: str) -> None:
+    with pytest.raises(FaultError, match=r"cannot be parsed: holds (a lone surrogate|lists or objects nested)"):
+        read({"prompt": text, "chosen": "Yes", "rejected": "No"}, parse=True)
+    with pytest.raises(FaultError, match=r"cannot be parsed: holds (a lone surrogate|lists or objects nested)"):
+        read({"prompt": "p", "responses": [text, "b"], "rewards": "[1, 2]"}, parse=True)
+
+
 def test_calls_and_results_of_sharegpt_are_turns() -> None:
     talk = [("human", "Hi"), ("function_call", '{"name": "f", "arguments": "{\\"x\\": 1}"}'), ("observation", "3")]
     row = {"conversations": [{"from": who, "value": what} for who, what in talk], "chosen": "Yes", "rejected": "No"}
