@@ -62,7 +62,11 @@ def markdown_block(text: str, limit: int | None = None) -> str:
 
 
 HIDDEN = "[hidden]"
-SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTH_STRING)(?:_|$)", re.I)
+# Words of names: api and Key of apiKey, SAS and Token of SASToken.
+_NAME_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_SECRET_WORDS = frozenset(("key", "apikey", "token", "secret", "password", "passwd", "credential", "credentials"))
+# Too common inside names of variables: these say so only at the end of the name of a query's value.
+_SECRET_ENDS = _SECRET_WORDS | {"sig", "signature", "code", "auth", "accesskey", "accesstoken", "authtoken"}
 SECRET_TEXT = re.compile(
     r"\b(?:sk|hf|gh[pousr]|xox[abprs]|pnu|pnb)[-_][A-Za-z0-9_-]{12,}|(?<=Bearer )[^\s'\",;]{8,}"
     r"|(?<=Basic )[A-Za-z0-9+/=]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
@@ -77,6 +81,22 @@ LONGEST_LINE = 1 << 20
 HELD_BACK = 1 << 16
 
 
+def name_words(name: str) -> tuple[str, ...]:
+    """Return the words of a name in lower case: ``("api", "key")`` of ``API_KEY``, ``api-key1`` and ``apiKey``."""
+    return tuple(word.lower() for word in _NAME_WORD.findall(name))
+
+
+def is_secret_variable(name: str) -> bool:
+    """Return whether the name of an environment variable says that it holds a key or password."""
+    words = name_words(name)
+    return not _SECRET_WORDS.isdisjoint(words) or words[-2:] == ("auth", "string")
+
+
+def is_secret_parameter(name: str) -> bool:
+    """Return whether the name of a query's value says that it is a key: ``api-key``, ``accessToken``, ``sig``."""
+    return bool(words := name_words(name)) and words[-1] in _SECRET_ENDS
+
+
 def secrets_of(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the secrets of an environment, longest first; default: this process's.
 
@@ -88,7 +108,7 @@ def secrets_of(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
     for name, value in values.items():
         shortest = SHORTEST_KEY if name in keys else SHORTEST_SECRET
         # The list of names is no secret: messages tell which variable to set.
-        if name != KEY_VARIABLES and (name in keys or SECRET_NAME.search(name)):
+        if name != KEY_VARIABLES and (name in keys or is_secret_variable(name)):
             parts = (part.strip() for part in (value, *value.splitlines()))
             found |= {part for part in parts if len(part) >= shortest}
     return tuple(sorted(found, key=len, reverse=True))

@@ -1,16 +1,14 @@
 """Settings of a judge: a language model behind an OpenAI-compatible server, its questions and its budget."""
 
-import re
 from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed, ServerAddress
+from pipeline.safe_text import is_secret_parameter
 
 HIGHEST_DIGIT = 9
-# Names of a query's values that are keys: key, api-key, access_token, sig.
-_SECRET_QUERY = re.compile(r"(?:^|[-_.])(?:key|apikey|token|secret|password|sig|signature|code|auth)$", re.IGNORECASE)
 _TAKEN_HEADERS = frozenset(
     ("host", "connection", "content-type", "content-length", "transfer-encoding", "accept", "accept-encoding",
      "user-agent", "cookie", "te", "upgrade", "trailer", "expect")
@@ -89,7 +87,7 @@ class Endpoint(Closed):
     @classmethod
     def _holds_no_key(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            if _SECRET_QUERY.search(name):
+            if is_secret_parameter(name):
                 raise ValueError(
                     f"{name}: a key would be written to the run's config; put it into the variable that api_key_env "
                     "names, and its header's name into key_header"

@@ -33,3 +33,8 @@ class Answer:
 
     value: float | None
     missing: Missing | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the labeller itself answered, with or without a value."""
+        return self.missing is None or self.missing in FINAL

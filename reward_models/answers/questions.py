@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pipeline.types import Group, Prompt, Response, content_hash
 from reward_models.answers.accounts import Accounts
-from reward_models.answers.missing import FINAL, Answer
+from reward_models.answers.missing import Answer
 from reward_models.labeller import Scorer
 
 
@@ -54,7 +54,7 @@ def ask(questions: Sequence[Question], source: AnswerSource, accounts: Accounts)
 
     def done(index: int, answer: Answer) -> None:
         answers[asked[index]] = answer
-        if answer.missing is None or answer.missing in FINAL:
+        if answer.is_final:
             accounts.cache.write(asked[index], answer.value, answer.missing)
         accounts.counts["answered"] += 1
         accounts.changed()

@@ -40,7 +40,7 @@ class BudgetMeter:
         if name is not None:
             try:
                 self._accounts.ledger.add(self._call(name, UNDER_WAY, cost=highest))
-            except OSError:
+            except BaseException:
                 # The call is not made; those that wait for it must not wait forever.
                 with self._moved:
                     del self._reserved[name]
@@ -71,15 +71,16 @@ class BudgetMeter:
 
         A call that the server rejected is not ``billed``.
         """
-        cost = 0.0
-        if billed:
-            cost = self._reserved[name] if tokens is None else self._price(*tokens)
         given = tokens or (0, 0)
         with self._moved:
-            del self._reserved[name]
+            # First of all: those that wait must not wait forever, whatever the tokens are.
+            highest = self._reserved.pop(name)
+            self._moved.notify_all()
+            cost = 0.0
+            if billed:
+                cost = highest if tokens is None else self._price(*tokens)
             self._calls += 1
             self._cost += cost
-            self._moved.notify_all()
         self._accounts.ledger.add(self._call(name, outcome, given, cost))
 
     def _call(self, name: str, outcome: str, tokens: tuple[int, int] = (0, 0), cost: float = 0.0) -> Call:

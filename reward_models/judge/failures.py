@@ -137,6 +137,11 @@ def shown(text: str, key: str | None) -> str:
     return visible(redacted(text, key), LONGEST_SAID).strip()
 
 
+def plain_word(value: JsonValue) -> str:
+    """Return a string or number of a reply as text; empty for anything else, which may be nested without end."""
+    return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
 def _error_in(plain: JsonValue) -> JsonValue:
     """Find the error in a reply: OpenAI's form and those of vLLM, Google, FastAPI, Anthropic, MiniMax, OpenRouter."""
     if isinstance(plain, list):
@@ -168,13 +173,13 @@ def _read(status: int, found: JsonValue, raw: str) -> ServerError:
     error = found if isinstance(found, dict) else {}
     metadata, inner = error.get("metadata"), error.get("innererror", error.get("inner_error"))
     carriers = [error, *(part for part in (metadata, inner) if isinstance(part, dict))]
-    names = {str(part[name]).lower() for part in carriers for name in ("code", "type", "status") if part.get(name)}
+    names = {plain_word(part.get(name)).lower() for part in carriers for name in ("code", "type", "status")} - {""}
     behind = metadata.get("raw") if isinstance(metadata, dict) else None
     said = [_sentence(found) or raw, behind if isinstance(behind, str) else ""]
     return ServerError(
         status,
         frozenset(names),
-        str(error.get("param") or ""),
+        plain_word(error.get("param")),
         " ".join(part for part in said if part),
         isinstance(metadata, dict) and bool(metadata.get("reasons") or metadata.get("flagged_input")),
     )
@@ -192,7 +197,7 @@ def _sentence(found: JsonValue, depth: int = 4) -> str:
                 said = _sentence(found.get(name), depth - 1)
                 if said:
                     place = found.get("loc")
-                    return f"{'.'.join(map(str, place[:8]))}: {said}" if isinstance(place, list) else said
+                    return f"{'.'.join(map(plain_word, place[:8]))}: {said}" if isinstance(place, list) else said
     return ""
 
 
@@ -202,7 +207,7 @@ def _stood_for(found: JsonValue) -> int:
         return 500
     for name in ("code", "status", "type"):
         value = found.get(name)
-        if isinstance(value, str) and value.isdecimal():
+        if isinstance(value, str) and len(value) == 3 and value.isdecimal():
             value = int(value)
         if isinstance(value, int) and 400 <= value <= 599:
             return value

@@ -66,12 +66,13 @@ class Judge:
                         # A caller that watches for stalls must see it when nothing finishes.
                         self._accounts.changed()
                     settled = calls
-            except UserError:
-                # The server refuses us; keep the answers that are already paid for.
+            except (UserError, OSError):
+                # The server refuses us, or a call cannot be written down. Answers that are paid for are kept, also
+                # those without a verdict.
                 self._endpoint.stop()
                 pool.shutdown(cancel_futures=True)
                 for future, index in pending.items():
-                    if not future.cancelled() and future.exception() is None and not future.result().missing:
+                    if not future.cancelled() and future.exception() is None and future.result().is_final:
                         done(index, future.result())
                 raise
             except BaseException:

@@ -1,29 +1,35 @@
 """Replies of a chat server: the text of an answer and its tokens, read from as little as is needed. Torch-free."""
 
 import json
-import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from reward_models.judge.failures import FailedCallError, PassingError
+from reward_models.judge.failures import FailedCallError, PassingError, plain_word
 
 # finish_reason of an answer that ended at its limit, and of one that a filter stopped.
 CUT = frozenset(("length", "max_tokens", "model_length", "max_output_tokens", "model_context_window_exceeded"))
 STOPPED = frozenset(("content_filter", "refusal", "safety", "prohibited_content", "blocklist", "recitation"))
-# Thoughts in the text itself, where the server has no parser for them. Chat templates often write the opening mark
-# into the question, so a closing mark alone ends them too.
-_THOUGHT = r"(?:[a-z]{1,12}:)?(?:think(?:ing)?|thoughts?|reasoning|analysis|scratchpad)"
-_CLOSED = re.compile(
-    rf"</{_THOUGHT}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>\s*final\s*(?:<\|message\|>)?",
-    re.IGNORECASE,
+_TAG_NAMES = ("think", "thinking", "thought", "thoughts", "reasoning", "analysis", "scratchpad")
+_PREFIX = "(?:[a-z]{1,12}:)?"
+# The marks that open and close thoughts in the text itself, where the server has no parser for them.
+_MARKS = (
+    *((f"<{_PREFIX}{name}>", f"</{_PREFIX}{name}>") for name in _TAG_NAMES),
+    (r"\[THINK\]", r"\[/THINK\]"),
+    ("◁think▷", "◁/think▷"),
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
+    (r"<\|channel\|>\s*analysis", r"<\|channel\|>\s*final\s*(?:<\|message\|>)?"),
 )
-_OPENED = re.compile(
-    rf"^[ \t]*(?:<{_THOUGHT}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>\s*analysis)",
-    re.IGNORECASE | re.MULTILINE,
+_KINDS = tuple(
+    re.compile(f"(?P<opening>{opening})|(?P<closing>{closing})", re.IGNORECASE) for opening, closing in _MARKS
 )
+_SPACES = re.compile(r"\s*")
+_QUOTES = frozenset("`\"'“”‘’«»")
 _LARGEST_LOGPROB = 0.01
+_LOWEST_LOGPROB = -1e9  # stands for all below it, of which some fit into no float
+_MOST_TOKENS = 10**9  # of one call; more is no count
 _TAIL = 200
 
 
@@ -87,7 +93,7 @@ def read_reply(plain: dict[str, JsonValue], *, logprobs: bool) -> ChatReply:
     if not isinstance(message, dict):
         raise PassingError("malformed_answer", billed=True)
     text, refusal = _text(message.get("content")), _text(message.get("refusal")) or _refused(message.get("content"))
-    finish = str(choice.get("finish_reason") or "").lower()
+    finish = plain_word(choice.get("finish_reason")).lower()
     if finish in STOPPED or (refusal.strip() and not text.strip()):
         raise FailedCallError("declined", refusal or f"finish_reason: {finish}", billed=True)
     first = _first(choice.get("logprobs")) if logprobs else ()
@@ -110,10 +116,51 @@ def _answer(text: str, finish: str, thoughts: str) -> str:
 
 
 def without_thoughts(text: str) -> tuple[str, bool]:
-    """Return the text after the model's thoughts, and whether it had any. Thoughts that do not end leave nothing."""
-    start = max((closing.end() for closing in _CLOSED.finditer(text)), default=0)
-    opening = _OPENED.search(text, start)
-    return text[start : None if opening is None else opening.start()], start > 0 or opening is not None
+    """Return the text after the model's thoughts, and whether it had any. Thoughts that do not end leave nothing.
+
+    Only what ``text`` begins with is a thought; marks further on are quoted from the responses that it is about.
+    """
+    start = 0
+    while (kind := _opened(text, start)) is not None:
+        end = _end(text, start, kind)
+        if end is None:
+            return "", True
+        start = end
+    if start == 0:
+        # Chat templates often write the opening mark into the question, so the first mark may close a thought.
+        firsts = (next(_marks(text, kind), None) for kind in _KINDS)
+        first = min((mark for mark in firsts if mark is not None), key=re.Match.start, default=None)
+        if first is not None and first["closing"]:
+            start = first.end()
+    return text[start:], start > 0
+
+
+def _opened(text: str, start: int) -> re.Pattern[str] | None:
+    """Return the kind of the thought that begins at ``start``, after spaces; None if none does."""
+    spaces = _SPACES.match(text, start)
+    begin = start if spaces is None else spaces.end()
+    found = ((kind, kind.match(text, begin)) for kind in _KINDS)
+    return next((kind for kind, mark in found if mark is not None and mark["opening"]), None)
+
+
+def _end(text: str, start: int, kind: re.Pattern[str]) -> int | None:
+    """Return the end of the thought that begins at ``start``, with thoughts inside it; None if it is not closed."""
+    depth, end = 0, None
+    for mark in _marks(text, kind, start):
+        depth += 1 if mark["opening"] else -1
+        end = mark.end() if mark["closing"] else end
+        if depth == 0:
+            return end
+    # An opening mark that the thought only mentions is never closed, so the last closing one ends it.
+    return end
+
+
+def _marks(text: str, kind: re.Pattern[str], start: int = 0) -> Iterator[re.Match[str]]:
+    """Yield the marks of one kind, without those in quotation marks or backticks."""
+    for mark in kind.finditer(text, start):
+        around = (text[mark.start() - 1 : mark.start()], text[mark.end() : mark.end() + 1])
+        if not _QUOTES.issuperset(around):
+            yield mark
 
 
 def _text(content: JsonValue) -> str:
@@ -162,12 +209,15 @@ def _first(logprobs: JsonValue) -> tuple[Alternative, ...]:
 
 def _alternative(plain: JsonValue) -> Alternative:
     token, logprob = (plain.get("token"), plain.get("logprob")) if isinstance(plain, dict) else (None, None)
-    fits = isinstance(logprob, int | float) and not math.isnan(logprob) and logprob <= _LARGEST_LOGPROB
-    if not isinstance(token, str) or not fits:
+    if not isinstance(token, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float):
         raise PassingError("malformed_answer", billed=True)
-    return Alternative(token, float(str(logprob)))
+    # No comparison is true of NaN.
+    if not logprob <= _LARGEST_LOGPROB:
+        raise PassingError("malformed_answer", billed=True)
+    return Alternative(token, float(max(logprob, _LOWEST_LOGPROB)))
 
 
 def _count(value: JsonValue) -> int | None:
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 and value == value // 1
-    return int(str(value).removesuffix(".0")) if whole else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_TOKENS:
+        return None
+    return int(value) if value == int(value) else None

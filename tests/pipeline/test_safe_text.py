@@ -159,6 +159,19 @@ def test_each_line_of_a_key_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines.feed(b"-----BEGIN-----\nMIIEvQIBADANBg\nshort\n") == b"[hidden]\n[hidden]\nshort\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        ("OPENAI_API_KEY", True), ("openaiApiKey", True), ("HF_TOKEN", True), ("MY_KEY_1", True), ("APIKEY", True),
+        ("GOOGLE_APPLICATION_CREDENTIALS", True), ("PREFECT_API_AUTH_STRING", True), ("KEY_FOR_JUDGE", True),
+        ("MAX_TOKENS", False), ("maxTokens", False), ("TOKENIZERS_PARALLELISM", False), ("KEYBOARD", False),
+        ("MONKEY", False), ("AUTH_SOCK", False), ("KEYMAP", False), ("STATUS_CODE", False),
+    ],
+)  # fmt: skip
+def test_the_name_of_a_variable_says_whether_it_holds_a_secret(name: str, secret: bool) -> None:
+    assert secrets_of({name: "as long as a key"}) == (("as long as a key",) if secret else ())
+
+
 def test_the_string_that_prefect_s_server_asks_for_is_a_secret() -> None:
     assert secrets_of({"PREFECT_API_AUTH_STRING": "prefloop:abc", "SSH_AUTH_SOCK": "/tmp/agent"}) == ("prefloop:abc",)
     assert redacted("Authorization: Basic cHJlZmxvb3A6YWJj") == f"Authorization: Basic {HIDDEN}"

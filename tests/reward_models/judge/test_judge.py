@@ -266,6 +266,20 @@ def test_a_call_that_cannot_be_written_down_is_not_waited_for(
     assert len(got) == 1 and got[0] is not None
 
 
+def test_a_call_that_cannot_be_priced_is_not_waited_for(server: JudgeServer) -> None:
+    given = settings(server, {"budget": {"cost": 1.0}, "price": {"input": 1.0, "output": 2.0}})
+    budget = BudgetMeter(given.server, "l", accounts())
+    call = budget.reserve(0.9)
+    assert call is not None
+    with pytest.raises(OverflowError):
+        budget.settle(call, "ok", (10**400, 1), billed=True)
+    got: list[str | None] = []
+    waiting = threading.Thread(target=lambda: got.append(budget.reserve(0.9)), daemon=True)
+    waiting.start()
+    waiting.join(20)
+    assert len(got) == 1 and got[0] is not None
+
+
 def test_a_server_that_turns_us_away_loses_no_answer_that_is_on_its_way(server: JudgeServer, tmp_path: Path) -> None:
     turned_away = threading.Event()
 
@@ -281,6 +295,55 @@ def test_a_server_that_turns_us_away_loses_no_answer_that_is_on_its_way(server: 
     with pytest.raises(UserError, match="the server refuses"):
         ask(given, accounts(tmp_path), group("a", "bb"))
     ask(given, books := accounts(tmp_path), group("a", "bb"))
+    assert len(server.seen) == 3 and books.counts["cached"] == 1
+
+
+@pytest.mark.parametrize(
+    ("late", "causes"), [("I cannot tell.", {"unparsed": 1}), ("<think>Hm.", {"reasoning_only": 1})]
+)
+def test_a_late_answer_without_a_verdict_is_paid_for_once_too(
+    server: JudgeServer, tmp_path: Path, late: str, causes: dict[str, int]
+) -> None:
+    turned_away = threading.Event()
+
+    def judge(question: str) -> str:
+        assert turned_away.wait(20)
+        time.sleep(0.3)
+        return late
+
+    server.judge, server.faults = judge, ["", "401"]
+    given = settings(server, {"concurrency": 2})
+    threading.Thread(target=lambda: wait_until(lambda: len(server.seen) == 2, turned_away.set), daemon=True).start()
+    with pytest.raises(UserError, match="the server refuses"):
+        ask(given, accounts(tmp_path), group("a", "bb"))
+    server.judge = longer_wins
+    ask(given, books := accounts(tmp_path), group("a", "bb"))
+    assert len(server.seen) == 3 and books.counts["cached"] == 1 and books.missing == causes
+
+
+def test_a_call_that_cannot_be_written_down_loses_no_answer_that_is_on_its_way(
+    server: JudgeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = threading.Event()
+    books, add = accounts(), Ledger.add
+
+    def judge(question: str) -> str:
+        first = shown(question, "RESPONSE A") == "a"
+        assert first or full.wait(20)
+        return longer_wins(question)
+
+    def once(ledger: Ledger, call: Call) -> None:
+        if call.outcome == "ok" and not full.is_set():
+            wait_until(lambda: len(server.seen) == 2, full.set)
+            raise OSError(28, "No space left on device")
+        add(ledger, call)
+
+    server.judge = judge
+    monkeypatch.setattr(Ledger, "add", once)
+    given = settings(server, {"concurrency": 2})
+    with pytest.raises(OSError, match="No space left"):
+        ask(given, books, group("a", "bb"))
+    ask(given, books, group("a", "bb"))
     assert len(server.seen) == 3 and books.counts["cached"] == 1
 
 

@@ -66,6 +66,10 @@ EMPTY_PLACE = {"token": "B", "logprob": -0.1, "bytes": None, "top_logprobs": []}
         said(f"[THINK]Verdict: B\n[/THINK]{TEXT['text']}"),
         said(f"<|channel|>analysis<|message|>Verdict: B<|end|><|channel|>final<|message|>{TEXT['text']}"),
         said(f"B forgets to close its <think> tag.\n{TEXT['text']}"),
+        said(f"B begins with:\n<think>\nand forgets to close it.\n{TEXT['text']}"),
+        said(f"{TEXT['text']}\n\nB ends with `</think>`."),
+        said(f"<think>Verdict: B</think>B says <think> and </think>.\n{TEXT['text']}"),
+        said(f"<think>Verdict: B <think>or A</think>\nVerdict: B\n</think>{TEXT['text']}"),
     ],
 )  # fmt: skip
 def test_what_is_needed_is_read_and_paid_for_once(server: JudgeServer, reply: Body) -> None:
@@ -88,6 +92,12 @@ def test_what_is_needed_is_read_and_paid_for_once(server: JudgeServer, reply: Bo
         ({"input_tokens": 100, "output_tokens": 10}, (100, 10)),
         ({"prompt_tokens": 100, "completion_tokens": None}, None),
         ({"prompt_tokens": True, "completion_tokens": 10}, None),
+        ({"prompt_tokens": 1e16, "completion_tokens": 10}, None),
+        ({"prompt_tokens": 10**400, "completion_tokens": 10}, None),
+        ({"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 10**400}, (100, 10)),
+        ({"prompt_tokens": 100.5, "completion_tokens": 10}, None),
+        ({"prompt_tokens": 100, "completion_tokens": float("inf")}, None),
+        ({"prompt_tokens": [100], "completion_tokens": {"text": 10}}, None),
     ],
 )
 def test_tokens_that_a_reply_names_are_the_ones_paid_for(
@@ -117,6 +127,7 @@ THOUGHT = {"message": {"reasoning_content": "Verdict: B is likely"}}
         (200, said(None, finish_reason="length", message={"reasoning": "Verdict: A"}), "cut", 1, "Verdict: A"),
         (400, error("Could not finish the message because max_tokens or model output limit was reached."),
          "cut", 1, "Could not finish"),
+        (200, said("<think>\nVerdict: A\n", finish_reason="length"), "cut", 1, "<think>"),
         (200, said("<think>\nVerdict: A\n"), "reasoning_only", 1, "<think>"),
         (200, said("<thinking>\nVerdict: A\n</thinking>"), "reasoning_only", 1, "<thinking>"),
         (200, said(None, **THOUGHT), "reasoning_only", 1, "is likely"),
@@ -132,7 +143,7 @@ THOUGHT = {"message": {"reasoning_content": "Verdict: B is likely"}}
         (200, 'data: {"choices": [{"delta": {"content": "Verdict: A"}}]}\n\n', "event_stream", 1, "delta"),
         (400, error("This model's maximum context length is 4096"), "refused", 1, "maximum context length is 4096"),
         (413, "<html>Request Entity Too Large</html>", "refused", 1, "Too Large"),
-        (422, {"detail": [{"loc": ["body", "n"], "msg": "Extra", "input": "Verdict"}]}, "refused", 1, "body.n: Extra"),
+        (422, {"detail": [{"loc": ["body", "n", 0], "msg": "No", "input": "Verdict"}]}, "refused", 1, "body.n.0: No"),
         (500, error("Context size has been exceeded.", code=500, type="server_error"), "refused", 1, "exceeded"),
         (200, error("too long", code=400, type="exceed_context_size_error"), "refused", 1, "too long"),
         (200, {"object": "error", "message": "too long", "type": "BadRequestError", "code": 400},
@@ -347,15 +358,23 @@ def test_log_probabilities_of_older_and_of_broken_replies(server: JudgeServer) -
         assert books.missing == {cause: 2} and len(server.seen) == requests
 
 
-@pytest.mark.parametrize("name", ["key", "api_key", "api-key", "subscription-key", "access_token", "code", "sig"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "key", "api_key", "api-key", "subscription-key", "access_token", "code", "sig", "accessToken", "apiKey",
+        "APIKey", "subscriptionKey", "SASToken", "clientSecret", "X-Amz-Signature", "sharedAccessSig", "key2",
+    ],
+)  # fmt: skip
 def test_a_key_in_the_query_is_refused(server: JudgeServer, name: str) -> None:
     with pytest.raises(ValidationError, match=rf"server\.query\n.*{name}: a key would be written to the run's config"):
         settings(server, {"query": {name: "x"}})
 
 
 def test_a_query_as_yaml_reads_it(server: JudgeServer) -> None:
-    given = yaml.safe_load("{api-version: 2024-10-21, keyboard: 1}")
-    assert settings(server, {"query": given}).server.query == {"api-version": "2024-10-21", "keyboard": "1"}
+    given = yaml.safe_load("{api-version: 2024-10-21, keyboard: 1, monkey: 1, maxTokens: 5, max_tokens: 5, keyId: 1}")
+    assert settings(server, {"query": given}).server.query == {
+        "api-version": "2024-10-21", "keyboard": "1", "monkey": "1", "maxTokens": "5", "max_tokens": "5", "keyId": "1",
+    }  # fmt: skip
     for header in ("Host", "content-length", "a b", "x:y"):
         with pytest.raises(ValidationError, match=r"server\.key_header"):
             settings(server, {"key_header": header})
