@@ -8,6 +8,10 @@ class UserError(Exception):
     """A mistake in config or data: shown as a few lines, exit code 2, never a traceback."""
 
 
+class RefusedTurnsError(UserError):
+    """A chat template does not render these turns."""
+
+
 class RunError(Exception):
     """A failure while running (non-finite loss, stale weights, a dead child): exit code 1."""
 

@@ -12,7 +12,7 @@ from pipeline.data.distinct import Firsts
 from pipeline.data.forms.spelled import is_spelled
 from pipeline.data.reading import PromptRow
 from pipeline.data.split import Split
-from pipeline.errors import UserError
+from pipeline.errors import RefusedTurnsError, UserError
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText, content_hash
 
 Cause = Literal[
@@ -113,7 +113,11 @@ class FaultFinder:
         self._rows = Firsts()
 
     def faults(self, place: str, row: PromptRow | TextPreference) -> Iterator[Fault]:
-        """Yield each cause of the row once."""
+        """Yield each cause of the row once.
+
+        Raises:
+            UserError: a model that cannot read the row's tokens, or whose template refuses what the policy's takes.
+        """
         sides = named_answers(row)
         yield from _faults_of_texts(row, sides)
         yield from self._repeats(place, row, sides)
@@ -122,8 +126,11 @@ class FaultFinder:
         if self._tokens is not None:
             try:
                 yield from _faults_of_tokens(row.prompt, sides, self._tokens)
-            except UserError as error:
+            except RefusedTurnsError as error:
                 yield "refused", str(error)
+            except UserError as error:
+                # Not the row but the models: dropping it would help no other.
+                raise UserError(f"{place}: {error}") from error
 
     def _repeats(self, place: str, row: PromptRow | TextPreference, sides: Sequence[_Side]) -> Iterator[Fault]:
         prompt = row.prompt

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from pipeline.models.template import ChatTemplate, RefusedTurnsError
+from pipeline.errors import RefusedTurnsError
+from pipeline.models.template import ChatTemplate
 from pipeline.types import Message
 
 _PROBE = "prefloopprobe"

@@ -17,7 +17,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from pipeline.errors import UserError
+from pipeline.errors import RefusedTurnsError, UserError
 from pipeline.types import Message
 
 LONGEST_SOURCE = 1 << 20  # characters of a template; the longest of known models have 20 thousand
@@ -30,10 +30,6 @@ _METER, _COUNTED, _JOINED = "meter!", "counted!", "joined!"
 _WIDTH = re.compile(r"[0-9]{7}|\*")
 _WIDE_FORMAT = re.compile(r"%[-+ #.(0-9]{0,20}[0-9]{7}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-class RefusedTurnsError(UserError):
-    """A chat template does not render these turns."""
 
 
 class ChatTemplate:

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pipeline.config import ChatSettings, RunConfig
 from pipeline.config.loss.needs import needs_of
-from pipeline.models.template import RefusedTurnsError
+from pipeline.errors import RefusedTurnsError
 from pipeline.pairs.make import from_groups
 from pipeline.pairs.wins import Opponent, win_probabilities
 from pipeline.types import (

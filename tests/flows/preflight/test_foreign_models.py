@@ -15,7 +15,7 @@ from reward_models.rules import KeywordReward
 from tests.support.tiny_model import save_tiny_model, tiny_tokenizer
 
 
-def run_config(folder: Path, prompt: str = "the cat") -> RunConfig:
+def run_config(folder: Path, prompt: str = "the cat", **given: object) -> RunConfig:
     data = folder / "prompts.jsonl"
     rows = [{"prompt": f"{prompt} {number}", "answer": "x"} for number in range(8)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -27,6 +27,7 @@ def run_config(folder: Path, prompt: str = "the cat") -> RunConfig:
             "prompts": {"kind": "file", "path": str(data)},
             "held_out": {"prompts": 2},
             "scorer": {"kind": "match"},
+            **given,
         }
     )
 
@@ -43,6 +44,26 @@ def test_a_token_without_an_embedding_is_found_before_sampling(tmp_path: Path) -
         UserError, match=rf"row 1: policy\.path: .*'zebra' the id {rows}, .*embeddings for {rows} tokens"
     ):
         check_run(run_config(tmp_path, "the zebra"))
+    # No share of the rows may have such a token: a limit is for rows that are dropped.
+    with pytest.raises(UserError, match=rf"row 1: policy\.path: .*embeddings for {rows} tokens"):
+        check_run(run_config(tmp_path, "the zebra", limits={"refused": 1}))
+
+
+def test_what_the_reward_model_cannot_read_is_within_no_limit(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    reward = save_tiny_model(tmp_path / "reward")
+    settings = json.loads((reward / "config.json").read_text())
+    (reward / "config.json").write_text(json.dumps({**settings, "id2label": {"0": "LABEL_0"}}))
+    scorer = {"kind": "classifier", "path": str(reward)}
+    assert check_run(run_config(tmp_path, scorer=scorer))[0].prompts == 6
+    tokenizer, rows = tiny_tokenizer(), len(tiny_tokenizer())
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(reward)
+    with pytest.raises(UserError, match=rf"row 1: scorer\.path: .*'zebra' the id {rows}, .*embeddings for {rows} tok"):
+        check_run(run_config(tmp_path, "the zebra", scorer=scorer, limits={"refused": 1}))
+    tiny_tokenizer(template="{{ raise_exception('never') }}").save_pretrained(reward)
+    with pytest.raises(UserError, match=r"row 1: scorer\.path: .*refuses turns user, assistant: never"):
+        check_run(run_config(tmp_path, scorer=scorer, limits={"refused": 1}))
 
 
 def test_an_adapter_folder_says_what_it_is(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from pipeline.config import ChatSettings
+from pipeline.errors import RefusedTurnsError
 from pipeline.models.chat import Chat
 from pipeline.models.conversation_parts import parts_of, written_parts
-from pipeline.models.template import ChatTemplate, RefusedTurnsError
+from pipeline.models.template import ChatTemplate
 from pipeline.types import Message
 from tests.support.tiny_model import TEMPLATE, tiny_tokenizer
 
