@@ -25,18 +25,23 @@ from reward_models.answers.labellers import OneByOne, TwoByTwo, Uncached
 from reward_models.answers.questions import ScoredBy
 from reward_models.labeller import Labeller
 
+# Raised by a change of what a model here reads of the same texts: labels made before are then not used again.
+# 2: contents stay text, whatever control tokens they spell.
+READING = 2
 HASHED_WHOLE = 64 * 1024 * 1024
 
 
 def model_version(settings: dict[str, object], path: str) -> str:
-    """Hash ``settings`` and the folder's files: small files by content, weights by size and modification time.
+    """Hash ``settings``, the folder's files, and how texts are read.
+
+    Small files count by content, weights by size and modification time.
 
     A model retrained into the same folder is a different one, although its weights have the same size. A hub name has
     no files here, so only its settings count.
     """
     folder = Path(path)
     files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
-    return content_hash([settings, [[file.name, *_facts(file)] for file in files]])
+    return content_hash([READING, settings, [[file.name, *_facts(file)] for file in files]])
 
 
 def _facts(file: Path) -> list[object]:

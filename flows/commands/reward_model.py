@@ -18,16 +18,20 @@ from pipeline.config.files import dump_config, load_settings
 from pipeline.data.faults import FaultFinder
 from pipeline.data.files.folders import data_files
 from pipeline.data.reading import read_preferences
+from pipeline.data.sources import of_path
 from pipeline.data.split import split_held_out
 from pipeline.errors import UserError, first_lines
 from pipeline.storage.atomic import write_json, write_text
 from pipeline.storage.digests import digest, model_digest
-from pipeline.storage.manifest import StageKey
+from pipeline.storage.layout import as_now_called, as_read, require_known, state_version
+from pipeline.storage.manifest import MANIFEST, StageKey
 from pipeline.storage.run_folder import CHECKPOINTS, Stage, StageWriter
 from pipeline.training.step_log import StepReport
 from pipeline.types import TextPair, TextPreference
 from reward_models.training.comparisons import pairs_of
 from reward_models.training.train import OFFENDING_PAIRS, describe_held_out, judge, quieten, train_on
+
+_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
     """Train, continue, or describe a complete folder. Raises ``UserError`` or ``RunError``."""
     config = load_settings(RewardModelConfig, files, settings)
     root = (run_dir or Path("runs") / config.name).resolve()
+    config = _carried(config, root)
     stage, key = Stage(root.name, 0, root), _key(config)
     if not stage.complete(key):
         data = read_data(config)
@@ -52,6 +57,15 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
     for line in describe_held_out(json.loads((root / "metrics.json").read_text(encoding="utf-8"))["held_out"]):
         print(line)
     print(f"reward model: {root}")
+
+
+def _carried(config: RewardModelConfig, root: Path) -> RewardModelConfig:
+    """Return ``config``, to go on with the folder ``root``. Raises ``UserError`` for one of a later version."""
+    require_known(root)
+    if not (root / MANIFEST).is_file() or not (root / _CONFIG).is_file():
+        return config
+    begun = load_settings(RewardModelConfig, [root / _CONFIG], as_now=as_now_called)
+    return config.model_copy(update={"pairs": as_read(begun.pairs, config.pairs)})
 
 
 def _write(config: RewardModelConfig, data: _Data, writer: StageWriter) -> None:
@@ -81,13 +95,13 @@ def _alone(root: Path) -> Iterator[None]:
 
 def read_data(config: RewardModelConfig) -> _Data:
     """Read training and held-out pairs. Raises ``UserError`` for faults above ``config.limits``."""
-    pairs, given = list(pairs_of(_sound(config, config.pairs, "pairs"))), _given(config)
+    pairs, given = list(_pairs(config, config.pairs, "pairs")), _given(config)
     prompts = {pair.prompt.id: pair.prompt for pair in pairs}
     if given is None:
         ids = split_held_out(prompts.values(), config.held_out).ids
         inside = [pair for pair in pairs if pair.prompt.id in ids]
         return _Data([pair for pair in pairs if pair.prompt.id not in ids], inside)
-    inside = list(pairs_of(_sound(config, given, "held_out")))
+    inside = list(_pairs(config, given, "held_out"))
     first = {*list(dict.fromkeys(pair.prompt.id for pair in inside))[: config.held_out.prompts]}
     inside = [pair for pair in inside if pair.prompt.id in first]
     leaked = [pair.prompt.messages[-1].content[:80] for pair in inside if pair.prompt.id in prompts]
@@ -100,8 +114,14 @@ def _given(config: RewardModelConfig) -> FileData | None:
     """Return the source of held-out pairs if they have one of their own."""
     path, split = config.held_out.path, config.held_out.split
     if path is not None:
-        return config.pairs.model_copy(update={"path": path, "split": None})
+        return of_path(config.pairs, path)
     return None if split is None else config.pairs.model_copy(update={"split": split})
+
+
+def _pairs(config: RewardModelConfig, source: FileData, name: str) -> Iterator[TextPair]:
+    """Yield the pairs of two responses with text. Raises as ``_sound`` does."""
+    made = pairs_of(_sound(config, source, name))
+    return (pair for pair in made if all(turn.shown.strip() for turn in pair.answers))
 
 
 def _sound(config: RewardModelConfig, source: FileData, name: str) -> Iterator[TextPreference]:
@@ -146,6 +166,7 @@ def _fill(config: RewardModelConfig, data: _Data, writer: StageWriter) -> None:
     found = judge(folder, config, data.held_out, eta if isinstance(eta, float) else None)
     metrics |= {"held_out": found}
     write_json(folder / "metrics.json", metrics)
-    write_text(folder / "config.yaml", dump_config(config))
+    write_text(folder / _CONFIG, dump_config(config))
+    state_version(folder)
     (folder / OFFENDING_PAIRS).unlink(missing_ok=True)
     writer.commit(int(str(metrics["pairs"])), metrics)

@@ -31,10 +31,11 @@ def run_config(
     Raises ``UserError``, ``RunError``, or ``Paused`` if a round's gate asks a person.
     """
     config = load_config(files, settings)
+    root = (run_dir or Path("runs") / config.name).resolve()
+    config = RunFolder(root).carried(config)
     if until is not None:
         parse_stage("--until", until, config)
     redo = None if redo_from is None else parse_stage("--from", redo_from, config)
-    root = (run_dir or Path("runs") / config.name).resolve()
     check_new(config, root)
     run = prepare_run(config, root, extend)
     if redo is not None:
@@ -59,9 +60,11 @@ def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str
     from flows.commands.dry_run import print_dry_run
 
     config = load_config(files, settings)
+    root = (run_dir or Path("runs") / config.name).resolve()
+    config = RunFolder(root).carried(config)
     if until is not None:
         parse_stage("--until", until, config)
-    print_dry_run(config, (run_dir or Path("runs") / config.name).resolve(), until)
+    print_dry_run(config, root, until)
 
 
 def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str:

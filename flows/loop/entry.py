@@ -111,7 +111,7 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
     if not (firing.config or firing.settings or firing.rounds_more or firing.redo_from):
         return root
     files = [Path(file) for file in firing.config]
-    config = load_config(files, firing.settings) if files else run.config(firing.settings)
+    config = run.carried(load_config(files, firing.settings)) if files else run.config(firing.settings)
     if config.mode != firing.mode:
         raise UserError(f"mode: {config.mode}; this deployment runs {firing.mode} configs")
     if firing.rounds_more and config.discriminator is not None and config.discriminator.silver == "static":

@@ -120,9 +120,13 @@ def plan_round(
     text, loss = settings.get_text_config(), Loss(config.loss.preset, config.loss)
     vocabulary, context = text.vocab_size, getattr(text, "max_position_embeddings", None)
     tokenised = (chat.prompt_ids_if_written(prompt.messages) for prompt in tables.prompts)
-    prompts = [ids for ids in tokenised if ids is not None and len(ids) <= config.chat.max_prompt_tokens]
+    written = [ids for ids in tokenised if ids is not None]
+    prompts = [ids for ids in written if len(ids) <= config.chat.max_prompt_tokens]
     if not prompts:
-        raise UserError("chat.max_prompt_tokens: all prompts are longer")
+        raise UserError(
+            f"chat.max_prompt_tokens: no prompt is left: {len(written)} are longer, and the chat template refuses "
+            f"{len(tables.prompts) - len(written)}"
+        )
     if config.mode == "offline":
         examples = [*_given_examples(config, tables, chat, loss, vocabulary)]
     else:

@@ -44,7 +44,7 @@ def check_data(
     that show the first row from number ``show`` on of each source, also if the data is refused.
 
     Raises:
-        UserError: faults above ``config.limits``, or nothing left to train on.
+        UserError: faults above ``config.limits``, nothing left to train on, or no row from number ``show`` on.
     """
     run_data: RunData | None = None
     unsplit: UserError | None = None
@@ -54,11 +54,16 @@ def check_data(
         except UserError as error:
             # Unreadable rows explain more than too few rows left.
             unsplit = error
-        _log_faults(config, run_data, log, show, [] if shown is None else shown)
+        shown = [] if shown is None else shown
+        past = _log_faults(config, run_data, log, show, shown)
+    nothing = past and not shown
+    shown += past
     log.check()
     if run_data is None:
         assert unsplit is not None
         raise unsplit
+    if nothing:
+        raise UserError(f"--show: {'; '.join(past)}")
     return _contents(run_data, each), log
 
 
@@ -87,16 +92,19 @@ def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
     return contents
 
 
-def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog, show: int, shown: list[str]) -> None:
+def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog, show: int, shown: list[str]) -> list[str]:
+    """Log the faults of all rows; return a line for each source that ends before row ``show``."""
     tokens = None if run_data is None else _tokens(config, run_data)
     given = run_data is not None and config.held_out.is_given
+    past: list[str] = []
     for source, rows in _sources(config):
         finder = FaultFinder(
             tokens, run_data.split if run_data is not None and given and source != "held_out" else None
         )
-        waiting, ranks = source != "held_out", _Permutations()
+        waiting, last, ranks = source != "held_out", 0, _Permutations()
         for row in rows:
             log.row(source)
+            last = max(last, row.number)
             if waiting and row.number >= show:
                 waiting = False
                 shown += view_row(source, row, tokens, _settings(config, source))
@@ -109,7 +117,17 @@ def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog, show
                 value = PromptRow(value.prompt)
             for cause, said in finder.faults(row.place, value):
                 log.fault(source, row.file, row.number, cause, said)
+        if waiting and last:
+            past.append(_past(source, show, last, log.tallies[source].rows, _settings(config, source)))
         ranks.require_meaning(_settings(config, source), source)
+    return past
+
+
+def _past(source: str, show: int, last: int, rows: int, data: UserData | None) -> str:
+    """Say that no row, or group of rows, has the number ``show`` or a larger one; ``rows``: how many there are."""
+    if data is not None and data.rows == "responses":
+        return f"{source}: none of the {rows} groups begins at row {show} or later; the last one begins at row {last}"
+    return f"{source}: no row {show}: there are {rows} rows, and the last one is row {last}"
 
 
 class _Permutations:
@@ -131,7 +149,7 @@ class _Permutations:
     def require_meaning(self, data: UserData | None, source: str) -> None:
         """Raise ``UserError`` if all groups have such rewards and the config does not say what they mean."""
         alike = self._groups == self._ranked >= _FEWEST_GROUPS
-        if alike and data is not None and "rewards_are" not in data.model_fields_set:
+        if alike and data is not None and data.rewards_are is None:
             raise UserError(
                 f"{source}.rewards_are: the rewards of all {self._groups} rows are 1 to K in some order. "
                 f"Say {source}.rewards_are=ranks if 1 is the best, {source}.rewards_are=scores if it is the worst"

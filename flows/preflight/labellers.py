@@ -83,7 +83,7 @@ def _require_outputs(scorer: ClassifierScorer, field: str) -> None:
     from pipeline.models.foreign import model_settings
 
     names = model_settings(Path(scorer.path) / "config.json").get("id2label")
-    if "outputs" in scorer.model_fields_set or not isinstance(names, dict) or len(names) < 2:
+    if scorer.outputs is not None or not isinstance(names, dict) or len(names) < 2:
         return
     shown = ", ".join(f"{number}: {name}" for number, name in list(names.items())[:8])
     raise UserError(

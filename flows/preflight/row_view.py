@@ -7,7 +7,7 @@ from pipeline.data.faults import Tokens, named_answers
 from pipeline.data.forms.paths import first_name
 from pipeline.data.reading import PromptRow, SourceRow
 from pipeline.errors import UserError
-from pipeline.safe_text import visible
+from pipeline.safe_text import one_line, visible
 from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
 _BEGIN, _END = "⟦", "⟧"
@@ -26,16 +26,18 @@ def view_row(
         data: settings of the source; None: generated data.
     """
     if row.value is None:
-        return [f"{source}: {row.place}: {row.cause}: {row.fault}"]
-    lines = [f"{source}: {row.place}, as the model sees it; tokens between {_BEGIN} and {_END} are trained on:"]
+        return [f"{source}: {one_line(row.place)}: {row.cause}: {one_line(str(row.fault), _LONGEST)}"]
+    lines = [
+        f"{source}: {one_line(row.place)}, as the model sees it; tokens between {_BEGIN} and {_END} are trained on:"
+    ]
     try:
         lines += [*_parts(row.value, tokens)]
     except UserError as error:
-        lines.append(f"  refused: {error}")
+        lines.append(_line("refused", str(error)))
     lines += _numbers(row.value)
     unread = [] if data is None else _unread(row.columns, data)
     if unread:
-        lines.append(f"  columns that are not read: {', '.join(map(visible, unread))}")
+        lines.append(f"  columns that are not read: {', '.join(map(one_line, unread))}")
     return lines
 
 

@@ -100,10 +100,13 @@ def _sample(
     chat = policy_chat(config, policy)
     tokenised = [(prompt, chat.prompt_ids_if_written(prompt.messages)) for prompt in prompts]
     longest = config.chat.max_prompt_tokens
-    kept = [(prompt, ids) for prompt, ids in tokenised if ids is not None and len(ids) <= longest]
+    written = [(prompt, ids) for prompt, ids in tokenised if ids is not None]
+    kept = [(prompt, ids) for prompt, ids in written if len(ids) <= longest]
+    dropped = {"over_long": len(written) - len(kept), "refused": len(prompts) - len(written)}
     if not kept:
         raise RunError(
-            f"all {len(prompts)} prompts are longer than chat.max_prompt_tokens, or the template refuses them"
+            f"no prompt is left: {dropped['over_long']} are longer than chat.max_prompt_tokens ({longest}), and the "
+            f"chat template refuses {dropped['refused']}"
         )
     shards = {
         folder / f"shard_{index:05d}.parquet": kept[start : start + config.shard_size]
@@ -120,7 +123,7 @@ def _sample(
         # One call for all shards: the engine works on the next ones while one is being written.
         answers = workers.sample(policy, source.folder, requests, settings)
         _write(context, missing, seals, answers, len(kept) - len(requests), len(kept))
-    return Outcome(len(kept), _metrics(folder, len(prompts) - len(kept), workers.swaps.get(str(policy))))
+    return Outcome(len(kept), _metrics(folder, dropped, workers.swaps.get(str(policy))))
 
 
 def _write(
@@ -155,7 +158,7 @@ def _require_finite(context: Context, file: Path, groups: Sequence[Group]) -> No
     )
 
 
-def _metrics(folder: Path, over_long: int, swap: Loaded | None) -> dict[str, JsonValue]:
+def _metrics(folder: Path, dropped: Mapping[str, int], swap: Loaded | None) -> dict[str, JsonValue]:
     responses = tokens = stopped = 0
     total_logprob = 0.0
     for group in read_groups(folder):
@@ -169,6 +172,6 @@ def _metrics(folder: Path, over_long: int, swap: Loaded | None) -> dict[str, Jso
         "tokens": tokens,
         "stop_rate": stopped / max(responses, 1),
         "logprob_per_token": total_logprob / max(tokens, 1),
-        "dropped_over_long_prompts": over_long,
+        **{f"dropped_{cause}_prompts": count for cause, count in dropped.items()},
         "weight_handshake": None if swap is None else msgspec.structs.asdict(swap),
     }

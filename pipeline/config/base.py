@@ -6,7 +6,7 @@ from operator import eq
 from typing import Annotated, Any, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, model_validator
 
 from pipeline.errors import nearest
 
@@ -39,11 +39,23 @@ class Closed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _truths_are_no_numbers(cls, given: object) -> object:
+        """Refuse true and false, which YAML also reads from yes, no, on and off, where they would become 1 and 0."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            field = cls.model_fields.get(str(name))
+            if field is not None and _holds_truth(value) and _is_of_numbers(field.annotation):
+                raise ValueError(
+                    f"{name}: must be a number, not {value} (YAML reads yes, no, on and off as true and false)"
+                )
+        return given
+
     @property
     def changed(self) -> frozenset[str]:
         """The settings that differ from their default.
 
-        Not ``model_fields_set``: a run folder's config writes every setting, so on reading it back all are set.
+        No meaning may depend on what was written: a run folder's config writes every setting, and is read back.
         """
         fields = type(self).model_fields.items()
         return frozenset(
@@ -66,6 +78,24 @@ class Closed(BaseModel):
                 continue
             plain[name] = _plain(value)
         return plain
+
+
+def _holds_truth(value: object) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return isinstance(value, bool) or any(isinstance(item, bool) for item in inner)
+
+
+def _is_of_numbers(annotation: Any) -> bool:
+    """Whether a field of this type holds numbers alone: no truths, words or sections."""
+    kinds = set(_types_in(annotation))
+    return bool(kinds & {int, float}) and not any(issubclass(kind, bool | str | Closed) for kind in kinds)
+
+
+def _types_in(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type) and not get_args(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _types_in(part)
 
 
 def _plain(value: object) -> JsonValue:

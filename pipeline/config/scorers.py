@@ -1,9 +1,10 @@
 """Labellers of responses, and the settings that apply to all of them."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.judge import JudgeScorer
@@ -43,11 +44,11 @@ class ClassifierScorer(Closed):
 
     kind: Literal["classifier"] = "classifier"
     path: str = Field(min_length=1)
-    outputs: dict[Annotated[int, Field(ge=0)], float] = Field(
-        {0: 1.0},
-        min_length=1,
+    outputs: Annotated[dict[Annotated[int, Field(ge=0)], float], Field(min_length=1)] | None = Field(
+        None,
         description="the reward is the sum of these logits, each times its weight: {0: 0.7, 3: 0.3} mixes two heads, "
-        "{0: -1, 1: 1} are the log-odds of a model that tells bad (0) from good (1)",
+        "{0: -1, 1: 1} are the log-odds of a model that tells bad (0) from good (1); default: {0: 1}, of a model with "
+        "one output",
     )
     batch_tokens: int | None = Field(
         None,
@@ -66,6 +67,15 @@ class ClassifierScorer(Closed):
     )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     trust_remote_code: bool = False
+
+    @property
+    def weights(self) -> Mapping[int, float]:
+        """The weight of each logit in the reward."""
+        return {0: 1.0} if self.outputs is None else self.outputs
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result; keys hold the weights, whether they were given or not."""
+        return {**super().identity(), "outputs": {str(output): weight for output, weight in self.weights.items()}}
 
     def pass_tokens(self, accelerator: bool) -> int:
         """Most tokens of a forward pass, unless one row alone has more."""

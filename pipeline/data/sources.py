@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import assert_never
 
 from pipeline.config import Data, DatasetData, FileData, RunConfig, UserData
+from pipeline.config.data.sources import EVERY_SPLIT
 from pipeline.data.files.folders import data_files
 from pipeline.data.records import open_dataset
 from pipeline.errors import UserError
@@ -23,7 +24,7 @@ def held_out_source(config: RunConfig) -> UserData | None:
     for source in (config.prompts, config.pairs):
         match source:
             case FileData() if config.held_out.path is not None:
-                return source.model_copy(update={"path": config.held_out.path, "split": None})
+                return of_path(source, config.held_out.path)
             case DatasetData() if config.held_out.path is not None:
                 plain = {name: value for name, value in source if name in FileData.model_fields}
                 return FileData(**{**plain, "kind": "file", "path": config.held_out.path, "split": None})
@@ -32,6 +33,12 @@ def held_out_source(config: RunConfig) -> UserData | None:
     if config.held_out.split is not None:
         raise UserError("held_out.split: needs prompts or pairs from files or a data set")
     raise UserError("held_out.path: held-out prompts from a file need prompts or pairs from a file")
+
+
+def of_path(source: FileData, path: str) -> FileData:
+    """Return the source with the files of another path; a split of ``source`` names none of them."""
+    split = EVERY_SPLIT if source.split == EVERY_SPLIT else None
+    return source.model_copy(update={"path": path, "split": split})
 
 
 def files_of(source: UserData) -> list[Path]:

@@ -11,6 +11,11 @@ from pipeline.types import Prompt, content_hash
 
 # Invisible characters that Unicode does not count as formats (Cf): fillers, joiners, variation selectors.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
+# Tags of mappings (Unicode Standard Annex 44) between styles of one character. Not <super>, <sub>, <fraction>, <circle>
+# and the like, which change what a formula means.
+_STYLES = frozenset(("<wide>", "<narrow>", "<small>", "<font>", "<noBreak>", "<vertical>")) | frozenset(
+    ("<initial>", "<medial>", "<final>", "<isolated>")
+)
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,18 @@ def plain_id(prompt: Prompt) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return ``text`` in the compatibility form NFKC, without case, runs of spaces and invisible characters.
+    """Return ``text`` without case, runs of spaces, invisible characters and styles of characters, in the form NFC.
 
-    NFKC (Unicode Standard Annex 15) unites full-width, ligature and combined forms with the plain ones.
+    Not in NFKC, which makes x² the same as x2, and ½ the same as 1⁄2.
     """
     if not text.isascii():
-        # Case folding can undo the form, and the form can bring back case: "ᴬ" becomes "A".
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
         text = "".join(c for c in text if c not in _INVISIBLE and unicodedata.category(c) != "Cf")
+        # Case folding can undo the form: NFC comes last.
+        text = unicodedata.normalize("NFC", "".join(map(_unstyled, text)).casefold())
     return " ".join(text.casefold().split())
+
+
+def _unstyled(character: str) -> str:
+    """Return the character of which ``character`` is only a style, such as full-width or bold; else itself."""
+    mapping = unicodedata.decomposition(character)
+    return unicodedata.normalize("NFKC", character) if mapping.split(" ")[0] in _STYLES else character

@@ -6,11 +6,14 @@ A folder without ``layout.json`` is of 0.1.0, which wrote none.
 import importlib.metadata
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import JsonValue
 
+from pipeline.config.data.sources import EVERY_SPLIT, Data, FileData
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_json, write_text
 
@@ -19,8 +22,12 @@ RUN_LAYOUT = 1
 LAYOUT_FILE = "layout.json"
 # Settings of earlier versions by their dotted path, and where they are now; None: they have no effect any more.
 RENAMED: Mapping[str, str | None] = {}
+# Settings whose default reads the files of 0.1.0's run folders otherwise than 0.1.0 did, which had no such setting: the
+# section, its kind, the setting, and the value that means what 0.1.0 did.
+_BEFORE = (("prompts", "file", "split", EVERY_SPLIT), ("pairs", "file", "split", EVERY_SPLIT))
 _FIRST = "0.1.0"
 _Tree = dict[str, JsonValue]
+_Source = TypeVar("_Source", bound=Data | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +78,21 @@ def note_version(root: Path, config_file: Path) -> None:
     if config_file.is_file() and not kept.exists() and (not stated or written.prefloop != own):
         write_text(kept, config_file.read_text(encoding="utf-8"))
     if not stated or written != Written(RUN_LAYOUT, own):
-        write_json(root / LAYOUT_FILE, {"layout": RUN_LAYOUT, "prefloop": own})
+        state_version(root)
+
+
+def state_version(root: Path) -> None:
+    """Write this version, and the layout of its folders, into ``root``."""
+    write_json(root / LAYOUT_FILE, {"layout": RUN_LAYOUT, "prefloop": own_version()})
 
 
 def as_now_called(tree: _Tree, renamed: Mapping[str, str | None] | None = None) -> _Tree:
-    """Return a config's ``tree`` with the settings of earlier versions under their present names (``RENAMED``)."""
-    now: _Tree = json.loads(json.dumps(tree))
+    """Return a run folder's config ``tree`` in its present form.
+
+    Settings of earlier versions get their present names (``RENAMED``), and those that 0.1.0 did not have the value that
+    means what it did (``_BEFORE``): a run folder's config writes every setting that its version had.
+    """
+    now = deepcopy(tree)
     for old, new in (RENAMED if renamed is None else renamed).items():
         holder, name = _holder(now, old, make=False), old.rpartition(".")[2]
         if holder is None or name not in holder:
@@ -85,7 +101,19 @@ def as_now_called(tree: _Tree, renamed: Mapping[str, str | None] | None = None) 
         place = None if new is None else _holder(now, new, make=True)
         if new is not None and place is not None:
             place.setdefault(new.rpartition(".")[2], value)
+    for section, kind, name, value in _BEFORE:
+        held = now.get(section)
+        if isinstance(held, dict) and held.get("kind", kind) == kind:
+            held.setdefault(name, value)
     return now
+
+
+def as_read(begun: Data | None, given: _Source) -> _Source:
+    """Return the source ``given``; if ``begun`` read every split of its path and ``given`` names none, so does it."""
+    if not (isinstance(begun, FileData) and isinstance(given, FileData)):
+        return given
+    same = begun.split == EVERY_SPLIT and given.split is None and begun.path == given.path
+    return given.model_copy(update={"split": EVERY_SPLIT}) if same else given
 
 
 def _holder(tree: _Tree, path: str, *, make: bool) -> _Tree | None:

@@ -18,7 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.config.files import changed_fields, load_settings
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import discard, sync_folder, write_json
-from pipeline.storage.layout import as_now_called, own_version, require_known, visible_version
+from pipeline.storage.layout import as_now_called, as_read, own_version, require_known, visible_version
 from pipeline.storage.manifest import (
     MANIFEST,
     DamagedError,
@@ -71,6 +71,14 @@ class RunFolder:
                 raise
             wrote = f"prefloop {visible_version(written)} wrote this run folder; this is prefloop {own_version()}"
             raise UserError(f"{error}\n{wrote}") from None
+
+    def carried(self, config: RunConfig) -> RunConfig:
+        """Return ``config``, to go on with this folder: files that it read from every split are still read so."""
+        if not self.config_file.is_file():
+            return config
+        begun = self.config()
+        sources = {"prompts": (begun.prompts, config.prompts), "pairs": (begun.pairs, config.pairs)}
+        return config.model_copy(update={name: as_read(*both) for name, both in sources.items()})
 
     def stage(self, round_: int, name: str) -> "Stage":
         """Return the stage ``name`` of a round, complete or not."""

@@ -49,12 +49,12 @@ class ClassifierReward:
         """Load model and tokenizer, on the GPU if there is one. Raises ``UserError`` naming the path or the setting."""
         tokenizer, model = load_classifier(settings)
         outputs: int = model.config.num_labels
-        unknown = [output for output in settings.outputs if output >= outputs]
+        unknown = [output for output in settings.weights if output >= outputs]
         if unknown:
             raise UserError(f"scorer.outputs: {unknown[0]}, but {settings.path} has outputs 0 to {outputs - 1}")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device).eval()
-        self._scores = RowScores(model, settings.outputs, share_prompts=settings.packing)
+        self._scores = RowScores(model, settings.weights, share_prompts=settings.packing)
         self._conversations = Conversations(tokenizer, settings.max_tokens)
         self._budget = settings.pass_tokens(self._device.type != "cpu")
         self._checked = False

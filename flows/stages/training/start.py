@@ -73,7 +73,7 @@ def _from_scratch(context: Context, settings: ScratchPolicy, folder: Path) -> Pa
 
 
 def _examples(context: Context, chat: Chat, dropped: Counter[str]) -> Iterator[Example]:
-    """Warm-start texts as tokens; counts prompts that are too long. Raises ``UserError`` if all are."""
+    """Warm-start texts as tokens; counts those left out, by cause. Raises ``UserError`` if none is left."""
     kept = 0
     for index, (prompt, text) in enumerate(warm_start_texts(context)):
         ids = chat.prompt_ids_if_written(prompt.messages)
@@ -86,7 +86,10 @@ def _examples(context: Context, chat: Chat, dropped: Counter[str]) -> Iterator[E
         kept += 1
         yield Example.text(f"{prompt.id}-{index}", ids, chat.response_ids(prompt.messages, text))
     if not kept:
-        raise UserError(f"warm_start: all {dropped['over_long']} texts are longer than chat.max_prompt_tokens allows")
+        raise UserError(
+            f"warm_start: no text is left: the prompts of {dropped['over_long']} are longer than "
+            f"chat.max_prompt_tokens, and the chat template refuses those of {dropped['refused']}"
+        )
 
 
 def _keep_offending_texts(context: Context, folder: Path, error: RowsError) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.base import LATER, Closed
 
@@ -108,7 +108,15 @@ class Columns(Closed):
         return self.votes is not None or self.chosen_votes is not None
 
 
-_Word = int | str
+def _unambiguous(word: object) -> object:
+    if isinstance(word, bool):
+        raise ValueError(
+            'quote the word: YAML reads true, yes and on as one value; "true" is also the true of the data'
+        )
+    return word
+
+
+_Word = Annotated[int | str, BeforeValidator(_unambiguous)]
 _Words = _Word | tuple[_Word, ...]
 
 

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from pipeline.config.base import LATER, Closed
 from pipeline.config.data.columns import Columns, LabelWords, Signed, Votes
+
+EVERY_SPLIT = "all"
 
 
 class _Rows(Closed):
@@ -14,10 +16,11 @@ class _Rows(Closed):
     columns: Columns = Columns()
     votes: Votes = Votes()
     labels: LabelWords = Field(LabelWords(), json_schema_extra=LATER)
-    rewards_are: Literal["scores", "ranks", "signed"] = Field(
-        "scores",
+    rewards_are: Literal["scores", "ranks", "signed"] | None = Field(
+        None,
         description="numbers of rewards, chosen_score and rejected_score. scores: higher is better; ranks: 1 is the "
-        "best; signed: rewards is one number for the two responses chosen and rejected; see signed",
+        "best; signed: rewards is one number for the two responses chosen and rejected; see signed. Default: scores, "
+        "but rewards that look like ranks are refused",
         json_schema_extra=LATER,
     )
     signed: Signed = Field(Signed(), json_schema_extra=LATER)
@@ -38,6 +41,19 @@ class _Rows(Closed):
         description="read texts that are conversations, lists or numbers written out (JSON or Python) as those",
         json_schema_extra=LATER,
     )
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result: once rewards are accepted, the default means scores."""
+        plain = super().identity()
+        return {name: value for name, value in plain.items() if (name, value) != ("rewards_are", "scores")}
+
+    @model_validator(mode="after")
+    def _one_source_of_preference(self) -> "_Rows":
+        others = {"votes": self.columns.has_votes, "columns.best": self.columns.best is not None}
+        other = next((name for name, given in others.items() if given), None)
+        if self.rewards_are == "signed" and other is not None:
+            raise ValueError(f"rewards_are: signed numbers say which response is better, and so does {other}; not both")
+        return self
 
 
 class FileData(_Rows):
@@ -60,6 +76,11 @@ class FileData(_Rows):
     def where(self) -> str:
         """The name of the data in messages."""
         return self.path if self.split is None else f"{self.path}, split {self.split}"
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result: where a split need not be named, all of them are read."""
+        plain = super().identity()
+        return {name: value for name, value in plain.items() if (name, value) != ("split", EVERY_SPLIT)}
 
 
 class DatasetData(_Rows):

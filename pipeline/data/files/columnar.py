@@ -30,6 +30,8 @@ _LONG = 1 << 16  # bytes of a value
 def parquet(file: Path) -> Iterator[Decoded]:
     """Yield the rows in parts with plain columns; for a row that does not fit into memory, the reason.
 
+    Rows that are not sound stand alone.
+
     Raises:
         UserError: a column that decodes to no sensible size.
     """
@@ -45,7 +47,9 @@ def parquet(file: Path) -> Iterator[Decoded]:
             swells = any(_swells(measured, number, column) for column in _dictionaries(group, texts))
             table = measured if swells else plain
             for batch in table.iter_batches(batch_size=size, row_groups=[number]):
-                yield from _fitting(batch)
+                # One damaged text in a dictionary would make every row of it unsound: they are validated when plain.
+                for part in _fitting(batch):
+                    yield from (part,) if isinstance(part, str) else _separate(part)
 
 
 def arrow(file: Path) -> Iterator[Decoded]:
@@ -133,6 +137,11 @@ def sound(batches: Iterable[pa.RecordBatch]) -> Iterator[Decoded]:
                 continue
             for alone in (part.slice(place, 1) for place in range(part.num_rows)):
                 yield from _fitting(alone) if _is_sound(alone) else (alone,)
+
+
+def _separate(part: pa.RecordBatch) -> list[pa.RecordBatch]:
+    """Return the part, or each of its rows alone if it is not sound."""
+    return [part] if _is_sound(part) else [part.slice(place, 1) for place in range(part.num_rows)]
 
 
 def _is_sound(part: pa.RecordBatch) -> bool:

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.config.data.sources import EVERY_SPLIT
 from pipeline.errors import UserError
 
 TEXT_KINDS = ("jsonl", "json", "csv", "tsv")
 COLUMNAR_KINDS = ("parquet", "arrow", "feather")
 SUFFIXES = (*(f".{kind}{end}" for kind in TEXT_KINDS for end in ("", ".gz")), *(f".{kind}" for kind in COLUMNAR_KINDS))
-EVERY_SPLIT = "all"
 # Words in file names, as the hub reads them, and the split that each means.
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -40,7 +40,7 @@ def data_files(path: str, split: str | None = None) -> list[Path]:
     if place.is_file():
         if not place.name.endswith(SUFFIXES):
             raise UserError(f"{path}: unknown kind of file; allowed: {', '.join(SUFFIXES)}")
-        if split is not None and not place.name.endswith((".json", ".json.gz")):
+        if split not in (None, EVERY_SPLIT) and not place.name.endswith((".json", ".json.gz")):
             raise UserError(f"{path}: split {split!r}, but it is one file; a split is named for folders and JSON files")
         return [place]
     if place.is_dir():

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from pipeline.config.data.sources import EVERY_SPLIT
 from pipeline.data.files.bounds import CHUNK, LONGEST_ROW, Broken, NumberedRows, OpenedFile
-from pipeline.data.files.folders import EVERY_SPLIT, SPLITS
+from pipeline.data.files.folders import SPLITS
 from pipeline.errors import UserError
 
 _NO_SPACE = re.compile(r"[^ \t\r\n]")

@@ -12,7 +12,7 @@ from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.paths import find, first_name
 from pipeline.data.records import Record
 
-Meaning = Literal["scores", "ranks", "signed"]
+Meaning = Literal["scores", "ranks", "signed"] | None
 Rewards = tuple[float | None, ...]
 
 

@@ -30,9 +30,14 @@ def _votes(values: Cells, columns: Columns, settings: Votes) -> tuple[float, flo
         names = (columns.votes,) if isinstance(columns.votes, str) else columns.votes
         found = [vote for name in names for vote in _listed(cells.required(values, name))]
         return _count(found, _meanings(values, columns, settings), " + ".join(names))
+    counted = (columns.chosen_votes, columns.rejected_votes, columns.tie_votes)
+    given = {column: cells.required(values, column) for column in counted if column is not None}
+    # A column for each winner says true or false: one vote. Beside numbers, true is no count.
+    truths = all(isinstance(value, bool) for value in given.values())
     counts = []
-    for column in (columns.chosen_votes, columns.rejected_votes, columns.tie_votes):
-        count = 0.0 if column is None else cells.number(_truth_as_number(cells.required(values, column)), column)
+    for column in counted:
+        value = 0 if column is None else given[column]
+        count = float(value is True) if truths else cells.number(value, str(column))
         if count < 0:
             raise FaultError(f"{column}: {count:g} votes")
         counts.append(count)
@@ -43,10 +48,6 @@ def _votes(values: Cells, columns: Columns, settings: Votes) -> tuple[float, flo
 
 def _listed(value: JsonValue) -> list[JsonValue]:
     return value if isinstance(value, list) else [value]
-
-
-def _truth_as_number(value: JsonValue) -> JsonValue:
-    return int(value) if isinstance(value, bool) else value
 
 
 def _meanings(values: Cells, columns: Columns, settings: Votes) -> Sequence[tuple[str, ...]]:

@@ -8,10 +8,12 @@ import warnings
 from pydantic import JsonValue
 
 from pipeline.data.files.bounds import unsound
+from pipeline.data.forms.roles import CALLS, ROLES
 
-_CONVERSATION = re.compile(
-    r"""\s*(?:array\(\s*)?\[?\s*\{\s*(['"])(?:role|content|from|value)\1\s*:""",
-)
+_OBJECT = re.compile(r"""\s*(?:array\(\s*)?\[?\s*\{\s*(['"])(?:role|content|from|value|tool_calls)\1\s*:""")
+_NAMES = "|".join(sorted((*ROLES, *CALLS), key=len, reverse=True))
+_ROLE = re.compile(rf"""(['"])(?:role|from)\1\s*:\s*(['"])\s*(?:{_NAMES})\s*\2""", re.IGNORECASE)
+_CONTENT = re.compile(r"""(['"])(?:content|value|tool_calls|function_call)\1\s*:""")
 # Between the objects of a list that numpy wrote, there is no comma.
 _NO_COMMA = re.compile(r"\}\s*\n\s*\{")
 _ARRAY = re.compile(r"array\((.*), dtype=object\)", re.DOTALL)
@@ -20,8 +22,30 @@ _LONGEST = 1 << 18
 
 
 def is_spelled(text: str) -> bool:
-    """Return whether a text is a conversation, or one message, written out."""
-    return _CONVERSATION.match(text) is not None
+    """Return whether a text is a conversation, or one message, written out: objects with a known role and content.
+
+    Other objects with such keys, {"from": "NYC", "value": 3}, are text. What begins as a conversation and cannot be
+    read to its end is one.
+    """
+    if _OBJECT.match(text) is None or _ROLE.search(text) is None or _CONTENT.search(text) is None:
+        return False
+    try:
+        found = read_spelled(text)
+    except ValueError:
+        return True
+    turns = found if isinstance(found, list) else [found]
+    # A turn of an unknown role beside others is a mistake that ``parse`` names, not text.
+    return any(map(_is_turn, turns))
+
+
+def _is_turn(value: JsonValue) -> bool:
+    if not isinstance(value, dict):
+        return False
+    role = value.get("role", value.get("from"))
+    known = isinstance(role, str) and role.strip().casefold() in (*ROLES, *CALLS)
+    content = value.get("content", value.get("value"))
+    calls = value.get("tool_calls") or value.get("function_call")
+    return known and (isinstance(content, str | list | dict) or bool(calls))
 
 
 def read_spelled(text: str) -> JsonValue:

@@ -5,21 +5,13 @@ import json
 from pydantic import JsonValue
 
 from pipeline.data.forms.cells import FaultError, kind
+from pipeline.data.forms.roles import CALLS, ROLES
 from pipeline.data.forms.spelled import decoded_json
 from pipeline.data.forms.transcripts import is_transcript, transcript
 from pipeline.types import Message, Role
 
 Turns = tuple[Message, ...]
 
-# Compared without regard to case.
-_ROLES: dict[str, Role] = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "ai"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
-}
-# Whole turns that are calls, their content the call's JSON.
-_CALLS = frozenset({"function_call", "tool_call"})
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -43,11 +35,11 @@ def _message(item: JsonValue, place: int, column: str) -> Message:
     said, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     name = said.strip().casefold() if isinstance(said, str) else None
     where = f"{column}: message {place}"
-    if name in _CALLS:
+    if name in CALLS:
         return Message("assistant", "", _json({"tool_calls": _calls(content, where)}, where))
-    role = None if name is None else _ROLES.get(name)
+    role = None if name is None else ROLES.get(name)
     if name is not None and role is None:
-        raise FaultError(f"{where} has role {said!r}; allowed: {', '.join((*_ROLES, *sorted(_CALLS)))}")
+        raise FaultError(f"{where} has role {said!r}; allowed: {', '.join((*ROLES, *sorted(CALLS)))}")
     extra = {} if role is None else _extra(role, turn, where)
     content = _content(content, role, extra)
     if role is None or not isinstance(content, str):

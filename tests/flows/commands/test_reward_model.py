@@ -1,11 +1,13 @@
 """`prefloop reward-model`: the folder that it leaves, what it says of it, and mistakes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from flows.commands import reward_model
@@ -13,6 +15,9 @@ from flows.commands.reward_model import make_reward_model, read_data
 from flows.run_folder.lease import hold
 from pipeline.config import ClassifierScorer, RewardModelConfig
 from pipeline.errors import RunError, UserError
+from pipeline.storage.atomic import write_json
+from pipeline.storage.layout import LAYOUT_FILE, RUN_LAYOUT, Written, own_version, require_known
+from pipeline.storage.manifest import MANIFEST, plain, read_manifest
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.local.classifier import ClassifierReward
 from tests.support.tiny_model import save_tiny_model
@@ -206,3 +211,47 @@ def test_rows_are_read_and_refused_as_for_a_run(tmp_path: Path, capsys: pytest.C
     data = read_data(RewardModelConfig.model_validate({**plain, **more}))
     assert [pair.prompt.messages[0].content for pair in data.held_out] == ["test 0", "test 1", "test 2"]
     assert len(data.train) == 20 and "held_out: malformed: 1 of 4 rows" in capsys.readouterr().err
+
+
+def test_responses_without_text_are_in_no_pair(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"p {n}", "chosen": "a", "rejected": "b"} for n in range(18)]
+    rows += [{"prompt": "empty", "chosen": " ", "rejected": "b"}]
+    groups = [
+        {"prompt": f"g {n}", "responses": ["a", "" if n == 3 else "b", "c"], "rewards": [1, 2, 3]} for n in range(12)
+    ]
+    for name, lines in (("pairs", rows), ("groups", groups)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    for name, count in (("pairs", 18), ("groups", 11 * 3 + 1)):
+        plain = {"name": "r", "model": {"path": "m"}, "pairs": {"path": str(tmp_path / f"{name}.jsonl")}}
+        data = read_data(RewardModelConfig.model_validate({**plain, "held_out": {"prompts": 2}}))
+        pairs = [*data.train, *data.held_out]
+        assert len(pairs) == count and all(turn.content.strip() for pair in pairs for turn in pair.answers)
+
+
+def test_the_folder_states_the_version_that_made_it(job: Path, made: Path) -> None:
+    assert require_known(made) == Written(RUN_LAYOUT, own_version())
+    assert LAYOUT_FILE in read_manifest(made / MANIFEST).files
+    later = job / "later"
+    later.mkdir()
+    (later / LAYOUT_FILE).write_text(json.dumps({"layout": RUN_LAYOUT + 1, "prefloop": "9.1"}))
+    with pytest.raises(UserError, match=r"prefloop 9\.1 wrote this run folder, in layout"):
+        make(job, later)
+
+
+def test_a_folder_of_an_earlier_version_is_complete_with_every_split(job: Path, tmp_path: Path) -> None:
+    for part, rows in (("train", ROWS[:12]), ("test", ROWS[12:])):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, settings = tmp_path / "out", (f"pairs.path={tmp_path / 'data'}", "training.max_steps=1")
+    made = make(job, out, *settings, "pairs.split=all")
+    # As 0.1.0 left it: without a version, and without settings that it did not have.
+    (out / LAYOUT_FILE).unlink()
+    manifest = read_manifest(out / MANIFEST)
+    files = {name: facts for name, facts in manifest.files.items() if name != LAYOUT_FILE}
+    write_json(out / MANIFEST, plain(replace(manifest, files=files).sealed()))
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["pairs"].pop("split") == "all"
+    (out / "config.yaml").write_text(f"{yaml.safe_dump(config):<{(out / 'config.yaml').stat().st_size}}")
+    assert make(job, out, *settings) == made
+    with pytest.raises(UserError, match="holds several splits"):
+        make(job, tmp_path / "new", *settings)

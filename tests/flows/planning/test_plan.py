@@ -134,3 +134,10 @@ def test_mistakes_end_with_exit_code_2(
     shown = capsys.readouterr()
     assert not shown.out and "Traceback" not in shown.err and len(shown.err.splitlines()) <= 10
     assert all(part in shown.err for part in expected), shown.err
+
+
+def test_a_plan_without_prompts_says_why_none_is_left(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, config, "chat.max_prompt_tokens=1", "limits.long_for_policy=1") == 2
+    assert "no prompt is left: 6 are longer, and the chat template refuses 0" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 
 from flows.preflight.check import check_config, check_run
 from pipeline.config import RunConfig
-from pipeline.config.files import load_config
+from pipeline.config.files import dump_config, load_config
 from pipeline.errors import UserError
 from tests.support.places import DATA
 from tests.support.tiny_model import save_tiny_model
@@ -140,6 +140,12 @@ def test_rewards_that_may_be_ranks_are_refused_until_their_meaning_is_said(tmp_p
     for meaning in ("ranks", "scores"):
         contents, _ = check_run(offline(tmp_path, model, file, f"pairs.rewards_are={meaning}"))
         assert contents.groups == 8
+    # A run folder's config writes every setting.
+    unsaid, scores = offline(tmp_path, model, file), offline(tmp_path, model, file, "pairs.rewards_are=scores")
+    (tmp_path / "written.yaml").write_text(dump_config(unsaid))
+    with pytest.raises(UserError, match=r"1 to K in some order"):
+        check_run(load_config([tmp_path / "written.yaml"]))
+    assert unsaid.identity() == scores.identity(), "stages made without the word are not made again"
     write(file, [*rows, {"prompt": "b", "responses": ["x", "y"], "rewards": [1, 1]}])
     check_run(offline(tmp_path, model, file))
 

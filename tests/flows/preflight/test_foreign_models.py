@@ -9,6 +9,7 @@ from flows.preflight.check import check_run
 from flows.preflight.labellers import check_scorer
 from flows.preflight.model_folders import check_folder
 from pipeline.config import ClassifierScorer, KeywordScorer, RunConfig
+from pipeline.config.files import dump_config, load_settings
 from pipeline.errors import UserError
 from pipeline.types import Message, Prompt
 from reward_models.rules import KeywordReward
@@ -84,6 +85,14 @@ def test_a_reward_model_with_several_outputs_needs_one_named(tmp_path: Path) -> 
     (model / "config.json").write_text(json.dumps({**settings, "id2label": {"0": "bad", "1": "good"}}))
     with pytest.raises(UserError, match=r"scorer\.outputs: must be given, since .* has 2 outputs \(0: bad, 1: good\)"):
         check_scorer(ClassifierScorer(path=str(model)))
+    plain = ClassifierScorer(path=str(model))
+    (tmp_path / "written.yaml").write_text(dump_config(plain))
+    again = load_settings(ClassifierScorer, [tmp_path / "written.yaml"])
+    with pytest.raises(UserError, match=r"scorer\.outputs: must be given"):
+        check_scorer(again)
+    first = ClassifierScorer(path=str(model), outputs={0: 1})
+    assert first.identity() == plain.identity() == {**plain.identity(), "outputs": {"0": 1.0}}
+    check_scorer(first)
     check_scorer(ClassifierScorer(path=str(model), outputs={0: -1, 1: 1}))
     (model / "config.json").write_text(json.dumps({**settings, "id2label": {"0": "LABEL_0"}}))
     check_scorer(ClassifierScorer(path=str(model)))

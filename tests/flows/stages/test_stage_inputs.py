@@ -15,7 +15,7 @@ from flows.stages.training.examples import examples_with_reference, round_exampl
 from pipeline.config import Composition
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RunError
-from tests.support.tiny_run import PAIRS, begin, make_job, open_context, supply
+from tests.support.tiny_run import PAIRS, InventedResponses, begin, make_job, open_context, supply
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +144,29 @@ def test_responses_of_a_group_that_were_cut_are_counted_once(job: Path, tmp_path
         run_stage(context, 1, "pairs")
         dropped = context.run.stage(1, "pairs").require().metrics["dropped"]
         assert isinstance(dropped, dict) and dropped["cut"] == 32 and dropped["long_prompt"] == 0
+
+
+def test_prompts_that_the_template_refuses_are_not_counted_as_over_long(tmp_path: Path) -> None:
+    job = make_job(tmp_path / "job")
+    template = job / "model" / "chat_template.jinja"
+    raises = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    template.write_text(raises + template.read_text())
+    turns = [{"role": "user", "content": "the dog"}]
+    odd = [[{"role": "system", "content": f"Brief {n}."}, *turns] for n in range(3)] + ["the mat " * 400]
+    plain = [f"the cat {n}" for n in range(6)]
+    prompts = job / "prompts.jsonl"
+    settings = ["prompts_per_round=null", "held_out.prompts=1", f"prompts.path={prompts}", "pairs=null"]
+    for name, rows, said in (("some", [*odd, *plain], None), ("none", odd, "no prompt is left: 1 are longer than")):
+        prompts.write_text("".join(json.dumps({"prompt": row, "answer": "barn"}) + "\n" for row in rows))
+        held = tmp_path / f"{name}.jsonl"
+        held.write_text(json.dumps({"prompt": "held out", "answer": "barn"}) + "\n")
+        context = open_context(job, tmp_path / name, "iterative", *settings, f"held_out.path={held}")
+        begin(context)
+        workers: Any = InventedResponses(context.policy_path(0))
+        if said is not None:
+            with pytest.raises(RunError, match=f"{said} .*, and the chat template refuses 3"):
+                run_stage(context, 1, "samples", workers)
+            continue
+        run_stage(context, 1, "samples", workers)
+        metrics = context.run.stage(1, "samples").require().metrics
+        assert (metrics["dropped_over_long_prompts"], metrics["dropped_refused_prompts"]) == (1, 3)

@@ -1,14 +1,16 @@
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import RewardModelConfig, RunConfig, preset_names
+from pipeline.config import Closed, RewardModelConfig, RunConfig, preset_names
 from pipeline.config.files import changed_fields, dump_config, load_config, load_settings
 from pipeline.config.loss.components import ConstantMargin
 from pipeline.errors import UserError
-from tests.support.places import CONFIGS
+from tests.support.places import CONFIGS, ROOT
 
 BASE = """
 name: a
@@ -34,7 +36,55 @@ def test_every_shipped_config_is_valid_and_survives_being_written_out(file: Path
     needed += ["model.path=/model", "pairs.path=/pairs.jsonl"] if file.name == "reward_model.yaml" else []
     schema = RewardModelConfig if file.name == "reward_model.yaml" else RunConfig
     config = load_settings(schema, [file], needed)
-    assert load_settings(schema, [write(tmp_path, dump_config(config))]) == config
+    assert_means_the_same(config, load_settings(schema, [write(tmp_path, dump_config(config))]))
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_loss_survives_being_written_out(preset: str, tmp_path: Path) -> None:
+    config = load_config([write(tmp_path, BASE)], [f"loss.preset={preset}"])
+    assert_means_the_same(config, load_config([write(tmp_path, dump_config(config))]))
+
+
+def assert_means_the_same(config: Closed, again: Closed) -> None:
+    assert again == config and dump_config(again) == dump_config(config) and again.identity() == config.identity()
+    assert [part.changed for part in parts(again)] == [part.changed for part in parts(config)]
+
+
+def parts(value: object) -> Iterator[Closed]:
+    if isinstance(value, Closed):
+        yield value
+        for inner in value.__dict__.values():
+            yield from parts(inner)
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from parts(inner)
+
+
+def test_nothing_depends_on_which_settings_were_written() -> None:
+    """A run folder's config writes all of them: what is read back would mean something else."""
+    sources = (file for room in ("flows", "pipeline", "reward_models") for file in (ROOT / room).rglob("*.py"))
+    assert [file.name for file in sources if "model_fields_set" in file.read_text()] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("rounds=yes", "rounds: must be a number, not True"),
+        ("training.learning_rate=on", "training.learning_rate: must be a number, not True"),
+        ("evaluation.max_gap=true", "evaluation.max_gap: must be a number, not True"),
+        ("scorer={kind: classifier, path: m, outputs: {0: true}}", "scorer.outputs: must be a number, not "),
+        ("prompts.votes={chosen: yes, rejected: no}", "prompts.votes.chosen: quote the word: YAML reads true, yes"),
+        ("prompts.labels.good=[yes]", "prompts.labels.good.0: quote the word"),
+        ("prompts.labels={good: ['yes', 'true'], bad: ['no', 0]}", None),
+        ("prompts.parse=yes", None),
+    ],
+)
+def test_true_is_no_number_and_no_word(setting: str, said: str | None, tmp_path: Path) -> None:
+    if said is None:
+        load_config([write(tmp_path, BASE)], [setting])
+        return
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_config([write(tmp_path, BASE)], [setting])
 
 
 @pytest.mark.parametrize(

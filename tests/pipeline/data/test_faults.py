@@ -4,6 +4,7 @@ import pytest
 
 from pipeline import config
 from pipeline.data.faults import Fault, FaultFinder, Tokens
+from pipeline.data.forms.spelled import is_spelled
 from pipeline.data.reading import PromptRow
 from pipeline.data.split import Split
 from pipeline.models.chat import Chat
@@ -21,6 +22,30 @@ def prompt(text: str, answer: str | None = None) -> Prompt:
 
 def pair(chosen: str = "to the barn", rejected: str = "on the mat", text: str = "a dog ran", **more: float) -> TextPair:
     return TextPair(prompt(text), chosen, rejected, **more)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"from":"NYC","value":3}', False),
+        ('{"from": "NYC", "value": "3", "to": "LA"}', False),
+        ('[{"from": "user", "value": 3}]', False),
+        ('{"role": "admin", "content": "all"}', False),
+        ('{"role": "user"}', False),
+        ('{"value": "the role: user", "note": {"role": "user"}}', False),
+        ("{'content': 3}", False),
+        ('[{"from": "NYC", "value": 3}, {"from": "LA", "value": 4}]', False),
+        ('{"from": "Human", "value": "x"}', True),
+        ('[{"content": "x", "role": "assistant"}]', True),
+        ('[{"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]}]', True),
+        ('[{"role": "tool", "content": {"x": 1}}]', True),
+        ("array([{'role': 'user', 'content': 'x'}\n {'role': 'assistant', 'content': 'y'}], dtype=object)", True),
+        ('[{"role": "user", "content": "cut off', True),
+        ('[{"role": "narrator", "content": "x"}, {"role": "user", "content": "y"}]', True),
+    ],
+)
+def test_only_messages_of_known_roles_are_a_conversation_written_out(text: str, found: bool) -> None:
+    assert is_spelled(text) is found
 
 
 def causes(*rows: PromptRow | TextPreference, chat: Chat = CHAT, **more: object) -> list[list[str]]:

@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from flows.commands import dry_run
+from flows.commands import run as commands
 from flows.commands.dry_run import planned_stages
+from flows.loop import entry
 from flows.loop.opening import prepare_run
 from flows.preflight.check import check_new
-from pipeline.config import RunConfig
+from flows.run_folder.key_parts import plain_section
+from pipeline.config import FileData, RunConfig
 from pipeline.config.files import load_config
+from pipeline.data.sources import files_of, held_out_source
 from pipeline.errors import UserError
 from pipeline.storage import layout
 from pipeline.storage.layout import LAYOUT_FILE, RUN_LAYOUT, as_now_called, note_version, own_version
@@ -115,7 +121,87 @@ def test_names_move_between_sections() -> None:
     assert as_now_called({}, {"a.b": "c"}) == {}
 
 
+def test_values_that_json_cannot_hold_reach_the_schema(tmp_path: Path) -> None:
+    text = (EARLIER / "offline" / "config.yaml").read_text()
+    run = folder(tmp_path, text.replace("seed: ", "seed: 2026-01-01 #", 1))
+    with pytest.raises(UserError, match=r"seed: input should be a valid integer .*datetime\.date"):
+        run.config()
+    run.config_file.write_text(text.replace("seed: ", "seed: 1.0e+999 #", 1))
+    with pytest.raises(UserError, match=r"seed: input should be a finite number"):
+        run.config()
+
+
 def test_every_setting_of_the_earlier_version_is_read() -> None:
     for mode in ("offline", "iterative"):
         run = RunFolder(EARLIER / mode)
         assert isinstance(run.config(), RunConfig) and run.config().mode == mode
+
+
+def split_folder(tmp_path: Path, mode: str) -> RunFolder:
+    """A run folder of 0.1.0 whose data is a folder with two splits, both of which 0.1.0 read."""
+    for name in ("train", "test"):
+        row = {"prompt": name, "chosen": "a", "rejected": "b"}
+        file = tmp_path / "data" / f"{name}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(json.dumps({**row, "prompt": f"{name} {n}"}) + "\n" for n in range(4)))
+    plain = yaml.safe_load((EARLIER / mode / "config.yaml").read_text())
+    for section in ("prompts", "pairs"):
+        if plain[section] is not None:
+            plain[section] = {**plain[section], "path": str(tmp_path / "data")}
+    return folder(tmp_path, yaml.safe_dump(plain))
+
+
+@pytest.mark.parametrize("mode", ["offline", "iterative"])
+def test_a_folder_that_read_every_split_goes_on_reading_them(tmp_path: Path, mode: str) -> None:
+    run = split_folder(tmp_path, mode)
+    old = yaml.safe_load(run.config_file.read_text())
+    section = "pairs" if mode == "offline" else "prompts"
+    # The user's own file says nothing of splits.
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(old))
+    mine = load_config([tmp_path / "mine.yaml"])
+    for _ in range(2):
+        config = run.carried(mine)
+        assert [file.name for file in files_of(getattr(config, section))] == ["test.jsonl", "train.jsonl"]
+        assert config.identity() == mine.identity() == run.config().identity(), "its stages keep their keys"
+        assert "split" not in plain_section(config, section)
+        prepare_run(config, run.root)
+        assert yaml.safe_load(run.config_file.read_text())[section]["split"] == "all"
+    with pytest.raises(UserError, match="holds several splits"):
+        files_of(getattr(RunFolder(tmp_path / "new").carried(mine), section))
+    named = load_config([tmp_path / "mine.yaml"], [f"{section}.split=train"])
+    assert getattr(run.carried(named), section) == getattr(named, section)
+    with pytest.raises(UserError, match="holds a run with another config"):
+        prepare_run(named, run.root)
+
+
+def test_held_out_prompts_of_such_a_folder_come_from_every_split_too(tmp_path: Path) -> None:
+    run = split_folder(tmp_path, "offline")
+    given = held_out_source(run.config([f"held_out.path={tmp_path / 'data'}"]))
+    assert given is not None and len(files_of(given)) == 2
+    one = held_out_source(run.config([f"held_out.path={tmp_path / 'data' / 'test.jsonl'}"]))
+    assert one is not None and len(files_of(one)) == 1
+
+
+@pytest.mark.parametrize("begins", ["run", "dry run", "firing"])
+def test_whatever_goes_on_with_such_a_folder_reads_every_split(
+    begins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, mine, used = split_folder(tmp_path, "offline"), tmp_path / "mine.yaml", list[RunConfig]()
+    mine.write_text(run.config_file.read_text())
+
+    def noted(config: RunConfig, *_: object) -> None:
+        used.append(config)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(commands, "check_new", noted)
+    monkeypatch.setattr(entry, "check_new", noted)
+    monkeypatch.setattr(dry_run, "planned_stages", noted)
+    with pytest.raises(UserError, match="far enough"):
+        if begins == "firing":
+            entry.prepare(entry.Firing("offline", str(run.root), (str(mine),)))
+        elif begins == "run":
+            commands.run_config([mine], [], run.root, False, None)
+        else:
+            commands.dry([mine], [], run.root, None)
+    (config,) = used
+    assert isinstance(config.pairs, FileData) and config.pairs.split == "all"

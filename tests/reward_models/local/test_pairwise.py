@@ -10,6 +10,7 @@ from pipeline.config import PairwiseScorer, ScratchPolicy
 from pipeline.errors import UserError
 from pipeline.models.scratch import make_policy
 from pipeline.types import Group, Message, Prompt, Response
+from reward_models import build
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
 from reward_models.answers.spending import Ledger
@@ -110,3 +111,18 @@ def test_a_model_that_changed_is_another_labeller(tmp_path: Path) -> None:
     content[-1] ^= 1
     weights.write_bytes(content)
     assert model_version({"kind": "pairwise"}, str(folder)) != before
+
+
+def test_labels_of_texts_that_were_read_otherwise_are_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as those of responses whose control tokens once ended a turn of the conversation."""
+    settings, accounts = PairwiseScorer(path=str(make(tmp_path, 1))), Accounts(LabelCache(None), Ledger(None))
+    group = Group(Prompt((Message("user", "Say."),)), (1,), tuple(Response(text, (1,), (), "stop") for text in TEXTS))
+    cached = []
+    for reading in (1, 2, 2):
+        monkeypatch.setattr(build, "READING", reading)
+        accounts.counts.clear()
+        build_labeller(settings, accounts).label([group])
+        cached.append((accounts.counts["cached"], accounts.counts["answered"]))
+    assert cached == [(0, 6), (0, 6), (6, 0)]

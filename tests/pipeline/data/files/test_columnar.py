@@ -2,6 +2,7 @@
 
 import resource
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from pipeline.config import DatasetData
 from pipeline.data.files import columnar
 from pipeline.data.files.bounds import Broken
-from pipeline.data.files.formats import read_file
+from pipeline.data.files.formats import read_file, rows_of
 from pipeline.data.records import read_records
 from pipeline.errors import UserError
 
@@ -108,3 +109,27 @@ def test_a_saved_data_set_is_read_as_its_table(tmp_path: Path) -> None:
     datasets.Dataset.from_list(rows).select(range(599, -1, -1)).save_to_disk(tmp_path / "set")
     read = list(read_records(DatasetData(path=str(tmp_path / "set"))))
     assert [record.values for record in read] == rows[::-1] and [record.number for record in read] == [*range(1, 601)]
+
+
+class Watched:
+    """A record batch that notes how many rows are validated."""
+
+    def __init__(self, batch: pa.RecordBatch, validated: list[int]) -> None:
+        self._batch, self._validated = batch, validated
+
+    def validate(self, *, full: bool) -> None:
+        self._validated.append(self._batch.num_rows)
+        self._batch.validate(full=full)
+
+    def slice(self, start: int, length: int) -> "Watched":
+        return Watched(self._batch.slice(start, length), self._validated)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+
+def test_rows_are_validated_once() -> None:
+    validated: list[int] = []
+    batch = Watched(pa.record_batch({"prompt": [f"{n}" for n in range(300)]}), validated)
+    rows = [row for _, row in rows_of(columnar.sound([batch]))]  # type: ignore[list-item]
+    assert rows == [{"prompt": f"{n}"} for n in range(300)] and validated == [256, 44]

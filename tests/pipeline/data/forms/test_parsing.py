@@ -55,6 +55,13 @@ def test_counts_of_votes_are_votes() -> None:
     assert (found.chosen, found.soft_label) == ("b", pytest.approx(0.75))
     with pytest.raises(FaultError, match="yes and no: no votes"):
         read({**PAIR, "yes": 0, "no": 0, "same": 0}, **columns)
+    found = pair({**PAIR, "yes": False, "no": True, "same": False}, **columns)
+    assert (found.chosen, found.soft_label) == ("b", 1.0), "a column for each winner"
+    with pytest.raises(FaultError, match="yes: must be a finite number, not bool True"):
+        read({**PAIR, "yes": True, "no": 4, "same": 1}, **columns)
+    with pytest.raises(FaultError, match=r"v: vote 'True'; votes are '1' \(chosen\)"):
+        read({**PAIR, "v": True}, votes="v")
+    assert pair({**PAIR, "v": [True, "false", True]}, Votes(chosen="true", rejected="false"), votes="v").chosen == "a"
     with pytest.raises(FaultError, match="no: -1 votes"):
         read({**PAIR, "yes": 2, "no": -1, "same": 0}, **columns)
 

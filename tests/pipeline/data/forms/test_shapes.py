@@ -478,3 +478,17 @@ def test_a_text_that_cannot_be_parsed_is_a_fault_that_shows_it() -> None:
     with pytest.raises(FaultError, match="cannot be parsed: neither JSON nor Python"):
         read(row, parse=True)
     assert read(row).chosen == row["chosen"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("columns", "other"),
+    [
+        ({"votes": "v"}, "votes"),
+        ({"chosen_votes": "a", "rejected_votes": "b"}, "votes"),
+        ({"best": "b"}, "columns.best"),
+    ],
+)
+def test_one_thing_says_which_response_is_better(columns: Row, other: str) -> None:
+    with pytest.raises(ValueError, match=f"rewards_are: signed numbers say which .* and so does {other}; not both"):
+        FileData(path="r.jsonl", columns=columns, rewards_are="signed")
+    FileData(path="r.jsonl", columns=columns)
