@@ -10,7 +10,7 @@ from typing import Generic, TypeVar, assert_never
 
 from pipeline.config import Data, DatasetData, FileData, RestaurantData
 from pipeline.data.forms.cells import FaultError, RowCause
-from pipeline.data.forms.groups import grouped
+from pipeline.data.forms.joined import grouped
 from pipeline.data.forms.parsing import FORMS, preference_of, prompt_of
 from pipeline.data.records import Record, read_records
 from pipeline.data.tasks.restaurants import generate

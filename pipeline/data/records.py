@@ -12,10 +12,12 @@ from typing import Any, assert_never
 from pydantic import JsonValue
 
 from pipeline.config import DatasetData, FileData
+from pipeline.config.data.sources import EVERY_SPLIT
 from pipeline.data.files.bounds import Broken, unsound
 from pipeline.data.files.columnar import BATCH, sound
-from pipeline.data.files.folders import data_files, is_saved
+from pipeline.data.files.folders import data_files, is_saved, require_split
 from pipeline.data.files.formats import read_file, rows_of
+from pipeline.data.forms.paths import first_name
 from pipeline.errors import UserError
 
 
@@ -52,10 +54,11 @@ def read_records(data: FileData | DatasetData) -> Iterator[Record]:
     """
     match data:
         case FileData():
+            columns = frozenset(map(first_name, data.columns.own_names))
             for file in data_files(data.path, data.split):
-                # In a folder, the split names files.
-                named = data.split if Path(data.path).is_file() else None
-                for number, value in read_file(file, named, data.delimiter):
+                # In a folder, the split names files, and all of them are to be read whole.
+                named = data.split if Path(data.path).is_file() or data.split == EVERY_SPLIT else None
+                for number, value in read_file(file, named, data.delimiter, columns):
                     yield _record(str(file), number, value)
         case DatasetData():
             tables = open_dataset(data).with_format("arrow").iter(BATCH)
@@ -78,6 +81,8 @@ def open_dataset(data: DatasetData) -> Any:
             if data.split not in saved:
                 raise UserError(f"{data.path}: no split {data.split!r}; it has {', '.join(map(repr, saved))}")
             return saved[data.split]
+        if data.split != DatasetData.model_fields["split"].default:
+            require_split(data.path, None if saved.split is None else str(saved.split), data.split)
         return saved
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{data.path}: cannot be read as a data set: {str(error).splitlines()[0]}") from error

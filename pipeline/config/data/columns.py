@@ -103,6 +103,12 @@ class Columns(Closed):
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
+    def own_names(self) -> frozenset[str]:
+        """The names, or paths, of columns that differ from the defaults."""
+        named = (self.__dict__[setting] for setting in self.changed)
+        return frozenset(str(name) for value in named for name in (value if isinstance(value, tuple) else (value,)))
+
+    @property
     def has_votes(self) -> bool:
         """Whether votes decide which response is chosen."""
         return self.votes is not None or self.chosen_votes is not None

@@ -102,14 +102,18 @@ def _saved(folder: Path, split: str | None) -> list[Path] | None:
     """Return the files of a folder that ``datasets`` saved, in their order; None if it did not save it."""
     if (folder / PARTS).is_file():
         parts = [str(name) for name in _listed(folder / PARTS, "splits")]
+        if not parts:
+            raise UserError(f"{folder}: {PARTS} names no splits")
         if split is None and len(parts) > 1:
             raise UserError(f"{folder}: holds several splits: {', '.join(parts)}; name one with split")
         if split not in (None, EVERY_SPLIT, *parts):
             raise UserError(f"{folder}: no split {split!r}; it has {', '.join(parts)}")
         wanted = parts if split in (None, EVERY_SPLIT) else [str(split)]
-        return [file for name in wanted for file in _saved(folder / Path(name).name, None) or []]
+        return [file for name in wanted for file in _part(folder, name)]
     if not (folder / STATE).is_file():
         return None
+    if split not in (None, EVERY_SPLIT):
+        require_split(folder, _read(folder / STATE).get("_split"), split)
     shards = [shard for shard in _listed(folder / STATE, "_data_files") if isinstance(shard, dict)]
     files = [folder / Path(str(shard.get("filename"))).name for shard in shards]
     missing = next((file for file in files if not file.is_file()), None)
@@ -118,12 +122,33 @@ def _saved(folder: Path, split: str | None) -> list[Path] | None:
     return files
 
 
-def _listed(file: Path, name: str) -> list[object]:
+def _part(folder: Path, name: str) -> list[Path]:
+    """Return the files of one split of a folder that ``datasets`` saved."""
+    files = _saved(folder / Path(name).name, None)
+    if files is None:
+        raise UserError(f"{folder}: {PARTS} names {name}, which is not there, or not saved by datasets")
+    return files
+
+
+def require_split(place: str | Path, saved: object, split: str | None) -> None:
+    """Raise ``UserError`` if the data set saved in ``place``, of the split ``saved`` or of none, is not ``split``."""
+    if saved != split:
+        what = (
+            f"it is one data set, of split {saved!r}" if isinstance(saved, str) else "it is one data set, of no split"
+        )
+        raise UserError(f"{place}: no split {split!r}; {what}")
+
+
+def _read(file: Path) -> dict[str, object]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
-    listed = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _listed(file: Path, name: str) -> list[object]:
+    listed = _read(file).get(name)
     if not isinstance(listed, list):
         raise UserError(f"{file}: has no list {name}")
     return listed

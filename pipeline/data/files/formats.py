@@ -6,7 +6,7 @@ Memory holds only a line, a list item or a batch of 256 rows, whatever the size 
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,15 +15,17 @@ from pipeline.data.files import columnar
 from pipeline.data.files.bounds import Broken, NumberedRows, OpenedFile
 from pipeline.data.files.csv_text import SAMPLE, guess_delimiter, read_csv
 from pipeline.data.files.folders import require_content
-from pipeline.data.files.json_text import holds_lines, read_json, read_lines
+from pipeline.data.files.json_text import holds_lines, read_json, read_lines, require_no_list
 from pipeline.errors import UserError
 
 
-def read_file(file: Path, split: str | None = None, delimiter: str | None = None) -> NumberedRows:
+def read_file(
+    file: Path, split: str | None = None, delimiter: str | None = None, columns: Collection[str] = ()
+) -> NumberedRows:
     """Yield the rows of ``file``: JSON lines, JSON items, CSV rows below the header, parquet or Arrow rows.
 
-    Empty lines count towards row numbers but yield no row. ``split``: see ``read_json``. ``delimiter``: of CSV; None:
-    a tab in ``.tsv``, else guessed from the first rows.
+    Empty lines count towards row numbers but yield no row. ``split``, ``columns``: see ``read_json``. ``delimiter``: of
+    CSV; None: a tab in ``.tsv``, else guessed from the first rows.
 
     Raises:
         UserError: the whole file is damaged.
@@ -36,11 +38,12 @@ def read_file(file: Path, split: str | None = None, delimiter: str | None = None
         elif kind in ("csv", "tsv"):
             yield from _csv(file, delimiter or ("\t" if kind == "tsv" else None))
         elif kind == "jsonl" or _has(file, holds_lines):
+            require_no_list(file, split)
             with _opened(file) as stream:
                 yield from read_lines(stream)
         else:
             with _opened(file) as stream, _decoded(stream) as text:
-                yield from read_json(file, text, split)
+                yield from read_json(file, text, split, columns)
     except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
 

@@ -6,7 +6,7 @@ memory grows with the square of the depth (1 GiB for a file of 40 kB).
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -57,20 +57,30 @@ def _lines(stream: OpenedFile) -> Iterator[bytes | Broken]:
         yield Broken(f"a line of more than {LONGEST_ROW >> 20} MiB")
 
 
-def read_json(file: Path, stream: IO[str], split: str | None) -> NumberedRows:
+def require_no_list(file: Path, split: str | None) -> None:
+    """Raise ``UserError`` if ``split`` names a list of a file that holds rows without any name."""
+    if split not in (None, EVERY_SPLIT):
+        raise UserError(f"{file}: no list {split!r}; its rows are in no list with a name, so it has no splits")
+
+
+def read_json(file: Path, stream: IO[str], split: str | None, columns: Collection[str] = ()) -> NumberedRows:
     """Yield the items of one list, each as soon as it is complete; without a list, the objects of the file.
 
-    ``split``: the name of the list, if the file holds several (``{"train": [...], "test": [...]}``).
+    ``split``: the name of the list, if the file holds several (``{"train": [...], "test": [...]}``). ``columns``: lists
+    under these names are cells of a row, as are lists of anything but objects.
 
     Raises:
-        UserError: not JSON, or several lists and none named.
+        UserError: not JSON, or several lists and none named, or one named that is not there.
     """
     text, number = _JsonText(stream), 0
     try:
         begin = text.peek()
         if begin not in ("[", "{"):
             raise UserError(f"{file}: must be a list of objects, or objects")
-        for item in _items(file, text) if begin == "[" else _objects(file, text, split):
+        if begin == "[":
+            require_no_list(file, split)
+        names = _LISTS.difference(columns)
+        for item in _items(file, text) if begin == "[" else _objects(file, text, split, names):
             number += 1
             yield number, item
     except (ValueError, RecursionError) as error:
@@ -100,17 +110,18 @@ def _list(file: Path, text: "_JsonText") -> Iterator[object]:
     text.skip()
 
 
-def _objects(file: Path, text: "_JsonText", split: str | None) -> Iterator[object]:
+def _objects(file: Path, text: "_JsonText", split: str | None, names: Collection[str]) -> Iterator[object]:
     while begin := text.peek():
         if begin != "{":
             raise UserError(f"{file}: not JSON: {begin!r} after an object")
-        yield from _object(file, text, split)
+        yield from _object(file, text, split, names)
 
 
-def _object(file: Path, text: "_JsonText", split: str | None) -> Iterator[object]:
-    """Yield the items of the object's lists of rows, or else the object itself."""
+def _object(file: Path, text: "_JsonText", split: str | None, names: Collection[str]) -> Iterator[object]:
+    """Yield the items of the object's lists of rows under ``names``, or else the object itself."""
     fields: dict[str, object] = {}
     lists: list[str] = []
+    filled = False
     text.skip()
     while text.peek() != "}":
         if fields or lists:
@@ -119,15 +130,21 @@ def _object(file: Path, text: "_JsonText", split: str | None) -> Iterator[object
         text.expect(":")
         if not isinstance(name, str):
             raise ValueError("the name of a field must be a string")
-        if name not in _LISTS or text.peek() != "[":
+        if name not in names or not text.begins_rows():
             fields[name] = text.item()
             continue
         lists.append(name)
         wanted = split in (None, EVERY_SPLIT, name)
-        yield from (item for item in _list(file, text) if wanted)
+        for item in _list(file, text):
+            filled = True
+            if wanted:
+                yield item
     text.skip()
     if not lists:
-        yield fields
+        require_no_list(file, split)
+    if not lists or (len(lists) == 1 and not filled and fields and split in (None, EVERY_SPLIT)):
+        # An empty list next to other fields is a cell, too.
+        yield {**fields, **{name: [] for name in lists}}
     elif split is None and len(lists) > 1:
         raise UserError(
             f"{file}: holds several lists of rows: {', '.join(lists)}; name one with split (or {EVERY_SPLIT})"
@@ -157,6 +174,15 @@ class _JsonText:
                 return ""
             self._at = len(self._text)
             self._more()
+
+    def begins_rows(self) -> bool:
+        """Return whether the next value is a list of objects, by its first item, or an empty one."""
+        if self.peek() != "[":
+            return False
+        while (found := _NO_SPACE.search(self._text, self._at + 1)) is None and not self._ended:
+            self._more()
+        # A first item that is null is a row with a fault.
+        return found is None or found.group() in "{]n"
 
     def skip(self) -> None:
         """Pass over the character that ``peek`` returned."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import JsonValue
 
 from pipeline.data.forms.cells import FaultError
-from pipeline.data.forms.turns import Turns, conversation, is_conversation, messages
+from pipeline.data.forms.turns import Turns, conversation, is_conversation, messages, same_turns
 from pipeline.types import Message
 
 # A cell with an answer, and its column.
@@ -70,10 +70,7 @@ def _whole(prompt: Turns | None, heads: Sequence[tuple[Turns, str]]) -> Turns:
 
 def _ends_with(turns: Turns, end: Turns) -> bool:
     """Return whether ``turns`` end with ``end``, ignoring spaces around contents."""
-    return len(end) <= len(turns) and all(
-        (one.role, one.content.strip(), one.extra) == (other.role, other.content.strip(), other.extra)
-        for one, other in zip(turns[len(turns) - len(end) :], end, strict=True)
-    )
+    return len(end) <= len(turns) and same_turns(turns[len(turns) - len(end) :], end)
 
 
 def _only(turns: Turns, column: str) -> Message:

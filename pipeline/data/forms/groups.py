@@ -1,7 +1,6 @@
-"""Rewards of K responses, and rows of one response that belong together. Torch-free."""
+"""Rewards of K responses. Torch-free."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import JsonValue
@@ -10,7 +9,6 @@ from pipeline.config import UserData
 from pipeline.data.forms import cells
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.paths import find, first_name
-from pipeline.data.records import Record
 
 Meaning = Literal["scores", "ranks", "signed"] | None
 Rewards = tuple[float | None, ...]
@@ -65,44 +63,3 @@ def _best(place: float, count: int, column: str) -> Rewards:
     if place not in range(count):
         raise FaultError(f"{column}: {place:g}; the place of one of {count} responses, from 0")
     return tuple(float(index == place) for index in range(count))
-
-
-# ---------------------------------------------------------------- rows of one response
-
-
-def grouped(records: Iterable[Record], data: UserData) -> Iterator[Record]:
-    """Join consecutive rows with the same prompt into one, whose responses and rewards are lists.
-
-    The joined row has the number of the first; all other columns are the first row's. Rows with a fault stay alone.
-    """
-    held: list[Record] = []
-    for record in records:
-        if held and not _belongs(held[0], record, data):
-            yield _joined(held, data)
-            held = []
-        if record.fault is not None:
-            yield record
-        else:
-            held.append(record)
-    if held:
-        yield _joined(held, data)
-
-
-def _belongs(first: Record, record: Record, data: UserData) -> bool:
-    columns = data.columns
-    names = [*columns.prompt_columns, *(name for name in (columns.system, columns.history) if name is not None)]
-    same = all(find(first.values, name) == find(record.values, name) for name in names)
-    return record.fault is None and record.file == first.file and same
-
-
-def _joined(held: list[Record], data: UserData) -> Record:
-    columns = data.columns
-    rewards = (columns.rewards,) if isinstance(columns.rewards, str) else columns.rewards
-    if isinstance(columns.responses, tuple):
-        return replace(held[0], fault="rows: responses reads one column of responses, not several")
-    names = (columns.responses, *rewards)
-    missing = next((name for name in names if all(find(r.values, name) is None for r in held)), None)
-    if missing is not None:
-        return replace(held[0], fault=f"no column {missing!r}, or nothing in it; rows: responses reads it")
-    lists: dict[str, JsonValue] = {name: [find(record.values, name) for record in held] for name in names}
-    return replace(held[0], values={**held[0].values, **lists})

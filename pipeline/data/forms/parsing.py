@@ -17,7 +17,7 @@ from pipeline.data.forms.marks import preferred, voted
 from pipeline.data.forms.paths import find
 from pipeline.data.forms.spelled import is_spelled, read_spelled
 from pipeline.data.forms.transcripts import common_start, is_transcript
-from pipeline.data.forms.turns import Turns, history_turns, is_conversation, prompt_turns, tools_turn
+from pipeline.data.forms.turns import Turns, history_turns, is_conversation, prompt_turns, tools_turn, with_history
 from pipeline.data.records import Record
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
@@ -35,9 +35,19 @@ def prompt_of(record: Record, data: UserData) -> Prompt:
     if not row.has(*columns.prompt_columns):
         if row.has(columns.chosen) and row.has(columns.rejected):
             return row.pair().prompt
-        if row.has(columns.completion) and not row.has(columns.response):
+        if row.has(*row.responses) and not row.has_reference:
+            return row.shared()
+        if row.has(columns.completion) and not row.has_reference:
             return row.unpaired().prompt
     return row.referenced()
+
+
+def one_response_prompt(record: Record, data: UserData) -> Prompt:
+    """Return the prompt of a row that holds one response of a group, with the row's answer."""
+    columns, row = data.columns, _Row(record, data)
+    if isinstance(columns.responses, tuple):
+        raise FaultError("rows: responses reads one column of responses, not several")
+    return row.one()
 
 
 def preference_of(record: Record, data: UserData) -> TextPreference:
@@ -47,8 +57,7 @@ def preference_of(record: Record, data: UserData) -> TextPreference:
     """
     row, columns = _Row(record, data), data.columns
     if not row.has(columns.chosen, columns.rejected):
-        responses = (columns.responses,) if isinstance(columns.responses, str) else columns.responses
-        if row.has(*responses):
+        if row.has(*row.responses):
             return row.group()
         if row.has(columns.completion):
             return row.unpaired()
@@ -63,6 +72,13 @@ class _Row:
         self._data = data
         self._columns: Columns = data.columns
         self._values = record.values
+        several = data.columns.responses
+        self.responses = (several,) if isinstance(several, str) else several
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the row has a reference response, in a column that does not hold a group's responses."""
+        return self._columns.response not in self.responses and self.has(self._columns.response)
 
     def has(self, *columns: str) -> bool:
         """Return whether one of the columns holds a value."""
@@ -79,21 +95,21 @@ class _Row:
                 raise FaultError(f"columns.response and columns.prompt are both {columns.response!r}")
             turns, (said,) = split_turns(None, [self._given(columns.response)])
             return replace(self._prompt(turns), reference=_plain(said, columns.response))
-        value = self._cell(columns.response)
+        value = self._cell(columns.response) if self.has_reference else None
         said_text = None if cells.absent(value) else _plain(answer(value, columns.response), columns.response)
         return replace(self._prompt(self._whole_turns()), reference=said_text)
 
     def _whole_turns(self) -> Turns:
         """Return the prompt's turns as ``preference_of`` reads them, for rows that also hold whole conversations."""
         columns, turns = self._columns, self._turns()
-        if self.has(columns.chosen, columns.rejected):
-            names = [columns.chosen, columns.rejected]
-        elif isinstance(columns.responses, str) and isinstance(held := find(self._values, columns.responses), list):
-            names = [f"{columns.responses}[{place}]" for place in range(len(held))]
-        else:
-            names = [columns.completion]
-        given = [(value, name) for name in names if is_conversation(value := self._cell(name))]
         try:
+            if self.has(columns.chosen, columns.rejected):
+                given = [(self._cell(name), name) for name in (columns.chosen, columns.rejected)]
+            elif self.has(*self.responses):
+                given = self._responses()
+            else:
+                given = [(self._cell(columns.completion), columns.completion)]
+            given = [(value, name) for value, name in given if is_conversation(value)]
             return split_turns(turns, given)[0] if given else turns
         except FaultError:
             # Whoever reads only prompts needs no sound responses.
@@ -102,21 +118,36 @@ class _Row:
     def group(self) -> TextGroup:
         """Return K responses with their rewards."""
         columns, data = self._columns, self._data
-        if isinstance(columns.responses, tuple):
-            given = [self._given(column) for column in columns.responses]
-        else:
-            name = columns.responses
-            listed = cells.listed(self._listed_cell(name), name, "responses")
-            if len(listed) < 2:
-                where = "consecutive rows with this prompt" if data.rows == "responses" else "the list"
-                said = f"{name}: {len(listed)} in {where}; at least 2 responses make a comparison"
-                raise FaultError(said, "lone_response")
-            given = [(self._parsed(item), f"{name}, item {place}") for place, item in enumerate(listed, 1)]
+        given = self._responses()
+        if len(given) < 2:
+            where = "consecutive rows with this prompt" if data.rows == "responses" else "the list"
+            said = f"{columns.responses}: {len(given)} in {where}; at least 2 responses make a comparison"
+            raise FaultError(said, "lone_response")
         rewards = rewards_of(self._values, data, len(given), self._listed_cell)
         turns, answers = split_turns(self._turns() if self.has(*columns.prompt_columns) else None, given)
         extras = tuple(said.extra for said in answers)
         texts = tuple(said.content for said in answers)
         return TextGroup(self._prompt(turns), texts, rewards, extras if any(extras) else ())
+
+    def shared(self) -> Prompt:
+        """Return the prompt of K whole conversations: the turns that they share."""
+        given = self._responses()
+        if not given:
+            raise FaultError(f"{self._columns.responses}: an empty list, and no prompt")
+        return self._prompt(split_turns(None, given)[0])
+
+    def one(self) -> Prompt:
+        """Return the prompt of a row that holds one response of a group."""
+        prompt = self._turns() if self.has(*self._columns.prompt_columns) else None
+        return self._prompt(split_turns(prompt, [self._given(self.responses[0])])[0])
+
+    def _responses(self) -> list[Given]:
+        """Return the responses of a group: a list, or a column for each."""
+        if isinstance(self._columns.responses, tuple):
+            return [self._given(column) for column in self.responses]
+        (name,) = self.responses
+        listed = cells.listed(self._listed_cell(name), name, "responses")
+        return [(self._parsed(item), f"{name}, item {place}") for place, item in enumerate(listed, 1)]
 
     def unpaired(self) -> UnpairedText:
         """Return one response, marked good or bad."""
@@ -221,9 +252,12 @@ class _Row:
         if columns.system is not None and not cells.absent(value := self._cell(columns.system)):
             said = value if isinstance(value, str) else answer(value, columns.system).content
             system = (Message("system", said),) if said.strip() else ()
-        history = () if columns.history is None else history_turns(self._cell(columns.history), columns.history)
         tools = tools_turn(find(self._values, columns.tools), columns.tools)
-        others = [turn for turn in (*history, *messages) if turn not in system]
+        if columns.history is not None:
+            messages = with_history(
+                history_turns(self._cell(columns.history), columns.history), messages, columns.history
+            )
+        others = [turn for turn in messages if turn not in system]
         if system and any(turn.role == "system" for turn in others):
             raise FaultError(f"{columns.system}: a system turn, but the prompt has another one")
         turns = (*system, *others)

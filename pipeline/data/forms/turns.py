@@ -1,10 +1,11 @@
 """Turns of a conversation in the forms that data sets have them in. Torch-free."""
 
 import json
+from itertools import takewhile
 
 from pydantic import JsonValue
 
-from pipeline.data.forms.cells import FaultError, kind
+from pipeline.data.forms.cells import FaultError, absent, kind
 from pipeline.data.forms.roles import CALLS, ROLES
 from pipeline.data.forms.spelled import decoded_json
 from pipeline.data.forms.transcripts import is_transcript, transcript
@@ -94,7 +95,7 @@ def _call(value: JsonValue, where: str) -> JsonValue:
 
 def tools_turn(value: JsonValue, column: str) -> Turns:
     """Return the turn that lists the tools; none if there are none."""
-    listed = _plain(value, column) if value else None
+    listed = None if absent(value) else _plain(value, column)
     if not listed:
         return ()
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
@@ -132,8 +133,10 @@ def _json(value: JsonValue | dict[str, JsonValue], where: str) -> str:
 
 def history_turns(value: JsonValue, column: str) -> Turns:
     """Parse earlier exchanges: a list of [user, assistant], or messages; empty is none."""
-    if value is None or value == [] or value == "":
+    if absent(value) or value == []:
         return ()
+    if isinstance(value, str) and is_transcript(value):
+        return _before_answer(transcript(value))
     if isinstance(value, list) and all(isinstance(item, list) for item in value):
         found: list[Message] = []
         for place, exchange in enumerate(value, 1):
@@ -149,15 +152,47 @@ def history_turns(value: JsonValue, column: str) -> Turns:
 def prompt_turns(value: JsonValue, column: str) -> Turns:
     """Parse a prompt: turns that end with the user's, or with a tool's result; a transcript; a text."""
     if isinstance(value, str) and is_transcript(value):
-        found = transcript(value)
-        # The prompt of a transcript ends where the assistant's turn begins.
-        found = found[:-1] if found[-1].role == "assistant" and not found[-1].content else found
+        found = _before_answer(transcript(value))
     else:
         found = messages(value, column)
     if not found or found[-1].role not in ("user", "tool"):
         last = repr(found[-1].role) if found else "nothing"
         raise FaultError(f"{column}: must end with a user message, not with {last}")
     return found
+
+
+def _before_answer(turns: Turns) -> Turns:
+    """Return a transcript's turns without a last one that is only begun: the assistant's, which is to come."""
+    return turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content else turns
+
+
+def with_history(history: Turns, turns: Turns, column: str) -> Turns:
+    """Return the prompt's ``turns`` after the earlier ones, system turns first; what both hold is there once.
+
+    Raises ``FaultError`` for two system turns that differ.
+    """
+    system, later = _system_and_others(turns)
+    known, earlier = _system_and_others(history)
+    if known and system and not same_turns(known, system):
+        raise FaultError(f"{column}: a system turn, but the prompt has another one")
+    whole = len(earlier)
+    if any(same_turns(later[at : at + whole], earlier) for at in range(len(later) - whole + 1)):
+        return (*(system or known), *later)
+    shared = next((n for n in range(min(whole, len(later)), 0, -1) if same_turns(earlier[-n:], later[:n])), 0)
+    return (*(system or known), *earlier, *later[shared:])
+
+
+def _system_and_others(turns: Turns) -> tuple[Turns, Turns]:
+    system = tuple(takewhile(lambda turn: turn.role == "system", turns))
+    return system, turns[len(system) :]
+
+
+def same_turns(some: Turns, others: Turns) -> bool:
+    """Return whether the turns are equal, ignoring spaces around contents."""
+    return len(some) == len(others) and all(
+        (one.role, one.content.strip(), one.extra) == (other.role, other.content.strip(), other.extra)
+        for one, other in zip(some, others, strict=True)
+    )
 
 
 def is_conversation(value: JsonValue) -> bool:

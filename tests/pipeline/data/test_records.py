@@ -108,6 +108,15 @@ def test_a_split_is_one_of_the_data_set(tmp_path: Path) -> None:
         [*read_records(data.model_copy(update={"split": "dev"}))]
 
 
+def test_another_split_than_that_of_one_saved_data_set_is_refused(tmp_path: Path) -> None:
+    Dataset.from_list([{"prompt": "p"}]).save_to_disk(tmp_path / "one")
+    data = DatasetData(path=str(tmp_path / "one"))
+    assert len([*read_records(data)]) == 1
+    for split in ("test", "train[:1%]"):
+        with pytest.raises(UserError, match="it is one data set, of no split"):
+            [*read_records(data.model_copy(update={"split": split}))]
+
+
 def test_what_is_no_data_set_is_said(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match="cannot be read as a data set"):

@@ -1,6 +1,7 @@
 """Folders as people keep them: several splits, folders that ``datasets`` saved, files that only point to data."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,34 @@ def test_folders_that_datasets_saved_are_files_of_rows(tmp_path: Path) -> None:
         prompts(tmp_path / "one")
 
 
+def test_a_split_of_one_saved_data_set_is_its_own(tmp_path: Path) -> None:
+    one = Dataset.from_list([{"prompt": "a"}])
+    one.save_to_disk(tmp_path / "none")
+    DatasetDict({"train": one}).save_to_disk(tmp_path / "dict")
+    place = tmp_path / "dict" / "train"
+    state = json.loads((place / "state.json").read_text())
+    (place / "state.json").write_text(json.dumps({**state, "_split": "train"}))
+    assert prompts(place, split="train") == prompts(place, split="all") == prompts(place) == ["a"]
+    with pytest.raises(UserError, match="no split 'test'; it is one data set, of split 'train'"):
+        prompts(place, split="test")
+    with pytest.raises(UserError, match="no split 'test'; it is one data set, of no split"):
+        prompts(tmp_path / "none", split="test")
+    assert prompts(tmp_path / "dict") == ["a"]
+
+
+def test_a_split_that_is_named_but_not_there_is_not_left_out(tmp_path: Path) -> None:
+    parts = {name: Dataset.from_list([{"prompt": name}]) for name in ("train", "test")}
+    DatasetDict(parts).save_to_disk(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    assert prompts(tmp_path, split="train") == ["train"]
+    for split in ("test", "all"):
+        with pytest.raises(UserError, match=r"dataset_dict\.json names test, which is not there"):
+            prompts(tmp_path, split=split)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": []}')
+    with pytest.raises(UserError, match=r"dataset_dict\.json names no splits"):
+        prompts(tmp_path)
+
+
 def test_held_out_prompts_may_be_another_split_of_a_folder() -> None:
     config = RunConfig.model_validate(
         {
@@ -114,8 +143,43 @@ def test_a_named_list_or_delimiter_is_read(tmp_path: Path) -> None:
     assert prompts(tmp_path / "r.json", split="all") == ["a", "b"]
     with pytest.raises(UserError, match="no list 'dev'; it has train, test"):
         prompts(tmp_path / "r.json", split="dev")
+    put(tmp_path / "folder", "train.jsonl")
+    (tmp_path / "r.json").rename(tmp_path / "folder" / "r.json")
+    assert sorted(map(str, prompts(tmp_path / "folder", split="all"))) == ["a", "b", "train.jsonl"]
     (tmp_path / "r.csv").write_text("prompt,x;y\na,1;2\n")
     assert prompts(tmp_path / "r.csv", delimiter=",") == ["a"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['[{"prompt": "a"}]', '{"prompt": "a"}\n{"prompt": "b"}\n', '{\n "prompt": "a"\n}', '{"prompt": "a"}', "[]"],
+)
+def test_a_split_of_rows_without_a_name_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(UserError, match="no list 'test'; its rows are in no list with a name"):
+        prompts(tmp_path / "r.json", split="test")
+    assert prompts(tmp_path / "r.json", split="all") == prompts(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "a", "examples": ["x", "y"]}, {}),
+        ({"examples": [1, 2], "prompt": "a"}, {}),
+        ({"prompt": "a", "test": []}, {}),
+        ({"prompt": "a", "data": [["x"]]}, {}),
+        ({"prompt": "a", "items": [{"text": "x"}, {"text": "y"}]}, {"responses": "items.text"}),
+        ({"items": [{"text": "x"}], "prompt": "a"}, {"responses": ("items[0].text", "items[1].text")}),
+        ({"data": [{"role": "user", "content": "a"}], "x": 1}, {"prompt": "data"}),
+    ],
+)
+def test_a_lone_object_with_a_list_in_a_column_is_a_row(
+    tmp_path: Path, row: dict[str, object], columns: dict[str, object], indent: int | None
+) -> None:
+    (tmp_path / "r.json").write_text(json.dumps(row, indent=indent))
+    data = FileData(path=str(tmp_path / "r.json"), columns=columns)  # type: ignore[arg-type]
+    assert [record.values for record in read_records(data)] == [row]
 
 
 def test_a_cell_of_a_csv_file_may_be_long(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 from pipeline.config import FileData, Votes
 from pipeline.config.files import dump_config, load_settings
 from pipeline.data.forms.cells import FaultError
-from pipeline.data.forms.groups import grouped
+from pipeline.data.forms.joined import grouped
 from pipeline.data.forms.parsing import preference_of, prompt_of
 from pipeline.data.records import Record
-from pipeline.types import TextGroup, TextPair, TextPreference, UnpairedText
+from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
 Row = dict[str, Any]
 CALL = {"type": "function", "function": {"name": "find", "arguments": {"what": "x"}}}
@@ -347,6 +347,84 @@ def test_consecutive_rows_of_one_response_are_a_group() -> None:
     assert caught.value.cause == "lone_response"
 
 
+def joined(*rows: Row, **settings: Any) -> list[tuple[Record, Prompt | None]]:
+    """The groups of rows of one response each, with the prompt that readers of prompts find."""
+    data = FileData(path="r.jsonl", rows="responses", **{"columns": {"rewards": "score"}, **settings})
+    records = [Record("r.jsonl", number, row) for number, row in enumerate(rows, 1)]
+    return [(record, None if record.fault else prompt_of(record, data)) for record in grouped(records, data)]
+
+
+A, B = [user("Hi"), said("Yo"), user("A?")], [user("Hi"), said("Yo"), user("B?")]
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        ({"prompt": "p", "tools": [TOOL]}, {"prompt": "p"}),
+        ({"prompt": "p", "tools": [TOOL]}, {"prompt": "p", "tools": [{**TOOL, "type": "other"}]}),
+        ({"prompt": "p", "answer": "1"}, {"prompt": "p", "answer": "2"}),
+        ({"prompt": "p"}, {"prompt": "q"}),
+        ({"prompt": A}, {"prompt": B}),
+    ],
+)
+def test_rows_with_another_prompt_tools_or_answer_are_another_group(first: Row, other: Row) -> None:
+    rows = [{**row, "responses": text, "score": 1} for row in (first, other) for text in ("a", "b", "c")]
+    found = joined(*rows)
+    assert [record.number for record, _ in found] == [1, 4]
+    assert [record.values["responses"] for record, _ in found] == [["a", "b", "c"]] * 2
+
+
+def test_cells_that_are_empty_in_several_ways_are_one_group() -> None:
+    empty = (None, float("nan"), "")
+    rows = [{"prompt": "p", "answer": gone, "tools": gone, "responses": "a", "score": 1} for gone in empty]
+    ((record, _),) = joined(*rows)
+    assert record.number == 1 and record.fault is None
+
+
+def test_whole_conversations_without_a_prompt_are_grouped_by_the_turns_that_they_share() -> None:
+    rows = [{"responses": [*talk, said(text)], "score": n} for talk in (A, B) for n, text in enumerate("xyz")]
+    found = joined(*rows)
+    assert [record.number for record, _ in found] == [1, 4]
+    data = FileData(path="r.jsonl", rows="responses", columns={"rewards": "score"})  # type: ignore[arg-type]
+    for (record, prompt), talk in zip(found, (A, B), strict=True):
+        group = preference_of(record, data)
+        assert isinstance(group, TextGroup) and group.responses == ("x", "y", "z")
+        assert prompt == group.prompt and turns(group) == [(turn["role"], turn["content"]) for turn in talk]
+    # A column that repeats the last turn makes no group of two conversations.
+    again = joined(*({**row, "prompt": "A?", "responses": [user(str(n // 3)), *row["responses"]]}
+                     for n, row in enumerate(rows[:3] * 2)))  # fmt: skip
+    assert [record.number for record, _ in again] == [1, 4]
+
+
+def test_texts_without_a_prompt_are_no_group() -> None:
+    found = joined({"responses": "a", "score": 1}, {"responses": "b", "score": 2})
+    assert [record.number for record, _ in found] == [1, 2]
+    assert all("without a prompt it must be a conversation" in str(record.fault) for record, _ in found)
+
+
+def test_the_prompt_of_a_group_is_that_of_its_conversations_for_all_readers() -> None:
+    talks = [[*A, said("x")], [*A, said("y")]]
+    several: Row = {"responses": ["one", "two"], "rewards": ["r1", "r2"]}
+    for row, columns in (
+        ({"responses": talks, "rewards": [1, 2]}, {}),
+        ({"responses": talks, "rewards": [1, 2], "prompt": "A?"}, {}),
+        ({"one": talks[0], "two": talks[1], "r1": 1, "r2": 2}, several),
+        ({"one": talks[0], "two": talks[1], "r1": 1, "r2": 2, "prompt": "A?"}, several),
+    ):
+        data = FileData(path="r.jsonl", columns=columns)  # type: ignore[arg-type]
+        record = Record("r.jsonl", 1, row)  # type: ignore[arg-type]
+        assert prompt_of(record, data) == preference_of(record, data).prompt
+        assert [turn.content for turn in prompt_of(record, data).messages] == ["Hi", "Yo", "A?"]
+    with pytest.raises(FaultError, match="responses: an empty list, and no prompt"):
+        prompt_of(Record("r.jsonl", 1, {"responses": []}), FileData(path="r.jsonl"))
+
+
+def test_responses_are_no_reference_whatever_their_column_is_called() -> None:
+    rows = [{"prompt": "p", "response": text, "score": 1} for text in ("a", "b")]
+    ((_, prompt),) = joined(*rows, columns={"responses": "response", "rewards": "score"})
+    assert prompt is not None and prompt.messages[0].content == "p" and prompt.reference is None
+
+
 def test_the_turns_that_both_share_are_the_prompt_whose_last_turn_another_column_repeats() -> None:
     shared = [user("Hello"), said("Hi."), user("Why?")]
     row = {"prompt": " Why? ", "chosen": [*shared, said("a")], "rejected": [*shared, said("b")]}
@@ -455,6 +533,46 @@ def test_earlier_exchanges_come_before_the_prompt() -> None:
     assert [text for _, text in turns(found)] == ["a", "b", "c", "d", "Hi"]
     with pytest.raises(FaultError, match=r"history, item 1: must be the texts of \[user, assistant\]"):
         read({**row, "history": [["a"]]}, columns={"history": "history"})
+
+
+EARLIER = [user("a"), said("b"), user("c"), said("d")]
+SYSTEM = {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    ("history", "prompt", "expected"),
+    [
+        (EARLIER, "Hi", "abcdHi"),
+        (EARLIER, [*EARLIER, user("Hi")], "abcdHi"),
+        ([["a", "b"], ["c", " d "]], [*EARLIER, user("Hi")], "abcdHi"),
+        (EARLIER, [user("0"), said("1"), *EARLIER, user("Hi")], "01abcdHi"),
+        (EARLIER, [user("c"), said("d"), user("Hi")], "abcdHi"),
+        ([*EARLIER, user("Hi")], "Hi", "abcdHi"),
+        (EARLIER, [SYSTEM, user("Hi")], "sabcdHi"),
+        (EARLIER, [SYSTEM, *EARLIER, user("Hi")], "sabcdHi"),
+        ([SYSTEM, *EARLIER], "Hi", "sabcdHi"),
+        ([SYSTEM, *EARLIER], [SYSTEM, *EARLIER, user("Hi")], "sabcdHi"),
+        ("\n\nHuman: a\n\nAssistant: b", "Hi", "abHi"),
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: Hi\n\nAssistant:", "Hi", "abHi"),
+        (float("nan"), "Hi", "Hi"),
+        ([], "Hi", "Hi"),
+        ([["a", "b"]], [user("a"), said("c"), user("Hi")], "abacHi"),
+    ],
+)
+def test_a_history_comes_first_and_what_the_prompt_repeats_is_there_once(
+    history: Any, prompt: Any, expected: str
+) -> None:
+    row = {"prompt": prompt, "history": history, "chosen": "Yes", "rejected": "No"}
+    assert "".join(text.strip() for _, text in turns(read(row, columns={"history": "history"}))) == expected
+
+
+def test_a_history_and_the_conversations_of_the_responses_are_there_once() -> None:
+    row = {"history": EARLIER, "chosen": [*EARLIER, *A, said("Yes")], "rejected": [*EARLIER, *A, said("No")]}
+    found = read(row, columns={"history": "history"})
+    assert [text for _, text in turns(found)] == ["a", "b", "c", "d", "Hi", "Yo", "A?"]
+    with pytest.raises(FaultError, match="history: a system turn, but the prompt has another one"):
+        read({"history": [{**SYSTEM, "content": "t"}, *EARLIER], "prompt": [SYSTEM, user("Hi")], "chosen": "Yes",
+              "rejected": "No"}, columns={"history": "history"})  # fmt: skip
 
 
 def test_a_number_that_is_not_there_is_absent() -> None:
