@@ -21,6 +21,7 @@ from pipeline.losses import load_preset
 from pipeline.models.chat import load_chat
 from pipeline.models.scratch import make_policy
 from pipeline.safe_text import name_keys
+from pipeline.storage.run_folder import RunFolder
 from pipeline.types import derive_seed
 
 
@@ -110,10 +111,12 @@ def plan_config(
     # Standard output holds only the plan, and a model that is thrown away needs no progress bar.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     config = load_config(files, settings)
+    root = (run_dir or Path("runs") / config.name).resolve()
+    config = RunFolder(root).carried(config)
     name_keys(config.model_dump(mode="json"))
     tables = load_data(config)
     check_needs(config, tables.contents)
-    free = room((run_dir or Path("runs") / config.name).resolve())
+    free = room(root)
     with tempfile.TemporaryDirectory(prefix="prefloop_plan_") as scratch:
         origin, revision = _origin(config, tables, Path(scratch))
         shape = model_shape(origin, "policy.path", revision=revision, trust_remote_code=config.trusts_policy)

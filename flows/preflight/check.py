@@ -166,6 +166,7 @@ def check_new(config: RunConfig, root: Path) -> None:
     """
     require_known(root)
     run = RunFolder(root)
+    config = run.carried(config)
     if run.stage(0, "data").folder.exists():
         require_as_it_was(run, config)
         if not has_grown(run, config):

@@ -66,7 +66,8 @@ def added_stages(run: RunFolder, round_: int) -> list[Stage]:
 
 def require_as_it_was(run: RunFolder, config: RunConfig) -> None:
     """Raise ``UserError`` that names the row if prompts that the run has read were changed or removed."""
-    if not may_grow(config) or run.config().prompts != config.prompts:
+    begun = run.config().prompts
+    if not may_grow(config) or begun is None or config.prompts is None or begun.identity() != config.prompts.identity():
         return
     for stage in (run.stage(0, "data"), *added_stages(run, config.rounds)):
         told = stage.require().config.get("files")

@@ -1,6 +1,7 @@
 """Prompts that are added to a run's file between rounds: what takes them up, and what of earlier rounds stays."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,10 @@ def test_what_was_read_must_stay(job: Path, tmp_path: Path, rows: list[dict[str,
     written(file, NEW, "a")
     prepare(firing)
     written(file, rows)
-    with pytest.raises(UserError, match=said):
-        prepare(firing)
+    meant = replace(firing, settings=(*firing.settings, "prompts.rewards_are=scores"))
+    for same in (firing, meant):
+        with pytest.raises(UserError, match=said):
+            prepare(same)
 
 
 def test_a_row_that_cannot_be_read_is_refused_before_anything_runs(job: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from flows.commands import run as commands
 from flows.commands.dry_run import planned_stages
 from flows.loop import entry
 from flows.loop.opening import prepare_run
+from flows.planning import plan
+from flows.preflight import check
 from flows.preflight.check import check_new
 from flows.run_folder.key_parts import plain_section
 from pipeline.config import FileData, RunConfig
@@ -182,7 +184,7 @@ def test_held_out_prompts_of_such_a_folder_come_from_every_split_too(tmp_path: P
     assert one is not None and len(files_of(one)) == 1
 
 
-@pytest.mark.parametrize("begins", ["run", "dry run", "firing"])
+@pytest.mark.parametrize("begins", ["run", "dry run", "firing", "plan", "deployment"])
 def test_whatever_goes_on_with_such_a_folder_reads_every_split(
     begins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,9 +198,15 @@ def test_whatever_goes_on_with_such_a_folder_reads_every_split(
     monkeypatch.setattr(commands, "check_new", noted)
     monkeypatch.setattr(entry, "check_new", noted)
     monkeypatch.setattr(dry_run, "planned_stages", noted)
+    monkeypatch.setattr(plan, "load_data", noted)
+    monkeypatch.setattr(check, "check_run", noted)
     with pytest.raises(UserError, match="far enough"):
         if begins == "firing":
             entry.prepare(entry.Firing("offline", str(run.root), (str(mine),)))
+        elif begins == "plan":
+            plan.plan_config([mine], [], run.root, {}, probe=False, response_tokens=None)
+        elif begins == "deployment":
+            check.check_new(load_config([mine]), run.root)
         elif begins == "run":
             commands.run_config([mine], [], run.root, False, None)
         else:
