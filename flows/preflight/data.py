@@ -21,7 +21,7 @@ from pipeline.data.faults import FaultFinder, Tokens
 from pipeline.data.reading import PromptRow, SourceRow, read_preferences, read_prompts
 from pipeline.data.run_data import HELD_OUT_PAIRS, RunData, open_data
 from pipeline.data.sources import held_out_source
-from pipeline.errors import RefusedTurnsError, UserError
+from pipeline.errors import UserError
 from pipeline.sampling.sampler import engine_context
 from pipeline.types import Message, Prompt, TextGroup, TextPreference
 
@@ -211,21 +211,14 @@ def _reward_length(settings: ClassifierScorer) -> Callable[[Sequence[Message], M
     from reward_models.local.conversations import Conversations
 
     tokenizer = load_tokenizer(settings.path, "scorer.path: ", trust_remote_code=settings.trust_remote_code)
-    conversations, rows = Conversations(tokenizer), embedding_rows(Path(settings.path))
+    conversations = Conversations(tokenizer, embeddings=embedding_rows(Path(settings.path)))
 
     def length(messages: Sequence[Message], answer: Message) -> int:
         try:
             (ids,) = conversations.encode([(messages, answer)])
-        except RefusedTurnsError as error:
-            # Only rows that the policy's template refuses are dropped; this one would end the run at its labels.
-            raise UserError(f"scorer.path: {error}") from error
-        beyond = None if rows is None else next((number for number in ids if number >= rows), None)
-        if beyond is not None:
-            token = tokenizer.convert_ids_to_tokens(beyond)
-            raise UserError(
-                f"scorer.path: {settings.path}: its tokenizer gives {token!r} the id {beyond}, but the model has "
-                f"embeddings for {rows} tokens"
-            )
+        except UserError as error:
+            # No fault of the row: only what the policy's template refuses is dropped, this would end the run later.
+            raise UserError(f"scorer.path: {error}") from None
         return len(ids)
 
     return length

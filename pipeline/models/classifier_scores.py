@@ -111,6 +111,11 @@ def padding_id(model: Any) -> int | None:
     return found
 
 
+def embedding_count(model: Any) -> int:
+    """Return how many tokens the model can read: the rows of its input embeddings."""
+    return int(plain_model(model).get_input_embeddings().weight.shape[0])
+
+
 def _pools_at_the_end(model: Any) -> bool:
     return isinstance(getattr(model, "score", None), nn.Linear)
 

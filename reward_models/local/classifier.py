@@ -18,7 +18,7 @@ from pipeline.config import ClassifierScorer, PairwiseScorer
 from pipeline.errors import RunError, UserError
 from pipeline.models.attention.packing import pack
 from pipeline.models.attention.shared_prompts import TOLERANCE
-from pipeline.models.classifier_scores import RowScores, padding_id
+from pipeline.models.classifier_scores import RowScores, embedding_count, padding_id
 from pipeline.models.foreign import load_tokenizer, refused
 from pipeline.types import Group
 from reward_models.local.conversations import Conversations, Ids, split_shared, without_end
@@ -55,7 +55,7 @@ class ClassifierReward:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device).eval()
         self._scores = RowScores(model, settings.weights, share_prompts=settings.packing)
-        self._conversations = Conversations(tokenizer, settings.max_tokens)
+        self._conversations = Conversations(tokenizer, settings.max_tokens, embedding_count(model))
         self._budget = settings.pass_tokens(self._device.type != "cpu")
         self._checked = False
 

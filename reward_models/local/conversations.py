@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.models.markup import Markup
 from pipeline.models.template import ChatTemplate
 from pipeline.types import Message
@@ -26,11 +27,13 @@ class Conversations:
         broken: number of conversations so far whose contents spelled a control token or a header.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, max_tokens: int | None = None, embeddings: int | None = None) -> None:
         """``tokenizer``: from transformers; without a chat template, contents are joined by newlines.
 
-        ``max_tokens``: None means no conversation is cut. Raises ``UserError`` for a template that cannot be read.
+        ``max_tokens``: None means no conversation is cut. ``embeddings``: number of tokens that the model can read;
+        None: unknown. Raises ``UserError`` for a template that cannot be read.
         """
+        self._embeddings = embeddings
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
         self._markup = Markup(tokenizer, self._template)
@@ -42,7 +45,7 @@ class Conversations:
         """Return the ids of each prompt with its answer, a text or a turn: at most the last ``max_tokens``.
 
         Raises:
-            UserError: the template refuses one of the conversations.
+            UserError: the template refuses one of the conversations, or the model has no embedding for a token.
         """
         texts = [self._render([*messages, _turn(answer)]) for messages, answer in asked]
         if not texts:
@@ -50,11 +53,22 @@ class Conversations:
         # A template writes its own special tokens; a second BOS would be unlike training.
         plain = self._template is None
         rows: list[list[int]] = self._tokenizer(texts, add_special_tokens=plain, verbose=False)["input_ids"]
+        self._require_embeddings(rows)
         limit = self._max_tokens
         if limit is None:
             return [tuple(row) for row in rows]
         self.truncated += sum(len(row) > limit for row in rows)
         return [tuple(row[-limit:]) for row in rows]
+
+    def _require_embeddings(self, rows: list[list[int]]) -> None:
+        beyond = max((number for row in rows for number in row), default=0)
+        if self._embeddings is not None and beyond >= self._embeddings:
+            token = self._tokenizer.convert_ids_to_tokens(beyond)
+            raise UserError(
+                f"{self._tokenizer.name_or_path}: its tokenizer gives {token!r} the id {beyond}, but the model has "
+                f"embeddings for {self._embeddings} tokens; add embeddings (resize_token_embeddings) or use its own "
+                "tokenizer"
+            )
 
     def _render(self, messages: Sequence[Message]) -> str:
         broken = self._markup.broken

@@ -40,14 +40,14 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
     import torch
 
     from pipeline.losses import Loss
-    from pipeline.models.classifier_scores import RowScores, padding_id
+    from pipeline.models.classifier_scores import RowScores, embedding_count, padding_id
     from pipeline.training.train import train
     from pipeline.training.trainee import Files, Trainee
     from reward_models.training.start import load_start, save_reward_model
 
     model, tokenizer = load_start(config.model, config.seed)
     ties = config.ties != "drop"
-    conversations = Conversations(tokenizer)
+    conversations = Conversations(tokenizer, embeddings=embedding_count(model))
     kept, dropped = compare(pairs, conversations, padding_id(model), config.max_tokens, ties=ties)
     if not kept:
         causes = first_lines([f"{cause}: {count}" for cause, count in dropped.items() if count])

@@ -193,6 +193,18 @@ def test_mistakes_are_named_and_leave_no_folder(mistake: str, job: Path) -> None
     assert not list(job.glob("mistaken*"))
 
 
+def test_a_token_without_an_embedding_is_named_before_training(job: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(save_tiny_model(tmp_path / "model"))
+    rows = len(tokenizer)
+    tokenizer.add_tokens([ROWS[0]["rejected"].split()[-1]])
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(
+        UserError, match=rf"model: its tokenizer gives .* the id {rows}, .*embeddings for {rows} tokens"
+    ):
+        make(job, tmp_path / "out", f"model.path={tmp_path / 'model'}")
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_a_step_that_diverges_keeps_its_pairs(job: Path) -> None:
     with pytest.raises(RunError, match=r"(?s)loss .*the pairs are in .*offending.json"):
         make(job, job / "wild", "training.learning_rate=1e30", "training.schedule=constant", "training.warmup=0")
