@@ -17,7 +17,7 @@ from pipeline.errors import RefusedTurnsError, UserError
 from pipeline.models.conversation_parts import parts_of, written_parts
 from pipeline.models.foreign import load_tokenizer, model_end_ids, refused
 from pipeline.models.markup import Markup
-from pipeline.models.template import ChatTemplate
+from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message, content_hash
 
 _MARK = "prefloopresponse"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from pipeline.errors import RefusedTurnsError
-from pipeline.models.template import ChatTemplate
+from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message
 
 _PROBE = "prefloopprobe"

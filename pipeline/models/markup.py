@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.models.template import ChatTemplate
+from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message
 
 # Noncharacters: Unicode gives them no meaning, and promises to keep it so.

@@ -12,7 +12,7 @@ from jinja2 import StrictUndefined
 
 from pipeline.config import JudgeScorer
 from pipeline.errors import UserError
-from pipeline.models.template import LimitedSandbox, render_limited
+from pipeline.models.rendering.sandbox import LimitedSandbox, render_limited
 from pipeline.types import Message, Prompt, Response, content_hash
 from reward_models.answers.questions import Question
 

@@ -8,7 +8,7 @@ from pipeline.config import ChatSettings
 from pipeline.errors import RefusedTurnsError
 from pipeline.models.chat import Chat
 from pipeline.models.conversation_parts import parts_of, written_parts
-from pipeline.models.template import ChatTemplate
+from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message
 from tests.support.tiny_model import TEMPLATE, tiny_tokenizer
 

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.models.markup import Markup
-from pipeline.models.template import ChatTemplate
+from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message
 from reward_models.local.conversations import Conversations
 from tests.support.chat_formats import FORMATS, Format
