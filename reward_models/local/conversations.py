@@ -71,12 +71,16 @@ class Conversations:
             )
 
     def _render(self, messages: Sequence[Message]) -> str:
-        broken = self._markup.broken
-        literal = [replace(m, content=broken(m.content, m.role), extra=broken(m.extra, m.role)) for m in messages]
+        literal = [self._broken(message) for message in messages]
         self.broken += literal != list(messages)
         if self._template is None:
             return "\n".join(message.shown for message in literal)
         return self._template.render(literal, generation_prompt=False)
+
+    def _broken(self, turn: Message) -> Message:
+        content = self._markup.broken_json if turn.role == "tools" else self._markup.broken
+        extra = self._markup.broken_json(turn.extra, turn.role)
+        return replace(turn, content=content(turn.content, turn.role), extra=extra)
 
 
 def _turn(answer: str | Message) -> Message:

@@ -1,7 +1,7 @@
 """jinja2's filters and tests, each checked and counted before its work is done. Torch-free."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateRuntimeError, pass_context
@@ -24,7 +24,7 @@ _FINDING = frozenset(["attr", "d", "default", "first", "items", "last", "max", "
 _SLOW = frozenset(["pprint", "striptags", "title", "urlencode", "urlize", "wordcount", "wordwrap", "xmlattr"])
 _LONGEST_SLOW = 1 << 16
 _LONGEST_CUT = 1 << 10  # characters of what a slow filter puts between, and digits to round to
-_LISTS = (str, range, *CONTAINERS)
+_LISTS: tuple[type[Collection[Any]], ...] = (str, range, *CONTAINERS)
 
 
 def limited_filters(filters: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
@@ -32,7 +32,7 @@ def limited_filters(filters: Mapping[str, Callable[..., Any]]) -> dict[str, Call
     return {name: _limited(name, filter_, name in _SURFACE) for name, filter_ in filters.items()}
 
 
-def limited_tests(tests: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+def limited_tests(tests: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``tests`` with limits."""
     return {
         name: test if name in _SURFACE_TESTS | {"undefined"} else _limited("", test, False)

@@ -1,7 +1,7 @@
 """Time and sizes that one rendering of a foreign template may use. Torch-free."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from jinja2 import TemplateRuntimeError
@@ -15,7 +15,16 @@ _OVERHEAD = 32  # characters that any text, list or number counts as, besides it
 _NUMBER_BITS = 1 << 16
 _STEP = 1 << 10  # characters of which the work is like that of one step
 _LOOK = 1 << 16  # characters' work between two looks at the clock
-CONTAINERS = (list, tuple, dict, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
+CONTAINERS: tuple[type[Collection[Any]], ...] = (
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
 
 
 class Meter:

@@ -147,7 +147,8 @@ class _Metered(NodeTransformer):
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802 - named by jinja2
-        for compared in (node, *node.ops):
+        sides: list[nodes.Compare | nodes.Operand] = [node, *node.ops]
+        for compared in sides:
             if not _is_constant(compared.expr):
                 compared.expr = _filtered(self.visit(compared.expr), _WEIGHED)
         return node
@@ -158,7 +159,7 @@ class _Metered(NodeTransformer):
         return node
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
