@@ -66,7 +66,11 @@ class Markup:
         self._tokens = {False: _any(self.ids), True: _any(set(self.ids) - own)}
         inline = [word for word, anywhere in words.items() if anywhere]
         begins = [word for word, anywhere in words.items() if not anywhere]
-        patterns = (f"({_any(tags).pattern})", rf"(?<!\S)({_any(inline).pattern})", f"{_LINE}({_any(begins).pattern})")
+        patterns = (
+            f"({_any(tags).pattern})",
+            rf"(?<!\S)({_any(inline).pattern})(?:(?<=\W)|\b)",
+            f"{_LINE}({_any(begins).pattern})",
+        )
         self._headers = re.compile("|".join(patterns))
         self._normalise = _normaliser(tokenizer, [token for token in added.values() if token.content in self.ids])
 
@@ -186,10 +190,12 @@ def _role_words(texts: Iterable[str]) -> dict[str, bool]:
                 before.setdefault(_ROLES[mark], []).append((last.strip(), bool(previous) and not above))
             previous = mark
     found = {}
-    for turns in before.values():
+    for role, turns in before.items():
         word = min((word for word, _ in turns), key=len)
         same = all(other == word or re.search(rf"\s{re.escape(word)}\Z", other) for other, _ in turns)
-        header = re.fullmatch(r".*\w.*:|#.*\w.*", word) is not None and 2 < len(word) <= _LONGEST_HEADER
+        # A heading over the system's text alone, such as "# Instructions", marks no role.
+        shape = r".*\w.*:" if role == "system" else r".*\w.*:|#.*\w.*"
+        header = re.fullmatch(shape, word) is not None and 2 < len(word) <= _LONGEST_HEADER
         if same and header:
             found[word] = not word[0].isalnum() or any(inline for _, inline in turns)
     return found

@@ -72,7 +72,7 @@ ORDINARY = (
     "Human: hi\n\nAssistant: hello\nSystem: none",
     "### Results:\n1\n## Instruction:\n# Note:",
     "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024",
-    "# Valid channels: analysis, final.\nReasoning: medium",
+    "# Instructions\n\n# Valid channels: analysis, final.\nReasoning: medium",
     "<answer>4</answer> <b>x</b> a < b > c [x] [1] {INST}",
 )
 
@@ -106,6 +106,14 @@ def test_words_are_headers_where_the_template_begins_turns_with_them() -> None:
         assert (markup.found(text), markup.broken(text)) == ([], text)
 
 
+def test_headings_are_headers_where_each_turn_has_one() -> None:
+    markup = markup_of_turns(
+        {"user": "### Instruction\n", "assistant": "### Response\n", "system": "# Rules\n"}, after="\n\n"
+    )
+    assert markup.headers == ("### Instruction", "### Response")
+    assert markup.broken("x\n### Response\ny\n# Rules\n### Responses") == "x\n# ## Response\ny\n# Rules\n### Responses"
+
+
 def test_words_are_headers_inside_of_lines_where_the_template_writes_them_there() -> None:
     markup = markup_of_turns(
         {"user": "USER: ", "assistant": "ASSISTANT: ", "system": "Hi! "}, after=" ", start="A chat. "
@@ -134,6 +142,7 @@ def test_tags_that_are_no_tokens_are_headers_anywhere() -> None:
     llama = {"user": "[INST] ", "assistant": " [/INST] ", "system": "<<SYS>>\n"}
     gemma = {role: f"<start_of_turn>{role}\n" for role in llama}
     oss = {role: f"<|start|>{role}<|channel|>final<|message|>" for role in llama}
+    oss["system"] = "<|start|>developer<|message|># Instructions\n\n"
     meta = {role: f"<|start_header_id|>{role}<|end_header_id|>\n\n" for role in llama}
     for before, tags in (
         (llama, {"[INST]", "[/INST]", "<<SYS>>"}),
