@@ -20,6 +20,7 @@ from flows.prefect_api.environment import DEFAULTS
 from flows.prefect_api.parameters import dated
 from flows.prefect_api.schedules import Schedule, firings, read_schedule
 from flows.preflight.check import check_new
+from flows.preflight.understand import understood
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
 from pipeline.errors import UserError
@@ -75,7 +76,10 @@ def deploy_config(
     if config.mode == "iterative":
         parameters["rounds_more"] = more
     api = require_lasting_api()
-    check_new(config, Path(dated(folder, datetime.now().astimezone())))
+    root = Path(dated(folder, datetime.now().astimezone()))
+    config, read = understood(config, root)
+    print("\n".join(read))
+    check_new(config, root)
     with connected(api), get_client(sync_client=True) as client:
         ensure_pool(client, pool)
         deployment = _register(client, config.mode, name, parameters, schedule, missed, pool)

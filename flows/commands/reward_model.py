@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.preflight.fault_log import FaultLog
+from flows.preflight.understand import understood_source
 from flows.report.progress import make_console, progress
 from flows.run_folder.lease import hold
 from pipeline.config import FileData, RewardModelConfig
@@ -48,6 +49,11 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
     root = (run_dir or Path("runs") / config.name).resolve()
     config = _carried(config, root)
     stage, key = Stage(root.name, 0, root), _key(config)
+    if not stage.complete(key):
+        source, read = understood_source(config.pairs, "pairs")
+        print("\n".join(read), file=sys.stderr)
+        config = config.model_copy(update={"pairs": source})
+        key = _key(config)
     if not stage.complete(key):
         data = read_data(config)
         with _alone(root):

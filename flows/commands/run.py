@@ -7,6 +7,7 @@ from pathlib import Path
 from flows.loop.opening import prepare_run
 from flows.prefect_api.environment import log_to_file
 from flows.preflight.check import check_new
+from flows.preflight.understand import understood
 from flows.report.terminal import print_table, read_rounds
 from flows.run_folder.lease import hold
 from flows.run_folder.redo import FOLDER, parse_stage, set_aside
@@ -30,9 +31,7 @@ def run_config(
 
     Raises ``UserError``, ``RunError``, or ``Paused`` if a round's gate asks a person.
     """
-    config = load_config(files, settings)
-    root = (run_dir or Path("runs") / config.name).resolve()
-    config = RunFolder(root).carried(config)
+    root, config = _understood(files, settings, run_dir)
     if until is not None:
         parse_stage("--until", until, config)
     redo = None if redo_from is None else parse_stage("--from", redo_from, config)
@@ -59,12 +58,20 @@ def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str
     """Print the run's stages and which would run; writes nothing. Raises ``UserError`` or ``RunError``."""
     from flows.commands.dry_run import print_dry_run
 
-    config = load_config(files, settings)
-    root = (run_dir or Path("runs") / config.name).resolve()
-    config = RunFolder(root).carried(config)
+    root, config = _understood(files, settings, run_dir)
     if until is not None:
         parse_stage("--until", until, config)
     print_dry_run(config, root, until)
+
+
+def _understood(files: list[Path], settings: list[str], run_dir: Path | None) -> tuple[Path, RunConfig]:
+    """Return the run's folder, and the config with what its data is found to be, which is said."""
+    config = load_config(files, settings)
+    root = (run_dir or Path("runs") / config.name).resolve()
+    config, read = understood(RunFolder(root).carried(config), root)
+    if read:
+        print("\n".join(read), file=sys.stderr)
+    return root, config
 
 
 def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str:

@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rich.text import Text
 
 from flows.prefect_api.starting import start_watched, stop_watched
 from flows.preflight.check import check_run
+from flows.preflight.understand import understood
 from flows.report.terminal import make_table_console, read_rounds
 from flows.report.write import report_runs
 from flows.run_folder.approvals import read_decision, settled
@@ -110,7 +111,10 @@ def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: 
     """
     axes, plain = split_axes(settings)
     plain += [] if steps is None else [f"training.max_steps={steps}"]
-    trials = list(_trials(files, axes, plain, root))
+    trials = [
+        replace(trial, config=understood(trial.config, trial.root)[0])
+        for trial in list(_trials(files, axes, plain, root))
+    ]
     for trial in trials:
         if not RunFolder(trial.root).config_file.is_file():
             check_run(trial.config)

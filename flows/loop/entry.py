@@ -24,6 +24,7 @@ from flows.prefect_api.decision_form import stop_schedule_if_done, wait_for_deci
 from flows.prefect_api.environment import keep_keys_out_of_logs, make_files_private, prepare_environment
 from flows.prefect_api.parameters import MAX_ROUNDS, dated
 from flows.preflight.check import check_new
+from flows.preflight.understand import understood
 from flows.run_folder.lease import hold
 from flows.run_folder.redo import parse_stage, set_aside
 from pipeline.config import RunConfig
@@ -111,7 +112,10 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
     if not (firing.config or firing.settings or firing.rounds_more or firing.redo_from):
         return root
     files = [Path(file) for file in firing.config]
-    config = run.carried(load_config(files, firing.settings)) if files else run.config(firing.settings)
+    if files:
+        config, _ = understood(run.carried(load_config(files, firing.settings)), root)
+    else:
+        config = run.config(firing.settings)
     if config.mode != firing.mode:
         raise UserError(f"mode: {config.mode}; this deployment runs {firing.mode} configs")
     if firing.rounds_more and config.discriminator is not None and config.discriminator.silver == "static":

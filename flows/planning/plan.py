@@ -15,6 +15,7 @@ from flows.planning.memory import stage_memories
 from flows.planning.probe import model_shape
 from flows.planning.rates import measured_rates
 from flows.preflight.loss_needs import check_needs
+from flows.preflight.understand import understood
 from pipeline.config import PretrainedPolicy, RunConfig, ScratchPolicy
 from pipeline.config.files import load_config
 from pipeline.losses import load_preset
@@ -112,7 +113,7 @@ def plan_config(
     disable_progress_bar()  # type: ignore[no-untyped-call]
     config = load_config(files, settings)
     root = (run_dir or Path("runs") / config.name).resolve()
-    config = RunFolder(root).carried(config)
+    config, _ = understood(RunFolder(root).carried(config), root)
     name_keys(config.model_dump(mode="json"))
     tables = load_data(config)
     check_needs(config, tables.contents)

@@ -9,6 +9,7 @@ from flows.preflight.fault_log import FaultLog
 from flows.preflight.labellers import check_answer, check_scorer, check_second
 from flows.preflight.loss_needs import check_needs, loss_name
 from flows.preflight.model_folders import check_folder
+from flows.preflight.understand import understood
 from flows.report.trackers import require_trackers
 from flows.run_folder.growth import has_grown, require_as_it_was
 from flows.workers.local import has_accelerator
@@ -30,7 +31,8 @@ def check_config(files: list[Path], settings: list[str], faults: Path | None = N
     ``faults``: file that lists rows with a fault; default: ``faults_file`` of the run's usual folder. ``show``: number
     of the row to show, also if the data is refused; default: the first one.
     """
-    config = load_config(files, settings)
+    config, read = understood(load_config(files, settings))
+    print("\n".join(read))
     file = faults or faults_file(Path("runs") / config.name)
     shown: list[str] = []
     try:

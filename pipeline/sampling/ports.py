@@ -46,7 +46,7 @@ def is_ours(port: int) -> bool:
 
 
 def _as_listed(packed: bytes) -> str:
-    """Return an address of 4 or 16 bytes as the tables write it: in hexadecimal, each 32 bits in the machine's order."""
+    """Return an address as the tables write it: in hexadecimal, each 32 bits in the machine's order."""
     return "".join(f"{word:08X}" for word in struct.unpack(f"={len(packed) // 4}I", packed))
 
 

@@ -124,6 +124,9 @@ class _Row:
             said = f"{columns.responses}: {len(given)} in {where}; at least 2 responses make a comparison"
             raise FaultError(said, "lone_response")
         rewards = rewards_of(self._values, data, len(given), self._listed_cell)
+        # A generator that failed left neither.
+        there = [place for place, (value, _) in enumerate(given) if value is not None or rewards[place] is not None]
+        given, rewards = [given[place] for place in there], tuple(rewards[place] for place in there)
         turns, answers = split_turns(self._turns() if self.has(*columns.prompt_columns) else None, given)
         extras = tuple(said.extra for said in answers)
         texts = tuple(said.content for said in answers)

@@ -1,0 +1,95 @@
+"""What a config's data settings leave open, found by looking at the data, and said. Torch-free."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config import Data, DatasetData, FileData, RunConfig, UserData
+from pipeline.data.detection.description import as_settings, columns_of, described
+from pipeline.data.detection.readings import Reading, merged, readings_of_pairs, readings_of_prompts
+from pipeline.errors import UserError
+from pipeline.safe_text import visible
+from pipeline.storage.run_folder import RunFolder
+
+# Settings that are found where they are not set; of the dictionary's sections, these.
+_FOUND = ("columns", "labels", "rewards_are", "rows", "parse")
+_FOUND_IN = {"votes": {"chosen", "rejected", "tie"}, "signed": {"first", "second"}}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def understood(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, list[str]]:
+    """Return the config with the data settings that were found, and lines that say how the data is read.
+
+    A run folder that goes on keeps the settings that it was made with. Data that no reading fits stays as it is set.
+
+    Raises:
+        UserError: several readings fit (the message lists them as settings), or there is no data.
+    """
+    there = root is not None and RunFolder(root).config_file.is_file()
+    before = RunFolder(root).config() if there and root is not None else None
+    update: dict[str, Data] = {}
+    lines: list[str] = []
+    if isinstance(config.prompts, FileData | DatasetData):
+        stored = None if before is None else before.prompts
+        update["prompts"], lines = understood_source(config.prompts, "prompts", stored)
+    if config.pairs is not None:
+        stored = None if before is None else before.pairs
+        update["pairs"], said = understood_source(config.pairs, "pairs", stored)
+        lines += said
+    return config.model_copy(update=update), lines
+
+
+def understood_source(given: UserData, section: str, before: Data | None = None) -> tuple[UserData, list[str]]:
+    """Return one section as ``understood`` does; ``before``: the run folder's."""
+    source = _by_name(given)
+    if isinstance(before, FileData | DatasetData) and _goes_on(source, before):
+        return before, []
+    readings = readings_of_prompts(source) if section == "prompts" else readings_of_pairs(source)
+    if len(readings.fit) > 1:
+        raise UserError(_several(source, section, readings.fit))
+    if not readings.fit:
+        return source, _unread(source, section, readings.nearest)
+    return readings.fit[0].data, _said(section, readings.fit[0])
+
+
+def _unread(source: UserData, section: str, nearest: Reading | None) -> list[str]:
+    names = columns_of(source)
+    lines = [f"{section}: no reading of the first rows was found; columns: {names}"] if names else []
+    if nearest is not None:
+        lines.append(f"  the nearest: {as_settings(nearest.found, section)}; {visible(nearest.fault or '')}")
+    return lines
+
+
+def _by_name(source: UserData) -> UserData:
+    """Return the source, or the data set of that name if there is no such file."""
+    if isinstance(source, DatasetData) or not _HUB_NAME.fullmatch(source.path) or Path(source.path).exists():
+        return source
+    if Path(source.path).suffix:
+        return source
+    given = source.model_dump(exclude_unset=True, exclude={"kind", "delimiter"})
+    return DatasetData.model_validate({name: value for name, value in given.items() if value is not None})
+
+
+def _goes_on(source: UserData, before: UserData) -> bool:
+    """Return whether ``before`` is what is set, with settings that are found."""
+    if type(source) is not type(before):
+        return False
+    found = before.model_dump(include={*_FOUND}) | {
+        name: before.model_dump(include={name: fields}).get(name) for name, fields in _FOUND_IN.items()
+    }
+    return type(source).model_validate(merged(found, source.model_dump(exclude_unset=True))) == before
+
+
+def _several(source: UserData, section: str, readings: Sequence[Reading]) -> str:
+    all_found = [reading.found for reading in readings]
+    lines = [f"{section}: {source.where}: {len(readings)} readings fit; add the settings of the right one:"]
+    for reading in readings:
+        lines += [f"  {described(reading)}", f"    {as_settings(reading.found, section, all_found)}"]
+    return "\n".join(lines)
+
+
+def _said(section: str, reading: Reading) -> list[str]:
+    lines = [f"{section}: {described(reading)}"]
+    if reading.found:
+        lines.append(f"  the same as settings: {as_settings(reading.found, section)}")
+    return lines

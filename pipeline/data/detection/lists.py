@@ -1,0 +1,157 @@
+"""Several responses of a prompt, or one with its mark: settings that would read them. Torch-free."""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from pydantic import JsonValue
+
+from pipeline.data.detection.first_rows import FirstRows
+from pipeline.data.detection.names import (
+    ANSWER_FIELDS,
+    ANSWER_STEMS,
+    BAD_WORDS,
+    COMPLETIONS,
+    GOOD_OR_BAD,
+    GOOD_WORDS,
+    NOT_SCORES,
+    RESPONSES,
+    SCORES,
+)
+from pipeline.data.detection.pairs import FoundSettings, marked_scores
+from pipeline.data.forms.cells import word
+
+_TRUTHS = frozenset({"true", "false", "0", "1"})
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+# Of texts that say that there is no number.
+_NONE = frozenset({"n/a", "na", "none", "null", "nan"})
+# Fewer distinct prompts than rows: rows of one response each.
+_REPEATED = 0.4
+
+
+def groups(table: FirstRows, named: str | None) -> Iterator[FoundSettings]:
+    """Yield settings for each list of responses and each list of numbers beside it; ``named``: the user's numbers."""
+    for name in table.names:
+        if table.holds(name, "objects") and "." not in name:
+            yield from _of_objects(table, name, named)
+    lists = [name for name in table.names if table.holds(name, "texts") and not _in_objects(table, name)]
+    for name in [one for one in lists if one.rpartition(".")[2] in RESPONSES] or lists:
+        yield from _of_texts(table, name, named)
+    for marks in (("0", "1"), ("1", "2"), ("a", "b")):
+        for stem in ANSWER_STEMS:
+            for gap in ("_", " ", ""):
+                names = [f"{stem}{gap}{mark}" for mark in marks]
+                scores = marked_scores(table, marks)
+                if scores is not None and all(table.is_answer(one) for one in names):
+                    yield {"columns": {"responses": names, "rewards": scores}}
+
+
+def _in_objects(table: FirstRows, name: str) -> bool:
+    outer = name.rpartition(".")[0]
+    return bool(outer) and table.holds(outer, "objects")
+
+
+def _of_objects(table: FirstRows, name: str, named: str | None) -> Iterator[FoundSettings]:
+    fields = [field for field in ANSWER_FIELDS if _texts(table, f"{name}.{field}")]
+    scores = [one for one in table.names if one.startswith(f"{name}.") and _numbers_in(table, one)]
+    for field in fields[:1]:
+        for score in _chosen_scores(scores, named):
+            yield {"columns": {"responses": f"{name}.{field}", "rewards": score}, **_ranks(score)}
+        yield from _best(table, name, f"{name}.{field}")
+
+
+def _of_texts(table: FirstRows, name: str, named: str | None) -> Iterator[FoundSettings]:
+    parent = name.rpartition(".")[0]
+    beside = [
+        other
+        for other in table.names
+        if other != name and other.rpartition(".")[0] == parent and table.holds(other, "numbers")
+    ]
+    lengths = [len(value) for value in table.values(name) if isinstance(value, list)]
+    same = [one for one in beside if [len(v) for v in table.values(one) if isinstance(v, list)] == lengths]
+    for score in _chosen_scores(same, named):
+        yield {"columns": {"responses": name, "rewards": score}, **_ranks(score)}
+    if not same:
+        yield from _best(table, name, name)
+
+
+def _best(table: FirstRows, name: str, responses: str) -> Iterator[FoundSettings]:
+    """Yield settings for the place of the best response, if a column has places in all of the lists."""
+    shortest = min((len(value) for value in table.values(name) if isinstance(value, list)), default=0)
+    for column in ("choice", "best", "best_index", "answer_index", "label"):
+        values = table.values(column)
+        if shortest > 2 and values and all(isinstance(v, int) and 0 <= v < shortest for v in values):
+            yield {"columns": {"responses": responses, "best": column}}
+
+
+def _chosen_scores(scores: Sequence[str], named: str | None) -> list[str]:
+    """Return the columns that are likely scores; the one that the user names; all if none has a likely name."""
+    if named is not None:
+        return [score for score in scores if score == named]
+    fit = [score for score in scores if not _is_id(score)]
+    likely = [score for score in fit if any(part in score.rpartition(".")[2].casefold() for part in SCORES)]
+    return likely or fit
+
+
+def _is_id(score: str) -> bool:
+    parts = re.split(r"[^a-z]+", score.rpartition(".")[2].casefold())
+    return any(part in NOT_SCORES for part in parts)
+
+
+def _ranks(name: str) -> FoundSettings:
+    return {"rewards_are": "ranks"} if "rank" in name.casefold() else {}
+
+
+def _texts(table: FirstRows, name: str) -> bool:
+    return table.holds(name, "texts")
+
+
+def _numbers_in(table: FirstRows, name: str) -> bool:
+    """Return whether a field of the objects holds numbers, their texts, or nothing."""
+    found = [item for value in table.values(name) for item in (value if isinstance(value, list) else [value])]
+    known = [item for item in found if not (item is None or word(item) in _NONE)]
+    return bool(known) and all(_is_number(item) for item in known)
+
+
+def _is_number(item: JsonValue) -> bool:
+    return not isinstance(item, bool | list | dict) and _NUMBER.fullmatch(word(item)) is not None
+
+
+# ---------------------------------------------------------------- one response a row
+
+
+def rows_of_one(table: FirstRows, named: str | None) -> Iterator[FoundSettings]:
+    """Yield settings for rows of one response, several for each prompt, and each column of numbers."""
+    prompt = next((name for name in ("prompt", "instruction", "question") if table.holds(name, "text", "turns")), None)
+    response = next((name for name in ("response", "output", "completion", "answer") if table.is_answer(name)), None)
+    if prompt is None or response is None or len(table.rows) < 2:
+        return
+    cells = [row.get(prompt) for row in table.rows]
+    repeated = sum(one == other for one, other in pairwise(cells)) / (len(cells) - 1)
+    if repeated < _REPEATED:
+        return
+    numbers = [
+        name
+        for name in table.names
+        if name not in (prompt, response, *GOOD_OR_BAD) and "." not in name
+        if table.holds(name, "number") and not _is_id(name)
+    ]
+    for score in [named] if named is not None else numbers:
+        yield {"rows": "responses", "columns": {"responses": response, "rewards": score}, **_ranks(score)}
+
+
+def marks(table: FirstRows, named: str | None) -> Iterator[FoundSettings]:
+    """Yield settings for single responses that are marked good or bad."""
+    completion = next((name for name in COMPLETIONS if table.is_answer(name)), None)
+    labels = [name for name in GOOD_OR_BAD if name in table.names] if named is None else [named]
+    if completion is None:
+        return
+    for label in labels:
+        said = {word(value) for value in table.values(label) if not isinstance(value, list | dict)}
+        plain: dict[str, Any] = {"columns": {"completion": completion, "label": label}}
+        if said and said <= _TRUTHS:
+            yield plain
+        elif said and said <= {*GOOD_WORDS, *BAD_WORDS}:
+            words = {"good": sorted(said & {*GOOD_WORDS}), "bad": sorted(said & {*BAD_WORDS})}
+            yield {**plain, "labels": words}

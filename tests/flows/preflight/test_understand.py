@@ -1,0 +1,85 @@
+"""What is found about the data is said, written into the run's config, and kept by a run that goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flows.preflight.understand import understood, understood_source
+from pipeline.config import DatasetData, FileData, RunConfig, UserData
+from pipeline.config.files import dump_config
+from pipeline.errors import UserError
+from tests.pipeline.data.detection.public_shapes import SHAPES, Row
+
+
+def config_of(path: str, **pairs: object) -> RunConfig:
+    plain = {"name": "t", "mode": "offline", "policy": {"path": "m"}, "loss": {"preset": "dpo"}}
+    return RunConfig.model_validate({**plain, "pairs": {"path": path, **pairs}})
+
+
+def rows_file(folder: Path, rows: list[Row]) -> str:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def pairs_of_run(config: RunConfig) -> UserData:
+    assert config.pairs is not None
+    return config.pairs
+
+
+def test_what_is_found_is_said_and_its_settings_say_the_same(tmp_path: Path) -> None:
+    path = rows_file(tmp_path, SHAPES["llmbar"].rows)
+    config, lines = understood(config_of(path))
+    assert lines == [
+        "pairs: prompt ← input · chosen ← output_1, or the other, by label: 1 (this), 2 (the other) · "
+        "rejected ← output_2",
+        "  the same as settings: pairs.columns.chosen=output_1 pairs.columns.rejected=output_2 "
+        "pairs.columns.votes=label pairs.columns.prompt=input pairs.votes.chosen=1 pairs.votes.rejected=2 "
+        "pairs.votes.tie=null",
+    ]
+    columns = {"prompt": "input", "chosen": "output_1", "rejected": "output_2", "votes": "label"}
+    again, _ = understood(config_of(path, columns=columns, votes={"chosen": 1, "rejected": 2, "tie": None}))
+    assert again == config
+
+
+def test_several_readings_are_refused_with_the_settings_of_each(tmp_path: Path) -> None:
+    path = rows_file(tmp_path, SHAPES["pku-saferlhf"].rows)
+    with pytest.raises(UserError, match=r"2 readings fit; add the settings of the right one") as caught:
+        understood(config_of(path))
+    for criterion in ("better_response_id", "safer_response_id"):
+        assert f"\n    pairs.columns.votes={criterion}\n" in f"{caught.value}\n"
+
+
+def test_a_run_that_goes_on_keeps_what_it_was_made_with(tmp_path: Path) -> None:
+    path, root = rows_file(tmp_path, SHAPES["ultrafeedback, binarised"].rows), tmp_path / "run"
+    root.mkdir()
+    given = config_of(path)
+    found, _ = understood(given, root)
+    assert pairs_of_run(found).columns.chosen_score == "score_chosen"
+    for made in (found, given):
+        (root / "config.yaml").write_text(dump_config(made))
+        assert understood(given, root) == (made, [])
+    Path(path).unlink()
+    assert understood(given, root) == (given, [])
+    other = config_of(path, columns={"chosen_score": "score"})
+    with pytest.raises(UserError, match="no such file"):
+        understood(other, root)
+    (root / "config.yaml").write_text(dump_config(config_of(path, votes={"label": "majority"})))
+    rows_file(tmp_path, SHAPES["ultrafeedback, binarised"].rows)
+    assert understood(given, root)[0] == found
+
+
+def test_data_without_a_reading_is_left_as_it_is_set_and_its_columns_named(tmp_path: Path) -> None:
+    path = rows_file(tmp_path, [{"alpha": 1, "beta": "x"}] * 3)
+    given = config_of(path)
+    assert understood(given) == (given, ["pairs: no reading of the first rows was found; columns: alpha, beta"])
+
+
+def test_a_name_that_is_no_file_is_a_data_set(tmp_path: Path) -> None:
+    source = FileData(path="owner/name", split="test", columns={"prompt": "q"})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="owner/name: cannot be read as a data set"):
+        understood_source(source, "pairs")
+    with pytest.raises(UserError, match=r"data/pairs.jsonl: no such file"):
+        understood_source(FileData(path="data/pairs.jsonl"), "pairs")
+    assert isinstance(source, FileData) and DatasetData(path="owner/name").split == "train"
