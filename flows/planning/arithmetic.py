@@ -214,6 +214,7 @@ def disk_use(
     carried: bool,
     averaged: bool,
     checkpoints: bool,
+    best: bool,
     iterative: bool,
     policies: int | None = None,
     state_bytes: int = MOMENT_BYTES,
@@ -228,6 +229,7 @@ def disk_use(
         carried: whether AdamW's state is kept.
         averaged: whether an average of policies is stored with each policy.
         checkpoints: whether training saves some within a round.
+        best: whether it keeps the weights of its best evaluation so far.
         iterative: whether rounds sample and label.
         policies: see ``DiskUse``.
         state_bytes: optimiser state per weight.
@@ -256,7 +258,10 @@ def disk_use(
     }
     # While a checkpoint is written, the previous one is still there.
     rows = counts.continuations * counts.example_response_tokens * (ARROW_ID_BYTES + counts.references * LOGP_BYTES)
+    # Beside the new best, those that the newest checkpoint counts on.
+    kept = stepped * (WEIGHT_BYTES + (state_bytes if carried else 0)) * (2 if checkpoints else 1)
     passing = {
+        "best weights": kept if best else 0,
         "checkpoints": 2 * stepped * (WEIGHT_BYTES + state_bytes) if checkpoints else 0,
         "examples": round(counts.examples * (counts.example_prompt_tokens * ARROW_ID_BYTES + rows)),
     }

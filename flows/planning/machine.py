@@ -100,6 +100,7 @@ def _use(run: RunFolder, config: RunConfig, round_: int, model: Path) -> DiskUse
         carried=config.training.optimiser_state == "carried",
         averaged=config.training.reference == "ema",
         checkpoints=settings.checkpoint_every > 0,
+        best=round_ > 0 and config.training.keeps_evaluated,
         iterative=config.mode == "iterative",
     )
 

@@ -136,6 +136,7 @@ def plan_config(
         carried=config.training.optimiser_state == "carried",
         averaged=config.training.reference == "ema",
         checkpoints=config.training.checkpoint_every > 0,
+        best=config.training.keeps_evaluated,
         iterative=config.mode == "iterative",
         # The best round's, the last ones, and a new one before an old one is removed.
         policies=None if config.retention.last is None else config.retention.last + 2,

@@ -83,7 +83,11 @@ class Alarms(Closed):
     null turns it off. A raised alarm is told and kept, and the gate does not promote a round that ends with one.
     """
 
-    loss: float | None = Field(0.5, gt=0, description="how far the loss may stay above its beginning: a share of that")
+    loss: float | None = Field(
+        0.5,
+        gt=0,
+        description="how far the loss may stay above its beginning: a share of that (of 0.5 if it is nearer to 0)",
+    )
     diverged: float | None = Field(9.0, gt=0, description="the same, for a loss that will not come back")
     gradient: float | None = Field(10.0, gt=1, description="factor by which the gradient norm may grow")
     margin: float | None = Field(
@@ -91,7 +95,7 @@ class Alarms(Closed):
     )
     chosen: float | None = Field(1.0, gt=0, description="fall of chosen responses' log-prob, nats a token")
     ending: float | None = Field(
-        2.0, gt=0, description="fall of the log-prob of chosen responses' last token, nats: responses grow longer"
+        2.0, gt=0, description="fall of the log-prob of chosen responses' end token, nats: responses grow longer"
     )
     held_out: float | None = Field(
         3.0,
@@ -160,6 +164,11 @@ class Training(Optimisation):
         description="end the round after this many evaluations without a smaller log-loss on held-out pairs",
         json_schema_extra=LATER,
     )
+
+    @property
+    def keeps_evaluated(self) -> bool:
+        """Whether the weights of the best evaluation so far are on disk, since the round may end with them."""
+        return self.evaluate_every > 0 and (self.keep == "best" or "held_out" in self.alarms.stop)
 
     @model_validator(mode="after")
     def _state_fits_the_parameters(self) -> "Training":

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import Composition
+from pipeline.config.loss.needs import needs_of
 from pipeline.evaluation.intervals import Interval, mean_interval, rate_interval
 from pipeline.evaluation.metrics import pair_accuracy
 
@@ -21,13 +23,45 @@ BASELINE_NAMES = {
 }
 
 
+# The loss's scores of a pair's chosen and rejected response.
+PairScores = tuple[float, float]
+
+
+def pair_scores(logps: tuple[float, float], tokens: tuple[int, int], loss: Composition) -> PairScores:
+    """Return the scores Σ log π / length^p of chosen and rejected, p as in the loss, before token weights and shape.
+
+    ``logps``: of the whole responses, nats; ``tokens``: their lengths. Likelihood alone is compared per token, since
+    longer responses are less likely.
+    """
+    power = {"sum": 0.0, "mean": 1.0, "power": loss.length_power}[loss.aggregate]
+    if needs_of(loss).only_chosen:
+        power = 1.0
+    return logps[0] / tokens[0] ** power, logps[1] / tokens[1] ** power
+
+
+def pair_margins(scores: Sequence[PairScores], start: Sequence[PairScores], loss: Composition) -> tuple[float, ...]:
+    """Return for each pair β times the difference of the loss's scores, before its margin.
+
+    If the loss uses a reference, this is the implicit reward log π − log π_start (DPO, arXiv:2305.18290, eq. 5), so
+    that rounds, and steps of a round, can be compared; ``start``: the scores of the same pairs there. Without a
+    reference it is log π alone.
+    """
+    base = start if needs_of(loss).references > 0 else [(0.0, 0.0)] * len(scores)
+    return tuple(loss.beta * ((own[0] - old[0]) - (own[1] - old[1])) for own, old in zip(scores, base, strict=True))
+
+
+def margin_loss(margin: float) -> float:
+    """Return −log σ(margin), nats: ln 2 at 0."""
+    return max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
+
+
 @dataclass(frozen=True, slots=True)
 class RankedPair:
     """One held-out pair.
 
     Attributes:
         prompt: what tells its prompt from others.
-        margin, start_margin: β times the difference of the loss's scores, under the round's policy and the start's.
+        margin, start_margin: see ``pair_margins``; under the round's policy and the start's.
         chosen_tokens, rejected_tokens: their lengths.
         start_logp_gap: log-prob of the chosen response minus that of the rejected one under the start, nats.
     """
@@ -55,7 +89,7 @@ def pair_measures(pairs: Sequence[RankedPair], resamples: int, seed: int) -> dic
         "start_logp": lambda pair: pair.start_logp_gap,
     }
     simple = {name: pair_accuracy(map(gaps[name], pairs)) for name in BASELINE_NAMES}
-    losses = {name: [_log_loss(margin) for margin in margins] for name, margins in ranked.items()}
+    losses = {name: [margin_loss(margin) for margin in margins] for name, margins in ranked.items()}
     prompts = [pair.prompt for pair in pairs]
 
     def rate(values: Sequence[float], least: float = 0.0) -> Interval:
@@ -64,7 +98,9 @@ def pair_measures(pairs: Sequence[RankedPair], resamples: int, seed: int) -> dic
     def mean(values: Sequence[float]) -> Interval:
         return mean_interval(_by_prompt(prompts, values), resamples, seed)
 
-    best = best_baseline({name: sum(values) for name, values in simple.items()})
+    baselines = {name: rate(values) for name, values in simple.items()}
+    # By the numbers that are shown, so that the lead is over the baseline that ``baseline_line`` names.
+    best = best_baseline({name: interval.mean for name, interval in baselines.items()})
     return {
         "accuracy": rate(right[""]),
         "accuracy_vs_start": rate(_less(right[""], right["_start"]), -1.0),
@@ -72,7 +108,7 @@ def pair_measures(pairs: Sequence[RankedPair], resamples: int, seed: int) -> dic
         "margin_vs_start": mean(_less(ranked[""], ranked["_start"])),
         "log_loss": mean(losses[""]),
         "log_loss_vs_start": mean(_less(losses[""], losses["_start"])),
-        **{f"accuracy_of_{name}": rate(values) for name, values in simple.items()},
+        **{f"accuracy_of_{name}": interval for name, interval in baselines.items()},
         "accuracy_vs_best_baseline": rate(_less(right[""], simple[best]), -1.0),
     }
 
@@ -92,10 +128,6 @@ def _by_prompt(prompts: Sequence[object], values: Sequence[float]) -> npt.NDArra
     for prompt, value in zip(prompts, values, strict=True):
         found.setdefault(prompt, []).append(value)
     return np.array([sum(of_prompt) / len(of_prompt) for of_prompt in found.values()])
-
-
-def _log_loss(margin: float) -> float:
-    return max(-margin, 0.0) + math.log1p(math.exp(-abs(margin)))
 
 
 def baseline_line(metrics: Mapping[str, Any]) -> str | None:

@@ -42,8 +42,15 @@ class Interval:
     high: float
 
 
-def rate_interval(values: Sequence[float] | Floats, least: float = 0.0, most: float = 1.0) -> Interval:
+def rate_interval(
+    values: Sequence[float] | Floats,
+    least: float = 0.0,
+    most: float = 1.0,
+    weights: Sequence[float] | Floats | None = None,
+) -> Interval:
     """Return the mean of ``values`` (one per prompt, in [``least``, ``most``]) and its interval.
+
+    ``weights``: how much each prompt counts, such as its number of answers; None: all alike.
 
     Wilson's score interval (1927) for as many prompts as a plain yes-or-no rate would need for the same spread: ties,
     and means over several responses to a prompt, vary less than yes or no. The spread is that of the values and of one
@@ -58,9 +65,13 @@ def rate_interval(values: Sequence[float] | Floats, least: float = 0.0, most: fl
     rates = (np.asarray(values, dtype=np.float64) - least) / (most - least)
     if not len(rates):
         raise RunError("nothing to average: no prompt has scores")
-    mean, padded = float(rates.mean()), np.concatenate([rates, [0.0, 1.0]])
-    middle = float(padded.mean())
-    count = len(rates) * max(middle * (1 - middle) / float(padded.var()), 1.0)
+    shares = np.ones(len(rates)) if weights is None else np.asarray(weights, dtype=np.float64)
+    mean = min(max(float(np.average(rates, weights=shares)), 0.0), 1.0)
+    padded, shares = np.concatenate([rates, [0.0, 1.0]]), np.concatenate([shares, [shares.mean()] * 2])
+    shares = shares / shares.mean()
+    middle = float(np.average(padded, weights=shares))
+    # As many prompts of equal weight as would leave the same standard error.
+    count = len(rates) * middle * (1 - middle) / float(np.mean((shares * (padded - middle)) ** 2))
     z2 = _Z**2 / count
     centre = (mean + z2 / 2) / (1 + z2)
     half = _Z * math.sqrt(mean * (1 - mean) / count + z2 / count / 4) / (1 + z2)

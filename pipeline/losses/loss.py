@@ -47,10 +47,14 @@ from pipeline.losses.weights import uniform
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """``per_pair`` [B] carries the gradient; ``metrics`` are detached means over the batch, 0-d."""
+    """``per_pair`` [B] carries the gradient; ``metrics`` are detached means over the batch, 0-d.
+
+    ``rows``: how many examples a metric is the mean of, for those that leave some out; the mean of none is 0.
+    """
 
     per_pair: Tensor
     metrics: Mapping[str, Tensor]
+    rows: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,9 @@ class Loss:
 
     def _of_pairs(self, batch: PairBatch, statistics: Mapping[str, float]) -> LossOutput:
         parts = self.composition
-        metrics = _likelihoods({"chosen": batch.chosen, "rejected": batch.rejected})
+        sides = {"chosen": batch.chosen, "rejected": batch.rejected}
+        known = {side: _likelihoods(found) for side, found in sides.items() if found is not None}
+        metrics = {name.format(side): values.mean() for side, of in known.items() for name, values in of.items()}
         per_pair = torch.zeros_like(at_least_float32(batch.chosen.policy[:, 0]))
         if parts.links:
             value, rewards = self._preference(batch, statistics)
@@ -160,12 +166,11 @@ class Loss:
         reward = parts.beta * score
         value = parts.weight / parts.beta**parts.unscale * unpaired_terms(reward, batch, parts, statistics)
         good = batch.desirable.bool()
-        metrics = _likelihoods({"chosen": batch.responses})
-        metrics |= {
-            "reward_chosen": _mean_where(reward.detach(), good),
-            "reward_rejected": _mean_where(reward.detach(), ~good),
-        }
-        return LossOutput(value, metrics)
+        values = {"reward_{}": reward.detach(), **_likelihoods(batch.responses)}
+        sides = {"chosen": good, "rejected": ~good}
+        means = {name.format(side): _mean_where(v, rows) for name, v in values.items() for side, rows in sides.items()}
+        counts = {name.format(side): int(rows.sum()) for name in values for side, rows in sides.items()}
+        return LossOutput(value, means, counts)
 
     def _of_groups(self, batch: GroupBatch) -> LossOutput:
         parts = self.composition
@@ -223,16 +228,11 @@ def _mean_where(values: Tensor, rows: Tensor) -> Tensor:
     return values.masked_fill(~rows, 0).sum() / rows.sum().clamp(min=1)
 
 
-def _likelihoods(sides: Mapping[str, Side | None]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, side in sides.items():
-        if side is None:
-            continue
-        found[f"{name}_logp_per_token"] = masked_mean(constant(side.policy), side.mask).mean()
-        change = _change(side)
-        if change is not None:
-            found[f"{name}_change_per_token"] = change.mean()
-    return found
+def _likelihoods(responses: Side) -> dict[str, Tensor]:
+    """Log-prob, and its change where the reference's is known, per token: [B], constant; ``{}`` stands for the side."""
+    change = _change(responses)
+    found = {"{}_logp_per_token": masked_mean(constant(responses.policy), responses.mask)}
+    return found if change is None else {**found, "{}_change_per_token": change}
 
 
 def _change(side: Side) -> Tensor | None:

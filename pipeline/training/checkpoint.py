@@ -21,7 +21,7 @@ from pipeline.storage.digests import file_sha256
 from pipeline.training.distributed.fsdp import gathered, placed_like
 from pipeline.training.optimiser import NamedParameters, Optimiser, load_optimiser, optimiser_state
 from pipeline.training.step_log import StepReport
-from pipeline.training.watch.held_out import HeldOutReport, best_report, held_out_of
+from pipeline.training.watch.held_out import HeldOutReport, held_out_of
 from pipeline.types import content_hash
 
 WEIGHTS, OPTIMISER, PROGRESS = "weights.safetensors", "optimiser.safetensors", "progress.json"
@@ -37,6 +37,7 @@ class CheckpointProgress:
         history: their reports.
         running: running statistics of the loss, by name.
         evaluations: on held-out pairs, so far.
+        kept: the step whose weights ``keep_weights`` wrote for the end of the run; None: no step's.
     """
 
     key: str
@@ -44,6 +45,7 @@ class CheckpointProgress:
     history: tuple[StepReport, ...]
     running: Mapping[str, float] = field(default_factory=dict)
     evaluations: tuple[HeldOutReport, ...] = ()
+    kept: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def save_checkpoint(folder: Path, progress: CheckpointProgress, trained: Trained
     """
     tensors = gathered(trained.tensors, accelerator)
     state = optimiser_state(trained.optimiser, trained.parameters, accelerator)
-    place = folder / f"step_{progress.step:06d}"
+    place = checkpoint_place(folder, progress.step)
     if accelerator.is_main_process:
         _write(place, progress, tensors, state)
     accelerator.wait_for_everyone()
@@ -99,38 +101,73 @@ def _write(
     for old in folder.glob("step_*"):
         if old != place:
             shutil.rmtree(old)
-    # A run that resumes here needs the weights of its best evaluation until now, and no others.
-    best = best_report(progress.evaluations).step if progress.evaluations else None
-    for kept in folder.glob("kept_*.safetensors"):
-        if kept != kept_weights(folder, best or 0):
-            kept.unlink()
+    _remove_kept(folder, but=progress.kept)
 
 
-def kept_weights(folder: Path, step: int) -> Path:
-    """Return the file for the weights after ``step`` steps, kept for the end of the run."""
-    return folder / f"kept_{step:06d}.safetensors"
+def checkpoint_place(folder: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after ``step`` steps."""
+    return folder / f"step_{step:06d}"
 
 
-def keep_weights(folder: Path, step: int, trained: Trained, accelerator: Accelerator) -> None:
-    """Write the trained tensors after ``step`` steps to their file; every process must call this."""
+def kept_place(folder: Path, step: int) -> Path:
+    """Return the folder for the weights after ``step`` steps, kept for the end of the run."""
+    return folder / f"kept_{step:06d}"
+
+
+def keep_weights(
+    folder: Path, step: int, trained: Trained, accelerator: Accelerator, *, state: bool, needed: int | None
+) -> None:
+    """Write the trained tensors after ``step`` steps, for the end of the run, in place of those kept before.
+
+    Every process must call this.
+
+    Args:
+        folder: of checkpoints.
+        step: how many were taken.
+        trained: the tensors and their optimiser.
+        accelerator: gives rank.
+        state: also write the optimiser's state, for the next run to go on with.
+        needed: the step whose kept weights a run that resumes at the newest checkpoint would need; they stay.
+    """
     tensors = gathered(trained.tensors, accelerator)
+    optimiser = optimiser_state(trained.optimiser, trained.parameters, accelerator) if state else None
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        place = kept_weights(folder, step)
-        partial = place.with_suffix(".tmp")
-        save_file(tensors, partial)
+        # First, so that at most two are on the disk; after a kill the run repeats the steps since its checkpoint.
+        _remove_kept(folder, but=needed)
+        place = kept_place(folder, step)
+        partial = place.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save_file(tensors, partial / WEIGHTS)
+        if optimiser is not None:
+            save_file(optimiser, partial / OPTIMISER)
+        shutil.rmtree(place, ignore_errors=True)
         partial.rename(place)
         sync_folder(folder)
     accelerator.wait_for_everyone()
 
 
-def take_up_weights(file: Path, trained: Trained) -> None:
-    """Restore the trained tensors from ``file``: kept weights, or those of a checkpoint. Raises ``RunError``."""
+def _remove_kept(folder: Path, but: int | None) -> None:
+    for place in folder.glob("kept_*"):
+        if but is None or place != kept_place(folder, but):
+            shutil.rmtree(place)
+
+
+def take_up_kept(folder: Path, step: int, trained: Trained, *, state: bool) -> None:
+    """Restore the trained tensors after ``step`` steps from kept weights or a checkpoint; ``state``: AdamW's too.
+
+    Raises ``RunError`` if they are in neither.
+    """
+    places = (kept_place(folder, step), checkpoint_place(folder, step))
+    place = next((place for place in places if place.is_dir()), places[0])
     try:
-        weights = load_file(file)
+        weights = load_file(place / WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise RunError(f"{file}: not readable weights: {error}") from None
-    _copy_weights(file, weights, trained.tensors)
+        raise RunError(f"{place / WEIGHTS}: not readable weights: {error}") from None
+    _copy_weights(place, weights, trained.tensors)
+    if state:
+        load_optimiser(trained.optimiser, trained.parameters, place / OPTIMISER)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -152,7 +189,8 @@ def load_checkpoint(place: Path, key: str, trained: Trained) -> CheckpointProgre
             raise ValueError(f"{PROGRESS} has changed since it was written (SHA-256)")
         history = tuple(StepReport(**report) for report in plain["history"])
         evaluations = tuple(held_out_of(report) for report in plain.get("evaluations", ()))
-        progress = CheckpointProgress(plain["key"], plain["step"], history, plain["running"], evaluations)
+        told = plain["key"], plain["step"], history, plain["running"], evaluations, plain.get("kept")
+        progress = CheckpointProgress(*told)
         for name, digest in plain["files"].items():
             if file_sha256(place / name) != digest:
                 raise ValueError(f"{name} has changed since it was written (SHA-256)")

@@ -39,12 +39,14 @@ class Objective:
         loss: unreduced.
         modules: trained together with the policy.
         accelerator: gives rank, device and the backward pass.
+        end_ids: tokens that end a response; without them, none is known to have ended.
     """
 
     policy: nn.Module
     loss: Loss
     modules: AuxiliaryModules
     accelerator: Accelerator
+    end_ids: frozenset[int] = frozenset()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, which depends on the policy."""
@@ -68,7 +70,7 @@ class BatchFacts:
 
     Attributes:
         loss: mean over its examples; may be infinite or NaN.
-        metrics: means over its examples, those of ``METRICS`` that the loss reports.
+        metrics: means over its examples, or those of them that have the value; of ``METRICS``, those with any.
         tokens, response_tokens, positions: counts; only the last includes padding.
         suspects: ids of this process's examples whose loss is not finite, or that make the others' NaN.
         running: the loss's running statistics after the batch.
@@ -151,11 +153,13 @@ class _Observed:
 
 @dataclass(slots=True)
 class _Total:
-    """Sums over this process's micro-batches; ``modules``: those of ``ExtraLoss``."""
+    """Sums over this process's micro-batches: loss, counts, metrics, and how many rows each metric has.
+
+    ``modules``: those of ``ExtraLoss``.
+    """
 
     modules: Tensor | None
-    sums: Tensor = field(default_factory=lambda: torch.zeros(4 + len(METRICS), dtype=torch.float64))
-    reported: frozenset[str] = frozenset()
+    sums: Tensor = field(default_factory=lambda: torch.zeros(4 + 2 * len(METRICS), dtype=torch.float64))
     suspects: list[str] = field(default_factory=list)
 
 
@@ -222,22 +226,25 @@ def _backward(
         accelerator.backward(extra.per_example.sum() * scale)
         total.modules = extra.sums if total.modules is None else total.modules + extra.sums
     per_pair = output.per_pair.detach()
-    metrics = {**output.metrics, **_ending(facts, batch)}
-    total.reported = frozenset(metrics) & frozenset(METRICS)
-    means = [float(metrics[name]) if name in total.reported else 0.0 for name in METRICS]
-    total.sums += torch.tensor(
-        [float(per_pair.sum()), *_counts(batch), *(mean * len(per_pair) for mean in means)], dtype=torch.float64
-    )
+    endings = _endings(facts, batch, objective.end_ids)
+    known = {name: (float(mean), output.rows.get(name, len(per_pair))) for name, mean in output.metrics.items()}
+    known["ending_logp"] = (float(endings.mean()) if len(endings) else 0.0, len(endings))
+    means = [known.get(name, (0.0, 0)) for name in METRICS]
+    sums, rows = [mean * count for mean, count in means], [count for _, count in means]
+    total.sums += torch.tensor([float(per_pair.sum()), *_counts(batch), *sums, *rows], dtype=torch.float64)
     finite = per_pair.isfinite().tolist()
     total.suspects += [e.id for e, fine in zip(batch.examples, finite, strict=True) if not fine]
 
 
-def _ending(facts: TokenFacts, batch: TokenBatch) -> dict[str, Tensor]:
-    """Mean log-prob of the last token of chosen responses; empty where no block holds only those."""
-    if batch.kind not in ("pair", "text"):
-        return {}
-    rows = batch.block(0)
-    return {"ending_logp": last_logps(facts.policy[rows], batch.mask[rows]).mean()}
+def _endings(facts: TokenFacts, batch: TokenBatch, end_ids: frozenset[int]) -> Tensor:
+    """Return the end token's log-prob, [n], of the n chosen responses that end with one; of a group, none."""
+    ended = [
+        row
+        for row, example in enumerate(batch.examples)
+        if batch.kind != "group" and example.desirable is not False and example.responses[0].ids[-1] in end_ids
+    ]
+    rows = torch.tensor(ended, dtype=torch.int64, device=batch.mask.device)
+    return last_logps(facts.policy[rows], batch.mask[rows]) if ended else torch.zeros(0)
 
 
 def _counts(batch: TokenBatch) -> tuple[int, int, int]:
@@ -257,7 +264,8 @@ def over_processes(sums: Tensor, accelerator: Accelerator) -> Tensor:
 
 def _over_all(total: _Total, objective: Objective, size: int, shared: _Shared) -> BatchFacts:
     loss, tokens, responses, positions, *metrics = over_processes(total.sums, objective.accelerator).tolist()
-    means = {name: value / size for name, value in zip(METRICS, metrics, strict=True) if name in total.reported}
+    of_rows = zip(METRICS, metrics[: len(METRICS)], metrics[len(METRICS) :], strict=True)
+    means = {name: value / rows for name, value, rows in of_rows if rows}
     of_modules = None if total.modules is None else over_processes(total.modules, objective.accelerator) / size
     return BatchFacts(
         loss=loss / size,

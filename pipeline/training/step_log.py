@@ -21,14 +21,15 @@ class StepReport:
         grad_norm: before clipping.
         margin: β times the difference of the two scores, None without a preference term; ``accuracy``
             is the share of pairs where it is above 0.
-        chosen_logp_per_token: nats, mean over responses of the mean over tokens; likewise rejected.
+        chosen_logp_per_token: nats, mean over responses of the mean over tokens; likewise rejected. Of single
+            responses, the desirable ones are chosen and the others rejected; None: the batch has none of them.
         tokens: read by forward passes in this step, without padding.
         response_tokens: those of them whose log-probability is in the loss.
         padding: share of the forward passes' positions without a token.
         tokens_per_second: ``tokens`` divided by the step's wall time.
         chosen_change_per_token: log-prob minus that under the (first) reference, averaged like the log-prob; None if
             the loss uses no reference; likewise rejected.
-        ending_logp: log-prob of the last token of chosen responses, nats; None unless the examples are pairs or texts.
+        ending_logp: log-prob of the end token of chosen responses, nats; None if none ends with one, or in groups.
     """
 
     step: int
@@ -38,7 +39,7 @@ class StepReport:
     grad_norm: float
     margin: float | None
     accuracy: float | None
-    chosen_logp_per_token: float
+    chosen_logp_per_token: float | None
     rejected_logp_per_token: float | None
     tokens: int
     response_tokens: int

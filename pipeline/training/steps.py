@@ -27,7 +27,7 @@ from pipeline.training.checkpoint import (
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    take_up_weights,
+    take_up_kept,
 )
 from pipeline.training.distributed.fsdp import shard, single, write_back
 from pipeline.training.distributed.launch import Placement, Sharding, Zero
@@ -103,7 +103,7 @@ class Steps:
         self._facts = facts
         self._cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
         wrapped, self.trained = self._placed(facts, placement)
-        self._objective = Objective(wrapped, loss, self.modules, self.accelerator)
+        self._objective = Objective(wrapped, loss, self.modules, self.accelerator, trainee.end_ids)
 
     def _prepare_model(self, placement: Placement) -> None:
         if self.settings.gradient_checkpointing:
@@ -147,18 +147,18 @@ class Steps:
         if kept.heads is not None and self.accelerator.is_main_process:
             self.modules.save(kept.heads)
 
-    def resume(self, folder: Path | None) -> tuple[tuple[StepReport, ...], tuple[HeldOutReport, ...]]:
-        """Go back to the newest checkpoint in ``folder``; return the reports of steps and evaluations up to it."""
+    def resume(self, folder: Path | None) -> CheckpointProgress | None:
+        """Go back to the newest checkpoint in ``folder``; return the progress up to it, None without one."""
         # No process writes before all have read.
         self.accelerator.wait_for_everyone()
         place = None if folder is None else newest_checkpoint(folder)
         if place is None:
-            return (), ()
+            return None
         progress = load_checkpoint(place, self._key, self.trained)
         if isinstance(self.trained.optimiser, ZeroEngine):
             self.trained.optimiser.take_up_weights()
         self._running = progress.running
-        return progress.history, progress.evaluations
+        return progress
 
     def checkpoint_due(self, done: int) -> bool:
         """Return whether to write one after ``done`` steps; the last too: a kill may come before the caller saves."""
@@ -166,28 +166,28 @@ class Steps:
         return every > 0 and (done % every == 0 or done == self.count)
 
     def checkpoint(
-        self, folder: Path | None, history: Sequence[StepReport], evaluations: Sequence[HeldOutReport] = ()
+        self, folder: Path, history: Sequence[StepReport], evaluations: Sequence[HeldOutReport], kept: int | None
     ) -> None:
-        """Write the trained tensors, the optimiser's state and both histories to ``folder``, if given."""
-        if folder is not None:
-            progress = CheckpointProgress(self._key, len(history), tuple(history), self._running, tuple(evaluations))
-            save_checkpoint(folder, progress, self.trained, self.accelerator)
+        """Write trained tensors, the optimiser's state and both histories; ``kept``: see ``CheckpointProgress``."""
+        known = tuple(history), self._running, tuple(evaluations), kept
+        save_checkpoint(folder, CheckpointProgress(self._key, len(history), *known), self.trained, self.accelerator)
 
-    def keep_weights(self, folder: Path, step: int) -> None:
-        """Write the trained tensors to ``folder``, for ``go_back``."""
-        keep_weights(folder, step, self.trained, self.accelerator)
+    def keep_weights(self, folder: Path, step: int, *, state: bool, needed: int | None) -> None:
+        """Write the trained tensors to ``folder``, for ``go_back``; see ``checkpoint.keep_weights``."""
+        keep_weights(folder, step, self.trained, self.accelerator, state=state, needed=needed)
 
-    def go_back(self, file: Path) -> None:
-        """Restore the trained tensors that ``keep_weights`` or a checkpoint wrote; the optimiser stays as it is."""
+    def go_back(self, folder: Path, step: int, *, state: bool) -> None:
+        """Restore what ``keep_weights`` or a checkpoint wrote after ``step`` steps; ``state``: the optimiser's too."""
         self.accelerator.wait_for_everyone()
-        take_up_weights(file, self.trained)
+        take_up_kept(folder, step, self.trained, state=state)
         if isinstance(self.trained.optimiser, ZeroEngine):
             self.trained.optimiser.take_up_weights()
 
     def read(self, pairs: Sequence[Example]) -> list[PairReading]:
         """Return the policy's values for held-out ``pairs``; all processes call this."""
         assert isinstance(self._facts, TokenLogps), "a classifier has no log-probabilities"
-        return read_pairs(self._objective.policy, self._facts, pairs, self._cut, self.accelerator)
+        of = self._objective
+        return read_pairs(of.policy, self._facts, pairs, self._cut, self.accelerator, of.end_ids)
 
     def release(self) -> None:
         """Restore the model for the caller: whole (in the main process), in evaluation mode, no recomputation."""
@@ -285,7 +285,7 @@ class Steps:
             grad_norm=norm,
             margin=facts.metrics.get("margin"),
             accuracy=facts.metrics.get("accuracy"),
-            chosen_logp_per_token=facts.metrics["chosen_logp_per_token"],
+            chosen_logp_per_token=facts.metrics.get("chosen_logp_per_token"),
             rejected_logp_per_token=facts.metrics.get("rejected_logp_per_token"),
             tokens=facts.tokens,
             response_tokens=facts.response_tokens,

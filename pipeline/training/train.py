@@ -17,7 +17,7 @@ from pipeline.training.batches.examples import Example, check_examples
 from pipeline.training.distributed.launch import Placement
 from pipeline.training.step_log import StepReport
 from pipeline.training.steps import Steps
-from pipeline.training.trainee import Carry, Files, Trainee
+from pipeline.training.trainee import Carry, Files, Trainee, pass_on
 from pipeline.training.watch.course import Course, Watching
 from pipeline.training.watch.result import TrainResult, summarise_steps
 
@@ -65,7 +65,7 @@ def train(
     files, survey = files or Files(), check_examples(examples, loss.name, loss.needs)
     steps = Steps(trainee, examples, survey, loss, settings, seed, placement or Placement(Accelerator()))
     steps.take_up(files.carried)
-    course = Course(steps, loss.composition, watching, files.checkpoints)
+    course = Course(steps, loss.composition, watching, files)
     course.resume()
     while not course.ended:
         step = len(course.history)
@@ -83,9 +83,11 @@ def train(
         if steps.checkpoint_due(step + 1) and course.ended_because is None:
             course.checkpoint()
     kept = course.settle()
-    if kept == len(course.history):
-        # The optimiser's state belongs to the last weights.
+    if kept:
         steps.keep(files.kept)
+    elif steps.accelerator.is_main_process:
+        # The state that belongs to the weights which training started from.
+        pass_on(files.carried, files.kept)
     steps.release()
     return replace(
         summarise_steps(tuple(course.history)),

@@ -1,5 +1,6 @@
 """Inputs of a training run besides examples, loss and settings. Torch-free."""
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ class Trainee:
             (``Needs.token_facts``); moved to the model's device. None: the model with its adapter off.
         starts_at_reference: the reference is the model at step 0; the first step then checks that the stored
             reference log-probabilities agree.
+        end_ids: tokens that end a response; empty: unknown.
     """
 
     model: Any
     reference: Any | None = None
     starts_at_reference: bool = False
+    end_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,14 @@ class Carry:
 
     optimiser: Path | None = None
     heads: Path | None = None
+
+
+def pass_on(carried: Carry, kept: Carry) -> None:
+    """Copy the state that a run started from to where it would leave its own: none of its steps is kept."""
+    if carried.optimiser is not None and kept.optimiser is not None:
+        shutil.copyfile(carried.optimiser, kept.optimiser)
+    if carried.heads is not None and kept.heads is not None and carried.heads.is_dir():
+        shutil.copytree(carried.heads, kept.heads, dirs_exist_ok=True)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 from pydantic import JsonValue
 
-from pipeline.evaluation.intervals import rate_interval, smooth_interval
+from pipeline.evaluation.intervals import rate_interval
 
-# Of the bootstrap over prompts.
-RESAMPLES = 1000
 # Bins of the reliability plot, of equal width over [½, 1].
 BINS = 10
 # Bin edges for the chosen response's length divided by the other's.
@@ -127,19 +124,15 @@ def _of_ties(judged: Sequence[Judged], eta: float) -> dict[str, JsonValue]:
 
 
 def _accuracy_interval(decided: Sequence[Judged]) -> JsonValue:
-    """The ends of the accuracy's 95 % interval: Wilson's, or over prompts if some have several comparisons."""
+    """The ends of the accuracy's 95 % interval: Wilson's, over prompts if some have several comparisons."""
     if not decided:
         return None
-    right = [_right(one.margin, one.label) for one in decided]
     by_prompt: dict[str, list[float]] = {}
-    for number, (one, value) in enumerate(zip(decided, right, strict=True)):
-        by_prompt.setdefault(one.prompt or f"{number}", []).append(value)
-    if len(by_prompt) == len(decided):
-        found = rate_interval(right)
-    else:
-        rows = np.array([(sum(values), len(values)) for values in by_prompt.values()], dtype=np.float64)
-        found = smooth_interval(rows, lambda means: means[..., 0] / means[..., 1], RESAMPLES, 0)
-    return [max(found.low, 0.0), min(found.high, 1.0)]
+    for number, one in enumerate(decided):
+        by_prompt.setdefault(one.prompt or f"{number}", []).append(_right(one.margin, one.label))
+    counts = [len(values) for values in by_prompt.values()]
+    found = rate_interval([_mean(values) or 0.0 for values in by_prompt.values()], weights=counts)
+    return [found.low, found.high]
 
 
 def _by_length(decided: Sequence[Judged]) -> JsonValue:

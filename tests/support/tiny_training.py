@@ -106,6 +106,7 @@ def trained(
     on_step: Callable[[StepReport], None] | None = None,
     placement: Placement | None = None,
     watching: Watching | None = None,
+    end_ids: frozenset[int] = frozenset(),
     **files: Path,
 ) -> TrainResult:
     """``train`` with its records filled in.
@@ -116,7 +117,7 @@ def trained(
     kept = Carry(files.pop("optimiser_to", None), files.pop("heads_to", None))
     places = Files(files.pop("checkpoints", None), carried, kept)
     assert not files, files
-    trainee = Trainee(model, reference, starts_at_reference)
+    trainee = Trainee(model, reference, starts_at_reference, end_ids)
     return train(
         trainee,
         examples,

@@ -41,10 +41,10 @@ def start_policy(context: Context, folder: Path) -> Outcome:
         facts: dict[str, JsonValue] = {POINTER: str(origin), POINTED_FILES: model_files(origin)}
         return Outcome(0, {**facts, "parameters": model.num_parameters()})
     dropped: Counter[str] = Counter()
-    examples = _examples(context, chat, dropped)
+    examples, trainee = _examples(context, chat, dropped), Trainee(model, end_ids=chat.end_ids)
     seed = derive_seed(config.seed, "warm start")
     try:
-        outcome = fit(context, folder, Trainee(model), examples, load_preset("sft"), config.warm_start, seed)
+        outcome = fit(context, folder, trainee, examples, load_preset("sft"), config.warm_start, seed)
     except RowsError as error:
         if context.writes:
             _keep_offending_texts(context, folder, error)

@@ -1,7 +1,7 @@
 """policy of rounds 1 and on: one round of preference training; average: the running mean of policies."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,12 @@ class WatchNotes:
         write_alarms(self._folder, self._alarms, alarm.step)
         logger.warning("WARNING %s", alarm_line(alarm, self._preset))
 
+    def resume(self, alarms: Sequence[Alarm], reports: Sequence[HeldOutReport]) -> None:
+        """Take up what the log has told of before the run was ended."""
+        self._alarms = [*alarms]
+        for report in reports[-1:]:
+            self.evaluation(report)
+
     def evaluation(self, report: HeldOutReport) -> None:
         """Take up an evaluation on held-out pairs."""
         self._evaluated = f", held out {report.accuracy:.0%}"
@@ -74,7 +80,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
     model = load_policy(str(origin), trust_remote_code=config.trusts_policy)
     if training.lora is not None:
         model = add_adapter(model, training.lora, derive_seed(config.seed, "adapter", round_))
-    at_reference = _starts_at_reference(context, round_)
+    at_reference, chat = _starts_at_reference(context, round_), policy_chat(config, origin)
     try:
         outcome = fit(
             context,
@@ -83,6 +89,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
                 model,
                 _reference_model(context, round_, at_reference),
                 starts_at_reference=at_reference and needs_of(config.loss).references > 0,
+                end_ids=chat.end_ids,
             ),
             examples_with_reference(context, round_),
             Loss(config.loss.preset, config.loss),
@@ -100,7 +107,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
         return outcome
     if outcome.metrics["kept_step"] == 0:
         model = load_policy(str(origin), trust_remote_code=config.trusts_policy)
-    save_policy(model, folder, tokenizer_source=str(origin), chat=policy_chat(config, origin))
+    save_policy(model, folder, tokenizer_source=str(origin), chat=chat)
     return outcome
 
 
@@ -166,6 +173,7 @@ def _watching(context: Context, notes: WatchNotes) -> Watching:
         training.early_stop,
         notes.alarm,
         notes.evaluation,
+        notes.resume,
     )
 
 

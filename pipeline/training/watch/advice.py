@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.config.training import AlarmName
-from pipeline.training.watch.alarms import Alarm
+from pipeline.training.watch.alarms import SMALL_LOSS, Alarm
 
 SLOWER = "a smaller training.learning_rate, or a longer training.warmup, usually helps"
+SMALL = f" (at least {SMALL_LOSS:g})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +20,11 @@ class Advice:
 
 ADVICE: Mapping[AlarmName, Advice] = {
     "loss": Advice(
-        "the loss stays {value:.3g} times its beginning above it (limit {limit:g})",
+        f"the loss stays {{value:.3g}} times its beginning{SMALL} above it (limit {{limit:g}})",
         f"{SLOWER}; with a squared loss such as ipo, so does a larger loss.beta",
     ),
     "diverged": Advice(
-        "the loss has risen by {value:.3g} times its beginning (limit {limit:g})",
+        f"the loss has risen by {{value:.3g}} times its beginning{SMALL} (limit {{limit:g}})",
         f"{SLOWER}; with a squared loss such as ipo, so does a larger loss.beta",
     ),
     "gradient": Advice(
@@ -40,7 +41,7 @@ ADVICE: Mapping[AlarmName, Advice] = {
         "cal_dpo, apo_zero) usually helps; apo_down lowers both on purpose",
     ),
     "ending": Advice(
-        "the end of chosen responses has lost {value:.3g} nats (limit {limit:g}), so responses grow longer",
+        "the end token of chosen responses has lost {value:.3g} nats (limit {limit:g}), so responses grow longer",
         "a loss that averages over tokens (simpo, rdpo's length term) or a likelihood term (loss.nll) usually helps; "
         "check that responses in the data end with the end token",
     ),

@@ -2,8 +2,8 @@
 
 Losses differ in unit and sign (IPO is squared, SimPO averages tokens, KTO lies in [0, 1], a list loss sums over K), so
 every rule compares the newest steps with the run's own beginning. Both are medians over a window, which single odd
-batches do not move: the beginning is the first 5 % of the steps (1 to 19), the present the last 5 % (3 to 50). Rules
-on log-probs are in nats per token, the same for every loss, whatever its β.
+batches do not move: the beginning is the first 5 % of the steps (3 to 19), the present the last 5 % (3 to 50), so
+fewer than six steps raise none. Rules on log-probs are in nats per token, the same for every loss, whatever its β.
 """
 
 import json
@@ -19,11 +19,17 @@ from pipeline.config.training import AlarmName, Alarms
 from pipeline.errors import RunError
 from pipeline.storage.atomic import write_json
 from pipeline.training.step_log import StepReport
-from pipeline.training.watch.held_out import HeldOutReport
+from pipeline.training.watch.held_out import HeldOutReport, furthest_report
 
 ALARMS_FILE = "alarms.json"
 # Held-out pairs from which the standard error of their mean says enough.
 MIN_PAIRS = 10
+# Steps of which a median says something although one batch is odd.
+FEWEST_STEPS = 3
+# The least that a rise of the loss is a share of. A policy that prefers neither response has a loss of ln 2 nats
+# (logistic), 0.5 (kto, in [0, 1]), or 1/(4β²) (ipo, squared; 25 at β = 0.1): those are shares of their beginning. One
+# that begins nearer to 0, after earlier rounds or by its formula, would have alarms by noise alone.
+SMALL_LOSS = 0.5
 AlarmAction = Literal["warn", "stop", "pause"]
 
 
@@ -54,9 +60,9 @@ class Watch:
     def __init__(self, limits: Alarms, steps: int, compares: bool = True) -> None:
         """``steps``: of the whole run; ``compares``: the loss compares responses, so a margin says something."""
         self._limits, self._steps, self._compares = limits, steps, compares
-        # Odd, so that its median is one step's value: in a short run that runs away, the second step already has.
-        self._first = (min(max(round(steps / 20), 1), 20) - 1) | 1
-        self._last = min(max(round(steps / 20), 3), 50)
+        # Odd, so that its median is one step's value.
+        self._first = max((min(round(steps / 20), 20) - 1) | 1, FEWEST_STEPS)
+        self._last = min(max(round(steps / 20), FEWEST_STEPS), 50)
         self._begun: dict[str, list[float]] = {}
         self._recent: dict[str, deque[float]] = {}
         self._evaluations: list[tuple[HeldOutReport, float | None]] = []
@@ -108,15 +114,27 @@ class Watch:
         return None if now is None or begun is None else now - begun
 
     def _fallen(self, report: HeldOutReport) -> float | None:
-        """Fall of the held-out margin from its best, in standard errors over pairs, if training margins rose since."""
-        best, trained = max(self._evaluations, key=lambda one: one[0].margin)
-        now = self._evaluations[-1][1]
-        risen = now is not None and now > (trained if trained is not None else self.beginning("margin") or 0.0)
-        if not self._compares or not risen or len(report.margins) < MIN_PAIRS:
+        """Fall of the held-out margin from its best, in standard errors over pairs; 0 at a new best.
+
+        None: it cannot be told, or training margins, which have not risen since, explain it.
+        """
+        if not self._compares or len(report.margins) < MIN_PAIRS:
             return None
+        best = furthest_report([seen for seen, _ in self._evaluations])
+        if best is report:
+            return 0.0
         falls = [old - new for old, new in zip(best.margins, report.margins, strict=True)]
         error = stdev(falls) / math.sqrt(len(falls))
-        return fmean(falls) / error if error > 0 else None
+        if error == 0:
+            return None
+        fall = fmean(falls) / error
+        return fall if self._risen_since(best) or fall <= (self._limits.held_out or 0.0) else None
+
+    def _risen_since(self, best: HeldOutReport) -> bool:
+        """Whether training margins are above those at the evaluation ``best``."""
+        then = next(margin for seen, margin in self._evaluations if seen is best)
+        now = self._evaluations[-1][1]
+        return now is not None and now > (then if then is not None else self.beginning("margin") or 0.0)
 
     def _judge(self, rule: AlarmName, value: float | None, step: int, below: bool = False) -> Alarm | None:
         """Raise, keep up or end the alarm of ``rule``; return it if it is new."""
@@ -140,10 +158,12 @@ def _gap(step: StepReport) -> float | None:
     """Chosen minus rejected, nats a token: where known, of the changes from the reference, which vary less."""
     if step.chosen_change_per_token is not None and step.rejected_change_per_token is not None:
         return step.chosen_change_per_token - step.rejected_change_per_token
-    return None if step.rejected_logp_per_token is None else step.chosen_logp_per_token - step.rejected_logp_per_token
+    if step.chosen_logp_per_token is None or step.rejected_logp_per_token is None:
+        return None
+    return step.chosen_logp_per_token - step.rejected_logp_per_token
 
 
-def _chosen(step: StepReport) -> float:
+def _chosen(step: StepReport) -> float | None:
     known = step.chosen_change_per_token
     return step.chosen_logp_per_token if known is None else known
 
@@ -159,10 +179,9 @@ SERIES: dict[str, Callable[[StepReport], float | None]] = {
 
 
 def _rise(watch: Watch) -> float | None:
-    """Rise of the loss over its beginning, as a share of that."""
+    """Rise of the loss over its beginning, as a share of that, or of ``SMALL_LOSS`` if it is smaller."""
     change, begun = watch.change("loss"), watch.beginning("loss")
-    # A loss that begins at 0 has no share of it; one in [-1, 1], like most of these, is then measured as it is.
-    return None if change is None or begun is None else change / (abs(begun) or 1.0)
+    return None if change is None or begun is None else change / max(abs(begun), SMALL_LOSS)
 
 
 def _growth(watch: Watch) -> float | None:
@@ -207,18 +226,16 @@ def action_of(limits: Alarms, rule: AlarmName) -> AlarmAction:
 def standing(alarms: Iterable[Alarm], kept_step: int) -> tuple[Alarm, ...]:
     """Return the alarms that say something of the round's policy, the weights of step ``kept_step``.
 
-    Not those that were over for the last quarter of the steps, nor warnings of steps after the kept ones, unless
-    nothing but the start was worth keeping.
+    Not those that were over for the last quarter of these steps; nor, of later steps, warnings and what came back
+    within its limit. If nothing but the start was worth keeping, all of them do.
     """
-    return tuple(
-        alarm
-        for alarm in alarms
-        if not _over(alarm) and (alarm.action != "warn" or kept_step == 0 or alarm.step <= kept_step)
-    )
+    return tuple(alarm for alarm in alarms if kept_step == 0 or _stands(alarm, kept_step))
 
 
-def _over(alarm: Alarm) -> bool:
-    return alarm.until is not None and alarm.steps - alarm.until >= alarm.steps / 4
+def _stands(alarm: Alarm, kept_step: int) -> bool:
+    if alarm.step > kept_step:
+        return alarm.action != "warn" and alarm.until is None
+    return alarm.until is None or kept_step - alarm.until < kept_step / 4
 
 
 def write_alarms(folder: Path, alarms: Sequence[Alarm], kept_step: int) -> None:

@@ -1,15 +1,15 @@
 """Evaluations on held-out pairs in the middle of a training run: what they measure, and their log. Torch-free."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Composition
-from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RunError
+from pipeline.evaluation.held_out import PairScores, margin_loss, pair_margins, pair_scores
+from pipeline.evaluation.metrics import pair_accuracy
 from pipeline.storage.atomic import json_line, write_text
 
 HELD_OUT_LOG = "held_out.jsonl"
@@ -22,7 +22,7 @@ class PairReading:
     Attributes:
         chosen, rejected: log-probs of the whole responses, nats.
         chosen_tokens, rejected_tokens: their numbers of tokens.
-        ending: log-prob of the chosen response's last token, nats.
+        ending: log-prob of the chosen response's end token, nats; None: it ends without one.
         entropy: mean over the chosen response's tokens of the entropy of the next token, nats.
     """
 
@@ -30,7 +30,7 @@ class PairReading:
     rejected: float
     chosen_tokens: int
     rejected_tokens: int
-    ending: float
+    ending: float | None
     entropy: float
 
 
@@ -40,9 +40,9 @@ class HeldOutReport:
 
     Attributes:
         step: the number of optimiser steps before it; 0: the policy that training starts from.
-        margins: of each pair, β times the difference of the loss's scores; see ``margins_of``.
+        margins: of each pair, β times the difference of the loss's scores; see ``pair_margins``.
         chosen_logp_per_token: nats, mean over chosen responses of the mean over tokens.
-        ending: log-prob of chosen responses' last tokens, nats, mean.
+        ending: log-prob of chosen responses' end tokens, nats, mean; None: none ends with one.
         entropy: nats a token, mean over chosen responses.
         scores: (chosen, rejected) of each pair at the start, which later margins are measured from; else empty.
     """
@@ -50,9 +50,9 @@ class HeldOutReport:
     step: int
     margins: tuple[float, ...]
     chosen_logp_per_token: float
-    ending: float
+    ending: float | None
     entropy: float
-    scores: tuple[tuple[float, float], ...] = ()
+    scores: tuple[PairScores, ...] = ()
 
     @property
     def margin(self) -> float:
@@ -62,22 +62,12 @@ class HeldOutReport:
     @property
     def accuracy(self) -> float:
         """Share of pairs whose chosen response has the higher score; ties count half."""
-        return sum((m > 0) + (m == 0) / 2 for m in self.margins) / len(self.margins)
+        return sum(pair_accuracy(self.margins)) / len(self.margins)
 
     @property
     def log_loss(self) -> float:
         """Mean of −log σ(margin), nats: ln 2 where the policy is its reference."""
-        return sum(max(-m, 0.0) + math.log1p(math.exp(-abs(m))) for m in self.margins) / len(self.margins)
-
-
-def length_power(loss: Composition) -> float:
-    """Return p of a response's score Σ log π / length^p, as in the loss.
-
-    Likelihood alone is compared per token, since longer responses are less likely.
-    """
-    if needs_of(loss).only_chosen:
-        return 1.0
-    return {"sum": 0.0, "mean": 1.0, "power": loss.length_power}[loss.aggregate]
+        return sum(map(margin_loss, self.margins)) / len(self.margins)
 
 
 def report_of(
@@ -85,21 +75,16 @@ def report_of(
 ) -> HeldOutReport:
     """Return the evaluation after ``step`` steps, from one reading per pair, in the same order each time.
 
-    A loss with a reference has the margins log π − log π_start (DPO, arXiv:2305.18290, eq. 5), so that they are 0 at
-    ``start``, the first evaluation of the run; a loss without one has those of log π.
+    ``start``: the first evaluation of the run, which margins are measured from; None: this is the first.
     """
-    power = length_power(loss)
-    scores = tuple((r.chosen / r.chosen_tokens**power, r.rejected / r.rejected_tokens**power) for r in readings)
-    base = scores if start is None else start.scores
-    if needs_of(loss).references == 0:
-        base = ((0.0, 0.0),) * len(scores)
-    margins = tuple(loss.beta * ((own[0] - old[0]) - (own[1] - old[1])) for own, old in zip(scores, base, strict=True))
+    scores = tuple(pair_scores((r.chosen, r.rejected), (r.chosen_tokens, r.rejected_tokens), loss) for r in readings)
+    endings = [r.ending for r in readings if r.ending is not None]
     count = len(readings)
     return HeldOutReport(
         step,
-        margins,
+        pair_margins(scores, scores if start is None else start.scores, loss),
         sum(r.chosen / r.chosen_tokens for r in readings) / count,
-        sum(r.ending for r in readings) / count,
+        sum(endings) / len(endings) if endings else None,
         sum(r.entropy for r in readings) / count,
         scores if start is None else (),
     )
@@ -116,9 +101,17 @@ def best_report(reports: Sequence[HeldOutReport]) -> HeldOutReport:
     return min(reports, key=lambda report: report.log_loss)
 
 
+def furthest_report(reports: Sequence[HeldOutReport]) -> HeldOutReport:
+    """Return the evaluation with the largest mean margin, the first of equal ones."""
+    return max(reports, key=lambda report: report.margin)
+
+
 def gains_nothing(reports: Sequence[HeldOutReport], patience: int | None) -> bool:
     """Return whether the last ``patience`` evaluations brought no smaller log-loss than those before."""
-    return patience is not None and len(reports) - 1 - reports.index(best_report(reports)) >= patience
+    if patience is None:
+        return False
+    losses = [report.log_loss for report in reports]
+    return len(losses) - 1 - losses.index(min(losses)) >= patience
 
 
 def write_held_out(folder: Path, reports: Iterable[HeldOutReport]) -> None:
@@ -136,11 +129,11 @@ class HeldOutLine:
     margin: float
     log_loss: float
     chosen_logp_per_token: float
-    ending: float
+    ending: float | None
     entropy: float
 
 
-def _told(report: HeldOutReport) -> dict[str, float]:
+def _told(report: HeldOutReport) -> dict[str, float | None]:
     names = ("accuracy", "margin", "log_loss", "chosen_logp_per_token", "ending", "entropy")
     return {"step": report.step, "pairs": len(report.margins)} | {n: report.__getattribute__(n) for n in names}
 

@@ -1,6 +1,7 @@
 """One pass over held-out pairs in the middle of a training run, in all of its processes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +18,12 @@ from pipeline.training.watch.held_out import PairReading
 
 @torch.no_grad()
 def read_pairs(
-    policy: nn.Module, facts: TokenLogps, pairs: Sequence[Example], cut: Cut, accelerator: Accelerator
+    policy: nn.Module,
+    facts: TokenLogps,
+    pairs: Sequence[Example],
+    cut: Cut,
+    accelerator: Accelerator,
+    end_ids: frozenset[int] = frozenset(),
 ) -> list[PairReading]:
     """Return the policy's values for each of ``pairs``, in their order; every process gets all of them.
 
@@ -29,6 +35,7 @@ def read_pairs(
         pairs: with distinct ids.
         cut: into forward passes, as in training.
         accelerator: gives rank and device.
+        end_ids: tokens that end a response.
     """
     found: dict[str, PairReading] = {}
     wanted, facts.wants = facts.wants, frozenset({"entropy"})
@@ -36,7 +43,7 @@ def read_pairs(
         with dropout_off(facts.model):
             for batch in micro_batches(pairs, cut, accelerator.process_index, accelerator.num_processes):
                 moved = batch.to(accelerator.device)
-                found |= _of_batch(moved, policy(moved.ids, moved.mask, moved.packed))
+                found |= _of_batch(moved, policy(moved.ids, moved.mask, moved.packed), end_ids)
     finally:
         facts.wants = wanted
     if accelerator.num_processes > 1:
@@ -45,7 +52,7 @@ def read_pairs(
     return [found[pair.id] for pair in pairs]
 
 
-def _of_batch(batch: TokenBatch, facts: TokenFacts) -> dict[str, PairReading]:
+def _of_batch(batch: TokenBatch, facts: TokenFacts, end_ids: frozenset[int]) -> dict[str, PairReading]:
     if not batch.examples:
         return {}
     assert facts.entropy is not None, "asked for above"
@@ -59,8 +66,12 @@ def _of_batch(batch: TokenBatch, facts: TokenFacts) -> dict[str, PairReading]:
         last_logps(facts.policy[chosen], batch.mask[chosen]),
         facts.entropy[chosen].double().sum(1) / counts[chosen],
     )
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return {example.id: PairReading(*row) for example, row in zip(batch.examples, rows, strict=True)}
+    found: dict[str, PairReading] = {}
+    for example, row in zip(batch.examples, zip(*(column.tolist() for column in columns), strict=True), strict=True):
+        reading = PairReading(*row)
+        ended = example.responses[0].ids[-1] in end_ids
+        found[example.id] = reading if ended else replace(reading, ending=None)
+    return found
 
 
 def last_logps(logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

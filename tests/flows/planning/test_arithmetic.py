@@ -107,6 +107,7 @@ def test_disk_holds_what_the_run_keeps_and_the_checkpoints_of_one_training() -> 
         carried=True,
         averaged=True,
         checkpoints=True,
+        best=True,
         iterative=True,
     )
     assert used.start["policy"] == 4000
@@ -118,7 +119,8 @@ def test_disk_holds_what_the_run_keeps_and_the_checkpoints_of_one_training() -> 
         "reference": 10 * 2 * 30 * 4 + 10 * 64,
     }
     # Of an example its prompt, and two responses with the log-probabilities of one reference: 4 bytes each.
-    assert used.passing == {"checkpoints": 24_000, "examples": 10 * (20 * 4 + 2 * 30 * 8)}
+    # The best weights and those that the checkpoint counts on, with the state that the next round carries on.
+    assert used.passing == {"best weights": 24_000, "checkpoints": 24_000, "examples": 10 * (20 * 4 + 2 * 30 * 8)}
     assert used.round["reference cache"] == used.round["reference"]
     more = sum(used.round.values())
     assert used.whole(3) - used.whole(2) == more
@@ -128,7 +130,14 @@ def test_disk_is_what_a_round_of_the_quickstart_wrote() -> None:
     # 2,000 prompts x 4 responses of 183,688 tokens together; best against worst.
     counts = Round(2000, 4, 40.0, 22.96, 2000, 2, 40.0, 22.96, 200, 2, 1, 1.0)
     used = disk_use(
-        counts, ParameterCounts(1, 1), made_start=True, carried=False, averaged=False, checkpoints=False, iterative=True
+        counts,
+        ParameterCounts(1, 1),
+        made_start=True,
+        carried=False,
+        averaged=False,
+        checkpoints=False,
+        best=False,
+        iterative=True,
     ).round
     written = {"samples": 1_476_213, "labels": 1_490_423, "pairs": 880_557, "reference": 539_923}
     assert {name: used[name] / size for name, size in written.items()} == pytest.approx(
@@ -144,9 +153,11 @@ def test_an_adapter_is_saved_merged() -> None:
         carried=False,
         averaged=False,
         checkpoints=False,
+        best=True,
         iterative=False,
     )
     assert used.round["policy"] == 4000 and "samples" not in used.round and "policy" not in used.start
+    assert used.passing["best weights"] == 100 * 4
 
 
 def test_a_measurement_trains_on_the_largest_pass_first() -> None:

@@ -34,6 +34,15 @@ def test_baselines_rank_by_length_and_by_the_start() -> None:
     assert best_baseline({"longer": 0.5, "shorter": 0.6, "start_logp": 0.6}) == "shorter"
 
 
+def test_the_baseline_that_is_led_is_the_one_that_is_named() -> None:
+    """Ten pairs of one prompt favour the longer response, one of each of four others the shorter."""
+    longer = [RankedPair("a", 2.0, 0.0, 5, 4, 0.0)] * 10
+    found = pair_measures([*longer, *(RankedPair(n, 2.0, 0.0, 4, 5, 0.0) for n in range(4))], 200, 0)
+    assert found["accuracy_of_longer"].mean == pytest.approx(0.2)
+    assert found["accuracy_of_shorter"].mean == pytest.approx(0.8)
+    assert found["accuracy_vs_best_baseline"].mean == pytest.approx(1.0 - 0.8)
+
+
 def test_several_pairs_of_a_prompt_count_as_one_row() -> None:
     one = RankedPair("a", 2.0, 0.0, 5, 4, 1.0)
     others = [RankedPair(n, -2.0, 0.0, 5, 4, 1.0) for n in range(9)]

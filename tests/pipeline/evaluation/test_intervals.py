@@ -34,6 +34,14 @@ def test_what_never_happened_may_happen_and_ties_are_not_certain() -> None:
         rate_interval([])
 
 
+def test_prompts_that_count_more_leave_fewer_to_go_by() -> None:
+    rates = [1.0, 0.0] * 10
+    plain, alike = rate_interval(rates), rate_interval(rates, weights=[7.0] * 20)
+    assert (plain.mean, plain.low, plain.high) == pytest.approx((alike.mean, alike.low, alike.high))
+    heavy = rate_interval(rates, weights=[9.0, 9.0, 1.0, 1.0] * 5)
+    assert heavy.mean == 0.5 and heavy.high - heavy.low > 1.1 * (plain.high - plain.low)
+
+
 def test_a_mean_of_many_has_the_interval_of_the_normal_distribution() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, size=1000)
     found = mean_interval(values, 2000, 0)

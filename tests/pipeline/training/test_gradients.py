@@ -1,5 +1,6 @@
 """The gradient of a global batch is what the formula says, however the batch is cut."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut
 from pipeline.training.gradients import BatchFacts, Lots, Objective, accumulate_gradient
+from pipeline.training.reference import reference_logps
 from tests.support.loss_examples import examples_for, full_pairs, loss_named
 from tests.support.tiny_training import tiny_llama, under_references
 
@@ -165,3 +167,44 @@ def test_the_policy_feels_the_critics_and_they_do_not_feel_the_loss() -> None:
     torch.testing.assert_close(apart[0], plain["model.model.layers.0.mlp.up_proj.weight"], rtol=1e-5, atol=1e-7)
     assert float((apart[1] - apart[0]).abs().max()) > 1e-5
     torch.testing.assert_close(theirs[0], theirs[1])
+
+
+@pytest.mark.parametrize("name", ["kto", "bco"])
+@pytest.mark.parametrize("cut", [Cut(1), Cut(3), Cut(16)], ids=["one", "three", "all"])
+def test_only_desirable_responses_count_as_chosen(name: str, cut: Cut) -> None:
+    loss = loss_named(name)
+    whole = objective(loss)
+    # Two good ones in seven, and of those one that ends with an end token.
+    examples = [
+        replace(example, desirable=index in (1, 4))
+        for index, example in enumerate(examples_for(loss, 7, tiny_llama(seed=1)))
+    ]
+    ended = examples[4].responses[0].ids[-1]
+    assert examples[1].responses[0].ids[-1] != ended
+    facts = accumulate_gradient(replace(whole, end_ids=frozenset({ended})), examples, cut)
+    own, old = (reference_logps(model, examples) for model in (tiny_llama(), tiny_llama(seed=1)))
+    means = [(sum(a[0]) / len(a[0]), (sum(a[0]) - sum(b[0])) / len(a[0])) for a, b in zip(own, old, strict=True)]
+    for side, rows in (("chosen", (1, 4)), ("rejected", (0, 2, 3, 5, 6))):
+        logp, change = (sum(means[row][k] for row in rows) / len(rows) for k in (0, 1))
+        assert facts.metrics[f"{side}_logp_per_token"] == pytest.approx(logp, abs=1e-5)
+        assert facts.metrics[f"{side}_change_per_token"] == pytest.approx(change, abs=1e-5)
+    assert facts.metrics["ending_logp"] == pytest.approx(own[4][0][-1], abs=1e-5)
+
+
+def test_a_batch_without_desirable_responses_has_no_chosen_ones() -> None:
+    loss = loss_named("kto")
+    examples = [replace(example, desirable=False) for example in examples_for(loss, 3, tiny_llama(seed=1))]
+    metrics = accumulate_gradient(objective(loss), examples, Cut(2)).metrics
+    assert {"rejected_logp_per_token", "rejected_change_per_token"} == set(metrics)
+
+
+def test_only_responses_that_end_count_as_ended() -> None:
+    loss = loss_named("dpo")
+    examples = examples_for(loss, 6, tiny_llama(seed=1))
+    assert "ending_logp" not in accumulate_gradient(objective(loss), examples, Cut(4)).metrics
+    whole = replace(objective(loss), end_ids=frozenset({examples[2].responses[0].ids[-1]}))
+    ended = [example for example in examples if example.responses[0].ids[-1] in whole.end_ids]
+    expected = [pair[0][-1] for pair in reference_logps(tiny_llama(), ended)]
+    assert 0 < len(ended) < 6
+    found = accumulate_gradient(whole, examples, Cut(4)).metrics["ending_logp"]
+    assert found == pytest.approx(sum(expected) / len(expected), abs=1e-5)

@@ -43,6 +43,9 @@ def test_all_right_is_not_certain_and_comparisons_of_one_prompt_are_not_independ
     together = reward_summary(grouped)["accuracy_ci"]
     assert isinstance(alone, list) and isinstance(together, list)
     assert float(str(together[1])) - float(str(together[0])) > 1.8 * (float(str(alone[1])) - float(str(alone[0])))
+    # Right in all of three prompts is no more certain than right in three.
+    few = reward_summary([Judged(1.0, 1.0, 1, 1, f"{n % 3}") for n in range(18)])["accuracy_ci"]
+    assert few == [pytest.approx(0.4385, abs=1e-4), 1.0]
     assert reward_summary([])["accuracy_ci"] is None
 
 

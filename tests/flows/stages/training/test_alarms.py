@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from flows.report.write import run_facts
 from flows.run_folder.approvals import goes_on, read_decision
 from flows.stages.context import Context
 from flows.stages.run import run_stage
+from flows.stages.training.train import WatchNotes
 from pipeline.config.files import dump_config
 from pipeline.errors import Paused, UserError
 from pipeline.safe_text import markdown
 from pipeline.training.watch.advice import alarm_line
-from pipeline.training.watch.alarms import read_alarms, standing_alarms
+from pipeline.training.watch.alarms import Alarm, read_alarms, standing_alarms
+from pipeline.training.watch.held_out import HeldOutReport
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train
 
 WORDS = ["the", "dog", "cat", "barn", "mat", "ran", "sat", "on", "to", "old"]
@@ -88,17 +91,17 @@ def test_it_is_told_in_the_first_quarter_and_its_round_is_not_promoted(diverged:
     made = read_decision(diverged.run, 1)
     assert made is not None and made.decision == "pause", "twelve prompts are too few for any other rule"
     assert made.reasons == (alarm_line(alarms[0], "ipo"),)
-    with pytest.raises(Paused, match="alarm loss, step 4 of 36"):
+    with pytest.raises(Paused, match="alarm loss, step 6 of 36"):
         goes_on(diverged.run, 1)
 
 
 def test_every_page_tells_of_it(diverged: Context, capsys: pytest.CaptureFixture[str]) -> None:
-    told = "round 1: alarm loss, step 4 of 36: the loss stays "
+    told = "round 1: alarm loss, step 6 of 36: the loss stays "
     print_story(diverged.run.root)
     assert told in capsys.readouterr().out
     assert told in render_report([run_facts(diverged.run, diverged.config)])
     page = round_page("noise", 1, round_facts(diverged.run, diverged.config, 1))
-    assert f"- {markdown('alarm loss, step 4 of 36: the loss stays')}" in page.partition("## Training")[2]
+    assert f"- {markdown('alarm loss, step 6 of 36: the loss stays')}" in page.partition("## Training")[2]
 
 
 def test_an_alarm_that_stops_it_keeps_the_policy_that_training_started_from(
@@ -109,13 +112,40 @@ def test_an_alarm_that_stops_it_keeps_the_policy_that_training_started_from(
     context = opened(job, tmp_path / "run", "training.alarms.stop=[loss]", base=begun)
     train(context, 1)
     training = facts(context)
-    assert len(training.steps) == 4 and training.kept_step == 0
+    assert len(training.steps) == 6 and training.kept_step == 0
     alarm, ended, kept = training.notices()
-    assert alarm.startswith("alarm loss, step 4 of 36") and ended == "training ended at step 4: alarm loss"
-    assert kept == "the round's policy has the weights that training started from, not those of step 4"
+    assert alarm.startswith("alarm loss, step 6 of 36") and ended == "training ended at step 6: alarm loss"
+    assert kept == "the round's policy has the weights that training started from, not those of step 6"
     start, after = (context.policy_path(round_) / "model.safetensors" for round_ in (0, 1))
     assert all(torch.equal(tensor, load_file(after)[name]) for name, tensor in load_file(start).items())
     assert standing_alarms(context.run.stage(1, "policy").folder)
+
+
+def test_alarms_before_a_kill_are_told_and_written_with_those_after_it(tmp_path: Path) -> None:
+    before, after = Alarm("loss", 6, 36, 3.0, 0.5, "warn"), Alarm("gradient", 20, 36, 12.0, 10.0, "warn")
+    notes = WatchNotes(tmp_path, "ipo")
+    notes.resume((before,), (HeldOutReport(0, (0.0,), -1.0, None, 1.0), HeldOutReport(8, (1.0,), -1.0, None, 1.0)))
+    assert notes.note == ", held out 100%, ALARM: loss"
+    notes.alarm(after)
+    assert notes.note == ", held out 100%, ALARM: loss, gradient"
+    assert read_alarms(tmp_path)[0] == (before, after)
+
+
+def test_a_run_that_goes_on_after_a_kill_knows_its_alarms(job: Path, diverged: Context, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    shutil.copytree(diverged.run.root / "round_000", begun / "round_000")
+    context = opened(job, tmp_path / "run", "training.checkpoint_every=8", "training.max_steps=16", base=begun)
+    said: list[str] = []
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(context, report=kill), 1)
+    run_stage(replace(context, report=lambda done, total, note: said.append(note)), 1, "policy")
+    assert any(note.startswith("loss ") for note in said)
+    assert all(note.endswith(", ALARM: loss") for note in said if note.startswith("loss "))
 
 
 def test_evaluations_need_held_out_pairs(job: Path, tmp_path: Path) -> None:

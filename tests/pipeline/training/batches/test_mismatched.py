@@ -64,6 +64,14 @@ def test_long_data_is_exchanged_window_by_window(monkeypatch: pytest.MonkeyPatch
     assert all(abs(ids[1] - place) < 32 for place, ids in enumerate(found))
 
 
+@pytest.mark.parametrize("order", ["first", "middle", "last"])
+def test_a_prompt_that_fills_a_window_takes_responses_of_others(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mismatched, "WINDOW", 8)
+    many, others = [single(0, k, True) for k in range(40)], [single(n, 50 + n, True) for n in range(1, 21)]
+    rows = {"first": [*many, *others], "middle": [*others[:10], *many, *others[10:]], "last": [*others, *many]}[order]
+    assert len(given(rows)) == 60
+
+
 def test_pairs_need_none() -> None:
     pairs = [Example.pair(str(n), (n,), (1,), (2,)) for n in range(3)]
     assert [*with_mismatched(pairs)] == pairs
