@@ -112,7 +112,8 @@ def read_data(config: RewardModelConfig) -> _Data:
     inside = [pair for pair in inside if pair.prompt.id in first]
     leaked = [pair.prompt.messages[-1].content[:80] for pair in inside if pair.prompt.id in prompts]
     if leaked:
-        raise UserError(f"held_out: {given.where}: {len(leaked)} rows have training prompts:\n{first_lines(leaked)}")
+        shown = first_lines([*dict.fromkeys(leaked)])
+        raise UserError(f"held_out: {given.where}: {len(leaked)} rows have training prompts:\n{shown}")
     return _Data(pairs, inside)
 
 

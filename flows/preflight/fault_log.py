@@ -1,25 +1,63 @@
 """Faults in a run's data: all of them in a file, counts by cause, and a check against the limits."""
 
 import json
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from pipeline.config import Limits
+from pipeline.config.data.columns import Columns
 from pipeline.data.faults import Cause
 from pipeline.errors import UserError
 
 _SHOWN = 5
+_ROWS_NAMED = 3
+_NO_COLUMN = re.compile(r"no column '(\w+)'")
+
+
+@dataclass
+class _Alike:
+    """Rows of one file with the same message: the first of them, and how many there are."""
+
+    rows: list[int] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, number: int) -> None:
+        """Count the row ``number``."""
+        self.count += 1
+        if len(self.rows) < _ROWS_NAMED:
+            self.rows.append(number)
+
+    def place(self, file: str) -> str:
+        """For messages: ``a.csv, row 3``, or ``a.csv, rows 1, 2, 3 ... (2,000 rows)``."""
+        named = ", ".join(map(str, self.rows))
+        more = f" ... ({self.count:,} rows)" if self.count > len(self.rows) else ""
+        return f"{file}, row{'s' if self.count > 1 else ''} {named}{more}"
+
+
+_First = dict[tuple[str, str], _Alike]
 
 
 @dataclass
 class _Tally:
-    """Counts for one source: rows, faults by cause, and the first rows of each cause for messages."""
+    """Counts for one source: rows, faults by cause, and each cause's first messages by (file, message)."""
 
     rows: int = 0
     faults: Counter[Cause] = field(default_factory=Counter)
-    first: dict[Cause, list[str]] = field(default_factory=lambda: defaultdict(list))
+    first: dict[Cause, _First] = field(default_factory=lambda: defaultdict(dict))
+
+    def add(self, file: str, number: int, cause: Cause, said: str) -> None:
+        """Count a fault."""
+        self.faults[cause] += 1
+        first = self.first[cause]
+        if (file, said) in first or len(first) < _SHOWN:
+            first.setdefault((file, said), _Alike()).add(number)
+
+    def shown(self, cause: Cause, most: int) -> list[str]:
+        """Return the first ``most`` messages, those of the same words as one."""
+        return [f"{alike.place(file)}: {said}" for (file, said), alike in [*self.first[cause].items()][:most]]
 
 
 class FaultLog:
@@ -66,10 +104,7 @@ class FaultLog:
 
     def fault(self, source: str, file: str, number: int, cause: Cause, said: str) -> None:
         """Record a fault of a row that is already counted."""
-        tally = self.tallies[source]
-        tally.faults[cause] += 1
-        if len(tally.first[cause]) < _SHOWN:
-            tally.first[cause].append(f"{file}, row {number}: {said}")
+        self.tallies[source].add(file, number, cause, said)
         if self._scratch is not None:
             line = {"source": source, "file": file, "row": number, "cause": cause, "said": said}
             self._scratch.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -98,7 +133,8 @@ class FaultLog:
             lines.append(
                 f"{source}: {cause}: {_share(count, tally.rows)}; limits.{cause} allows {self._limit(cause):.4g}"
             )
-            lines += [f"  {place[:300]}" for place in tally.first[cause][:each]]
+            lines += [f"  {line[:300]}" for line in tally.shown(cause, each)]
+            lines += _mapping(source, tally.first[cause])
         lines = lines[:8] + ([f"{len(above) - _SHOWN} more causes"] if len(above) > _SHOWN else [])
         where = "" if self._file is None else f"\nall of them: {self._file}"
         raise UserError("the data has faults above its limits\n" + "\n".join(lines) + where)
@@ -110,6 +146,13 @@ class FaultLog:
     @staticmethod
     def _partial(file: Path) -> Path:
         return file.with_name(file.name + ".tmp")
+
+
+def _mapping(source: str, first: _First) -> list[str]:
+    """Return the settings that name columns which the rows lack."""
+    missing = [found[1] for _, said in first if (found := _NO_COLUMN.match(said))]
+    settings = [f"{source}.columns.{name}=NAME" for name in dict.fromkeys(missing) if name in Columns.model_fields]
+    return [f"  say which column it is: {' '.join(settings)}"] if settings and source != "held_out" else []
 
 
 def _share(count: int, rows: int) -> str:

@@ -121,7 +121,7 @@ def test_above_a_limit_the_run_is_refused_and_below_it_is_not(tmp_path: Path, mo
     assert str(caught.value).splitlines() == [
         "the data has faults above its limits",
         "pairs: empty: 3 of 20 rows (15 %); limits.empty allows 0.1",
-        *[f"  {file}, row {n}: no text: chosen" for n in (1, 2, 3)],
+        f"  {file}, rows 1, 2, 3: no text: chosen",
         f"all of them: {faults}",
     ]
     assert len(faults.read_text().splitlines()) == 3
@@ -129,6 +129,20 @@ def test_above_a_limit_the_run_is_refused_and_below_it_is_not(tmp_path: Path, mo
     write(file, rows[3:])
     check_run(offline(tmp_path, model, file), faults)
     assert not faults.exists()
+
+
+def test_rows_with_the_same_fault_are_one_line_with_the_mapping(tmp_path: Path, model: Path) -> None:
+    rows = [{"prompt": f"a dog {n}", "better": "x", "rejected": "y"} for n in range(2000)]
+    file = write(tmp_path / "rows.jsonl", [{"prompt": "only"}, *rows])
+    with pytest.raises(UserError) as caught:
+        check_run(offline(tmp_path, model, file))
+    assert str(caught.value).splitlines() == [
+        "the data has faults above its limits",
+        "pairs: malformed: 2001 of 2001 rows (100 %); limits.malformed allows 0",
+        f"  {file}, row 1: no column 'chosen'; it has 'prompt'",
+        f"  {file}, rows 2, 3, 4 ... (2,000 rows): no column 'chosen'; it has 'prompt', 'better', 'rejected'",
+        "  say which column it is: pairs.columns.chosen=NAME",
+    ]
 
 
 def test_rewards_that_may_be_ranks_are_refused_until_their_meaning_is_said(tmp_path: Path, model: Path) -> None:
