@@ -85,6 +85,8 @@ PROMPT_COLUMNS: tuple[str | tuple[str, ...], ...] = (
     "inputs",
     "text",
 )
+# Whole conversations: prompts with the reference response.
+CONVERSATIONS = ("messages", "conversations", "conversation")
 SYSTEMS = ("system", "system_prompt", "system_message")
 # Of prompts alone: texts that gold scorers compare with, and reference responses.
 REFERENCES = ("answer", "ground_truth", "reference_answer", "final_answer")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.config import UserData
 from pipeline.data.detection.first_rows import FirstRows
 from pipeline.data.detection.lists import groups, marks, rows_of_one
-from pipeline.data.detection.names import PROMPT_COLUMNS, REFERENCES, SYSTEMS
+from pipeline.data.detection.names import CONVERSATIONS, PROMPT_COLUMNS, REFERENCES, SYSTEMS
 from pipeline.data.detection.pairs import FoundSettings, certain_pairs, decided_pairs
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.joined import grouped
@@ -91,7 +91,8 @@ def readings_of_pairs(data: UserData) -> Readings:
 def readings_of_prompts(data: UserData) -> Readings:
     """Return the readings of prompts that fit: the settings as they are, or the likeliest column. Raises as above."""
     look = _Look(data, prompt_of)
-    reading = look.tried({}) or look.with_prompt({})
+    whole = (look.tried({"columns": {"prompt": name, "response": name}}) for name in CONVERSATIONS)
+    reading = look.tried({}) or look.with_prompt({}) or next((found for found in whole if found is not None), None)
     if reading is None:
         pairs = (look.tried(found.found) for found in readings_of_pairs(data).fit)
         fit = tuple(found for found in pairs if found is not None)

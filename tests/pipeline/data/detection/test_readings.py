@@ -63,6 +63,12 @@ def test_a_public_shape_is_read_with_no_setting_or_one(name: str, tmp_path: Path
             None,
         ),
         ({"chosen": f"{HH} a", "rejected": f"{HH} b"}, {}, "Why is the sky blue?", None),
+        (
+            {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]},
+            {"columns": {"prompt": "messages", "response": "messages"}},
+            "Hi",
+            None,
+        ),
         ({"system": "Be brief.", "query": "Hi"}, {"columns": {"prompt": "query", "system": "system"}}, "Hi", None),
     ],
 )
