@@ -10,13 +10,14 @@ from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.html import RunFacts, Sample, Samples, render_report
 from pipeline.config import RunConfig
 from pipeline.config.files import dump_config
+from pipeline.config.loss.presets import DOCUMENTATION, NamedComposition, preset_names
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_text
 from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
 
 # Limits of the samples: held-out prompts, rounds, characters of one response, and of the whole page.
-_PROMPTS, ROUNDS, RESPONSE, ALL = 100, 8, 1500, 1_500_000
+_PROMPTS, ROUNDS, RESPONSE, ALL = 100, 8, 1500, 1_000_000
 
 
 def write_report(run: RunFolder, config: RunConfig) -> Path:
@@ -61,6 +62,7 @@ def run_facts(run: RunFolder, config: RunConfig, name: str | None = None, charac
         name=name or config.name,
         config=dump_config(config),
         settings=dict(_leaves(config.model_dump(mode="json"))),
+        given=given_settings(config),
         headline=_headline(config),
         rounds=rounds,
         planned=config.rounds,
@@ -76,6 +78,19 @@ def _leaves(plain: JsonValue, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(value, f"{path}.{name}" if path else name)
     else:
         yield path, str(plain)
+
+
+def given_settings(config: RunConfig) -> frozenset[str]:
+    """The settings, as ``a.b``, that are not at their defaults; those of a loss are its preset's defaults."""
+    changed = [name for name, _ in _leaves(config.model_dump(mode="json", exclude_defaults=True))]
+    # A component's kind decides which settings there are; it may be the default of its class, not of its place.
+    kinds = [name for name, _ in _leaves(config.model_dump(mode="json")) if name.endswith(".kind")]
+    outside = {name for name in (*changed, *kinds) if not name.startswith("loss.")}
+    named = config.loss.preset in preset_names()
+    usual = dict(_leaves(NamedComposition(preset=config.loss.preset).model_dump(mode="json"))) if named else {}
+    ours = dict(_leaves(config.loss.model_dump(mode="json")))
+    of_loss = {f"loss.{name}" for name, value in ours.items() if usual.get(name) != value and name not in DOCUMENTATION}
+    return frozenset({*outside, "loss.preset", *of_loss})
 
 
 def _stages(run: RunFolder, round_: int) -> list[str]:

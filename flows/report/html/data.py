@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from flows.report.charts import Histogram
 from flows.report.facts import RoundFacts
-from flows.report.html.figures import Line, bars_figure, histogram_figure, lines_figure
+from flows.report.html.drawing.bars import bars_figure
+from flows.report.html.drawing.figures import Line, histogram_figure, lines_figure
 from flows.report.html.panel import Panel, Runs, run_label
 from flows.report.html.run_facts import RunFacts
 

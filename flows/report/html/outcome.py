@@ -5,7 +5,7 @@ A panel without numbers is left out.
 
 from dataclasses import dataclass
 
-from flows.report.html.figures import Line, lines_figure
+from flows.report.html.drawing.figures import Line, lines_figure
 from flows.report.html.panel import Panel, Runs, run_label
 
 

@@ -29,6 +29,7 @@ class RunFacts:
     Attributes:
         name: from the config; made unique if the page has several runs.
         config: the resolved config as YAML; ``settings`` is all of it as ``a.b`` -> value.
+        given: the settings that are not at their defaults.
         headline: the main settings in a few words: mode, loss, reference and so on.
         rounds: those in the run folder, ascending.
         planned: the number of rounds in the config, without round 0.
@@ -39,6 +40,7 @@ class RunFacts:
     name: str
     config: str
     settings: Mapping[str, str]
+    given: frozenset[str]
     headline: str
     rounds: tuple[RoundFacts, ...]
     planned: int

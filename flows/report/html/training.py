@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from flows.report.charts import thinned
 from flows.report.facts import RoundFacts
-from flows.report.html.figures import POINTS, Line, lines_figure
+from flows.report.html.drawing.figures import POINTS, Line, lines_figure
 from flows.report.html.panel import Panel, Runs, run_label
 from flows.report.html.run_facts import RunFacts
 from pipeline.training.step_log import StepReport

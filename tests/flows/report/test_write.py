@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 
 import flows.report.write
 from flows.__main__ import app
-from flows.report.write import run_facts, write_report
+from flows.report.write import given_settings, run_facts, write_report
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config.files import dump_config
+from pipeline.config.loss.presets import NamedComposition
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_text
 from tests.support.gates import decided
@@ -46,6 +47,20 @@ def test_the_page_of_a_run_tells_its_rounds_steps_and_samples(context: Context) 
     shown = json.loads(data)
     assert shown["places"] == ["round 0", "round 1"] and len(shown["items"]) == shown["held_out"] == 4
     assert "rounds: 1" in html and "peak memory GiB" in html
+
+
+def test_the_page_of_a_real_run_fits_a_mail(context: Context) -> None:
+    assert write_report(context.run, context.config).stat().st_size <= 1_000_000
+
+
+def test_settings_at_their_defaults_are_told_from_given_ones(context: Context) -> None:
+    before = given_settings(context.config)
+    again = context.config.model_copy(
+        update={"loss": NamedComposition.model_validate({"preset": "simpo", "beta": 3.0})}
+    )
+    assert {"loss.preset", "scorer.kind"} <= before
+    assert given_settings(again) - before == {"loss.beta"}
+    assert "evaluation.bootstrap" not in before and "loss.margin.kind" not in given_settings(again)
 
 
 def test_several_runs_go_where_one_says(context: Context, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from flows.report.facts import (
     estimate,
 )
 from flows.report.html import RunFacts, Sample, Samples, render_report
-from flows.report.html.page import rounded_time
+from flows.report.html.tables import differences_table, rounded_time
 from flows.report.html.training import BOTH_MAY_FALL
 from pipeline.training.step_log import StepReport
 
@@ -88,7 +88,8 @@ def full(round_: int) -> RoundFacts:
 
 
 def run(*rounds: RoundFacts, name: str = "run", samples: tuple[Sample, ...] = (), **settings: str) -> RunFacts:
-    return RunFacts(name, "name: run\n", settings, "iterative", rounds, 3, {"torch": "2.13"}, "", Samples(samples, 9))
+    config, known, versions = "name: run\n", frozenset(settings), {"torch": "2.13"}
+    return RunFacts(name, config, settings, known, "iterative", rounds, 3, versions, "", Samples(samples, 9))
 
 
 def test_what_a_model_wrote_is_text_and_nothing_else() -> None:
@@ -155,10 +156,21 @@ def test_several_runs_share_their_panels_and_settings_that_differ_are_told() -> 
     assert "<td>beta</td><td>0.1</td><td>0.5</td>" in text and "<td>seed</td>" not in text
 
 
+def test_settings_that_are_defaults_in_both_runs_are_not_told() -> None:
+    one = replace(run(full(0), name="one", **{"gate": "None", "link.cap": "2", "n": "4"}), given=frozenset({"n"}))
+    other = replace(run(full(0), name="two", **{"gate.max_kl": "2.0", "link.cap": "3", "n": "5"}), given=frozenset())
+    table = differences_table([one, other])
+    assert table is not None and table.rows == [["gate", "None", "given"], ["n", "4", "5"]]
+
+
 def test_the_page_stays_small_however_long_the_run() -> None:
     steps = tuple(replace(STEP, step=n) for n in range(1, 50_001))
     rounds = [replace(full(n), training=TrainingFacts({}, steps if n == 1 else ())) for n in range(1, 300)]
-    assert len(render_report([run(full(0), *rounds)])) < 8_000_000
+    samples = tuple(Sample(f"prompt {n}", {0: ("说" * 1500, 1.0), 299: ("a<" * 700, 2.0)}) for n in range(200))
+    html = render_report([run(full(0), *rounds, samples=samples)])
+    assert 900_000 < len(html.encode()) <= 1_000_000
+    (found,) = [json.loads(text) for text in DATA.findall(html)]
+    assert 40 < len(found["items"]) < 200 and found["items"][0]["cells"]["0"][0] == "说" * 1500
 
 
 @pytest.mark.whole
@@ -171,7 +183,7 @@ def test_figures_and_samples_are_drawn_in_a_browser(tmp_path: Path) -> None:
     command += [f"--user-data-dir={tmp_path}", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     body = done.stdout[done.stdout.index("<body>") :]
-    assert body.count("<figure") == len(re.findall(r'<div class="plot-container', body)) > 15
+    assert body.count("<figure") == body.count('<svg class="area"') == body.count('<div class="tip"') > 15
     assert "prompt 0 &lt;b&gt;" in body and "after 19" in body and body.count('class="sample"') == 20
     assert "30 prompts" in body and "round 2, score 2.00" in body
 

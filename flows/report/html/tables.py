@@ -1,0 +1,140 @@
+"""Tables of the page: rounds, labels, memory, and what differs between runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flows.report.facts import COLUMNS, LabelFacts, RoundFacts, cell
+from flows.report.html.panel import Runs
+from flows.report.html.run_facts import RunFacts
+from pipeline.safe_text import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Displayed cells under their headings; the first column is text."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def rounds_table(runs: Runs) -> Table:
+    """A row for each evaluated round; columns without any values are left out."""
+    everything = [facts for run in runs for facts in run.evaluated]
+    shown = [column for column in COLUMNS if any(facts.metrics.get(column[0]) is not None for facts in everything)]
+    rows = [
+        [round_place(runs, run, facts), *(cell(facts.metrics.get(name), form) for name, _, form in shown)]
+        for run in runs
+        for facts in run.evaluated
+    ]
+    return Table(["round", *(heading.replace("\n", " ") for _, heading, _ in shown)], rows)
+
+
+def round_place(runs: Runs, run: RunFacts, facts: RoundFacts) -> str:
+    """The round's name on the page."""
+    return str(facts.round) if len(runs) == 1 else f"{run.name} · {facts.round}"
+
+
+def labels_table(runs: Runs) -> Table | None:
+    """Stages with a labeller that costs money or may fail; rules always answer, and always the same."""
+    rows = [
+        [round_place(runs, run, facts), one.stage, *_asked(one)]
+        for run in runs
+        for facts in run.rounds
+        for one in facts.labels
+        if one.questions or one.missing or one.broken or one.disagreement is not None
+    ]
+    headings = [
+        "round",
+        "stage",
+        "questions",
+        "from the cache",
+        "missing",
+        "orders disagree",
+        "spread",
+        "calls",
+        "cost",
+        "with control tokens",
+    ]
+    return Table(headings, rows) if rows else None
+
+
+def _asked(one: LabelFacts) -> list[str]:
+    missing = sum(one.missing_by_cause.values()) or one.missing or 0
+    said = {cause: f": {one_line(text, 160)}" for cause, text in one.said_by_cause.items()}
+    causes = ", ".join(f"{cause} {count}{said.get(cause, '')}" for cause, count in one.missing_by_cause.items())
+    return [
+        cell(one.questions, "{:,}"),
+        cell(one.cache_hit_rate, "{:.0%}"),
+        f"{missing:,}" + (f" ({causes})" if causes else ""),
+        cell(one.orders_that_disagree, "{:.1%}"),
+        cell(one.disagreement, "{:.3f}"),
+        f"{one.calls:,}" + (f" ({one.failed_calls:,} failed)" if one.failed_calls else ""),
+        f"{one.cost:.4g}",
+        f"{one.broken:,}",
+    ]
+
+
+def discriminator_table(runs: Runs) -> Table | None:
+    """A row for each round with a discriminator."""
+    rows = []
+    for run in runs:
+        for facts in run.rounds:
+            found = facts.discriminator
+            if found is not None:
+                accuracies = (found.accuracy, found.previous_accuracy, found.fresh_accuracy)
+                counts = [cell(count, "{:,}") for count in (found.bought, found.gold, found.silver)]
+                labels = "yes" if found.why_not is None else f"no: {found.why_not}"
+                rows.append([round_place(runs, run, facts), *counts, *(cell(a, "{:.1%}") for a in accuracies), labels])
+    headings = ["round", "gold bought", "gold", "silver", "accuracy", "before", "on fresh gold", "labels"]
+    return Table(headings, rows) if rows else None
+
+
+def memory_table(runs: Runs) -> Table | None:
+    """Each stage's largest peak over all rounds, and its speed."""
+    rows = []
+    for run in runs:
+        stages = [stage for facts in run.rounds for stage in facts.stages]
+        for name in dict.fromkeys(stage.name for stage in stages):
+            found = [stage for stage in stages if stage.name == name]
+            seconds, tokens = sum(stage.seconds for stage in found), sum(stage.tokens or 0 for stage in found)
+            peaks = [max((s.memory.get(place, 0) for s in found), default=0) for place in ("process", "device")]
+            rows.append(
+                [
+                    name.replace("_", " ") if len(runs) == 1 else f"{run.name} · {name.replace('_', ' ')}",
+                    f"{sum(stage.rows for stage in found):,}",
+                    f"{tokens:,}" if tokens else "–",
+                    rounded_time(seconds),
+                    f"{(tokens or sum(stage.rows for stage in found)) / seconds:,.0f}" if seconds else "–",
+                    *(f"{peak / 2**30:.2f}" if peak else "–" for peak in peaks),
+                ]
+            )
+    if not rows:
+        return None
+    headings = ["stage", "rows", "tokens", "time", "tokens (or rows) a second", "peak memory GiB", "on the device GiB"]
+    kept = [place for place in range(len(headings)) if place < 5 or any(row[place] != "–" for row in rows)]
+    return Table([headings[place] for place in kept], [[row[place] for place in kept] for row in rows])
+
+
+def _value(run: RunFacts, name: str) -> str:
+    """The value of a setting; ``given`` for a section that another run has switched off."""
+    inside = any(other.startswith(f"{name}.") for other in run.settings)
+    return run.settings.get(name, "given" if inside else "–")
+
+
+def differences_table(runs: Runs) -> Table | None:
+    """Settings that differ between the runs; those that are defaults in all runs that have them are left out."""
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    rows = []
+    for name in names:
+        values = [_value(run, name) for run in runs]
+        if name != "name" and len(set(values)) > 1 and any(name in run.given or "given" in values for run in runs):
+            rows.append([name, *values])
+    return Table(["setting", *(run.name for run in runs)], rows) if rows else None
+
+
+def rounded_time(seconds: float) -> str:
+    """Time in the largest unit that gives a number of at least 1."""
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
