@@ -22,6 +22,7 @@ from flows.report.facts import (
     cell,
     estimate,
 )
+from flows.report.findings.verdicts import SIGNS, verdict_kind, verdict_words
 from pipeline.evaluation.held_out import baseline_line
 from pipeline.safe_text import markdown, markdown_block
 
@@ -61,7 +62,7 @@ def round_page(name: str, rounds: int, facts: RoundFacts, earlier: Sequence[Roun
     """The page of one round of the run ``name``; ``earlier`` rounds, such as the start, are for comparison."""
     parts = [f"# {markdown(name)} · round {facts.round} of {rounds}"]
     if facts.gate is not None:
-        parts += _gate(facts.gate)
+        parts += _gate(facts.gate, _words(facts))
     parts += _measures([*earlier, facts])
     if facts.pairs is not None:
         parts += _pairs(facts.pairs)
@@ -103,7 +104,7 @@ def rounds_rows(rounds: Sequence[RoundFacts]) -> list[dict[str, str]]:
             row["label cost"] = f"{facts.label_cost:.4g}"
     if any(facts.gate for facts in rounds):
         for row, facts in zip(rows, rounds, strict=True):
-            row["gate"] = NONE if facts.gate is None else facts.gate.decision.replace("_", " ")
+            row["gate"] = NONE if facts.gate is None else _words(facts)
     return rows
 
 
@@ -123,9 +124,16 @@ def histogram_line(histogram: Histogram) -> str:
     return f"{histogram.edges[0]:.3g} {bars} {histogram.edges[-1]:.3g}"
 
 
-def _gate(gate: GateFacts) -> list[str]:
+def _words(facts: RoundFacts) -> str:
+    """The gate's decision, after a sign in its colour: Markdown has no other."""
+    assert facts.gate is not None, "the caller checks"
+    made = facts.gate.decision, facts.round, facts.gate.best_round
+    return f"{SIGNS[verdict_kind(*made)]} {verdict_words(*made)}"
+
+
+def _gate(gate: GateFacts, words: str) -> list[str]:
     best = "" if gate.best_round is None else f" The best round is {gate.best_round}."
-    lines = [f"## Gate: {markdown(gate.decision.replace('_', ' '))}"]
+    lines = [f"## Gate: {markdown(words)}"]
     if gate.reasons:
         lines.append("\n".join(f"- {markdown(reason)}" for reason in gate.reasons))
     return [*lines, best.strip()] if best else lines

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from flows.report.facts import COLUMNS, Estimate, RoundFacts, cell
+from flows.report.findings.verdicts import verdict_words
 from flows.report.gather import round_facts
 from flows.run_folder.approvals import read_approval
 from flows.run_folder.growth import added_stages
@@ -167,8 +168,9 @@ def _rounds(rounds: Sequence[RoundFacts]) -> str:
     lines.append("\nMeasured on held-out prompts; round 0 is the model before preference training.")
     lines += [f"Wins against {name}: {_interval(wins)}." for name, wins in _wins(last) if wins is not None]
     if last.gate is not None:
+        words = verdict_words(last.gate.decision, last.round, last.gate.best_round)
         reasons = "; ".join(markdown(reason) for reason in last.gate.reasons)
-        lines.append(f"The gate of round {last.round}: {markdown(last.gate.decision)}{reasons and f' ({reasons})'}.")
+        lines.append(f"The gate of round {last.round}: {markdown(words)}{reasons and f' ({reasons})'}.")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from flows.report.charts import bar, sparkline
 from flows.report.facts import COLUMNS, PairFacts, RoundFacts, cell
+from flows.report.findings.verdicts import STYLES, verdict_kind, verdict_words
 from flows.report.gather import round_facts
 from flows.run_folder.approvals import read_decision, settled
 from pipeline.errors import RunError
@@ -64,13 +65,25 @@ def print_table(root: Path, rounds: list[_Metrics]) -> None:
     table.add_column("round", justify="right")
     for _, heading, _ in shown:
         table.add_column(heading, justify="right", no_wrap=True)
+    judged = any("gate" in metrics for metrics in rounds)
+    if judged:
+        # Wide enough for the longest word; longer decisions take several lines.
+        table.add_column("gate", max_width=9)
     for metrics in rounds:
-        cells = [_cell(metrics, name, form) for name, _, form in shown]
-        table.add_row(str(metrics["round"]), *cells)
+        cells: list[str | Text] = [_cell(metrics, name, form) for name, _, form in shown]
+        table.add_row(str(metrics["round"]), *cells, *([_verdict(metrics)] if judged else []))
     console.print(table)
     against = baseline_line(rounds[-1])
     for line in (*gate_lines(root), *([] if against is None else [against])):
         console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _verdict(metrics: _Metrics) -> Text:
+    """The gate's decision in its colour."""
+    if "gate" not in metrics:
+        return Text("–")
+    made = metrics["gate"]["decision"], metrics["round"], metrics["gate"]["best_round"]
+    return Text(verdict_words(*made), style=STYLES[verdict_kind(*made)])
 
 
 def _cell(metrics: _Metrics, name: str, form: str) -> str:
@@ -88,7 +101,8 @@ def gate_lines(root: Path) -> list[str]:
         made, outcome = read_decision(run, round_), settled(run, round_)
         if made is None or outcome is None:
             continue
-        lines.append(f"gate, round {round_}: {made.decision.replace('_', ' ')}: {'; '.join(made.reasons)}")
+        words = verdict_words(made.decision, round_, made.best_round)
+        lines.append(f"gate, round {round_}: {words}: {'; '.join(made.reasons)}")
         if outcome.answered:
             lines.append(f"gate, round {round_}: answered: {outcome.verdict.replace('_', ' ')}")
     return lines

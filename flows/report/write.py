@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from flows.report.findings.verdicts import gate_limits
 from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.html import RunFacts, Sample, Samples, render_report
 from pipeline.config import RunConfig
@@ -63,6 +64,7 @@ def run_facts(run: RunFolder, config: RunConfig, name: str | None = None, charac
         config=dump_config(config),
         settings=dict(_leaves(config.model_dump(mode="json"))),
         given=given_settings(config),
+        limits=() if config.gate is None else tuple(gate_limits(config.gate)),
         headline=_headline(config),
         rounds=rounds,
         planned=config.rounds,

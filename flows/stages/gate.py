@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from flows.report.gate_reasons import gate_reasons
+from flows.report.findings.gate_reasons import gate_reasons
 from flows.run_folder.ancestry import base_before, best_before, parent
 from flows.run_folder.approvals import write_decision
 from flows.stages.context import Context, Outcome

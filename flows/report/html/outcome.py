@@ -5,7 +5,8 @@ A panel without numbers is left out.
 
 from dataclasses import dataclass
 
-from flows.report.html.drawing.figures import Line, lines_figure
+from flows.report.facts import RoundFacts
+from flows.report.html.drawing.figures import Level, Line, lines_figure
 from flows.report.html.panel import Panel, Runs, run_label
 
 
@@ -19,6 +20,8 @@ class Metric:
     y_format: str = ""
     note: str = ""
     level: float | None = None
+    # Drawn with the gate's limits of its metrics.
+    judged: bool = False
 
 
 OUTCOME = (
@@ -65,6 +68,7 @@ OUTCOME = (
         "nats per token",
         (("kl_to_start", "to start"), ("kl_to_previous", "to previous")),
         note="On the policy's own samples.",
+        judged=True,
     ),
     Metric("Length", "tokens per response", (("response_length", "sampled"),)),
     Metric(
@@ -102,7 +106,12 @@ HACKING = (
         0.5,
     ),
     Metric(
-        "Gap between the labellers", "difference of win rates", (("gap", "training less second"),), ".0%", level=0.0
+        "Gap between the labellers",
+        "difference of win rates",
+        (("gap", "training less second"),),
+        ".0%",
+        level=0.0,
+        judged=True,
     ),
     Metric(
         "Reward paid for length",
@@ -111,12 +120,62 @@ HACKING = (
         note="Slope of the gain in reward over the gain in tokens, prompt by prompt.",
         level=0.0,
     ),
+)
+GATE = (
+    Metric(
+        "Length against the base",
+        "tokens, as a factor",
+        (("length_ratio", "all responses"), ("finished_length_ratio", "those that end by themselves")),
+        note="The base is the start, or the newest round that a person promoted against the gate's decision.",
+        level=1.0,
+        judged=True,
+    ),
+    Metric(
+        "Gain that goes with length",
+        "share of the gain in reward",
+        (("length_share", "share"),),
+        ".0%",
+        judged=True,
+    ),
     Metric(
         "Repetition",
         "rise of the share of responses",
         (("repetition_rise", "repeat four words"),),
         ".0%",
         level=0.0,
+        judged=True,
+    ),
+    Metric("Responses cut off", "rise of the share", (("stop_fall", "cut off"),), ".0%", level=0.0, judged=True),
+    Metric(
+        "Variety against the base",
+        "pairs of words, as a factor",
+        (("distinct_ratio", "pairs"),),
+        level=1.0,
+        judged=True,
+    ),
+    Metric(
+        "Wins over the best round",
+        "share of held-out prompts",
+        (("win_rate_vs_best", "this round"), ("win_rate_since_best", "all rounds since")),
+        ".0%",
+        "Without a labeller: one half, and half the change in held-out accuracy.",
+        0.5,
+        judged=True,
+    ),
+    Metric(
+        "Wins by the second labeller",
+        "share of held-out prompts",
+        (("second_win_rate_vs_base", "over the base"), ("second_win_rate_vs_best", "over the best round")),
+        ".0%",
+        level=0.5,
+        judged=True,
+    ),
+    Metric(
+        "Reward against the best round",
+        "change of the mean",
+        (("reward_change_vs_best", "change"),),
+        level=0.0,
+        judged=True,
     ),
 )
 
@@ -139,6 +198,11 @@ def hacking_panels(runs: Runs) -> list[Panel]:
     return [panel for metric in compared if (panel := _of_metric(runs, metric)) is not None]
 
 
+def gate_panels(runs: Runs) -> list[Panel]:
+    """What the gate measured, each with its limits; empty if there is no gate."""
+    return [panel for metric in GATE if (panel := _of_metric(runs, metric)) is not None]
+
+
 def _measured(runs: Runs, name: str) -> bool:
     return any(facts.measured(name) is not None for run in runs for facts in run.rounds)
 
@@ -150,7 +214,7 @@ def _of_metric(runs: Runs, metric: Metric) -> Panel | None:
     for number, run in enumerate(runs):
         for place, (name, label) in enumerate(metric.names):
             known = [facts for facts in run.evaluated if facts.measured(name) is not None]
-            if len(known) < 2:
+            if len(known) < (1 if metric.judged and known and known[0].round else 2):
                 continue
             points = [facts.measured(name) or 0.0 for facts in known]
             bands = [facts.interval(name) or (point, point) for facts, point in zip(known, points, strict=True)]
@@ -167,8 +231,32 @@ def _of_metric(runs: Runs, metric: Metric) -> Panel | None:
             )
     if not lines:
         return None
-    figure = lines_figure(lines, x_title="round", y_format=metric.y_format, level=metric.level, whole=True)
+    limits = _limits(runs, {name for name, _ in metric.names}) if metric.judged else []
+    figure = lines_figure(
+        lines, x_title="round", y_format=metric.y_format, level=metric.level, whole=True, limits=limits
+    )
     return Panel(metric.title, metric.unit, figure, metric.note)
+
+
+def _limits(runs: Runs, measures: set[str]) -> list[Level]:
+    """The gates' limits of ``measures``; those of the KL to the start move with what the base already had."""
+    found: list[Level] = []
+    for run in runs:
+        whose = f" ({run.name})" if len({other.limits for other in runs}) > 1 else ""
+        for limit in run.limits:
+            if limit.measure in measures:
+                found.append(Level(f"{limit.name}{whose}", (limit.value,)))
+            elif limit.measure == "kl" and "kl_to_start" in measures:
+                at = [(facts.round, limit.value + had) for facts in run.rounds if (had := _base_kl(facts)) is not None]
+                if at:
+                    found.append(Level(f"{limit.name}{whose}", [y for _, y in at], [x for x, _ in at]))
+    return list({(level.name, *level.y): level for level in found}.values())
+
+
+def _base_kl(facts: RoundFacts) -> float | None:
+    """The KL to the start of the round that the gate measured from."""
+    added = None if facts.gate is None else facts.gate.measures.get("kl")
+    return None if facts.kl_to_start is None or added is None else facts.kl_to_start - float(added)
 
 
 def _frontier(runs: Runs) -> Panel | None:

@@ -6,9 +6,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from flows.report.facts import RoundFacts, estimate
+from flows.report.findings.verdicts import verdict_kind, verdict_words
 from flows.report.html.data import data_panels, time_panels
 from flows.report.html.drawing.frame import definitions
-from flows.report.html.outcome import hacking_panels, outcome_panels
+from flows.report.html.outcome import gate_panels, hacking_panels, outcome_panels
 from flows.report.html.panel import Runs
 from flows.report.html.run_facts import RunFacts
 from flows.report.html.samples import JSON_FORM, samples_data
@@ -35,6 +36,7 @@ def render_report(runs: Runs) -> str:
     sections = {
         "outcome": outcome_panels(runs),
         "hacking": hacking_panels(runs),
+        "limits": gate_panels(runs),
         "training": training_panels(runs),
         "data": data_panels(runs),
         "time": time_panels(runs),
@@ -102,18 +104,19 @@ def _ranking(facts: RoundFacts) -> list[tuple[str, str, str]]:
 
 
 def _verdict(run: RunFacts) -> str:
-    gates = [facts for facts in run.rounds if facts.gate is not None]
-    if not gates or gates[-1].gate is None:
+    judged = [(facts.round, facts.gate) for facts in run.rounds if facts.gate is not None]
+    if not judged:
         return ""
-    return f"gate after round {gates[-1].round}: {gates[-1].gate.decision.replace('_', ' ')}"
+    round_, made = judged[-1]
+    return f"gate after round {round_}: {verdict_words(made.decision, round_, made.best_round)}"
 
 
 def _decisions(runs: Runs) -> list[dict[str, Any]]:
     return [
         {
             "place": round_place(runs, run, facts),
-            "decision": facts.gate.decision.replace("_", " "),
-            "kind": facts.gate.decision,
+            "decision": verdict_words(facts.gate.decision, facts.round, facts.gate.best_round),
+            "kind": verdict_kind(facts.gate.decision, facts.round, facts.gate.best_round),
             "reasons": facts.gate.reasons,
             "best": facts.gate.best_round,
         }

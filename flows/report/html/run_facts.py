@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flows.report.facts import RoundFacts
+from flows.report.findings.verdicts import GateLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class RunFacts:
         name: from the config; made unique if the page has several runs.
         config: the resolved config as YAML; ``settings`` is all of it as ``a.b`` -> value.
         given: the settings that are not at their defaults.
+        limits: of the gate.
         headline: the main settings in a few words: mode, loss, reference and so on.
         rounds: those in the run folder, ascending.
         planned: the number of rounds in the config, without round 0.
@@ -41,6 +43,7 @@ class RunFacts:
     config: str
     settings: Mapping[str, str]
     given: frozenset[str]
+    limits: tuple[GateLimit, ...]
     headline: str
     rounds: tuple[RoundFacts, ...]
     planned: int

@@ -66,7 +66,7 @@ def test_the_page_tells_every_fact_of_the_round() -> None:
     page = round_page("my-run", 5, ROUND, [START])
     for said in [
         "round 3 of 5",
-        "## Gate: roll back",
+        "## Gate: 🔵 roll back",
         "reward rises while the second labeller\\'s falls",
         "best round is 2",
         "| reward, sampled | 0.250 | 0.750 |",
@@ -108,7 +108,7 @@ def test_the_table_has_a_row_a_round_and_the_columns_that_some_round_has() -> No
     rows = rounds_rows([START, ROUND])
     assert [row["round"] for row in rows] == ["0", "3"]
     assert rows[1]["wins vs start"] == "62.5% (44% to 81%)" and rows[1]["pairs"] == "1,200"
-    assert (rows[0]["gate"], rows[1]["gate"]) == ("–", "roll back") and rows[1]["label cost"] == "0.0123"
+    assert (rows[0]["gate"], rows[1]["gate"]) == ("–", "🔵 roll back") and rows[1]["label cost"] == "0.0123"
     assert rows[0].keys() == rows[1].keys() and "slot err greedy" not in rows[0]
     assert "gate" not in rounds_rows([START])[0] and "label cost" not in rounds_rows([START])[0]
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 import flows.report.write
 from flows.__main__ import app
+from flows.report.terminal import _verdict
 from flows.report.write import given_settings, run_facts, write_report
 from flows.stages.context import Context
 from flows.stages.run import run_stage
@@ -94,6 +96,22 @@ def test_show_tells_the_story_below_the_table(context: Context) -> None:
     story = shown[shown.index("\nrounds\n") :]
     assert "reward" in story and "rejected, nats per token" in story and "8; dropped" not in story
     assert re.search(r"policy +█* .* s, \d+\.\d\d GiB", story)
+
+
+def test_the_table_tells_each_decision_of_the_gate(context: Context) -> None:
+    decided(context.run, 1, "promote", 0, "no rule is broken; round 0 is still the best")
+    shown = CliRunner().invoke(app, ["show", str(context.run.root)], catch_exceptions=False).output
+    assert "gate, round 1: accepted, not the best: no rule is broken" in shown
+    rows = [line.rstrip() for line in shown[: shown.index("gate, round 1")].splitlines()]
+    place = next(place for place, row in enumerate(rows) if row.endswith("accepted,"))
+    assert any(row.endswith("gate") for row in rows[:3]) and any(row.endswith("–") for row in rows[3:place])
+    assert rows[place + 1].endswith("not the") and rows[place + 2].endswith("best")
+    shutil.rmtree(context.run.stage(1, "gate").folder)
+    colours = (
+        _verdict({"round": 2, "gate": {"decision": "promote", "best_round": 1}}).style,
+        _verdict({"round": 2, "gate": {"decision": "promote", "best_round": 2}}).style,
+    )
+    assert colours == ("yellow", "green")
 
 
 def test_what_is_shown_cannot_drive_the_terminal(context: Context) -> None:

@@ -169,6 +169,9 @@ def _band(line: Line, across: Scale, up: Scale) -> str:
     assert line.band is not None, "the caller checks"
     low, high = line.band
     ends = [*zip(line.x, low, strict=True), *reversed([*zip(line.x, high, strict=True)])]
+    if len(line.x) == 1:
+        # An area needs two points.
+        return f'<path class="c{line.colour % COLOURS} interval" d="{_drawn(ends, across, up)}"/>'
     closed = _drawn([(x, y) for x, y in ends if math.isfinite(y)], across, up)
     return f'<path class="c{line.colour % COLOURS} band" d="{closed}Z"/>'
 
@@ -188,7 +191,7 @@ def _texts(line: Line, across: Scale, up: Scale) -> Iterator[str]:
 
 def _limit(limit: Level, across: Scale, up: Scale, form: str) -> str:
     y = (1 - up.place(limit.y[-1])) * HEIGHT
-    name = f'<text class="limit" x="100%" y="{y - 4:.1f}">{escape(limit.name)} {_said(limit.y[-1], form)}</text>'
+    name = f'<text class="limit" x="6" y="{y - 4:.1f}">{escape(limit.name)} {_said(limit.y[-1], form)}</text>'
     if len(set(limit.y)) == 1:
         return across_line(up, limit.y[0], "limit") + name
     drawn = _drawn(zip(limit.x, limit.y, strict=True), across, up)
@@ -200,7 +203,7 @@ def _far_limit(limit: Level, highest: float, form: str) -> str:
     y, arrow = (1.0, "↑") if above else (HEIGHT - 1.0, "↓")
     text = f"{limit.name} {_said(limit.y[-1], form)} {arrow}"
     line = f'<line class="limit" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-    return f'{line}<text class="limit" x="100%" y="{y + (13 if above else -5):.1f}">{escape(text)}</text>'
+    return f'{line}<text class="limit" x="6" y="{y + (13 if above else -5):.1f}">{escape(text)}</text>'
 
 
 def _said(value: float, form: str) -> str:

@@ -23,13 +23,16 @@ from flows.report.facts import (
     cell,
     estimate,
 )
+from flows.report.findings.verdicts import gate_limits
 from flows.report.html import RunFacts, Sample, Samples, render_report
 from flows.report.html.tables import differences_table, rounded_time
 from flows.report.html.training import BOTH_MAY_FALL
+from pipeline.config import Gate
 from pipeline.training.step_log import StepReport
 
 EVIL = "</script><script>alert(1)</script> [x](javascript:alert(2))"
 STEP = StepReport(1, 3, 0.5, 1e-3, 1.0, 0.1, 0.75, -1.0, -2.0, 100, 50, 0.0, 0.1, 1000.0, -0.125, -0.25)
+LIMITS = tuple(gate_limits(Gate()))
 DATA = re.compile(r'<script type="application/json" id="responses">(.*?)</script>', re.S)
 
 
@@ -89,7 +92,7 @@ def full(round_: int) -> RoundFacts:
 
 def run(*rounds: RoundFacts, name: str = "run", samples: tuple[Sample, ...] = (), **settings: str) -> RunFacts:
     config, known, versions = "name: run\n", frozenset(settings), {"torch": "2.13"}
-    return RunFacts(name, config, settings, known, "iterative", rounds, 3, versions, "", Samples(samples, 9))
+    return RunFacts(name, config, settings, known, LIMITS, "iterative", rounds, 3, versions, "", Samples(samples, 9))
 
 
 def test_what_a_model_wrote_is_text_and_nothing_else() -> None:
@@ -134,6 +137,26 @@ def test_what_is_not_there_leaves_no_empty_panel() -> None:
     assert re.findall(r"<figcaption><b>(.*?)</b>", text) == ["Reward"]
     assert re.findall(r"<h2[^>]*>(.*?)</h2>", text) == ["Rounds", "Outcome", "Time and memory", "Config and versions"]
     assert "1.250" in text and "<td>–</td>" in text and "slot err greedy" not in text
+
+
+def test_limits_of_the_gate_are_drawn_where_their_measures_are() -> None:
+    measures = {limit.measure: 0.5 for limit in LIMITS}
+    gate = GateFacts("promote", (), 1, {**measures, "kl": 0.3, "kl_ci": [0.2, 0.4], "gap_ci": [0.4, 0.6]})
+    html = render_report([run(full(0), replace(full(1), gate=gate), replace(full(2), gate=gate))])
+    drawn = re.findall(r'<text class="limit"[^>]*>(\w+) ([^<]*)<', html)
+    assert {name for name, _ in drawn} == {limit.name for limit in LIMITS}
+    # The second round's base already had a KL of 0.2 - 0.3.
+    assert ("max_kl", "1.9 ↑") in drawn and ("max_gap", "25%") in drawn and ("roll_back_below", "45%") in drawn
+    single = render_report([run(full(0), replace(full(1), gate=gate))])
+    assert "<b>Repetition</b>" in single and 'class="c0 interval"' in single
+
+
+def test_a_round_that_goes_on_behind_the_best_one_is_told_from_the_best() -> None:
+    rounds = [replace(full(n), gate=GateFacts("promote", ("no rule is broken",), 1, {})) for n in (1, 2)]
+    text = render_report([run(full(0), *rounds)])
+    assert '<div class="gate promote"><b>round 1: promote</b>' in text
+    assert '<div class="gate accepted"><b>round 2: accepted, not the best</b>' in text
+    assert "gate after round 2: accepted, not the best" in text and ".gate.accepted {" in text
 
 
 def test_labellers_are_compared_where_there_are_two() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.report.gate_reasons import gate_reasons
+from flows.report.findings.gate_reasons import gate_reasons
 from pipeline.config import Gate
 from pipeline.evaluation.gate import Decision, Standing, decide
 from pipeline.evaluation.intervals import Interval
