@@ -11,6 +11,7 @@ from rich.text import Text
 
 from flows.report.charts import bar, sparkline
 from flows.report.facts import COLUMNS, PairFacts, RoundFacts, cell
+from flows.report.findings.prompt_changes import worse_in
 from flows.report.findings.verdicts import STYLES, verdict_kind, verdict_words
 from flows.report.gather import round_facts
 from flows.run_folder.approvals import read_decision, settled
@@ -127,6 +128,8 @@ CURVES: tuple[tuple[str, Callable[[StepReport], float | None]], ...] = (
     ("end token, nats", lambda step: step.ending_logp),
 )
 _NAME = 22
+# How many prompts that got worse are shown, and how many letters of each.
+_WORST, _PROMPT = 5, 90
 
 
 def print_story(root: Path) -> None:
@@ -140,6 +143,7 @@ def print_story(root: Path) -> None:
         ("training, all steps", [*_steps(rounds), *_notices(rounds)]),
         ("pairs", _pairs(rounds)),
         ("labels", _labels(rounds)),
+        ("prompts that got worse", _worse(run, rounds)),
         ("time and peak memory", _stages(rounds)),
     ):
         found = list(lines)
@@ -206,6 +210,18 @@ def _labels(rounds: Sequence[RoundFacts]) -> Iterator[str]:
             yield f"{f'round {facts.round} · discriminator':<{_NAME}}{found.accuracy:.1%} of held-out gold" + (
                 f"; does not label: {found.why_not}" if found.why_not else ""
             )
+
+
+def _worse(run: RunFolder, rounds: Sequence[RoundFacts]) -> Iterator[str]:
+    evaluated = [facts.round for facts in rounds if facts.metrics]
+    found = worse_in(run, evaluated[-1]) if evaluated else None
+    if found is not None:
+        yield found.sentences
+        for trait in found.traits:
+            shares = f"{trait.worse.mean:.0%} got worse, {trait.others.mean:.0%} of the others"
+            yield f"{trait.name:<{_NAME}}{trait.prompts:,} prompts, {shares}, change {trait.change:+.3g}"
+        for one in found.examples[:_WORST]:
+            yield f"{f'{one.before:.3g} to {one.after:.3g}':<{_NAME}}{one_line(one.prompt, _PROMPT)}"
 
 
 def _stages(rounds: Sequence[RoundFacts]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from pydantic import JsonValue
 
+from flows.report.findings.prompt_changes import worse_in
 from flows.report.findings.verdicts import gate_limits
 from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.html import RunFacts, Sample, Samples, render_report
@@ -71,6 +72,7 @@ def run_facts(run: RunFolder, config: RunConfig, name: str | None = None, charac
         versions=versions,
         finished=max((manifest.finished for manifest in manifests), default="").replace("T", " ").replace("Z", " UTC"),
         samples=_samples(run, characters),
+        worse=worse_in(run, evaluated[-1]) if (evaluated := evaluated_rounds(run)) else None,
     )
 
 

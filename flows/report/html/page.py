@@ -21,6 +21,7 @@ from flows.report.html.tables import (
     round_place,
     rounded_time,
     rounds_table,
+    worse_parts,
 )
 from flows.report.html.training import training_panels
 
@@ -52,6 +53,7 @@ def render_report(runs: Runs) -> str:
         "labels": labels_table(runs),
         "discriminator": discriminator_table(runs),
         "memory": memory_table(runs),
+        "worse": worse_parts(runs),
         "differences": differences_table(runs) if len(runs) > 1 else None,
         "figures": any(sections.values()),
         "definitions": definitions(),

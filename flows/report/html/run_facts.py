@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from flows.report.facts import RoundFacts
 from flows.report.findings.verdicts import GateLimit
+from flows.report.findings.worse import WorsePrompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class RunFacts:
         rounds: those in the run folder, ascending.
         planned: the number of rounds in the config, without round 0.
         versions: of the packages that made the stages.
+        worse: held-out prompts that got worse by the newest evaluated round.
         finished: when the newest stage was complete, UTC.
     """
 
@@ -50,6 +52,7 @@ class RunFacts:
     versions: Mapping[str, str]
     finished: str
     samples: Samples
+    worse: WorsePrompts | None = None
 
     @property
     def evaluated(self) -> tuple[RoundFacts, ...]:

@@ -8,6 +8,9 @@ from flows.report.html.panel import Runs
 from flows.report.html.run_facts import RunFacts
 from pipeline.safe_text import one_line
 
+# Letters shown of a prompt in a table.
+_SHOWN = 300
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -138,3 +141,29 @@ def rounded_time(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def worse_parts(runs: Runs) -> list[tuple[str, str, Table | None, Table | None]]:
+    """For each run its name, which prompts got worse in words, and tables of their traits and of the worst ones."""
+    found = []
+    for run in runs:
+        if run.worse is not None:
+            traits = [
+                [
+                    one.name,
+                    f"{one.prompts:,}",
+                    f"{one.worse.mean:.0%} ({one.worse.low:.0%} to {one.worse.high:.0%})",
+                    f"{one.others.mean:.0%} ({one.others.low:.0%} to {one.others.high:.0%})",
+                    f"{one.change:+.3g}",
+                ]
+                for one in run.worse.traits
+            ]
+            worst = [
+                [one_line(one.prompt, _SHOWN), f"{one.before:.3g}", f"{one.after:.3g}", f"{one.change:+.3g}"]
+                for one in run.worse.examples
+            ]
+            headings = ("prompts with", "prompts", "got worse", "of the others", f"change of {run.worse.measure}")
+            last = ("prompt", "at the start", f"round {run.worse.round}", "change")
+            tables = (Table(headings, traits) if traits else None, Table(last, worst) if worst else None)
+            found.append((run.name, run.worse.sentences, *tables))
+    return found

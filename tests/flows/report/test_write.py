@@ -48,6 +48,7 @@ def test_the_page_of_a_run_tells_its_rounds_steps_and_samples(context: Context) 
     (data,) = re.findall(r'id="responses">(.*?)</script>', html, re.S)
     shown = json.loads(data)
     assert shown["places"] == ["round 0", "round 1"] and len(shown["items"]) == shown["held_out"] == 4
+    assert '<h2 id="worse">' in html and "of 4 held-out prompts" in html
     assert "rounds: 1" in html and "peak memory GiB" in html
 
 
@@ -95,6 +96,7 @@ def test_show_tells_the_story_below_the_table(context: Context) -> None:
     shown = CliRunner().invoke(app, ["show", str(context.run.root)], catch_exceptions=False).output
     story = shown[shown.index("\nrounds\n") :]
     assert "reward" in story and "rejected, nats per token" in story and "8; dropped" not in story
+    assert "prompts that got worse" in story and "of 4 held-out prompts" in story
     assert re.search(r"policy +█* .* s, \d+\.\d\d GiB", story)
 
 
