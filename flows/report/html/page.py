@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from flows.report.facts import RoundFacts, estimate
+from flows.report.findings.hacked import HackedReward, hacked_reward
 from flows.report.findings.verdicts import verdict_kind, verdict_words
 from flows.report.html.data import data_panels, time_panels
 from flows.report.html.drawing.frame import definitions
@@ -54,6 +55,7 @@ def render_report(runs: Runs) -> str:
         "discriminator": discriminator_table(runs),
         "memory": memory_table(runs),
         "worse": worse_parts(runs),
+        "answers": _answers(runs),
         "differences": differences_table(runs) if len(runs) > 1 else None,
         "figures": any(sections.values()),
         "definitions": definitions(),
@@ -126,6 +128,17 @@ def _decisions(runs: Runs) -> list[dict[str, Any]]:
         for facts in run.rounds
         if facts.gate is not None
     ]
+
+
+def _answers(runs: Runs) -> list[tuple[str, HackedReward]]:
+    """For each run whether its reward is hacked, by its newest evaluated round."""
+    found = []
+    for run in runs:
+        max_kl = next((limit.value for limit in run.limits if limit.name == "max_kl"), None)
+        answer = hacked_reward(run.evaluated[-1], max_kl) if run.evaluated else None
+        if answer is not None:
+            found.append((f"{run.name} · {answer.round}" if len(runs) > 1 else str(answer.round), answer))
+    return found
 
 
 def _notices(runs: Runs) -> list[str]:

@@ -162,7 +162,9 @@ def test_a_round_that_goes_on_behind_the_best_one_is_told_from_the_best() -> Non
 def test_labellers_are_compared_where_there_are_two() -> None:
     second = {"second_win_rate_vs_start": 0.5}
     two = [replace(full(n), metrics={**full(n).metrics, **second}) for n in (0, 1)]
-    assert "Training and second labeller" in render_report([run(*two)])
+    html = render_report([run(*two)])
+    assert "Training and second labeller" in html
+    assert '<span class="faint">round 1:</span> <b>no sign</b>: the training labeller&#39;s win rate' in html
     assert "Training and second labeller" not in render_report([run(full(0), full(1))])
 
 
