@@ -72,7 +72,7 @@ def test_answers_that_cannot_be_read(verifier: Verifier, wanted: str) -> None:
 HOSTILE = (r"\boxed{9^{9^{9^{9}}}}", r"\boxed{(10^{10})!}", r"\boxed{\sum_{k=1}^{10^{12}} \sin(k)^{k}}")
 
 
-@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("text", [HOSTILE[0], *(pytest.param(text, marks=pytest.mark.whole) for text in HOSTILE[1:])])
 def test_a_hostile_response_is_wrong_within_its_time_and_the_next_one_is_compared(text: str) -> None:
     with Verifier(seconds=3) as verifier:
         assert not verifier.same("5", text)

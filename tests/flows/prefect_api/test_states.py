@@ -23,6 +23,8 @@ from flows.prefect_api.server import prefect_api
 from flows.prefect_api.states import FLOW_RUN_FILE, true_states
 from pipeline.errors import RunError
 
+pytestmark = pytest.mark.whole
+
 
 @task(name="stage", retries=0)
 def stage(work: Callable[[], None]) -> None:

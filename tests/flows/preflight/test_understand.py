@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.preflight.understand import understood, understood_source
-from pipeline.config import DatasetData, FileData, RunConfig, UserData
+from pipeline.config import FileData, RunConfig, UserData
 from pipeline.config.files import dump_config
 from pipeline.errors import UserError
 from tests.pipeline.data.detection.public_shapes import SHAPES, Row
@@ -76,10 +76,15 @@ def test_data_without_a_reading_is_left_as_it_is_set_and_its_columns_named(tmp_p
     assert understood(given) == (given, ["pairs: no reading of the first rows was found; columns: alpha, beta"])
 
 
-def test_a_name_that_is_no_file_is_a_data_set(tmp_path: Path) -> None:
+def test_a_name_that_is_no_file_is_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load(path: str, *_: object, **more: object) -> None:
+        raise datasets.exceptions.DatasetNotFoundError(f"{path}, split {more['split']}")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
     source = FileData(path="owner/name", split="test", columns={"prompt": "q"})  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="owner/name: cannot be read as a data set"):
+    with pytest.raises(UserError, match="owner/name: cannot be read as a data set: owner/name, split test"):
         understood_source(source, "pairs")
     with pytest.raises(UserError, match=r"data/pairs.jsonl: no such file"):
         understood_source(FileData(path="data/pairs.jsonl"), "pairs")
-    assert isinstance(source, FileData) and DatasetData(path="owner/name").split == "train"

@@ -46,7 +46,7 @@ def chat(folder: Path) -> Chat:
     return load_chat(str(folder), config.ChatSettings())
 
 
-@pytest.fixture(scope="module", params=["vllm", "transformers", "server"])
+@pytest.fixture(scope="module", params=["vllm", "transformers", pytest.param("server", marks=pytest.mark.whole)])
 def engine(
     request: pytest.FixtureRequest, folder: Path, chat: Chat, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Engine]:

@@ -149,7 +149,7 @@ def test_controls(job: Path, tmp_path: Path, silver: str, second: dict[str, int]
         assert any(abs(score or 0.0) > 1e-4 for row in scores for score in row)
 
 
-@pytest.mark.parametrize("rule", ["uncertain", "disagreement"])
+@pytest.mark.parametrize("rule", ["uncertain", pytest.param("disagreement", marks=pytest.mark.whole)])
 def test_what_the_discriminator_is_unsure_of_is_bought(job: Path, tmp_path: Path, rule: str) -> None:
     from flows.stages.labels.discriminator import member_margins
     from reward_models.training.gold import comparison_of

@@ -66,7 +66,10 @@ def settings_of(name: str, job: Path) -> list[str]:
     return [f"training.contrastive={{positive: {job / 'model'}, negative: {job / 'model'}}}"] * (name == "tis_dpo")
 
 
-@pytest.mark.parametrize(("name", "mode", "form"), CASES)
+@pytest.mark.parametrize(
+    ("name", "mode", "form"),
+    [pytest.param(*case, marks=[pytest.mark.whole] * (case[1] == "iterative")) for case in CASES],
+)
 def test_a_round_raises_chosen_over_rejected_on_held_out_pairs(
     name: str, mode: str, form: str, job: Path, begun: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
@@ -98,7 +101,7 @@ def test_a_round_raises_chosen_over_rejected_on_held_out_pairs(
         "{preset: simpo, margin: {kind: rewards, eta: 0.1}, pair_weight: policy}",
     ],
 )
-@pytest.mark.parametrize("mode", ["offline", "iterative"])
+@pytest.mark.parametrize("mode", ["offline", pytest.param("iterative", marks=pytest.mark.whole)])
 def test_components_may_be_combined(
     loss: str, mode: str, job: Path, begun: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:

@@ -78,7 +78,10 @@ def test_the_best_weights_are_kept(tmp_path: Path) -> None:
     assert [place.name for place in tmp_path.iterdir()] == [f"kept_{result.kept_step:06d}"]
 
 
-@pytest.mark.parametrize(("killed_at", "every"), [(3, 3), (7, 3), (9, 3), (7, 0)])
+@pytest.mark.parametrize(
+    ("killed_at", "every"),
+    [pytest.param(3, 3, marks=pytest.mark.whole), (7, 3), pytest.param(9, 3, marks=pytest.mark.whole), (7, 0)],
+)
 def test_a_killed_run_keeps_the_same_weights(killed_at: int, every: int, tmp_path: Path) -> None:
     whole, resumed = model(False), model(False)
     expected = fit(whole, best_of_two(), tmp_path / "whole", checkpoint_every=every)
