@@ -5,15 +5,19 @@ import re
 import yaml
 
 from pipeline.config import DatasetData, FileData, Limits
+from pipeline.config.data.limits import FATES
 from tests.support.places import ROOT
 
 README = (ROOT / "pipeline" / "README.md").read_text()
 
 
 def test_the_table_of_causes_is_the_schema() -> None:
-    table = README.partition("| cause | what it is | limit |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    table = README.partition("| cause | what it is | such rows are | limit |\n| --- | --- | --- | --- |\n")[
+        2
+    ].partition("\n\n")[0]
     expected = [
-        f"| `{name}` | {field.description} | {field.default:g} |" for name, field in Limits.model_fields.items()
+        f"| `{name}` | {field.description} | {FATES[name]} | {field.default:g} |"
+        for name, field in Limits.model_fields.items()
     ]
     assert table.splitlines() == expected
 

@@ -27,7 +27,8 @@ rounds: {rounds}
 policy:
   path: {model}              # a Hugging Face model folder with its tokenizer, or a hub name
 {data}held_out:
-  prompts: 100               # set aside by content before training, for evaluation
+  prompts: 100               # set aside by content before training, for evaluation; at most
+  share: 0.1                 # of the distinct prompts, at most
 {scorer}loss:
   preset: {loss}             # prefloop losses lists all, prefloop losses {loss} shows this one
 training:

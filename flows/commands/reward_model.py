@@ -14,13 +14,12 @@ from flows.preflight.fault_log import FaultLog
 from flows.preflight.understand import understood_source
 from flows.report.progress import make_console, progress
 from flows.run_folder.lease import hold
-from pipeline.config import FileData, RewardModelConfig
+from pipeline.config import RewardModelConfig, UserData
 from pipeline.config.files import dump_config, load_settings
 from pipeline.data.faults import FaultFinder
-from pipeline.data.files.folders import data_files
 from pipeline.data.reading import read_preferences
-from pipeline.data.sources import of_path
-from pipeline.data.split import split_held_out
+from pipeline.data.sources import files_of, given_source
+from pipeline.data.split import Split, split_held_out
 from pipeline.errors import UserError, first_lines
 from pipeline.storage.atomic import write_json, write_text
 from pipeline.storage.digests import digest, model_digest
@@ -101,47 +100,44 @@ def _alone(root: Path) -> Iterator[None]:
 
 def read_data(config: RewardModelConfig) -> _Data:
     """Read training and held-out pairs. Raises ``UserError`` for faults above ``config.limits``."""
-    pairs, given = list(_pairs(config, config.pairs, "pairs")), _given(config)
+    pairs, given = list(_pairs(config, config.pairs, "pairs")), given_source(config.pairs, config.held_out)
     prompts = {pair.prompt.id: pair.prompt for pair in pairs}
     if given is None:
-        ids = split_held_out(prompts.values(), config.held_out).ids
-        inside = [pair for pair in pairs if pair.prompt.id in ids]
-        return _Data([pair for pair in pairs if pair.prompt.id not in ids], inside)
-    inside = list(_pairs(config, given, "held_out"))
-    first = {*list(dict.fromkeys(pair.prompt.id for pair in inside))[: config.held_out.prompts]}
-    inside = [pair for pair in inside if pair.prompt.id in first]
-    leaked = [pair.prompt.messages[-1].content[:80] for pair in inside if pair.prompt.id in prompts]
-    if leaked:
-        shown = first_lines([*dict.fromkeys(leaked)])
-        raise UserError(f"held_out: {given.where}: {len(leaked)} rows have training prompts:\n{shown}")
-    return _Data(pairs, inside)
+        split = split_held_out([*prompts.values()], config.held_out)
+        inside = [pair for pair in pairs if split.holds_out(pair.prompt)]
+    else:
+        inside = list(_pairs(config, given, "held_out"))
+        first = {*list(dict.fromkeys(pair.prompt.id for pair in inside))[: config.held_out.prompts]}
+        inside = [pair for pair in inside if pair.prompt.id in first]
+        split = Split.of([pair.prompt for pair in inside])
+        leaked = [pair.prompt.messages[-1].content[:80] for pair in pairs if split.copies(pair.prompt)]
+        if len(leaked) > config.limits.share("leak") * len(pairs):
+            shown = first_lines([*dict.fromkeys(leaked)])
+            raise UserError(f"held_out: {given.where}: {len(leaked)} training pairs have its prompts:\n{shown}")
+    train = [pair for pair in pairs if not split.copies(pair.prompt)]
+    print(f"pairs: {len(train):,} of {len(pairs):,} to train on, {len(inside):,} held out", file=sys.stderr)
+    return _Data(train, inside)
 
 
-def _given(config: RewardModelConfig) -> FileData | None:
-    """Return the source of held-out pairs if they have one of their own."""
-    path, split = config.held_out.path, config.held_out.split
-    if path is not None:
-        return of_path(config.pairs, path)
-    return None if split is None else config.pairs.model_copy(update={"split": split})
-
-
-def _pairs(config: RewardModelConfig, source: FileData, name: str) -> Iterator[TextPair]:
+def _pairs(config: RewardModelConfig, source: UserData, name: str) -> Iterator[TextPair]:
     """Yield the pairs of two responses with text. Raises as ``_sound`` does."""
     made = pairs_of(_sound(config, source, name))
     return (pair for pair in made if all(turn.shown.strip() for turn in pair.answers))
 
 
-def _sound(config: RewardModelConfig, source: FileData, name: str) -> Iterator[TextPreference]:
+def _sound(config: RewardModelConfig, source: UserData, name: str) -> Iterator[TextPreference]:
     """Yield the rows that can be read. Raises ``UserError`` after the last for faults above the limits, or no rows."""
-    finder, log = FaultFinder(), FaultLog(config.limits)
+    finder, log = FaultFinder(dropped=config.limits.dropped), FaultLog(config.limits)
     for row in read_preferences(source):
         log.row(name)
         if row.value is None:
             log.fault(name, row.file, row.number, row.cause, str(row.fault))
             continue
-        for cause, said in finder.faults(row.place, row.value):
+        found = [*finder.faults(row.place, row.value)]
+        for cause, said in found:
             log.fault(name, row.file, row.number, cause, said)
-        yield row.value
+        if not any(cause in config.limits.dropped for cause, _ in found):
+            yield row.value
     if not log.tallies:
         raise UserError(f"{source.where}: holds no rows")
     log.check()
@@ -150,9 +146,10 @@ def _sound(config: RewardModelConfig, source: FileData, name: str) -> Iterator[T
 
 
 def _key(config: RewardModelConfig) -> StageKey:
-    sources = {"pairs": config.pairs, "held_out": _given(config)}
-    files = {name: data_files(data.path, data.split) for name, data in sources.items() if data is not None}
+    sources = {"pairs": config.pairs, "held_out": given_source(config.pairs, config.held_out)}
+    files = {name: files_of(data) for name, data in sources.items() if data is not None}
     plain: dict[str, JsonValue] = {k: v for k, v in config.identity().items() if k not in ("name", "seed")}
+    plain |= {"limits": config.limits.identity()} if config.limits.dropped else {}
     plain["files"] = {name: digest(found) for name, found in files.items()}
     plain["model_files"] = model_digest(Path(config.model.path))
     return StageKey(config=plain, inputs={}, seed=config.seed)

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from flows.planning.arithmetic import Round, made_examples
+from flows.preflight.tokens import tokens_for_dropping
 from pipeline.config import RunConfig
 from pipeline.config.loss.components import GivenPrior, GivenWeights
 from pipeline.config.loss.needs import ExampleKind, needs_of
@@ -36,7 +37,7 @@ class Tables:
 
 def load_data(config: RunConfig) -> Tables:
     """Read and split the data that the config names; skip rows that cannot be read. Raises ``UserError``."""
-    run_data, contents = open_data(config), Contents()
+    run_data, contents = open_data(config, tokens_for_dropping(config)), Contents()
     tables = Tables([*run_data.prompts()], [*run_data.split.held_out], [*run_data.texts()], contents)
     for table, row in run_data.preferences():
         if table == HELD_OUT_PAIRS:

@@ -43,6 +43,8 @@ def check_config(files: list[Path], settings: list[str], faults: Path | None = N
         raise
     for line in _describe(config, contents):
         print(line)
+    for line in log.account:
+        print(f"  {line}")
     if log.found:
         print("\n".join(["  faults in the data, within their limits:", *(f"  {line}" for line in log.lines())]))
         print(f"  these rows: {file}")
@@ -174,6 +176,8 @@ def check_new(config: RunConfig, root: Path) -> None:
         if not has_grown(run, config):
             return
     _, log = check_run(config, faults_file(root))
+    for line in log.account:
+        print(line, file=sys.stderr)
     if log.found:
         print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)
     if isinstance(config.policy, PretrainedPolicy) and not Path(config.policy.path).exists():

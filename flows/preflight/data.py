@@ -1,32 +1,21 @@
 """A pass over all rows of a run's data before it starts: faults by cause, and counts of the contents."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import assert_never
 
 from flows.preflight.fault_log import FaultLog
+from flows.preflight.row_account import RowAccount
 from flows.preflight.row_view import view_row
-from pipeline.config import (
-    ClassifierScorer,
-    DatasetData,
-    FileData,
-    PretrainedPolicy,
-    RunConfig,
-    ScratchPolicy,
-    UserData,
-    scorers_of,
-)
+from flows.preflight.tokens import tokens_for_dropping, tokens_of
+from pipeline.config import DatasetData, FileData, RunConfig, UserData
 from pipeline.data.counts import Contents
-from pipeline.data.faults import FaultFinder, Tokens
-from pipeline.data.reading import PromptRow, SourceRow, read_preferences, read_prompts
+from pipeline.data.dropping import judged_part, sources_of
+from pipeline.data.faults import Fault, FaultFinder, Tokens
+from pipeline.data.reading import PromptRow
 from pipeline.data.run_data import HELD_OUT_PAIRS, RunData, open_data
-from pipeline.data.sources import held_out_source
 from pipeline.errors import UserError
-from pipeline.sampling.sampler import engine_context
-from pipeline.types import Message, Prompt, TextGroup, TextPreference
+from pipeline.types import Prompt, TextGroup, TextPreference
 
-AnyRow = SourceRow[PromptRow] | SourceRow[TextPreference]
-_UNLIMITED = 2**62
 # Fewer of them are ranks by chance.
 _FEWEST_RANKS, _FEWEST_GROUPS = 3, 8
 
@@ -48,14 +37,15 @@ def check_data(
     """
     run_data: RunData | None = None
     unsplit: UserError | None = None
+    tokens = tokens_for_dropping(config)
     with FaultLog(config.limits, file) as log:
         try:
-            run_data = open_data(config)
+            run_data = open_data(config, tokens)
         except UserError as error:
             # Unreadable rows explain more than too few rows left.
             unsplit = error
         shown = [] if shown is None else shown
-        past = _log_faults(config, run_data, log, show, shown)
+        past = _log_faults(config, run_data, tokens, log, show, shown)
     nothing = past and not shown
     shown += past
     log.check()
@@ -92,15 +82,18 @@ def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
     return contents
 
 
-def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog, show: int, shown: list[str]) -> list[str]:
+def _log_faults(
+    config: RunConfig, run_data: RunData | None, tokens: Tokens | None, log: FaultLog, show: int, shown: list[str]
+) -> list[str]:
     """Log the faults of all rows; return a line for each source that ends before row ``show``."""
-    tokens = None if run_data is None else _tokens(config, run_data)
+    if tokens is None and run_data is not None:
+        tokens = tokens_of(config, _texts(run_data))
     given = run_data is not None and config.held_out.is_given
     past: list[str] = []
-    for source, rows in _sources(config):
-        finder = FaultFinder(
-            tokens, run_data.split if run_data is not None and given and source != "held_out" else None
-        )
+    account = RowAccount(config, None if run_data is None else run_data.split)
+    for source, rows in sources_of(config):
+        leaks = run_data.split if run_data is not None and given and source != "held_out" else None
+        finder = FaultFinder(tokens, leaks, config.limits.dropped)
         waiting, last, ranks = source != "held_out", 0, _Permutations()
         for row in rows:
             log.row(source)
@@ -109,18 +102,24 @@ def _log_faults(config: RunConfig, run_data: RunData | None, log: FaultLog, show
                 waiting = False
                 shown += view_row(source, row, tokens, _settings(config, source))
             if row.value is None:
-                log.fault(source, row.file, row.number, row.cause, str(row.fault))
-                continue
-            value = row.value
-            ranks.add(value)
-            if isinstance(value, PromptRow) and config.warm_start is None:
-                value = PromptRow(value.prompt)
-            for cause, said in finder.faults(row.place, value):
+                found: list[Fault] = [(row.cause, str(row.fault))]
+            else:
+                ranks.add(row.value)
+                found = [*finder.faults(row.place, judged_part(row.value, config))]
+            for cause, said in found:
                 log.fault(source, row.file, row.number, cause, said)
+            account.add(source, row, found)
         if waiting and last:
             past.append(_past(source, show, last, log.tallies[source].rows, _settings(config, source)))
         ranks.require_meaning(_settings(config, source), source)
+    log.account = account.lines()
     return past
+
+
+def _texts(run_data: RunData) -> Iterator[str]:
+    """Yield the texts of the warm start, which a policy's tokenizer is made from."""
+    for prompt, text in run_data.texts():
+        yield from (*(message.content for message in prompt.messages), text)
 
 
 def _past(source: str, show: int, last: int, rows: int, data: UserData | None) -> str:
@@ -159,66 +158,3 @@ class _Permutations:
 def _settings(config: RunConfig, source: str) -> UserData | None:
     data = config.pairs if source == "pairs" else config.prompts
     return data if isinstance(data, FileData | DatasetData) else None
-
-
-def _sources(config: RunConfig) -> Iterator[tuple[str, Iterator[AnyRow]]]:
-    """Yield everything that is read, by its name in the config."""
-    if config.prompts is not None:
-        yield "prompts", read_prompts(config.prompts)
-    if config.pairs is not None:
-        yield "pairs", read_preferences(config.pairs)
-    given = held_out_source(config)
-    if given is not None:
-        yield "held_out", read_preferences(given) if config.prompts is None else read_prompts(given)
-
-
-# ---------------------------------------------------------------- tokens
-
-
-def _tokens(config: RunConfig, run_data: RunData) -> Tokens:
-    """Return the policy's chat, even if the run has yet to make the policy, and the reward model's tokenizer."""
-    from pipeline.models.chat import Chat, load_chat
-    from pipeline.models.foreign import embedding_rows
-
-    policy, context, rows = config.policy, None, None
-    match policy:
-        case PretrainedPolicy():
-            chat = load_chat(policy.path, config.chat, policy.trust_remote_code)
-            limit = engine_context(_UNLIMITED, policy.path)
-            context = None if limit == _UNLIMITED else limit
-            rows = embedding_rows(Path(policy.path))
-        case ScratchPolicy():
-            from pipeline.models.scratch import make_tokenizer
-
-            texts = (part for prompt, text in run_data.texts() for part in (*_contents_of(prompt), text))
-            chat, context = Chat(make_tokenizer(texts, policy.vocab_size), config.chat), policy.context
-        case _:
-            assert_never(policy)
-    scorers = [] if config.scorer is None else [scorer for _, scorer in scorers_of(config.scorer)]
-    models = [scorer for scorer in scorers if isinstance(scorer, ClassifierScorer)]
-    if not models:
-        return Tokens(chat, config.chat, context, rows)
-    shortest = min(models, key=lambda model: model.max_tokens)
-    return Tokens(chat, config.chat, context, rows, _reward_length(shortest), shortest.max_tokens)
-
-
-def _contents_of(prompt: Prompt) -> list[str]:
-    return [message.content for message in prompt.messages]
-
-
-def _reward_length(settings: ClassifierScorer) -> Callable[[Sequence[Message], Message], int]:
-    from pipeline.models.foreign import embedding_rows, load_tokenizer
-    from reward_models.local.conversations import Conversations
-
-    tokenizer = load_tokenizer(settings.path, "scorer.path: ", trust_remote_code=settings.trust_remote_code)
-    conversations = Conversations(tokenizer, embeddings=embedding_rows(Path(settings.path)))
-
-    def length(messages: Sequence[Message], answer: Message) -> int:
-        try:
-            (ids,) = conversations.encode([(messages, answer)])
-        except UserError as error:
-            # No fault of the row: only what the policy's template refuses is dropped, this would end the run later.
-            raise UserError(f"scorer.path: {error}") from None
-        return len(ids)
-
-    return length

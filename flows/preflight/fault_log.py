@@ -9,6 +9,7 @@ from typing import IO
 
 from pipeline.config import Limits
 from pipeline.config.data.columns import Columns
+from pipeline.config.data.limits import FATES
 from pipeline.data.faults import Cause
 from pipeline.errors import UserError
 
@@ -68,11 +69,13 @@ class FaultLog:
 
     Attributes:
         tallies: by source, in order of appearance.
+        account: how many rows are trained on, in lines.
     """
 
     def __init__(self, limits: Limits, file: Path | None = None) -> None:
         """``file``: where to write the faults; None: nowhere."""
         self.tallies: dict[str, _Tally] = {}
+        self.account: list[str] = []
         self._limits = limits
         self._file = file
         self._scratch: IO[str] | None = None
@@ -110,9 +113,9 @@ class FaultLog:
             self._scratch.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def lines(self) -> list[str]:
-        """Return the counts, one line per source and cause."""
+        """Return the counts, one line per source and cause, and what becomes of such rows."""
         return [
-            f"  {source}: {cause}: {_share(count, tally.rows)}, limit {self._limit(cause):.4g}"
+            f"  {source}: {cause}: {_share(count, tally.rows)}, {self._fate(cause)}"
             for source, tally in self.tallies.items()
             for cause, count in tally.faults.most_common()
         ]
@@ -123,7 +126,7 @@ class FaultLog:
             (source, cause, tally)
             for source, tally in self.tallies.items()
             for cause, count in tally.faults.items()
-            if count > self._limit(cause) * tally.rows
+            if count > self._limits.share(cause) * tally.rows
         ]
         if not above:
             return
@@ -131,7 +134,7 @@ class FaultLog:
         for source, cause, tally in above[:_SHOWN]:
             count = tally.faults[cause]
             lines.append(
-                f"{source}: {cause}: {_share(count, tally.rows)}; limits.{cause} allows {self._limit(cause):.4g}"
+                f"{source}: {cause}: {_share(count, tally.rows)}; limits.{cause} allows {self._limits.share(cause):.4g}"
             )
             lines += [f"  {line[:300]}" for line in tally.shown(cause, each)]
             lines += _mapping(source, tally.first[cause])
@@ -139,9 +142,10 @@ class FaultLog:
         where = "" if self._file is None else f"\nall of them: {self._file}"
         raise UserError("the data has faults above its limits\n" + "\n".join(lines) + where)
 
-    def _limit(self, cause: Cause) -> float:
-        limit: float = self._limits.model_dump()[cause]
-        return limit
+    def _fate(self, cause: Cause) -> str:
+        if cause in self._limits.dropped:
+            return "dropped (limits)"
+        return f"limit {self._limits.share(cause):.4g}: {FATES[cause]}"
 
     @staticmethod
     def _partial(file: Path) -> Path:

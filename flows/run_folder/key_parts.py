@@ -21,6 +21,7 @@ from pipeline.config import (
     ScorerSettings,
     scorers_of,
 )
+from pipeline.config.data.limits import OF_TOKENS
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.reward_model import Discriminator, bought
 from pipeline.data.sources import files_of, held_out_source
@@ -97,12 +98,29 @@ def source_files(place: Place) -> dict[str, JsonValue]:
     found: dict[str, JsonValue] = {
         name: digest(files_of(source)) for name, source in sources.items() if isinstance(source, FileData | DatasetData)
     }
-    return {"files": found | ({"prompts": digest_when_read(place.data, config)} if may_grow(config) else {})}
+    return {
+        "files": found | ({"prompts": digest_when_read(place.data, config)} if may_grow(config) else {}),
+        **_rows_dropped(config),
+    }
 
 
 def prompt_files(place: Place) -> dict[str, JsonValue]:
     """The digest of the prompts' files when the round read the added ones."""
-    return {"files": {"prompts": digest_when_read(place.stage(ADDED), place.config)}}
+    return {"files": {"prompts": digest_when_read(place.stage(ADDED), place.config)}, **_rows_dropped(place.config)}
+
+
+def _rows_dropped(config: RunConfig) -> dict[str, JsonValue]:
+    """Causes that ``limits`` drops, and what finds them in tokens; nothing if there are none."""
+    causes, policy = config.limits.dropped, config.policy
+    if not causes:
+        return {}
+    facts: dict[str, JsonValue] = {"dropped": [*causes]}
+    if not OF_TOKENS.isdisjoint(causes) and isinstance(policy, PretrainedPolicy):
+        facts["tokens"] = {"chat": config.chat.identity(), "policy": model_digest(Path(policy.path))}
+    scorer = config.scorer
+    if "long_for_reward_model" in causes and scorer is not None:
+        facts["reward_model"] = {"scorer": scorer.identity(), **dict(scorer_digests(scorer))}
+    return facts
 
 
 def start_model_facts(place: Place) -> dict[str, JsonValue]:

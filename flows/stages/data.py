@@ -6,10 +6,13 @@ from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+from pydantic import JsonValue
 
+from flows.preflight.tokens import tokens_for_dropping
 from flows.run_folder.growth import added_stages, sizes_of
 from flows.stages.context import Context, Outcome
 from pipeline.data.distinct import DistinctPrompts
+from pipeline.data.dropping import Dropping
 from pipeline.data.reading import read_prompts, values
 from pipeline.data.run_data import HELD_OUT_PAIRS, PREFERENCE_TABLES, RunData, Text, open_data
 from pipeline.data.sources import prompt_source
@@ -50,25 +53,32 @@ def data(context: Context, folder: Path) -> Outcome:
         for name, schema in SCHEMAS.items():
             (folder / name).mkdir(exist_ok=True)
             tables[name] = opened.enter_context(TableWriter(folder / name / "rows.parquet", schema))
-        for name, row in table_rows(open_data(context.config)):
+        run_data = open_data(context.config, tokens_for_dropping(context.config))
+        for name, row in table_rows(run_data):
             tables[name].add(row)
     counts = {name: table.rows for name, table in tables.items()}
-    return Outcome(sum(counts.values()), {**counts, **sizes})
+    return Outcome(sum(counts.values()), {**counts, **sizes, **_dropped(run_data.dropping)})
 
 
 def added_prompts(context: Context, round_: int, folder: Path) -> Outcome:
     """Write the prompts that the source has gained since an earlier round, without copies of held-out ones."""
     source, sizes = prompt_source(context.config), sizes_of(context.config)
     known, split = {prompt.id for prompt in training_prompts(context, round_ - 1)}, Split.of(held_out_prompts(context))
-    distinct = DistinctPrompts()
-    for row in values(read_prompts(source)):
+    distinct, dropping = DistinctPrompts(), Dropping(context.config, tokens_for_dropping(context.config))
+    for row in values(dropping.rows("prompts", read_prompts(source))):
         if row.prompt.id not in known and not split.copies(row.prompt):
             distinct.add(row.prompt)
     (folder / "prompts").mkdir(exist_ok=True)
     with TableWriter(folder / "prompts" / "rows.parquet", PROMPTS) as table:
         for prompt in distinct:
             table.add(prompt_row(prompt))
-    return Outcome(len(distinct), {"prompts": len(distinct), **sizes})
+    return Outcome(len(distinct), {"prompts": len(distinct), **sizes, **_dropped(dropping)})
+
+
+def _dropped(dropping: Dropping) -> dict[str, JsonValue]:
+    """Rows that ``limits`` drops, by source and cause, for the manifest; nothing if it drops none."""
+    counts: dict[str, JsonValue] = {source: {**found} for source, found in dropping.counts.items()}
+    return {"dropped": counts} if counts else {}
 
 
 def table_rows(run_data: RunData) -> Iterator[tuple[str, Row]]:

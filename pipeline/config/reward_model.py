@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
-from pipeline.config.data.limits import Limits
-from pipeline.config.data.sources import FileData, HeldOut
+from pipeline.config.data.limits import OF_TOKENS, Limits
+from pipeline.config.data.sources import HeldOut, UserData
 from pipeline.config.loss.components import Margin, NoMargin
 from pipeline.config.loss.composition import Composition
 from pipeline.config.policy import PretrainedPolicy
@@ -33,7 +33,7 @@ class RewardModelConfig(Closed):
     model: PretrainedPolicy = Field(
         description="a causal language model, which gets a new head of one output, or a classifier with one output"
     )
-    pairs: FileData = Field(description="pairs, or groups of scored responses, where each two form a pair")
+    pairs: UserData = Field(description="pairs, or groups of scored responses, where each two form a pair")
     held_out: HeldOut = HeldOut()
     limits: Limits = Field(Limits(), json_schema_extra=OPERATIONAL)
     max_tokens: int = Field(2048, ge=8, description="pairs with a longer conversation are dropped and counted")
@@ -55,6 +55,14 @@ class RewardModelConfig(Closed):
     )
     training: RewardTraining = RewardTraining()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_kind(cls, given: object) -> object:
+        """Give the pairs without ``kind`` their usual kind."""
+        if not isinstance(given, dict) or not isinstance(given.get("pairs"), dict):
+            return given
+        return {**given, "pairs": {"kind": "file", **given["pairs"]}}
+
     @field_validator("name")
     @classmethod
     def _no_dots(cls, value: str) -> str:
@@ -64,6 +72,9 @@ class RewardModelConfig(Closed):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "RewardModelConfig":
+        unseen = next((cause for cause in self.limits.dropped if cause in OF_TOKENS), None)
+        if unseen is not None:
+            raise ValueError(f"limits.{unseen}: drop: reward-model does not look for it; use a share")
         if self.eta is not None and self.ties != "rao_kupper":
             raise ValueError("eta: only read with ties: rao_kupper")
         if self.margin.kind not in ("none", "constant", "rewards"):

@@ -3,7 +3,7 @@
 Uses a chat only through its methods. The caller counts faults and refuses rows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -39,6 +39,8 @@ Cause = Literal[
     "long_for_reward_model",
 ]
 Fault = tuple[Cause, str]
+# How what is said of a prompt that is dropped begins.
+LONG_PROMPT = "a prompt"
 # A response with its name.
 _Side = tuple[str, Message]
 
@@ -103,12 +105,16 @@ class Tokens:
 class FaultFinder:
     """Finds faults in the rows of one source, passed in order.
 
-    ``leaks``: prompts that must not appear. Without ``tokens``, causes that need a tokenizer are skipped.
+    ``leaks``: prompts that must not appear. Without ``tokens``, causes that need a tokenizer are skipped. Rows that are
+    ``dropped`` by cause are not what later rows repeat.
     """
 
-    def __init__(self, tokens: Tokens | None = None, leaks: Split | None = None) -> None:
+    def __init__(
+        self, tokens: Tokens | None = None, leaks: Split | None = None, dropped: Collection[str] = frozenset()
+    ) -> None:
         self._tokens = tokens
         self._leaks = leaks
+        self._dropped = dropped
         self._prompts = Firsts()
         self._rows = Firsts()
 
@@ -119,8 +125,13 @@ class FaultFinder:
             UserError: a model that cannot read the row's tokens, or whose template refuses what the policy's takes.
         """
         sides = named_answers(row)
-        yield from _faults_of_texts(row, sides)
-        yield from self._repeats(place, row, sides)
+        before, after = [*_faults_of_texts(row, sides)], [*self._leaks_and_tokens(place, row, sides)]
+        yield from before
+        if not any(cause in self._dropped for cause, _ in (*before, *after)):
+            yield from self._repeats(place, row, sides)
+        yield from after
+
+    def _leaks_and_tokens(self, place: str, row: PromptRow | TextPreference, sides: Sequence[_Side]) -> Iterator[Fault]:
         if self._leaks is not None and self._leaks.copies(row.prompt):
             yield "leak", f"held out, ignoring case, spaces and Unicode form: {row.prompt.messages[-1].content[:80]!r}"
         if self._tokens is not None:
@@ -226,7 +237,7 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
     whole = len(prompt_ids) + max((len(ids) for _, _, ids in said), default=0)
     if len(prompt_ids) > limits.max_prompt_tokens:
         limit = f"chat.max_prompt_tokens ({limits.max_prompt_tokens})"
-        yield "long_for_policy", f"a prompt of {len(prompt_ids)} tokens, over {limit}"
+        yield "long_for_policy", f"{LONG_PROMPT} of {len(prompt_ids)} tokens, over {limit}"
     elif tokens.context is not None and whole > tokens.context:
         yield "long_for_policy", f"{whole} tokens, over the policy's context of {tokens.context}"
     if tokens.reward_length is not None:

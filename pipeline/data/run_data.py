@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from pipeline.config import RunConfig, UserData
 from pipeline.data.distinct import DistinctPrompts
+from pipeline.data.dropping import Dropping
+from pipeline.data.faults import Tokens
 from pipeline.data.reading import read_preferences, read_prompts, values
 from pipeline.data.sources import held_out_source, prompt_source
 from pipeline.data.split import Split, split_held_out
@@ -22,11 +24,12 @@ Text = tuple[Prompt, str]
 
 @dataclass(frozen=True)
 class RunData:
-    """A run's data: its distinct prompts on disk, and which of them are held out."""
+    """A run's data: its distinct prompts on disk, which of them are held out, and which rows are left out."""
 
     config: RunConfig
     distinct: DistinctPrompts
     split: Split
+    dropping: Dropping
 
     def prompts(self) -> Iterator[Prompt]:
         """The distinct prompts that rounds may train on, in the order of the data."""
@@ -36,7 +39,7 @@ class RunData:
         """Yield prompts and reference responses for the warm start; a prompt may have several."""
         if self.config.warm_start is None or self.config.prompts is None:
             return
-        for row in values(read_prompts(self.config.prompts)):
+        for row in values(self.dropping.rows("prompts", read_prompts(self.config.prompts))):
             if not self.split.copies(row.prompt):
                 yield from ((row.prompt, text) for text in row.texts)
 
@@ -44,36 +47,53 @@ class RunData:
         """Yield (table, preference) for rows that rounds may train on and for pairs with held-out prompts."""
         config, split = self.config, self.split
         given = None if config.prompts is not None else held_out_source(config)
-        for row in _preferences(config.pairs):
+        for row in self._preferences("pairs", config.pairs):
             if not split.copies(row.prompt):
                 yield PREFERENCE_TABLES[type(row)], row
             elif given is None and (pair := self._held_out(row)):
                 yield HELD_OUT_PAIRS, pair
-        yield from ((HELD_OUT_PAIRS, pair) for row in _preferences(given) if (pair := self._held_out(row)))
+        yield from (
+            (HELD_OUT_PAIRS, pair) for row in self._preferences("held_out", given) if (pair := self._held_out(row))
+        )
+
+    def _preferences(self, name: str, source: UserData | None) -> Iterator[TextPreference]:
+        if source is not None:
+            kept = values(self.dropping.rows(name, read_preferences(source)))
+            yield from (row for row in kept if not drops_tie(row, source))
 
     def _held_out(self, row: TextPreference) -> TextPair | None:
         return _comparison(row) if self.split.holds_out(row.prompt) else None
 
 
-def open_data(config: RunConfig) -> RunData:
-    """Read the prompts and split them; write nothing. Raises ``UserError`` if that is not possible."""
-    distinct = DistinctPrompts()
-    source = prompt_source(config)
-    for row in values(read_prompts(source)):
+def open_data(config: RunConfig, tokens: Tokens | None = None) -> RunData:
+    """Read the prompts and split them; write nothing. Raises ``UserError`` if that is not possible.
+
+    ``tokens``: needed if ``limits`` drops a cause that is found in tokens.
+    """
+    dropping, given = Dropping(config, tokens), held_out_source(config)
+    if given is not None:
+        split = _given_split(config, given, dropping)
+        dropping.leaks = split
+    distinct, source = DistinctPrompts(), prompt_source(config)
+    for row in values(dropping.rows("pairs" if config.prompts is None else "prompts", read_prompts(source))):
         distinct.add(row.prompt)
     if not len(distinct):
-        raise UserError(f"{source.where}: holds no rows")
-    given = held_out_source(config)
+        raise UserError(f"{source.where}: holds no rows{dropping.said}")
     if given is None:
-        return RunData(config, distinct, split_held_out(distinct, config.held_out))
+        split = split_held_out(distinct, config.held_out)
+    return RunData(config, distinct, split, dropping)
+
+
+def _given_split(config: RunConfig, given: UserData, dropping: Dropping) -> Split:
+    """Return the split that holds out the first prompts of ``given``."""
     held_out: dict[str, Prompt] = {}
-    for row in values(read_prompts(given)):
+    for row in values(dropping.rows("held_out", read_prompts(given))):
         held_out.setdefault(row.prompt.id, row.prompt)
         if len(held_out) == config.held_out.prompts:
             break
     if not held_out:
-        raise UserError(f"held_out: {given.where}: holds no rows")
-    return RunData(config, distinct, Split.of([*held_out.values()]))
+        raise UserError(f"held_out: {given.where}: holds no rows{dropping.said}")
+    return Split.of([*held_out.values()])
 
 
 def drops_tie(row: TextPreference, source: UserData) -> bool:
@@ -108,8 +128,3 @@ def _pair(prompt: Prompt, best: tuple[float, Message], worst: tuple[float, Messa
         chosen_extra=best[1].extra,
         rejected_extra=worst[1].extra,
     )
-
-
-def _preferences(source: UserData | None) -> Iterator[TextPreference]:
-    if source is not None:
-        yield from (row for row in values(read_preferences(source)) if not drops_tie(row, source))

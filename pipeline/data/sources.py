@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import assert_never
 
-from pipeline.config import Data, DatasetData, FileData, RunConfig, UserData
+from pipeline.config import Data, DatasetData, FileData, HeldOut, RunConfig, UserData
 from pipeline.config.data.sources import EVERY_SPLIT
 from pipeline.data.files.folders import data_files
 from pipeline.data.records import open_dataset
@@ -22,17 +22,21 @@ def held_out_source(config: RunConfig) -> UserData | None:
     if not config.held_out.is_given:
         return None
     for source in (config.prompts, config.pairs):
-        match source:
-            case FileData() if config.held_out.path is not None:
-                return of_path(source, config.held_out.path)
-            case DatasetData() if config.held_out.path is not None:
-                plain = {name: value for name, value in source if name in FileData.model_fields}
-                return FileData(**{**plain, "kind": "file", "path": config.held_out.path, "split": None})
-            case FileData() | DatasetData():
-                return source.model_copy(update={"split": config.held_out.split})
+        if isinstance(source, FileData | DatasetData):
+            return given_source(source, config.held_out)
     if config.held_out.split is not None:
         raise UserError("held_out.split: needs prompts or pairs from files or a data set")
     raise UserError("held_out.path: held-out prompts from a file need prompts or pairs from a file")
+
+
+def given_source(source: UserData, held_out: HeldOut) -> UserData | None:
+    """Return the source of held-out rows that go with ``source``, if they have one of their own, else None."""
+    if held_out.path is None:
+        return source.model_copy(update={"split": held_out.split}) if held_out.is_given else None
+    if isinstance(source, FileData):
+        return of_path(source, held_out.path)
+    plain = {name: value for name, value in source if name in FileData.model_fields}
+    return FileData(**{**plain, "kind": "file", "path": held_out.path, "split": None})
 
 
 def of_path(source: FileData, path: str) -> FileData:

@@ -1,9 +1,11 @@
 """Held-out prompts, chosen by content: neither row numbers nor the order of rows matter. Torch-free."""
 
+import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
+from typing import Protocol
 
 from pipeline.config import HeldOut
 from pipeline.errors import UserError
@@ -16,6 +18,10 @@ _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0" + "".join(ma
 _STYLES = frozenset(("<wide>", "<narrow>", "<small>", "<font>", "<noBreak>", "<vertical>")) | frozenset(
     ("<initial>", "<medial>", "<final>", "<isolated>")
 )
+
+
+# A share of 0.07 is 7 of 100, and not 8.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,24 +46,26 @@ class Split:
         return plain_id(prompt) in self.plain
 
 
-def split_held_out(prompts: Iterable[Prompt], settings: HeldOut) -> Split:
-    """Hold out ``settings.prompts`` of the distinct ``prompts``; only their ids and ``settings.seed`` matter.
+class _Prompts(Protocol):
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Prompt]: ...
+
+
+def split_held_out(prompts: _Prompts, settings: HeldOut) -> Split:
+    """Hold out min(``prompts``, ⌈``share`` · n⌉) of the n distinct ``prompts``; only ids and ``seed`` matter.
 
     Memory grows with the number of held-out prompts, not with the number of all prompts.
 
     Raises:
-        UserError: fewer prompts than ``settings.prompts`` + 1.
+        UserError: no prompt would be left.
     """
-    ranked = nsmallest(
-        settings.prompts + 1,
-        enumerate(prompts),
-        key=lambda item: content_hash([settings.seed, item[1].id]),
-    )
-    if len(ranked) <= settings.prompts:
-        raise UserError(
-            f"held_out.prompts: {settings.prompts} of {len(ranked)} distinct prompts leave none to train on"
-        )
-    return Split.of([prompt for _, prompt in sorted(ranked[:-1], key=lambda item: item[0])])
+    total = len(prompts)
+    wanted = min(settings.prompts, math.ceil(settings.share * total - _ROUNDING))
+    if total <= wanted:
+        raise UserError(f"held_out.prompts: {wanted} of {total} distinct prompts leave none to train on")
+    ranked = nsmallest(wanted, enumerate(prompts), key=lambda item: content_hash([settings.seed, item[1].id]))
+    return Split.of([prompt for _, prompt in sorted(ranked, key=lambda item: item[0])])
 
 
 def plain_id(prompt: Prompt) -> str:

@@ -1,47 +1,105 @@
-"""Limits on the faults of data, by cause."""
+"""Limits on the faults of data, by cause, and what becomes of rows that have one."""
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, JsonValue
 
 from pipeline.config.base import OPERATIONAL, Closed
 
+DROP: Literal["drop"] = "drop"
+
+
+def _share_or_drop(given: object) -> object:
+    number = isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given <= 1
+    if not number and given != DROP:
+        raise ValueError("a share from 0 to 1, or drop, which leaves such rows out")
+    return given
+
+
+Limit = Annotated[float | Literal["drop"], BeforeValidator(_share_or_drop)]
+
 
 def _share(default: float, description: str) -> float:
-    found: float = Field(default, ge=0, le=1, description=description, json_schema_extra=OPERATIONAL)
+    found: float = Field(default, description=description, json_schema_extra=OPERATIONAL)
     return found
 
 
 class Limits(Closed):
-    """Share of the rows that may have a fault, by cause, before check and run refuse the data.
+    """Share of the rows that may have a fault, by cause, before check and run refuse the data; or ``drop``.
 
-    0 tolerates no such row; 1 only counts them. Rows that cannot be used for training are dropped and counted. Defaults
-    are 0 for faults that would teach the model something wrong, and small for rows that are dropped or count twice.
+    0 tolerates no such row; 1 only counts them; ``drop`` leaves them out of everything that trains, samples or
+    evaluates, and counts them. ``FATES`` says what becomes of rows within a limit. Defaults are 0 for faults that would
+    teach the model something wrong, and small for rows that are dropped or count twice.
     """
 
-    malformed: float = _share(0, "a row that does not fit its columns; dropped")
-    refused: float = _share(0, "the chat template refuses the row's turns, such as a system turn; dropped")
-    unwritten: float = _share(0, "the chat template leaves out tools, tool calls, tool results or reasoning of the row")
-    spelled: float = _share(
+    malformed: Limit = _share(0, "a row that does not fit its columns")
+    refused: Limit = _share(0, "the chat template refuses the row's turns, such as a system turn")
+    unwritten: Limit = _share(0, "the chat template leaves out tools, tool calls, tool results or reasoning of the row")
+    spelled: Limit = _share(
         0, "a text is a conversation written out as JSON or Python, whose brackets would be trained on; see parse"
     )
-    doubled_bos: float = _share(0, "a text contains the beginning-of-sequence token, which the chat format adds itself")
-    doubled_eos: float = _share(0, "a text contains an end token, which the chat format adds itself")
-    special_token: float = _share(
+    doubled_bos: Limit = _share(0, "a text contains the beginning-of-sequence token, which the chat format adds itself")
+    doubled_eos: Limit = _share(0, "a text contains an end token, which the chat format adds itself")
+    special_token: Limit = _share(
         0,
         "a text contains another control token, or a header that the chat template writes around turns, such as [INST]",
     )
-    missing_eos: float = _share(0.1, "a response is over chat.max_response_tokens: cut, without an end token")
-    not_a_prefix: float = _share(0.1, "the prompt's tokens are not a prefix of those of prompt and response")
-    empty: float = _share(0.1, "a response without text; dropped")
-    identical: float = _share(0.1, "two responses of the row are equal; dropped")
-    identical_when_cut: float = _share(0.1, "the same, once cut to chat.max_response_tokens; dropped")
-    contradiction: float = _share(0.1, "the rejected response has the higher score; see rewards_are")
-    lone_response: float = _share(0.1, "fewer than two responses of the row's prompt have a score; dropped")
-    tie: float = _share(1, "votes, scores or rewards are equal; the loss and the pairing rule decide what happens")
-    duplicate_prompt: float = _share(1, "an earlier row has the same prompt")
-    duplicate_row: float = _share(0.2, "an earlier row has the same prompt and responses, in any order")
-    differing_answer: float = _share(0, "an earlier row has the same prompt with another answer")
-    leak: float = _share(0, "a held-out prompt is also a training prompt, ignoring case, spaces and Unicode form")
-    long_for_policy: float = _share(
-        0.1, "a prompt over chat.max_prompt_tokens (dropped), or a row over the policy's context"
-    )
-    long_for_reward_model: float = _share(0.1, "prompt and response exceed scorer.max_tokens and lose their beginning")
+    missing_eos: Limit = _share(0.1, "a response is over chat.max_response_tokens")
+    not_a_prefix: Limit = _share(0.1, "the prompt's tokens are not a prefix of those of prompt and response")
+    empty: Limit = _share(0.1, "a response without text")
+    identical: Limit = _share(0.1, "two responses of the row are equal")
+    identical_when_cut: Limit = _share(0.1, "the same, once cut to chat.max_response_tokens")
+    contradiction: Limit = _share(0.1, "the rejected response has the higher score; see rewards_are")
+    lone_response: Limit = _share(0.1, "fewer than two responses of the row's prompt have a score")
+    tie: Limit = _share(1, "votes, scores or rewards are equal")
+    duplicate_prompt: Limit = _share(1, "an earlier row has the same prompt")
+    duplicate_row: Limit = _share(0.2, "an earlier row has the same prompt and responses, in any order")
+    differing_answer: Limit = _share(0, "an earlier row has the same prompt with another answer")
+    leak: Limit = _share(0, "a held-out prompt is also a training prompt, ignoring case, spaces and Unicode form")
+    long_for_policy: Limit = _share(0.1, "a prompt over chat.max_prompt_tokens, or a row over the policy's context")
+    long_for_reward_model: Limit = _share(0.1, "prompt and response exceed scorer.max_tokens")
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The causes whose rows are left out, in their order here."""
+        return tuple(name for name in type(self).model_fields if self.__dict__[name] == DROP)
+
+    def share(self, cause: str) -> float:
+        """The share of the rows that may have ``cause``; 1 for rows that are left out."""
+        limit: float | str = self.__dict__[cause]
+        return 1.0 if isinstance(limit, str) else limit
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result: rows that are left out; how many faults are tolerated decides none."""
+        return {**super().identity(), **dict.fromkeys(self.dropped, DROP)}
+
+
+# What becomes of rows within the limit of a cause, unless it is ``drop``.
+FATES: Mapping[str, str] = {
+    "malformed": "dropped",
+    "refused": "dropped",
+    "unwritten": "kept, without those parts",
+    "spelled": "kept",
+    "doubled_bos": "kept",
+    "doubled_eos": "kept",
+    "special_token": "kept",
+    "missing_eos": "cut, and kept without an end token",
+    "not_a_prefix": "kept",
+    "empty": "dropped; of a group, that response",
+    "identical": "dropped; of a group, all of them but one",
+    "identical_when_cut": "dropped; of a group, all of them but one",
+    "contradiction": "kept",
+    "lone_response": "dropped",
+    "tie": "kept; the loss and the pairing rule decide",
+    "duplicate_prompt": "kept",
+    "duplicate_row": "kept",
+    "differing_answer": "kept, with the first answer",
+    "leak": "dropped from training",
+    "long_for_policy": "dropped if the prompt is too long, else kept",
+    "long_for_reward_model": "kept; the reward model reads it without its beginning",
+}
+# Causes that are found in the policy's tokens, and in the reward model's.
+OF_TOKENS = frozenset(
+    ("refused", "unwritten", "doubled_bos", "doubled_eos", "special_token", "missing_eos", "not_a_prefix")
+) | frozenset(("identical_when_cut", "long_for_policy", "long_for_reward_model"))

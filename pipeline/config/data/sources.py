@@ -125,7 +125,14 @@ Data = Annotated[FileData | DatasetData | RestaurantData, Field(discriminator="k
 class HeldOut(Closed):
     """Prompts that no round trains on, split by prompt content, never by row."""
 
-    prompts: int = Field(128, ge=1, description="how many prompts")
+    prompts: int = Field(128, ge=1, description="how many prompts, at most")
+    share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the distinct prompts, rounded up, at most; a source of their own is read up to prompts",
+        json_schema_extra=LATER,
+    )
     seed: int = Field(0, ge=0, description="selects the prompts; independent of the run's seed")
     path: str | None = Field(
         None, description="take them from this file instead (same columns); must be disjoint from the training prompts"

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from flows.commands import reward_model
 from flows.commands.reward_model import make_reward_model, read_data
 from flows.run_folder.lease import hold
-from pipeline.config import ClassifierScorer, RewardModelConfig
+from pipeline.config import ClassifierScorer, Limits, RewardModelConfig
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import write_json
 from pipeline.storage.layout import LAYOUT_FILE, RUN_LAYOUT, Written, own_version, require_known
@@ -223,6 +223,41 @@ def test_rows_are_read_and_refused_as_for_a_run(tmp_path: Path, capsys: pytest.C
     data = read_data(RewardModelConfig.model_validate({**plain, **more}))
     assert [pair.prompt.messages[0].content for pair in data.held_out] == ["test 0", "test 1", "test 2"]
     assert len(data.train) == 20 and "held_out: malformed: 1 of 4 rows" in capsys.readouterr().err
+
+
+def test_pairs_may_be_a_data_set_and_copies_of_held_out_prompts_are_left_out(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    rows = [{"question": f"Say {n}", "better": "a", "worse": "b"} for n in range(20)]
+    copies = [{**row, "question": f"say  {n}"} for n, row in enumerate(rows)]
+    Dataset.from_list([*rows, *copies]).save_to_disk(tmp_path / "set")
+    columns = {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    pairs = {"kind": "dataset", "path": str(tmp_path / "set"), "columns": columns}
+    plain = {"name": "r", "model": {"path": "m"}, "pairs": pairs}
+    data = read_data(RewardModelConfig.model_validate({**plain, "held_out": {"prompts": 100, "share": 0.1}}))
+    spelled = [
+        {pair.prompt.messages[0].content.casefold().split()[1] for pair in part} for part in (data.train, data.held_out)
+    ]
+    assert len(data.held_out) == 4 and spelled[0].isdisjoint(spelled[1]) and len(spelled[0] | spelled[1]) == 20
+    (tmp_path / "held.jsonl").write_text(json.dumps(copies[3]))
+    config = RewardModelConfig.model_validate({**plain, "held_out": {"path": str(tmp_path / "held.jsonl")}})
+    with pytest.raises(UserError, match=r"held.jsonl: 2 training pairs have its prompts"):
+        read_data(config)
+    data = read_data(config.model_copy(update={"limits": Limits(leak="drop")}))
+    assert (len(data.train), len(data.held_out)) == (38, 1)
+
+
+def test_rows_that_limits_drop_are_in_no_pair(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p {n}", "chosen": "a", "rejected": "b", "chosen_score": n, "rejected_score": 3} for n in range(9)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[-1], rows[-1]]))
+    plain = {"name": "r", "model": {"path": "m"}, "pairs": {"path": str(tmp_path / "pairs.jsonl")}}
+    for limits, count in (({"contradiction": "drop"}, 8), ({"contradiction": "drop", "duplicate_row": "drop"}, 6)):
+        data = read_data(RewardModelConfig.model_validate({**plain, "held_out": {"prompts": 1}, "limits": limits}))
+        assert len(data.train) + len(data.held_out) == count
+    with pytest.raises(ValueError, match=r"limits\.refused: drop: reward-model does not look for it"):
+        RewardModelConfig.model_validate({**plain, "limits": {"refused": "drop"}})
 
 
 def test_responses_without_text_are_in_no_pair(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from flows.preflight.check import check_config, check_run
-from pipeline.config import RunConfig
+from flows.preflight.tokens import tokens_for_dropping
+from pipeline.config import Limits, RunConfig, ScratchPolicy
 from pipeline.config.files import dump_config, load_config
+from pipeline.data.run_data import open_data
 from pipeline.errors import UserError
 from tests.support.places import DATA
 from tests.support.tiny_model import save_tiny_model
@@ -88,8 +90,6 @@ def offline(folder: Path, model: Path, pairs: Path, *settings: str) -> RunConfig
 
 
 def lenient() -> str:
-    from pipeline.config import Limits
-
     return "limits={" + ", ".join(f"{name}: 1" for name in Limits.model_fields) + "}"
 
 
@@ -143,6 +143,81 @@ def test_rows_with_the_same_fault_are_one_line_with_the_mapping(tmp_path: Path, 
         f"  {file}, rows 2, 3, 4 ... (2,000 rows): no column 'chosen'; it has 'prompt', 'better', 'rejected'",
         "  say which column it is: pairs.columns.chosen=NAME",
     ]
+
+
+def test_the_rows_that_are_not_trained_on_are_counted_by_reason(tmp_path: Path, model: Path) -> None:
+    rows: list[Any] = [{"prompt": f"a dog {n}", **TEXT} for n in range(20)]
+    rows += [
+        "not json",
+        {"prompt": "e", "chosen": "", "rejected": "y"},
+        {"prompt": "s", "chosen": "y</s>", "rejected": "x"},
+    ]
+    rows += [{"prompt": LONG, **TEXT}, {"prompt": "cut", "chosen": LONG, "rejected": "y"}]
+    file = write(tmp_path / "rows.jsonl", rows)
+    settings = [
+        lenient(),
+        "limits.doubled_eos=drop",
+        "held_out={prompts: 100, share: 0.1, seed: 1}",
+        "chat.max_prompt_tokens=100",
+    ]
+    config = offline(tmp_path, model, file, *settings)
+    contents, log = check_run(config)
+    split = open_data(config, tokens_for_dropping(config)).split
+    odd = sum(prompt.messages[-1].content in (LONG, "e") for prompt in split.held_out)
+    assert odd == 0 and len(split.held_out) == 3, "23 prompts are left to split"
+    reasons = "3 held out, 1 malformed, 1 empty, 1 doubled_eos, 1 long_for_policy"
+    assert log.account == [f"pairs: trains on 18 of 25 rows; not on {reasons}"]
+    assert contents.pairs == 18 + 2
+    _, log = check_run(offline(tmp_path, model, file, lenient(), "held_out.prompts=20"))
+    assert log.account[1:] == ["  held_out.share=0.1 holds out fewer prompts"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_dropped_causes_leave_their_rows_out_and_count_them(form: str, tmp_path: Path, model: Path) -> None:
+    planted = FORMS[form]
+    file = write(tmp_path / "rows.jsonl", [row for row, _ in planted])
+    held = write(tmp_path / "held.jsonl", [{"prompt": "Held it is out", "chosen": "a", "rejected": "b"}])
+    settings = [f"loss.preset={LOSSES[form]}", f"held_out.path={held}" if form == "pairs" else "held_out.prompts=2"]
+    dropped = "limits={" + ", ".join(f"{name}: drop" for name in Limits.model_fields) + "}"
+    contents, log = check_run(offline(tmp_path, model, file, *settings, dropped), tmp_path / "f.jsonl")
+    assert all(line.endswith("dropped (limits)") for line in log.lines()) and log.lines()
+    # A row that repeats a dropped one is sound.
+    sound = [row for row, causes in planted if not +causes]
+    assert contents.preferences == len(sound) - (0 if form == "pairs" else 2)
+    config = offline(tmp_path, model, file, *settings, dropped)
+    found = open_data(config, tokens_for_dropping(config))
+    lost = found.dropping.counts["pairs"]
+    assert lost.total() == len(planted) - len(sound) and set(lost) <= {cause for _, c in planted for cause in c}
+    prompts = {prompt.messages[-1].content for prompt in (*found.prompts(), *found.split.held_out)}
+    assert prompts == {row["prompt"] for row in sound if isinstance(row, dict)} | (
+        {"Held it is out"} if form == "pairs" else set()
+    )
+
+
+def test_a_repetition_of_a_dropped_row_is_none_and_the_first_of_equals_stays(tmp_path: Path, model: Path) -> None:
+    said = [("p", "x</s>", "y"), ("p", "x", "y"), ("p", "y", "x"), ("p", "z", "y"), ("q", "x", "y"), ("r", "x", "y")]
+    rows = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in said]
+    file = write(tmp_path / "rows.jsonl", rows)
+    settings = ["held_out.prompts=1", "limits={doubled_eos: drop, duplicate_row: drop}"]
+    contents, log = check_run(offline(tmp_path, model, file, *settings))
+    assert contents.pairs + contents.held_out_pairs == 4
+    assert log.tallies["pairs"].faults == {"doubled_eos": 1, "duplicate_prompt": 2, "duplicate_row": 1}
+    settings[1] = "limits={doubled_eos: drop, duplicate_prompt: drop}"
+    contents, _ = check_run(offline(tmp_path, model, file, *settings))
+    assert contents.pairs + contents.held_out_pairs == 3
+
+
+def test_a_limit_is_a_share_or_the_word_drop(tmp_path: Path, model: Path) -> None:
+    for value in ("1.5", "-0.1", "no", "dropped"):
+        with pytest.raises(UserError, match=r"limits\.leak: a share from 0 to 1, or drop|must be a number"):
+            offline(tmp_path, model, tmp_path, f"limits.leak={value}")
+    plain, dropping = (offline(tmp_path, model, tmp_path, *s) for s in ((), ["limits.empty=drop"]))
+    assert plain.identity()["limits"] == {} and dropping.identity()["limits"] == {"empty": "drop"}
+    assert load_config([write(tmp_path / "again.yaml", [dump_config(dropping)])]) == dropping
+    unknown = {"policy": ScratchPolicy(), "limits": Limits(special_token="drop")}
+    scratch = plain.model_copy(update=unknown)
+    with pytest.raises(UserError, match=r"limits\.special_token: drop needs the policy's tokenizer"):
+        tokens_for_dropping(scratch)
 
 
 def test_rewards_that_may_be_ranks_are_refused_until_their_meaning_is_said(tmp_path: Path, model: Path) -> None:

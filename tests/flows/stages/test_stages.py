@@ -153,6 +153,32 @@ def test_held_out_pairs_may_come_from_a_file_of_their_own(job: Path, tmp_path: P
     assert tables == {"pairs": 36, "held_out_pairs": 4} and len(found.split.held_out) == 4
 
 
+def test_rows_that_limits_drop_are_in_no_table_and_the_choice_is_in_the_key(job: Path, tmp_path: Path) -> None:
+    rows = (job / "pairs.jsonl").read_text().splitlines()
+    odd = [json.dumps({"prompt": f"odd {n}", "chosen": "the </s> mat", "rejected": "barn"}) for n in range(4)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join([*odd, *rows, "not json"]))
+    dropping = [f"pairs.path={tmp_path / 'pairs.jsonl'}", "limits={doubled_eos: drop, malformed: drop}"]
+    context = start(job, tmp_path / "run", *dropping)
+    stage = context.run.stage(0, "data")
+    metrics = stage.require().metrics
+    assert metrics["dropped"] == {"pairs": {"doubled_eos": 4, "malformed": 1}}
+    assert (metrics["pairs"], metrics["held_out"], metrics["held_out_pairs"]) == (30, 6, 6)
+    assert not any(
+        "odd" in str(row) for name in ("prompts", "held_out", "pairs") for row in read_rows(stage.folder / name)
+    )
+    for settings, added in (
+        (["limits.doubled_eos=1"], {}),
+        (["limits.empty=drop"], {"dropped": ["empty"]}),
+        (["limits.doubled_eos=drop"], {"dropped": ["doubled_eos"], "tokens": True}),
+    ):
+        plain = stage_key(context.run, load_config([job / "run.yaml"]), 0, "data")
+        key = stage_key(context.run, load_config([job / "run.yaml"], settings), 0, "data")
+        more = {name: value for name, value in key.config.items() if name not in plain.config}
+        assert more.pop("tokens", None) is not None or "tokens" not in added
+        assert more == {name: value for name, value in added.items() if name != "tokens"}
+        assert (key.digest == plain.digest) is not bool(added)
+
+
 def test_evaluation_samples_stop_where_training_samples_do(job: Path, tmp_path: Path) -> None:
     context = start(job, tmp_path)
     stopped = load_config([job / "run.yaml"], ["sampling.stop=[END]"])

@@ -14,17 +14,28 @@ def prompt(text: str) -> Prompt:
 
 def test_held_out_prompts_do_not_depend_on_the_order_of_rows() -> None:
     given = [prompt(str(number)) for number in range(50)]
-    split = split_held_out(iter(given), HeldOut(prompts=12, seed=1))
+    split = split_held_out(given, HeldOut(prompts=12, seed=1))
     assert len(split.held_out) == 12 and split.ids == {p.id for p in split.held_out}
     assert [given.index(p) for p in split.held_out] == sorted(given.index(p) for p in split.held_out)
-    again = split_held_out(iter(given[::-1]), HeldOut(prompts=12, seed=1))
-    other = split_held_out(iter(given), HeldOut(prompts=12, seed=2))
+    again = split_held_out(given[::-1], HeldOut(prompts=12, seed=1))
+    other = split_held_out(given, HeldOut(prompts=12, seed=2))
     assert again.ids == split.ids != other.ids
 
 
 def test_holding_out_every_prompt_is_refused() -> None:
     with pytest.raises(UserError, match=r"held_out.prompts: 10 of 10 distinct prompts leave none"):
-        split_held_out(iter([prompt(str(number)) for number in range(10)]), HeldOut(prompts=10))
+        split_held_out([prompt(str(number)) for number in range(10)], HeldOut(prompts=10))
+
+
+@pytest.mark.parametrize(
+    ("total", "prompts", "share", "held"),
+    [(170, 100, 0.1, 17), (171, 100, 0.1, 18), (2000, 100, 0.1, 100), (5, 100, 0.1, 1), (2, 1, 1, 1), (10, 9, 1.0, 9)],
+)
+def test_held_out_prompts_are_a_share_with_a_ceiling(total: int, prompts: int, share: float, held: int) -> None:
+    given = [prompt(str(number)) for number in range(total)]
+    split = split_held_out(given, HeldOut(prompts=prompts, share=share))
+    assert len(split.held_out) == held
+    assert split.ids <= split_held_out(given, HeldOut(prompts=total - 1)).ids
 
 
 def test_a_copy_is_the_prompt_but_for_case_and_spaces() -> None:
