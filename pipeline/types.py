@@ -7,7 +7,7 @@ prompt has the same id in every file, run and machine.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 # ``tools``: what the assistant may call, as a JSON list, before all other turns; ``tool``: the result of a call.
@@ -60,12 +60,16 @@ class Prompt:
 
     ``answer`` is whatever a gold scorer compares responses with (a label, a meaning
     representation); ``reference`` is a response written by a person, if the data has one.
+    While rows are read, ``origin`` is what ``columns.source`` holds, and ``guessed`` is true if the prompt is only the
+    common start of two texts; neither is stored.
     """
 
     messages: tuple[Message, ...]
     source: str = ""
     answer: str | None = None
     reference: str | None = None
+    origin: str = field(default="", compare=False)
+    guessed: bool = field(default=False, compare=False)
 
     @property
     def id(self) -> str:

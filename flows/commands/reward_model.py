@@ -16,6 +16,7 @@ from flows.report.progress import make_console, progress
 from flows.run_folder.lease import hold
 from pipeline.config import RewardModelConfig, UserData
 from pipeline.config.files import dump_config, load_settings
+from pipeline.data.distinct import DistinctPrompts
 from pipeline.data.faults import FaultFinder
 from pipeline.data.reading import read_preferences
 from pipeline.data.sources import files_of, given_source
@@ -101,9 +102,11 @@ def _alone(root: Path) -> Iterator[None]:
 def read_data(config: RewardModelConfig) -> _Data:
     """Read training and held-out pairs. Raises ``UserError`` for faults above ``config.limits``."""
     pairs, given = list(_pairs(config, config.pairs, "pairs")), given_source(config.pairs, config.held_out)
-    prompts = {pair.prompt.id: pair.prompt for pair in pairs}
     if given is None:
-        split = split_held_out([*prompts.values()], config.held_out)
+        distinct = DistinctPrompts(config.held_out.by == "source")
+        for pair in pairs:
+            distinct.add(pair.prompt)
+        split = split_held_out(distinct, config.held_out, distinct.together())
         inside = [pair for pair in pairs if split.holds_out(pair.prompt)]
     else:
         inside = list(_pairs(config, given, "held_out"))

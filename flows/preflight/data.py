@@ -112,8 +112,19 @@ def _log_faults(
         if waiting and last:
             past.append(_past(source, show, last, log.tallies[source].rows, _settings(config, source)))
         ranks.require_meaning(_settings(config, source), source)
-    log.account = account.lines()
+    log.account = [*account.lines(), *([] if run_data is None else _guesses(run_data))]
     return past
+
+
+def _guesses(run_data: RunData) -> list[str]:
+    """Return a line if prompts are only the common start of two texts."""
+    guessed, longer = run_data.distinct.guesses()
+    if not guessed:
+        return []
+    return [
+        f"{guessed:,} distinct prompts are guessed: the common start of chosen and rejected; {longer:,} of them begin "
+        "with another one, and are held out or trained on together with it"
+    ]
 
 
 def _texts(run_data: RunData) -> Iterator[str]:

@@ -65,14 +65,24 @@ def added_prompts(context: Context, round_: int, folder: Path) -> Outcome:
     source, sizes = prompt_source(context.config), sizes_of(context.config)
     known, split = {prompt.id for prompt in training_prompts(context, round_ - 1)}, Split.of(held_out_prompts(context))
     distinct, dropping = DistinctPrompts(), Dropping(context.config, tokens_for_dropping(context.config))
+    held_out = _held_out_origins(context, split)
     for row in values(dropping.rows("prompts", read_prompts(source))):
-        if row.prompt.id not in known and not split.copies(row.prompt):
-            distinct.add(row.prompt)
+        prompt = row.prompt
+        if prompt.id not in known and prompt.origin not in held_out and not split.copies(prompt):
+            distinct.add(prompt)
     (folder / "prompts").mkdir(exist_ok=True)
     with TableWriter(folder / "prompts" / "rows.parquet", PROMPTS) as table:
         for prompt in distinct:
             table.add(prompt_row(prompt))
     return Outcome(len(distinct), {"prompts": len(distinct), **sizes, **_dropped(dropping)})
+
+
+def _held_out_origins(context: Context, split: Split) -> set[str]:
+    """Return the sources of held-out prompts, if sources are held out."""
+    if context.config.held_out.by != "source":
+        return set()
+    rows = values(read_prompts(prompt_source(context.config)))
+    return {row.prompt.origin for row in rows if split.holds_out(row.prompt)} - {""}
 
 
 def _dropped(dropping: Dropping) -> dict[str, JsonValue]:

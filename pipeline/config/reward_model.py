@@ -75,6 +75,7 @@ class RewardModelConfig(Closed):
         unseen = next((cause for cause in self.limits.dropped if cause in OF_TOKENS), None)
         if unseen is not None:
             raise ValueError(f"limits.{unseen}: drop: reward-model does not look for it; use a share")
+        self.held_out.require_source(self.pairs.columns)
         if self.eta is not None and self.ties != "rao_kupper":
             raise ValueError("eta: only read with ties: rao_kupper")
         if self.margin.kind not in ("none", "constant", "rewards"):

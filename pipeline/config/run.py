@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data.limits import Limits
-from pipeline.config.data.sources import Data, HeldOut, UserData
+from pipeline.config.data.sources import Data, HeldOut, RestaurantData, UserData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.loss.presets import NamedComposition
 from pipeline.config.pairing import Pairing, Replay
@@ -104,6 +104,12 @@ class RunConfig(Closed):
         if ".." in value:
             raise ValueError("must not contain '..'")
         return value
+
+    @model_validator(mode="after")
+    def _source_is_named(self) -> "RunConfig":
+        source = self.pairs if self.prompts is None else self.prompts
+        self.held_out.require_source(None if isinstance(source, RestaurantData) or source is None else source.columns)
+        return self
 
     @model_validator(mode="after")
     def _mode_has_its_parts(self) -> "RunConfig":

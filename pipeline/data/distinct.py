@@ -2,8 +2,9 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from pipeline.data.forms.plain import plain_start
 from pipeline.types import Message, Prompt
 
 _TABLE = """
@@ -19,18 +20,41 @@ _MEMORY = 4 * 1024  # KiB of pages in memory; the rest is in a temporary file th
 
 
 class DistinctPrompts:
-    """Prompts with distinct content, in order of arrival.
+    """Prompts with distinct content, in order of arrival, and which of them belong together.
 
-    A prompt keeps the first ``reference`` among its rows and the ``answer`` of its first row.
+    A prompt keeps the first ``reference`` among its rows and the ``answer`` of its first row. Together are prompts of
+    one ``origin``, if ``by_origin``; and guessed prompts, one of which begins with the other, word by word.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by_origin: bool = False) -> None:
+        self._by_origin = by_origin
         self._rows = _open(_TABLE)
+        self._rows.execute("CREATE TABLE guesses (start TEXT, id TEXT)")
+        self._rows.execute("CREATE TABLE links (one TEXT, other TEXT)")
 
     def add(self, prompt: Prompt) -> None:
         """Add a row's prompt."""
         messages = json.dumps([m.parts for m in prompt.messages], ensure_ascii=False)
         self._rows.execute(_ADD, (prompt.id, messages, prompt.source, prompt.answer, prompt.reference))
+        if self._by_origin and prompt.origin:
+            self._rows.execute("INSERT INTO links VALUES (?, ?)", (f"origin {prompt.origin}", prompt.id))
+        if prompt.guessed:
+            self._rows.execute("INSERT INTO guesses VALUES (?, ?)", (plain_start(prompt), prompt.id))
+
+    def together(self) -> dict[str, str]:
+        """Return the group of each prompt that belongs to others, by id. Memory grows with the number of those."""
+        groups = _Groups()
+        for one, other in self._rows.execute("SELECT one, other FROM links"):
+            groups.join(one, other)
+        for one, other in _starts(self._rows.execute("SELECT DISTINCT start, id FROM guesses ORDER BY start, id")):
+            groups.join(one, other)
+        return groups.named()
+
+    def guesses(self) -> tuple[int, int]:
+        """Return how many prompts are guessed, and how many of them begin with another guessed one."""
+        rows = self._rows.execute("SELECT DISTINCT start, id FROM guesses ORDER BY start, id")
+        total = int(self._rows.execute("SELECT count(DISTINCT id) FROM guesses").fetchone()[0])
+        return total, sum(1 for _ in _starts(rows))
 
     def __len__(self) -> int:
         return int(self._rows.execute("SELECT count(*) FROM prompts").fetchone()[0])
@@ -41,6 +65,42 @@ class DistinctPrompts:
         ):
             turns = tuple(Message(*parts) for parts in json.loads(messages))
             yield Prompt(turns, source, answer, reference)
+
+
+class _Groups:
+    """Sets of keys that are joined pair by pair."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def join(self, one: str, other: str) -> None:
+        """Put two keys into one group."""
+        roots = sorted((self._root(one), self._root(other)))
+        self._parent[roots[1]] = roots[0]
+
+    def named(self) -> dict[str, str]:
+        """Return the smallest key of each key's group."""
+        return {key: self._root(key) for key in self._parent}
+
+    def _root(self, key: str) -> str:
+        parent = self._parent.setdefault(key, key)
+        while parent != self._parent[parent]:
+            parent = self._parent[parent] = self._parent[self._parent[parent]]
+        self._parent[key] = parent
+        return parent
+
+
+def _starts(sorted_: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield (id, id) of each text and the shortest other one that it begins with, word by word; ``sorted_``: texts."""
+    above: list[tuple[str, str]] = []
+    for text, id in sorted_:
+        while above and not text.startswith(above[-1][0]):
+            above.pop()
+        first = next((known for start, known in above if text == start or text.startswith(f"{start} ")), None)
+        if first is None:
+            above.append((text, id))
+        elif first != id:
+            yield first, id
 
 
 class Firsts:

@@ -74,13 +74,13 @@ def open_data(config: RunConfig, tokens: Tokens | None = None) -> RunData:
     if given is not None:
         split = _given_split(config, given, dropping)
         dropping.leaks = split
-    distinct, source = DistinctPrompts(), prompt_source(config)
+    distinct, source = DistinctPrompts(config.held_out.by == "source"), prompt_source(config)
     for row in values(dropping.rows("pairs" if config.prompts is None else "prompts", read_prompts(source))):
         distinct.add(row.prompt)
     if not len(distinct):
         raise UserError(f"{source.where}: holds no rows{dropping.said}")
     if given is None:
-        split = split_held_out(distinct, config.held_out)
+        split = split_held_out(distinct, config.held_out, distinct.together())
     return RunData(config, distinct, split, dropping)
 
 

@@ -1,24 +1,16 @@
 """Held-out prompts, chosen by content: neither row numbers nor the order of rows matter. Torch-free."""
 
 import math
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from typing import Protocol
 
 from pipeline.config import HeldOut
+from pipeline.data.forms.plain import plain_id
 from pipeline.errors import UserError
 from pipeline.types import Prompt, content_hash
-
-# Invisible characters that Unicode does not count as formats (Cf): fillers, joiners, variation selectors.
-_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0" + "".join(map(chr, range(0xFE00, 0xFE10))))
-# Tags of mappings (Unicode Standard Annex 44) between styles of one character. Not <super>, <sub>, <fraction>, <circle>
-# and the like, which change what a formula means.
-_STYLES = frozenset(("<wide>", "<narrow>", "<small>", "<font>", "<noBreak>", "<vertical>")) | frozenset(
-    ("<initial>", "<medial>", "<final>", "<isolated>")
-)
-
 
 # A share of 0.07 is 7 of 100, and not 8.
 _ROUNDING = 1e-9
@@ -52,40 +44,54 @@ class _Prompts(Protocol):
     def __iter__(self) -> Iterator[Prompt]: ...
 
 
-def split_held_out(prompts: _Prompts, settings: HeldOut) -> Split:
+def split_held_out(prompts: _Prompts, settings: HeldOut, together: Mapping[str, str] | None = None) -> Split:
     """Hold out min(``prompts``, ⌈``share`` · n⌉) of the n distinct ``prompts``; only ids and ``seed`` matter.
 
-    Memory grows with the number of held-out prompts, not with the number of all prompts.
+    Groups of prompts are held out whole, in the order of their hash, as far as they fit: a group that is larger than
+    this number is trained on. Memory grows with the number of held-out prompts and of those in groups.
+
+    Args:
+        prompts: with distinct ids.
+        settings: the section held_out.
+        together: the group of each prompt that belongs to others, by id.
 
     Raises:
-        UserError: no prompt would be left.
+        UserError: no prompt would be left, or no group is small enough.
     """
-    total = len(prompts)
+    together, total = together or {}, len(prompts)
     wanted = min(settings.prompts, math.ceil(settings.share * total - _ROUNDING))
     if total <= wanted:
         raise UserError(f"held_out.prompts: {wanted} of {total} distinct prompts leave none to train on")
-    ranked = nsmallest(wanted, enumerate(prompts), key=lambda item: content_hash([settings.seed, item[1].id]))
-    return Split.of([prompt for _, prompt in sorted(ranked, key=lambda item: item[0])])
+    sizes = Counter(together[prompt.id] for prompt in prompts if prompt.id in together) if together else {}
+    chosen = _whole_groups(prompts, wanted, lambda prompt: together.get(prompt.id, prompt.id), sizes, settings.seed)
+    if not chosen:
+        raise UserError(
+            f"held_out.prompts: {wanted} of {total} distinct prompts are to be held out, but the smallest of "
+            f"{len(sizes)} groups has {min(sizes.values())}, which stay together (held_out.by, or prompts that begin "
+            "with each other)"
+        )
+    return Split.of([prompt for _, prompt in sorted(chosen, key=lambda item: item[0])])
 
 
-def plain_id(prompt: Prompt) -> str:
-    """Return a hash of the prompt's contents, ignoring case, spaces and Unicode form (``_plain``)."""
-    return content_hash([[m.role, _plain(m.content)] for m in prompt.messages])
-
-
-def _plain(text: str) -> str:
-    """Return ``text`` without case, runs of spaces, invisible characters and styles of characters, in the form NFC.
-
-    Not in NFKC, which makes x² the same as x2, and ½ the same as 1⁄2.
-    """
-    if not text.isascii():
-        text = "".join(c for c in text if c not in _INVISIBLE and unicodedata.category(c) != "Cf")
-        # Case folding can undo the form: NFC comes last.
-        text = unicodedata.normalize("NFC", "".join(map(_unstyled, text)).casefold())
-    return " ".join(text.casefold().split())
-
-
-def _unstyled(character: str) -> str:
-    """Return the character of which ``character`` is only a style, such as full-width or bold; else itself."""
-    mapping = unicodedata.decomposition(character)
-    return unicodedata.normalize("NFKC", character) if mapping.split(" ")[0] in _STYLES else character
+def _whole_groups(
+    prompts: _Prompts, wanted: int, group_of: Callable[[Prompt], str], sizes: Mapping[str, int], seed: int
+) -> list[tuple[int, Prompt]]:
+    """Return up to ``wanted`` prompts with their places, in whole groups; ``sizes``: of groups of several prompts."""
+    chosen: list[tuple[int, Prompt]] = []
+    taken: set[str] = set()
+    while wanted > len(chosen):
+        left = wanted - len(chosen)
+        fitting = (
+            (group, place, prompt)
+            for place, prompt in enumerate(prompts)
+            if sizes.get(group := group_of(prompt), 1) <= left and group not in taken
+        )
+        ranked = nsmallest(left, fitting, key=lambda item: (content_hash([seed, item[0]]), item[1]))
+        found = Counter(group for group, _, _ in ranked)
+        # Only the last group can be cut; what it leaves is filled with smaller ones.
+        whole = {group for group, count in found.items() if count >= sizes.get(group, 1)}
+        if not whole:
+            break
+        chosen += [(place, prompt) for group, place, prompt in ranked if group in whole]
+        taken |= whole
+    return chosen

@@ -77,6 +77,11 @@ class Columns(Closed):
         json_schema_extra=LATER,
     )
     response: Column = Field("response", description="a reference response (warm start)")
+    source: Column | None = Field(
+        None,
+        description="what the row was taken from, such as a document, for held_out.by: source; may be empty",
+        json_schema_extra=LATER,
+    )
     answer: Column = Field("answer", description="the answer that gold scorers compare with; may be absent")
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ def _share_or_drop(given: object) -> object:
     return given
 
 
-Limit = Annotated[float | Literal["drop"], BeforeValidator(_share_or_drop)]
+FaultLimit = Annotated[float | Literal["drop"], BeforeValidator(_share_or_drop)]
 
 
 def _share(default: float, description: str) -> float:
@@ -33,32 +33,38 @@ class Limits(Closed):
     teach the model something wrong, and small for rows that are dropped or count twice.
     """
 
-    malformed: Limit = _share(0, "a row that does not fit its columns")
-    refused: Limit = _share(0, "the chat template refuses the row's turns, such as a system turn")
-    unwritten: Limit = _share(0, "the chat template leaves out tools, tool calls, tool results or reasoning of the row")
-    spelled: Limit = _share(
+    malformed: FaultLimit = _share(0, "a row that does not fit its columns")
+    refused: FaultLimit = _share(0, "the chat template refuses the row's turns, such as a system turn")
+    unwritten: FaultLimit = _share(
+        0, "the chat template leaves out tools, tool calls, tool results or reasoning of the row"
+    )
+    spelled: FaultLimit = _share(
         0, "a text is a conversation written out as JSON or Python, whose brackets would be trained on; see parse"
     )
-    doubled_bos: Limit = _share(0, "a text contains the beginning-of-sequence token, which the chat format adds itself")
-    doubled_eos: Limit = _share(0, "a text contains an end token, which the chat format adds itself")
-    special_token: Limit = _share(
+    doubled_bos: FaultLimit = _share(
+        0, "a text contains the beginning-of-sequence token, which the chat format adds itself"
+    )
+    doubled_eos: FaultLimit = _share(0, "a text contains an end token, which the chat format adds itself")
+    special_token: FaultLimit = _share(
         0,
         "a text contains another control token, or a header that the chat template writes around turns, such as [INST]",
     )
-    missing_eos: Limit = _share(0.1, "a response is over chat.max_response_tokens")
-    not_a_prefix: Limit = _share(0.1, "the prompt's tokens are not a prefix of those of prompt and response")
-    empty: Limit = _share(0.1, "a response without text")
-    identical: Limit = _share(0.1, "two responses of the row are equal")
-    identical_when_cut: Limit = _share(0.1, "the same, once cut to chat.max_response_tokens")
-    contradiction: Limit = _share(0.1, "the rejected response has the higher score; see rewards_are")
-    lone_response: Limit = _share(0.1, "fewer than two responses of the row's prompt have a score")
-    tie: Limit = _share(1, "votes, scores or rewards are equal")
-    duplicate_prompt: Limit = _share(1, "an earlier row has the same prompt")
-    duplicate_row: Limit = _share(0.2, "an earlier row has the same prompt and responses, in any order")
-    differing_answer: Limit = _share(0, "an earlier row has the same prompt with another answer")
-    leak: Limit = _share(0, "a held-out prompt is also a training prompt, ignoring case, spaces and Unicode form")
-    long_for_policy: Limit = _share(0.1, "a prompt over chat.max_prompt_tokens, or a row over the policy's context")
-    long_for_reward_model: Limit = _share(0.1, "prompt and response exceed scorer.max_tokens")
+    missing_eos: FaultLimit = _share(0.1, "a response is over chat.max_response_tokens")
+    not_a_prefix: FaultLimit = _share(0.1, "the prompt's tokens are not a prefix of those of prompt and response")
+    empty: FaultLimit = _share(0.1, "a response without text")
+    identical: FaultLimit = _share(0.1, "two responses of the row are equal")
+    identical_when_cut: FaultLimit = _share(0.1, "the same, once cut to chat.max_response_tokens")
+    contradiction: FaultLimit = _share(0.1, "the rejected response has the higher score; see rewards_are")
+    lone_response: FaultLimit = _share(0.1, "fewer than two responses of the row's prompt have a score")
+    tie: FaultLimit = _share(1, "votes, scores or rewards are equal")
+    duplicate_prompt: FaultLimit = _share(1, "an earlier row has the same prompt")
+    duplicate_row: FaultLimit = _share(0.2, "an earlier row has the same prompt and responses, in any order")
+    differing_answer: FaultLimit = _share(0, "an earlier row has the same prompt with another answer")
+    leak: FaultLimit = _share(0, "a held-out prompt is also a training prompt, ignoring case, spaces and Unicode form")
+    long_for_policy: FaultLimit = _share(
+        0.1, "a prompt over chat.max_prompt_tokens, or a row over the policy's context"
+    )
+    long_for_reward_model: FaultLimit = _share(0.1, "prompt and response exceed scorer.max_tokens")
 
     @property
     def dropped(self) -> tuple[str, ...]:

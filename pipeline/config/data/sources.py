@@ -133,6 +133,11 @@ class HeldOut(Closed):
         description="share of the distinct prompts, rounded up, at most; a source of their own is read up to prompts",
         json_schema_extra=LATER,
     )
+    by: Literal["prompt", "source"] = Field(
+        "prompt",
+        description="source: all prompts with the same columns.source are held out together, or none of them",
+        json_schema_extra=LATER,
+    )
     seed: int = Field(0, ge=0, description="selects the prompts; independent of the run's seed")
     path: str | None = Field(
         None, description="take them from this file instead (same columns); must be disjoint from the training prompts"
@@ -144,6 +149,11 @@ class HeldOut(Closed):
         if self.path is not None and self.split is not None:
             raise ValueError("split: held-out prompts come from path or from split, not from both")
         return self
+
+    def require_source(self, columns: Columns | None) -> None:
+        """Raise ``ValueError`` if sources are held out, but ``columns`` names none; ``columns``: of the prompts."""
+        if self.by == "source" and (columns is None or columns.source is None):
+            raise ValueError("held_out.by: source needs columns.source, the column that names it")
 
     @property
     def is_given(self) -> bool:

@@ -74,6 +74,7 @@ class _Row:
         self._values = record.values
         several = data.columns.responses
         self.responses = (several,) if isinstance(several, str) else several
+        self._guessed = False
 
     @property
     def has_reference(self) -> bool:
@@ -198,7 +199,7 @@ class _Row:
         (chosen, one), (rejected, other) = given
         if not (isinstance(chosen, str) and isinstance(rejected, str)) or is_transcript(chosen):
             return split_turns(None, given)
-        start = common_start(chosen, rejected)
+        start, self._guessed = common_start(chosen, rejected), True
         if not start.strip():
             raise FaultError(
                 f"no column {' or '.join(map(repr, self._columns.prompt_columns))}, and {one} and {other} share "
@@ -267,7 +268,8 @@ class _Row:
         if self._data.system == "user":
             turns = _merged(turns)
         reply = cells.plain_answer(self._values, columns.answer)
-        return Prompt((*tools, *turns), source=self._record.source, answer=reply)
+        origin = None if columns.source is None else cells.plain_answer(self._values, columns.source)
+        return Prompt((*tools, *turns), self._record.source, reply, origin=origin or "", guessed=self._guessed)
 
 
 def _merged(turns: Turns) -> Turns:

@@ -168,8 +168,35 @@ def test_the_rows_that_are_not_trained_on_are_counted_by_reason(tmp_path: Path, 
     reasons = "3 held out, 1 malformed, 1 empty, 1 doubled_eos, 1 long_for_policy"
     assert log.account == [f"pairs: trains on 18 of 25 rows; not on {reasons}"]
     assert contents.pairs == 18 + 2
+    assert "  pairs: missing_eos: 1 of 25 rows (4 %), limit 1: cut, and kept without an end token" in log.lines()
+    assert "  pairs: doubled_eos: 1 of 25 rows (4 %), dropped (limits)" in log.lines()
     _, log = check_run(offline(tmp_path, model, file, lenient(), "held_out.prompts=20"))
     assert log.account[1:] == ["  held_out.share=0.1 holds out fewer prompts"]
+
+
+def test_guessed_prompts_are_counted_and_split_with_those_that_they_begin_with(tmp_path: Path, model: Path) -> None:
+    said = [(" Of course: x", " Of course: y"), (" Sure x", " Sure y"), (" x", " y")]
+    rows = [{"chosen": f"Tell {n}." + one, "rejected": f"Tell {n}." + other} for n in range(10) for one, other in said]
+    config = offline(tmp_path, model, write(tmp_path / "rows.jsonl", rows), "held_out.prompts=7")
+    contents, log = check_run(config)
+    assert log.account[1].startswith("30 distinct prompts are guessed: the common start of chosen and rejected; 20 of")
+    held = [prompt.messages[0].content for prompt in open_data(config).split.held_out]
+    assert len(held) == contents.held_out == 6
+    assert all(
+        sum(text.startswith(whole) for text in held) == 3 for whole in {text[: text.index(".") + 1] for text in held}
+    )
+
+
+def test_a_source_that_is_held_out_is_named(tmp_path: Path, model: Path) -> None:
+    rows = [{"prompt": f"a dog {n}", **TEXT, "page": n // 5} for n in range(30)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=r"held_out\.by: source needs columns\.source"):
+        offline(tmp_path, model, file, "held_out={prompts: 12, by: source}")
+    config = offline(tmp_path, model, file, "held_out={prompts: 12, by: source}", "pairs.columns.source=page")
+    _, log = check_run(config)
+    split = open_data(config).split
+    assert log.account == ["pairs: trains on 20 of 30 rows; not on 10 held out"]
+    assert len({int(prompt.messages[0].content.split()[-1]) // 5 for prompt in split.held_out}) == 2
 
 
 @pytest.mark.parametrize("form", FORMS)

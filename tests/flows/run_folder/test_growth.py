@@ -12,7 +12,7 @@ from flows.loop.entry import Firing, prepare
 from flows.report.model_card import card
 from flows.run_folder.growth import ADDED, brings_prompts, has_grown
 from flows.stages.context import Context
-from flows.stages.data import held_out_prompts
+from flows.stages.data import held_out_prompts, prompts_by_round
 from flows.stages.run import run_stage
 from flows.stages.samples import round_prompts
 from pipeline.config.files import load_config
@@ -46,6 +46,21 @@ def play(context: Context, round_: int) -> list[str]:
         run_stage(context, round_, ADDED)
     train(context, round_)
     return [prompt.messages[-1].content for prompt in round_prompts(context, round_)]
+
+
+def test_added_prompts_of_a_held_out_source_and_dropped_ones_are_left_out(job: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"the cat {n}", "answer": "barn", "site": f"site {n // 4}"} for n in range(24)]
+    file = written(tmp_path / "prompts.jsonl", rows)
+    settings = ["prompts.columns.source=site", "held_out={prompts: 4, by: source}", "limits={doubled_eos: drop}"]
+    context = open_context(job, tmp_path / "run", "iterative", f"prompts.path={file}", "pairs=null", *settings)
+    run_stage(context, 0, "data")
+    (held,) = {int(prompt.messages[-1].content.split()[-1]) // 4 for prompt in held_out_prompts(context)}
+    written(file, [{"prompt": f"new {n}", "answer": "barn", "site": f"site {n}"} for n in range(6)], "a")
+    written(file, [{"prompt": "new </s>", "answer": "barn", "site": "site 9"}], "a")
+    run_stage(context, 1, ADDED)
+    added = {prompt.messages[-1].content for prompt in prompts_by_round(context, 1)[1]}
+    assert added == {f"new {n}" for n in range(6) if n != held}
+    assert context.run.stage(1, ADDED).require().metrics["dropped"] == {"prompts": {"doubled_eos": 1}}
 
 
 def weights(context: Context, round_: int) -> str:

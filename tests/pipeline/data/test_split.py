@@ -1,8 +1,12 @@
 """The held-out split: by content, stable, and closed against copies."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from pipeline.config import HeldOut
+from pipeline.data.distinct import DistinctPrompts
 from pipeline.data.split import Split, split_held_out
 from pipeline.errors import UserError
 from pipeline.types import Message, Prompt
@@ -36,6 +40,62 @@ def test_held_out_prompts_are_a_share_with_a_ceiling(total: int, prompts: int, s
     split = split_held_out(given, HeldOut(prompts=prompts, share=share))
     assert len(split.held_out) == held
     assert split.ids <= split_held_out(given, HeldOut(prompts=total - 1)).ids
+
+
+def starting(texts: list[str], **settings: Any) -> set[str]:
+    distinct = DistinctPrompts()
+    for text in texts:
+        distinct.add(replace(prompt(text), guessed=True))
+    held = split_held_out(distinct, HeldOut(**settings), distinct.together()).held_out
+    return {found.messages[0].content for found in held}
+
+
+def test_guessed_prompts_that_begin_with_each_other_are_on_one_side() -> None:
+    texts = [
+        f"Write about {topic}.{more}"
+        for topic in "ABCDEFGHIJ"
+        for more in ("", " Sure,", " sure, here", " Once\n upon")
+    ]
+    texts += ["Write about K", "Write about Kites", "Write about K\x01", "Write about k too"]
+    sides = set()
+    for seed in range(20):
+        held = starting(texts, prompts=9, seed=seed)
+        topics = {text[12] for text in held if text[12] not in "Kk"}
+        assert 4 <= len(held) <= 9 and all(sum(text[12] == topic for text in held) == 4 for topic in topics)
+        assert ("Write about K" in held) == ("Write about k too" in held)
+        sides.add(("Write about K" in held, "Write about Kites" in held))
+    assert len(sides) > 2, "words that begin alike are no start"
+    assert starting(texts, prompts=2, seed=0) <= {
+        "Write about Kites",
+        "Write about K\x01",
+        "Write about K",
+        "Write about k too",
+    }
+    with pytest.raises(
+        UserError, match=r"2 of 40 distinct prompts are to be held out, but the smallest of 10 groups has 4"
+    ):
+        starting(texts[:40], prompts=2)
+    distinct = DistinctPrompts()
+    for text in texts:
+        distinct.add(replace(prompt(text), guessed=True))
+    assert distinct.guesses() == (44, 31)
+    assert len(starting(texts, prompts=9)) and not DistinctPrompts().together()
+
+
+def test_prompts_of_one_source_are_on_one_side() -> None:
+    distinct = DistinctPrompts(by_origin=True)
+    for number in range(60):
+        distinct.add(replace(prompt(str(number)), origin=f"site {number // 3}" if number < 45 else ""))
+    # This prompt joins its two sources.
+    distinct.add(replace(prompt("3"), origin="site 0"))
+    for seed in range(10):
+        split = split_held_out(distinct, HeldOut(prompts=13, seed=seed), distinct.together())
+        held = {int(found.messages[0].content) for found in split.held_out}
+        assert len(held) == 13
+        assert all(len(held & {*range(start, start + 3)}) in (0, 3) for start in range(0, 45, 3))
+        assert len(held & {*range(6)}) in (0, 6)
+    plain = split_held_out(distinct, HeldOut(prompts=13))
+    assert plain.ids == split_held_out(distinct, HeldOut(prompts=13), DistinctPrompts().together()).ids
 
 
 def test_a_copy_is_the_prompt_but_for_case_and_spaces() -> None:
