@@ -30,6 +30,7 @@ TYPED = {
     "hh-like": (Path("hh.jsonl"), [], "{prompt: question, response: ground_truth}"),
 }
 LOSSES = ("dpo", "simpo", "kto", "ipo", "nca_list")
+HELD_OUT = {"gsm8k": 128, "pandalm": 34, "mtbench": 24, "hh-like": 128}
 # A list loss reads groups.
 GROUPS = ("gsm8k", "mtbench")
 SIZES = (
@@ -58,6 +59,11 @@ def prefloop(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+def held_out(name: str) -> str:
+    """Return the setting of the number of held-out prompts."""
+    return f"held_out.prompts={HELD_OUT[name]}"
+
+
 def in_form_of_hh(folder: Path) -> Path:
     """Write a right and a wrong solution of each question as two transcripts; return the file."""
     file = folder / "hh.jsonl"
@@ -79,7 +85,16 @@ def start_policy(folder: Path, name: str) -> Path:
     config.write_text(
         f"name: {name}-start{START}prompts: {{path: {source}, columns: {columns}}}\npairs: {{path: {pairs}}}\n"
     )
-    words = [str(config), *typed, *SIZES, "--until", "0:policy", "--run-dir", str(folder / f"{name}-start")]
+    words = [
+        str(config),
+        *typed,
+        *SIZES,
+        held_out(name),
+        "--until",
+        "0:policy",
+        "--run-dir",
+        str(folder / f"{name}-start"),
+    ]
     done = prefloop(folder, "run", *words)
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
@@ -92,7 +107,7 @@ def trained(folder: Path, name: str, loss: str, policy: Path) -> str:
     pairs = folder / file if name == "hh-like" else file
     root = folder / f"{name}-{loss}"
     words = [str(ROOT / "configs" / "offline.yaml"), f"policy.path={policy}", f"pairs.path={pairs}", *typed]
-    done = prefloop(folder, "run", *words, f"loss.preset={loss}", *SIZES, "--run-dir", str(root))
+    done = prefloop(folder, "run", *words, f"loss.preset={loss}", *SIZES, held_out(name), "--run-dir", str(root))
     metrics_file = root / "round_001" / "evaluation" / "metrics.json"
     if not metrics_file.is_file():
         return f"exit code {done.returncode}: {' '.join((done.stderr or done.stdout).splitlines()[-3:])[:400]}"
