@@ -25,8 +25,21 @@ CERTAIN_PAIRS = (
 ANSWER_STEMS = (
     "",
     *("response", "responses", "output", "answer", "completion", "conversation", "human_ref", "text", "summary"),
-    *("candidate", "generation", "reply", "result", "solution", "model_output", "dialogue", "messages", "assistant"),
+    *(
+        "candidate",
+        "generation",
+        "reply",
+        "result",
+        "solution",
+        "model_output",
+        "dialogue",
+        "messages",
+        "assistant",
+        "conv",
+    ),
 )
+# What their names may end with before the mark, after a word of the data set's own: orig_response_A.
+STEM_ENDS = ("_response", "_output", "_answer", "_completion", "_summary", "_solution", "_generation")
 # Marks that tell one response from the other.
 PAIR_MARKS = (("0", "1"), ("1", "2"), ("a", "b"))
 # Columns that say which of two responses is the better one.
@@ -35,6 +48,7 @@ DECIDERS = (
     *("human_preference", "overall_preference", "preference_strength", "individual_preference.score"),
     *("preferred_response", "best", "winner_id", "preference_label", "human_label", "gpt4_preference"),
 )
+DECIDER_ENDS = ("_response_id", "_preference", "_winner", "_choice")
 # Signed numbers that are negative where the first response is better.
 FIRST_IS_NEGATIVE = ("overall_preference", "preference_strength", "individual_preference.score")
 TIES = ("tie", "both", "equal", "draw", "neither", "same")
@@ -55,7 +69,10 @@ SCORES = ("score", "rating", "rank", "reward", "correct", "label", "quality", "h
 NOT_SCORES = ("id", "idx", "index", "length", "len", "tokens", "count", "timestamp", "time", "date", "turn", "seed")
 # Single responses and their marks.
 COMPLETIONS = ("completion", "response", "output", "answer", "messages", "conversations", "conversation")
-GOOD_OR_BAD = ("label", "labels", "kto_tag", "desirable", "is_desirable", "is_good", "thumbs", "feedback", "liked")
+GOOD_OR_BAD = (
+    *("label", "labels", "kto_tag", "desirable", "is_desirable", "is_good", "thumbs", "feedback", "liked", "is_safe"),
+    *("is_correct", "correct"),
+)
 GOOD_WORDS = ("good", "thumbs_up", "thumbsup", "up", "positive", "yes", "like", "liked", "accepted", "desirable", "+1")
 BAD_WORDS = (
     *("bad", "thumbs_down", "thumbsdown", "down", "negative", "no", "dislike", "disliked", "rejected", "undesirable"),
@@ -65,6 +82,7 @@ BAD_WORDS = (
 PROMPT_COLUMNS: tuple[str | tuple[str, ...], ...] = (
     "prompt",
     ("instruction", "input"),
+    ("instruction", "context"),
     "instruction",
     "question",
     "question.full_text",

@@ -9,11 +9,13 @@ from pipeline.data.detection.names import (
     ANSWER_FIELDS,
     ANSWER_STEMS,
     CERTAIN_PAIRS,
+    DECIDER_ENDS,
     DECIDERS,
     FIRST_IS_NEGATIVE,
     MARKED_SCORES,
     PAIR_MARKS,
     SIDE_SCORES,
+    STEM_ENDS,
     TIES,
 )
 from pipeline.data.forms.cells import word
@@ -39,7 +41,7 @@ def decided_pairs(table: FirstRows, named: str | None) -> Iterator[FoundSettings
     ``named``: the column that the user says decides.
     """
     for first, second, marks in _pairs(table):
-        columns = {"chosen": first, "rejected": second, **_marked_scores(table, marks)}
+        columns = {"chosen": first, "rejected": second, **_marked_scores(table, (first, second), marks)}
         for decided in _deciders(table, (first, second), marks, named):
             yield {**decided, "columns": {**columns, **decided["columns"]}}
 
@@ -52,8 +54,12 @@ def _side_scores(table: FirstRows) -> FoundSettings:
     return {}
 
 
-def _marked_scores(table: FirstRows, marks: tuple[str, str]) -> FoundSettings:
+def _marked_scores(table: FirstRows, pair: tuple[str, str], marks: tuple[str, str]) -> FoundSettings:
     names = marked_scores(table, marks)
+    for stem in MARKED_SCORES:
+        own = [f"{name}_{stem}" for name in pair]
+        if names is None and all(_is_numeric(table, name) for name in own):
+            names = own
     return {} if names is None else {"chosen_score": names[0], "rejected_score": names[1]}
 
 
@@ -73,10 +79,14 @@ def _is_numeric(table: FirstRows, name: str) -> bool:
     return bool(values) and all(_NUMBER.fullmatch(word(value)) or word(value) == "n/a" for value in values)
 
 
+def _is_stem(stem: str) -> bool:
+    return stem in ANSWER_STEMS or stem.endswith(STEM_ENDS)
+
+
 def _pairs(table: FirstRows) -> Iterator[_Pair]:
     for name in table.names:
         found = _MARKED.fullmatch(name)
-        if found is None or found["stem"].casefold() not in ANSWER_STEMS or not table.is_answer(name):
+        if found is None or not _is_stem(found["stem"].casefold()) or not table.is_answer(name):
             continue
         for one, other in PAIR_MARKS:
             mark = found["mark"]
@@ -124,7 +134,7 @@ def _columns(table: FirstRows, named: str | None) -> Iterator[str | list[str]]:
         yield named
         return
     for name in table.names:
-        if (name in DECIDERS or name.endswith("_response_id")) and not table.holds(name, "objects", "object", "turns"):
+        if (name in DECIDERS or name.endswith(DECIDER_ENDS)) and not table.holds(name, "objects", "object", "turns"):
             yield name
     stems: dict[str, list[str]] = {}
     for name in table.names:

@@ -204,7 +204,13 @@ class _Look:
         # Conversations may hold the prompt.
         if "prompt" in self.table.names or any(self.table.holds(name, "turns", "text") for name in used):
             yield "prompt"
-        for names in PROMPT_COLUMNS:
+        # The prompt of orig_response_A is rather orig_instruction than instruction.
+        own = [
+            prefix
+            for prefix in (name.partition("_")[0] for name in used)
+            if f"{prefix}_instruction" in self.table.names
+        ]
+        for names in (*(f"{prefix}_instruction" for prefix in own[:1]), *PROMPT_COLUMNS):
             listed = [*_each(names)]
             present = [name for name in listed if name in self.table.names and name not in used]
             if len(present) == len(listed) and all(self.table.values(name) for name in listed[:1]):

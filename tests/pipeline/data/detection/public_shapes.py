@@ -387,4 +387,25 @@ SHAPES: dict[str, Shape] = {
         * 3,
         PAIR,
     ),
+    "preference collection": Shape(
+        [
+            {"orig_instruction": ASKED, "orig_response_A": WRONG, "orig_response_B": RIGHT, "orig_preference": winner}
+            | {"orig_criteria": "Is it right?", "instruction": "Which is better?", "output": "Feedback: ..."}
+            for winner in ("B", "A")
+        ],
+        PAIR,
+    ),
+    "unified feedback": Shape(
+        [
+            {"id": "u", "conv_A": [*SHARED, said(WRONG)], "conv_B": [*SHARED, said(RIGHT)], "num_turns": 2}
+            | {"conv_A_rating": 2.0 if label == 0 else 5.0, "conv_B_rating": 5.0 if label == 0 else 2.0, "label": label}
+            for label in (0, 1, 1)
+        ],
+        PAIR,
+    ),
+    "safe or not": Shape(
+        [{"prompt": ASKED, "response": RIGHT, "category": {"theft": False}, "is_safe": safe} for safe in (True, False)],
+        (ASKED, RIGHT, True),
+    ),
+    "accepted and rejected": Shape([{"input": ASKED, "accepted": RIGHT, "rejected": WRONG}] * 3, PAIR),
 }
