@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from flows.planning.arithmetic import GRADIENT_BYTES, OFF_DEVICE, STATE_BYTES, WEIGHT_BYTES, ParameterCounts
 from pipeline.config import Lora, Optimisation
 from pipeline.losses import Loss
+from pipeline.models.architectures import auto_class, make_exact, switch_noise_off
 from pipeline.models.chat import Chat
 from pipeline.models.foreign import refused
 from pipeline.models.lora import add_adapter
@@ -92,8 +93,8 @@ class Probed:
 
 
 def _random(settings: Any, trust_remote_code: bool) -> Any:
-    make: Any = AutoModelForCausalLM.from_config
-    return make(settings, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    make: Any = auto_class(settings).from_config
+    return make_exact(make(settings, dtype=torch.float32, trust_remote_code=trust_remote_code))
 
 
 def with_layers(settings: Any, layers: int) -> Any:
@@ -216,8 +217,7 @@ def model_shape(path: str, field: str, *, revision: str | None = None, trust_rem
     """
     with refused(f"{field}: {path}: no config.json of a model there"):
         settings = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    dropout = {name: 0.0 for name, v in settings.to_dict().items() if "drop" in name and isinstance(v, float)}
-    settings.update(dropout)
+    switch_noise_off(settings)
     return settings
 
 

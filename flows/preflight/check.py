@@ -8,12 +8,12 @@ from flows.preflight.data import check_data
 from flows.preflight.fault_log import FaultLog
 from flows.preflight.labellers import check_answer, check_scorer, check_second
 from flows.preflight.loss_needs import check_needs, loss_name
-from flows.preflight.model_folders import check_folder
+from flows.preflight.model_folders import check_folder, check_policy_folder
 from flows.preflight.understand import understood
 from flows.report.trackers import require_trackers
 from flows.run_folder.growth import has_grown, require_as_it_was
-from flows.workers.local import has_accelerator
-from pipeline.config import PretrainedPolicy, RunConfig
+from flows.workers.local import has_accelerator, with_context
+from pipeline.config import PretrainedPolicy, RunConfig, TransformersSampler
 from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.counts import Contents
@@ -65,8 +65,9 @@ def check_run(
     the answers that the scorer compares with. ``show`` and ``shown``: see ``check_data``.
     """
     name_keys(config.model_dump(mode="json"))
+    longest, trusted = _longest(config), config.trusts_policy
     if isinstance(config.policy, PretrainedPolicy):
-        check_folder(Path(config.policy.path), "policy.path")
+        check_policy_folder(Path(config.policy.path), "policy.path", longest, trust_remote_code=trusted)
     if config.scorer is not None:
         check_scorer(config.scorer)
     if config.gate is not None and config.gate.second is not None:
@@ -74,7 +75,7 @@ def check_run(
     if config.discriminator is not None and config.discriminator.start is not None:
         check_folder(Path(config.discriminator.start), "discriminator.start")
     for field, path in _further_models(config):
-        check_folder(Path(path), field)
+        check_policy_folder(Path(path), field, longest, trust_remote_code=trusted)
     _check_training(config)
     require_trackers(config)
     contents, log = check_data(config, faults, lambda prompt: _check_prompt(config, prompt), show, shown)
@@ -123,6 +124,14 @@ def check_vocabulary(policy: Path, other: Path, field: str) -> None:
         raise UserError(
             f"{field}: {other}: a vocabulary of {sizes[1]}, but policy.path has {sizes[0]}; they must be the same"
         )
+
+
+def _longest(config: RunConfig) -> int:
+    """Tokens of the longest prompt and response, of data or as the engine is started for them."""
+    engine = with_context(config)
+    context = None if isinstance(engine, TransformersSampler) else engine.context
+    answer = max(config.chat.max_response_tokens, config.sampling.max_tokens)
+    return max(config.chat.max_prompt_tokens + answer, context or 0)
 
 
 def _further_models(config: RunConfig) -> list[tuple[str, str]]:

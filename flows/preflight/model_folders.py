@@ -1,4 +1,4 @@
-"""Checks of model folders by file name. Loads nothing."""
+"""Checks of model folders by file name and config.json. Loads no weights."""
 
 import sys
 from pathlib import Path
@@ -22,6 +22,18 @@ def check_folder(path: Path, field: str) -> None:
         raise UserError(f"{field}: {path}: no config.json in this model folder")
     if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
         raise UserError(f"{field}: {path}: no safetensors weights in this model folder (other formats are not read)")
+
+
+def check_policy_folder(path: Path, field: str, longest: int, *, trust_remote_code: bool) -> None:
+    """Raise ``UserError`` as ``check_folder`` does, or if no exact language model can be loaded from there.
+
+    ``longest``: tokens of the longest prompt and response that it will read.
+    """
+    check_folder(path, field)
+    if path.exists():
+        from pipeline.models.architectures import require_language_model
+
+        require_language_model(str(path), field, longest, trust_remote_code=trust_remote_code)
 
 
 def check_tokenizer_files(path: Path, field: str) -> None:

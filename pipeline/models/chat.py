@@ -1,8 +1,8 @@
 """Conversion of messages to token ids, the only one, for sampler, trainer and data sets.
 
 Knows templates, BOS and end tokens; knows no engine and no loss. Departs from
-``apply_chat_template(tokenize=True)`` in three ways: there is exactly one BOS, whatever tokenizer
-and template do; a response is tokenised after its prompt, so the prompt's ids are always a prefix
+``apply_chat_template(tokenize=True)`` in three ways: a BOS that tokenizer or template double is
+there once; a response is tokenised after its prompt, so the prompt's ids are always a prefix
 of prompt + response; and an end token is added only where the model (or author) stopped.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 from pipeline import config
 from pipeline.errors import RefusedTurnsError, UserError
-from pipeline.models.conversation_parts import parts_of, written_parts
 from pipeline.models.foreign import load_tokenizer, model_end_ids, refused
 from pipeline.models.markup import Markup
+from pipeline.models.rendering.conversation_parts import parts_of, written_parts
 from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message, content_hash
 
@@ -33,7 +33,8 @@ class Chat:
             generation config, the template's end-of-turn token.
         end_id: the one of ``end_ids`` that this chat's format puts after an assistant turn.
         special_ids: every id that does not represent text.
-        bos_id: the id before a prompt, if the tokenizer has one.
+        bos_id: the tokenizer's BOS, if it has one; a prompt begins with it only if the template writes it or, without
+            a template, the tokenizer adds it.
         template_hash: changes whenever the same messages could give different ids.
     """
 
@@ -50,6 +51,7 @@ class Chat:
         self._template = ChatTemplate(tokenizer) if self.uses_template else None
         self._markup = Markup(tokenizer, self._template)
         self._written: frozenset[str] | None = None
+        self._before = () if self.uses_template else _added_before(tokenizer)
         self._last: tuple[tuple[Message, ...], list[str]] | None = None
         self._lead, self._after, turn_end = self._probe_template() if self.uses_template else ("", "", None)
         known = [i for i in (turn_end, tokenizer.eos_token_id, *model_end_ids) if i is not None]
@@ -68,12 +70,16 @@ class Chat:
                 self.end_id,
                 sorted(self.end_ids),
                 tokenizer.bos_token_id,
+                self._before,
                 content_hash(sorted(tokenizer.get_vocab().items())),
             ]
         )
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids up to the start of the assistant's turn, with one BOS in front if the tokenizer has one.
+        """Ids up to the start of the assistant's turn.
+
+        With a template they are those of its text, and of a BOS that it doubles one stays; without one they begin as
+        the tokenizer begins any text.
 
         Control tokens spelled out in a message stay text.
 
@@ -229,13 +235,24 @@ class Chat:
         return self._encode(*self._markup.pieces(text), literal=True)
 
     def _with_one_bos(self, ids: list[int]) -> tuple[int, ...]:
-        bos = self._tokenizer.bos_token_id
-        if bos is None:
-            return tuple(ids)
+        """``ids`` after what the tokenizer adds before a text, with one of several BOS at their start."""
+        whole = (*self._before, *ids)
+        if not whole and self.bos_id is not None:
+            # Something must predict the first token of the answer.
+            return (self.bos_id,)
         start = 0
-        while start < len(ids) and ids[start] == bos:
+        while whole[start : start + 2] == (self.bos_id, self.bos_id):
             start += 1
-        return (bos, *ids[start:])
+        return whole[start:]
+
+
+def _added_before(tokenizer: Any) -> tuple[int, ...]:
+    """Ids that ``tokenizer`` itself puts before a text."""
+    plain, whole = (
+        list(tokenizer("a", add_special_tokens=added, verbose=False)["input_ids"]) for added in (False, True)
+    )
+    start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
+    return tuple(whole[:start])
 
 
 def _from(pieces: Sequence[str], start: int) -> list[str]:

@@ -92,7 +92,8 @@ def check_weights(sampler_scores: Logprobs, trainer_scores: Logprobs, dtype: str
         raise RunError(
             "weight handshake: the sampling engine does not hold the policy's weights: log-probabilities of "
             f"{len(differences)} probe tokens differ by up to {largest:.3g} nats, {mean:.3g} on average "
-            f"(allowed in {dtype}: {allowed.largest:g} and {allowed.mean:g})"
+            f"(allowed in {dtype}: {allowed.largest:g} and {allowed.mean:g}). If the engine has just started on this "
+            "folder, it computes this kind of model otherwise than transformers; choose sampler.kind=transformers"
         )
     return largest
 

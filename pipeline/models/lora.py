@@ -1,5 +1,6 @@
 """LoRA adapters: added fresh at the start of a round, merged when the policy is saved."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,11 @@ from transformers import PreTrainedModel
 
 from pipeline.config import Lora
 from pipeline.errors import UserError
+from pipeline.models.architectures import outside_text
+
+# Mamba's kernels read the weights of these modules themselves, without an adapter; peft refuses adapters on them.
+_FUSED = ("out_proj", "conv1d")
+_FUSED_MODELS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 
 
 def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
@@ -27,13 +33,24 @@ def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft scales by it and takes any number
         lora_dropout=settings.dropout,
         target_modules=targets,
+        exclude_modules=_left_out(model, every=targets == "all-linear") or None,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # Of transposed layers, which peft handles, and of experts' layers, for which peft itself adds the keys.
+            warnings.filterwarnings("ignore", ".*(fan_in_fan_out|(rank|alpha)_pattern keys)")
+            return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"training.lora.target_modules: {error}") from error
+
+
+def _left_out(model: Any, *, every: bool) -> list[str]:
+    """Names of modules that get no adapter: those that text does not pass; of ``every``, those that peft refuses."""
+    beside = {module for part in outside_text(model) for module in part.modules()}
+    refused = _FUSED if every and model.config.model_type in _FUSED_MODELS else ()
+    return [name for name, module in model.named_modules() if module in beside or name.rpartition(".")[2] in refused]
 
 
 @contextmanager

@@ -57,12 +57,19 @@ def output_head(model: Any) -> OutputHead | None:
     training = model.training
     model.eval()
     try:
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = text_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
         logits = model(input_ids=ids, use_cache=False).logits
     finally:
         model.train(training)
     heads = (OutputHead(linear, factor, settings.get(FINAL_CAP) or None) for factor in factors)
     return next((head for head in heads if _alike(head(hidden), logits)), None)
+
+
+def text_decoder(model: Any) -> Any:
+    """The part of the transformers model ``model`` that turns ids of text into last hidden states."""
+    decoder = model.get_decoder()
+    # Llama 4's decoder is a language model with its head.
+    return decoder.model if hasattr(decoder, "lm_head") and hasattr(decoder, "model") else decoder
 
 
 def _under_adapter(linear: Any) -> Any:

@@ -12,9 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from pipeline.errors import RunError, UserError, first_lines
+from pipeline.errors import RunError, UserError
+from pipeline.models.architectures import as_written, auto_class, make_exact, require_tensors, switch_noise_off
 from pipeline.models.chat import Chat
 from pipeline.models.foreign import TOKENIZER_FILES, load_tokenizer, refused
 from pipeline.models.handshake import probe_sequences, write_probe
@@ -23,7 +24,7 @@ from pipeline.models.token_logps import TokenLogps
 
 # Files that are read from a model on the hub.
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
-# Files of a model folder that belong to its tokenizer and its generation settings.
+# Files of a model folder that belong to its tokenizer, its image processor and its generation settings.
 COMPANIONS = (
     *TOKENIZER_FILES,
     "tokenizer_config.json",
@@ -32,6 +33,9 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
     "generation_config.json",
 )
 
@@ -41,11 +45,12 @@ def load_policy(
 ) -> PreTrainedModel:
     """The causal language model in the folder (or under the hub name) ``path``, in evaluation mode.
 
-    Dropout in the model's own config is set to 0, since log-probabilities of policy and reference
-    must be comparable (an adapter has its own dropout).
+    Dropout and noise in the model's own config are set to 0, since log-probabilities of policy and reference must be
+    comparable (an adapter has its own dropout); ``save_policy`` writes them as they were. Of an image-text model, only
+    the language model is trainable.
 
     Raises:
-        UserError: no such folder, no config.json or weights in it, not a causal language model, or missing tensors.
+        UserError: no such folder, no config.json or weights in it, not a language model, missing or unknown tensors.
     """
     folder = Path(path)
     if folder.exists() or folder.is_absolute() or path.startswith("."):
@@ -53,19 +58,13 @@ def load_policy(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     with refused(f"{path}: cannot load this model"):
         settings = AutoConfig.from_pretrained(path, **options)
-        settings.update(
-            {key: 0.0 for key, value in settings.to_dict().items() if "drop" in key and isinstance(value, float)}
-        )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        switch_noise_off(settings)
+        model, loading = auto_class(settings).from_pretrained(
             path, config=settings, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
-    model, loading = loaded
-    # transformers fills these with random numbers and only warns.
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise UserError(f"{path}: the weights lack {len(missing)} tensors of this model:\n{first_lines(missing)}")
-    policy: PreTrainedModel = model.train(False)
-    return policy
+    require_tensors(path, loading)
+    with refused(path):
+        return make_exact(model)
 
 
 def local_folder(path: str, revision: str | None = None) -> Path:
@@ -120,12 +119,18 @@ def save_policy(model: Any, folder: Path, *, tokenizer_source: str, chat: Chat) 
         model: changed by the merge; continue with the returned model.
         folder: created if missing.
         tokenizer_source: the model folder (or hub name) whose tokenizer, chat template and generation
-            config are copied to the weights, unchanged.
+            config are copied to the weights, unchanged. Its config.json says which dropout and noise are written.
         chat: of that tokenizer; determines which ids the weight probe leaves out.
     """
     plain = merge_adapter(model)
     folder.mkdir(parents=True, exist_ok=True)
-    plain.save_pretrained(folder)
+    generation = plain.generation_config
+    # transformers refuses to save what it has loaded, such as a temperature without do_sample.
+    plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    with as_written(plain.config, tokenizer_source):
+        plain.save_pretrained(folder)
+    plain.generation_config = generation
+    generation.to_json_file(folder / "generation_config.json")
     copy_companions(tokenizer_source, folder)
     save_probe(plain, chat, folder)
     return plain

@@ -20,7 +20,15 @@ from pipeline.models.attention.last_layer import no_more_than, places, position_
 from pipeline.models.attention.packing import Packed
 from pipeline.models.attention.shared_prompts import share, stream_arguments, why_not_shared
 from pipeline.models.lora import adapter_off
-from pipeline.models.output_head import CHUNK_ELEMENTS, HeadInput, OutputHead, Softmaxes, output_head, softmaxes
+from pipeline.models.output_head import (
+    CHUNK_ELEMENTS,
+    HeadInput,
+    OutputHead,
+    Softmaxes,
+    output_head,
+    softmaxes,
+    text_decoder,
+)
 
 Precision = Literal["float32", "bfloat16"]
 # Streams are padded to these multiples of tokens. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
@@ -225,7 +233,7 @@ def _why_padded(model: Any, reference_model: Any | None) -> str | None:
 
 
 def _narrow(model: Any) -> tuple[nn.Module, ...]:
-    return position_wise(plain_model(model).get_decoder())
+    return position_wise(text_decoder(plain_model(model)))
 
 
 def _no_more_than_asked(model: Any, modules: tuple[nn.Module, ...], inputs: _Inputs) -> AbstractContextManager[None]:
@@ -237,7 +245,7 @@ def _no_more_than_asked(model: Any, modules: tuple[nn.Module, ...], inputs: _Inp
 def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bool, last: bool) -> _Run:
     """Run the decoder once; if its way from states to logits is unknown, run the whole model with all its logits."""
     if head is not None:
-        output = plain_model(model).get_decoder()(**inputs.arguments, use_cache=False, output_hidden_states=all_layers)
+        output = text_decoder(plain_model(model))(**inputs.arguments, use_cache=False, output_hidden_states=all_layers)
         states = final = output.last_hidden_state
         vocabulary = head.linear.out_features
     else:

@@ -13,6 +13,7 @@ import torch
 
 from pipeline.config import SamplingSettings, TransformersSampler
 from pipeline.errors import RunError
+from pipeline.models.architectures import auto_class, exact_attention
 from pipeline.models.chat import Chat
 from pipeline.sampling.sampler import (
     SampleRequest,
@@ -65,11 +66,12 @@ class TransformersEngine:
 
     def load(self, path: str, fresh: bool = False) -> Swap:
         """See ``Sampler.load``; always loads a new model, which cannot be stale."""
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig
 
         self.close()
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            settings = AutoConfig.from_pretrained(path, trust_remote_code=self._trust_remote_code)
+            model: Any = auto_class(settings).from_pretrained(
                 path,
                 use_safetensors=True,
                 dtype=engine_dtype(self._settings.dtype, path, accelerator=self._device != "cpu"),
@@ -77,6 +79,7 @@ class TransformersEngine:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise RunError(f"transformers cannot load {path}: {error}") from error
+        exact_attention(model)
         self._model = model.eval().to(torch.device(self._device))
         return "restart"
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 from pipeline.config import ClassifierScorer, PairwiseScorer
 from pipeline.errors import RunError, UserError
+from pipeline.models.architectures import exact_attention
 from pipeline.models.attention.packing import pack
 from pipeline.models.attention.shared_prompts import TOLERANCE
 from pipeline.models.classifier_scores import RowScores, embedding_count, padding_id
@@ -140,6 +141,7 @@ def load_classifier(settings: ClassifierScorer | PairwiseScorer, field: str = "s
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"{field}.path: {settings.path} is not a trained classifier: it lacks the weights {missing}")
+    exact_attention(model)
     return tokenizer, model
 
 

@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from pipeline.config import PretrainedPolicy
 from pipeline.errors import UserError, first_lines
+from pipeline.models.architectures import as_written, exact_attention, switch_noise_off
 from pipeline.models.foreign import load_tokenizer, refused
 from pipeline.types import derive_seed
 
@@ -27,8 +28,7 @@ def load_start(settings: PretrainedPolicy, seed: int) -> tuple[Any, Any]:
     tokenizer = load_tokenizer(path, "model.path: ", **options)
     with refused(f"model.path: {path}: cannot be loaded"):
         config = AutoConfig.from_pretrained(path, num_labels=1, **options)
-        dropouts = {key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float)}
-        config.update(dict.fromkeys(dropouts, 0.0))
+        switch_noise_off(config)
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             path, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
@@ -39,11 +39,16 @@ def load_start(settings: PretrainedPolicy, seed: int) -> tuple[Any, Any]:
         if tokenizer.eos_token_id is None:
             raise UserError(f"model.path: {path}: its tokenizer has neither a padding nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
+    exact_attention(model)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 
 
-def save_reward_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a folder for ``AutoModelForSequenceClassification``: safetensors, tokenizer, template."""
-    model.save_pretrained(folder)
+def save_reward_model(model: Any, tokenizer: Any, folder: Path, origin: str) -> None:
+    """Write a folder for ``AutoModelForSequenceClassification``: safetensors, tokenizer, template.
+
+    Dropout in its config is that of the folder (or hub name) ``origin``.
+    """
+    with as_written(model.config, origin):
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

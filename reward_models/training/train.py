@@ -69,7 +69,7 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
     except RowsError as error:
         _keep_offending_pairs(kept, folder, error)
         raise
-    save_reward_model(model, tokenizer, folder)
+    save_reward_model(model, tokenizer, folder, config.model.path)
     steps = [asdict(step) for step in result.history]
     write_text(folder / STEPS, "".join(json_line({name: step[name] for name in REPORTED}) for step in steps))
     said = {name: value for name, value in result.metrics.items() if "logp" not in name and name != "response_tokens"}

@@ -20,6 +20,8 @@ from pipeline.models.attention.packing import Packed, pack
 from pipeline.models.attention.spans import Parts, attend_in_spans, parts
 
 _NAME = "prefloop_shared"
+# Arguments with which layers ask for what is not computed here, and which SDPA ignores.
+_NOT_COMPUTED = ("softcap", "s_aux", "position_bias")
 # Largest difference of the trial's logits, in their standard deviations.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
@@ -70,7 +72,13 @@ def attend(
 
     Returns:
         ([B, T, heads, D], None).
+
+    Raises:
+        ValueError: a layer asks for more than its products: a cap on them, sinks, or biases.
     """
+    unknown = sorted(name for name in _NOT_COMPUTED if others.get(name) is not None)
+    if unknown:
+        raise ValueError(f"its attention has {', '.join(unknown)}")
     if shared is None:
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others

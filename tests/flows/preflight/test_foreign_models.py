@@ -101,3 +101,32 @@ def test_a_reward_model_with_several_outputs_needs_one_named(tmp_path: Path) -> 
 def test_keywords_without_words_or_an_answer_name_both_settings() -> None:
     with pytest.raises(UserError, match=r"scorer\.words, which is not set, .*columns\.answer"):
         KeywordReward(KeywordScorer()).keywords(Prompt((Message("user", "the cat"),)))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model_type": "vit"}, "model_type 'vit', which transformers cannot load as a language model"),
+        ({"model_type": "t5"}, "model_type 't5', which transformers cannot load as a language model"),
+        ({"model_type": "no_such_model"}, "transformers cannot read its config.json"),
+        ({"model_type": "llama", "hidden_size": "many"}, "transformers cannot read its config.json"),
+    ],
+)
+def test_a_config_that_is_no_language_model_s_is_refused(given: dict[str, str], message: str, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    (model / "config.json").write_text(json.dumps(given))
+    with pytest.raises(UserError, match=rf"policy\.path: .*{message}"):
+        check_run(run_config(tmp_path))
+
+
+def test_positions_that_are_scaled_by_the_pass_s_length_are_refused_beyond_the_first_scale(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    settings = json.loads((model / "config.json").read_text())
+    factors = {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, **factors}
+    (model / "config.json").write_text(json.dumps({**settings, "rope_parameters": rope}))
+    chat = {"max_prompt_tokens": 32, "max_response_tokens": 32}
+    config = run_config(tmp_path, chat=chat, sampling={"max_tokens": 31})
+    assert check_run(config)[0].prompts == 6
+    with pytest.raises(UserError, match=r"policy\.path: .*more than 64 tokens.* may have 65; allowed are 64 at most"):
+        check_run(run_config(tmp_path, chat=chat, sampling={"max_tokens": 32}))

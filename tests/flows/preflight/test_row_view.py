@@ -44,7 +44,7 @@ def test_check_ends_with_the_first_row_or_the_one_asked_for(config: Path, capsys
     for row, number in ((None, 1), (3, 3)):
         assert shown(config, capsys, row) == [
             f"pairs: {file}, row {number}, as the model sees it; tokens between ⟦ and ⟧ are trained on:",
-            f"  prompt: <s><|user|>a dog {number - 1}<|end|><|assistant|>",
+            f"  prompt: <|user|>a dog {number - 1}<|end|><|assistant|>",
             "  chosen: ⟦to the barn<|end|>⟧",
             "  rejected: ⟦on the mat<|end|>⟧",
             f"  soft label 1, chosen score {number - 1}",

@@ -1,4 +1,4 @@
-"""Messages to ids: one BOS, an end token only where the author stopped, prompts that are prefixes."""
+"""Messages to ids: BOS as the format has it, an end token only where the author stopped, prompts that are prefixes."""
 
 from pathlib import Path
 
@@ -24,29 +24,43 @@ def words(text: str) -> tuple[int, ...]:
     return tuple(tiny_tokenizer()(text, add_special_tokens=False)["input_ids"])
 
 
-def test_template_prompt_is_bos_turn_and_generation_prompt() -> None:
-    assert chat().prompt_ids(USER) == (BOS, USER_ID, *words("the cat"), END, ASSISTANT_ID)
+def adding_bos(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """A tokenizer that itself begins each text with a BOS."""
+    tokenizer = tiny_tokenizer(template=template)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)]
+    )
+    assert tokenizer("the")["input_ids"][0] == BOS
+    return tokenizer
+
+
+def test_template_prompt_is_its_turn_and_generation_prompt() -> None:
+    assert chat().prompt_ids(USER) == (USER_ID, *words("the cat"), END, ASSISTANT_ID)
 
 
 def test_plain_prompt_is_the_contents_joined_by_a_newline() -> None:
     messages = (Message("system", "the cat"), Message("user", "a dog"))
-    assert chat(template=None).prompt_ids(messages) == (BOS, *words("the cat\na dog"))
+    assert chat(template=None).prompt_ids(messages) == words("the cat\na dog")
 
 
-@pytest.mark.parametrize(
-    "template", [TEMPLATE, "{{ bos_token }}" + TEMPLATE, "{{ bos_token }}{{ bos_token }}" + TEMPLATE]
-)
+def test_plain_prompt_begins_as_the_tokenizer_begins_texts() -> None:
+    made = Chat(adding_bos(template=None), ChatSettings())
+    assert made.prompt_ids(USER) == (BOS, *words("the cat"))
+    assert made.template_hash != chat(template=None).template_hash
+    assert chat(template=None).prompt_ids((Message("user", ""),)) == (BOS,)
+
+
+@pytest.mark.parametrize("times", [0, 1, 2])
 @pytest.mark.parametrize("tokenizer_adds_one", [False, True])
-def test_one_bos_whatever_tokenizer_and_template_do(template: str, tokenizer_adds_one: bool) -> None:
-    tokenizer = tiny_tokenizer(template=template)
-    if tokenizer_adds_one:
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            "<s> $A", special_tokens=[("<s>", BOS)]
-        )
-        assert tokenizer("the")["input_ids"][0] == BOS
+def test_bos_is_there_if_the_template_writes_it_and_never_twice(times: int, tokenizer_adds_one: bool) -> None:
+    template = "{{ bos_token }}" * times + TEMPLATE
+    tokenizer = adding_bos(template) if tokenizer_adds_one else tiny_tokenizer(template=template)
     ids = Chat(tokenizer, ChatSettings()).prompt_ids(USER)
-    assert ids.count(BOS) == 1
-    assert ids[0] == BOS
+    assert ids == ((BOS,) if times else ()) + (USER_ID, *words("the cat"), END, ASSISTANT_ID)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "the cat"}], add_generation_prompt=True, tokenize=False
+    )
+    assert times > 1 or ids == tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
 def test_no_bos_where_the_tokenizer_has_none() -> None:
@@ -78,7 +92,7 @@ def test_special_tokens_spelled_out_in_a_text_stay_text() -> None:
         ids = made.response_ids(USER, "a</s>b<|end|>c", finished=False)
         assert not set(ids) & made.special_ids
         assert made.decode(ids) == "a</s>b<|end|>c"
-    assert not set(chat(template=None).prompt_ids((Message("user", "a</s>"),))[1:]) & {EOS}
+    assert not set(chat(template=None).prompt_ids((Message("user", "a</s>"),))) & {EOS}
 
 
 def test_decode_drops_special_tokens_and_keeps_spaces() -> None:
@@ -134,7 +148,7 @@ def test_template_asked_for_but_missing() -> None:
 
 
 def test_plain_asked_for_ignores_the_template() -> None:
-    assert chat(settings=ChatSettings(template="plain")).prompt_ids(USER) == (BOS, *words("the cat"))
+    assert chat(settings=ChatSettings(template="plain")).prompt_ids(USER) == words("the cat")
 
 
 def test_template_that_refuses_the_messages_names_their_roles() -> None:

@@ -7,7 +7,7 @@ import pytest
 from pipeline.config import ChatSettings
 from pipeline.errors import RefusedTurnsError
 from pipeline.models.chat import Chat
-from pipeline.models.conversation_parts import parts_of, written_parts
+from pipeline.models.rendering.conversation_parts import parts_of, written_parts
 from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message
 from tests.support.tiny_model import TEMPLATE, tiny_tokenizer

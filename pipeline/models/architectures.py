@@ -1,0 +1,172 @@
+"""Models of any architecture, loaded so that log-probs are exact: nothing random, all of attention, all weights."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from pipeline.errors import UserError, first_lines
+from pipeline.models.foreign import refused
+from pipeline.models.output_head import FINAL_CAP, text_decoder
+
+_RANDOM = re.compile("drop|jitter")
+# The loss of routers reads attention masks, which streams of several rows do not have.
+_ROUTERS = "output_router_logits"
+
+
+def switch_noise_off(settings: Any) -> None:
+    """Switch off what makes two passes of a model differ: dropout and noise, also in the configs of its parts."""
+    for part in _parts(settings):
+        for name, value in vars(part).items():
+            if _is_noise(name, value):
+                setattr(part, name, type(value)())
+
+
+@contextmanager
+def as_written(settings: Any, source: str) -> Iterator[None]:
+    """Give ``settings`` the noise back that the config of the folder (or hub name) ``source`` has; off again after."""
+    written = type(settings).from_pretrained(source, trust_remote_code=False)
+    for ours, theirs in zip(_parts(settings), _parts(written), strict=False):
+        for name, value in vars(theirs).items():
+            if _is_noise(name, value):
+                setattr(ours, name, value)
+    try:
+        yield
+    finally:
+        switch_noise_off(settings)
+
+
+def _parts(settings: Any) -> Iterator[Any]:
+    """Yield a config and the configs in it, always in one order."""
+    yield settings
+    for name in sorted(vars(settings)):
+        part = vars(settings)[name]
+        if isinstance(part, PreTrainedConfig):
+            yield from _parts(part)
+
+
+def _is_noise(name: str, value: object) -> bool:
+    return value is True if name == _ROUTERS else isinstance(value, float) and _RANDOM.search(name) is not None
+
+
+def auto_class(settings: Any) -> Any:
+    """Return the class of transformers that loads a language model with this config, with all of its weights.
+
+    ``AutoModelForCausalLM`` would load the text part of some image-text models alone, and refuses others.
+    """
+    wrapper = type(settings) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and settings.get_text_config() is not settings
+    return AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+
+
+def require_language_model(path: str, field: str, longest: int, *, trust_remote_code: bool) -> None:
+    """Raise ``UserError`` if no exact language model can be loaded with the folder's config.json; loads no weights.
+
+    ``longest``: tokens of the longest prompt and response that the model will read.
+    """
+    with refused(f"{field}: {path}: transformers cannot read its config.json"):
+        settings = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    own = trust_remote_code and "AutoModelForCausalLM" in (vars(settings).get("auto_map") or {})
+    known = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+    if not own and not any(type(settings) in models for models in known):
+        raise UserError(
+            f"{field}: {path}: its config.json has model_type {settings.model_type!r}, which transformers cannot load "
+            "as a language model; allowed are those of AutoModelForCausalLM and AutoModelForImageTextToText"
+        )
+    limit = steady_length(settings)
+    if limit is not None and limit < longest:
+        raise UserError(
+            f"{field}: {path}: its positions are scaled otherwise in passes of more than {limit} tokens (longrope), so "
+            f"that a row's log-probs would depend on its neighbours, but prompt and response may have {longest}; "
+            f"allowed are {limit} at most for chat.max_prompt_tokens + chat.max_response_tokens and sampler.context"
+        )
+
+
+def steady_length(settings: Any) -> int | None:
+    """Tokens up to which the model's rotary factors do not change with a pass's length (LongRoPE, arXiv:2402.13753).
+
+    None if they never do.
+    """
+    text = settings.get_text_config()
+    rope = vars(text).get("rope_parameters") or {}
+    by_layer = [part for part in rope.values() if isinstance(part, dict)]
+    kinds = [part for part in (rope, *by_layer) if part.get("rope_type") == "longrope"]
+    limits = [part.get("original_max_position_embeddings") for part in kinds]
+    known = [limit for limit in limits if limit is not None and limit < text.max_position_embeddings]
+    return min(known, default=None)
+
+
+def make_exact(model: Any) -> PreTrainedModel:
+    """Make the values of a loaded ``model`` exact, and only its language model trainable; in evaluation mode.
+
+    Raises:
+        UserError: its config could not be saved after training.
+    """
+    for module in model.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+    exact_attention(model)
+    for module in outside_text(model):
+        module.requires_grad_(False)
+    with TemporaryDirectory() as folder, refused("its config cannot be saved after training"):
+        model.config.save_pretrained(Path(folder))
+    prepared: PreTrainedModel = model.train(False)
+    return prepared
+
+
+def exact_attention(model: Any) -> None:
+    """Give ``model`` attention that computes a cap on its products, if its layers ask for one: PyTorch's does not."""
+    if attention_cap(model.config) and model.config._attn_implementation != "eager":
+        model.set_attn_implementation("eager")
+
+
+def attention_cap(settings: Any) -> bool:
+    """Whether attention of a model with this config caps its products (Gemma 2, arXiv:2408.00118, section 2)."""
+    caps = {name for name, value in settings.get_text_config().to_dict().items() if "softcap" in name and value}
+    return bool(caps - {FINAL_CAP})
+
+
+def outside_text(model: Any) -> list[nn.Module]:
+    """Return the outermost modules of an image-text model that take no part in text alone; none of other models."""
+    if model.config.get_text_config() is model.config:
+        return []
+    text = {text_decoder(model), model.get_output_embeddings(), model.get_input_embeddings()}
+    return list(_outside(model, {module for part in text if part is not None for module in part.modules()}))
+
+
+def _outside(module: nn.Module, text: set[nn.Module]) -> Iterator[nn.Module]:
+    if module in text:
+        return
+    if text.isdisjoint(module.modules()):
+        yield module
+        return
+    for child in module.children():
+        yield from _outside(child, text)
+
+
+def require_tensors(path: str, loading: dict[str, Any]) -> None:
+    """Raise ``UserError`` if a folder's weights lack tensors of its model, or hold others.
+
+    transformers fills the former with random numbers and leaves the latter out when it saves; it only warns.
+    """
+    missing, unexpected = (sorted(map(str, loading[name])) for name in ("missing_keys", "unexpected_keys"))
+    if missing:
+        raise UserError(f"{path}: the weights lack {len(missing)} tensors of this model:\n{first_lines(missing)}")
+    if unexpected:
+        raise UserError(
+            f"{path}: the weights hold {len(unexpected)} tensors that the model of its config.json does not have, and "
+            f"which would be lost:\n{first_lines(unexpected)}"
+        )
