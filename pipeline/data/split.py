@@ -14,6 +14,8 @@ from pipeline.types import Prompt, content_hash
 
 # A share of 0.07 is 7 of 100, and not 8.
 _ROUNDING = 1e-9
+# The default of gate.min_prompts, and the part of all prompts that it may cost.
+_ENOUGH, _QUARTER = 20, 4
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class _Prompts(Protocol):
 def split_held_out(prompts: _Prompts, settings: HeldOut, together: Mapping[str, str] | None = None) -> Split:
     """Hold out min(``prompts``, ⌈``share`` · n⌉) of the n distinct ``prompts``; only ids and ``seed`` matter.
 
+    The share is never less than 20 prompts if these are at most a quarter: with fewer, a gate judges nothing.
     Groups of prompts are held out whole, in the order of their hash, as far as they fit: a group that is larger than
     this number is trained on. Memory grows with the number of held-out prompts and of those in groups.
 
@@ -59,7 +62,8 @@ def split_held_out(prompts: _Prompts, settings: HeldOut, together: Mapping[str, 
         UserError: no prompt would be left, or no group is small enough.
     """
     together, total = together or {}, len(prompts)
-    wanted = min(settings.prompts, math.ceil(settings.share * total - _ROUNDING))
+    shared = math.ceil(settings.share * total - _ROUNDING)
+    wanted = min(settings.prompts, max(shared, _ENOUGH) if total >= _QUARTER * _ENOUGH else shared)
     if total <= wanted:
         raise UserError(f"held_out.prompts: {wanted} of {total} distinct prompts leave none to train on")
     sizes = Counter(together[prompt.id] for prompt in prompts if prompt.id in together) if together else {}

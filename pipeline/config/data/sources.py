@@ -130,7 +130,8 @@ class HeldOut(Closed):
         1.0,
         gt=0,
         le=1,
-        description="share of the distinct prompts, rounded up, at most; a source of their own is read up to prompts",
+        description="share of the distinct prompts, rounded up, at most, but 20 prompts if these are at most a "
+        "quarter; a source of their own is read up to prompts",
         json_schema_extra=LATER,
     )
     by: Literal["prompt", "source"] = Field(

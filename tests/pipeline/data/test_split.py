@@ -33,7 +33,17 @@ def test_holding_out_every_prompt_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("total", "prompts", "share", "held"),
-    [(170, 100, 0.1, 17), (171, 100, 0.1, 18), (2000, 100, 0.1, 100), (5, 100, 0.1, 1), (2, 1, 1, 1), (10, 9, 1.0, 9)],
+    [
+        (170, 100, 0.1, 20),
+        (211, 100, 0.1, 22),
+        (80, 100, 0.1, 20),
+        (79, 100, 0.1, 8),
+        (170, 9, 0.1, 9),
+        (2000, 100, 0.1, 100),
+        (5, 100, 0.1, 1),
+        (2, 1, 1, 1),
+        (10, 9, 1.0, 9),
+    ],
 )
 def test_held_out_prompts_are_a_share_with_a_ceiling(total: int, prompts: int, share: float, held: int) -> None:
     given = [prompt(str(number)) for number in range(total)]
