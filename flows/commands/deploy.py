@@ -17,7 +17,7 @@ from flows.iterative import iterative
 from flows.offline import offline
 from flows.prefect_api.access import Api, connected, lasting_api
 from flows.prefect_api.environment import DEFAULTS
-from flows.prefect_api.parameters import dated
+from flows.prefect_api.parameters import dated, offer_stages
 from flows.prefect_api.schedules import Schedule, firings, read_schedule
 from flows.preflight.check import check_new
 from flows.preflight.understand import understood
@@ -82,7 +82,7 @@ def deploy_config(
     check_new(config, root)
     with connected(api), get_client(sync_client=True) as client:
         ensure_pool(client, pool)
-        deployment = _register(client, config.mode, name, parameters, schedule, missed, pool)
+        deployment = _register(client, config, name, parameters, schedule, missed, pool)
     _announce(config, name, deployment, folder, schedule, missed, more, pool, api.url)
 
 
@@ -125,23 +125,23 @@ def _rounds_more(config: RunConfig, given: int | None, *, scheduled: bool) -> in
 
 def _register(
     client: SyncPrefectClient,
-    mode: Literal["iterative", "offline"],
+    config: RunConfig,
     name: str,
     parameters: dict[str, object],
     schedule: Schedule | None,
     missed: Missed,
     pool: str,
 ) -> UUID:
-    flow = iterative if mode == "iterative" else offline
+    flow = iterative if config.mode == "iterative" else offline
     # One run at a time: the next one is skipped, or waits.
     collision = ConcurrencyLimitStrategy.CANCEL_NEW if missed == "skip" else ConcurrencyLimitStrategy.ENQUEUE
     return client.create_deployment(
         flow_id=client.create_flow_from_name(flow.name),
         name=name,
         description=flow.description,
-        entrypoint=f"flows.{mode}.{mode}",
+        entrypoint=f"flows.{config.mode}.{config.mode}",
         parameters=parameters,
-        parameter_openapi_schema=parameter_schema(flow.fn).model_dump(exclude_unset=True),
+        parameter_openapi_schema=offer_stages(parameter_schema(flow.fn).model_dump(exclude_unset=True), config),
         enforce_parameter_schema=True,
         schedules=[] if schedule is None else [DeploymentScheduleCreate(schedule=schedule, active=True)],
         paused=False,

@@ -6,6 +6,7 @@ from prefect.logging import get_run_logger
 
 from flows.loop.rounds import Reached
 from flows.prefect_api.artefacts import Screen
+from flows.report.findings.round_line import round_line
 from flows.report.gather import round_facts
 from flows.report.progress import both, make_console, progress
 from flows.report.trackers import Trackers
@@ -75,6 +76,7 @@ class StageTasks:
         manifest = self._run.stage(round_, name).require()
         self._tell_of_padding(manifest.metrics.get("padded_because"))
         self._tell_of_alarms(round_, name)
+        self._tell_of_round(round_, name)
         took = f"{manifest.rows} rows in {manifest.seconds:.1f} s"
         get_run_logger().info(took)
         self._console.print(f"{label}: {took}", markup=False, highlight=False)
@@ -95,6 +97,14 @@ class StageTasks:
             get_run_logger().warning("%s", notice)
             self._console.print(notice, markup=False, highlight=False, style="bold")
 
+    def _tell_of_round(self, round_: int, name: str) -> None:
+        """Say in a line what came of the round, after its last stage."""
+        if name != ("evaluation" if round_ == 0 or self._config.gate is None else "gate"):
+            return
+        line = round_line(round_facts(self._run, self._config, round_, comparisons=0))
+        get_run_logger().info("%s", line)
+        self._console.print(line, markup=False, highlight=False, style="bold")
+
     def free_room(self) -> None:
         """Remove what no later stage reads, as far as the config allows, and report it."""
         freed = free_room(self._run, self._config)
@@ -106,12 +116,13 @@ class StageTasks:
         self._lease.require()
 
     def _run_name(self, name: str, round_: int) -> str:
+        # ASCII alone: the timeline in Prefect's UI drops all other characters.
         if name != "policy":
-            return f"round {round_} · {name.replace('_', ' ')}"
+            return f"round {round_} - {name.replace('_', ' ')}"
         if round_ == 0:
-            return "round 0 · start policy"
+            return "round 0 - start policy"
         loss = self._config.loss
-        return f"round {round_} · train · {loss.preset} β={loss.beta:g}"
+        return f"round {round_} - train - {loss.preset} beta={loss.beta:g}"
 
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False, retries=0)

@@ -1,13 +1,16 @@
 """Parameters of the flows, with titles, descriptions and ranges for the form in Prefect's UI."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from flows.run_folder.stage_table import STAGES
+from flows.run_folder.stage_table import STAGES, made_in, names_in
+from pipeline.config import RunConfig
 
 MAX_ROUNDS = 1000
+# Rounds whose stages a form offers to choose from, at most.
+OFFERED_ROUNDS = 20
 _STAGES = "|".join(name for name, spec in STAGES.items() if spec.parts)
 STAGE_OF_ROUND = rf"^[0-9]{{1,4}}:({_STAGES})$"
 SETTING = r"^[A-Za-z_][A-Za-z0-9_.]*="
@@ -77,6 +80,18 @@ RedoFrom = Annotated[
         ),
     ),
 ]
+
+
+def offer_stages(schema: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """``schema`` with the stages of the config's rounds as choices; a run that grows may still be given any other."""
+    rounds = range(min(config.rounds, OFFERED_ROUNDS) + 1)
+    known = [f"{n}:{name}" for n in rounds for name in names_in(config, n) if made_in(config, n, name)]
+    for name in ("until", "redo_from"):
+        typed, none = schema["properties"][name]["anyOf"]
+        choices = {"title": "A stage of the config's rounds", "type": "string", "enum": known}
+        any_ = [choices, {**typed, "title": "Any round and stage"}, none]
+        schema = {**schema, "properties": {**schema["properties"], name: {**schema["properties"][name], "anyOf": any_}}}
+    return schema
 
 
 def dated(run_dir: str, due: datetime) -> str:

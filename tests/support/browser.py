@@ -98,10 +98,14 @@ class Browser:
         result = self._ask("Runtime.evaluate", {"expression": script, "returnByValue": True}, self._session)
         return result["result"].get("value")
 
+    def resize(self, width: int, height: int = 1000) -> None:
+        """Give the page another size, in pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self._ask("Emulation.setDeviceMetricsOverride", size, self._session)
+
     def picture(self, file: Path, height: int = 1000) -> Path:
         """A PNG of the page's first ``height`` pixels."""
-        size = {"width": 1400, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self._ask("Emulation.setDeviceMetricsOverride", size, self._session)
+        self.resize(1400, height)
         time.sleep(0.5)
         shot = self._ask("Page.captureScreenshot", {"format": "png"}, self._session)
         file.write_bytes(base64.b64decode(shot["data"]))

@@ -11,6 +11,8 @@ from flows.report.html.run_facts import RunFacts
 
 # Most histograms in one figure.
 OVERLAID = 4
+# Seconds of the units that times are shown in, the largest first.
+_UNITS = ((3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
 def data_panels(runs: Runs) -> list[Panel]:
@@ -24,20 +26,23 @@ def data_panels(runs: Runs) -> list[Panel]:
 
 
 def time_panels(runs: Runs) -> list[Panel]:
-    """Seconds of each stage; one bar per round, or with several runs one bar per run."""
+    """Time of each stage; one bar per round, or with several runs one bar per run."""
     if len(runs) == 1:
         bars = [(str(facts.round), facts.stages) for facts in runs[0].rounds]
     else:
         bars = [(run.name, tuple(stage for facts in run.rounds for stage in facts.stages)) for run in runs]
     names = dict.fromkeys(stage.name for _, stages in bars for stage in stages)
+    longest = max((sum(stage.seconds for stage in stages) for _, stages in bars), default=0.0)
+    size, unit = next(((size, unit) for size, unit in _UNITS if longest >= 2 * size), _UNITS[-1])
     stacks = [
-        (name.replace("_", " "), [sum(stage.seconds for stage in stages if stage.name == name) for _, stages in bars])
+        (name.replace("_", " "), [sum(one.seconds for one in stages if one.name == name) / size for _, stages in bars])
         for name in names
     ]
     if not stacks:
         return []
     x_title = "round" if len(runs) == 1 else ""
-    return [Panel("Time", "seconds per stage", bars_figure([label for label, _ in bars], stacks, x_title=x_title))]
+    figure = bars_figure([label for label, _ in bars], stacks, x_title=x_title)
+    return [Panel("Time", f"{unit} per stage", figure, wide=True)]
 
 
 def _yield(run: RunFacts, of_run: str) -> Panel | None:

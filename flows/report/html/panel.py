@@ -10,12 +10,13 @@ Runs = Sequence[RunFacts]
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One figure with its title, unit and a few words on how to read it."""
+    """One figure with its title, unit and a few words on how to read it; ``wide``: as wide as the page."""
 
     title: str
     unit: str
     figure: str
     note: str = ""
+    wide: bool = False
 
 
 def run_label(run: RunFacts, label: str, several_runs: bool, several_metrics: bool) -> str:

@@ -104,7 +104,7 @@ def test_a_run_without_a_server_is_listed_by_one_started_later(home: dict[str, s
     run = finished_run(home)
     assert set(run["tasks"].values()) == {"COMPLETED"}
     assert run["tags"] == []  # each would cost a question about its concurrency limit
-    assert {"round 0 · start policy", "round 1 · samples", "round 2 · train · dpo β=0.1"} <= run["tasks"].keys()
+    assert {"round 0 - start policy", "round 1 - samples", "round 2 - train - dpo beta=0.1"} <= run["tasks"].keys()
 
 
 def finished_run(home: dict[str, str]) -> dict[str, Any]:

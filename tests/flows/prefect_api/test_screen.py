@@ -142,7 +142,12 @@ def test_runs_have_names_and_tags_and_tasks_have_no_tags(screened: Screened) -> 
     tags = ["loss:dpo", "mode:iterative", "run:tiny", "sampler:transformers", "scorer:function"]
     assert sorted(done["tags"]) == tags
     tasks = screened.ask("task_runs", flow_runs={"id": {"any_": [done["id"]]}})
-    assert {"round 0 · start policy", "round 1 · samples", "round 2 · train · dpo β=0.1"} <= {t["name"] for t in tasks}
+    names = {task["name"] for task in tasks}
+    assert {"round 0 - start policy", "round 1 - samples", "round 2 - train - dpo beta=0.1"} <= names
+    assert all(name.isascii() for name in names)
+    lines = [line["message"] for line in screened.logs(done) if line["message"].startswith("round ")]
+    assert [line[: len("round 0: reward ")] for line in lines] == [f"round {n}: reward " for n in (0, 1, 2)]
+    assert "wins over the start" in lines[2] and "gate: " in lines[2]
     assert [task["tags"] for task in tasks] == [[]] * len(tasks)
 
 
@@ -152,7 +157,7 @@ def test_a_failed_stage_shows_the_child_s_last_words_and_no_key(screened: Screen
     said = [line for line in logs if line["level"] == 40 and "trainer: Traceback" in line["message"]]
     assert said and said[0]["message"].endswith("MemoryError: no room left")
     (task,) = screened.ask("task_runs", task_runs={"id": {"any_": [said[0]["task_run_id"]]}})
-    assert task["name"] == "round 0 · evaluation" and task["state_type"] == "FAILED"
+    assert task["name"] == "round 0 - evaluation" and task["state_type"] == "FAILED"
     warnings = [line["message"] for line in [*logs, *screened.logs(done)] if line["level"] == 30]
     assert "trainer: WARNING: the key is [hidden]" in warnings
     everything = json.dumps([screened.logs(failed), screened.logs(done), screened.flow_runs])
@@ -165,7 +170,7 @@ def test_progress_has_rates_and_ends_complete(screened: Screened) -> None:
     failed, done = screened.flow_runs
     ended = {one["description"].partition(":")[0]: one for one in screened.artefacts(done)["progress"]}
     for stage, unit in [("samples", "prompts"), ("labels", "prompts"), ("train · dpo β=0.1", "steps")]:
-        progress = ended[f"round 2 · {stage}"]
+        progress = ended[f"round 2 - {stage}"]
         assert progress["data"] == 100 and progress["type"] == "progress" and progress["task_run_id"]
         assert f" {unit}/s · complete" in progress["description"]
     assert not any("stopped" in one["description"] for one in ended.values())
@@ -202,7 +207,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_of_the_run(screened: Screened, browser: Browser, pictures: Path) -> None:
     _, done = screened.flow_runs
     tags = ("sampler:transformers", "[hidden]")
-    browser.open(f"{screened.ui}/runs/flow-run/{done['id']}", TITLE, "Completed", "round 2 · evaluation", *tags)
+    browser.open(f"{screened.ui}/runs/flow-run/{done['id']}", TITLE, "Completed", "round 2 - evaluation", *tags)
     browser.picture(pictures / "run.png")
     browser.click("Artifacts")
     browser.wait("-rounds", "tiny: round 2 of 2", "-comparisons", "-report", "Task runs")
@@ -247,7 +252,7 @@ def test_the_page_of_the_failed_stage(screened: Screened, browser: Browser, pict
     failed, _ = screened.flow_runs
     tasks = screened.ask("task_runs", flow_runs={"id": {"any_": [failed["id"]]}})
     (task,) = [task for task in tasks if task["state_type"] == "FAILED"]
-    browser.open(f"{screened.ui}/runs/task-run/{task['id']}", "round 0 · evaluation", "ERROR", "no room left")
+    browser.open(f"{screened.ui}/runs/task-run/{task['id']}", "round 0 - evaluation", "ERROR", "no room left")
     browser.picture(pictures / "failed_stage.png")
 
 

@@ -104,6 +104,12 @@ def test_what_a_round_does_not_have_is_left_out() -> None:
     assert "On held-out prompts" not in round_page("my-run", 5, unmeasured)
 
 
+def test_the_accuracy_of_an_offline_round_has_its_interval_in_page_and_table() -> None:
+    known = replace(ROUND, metrics={"held_out_accuracy": 0.7, "held_out_accuracy_ci": [0.61, 0.78]})
+    assert "| held-out pairs ranked as labelled | 70.0% (61% to 78%) |" in round_page("my-run", 5, known)
+    assert rounds_rows([known])[0]["held-out accuracy"] == "70.0% (61% to 78%)"
+
+
 def test_the_table_has_a_row_a_round_and_the_columns_that_some_round_has() -> None:
     rows = rounds_rows([START, ROUND])
     assert [row["round"] for row in rows] == ["0", "3"]

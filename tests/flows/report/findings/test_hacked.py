@@ -58,10 +58,10 @@ def test_the_sentence_has_all_numbers() -> None:
         kl_to_start=(0.5, 0.25, 0.75),
     )
     assert found is not None and found.because == (
-        "the training labeller's win rate over the start is 80% [70%, 90%], the second labeller's 30% [20%, 40%] (a "
-        "gap of +50% [+40%, +60%]); responses are 1.50 [1.25, 1.75] times as long as the start's, at equal length the win "
-        "rate is 70% [60%, 80%]; the share that repeats itself changed by +10% [-10%, +30%]; the KL to the start is "
-        "0.50 [0.25, 0.75] nats per token"
+        "the training labeller's win rate over the start is 80% [70%, 90%], the second labeller's 30% [20%, 40%] "
+        "(a gap of +50% [+40%, +60%]); responses are 1.50 [1.25, 1.75] times as long as the start's, at equal length "
+        "the win rate is 70% [60%, 80%]; the share that repeats itself changed by +10% [-10%, +30%]; the KL to the "
+        "start is 0.50 [0.25, 0.75] nats per token"
     )
     told = answered()
     assert told is not None and told.because.startswith("no second labeller has judged the responses (gate.second)")

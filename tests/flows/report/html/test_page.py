@@ -29,10 +29,12 @@ from flows.report.html.tables import differences_table, rounded_time
 from flows.report.html.training import BOTH_MAY_FALL
 from pipeline.config import Gate
 from pipeline.training.step_log import StepReport
+from tests.support.browser import CHROMIUM, Browser
 
 EVIL = "</script><script>alert(1)</script> [x](javascript:alert(2))"
 STEP = StepReport(1, 3, 0.5, 1e-3, 1.0, 0.1, 0.75, -1.0, -2.0, 100, 50, 0.0, 0.1, 1000.0, -0.125, -0.25)
 LIMITS = tuple(gate_limits(Gate()))
+ORDER = "document.getElementById('order')"
 DATA = re.compile(r'<script type="application/json" id="responses">(.*?)</script>', re.S)
 
 
@@ -211,6 +213,35 @@ def test_figures_and_samples_are_drawn_in_a_browser(tmp_path: Path) -> None:
     assert body.count("<figure") == body.count('<svg class="area"') == body.count('<div class="tip"') > 15
     assert "prompt 0 &lt;b&gt;" in body and "after 19" in body and body.count('class="sample"') == 20
     assert "30 prompts" in body and "round 2, score 2.00" in body
+
+
+WIDE = "(all => all.every(one => one.scrollWidth <= one.clientWidth))([document.documentElement, document.body])"
+SCROLLS = "[...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth).length"
+AREA = "document.querySelector('#time ~ .plots .area').clientWidth / document.body.clientWidth"
+FIRST = "document.querySelector('.sample').innerText"
+POINT = """(area => { const box = area.getBoundingClientRect(); area.dispatchEvent(new PointerEvent('pointermove',
+{bubbles: true, clientX: box.right - 8, clientY: box.top + 8})); return document.querySelector('.tip').textContent; })
+(document.querySelector('.area'))"""
+
+
+@pytest.mark.whole
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
+def test_the_page_fits_a_phone_and_a_wide_window(tmp_path: Path) -> None:
+    scores = [(1.0, 2.0), (2.0, 1.5), (3.0, 0.0), (1.0, 1.0)]
+    samples = tuple(Sample(f"prompt {n}", {0: ("a", was), 2: ("b", now)}) for n, (was, now) in enumerate(scores))
+    page = tmp_path / "report.html"
+    page.write_text(render_report([run(full(0), full(1), full(2), samples=samples)]))
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(page.as_uri(), "Config and versions", "4 prompts", "score +1.00", "score −3.00", "score ±0.00")
+        for width in (1280, 390):
+            browser.resize(width)
+            assert browser.run(WIDE), width
+            assert browser.run(AREA) > 0.7, width
+        assert browser.run(SCROLLS) >= 2
+        assert browser.run(POINT) == "sampled: 2 · round 2"
+        for order, first in (("up", "prompt 0"), ("down", "prompt 2"), ("size", "prompt 2")):
+            browser.run(f"(o => {{ o.value = '{order}'; o.dispatchEvent(new Event('input')); }})({ORDER})")
+            assert first in browser.run(FIRST), order
 
 
 def test_cells() -> None:
