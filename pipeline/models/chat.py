@@ -17,6 +17,7 @@ from pipeline.errors import RefusedTurnsError, UserError
 from pipeline.models.foreign import load_tokenizer, model_end_ids, refused
 from pipeline.models.markup import Markup
 from pipeline.models.rendering.conversation_parts import parts_of, written_parts
+from pipeline.models.rendering.pieces import after, asks_alike, shared_start
 from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message, content_hash
 
@@ -54,6 +55,9 @@ class Chat:
         self._before = () if self.uses_template else _added_before(tokenizer)
         self._last: tuple[tuple[Message, ...], list[str]] | None = None
         self._lead, self._after, turn_end = self._probe_template() if self.uses_template else ("", "", None)
+        # What a finished answer has before its end token, such as a line break.
+        ending = "" if turn_end is None else str(tokenizer.convert_ids_to_tokens(turn_end))
+        self._gap = self._after.partition(ending)[0] if ending in self._after and ending else ""
         known = [i for i in (turn_end, tokenizer.eos_token_id, *model_end_ids) if i is not None]
         if not known:
             raise UserError(f"{_name(tokenizer)}: neither tokenizer nor template has an end token (eos_token)")
@@ -67,6 +71,7 @@ class Chat:
             [
                 self.uses_template and str(tokenizer.chat_template),
                 self._lead,
+                self._gap,
                 self.end_id,
                 sorted(self.end_ids),
                 tokenizer.bos_token_id,
@@ -109,7 +114,9 @@ class Chat:
             UserError: the template refuses these messages.
         """
         plain, tail = self._template is None, self._prompt_tail(messages)
-        answer, end = self._answer(messages, text, extra)
+        answer, gap, end = self._answer(messages, text, extra)
+        if finished:
+            answer = [*answer[:-1], answer[-1] + gap]
         before = self._literal(tail)
         joined = self._literal(tail + text) if plain else self._encode(tail + answer[0], *answer[1:])
         # If the tokenizer merges across the border, the prefix differs; then the answer is encoded by itself.
@@ -133,11 +140,15 @@ class Chat:
         """Whether the ids of prompt and response, rendered together, begin with the prompt's ids.
 
         False if the template renders an answered prompt differently, or if the tokenizer merges the prompt's last
-        characters with the response's first.
+        characters with the response's first. A part before the last turn may be left out, as Mistral Nemo's system
+        text is once its turn is answered: the policy is always asked with it.
         """
         if self._template is not None:
-            answer = Message("assistant", text, extra)
-            whole = self._encode(*self._markup.render(self._template, [*messages, answer], False))
+            pieces = self._markup.render(self._template, [*messages, Message("assistant", text, extra)], False)
+            asked, answered = "".join(self._prompt_pieces(messages)), "".join(pieces)
+            if not answered.startswith(asked) and not extra:
+                return asks_alike(asked, answered, messages[-1].content, text + self._after)
+            whole = self._encode(*pieces)
         else:
             whole = self._literal(_plain_text(messages) + text)
         prompt = self.prompt_ids(messages)
@@ -185,33 +196,33 @@ class Chat:
             self._last = asked, self._markup.render(self._template, asked, True)
         return self._last[1]
 
-    def _answer(self, messages: Sequence[Message], text: str, extra: str) -> tuple[list[str], int]:
-        """Return the format's text of an answer in pieces, without its end token, and the end token's id."""
+    def _answer(self, messages: Sequence[Message], text: str, extra: str) -> tuple[list[str], str, int]:
+        """Return the format's text of an answer in pieces, what stands before its end token, and that token's id."""
         if self._template is None:
-            return self._markup.pieces(text), self.end_id
+            return self._markup.pieces(text), "", self.end_id
         prompt = "".join(self._prompt_pieces(messages))
         pieces = self._markup.render(self._template, [*messages, Message("assistant", text, extra)], False)
         whole = "".join(pieces)
         if whole.startswith(prompt):
-            return self._without_end(_from(pieces, len(prompt)))
+            return self._without_end(after(pieces, len(prompt)))
         if extra:
-            return self._without_end(_from(pieces, _shared(prompt, whole)))
+            return self._without_end(after(pieces, shared_start(prompt, whole)))
         # The template writes an answered prompt otherwise: the answer as it stands. A thought that the prompt has
         # opened is not opened again.
         opened = _THOUGHT.search(prompt)
         if opened is not None and text.lstrip().startswith(opened[1]):
-            return self._markup.pieces(text.lstrip().removeprefix(opened[1]).lstrip("\n")), self.end_id
+            return self._markup.pieces(text.lstrip().removeprefix(opened[1]).lstrip("\n")), self._gap, self.end_id
         first, *rest = self._markup.pieces(text)
-        return [self._lead + first, *rest], self.end_id
+        return [self._lead + first, *rest], self._gap, self.end_id
 
-    def _without_end(self, pieces: list[str]) -> tuple[list[str], int]:
+    def _without_end(self, pieces: list[str]) -> tuple[list[str], str, int]:
         *before, last = pieces
         if last.endswith(self._after):
-            return [*before, last.removesuffix(self._after)], self.end_id
+            return [*before, last.removesuffix(self._after)], self._gap, self.end_id
         end = next((token for token in self._ends if last.rstrip().endswith(token)), None)
         if end is None:
-            return pieces, self.end_id
-        return [*before, last.rstrip().removesuffix(end)], self._ends[end]
+            return pieces, "", self.end_id
+        return [*before, last.rstrip().removesuffix(end)], "", self._ends[end]
 
     def _prompt_tail(self, messages: Sequence[Message]) -> str:
         """The prompt's text after its last special token, on which the response's first token may depend."""
@@ -253,21 +264,6 @@ def _added_before(tokenizer: Any) -> tuple[int, ...]:
     )
     start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
     return tuple(whole[:start])
-
-
-def _from(pieces: Sequence[str], start: int) -> list[str]:
-    """The pieces without their first ``start`` characters."""
-    found = []
-    for piece in pieces:
-        if start < len(piece):
-            found.append(piece[start:])
-        start = max(0, start - len(piece))
-    return found or [""]
-
-
-def _shared(one: str, other: str) -> int:
-    """Characters with which both texts begin."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _plain_text(messages: Sequence[Message]) -> str:

@@ -180,3 +180,52 @@ def test_saved_chat_is_read_back_with_the_model_s_end_tokens(tmp_path: Path) -> 
     made = load_chat(str(tmp_path), ChatSettings())
     assert made.prompt_ids(USER) == chat().prompt_ids(USER)
     assert made.end_ids == {EOS, END, 5}
+
+
+ENDS = {
+    "llama 2": (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m.content | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "nemotron": (
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content | trim + '\n' }}"
+        "{% if m.role == 'assistant' %}{{ '<|end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
+    "llama 3": TEMPLATE.replace("m['content']", "(m['content'] | trim)"),
+}
+
+
+@pytest.mark.parametrize("family", ENDS)
+@pytest.mark.parametrize("text", ["sat", " sat \n", "\n\nsat on", "sat "])
+def test_whitespace_at_the_edges_and_before_the_end_is_the_template_s(family: str, text: str) -> None:
+    tokenizer = tiny_tokenizer(template=ENDS[family])
+    made = Chat(tokenizer, ChatSettings())
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": " the cat "}, {"role": "assistant", "content": text}], tokenize=False
+    )
+    ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    asked = (Message("user", " the cat "),)
+    found = list(made.prompt_ids(asked) + made.response_ids(asked, text))
+    assert found == ids[: len(found)]
+    assert found[-1] in made.end_ids
+    assert made.continues(asked, text)
+    unfinished = made.response_ids(asked, text, finished=False)
+    assert made.decode(unfinished).strip() == text.strip()
+    assert not made.decode(unfinished).endswith((" ", "\n"))
+
+
+def test_a_system_text_that_moves_on_to_the_last_question_is_trained_as_it_is_asked() -> None:
+    nemo = (
+        "{% if messages[0].role == 'system' %}{% set first = messages[0].content %}{% set rest = messages[1:] %}"
+        "{% else %}{% set rest = messages %}{% endif %}{{ bos_token }}{% for m in rest %}{% if m.role == 'user' %}"
+        "{{ '[INST]' + (first + '\n\n' if loop.last and first is defined else '') + m.content + '[/INST]' }}"
+        "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+    )
+    made = Chat(tiny_tokenizer(template=nemo), ChatSettings())
+    asked = (Message("system", "be kind"), Message("user", "the cat"))
+    assert made.prompt_ids(asked) == (BOS, *words("[INST]be kind\n\nthe cat[/INST]"))
+    assert made.response_ids(asked, "sat") == (*words("sat"), EOS)
+    assert made.continues(asked, "sat")
+    talk = (asked[0], Message("user", "a dog"), Message("assistant", "ran"), asked[1])
+    assert made.continues(talk, "sat")

@@ -1,0 +1,33 @@
+"""Rendered texts in pieces, which are encoded one by one, and what two of them share. Torch-free."""
+
+from collections.abc import Sequence
+
+
+def after(pieces: Sequence[str], start: int) -> list[str]:
+    """Return the pieces without their first ``start`` characters."""
+    found = []
+    for piece in pieces:
+        if start < len(piece):
+            found.append(piece[start:])
+        start = max(0, start - len(piece))
+    return found or [""]
+
+
+def shared_start(one: str, other: str) -> int:
+    """Return the number of characters with which both texts begin."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def asks_alike(prompt: str, whole: str, last: str, answer: str) -> bool:
+    """Whether ``whole`` is ``prompt`` with ``answer``, but for one part that the template leaves out once it is answered.
+
+    Args:
+        prompt: rendered without its answer.
+        whole: rendered with it; the part may not be in the last turn, nor after it.
+        last: the content of the prompt's last turn.
+        answer: the answer's text as it stands, with what the template writes after it.
+    """
+    asked = whole.removesuffix(answer)
+    alike = prompt[len(prompt) - shared_start(prompt[::-1], asked[::-1]) :]
+    left_out = shared_start(prompt, asked) + len(alike) >= len(asked)
+    return asked != whole and left_out and bool(last.strip()) and last.strip() in alike
