@@ -1,13 +1,15 @@
-"""What a config's data settings leave open, found by looking at the data, and said. Torch-free."""
+"""What a config leaves open, found by looking at the data and the chat template, and said. Torch-free."""
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.config import Data, DatasetData, FileData, RunConfig, UserData
+from pipeline.config import ChatSettings, Data, DatasetData, FileData, PretrainedPolicy, RunConfig, UserData
 from pipeline.data.detection.description import as_settings, columns_of, described
 from pipeline.data.detection.readings import Reading, merged, readings_of_pairs, readings_of_prompts
 from pipeline.errors import UserError
+from pipeline.models.foreign import writes_date
 from pipeline.safe_text import visible
 from pipeline.storage.run_folder import RunFolder
 
@@ -18,7 +20,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def understood(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, list[str]]:
-    """Return the config with the data settings that were found, and lines that say how the data is read.
+    """Return the config with the settings that were found, and lines that say how the data is read.
 
     A run folder that goes on keeps the settings that it was made with. Data that no reading fits stays as it is set.
 
@@ -36,7 +38,20 @@ def understood(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, 
         stored = None if before is None else before.pairs
         update["pairs"], said = understood_source(config.pairs, "pairs", stored)
         lines += said
-    return config.model_copy(update=update), lines
+    chat, said = _dated(config, before)
+    return config.model_copy(update={**update, "chat": chat}), [*lines, *said]
+
+
+def _dated(config: RunConfig, before: RunConfig | None) -> tuple[ChatSettings, list[str]]:
+    """Return the chat settings with the day that the policy's template writes, if any, and a line about it."""
+    chat, policy = config.chat, config.policy
+    if chat.date is not None or chat.template == "plain" or not isinstance(policy, PretrainedPolicy):
+        return chat, []
+    if not writes_date(Path(policy.path)):
+        return chat, []
+    day = datetime.now(UTC).date().isoformat() if before is None else before.chat.date
+    said = f"chat.date={day}: policy.path's chat template writes today's date; the run stays with this one"
+    return chat.model_copy(update={"date": day}), [said] if before is None else []
 
 
 def understood_source(given: UserData, section: str, before: Data | None = None) -> tuple[UserData, list[str]]:

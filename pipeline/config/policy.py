@@ -1,10 +1,23 @@
 """The policy to train, and how messages become its tokens."""
 
+import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from pipeline.config.base import Closed
+from pipeline.config.base import LATER, Closed
+
+
+def _written(value: object) -> object:
+    # YAML reads a bare date as one.
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def _is_day(value: str) -> str:
+    return datetime.date.fromisoformat(value).isoformat()
+
+
+Day = Annotated[str, BeforeValidator(_written), AfterValidator(_is_day)]
 
 
 class PretrainedPolicy(Closed):
@@ -49,4 +62,10 @@ class ChatSettings(Closed):
     )
     max_response_tokens: int = Field(
         512, ge=1, description="longer data-set responses are cut at the end and lose their end token"
+    )
+    date: Day | None = Field(
+        None,
+        description="the day, such as 2026-01-31, that a chat template writes as today's; default: the one on which "
+        "the run was begun, if its template writes one",
+        json_schema_extra=LATER,
     )

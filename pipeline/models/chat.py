@@ -49,7 +49,7 @@ class Chat:
         self._tokenizer = tokenizer
         self._settings = settings
         self.uses_template = self._choose_template()
-        self._template = ChatTemplate(tokenizer) if self.uses_template else None
+        self._template = ChatTemplate(tokenizer, settings.date) if self.uses_template else None
         self._markup = Markup(tokenizer, self._template)
         self._written: frozenset[str] | None = None
         self._before = () if self.uses_template else _added_before(tokenizer)
@@ -72,6 +72,7 @@ class Chat:
                 self.uses_template and str(tokenizer.chat_template),
                 self._lead,
                 self._gap,
+                settings.date,
                 self.end_id,
                 sorted(self.end_ids),
                 tokenizer.bos_token_id,

@@ -93,6 +93,12 @@ def model_numbers(file: Path, *names: str) -> list[int]:
     return found
 
 
+def writes_date(folder: Path) -> bool:
+    """Whether the chat template of a model folder writes the day on which it is rendered."""
+    files = [folder / "tokenizer_config.json", folder / "chat_template.json", *folder.glob("**/*.jinja")]
+    return any(b"strftime_now" in file.read_bytes() for file in files if file.is_file())
+
+
 def model_end_ids(folder: Path) -> tuple[int, ...]:
     """``eos_token_id`` of the folder's generation_config.json and config.json, in that order."""
     files = (folder / "generation_config.json", folder / "config.json")

@@ -19,7 +19,7 @@ def shared_start(one: str, other: str) -> int:
 
 
 def asks_alike(prompt: str, whole: str, last: str, answer: str) -> bool:
-    """Whether ``whole`` is ``prompt`` with ``answer``, but for one part that the template leaves out once it is answered.
+    """Whether ``whole`` is ``prompt`` with ``answer``, but for one part that the template then leaves out.
 
     Args:
         prompt: rendered without its answer.

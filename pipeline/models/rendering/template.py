@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateRuntimeError
@@ -20,13 +21,16 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class ChatTemplate:
     """Renderer of messages by a tokenizer's chat template."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """``tokenizer``: from transformers, with a chat template. Raises ``UserError`` for one that cannot be read."""
+    def __init__(self, tokenizer: Any, today: str | None = None) -> None:
+        """``tokenizer``: from transformers, with a chat template; ``today``: the day (ISO 8601) that it writes.
+
+        None: the day on which it is rendered. Raises ``UserError`` for a template that cannot be read.
+        """
         self._name = str(tokenizer.name_or_path or "the tokenizer")
         try:
             self.source = str(tokenizer.get_chat_template())
             self._words: dict[str, str] = dict(tokenizer.special_tokens_map)
-            self._compiled = _compiled(self.source)
+            self._compiled = _compiled(self.source, today)
         except Exception as error:  # foreign code: anything may go wrong in it
             raise UserError(f"{self._name}: its chat template cannot be read: {_said(error)}") from error
 
@@ -49,7 +53,7 @@ class ChatTemplate:
         return text
 
 
-def _compiled(source: str) -> Template:
+def _compiled(source: str, today: str | None) -> Template:
     """Compile ``source`` with the filters, functions and block tags that transformers gives to chat templates."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
@@ -64,7 +68,9 @@ def _compiled(source: str) -> Template:
     )
     own = ("lipsum", "namespace", "strftime_now")
     ours.globals |= {name: found for name, found in theirs.globals.items() if name not in own}
-    ours.globals["strftime_now"] = _short_dates(theirs.globals["strftime_now"])
+    ours.globals["strftime_now"] = _short_dates(
+        theirs.globals["strftime_now"] if today is None else datetime.fromisoformat(today).strftime
+    )
     ours.filters |= limited_filters({"tojson": theirs.filters["tojson"]})
     return ours.from_string(source)
 

@@ -1,15 +1,20 @@
 """What is found about the data is said, written into the run's config, and kept by a run that goes on."""
 
 import json
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from flows.preflight.understand import understood, understood_source
-from pipeline.config import FileData, RunConfig, UserData
+from pipeline.config import ChatSettings, FileData, PretrainedPolicy, RunConfig, UserData
 from pipeline.config.files import dump_config
 from pipeline.errors import UserError
+from pipeline.models.chat import Chat
+from pipeline.types import Message
 from tests.pipeline.data.detection.public_shapes import SHAPES, Row
+from tests.support.tiny_model import TEMPLATE, tiny_tokenizer
 
 
 def config_of(path: str, **pairs: object) -> RunConfig:
@@ -88,3 +93,39 @@ def test_a_name_that_is_no_file_is_a_data_set(monkeypatch: pytest.MonkeyPatch) -
         understood_source(source, "pairs")
     with pytest.raises(UserError, match=r"data/pairs.jsonl: no such file"):
         understood_source(FileData(path="data/pairs.jsonl"), "pairs")
+
+
+def test_a_run_stays_with_the_day_that_its_template_writes(tmp_path: Path) -> None:
+    path, root, model = rows_file(tmp_path, SHAPES["ultrafeedback, binarised"].rows), tmp_path / "run", tmp_path / "m"
+    root.mkdir()
+    tokenizer = tiny_tokenizer(template="{{ strftime_now('%d %b %Y') }}" + TEMPLATE)
+    tokenizer.save_pretrained(model)
+    given = config_of(path).model_copy(update={"policy": PretrainedPolicy(path=str(model))})
+    found, lines = understood(given, root)
+    today = found.chat.date
+    assert today is not None
+    assert abs(date.fromisoformat(today) - datetime.now(UTC).date()) <= timedelta(days=1)
+    assert any(line.startswith(f"chat.date={today}: ") for line in lines)
+    begun = found.model_copy(update={"chat": ChatSettings(date="2024-02-29")})
+    (root / "config.yaml").write_text(dump_config(begun))
+    assert understood(given, root)[0].chat.date == "2024-02-29"
+    shown = Chat(tokenizer, ChatSettings(date="2024-02-29"))
+    assert shown.decode(shown.prompt_ids((Message("user", "a"),))) == "29 Feb 2024a"
+    assert shown.template_hash != Chat(tokenizer, ChatSettings(date="2024-03-01")).template_hash
+    for settings in ({"template": "plain"}, {"date": "2024-02-29"}):
+        asked = given.model_copy(update={"chat": ChatSettings.model_validate(settings)})
+        assert understood(asked)[0].chat == asked.chat
+
+
+def test_a_template_without_a_date_leaves_the_setting_alone(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    path = rows_file(tmp_path, SHAPES["ultrafeedback, binarised"].rows)
+    given = config_of(path).model_copy(update={"policy": PretrainedPolicy(path=str(tmp_path / "m"))})
+    assert understood(given)[0].chat == ChatSettings()
+
+
+@pytest.mark.parametrize("day", ["2026-02-30", "today", 20260230])
+def test_a_date_that_is_none_is_refused(day: object) -> None:
+    with pytest.raises(ValidationError, match="date"):
+        ChatSettings.model_validate({"date": day})
+    assert ChatSettings.model_validate({"date": date(2026, 1, 31)}).date == "2026-01-31"
