@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from flows.report.charts import thinned
 from flows.report.facts import RoundFacts
-from flows.report.html.drawing.figures import POINTS, Line, lines_figure
+from flows.report.html.drawing.figures import Line, lines_figure
 from flows.report.html.panel import Panel, Runs, run_label
 from flows.report.html.run_facts import RunFacts
 from pipeline.training.step_log import StepReport
@@ -75,7 +74,7 @@ def _of_steps(
             known = [(float(index), value) for index, step in enumerate(steps, 1) if (value := read(step)) is not None]
             if len(known) < 2:
                 continue
-            x, y = (thinned(column, POINTS) for column in zip(*known, strict=True))
+            x, y = zip(*known, strict=True)
             lines.append(
                 Line(run_label(run, label, several, len(curves) > 1), x, y, number if several else place, dash=place)
             )

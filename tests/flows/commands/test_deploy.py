@@ -219,7 +219,9 @@ def test_the_form_of_a_deployment_is_in_the_page(up: Up, often: str, tmp_path: P
     address = f"http://127.0.0.1:{up.port}/deployments/deployment/{up.deployment(often)['id']}/run"
     with Browser(tmp_path) as browser:
         browser.sign_in(f"http://127.0.0.1:{up.port}", up.secret)
-        browser.open(address, "Rounds to add", "Run folder", "How many rounds this run adds")
+        browser.open(
+            address, "Rounds to add", "Run folder", "How many rounds this run adds", "A stage of the config's rounds"
+        )
 
 
 def test_killing_up_ends_server_worker_and_runs(up: Up, often: str) -> None:

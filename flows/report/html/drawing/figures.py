@@ -13,8 +13,11 @@ from flows.report.charts import Histogram, thinned
 from flows.report.html.drawing.axes import Scale, scale, tick_text
 from flows.report.html.drawing.frame import COLOURS, DASHES, HEIGHT, MARKS, across_line, framed, grid
 
-# Most points of one line; longer lines are reduced to means of equal stretches. More points than MARKED have no marks.
-POINTS, MARKED = 400, 60
+# Most points of one line, and of all lines of a figure; longer lines are reduced to means of equal stretches. A line of
+# more than MARKED points has no marks.
+POINTS, ALL_POINTS, MARKED = 250, 1000, 60
+# A figure's width and height in the units of its paths.
+_UNITS = 2000
 # A level farther away than this many times the spread of the data is drawn at the figure's edge.
 _FAR = 3.0
 
@@ -67,7 +70,8 @@ def lines_figure(
         whole: x is a count, so the axis has only whole numbers.
         limits: drawn with their names; those far away at the edge, with their number.
     """
-    shown = [_shortened(line) for line in lines]
+    points = min(POINTS, max(2, ALL_POINTS // max(len(lines), 1)))
+    shown = [_shortened(line, points) for line in lines]
     across = scale([x for line in shown for x in line.x], free=0.03, whole=whole, ticks=8)
     heights = [y for line in shown for ends in (line.y, *(line.band or ())) for y in ends]
     near, far = _near(limits, heights)
@@ -102,11 +106,11 @@ def histogram_figure(found: Sequence[tuple[str, Histogram]], *, x_title: str) ->
     return lines_figure(lines, x_title=x_title, y_format=".0%", marks=False)
 
 
-def _shortened(line: Line) -> Line:
-    if len(line.x) <= POINTS:
+def _shortened(line: Line, points: int) -> Line:
+    if len(line.x) <= points:
         return line
-    band = None if line.band is None else (thinned(line.band[0], POINTS), thinned(line.band[1], POINTS))
-    x, y = thinned(line.x, POINTS), thinned(line.y, POINTS)
+    band = None if line.band is None else (thinned(line.band[0], points), thinned(line.band[1], points))
+    x, y = thinned(line.x, points), thinned(line.y, points)
     return Line(line.label, x, y, line.colour, line.dash, band)
 
 
@@ -138,8 +142,8 @@ def _upright(across: Scale, value: float) -> str:
 
 
 def _stretched(parts: Iterable[str]) -> str:
-    """Paths in thousandths of the figure's width and height; the page keeps their strokes from being stretched."""
-    size = 'viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" height="100%"'
+    """Paths in shares of the figure's width and height; the page keeps their strokes from being stretched."""
+    size = f'viewBox="0 0 {_UNITS} {_UNITS}" preserveAspectRatio="none" width="100%" height="100%"'
     return f'<svg class="lines" {size}>{"".join(parts)}</svg>'
 
 
@@ -149,11 +153,16 @@ def _finite(line: Line) -> Iterator[tuple[float, float]]:
 
 def _drawn(points: Iterable[tuple[float, float]], across: Scale, up: Scale) -> str:
     """A path through ``points``, broken where a height is not finite."""
-    path, begun = [], False
+    path: list[str] = []
+    last: tuple[int, int] | None = None
     for x, y in points:
-        if math.isfinite(y):
-            path.append(f"{'L' if begun else 'M'}{across.place(x) * 1000:.1f},{(1 - up.place(y)) * 1000:.1f}")
-        begun = math.isfinite(y)
+        if not math.isfinite(y):
+            last = None
+            continue
+        at = round(across.place(x) * _UNITS), round((1 - up.place(y)) * _UNITS)
+        # From point to point, which is half as long as the places themselves.
+        path.append(f"M{at[0]},{at[1]}" if last is None else f"l{at[0] - last[0]},{at[1] - last[1]}")
+        last = at
     return "".join(path)
 
 

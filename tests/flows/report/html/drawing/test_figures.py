@@ -8,7 +8,7 @@ import pytest
 from flows.report.charts import Histogram
 from flows.report.html.drawing.axes import scale, tick_text
 from flows.report.html.drawing.bars import MOST_BARS, bars_figure
-from flows.report.html.drawing.figures import POINTS, Level, Line, histogram_figure, lines_figure
+from flows.report.html.drawing.figures import ALL_POINTS, POINTS, Level, Line, histogram_figure, lines_figure
 from flows.report.html.drawing.frame import HEIGHT, definitions
 
 
@@ -60,7 +60,16 @@ def test_a_long_line_is_shortened_and_has_no_marks() -> None:
     line = Line("a", range(5000), [float(n) for n in range(5000)], 0, band=([0.0] * 5000, [9.0] * 5000))
     figure = lines_figure([line], x_title="step")
     (path,) = re.findall(r'<path class="c0 d0" d="([^"]*)"', figure)
-    assert path.count("L") == POINTS - 1 and "<use" not in figure and 'class="c0 band"' in figure
+    assert path.count("l") == POINTS - 1 and "<use" not in figure and 'class="c0 band"' in figure
+
+
+def test_a_path_goes_through_its_points_and_many_lines_share_the_points_of_a_figure() -> None:
+    figure = lines_figure([Line("a", [0, 1, 2], [0.0, 1.0, 0.5], 0)], x_title="step", marks=False)
+    (path,) = re.findall(r'<path class="c0 d0" d="M([^"]*)"', figure)
+    x, y = zip(*[map(int, point.split(",")) for point in path.split("l")], strict=True)
+    assert x[1] == x[2] and abs(y[1] + 2 * y[2]) <= 2 and 0 < x[0] < 200 and 1800 < y[0] < 2000
+    lines = [Line(str(n), range(900), [1.0 * n] * 900, n) for n in range(24)]
+    assert len(re.findall(r"l-?\d+,", lines_figure(lines, x_title="step"))) < ALL_POINTS
 
 
 def test_limits_are_drawn_with_their_numbers_also_where_they_are_far_away() -> None:
