@@ -31,6 +31,8 @@ TYPED = {
 }
 LOSSES = ("dpo", "simpo", "kto", "ipo", "nca_list")
 HELD_OUT = {"gsm8k": 128, "pandalm": 34, "mtbench": 24, "hh-like": 128}
+# What a loss asks for besides: whole labels.
+ASKED = {("pandalm", "kto"): ["pairs.votes.label=majority"]}
 # A list loss reads groups.
 GROUPS = ("gsm8k", "mtbench")
 SIZES = (
@@ -107,6 +109,7 @@ def trained(folder: Path, name: str, loss: str, policy: Path) -> str:
     pairs = folder / file if name == "hh-like" else file
     root = folder / f"{name}-{loss}"
     words = [str(ROOT / "configs" / "offline.yaml"), f"policy.path={policy}", f"pairs.path={pairs}", *typed]
+    words += ASKED.get((name, loss), [])
     done = prefloop(folder, "run", *words, f"loss.preset={loss}", *SIZES, held_out(name), "--run-dir", str(root))
     metrics_file = root / "round_001" / "evaluation" / "metrics.json"
     if not metrics_file.is_file():
