@@ -127,7 +127,7 @@ CURVES: tuple[tuple[str, Callable[[StepReport], float | None]], ...] = (
     ("gradient norm", lambda step: step.grad_norm),
     ("end token, nats", lambda step: step.ending_logp),
 )
-_NAME = 22
+_NAME = 26
 # How many prompts that got worse are shown, and how many letters of each.
 _WORST, _PROMPT = 5, 90
 

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, offending_file, policy_chat
 from flows.stages.data import held_out_prompts, text_preferences, training_prompts
-from flows.stages.held_out import held_out_examples, held_out_metrics
+from flows.stages.held_out import held_out_examples, held_out_metrics, write_held_out_prompts
 from flows.stages.labels.shards import LabelProgress, open_accounts
 from pipeline.config import SlotScorer, compares
 from pipeline.data.tasks.slots import slot_metrics
@@ -132,6 +132,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
         metrics["reference_logprob"] = per_token(own[len(drawn) :])
     if pairs:
         metrics |= held_out_metrics(context, round_, pairs, folder)
+        write_held_out_prompts(context, chat, folder)
     metrics["sampler_trainer_gap"] = sampler_gap(sampled, own[: len(drawn)])
     require_small_gap(context, round_, sampled, own[: len(drawn)])
     return metrics

@@ -1,7 +1,7 @@
 """Held-out pairs of the data set: how a round's policy ranks them, against the start's and simple baselines."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -16,15 +16,28 @@ from pipeline.pairs.from_data import tokenise_pairs
 from pipeline.storage.atomic import write_json
 from pipeline.training.batches.examples import Example, Logps
 from pipeline.training.reference import reference_logps
+from pipeline.types import Pair
 
 HELD_OUT_MARGINS = "held_out_margins.json"
+HELD_OUT_PROMPTS = "held_out_prompts.json"
 _Pairs = Sequence[tuple[Logps, ...]]
 
 
 def held_out_examples(context: Context, chat: Chat) -> list[Example]:
     """Pairs of the data set whose prompts no round trains on, as tokens."""
-    pairs = tokenise_pairs(held_out_pairs(context), chat, context.config.chat, dropped=Counter())
-    return [Example.pair(pair.id, pair.prompt_ids, pair.chosen.token_ids, pair.rejected.token_ids) for pair in pairs]
+    return [
+        Example.pair(pair.id, pair.prompt_ids, pair.chosen.token_ids, pair.rejected.token_ids)
+        for pair in _tokenised(context, chat)
+    ]
+
+
+def write_held_out_prompts(context: Context, chat: Chat, folder: Path) -> None:
+    """Write the id of each held-out pair's prompt, for readers of the margins."""
+    write_json(folder / HELD_OUT_PROMPTS, {pair.id: pair.prompt.id for pair in _tokenised(context, chat)})
+
+
+def _tokenised(context: Context, chat: Chat) -> Iterator[Pair]:
+    return tokenise_pairs(held_out_pairs(context), chat, context.config.chat, dropped=Counter())
 
 
 def held_out_metrics(context: Context, round_: int, pairs: Sequence[Example], folder: Path) -> dict[str, JsonValue]:

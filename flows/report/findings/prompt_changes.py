@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from flows.report.findings.worse import PromptChange, WorsePrompts, worse_prompts
 from pipeline.data.run_data import HELD_OUT_PAIRS
@@ -9,7 +11,7 @@ from pipeline.storage.rows import read_groups, read_rows, row_text_pair
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Prompt
 
-_MARGINS = "held_out_margins.json"
+_MARGINS, _PROMPTS = "held_out_margins.json", "held_out_prompts.json"
 
 
 def worse_in(run: RunFolder, round_: int) -> WorsePrompts | None:
@@ -44,13 +46,25 @@ def _rewards(run: RunFolder, round_: int) -> Iterator[tuple[str, tuple[Prompt, f
 
 
 def _margins(run: RunFolder, round_: int) -> Iterator[tuple[str, tuple[Prompt, float]]]:
-    """Prompts by id, with the mean margin of their pairs; none if some pairs of the data have no margin."""
-    file, data = run.stage(round_, "evaluation").folder / _MARGINS, run.stage(0, "data").folder / HELD_OUT_PAIRS
-    margins: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    prompts = [row_text_pair(row).prompt for row in read_rows(data)] if margins and data.is_dir() else []
-    # Margins go by the hash of a pair's tokens, in the data's order; where pairs were left out, none can be placed.
-    found: dict[str, tuple[Prompt, list[float]]] = {}
-    if len(prompts) == len(margins):
-        for prompt, margin in zip(prompts, margins.values(), strict=True):
-            found.setdefault(prompt.id, (prompt, []))[1].append(margin)
-    yield from ((key, (prompt, sum(values) / len(values))) for key, (prompt, values) in found.items())
+    """Prompts by id, with the mean margin of their pairs."""
+    folder = run.stage(round_, "evaluation").folder
+    margins, prompts = _plain(folder / _MARGINS), _prompts(run) if (folder / _MARGINS).is_file() else []
+    known = {prompt.id: prompt for prompt in prompts}
+    whose = _plain(folder / _PROMPTS)
+    if not whose and len(prompts) == len(margins):
+        # Evaluations of 0.1.0 do not say whose margins these are; they are in the data's order if no pair was left out.
+        whose = {key: prompt.id for key, prompt in zip(margins, prompts, strict=True)}
+    found: dict[str, list[float]] = {}
+    for key, margin in margins.items():
+        if whose.get(key) in known:
+            found.setdefault(whose[key], []).append(margin)
+    yield from ((key, (known[key], sum(values) / len(values))) for key, values in found.items())
+
+
+def _prompts(run: RunFolder) -> list[Prompt]:
+    return [row_text_pair(row).prompt for row in read_rows(run.stage(0, "data").folder / HELD_OUT_PAIRS)]
+
+
+def _plain(file: Path) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return plain

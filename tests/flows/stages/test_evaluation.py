@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from flows.report.findings.prompt_changes import worse_in
 from flows.stages.context import Context, policy_chat
-from flows.stages.held_out import held_out_examples
+from flows.stages.data import held_out_pairs
+from flows.stages.held_out import HELD_OUT_PROMPTS, held_out_examples
 from flows.stages.run import run_stage
 from tests.support.tiny_model import reference_scores
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train
@@ -54,6 +56,11 @@ def test_a_loss_with_a_reference_is_measured_from_the_start(job: Path, tmp_path:
     assert (metrics[0]["held_out_margin"], metrics[0]["held_out_accuracy"]) == (0.0, 0.5)
     assert metrics[1]["held_out_margin"] == pytest.approx(sum(margins) / len(margins), abs=1e-3)
     assert metrics[1]["held_out_accuracy"] == sum(margin > 0 for margin in margins) / 4
+    told = json.loads((context.run.stage(1, "evaluation").folder / HELD_OUT_PROMPTS).read_text())
+    assert {*told.values()} == {pair.prompt.id for pair in held_out_pairs(context)}
+    worse = worse_in(context.run, 1)
+    assert worse is not None and (worse.measure, worse.prompts) == ("margin", 4)
+    assert worse.worse == sum(margin < 0 for margin in margins)
 
 
 @pytest.mark.parametrize(("preset", "beta", "mean"), [("simpo", 2.5, True), ("cpo", 0.1, False), ("sft", 1.0, True)])

@@ -15,7 +15,7 @@ from flows.report.html.drawing.frame import COLOURS, DASHES, HEIGHT, MARKS, acro
 
 # Most points of one line, and of all lines of a figure; longer lines are reduced to means of equal stretches. A line of
 # more than MARKED points has no marks.
-POINTS, ALL_POINTS, MARKED = 250, 1000, 60
+POINTS, ALL_POINTS, MARKED = 220, 1000, 60
 # A figure's width and height in the units of its paths.
 _UNITS = 2000
 # A level farther away than this many times the spread of the data is drawn at the figure's edge.

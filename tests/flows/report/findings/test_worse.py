@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flows.report.findings.prompt_changes import worse_in
 from flows.report.findings.worse import PromptChange, worse_prompts
+from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
 from tests.support.places import ROOT
 
@@ -68,6 +69,13 @@ def test_without_a_labeller_margins_of_held_out_pairs_are_compared(tmp_path: Pat
     found = worse_in(RunFolder(tmp_path), 1)
     assert found is not None and (found.measure, found.prompts, found.worse) == ("margin", len(margins), 1)
     assert found.examples[0].after == -0.25
-    # A pair that was left out has no margin, and then no margin can be told whose it is.
-    file.write_text(json.dumps(dict(list(margins.items())[1:])))
+    # A pair that was left out has no margin, and then the order tells no more whose the margins are.
+    kept = dict(list(margins.items())[1:])
+    file.write_text(json.dumps(kept))
     assert worse_in(RunFolder(tmp_path), 1) is None
+    prompt = next(read_groups(tmp_path / "round_001" / "evaluation" / "sampled")).prompt.id
+    for round_ in (0, 1):
+        told = tmp_path / f"round_{round_:03d}" / "evaluation" / "held_out_prompts.json"
+        told.write_text(json.dumps(dict.fromkeys(margins, prompt)))
+    found = worse_in(RunFolder(tmp_path), 1)
+    assert found is not None and found.prompts == 1
