@@ -41,7 +41,7 @@ FLOWS = [
     ("flows.commands",),
     ("flows.iterative", "flows.offline"),
     ("flows.loop.entry",),
-    ("flows.loop.opening",),
+    ("flows.loop.opening", "flows.loop.preparation", "flows.loop.finished"),
     ("flows.loop.stage_tasks",),
     ("flows.loop.rounds",),
     ("flows.stages",),

@@ -16,11 +16,11 @@ from flows.report.progress import make_console, progress
 from flows.run_folder.lease import hold
 from pipeline.config import RewardModelConfig, UserData
 from pipeline.config.files import dump_config, load_settings
-from pipeline.data.distinct import DistinctPrompts
 from pipeline.data.faults import FaultFinder
 from pipeline.data.reading import read_preferences
 from pipeline.data.sources import files_of, given_source
 from pipeline.data.split import Split, split_held_out
+from pipeline.data.spool.distinct import DistinctPrompts
 from pipeline.errors import UserError, first_lines
 from pipeline.storage.atomic import write_json, write_text
 from pipeline.storage.digests import digest, model_digest

@@ -4,7 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from flows.loop.opening import prepare_run
+from flows.loop.finished import report_if_finished
+from flows.loop.preparation import prepare_run
 from flows.prefect_api.environment import log_to_file
 from flows.preflight.check import check_new
 from flows.preflight.understand import understood
@@ -42,9 +43,11 @@ def run_config(
             moved = set_aside(run, config, *redo)
         print(f"set aside in {root / FOLDER}: {', '.join(moved)}", file=sys.stderr)
     announce(config, root)
-    log_to_file(root / "logs" / "prefect.log")
     try:
-        report = run_flow(config, run, until)
+        report = report_if_finished(run, config, until) if redo is None else None
+        if report is None:
+            log_to_file(root / "logs" / "prefect.log")
+            report = run_flow(config, run, until)
     except Paused:
         print_table(root, read_rounds(root))
         raise
@@ -75,7 +78,12 @@ def _understood(files: list[Path], settings: list[str], run_dir: Path | None) ->
 
 
 def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str:
-    """Run the flow for the config's mode; return the path of the report."""
+    """Run the flow for the config's mode; return the path of the report.
+
+    Raises what the flow raises, and ``KeyboardInterrupt`` if Prefect has ended it.
+    """
+    from prefect.exceptions import Abort, TerminationSignal
+
     from flows.iterative import iterative
     from flows.offline import offline
     from flows.prefect_api.server import ServerLostError, go_on_without, prefect_api
@@ -87,6 +95,8 @@ def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str
     except ServerLostError as error:
         # A run does not depend on the server: stages are complete or not, whatever it knows.
         go_on_without(error)
+    except (TerminationSignal, Abort) as error:
+        raise KeyboardInterrupt from error
 
 
 def announce(config: RunConfig, root: Path) -> None:

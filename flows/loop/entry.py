@@ -19,7 +19,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as current
 from prefect.states import Cancelled, Failed
 
-from flows.loop.opening import prepare_run
+from flows.loop.preparation import prepare_run
 from flows.prefect_api.decision_form import stop_schedule_if_done, wait_for_decision
 from flows.prefect_api.environment import keep_keys_out_of_logs, make_files_private, prepare_environment
 from flows.prefect_api.parameters import MAX_ROUNDS, dated

@@ -1,4 +1,4 @@
-"""Opening a run folder: the frozen config, the lock, the children."""
+"""Opening a run folder to work in it: the lock, the children."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,49 +9,13 @@ from flows.loop.stage_tasks import StageTasks
 from flows.prefect_api.artefacts import Screen
 from flows.prefect_api.states import true_states
 from flows.report.trackers import Trackers, require_trackers
-from flows.run_folder.lease import LEASE_FILE, hold
+from flows.run_folder.lease import hold
 from flows.run_folder.links import require_own_folders
 from flows.run_folder.redo import finish_setting_aside
-from flows.run_folder.storage_errors import FULL, storage_error
 from flows.workers.local import Workers
 from pipeline.config import RunConfig
-from pipeline.config.files import changed_fields, dump_config
-from pipeline.errors import UserError, first_lines
 from pipeline.safe_text import name_keys
-from pipeline.storage.atomic import write_text
-from pipeline.storage.layout import LAYOUT_FILE, note_version
 from pipeline.storage.run_folder import RunFolder
-
-# Files that a kill may leave behind at the start of a run.
-STARTED = {".lock", "config.yaml.tmp", LEASE_FILE, LAYOUT_FILE, f"{LAYOUT_FILE}.tmp"}
-
-
-def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolder:
-    """Make ``root`` the folder of this run, or check that it already is.
-
-    Settings that do not change results may differ from the folder's. With ``extend``, ``rounds`` may grow.
-
-    Raises:
-        UserError: the folder holds another config (the message lists the changed fields), or is not a run folder.
-    """
-    run = RunFolder(root)
-    if run.config_file.is_file():
-        _refuse_other_config(run.config(), config, root, extend)
-    elif root.is_file():
-        raise UserError(f"{root}: is a file, not a folder")
-    elif root.is_dir() and {file.name for file in _entries(root)} - STARTED:
-        raise UserError(f"{root}: not empty and not a run folder (no config.yaml); choose another --run-dir")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        require_own_folders(root)
-        with hold(root):
-            note_version(root, run.config_file)
-            write_text(run.config_file, dump_config(config))
-    except OSError as error:
-        if error.errno in FULL:
-            raise (storage_error(error, root, "config.yaml") or error) from None
-        raise UserError(f"{root}: cannot write there ({error.strerror})") from None
-    return run
 
 
 @contextmanager
@@ -74,22 +38,3 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
             Workers(root, config) as workers,
         ):
             yield run, config, StageTasks(run, config, workers, screen, lease, trackers, until)
-
-
-def _entries(root: Path) -> list[Path]:
-    try:
-        return list(root.iterdir())
-    except OSError as error:
-        raise UserError(f"{root}: cannot be read ({error.strerror})") from None
-
-
-def _refuse_other_config(old: RunConfig, new: RunConfig, root: Path, extend: bool) -> None:
-    before, after = old.identity(), new.identity()
-    grown = new.mode == "iterative" and new.rounds > old.rounds
-    if extend and grown:
-        before["rounds"] = after["rounds"]
-    changes = changed_fields(before, after)
-    if not changes:
-        return
-    hint = "add --extend to go on with more rounds" if grown and not extend else "choose another --run-dir"
-    raise UserError(f"{root} holds a run with another config; nothing was changed ({hint}):\n{first_lines(changes, 8)}")

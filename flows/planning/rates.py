@@ -1,18 +1,14 @@
-"""Speeds of a config's parts: given by the user, or measured for a few seconds on the parts themselves."""
+"""Speeds of a config's parts, measured for a few seconds on the parts themselves."""
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.planning.arithmetic import KINDS
 from flows.planning.probe import model_to_sample_from
 from flows.workers.local import with_context
 from flows.workers.sampler_client import SamplerProcess
 from pipeline.config import JudgeScorer, RunConfig, ScorerSettings, scorers_of
-from pipeline.config.files import read_yaml
-from pipeline.errors import UserError
 from pipeline.models.chat import Chat
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Group, Prompt, Response
@@ -24,34 +20,6 @@ from reward_models.labeller import label
 
 # Sequences of the measured shard, tokens of the first calls, and seconds for the measurement.
 SEQUENCES, FIRST_TOKENS, _SECONDS = 256, 8, 5.0
-
-
-def given_rates(text: str) -> dict[str, float]:
-    """Tokens a second by kind of work, from ``kind=number,...`` or a YAML file that maps kinds to numbers.
-
-    Raises:
-        UserError: an unknown kind, or not a positive number.
-    """
-    if "=" in text:
-        parts = [part.partition("=") for part in text.split(",")]
-        named: dict[str, object] = {name.strip(): value.strip() for name, _, value in parts}
-    else:
-        named = dict(read_yaml(Path(text)))
-    if not named:
-        raise UserError(f"--rates: {text}: contains no rate; give for example sampling=10000,training=9000")
-    return {name: _rate(name, value) for name, value in named.items()}
-
-
-def _rate(name: str, value: object) -> float:
-    if name not in KINDS:
-        raise UserError(f"--rates: {name}: unknown rate; must be one of {', '.join(KINDS)}")
-    try:
-        number = float(str(value))
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise UserError(f"--rates: {name}: {value}: must be a number of tokens a second above 0")
-    return number
 
 
 def measured_rates(

@@ -215,9 +215,10 @@ class StageArtefact:
     def _description(self) -> str:
         assert self._told is not None
         done, total, note = self._told
-        # Leave out an engine's start and an earlier try's work; a single report does not show them.
+        # Leave out an engine's start and an earlier try's work, which a single report does not show.
         more, since = (done - self._first, self._started) if done > self._first else (done, self._begun)
-        rate = more / max((self._ended or time.monotonic()) - since, 1e-9)
+        known = done > self._first or self._ended
+        rate = more / max((self._ended or time.monotonic()) - since, 1e-9) if known else 0.0
         parts = [f"{done:,} of {total:,} {self._unit}"]
         if rate > 0:
             parts.append(f"{rate:,.1f} {self._unit}/s")

@@ -25,9 +25,9 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Abort, ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
+from flows.run_folder.flow_run import ENDED_WELL, FLOW_RUN_FILE
 from pipeline.storage.atomic import write_json
 
-FLOW_RUN_FILE = "flow_run.json"
 POLL_SECONDS = 2.0
 _REQUEST_SECONDS = 10.0
 ENDED = {StateType.CANCELLING, StateType.CANCELLED}
@@ -54,6 +54,13 @@ def true_states(root: Path) -> Iterator[None]:
     started = psutil.Process().create_time()
     here = {"flow_run": str(own), "host": socket.gethostname(), "pid": os.getpid(), "started": started}
     write_json(root / FLOW_RUN_FILE, here)
+    with _cancellable(own):
+        yield
+    write_json(root / FLOW_RUN_FILE, {**here, ENDED_WELL: True})
+
+
+@contextmanager
+def _cancellable(own: UUID) -> Iterator[None]:
     if MANAGED in os.environ or threading.current_thread() is not threading.main_thread():
         yield
         return

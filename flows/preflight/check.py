@@ -10,6 +10,7 @@ from flows.preflight.labellers import check_answer, check_scorer, check_second
 from flows.preflight.loss_needs import check_needs, loss_name
 from flows.preflight.model_folders import check_folder, check_policy_folder
 from flows.preflight.understand import understood
+from flows.report.progress import make_console, progress
 from flows.report.trackers import require_trackers
 from flows.run_folder.growth import has_grown, require_as_it_was
 from flows.workers.local import has_accelerator, with_context
@@ -78,7 +79,8 @@ def check_run(
         check_policy_folder(Path(path), field, longest, trust_remote_code=trusted)
     _check_training(config)
     require_trackers(config)
-    contents, log = check_data(config, faults, lambda prompt: _check_prompt(config, prompt), show, shown)
+    with progress("data", "rows", make_console()) as report:
+        contents, log = check_data(config, faults, lambda prompt: _check_prompt(config, prompt), show, shown, report)
     check_needs(config, contents)
     if isinstance(config.policy, PretrainedPolicy) and Path(config.policy.path).exists():
         for field, path in _further_models(config):

@@ -7,15 +7,18 @@ from flows.preflight.fault_log import FaultLog
 from flows.preflight.row_account import RowAccount
 from flows.preflight.row_view import view_row
 from flows.preflight.tokens import tokens_for_dropping, tokens_of
+from flows.report.progress import Report, silent
 from pipeline.config import DatasetData, FileData, RunConfig, UserData
 from pipeline.data.counts import Contents
-from pipeline.data.dropping import judged_part, sources_of
+from pipeline.data.dropping import judged_part
 from pipeline.data.faults import Fault, FaultFinder, Tokens
 from pipeline.data.reading import PromptRow
 from pipeline.data.run_data import HELD_OUT_PAIRS, RunData, open_data
+from pipeline.data.spool.kept_rows import RunRows
 from pipeline.errors import UserError
 from pipeline.types import Prompt, TextGroup, TextPreference
 
+_REPORTED = 50  # one of so many rows
 # Fewer of them are ranks by chance.
 _FEWEST_RANKS, _FEWEST_GROUPS = 3, 8
 
@@ -26,26 +29,29 @@ def check_data(
     each: Callable[[Prompt], object],
     show: int = 1,
     shown: list[str] | None = None,
+    report: Report = silent,
 ) -> tuple[Contents, FaultLog]:
     """Return the counts of the contents and the faults; also write the faults to ``file``.
 
     ``each`` is called with every distinct prompt and raises ``UserError`` for an unusable one. ``shown`` gets lines
-    that show the first row from number ``show`` on of each source, also if the data is refused.
+    that show the first row from number ``show`` on of each source, also if the data is refused. ``report`` gets the
+    number of rows that were read, then of those that were checked.
 
     Raises:
         UserError: faults above ``config.limits``, nothing left to train on, or no row from number ``show`` on.
     """
     run_data: RunData | None = None
     unsplit: UserError | None = None
-    tokens = tokens_for_dropping(config)
+    tokens, count = tokens_for_dropping(config), _Count(report)
+    rows = RunRows(config, count.read)
     with FaultLog(config.limits, file) as log:
         try:
-            run_data = open_data(config, tokens)
+            run_data = open_data(config, tokens, rows)
         except UserError as error:
             # Unreadable rows explain more than too few rows left.
             unsplit = error
         shown = [] if shown is None else shown
-        past = _log_faults(config, run_data, tokens, log, show, shown)
+        past = _log_faults(config, run_data, rows, tokens, count, log, show, shown)
     nothing = past and not shown
     shown += past
     log.check()
@@ -82,8 +88,36 @@ def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
     return contents
 
 
+class _Count:
+    """Counts the rows that are read, then those that are checked, and reports some of the counts."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._read = 0
+        self._checked = 0
+
+    def read(self) -> None:
+        """Count one row more that was read."""
+        self._read += 1
+        if self._read % _REPORTED == 1:
+            self._report(self._read, 0, "read")
+
+    def checked(self) -> None:
+        """Count one row more that was checked."""
+        self._checked += 1
+        if self._checked % _REPORTED == 1:
+            self._report(self._checked, self._read, "checked")
+
+
 def _log_faults(
-    config: RunConfig, run_data: RunData | None, tokens: Tokens | None, log: FaultLog, show: int, shown: list[str]
+    config: RunConfig,
+    run_data: RunData | None,
+    all_rows: RunRows,
+    tokens: Tokens | None,
+    count: _Count,
+    log: FaultLog,
+    show: int,
+    shown: list[str],
 ) -> list[str]:
     """Log the faults of all rows; return a line for each source that ends before row ``show``."""
     if tokens is None and run_data is not None:
@@ -91,11 +125,12 @@ def _log_faults(
     given = run_data is not None and config.held_out.is_given
     past: list[str] = []
     account = RowAccount(config, None if run_data is None else run_data.split)
-    for source, rows in sources_of(config):
+    for source, rows in all_rows.all():
         leaks = run_data.split if run_data is not None and given and source != "held_out" else None
         finder = FaultFinder(tokens, leaks, config.limits.dropped)
         waiting, last, ranks = source != "held_out", 0, _Permutations()
         for row in rows:
+            count.checked()
             log.row(source)
             last = max(last, row.number)
             if waiting and row.number >= show:

@@ -30,7 +30,9 @@ def check_policy_folder(path: Path, field: str, longest: int, *, trust_remote_co
     ``longest``: tokens of the longest prompt and response that it will read.
     """
     check_folder(path, field)
-    if path.exists():
+    from pipeline.models.ordinary_folder import is_ordinary_model
+
+    if path.exists() and not is_ordinary_model(path):
         from pipeline.models.architectures import require_language_model
 
         require_language_model(str(path), field, longest, trust_remote_code=trust_remote_code)

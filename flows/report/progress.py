@@ -4,15 +4,35 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-# done, total, a short note such as the current loss
+# done, total (0: not known yet), a short note such as the current loss
 Report = Callable[[int, int, str], None]
 
 LINE_EVERY_SECONDS = 15.0
+
+
+@dataclass
+class _Pace:
+    """The rate since the first report, which says nothing of an engine's start or an earlier try's work before it.
+
+    A report of fewer is the first of a further part of the work.
+    """
+
+    first: tuple[float, int] | None = None
+    last: int = 0
+
+    def rate(self, done: int) -> float | None:
+        """Return units a second; None before there are any since the first report."""
+        now = time.monotonic()
+        if self.first is None or done < self.last:
+            self.first = now, done
+        self.last = done
+        started, before = self.first
+        return (done - before) / max(now - started, 1e-9) if done > before else None
 
 
 @dataclass
@@ -22,29 +42,26 @@ class _Lines:
     title: str
     unit: str
     console: Console
-    started: float
     last: float
+    pace: _Pace = field(default_factory=_Pace)
 
     def report(self, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
+        now, rate = time.monotonic(), self.pace.rate(done)
         if now - self.last < LINE_EVERY_SECONDS:
             return
         self.last = now
-        rate = done / max(now - self.started, 1e-9)
-        left = (total - done) / rate if rate > 0 else 0.0
-        self.console.print(
-            f"  {self.title}: {done}/{total} {self.unit}, {rate:.1f}/s, {left:.0f} s left{note and ', ' + note}",
-            markup=False,
-            highlight=False,
-        )
+        said = [f"{done}/{total} {self.unit}" if total else f"{done} {self.unit}"]
+        said += [] if rate is None else [f"{rate:.1f}/s"]
+        said += [f"{(total - done) / rate:.0f} s left"] if rate is not None and total else []
+        said += [note] if note else []
+        self.console.print(f"  {self.title}: {', '.join(said)}", markup=False, highlight=False)
 
 
 @contextmanager
 def progress(title: str, unit: str, console: Console) -> Iterator[Report]:
     """Show ``title``'s progress while the block runs; the report it yields may be called from any thread."""
     if not console.is_terminal:
-        now = time.monotonic()
-        yield _Lines(title, unit, console, now, now).report
+        yield _Lines(title, unit, console, time.monotonic()).report
         return
     columns = (
         TextColumn("  {task.description}", markup=False),
@@ -57,11 +74,12 @@ def progress(title: str, unit: str, console: Console) -> Iterator[Report]:
     )
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(title, total=None, note="", rate=unit)
-        started = time.monotonic()
+        pace = _Pace()
 
         def report(done: int, total: int, note: str) -> None:
-            rate = done / max(time.monotonic() - started, 1e-9)
-            bars.update(task, completed=done, total=total, note=note, rate=f"{unit}, {rate:.1f}/s")
+            rate = pace.rate(done)
+            shown = unit if rate is None else f"{unit}, {rate:.1f}/s"
+            bars.update(task, completed=done, total=total or None, note=note, rate=shown)
 
         yield report
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from flows.report.gather import evaluation_metrics
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_json
@@ -105,6 +104,8 @@ class Trackers:
     def _follow_evaluation(self, round_: int) -> None:
         if round_ in self._evaluated or self._run.stage(round_, "evaluation").manifest() is None:
             return
+        from flows.report.gather import evaluation_metrics
+
         shown = {f"round/{name}": value for name, value in evaluation_metrics(self._run, round_).items()}
         self._log(shown, self._offset(round_) + self._steps.get(round_, 0))
         self._evaluated.add(round_)

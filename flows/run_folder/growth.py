@@ -14,7 +14,6 @@ from pipeline.data.reading import read_prompts
 from pipeline.data.sources import files_of
 from pipeline.errors import UserError
 from pipeline.storage.digests import digest
-from pipeline.storage.rows import read_rows, row_prompt
 from pipeline.storage.run_folder import RunFolder, Stage
 
 ADDED = "added_prompts"
@@ -92,6 +91,8 @@ def _what_changed(run: RunFolder, config: RunConfig) -> str:
 
 
 def _known(run: RunFolder, config: RunConfig) -> Iterator[tuple[str, str | None]]:
+    from pipeline.storage.rows import read_rows, row_prompt
+
     folders = [run.stage(0, "data").folder / name for name in ("prompts", "held_out")]
     folders += [stage.folder / "prompts" for stage in added_stages(run, config.rounds)]
     prompts = (row_prompt(row) for folder in folders for row in read_rows(folder))

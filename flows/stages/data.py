@@ -11,12 +11,12 @@ from pydantic import JsonValue
 from flows.preflight.tokens import tokens_for_dropping
 from flows.run_folder.growth import added_stages, sizes_of
 from flows.stages.context import Context, Outcome
-from pipeline.data.distinct import DistinctPrompts
 from pipeline.data.dropping import Dropping
-from pipeline.data.reading import read_prompts, values
+from pipeline.data.reading import values
 from pipeline.data.run_data import HELD_OUT_PAIRS, PREFERENCE_TABLES, RunData, Text, open_data
-from pipeline.data.sources import prompt_source
 from pipeline.data.split import Split
+from pipeline.data.spool.distinct import DistinctPrompts
+from pipeline.data.spool.kept_rows import RunRows
 from pipeline.storage.rows import (
     PROMPTS,
     TEXT_GROUPS,
@@ -62,11 +62,12 @@ def data(context: Context, folder: Path) -> Outcome:
 
 def added_prompts(context: Context, round_: int, folder: Path) -> Outcome:
     """Write the prompts that the source has gained since an earlier round, without copies of held-out ones."""
-    source, sizes = prompt_source(context.config), sizes_of(context.config)
+    sizes = sizes_of(context.config)
     known, split = {prompt.id for prompt in training_prompts(context, round_ - 1)}, Split.of(held_out_prompts(context))
-    distinct, dropping = DistinctPrompts(), Dropping(context.config, tokens_for_dropping(context.config))
-    held_out = _held_out_origins(context, split)
-    for row in values(dropping.rows("prompts", read_prompts(source))):
+    rows, distinct = RunRows(context.config), DistinctPrompts()
+    dropping = Dropping(context.config, rows, tokens_for_dropping(context.config))
+    held_out = _held_out_origins(context, rows, split)
+    for row in values(dropping.rows("prompts", rows.prompts("prompts"))):
         prompt = row.prompt
         if prompt.id not in known and prompt.origin not in held_out and not split.copies(prompt):
             distinct.add(prompt)
@@ -77,12 +78,12 @@ def added_prompts(context: Context, round_: int, folder: Path) -> Outcome:
     return Outcome(len(distinct), {"prompts": len(distinct), **sizes, **_dropped(dropping)})
 
 
-def _held_out_origins(context: Context, split: Split) -> set[str]:
+def _held_out_origins(context: Context, rows: RunRows, split: Split) -> set[str]:
     """Return the sources of held-out prompts, if sources are held out."""
     if context.config.held_out.by != "source":
         return set()
-    rows = values(read_prompts(prompt_source(context.config)))
-    return {row.prompt.origin for row in rows if split.holds_out(row.prompt)} - {""}
+    found = values(rows.prompts("prompts"))
+    return {row.prompt.origin for row in found if split.holds_out(row.prompt)} - {""}
 
 
 def _dropped(dropping: Dropping) -> dict[str, JsonValue]:

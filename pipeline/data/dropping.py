@@ -6,13 +6,12 @@ from typing import TypeVar
 
 from pipeline.config import RunConfig
 from pipeline.data.faults import FaultFinder, Tokens
-from pipeline.data.reading import PromptRow, SourceRow, read_preferences, read_prompts
-from pipeline.data.sources import held_out_source
+from pipeline.data.reading import PromptRow, SourceRow
 from pipeline.data.split import Split
+from pipeline.data.spool.kept_rows import AnyRow, RunRows
 from pipeline.types import TextPreference
 
 T = TypeVar("T")
-AnyRow = SourceRow[PromptRow] | SourceRow[TextPreference]
 
 
 class Dropping:
@@ -23,11 +22,12 @@ class Dropping:
         leaks: held-out prompts from a source of their own; to be set before other sources are read.
     """
 
-    def __init__(self, config: RunConfig, tokens: Tokens | None = None) -> None:
-        """``tokens``: needed if ``limits`` drops a cause that is found in tokens."""
+    def __init__(self, config: RunConfig, rows: RunRows, tokens: Tokens | None = None) -> None:
+        """``rows``: of the config. ``tokens``: needed if ``limits`` drops a cause that is found in tokens."""
         self.counts: dict[str, Counter[str]] = {}
         self.leaks: Split | None = None
         self._config = config
+        self._rows = rows
         self._tokens = tokens
         self._causes = frozenset(config.limits.dropped)
         self._verdicts: dict[str, bytearray] = {}
@@ -51,7 +51,7 @@ class Dropping:
         finder = FaultFinder(self._tokens, None if source == "held_out" else self.leaks, self._causes)
         counts = self.counts.setdefault(source, Counter())
         verdicts = bytearray()
-        for row in dict(sources_of(self._config))[source]:
+        for row in dict[str, Iterator[AnyRow]](self._rows.all())[source]:
             cause = cause_of(row, finder, self._causes, self._config)
             verdicts.append(cause is not None)
             if cause is not None:
@@ -71,14 +71,3 @@ def cause_of(row: AnyRow, finder: FaultFinder, causes: frozenset[str], config: R
 def judged_part(value: PromptRow | TextPreference, config: RunConfig) -> PromptRow | TextPreference:
     """Return what a run reads of the row: without a warm start, no reference responses."""
     return PromptRow(value.prompt) if isinstance(value, PromptRow) and config.warm_start is None else value
-
-
-def sources_of(config: RunConfig) -> Iterator[tuple[str, Iterator[AnyRow]]]:
-    """Yield everything that is read, by its name in the config."""
-    if config.prompts is not None:
-        yield "prompts", read_prompts(config.prompts)
-    if config.pairs is not None:
-        yield "pairs", read_preferences(config.pairs)
-    given = held_out_source(config)
-    if given is not None:
-        yield "held_out", read_preferences(given) if config.prompts is None else read_prompts(given)

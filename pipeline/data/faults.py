@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from pipeline import config
-from pipeline.data.distinct import Firsts
 from pipeline.data.forms.spelled import is_spelled
 from pipeline.data.reading import PromptRow
 from pipeline.data.split import Split
+from pipeline.data.spool.distinct import Firsts
 from pipeline.errors import RefusedTurnsError, UserError
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText, content_hash
 
@@ -219,17 +219,17 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
     left_out = chat.unwritten(messages, [turn for _, turn in sides])
     if left_out:
         yield "unwritten", f"the chat template does not write: {', '.join(left_out)}"
-    said = [
-        (name, turn, chat.response_ids(messages, turn.content, extra=turn.extra))
-        for name, turn in sides
-        if turn.shown.strip()
-    ]
+    said, merged = [], []
+    for name, turn in sides:
+        if turn.shown.strip():
+            said.append((name, turn, chat.response_ids(messages, turn.content, extra=turn.extra)))
+            if not chat.continues(messages, turn.content, turn.extra):
+                merged.append(name)
     _require_embeddings([prompt_ids, *(ids for _, _, ids in said)], tokens)
     cut = [name for name, _, ids in said if ids[-1] not in chat.end_ids]
     if cut:
         limit = f"chat.max_response_tokens ({limits.max_response_tokens})"
         yield "missing_eos", f"over {limit}, so without an end token: {', '.join(cut)}"
-    merged = [name for name, turn, _ in said if not chat.continues(messages, turn.content, turn.extra)]
     if merged:
         yield "not_a_prefix", f"the prompt's tokens change when followed by: {', '.join(merged)}"
     if not _equal([(n, turn.shown) for n, turn, _ in said]) and (equal := _equal([(n, ids) for n, _, ids in said])):

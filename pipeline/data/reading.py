@@ -12,9 +12,10 @@ from pipeline.config import Data, DatasetData, FileData, RestaurantData
 from pipeline.data.forms.cells import FaultError, RowCause
 from pipeline.data.forms.joined import grouped
 from pipeline.data.forms.parsing import FORMS, preference_of, prompt_of
+from pipeline.data.forms.paths import find
 from pipeline.data.records import Record, read_records
 from pipeline.data.tasks.restaurants import generate
-from pipeline.types import Message, Prompt, TextPreference
+from pipeline.types import Message, Prompt, TextGroup, TextPreference
 
 T = TypeVar("T")
 
@@ -24,6 +25,7 @@ class SourceRow(Generic[T]):
     """One row: its value or its fault. ``number`` counts from 1 in ``file``, as ``records.Record`` does.
 
     Consecutive rows that form one group are one row, with the number of the first. ``columns`` are those of the file.
+    ``prompt``: of a preference, as ``read_prompts`` reads it, also where the preference has a fault.
     """
 
     file: str
@@ -32,6 +34,7 @@ class SourceRow(Generic[T]):
     fault: str | None = None
     cause: RowCause = "malformed"
     columns: tuple[str, ...] = ()
+    prompt: Prompt | None = None
 
     @property
     def place(self) -> str:
@@ -77,14 +80,18 @@ def read_preferences(data: FileData | DatasetData) -> Iterator[SourceRow[TextPre
         UserError: no data, or a file that is damaged as a whole.
     """
     first: SourceRow[TextPreference] | None = None
-    for row in _parsed(data, lambda record: preference_of(record, data)):
+
+    def prompt(record: Record, value: TextPreference | None) -> Prompt | None:
+        return _prompt_of(record, value, data)
+
+    for row in _parsed(data, lambda record: preference_of(record, data), prompt):
         if row.value is not None:
             first = first or row
             assert first.value is not None
             if type(row.value) is not type(first.value):
                 what, other = FORMS[type(row.value)], FORMS[type(first.value)]
                 fault = f"{what}, but {first.place} is {other}; a data set holds one form"
-                yield SourceRow(row.file, row.number, None, fault)
+                yield SourceRow(row.file, row.number, None, fault, prompt=row.prompt)
                 continue
         yield row
 
@@ -99,12 +106,36 @@ def _prompt_row(record: Record, data: FileData | DatasetData) -> PromptRow:
     return PromptRow(prompt, () if prompt.reference is None else (prompt.reference,))
 
 
-def _parsed(data: FileData | DatasetData, parse: Callable[[Record], T]) -> Iterator[SourceRow[T]]:
+def _prompt_of(record: Record, value: TextPreference | None, data: FileData | DatasetData) -> Prompt | None:
+    """Return what ``prompt_of`` does, or None for a row without a prompt; mostly it is that of the preference."""
+    columns = data.columns
+    names = columns.prompt_columns
+    referenced = columns.response in names or find(record.values, columns.response) is not None
+    # A group of whole conversations may leave some out.
+    whole = not isinstance(value, TextGroup) or any(isinstance(find(record.values, name), str | list) for name in names)
+    if value is not None and whole and not referenced:
+        return value.prompt
+    try:
+        return prompt_of(record, data)
+    except FaultError:
+        return None
+
+
+def _parsed(
+    data: FileData | DatasetData,
+    parse: Callable[[Record], T],
+    prompt: Callable[[Record, T | None], Prompt | None] = lambda record, value: None,
+) -> Iterator[SourceRow[T]]:
     records = read_records(data)
     for record in grouped(records, data) if data.rows == "responses" else records:
+        if record.fault is not None:
+            yield SourceRow(record.file, record.number, None, record.fault)
+            continue
         try:
-            if record.fault is not None:
-                raise FaultError(record.fault)
-            yield SourceRow(record.file, record.number, parse(record), columns=tuple(record.values))
+            value = parse(record)
         except FaultError as fault:
-            yield SourceRow(record.file, record.number, None, str(fault), fault.cause)
+            said, cause = str(fault), fault.cause
+            yield SourceRow(record.file, record.number, None, said, cause, prompt=prompt(record, None))
+        else:
+            columns = tuple(record.values)
+            yield SourceRow(record.file, record.number, value, columns=columns, prompt=prompt(record, value))

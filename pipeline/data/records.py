@@ -14,9 +14,8 @@ from pydantic import JsonValue
 from pipeline.config import DatasetData, FileData
 from pipeline.config.data.sources import EVERY_SPLIT
 from pipeline.data.files.bounds import Broken, unsound
-from pipeline.data.files.columnar import BATCH, sound
 from pipeline.data.files.folders import data_files, is_saved, require_split
-from pipeline.data.files.formats import read_file, rows_of
+from pipeline.data.files.formats import read_file
 from pipeline.data.forms.paths import first_name
 from pipeline.errors import UserError
 
@@ -61,6 +60,8 @@ def read_records(data: FileData | DatasetData) -> Iterator[Record]:
                 for number, value in read_file(file, named, data.delimiter, columns):
                     yield _record(str(file), number, value)
         case DatasetData():
+            from pipeline.data.files.columnar import BATCH, rows_of, sound
+
             tables = open_dataset(data).with_format("arrow").iter(BATCH)
             for number, value in rows_of(sound(batch for table in tables for batch in table.to_batches())):
                 yield _record(data.path, number, value)

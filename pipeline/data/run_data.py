@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.config import RunConfig, UserData
-from pipeline.data.distinct import DistinctPrompts
 from pipeline.data.dropping import Dropping
 from pipeline.data.faults import Tokens
-from pipeline.data.reading import read_preferences, read_prompts, values
+from pipeline.data.reading import values
 from pipeline.data.sources import held_out_source, prompt_source
 from pipeline.data.split import Split, split_held_out
+from pipeline.data.spool.distinct import DistinctPrompts
+from pipeline.data.spool.kept_rows import RunRows, Source
 from pipeline.errors import UserError
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
@@ -24,9 +25,10 @@ Text = tuple[Prompt, str]
 
 @dataclass(frozen=True)
 class RunData:
-    """A run's data: its distinct prompts on disk, which of them are held out, and which rows are left out."""
+    """A run's data: its rows and its distinct prompts on disk, and which of them are held out or left out."""
 
     config: RunConfig
+    rows: RunRows
     distinct: DistinctPrompts
     split: Split
     dropping: Dropping
@@ -39,7 +41,7 @@ class RunData:
         """Yield prompts and reference responses for the warm start; a prompt may have several."""
         if self.config.warm_start is None or self.config.prompts is None:
             return
-        for row in values(self.dropping.rows("prompts", read_prompts(self.config.prompts))):
+        for row in values(self.dropping.rows("prompts", self.rows.prompts("prompts"))):
             if not self.split.copies(row.prompt):
                 yield from ((row.prompt, text) for text in row.texts)
 
@@ -56,38 +58,40 @@ class RunData:
             (HELD_OUT_PAIRS, pair) for row in self._preferences("held_out", given) if (pair := self._held_out(row))
         )
 
-    def _preferences(self, name: str, source: UserData | None) -> Iterator[TextPreference]:
+    def _preferences(self, name: Source, source: UserData | None) -> Iterator[TextPreference]:
         if source is not None:
-            kept = values(self.dropping.rows(name, read_preferences(source)))
+            kept = values(self.dropping.rows(name, self.rows.preferences(name)))
             yield from (row for row in kept if not drops_tie(row, source))
 
     def _held_out(self, row: TextPreference) -> TextPair | None:
         return _comparison(row) if self.split.holds_out(row.prompt) else None
 
 
-def open_data(config: RunConfig, tokens: Tokens | None = None) -> RunData:
+def open_data(config: RunConfig, tokens: Tokens | None = None, rows: RunRows | None = None) -> RunData:
     """Read the prompts and split them; write nothing. Raises ``UserError`` if that is not possible.
 
-    ``tokens``: needed if ``limits`` drops a cause that is found in tokens.
+    ``tokens``: needed if ``limits`` drops a cause that is found in tokens. ``rows``: of the config, if some were read.
     """
-    dropping, given = Dropping(config, tokens), held_out_source(config)
+    rows = RunRows(config) if rows is None else rows
+    dropping, given = Dropping(config, rows, tokens), held_out_source(config)
     if given is not None:
-        split = _given_split(config, given, dropping)
+        split = _given_split(config, given, rows, dropping)
         dropping.leaks = split
     distinct, source = DistinctPrompts(config.held_out.by == "source"), prompt_source(config)
-    for row in values(dropping.rows("pairs" if config.prompts is None else "prompts", read_prompts(source))):
+    name: Source = "pairs" if config.prompts is None else "prompts"
+    for row in values(dropping.rows(name, rows.prompts(name))):
         distinct.add(row.prompt)
     if not len(distinct):
         raise UserError(f"{source.where}: holds no rows{dropping.said}")
     if given is None:
         split = split_held_out(distinct, config.held_out, distinct.together())
-    return RunData(config, distinct, split, dropping)
+    return RunData(config, rows, distinct, split, dropping)
 
 
-def _given_split(config: RunConfig, given: UserData, dropping: Dropping) -> Split:
+def _given_split(config: RunConfig, given: UserData, rows: RunRows, dropping: Dropping) -> Split:
     """Return the split that holds out the first prompts of ``given``."""
     held_out: dict[str, Prompt] = {}
-    for row in values(dropping.rows("held_out", read_prompts(given))):
+    for row in values(dropping.rows("held_out", rows.prompts("held_out"))):
         held_out.setdefault(row.prompt.id, row.prompt)
         if len(held_out) == config.held_out.prompts:
             break

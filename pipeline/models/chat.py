@@ -14,9 +14,9 @@ from typing import Any
 
 from pipeline import config
 from pipeline.errors import RefusedTurnsError, UserError
-from pipeline.models.foreign import load_tokenizer, model_end_ids, refused
-from pipeline.models.markup import Markup
+from pipeline.models.foreign import added_before, backend_of, encoded_by, load_tokenizer, model_end_ids, refused
 from pipeline.models.rendering.conversation_parts import parts_of, written_parts
+from pipeline.models.rendering.markup import Markup
 from pipeline.models.rendering.pieces import after, asks_alike, shared_start
 from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message, content_hash
@@ -47,13 +47,17 @@ class Chat:
                 one user and one assistant turn, or no end token anywhere.
         """
         self._tokenizer = tokenizer
+        self._backend = backend_of(tokenizer)
+        self._added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         self._settings = settings
         self.uses_template = self._choose_template()
         self._template = ChatTemplate(tokenizer, settings.date) if self.uses_template else None
         self._markup = Markup(tokenizer, self._template)
         self._written: frozenset[str] | None = None
-        self._before = () if self.uses_template else _added_before(tokenizer)
+        self._before = () if self.uses_template else added_before(tokenizer)
         self._last: tuple[tuple[Message, ...], list[str]] | None = None
+        self._last_ids: tuple[tuple[Message, ...], tuple[int, ...]] | None = None
+        self._last_answered: tuple[list[Message], list[str]] | None = None
         self._lead, self._after, turn_end = self._probe_template() if self.uses_template else ("", "", None)
         # What a finished answer has before its end token, such as a line break.
         ending = "" if turn_end is None else str(tokenizer.convert_ids_to_tokens(turn_end))
@@ -92,8 +96,11 @@ class Chat:
         Raises:
             UserError: the template refuses these messages (an unknown role order, say).
         """
-        ids = self._encode(*self._prompt_pieces(messages), literal=self._template is None)
-        return self._with_one_bos(ids)
+        asked = tuple(messages)
+        if self._last_ids is None or self._last_ids[0] != asked:
+            ids = self._encode(*self._prompt_pieces(asked), literal=self._template is None)
+            self._last_ids = asked, self._with_one_bos(ids)
+        return self._last_ids[1]
 
     def prompt_ids_if_written(self, messages: Sequence[Message]) -> tuple[int, ...] | None:
         """``prompt_ids``, or None if the template refuses these messages."""
@@ -145,7 +152,7 @@ class Chat:
         text is once its turn is answered: the policy is always asked with it.
         """
         if self._template is not None:
-            pieces = self._markup.render(self._template, [*messages, Message("assistant", text, extra)], False)
+            pieces = self._answered_pieces(self._template, messages, text, extra)
             asked, answered = "".join(self._prompt_pieces(messages)), "".join(pieces)
             if not answered.startswith(asked) and not extra:
                 return asks_alike(asked, answered, messages[-1].content, text + self._after)
@@ -197,12 +204,20 @@ class Chat:
             self._last = asked, self._markup.render(self._template, asked, True)
         return self._last[1]
 
+    def _answered_pieces(self, template: ChatTemplate, messages: Sequence[Message], text: str, extra: str) -> list[str]:
+        """The text of prompt and answer in pieces, to be encoded one by one."""
+        said = [*messages, Message("assistant", text, extra)]
+        if self._last_answered is None or self._last_answered[0] != said:
+            # Its ids and whether they continue the prompt's are both asked of each answer.
+            self._last_answered = said, self._markup.render(template, said, False)
+        return self._last_answered[1]
+
     def _answer(self, messages: Sequence[Message], text: str, extra: str) -> tuple[list[str], str, int]:
         """Return the format's text of an answer in pieces, what stands before its end token, and that token's id."""
         if self._template is None:
             return self._markup.pieces(text), "", self.end_id
         prompt = "".join(self._prompt_pieces(messages))
-        pieces = self._markup.render(self._template, [*messages, Message("assistant", text, extra)], False)
+        pieces = self._answered_pieces(self._template, messages, text, extra)
         whole = "".join(pieces)
         if whole.startswith(prompt):
             return self._without_end(after(pieces, len(prompt)))
@@ -230,15 +245,16 @@ class Chat:
         if self._template is None:
             return _plain_text(messages)
         text = self._prompt_pieces(messages)[-1]
-        specials = [token.content for token in self._tokenizer.added_tokens_decoder.values()]
-        return text[max((text.rfind(s) + len(s) for s in specials if s in text), default=0) :]
+        return text[max((text.rfind(s) + len(s) for s in self._added if s in text), default=0) :]
 
     def _encode(self, *pieces: str, literal: bool = False) -> list[int]:
         """Ids of ``pieces``, nothing added; ``literal``: special tokens spelled out in them stay text."""
+        texts = [text for text in pieces if text]
+        if self._backend is not None:
+            return encoded_by(self._backend, texts, literal)
         encoded = (
             self._tokenizer(text, add_special_tokens=False, split_special_tokens=literal, verbose=False)["input_ids"]
-            for text in pieces
-            if text
+            for text in texts
         )
         return list(chain.from_iterable(encoded))
 
@@ -256,15 +272,6 @@ class Chat:
         while whole[start : start + 2] == (self.bos_id, self.bos_id):
             start += 1
         return whole[start:]
-
-
-def _added_before(tokenizer: Any) -> tuple[int, ...]:
-    """Ids that ``tokenizer`` itself puts before a text."""
-    plain, whole = (
-        list(tokenizer("a", add_special_tokens=added, verbose=False)["input_ids"]) for added in (False, True)
-    )
-    start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
-    return tuple(whole[:start])
 
 
 def _plain_text(messages: Sequence[Message]) -> str:

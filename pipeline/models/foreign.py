@@ -1,12 +1,14 @@
 """A model folder's tokenizer and settings, whoever wrote them: read, or refused with a message. Torch-free."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.models.ordinary_folder import tokenizer_class
 
 # A tokenizer folder has at least one of these files (otherwise transformers would build an empty tokenizer).
 TOKENIZER_FILES = (
@@ -42,21 +44,79 @@ def load_tokenizer(path: str, where: str = "", **options: Any) -> Any:
     Raises:
         UserError: no tokenizer files there, or a tokenizer that cannot be read; the message begins with ``where``.
     """
-    from transformers import AutoTokenizer
-
     folder = Path(path)
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{where}{path}: no tokenizer files in this model folder (such as tokenizer.json)")
     if folder.is_absolute() and not folder.is_dir():
         raise UserError(f"{where}{path}: no such model folder")
     with refused(f"{where}{path}: cannot read the tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        tokenizer = _loader(path, options).from_pretrained(path, **options)
         # Odd settings show only in use.
         tokenizer("a", add_special_tokens=True, split_special_tokens=False)
         for number in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
             if number is not None and not isinstance(number, int):
                 raise ValueError(f"a special token has the id {number!r}")
     return tokenizer
+
+
+def _loader(path: str, options: dict[str, Any]) -> Any:
+    """Return the class that loads the tokenizer: its own, where that is known without torch."""
+    match None if options.get("trust_remote_code") else tokenizer_class(path):
+        case "TokenizersBackend":
+            from transformers import PreTrainedTokenizerFast
+
+            return PreTrainedTokenizerFast
+        case "Qwen2Tokenizer":
+            from transformers import Qwen2Tokenizer
+
+            return Qwen2Tokenizer
+        case "GPT2Tokenizer":
+            from transformers import GPT2Tokenizer
+
+            return GPT2Tokenizer
+        case "GemmaTokenizer":
+            from transformers import GemmaTokenizer
+
+            return GemmaTokenizer
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def backend_of(tokenizer: Any) -> Any | None:
+    """Return the tokenizer of the package tokenizers, if a call of ``tokenizer`` does no more than pass texts to it."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    classes = type(tokenizer).__mro__
+    own = [vars(one) for one in classes[: classes.index(PreTrainedTokenizerFast)]]
+    return (
+        None
+        if any(name in one for one in own for name in ("__call__", "_encode_plus"))
+        else tokenizer.backend_tokenizer
+    )
+
+
+def encoded_by(backend: Any, texts: Sequence[str], literal: bool) -> list[int]:
+    """Return the ids of ``texts``, one after the other and with nothing added; ``literal``: see ``Chat._encode``.
+
+    They are those of a call of the tokenizer, which also finds out where in the text each token is.
+    """
+    backend.encode_special_tokens = literal
+    backend.no_truncation()
+    backend.no_padding()
+    encoded = (backend.encode_batch_fast([text], add_special_tokens=False)[0].ids for text in texts)
+    return list(chain.from_iterable(encoded))
+
+
+def added_before(tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that ``tokenizer`` itself puts before a text."""
+    plain, whole = (
+        list(tokenizer("a", add_special_tokens=added, verbose=False)["input_ids"]) for added in (False, True)
+    )
+    start = next((at for at in range(len(whole)) if whole[at : at + len(plain)] == plain), 0)
+    return tuple(whole[:start])
 
 
 def model_settings(file: Path) -> dict[str, Any]:

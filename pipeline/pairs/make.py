@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from pipeline.config import Pairing, RunConfig
 from pipeline.config.loss.needs import needs_of
-from pipeline.data.distinct import Firsts
+from pipeline.data.spool.distinct import Firsts
 from pipeline.pairs.filters import PAIR_CAUSES, RESPONSE_CAUSES, Scored, distinct_responses, usable
 from pipeline.pairs.rules import choose_pairs
 from pipeline.pairs.wins import Opponent, group_wins

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.models.markup import Markup
+from pipeline.models.rendering.markup import Markup
 from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pipeline.config import PairwiseScorer
 from pipeline.errors import UserError
-from pipeline.models.markup import Markup
+from pipeline.models.rendering.markup import Markup
 from pipeline.types import Message
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.missing import Answer

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from flows.loop.opening import prepare_run
+from flows.loop.preparation import prepare_run
 from flows.loop.rounds import labelled, learn, start_run
 from flows.stages.context import Context
 from flows.stages.run import run_stage

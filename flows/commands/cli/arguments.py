@@ -51,5 +51,14 @@ def split(items: list[str]) -> tuple[list[Path], list[str]]:
     return files, settings
 
 
+def split_sound(items: list[str]) -> tuple[list[Path], list[str]]:
+    """Split as ``split`` does. Raises ``UserError`` for a wrong setting, before anything is loaded that takes long."""
+    from pipeline.config.files import load_config
+
+    files, settings = split(items)
+    load_config(files, settings)
+    return files, settings
+
+
 def _is_file(item: str) -> bool:
     return Path(item).is_file() or not item.partition("=")[0].replace(".", "_").isidentifier()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.cli.arguments import Items, complete_presets, split
+from flows.commands.cli.arguments import Items, complete_presets, split_sound
 from pipeline.errors import UserError
 
 
@@ -29,9 +29,10 @@ def check(
     ] = None,
 ) -> None:
     """Validate config, data and model folders; count faults in the data; show a row as the model will see it."""
+    given = split_sound(items)
     from flows.preflight.check import check_config
 
-    check_config(*split(items), faults, show)
+    check_config(*given, faults, show)
 
 
 def init(
@@ -80,14 +81,15 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="bytes, tokens and seconds as JSON")] = False,
 ) -> None:
     """Estimate the memory, disk space and time that a run needs; exit code 1 if this machine falls short."""
-    from flows.planning.rates import given_rates
+    from flows.planning.given_rates import given_rates
 
     # Read the rates first, to report mistakes at once.
-    given = {} if rates is None else given_rates(rates)
+    known = {} if rates is None else given_rates(rates)
+    given = split_sound(items)
     from flows.planning.plan import plan_config
     from flows.planning.table import print_plan
 
-    made = plan_config(*split(items), run_dir, given, probe=probe, response_tokens=response_tokens)
+    made = plan_config(*given, run_dir, known, probe=probe, response_tokens=response_tokens)
     if as_json:
         print(json.dumps(made.plain(), indent=1))
     else:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.data.files.bounds import Broken, NumberedRows
 from pipeline.errors import UserError
 
 Decoded: TypeAlias = pa.RecordBatch | str
@@ -25,6 +26,52 @@ _VALUES_AT_ONCE = 4 << 20  # of one column, in lists
 _LARGE_BATCH = 256 << 20  # bytes of an Arrow batch
 _BATCH_COMPRESSED = 100
 _LONG = 1 << 16  # bytes of a value
+
+
+def read_columnar(file: Path, kind: str) -> NumberedRows:
+    """Yield the rows of a file: ``parquet``, or Arrow. Raises ``UserError`` if the whole file is damaged."""
+    try:
+        yield from rows_of(parquet(file) if kind == "parquet" else arrow(file))
+    except pa.ArrowException as error:
+        raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def rows_of(parts: Iterable[Decoded]) -> NumberedRows:
+    """Yield the rows of such parts."""
+    number = 0
+    for part in parts:
+        rows: Iterable[object] = [Broken(part)] if isinstance(part, str) else _values(part)
+        for row in rows:
+            number += 1
+            yield number, row
+
+
+# Strings that are not UTF-8, dates that Python cannot hold.
+_NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
+
+
+def _values(batch: pa.RecordBatch) -> list[object | Broken]:
+    try:
+        # Rows that are not sound stand alone (``sound``); all others were validated there.
+        if batch.num_rows == 1:
+            batch.validate(full=True)
+        rows: list[object | Broken] = batch.to_pylist()
+    except _NO_VALUE:
+        return [_value(batch, place) for place in range(batch.num_rows)]
+    return rows
+
+
+def _value(batch: pa.RecordBatch, place: int) -> object | Broken:
+    alone = batch.slice(place, 1)
+    for name, column in zip(alone.schema.names, alone.columns, strict=True):
+        try:
+            column.validate(full=True)
+            column[0].as_py()
+        except _NO_VALUE as error:
+            what = "not UTF-8" if "UTF8" in str(error) else str(error).splitlines()[0]
+            return Broken(f"column {name!r}: {what}")
+    row: object = alone.to_pylist()[0]
+    return row
 
 
 def parquet(file: Path) -> Iterator[Decoded]:

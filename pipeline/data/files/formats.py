@@ -6,17 +6,16 @@ Memory holds only a line, a list item or a batch of 256 rows, whatever the size 
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-import pyarrow as pa
-
-from pipeline.data.files import columnar
-from pipeline.data.files.bounds import Broken, NumberedRows, OpenedFile
+from pipeline.data.files.bounds import NumberedRows, OpenedFile
 from pipeline.data.files.csv_text import SAMPLE, guess_delimiter, read_csv
 from pipeline.data.files.folders import require_content
 from pipeline.data.files.json_text import holds_lines, read_json, read_lines, require_no_list
 from pipeline.errors import UserError
+
+_COLUMNAR = ("parquet", "arrow", "feather")
 
 
 def read_file(
@@ -34,7 +33,10 @@ def read_file(
     try:
         require_content(file)
         if kind in _COLUMNAR:
-            yield from rows_of(_COLUMNAR[kind](file))
+            # pyarrow takes longer to load than to read a small file.
+            from pipeline.data.files.columnar import read_columnar
+
+            yield from read_columnar(file, kind)
         elif kind in ("csv", "tsv"):
             yield from _csv(file, delimiter or ("\t" if kind == "tsv" else None))
         elif kind == "jsonl" or _has(file, holds_lines):
@@ -44,7 +46,7 @@ def read_file(
         else:
             with _opened(file) as stream, _decoded(stream) as text:
                 yield from read_json(file, text, split, columns)
-    except (OSError, EOFError, zlib.error, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
@@ -73,44 +75,3 @@ def _csv(file: Path, delimiter: str | None) -> NumberedRows:
 def kind_of(file: Path) -> str:
     """Return the kind: ``jsonl`` for ``rows.jsonl.gz``."""
     return file.name.removesuffix(".gz").rsplit(".", 1)[-1]
-
-
-def rows_of(parts: Iterable[columnar.Decoded]) -> NumberedRows:
-    """Yield the rows of ``columnar`` parts."""
-    number = 0
-    for part in parts:
-        rows: Iterable[object] = [Broken(part)] if isinstance(part, str) else _values(part)
-        for row in rows:
-            number += 1
-            yield number, row
-
-
-# Strings that are not UTF-8, dates that Python cannot hold.
-_NO_VALUE = (ValueError, OverflowError, pa.ArrowException)
-
-
-def _values(batch: pa.RecordBatch) -> list[object | Broken]:
-    try:
-        # Rows that are not sound stand alone (``columnar.sound``); all others were validated there.
-        if batch.num_rows == 1:
-            batch.validate(full=True)
-        rows: list[object | Broken] = batch.to_pylist()
-    except _NO_VALUE:
-        return [_value(batch, place) for place in range(batch.num_rows)]
-    return rows
-
-
-def _value(batch: pa.RecordBatch, place: int) -> object | Broken:
-    alone = batch.slice(place, 1)
-    for name, column in zip(alone.schema.names, alone.columns, strict=True):
-        try:
-            column.validate(full=True)
-            column[0].as_py()
-        except _NO_VALUE as error:
-            what = "not UTF-8" if "UTF8" in str(error) else str(error).splitlines()[0]
-            return Broken(f"column {name!r}: {what}")
-    row: object = alone.to_pylist()[0]
-    return row
-
-
-_COLUMNAR = {"parquet": columnar.parquet, "arrow": columnar.arrow, "feather": columnar.arrow}

@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.preflight.check import check_config, check_run
+from flows.preflight.data import check_data
 from flows.preflight.tokens import tokens_for_dropping
 from pipeline.config import Limits, RunConfig, ScratchPolicy
 from pipeline.config.files import dump_config, load_config
@@ -338,3 +340,18 @@ def test_real_sets_pass_and_their_faults_are_real(name: str, tmp_path: Path, mod
     _, log = check_run(offline(tmp_path, model, DATA / path, *settings))
     found = {cause: count for cause, count in log.tallies["pairs"].faults.items() if cause != "long_for_policy"}
     assert found == KNOWN[name]
+
+
+def test_each_row_is_parsed_once_and_told_of_from_the_first(
+    tmp_path: Path, model: Path, parsed: Callable[[], dict[str, int]]
+) -> None:
+    rows = [{"prompt": f"a dog {n}", "chosen": f"to the barn {n}", "rejected": "on the mat"} for n in range(120)]
+    config = offline(tmp_path, model, write(tmp_path / "rows.jsonl", rows))
+    told: list[tuple[int, int, str]] = []
+    contents, _ = check_data(config, None, lambda prompt: None, report=lambda *now: told.append(now))
+    assert (contents.prompts, contents.pairs, contents.held_out_pairs) == (118, 118, 2)
+    assert parsed() == {"preference_of": 120}
+    assert told == [
+        *((count, 0, "read") for count in (1, 51, 101)),
+        *((count, 120, "checked") for count in (1, 51, 101)),
+    ]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.loop.opening import prepare_run
+from flows.loop.preparation import prepare_run
 from flows.run_folder import lease
 from flows.run_folder.lease import LEASE_FILE, Holder, hold, read_holder
 from pipeline.config.files import load_config

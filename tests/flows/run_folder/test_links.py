@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from flows.commands.run import run_config
-from flows.loop.opening import open_run, prepare_run
+from flows.loop.opening import open_run
+from flows.loop.preparation import prepare_run
 from flows.run_folder.links import inside
 from flows.run_folder.redo import finish_setting_aside
 from flows.run_folder.retention import free_room

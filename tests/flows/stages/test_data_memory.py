@@ -15,7 +15,7 @@ from tests.support.places import ROOT
 PROGRAM = """
 import sys
 from pathlib import Path
-from flows.preflight.data import _contents, _sources
+from flows.preflight.data import _contents
 from flows.stages.data import SCHEMAS, table_rows
 from pipeline.data.run_data import open_data
 from pipeline.config.files import load_config
@@ -26,7 +26,7 @@ for path in sys.argv[2:]:
     config = load_config([Path(sys.argv[1])], [f"pairs.path={path}"])
     run_data = open_data(config)
     finder = FaultFinder()
-    for _, rows in _sources(config):
+    for _, rows in run_data.rows.all():
         for row in rows:
             assert not [*finder.faults(row.place, row.value)]
     _contents(run_data, repr)

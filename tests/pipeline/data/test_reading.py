@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import Columns, Data, FileData, RestaurantData
-from pipeline.data.distinct import DistinctPrompts
 from pipeline.data.reading import read_preferences, read_prompts, values
+from pipeline.data.spool.distinct import DistinctPrompts
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
 TURN = {"role": "user", "content": "Hi"}

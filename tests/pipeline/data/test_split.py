@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import HeldOut
-from pipeline.data.distinct import DistinctPrompts
 from pipeline.data.split import Split, split_held_out
+from pipeline.data.spool.distinct import DistinctPrompts
 from pipeline.errors import UserError
 from pipeline.types import Message, Prompt
 

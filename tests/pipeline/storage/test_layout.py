@@ -11,7 +11,7 @@ from flows.commands import dry_run
 from flows.commands import run as commands
 from flows.commands.dry_run import planned_stages
 from flows.loop import entry
-from flows.loop.opening import prepare_run
+from flows.loop.preparation import prepare_run
 from flows.planning import plan
 from flows.preflight import check
 from flows.preflight.check import check_new

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.models.markup import Markup
+from pipeline.models.rendering.markup import Markup
 from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message
 from reward_models.local.conversations import Conversations

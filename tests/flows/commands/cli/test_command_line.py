@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
-from flows.loop.opening import prepare_run
+from flows.loop.preparation import prepare_run
 from pipeline.config.files import load_config
 from tests.support.small_config import write_small_config
 from tests.support.tiny_model import save_tiny_model

@@ -13,7 +13,7 @@ import pytest
 from pipeline.config import DatasetData
 from pipeline.data.files import columnar
 from pipeline.data.files.bounds import Broken
-from pipeline.data.files.formats import read_file, rows_of
+from pipeline.data.files.formats import read_file
 from pipeline.data.records import read_records
 from pipeline.errors import UserError
 
@@ -131,5 +131,5 @@ class Watched:
 def test_rows_are_validated_once() -> None:
     validated: list[int] = []
     batch = Watched(pa.record_batch({"prompt": [f"{n}" for n in range(300)]}), validated)
-    rows = [row for _, row in rows_of(columnar.sound([batch]))]  # type: ignore[list-item]
+    rows = [row for _, row in columnar.rows_of(columnar.sound([batch]))]  # type: ignore[list-item]
     assert rows == [{"prompt": f"{n}"} for n in range(300)] and validated == [256, 44]

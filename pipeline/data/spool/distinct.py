@@ -28,7 +28,7 @@ class DistinctPrompts:
 
     def __init__(self, by_origin: bool = False) -> None:
         self._by_origin = by_origin
-        self._rows = _open(_TABLE)
+        self._rows = open_table(_TABLE)
         self._rows.execute("CREATE TABLE guesses (start TEXT, id TEXT)")
         self._rows.execute("CREATE TABLE links (one TEXT, other TEXT)")
 
@@ -107,7 +107,7 @@ class Firsts:
     """The first row of each key."""
 
     def __init__(self) -> None:
-        self._rows = _open("CREATE TABLE firsts (key TEXT PRIMARY KEY, place TEXT, value TEXT) WITHOUT ROWID")
+        self._rows = open_table("CREATE TABLE firsts (key TEXT PRIMARY KEY, place TEXT, value TEXT) WITHOUT ROWID")
 
     def add(self, key: str, place: str, value: str | None = None) -> tuple[str, str | None] | None:
         """Add a row; return (place, value) of the first row with this ``key``, or None if this is the first."""
@@ -120,7 +120,7 @@ class Firsts:
         return first
 
 
-def _open(table: str) -> sqlite3.Connection:
+def open_table(table: str) -> sqlite3.Connection:
     """Open a table in SQLite's own temporary file, which is deleted when the connection closes."""
     rows = sqlite3.connect("", isolation_level=None)
     for setting in (f"cache_size = -{_MEMORY}", "journal_mode = OFF", "synchronous = OFF", "temp_store = FILE"):

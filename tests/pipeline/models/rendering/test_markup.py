@@ -5,7 +5,7 @@ from tokenizers import AddedToken, normalizers
 
 from pipeline.config import ChatSettings
 from pipeline.models.chat import Chat
-from pipeline.models.markup import Markup
+from pipeline.models.rendering.markup import Markup
 from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message
 from tests.support.chat_formats import FORMATS, Format

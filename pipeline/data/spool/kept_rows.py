@@ -1,0 +1,157 @@
+"""The rows of a run's data, each parsed once and kept on disk for whoever reads it next. Torch-free."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Generic, Literal, TypeVar
+
+from pipeline.config import RunConfig
+from pipeline.data.reading import PromptRow, SourceRow, read_preferences, read_prompts
+from pipeline.data.sources import held_out_source
+from pipeline.data.spool.distinct import open_table
+from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
+
+T = TypeVar("T")
+Source = Literal["prompts", "pairs", "held_out"]
+AnyRow = SourceRow[PromptRow] | SourceRow[TextPreference]
+_AT_ONCE = 256
+_FORMS: dict[str, Callable[..., PromptRow | TextPreference]] = {
+    kind.__name__: kind for kind in (PromptRow, TextPair, TextGroup, UnpairedText)
+}
+
+
+class RunRows:
+    """The rows of a run's sources, in the order of the data. They are parsed when they are first read."""
+
+    def __init__(self, config: RunConfig, each: Callable[[], object] = lambda: None) -> None:
+        """``each`` is called whenever a row is parsed."""
+        self._config = config
+        self._each = each
+        self._kept: dict[Source, _KeptRows[Any]] = {}
+
+    def prompts(self, source: Source) -> Iterator[SourceRow[PromptRow]]:
+        """Yield all rows of ``source`` as ``read_prompts`` does; raises ``UserError`` as it does."""
+        for row in self._of(source):
+            if isinstance(row.value, PromptRow):
+                yield row
+            else:
+                yield replace(row, value=None if row.prompt is None else PromptRow(row.prompt))
+
+    def preferences(self, source: Source) -> Iterator[SourceRow[TextPreference]]:
+        """Yield all rows of ``source`` as ``read_preferences`` does; raises ``UserError`` as it does."""
+        return self._of(source)
+
+    def all(self) -> Iterator[tuple[Source, Iterator[AnyRow]]]:
+        """Yield everything that is read, also rows with a fault, by its name in the config."""
+        if self._config.prompts is not None:
+            yield "prompts", self._of("prompts")
+        if self._config.pairs is not None:
+            yield "pairs", self._of("pairs")
+        if held_out_source(self._config) is not None:
+            yield "held_out", self._of("held_out")
+
+    def _of(self, source: Source) -> Iterator[SourceRow[Any]]:
+        if source not in self._kept:
+            self._kept[source] = _KeptRows(self._read(source), self._each)
+        return iter(self._kept[source])
+
+    def _read(self, source: Source) -> Iterator[AnyRow]:
+        config = self._config
+        if source == "pairs":
+            assert config.pairs is not None, "asked only of a run with pairs"
+            return read_preferences(config.pairs)
+        if config.prompts is not None and source == "prompts":
+            return read_prompts(config.prompts)
+        given = held_out_source(config)
+        assert given is not None, "asked only of a source that the run has"
+        return read_preferences(given) if config.prompts is None else read_prompts(given)
+
+
+class _KeptRows(Generic[T]):
+    """Rows that may be read any number of times; the first time, they are parsed and written to a temporary file."""
+
+    def __init__(self, rows: Iterator[SourceRow[T]], each: Callable[[], object]) -> None:
+        self._rows = rows
+        self._each = each
+        self._table = open_table("CREATE TABLE rows (number INTEGER PRIMARY KEY, row TEXT)")
+        self._count = 0
+        self._failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[SourceRow[T]]:
+        number = 0
+        while True:
+            while number < self._count:
+                found = self._table.execute(
+                    "SELECT row FROM rows WHERE number > ? ORDER BY number LIMIT ?", (number, _AT_ONCE)
+                ).fetchall()
+                for (text,) in found:
+                    number += 1
+                    yield _row(json.loads(text))
+            row = self._parse()
+            if row is None:
+                return
+            number += 1
+            yield row
+
+    def _parse(self) -> SourceRow[T] | None:
+        """Return one more row of the source, or None after the last. Raises again what has ended it."""
+        if self._failure is not None:
+            raise self._failure
+        try:
+            row = next(self._rows, None)
+        except Exception as error:
+            self._failure = error
+            raise
+        if row is not None:
+            self._count += 1
+            self._table.execute("INSERT INTO rows VALUES (?, ?)", (self._count, json.dumps(_plain_row(row))))
+            self._each()
+        return row
+
+
+def _plain_row(row: SourceRow[Any]) -> list[Any]:
+    value = row.value
+    # The prompt of a preference that has one is the same object.
+    shared = value is not None and row.prompt is value.prompt
+    return [
+        None if value is None else _plain_value(value),
+        shared or (None if row.prompt is None else _plain_prompt(row.prompt)),
+        row.file,
+        row.number,
+        row.fault,
+        row.cause,
+        row.columns,
+    ]
+
+
+def _row(plain: Sequence[Any]) -> SourceRow[Any]:
+    held, asked, file, number, fault, cause, columns = plain
+    value = None if held is None else _value(held)
+    prompt = value.prompt if asked is True and value is not None else None if asked is None else _prompt(asked)
+    return SourceRow(file, number, value, fault, cause, tuple(columns), prompt)
+
+
+def _plain_value(value: PromptRow | TextPreference) -> list[Any]:
+    names = value.__dataclass_fields__
+    return [type(value).__name__, _plain_prompt(value.prompt), *(getattr(value, name) for name in [*names][1:])]
+
+
+def _value(plain: Sequence[Any]) -> PromptRow | TextPreference:
+    kind, prompt, *fields = plain
+    return _FORMS[kind](_prompt(prompt), *(tuple(held) if isinstance(held, list) else held for held in fields))
+
+
+def _plain_prompt(prompt: Prompt) -> list[Any]:
+    return [
+        [turn.parts for turn in prompt.messages],
+        prompt.source,
+        prompt.answer,
+        prompt.reference,
+        prompt.origin,
+        prompt.guessed,
+    ]
+
+
+def _prompt(plain: Sequence[Any]) -> Prompt:
+    turns, *rest = plain
+    return Prompt(tuple(Message(*parts) for parts in turns), *rest)

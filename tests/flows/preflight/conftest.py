@@ -1,0 +1,5 @@
+"""Counts of parsed rows."""
+
+from tests.support.parsed_rows import parsed
+
+__all__ = ["parsed"]
