@@ -83,7 +83,11 @@ def test_a_command_of_the_readme_does_what_it_says(
         case "run":
             assert ("stages would run" in said and "round_001/policy" in said) or "--until" in line
         case "sweep":
-            assert "learning-rate-1e-7_beta-0.05: " in said and "6 runs in " in said and "0 of 1 rounds" in said
+            assert (
+                "learning-rate-1e-7_beta-0.05: " in said
+                and "6 runs in " in said
+                and "rounds that are there: 0 of 1" in said
+            )
         case "reward-model":
             assert (folder / "runs" / "reward-model" / "model.safetensors").is_file()
         case "report":

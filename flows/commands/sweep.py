@@ -122,7 +122,8 @@ def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: 
         _list_runs(axes, trials)
         return 0
     place = trials[0].root.parent
-    print(f"{len(trials)} runs of {trials[0].config.rounds} rounds -> {place}", file=sys.stderr)
+    count = trials[0].config.rounds
+    print(f"{len(trials)} runs of {count} round{'s' * (count != 1)} -> {place}", file=sys.stderr)
     entrants = [Entrant(trial, {}) for trial in trials]
     for round_ in range(1, trials[0].config.rounds + 1):
         _run_round(files, entrants, round_)
@@ -139,7 +140,7 @@ def _list_runs(axes: Sequence[Axis], trials: Sequence[Trial]) -> None:
         values = ", ".join(f"{axis.setting}={value}" for axis, value in zip(axes, trial.values, strict=True))
         rounds = range(1, trial.config.rounds + 1)
         made = sum(1 for _ in itertools.takewhile(trial.has_finished, rounds))
-        print(visible(f"{trial.root.name}: {values}; {made} of {len(rounds)} rounds are there"))
+        print(visible(f"{trial.root.name}: {values}; rounds that are there: {made} of {len(rounds)}"))
     print(f"{len(trials)} runs in {trials[0].root.parent}")
 
 

@@ -84,9 +84,8 @@ def _card(run: RunFacts) -> dict[str, Any]:
             numbers.append(("KL to start", f"{last.kl_to_start:.3f}", "nats per token"))
         if last.response_length is not None and first.response_length is not None:
             numbers.append(("length", f"{last.response_length:.0f}", f"tokens, from {first.response_length:.0f}"))
-    numbers.append(
-        ("time", rounded_time(sum(facts.seconds for facts in run.rounds)), f"{len(run.trained)} rounds trained")
-    )
+    trained = f"{len(run.trained)} round{'s' * (len(run.trained) != 1)} trained"
+    numbers.append(("time", rounded_time(sum(facts.seconds for facts in run.rounds)), trained))
     cost = sum(facts.label_cost for facts in run.rounds)
     if cost:
         numbers.append(("labels", f"{cost:.4g}", "currency of the config"))
