@@ -90,9 +90,8 @@ def check_run(
 
 def _describe(config: RunConfig, contents: Contents) -> list[str]:
     """Describe in a few lines what would run."""
-    lines = [
-        f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds != 1)}, seed {config.seed}: config and data are valid"
-    ]
+    rounds = f"{config.rounds} round{'s' * (config.rounds != 1)}"
+    lines = [f"{config.name}: {config.mode}, {rounds}, seed {config.seed}: config and data are valid"]
     lines += [f"  {name.replace('_', ' ')}: {size}" for name, size in contents.sizes.items()]
     if config.mode == "iterative":
         prompts = min(config.prompts_per_round or contents.prompts, contents.prompts)
