@@ -15,6 +15,7 @@ from typing import Any
 from pipeline import config
 from pipeline.errors import RefusedTurnsError, UserError
 from pipeline.models.foreign import added_before, backend_of, encoded_by, load_tokenizer, model_end_ids, refused
+from pipeline.models.rendering.channels import Channels
 from pipeline.models.rendering.conversation_parts import parts_of, written_parts
 from pipeline.models.rendering.markup import Markup
 from pipeline.models.rendering.pieces import after, asks_alike, shared_start
@@ -53,6 +54,7 @@ class Chat:
         self.uses_template = self._choose_template()
         self._template = ChatTemplate(tokenizer, settings.date) if self.uses_template else None
         self._markup = Markup(tokenizer, self._template)
+        self._channels = Channels(tokenizer, self._template)
         self._written: frozenset[str] | None = None
         self._before = () if self.uses_template else added_before(tokenizer)
         self._last: tuple[tuple[Message, ...], list[str]] | None = None
@@ -173,6 +175,10 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def answer(self, ids: Sequence[int]) -> str:
+        """Text of a sampled answer without special tokens; of one in several channels, the final channel's."""
+        return self.decode(self._channels.answer(ids, self.decode))
 
     def _choose_template(self) -> bool:
         has_one = bool(self._tokenizer.chat_template)

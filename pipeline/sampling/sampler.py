@@ -120,13 +120,13 @@ def check_length(ids: Sequence[int], context: int) -> None:
 def make_response(chat: Chat, token_ids: Sequence[int], logprobs: Sequence[float], stop: Sequence[str]) -> Response:
     """Return the record of one sampled response, cut after its first end token or the token that ends a stop string.
 
-    ``token_ids`` is what the engine produced; ``text`` ends before the stop string.
+    ``token_ids`` is what the engine produced; ``text`` is that of ``Chat.answer``, and ends before the stop string.
     """
     ids, finish_reason = tuple(token_ids), _ends_with(chat, token_ids)
-    text = chat.decode(ids)
-    found = [text.index(s) for s in stop if s in text]
-    if found:
-        text, finish_reason = text[: min(found)], "stop"
+    text = chat.answer(ids)
+    if stop and any(s in chat.decode(ids) for s in stop):
+        finish_reason = "stop"
+    text = text[: min((text.index(s) for s in stop if s in text), default=None)]
     return Response(text=text, token_ids=ids, logprobs=tuple(logprobs), finish_reason=finish_reason)
 
 

@@ -9,7 +9,9 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.config import ChatSettings as ChatSettings
 from pipeline.errors import UserError
 from pipeline.models.chat import Chat, load_chat
+from pipeline.sampling.sampler import make_response
 from pipeline.types import Message
+from tests.support.chat_formats import FORMATS
 from tests.support.tiny_model import TEMPLATE, save_tiny_model, tiny_tokenizer
 
 USER = (Message("user", "the cat"),)
@@ -229,3 +231,26 @@ def test_a_system_text_that_moves_on_to_the_last_question_is_trained_as_it_is_as
     assert made.continues(asked, "sat")
     talk = (asked[0], Message("user", "a dog"), Message("assistant", "ran"), asked[1])
     assert made.continues(talk, "sat")
+
+
+def test_labellers_see_the_final_channel_and_training_all_tokens() -> None:
+    tokenizer = FORMATS["gpt-oss"].tokenizer()
+    made = Chat(tokenizer, ChatSettings())
+    thought = "<|channel|>analysis<|message|>the cat?<|end|><|start|>assistant"
+    for sampled, text, finish in (
+        (thought + "<|channel|>final<|message|>a dog<|return|>", "a dog", "stop"),
+        ("<|channel|>final<|message|>a dog<|return|>", "a dog", "stop"),
+        ("<|channel|>final <|constrain|>json<|message|>a dog<|return|>", "a dog", "stop"),
+        (thought + "<|channel|>final<|message|>a d", "a d", "length"),
+        ("<|channel|>analysis<|message|>the final ca", "", "length"),
+        (thought + "<|channel|>fin", "", "length"),
+        ("a dog<|return|>", "a dog", "stop"),
+    ):
+        ids = tokenizer(sampled, add_special_tokens=False)["input_ids"]
+        response = make_response(made, ids, [0.0] * len(ids), [])
+        assert (response.text, response.finish_reason, response.token_ids) == (text, finish, tuple(ids))
+    ids = tokenizer(thought + "<|channel|>final<|message|>a dog sat", add_special_tokens=False)["input_ids"]
+    cut = make_response(made, ids, [0.0] * len(ids), [" sat"])
+    assert (cut.text, cut.finish_reason) == ("a dog", "stop")
+    own = Chat(FORMATS["phi 4"].tokenizer(), ChatSettings())
+    assert own.answer(words("final cat")) == own.decode(words("final cat"))
