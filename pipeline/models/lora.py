@@ -6,14 +6,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.config import Lora
 from pipeline.errors import UserError
 from pipeline.models.architectures import outside_text
 
-# Mamba's kernels read the weights of these modules themselves, without an adapter; peft refuses adapters on them.
-_FUSED = ("out_proj", "conv1d")
+# Mamba's kernels read the weights of these modules themselves, without an adapter; peft refuses most.
+_FUSED = ("out_proj", "conv1d", "dt_proj")
 _FUSED_MODELS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 
 
@@ -47,10 +48,16 @@ def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
 
 
 def _left_out(model: Any, *, every: bool) -> list[str]:
-    """Names of modules that get no adapter: those that text does not pass; of ``every``, those that peft refuses."""
+    """Names of modules that get no adapter: those that text does not pass; of ``every``, those that cannot have one."""
     beside = {module for part in outside_text(model) for module in part.modules()}
     refused = _FUSED if every and model.config.model_type in _FUSED_MODELS else ()
-    return [name for name, module in model.named_modules() if module in beside or name.rpartition(".")[2] in refused]
+
+    def is_out(name: str, module: nn.Module) -> bool:
+        # Routers of transformers' own classes give more than their products.
+        router = every and isinstance(module, nn.Linear) and type(module).__module__.startswith("transformers.models.")
+        return router or module in beside or name.rpartition(".")[2] in refused
+
+    return [name for name, module in model.named_modules() if is_out(name, module)]
 
 
 @contextmanager

@@ -162,6 +162,8 @@ def test_a_default_adapter_fits_on_what_reads_text(family: str, tmp_path: Path) 
     assert names
     assert all("lora" in name for name in names)
     assert not any("vision" in name or "visual" in name or "projector" in name for name in names)
+    adapted(input_ids=torch.tensor([[7, 8, 9]]), use_cache=False).logits.sum().backward()
+    assert all(p.grad is not None for name, p in adapted.named_parameters() if p.requires_grad and "lora_B" in name)
 
 
 def test_of_an_image_text_model_only_the_language_model_is_trained(tmp_path: Path) -> None:
