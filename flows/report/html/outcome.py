@@ -3,6 +3,7 @@
 A panel without numbers is left out.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flows.report.facts import RoundFacts
@@ -181,13 +182,11 @@ GATE = (
 
 
 def outcome_panels(runs: Runs) -> list[Panel]:
-    """Panels of results on held-out prompts, including the frontier of reward and KL."""
+    """Panels of results on held-out prompts, including reward and accuracy against KL."""
     found = [panel for metric in OUTCOME if (panel := _of_metric(runs, metric)) is not None]
-    frontier = _frontier(runs)
     places = [place for place, panel in enumerate(found) if panel.title == "KL"]
-    if frontier is not None:
-        found.insert(places[0] + 1 if places else len(found), frontier)
-    return found
+    place = places[0] + 1 if places else len(found)
+    return [*found[:place], *_frontiers(runs), *found[place:]]
 
 
 def hacking_panels(runs: Runs) -> list[Panel]:
@@ -259,17 +258,21 @@ def _base_kl(facts: RoundFacts) -> float | None:
     return None if facts.kl_to_start is None or added is None else facts.kl_to_start - float(added)
 
 
-def _frontier(runs: Runs) -> Panel | None:
-    lines = []
-    for number, run in enumerate(runs):
-        known = [f for f in run.evaluated if f.reward is not None and f.kl_to_start is not None]
-        if len(known) < 2:
-            continue
-        x, y = [f.kl_to_start or 0.0 for f in known], [f.reward or 0.0 for f in known]
-        lines.append(Line(run.name, x, y, number, texts=[str(f.round) for f in known] if len(known) <= 20 else None))
-    if not lines:
-        return None
-    figure = lines_figure(lines, x_title="KL to start, nats per token")
-    return Panel(
-        "Reward over KL", "reward; numbers are rounds", figure, "Upper left is better: more reward for less distance."
-    )
+def _frontiers(runs: Runs) -> Iterator[Panel]:
+    """Yield what is gained against what is paid for it in KL to the start: reward, and accuracy on held-out pairs."""
+    for name, title, unit, y_format in (
+        ("reward", "Reward over KL", "reward; numbers are rounds", ""),
+        ("held_out_accuracy", "Accuracy over KL", "share of held-out pairs; numbers are rounds", ".0%"),
+    ):
+        lines = []
+        for number, run in enumerate(runs):
+            points = [(f.kl_to_start, f.measured(name), str(f.round)) for f in run.evaluated]
+            known = [(x, y, text) for x, y, text in points if x is not None and y is not None]
+            if len(known) < 2:
+                continue
+            texts = [text for _, _, text in known] if len(known) <= 20 else None
+            lines.append(Line(run.name, [x for x, _, _ in known], [y for _, y, _ in known], number, texts=texts))
+        if lines:
+            more = "more for less distance from the start."
+            figure = lines_figure(lines, x_title="KL to start, nats per token", y_format=y_format)
+            yield Panel(title, unit, figure, f"Upper left is better: {more}")

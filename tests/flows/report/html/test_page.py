@@ -97,6 +97,13 @@ def run(*rounds: RoundFacts, name: str = "run", samples: tuple[Sample, ...] = ()
     return RunFacts(name, config, settings, known, LIMITS, "iterative", rounds, 3, versions, "", Samples(samples, 9))
 
 
+def test_accuracy_is_drawn_against_kl_where_pairs_are_held_out() -> None:
+    rounds = [replace(bare(n, kl_to_start=0.1 * n), metrics={"held_out_accuracy": 0.5 + n / 10}) for n in range(3)]
+    html = render_report([run(*rounds, name="one"), run(*rounds[:2], name="other")])
+    assert "<b>Accuracy over KL</b>" in html and "<b>Reward over KL</b>" not in html
+    assert "<b>Accuracy over KL</b>" not in render_report([run(*rounds[:1])])
+
+
 def test_what_a_model_wrote_is_text_and_nothing_else() -> None:
     sample = Sample(EVIL, {0: (EVIL + "\x1b[31m", 1.0), 1: (EVIL, None)})
     html = render_report([run(full(0), full(1), name=EVIL, samples=(sample,), key=EVIL), run(full(0), full(1))])
