@@ -3,9 +3,11 @@
 import re
 
 import yaml
+from pydantic import TypeAdapter
 
-from pipeline.config import DatasetData, FileData, Limits
+from pipeline.config import Limits, MixtureData, PairData
 from pipeline.config.data.limits import FATES
+from pipeline.config.data.mixture import usual_source
 from tests.support.places import ROOT
 
 README = (ROOT / "pipeline" / "README.md").read_text()
@@ -23,8 +25,10 @@ def test_the_table_of_causes_is_the_schema() -> None:
 
 
 def test_the_examples_of_data_are_valid() -> None:
-    examples = [yaml.safe_load(line)["pairs"] for line in re.findall(r"^pairs: \{.*\}$", README, re.M)]
-    found = [
-        DatasetData.model_validate(e) if e.get("kind") == "dataset" else FileData.model_validate(e) for e in examples
-    ]
+    examples = [yaml.safe_load(line)["pairs"] for line in re.findall(r"^pairs: [{\[].*[}\]]$", README, re.M)]
+    sources = TypeAdapter[PairData](PairData)
+    given = [sources.validate_python(usual_source(example)) for example in examples]
+    mixed = [source for source in given if isinstance(source, MixtureData)]
+    assert [[one.weight for one in source.of] for source in mixed] == [[0.7, 0.3]] * 2
+    found = [source for source in given if not isinstance(source, MixtureData)]
     assert len(found) == 4 and found[3].columns.prompt_columns == ("instruction", "input")

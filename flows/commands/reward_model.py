@@ -11,19 +11,21 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.preflight.fault_log import FaultLog
-from flows.preflight.understand import understood_source
+from flows.preflight.understand import understood_data
 from flows.report.progress import make_console, progress
+from flows.run_folder.key_parts import source_digest
 from flows.run_folder.lease import hold
-from pipeline.config import RewardModelConfig, UserData
+from pipeline.config import MixtureData, PairData, RewardModelConfig
 from pipeline.config.files import dump_config, load_settings
 from pipeline.data.faults import FaultFinder
 from pipeline.data.reading import read_preferences
-from pipeline.data.sources import files_of, given_source
+from pipeline.data.sources import given_source
 from pipeline.data.split import Split, split_held_out
 from pipeline.data.spool.distinct import DistinctPrompts
+from pipeline.data.spool.mixing import MemberRows, MixtureRows, select
 from pipeline.errors import UserError, first_lines
 from pipeline.storage.atomic import write_json, write_text
-from pipeline.storage.digests import digest, model_digest
+from pipeline.storage.digests import model_digest
 from pipeline.storage.layout import as_now_called, as_read, require_known, state_version
 from pipeline.storage.manifest import MANIFEST, StageKey
 from pipeline.storage.run_folder import CHECKPOINTS, Stage, StageWriter
@@ -41,6 +43,7 @@ class _Data:
 
     train: list[TextPair]
     held_out: list[TextPair]
+    members: list[MemberRows]
 
 
 def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | None) -> None:
@@ -50,7 +53,7 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
     config = _carried(config, root)
     stage, key = Stage(root.name, 0, root), _key(config)
     if not stage.complete(key):
-        source, read = understood_source(config.pairs, "pairs")
+        source, read = understood_data(config.pairs, "pairs")
         print("\n".join(read), file=sys.stderr)
         config = config.model_copy(update={"pairs": source})
         key = _key(config)
@@ -101,7 +104,8 @@ def _alone(root: Path) -> Iterator[None]:
 
 def read_data(config: RewardModelConfig) -> _Data:
     """Read training and held-out pairs. Raises ``UserError`` for faults above ``config.limits``."""
-    pairs, given = list(_pairs(config, config.pairs, "pairs")), given_source(config.pairs, config.held_out)
+    mixture = select(config.pairs, read_preferences(config.pairs)) if isinstance(config.pairs, MixtureData) else None
+    pairs, given = list(_pairs(config, config.pairs, "pairs", mixture)), given_source(config.pairs, config.held_out)
     if given is None:
         distinct = DistinctPrompts(config.held_out.by == "source")
         for pair in pairs:
@@ -119,19 +123,29 @@ def read_data(config: RewardModelConfig) -> _Data:
             raise UserError(f"held_out: {given.where}: {len(leaked)} training pairs have its prompts:\n{shown}")
     train = [pair for pair in pairs if not split.copies(pair.prompt)]
     print(f"pairs: {len(train):,} of {len(pairs):,} to train on, {len(inside):,} held out", file=sys.stderr)
-    return _Data(train, inside)
+    members = [] if mixture is None else mixture.counts("pairs")
+    for one in members:
+        print(f"{one.name}: uses {one.used:,} of {one.readable:,} rows of {one.where}", file=sys.stderr)
+    return _Data(train, inside, members)
 
 
-def _pairs(config: RewardModelConfig, source: UserData, name: str) -> Iterator[TextPair]:
+def _pairs(
+    config: RewardModelConfig, source: PairData, name: str, mixture: MixtureRows | None = None
+) -> Iterator[TextPair]:
     """Yield the pairs of two responses with text. Raises as ``_sound`` does."""
-    made = pairs_of(_sound(config, source, name))
+    made = pairs_of(_sound(config, source, name, mixture))
     return (pair for pair in made if all(turn.shown.strip() for turn in pair.answers))
 
 
-def _sound(config: RewardModelConfig, source: UserData, name: str) -> Iterator[TextPreference]:
+def _sound(
+    config: RewardModelConfig, source: PairData, section: str, mixture: MixtureRows | None
+) -> Iterator[TextPreference]:
     """Yield the rows that can be read. Raises ``UserError`` after the last for faults above the limits, or no rows."""
     finder, log = FaultFinder(dropped=config.limits.dropped), FaultLog(config.limits)
     for row in read_preferences(source):
+        if mixture is not None and not mixture.keeps(row):
+            continue
+        name = row.name_in(section)
         log.row(name)
         if row.value is None:
             log.fault(name, row.file, row.number, row.cause, str(row.fault))
@@ -150,10 +164,9 @@ def _sound(config: RewardModelConfig, source: UserData, name: str) -> Iterator[T
 
 def _key(config: RewardModelConfig) -> StageKey:
     sources = {"pairs": config.pairs, "held_out": given_source(config.pairs, config.held_out)}
-    files = {name: files_of(data) for name, data in sources.items() if data is not None}
     plain: dict[str, JsonValue] = {k: v for k, v in config.identity().items() if k not in ("name", "seed")}
     plain |= {"limits": config.limits.identity()} if config.limits.dropped else {}
-    plain["files"] = {name: digest(found) for name, found in files.items()}
+    plain["files"] = {name: source_digest(data) for name, data in sources.items() if data is not None}
     plain["model_files"] = model_digest(Path(config.model.path))
     return StageKey(config=plain, inputs={}, seed=config.seed)
 
@@ -172,6 +185,8 @@ def _fill(config: RewardModelConfig, data: _Data, writer: StageWriter) -> None:
     eta = metrics.get("eta")
     found = judge(folder, config, data.held_out, eta if isinstance(eta, float) else None)
     metrics |= {"held_out": found}
+    if data.members:
+        metrics |= {"mixtures": {one.name: {"used": one.used, "readable": one.readable} for one in data.members}}
     write_json(folder / "metrics.json", metrics)
     write_text(folder / _CONFIG, dump_config(config))
     state_version(folder)

@@ -12,7 +12,8 @@ import psutil
 
 from flows.planning.arithmetic import TEXT_BYTES, DiskUse, ParameterCounts, Round, disk_use, made_examples
 from flows.run_folder.stage_table import spec_of
-from pipeline.config import DatasetData, FileData, RunConfig, ScratchPolicy
+from pipeline.config import RunConfig, ScratchPolicy
+from pipeline.config.data.mixture import sources_in
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.sources import files_of
 from pipeline.errors import RunError
@@ -184,7 +185,7 @@ def _product(shape: list[int]) -> int:
 
 
 def _data_bytes(config: RunConfig) -> int:
-    sources = [source for source in (config.prompts, config.pairs) if isinstance(source, FileData | DatasetData)]
+    sources = [source for data in (config.prompts, config.pairs) for _, source in sources_in(data, "")]
     files = {file for source in sources for file in files_of(source)}
     return sum(file.stat().st_size * (UNPACKED if file.suffix in COMPRESSED else 1) for file in files)
 

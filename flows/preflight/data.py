@@ -1,6 +1,7 @@
 """A pass over all rows of a run's data before it starts: faults by cause, and counts of the contents."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.preflight.fault_log import FaultLog
@@ -8,7 +9,8 @@ from flows.preflight.row_account import RowAccount
 from flows.preflight.row_view import view_row
 from flows.preflight.tokens import tokens_for_dropping, tokens_of
 from flows.report.progress import Report, silent
-from pipeline.config import DatasetData, FileData, RunConfig, UserData
+from pipeline.config import RunConfig, UserData
+from pipeline.config.data.mixture import part_of
 from pipeline.data.counts import Contents
 from pipeline.data.dropping import judged_part
 from pipeline.data.faults import Fault, FaultFinder, Tokens
@@ -128,27 +130,36 @@ def _log_faults(
     for source, rows in all_rows.all():
         leaks = run_data.split if run_data is not None and given and source != "held_out" else None
         finder = FaultFinder(tokens, leaks, config.limits.dropped)
-        waiting, last, ranks = source != "held_out", 0, _Permutations()
+        parts: dict[str, _Part] = {}
         for row in rows:
             count.checked()
-            log.row(source)
-            last = max(last, row.number)
-            if waiting and row.number >= show:
-                waiting = False
-                shown += view_row(source, row, tokens, _settings(config, source))
+            name = row.name_in(source)
+            part = parts.setdefault(name, _Part(_settings(config, source, row.member), source != "held_out"))
+            log.row(name)
+            part.last = max(part.last, row.number)
+            if part.waiting and row.number >= show:
+                part.waiting = False
+                shown += view_row(name, row, tokens, part.data)
             if row.value is None:
                 found: list[Fault] = [(row.cause, str(row.fault))]
             else:
-                ranks.add(row.value)
+                part.ranks.add(row.value)
                 found = [*finder.faults(row.place, judged_part(row.value, config))]
             for cause, said in found:
-                log.fault(source, row.file, row.number, cause, said)
+                log.fault(name, row.file, row.number, cause, said)
             account.add(source, row, found)
-        if waiting and last:
-            past.append(_past(source, show, last, log.tallies[source].rows, _settings(config, source)))
-        ranks.require_meaning(_settings(config, source), source)
-    log.account = [*account.lines(), *([] if run_data is None else _guesses(run_data))]
+        for name, part in parts.items():
+            if part.waiting and part.last:
+                past.append(_past(name, show, part.last, log.tallies[name].rows, part.data))
+            part.ranks.require_meaning(part.data, name)
+    if run_data is not None:
+        log.account = [*account.lines(), *_mixtures(all_rows), *_guesses(run_data)]
     return past
+
+
+def _mixtures(rows: RunRows) -> list[str]:
+    """Return a line for each member of a mixture."""
+    return [f"{one.name}: uses {one.used:,} of {one.readable:,} rows of {one.where}" for one in rows.members()]
 
 
 def _guesses(run_data: RunData) -> list[str]:
@@ -201,6 +212,15 @@ class _Permutations:
             )
 
 
-def _settings(config: RunConfig, source: str) -> UserData | None:
-    data = config.pairs if source == "pairs" else config.prompts
-    return data if isinstance(data, FileData | DatasetData) else None
+@dataclass
+class _Part:
+    """A file or data set that is looked through: its last row, and whether the row to show is yet to come."""
+
+    data: UserData | None
+    waiting: bool
+    last: int = 0
+    ranks: _Permutations = field(default_factory=_Permutations)
+
+
+def _settings(config: RunConfig, source: str, member: int | None) -> UserData | None:
+    return part_of(config.pairs if source == "pairs" else config.prompts, member)

@@ -64,8 +64,8 @@ class _Tally:
 class FaultLog:
     """Collects faults row by row, then accepts or refuses the data. A context manager.
 
-    The file has one JSON object a line: ``source`` (prompts, pairs or held_out), ``file``, ``row``, ``cause``,
-    ``said``. It appears, complete, after the last row, and only if there is a fault.
+    The file has one JSON object a line: ``source`` (prompts, pairs, pairs.of.0 or held_out), ``file``, ``row``,
+    ``cause``, ``said``. It appears, complete, after the last row, and only if there is a fault.
 
     Attributes:
         tallies: by source, in order of appearance.

@@ -4,6 +4,7 @@ The schema checks single settings; these checks compare settings with data, mode
 """
 
 from pipeline.config import RunConfig, UserData, preset_names, resolve
+from pipeline.config.data.mixture import sources_in
 from pipeline.config.loss.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.needs import REWARDS, needs_of
@@ -160,7 +161,7 @@ def _check_rewards(config: RunConfig, contents: Contents) -> None:
     elif needs_of(config.loss).groups and contents.half_scored:
         _require(config, unscored, pairs, scores, f"{loss_name(config)} takes the rewards of all pairs or of none")
     if isinstance(config.loss.label, WinLabel):
-        why = f"loss.label: wins needs the column {_pair_data(config).columns.win_probability!r}, or scores"
+        why = f"loss.label: wins needs the column {_columns(config, 'win_probability')}, or scores"
         _require(config, contents.neither, pairs - contents.with_wins, scores, why)
 
 
@@ -171,9 +172,9 @@ def _check_labels(config: RunConfig, contents: Contents) -> None:
     if not contents.soft or not certain or "win_probability" in needs_of(loss):
         return
     found = f"{contents.soft} of {contents.pairs} pairs have another label than 1; {loss_name(config)} does not read it"
-    if _pair_data(config).columns.has_votes:
+    if any(part.columns.has_votes for part in _pair_data(config)):
         raise UserError(f"pairs.votes.label: soft: {found}; majority makes hard labels from the votes")
-    if _pair_data(config).rewards_are == "signed":
+    if any(part.rewards_are == "signed" for part in _pair_data(config)):
         raise UserError(f"pairs.signed.strength: {found}; none makes hard labels, and margin makes scores")
     raise UserError(
         f"pairs.columns.soft_label: {found}; leave the column out (or name another) to train on hard labels"
@@ -182,21 +183,25 @@ def _check_labels(config: RunConfig, contents: Contents) -> None:
 
 def _require(config: RunConfig, lacking: int, pairs: int, fields: tuple[str, str], why: str) -> None:
     if lacking:
-        columns = _pair_data(config).columns.model_dump()
-        names = " and ".join(repr(columns[field]) for field in fields)
+        names = " and ".join(_columns(config, field) for field in fields)
         raise UserError(
             f"{why}: {lacking} of {pairs} pairs of {_path(config)} have no number in the columns {names} "
             f"(pairs.columns.{fields[0]}, {fields[1]})"
         )
 
 
-def _pair_data(config: RunConfig) -> UserData:
+def _pair_data(config: RunConfig) -> list[UserData]:
     assert config.pairs is not None, "the config's validator asks for pairs offline"
-    return config.pairs
+    return [part for _, part in sources_in(config.pairs, "pairs")]
+
+
+def _columns(config: RunConfig, setting: str) -> str:
+    """Return the names that the data sets have for one column."""
+    return " or ".join(dict.fromkeys(repr(part.columns.__dict__[setting]) for part in _pair_data(config)))
 
 
 def _path(config: RunConfig) -> str:
-    return _pair_data(config).path
+    return ", ".join(part.path for part in _pair_data(config))
 
 
 def _unpaired_presets() -> list[str]:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.config import RunConfig
+from pipeline.config.data.mixture import part_of
 from pipeline.data.faults import LONG_PROMPT, Fault
 from pipeline.data.reading import PromptRow, SourceRow
 from pipeline.data.run_data import drops_tie
@@ -30,18 +31,19 @@ class RowAccount:
         """Count one row with its faults."""
         if source == self._source and self._split is not None:
             self._rows += 1
-            why = row.cause if row.value is None else self._why_not(row.value, faults, self._split)
+            why = row.cause if row.value is None else self._why_not(row.value, row.member, faults, self._split)
             self._lost.update([why] if why else [])
 
-    def _why_not(self, value: PromptRow | TextPreference, faults: Sequence[Fault], split: Split) -> str | None:
+    def _why_not(
+        self, value: PromptRow | TextPreference, member: int | None, faults: Sequence[Fault], split: Split
+    ) -> str | None:
         config, causes = self._config, [cause for cause, _ in faults]
         dropped = next((cause for cause in causes if cause in config.limits.dropped), None)
         if dropped is not None:
             return dropped
         if split.copies(value.prompt):
             return "leak" if config.held_out.is_given else "held out"
-        given = config.pairs
-        if not isinstance(value, PromptRow) and given is not None and drops_tie(value, given):
+        if not isinstance(value, PromptRow) and drops_tie(value, part_of(config.pairs, member)):
             return "tie"
         if any(cause == "long_for_policy" and said.startswith(LONG_PROMPT) for cause, said in faults):
             return "long_for_policy"

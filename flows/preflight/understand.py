@@ -5,7 +5,18 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.config import ChatSettings, Data, DatasetData, FileData, PretrainedPolicy, RunConfig, UserData
+from pipeline.config import (
+    ChatSettings,
+    Data,
+    DatasetData,
+    FileData,
+    MixtureData,
+    PairData,
+    PretrainedPolicy,
+    RunConfig,
+    UserData,
+)
+from pipeline.config.data.mixture import MixtureDataset, MixtureFile, sources_in
 from pipeline.data.detection.description import as_settings, columns_of, described
 from pipeline.data.detection.readings import Reading, merged, readings_of_pairs, readings_of_prompts
 from pipeline.errors import UserError
@@ -31,12 +42,12 @@ def understood(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, 
     before = RunFolder(root).config() if there and root is not None else None
     update: dict[str, Data] = {}
     lines: list[str] = []
-    if isinstance(config.prompts, FileData | DatasetData):
+    if isinstance(config.prompts, FileData | DatasetData | MixtureData):
         stored = None if before is None else before.prompts
-        update["prompts"], lines = understood_source(config.prompts, "prompts", stored)
+        update["prompts"], lines = understood_data(config.prompts, "prompts", stored)
     if config.pairs is not None:
         stored = None if before is None else before.pairs
-        update["pairs"], said = understood_source(config.pairs, "pairs", stored)
+        update["pairs"], said = understood_data(config.pairs, "pairs", stored)
         lines += said
     chat, said = _dated(config, before)
     return config.model_copy(update={**update, "chat": chat}), [*lines, *said]
@@ -54,12 +65,25 @@ def _dated(config: RunConfig, before: RunConfig | None) -> tuple[ChatSettings, l
     return chat.model_copy(update={"date": day}), [said] if before is None else []
 
 
+def understood_data(given: PairData, section: str, before: Data | None = None) -> tuple[PairData, list[str]]:
+    """Return one section as ``understood`` does, member by member; ``before``: the run folder's."""
+    if not isinstance(given, MixtureData):
+        return understood_source(given, section, before)
+    stored: Sequence[Data | None] = before.of if isinstance(before, MixtureData) else ()
+    if len(stored) != len(given.of):
+        stored = [None] * len(given.of)
+    each = zip(sources_in(given, section), stored, strict=True)
+    members = [understood_source(one, name, old) for (name, one), old in each]
+    lines = [line for _, said in members for line in said]
+    return given.model_copy(update={"of": tuple(found for found, _ in members)}), lines
+
+
 def understood_source(given: UserData, section: str, before: Data | None = None) -> tuple[UserData, list[str]]:
-    """Return one section as ``understood`` does; ``before``: the run folder's."""
+    """Return one file or data set as ``understood`` does; ``section``: its name, such as pairs or pairs.of.0."""
     source = _by_name(given)
     if isinstance(before, FileData | DatasetData) and _goes_on(source, before):
         return before, []
-    readings = readings_of_prompts(source) if section == "prompts" else readings_of_pairs(source)
+    readings = readings_of_prompts(source) if section.startswith("prompts") else readings_of_pairs(source)
     if len(readings.fit) > 1:
         raise UserError(_several(source, section, readings.fit))
     if not readings.fit:
@@ -82,7 +106,8 @@ def _by_name(source: UserData) -> UserData:
     if Path(source.path).suffix:
         return source
     given = source.model_dump(exclude_unset=True, exclude={"kind", "delimiter"})
-    return DatasetData.model_validate({name: value for name, value in given.items() if value is not None})
+    kind = MixtureDataset if isinstance(source, MixtureFile) else DatasetData
+    return kind.model_validate({name: value for name, value in given.items() if value is not None})
 
 
 def _goes_on(source: UserData, before: UserData) -> bool:

@@ -12,7 +12,8 @@ from flows.report.findings.verdicts import verdict_words
 from flows.report.gather import round_facts
 from flows.run_folder.approvals import read_approval
 from flows.run_folder.growth import added_stages
-from pipeline.config import Data, DatasetData, FileData, PretrainedPolicy, RunConfig
+from pipeline.config import Data, DatasetData, FileData, MixtureData, PretrainedPolicy, RunConfig
+from pipeline.config.data.mixture import sources_in
 from pipeline.safe_text import markdown
 from pipeline.storage.atomic import write_text
 from pipeline.storage.run_folder import RunFolder
@@ -84,7 +85,12 @@ def _front_matter(config: RunConfig) -> str:
     plain: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     if isinstance(config.policy, PretrainedPolicy) and not _is_folder(config.policy.path):
         plain["base_model"] = config.policy.path
-    named = [data.path for data in (config.prompts, config.pairs) if isinstance(data, DatasetData)]
+    named = [
+        part.path
+        for data in (config.prompts, config.pairs)
+        for _, part in sources_in(data, "")
+        if isinstance(part, DatasetData)
+    ]
     hub = [name for name in dict.fromkeys(named) if not _is_folder(name)]
     if hub:
         plain["datasets"] = hub
@@ -118,6 +124,8 @@ def _where(data: Data) -> str:
     match data:
         case FileData():
             return f"{markdown(Path(data.path).name)} (file)"
+        case MixtureData():
+            return ", ".join(map(_where, data.of))
         case DatasetData():
             return f"{markdown(data.where)} (data set)"
         case _:

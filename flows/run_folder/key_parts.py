@@ -15,6 +15,8 @@ from pipeline.config import (
     FileData,
     FunctionScorer,
     JudgeScorer,
+    MixtureData,
+    PairData,
     PairwiseScorer,
     PretrainedPolicy,
     RunConfig,
@@ -96,12 +98,21 @@ def source_files(place: Place) -> dict[str, JsonValue]:
     config = place.config
     sources = {"prompts": config.prompts, "pairs": config.pairs, "held_out": held_out_source(config)}
     found: dict[str, JsonValue] = {
-        name: digest(files_of(source)) for name, source in sources.items() if isinstance(source, FileData | DatasetData)
+        name: source_digest(source)
+        for name, source in sources.items()
+        if isinstance(source, FileData | DatasetData | MixtureData)
     }
     return {
         "files": found | ({"prompts": digest_when_read(place.data, config)} if may_grow(config) else {}),
         **_rows_dropped(config),
     }
+
+
+def source_digest(source: PairData) -> JsonValue:
+    """The digest of a source's files; of a mixture, one for each member."""
+    if isinstance(source, MixtureData):
+        return [digest(files_of(part)) for part in source.of]
+    return digest(files_of(source))
 
 
 def prompt_files(place: Place) -> dict[str, JsonValue]:

@@ -57,7 +57,8 @@ def data(context: Context, folder: Path) -> Outcome:
         for name, row in table_rows(run_data):
             tables[name].add(row)
     counts = {name: table.rows for name, table in tables.items()}
-    return Outcome(sum(counts.values()), {**counts, **sizes, **_dropped(run_data.dropping)})
+    further = _dropped(run_data.dropping) | _mixtures(run_data.rows)
+    return Outcome(sum(counts.values()), {**counts, **sizes, **further})
 
 
 def added_prompts(context: Context, round_: int, folder: Path) -> Outcome:
@@ -90,6 +91,12 @@ def _dropped(dropping: Dropping) -> dict[str, JsonValue]:
     """Rows that ``limits`` drops, by source and cause, for the manifest; nothing if it drops none."""
     counts: dict[str, JsonValue] = {source: {**found} for source, found in dropping.counts.items()}
     return {"dropped": counts} if counts else {}
+
+
+def _mixtures(rows: RunRows) -> dict[str, JsonValue]:
+    """Rows of the members of mixtures, for the manifest; nothing without a mixture."""
+    counts: dict[str, JsonValue] = {one.name: {"used": one.used, "readable": one.readable} for one in rows.members()}
+    return {"mixtures": counts} if counts else {}
 
 
 def table_rows(run_data: RunData) -> Iterator[tuple[str, Row]]:

@@ -8,7 +8,9 @@ union with the discriminator ``kind``; a choice among functions of one shape is 
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data.columns import Columns, LabelWords, Signed, Votes
 from pipeline.config.data.limits import Limits
-from pipeline.config.data.sources import Data, DatasetData, FileData, HeldOut, RestaurantData, UserData
+from pipeline.config.data.mixture import MixtureData
+from pipeline.config.data.sources import Data, HeldOut, PairData, RestaurantData
+from pipeline.config.data.user_data import DatasetData, FileData, UserData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.loss.composition import Composition
@@ -66,10 +68,12 @@ __all__ = [
     "Lora",
     "MathScorer",
     "Member",
+    "MixtureData",
     "NamedComposition",
     "NumberScorer",
     "Optimisation",
     "OptimiserKind",
+    "PairData",
     "Pairing",
     "PairwiseScorer",
     "Policy",

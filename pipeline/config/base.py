@@ -151,5 +151,7 @@ def elsewhere(path: tuple[str, ...], schema: type[Closed], kind: JsonValue) -> s
         return nearest(path[-1], {place[-1] for place, _ in settings} - {path[-1]})
     shared = {place: sum(takewhile(bool, map(eq, place, typed))) for place in same}
     closest = [place for place in same if shared[place] == max(shared.values())]
+    # Of settings with the same name, those in lists that the path does not enter are the less likely.
+    closest = [place for place in closest if "N" not in place[shared[place] :]] or closest
     shown = [".".join(path[: shared[place]] + place[shared[place] :]) for place in closest[:3]]
     return f" here; {path[-1]!r} exists at {', '.join(shown)}{', ...' if closest[3:] else ''}"

@@ -6,7 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
 from pipeline.config.data.limits import OF_TOKENS, Limits
-from pipeline.config.data.sources import HeldOut, UserData
+from pipeline.config.data.mixture import usual_source
+from pipeline.config.data.sources import HeldOut, PairData
 from pipeline.config.loss.components import Margin, NoMargin
 from pipeline.config.loss.composition import Composition
 from pipeline.config.policy import PretrainedPolicy
@@ -33,7 +34,7 @@ class RewardModelConfig(Closed):
     model: PretrainedPolicy = Field(
         description="a causal language model, which gets a new head of one output, or a classifier with one output"
     )
-    pairs: UserData = Field(description="pairs, or groups of scored responses, where each two form a pair")
+    pairs: PairData = Field(description="pairs, or groups of scored responses, where each two form a pair")
     held_out: HeldOut = HeldOut()
     limits: Limits = Field(Limits(), json_schema_extra=OPERATIONAL)
     max_tokens: int = Field(2048, ge=8, description="pairs with a longer conversation are dropped and counted")
@@ -59,9 +60,9 @@ class RewardModelConfig(Closed):
     @classmethod
     def _usual_kind(cls, given: object) -> object:
         """Give the pairs without ``kind`` their usual kind."""
-        if not isinstance(given, dict) or not isinstance(given.get("pairs"), dict):
+        if not isinstance(given, dict) or "pairs" not in given:
             return given
-        return {**given, "pairs": {"kind": "file", **given["pairs"]}}
+        return {**given, "pairs": usual_source(given["pairs"])}
 
     @field_validator("name")
     @classmethod
@@ -75,7 +76,7 @@ class RewardModelConfig(Closed):
         unseen = next((cause for cause in self.limits.dropped if cause in OF_TOKENS), None)
         if unseen is not None:
             raise ValueError(f"limits.{unseen}: drop: reward-model does not look for it; use a share")
-        self.held_out.require_source(self.pairs.columns)
+        self.held_out.require_source(self.pairs)
         if self.eta is not None and self.ties != "rao_kupper":
             raise ValueError("eta: only read with ties: rao_kupper")
         if self.margin.kind not in ("none", "constant", "rewards"):

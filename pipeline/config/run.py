@@ -6,7 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data.limits import Limits
-from pipeline.config.data.sources import Data, HeldOut, RestaurantData, UserData
+from pipeline.config.data.mixture import usual_source
+from pipeline.config.data.sources import Data, HeldOut, PairData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.loss.presets import NamedComposition
 from pipeline.config.pairing import Pairing, Replay
@@ -40,7 +41,7 @@ class RunConfig(Closed):
     prompts_per_round: int | None = Field(
         None, ge=1, description="default: all of them every round; else the next slice, starting again at the end"
     )
-    pairs: UserData | None = Field(
+    pairs: PairData | None = Field(
         None,
         description="offline: pairs, groups of scored responses, or single responses marked good or bad; "
         "iterative: the same, for replay.anchor",
@@ -92,11 +93,12 @@ class RunConfig(Closed):
         """Give each section without ``kind`` its usual kind."""
         if not isinstance(given, dict):
             return given
-        usual = {"policy": "pretrained", "prompts": "file", "pairs": "file", "sampler": "vllm"}
+        usual = {"policy": "pretrained", "sampler": "vllm"}
         filled = {
             name: {"kind": kind, **given[name]} for name, kind in usual.items() if isinstance(given.get(name), dict)
         }
-        return {**given, **filled}
+        sources = {name: usual_source(given[name]) for name in ("prompts", "pairs") if name in given}
+        return {**given, **filled, **sources}
 
     @field_validator("name")
     @classmethod
@@ -107,8 +109,7 @@ class RunConfig(Closed):
 
     @model_validator(mode="after")
     def _source_is_named(self) -> "RunConfig":
-        source = self.pairs if self.prompts is None else self.prompts
-        self.held_out.require_source(None if isinstance(source, RestaurantData) or source is None else source.columns)
+        self.held_out.require_source(self.pairs if self.prompts is None else self.prompts)
         return self
 
     @model_validator(mode="after")

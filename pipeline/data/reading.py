@@ -5,10 +5,10 @@ A row that cannot be read is returned with its fault; the caller decides what to
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar, assert_never
 
-from pipeline.config import Data, DatasetData, FileData, RestaurantData
+from pipeline.config import Data, DatasetData, FileData, MixtureData, PairData, RestaurantData, UserData
 from pipeline.data.forms.cells import FaultError, RowCause
 from pipeline.data.forms.joined import grouped
 from pipeline.data.forms.parsing import FORMS, preference_of, prompt_of
@@ -26,6 +26,7 @@ class SourceRow(Generic[T]):
 
     Consecutive rows that form one group are one row, with the number of the first. ``columns`` are those of the file.
     ``prompt``: of a preference, as ``read_prompts`` reads it, also where the preference has a fault.
+    ``member``: the place, from 0, of the file or data set in a mixture.
     """
 
     file: str
@@ -35,11 +36,16 @@ class SourceRow(Generic[T]):
     cause: RowCause = "malformed"
     columns: tuple[str, ...] = ()
     prompt: Prompt | None = None
+    member: int | None = None
 
     @property
     def place(self) -> str:
         """For messages: ``pairs.jsonl, row 3``."""
         return f"{self.file}, row {self.number}"
+
+    def name_in(self, source: str) -> str:
+        """The name in the config of what the row is from; ``source``: prompts, pairs or held_out."""
+        return source if self.member is None else f"{source}.of.{self.member}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +59,16 @@ class PromptRow:
 def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
     """Yield the prompts of all rows, of pairs too; rows with the same prompt stay separate.
 
+    Of a mixture, all rows of all members; ``spool.mixing`` tells which are used.
+
     Raises:
         UserError: no data, or a file that is damaged as a whole.
     """
     match data:
         case FileData() | DatasetData():
             yield from _parsed(data, lambda record: _prompt_row(record, data))
+        case MixtureData():
+            yield from _in_turn(data, read_prompts)
         case RestaurantData():
             for number, row in enumerate(generate(data), 1):
                 prompt = Prompt((Message("user", row.mr),), "restaurants", answer=row.mr, reference=row.references[0])
@@ -67,7 +77,7 @@ def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
             assert_never(data)
 
 
-def read_preferences(data: FileData | DatasetData) -> Iterator[SourceRow[TextPreference]]:
+def read_preferences(data: PairData) -> Iterator[SourceRow[TextPreference]]:
     """Yield preferences in one of three forms, decided by the columns; a data set holds one form.
 
     - Pairs: ``prompt``, ``chosen``, ``rejected``, with scores, votes, a soft label, win probabilities or priors if
@@ -76,22 +86,20 @@ def read_preferences(data: FileData | DatasetData) -> Iterator[SourceRow[TextPre
     - Groups: ``prompt``, ``responses`` (a list), ``rewards`` (one for each).
     - Single responses: ``prompt``, ``completion``, ``label`` (true: good).
 
+    Of a mixture, all rows of all members; ``spool.mixing`` tells which are used.
+
     Raises:
         UserError: no data, or a file that is damaged as a whole.
     """
     first: SourceRow[TextPreference] | None = None
-
-    def prompt(record: Record, value: TextPreference | None) -> Prompt | None:
-        return _prompt_of(record, value, data)
-
-    for row in _parsed(data, lambda record: preference_of(record, data), prompt):
+    for row in _in_turn(data, _preferences_in) if isinstance(data, MixtureData) else _preferences_in(data):
         if row.value is not None:
             first = first or row
             assert first.value is not None
             if type(row.value) is not type(first.value):
                 what, other = FORMS[type(row.value)], FORMS[type(first.value)]
                 fault = f"{what}, but {first.place} is {other}; a data set holds one form"
-                yield SourceRow(row.file, row.number, None, fault, prompt=row.prompt)
+                yield SourceRow(row.file, row.number, None, fault, prompt=row.prompt, member=row.member)
                 continue
         yield row
 
@@ -99,6 +107,18 @@ def read_preferences(data: FileData | DatasetData) -> Iterator[SourceRow[TextPre
 def values(rows: Iterable[SourceRow[T]]) -> Iterator[T]:
     """Yield the values of the rows without a fault."""
     return (row.value for row in rows if row.value is not None)
+
+
+def _in_turn(data: MixtureData, read: Callable[[UserData], Iterator[SourceRow[T]]]) -> Iterator[SourceRow[T]]:
+    for place, part in enumerate(data.of):
+        yield from (replace(row, member=place) for row in read(part))
+
+
+def _preferences_in(data: UserData) -> Iterator[SourceRow[TextPreference]]:
+    def prompt(record: Record, value: TextPreference | None) -> Prompt | None:
+        return _prompt_of(record, value, data)
+
+    return _parsed(data, lambda record: preference_of(record, data), prompt)
 
 
 def _prompt_row(record: Record, data: FileData | DatasetData) -> PromptRow:

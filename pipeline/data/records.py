@@ -12,7 +12,7 @@ from typing import Any, assert_never
 from pydantic import JsonValue
 
 from pipeline.config import DatasetData, FileData
-from pipeline.config.data.sources import EVERY_SPLIT
+from pipeline.config.data.user_data import EVERY_SPLIT
 from pipeline.data.files.bounds import Broken, unsound
 from pipeline.data.files.folders import data_files, is_saved, require_split
 from pipeline.data.files.formats import read_file

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.config import RunConfig, UserData
+from pipeline.config import PairData, RunConfig, UserData
+from pipeline.config.data.mixture import part_of
 from pipeline.data.dropping import Dropping
 from pipeline.data.faults import Tokens
 from pipeline.data.reading import values
@@ -58,10 +59,11 @@ class RunData:
             (HELD_OUT_PAIRS, pair) for row in self._preferences("held_out", given) if (pair := self._held_out(row))
         )
 
-    def _preferences(self, name: Source, source: UserData | None) -> Iterator[TextPreference]:
+    def _preferences(self, name: Source, source: PairData | None) -> Iterator[TextPreference]:
         if source is not None:
-            kept = values(self.dropping.rows(name, self.rows.preferences(name)))
-            yield from (row for row in kept if not drops_tie(row, source))
+            for row in self.dropping.rows(name, self.rows.preferences(name)):
+                if row.value is not None and not drops_tie(row.value, part_of(source, row.member)):
+                    yield row.value
 
     def _held_out(self, row: TextPreference) -> TextPair | None:
         return _comparison(row) if self.split.holds_out(row.prompt) else None
@@ -100,8 +102,10 @@ def _given_split(config: RunConfig, given: UserData, rows: RunRows, dropping: Dr
     return Split.of([*held_out.values()])
 
 
-def drops_tie(row: TextPreference, source: UserData) -> bool:
+def drops_tie(row: TextPreference, source: UserData | None) -> bool:
     """Return whether the row is a tie where votes or signed numbers make certain labels."""
+    if source is None:
+        return False
     if source.columns.has_votes:
         certain = source.votes.label == "majority"
     else:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import assert_never
 
-from pipeline.config import Data, DatasetData, FileData, HeldOut, RunConfig, UserData
-from pipeline.config.data.sources import EVERY_SPLIT
+from pipeline.config import Data, DatasetData, FileData, HeldOut, MixtureData, PairData, RunConfig, UserData
+from pipeline.config.data.user_data import EVERY_SPLIT
 from pipeline.data.files.folders import data_files
 from pipeline.data.records import open_dataset
 from pipeline.errors import UserError
@@ -29,8 +29,10 @@ def held_out_source(config: RunConfig) -> UserData | None:
     raise UserError("held_out.path: held-out prompts from a file need prompts or pairs from a file")
 
 
-def given_source(source: UserData, held_out: HeldOut) -> UserData | None:
+def given_source(source: PairData, held_out: HeldOut) -> UserData | None:
     """Return the source of held-out rows that go with ``source``, if they have one of their own, else None."""
+    if isinstance(source, MixtureData):
+        return None
     if held_out.path is None:
         return source.model_copy(update={"split": held_out.split}) if held_out.is_given else None
     if isinstance(source, FileData):
@@ -45,11 +47,13 @@ def of_path(source: FileData, path: str) -> FileData:
     return source.model_copy(update={"path": path, "split": split})
 
 
-def files_of(source: UserData) -> list[Path]:
+def files_of(source: PairData) -> list[Path]:
     """Return the files that hold the data. Raises ``UserError`` if there are none."""
     match source:
         case FileData():
             return data_files(source.path, source.split)
         case DatasetData():
             return [Path(file["filename"]) for file in open_dataset(source).cache_files]
+        case MixtureData():
+            return [file for part in source.of for file in files_of(part)]
     assert_never(source)

@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
-from pipeline.config.data.sources import EVERY_SPLIT, Data, FileData
+from pipeline.config.data.sources import Data
+from pipeline.config.data.user_data import EVERY_SPLIT, FileData
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_json, write_text
 

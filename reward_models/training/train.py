@@ -51,7 +51,7 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
     kept, dropped = compare(pairs, conversations, padding_id(model), config.max_tokens, ties=ties)
     if not kept:
         causes = first_lines([f"{cause}: {count}" for cause, count in dropped.items() if count])
-        raise UserError(f"{config.pairs.path}: no pair is left to train on; dropped by cause:\n{causes}")
+        raise UserError(f"{config.pairs.where}: no pair is left to train on; dropped by cause:\n{causes}")
     eta = _eta(config, kept)
     # The attention check must run on the device that trains.
     model.to("cuda" if torch.cuda.is_available() else "cpu")

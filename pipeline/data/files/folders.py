@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config.data.sources import EVERY_SPLIT
+from pipeline.config.data.user_data import EVERY_SPLIT
 from pipeline.errors import UserError
 
 TEXT_KINDS = ("jsonl", "json", "csv", "tsv")

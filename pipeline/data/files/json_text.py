@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
-from pipeline.config.data.sources import EVERY_SPLIT
+from pipeline.config.data.user_data import EVERY_SPLIT
 from pipeline.data.files.bounds import CHUNK, LONGEST_ROW, Broken, NumberedRows, OpenedFile
 from pipeline.data.files.folders import SPLITS
 from pipeline.errors import UserError

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
-from pipeline.config import RunConfig
+from pipeline.config import Data, MixtureData, RunConfig
 from pipeline.data.reading import PromptRow, SourceRow, read_preferences, read_prompts
 from pipeline.data.sources import held_out_source
 from pipeline.data.spool.distinct import open_table
+from pipeline.data.spool.mixing import MemberRows, MixtureRows, select
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
 T = TypeVar("T")
@@ -21,13 +22,17 @@ _FORMS: dict[str, Callable[..., PromptRow | TextPreference]] = {
 
 
 class RunRows:
-    """The rows of a run's sources, in the order of the data. They are parsed when they are first read."""
+    """The rows of a run's sources, in the order of the data. They are parsed when they are first read.
+
+    Of a mixture with weights, those that are used, and those with a fault.
+    """
 
     def __init__(self, config: RunConfig, each: Callable[[], object] = lambda: None) -> None:
         """``each`` is called whenever a row is parsed."""
         self._config = config
         self._each = each
         self._kept: dict[Source, _KeptRows[Any]] = {}
+        self._selected: dict[Source, MixtureRows] = {}
 
     def prompts(self, source: Source) -> Iterator[SourceRow[PromptRow]]:
         """Yield all rows of ``source`` as ``read_prompts`` does; raises ``UserError`` as it does."""
@@ -50,10 +55,28 @@ class RunRows:
         if held_out_source(self._config) is not None:
             yield "held_out", self._of("held_out")
 
+    def members(self) -> list[MemberRows]:
+        """Count the rows of the members of mixtures; raises ``UserError`` as reading them does."""
+        config = self._config
+        mixtures: list[tuple[Source, Data | None]] = [("prompts", config.prompts), ("pairs", config.pairs)]
+        found = [(name, self._selection(name, data)) for name, data in mixtures if isinstance(data, MixtureData)]
+        return [member for name, selection in found for member in selection.counts(name)]
+
     def _of(self, source: Source) -> Iterator[SourceRow[Any]]:
+        data = {"prompts": self._config.prompts, "pairs": self._config.pairs}.get(source)
+        if isinstance(data, MixtureData) and data.is_weighted:
+            return filter(self._selection(source, data).keeps, self._all(source))
+        return iter(self._all(source))
+
+    def _selection(self, source: Source, data: MixtureData) -> MixtureRows:
+        if source not in self._selected:
+            self._selected[source] = select(data, self._all(source))
+        return self._selected[source]
+
+    def _all(self, source: Source) -> "_KeptRows[Any]":
         if source not in self._kept:
             self._kept[source] = _KeptRows(self._read(source), self._each)
-        return iter(self._kept[source])
+        return self._kept[source]
 
     def _read(self, source: Source) -> Iterator[AnyRow]:
         config = self._config
@@ -121,14 +144,15 @@ def _plain_row(row: SourceRow[Any]) -> list[Any]:
         row.fault,
         row.cause,
         row.columns,
+        row.member,
     ]
 
 
 def _row(plain: Sequence[Any]) -> SourceRow[Any]:
-    held, asked, file, number, fault, cause, columns = plain
+    held, asked, file, number, fault, cause, columns, member = plain
     value = None if held is None else _value(held)
     prompt = value.prompt if asked is True and value is not None else None if asked is None else _prompt(asked)
-    return SourceRow(file, number, value, fault, cause, tuple(columns), prompt)
+    return SourceRow(file, number, value, fault, cause, tuple(columns), prompt, member)
 
 
 def _plain_value(value: PromptRow | TextPreference) -> list[Any]:
