@@ -17,7 +17,8 @@ from pipeline.types import TextGroup, TextPair, UnpairedText
 def described(reading: Reading) -> str:
     """Return one line: each part of a row, and the columns that it comes from."""
     data, columns = reading.data, reading.data.columns
-    parts = [("prompt", _names(columns.prompt)), *_answers(reading)]
+    places = {"turns": "the turns before the answers", "start": "what both responses begin with"}
+    parts = [("prompt", places.get(reading.prompt, _names(columns.prompt))), *_answers(reading)]
     optional = {"system": columns.system, "history": columns.history}
     if reading.form is TextPair and "chosen_score" in reading.found.get("columns", {}):
         optional["scores"] = f"{columns.chosen_score}, {columns.rejected_score}"

@@ -16,6 +16,7 @@ from pipeline.data.detection.names import (
     GOOD_OR_BAD,
     GOOD_WORDS,
     NOT_SCORES,
+    RANKS,
     RESPONSES,
     SCORES,
 )
@@ -57,7 +58,7 @@ def _of_objects(table: FirstRows, name: str, named: str | None) -> Iterator[Foun
     scores = [one for one in table.names if one.startswith(f"{name}.") and _numbers_in(table, one)]
     for field in fields[:1]:
         for score in _chosen_scores(scores, named):
-            yield {"columns": {"responses": f"{name}.{field}", "rewards": score}, **_ranks(score)}
+            yield {"columns": {"responses": f"{name}.{field}", "rewards": score}, **_ranks(table, score)}
         yield from _best(table, name, f"{name}.{field}")
 
 
@@ -71,7 +72,7 @@ def _of_texts(table: FirstRows, name: str, named: str | None) -> Iterator[FoundS
     lengths = [len(value) for value in table.values(name) if isinstance(value, list)]
     same = [one for one in beside if [len(v) for v in table.values(one) if isinstance(v, list)] == lengths]
     for score in _chosen_scores(same, named):
-        yield {"columns": {"responses": name, "rewards": score}, **_ranks(score)}
+        yield {"columns": {"responses": name, "rewards": score}, **_ranks(table, score)}
     if not same:
         yield from _best(table, name, name)
 
@@ -86,21 +87,25 @@ def _best(table: FirstRows, name: str, responses: str) -> Iterator[FoundSettings
 
 
 def _chosen_scores(scores: Sequence[str], named: str | None) -> list[str]:
-    """Return the columns that are likely scores; the one that the user names; all if none has a likely name."""
-    if named is not None:
-        return [score for score in scores if score == named]
-    fit = [score for score in scores if not _is_id(score)]
-    likely = [score for score in fit if any(part in score.rpartition(".")[2].casefold() for part in SCORES)]
-    return likely or fit
+    """Return the columns whose names say that they are scores, or the one that the user names."""
+    return [score for score in scores if (_is_score(score) if named is None else score == named)]
 
 
-def _is_id(score: str) -> bool:
-    parts = re.split(r"[^a-z]+", score.rpartition(".")[2].casefold())
-    return any(part in NOT_SCORES for part in parts)
+def _parts(name: str) -> set[str]:
+    """Return the words of a column's name."""
+    return {*re.split(r"[^a-z]+", name.rpartition(".")[2].casefold())}
 
 
-def _ranks(name: str) -> FoundSettings:
-    return {"rewards_are": "ranks"} if "rank" in name.casefold() else {}
+def _is_score(name: str) -> bool:
+    parts = _parts(name)
+    return not parts.isdisjoint(SCORES) and parts.isdisjoint(NOT_SCORES)
+
+
+def _ranks(table: FirstRows, name: str) -> FoundSettings:
+    """Return the setting for ranks: whole numbers under a name that says so."""
+    found = [item for value in table.values(name) for item in (value if isinstance(value, list) else [value])]
+    whole = all(word(item).isdigit() for item in found if item is not None)
+    return {"rewards_are": "ranks"} if whole and not _parts(name).isdisjoint(RANKS) else {}
 
 
 def _texts(table: FirstRows, name: str) -> bool:
@@ -131,14 +136,16 @@ def rows_of_one(table: FirstRows, named: str | None) -> Iterator[FoundSettings]:
     repeated = sum(one == other for one, other in pairwise(cells)) / (len(cells) - 1)
     if repeated < _REPEATED:
         return
+    if named is None and any(name in table.names for name in GOOD_OR_BAD):
+        return
     numbers = [
         name
         for name in table.names
-        if name not in (prompt, response, *GOOD_OR_BAD) and "." not in name
-        if table.holds(name, "number") and not _is_id(name)
+        if name not in (prompt, response) and "." not in name and table.holds(name, "number") and _is_score(name)
     ]
     for score in [named] if named is not None else numbers:
-        yield {"rows": "responses", "columns": {"responses": response, "rewards": score}, **_ranks(score)}
+        columns = {"responses": response, "rewards": score}
+        yield {"rows": "responses", "columns": columns, **_ranks(table, score)}
 
 
 def marks(table: FirstRows, named: str | None) -> Iterator[FoundSettings]:

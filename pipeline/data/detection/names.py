@@ -65,8 +65,13 @@ RESPONSES = ("responses", "generations", "completions", "answers", "choices", "o
 ANSWER_FIELDS = (
     *("response", "answer", "text", "content", "output", "completion", "generation", "summary", "solution", "message"),
 )
-SCORES = ("score", "rating", "rank", "reward", "correct", "label", "quality", "helpful", "preference", "grade", "vote")
-NOT_SCORES = ("id", "idx", "index", "length", "len", "tokens", "count", "timestamp", "time", "date", "turn", "seed")
+RANKS = ("rank", "ranks", "ranking", "rankings")
+# Words in the names of numbers that are higher for the better response (or ranks), and words of other numbers.
+SCORES = (
+    *("score", "scores", "rating", "ratings", "reward", "rewards", "correct", "correctness", "label", "labels"),
+    *("quality", "helpful", "helpfulness", "preference", "preferences", "grade", "grades", "vote", "votes", *RANKS),
+)
+NOT_SCORES = ("id", "ids", "idx", "index", "length", "len", "tokens", "count", "time", "date", "error", "loss")
 # Single responses and their marks.
 COMPLETIONS = ("completion", "response", "output", "answer", "messages", "conversations", "conversation")
 GOOD_OR_BAD = (

@@ -134,7 +134,9 @@ def _columns(table: FirstRows, named: str | None) -> Iterator[str | list[str]]:
         yield named
         return
     for name in table.names:
-        if (name in DECIDERS or name.endswith(DECIDER_ENDS)) and not table.holds(name, "objects", "object", "turns"):
+        decides = name in DECIDERS or name.endswith(DECIDER_ENDS)
+        one_each = all(_is_one_each(value) for value in table.values(name))
+        if decides and not one_each and not table.holds(name, "objects", "object", "turns"):
             yield name
     stems: dict[str, list[str]] = {}
     for name in table.names:
@@ -142,6 +144,11 @@ def _columns(table: FirstRows, named: str | None) -> Iterator[str | list[str]]:
         if found is not None and found[1].strip(" _-").casefold() in ("annotator", "vote", "label", "judge", "rater"):
             stems.setdefault(found[1], []).append(name)
     yield from (names for names in stems.values() if len(names) > 1)
+
+
+def _is_one_each(value: Any) -> bool:
+    """Return whether a cell holds one value for each of two responses: different ones."""
+    return isinstance(value, list) and len(value) == 2 and value[0] != value[1]
 
 
 def _each(value: Any) -> list[Any]:
@@ -195,18 +202,20 @@ def _numbers(column: str | list[str], said: set[str], marks: tuple[str, str]) ->
 
 
 def _signed(column: str | list[str], largest: float) -> Iterator[FoundSettings]:
-    bound = int(max(3, largest)) if float(max(3, largest)).is_integer() else max(3, largest)
-    ends = [(-bound, bound)] if column in FIRST_IS_NEGATIVE else [(-bound, bound), (bound, -bound)]
-    for first, second in ends:
-        signed = {} if (first, second) == (-3, 3) else {"signed": {"first": first, "second": second}}
-        yield {"columns": {"rewards": column}, "rewards_are": "signed", **signed}
+    """Yield the directions of a signed number, up to the largest that occurs; a known one may be of a scale to 3."""
+    known = column in FIRST_IS_NEGATIVE
+    for size in (largest,) if largest >= 3 or not known else (3.0,) if largest > 1 else (3.0, largest):
+        bound = int(size) if size.is_integer() else size
+        for first, second in [(-bound, bound)] if known else [(-bound, bound), (bound, -bound)]:
+            signed = {} if (first, second) == (-3, 3) else {"signed": {"first": first, "second": second}}
+            yield {"columns": {"rewards": column}, "rewards_are": "signed", **signed}
 
 
 def _indices(column: str | list[str], said: set[str], marks: tuple[str, str]) -> Iterator[FoundSettings]:
     """Yield what whole numbers can mean: the number of the response; truth of "the first is better"."""
     names_index = isinstance(column, str) and (column.endswith("_id") or column == "choice")
     readings: list[tuple[str, str, str | None]] = []
-    if said <= {"0", "1"} and (marks == ("0", "1") or names_index):
+    if said <= {"0", "1"} and (marks == ("0", "1") or (names_index and "0" in said)):
         readings = [("0", "1", None)]
     elif said <= {"0", "1"} and marks == ("a", "b"):
         readings = [("1", "0", None), ("0", "1", None)]

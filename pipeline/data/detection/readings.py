@@ -8,7 +8,7 @@ response is preferred, pairs that another column decides, lists, rows of one res
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -20,6 +20,7 @@ from pipeline.data.detection.pairs import FoundSettings, certain_pairs, decided_
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.joined import grouped
 from pipeline.data.forms.parsing import preference_of, prompt_of
+from pipeline.data.forms.paths import first_name
 from pipeline.data.records import Record, read_records
 from pipeline.types import TextPair
 
@@ -43,6 +44,7 @@ class Reading:
         form: what a row becomes: a pair, a group, a marked response or a prompt.
         share: of the rows tried, those that can be read.
         contradicted: of the pairs with scores, those whose rejected response has the higher one.
+        prompt: where the prompt is: a column, the turns before the answers, or only the start that two texts share.
         fault: of the first row that cannot be read, with its number.
     """
 
@@ -51,6 +53,7 @@ class Reading:
     form: type
     share: float
     contradicted: float
+    prompt: Literal["column", "turns", "start"]
     fault: str | None = None
 
 
@@ -70,6 +73,8 @@ def readings_of_pairs(data: UserData) -> Readings:
     """
     look = _Look(data, preference_of)
     own = look.as_set()
+    if own is not None and own.prompt == "start":
+        own = _better(own, look.with_prompt({}))
     if not look.records or (own is not None and not _rivals(look)):
         return Readings(() if own is None else (look.completed(own),))
     votes, rewards, label = (look.named(column) for column in ("votes", "rewards", "label"))
@@ -101,6 +106,13 @@ def readings_of_prompts(data: UserData) -> Readings:
     if answer not in (None, "answer") and look.named("answer") is None:
         reading = look.tried(merged(reading.found, {"columns": {"answer": answer}})) or reading
     return Readings((look.completed(reading),))
+
+
+def _better(one: Reading | None, other: Reading | None) -> Reading | None:
+    """Return the reading that guesses no prompt, or else reads more rows; of equal ones the first."""
+    if one is None or other is None:
+        return one or other
+    return max(one, other, key=lambda reading: (reading.prompt != "start", reading.share))
 
 
 def _rivals(look: "_Look") -> bool:
@@ -147,14 +159,26 @@ class _Look:
         if share < _FEWEST:
             proposed = {"columns"} < {"columns", *settings} or len(settings.get("columns", {})) > 1
             if proposed and (self.nearest is None or share > self.nearest.share):
-                self.nearest = Reading(data, settings, type(next(iter(read), None)), share, 0.0, faults[0])
+                form = type(next(iter(read), None))
+                self.nearest = Reading(data, settings, form, share, 0.0, self._place(read, data), faults[0])
+            return None
+        # Labels that say nothing of any pair are something else.
+        if all(isinstance(pair, TextPair) and pair.soft_label == 0.5 for pair in read):
             return None
         scored = [
             pair.chosen_score < pair.rejected_score
             for pair in read
             if isinstance(pair, TextPair) and pair.chosen_score is not None and pair.rejected_score is not None
         ]
-        return Reading(data, settings, type(read[0]), share, sum(scored) / len(scored) if scored else 0.0)
+        contradicted = sum(scored) / len(scored) if scored else 0.0
+        return Reading(data, settings, type(read[0]), share, contradicted, self._place(read, data))
+
+    def _place(self, read: Sequence[Any], data: UserData) -> Literal["column", "turns", "start"]:
+        if any(getattr(row, "prompt", row).guessed for row in read):
+            return "start"
+        return (
+            "column" if any(first_name(name) in self.table.names for name in data.columns.prompt_columns) else "turns"
+        )
 
     def _read(self, records: Sequence[Record], data: UserData) -> tuple[list[Any], list[str]]:
         """Return what the records are, and the faults of those that are nothing."""
@@ -191,9 +215,9 @@ class _Look:
             for parse in ({}, {"parse": True}) if self._written_out(used, prompt) else ({},):
                 columns = {} if prompt == "prompt" else {"columns": {"prompt": prompt}}
                 reading = self.tried(merged(merged(settings, columns), parse))
-                if reading is not None and (best is None or reading.share > best.share or parse):
-                    best = reading
-            if best is not None and best.share == 1:
+                if reading is not None:
+                    best = reading if parse else _better(best, reading)
+            if best is not None and best.share == 1 and best.prompt != "start":
                 break
         return best
 

@@ -92,7 +92,7 @@ def test_scores_settle_which_response_a_number_means(tmp_path: Path) -> None:
 
 def test_the_direction_of_an_unknown_signed_number_is_asked(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "response_1": "a", "response_2": "b", "preference": number} for number in (-2, 1)]
-    assert [one.data.signed.first for one in readings_of_pairs(data_of(rows, tmp_path)).fit] == [-3, 3]
+    assert [one.data.signed.first for one in readings_of_pairs(data_of(rows, tmp_path)).fit] == [-2, 2]
     rows[0]["preference"] = -5
     assert [one.data.signed.first for one in readings_of_pairs(data_of(rows, tmp_path)).fit] == [-5, 5]
 
@@ -119,3 +119,76 @@ def test_a_list_without_a_response_where_a_generator_failed(tmp_path: Path) -> N
     assert summary(group) == {"a": 1.0, "b": 0.0}
     (bad,) = read_preferences(data_of([{**row, "rewards": [1, 2, 0]}], tmp_path))
     assert bad.fault is not None and "item 2" in bad.fault
+
+
+def found_in(rows: list[Row], tmp_path: Path) -> list[Row]:
+    return [reading.found for reading in readings_of_pairs(data_of(rows, tmp_path)).fit]
+
+
+def test_a_column_of_prompts_comes_before_what_two_answers_begin_with(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"Capital of {n}?", "chosen": f"The capital is {n}.", "rejected": "The capital may be"}
+        for n in range(9)
+    ]
+    (reading,) = readings_of_pairs(data_of(rows, tmp_path)).fit
+    assert (reading.found, reading.prompt) == ({"columns": {"prompt": "question"}}, "column")
+    voted = [{"question": "Hi?", "answer_a": "Sure! a", "answer_b": "Sure! b", "winner": w} for w in ("a", "b")]
+    assert [found["columns"]["prompt"] for found in found_in(voted, tmp_path)] == ["question"]
+    for row in rows:
+        del row["question"]
+    (reading,) = readings_of_pairs(data_of(rows, tmp_path)).fit
+    assert (reading.prompt, reading.found) == ("start", {})
+
+
+def test_a_list_with_a_label_for_each_response_is_no_list_of_votes(tmp_path: Path) -> None:
+    rewards = {"columns": {"responses": "responses", "rewards": "labels"}}
+    for labels in ([0, 1], [1, 0]):
+        assert found_in([{"prompt": "p", "responses": ["a", "b"], "labels": labels}] * 3, tmp_path) == [rewards]
+    assert found_in([{"prompt": "p", "response_1": "a", "response_2": "b", "preference": [2, 1]}] * 3, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "ranks"),
+    [
+        ("reranker_scores", [0.9, 0.1], False),
+        ("ranks", [1, 2], True),
+        ("rank_scores", [1.5, 0.5], False),
+        ("model_ranking", [2, 1], True),
+    ],
+)
+def test_only_whole_numbers_called_ranks_are_ranks(
+    name: str, numbers: list[float], ranks: bool, tmp_path: Path
+) -> None:
+    (found,) = found_in([{"prompt": "p", "responses": ["a", "b"], name: numbers}] * 3, tmp_path)
+    assert ("rewards_are" in found) == ranks
+
+
+@pytest.mark.parametrize("name", ["temperatures", "perplexities", "error_rate", "incorrect", "unhelpful", "score_time"])
+def test_numbers_that_are_no_scores_are_no_rewards(name: str, tmp_path: Path) -> None:
+    assert found_in([{"prompt": "p", "responses": ["a", "b"], name: [0.1, 0.9]}] * 3, tmp_path) == []
+    objects = [{"text": "a", name: 1}, {"text": "b", name: 2}]
+    assert found_in([{"prompt": "p", "completions": objects}] * 3, tmp_path) == []
+    rows = [{"prompt": "p", "response": text, name: 1} for text in ("a", "b", "c")]
+    assert found_in(rows, tmp_path) == []
+
+
+def test_a_mark_comes_before_numbers_of_rows_of_one_response(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "response": text, "thumbs": mark, "score": 1}
+        for text, mark in (("a", "up"), ("b", "down"), ("c", "up"))
+    ]
+    (found,) = found_in(rows, tmp_path)
+    assert found["columns"] == {"completion": "response", "label": "thumbs"}
+
+
+def test_an_index_that_is_always_one_is_counted_as_the_columns_are(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "response_1": "a", "response_2": "b", "choice": 1}] * 3
+    assert [found["votes"]["chosen"] for found in found_in(rows, tmp_path)] == [1]
+    rows = [{"prompt": "p", "response_0": "a", "response_1": "b", "choice": 1}] * 3
+    assert [found["votes"]["rejected"] for found in found_in(rows, tmp_path)] == [1]
+
+
+def test_the_ends_of_a_signed_scale_are_those_that_occur(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": n} for n in (-1, 1)]
+    ends = [one.data.signed.second for one in readings_of_pairs(data_of(rows, tmp_path)).fit]
+    assert ends == [3, 1]
