@@ -4,6 +4,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+# Numbers that differ by rounding alone; the largest that is drawn, and the smallest range.
+_SAME, _MOST, _LEAST = 1e-9, 1e300, 1e-290
+_MOST_DECIMALS = 12
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 # Share of the range that is left free at each end of the vertical axis.
 _FREE = 0.06
@@ -28,21 +31,26 @@ class Scale:
         return tuple(number * self.step for number in range(first, last + 1))
 
 
+def can_be_drawn(value: float) -> bool:
+    """Return whether a number has a place on an axis: neither NaN nor near the largest number that there is."""
+    return abs(value) <= _MOST
+
+
 def scale(values: Iterable[float], ticks: int = 6, free: float = _FREE, whole: bool = False) -> Scale:
     """An axis that shows all finite ``values``, with at most about ``ticks`` ticks.
 
     Args:
-        values: numbers to be shown; NaN and infinities are left out.
+        values: numbers to be shown; those that cannot be drawn are left out.
         ticks: their number at most.
         free: share of the range that stays free at each end.
         whole: ticks are whole numbers.
     """
-    finite = [value for value in values if math.isfinite(value)]
+    finite = [value for value in values if can_be_drawn(value)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
-    if low == high:
+    if high - low <= _SAME * max(abs(low), abs(high)):
         # Around a single value, from 0, so that a constant does not look like a change.
         low, high = (low - 0.5, high + 0.5) if whole else (min(low, 0.0), max(high, 0.0))
-    if low == high:
+    if high - low < _LEAST:
         low, high = -1.0, 1.0
     room = (high - low) * free
     low, high = low - room, high + room
@@ -70,7 +78,8 @@ def tick_text(value: float, step: float, form: str = "") -> str:
 
 def _decimals(step: float) -> int:
     """The decimals of multiples of ``step``; 2.5 needs one more than 2."""
-    return next(count for count in range(12) if abs(round(step, count) - step) < step * 1e-6)
+    fitting = (count for count in range(_MOST_DECIMALS) if abs(round(step, count) - step) < step * 1e-6)
+    return next(fitting, _MOST_DECIMALS)
 
 
 def _signed(text: str) -> str:

@@ -4,13 +4,12 @@ Places are shares of the figure's width, so that a figure fits a phone and a wid
 Colours come from the page's style sheet; lines differ by colour, dash and mark. ``hover.js`` shows a point's numbers.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from flows.report.charts import Histogram, thinned
-from flows.report.html.drawing.axes import Scale, scale, tick_text
+from flows.report.html.drawing.axes import Scale, can_be_drawn, scale, tick_text
 from flows.report.html.drawing.frame import COLOURS, DASHES, HEIGHT, MARKS, across_line, framed, grid
 
 # Most points of one line, and of all lines of a figure; longer lines are reduced to means of equal stretches. A line of
@@ -71,7 +70,7 @@ def lines_figure(
         limits: drawn with their names; those far away at the edge, with their number.
     """
     points = min(POINTS, max(2, ALL_POINTS // max(len(lines), 1)))
-    shown = [_shortened(line, points) for line in lines]
+    shown = [_shortened(_with_places(line), points) for line in lines]
     across = scale([x for line in shown for x in line.x], free=0.03, whole=whole, ticks=8)
     heights = [y for line in shown for ends in (line.y, *(line.band or ())) for y in ends]
     near, far = _near(limits, heights)
@@ -106,6 +105,17 @@ def histogram_figure(found: Sequence[tuple[str, Histogram]], *, x_title: str) ->
     return lines_figure(lines, x_title=x_title, y_format=".0%", marks=False)
 
 
+def _with_places(line: Line) -> Line:
+    """Return the line without points that have no place across."""
+    kept = [place for place, x in enumerate(line.x) if can_be_drawn(x)]
+    if len(kept) == len(line.x):
+        return line
+    x, y = [line.x[place] for place in kept], [line.y[place] for place in kept]
+    band = None if line.band is None else ([line.band[0][at] for at in kept], [line.band[1][at] for at in kept])
+    texts = None if line.texts is None else [line.texts[place] for place in kept]
+    return replace(line, x=x, y=y, band=band, texts=texts)
+
+
 def _shortened(line: Line, points: int) -> Line:
     if len(line.x) <= points:
         return line
@@ -121,7 +131,7 @@ def _levels(level: float | None, heights: Sequence[float]) -> list[float]:
 
 def _near(limits: Sequence[Level], heights: Sequence[float]) -> tuple[list[Level], list[Level]]:
     """Limits that lie near the data, and those that would flatten them."""
-    finite = [y for y in heights if math.isfinite(y)]
+    finite = [y for y in heights if can_be_drawn(y)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
     room = _FAR * ((high - low) or abs(high) or 1.0)
     near = [limit for limit in limits if low - room <= min(limit.y) and max(limit.y) <= high + room]
@@ -148,7 +158,7 @@ def _stretched(parts: Iterable[str]) -> str:
 
 
 def _finite(line: Line) -> Iterator[tuple[float, float]]:
-    return ((x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y))
+    return ((x, y) for x, y in zip(line.x, line.y, strict=True) if can_be_drawn(y))
 
 
 def _drawn(points: Iterable[tuple[float, float]], across: Scale, up: Scale) -> str:
@@ -156,7 +166,7 @@ def _drawn(points: Iterable[tuple[float, float]], across: Scale, up: Scale) -> s
     path: list[str] = []
     last: tuple[int, int] | None = None
     for x, y in points:
-        if not math.isfinite(y):
+        if not can_be_drawn(y):
             last = None
             continue
         at = round(across.place(x) * _UNITS), round((1 - up.place(y)) * _UNITS)
@@ -181,7 +191,7 @@ def _band(line: Line, across: Scale, up: Scale) -> str:
     if len(line.x) == 1:
         # An area needs two points.
         return f'<path class="c{line.colour % COLOURS} interval" d="{_drawn(ends, across, up)}"/>'
-    closed = _drawn([(x, y) for x, y in ends if math.isfinite(y)], across, up)
+    closed = _drawn([(x, y) for x, y in ends if can_be_drawn(y)], across, up)
     return f'<path class="c{line.colour % COLOURS} band" d="{closed}Z"/>'
 
 
@@ -193,7 +203,7 @@ def _mark(line: Line, x: float, y: float, across: Scale, up: Scale) -> str:
 
 def _texts(line: Line, across: Scale, up: Scale) -> Iterator[str]:
     for x, y, text in zip(line.x, line.y, line.texts or (), strict=bool(line.texts)):
-        if math.isfinite(y):
+        if can_be_drawn(y):
             where = f'x="{across.place(x):.2%}" y="{(1 - up.place(y)) * HEIGHT - 8:.1f}"'
             yield f'<text class="below" {where}>{escape(text)}</text>'
 

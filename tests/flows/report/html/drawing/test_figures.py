@@ -1,5 +1,6 @@
 """Figures show the numbers that they were given, where they belong."""
 
+import itertools
 import math
 import re
 
@@ -97,3 +98,24 @@ def test_a_histogram_shows_shares() -> None:
     assert 'data-x="0 0 1 1 2 2" data-y="0 0.75 0.75 0.25 0.25 0"' in figure
     single = histogram_figure([("round 1", Histogram((1.0, 1.0), (3,)))], x_title="margin")
     assert 'data-x="1 1 1 1" data-y="0 1 1 0"' in single
+
+
+ODD = (0.0, 0.5, 0.5 - 1e-16, -0.0, 5e-324, -1e308, 1e308, 1e-12, 1e9, float("nan"), float("inf"), float("-inf"))
+
+
+@pytest.mark.parametrize("form", ["", ".0%", ".1e"])
+def test_no_number_is_too_odd_to_be_drawn(form: str) -> None:
+    for one, other in itertools.product(ODD, ODD):
+        band = ([other, one], [one, other])
+        lines = [
+            Line("a", [0, 1], [one, other], 0, band=band),
+            Line("b", [one, other], [0.1, 0.2], 1, texts=["x", "y"]),
+        ]
+        for line in lines:
+            figure = lines_figure([line], x_title="round", y_format=form, limits=[Level("limit", (2.0,))], level=0.5)
+            assert "nan" not in figure and "inf" not in figure.replace("infinit", "")
+
+
+def test_values_that_differ_by_rounding_are_one_value() -> None:
+    figure = lines_figure([Line("a", [0.0, 0.1], [0.5, 0.5 - 1e-16], 0)], x_title="KL", y_format=".0%")
+    assert ticks(figure, "up")[:2] == ["0%", "10%"]
