@@ -190,12 +190,27 @@ def _overlay(tree: Tree, top: Tree, origins: Origins, origin: str, path: tuple[s
         # Removed and added again: of two spellings of one setting, the later layer's must come last.
         old = tree.pop(name, None)
         origins[".".join(here)] = origin
-        if isinstance(value, dict):
+        if isinstance(value, dict) and isinstance(old, list) and (places := _places(value, len(old))) is not None:
+            tree[name] = items = list(old)
+            for place, settings in places.items():
+                item = items[place]
+                items[place] = merged = dict(item) if isinstance(item, dict) else {}
+                _overlay(merged, settings, origins, origin, (*here, str(place)))
+        elif isinstance(value, dict):
             branch: Tree = old if isinstance(old, dict) else {}
             tree[name] = branch
             _overlay(branch, value, origins, origin, here)
         else:
             tree[name] = value
+
+
+def _places(settings: Tree, count: int) -> dict[int, Tree] | None:
+    """Return settings of a list's items by place, as in ``of.0.weight``; the ``of`` of a short list may be there."""
+    inner = settings.get("of") if len(settings) == 1 and "of" in settings else settings
+    if not isinstance(inner, dict):
+        return None
+    found = {int(name): value for name, value in inner.items() if name.isdecimal() and isinstance(value, dict)}
+    return found if len(found) == len(inner) and all(place < count for place in found) else None
 
 
 def _is_another_loss(tree: Tree, top: Tree) -> bool:

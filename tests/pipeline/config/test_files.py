@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Closed, RewardModelConfig, RunConfig, preset_names
+from pipeline.config.data.mixture import MixtureData
 from pipeline.config.files import changed_fields, dump_config, load_config, load_settings
 from pipeline.config.loss.components import ConstantMargin
 from pipeline.errors import UserError
@@ -263,6 +264,17 @@ def test_a_misplaced_setting_is_answered_with_its_place_and_never_with_its_own_n
     with pytest.raises(UserError) as caught:
         load_config([write(tmp_path, BASE)], [override])
     assert str(caught.value) == f"the config is not valid:\n  command line: {field}: {expected}"
+
+
+@pytest.mark.parametrize("pairs", ["[{path: a}, {path: b, weight: 2}]", "{kind: mixture, of: [{path: a}, {path: b}]}"])
+def test_a_setting_may_name_an_item_of_a_list(pairs: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"name: t\nmode: offline\npolicy: {{path: m}}\nloss: {{preset: dpo}}\npairs: {pairs}\n")
+    found = load_config([file], ["pairs.of.1.columns.prompt=q", "pairs.of.1.weight=3"]).pairs
+    assert isinstance(found, MixtureData)
+    assert [(one.path, one.columns.prompt, one.weight) for one in found.of] == [("a", "prompt", None), ("b", "q", 3.0)]
+    with pytest.raises(UserError, match=r"pairs\.of"):
+        load_config([file], ["pairs.of.2.weight=3"])
 
 
 def test_a_wrong_override_is_shown_as_written(tmp_path: Path) -> None:
