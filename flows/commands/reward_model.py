@@ -13,17 +13,18 @@ from pydantic import JsonValue
 from flows.preflight.fault_log import FaultLog
 from flows.preflight.understand import understood_data
 from flows.report.progress import make_console, progress
-from flows.run_folder.key_parts import source_digest
+from flows.run_folder.key_parts import being_written, source_digest
 from flows.run_folder.lease import hold
 from pipeline.config import MixtureData, PairData, RewardModelConfig
 from pipeline.config.files import dump_config, load_settings
+from pipeline.data.dropping import decisive
 from pipeline.data.faults import FaultFinder
 from pipeline.data.reading import read_preferences
 from pipeline.data.sources import given_source
 from pipeline.data.split import Split, split_held_out
 from pipeline.data.spool.distinct import DistinctPrompts
 from pipeline.data.spool.mixing import MemberRows, MixtureRows, select
-from pipeline.errors import UserError, first_lines
+from pipeline.errors import RunError, UserError, first_lines
 from pipeline.storage.atomic import write_json, write_text
 from pipeline.storage.digests import model_digest
 from pipeline.storage.layout import as_now_called, as_read, require_known, state_version
@@ -59,6 +60,8 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
         key = _key(config)
     if not stage.complete(key):
         data = read_data(config)
+        if _key(config).config["files"] != key.config["files"]:
+            raise RunError(being_written("pairs", config.pairs.where))
         with _alone(root):
             # Another process may have completed it while the data was read.
             if not stage.complete(key):
@@ -150,7 +153,7 @@ def _sound(
         if row.value is None:
             log.fault(name, row.file, row.number, row.cause, str(row.fault))
             continue
-        found = [*finder.faults(row.place, row.value)]
+        found = decisive([*finder.faults(row.place, row.value)], config.limits.dropped)
         for cause, said in found:
             log.fault(name, row.file, row.number, cause, said)
         if not any(cause in config.limits.dropped for cause, _ in found):

@@ -1,6 +1,6 @@
 """A pass over all rows of a run's data before it starts: faults by cause, and counts of the contents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from flows.report.progress import Report, silent
 from pipeline.config import RunConfig, UserData
 from pipeline.config.data.mixture import part_of
 from pipeline.data.counts import Contents
-from pipeline.data.dropping import judged_part
+from pipeline.data.dropping import decisive, judged_part
 from pipeline.data.faults import Fault, FaultFinder, Tokens
 from pipeline.data.reading import PromptRow
 from pipeline.data.run_data import HELD_OUT_PAIRS, RunData, open_data
@@ -141,10 +141,11 @@ def _log_faults(
                 part.waiting = False
                 shown += view_row(name, row, tokens, part.data)
             if row.value is None:
-                found: list[Fault] = [(row.cause, str(row.fault))]
+                found: Sequence[Fault] = [(row.cause, str(row.fault))]
             else:
                 part.ranks.add(row.value)
-                found = [*finder.faults(row.place, judged_part(row.value, config))]
+                faults = [*finder.faults(row.place, judged_part(row.value, config))]
+                found = decisive(faults, config.limits.dropped)
             for cause, said in found:
                 log.fault(name, row.file, row.number, cause, said)
             account.add(source, row, found)

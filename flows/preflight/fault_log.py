@@ -1,6 +1,7 @@
 """Faults in a run's data: all of them in a file, counts by cause, and a check against the limits."""
 
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class FaultLog:
         if error is None and self.found:
             self._partial(self._file).replace(self._file)
         else:
-            self._partial(self._file).unlink()
+            self._partial(self._file).unlink(missing_ok=True)
 
     @property
     def found(self) -> bool:
@@ -149,7 +150,8 @@ class FaultLog:
 
     @staticmethod
     def _partial(file: Path) -> Path:
-        return file.with_name(file.name + ".tmp")
+        # Two checks at the same time must not write to the same one.
+        return file.with_name(f"{file.name}.{os.getpid()}.tmp")
 
 
 def _mapping(source: str, first: _First) -> list[str]:

@@ -4,12 +4,14 @@ Rows at the end of its files, and files next to them, are new. A round that begi
 ``added_prompts``. What was there before must not change. Held-out prompts stay those of the start.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from pipeline.config import FileData, RunConfig
+from pipeline.data.files.bounds import LONGEST_ROW
 from pipeline.data.reading import read_prompts
 from pipeline.data.sources import files_of
 from pipeline.errors import UserError
@@ -18,6 +20,7 @@ from pipeline.storage.run_folder import RunFolder, Stage
 
 ADDED = "added_prompts"
 SIZES = "sizes"
+_BLOCK = 1 << 16
 
 
 def may_grow(config: RunConfig) -> bool:
@@ -26,24 +29,36 @@ def may_grow(config: RunConfig) -> bool:
 
 
 def sizes_of(config: RunConfig) -> dict[str, JsonValue]:
-    """Names and bytes of the prompts' files, in order, for the manifest of a stage that is about to read them."""
+    """Names and bytes of the prompts' files, in order, for the manifest of a stage that is about to read them.
+
+    A last row that is only half written does not count: it is read when it is complete.
+    """
     if not may_grow(config):
         return {}
-    return {SIZES: [[file.name, file.stat().st_size] for file in _files(config)]}
+    return {SIZES: [[file.name, _whole_rows(file)] for file in _files(config)]}
 
 
 def digest_when_read(stage: Stage, config: RunConfig) -> str:
     """The digest of the prompts' files; if they have only grown, of the part that ``stage`` read."""
-    files, then = _files(config), _sizes(stage)
-    found = _still_there(files, then)
-    return digest(files) if not found else digest(found, [size for _, size in then])
+    manifest = stage.manifest()
+    if manifest is None:
+        files = _files(config)
+        return digest(files, [_whole_rows(file) for file in files])
+    return digest_of(manifest.metrics, config) or digest(_files(config))
+
+
+def digest_of(metrics: Mapping[str, JsonValue], config: RunConfig) -> str:
+    """The digest of the part of the prompts' files that a stage with these ``metrics`` read; empty if it changed."""
+    then = _entries(metrics)
+    found = _still_there(_files(config), then)
+    return digest(found, [size for _, size in then]) if found else ""
 
 
 def has_grown(run: RunFolder, config: RunConfig) -> bool:
     """Whether the prompts' files have become larger, or more, since the run last read them."""
     if not may_grow(config):
         return False
-    then = _sizes(([run.stage(0, "data"), *added_stages(run, config.rounds)])[-1])
+    then = _last_sizes(run, config)
     return bool(then) and [(file.name, file.stat().st_size) for file in _files(config)] != then
 
 
@@ -54,7 +69,13 @@ def brings_prompts(run: RunFolder, config: RunConfig, round_: int) -> bool:
         return True
     # Rounds that are made again do not take prompts that a later round already has.
     begun = any(stage.round == round_ for stage in (*run.stages(), *run.begun()))
-    return not begun and (not added or added[-1].round < round_) and has_grown(run, config)
+    return not begun and (not added or added[-1].round < round_) and _has_new_rows(run, config)
+
+
+def _has_new_rows(run: RunFolder, config: RunConfig) -> bool:
+    """Whether the prompts' files have grown by more than a row that is only half written."""
+    whole = [(file.name, _whole_rows(file)) for file in _files(config)] if has_grown(run, config) else []
+    return bool(whole) and whole != _last_sizes(run, config)
 
 
 def added_stages(run: RunFolder, round_: int) -> list[Stage]:
@@ -104,9 +125,13 @@ def _files(config: RunConfig) -> list[Path]:
     return files_of(config.prompts)
 
 
-def _sizes(stage: Stage) -> list[tuple[str, int]]:
-    manifest = stage.manifest()
-    told = None if manifest is None else manifest.metrics.get(SIZES)
+def _last_sizes(run: RunFolder, config: RunConfig) -> list[tuple[str, int]]:
+    manifest = [run.stage(0, "data"), *added_stages(run, config.rounds)][-1].manifest()
+    return [] if manifest is None else _entries(manifest.metrics)
+
+
+def _entries(metrics: Mapping[str, JsonValue]) -> list[tuple[str, int]]:
+    told = metrics.get(SIZES)
     found: list[tuple[str, int]] = []
     for entry in told if isinstance(told, list) else []:
         match entry:
@@ -133,3 +158,24 @@ def _ends_a_row(file: Path, size: int) -> bool:
     with file.open("rb") as handle:
         handle.seek(size - 1)
         return b"\n" in handle.read(2)
+
+
+def _whole_rows(file: Path) -> int:
+    """Bytes of the complete rows: of JSON lines, without a last one that is half written; of others, all bytes."""
+    size, block = file.stat().st_size, _BLOCK
+    if file.suffix != ".jsonl":
+        return size
+    with file.open("rb") as handle:
+        while True:
+            start = max(0, size - block)
+            handle.seek(start)
+            read = handle.read(size - start)
+            begin = read.rfind(b"\n") + 1
+            if begin or not start or block >= LONGEST_ROW:
+                break
+            block *= 4
+    try:
+        json.loads(read[begin:].strip() or b"{}")
+    except (ValueError, RecursionError):
+        return start + begin
+    return size

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.run_folder.approvals import answers_before
-from flows.run_folder.growth import ADDED, digest_when_read, may_grow
+from flows.run_folder.growth import ADDED, SIZES, digest_of, digest_when_read, may_grow
 from flows.run_folder.inputs import Place
 from pipeline.config import (
     ClassifierScorer,
@@ -27,8 +27,9 @@ from pipeline.config.data.limits import OF_TOKENS
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.reward_model import Discriminator, bought
 from pipeline.data.sources import files_of, held_out_source
-from pipeline.errors import UserError
+from pipeline.errors import RunError, UserError
 from pipeline.storage.digests import digest, model_digest
+from pipeline.storage.manifest import StageKey
 
 
 def plain_section(config: RunConfig, section: str) -> JsonValue:
@@ -96,15 +97,36 @@ _DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
 def source_files(place: Place) -> dict[str, JsonValue]:
     """Digests of the files with prompts, pairs and held-out prompts."""
     config = place.config
-    sources = {"prompts": config.prompts, "pairs": config.pairs, "held_out": held_out_source(config)}
-    found: dict[str, JsonValue] = {
-        name: source_digest(source)
-        for name, source in sources.items()
-        if isinstance(source, FileData | DatasetData | MixtureData)
-    }
+    found: dict[str, JsonValue] = {name: source_digest(source) for name, source in _sources(config).items()}
     return {
         "files": found | ({"prompts": digest_when_read(place.data, config)} if may_grow(config) else {}),
         **_rows_dropped(config),
+    }
+
+
+def require_files_as_keyed(config: RunConfig, key: StageKey, metrics: Mapping[str, JsonValue]) -> None:
+    """Raise ``RunError`` if files that a stage has read are not those of its key, under which it would be kept.
+
+    ``metrics``: those of the stage, with the sizes of files that may grow.
+    """
+    told, sources = key.config.get("files"), _sources(config)
+    for name, digest_ in told.items() if isinstance(told, dict) else ():
+        if digest_ != (
+            digest_of(metrics, config) if name == "prompts" and SIZES in metrics else source_digest(sources[name])
+        ):
+            raise RunError(being_written(name, sources[name].where))
+
+
+def being_written(section: str, where: str) -> str:
+    """Say that files are written to while they are read."""
+    return f"{section}: {where}: the data is being written; nothing was kept of it, and the same command again goes on"
+
+
+def _sources(config: RunConfig) -> dict[str, PairData]:
+    """The sources that have files, by their names in the config."""
+    sources = {"prompts": config.prompts, "pairs": config.pairs, "held_out": held_out_source(config)}
+    return {
+        name: source for name, source in sources.items() if isinstance(source, FileData | DatasetData | MixtureData)
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.planning.machine import require_room
+from flows.run_folder.key_parts import require_files_as_keyed
 from flows.run_folder.stage_keys import stage_key
 from flows.run_folder.stage_table import reads, spec_of
 from flows.run_folder.storage_errors import WRITING, storage_error
@@ -33,6 +34,7 @@ def run_stage(context: Context, round_: int, name: str, workers: Workers | None 
         writer = stage.begin(key)
         try:
             outcome = _body(context, round_, name, writer.folder, workers)
+            require_files_as_keyed(context.config, key, outcome.metrics)
         finally:
             # The stage's own error counts; a full disk must not replace it with another.
             with suppress(OSError):

@@ -1,11 +1,11 @@
 """Rows that are left out because of a cause that ``limits`` drops. Torch-free."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from pipeline.config import RunConfig
-from pipeline.data.faults import FaultFinder, Tokens
+from pipeline.data.faults import Fault, FaultFinder, Tokens
 from pipeline.data.reading import PromptRow, SourceRow
 from pipeline.data.split import Split
 from pipeline.data.spool.kept_rows import AnyRow, RunRows
@@ -64,8 +64,13 @@ def cause_of(row: AnyRow, finder: FaultFinder, causes: frozenset[str], config: R
     if row.value is None:
         return row.cause if row.cause in causes else None
     # All of them: the finder remembers each row.
-    found = [cause for cause, _ in finder.faults(row.place, judged_part(row.value, config))]
-    return next((cause for cause in found if cause in causes), None)
+    found = [*finder.faults(row.place, judged_part(row.value, config))]
+    return next((cause for cause, _ in decisive(found, causes) if cause in causes), None)
+
+
+def decisive(faults: Sequence[Fault], dropped: Collection[str]) -> Sequence[Fault]:
+    """Return the faults that decide what becomes of a row: if any is ``dropped``, the first such one, else all."""
+    return next(([fault] for fault in faults if fault[0] in dropped), faults)
 
 
 def judged_part(value: PromptRow | TextPreference, config: RunConfig) -> PromptRow | TextPreference:

@@ -57,6 +57,8 @@ class HeldOut(Closed):
     def _one_source(self) -> "HeldOut":
         if self.path is not None and self.split is not None:
             raise ValueError("split: held-out prompts come from path or from split, not from both")
+        if self.by == "source" and self.is_given:
+            raise ValueError("by: source splits the prompts of the run; path and split have prompts of their own")
         return self
 
     def require_source(self, source: Data | None) -> None:

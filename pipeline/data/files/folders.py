@@ -27,6 +27,17 @@ _POINTERS = {b"version https://git-lfs": "git lfs pull", b"/annex/objects/": "gi
 
 
 def data_files(path: str, split: str | None = None) -> list[Path]:
+    """Return ``_found_files``. Raises ``UserError`` as it does, and for a name that is not UTF-8."""
+    files = _found_files(path, split)
+    for file in files:
+        # Names are kept with prompts and digests, which are UTF-8.
+        shown = str(file).encode("utf-8", "backslashreplace").decode()
+        if shown != str(file):
+            raise UserError(f"{shown}: the name is not UTF-8; rename the file, or the folder")
+    return files
+
+
+def _found_files(path: str, split: str | None) -> list[Path]:
     """Return the data files at ``path``: one file, a folder with its subfolders, or the matches of a pattern.
 
     Hidden files and folders are skipped, and what ``datasets`` writes about the rows. ``split``: only the files of this

@@ -1,10 +1,10 @@
 """Distinct prompts and keys of a data set, kept on disk: memory does not grow with its size. Torch-free."""
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator
 
 from pipeline.data.forms.plain import plain_start
+from pipeline.data.spool.temporary_table import TemporaryTable
 from pipeline.types import Message, Prompt
 
 _TABLE = """
@@ -16,7 +16,6 @@ _ADD = """
 INSERT INTO prompts (id, messages, source, answer, reference) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET reference = coalesce(reference, excluded.reference)
 """
-_MEMORY = 4 * 1024  # KiB of pages in memory; the rest is in a temporary file that SQLite deletes
 
 
 class DistinctPrompts:
@@ -28,43 +27,45 @@ class DistinctPrompts:
 
     def __init__(self, by_origin: bool = False) -> None:
         self._by_origin = by_origin
-        self._rows = open_table(_TABLE)
-        self._rows.execute("CREATE TABLE guesses (start TEXT, id TEXT)")
-        self._rows.execute("CREATE TABLE links (one TEXT, other TEXT)")
+        self._rows = TemporaryTable(
+            _TABLE, "CREATE TABLE guesses (start TEXT, id TEXT)", "CREATE TABLE links (one TEXT, other TEXT)"
+        )
 
     def add(self, prompt: Prompt) -> None:
         """Add a row's prompt."""
         messages = json.dumps([m.parts for m in prompt.messages], ensure_ascii=False)
-        self._rows.execute(_ADD, (prompt.id, messages, prompt.source, prompt.answer, prompt.reference))
+        self._rows.write(_ADD, prompt.id, messages, prompt.source, prompt.answer, prompt.reference)
         if self._by_origin and prompt.origin:
-            self._rows.execute("INSERT INTO links VALUES (?, ?)", (f"origin {prompt.origin}", prompt.id))
+            self._rows.write("INSERT INTO links VALUES (?, ?)", f"origin {prompt.origin}", prompt.id)
         if prompt.guessed:
-            self._rows.execute("INSERT INTO guesses VALUES (?, ?)", (plain_start(prompt), prompt.id))
+            self._rows.write("INSERT INTO guesses VALUES (?, ?)", plain_start(prompt), prompt.id)
 
     def together(self) -> dict[str, str]:
         """Return the group of each prompt that belongs to others, by id. Memory grows with the number of those."""
         groups = _Groups()
-        for one, other in self._rows.execute("SELECT one, other FROM links"):
+        for one, other in self._rows.read("SELECT one, other FROM links"):
             groups.join(one, other)
-        for one, other in _starts(self._rows.execute("SELECT DISTINCT start, id FROM guesses ORDER BY start, id")):
+        for one, other in _starts(self._rows.read("SELECT DISTINCT start, id FROM guesses ORDER BY start, id")):
             groups.join(one, other)
         return groups.named()
 
     def guesses(self) -> tuple[int, int]:
         """Return how many prompts are guessed, and how many of them begin with another guessed one."""
-        rows = self._rows.execute("SELECT DISTINCT start, id FROM guesses ORDER BY start, id")
-        total = int(self._rows.execute("SELECT count(DISTINCT id) FROM guesses").fetchone()[0])
-        return total, sum(1 for _ in _starts(rows))
+        rows = self._rows.read("SELECT DISTINCT start, id FROM guesses ORDER BY start, id")
+        return self._count("SELECT count(DISTINCT id) FROM guesses"), sum(1 for _ in _starts(rows))
 
     def __len__(self) -> int:
-        return int(self._rows.execute("SELECT count(*) FROM prompts").fetchone()[0])
+        return self._count("SELECT count(*) FROM prompts")
 
     def __iter__(self) -> Iterator[Prompt]:
-        for messages, source, answer, reference in self._rows.execute(
+        for messages, source, answer, reference in self._rows.read(
             "SELECT messages, source, answer, reference FROM prompts ORDER BY number"
         ):
             turns = tuple(Message(*parts) for parts in json.loads(messages))
             yield Prompt(turns, source, answer, reference)
+
+    def _count(self, query: str) -> int:
+        return int(next(self._rows.read(query))[0])
 
 
 class _Groups:
@@ -107,24 +108,11 @@ class Firsts:
     """The first row of each key."""
 
     def __init__(self) -> None:
-        self._rows = open_table("CREATE TABLE firsts (key TEXT PRIMARY KEY, place TEXT, value TEXT) WITHOUT ROWID")
+        self._rows = TemporaryTable("CREATE TABLE firsts (key TEXT PRIMARY KEY, place TEXT, value TEXT) WITHOUT ROWID")
 
     def add(self, key: str, place: str, value: str | None = None) -> tuple[str, str | None] | None:
         """Add a row; return (place, value) of the first row with this ``key``, or None if this is the first."""
-        added = self._rows.execute("INSERT OR IGNORE INTO firsts VALUES (?, ?, ?)", (key, place, value))
-        if added.rowcount:
+        if self._rows.write("INSERT OR IGNORE INTO firsts VALUES (?, ?, ?)", key, place, value):
             return None
-        first: tuple[str, str | None] = self._rows.execute(
-            "SELECT place, value FROM firsts WHERE key = ?", (key,)
-        ).fetchone()
-        return first
-
-
-def open_table(table: str) -> sqlite3.Connection:
-    """Open a table in SQLite's own temporary file, which is deleted when the connection closes."""
-    rows = sqlite3.connect("", isolation_level=None)
-    for setting in (f"cache_size = -{_MEMORY}", "journal_mode = OFF", "synchronous = OFF", "temp_store = FILE"):
-        rows.execute(f"PRAGMA {setting}")
-    rows.execute(table)
-    rows.execute("BEGIN")
-    return rows
+        first, said = next(self._rows.read("SELECT place, value FROM firsts WHERE key = ?", key))
+        return first, said

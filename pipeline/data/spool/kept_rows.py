@@ -8,8 +8,8 @@ from typing import Any, Generic, Literal, TypeVar
 from pipeline.config import Data, MixtureData, RunConfig
 from pipeline.data.reading import PromptRow, SourceRow, read_preferences, read_prompts
 from pipeline.data.sources import held_out_source
-from pipeline.data.spool.distinct import open_table
 from pipeline.data.spool.mixing import MemberRows, MixtureRows, select
+from pipeline.data.spool.temporary_table import TemporaryTable
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
 T = TypeVar("T")
@@ -96,7 +96,7 @@ class _KeptRows(Generic[T]):
     def __init__(self, rows: Iterator[SourceRow[T]], each: Callable[[], object]) -> None:
         self._rows = rows
         self._each = each
-        self._table = open_table("CREATE TABLE rows (number INTEGER PRIMARY KEY, row TEXT)")
+        self._table = TemporaryTable("CREATE TABLE rows (number INTEGER PRIMARY KEY, row TEXT)")
         self._count = 0
         self._failure: Exception | None = None
 
@@ -104,10 +104,8 @@ class _KeptRows(Generic[T]):
         number = 0
         while True:
             while number < self._count:
-                found = self._table.execute(
-                    "SELECT row FROM rows WHERE number > ? ORDER BY number LIMIT ?", (number, _AT_ONCE)
-                ).fetchall()
-                for (text,) in found:
+                query = "SELECT row FROM rows WHERE number > ? ORDER BY number LIMIT ?"
+                for (text,) in [*self._table.read(query, number, _AT_ONCE)]:
                     number += 1
                     yield _row(json.loads(text))
             row = self._parse()
@@ -127,7 +125,7 @@ class _KeptRows(Generic[T]):
             raise
         if row is not None:
             self._count += 1
-            self._table.execute("INSERT INTO rows VALUES (?, ?)", (self._count, json.dumps(_plain_row(row))))
+            self._table.write("INSERT INTO rows VALUES (?, ?)", self._count, json.dumps(_plain_row(row)))
             self._each()
         return row
 

@@ -104,6 +104,23 @@ def test_one_that_another_process_completes_while_data_is_read_is_taken(
     assert make(job, out)["pairs"] == 15 and not (tmp_path / "out.partial").exists()
 
 
+def test_pairs_that_are_written_while_they_are_read_make_no_model(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_data, file = reward_model.read_data, tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+    def meanwhile(config: RewardModelConfig) -> reward_model._Data:
+        with file.open("a") as opened:
+            opened.write(json.dumps({**ROWS[0], "prompt": "another"}) + "\n")
+        return read_data(config)
+
+    monkeypatch.setattr(reward_model, "read_data", meanwhile)
+    with pytest.raises(RunError, match=r"pairs: .*pairs\.jsonl: the data is being written"):
+        make(job, tmp_path / "out", f"pairs.path={file}")
+    assert not [*tmp_path.glob("out*")]
+
+
 def test_it_says_what_the_model_is_worth_on_held_out_pairs(made: Path) -> None:
     metrics, manifest = (json.loads((made / f"{name}.json").read_text()) for name in ("metrics", "manifest"))
     found = metrics["held_out"]
@@ -256,6 +273,11 @@ def test_rows_that_limits_drop_are_in_no_pair(tmp_path: Path) -> None:
     for limits, count in (({"contradiction": "drop"}, 8), ({"contradiction": "drop", "duplicate_row": "drop"}, 6)):
         data = read_data(RewardModelConfig.model_validate({**plain, "held_out": {"prompts": 1}, "limits": limits}))
         assert len(data.train) + len(data.held_out) == count
+    # Rows that are dropped count towards no other limit: all but one of these repeat a row too.
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *rows[1:]]))
+    strict = {"duplicate_prompt": "drop", "duplicate_row": 0, "contradiction": 1}
+    data = read_data(RewardModelConfig.model_validate({**plain, "held_out": {"prompts": 1}, "limits": strict}))
+    assert len(data.train) + len(data.held_out) == 9
     with pytest.raises(ValueError, match=r"limits\.refused: drop: reward-model does not look for it"):
         RewardModelConfig.model_validate({**plain, "limits": {"refused": "drop"}})
 

@@ -10,6 +10,7 @@ import pytest
 
 from flows.preflight.check import check_config, check_run
 from flows.preflight.data import check_data
+from flows.preflight.fault_log import FaultLog
 from flows.preflight.tokens import tokens_for_dropping
 from pipeline.config import Limits, RunConfig, ScratchPolicy
 from pipeline.config.files import dump_config, load_config
@@ -199,6 +200,9 @@ def test_a_source_that_is_held_out_is_named(tmp_path: Path, model: Path) -> None
     split = open_data(config).split
     assert log.account == ["pairs: trains on 20 of 30 rows; not on 10 held out"]
     assert len({int(prompt.messages[0].content.split()[-1]) // 5 for prompt in split.held_out}) == 2
+    for given in (f"path: {file}", "split: test"):
+        with pytest.raises(UserError, match=r"by: source splits the prompts of the run"):
+            offline(tmp_path, model, file, f"held_out={{by: source, {given}}}", "pairs.columns.source=page")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -230,7 +234,7 @@ def test_a_repetition_of_a_dropped_row_is_none_and_the_first_of_equals_stays(tmp
     settings = ["held_out.prompts=1", "limits={doubled_eos: drop, duplicate_row: drop}"]
     contents, log = check_run(offline(tmp_path, model, file, *settings))
     assert contents.pairs + contents.held_out_pairs == 4
-    assert log.tallies["pairs"].faults == {"doubled_eos": 1, "duplicate_prompt": 2, "duplicate_row": 1}
+    assert log.tallies["pairs"].faults == {"doubled_eos": 1, "duplicate_prompt": 1, "duplicate_row": 1}
     settings[1] = "limits={doubled_eos: drop, duplicate_prompt: drop}"
     contents, _ = check_run(offline(tmp_path, model, file, *settings))
     assert contents.pairs + contents.held_out_pairs == 3
@@ -355,3 +359,28 @@ def test_each_row_is_parsed_once_and_told_of_from_the_first(
         *((count, 0, "read") for count in (1, 51, 101)),
         *((count, 120, "checked") for count in (1, 51, 101)),
     ]
+
+
+def test_a_dropped_row_counts_towards_no_other_limit(tmp_path: Path, model: Path) -> None:
+    rows = [{"prompt": f"a dog {n % 40}", **TEXT} for n in range(60)]
+    file, faults = write(tmp_path / "rows.jsonl", rows), tmp_path / "faults.jsonl"
+    with pytest.raises(UserError, match=r"duplicate_row: 20 of 60 rows"):
+        check_run(offline(tmp_path, model, file), faults)
+    _, log = check_run(offline(tmp_path, model, file, "limits.duplicate_prompt=drop"), faults)
+    assert log.tallies["pairs"].faults == Counter(duplicate_prompt=20)
+    assert {json.loads(line)["cause"] for line in faults.read_text().splitlines()} == {"duplicate_prompt"}
+    assert log.account == ["pairs: trains on 38 of 60 rows; not on 20 duplicate_prompt, 2 held out"]
+
+
+def test_two_checks_at_the_same_time_do_not_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "faults.jsonl"
+    with FaultLog(Limits(), file) as first:
+        first.row("pairs")
+        with monkeypatch.context() as patch:
+            patch.setattr("os.getpid", lambda: -1)
+            with FaultLog(Limits(), file) as second:
+                second.row("pairs")
+                second.fault("pairs", "a", 1, "tie", "of the second")
+        first.fault("pairs", "a", 1, "tie", "of the first")
+    assert [json.loads(line)["said"] for line in file.read_text().splitlines()] == ["of the first"]
+    assert [*tmp_path.iterdir()] == [file]

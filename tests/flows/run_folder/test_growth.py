@@ -16,7 +16,8 @@ from flows.stages.data import held_out_prompts, prompts_by_round
 from flows.stages.run import run_stage
 from flows.stages.samples import round_prompts
 from pipeline.config.files import load_config
-from pipeline.errors import UserError
+from pipeline.data.run_data import RunData, open_data
+from pipeline.errors import RunError, UserError
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.run_folder import RunFolder, StageWriter
 from tests.support.tiny_run import PAIRS, begin, make_job, open_context, train
@@ -161,3 +162,71 @@ def test_a_row_that_cannot_be_read_is_refused_before_anything_runs(job: Path, tm
         opened.write('{"prompt": "half a r')
     with pytest.raises(UserError, match="malformed"):
         prepare(firing)
+
+
+@pytest.mark.parametrize("stage", [(0, "data"), (1, ADDED)])
+def test_rows_that_come_after_the_key_keep_nothing_and_the_next_try_takes_them(
+    stage: tuple[int, str], job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path / "prompts.jsonl", PAIRS)
+    context = opened(job, tmp_path)
+    if stage[1] == ADDED:
+        begin(context)
+        written(file, NEW[:2], "a")
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.stages.run.require_room", lambda *_: written(file, NEW[2:4], "a") and None)
+        with pytest.raises(RunError, match=rf"round {stage[0]}, {stage[1]}: prompts: .* is being written"):
+            run_stage(context, *stage)
+    assert not context.run.stage(*stage).folder.exists()
+    assert run_stage(context, *stage) and not run_stage(context, *stage)
+    prompts = {prompt.messages[-1].content for prompt in prompts_by_round(context, stage[0])[stage[0]]}
+    held = {prompt.messages[-1].content for prompt in held_out_prompts(context)}
+    assert {row["prompt"] for row in NEW[2:4]} <= prompts | held
+
+
+def test_pairs_that_change_after_the_key_keep_nothing(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path / "pairs.jsonl", PAIRS)
+    context = open_context(job, tmp_path / "run", "offline", f"pairs.path={file}")
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.stages.run.require_room", lambda *_: written(file, PAIRS[:1], "a") and None)
+        with pytest.raises(RunError, match=r"round 0, data: pairs: .*pairs\.jsonl: the data is being written"):
+            run_stage(context, 0, "data")
+    assert run_stage(context, 0, "data") and not run_stage(context, 0, "data")
+
+
+@pytest.mark.parametrize("cut", [1, 9])
+def test_half_a_row_at_the_end_is_read_when_it_is_complete(cut: int, job: Path, tmp_path: Path) -> None:
+    file = written(tmp_path / "prompts.jsonl", PAIRS)
+    whole = json.dumps({"prompt": "the new é", "answer": "barn"}, ensure_ascii=False).encode()
+    with file.open("ab") as opened_file:
+        opened_file.write(whole[:-cut])
+    context = opened(job, tmp_path)
+    begin(context)
+    assert not run_stage(context, 0, "data") and not brings_prompts(context.run, context.config, 1)
+    with file.open("ab") as opened_file:
+        opened_file.write(whole[-cut:] + b"\n")
+    assert not run_stage(context, 0, "data") and brings_prompts(context.run, context.config, 1)
+    run_stage(context, 1, ADDED)
+    assert [prompt.messages[-1].content for prompt in prompts_by_round(context, 1)[1]] == ["the new é"]
+    with file.open("ab") as opened_file:
+        opened_file.write(b"{")
+    assert not run_stage(context, 1, ADDED) and not brings_prompts(context.run, context.config, 2)
+
+
+def test_half_a_row_of_a_table_keeps_nothing(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt,answer\n" + "".join(f"the cat {n},barn\n" for n in range(20)) + "the dog,ba")
+    context = open_context(job, tmp_path / "run", "iterative", f"prompts.path={file}", "pairs=null")
+
+    def completed(*given: Any) -> RunData:
+        with file.open("a") as opened_file:
+            opened_file.write("rn\n")
+        return open_data(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.stages.data.open_data", completed)
+        with pytest.raises(RunError, match="is being written"):
+            run_stage(context, 0, "data")
+    assert run_stage(context, 0, "data") and not run_stage(context, 0, "data")

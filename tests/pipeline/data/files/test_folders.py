@@ -1,6 +1,7 @@
 """Folders as people keep them: several splits, folders that ``datasets`` saved, files that only point to data."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -185,3 +186,13 @@ def test_a_lone_object_with_a_list_in_a_column_is_a_row(
 def test_a_cell_of_a_csv_file_may_be_long(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text(f'prompt,n\n"{"x" * 300_000}",1\n')
     assert prompts(tmp_path / "r.csv") == ["x" * 300_000]
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    for name in (b"caf\xe9.jsonl", b"caf\xe9/rows.jsonl"):
+        file = tmp_path / "rows" / os.fsdecode(name)
+        put(tmp_path / "rows", os.fsdecode(name))
+        with pytest.raises(UserError, match=r"caf\\udce9.*: the name is not UTF-8; rename") as caught:
+            prompts(tmp_path / "rows")
+        assert str(caught.value).isascii()
+        file.unlink()
