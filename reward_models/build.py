@@ -116,4 +116,6 @@ def _classifier(settings: ClassifierScorer, accounts: Accounts) -> Labeller:
 
     reward = ClassifierReward(settings)
     accounts.facts.append(lambda: reward.facts)
-    return OneByOne(ScoredBy(reward, model_version({**settings.identity()}, settings.path)), accounts)
+    # Earlier versions wrote the day of each run: their labels are not used again.
+    dated = {} if reward.day is None else {"day": reward.day}
+    return OneByOne(ScoredBy(reward, model_version({**settings.identity(), **dated}, settings.path)), accounts)

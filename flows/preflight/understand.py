@@ -20,7 +20,7 @@ from pipeline.config.data.mixture import MixtureDataset, MixtureFile, sources_in
 from pipeline.data.detection.description import as_settings, columns_of, described
 from pipeline.data.detection.readings import Reading, merged, readings_of_pairs, readings_of_prompts
 from pipeline.errors import UserError
-from pipeline.models.foreign import writes_date
+from pipeline.models.foreign import cached_folder, writes_date
 from pipeline.safe_text import visible
 from pipeline.storage.run_folder import RunFolder
 
@@ -58,10 +58,17 @@ def _dated(config: RunConfig, before: RunConfig | None) -> tuple[ChatSettings, l
     chat, policy = config.chat, config.policy
     if chat.date is not None or chat.template == "plain" or not isinstance(policy, PretrainedPolicy):
         return chat, []
-    if not writes_date(Path(policy.path)):
+    fetched = not Path(policy.path).exists() and _HUB_NAME.fullmatch(policy.path) is not None
+    if before is not None and fetched:
+        return chat.model_copy(update={"date": before.chat.date}), []
+    folder = cached_folder(policy.path, policy.revision) if fetched else Path(policy.path)
+    if folder is not None and not writes_date(folder):
         return chat, []
     day = datetime.now(UTC).date().isoformat() if before is None else before.chat.date
-    said = f"chat.date={day}: policy.path's chat template writes today's date; the run stays with this one"
+    why = "policy.path's chat template writes today's date"
+    if folder is None:
+        why = f"{policy.path} is not here yet, and its chat template may write today's date"
+    said = f"chat.date={day}: {why}; the run stays with this one"
     return chat.model_copy(update={"date": day}), [said] if before is None else []
 
 

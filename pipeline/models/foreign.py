@@ -153,6 +153,18 @@ def model_numbers(file: Path, *names: str) -> list[int]:
     return found
 
 
+def cached_folder(name: str, revision: str | None = None) -> Path | None:
+    """Return where the hub's local cache has the model ``name`` with its tokenizer; None if it has not. Asks no hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+    return folder if (folder / "tokenizer_config.json").is_file() else None
+
+
 def writes_date(folder: Path) -> bool:
     """Whether the chat template of a model folder writes the day on which it is rendered."""
     files = [folder / "tokenizer_config.json", folder / "chat_template.json", *folder.glob("**/*.jinja")]

@@ -70,6 +70,11 @@ class ClassifierReward:
             "padded_because": self._scores.padded_because,
         }
 
+    @property
+    def day(self) -> str | None:
+        """The day that its chat template writes as today's; None if it writes none."""
+        return self._conversations.day
+
     @torch.inference_mode()
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
         """Return one number per response; None for a conversation without tokens.

@@ -14,6 +14,9 @@ from pipeline.models.rendering.template import ChatTemplate
 from pipeline.types import Message
 
 Ids = tuple[int, ...]
+# The day that templates write: the one that Llama's write where they cannot ask for it. Any day would do, if training
+# and scoring have the same one: with another, a response would get another score.
+DAY = "2024-07-26"
 
 
 class Conversations:
@@ -25,6 +28,7 @@ class Conversations:
     Attributes:
         truncated: number of conversations so far that were longer than ``max_tokens`` and lost tokens on the left.
         broken: number of conversations so far whose contents spelled a control token or a header.
+        day: what the template writes as today's date (ISO 8601), on every day; None if it writes none.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int | None = None, embeddings: int | None = None) -> None:
@@ -35,7 +39,8 @@ class Conversations:
         """
         self._embeddings = embeddings
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+        self._template = ChatTemplate(tokenizer, DAY) if tokenizer.chat_template else None
+        self.day = DAY if self._template is not None and "strftime_now" in self._template.source else None
         self._markup = Markup(tokenizer, self._template)
         self._max_tokens = max_tokens
         self.truncated = 0

@@ -117,6 +117,41 @@ def test_a_run_stays_with_the_day_that_its_template_writes(tmp_path: Path) -> No
         assert understood(asked)[0].chat == asked.chat
 
 
+def test_of_a_hub_name_only_a_cached_template_without_a_date_leaves_it_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[dict[str, object]] = []
+
+    def cached(path: str, **options: object) -> str:
+        asked.append({"path": path, **options})
+        if not any(tmp_path.joinpath("cache").glob("*")):
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    rows, root = rows_file(tmp_path, SHAPES["ultrafeedback, binarised"].rows), tmp_path / "run"
+    given = config_of(rows).model_copy(update={"policy": PretrainedPolicy(path="owner/model")})
+    found, lines = understood(given)
+    assert found.chat.date is not None and asked == [
+        {"path": "owner/model", "revision": None, "local_files_only": True}
+    ]
+    assert any(line.startswith(f"chat.date={found.chat.date}: owner/model is not here yet") for line in lines)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "config.json").write_text("{}")
+    assert understood(given)[0].chat.date is not None, "a cache without the tokenizer's files does not say"
+    tiny_tokenizer(template="{{ strftime_now('%d %b %Y') }}" + TEMPLATE).save_pretrained(tmp_path / "cache")
+    assert understood(given)[0].chat.date is not None
+    tiny_tokenizer().save_pretrained(tmp_path / "cache")
+    assert understood(given)[0].chat.date is None
+    root.mkdir()
+    for day in ("2024-02-29", None):
+        begun = found.model_copy(update={"chat": ChatSettings(date=day)})
+        (root / "config.yaml").write_text(dump_config(begun))
+        assert understood(given, root)[0].chat.date == day, "a run stays as it was begun, whatever is fetched later"
+
+
 def test_a_template_without_a_date_leaves_the_setting_alone(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "m")
     path = rows_file(tmp_path, SHAPES["ultrafeedback, binarised"].rows)

@@ -12,6 +12,11 @@ from pipeline.config import ClassifierScorer, ScratchPolicy
 from pipeline.errors import UserError
 from pipeline.models.scratch import make_policy
 from pipeline.types import Group, Message, Prompt, Response
+from reward_models.answers.accounts import Accounts
+from reward_models.answers.cache import LabelCache
+from reward_models.answers.spending import Ledger
+from reward_models.build import build_labeller
+from reward_models.local import conversations
 from reward_models.local.classifier import ClassifierReward
 
 TEXTS = ["What is it?", "It is a pub.", "No idea, really, none at all."]
@@ -88,3 +93,18 @@ def test_a_language_model_is_no_classifier(tmp_path: Path) -> None:
     make_policy(TEXTS, ScratchPolicy(vocab_size=300, hidden_size=32, layers=1, context=128), 0, tmp_path)
     with pytest.raises(UserError, match=r"lacks the weights score\.weight"):
         ClassifierReward(ClassifierScorer(path=str(tmp_path)))
+
+
+def test_labels_of_conversations_with_another_day_are_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, dated = (make_classifier(tmp_path / name, pad=True, labels=1) for name in ("plain", "dated"))
+    template = "{{ strftime_now('%d %b %Y') }}" + (dated / "chat_template.jinja").read_text()
+    (dated / "chat_template.jinja").write_text(template)
+    accounts, cached = Accounts(LabelCache(None), Ledger(None)), []
+    for path, day in ((plain, "2024-07-26"), (dated, "2024-07-26"), (plain, "2025-01-01"), (dated, "2025-01-01")):
+        monkeypatch.setattr(conversations, "DAY", day)
+        accounts.counts.clear()
+        build_labeller(ClassifierScorer(path=str(path)), accounts).label([group("What?", *TEXTS)])
+        cached.append(accounts.counts["cached"])
+    assert cached == [0, 0, 3, 0]

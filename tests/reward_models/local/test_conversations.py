@@ -43,6 +43,15 @@ def test_plain_texts_are_the_library_s_tokens() -> None:
     assert list(row) == tokenizer.apply_chat_template(turns, return_dict=False) and conversations.broken == 0
 
 
+def test_a_template_that_writes_the_day_writes_the_same_one_every_day() -> None:
+    dated = tiny_tokenizer(template="{{ strftime_now('%d %b %Y') }}" + TEMPLATE)
+    conversations = Conversations(dated)
+    (row,) = conversations.encode([(ASKED, "a")])
+    assert dated.decode(row).startswith("26 Jul 2024") and conversations.day == "2024-07-26"
+    for undated in (tiny_tokenizer(), tiny_tokenizer(template=None)):
+        assert Conversations(undated).day is None
+
+
 def test_a_template_that_refuses_roles_names_them() -> None:
     refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     conversations = Conversations(tiny_tokenizer(template=refuses + TEMPLATE))
