@@ -26,6 +26,11 @@ TOKENIZER_CLASSES: dict[tuple[str, str], TokenizerName] = {
     ("gemma2", "GemmaTokenizer"): "GemmaTokenizer",
     ("gemma3_text", "GemmaTokenizer"): "GemmaTokenizer",
 }
+# What RoPE of a type needs besides its base.
+_ROPES: dict[str, set[str]] = {
+    "default": set(),
+    "llama3": {"factor", "high_freq_factor", "low_freq_factor", "original_max_position_embeddings"},
+}
 # Their names choose another class.
 _BY_NAME = ("deepseek-ai/", "allenai/", "google/", "naver-clova-ix/", "salesforce/", "stepfun-ai/")
 
@@ -78,12 +83,20 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_rope(value: Any) -> bool:
-    """Return whether RoPE is the plain one, or that of Llama 3."""
-    return value is None or (
-        isinstance(value, dict)
-        and value.get("rope_type") in ("default", "llama3")
+    """Return whether RoPE is the plain one, or that of Llama 3 with all that it needs."""
+    if value is None:
+        return True
+    kind = value.get("rope_type") if isinstance(value, dict) else None
+    names = _ROPES.get(kind) if isinstance(kind, str) else None
+    return (
+        names is not None
+        and names <= {*value} <= {*names, "rope_type", "rope_theta"}
         and all(type(number) in (int, float) and number > 0 for name, number in value.items() if name != "rope_type")
     )
+
+
+def _is_activation(value: Any) -> bool:
+    return value in ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 
 def _is_dtype(value: Any) -> bool:
@@ -106,9 +119,10 @@ _SOUND: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
         ("attention_bias", "mlp_bias", "tie_word_embeddings", "use_cache", "use_sliding_window"), _is_flag
     ),
-    **dict.fromkeys(("hidden_act", "model_type", "transformers_version", "_name_or_path"), _is_text),
+    **dict.fromkeys(("model_type", "transformers_version", "_name_or_path"), _is_text),
     **dict.fromkeys(("dtype", "torch_dtype"), _is_dtype),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), _is_rope),
+    "hidden_act": _is_activation,
     "rope_theta": lambda value: type(value) in (int, float) and value > 0,
     "architectures": _are_texts,
     "sliding_window": lambda value: value is None or _is_count(value),
@@ -128,6 +142,9 @@ def _is_sound(model: Any) -> bool:
     if not all(name in _SOUND and _SOUND[name](value) for name, value in given.items()):
         return False
     if given["hidden_size"] % given["num_attention_heads"]:
+        return False
+    # RoPE turns pairs of numbers.
+    if given.get("head_dim", given["hidden_size"] // given["num_attention_heads"]) % 2:
         return False
     if kinds is not None and (
         not isinstance(kinds, list)

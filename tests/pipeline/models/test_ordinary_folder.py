@@ -107,6 +107,14 @@ def test_an_ordinary_model_is_an_exact_language_model(kind: str, model: Path, tm
     require_language_model(folder, "policy.path", 10**6, trust_remote_code=False)
 
 
+def test_the_rope_of_llama_3_is_ordinary(model: Path, tmp_path: Path) -> None:
+    lengths = {"original_max_position_embeddings": 64, "rope_theta": 1e4}
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **lengths}
+    folder = changed(model, tmp_path, {"rope_parameters": rope, "max_position_embeddings": 512})
+    assert is_ordinary_model(tmp_path)
+    require_language_model(folder, "policy.path", 10**6, trust_remote_code=False)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -114,6 +122,11 @@ def test_an_ordinary_model_is_an_exact_language_model(kind: str, model: Path, tm
         {"hidden_size": "64"},
         {"auto_map": {"AutoModelForCausalLM": "own.Model"}},
         {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
+        {"rope_parameters": None, "rope_scaling": {"rope_type": "llama3"}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}},
+        {"head_dim": 7},
+        {"head_dim": None, "hidden_size": 28, "num_attention_heads": 4},
+        {"hidden_act": "nonsense"},
     ],
 )
 def test_any_other_model_is_looked_at(settings: dict[str, Any], model: Path, tmp_path: Path) -> None:
