@@ -148,10 +148,16 @@ def keep_weights(
     accelerator.wait_for_everyone()
 
 
+def _kept_file(folder: Path, step: int) -> Path:
+    """Return where development versions after 0.1.0 kept weights, without a folder or an optimiser's state."""
+    return kept_place(folder, step).with_suffix(".safetensors")
+
+
 def _remove_kept(folder: Path, but: int | None) -> None:
+    needed = () if but is None else (kept_place(folder, but), _kept_file(folder, but))
     for place in folder.glob("kept_*"):
-        if but is None or place != kept_place(folder, but):
-            shutil.rmtree(place)
+        if place not in needed:
+            place.unlink() if place.is_file() else shutil.rmtree(place)
 
 
 def take_up_kept(folder: Path, step: int, trained: Trained, *, state: bool) -> None:
@@ -161,8 +167,9 @@ def take_up_kept(folder: Path, step: int, trained: Trained, *, state: bool) -> N
     """
     places = (kept_place(folder, step), checkpoint_place(folder, step))
     place = next((place for place in places if place.is_dir()), places[0])
+    file = place / WEIGHTS if place.is_dir() or state else _kept_file(folder, step)
     try:
-        weights = load_file(place / WEIGHTS)
+        weights = load_file(file if file.is_file() else place / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{place / WEIGHTS}: not readable weights: {error}") from None
     _copy_weights(place, weights, trained.tensors)

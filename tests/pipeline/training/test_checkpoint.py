@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 
 from pipeline.config import Lora, Optimisation
 from pipeline.errors import RunError, UserError
 from pipeline.models.lora import add_adapter
+from pipeline.training.checkpoint import Trained, keep_weights, take_up_kept
 from pipeline.training.train import Example, StepReport, TrainResult
 from tests.support.loss_examples import examples_for, loss_named
 from tests.support.tiny_training import dpo, pairs_with_reference, tiny_llama, trained
@@ -192,3 +194,19 @@ def test_state_of_another_model_is_refused(tmp_path: Path) -> None:
         fit(tiny_llama(), one_step(1), optimiser_from=tmp_path / "lora.safetensors")
     with pytest.raises(UserError, match="cannot read this optimiser state"):
         fit(tiny_llama(), one_step(1), optimiser_from=tmp_path / "absent.safetensors")
+
+
+def test_weights_that_an_earlier_version_kept_as_a_file_are_taken_up_and_removed(tmp_path: Path) -> None:
+    step, whole, resumed, accelerator = 4, tiny_llama(), tiny_llama(seed=1), Accelerator(cpu=True)
+    optimiser = torch.optim.AdamW(resumed.parameters())
+    kept, taken = dict(whole.named_parameters()), Trained(dict(resumed.named_parameters()), {}, optimiser)
+    for number in (2, step):
+        save_file({name: tensor.detach() for name, tensor in kept.items()}, tmp_path / f"kept_{number:06d}.safetensors")
+    keep_weights(tmp_path, 9, taken, accelerator, state=False, needed=step)
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["kept_000004.safetensors", "kept_000009"]
+    take_up_kept(tmp_path, step, taken, state=False)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in taken.parameters.items())
+    keep_weights(tmp_path, 10, taken, accelerator, state=False, needed=None)
+    assert [place.name for place in tmp_path.iterdir()] == ["kept_000010"]
+    with pytest.raises(RunError, match=r"kept_000009.weights\.safetensors: not readable weights"):
+        take_up_kept(tmp_path, 9, taken, state=False)
