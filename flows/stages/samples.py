@@ -20,7 +20,7 @@ from flows.workers.messages import Loaded
 from pipeline.config import SamplingSettings
 from pipeline.errors import RunError
 from pipeline.sampling.sampler import SampleRequest
-from pipeline.storage.rows import read_groups, read_preference_rows, write_groups
+from pipeline.storage.rows import read_group_file, read_groups, read_preference_rows, write_groups
 from pipeline.storage.run_folder import Stage
 from pipeline.storage.seals import Seals
 from pipeline.types import Group, Prompt, Response, derive_seed
@@ -113,7 +113,7 @@ def _sample(
         for index, start in enumerate(range(0, len(kept), config.shard_size))
     }
     seals = Seals(folder)
-    missing = {file: shard for file, shard in shards.items() if not seals.hold(file.name)}
+    missing = {file: s for file, s in shards.items() if not (seals.hold(file.name) and _answers(file, s))}
     requests = [
         SampleRequest(ids, derive_seed(config.seed, purpose, round_, prompt.id))
         for shard in missing.values()
@@ -124,6 +124,11 @@ def _sample(
         answers = workers.sample(policy, source.folder, requests, settings)
         _write(context, missing, seals, answers, len(kept) - len(requests), len(kept))
     return Outcome(len(kept), _metrics(folder, dropped, workers.swaps.get(str(policy))))
+
+
+def _answers(file: Path, shard: _Shard) -> bool:
+    """Return whether the file's responses are to these ids; an earlier version may have written prompts otherwise."""
+    return [group.prompt_ids for group in read_group_file(file)] == [ids for _, ids in shard]
 
 
 def _write(
