@@ -145,14 +145,22 @@ def _opened(text: str, start: int) -> re.Pattern[str] | None:
 
 def _end(text: str, start: int, kind: re.Pattern[str]) -> int | None:
     """Return the end of the thought that begins at ``start``, with thoughts inside it; None if it is not closed."""
-    depth, end = 0, None
+    depth, end, last = 0, None, None
     for mark in _marks(text, kind, start):
-        depth += 1 if mark["opening"] else -1
-        end = mark.end() if mark["closing"] else end
-        if depth == 0:
-            return end
-    # An opening mark that the thought only mentions is never closed, so the last closing one ends it.
-    return end
+        if mark["closing"]:
+            depth, last = depth - 1, mark.end()
+            end = end or last
+            if depth == 0:
+                return last
+        elif depth == 0 or not _is_word(text, mark):
+            depth, end = depth + 1, None
+    # An opening mark that the thought only mentions is never closed, and the answer may quote closing ones.
+    return end or last
+
+
+def _is_word(text: str, mark: re.Match[str]) -> bool:
+    """Return whether a mark stands between two spaces, as a word of a sentence."""
+    return text[mark.start() - 1 : mark.start()] == text[mark.end() : mark.end() + 1] == " "
 
 
 def _marks(text: str, kind: re.Pattern[str], start: int = 0) -> Iterator[re.Match[str]]:
