@@ -22,11 +22,13 @@ class Channels:
         """Return the ids of the last final channel; none if there are only others; all if there are no channels."""
         if self._channel is None or self._message is None or self._channel not in ids:
             return list(ids)
+        marks = [at for at, number in enumerate(ids) if number in self._marks]
         found: list[int] = []
-        for at in (place for place, number in enumerate(ids) if number == self._channel):
-            rest = list(ids[at + 1 :])
-            opens = rest.index(self._message) if self._message in rest else len(rest)
-            if decode(rest[:opens]).split()[:1] == [_FINAL]:
-                body = rest[opens + 1 :]
-                found = body[: next((i for i, number in enumerate(body) if number in self._marks), len(body))]
+        final = False
+        for at, end in zip(marks, [*marks[1:], len(ids)], strict=True):
+            if ids[at] == self._channel:
+                final = decode(ids[at + 1 : end]).split()[:1] == [_FINAL]
+                found = [] if final else found
+            elif ids[at] == self._message and final:
+                found, final = list(ids[at + 1 : end]), False
         return found

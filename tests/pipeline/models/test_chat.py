@@ -1,5 +1,6 @@
 """Messages to ids: BOS as the format has it, an end token only where the author stopped, prompts that are prefixes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.config import ChatSettings as ChatSettings
 from pipeline.errors import UserError
 from pipeline.models.chat import Chat, load_chat
+from pipeline.models.rendering.channels import Channels
+from pipeline.models.rendering.template import ChatTemplate
 from pipeline.sampling.sampler import make_response
 from pipeline.types import Message
 from tests.support.chat_formats import FORMATS
@@ -243,6 +246,7 @@ def test_labellers_see_the_final_channel_and_training_all_tokens() -> None:
         ("<|channel|>final <|constrain|>json<|message|>a dog<|return|>", "a dog", "stop"),
         (thought + "<|channel|>final<|message|>a d", "a d", "length"),
         ("<|channel|>analysis<|message|>the final ca", "", "length"),
+        ("<|channel|>final<|channel|>analysis<|message|>the ca", "", "length"),
         (thought + "<|channel|>fin", "", "length"),
         ("a dog<|return|>", "a dog", "stop"),
     ):
@@ -254,3 +258,16 @@ def test_labellers_see_the_final_channel_and_training_all_tokens() -> None:
     assert (cut.text, cut.finish_reason) == ("a dog", "stop")
     own = Chat(FORMATS["phi 4"].tokenizer(), ChatSettings())
     assert own.answer(words("final cat")) == own.decode(words("final cat"))
+
+
+def test_the_final_channel_is_found_in_one_pass() -> None:
+    tokenizer = FORMATS["gpt-oss"].tokenizer()
+    channels = Channels(tokenizer, ChatTemplate(tokenizer))
+    ids = tokenizer("<|channel|>the cat" * 50, add_special_tokens=False)["input_ids"]
+    decoded: list[int] = []
+
+    def decode(part: Sequence[int]) -> str:
+        decoded.extend(part)
+        return str(tokenizer.decode(part))
+
+    assert channels.answer(ids, decode) == [] and len(decoded) < len(ids)
