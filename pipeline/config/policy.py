@@ -3,7 +3,7 @@
 import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
 
 from pipeline.config.base import LATER, Closed
 
@@ -50,6 +50,9 @@ class ScratchPolicy(Closed):
 Policy = Annotated[PretrainedPolicy | ScratchPolicy, Field(discriminator="kind")]
 
 
+EARLIER = "earlier"
+
+
 class ChatSettings(Closed):
     """How messages become tokens."""
 
@@ -63,9 +66,20 @@ class ChatSettings(Closed):
     max_response_tokens: int = Field(
         512, ge=1, description="longer data-set responses are cut at the end and lose their end token"
     )
+    bos: Literal["written", "always", "earlier"] = Field(
+        "written",
+        description="before a prompt. written: a beginning-of-sequence token only if the chat template writes it (or, "
+        "without a template, the tokenizer adds it); always: one, if the tokenizer has it; earlier: the same, for run "
+        "folders of 0.1.0, which go on with their prompts",
+        json_schema_extra=LATER,
+    )
     date: Day | None = Field(
         None,
         description="the day, such as 2026-01-31, that a chat template writes as today's; default: the one on which "
         "the run was begun, if its template writes one",
         json_schema_extra=LATER,
     )
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result; ``earlier`` is no part of keys, which were made without the setting."""
+        return {name: value for name, value in super().identity().items() if (name, value) != ("bos", EARLIER)}

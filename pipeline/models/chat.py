@@ -8,7 +8,7 @@ of prompt + response; and an end token is added only where the model (or author)
 
 import re
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ class Chat:
                 sorted(self.end_ids),
                 tokenizer.bos_token_id,
                 self._before,
+                *([] if settings.bos == "written" else ["bos"]),
                 content_hash(sorted(tokenizer.get_vocab().items())),
             ]
         )
@@ -269,15 +270,12 @@ class Chat:
         return self._encode(*self._markup.pieces(text), literal=True)
 
     def _with_one_bos(self, ids: list[int]) -> tuple[int, ...]:
-        """``ids`` after what the tokenizer adds before a text, with one of several BOS at their start."""
+        """``ids`` after what the tokenizer adds before a text, with one of several BOS at their start; see ``bos``."""
         whole = (*self._before, *ids)
-        if not whole and self.bos_id is not None:
-            # Something must predict the first token of the answer.
-            return (self.bos_id,)
-        start = 0
-        while whole[start : start + 2] == (self.bos_id, self.bos_id):
-            start += 1
-        return whole[start:]
+        own = tuple(dropwhile(lambda number: number == self.bos_id, whole))
+        # Something must predict the first token of the answer.
+        begins = len(own) < len(whole) or not whole or self._settings.bos != "written"
+        return (self.bos_id, *own) if begins and self.bos_id is not None else whole
 
 
 def _plain_text(messages: Sequence[Message]) -> str:

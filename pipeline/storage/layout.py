@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from pipeline.config.data.sources import Data
 from pipeline.config.data.user_data import EVERY_SPLIT, FileData
+from pipeline.config.policy import EARLIER
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_json, write_text
 
@@ -25,7 +26,11 @@ LAYOUT_FILE = "layout.json"
 RENAMED: Mapping[str, str | None] = {}
 # Settings whose default reads the files of 0.1.0's run folders otherwise than 0.1.0 did, which had no such setting: the
 # section, its kind, the setting, and the value that means what 0.1.0 did.
-_BEFORE = (("prompts", "file", "split", EVERY_SPLIT), ("pairs", "file", "split", EVERY_SPLIT))
+_BEFORE = (
+    ("prompts", "file", "split", EVERY_SPLIT),
+    ("pairs", "file", "split", EVERY_SPLIT),
+    ("chat", "", "bos", EARLIER),
+)
 _FIRST = "0.1.0"
 _Tree = dict[str, JsonValue]
 _Source = TypeVar("_Source", bound=Data | None)

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 
 from pipeline.config import RunConfig
 from pipeline.config.files import changed_fields, load_settings
+from pipeline.config.policy import EARLIER
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import discard, sync_folder, write_json
 from pipeline.storage.layout import as_now_called, as_read, own_version, require_known, visible_version
@@ -73,12 +74,15 @@ class RunFolder:
             raise UserError(f"{error}\n{wrote}") from None
 
     def carried(self, config: RunConfig) -> RunConfig:
-        """Return ``config``, to go on with this folder: files that it read from every split are still read so."""
+        """Return ``config``, to go on with this folder: splits and BOS stay as it had them."""
         if not self.config_file.is_file():
             return config
         begun = self.config()
         sources = {"prompts": (begun.prompts, config.prompts), "pairs": (begun.pairs, config.pairs)}
-        return config.model_copy(update={name: as_read(*both) for name, both in sources.items()})
+        update: dict[str, object] = {name: as_read(*both) for name, both in sources.items()}
+        if begun.chat.bos == EARLIER and "bos" not in config.chat.changed:
+            update["chat"] = config.chat.model_copy(update={"bos": EARLIER})
+        return config.model_copy(update=update)
 
     def stage(self, round_: int, name: str) -> "Stage":
         """Return the stage ``name`` of a round, complete or not."""

@@ -68,6 +68,16 @@ def test_bos_is_there_if_the_template_writes_it_and_never_twice(times: int, toke
     assert times > 1 or ids == tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
+@pytest.mark.parametrize("template", [TEMPLATE, "{{ bos_token }}{{ bos_token }}" + TEMPLATE, None])
+def test_a_bos_may_be_asked_for(template: str | None) -> None:
+    always, written = (chat(template, settings=ChatSettings(bos=bos)) for bos in ("always", "written"))
+    ids = always.prompt_ids(USER)
+    assert ids[0] == BOS != ids[1] and ids[1:] == written.prompt_ids(USER)[written.prompt_ids(USER)[0] == BOS :]
+    assert chat(template, settings=ChatSettings(bos="earlier")).prompt_ids(USER) == ids
+    assert always.template_hash != written.template_hash
+    assert BOS not in chat(template, bos=False, settings=ChatSettings(bos="always")).prompt_ids(USER)
+
+
 def test_no_bos_where_the_tokenizer_has_none() -> None:
     assert chat(bos=False).prompt_ids(USER)[0] == USER_ID
     assert BOS not in chat(bos=False, template=None).prompt_ids(USER)

@@ -213,3 +213,13 @@ def test_whatever_goes_on_with_such_a_folder_reads_every_split(
             commands.dry([mine], [], run.root, None)
     (config,) = used
     assert isinstance(config.pairs, FileData) and config.pairs.split == "all"
+
+
+def test_prompts_of_an_earlier_folder_begin_as_they_did(tmp_path: Path) -> None:
+    run = split_folder(tmp_path, "offline")
+    begun = run.config()
+    assert begun.chat.bos == "earlier" and "bos" not in begun.chat.identity()
+    given = begun.model_copy(update={"chat": begun.chat.model_copy(update={"bos": "written"})})
+    assert run.carried(given).chat.bos == "earlier"
+    asked = given.model_copy(update={"chat": begun.chat.model_copy(update={"bos": "always"})})
+    assert run.carried(asked).chat.identity()["bos"] == "always"

@@ -149,7 +149,6 @@ def test_a_list_is_a_mixture_also_on_the_command_line(tmp_path: Path) -> None:
         ("pairs=[{path: a, wieght: 1}]", "pairs.of.0.wieght: no such setting; did you mean 'weight'"),
         ("pairs=[{path: a}, {path: a, weight: 2}]", "pairs.of.1.path: a is also in of.0"),
         ("pairs=[]", "pairs.of: names no file and no data set"),
-        ("pairs.of.0.columns.prompt=q", "pairs.of: "),
         ("pairs.weight=2", "pairs.weight: no such setting"),
         ("held_out.path=c", "held_out.path: a mixture has no held-out prompts of their own"),
         ("held_out.split=test", "held_out.split: a mixture has no held-out prompts of their own"),
