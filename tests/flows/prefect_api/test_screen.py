@@ -169,7 +169,7 @@ def test_a_failed_stage_shows_the_child_s_last_words_and_no_key(screened: Screen
 def test_progress_has_rates_and_ends_complete(screened: Screened) -> None:
     failed, done = screened.flow_runs
     ended = {one["description"].partition(":")[0]: one for one in screened.artefacts(done)["progress"]}
-    for stage, unit in [("samples", "prompts"), ("labels", "prompts"), ("train · dpo β=0.1", "steps")]:
+    for stage, unit in [("samples", "prompts"), ("labels", "prompts"), ("train - dpo beta=0.1", "steps")]:
         progress = ended[f"round 2 - {stage}"]
         assert progress["data"] == 100 and progress["type"] == "progress" and progress["task_run_id"]
         assert f" {unit}/s · complete" in progress["description"]
