@@ -1,5 +1,6 @@
 """Faults in a run's data: all of them in a file, counts by cause, and a check against the limits."""
 
+import glob
 import json
 import os
 import re
@@ -7,6 +8,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from pipeline.config import Limits
 from pipeline.config.data.columns import Columns
@@ -62,6 +65,14 @@ class _Tally:
         return [f"{alike.place(file)}: {said}" for (file, said), alike in [*self.first[cause].items()][:most]]
 
 
+def _remove_left(file: Path) -> None:
+    """Remove the unfinished files of checks that were killed."""
+    for left in file.parent.glob(f"{glob.escape(file.name)}.*.tmp"):
+        number = left.name.removeprefix(f"{file.name}.").removesuffix(".tmp")
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            left.unlink(missing_ok=True)
+
+
 class FaultLog:
     """Collects faults row by row, then accepts or refuses the data. A context manager.
 
@@ -85,6 +96,7 @@ class FaultLog:
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.unlink(missing_ok=True)
+            _remove_left(self._file)
             self._scratch = self._partial(self._file).open("w", encoding="utf-8")
         return self
 

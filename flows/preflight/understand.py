@@ -17,8 +17,8 @@ from pipeline.config import (
     UserData,
 )
 from pipeline.config.data.mixture import MixtureDataset, MixtureFile, sources_in
-from pipeline.data.detection.description import as_settings, columns_of, described
-from pipeline.data.detection.readings import Reading, merged, readings_of_pairs, readings_of_prompts
+from pipeline.data.detection.description import as_settings, described, shortened
+from pipeline.data.detection.readings import Reading, Readings, merged, readings_of_pairs, readings_of_prompts
 from pipeline.errors import UserError
 from pipeline.models.foreign import cached_folder, writes_date
 from pipeline.safe_text import visible
@@ -94,12 +94,12 @@ def understood_source(given: UserData, section: str, before: Data | None = None)
     if len(readings.fit) > 1:
         raise UserError(_several(source, section, readings.fit))
     if not readings.fit:
-        return source, _unread(source, section, readings.nearest)
+        return source, _unread(section, readings)
     return readings.fit[0].data, _said(section, readings.fit[0])
 
 
-def _unread(source: UserData, section: str, nearest: Reading | None) -> list[str]:
-    names = columns_of(source)
+def _unread(section: str, readings: Readings) -> list[str]:
+    names, nearest = shortened(readings.columns), readings.nearest
     lines = [f"{section}: no reading of the first rows was found; columns: {names}"] if names else []
     if nearest is not None:
         lines.append(f"  the nearest: {as_settings(nearest.found, section)}; {visible(nearest.fault or '')}")

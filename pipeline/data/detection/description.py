@@ -9,7 +9,6 @@ import yaml
 from pipeline.config import UserData
 from pipeline.data.detection.pairs import FoundSettings
 from pipeline.data.detection.readings import Reading
-from pipeline.data.records import read_records
 from pipeline.safe_text import visible
 from pipeline.types import TextGroup, TextPair, UnpairedText
 
@@ -34,10 +33,9 @@ def as_settings(found: FoundSettings, section: str, common: Sequence[FoundSettin
     return " ".join(shlex.quote(f"{name}={_plain(value)}") for name, value in own)
 
 
-def columns_of(source: UserData) -> str:
-    """Return the names of the first row's columns, as far as a line holds them; empty if no row can be read."""
-    first = next((record.values for record in read_records(source) if record.fault is None), {})
-    names = [visible(name) for name in first]
+def shortened(columns: Sequence[str]) -> str:
+    """Return the names of columns, without the fields in them, as far as a line holds them."""
+    names = [visible(name) for name in columns if "." not in name]
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 

@@ -1,15 +1,24 @@
 """The first rows of the user's data as columns, and what each column holds. Torch-free."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pydantic import JsonValue
 
-from pipeline.data.forms.cells import absent
+from pipeline.data.forms.cells import absent, word
 from pipeline.data.forms.paths import find
 from pipeline.data.forms.spelled import is_spelled
 
+_NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
+# Of texts that say that there is no number.
+_NO_NUMBER = frozenset({"n/a", "na", "none", "null", "nan"})
 Cell = Literal["text", "number", "turns", "texts", "numbers", "objects", "object", "lists"]
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a number."""
+    return _NUMBER.fullmatch(text) is not None
 
 
 class FirstRows:
@@ -36,9 +45,11 @@ class FirstRows:
         """Return whether a column can hold responses: texts or turns."""
         return self.holds(name, "text", "turns")
 
-    def is_full(self, name: str) -> bool:
-        """Return whether half of the rows or more have something in a column."""
-        return 2 * len(self.values(name)) >= len(self.rows)
+    def is_numeric(self, name: str) -> bool:
+        """Return whether a column, or the lists in it, hold numbers, their texts, or words for none."""
+        found = [item for value in self.values(name) for item in (value if isinstance(value, list) else [value])]
+        known = [item for item in found if not (item is None or word(item) in _NO_NUMBER)]
+        return bool(known) and all(not isinstance(item, bool) and is_number(word(item)) for item in known)
 
     def written_out(self, name: str) -> bool:
         """Return whether most texts of a column are lists or conversations written out."""

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from pydantic import JsonValue
-
 from pipeline.data.detection.first_rows import FirstRows
 from pipeline.data.detection.names import (
     ANSWER_FIELDS,
@@ -16,6 +14,7 @@ from pipeline.data.detection.names import (
     GOOD_OR_BAD,
     GOOD_WORDS,
     NOT_SCORES,
+    PAIR_MARKS,
     RANKS,
     RESPONSES,
     SCORES,
@@ -24,9 +23,6 @@ from pipeline.data.detection.pairs import FoundSettings, marked_scores
 from pipeline.data.forms.cells import word
 
 _TRUTHS = frozenset({"true", "false", "0", "1"})
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
-# Of texts that say that there is no number.
-_NONE = frozenset({"n/a", "na", "none", "null", "nan"})
 # Fewer distinct prompts than rows: rows of one response each.
 _REPEATED = 0.4
 
@@ -39,11 +35,11 @@ def groups(table: FirstRows, named: str | None) -> Iterator[FoundSettings]:
     lists = [name for name in table.names if table.holds(name, "texts") and not _in_objects(table, name)]
     for name in [one for one in lists if one.rpartition(".")[2] in RESPONSES] or lists:
         yield from _of_texts(table, name, named)
-    for marks in (("0", "1"), ("1", "2"), ("a", "b")):
+    for pair in PAIR_MARKS:
         for stem in ANSWER_STEMS:
             for gap in ("_", " ", ""):
-                names = [f"{stem}{gap}{mark}" for mark in marks]
-                scores = marked_scores(table, marks)
+                names = [f"{stem}{gap}{mark}" for mark in pair]
+                scores = marked_scores(table, pair)
                 if scores is not None and all(table.is_answer(one) for one in names):
                     yield {"columns": {"responses": names, "rewards": scores}}
 
@@ -54,8 +50,8 @@ def _in_objects(table: FirstRows, name: str) -> bool:
 
 
 def _of_objects(table: FirstRows, name: str, named: str | None) -> Iterator[FoundSettings]:
-    fields = [field for field in ANSWER_FIELDS if _texts(table, f"{name}.{field}")]
-    scores = [one for one in table.names if one.startswith(f"{name}.") and _numbers_in(table, one)]
+    fields = [field for field in ANSWER_FIELDS if table.holds(f"{name}.{field}", "texts")]
+    scores = [one for one in table.names if one.startswith(f"{name}.") and table.is_numeric(one)]
     for field in fields[:1]:
         for score in _chosen_scores(scores, named):
             yield {"columns": {"responses": f"{name}.{field}", "rewards": score}, **_ranks(table, score)}
@@ -106,21 +102,6 @@ def _ranks(table: FirstRows, name: str) -> FoundSettings:
     found = [item for value in table.values(name) for item in (value if isinstance(value, list) else [value])]
     whole = all(word(item).isdigit() for item in found if item is not None)
     return {"rewards_are": "ranks"} if whole and not _parts(name).isdisjoint(RANKS) else {}
-
-
-def _texts(table: FirstRows, name: str) -> bool:
-    return table.holds(name, "texts")
-
-
-def _numbers_in(table: FirstRows, name: str) -> bool:
-    """Return whether a field of the objects holds numbers, their texts, or nothing."""
-    found = [item for value in table.values(name) for item in (value if isinstance(value, list) else [value])]
-    known = [item for item in found if not (item is None or word(item) in _NONE)]
-    return bool(known) and all(_is_number(item) for item in known)
-
-
-def _is_number(item: JsonValue) -> bool:
-    return not isinstance(item, bool | list | dict) and _NUMBER.fullmatch(word(item)) is not None
 
 
 # ---------------------------------------------------------------- one response a row

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.data.detection.first_rows import FirstRows
+from pipeline.data.detection.first_rows import FirstRows, is_number
 from pipeline.data.detection.names import (
     ANSWER_FIELDS,
     ANSWER_STEMS,
@@ -25,7 +25,6 @@ FoundSettings = dict[str, Any]
 _Pair = tuple[str, str, tuple[str, str]]
 _MARKED = re.compile(r"(?P<stem>.*?)(?P<gap>[ _-]?)(?P<mark>[012ab])", re.IGNORECASE | re.DOTALL)
 _NUMBERED = re.compile(r"(.*\D)\d{1,2}", re.DOTALL)
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 def certain_pairs(table: FirstRows) -> Iterator[FoundSettings]:
@@ -49,7 +48,7 @@ def decided_pairs(table: FirstRows, named: str | None) -> Iterator[FoundSettings
 def _side_scores(table: FirstRows) -> FoundSettings:
     for form in SIDE_SCORES:
         names = [form.format(side) for side in ("chosen", "rejected")]
-        if all(_is_numeric(table, name) for name in names):
+        if all(table.is_numeric(name) for name in names):
             return {"chosen_score": names[0], "rejected_score": names[1]}
     return {}
 
@@ -58,7 +57,7 @@ def _marked_scores(table: FirstRows, pair: tuple[str, str], marks: tuple[str, st
     names = marked_scores(table, marks)
     for stem in MARKED_SCORES:
         own = [f"{name}_{stem}" for name in pair]
-        if names is None and all(_is_numeric(table, name) for name in own):
+        if names is None and all(table.is_numeric(name) for name in own):
             names = own
     return {} if names is None else {"chosen_score": names[0], "rejected_score": names[1]}
 
@@ -69,14 +68,9 @@ def marked_scores(table: FirstRows, marks: tuple[str, ...]) -> list[str] | None:
         for gap in ("_", " ", "-", ""):
             for found in (marks, tuple(mark.upper() for mark in marks)):
                 names = [f"{stem}{gap}{mark}" for mark in found]
-                if all(_is_numeric(table, name) for name in names):
+                if all(table.is_numeric(name) for name in names):
                     return names
     return None
-
-
-def _is_numeric(table: FirstRows, name: str) -> bool:
-    values = table.values(name)
-    return bool(values) and all(_NUMBER.fullmatch(word(value)) or word(value) == "n/a" for value in values)
 
 
 def _is_stem(stem: str) -> bool:
@@ -112,9 +106,9 @@ def _pairs(table: FirstRows) -> Iterator[_Pair]:
 def _deciders(
     table: FirstRows, pair: tuple[str, str], marks: tuple[str, str], named: str | None
 ) -> Iterator[FoundSettings]:
-    counts = [next((name for name in _count_names(mark) if _is_numeric(table, name)), None) for mark in marks]
+    counts = [next((name for name in _count_names(mark) if table.is_numeric(name)), None) for mark in marks]
     if None not in counts and named is None:
-        tie = next((name for name in ("winner_tie", "tie", "ties", "tie_votes") if _is_numeric(table, name)), None)
+        tie = next((name for name in ("winner_tie", "tie", "ties", "tie_votes") if table.is_numeric(name)), None)
         columns = {"chosen_votes": counts[0], "rejected_votes": counts[1]} | ({"tie_votes": tie} if tie else {})
         yield {"columns": columns}
         return
@@ -158,7 +152,7 @@ def _each(value: Any) -> list[Any]:
 def _meanings(
     table: FirstRows, column: str | list[str], said: set[str], pair: tuple[str, str], marks: tuple[str, str]
 ) -> Iterator[FoundSettings]:
-    if all(_NUMBER.fullmatch(one) for one in said):
+    if all(is_number(one) for one in said):
         yield from _numbers(column, said, marks)
         return
     ties = sorted(one for one in said if any(tie in one for tie in TIES))

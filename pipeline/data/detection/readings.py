@@ -22,10 +22,10 @@ from pipeline.data.forms.joined import grouped
 from pipeline.data.forms.parsing import preference_of, prompt_of
 from pipeline.data.forms.paths import first_name
 from pipeline.data.records import Record, read_records
-from pipeline.types import TextPair
+from pipeline.types import Prompt, TextPair
 
 # Rows that are looked at, and rows that each reading is tried on.
-FIRST_ROWS, _TRIED = 1000, 200
+_LOOKED_AT, _TRIED = 1000, 200
 # A reading that reads fewer rows is none.
 _FEWEST = 0.5
 # Scores that contradict a reading's choice in more rows than the first, while another's do in fewer than the second.
@@ -59,10 +59,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Readings:
-    """The readings that fit; if there are none, the proposed one that reads most rows."""
+    """The readings that fit; if there are none, the proposed one that reads most rows; the columns."""
 
     fit: tuple[Reading, ...]
     nearest: Reading | None = None
+    columns: tuple[str, ...] = ()
 
 
 def readings_of_pairs(data: UserData) -> Readings:
@@ -90,7 +91,7 @@ def readings_of_pairs(data: UserData) -> Readings:
         found = [reading for settings in each if (reading := look.with_prompt(settings)) is not None]
         if found:
             return Readings(tuple(look.completed(reading) for reading in _sure(found)))
-    return Readings((), look.nearest) if own is None else Readings((look.completed(own),))
+    return Readings((), look.nearest, look.table.names) if own is None else Readings((look.completed(own),))
 
 
 def readings_of_prompts(data: UserData) -> Readings:
@@ -101,7 +102,7 @@ def readings_of_prompts(data: UserData) -> Readings:
     if reading is None:
         pairs = (look.tried(found.found) for found in readings_of_pairs(data).fit)
         fit = tuple(found for found in pairs if found is not None)
-        return Readings(fit[:1], look.nearest)
+        return Readings(fit[:1], look.nearest, look.table.names)
     answer = next((name for name in REFERENCES if look.table.holds(name, "text", "number")), None)
     if answer not in (None, "answer") and look.named("answer") is None:
         reading = look.tried(merged(reading.found, {"columns": {"answer": answer}})) or reading
@@ -137,7 +138,7 @@ class _Look:
     def __init__(self, data: UserData, parse: Wanted) -> None:
         self.data = data
         self._parse = parse
-        self.records = [record for record in islice(read_records(data), FIRST_ROWS) if record.fault is None]
+        self.records = [record for record in islice(read_records(data), _LOOKED_AT) if record.fault is None]
         self.table = FirstRows([record.values for record in self.records])
         self.given: FoundSettings = data.model_dump(exclude_unset=True)
         self.nearest: Reading | None = None
@@ -157,13 +158,14 @@ class _Look:
         read, faults = self._read(records, data)
         share = len(read) / len(records)
         if share < _FEWEST:
-            proposed = {"columns"} < {"columns", *settings} or len(settings.get("columns", {})) > 1
+            # More than another column for the prompt.
+            proposed = settings.keys() > {"columns"} or len(settings.get("columns", {})) > 1
             if proposed and (self.nearest is None or share > self.nearest.share):
                 form = type(next(iter(read), None))
                 self.nearest = Reading(data, settings, form, share, 0.0, self._place(read, data), faults[0])
             return None
-        # Labels that say nothing of any pair are something else.
-        if all(isinstance(pair, TextPair) and pair.soft_label == 0.5 for pair in read):
+        # A column that decides no pair means something else.
+        if settings and all(isinstance(pair, TextPair) and pair.soft_label == 0.5 for pair in read):
             return None
         scored = [
             pair.chosen_score < pair.rejected_score
@@ -174,7 +176,7 @@ class _Look:
         return Reading(data, settings, type(read[0]), share, contradicted, self._place(read, data))
 
     def _place(self, read: Sequence[Any], data: UserData) -> Literal["column", "turns", "start"]:
-        if any(getattr(row, "prompt", row).guessed for row in read):
+        if any((row if isinstance(row, Prompt) else row.prompt).guessed for row in read):
             return "start"
         return (
             "column" if any(first_name(name) in self.table.names for name in data.columns.prompt_columns) else "turns"

@@ -1,6 +1,8 @@
 """The check of a run's data: planted faults are all found and counted, limits are kept, real data passes."""
 
 import json
+import os
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -384,3 +386,15 @@ def test_two_checks_at_the_same_time_do_not_share_a_file(tmp_path: Path, monkeyp
         first.fault("pairs", "a", 1, "tie", "of the first")
     assert [json.loads(line)["said"] for line in file.read_text().splitlines()] == ["of the first"]
     assert [*tmp_path.iterdir()] == [file]
+
+
+def test_the_unfinished_file_of_a_killed_check_goes_with_the_next(tmp_path: Path) -> None:
+    file = tmp_path / "t.faults.jsonl"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left, others = (tmp_path / f"t.faults.jsonl.{number}.tmp" for number in (gone.pid, os.getppid()))
+    left.touch()
+    others.touch()
+    with FaultLog(Limits(), file):
+        pass
+    assert sorted(tmp_path.iterdir()) == [others]

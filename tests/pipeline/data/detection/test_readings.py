@@ -192,3 +192,15 @@ def test_the_ends_of_a_signed_scale_are_those_that_occur(tmp_path: Path) -> None
     rows = [{"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": n} for n in (-1, 1)]
     ends = [one.data.signed.second for one in readings_of_pairs(data_of(rows, tmp_path)).fit]
     assert ends == [3, 1]
+
+
+def test_scores_in_scientific_notation_are_scores(tmp_path: Path) -> None:
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 2e-05, "score_rejected": -1.5e-07}
+    (reading,) = readings_of_pairs(data_of([row] * 3, tmp_path)).fit
+    assert reading.data.columns.chosen_score == "score_chosen"
+
+
+def test_ties_alone_are_what_the_user_says_they_are(tmp_path: Path) -> None:
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "votes": [1, 2]}
+    (reading,) = readings_of_pairs(data_of([row] * 3, tmp_path, columns={"votes": "votes"})).fit
+    assert reading.found == {} and reading.data.columns.votes == "votes"
