@@ -78,7 +78,8 @@ def deploy_config(
     api = require_lasting_api()
     root = Path(dated(folder, datetime.now().astimezone()))
     config, read = understood(config, root)
-    print("\n".join(read))
+    for line in read:
+        print(line)
     check_new(config, root)
     with connected(api), get_client(sync_client=True) as client:
         ensure_pool(client, pool)

@@ -55,7 +55,8 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
     stage, key = Stage(root.name, 0, root), _key(config)
     if not stage.complete(key):
         source, read = understood_data(config.pairs, "pairs")
-        print("\n".join(read), file=sys.stderr)
+        for line in read:
+            print(line, file=sys.stderr)
         config = config.model_copy(update={"pairs": source})
         key = _key(config)
     if not stage.complete(key):

@@ -72,8 +72,8 @@ def _understood(files: list[Path], settings: list[str], run_dir: Path | None) ->
     config = load_config(files, settings)
     root = (run_dir or Path("runs") / config.name).resolve()
     config, read = understood(RunFolder(root).carried(config), root)
-    if read:
-        print("\n".join(read), file=sys.stderr)
+    for line in read:
+        print(line, file=sys.stderr)
     return root, config
 
 

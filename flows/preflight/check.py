@@ -33,7 +33,8 @@ def check_config(files: list[Path], settings: list[str], faults: Path | None = N
     of the row to show, also if the data is refused; default: the first one.
     """
     config, read = understood(load_config(files, settings))
-    print("\n".join(read))
+    for line in read:
+        print(line)
     file = faults or faults_file(Path("runs") / config.name)
     shown: list[str] = []
     try:
