@@ -68,6 +68,9 @@ def output_head(model: Any) -> OutputHead | None:
 def text_decoder(model: Any) -> Any:
     """The part of the transformers model ``model`` that turns ids of text into last hidden states."""
     decoder = model.get_decoder()
+    if isinstance(decoder, nn.Linear):
+        # ModernBERT calls its head so.
+        decoder = model.base_model
     # Llama 4's decoder is a language model with its head.
     return decoder.model if hasattr(decoder, "lm_head") and hasattr(decoder, "model") else decoder
 

@@ -1,4 +1,4 @@
-"""Shared-prompt attention by scaled-dot-product attention with masks: any device, any dropout, heads of any size.
+"""Shared-prompt attention with masks: any device, any dropout, heads of any size, caps on scores and sinks.
 
 Trees of similar length form a block [G, L]; only attention sees its padding.
 """
@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from pipeline.models.attention.packing import Packed
+from pipeline.models.attention.reach import ALL, Reach
+from pipeline.models.attention.scores import attend_by_scores
 
 # A tree joins a block if padding it to the block's length wastes at most this share of it.
 LARGEST_WASTE = 0.125
@@ -40,8 +42,8 @@ class Layout:
     order: Tensor
 
 
-def layout(packed: Packed) -> Layout:
-    """The blocks of ``packed``, longest first."""
+def layout(packed: Packed, reach: Reach = ALL) -> Layout:
+    """The blocks of ``packed``, longest first; ``reach``: of the layer."""
     lengths = packed.lengths.tolist()
     ends = packed.lengths.cumsum(0).tolist()
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -53,7 +55,7 @@ def layout(packed: Packed) -> Layout:
         stop = at
         while stop < len(order) and stop - at < room and lengths[order[stop]] >= (1 - LARGEST_WASTE) * longest:
             stop += 1
-        blocks.append(_block(packed, [(ends[i] - lengths[i], lengths[i]) for i in order[at:stop]]))
+        blocks.append(_block(packed, [(ends[i] - lengths[i], lengths[i]) for i in order[at:stop]], reach))
         at = stop
     where = torch.cat([block.index.flatten()[block.valid] for block in blocks])
     back = torch.empty_like(where)
@@ -61,7 +63,7 @@ def layout(packed: Packed) -> Layout:
     return Layout(tuple(blocks), back)
 
 
-def _block(packed: Packed, spans: list[tuple[int, int]]) -> Block:
+def _block(packed: Packed, spans: list[tuple[int, int]], reach: Reach) -> Block:
     device, longest = packed.ids.device, max(length for _, length in spans)
     place = torch.arange(longest, device=device)
     starts, lengths = (torch.tensor(column, device=device).unsqueeze(1) for column in zip(*spans, strict=True))
@@ -70,24 +72,37 @@ def _block(packed: Packed, spans: list[tuple[int, int]]) -> Block:
     branch = torch.where(valid, packed.branch[index], 0)
     sees = (branch.unsqueeze(1) == 0) | (branch.unsqueeze(1) == branch.unsqueeze(2))
     causal = place.unsqueeze(1) >= place.unsqueeze(0)
+    if reach != ALL:
+        position = torch.where(valid, packed.positions[index], 0)
+        sees &= position.unsqueeze(1) >= reach.first(position).unsqueeze(2)
     return Block(index, (sees & causal).unsqueeze(1), valid.flatten().nonzero().squeeze(1))
 
 
 def attend_in_blocks(
-    query: Tensor, key: Tensor, value: Tensor, given: Layout, scaling: float | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    given: Layout,
+    scaling: float | None,
+    dropout: float,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend for a stream's query [1, heads, N, D]; ``key`` and ``value`` may have fewer heads, a divisor.
 
-    Returns [1, N, heads, D].
+    ``cap``, ``sinks``: as in ``attend_by_scores``. Returns [1, N, heads, D].
     """
     grouped = query.shape[1] != key.shape[1]
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
     outputs = []
     for block in given.blocks:
         ours, theirs, values = (_gathered(part, block.index) for part in (q, k, v))
-        found = scaled_dot_product_attention(
-            ours, theirs, values, attn_mask=block.mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
-        )
+        if cap is None and sinks is None:
+            found = scaled_dot_product_attention(
+                ours, theirs, values, attn_mask=block.mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+            )
+        else:
+            found = attend_by_scores(ours, theirs, values, block.mask, scaling, dropout, cap, sinks)
         outputs.append(found.transpose(1, 2).flatten(0, 1)[block.valid])
     return torch.cat(outputs)[given.order].unsqueeze(0)
 

@@ -36,7 +36,7 @@ def position_wise(decoder: Any) -> tuple[nn.Module, ...]:
         whole = decoder(**stream_arguments(packed), use_cache=False).last_hidden_state[0, asked]
         with only_at(found, asked, len(packed.ids)):
             narrow = decoder(**stream_arguments(packed), use_cache=False).last_hidden_state[0, asked]
-    except (TypeError, ValueError, RuntimeError, IndexError):
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
         return ()
     finally:
         decoder.train(training)

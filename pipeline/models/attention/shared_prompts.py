@@ -3,8 +3,7 @@
 Only attention knows about trees; the rest of the model runs on the stream's N tokens as they are.
 """
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,40 +11,56 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from pipeline.models.attention.blocks import Layout, attend_in_blocks, layout
 from pipeline.models.attention.flex import attend_flexibly, block_mask
 from pipeline.models.attention.packing import Packed, pack
+from pipeline.models.attention.reach import NAME, LayerMask, Reach, stream_mask
+from pipeline.models.attention.reasons import why_unlike_rows
+from pipeline.models.attention.scores import attend_by_scores
 from pipeline.models.attention.spans import Parts, attend_in_spans, parts
 
-_NAME = "prefloop_shared"
 # Arguments with which layers ask for what is not computed here, and which SDPA ignores.
-_NOT_COMPUTED = ("softcap", "s_aux", "position_bias")
+_NOT_COMPUTED = ("position_bias", "indices", "block_indices")
 # Largest difference of the trial's logits, in their standard deviations.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Shared:
-    """A packed stream's layout for attention, in the form that each device needs; computed once for all layers."""
+    """A packed stream's layouts for attention, in the form that each device needs; made once for layers of one reach.
+
+    Attributes:
+        packed: the stream.
+        longest: tokens of its longest row.
+    """
 
     packed: Packed
+    longest: int = 0
+    _parts: dict[Reach, Parts] = field(default_factory=dict)
+    _masks: dict[Reach, BlockMask] = field(default_factory=dict)
+    _layouts: dict[Reach, Layout] = field(default_factory=dict)
 
-    @cached_property
-    def parts(self) -> Parts:
+    def __post_init__(self) -> None:
+        self.longest = int(self.packed.positions.max()) + 1
+
+    def parts(self, reach: Reach) -> Parts:
         """For CPU."""
-        return parts(self.packed)
+        if reach not in self._parts:
+            self._parts[reach] = parts(self.packed, reach)
+        return self._parts[reach]
 
-    @cached_property
-    def block_mask(self) -> BlockMask:
+    def block_mask(self, reach: Reach) -> BlockMask:
         """For CUDA."""
-        return block_mask(self.packed)
+        if reach not in self._masks:
+            self._masks[reach] = block_mask(self.packed, reach)
+        return self._masks[reach]
 
-    @cached_property
-    def layout(self) -> Layout:
+    def layout(self, reach: Reach) -> Layout:
         """For any device."""
-        return layout(self.packed)
+        if reach not in self._layouts:
+            self._layouts[reach] = layout(self.packed, reach)
+        return self._layouts[reach]
 
 
 def attend(
@@ -56,7 +71,8 @@ def attend(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    shared: Shared | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention in the form of transformers' attention functions.
@@ -64,38 +80,61 @@ def attend(
     Args:
         module: the attention layer.
         query: [B, heads, T, D]; ``key`` and ``value`` may have fewer heads, a divisor.
-        attention_mask: as transformers makes it; not read for a stream, whose mask is in ``shared``.
+        attention_mask: for one packed stream, B = 1, a ``LayerMask``; for plain rows, as transformers makes it.
         scaling: of the products.
         dropout: probability.
-        shared: one packed stream, B = 1; None: plain rows.
+        softcap, s_aux: the cap on scores and the sinks of ``attend_by_scores``.
         others: arguments of other attention functions.
 
     Returns:
         ([B, T, heads, D], None).
 
     Raises:
-        ValueError: a layer asks for more than its products: a cap on them, sinks, or biases.
+        ValueError: a layer asks for more, or has masks of its own.
     """
     unknown = sorted(name for name in _NOT_COMPUTED if others.get(name) is not None)
     if unknown:
         raise ValueError(f"its attention has {', '.join(unknown)}")
-    if shared is None:
+    if not isinstance(attention_mask, LayerMask):
+        if softcap is not None or s_aux is not None:
+            found = attend_by_scores(query, key, value, attention_mask, scaling, dropout, softcap, s_aux)
+            return found.transpose(1, 2), None
         plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return plain
+    shared, reach = attention_mask.stream, attention_mask.reach
+    if not isinstance(shared, Shared) or reach is None:
+        raise ValueError("its attention has masks of its own")
+    reach, query = reach.within(shared.longest), _tempered(module, query, shared.packed.positions)
     device, dropped = query.device.type, dropout > 0
     if device == "cuda" and not dropped:
-        return attend_flexibly(query, key, value, shared.block_mask, scaling), None
-    if device == "cpu" and not dropped and query.shape[-1] == value.shape[-1]:
-        return attend_in_spans(query, key, value, shared.parts, scaling), None
-    return attend_in_blocks(query, key, value, shared.layout, scaling, dropout), None
+        return attend_flexibly(query, key, value, shared.block_mask(reach), scaling, softcap, s_aux), None
+    if device == "cpu" and not dropped and softcap is None and query.shape[-1] == value.shape[-1]:
+        return attend_in_spans(query, key, value, shared.parts(reach), scaling, s_aux), None
+    return attend_in_blocks(query, key, value, shared.layout(reach), scaling, dropout, softcap, s_aux), None
+
+
+def _tempered(module: Any, query: Tensor, positions: Tensor) -> Tensor:
+    """Give ``query`` the temperature of its positions where a layer has that of its places in the stream (Llama 4)."""
+    settings = vars(module)
+    if not settings.get("attn_temperature_tuning") or settings.get("use_rope", True):
+        return query
+    if len(positions) < settings["floor_scale"]:
+        return query
+    places = torch.arange(len(positions), device=positions.device)
+    wanted, given = (
+        torch.log1p(torch.floor((at.float() + 1) / settings["floor_scale"])) * settings["attn_scale"] + 1
+        for at in (positions, places)
+    )
+    tempered: Tensor = (query * (wanted / given).unsqueeze(1)).to(query.dtype)
+    return tempered
 
 
 def share(model: Any) -> None:
     """Make ``model`` attend through ``attend``, which without a layout is the usual SDPA."""
-    if model.config._attn_implementation != _NAME:
-        model.set_attn_implementation(_NAME)
+    if model.config._attn_implementation != NAME:
+        model.set_attn_implementation(NAME)
 
 
 def trial(model: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
@@ -109,23 +148,19 @@ def trial(model: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
 def why_not_shared(model: Any) -> str | None:
     """Why a transformers model, or a decoder without head, cannot take packed streams exactly; None if it can.
 
-    First the config is checked for attention windows, which a short trial would not reach. Then a trial checks that two
-    continuations of a shared prompt give the same values as they do alone.
+    First its layers are looked at. Then a trial checks that two continuations of a shared prompt give the same values
+    as they do alone. Windows longer than the trial are exact by the masks that layers ask for.
     """
-    settings = model.config.get_text_config()
-    kinds = set(settings.layer_types or ()) if hasattr(settings, "layer_types") else set()
-    window = not kinds and hasattr(settings, "sliding_window") and settings.sliding_window is not None
-    if kinds - {"full_attention"} or window:
-        return f"{type(model).__name__} attends within windows, or not to tokens at all"
-    if not model._can_set_attn_implementation():
-        return f"{type(model).__name__} does not take its attention from transformers' registry"
+    told = why_unlike_rows(model)
+    if told is not None:
+        return told
     before, training = model.config._attn_implementation, model.training
     model.eval()
     try:
         expected = _trial_alone(model)
         share(model)
         apart = float((_trial_shared(model) - expected).abs().max() / expected.std())
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         model.set_attn_implementation(before)
         return f"{type(model).__name__} does not take packed streams: {str(error).splitlines()[0]}"
     finally:
@@ -163,15 +198,11 @@ def _first_output(model: Any, arguments: dict[str, Any]) -> Tensor:
 
 def stream_arguments(packed: Packed) -> dict[str, Any]:
     """Arguments of the call of a model that shares prompts."""
-    # A mask of four dimensions is passed through as it is, so that no N × N mask is made.
-    nothing = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=packed.ids.device)
     return {
         "input_ids": packed.ids.unsqueeze(0),
         "position_ids": packed.positions.unsqueeze(0),
-        "attention_mask": nothing,
-        "shared": Shared(packed),
+        "attention_mask": stream_mask(Shared(packed), len(packed.ids), packed.ids.device),
     }
 
 
-AttentionInterface.register(_NAME, attend)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+AttentionInterface.register(NAME, attend)

@@ -43,7 +43,6 @@ MODELS: dict[str, Any] = {
     "bert": lambda: BertForSequenceClassification(BertConfig(**SIZES, pad_token_id=0)),
 }
 PADDED = {
-    "mistral with a window": "MistralModel attends within windows, or not to tokens at all",
     "bert": "BertForSequenceClassification has no linear score at the last token",
 }
 WEIGHTS = {0: 0.7, 2: -0.3}

@@ -14,8 +14,6 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -53,13 +51,10 @@ SHARING: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL, intermediate_size=64, num_key_value_heads=4)),
 }
 PADDED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
-    "windows": (
-        lambda: MistralForCausalLM(
-            MistralConfig(**SMALL, intermediate_size=64, num_key_value_heads=4, sliding_window=8)
-        ),
-        "attends within windows",
+    "alibi": (
+        lambda: BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4)),
+        "BloomForCausalLM: attention is biased by the distance of places in the pass (ALiBi)",
     ),
-    "alibi": (lambda: BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4)), "Bloom"),
 }
 
 
