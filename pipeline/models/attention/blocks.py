@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from pipeline.models.attention.packing import Packed
-from pipeline.models.attention.reach import ALL, Reach
+from pipeline.models.attention.reach import WHOLE_ROW, Reach
 from pipeline.models.attention.scores import attend_by_scores
 
 # A tree joins a block if padding it to the block's length wastes at most this share of it.
@@ -42,7 +42,7 @@ class Layout:
     order: Tensor
 
 
-def layout(packed: Packed, reach: Reach = ALL) -> Layout:
+def layout(packed: Packed, reach: Reach = WHOLE_ROW) -> Layout:
     """The blocks of ``packed``, longest first; ``reach``: of the layer."""
     lengths = packed.lengths.tolist()
     ends = packed.lengths.cumsum(0).tolist()
@@ -72,7 +72,7 @@ def _block(packed: Packed, spans: list[tuple[int, int]], reach: Reach) -> Block:
     branch = torch.where(valid, packed.branch[index], 0)
     sees = (branch.unsqueeze(1) == 0) | (branch.unsqueeze(1) == branch.unsqueeze(2))
     causal = place.unsqueeze(1) >= place.unsqueeze(0)
-    if reach != ALL:
+    if reach != WHOLE_ROW:
         position = torch.where(valid, packed.positions[index], 0)
         sees &= position.unsqueeze(1) >= reach.first(position).unsqueeze(2)
     return Block(index, (sees & causal).unsqueeze(1), valid.flatten().nonzero().squeeze(1))

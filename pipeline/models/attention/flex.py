@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from pipeline.models.attention.packing import Packed
-from pipeline.models.attention.reach import ALL, Reach
+from pipeline.models.attention.reach import WHOLE_ROW, Reach
 from pipeline.models.attention.spans import Part, parts
 
 # Tokens of a block: what FlexAttention's kernels are tuned for.
 BLOCK = 128
 
 
-def block_mask(packed: Packed, reach: Reach = ALL) -> BlockMask:
+def block_mask(packed: Packed, reach: Reach = WHOLE_ROW) -> BlockMask:
     """Attention mask of ``packed`` with any number of tokens, built from its parts, never as [N, N].
 
     ``reach``: of the layer.
@@ -38,7 +38,7 @@ def block_mask(packed: Packed, reach: Reach = ALL) -> BlockMask:
         *_ordered(some & ~all_, device),
         *_ordered(all_, device),
         BLOCK_SIZE=BLOCK,
-        mask_mod=sees if reach == ALL else sees_near,
+        mask_mod=sees if reach == WHOLE_ROW else sees_near,
         seq_lengths=(count, count),
     )
 

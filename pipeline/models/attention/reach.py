@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "prefloop_shared"
+IMPLEMENTATION = "prefloop_shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class Reach:
 
     def within(self, length: int) -> "Reach":
         """The same for rows of at most ``length`` tokens: over all of them if it restricts none."""
-        return ALL if self.size >= length else self
+        return WHOLE_ROW if self.size >= length else self
 
 
-ALL = Reach()
+WHOLE_ROW = Reach()
 
 
 class StreamMask(Tensor):
@@ -108,7 +108,7 @@ def reach_of(sees: Callable[..., Tensor], size: int | None, device: torch.device
     Raises:
         ValueError: it is neither causal, nor a causal window or chunk of that size.
     """
-    candidates = (ALL,) if size is None else (Reach("window", size), Reach("chunk", size))
+    candidates = (WHOLE_ROW,) if size is None else (Reach("window", size), Reach("chunk", size))
     unit = size or 4
     nothing = torch.zeros((1, 1), dtype=torch.int64, device=device)
     queries = torch.tensor([0, 1, unit - 1, unit, unit + 1, 2 * unit - 1, 2 * unit, 2 * unit + 1], device=device)
@@ -120,4 +120,4 @@ def reach_of(sees: Callable[..., Tensor], size: int | None, device: torch.device
     raise ValueError("its attention mask is neither causal, nor a causal window or chunk")
 
 
-AttentionMaskInterface.register(NAME, _mask)
+AttentionMaskInterface.register(IMPLEMENTATION, _mask)

@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from pipeline.models.attention.blocks import Layout, attend_in_blocks, layout
 from pipeline.models.attention.flex import attend_flexibly, block_mask
 from pipeline.models.attention.packing import Packed, pack
-from pipeline.models.attention.reach import NAME, LayerMask, Reach, stream_mask
+from pipeline.models.attention.reach import IMPLEMENTATION, LayerMask, Reach, stream_mask
 from pipeline.models.attention.reasons import why_unlike_rows
 from pipeline.models.attention.scores import attend_by_scores
 from pipeline.models.attention.spans import Parts, attend_in_spans, parts
@@ -133,8 +133,8 @@ def _tempered(module: Any, query: Tensor, positions: Tensor) -> Tensor:
 
 def share(model: Any) -> None:
     """Make ``model`` attend through ``attend``, which without a layout is the usual SDPA."""
-    if model.config._attn_implementation != NAME:
-        model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != IMPLEMENTATION:
+        model.set_attn_implementation(IMPLEMENTATION)
 
 
 def trial(model: Any) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
@@ -205,4 +205,4 @@ def stream_arguments(packed: Packed) -> dict[str, Any]:
     }
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(IMPLEMENTATION, attend)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.attention.packing import Packed
-from pipeline.models.attention.reach import ALL, Reach
+from pipeline.models.attention.reach import WHOLE_ROW, Reach
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -46,13 +46,13 @@ class Part:
 Parts = tuple[Part, ...]
 
 
-def parts(packed: Packed, reach: Reach = ALL) -> Parts:
+def parts(packed: Packed, reach: Reach = WHOLE_ROW) -> Parts:
     """Split the attention of ``packed`` into parts, tree by tree; each visible pair of tokens is in one part.
 
     ``reach``: of the layer.
     """
     found: list[Part] = []
-    tiles = None if reach == ALL else _Tiles(reach)
+    tiles = None if reach == WHOLE_ROW else _Tiles(reach)
     for start, prompt_end, ends in _trees(packed):
         prompt, first = slice(start, prompt_end), slice(start, ends[0])
         if tiles is None:

@@ -11,18 +11,25 @@ from torch.nn.functional import scaled_dot_product_attention
 from pipeline.models.attention.blocks import attend_in_blocks, layout
 from pipeline.models.attention.flex import BLOCK, attend_flexibly, block_mask
 from pipeline.models.attention.packing import Packed, pack
-from pipeline.models.attention.reach import ALL, Reach
+from pipeline.models.attention.reach import WHOLE_ROW, Reach
 from pipeline.models.attention.scores import attend_by_scores
 from pipeline.models.attention.spans import attend_in_spans, parts
 from tests.support.tiny_training import random_ids
 
 SIZE, HEADS = 8, 4
 Form = Callable[..., Tensor]
-REACHES = [ALL, Reach("window", 1), Reach("window", 6), Reach("window", 70), Reach("chunk", 6), Reach("chunk", 70)]
+REACHES = [
+    WHOLE_ROW,
+    Reach("window", 1),
+    Reach("window", 6),
+    Reach("window", 70),
+    Reach("chunk", 6),
+    Reach("chunk", 70),
+]
 
 
 def in_spans(
-    query: Tensor, key: Tensor, value: Tensor, packed: Packed, reach: Reach = ALL, sinks: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, packed: Packed, reach: Reach = WHOLE_ROW, sinks: Tensor | None = None
 ) -> Tensor:
     return attend_in_spans(query, key, value, parts(packed, reach), None, sinks)
 
@@ -32,7 +39,7 @@ def in_blocks(
     key: Tensor,
     value: Tensor,
     packed: Packed,
-    reach: Reach = ALL,
+    reach: Reach = WHOLE_ROW,
     sinks: Tensor | None = None,
     cap: float | None = None,
 ) -> Tensor:
@@ -44,7 +51,7 @@ def flexibly(
     key: Tensor,
     value: Tensor,
     packed: Packed,
-    reach: Reach = ALL,
+    reach: Reach = WHOLE_ROW,
     sinks: Tensor | None = None,
     cap: float | None = None,
 ) -> Tensor:
@@ -62,7 +69,7 @@ def stream(seed: int, longest: int, multiple: int = 1) -> Packed:
     return pack([*rows, (random_ids(draw, 3, 3), ())]).rounded(multiple)
 
 
-def visible(packed: Packed, reach: Reach = ALL) -> Tensor:
+def visible(packed: Packed, reach: Reach = WHOLE_ROW) -> Tensor:
     """[N, N] bool, written out token by token from the definition."""
     count = len(packed.ids)
     found = torch.zeros(count, count, dtype=torch.bool)
@@ -86,7 +93,7 @@ def operands(count: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
     return [*(part.transpose(1, 2).requires_grad_() for part in made[:3]), made[3]]
 
 
-def plainly(query: Tensor, key: Tensor, value: Tensor, packed: Packed, reach: Reach = ALL) -> Tensor:
+def plainly(query: Tensor, key: Tensor, value: Tensor, packed: Packed, reach: Reach = WHOLE_ROW) -> Tensor:
     """With one mask over the whole stream."""
     mask = visible(packed, reach)
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True).transpose(1, 2)
@@ -97,7 +104,7 @@ def by_scores(
     key: Tensor,
     value: Tensor,
     packed: Packed,
-    reach: Reach = ALL,
+    reach: Reach = WHOLE_ROW,
     sinks: Tensor | None = None,
     cap: float | None = None,
 ) -> Tensor:
@@ -105,7 +112,7 @@ def by_scores(
     return attend_by_scores(query, key, value, mask, None, 0.0, cap, sinks).transpose(1, 2)
 
 
-def results(form: Form, packed: Packed, keys: int, dtype: torch.dtype, reach: Reach = ALL) -> list[Tensor]:
+def results(form: Form, packed: Packed, keys: int, dtype: torch.dtype, reach: Reach = WHOLE_ROW) -> list[Tensor]:
     """Output, and gradients of query, key and value."""
     *three, upstream = operands(len(packed.ids), keys, dtype)
     found = form(*three, packed, reach)
@@ -144,7 +151,7 @@ def test_queries_of_a_long_row_are_taken_in_tiles_that_see_little_more_than_thei
     assert len({id(part.mask) for part in found}) == 2
 
 
-@pytest.mark.parametrize("reach", [ALL, Reach("window", 6), Reach("chunk", 70)], ids=str)
+@pytest.mark.parametrize("reach", [WHOLE_ROW, Reach("window", 6), Reach("chunk", 70)], ids=str)
 @pytest.mark.parametrize("form", [in_spans, in_blocks])
 def test_sinks_take_their_share_and_get_their_gradient(form: Form, reach: Reach) -> None:
     packed = stream(2, 60)
@@ -160,7 +167,7 @@ def test_sinks_take_their_share_and_get_their_gradient(form: Form, reach: Reach)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("reach", [ALL, Reach("window", 70), Reach("chunk", 6)], ids=str)
+@pytest.mark.parametrize("reach", [WHOLE_ROW, Reach("window", 70), Reach("chunk", 6)], ids=str)
 def test_flexible_attention_has_windows_chunks_caps_and_sinks(reach: Reach) -> None:
     packed = stream(1, 90, BLOCK)
     query, key, value, _ = (part.detach() for part in operands(len(packed.ids), 2, torch.float32))
@@ -196,7 +203,7 @@ def test_halves_are_worked_on_in_float32() -> None:
 def test_each_pair_of_tokens_that_see_each_other_is_computed_once() -> None:
     for seed, reach in enumerate(REACHES):
         # The tree that fills a stream up has no positions, and nobody reads it.
-        packed = stream(seed, 12 if reach.size < 70 else 90, multiple=16 if reach == ALL else 1)
+        packed = stream(seed, 12 if reach.size < 70 else 90, multiple=16 if reach == WHOLE_ROW else 1)
         seen = torch.zeros_like(visible(packed), dtype=torch.int64)
         for part in parts(packed, reach):
             block = torch.ones_like(seen[part.queries, part.keys])
@@ -219,7 +226,7 @@ def test_flexible_attention_gives_the_outputs_under_the_whole_mask(keys: int) ->
         torch.testing.assert_close(flexibly(query, key, value, packed), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("reach", [ALL, Reach("window", 1), Reach("window", 150), Reach("chunk", 200)], ids=str)
+@pytest.mark.parametrize("reach", [WHOLE_ROW, Reach("window", 1), Reach("window", 150), Reach("chunk", 200)], ids=str)
 def test_blocks_that_kernels_visit_hold_all_that_is_visible_and_few_others(reach: Reach) -> None:
     draw = random.Random(0)
     long = random_ids(draw, 300, 300)

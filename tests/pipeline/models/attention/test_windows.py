@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.models.architectures import make_exact, switch_noise_off
 from pipeline.models.attention import reach, shared_prompts
 from pipeline.models.attention.packing import pack
-from pipeline.models.attention.reach import ALL, Reach, reach_of
+from pipeline.models.attention.reach import WHOLE_ROW, Reach, reach_of
 from pipeline.models.token_logps import TokenLogps
 from tests.support.tiny_training import random_ids
 
@@ -147,7 +147,7 @@ def test_the_rows_of_these_tests_reach_beyond_the_windows(family: str, monkeypat
     model, rows = tiny(family), some_rows()
     expected, policy = plainly(model, rows)[0], TokenLogps(model, share_prompts=True)
     # A planted error: every layer sees its whole row.
-    monkeypatch.setattr(reach, "reach_of", lambda *_: ALL)
+    monkeypatch.setattr(reach, "reach_of", lambda *_: WHOLE_ROW)
     found, _ = ours(policy, rows)
     assert max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) > 1e-2
 
@@ -168,7 +168,7 @@ def test_windows_are_counted_in_positions_of_a_row_not_in_places_of_the_stream(m
 
 
 def test_a_window_that_is_longer_than_every_row_restricts_none() -> None:
-    assert Reach("window", 22).within(22) == ALL
+    assert Reach("window", 22).within(22) == WHOLE_ROW
     assert Reach("window", 21).within(22) == Reach("window", 21)
     longest = max(len(prompt) + len(ids) for prompt, ids in some_rows())
     shared = shared_prompts.Shared(pack(some_rows()))
@@ -180,7 +180,7 @@ def test_a_window_that_is_longer_than_every_row_restricts_none() -> None:
 @pytest.mark.parametrize("size", [1, 2, 7, 4096])
 def test_the_reach_is_told_from_the_mask_that_transformers_makes(size: int) -> None:
     masks = hf.masking_utils
-    assert reach_of(masks.causal_mask_function, None) == ALL
+    assert reach_of(masks.causal_mask_function, None) == WHOLE_ROW
     assert reach_of(masks.sliding_window_causal_mask_function(size), size) == Reach("window", size)
     if size > 1:
         chunks = masks.chunked_causal_mask_function(size, torch.zeros(1, dtype=torch.int64))
