@@ -85,12 +85,24 @@ class Response:
     natural-log probability per token under the sampling policy at temperature 1, before any
     top-p/top-k/min-p cut; it is empty for responses that come from a data set. ``text`` is for
     labellers and people and never goes back into training.
+
+    ``thinking_tokens``: tokens of the thought before the answer, its marks among them; ``in_thought``: the response
+    ended in its thought, so there is no answer. ``hidden_tokens``: so many tokens at the start are no part of ``text``,
+    nor of the length that filters and measures see (``chat.thinking: hide``).
     """
 
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
+    thinking_tokens: int = 0
+    hidden_tokens: int = 0
+    in_thought: bool = False
+
+    @property
+    def shown_ids(self) -> tuple[int, ...]:
+        """The tokens of what labellers see."""
+        return self.token_ids[self.hidden_tokens :]
 
 
 @dataclass(frozen=True, slots=True)

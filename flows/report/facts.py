@@ -272,7 +272,9 @@ COLUMNS = (
     ("kl_to_start", "KL start\nnats/tok", "{:.3f}"),
     ("kl_to_previous", "KL prev.\nnats/tok", "{:.3f}"),
     ("response_length", "tokens", "{:.1f}"),
+    ("thinking_tokens", "thinking\ntokens", "{:.1f}"),
     ("stop_rate", "ended", "{:.1%}"),
+    ("unfinished_thinking_rate", "cut in\nthought", "{:.1%}"),
     ("reference_logprob", "refs\nnats/tok", "{:.3f}"),
 )
 

@@ -44,6 +44,10 @@ MEASURES: tuple[_Row, ...] = (
     ("KL to the start, nats per token", lambda facts: facts.kl_to_start, "{:.4f}"),
     ("KL to the round before, nats per token", lambda facts: facts.kl_to_previous, "{:.4f}"),
     ("length, tokens", lambda facts: facts.response_length, "{:.1f}"),
+    ("thinking, tokens", lambda facts: facts.metrics.get("thinking_tokens"), "{:.1f}"),
+    ("answer, tokens", lambda facts: facts.metrics.get("answer_tokens"), "{:.1f}"),
+    ("open with a thought", lambda facts: facts.metrics.get("thought_rate"), "{:.1%}"),
+    ("ended inside a thought", lambda facts: facts.metrics.get("unfinished_thinking_rate"), "{:.1%}"),
     ("ended by themselves", lambda facts: facts.stop_rate, "{:.1%}"),
     ("engine–trainer gap, nats per token", lambda facts: facts.sampler_trainer_gap, "{:.1e}"),
 )

@@ -17,7 +17,7 @@ class Preview:
         kind: ``pair``, ``group`` or ``unpaired``.
         rows: number of rows.
         margins: score differences: of pairs, or of the best and the worst of groups; rows without scores are left out.
-        lengths: histograms of token counts by name: chosen, rejected; responses; good, bad.
+        lengths: histograms of token counts (of what labellers see) by name: chosen, rejected; responses; good, bad.
         longer_chosen: share of the pairs of unequal length whose chosen response is the longer one; None: no such pair.
         examples: up to ten rows, chosen at random.
     """
@@ -35,13 +35,13 @@ def preview(made: Sequence[Preference], seed: int = 0, shown: int = 10) -> Previ
     lots = random.Random(derive_seed("preview", seed))  # noqa: S311 - random draws, not secrets
     places = sorted(lots.sample(range(len(made)), min(shown, len(made))))
     sides = _sides(made)
-    unlike = [(len(row.chosen.token_ids), len(row.rejected.token_ids)) for row in made if isinstance(row, Pair)]
+    unlike = [(len(row.chosen.shown_ids), len(row.rejected.shown_ids)) for row in made if isinstance(row, Pair)]
     unlike = [(chosen, rejected) for chosen, rejected in unlike if chosen != rejected]
     return Preview(
         type(made[0]).__name__.lower(),
         len(made),
         histogram([margin for row in made if (margin := _margin(row)) is not None]),
-        {name: histogram([float(len(response.token_ids)) for response in found]) for name, found in sides.items()},
+        {name: histogram([float(len(response.shown_ids)) for response in found]) for name, found in sides.items()},
         sum(chosen > rejected for chosen, rejected in unlike) / len(unlike) if unlike else None,
         tuple(made[place] for place in places),
     )

@@ -116,6 +116,7 @@ TRENDS = (
     ("lc_win_rate_vs_start", "length controlled"),
     ("kl_to_start", "KL to start"),
     ("response_length", "length"),
+    ("thinking_tokens", "thinking"),
     ("distinct_2", "variety"),
     ("gap", "labellers' gap"),
 )

@@ -31,6 +31,9 @@ from pipeline.errors import RunError, UserError
 from pipeline.storage.digests import digest, model_digest
 from pipeline.storage.manifest import StageKey
 
+# After "chat": only what decides token ids, for stages that read no text.
+IDS_ONLY = ":ids"
+
 
 def plain_section(config: RunConfig, section: str) -> JsonValue:
     """A config section by its dotted name, or the values derived for keys under that name, as JSON."""
@@ -84,7 +87,13 @@ def _discriminator(config: RunConfig) -> Discriminator:
     return config.discriminator
 
 
+def _chat_ids(config: RunConfig) -> JsonValue:
+    """Settings that determine the ids of conversations."""
+    return {name: value for name, value in config.chat.identity().items() if name != "thinking"}
+
+
 _DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
+    f"chat{IDS_ONLY}": _chat_ids,
     "trained_on": _trained_on,
     "stored": _stored,
     "bought": _bought,

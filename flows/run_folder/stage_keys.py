@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from flows.run_folder.inputs import Place
-from flows.run_folder.key_parts import plain_section, scorer_digests
+from flows.run_folder.key_parts import IDS_ONLY, plain_section, scorer_digests
 from flows.run_folder.stage_table import spec_of
 from pipeline.config import RunConfig
 from pipeline.storage.manifest import StageKey
@@ -18,7 +18,8 @@ def stage_key(
     spec, place = spec_of(name), Place(run, config, round_, known)
     inputs = {stage.title: known.get(stage.title) or stage.require().key for stage in spec.inputs(place)}
     sections = spec.sections_at(place)
-    plain = {section: plain_section(config, section) for section in sections}
+    # A key names a section as the config does, also where only a part of it counts.
+    plain = {section.removesuffix(IDS_ONLY): plain_section(config, section) for section in sections}
     if "scorer" in sections and config.scorer is not None:
         plain |= dict(scorer_digests(config.scorer))
     return StageKey(config=plain | spec.facts(place), inputs=inputs, seed=config.seed)

@@ -32,6 +32,7 @@ from flows.run_folder.inputs import (
     opened_by_labelling,
 )
 from flows.run_folder.key_parts import (
+    IDS_ONLY,
     further_models,
     gate_facts,
     prompt_files,
@@ -102,7 +103,7 @@ def _pairs_sections(place: Place) -> Sections:
 
 
 def _policy_sections(place: Place) -> Sections:
-    return ("policy", "chat", "warm_start") if place.round == 0 else ("loss", "training")
+    return ("policy", f"chat{IDS_ONLY}", "warm_start") if place.round == 0 else ("loss", "training")
 
 
 def _labels_sections(place: Place) -> Sections:
@@ -182,7 +183,7 @@ _SPECS = (
     StageSpec(
         "calibration",
         unit="prompts",
-        sections=("sampler", "sampling.max_tokens", "sampling.stop", "chat", "shard_size"),
+        sections=("sampler", "sampling.max_tokens", "sampling.stop", f"chat{IDS_ONLY}", "shard_size"),
         inputs=of_calibration,
         parts=_ROUNDS,
         bound="pairs",
@@ -192,7 +193,7 @@ _SPECS = (
     StageSpec(
         "reference",
         unit="responses",
-        sections=("chat", "training.dtype", "stored", "training.references", "training.contrastive"),
+        sections=(f"chat{IDS_ONLY}", "training.dtype", "stored", "training.references", "training.contrastive"),
         inputs=of_reference,
         parts=_ROUNDS,
         facts=further_models,
@@ -239,7 +240,7 @@ _SPECS = (
     StageSpec(
         "average",
         unit="steps",
-        sections=("training.reference_decay", "chat"),
+        sections=("training.reference_decay", f"chat{IDS_ONLY}"),
         inputs=of_average,
         parts=(),
         made=lambda config, round_: config.training.reference == "ema",

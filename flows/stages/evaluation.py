@@ -17,7 +17,7 @@ from pipeline.config import SlotScorer, compares
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
 from pipeline.evaluation.intervals import Interval, rate_interval
-from pipeline.evaluation.metrics import describe_responses, kl_interval, per_token, sampler_gap, win_rate
+from pipeline.evaluation.metrics import THINKING, describe_responses, kl_interval, per_token, sampler_gap, win_rate
 from pipeline.models.chat import Chat
 from pipeline.models.handshake import coarser_dtype
 from pipeline.models.policy import load_for_scoring
@@ -58,11 +58,17 @@ def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group],
             write_groups(folder / name / "rows.parquet", scored)
         metrics: _Metrics = {"round": round_, "reward": None, **describe_responses(groups["sampled"])}
         metrics["reward_greedy"] = describe_responses(groups["greedy"]).get("reward")
-        metrics |= _win_rates(context, round_, groups["sampled"], scorer)
+        metrics |= _thinking(context, round_) | _win_rates(context, round_, groups["sampled"], scorer)
         labelling = label_summary([accounts.take()], accounts)
     if isinstance(settings, SlotScorer):
         metrics |= slot_metrics(groups["greedy"], groups["sampled"])
     return groups["sampled"], {**metrics, **({"labelling": labelling} if labelling else {})}
+
+
+def _thinking(context: Context, round_: int) -> _Metrics:
+    """How the sampled responses think, as counted where they were sampled; nothing for a policy without thoughts."""
+    drawn = context.run.stage(round_, "evaluation_samples").require().metrics.get("sampled")
+    return {name: drawn[name] for name in THINKING if name in drawn} if isinstance(drawn, dict) else {}
 
 
 def _scored(context: Context, round_: int, name: str, scorer: Labeller | None) -> list[Group]:

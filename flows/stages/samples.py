@@ -19,6 +19,7 @@ from flows.workers.local import Workers
 from flows.workers.messages import Loaded
 from pipeline.config import SamplingSettings
 from pipeline.errors import RunError
+from pipeline.evaluation.metrics import describe_thinking
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.storage.rows import read_group_file, read_groups, read_preference_rows, write_groups
 from pipeline.storage.run_folder import Stage
@@ -123,7 +124,8 @@ def _sample(
         # One call for all shards: the engine works on the next ones while one is being written.
         answers = workers.sample(policy, source.folder, requests, settings)
         _write(context, missing, seals, answers, len(kept) - len(requests), len(kept))
-    return Outcome(len(kept), _metrics(folder, dropped, workers.swaps.get(str(policy))))
+    thinks = chat.thoughts.expected
+    return Outcome(len(kept), _metrics(folder, dropped, workers.swaps.get(str(policy)), thinks=thinks))
 
 
 def _answers(file: Path, shard: _Shard) -> bool:
@@ -163,7 +165,9 @@ def _require_finite(context: Context, file: Path, groups: Sequence[Group]) -> No
     )
 
 
-def _metrics(folder: Path, dropped: Mapping[str, int], swap: Loaded | None) -> dict[str, JsonValue]:
+def _metrics(folder: Path, dropped: Mapping[str, int], swap: Loaded | None, *, thinks: bool) -> dict[str, JsonValue]:
+    """``thinks``: whether the policy's template has thoughts, so that their absence tells something too."""
+    thinking = describe_thinking(response for group in read_groups(folder) for response in group.responses)
     responses = tokens = stopped = 0
     total_logprob = 0.0
     for group in read_groups(folder):
@@ -177,6 +181,7 @@ def _metrics(folder: Path, dropped: Mapping[str, int], swap: Loaded | None) -> d
         "tokens": tokens,
         "stop_rate": stopped / max(responses, 1),
         "logprob_per_token": total_logprob / max(tokens, 1),
+        **(thinking if thinks or thinking["thought_rate"] else {}),
         **{f"dropped_{cause}_prompts": count for cause, count in dropped.items()},
         "weight_handshake": None if swap is None else msgspec.structs.asdict(swap),
     }

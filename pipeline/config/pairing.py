@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Closed
+from pipeline.config.base import LATER, Closed
 
 
 class Pairing(Closed):
@@ -42,6 +42,11 @@ class Pairing(Closed):
         None, ge=0, description="drop responses on which the labellers of an ensemble differ by more than this"
     )
     drop_cut: bool = Field(False, description="drop responses cut by the length limit")
+    drop_unfinished_thinking: bool = Field(
+        True,
+        description="drop responses that ended inside a thought and have no answer; false: they count as empty answers",
+        json_schema_extra=LATER,
+    )
     max_response_tokens: int | None = Field(None, ge=1, description="drop responses that are longer")
     drop_repeated: bool = Field(False, description="drop what an earlier round trained on, token for token")
 

@@ -73,6 +73,13 @@ class ChatSettings(Closed):
         "folders of 0.1.0, which go on with their prompts",
         json_schema_extra=LATER,
     )
+    thinking: Literal["hide", "keep", "earlier"] = Field(
+        "hide",
+        description="thoughts before an answer, such as <think>...</think>. hide: labellers, people, filters and "
+        "measures of length see the answer alone; keep: all of it; earlier: all of it, but of several channels the "
+        "final one, for run folders begun before this setting. The loss trains on all sampled tokens",
+        json_schema_extra=LATER,
+    )
     date: Day | None = Field(
         None,
         description="the day, such as 2026-01-31, that a chat template writes as today's; default: the one on which "
@@ -82,4 +89,4 @@ class ChatSettings(Closed):
 
     def identity(self) -> dict[str, JsonValue]:
         """The settings that decide the result; ``earlier`` is no part of keys, which were made without the setting."""
-        return {name: value for name, value in super().identity().items() if (name, value) != ("bos", EARLIER)}
+        return {name: value for name, value in super().identity().items() if value != EARLIER}

@@ -41,7 +41,7 @@ class Measuring:
         """Return the mean tokens of responses that ended by themselves, ours divided by theirs."""
         parts = [
             _aligned(by_prompt(groups, of, total=True), by_prompt(others, of, total=True))
-            for of in (lambda r: len(r.token_ids) * finished(r), finished)
+            for of in (lambda r: len(r.shown_ids) * finished(r), finished)
         ]
         (tokens, their_tokens), (ended, their_ended) = parts
         return self._factor(
@@ -137,8 +137,8 @@ def _rewards(groups: Iterable[Group]) -> dict[str, float]:
 
 
 def tokens(response: Response) -> float:
-    """Return a response's number of tokens, including the end token."""
-    return float(len(response.token_ids))
+    """Return the number of tokens, including the end token, of what labellers see of a response."""
+    return float(len(response.shown_ids))
 
 
 def finished(response: Response) -> float:

@@ -11,9 +11,11 @@ import numpy as np
 
 from pipeline.errors import RunError
 from pipeline.evaluation.intervals import Interval, rate_interval, smooth_interval
-from pipeline.types import Group
+from pipeline.types import Group, Response
 
 REPEATED_WORDS = 4
+# The measures of ``describe_thinking``.
+THINKING = ("thinking_tokens", "answer_tokens", "thought_rate", "unfinished_thinking_rate")
 
 
 def win_rate(groups: Iterable[Group], others: Iterable[Group]) -> Interval:
@@ -44,10 +46,10 @@ def wins_by_score(groups: Iterable[Group], others: Iterable[Group]) -> dict[str,
 def describe_responses(groups: Iterable[Group]) -> dict[str, float]:
     """Return means over all responses of scored or unscored ``groups``.
 
-    ``reward`` (over scored responses; absent without any), ``response_length`` (tokens, including the
-    end token), ``stop_rate`` (share that ended by themselves), ``distinct_1`` and ``distinct_2``
-    (distinct word n-grams divided by all word n-grams, Li et al. 2016, arXiv:1510.03055),
-    ``repetition_rate`` (share that repeat four words in a row).
+    Lengths and words are those of what labellers see (``chat.thinking``). ``reward`` (over scored responses; absent
+    without any), ``response_length`` (tokens, including the end token), ``stop_rate`` (share that ended by themselves),
+    ``distinct_1`` and ``distinct_2`` (distinct word n-grams divided by all word n-grams, Li et al. 2016,
+    arXiv:1510.03055), ``repetition_rate`` (share that repeat four words in a row).
     """
     counted = list(groups)
     responses = [response for group in counted for response in group.responses]
@@ -55,7 +57,7 @@ def describe_responses(groups: Iterable[Group]) -> dict[str, float]:
         raise RunError("nothing to describe: no responses")
     words = [response.text.split() for response in responses]
     metrics = {
-        "response_length": sum(len(r.token_ids) for r in responses) / len(responses),
+        "response_length": sum(len(r.shown_ids) for r in responses) / len(responses),
         "stop_rate": sum(r.finish_reason == "stop" for r in responses) / len(responses),
         "distinct_1": distinct_ngrams(words, 1),
         "distinct_2": distinct_ngrams(words, 2),
@@ -65,6 +67,24 @@ def describe_responses(groups: Iterable[Group]) -> dict[str, float]:
     if scores:
         metrics["reward"] = sum(scores) / len(scores)
     return metrics
+
+
+def describe_thinking(responses: Iterable[Response]) -> dict[str, float]:
+    """Return how responses think, over all of them.
+
+    ``thinking_tokens`` and ``answer_tokens`` (means; together all tokens), ``thought_rate`` (share that open with a
+    thought), ``unfinished_thinking_rate`` (share that ended inside it).
+    """
+    thinking = answers = thoughts = unfinished = count = 0
+    for response in responses:
+        count += 1
+        thinking += response.thinking_tokens
+        answers += len(response.token_ids) - response.thinking_tokens
+        thoughts += response.thinking_tokens > 0
+        unfinished += response.in_thought
+    if not count:
+        raise RunError("nothing to describe: no responses")
+    return dict(zip(THINKING, (total / count for total in (thinking, answers, thoughts, unfinished)), strict=True))
 
 
 def distinct_ngrams(texts: Iterable[Sequence[str]], n: int) -> float:

@@ -15,11 +15,11 @@ from typing import Any
 from pipeline import config
 from pipeline.errors import RefusedTurnsError, UserError
 from pipeline.models.foreign import added_before, backend_of, encoded_by, load_tokenizer, model_end_ids, refused
-from pipeline.models.rendering.channels import Channels
 from pipeline.models.rendering.conversation_parts import parts_of, written_parts
 from pipeline.models.rendering.markup import Markup
 from pipeline.models.rendering.pieces import after, asks_alike, shared_start
 from pipeline.models.rendering.template import ChatTemplate
+from pipeline.models.rendering.thoughts import Thoughts
 from pipeline.types import Message, content_hash
 
 _MARK = "prefloopresponse"
@@ -37,6 +37,7 @@ class Chat:
         special_ids: every id that does not represent text.
         bos_id: the tokenizer's BOS, if it has one; a prompt begins with it only if the template writes it or, without
             a template, the tokenizer adds it.
+        thoughts: where the answer begins in a response, and what labellers see of it.
         template_hash: changes whenever the same messages could give different ids.
     """
 
@@ -54,7 +55,7 @@ class Chat:
         self.uses_template = self._choose_template()
         self._template = ChatTemplate(tokenizer, settings.date) if self.uses_template else None
         self._markup = Markup(tokenizer, self._template)
-        self._channels = Channels(tokenizer, self._template)
+        self.thoughts = Thoughts(tokenizer, self._template, settings.thinking, self.decode)
         self._written: frozenset[str] | None = None
         self._before = () if self.uses_template else added_before(tokenizer)
         self._last: tuple[tuple[Message, ...], list[str]] | None = None
@@ -176,10 +177,6 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def answer(self, ids: Sequence[int]) -> str:
-        """Text of a sampled answer without special tokens; of one in several channels, the final channel's."""
-        return self.decode(self._channels.answer(ids, self.decode))
 
     def _choose_template(self) -> bool:
         has_one = bool(self._tokenizer.chat_template)

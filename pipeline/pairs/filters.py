@@ -10,9 +10,10 @@ from pipeline.config import Pairing
 from pipeline.types import Group, Response
 
 Scored = tuple[Response, float]
-ResponseCause = Literal["cut", "empty", "over_long", "missing_label", "disputed", "identical"]
+ResponseCause = Literal["unfinished_thinking", "cut", "empty", "over_long", "missing_label", "disputed", "identical"]
 PairCause = Literal["tie", "margin", "length", "near_duplicate"]
 RESPONSE_CAUSES: tuple[ResponseCause, ...] = (
+    "unfinished_thinking",
     "cut",
     "empty",
     "over_long",
@@ -26,19 +27,22 @@ PAIR_CAUSES: tuple[PairCause, ...] = ("tie", "margin", "length", "near_duplicate
 def usable(group: Group, settings: Pairing, dropped: Counter[str]) -> list[Scored]:
     """Return ``group``'s responses that may be part of a pair, with their scores; count the others in ``dropped``.
 
-    Causes: ``cut`` (ended by the length limit, with ``drop_cut``), ``empty`` (no text), ``over_long`` (more than
-    ``max_response_tokens``), ``missing_label``, ``disputed`` (labellers differ by more than
-    ``max_disagreement``), ``identical`` (same tokens as another, or same text and end).
+    Causes: ``unfinished_thinking`` (ended inside a thought, with ``drop_unfinished_thinking``), ``cut`` (ended by the
+    length limit, with ``drop_cut``), ``empty`` (no text), ``over_long`` (more than ``max_response_tokens``),
+    ``missing_label``, ``disputed`` (labellers differ by more than ``max_disagreement``), ``identical`` (same tokens as
+    another, or same text and end). Lengths are those of what labellers see.
     """
     found: list[Scored] = []
     seen: set[tuple[int, ...] | tuple[str, str]] = set()
     spreads = group.disagreement or (None,) * len(group.responses)
     for response, score, spread in zip(group.responses, group.scores, spreads, strict=True):
-        if settings.drop_cut and response.finish_reason == "length":
+        if settings.drop_unfinished_thinking and response.in_thought:
+            dropped["unfinished_thinking"] += 1
+        elif settings.drop_cut and response.finish_reason == "length":
             dropped["cut"] += 1
-        elif not response.text.strip():
+        elif not response.text.strip() and not response.in_thought:
             dropped["empty"] += 1
-        elif settings.max_response_tokens is not None and len(response.token_ids) > settings.max_response_tokens:
+        elif settings.max_response_tokens is not None and len(response.shown_ids) > settings.max_response_tokens:
             dropped["over_long"] += 1
         elif score is None:
             dropped["missing_label"] += 1
@@ -76,7 +80,7 @@ def why_no_pair(one: Scored, other: Scored, settings: Pairing) -> PairCause | No
     if settings.max_margin is not None and margin > settings.max_margin:
         return "margin"
     if settings.max_length_difference is not None:
-        shorter, longer = sorted((len(one[0].token_ids), len(other[0].token_ids)))
+        shorter, longer = sorted((len(one[0].shown_ids), len(other[0].shown_ids)))
         if longer - shorter > settings.max_length_difference * longer:
             return "length"
     return "near_duplicate" if near_duplicates(one[0], other[0], settings) else None
@@ -86,5 +90,5 @@ def near_duplicates(one: Response, other: Response, settings: Pairing) -> bool:
     """Return whether 1 − Levenshtein distance / length of the longer, in tokens, is above ``max_similarity``."""
     if settings.max_similarity is None:
         return False
-    similarity = Levenshtein.normalized_similarity(one.token_ids, other.token_ids)
+    similarity = Levenshtein.normalized_similarity(one.shown_ids, other.shown_ids)
     return similarity > settings.max_similarity

@@ -19,6 +19,7 @@ from pipeline.errors import RefusedTurnsError
 from pipeline.pairs.make import from_groups
 from pipeline.pairs.wins import Opponent, win_probabilities
 from pipeline.types import (
+    FinishReason,
     Group,
     Message,
     Pair,
@@ -35,10 +36,30 @@ from pipeline.types import (
 _CAUSES = ("long_prompt", "empty", "identical", "cut")
 
 
+class Parting(Protocol):
+    """The part of ``rendering.thoughts.Thoughts`` that tokenising needs."""
+
+    def response(
+        self,
+        prompt_ids: Sequence[int],
+        ids: Sequence[int],
+        logprobs: Sequence[float],
+        finish_reason: FinishReason,
+        given: Message | None = None,
+    ) -> Response:
+        """Return the record of a response that a data set has as ``given``."""
+        ...
+
+
 class Tokeniser(Protocol):
     """The part of ``chat.Chat`` that tokenising needs."""
 
     end_ids: frozenset[int]
+
+    @property
+    def thoughts(self) -> Parting:
+        """Tells thoughts from answers."""
+        ...
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Return the ids up to the start of the assistant's turn."""
@@ -189,5 +210,6 @@ def _given(
         except RefusedTurnsError:
             dropped["refused"] += 1
             return None
-        found.append(Response(turn.shown, ids, (), "stop" if ids[-1] in chat.end_ids else "length"))
+        end: FinishReason = "stop" if ids[-1] in chat.end_ids else "length"
+        found.append(chat.thoughts.response(chat.prompt_ids(prompt.messages), ids, (), end, turn))
     return tuple(found)

@@ -3,8 +3,9 @@
 Torch-free; the engines are in ``vllm_engine``, ``transformers_engine`` and ``server_engine``.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -12,7 +13,7 @@ from pipeline.config import SamplingSettings
 from pipeline.errors import UserError
 from pipeline.models.chat import Chat
 from pipeline.models.foreign import model_numbers, model_settings
-from pipeline.types import FinishReason, Response, derive_seed
+from pipeline.types import Response, derive_seed
 
 Swap = Literal["reload", "restart", "unchanged"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -117,18 +118,42 @@ def check_length(ids: Sequence[int], context: int) -> None:
         raise UserError(f"a sequence of {len(ids)} tokens does not fit the model's context of {context} tokens")
 
 
-def make_response(chat: Chat, token_ids: Sequence[int], logprobs: Sequence[float], stop: Sequence[str]) -> Response:
+def make_response(
+    chat: Chat, prompt_ids: Sequence[int], token_ids: Sequence[int], logprobs: Sequence[float], stop: Sequence[str]
+) -> Response:
     """Return the record of one sampled response, cut after its first end token or the token that ends a stop string.
 
-    ``token_ids`` is what the engine produced; ``text`` is that of ``Chat.answer``, and ends before the stop string.
+    ``token_ids`` is what the engine produced. ``text`` is what labellers see (``chat.thinking``), and ends before the
+    stop string. Stop strings end answers: in a thought they stand for nothing.
     """
-    ids, finish_reason = tuple(token_ids), _ends_with(chat, token_ids)
-    text = chat.answer(ids)
-    if stop and any(s in chat.decode(ids) for s in stop):
-        finish_reason = "stop"
-    text = text[: min((text.index(s) for s in stop if s in text), default=None)]
-    return Response(text=text, token_ids=ids, logprobs=tuple(logprobs), finish_reason=finish_reason)
+    ids, ended = tuple(token_ids), token_ids and token_ids[-1] in chat.end_ids
+    stopped = stop_place(chat, prompt_ids, ids, stop)
+    if stopped is not None:
+        ids, logprobs = ids[:stopped], logprobs[:stopped]
+    response = chat.thoughts.response(prompt_ids, ids, logprobs, "stop" if ended or stopped is not None else "length")
+    text = response.text
+    # Of a text with its thought, the answer is at the end.
+    begin = len(text) - len(chat.thoughts.answer(prompt_ids, ids)) if stopped is not None else 0
+    found = [at for s in stop if stopped is not None and (at := text.find(s, max(begin, 0))) >= 0]
+    return replace(response, text=text[: min(found, default=None)])
 
 
-def _ends_with(chat: Chat, token_ids: Sequence[int]) -> FinishReason:
-    return "stop" if token_ids and token_ids[-1] in chat.end_ids else "length"
+def stop_place(chat: Chat, prompt_ids: Sequence[int], ids: Sequence[int], stop: Sequence[str]) -> int | None:
+    """Return the number of tokens up to the end of the first stop string of the answer; None if there is none."""
+
+    def holds(count: int) -> bool:
+        given = ids[:count]
+        said = chat.thoughts.answer(prompt_ids, given) if chat.thoughts.expected else chat.decode(given)
+        return any(s in said for s in stop)
+
+    if not stop or not holds(len(ids)):
+        return None
+    return bisect_left(range(1, len(ids) + 1), True, key=holds) + 1
+
+
+def engine_stops(chat: Chat, stop: Sequence[str]) -> list[str]:
+    """Return the stop strings for an engine that looks for them everywhere; none if thoughts come before answers.
+
+    ``make_response`` then cuts what the engine produced.
+    """
+    return [] if chat.thoughts.expected else list(stop)

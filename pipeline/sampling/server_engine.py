@@ -30,6 +30,7 @@ from pipeline.sampling.sampler import (
     check_length,
     engine_context,
     engine_dtype,
+    engine_stops,
     make_response,
     room_for,
     sample_seeds,
@@ -73,7 +74,9 @@ class ServerEngine:
             for request in requests
             for seed in sample_seeds(request, settings.n)
         ]
-        responses = (self._response(answer, settings) for answer in self._pool.map(self._complete, bodies))
+        asked = (request.prompt_ids for request in requests for _ in range(settings.n))
+        answers = zip(asked, self._pool.map(self._complete, bodies), strict=True)
+        responses = (self._response(prompt_ids, answer, settings) for prompt_ids, answer in answers)
         for _ in requests:
             yield tuple(itertools.islice(responses, settings.n))
 
@@ -194,7 +197,7 @@ class ServerEngine:
             "top_p": settings.top_p,
             "top_k": settings.top_k,
             "min_p": settings.min_p,
-            "stop": list(settings.stop),
+            "stop": engine_stops(self._chat, settings.stop),
             "stop_token_ids": sorted(self._chat.end_ids),
             "seed": seed,
             "logprobs": 0,
@@ -227,8 +230,9 @@ class ServerEngine:
         content: dict[str, Any] = answer.json()
         return content
 
-    def _response(self, choice: dict[str, Any], settings: SamplingSettings) -> Response:
-        return make_response(self._chat, choice["token_ids"], choice["logprobs"]["token_logprobs"], settings.stop)
+    def _response(self, prompt_ids: tuple[int, ...], choice: dict[str, Any], settings: SamplingSettings) -> Response:
+        logprobs = choice["logprobs"]["token_logprobs"]
+        return make_response(self._chat, prompt_ids, choice["token_ids"], logprobs, settings.stop)
 
 
 def _scores(ids: Sequence[int], choice: dict[str, Any]) -> list[float]:

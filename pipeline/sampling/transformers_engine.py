@@ -23,6 +23,7 @@ from pipeline.sampling.sampler import (
     make_response,
     room_for,
     sample_seeds,
+    stop_place,
 )
 from pipeline.types import Response
 
@@ -103,7 +104,7 @@ class TransformersEngine:
             by_length = sorted(rows, key=lambda row: len(row.prompt_ids))
             for first in range(0, len(by_length), self._settings.batch_size):
                 self._decode(by_length[first : first + self._settings.batch_size], settings)
-            flat = [make_response(self._chat, row.token_ids, row.logprobs, settings.stop) for row in rows]
+            flat = [self._response(row, settings.stop) for row in rows]
             yield from (tuple(flat[i : i + settings.n]) for i in range(0, len(flat), settings.n))
 
     @torch.inference_mode()
@@ -158,7 +159,10 @@ class TransformersEngine:
         row.token_ids.append(token)
         row.logprobs.append(float(logprobs[token]))
         stopped = token in self._chat.end_ids or len(row.token_ids) == row.room
-        row.done = stopped or any(s in self._chat.decode(row.token_ids) for s in settings.stop)
+        row.done = stopped or stop_place(self._chat, row.prompt_ids, row.token_ids, settings.stop) is not None
+
+    def _response(self, row: _Row, stop: Sequence[str]) -> Response:
+        return make_response(self._chat, row.prompt_ids, row.token_ids, row.logprobs, stop)
 
 
 def _cut(logprobs: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:

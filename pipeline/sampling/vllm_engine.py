@@ -21,6 +21,7 @@ from pipeline.sampling.sampler import (
     check_length,
     engine_context,
     engine_dtype,
+    engine_stops,
     make_response,
     room_for,
     sample_seeds,
@@ -82,23 +83,23 @@ class VllmEngine:
     def _in_order(self, samples: Iterator[tuple[tuple[int, ...], Any]], stop: Sequence[str]) -> Iterator[Response]:
         """Yield the response to each of ``samples`` (prompt ids, parameters) once it and all earlier ones are done."""
         engine, numbers = self._llm.llm_engine, itertools.count()
-        under_way: set[str] = set()
+        under_way: dict[str, tuple[int, ...]] = {}
         done: dict[int, Response] = {}
         given = 0
         try:
             while True:
                 room = 2 * self._settings.max_num_seqs - len(under_way)
                 for (ids, params), number in zip(itertools.islice(samples, room), numbers, strict=False):
-                    under_way.add(str(number))
+                    under_way[str(number)] = ids
                     engine.add_request(str(number), {"prompt_token_ids": list(ids)}, params)
                 if not under_way:
                     return
                 for output in engine.step():
-                    under_way.remove(output.request_id)
-                    sampled = output.outputs[0]
+                    asked, sampled = under_way.pop(output.request_id), output.outputs[0]
                     # Only each sampled token's own log-probability: no others were requested.
                     logprobs = sampled.logprobs.logprobs
-                    done[int(output.request_id)] = make_response(self._chat, sampled.token_ids, logprobs, stop)
+                    response = make_response(self._chat, asked, sampled.token_ids, logprobs, stop)
+                    done[int(output.request_id)] = response
                 while given in done:
                     yield done.pop(given)
                     given += 1
@@ -187,12 +188,12 @@ class VllmEngine:
             top_k=settings.top_k,
             min_p=settings.min_p,
             max_tokens=max_tokens,
-            stop=list(settings.stop),
+            stop=(stop := engine_stops(self._chat, settings.stop)),
             stop_token_ids=sorted(self._chat.end_ids),
             seed=seed,
             logprobs=0,
             flat_logprobs=True,
-            detokenize=bool(settings.stop),
+            detokenize=bool(stop),
         )
 
     def _scoring_params(self, forced: int | None) -> Any:

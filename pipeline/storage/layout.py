@@ -30,6 +30,7 @@ _BEFORE = (
     ("prompts", "file", "split", EVERY_SPLIT),
     ("pairs", "file", "split", EVERY_SPLIT),
     ("chat", "", "bos", EARLIER),
+    ("chat", "", "thinking", EARLIER),
 )
 _FIRST = "0.1.0"
 _Tree = dict[str, JsonValue]

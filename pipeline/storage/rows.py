@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
+from pipeline.storage.response_rows import RESPONSE_STRUCT, response_row, row_response
 from pipeline.storage.seals import Seal
 from pipeline.storage.tables import ROW_GROUP, Row, TableWriter
 from pipeline.types import (
@@ -20,7 +21,6 @@ from pipeline.types import (
     Pair,
     Preference,
     Prompt,
-    Response,
     TextGroup,
     TextPair,
     TextPreference,
@@ -36,14 +36,6 @@ _PROMPT = pa.struct(
         ("source", pa.string()),
         ("answer", pa.string()),
         ("reference", pa.string()),
-    ]
-)
-_RESPONSE = pa.struct(
-    [
-        ("text", pa.string()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("logprobs", pa.list_(pa.float32())),
-        ("finish_reason", pa.string()),
     ]
 )
 PROMPTS = pa.schema(list(_PROMPT))
@@ -71,7 +63,7 @@ GROUPS = pa.schema(
     [
         ("prompt", _PROMPT),
         ("prompt_ids", pa.list_(pa.int32())),
-        ("responses", pa.list_(_RESPONSE)),
+        ("responses", pa.list_(RESPONSE_STRUCT)),
         ("scores", pa.list_(pa.float64())),
         ("wins", pa.list_(pa.list_(pa.float64()))),
         ("disagreement", pa.list_(pa.float64())),
@@ -82,8 +74,8 @@ PAIRS = pa.schema(
         ("id", pa.string()),
         ("prompt", _PROMPT),
         ("prompt_ids", pa.list_(pa.int32())),
-        ("chosen", _RESPONSE),
-        ("rejected", _RESPONSE),
+        ("chosen", RESPONSE_STRUCT),
+        ("rejected", RESPONSE_STRUCT),
         *_PAIR_NUMBERS,
         ("round", pa.int32()),
     ]
@@ -93,7 +85,7 @@ UNPAIRED = pa.schema(
         ("id", pa.string()),
         ("prompt", _PROMPT),
         ("prompt_ids", pa.list_(pa.int32())),
-        ("response", _RESPONSE),
+        ("response", RESPONSE_STRUCT),
         ("desirable", pa.bool_()),
     ]
 )
@@ -209,22 +201,24 @@ def _pair(row: Row) -> Pair:
     return Pair(
         prompt=row_prompt(row["prompt"]),
         prompt_ids=tuple(row["prompt_ids"]),
-        chosen=_response(row["chosen"]),
-        rejected=_response(row["rejected"]),
+        chosen=row_response(row["chosen"]),
+        rejected=row_response(row["rejected"]),
         round=row["round"],
         **{name: row[name] for name, _ in _PAIR_NUMBERS},
     )
 
 
 def _unpaired(row: Row) -> Unpaired:
-    return Unpaired(row_prompt(row["prompt"]), tuple(row["prompt_ids"]), _response(row["response"]), row["desirable"])
+    return Unpaired(
+        row_prompt(row["prompt"]), tuple(row["prompt_ids"]), row_response(row["response"]), row["desirable"]
+    )
 
 
 def _group(row: Row) -> Group:
     return Group(
         prompt=row_prompt(row["prompt"]),
         prompt_ids=tuple(row["prompt_ids"]),
-        responses=tuple(_response(item) for item in row["responses"]),
+        responses=tuple(row_response(item) for item in row["responses"]),
         scores=tuple(row["scores"]),
         # A samples file may lack these columns.
         wins=tuple(tuple(wins) for wins in row["wins"] or ()),
@@ -236,7 +230,7 @@ def _group_row(group: Group) -> Row:
     return {
         "prompt": prompt_row(group.prompt),
         "prompt_ids": group.prompt_ids,
-        "responses": [_response_row(response) for response in group.responses],
+        "responses": [response_row(response) for response in group.responses],
         "scores": group.scores,
         "wins": group.wins,
         "disagreement": group.disagreement,
@@ -248,11 +242,11 @@ def _preference_row(preference: Preference) -> Row:
         case Group():
             return _group_row(preference)
         case Unpaired():
-            own = {"response": _response_row(preference.response), "desirable": preference.desirable}
+            own = {"response": response_row(preference.response), "desirable": preference.desirable}
         case Pair():
             own = {
-                "chosen": _response_row(preference.chosen),
-                "rejected": _response_row(preference.rejected),
+                "chosen": response_row(preference.chosen),
+                "rejected": response_row(preference.rejected),
                 "chosen_score": preference.chosen_score,
                 "rejected_score": preference.rejected_score,
                 "soft_label": preference.soft_label,
@@ -266,26 +260,8 @@ def _preference_row(preference: Preference) -> Row:
     return {**shared, **own}
 
 
-def _response_row(response: Response) -> Row:
-    return {
-        "text": response.text,
-        "token_ids": response.token_ids,
-        "logprobs": response.logprobs,
-        "finish_reason": response.finish_reason,
-    }
-
-
 def row_prompt(row: Row) -> Prompt:
     """Return the prompt from a plain row."""
     # Run folders of earlier versions have turns without further fields.
     messages = tuple(Message(item["role"], item["content"], item.get("extra") or "") for item in row["messages"])
     return Prompt(messages=messages, source=row["source"], answer=row["answer"], reference=row["reference"])
-
-
-def _response(row: Row) -> Response:
-    return Response(
-        text=row["text"],
-        token_ids=tuple(row["token_ids"]),
-        logprobs=tuple(row["logprobs"]),
-        finish_reason=row["finish_reason"],
-    )

@@ -74,14 +74,16 @@ class RunFolder:
             raise UserError(f"{error}\n{wrote}") from None
 
     def carried(self, config: RunConfig) -> RunConfig:
-        """Return ``config``, to go on with this folder: splits and BOS stay as it had them."""
+        """Return ``config``, to go on with this folder: splits, BOS and thoughts stay as it had them."""
         if not self.config_file.is_file():
             return config
         begun = self.config()
         sources = {"prompts": (begun.prompts, config.prompts), "pairs": (begun.pairs, config.pairs)}
         update: dict[str, object] = {name: as_read(*both) for name, both in sources.items()}
-        if begun.chat.bos == EARLIER and "bos" not in config.chat.changed:
-            update["chat"] = config.chat.model_copy(update={"bos": EARLIER})
+        earlier = {"bos": begun.chat.bos, "thinking": begun.chat.thinking}
+        kept = {name: EARLIER for name, was in earlier.items() if was == EARLIER and name not in config.chat.changed}
+        if kept:
+            update["chat"] = config.chat.model_copy(update=kept)
         return config.model_copy(update=update)
 
     def stage(self, round_: int, name: str) -> "Stage":

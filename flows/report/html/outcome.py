@@ -73,6 +73,18 @@ OUTCOME = (
     ),
     Metric("Length", "tokens per response", (("response_length", "sampled"),)),
     Metric(
+        "Thinking and answer",
+        "tokens per response",
+        (("thinking_tokens", "thinking"), ("answer_tokens", "answer")),
+        note="Tokens before the answer, marks of the thought among them, and the rest.",
+    ),
+    Metric(
+        "Thoughts",
+        "share of responses",
+        (("thought_rate", "open with a thought"), ("unfinished_thinking_rate", "end inside it")),
+        ".0%",
+    ),
+    Metric(
         "Endings and repetition",
         "share of responses",
         (("stop_rate", "end by themselves"), ("repetition_rate", "repeat four words")),

@@ -261,13 +261,13 @@ def test_labellers_see_the_final_channel_and_training_all_tokens() -> None:
         ("a dog<|return|>", "a dog", "stop"),
     ):
         ids = tokenizer(sampled, add_special_tokens=False)["input_ids"]
-        response = make_response(made, ids, [0.0] * len(ids), [])
+        response = make_response(made, (), ids, [0.0] * len(ids), [])
         assert (response.text, response.finish_reason, response.token_ids) == (text, finish, tuple(ids))
     ids = tokenizer(thought + "<|channel|>final<|message|>a dog sat", add_special_tokens=False)["input_ids"]
-    cut = make_response(made, ids, [0.0] * len(ids), [" sat"])
+    cut = make_response(made, (), ids, [0.0] * len(ids), [" sat"])
     assert (cut.text, cut.finish_reason) == ("a dog", "stop")
     own = Chat(FORMATS["phi 4"].tokenizer(), ChatSettings())
-    assert own.answer(words("final cat")) == own.decode(words("final cat"))
+    assert own.thoughts.answer((), words("final cat")) == own.decode(words("final cat"))
 
 
 def test_the_final_channel_is_found_in_one_pass() -> None:
@@ -280,4 +280,4 @@ def test_the_final_channel_is_found_in_one_pass() -> None:
         decoded.extend(part)
         return str(tokenizer.decode(part))
 
-    assert channels.answer(ids, decode) == [] and len(decoded) < len(ids)
+    assert channels.place(ids, decode) == (len(ids), len(ids), "the") and len(decoded) < len(ids)

@@ -7,8 +7,22 @@ import pytest
 
 from pipeline.config import ChatSettings
 from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
-from pipeline.types import Message, Pair, Prompt, TextGroup, TextPair, UnpairedText
+from pipeline.types import FinishReason, Message, Pair, Prompt, Response, TextGroup, TextPair, UnpairedText
 from tests.support.counted import counted
+
+
+class Thoughtless:
+    """Responses without thoughts."""
+
+    def response(
+        self,
+        prompt_ids: Sequence[int],
+        ids: Sequence[int],
+        logprobs: Sequence[float],
+        finish_reason: FinishReason,
+        given: Message | None = None,
+    ) -> Response:
+        return Response("" if given is None else given.shown, tuple(ids), tuple(logprobs), finish_reason)
 
 
 class Letters:
@@ -18,6 +32,7 @@ class Letters:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.thoughts = Thoughtless()
 
     def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
         return tuple(map(ord, messages[-1].content))

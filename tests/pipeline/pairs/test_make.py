@@ -41,6 +41,7 @@ def test_best_against_worst() -> None:
     assert (pair.chosen.token_ids, pair.rejected.token_ids) == ((2, 0), (3, 0))
     assert (pair.chosen_score, pair.rejected_score, pair.round, pair.prompt_ids) == (3.0, -2.0, 2, (7,))
     causes = {
+        "unfinished_thinking",
         "cut",
         "empty",
         "over_long",
@@ -173,3 +174,26 @@ def test_no_pair_is_a_tie_or_has_equal_tokens(scores: list[list[float | None]], 
         assert pair.chosen.token_ids != pair.rejected.token_ids
     if rule != "all":
         assert len(pairs) + dropped["tie"] + dropped["too_few"] == len(groups)
+
+
+def test_unfinished_thinking_has_a_filter_of_its_own_beside_the_one_of_cut_responses() -> None:
+    thought = Response("", (1, 2, 3), (-1.0,) * 3, "length", thinking_tokens=3, hidden_tokens=3, in_thought=True)
+    cut = response(4, finish="length")
+    given = Group(Prompt((Message("user", "p"),)), (7,), (thought, cut, response(5), response(6)), (0.0, 1.0, 2.0, 3.0))
+    assert drops([given]) == {"unfinished_thinking": 1}
+    assert drops([given], drop_cut=True) == {"unfinished_thinking": 1, "cut": 1}
+    # Kept, it is an empty answer, and the worst one here.
+    (pair,), dropped = counted(make_pairs, [given], Pairing(drop_unfinished_thinking=False), 1, 0)
+    assert pair.rejected is thought and not any(dropped.values())
+
+
+def test_lengths_and_likeness_are_those_of_what_labellers_see() -> None:
+    def thinks(thought: tuple[int, ...], answer: tuple[int, ...]) -> Response:
+        ids, hidden = thought + answer, len(thought)
+        return Response(str(answer), ids, (-1.0,) * len(ids), "stop", thinking_tokens=hidden, hidden_tokens=hidden)
+
+    short, long = thinks((1,), (2, 3, 4, 5)), thinks((1,) * 20, (2, 3, 4, 6))
+    given = Group(Prompt((Message("user", "p"),)), (7,), (short, long), (0.0, 1.0))
+    assert drops([given], max_response_tokens=4, max_length_difference=0.1) == {}
+    assert drops([given], max_similarity=0.7) == {"near_duplicate": 1}
+    assert drops([given], max_similarity=0.8) == {}

@@ -258,8 +258,9 @@ def test_room_is_what_the_context_leaves() -> None:
 
 def test_text_ends_before_the_earliest_stop_string(chat: Chat) -> None:
     ids = chat.response_ids([Message("user", "x")], "one two three", finished=False)
-    response = make_response(chat, ids, [-1.0] * len(ids), ("three", "two"))
-    assert (response.text, response.token_ids, response.finish_reason) == ("one ", ids, "stop")
+    response = make_response(chat, (), ids, [-1.0] * len(ids), ("three", "two"))
+    assert (response.text, chat.decode(response.token_ids), response.finish_reason) == ("one ", "one two", "stop")
+    assert len(response.logprobs) == len(response.token_ids) < len(ids)
 
 
 @pytest.mark.parametrize(

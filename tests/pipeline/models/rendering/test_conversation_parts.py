@@ -40,7 +40,7 @@ TOOL = Message("tools", json.dumps([{"type": "function", "function": {"name": "f
 
 
 def chat(template: str | None) -> Chat:
-    return Chat(tiny_tokenizer(template=template), ChatSettings())
+    return Chat(tiny_tokenizer(template=template), ChatSettings(thinking="keep"))
 
 
 def said(made: Chat, text: str, extra: str = "", messages: tuple[Message, ...] = USER) -> str:
