@@ -10,8 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-# ``tools``: what the assistant may call, as a JSON list, before all other turns; ``tool``: the result of a call.
-Role = Literal["system", "user", "assistant", "tool", "tools"]
+from pydantic import JsonValue
+
+# ``tool``: the result of a call. The last three are no turns but what a prompt holds besides them, as JSON, before all
+# turns: ``tools`` that the assistant may call, ``documents``, and values for the chat template's own variables.
+Role = Literal["system", "developer", "user", "assistant", "tool", "tools", "documents", "chat_template_kwargs"]
+BESIDES: frozenset[Role] = frozenset(("tools", "documents", "chat_template_kwargs"))
+# Fields of a turn that are part of what is said. Others, such as a row's own numbers, tell no two turns apart.
+SAID = ("tool_calls", "reasoning_content", "name", "tool_call_id")
 FinishReason = Literal["stop", "length"]
 
 
@@ -30,8 +36,8 @@ def derive_seed(*parts: object) -> int:
 class Message:
     """One turn of a conversation.
 
-    ``extra`` holds further fields that chat templates read, as a JSON object: ``tool_calls`` and ``reasoning_content``
-    of the assistant, ``name`` and ``tool_call_id`` of a tool's result. Empty if there are none.
+    ``extra`` holds the turn's further fields as a JSON object: those of ``SAID``, and any other that the row has, which
+    a chat template may read. Empty if there are none.
     """
 
     role: Role
@@ -39,19 +45,50 @@ class Message:
     extra: str = ""
 
     @property
+    def is_turn(self) -> bool:
+        """Whether somebody says it; False for what a prompt holds besides turns."""
+        return self.role not in BESIDES
+
+    @property
+    def fields(self) -> dict[str, JsonValue]:
+        """The further fields."""
+        found: dict[str, JsonValue] = json.loads(self.extra) if self.extra else {}
+        return found
+
+    @property
+    def value(self) -> JsonValue:
+        """What the JSON of a message of ``BESIDES`` says."""
+        found: JsonValue = json.loads(self.content)
+        return found
+
+    @property
+    def said(self) -> str:
+        """The further fields that are part of what is said, as a JSON object; empty if there are none."""
+        fields = self.fields
+        if all(name in SAID for name in fields):
+            return self.extra
+        said = {name: value for name, value in fields.items() if name in SAID}
+        return json.dumps(said, ensure_ascii=False) if said else ""
+
+    @property
     def parts(self) -> list[str]:
-        """The turn as a plain list, for hashes and JSON."""
+        """What is said as a plain list, for hashes."""
+        return [self.role, self.content, *([said] if (said := self.said) else [])]
+
+    @property
+    def whole(self) -> list[str]:
+        """The whole turn as a plain list, from which it can be made again."""
         return [self.role, self.content, *([self.extra] if self.extra else [])]
 
     @property
     def plain(self) -> dict[str, object]:
         """The turn as chat templates and reward functions read it: role, content and the further fields."""
-        return {"role": self.role, "content": self.content, **(json.loads(self.extra) if self.extra else {})}
+        return {"role": self.role, "content": self.content, **self.fields}
 
     @property
     def shown(self) -> str:
         """The turn's text for readers, with its further fields."""
-        return "\n".join(part for part in (self.content, self.extra) if part)
+        return "\n".join(part for part in (self.content, self.said) if part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +109,13 @@ class Prompt:
     guessed: bool = field(default=False, compare=False)
 
     @property
+    def shown(self) -> tuple[Message, ...]:
+        """The messages for readers: without the values for the chat template's variables."""
+        return tuple(message for message in self.messages if message.role != "chat_template_kwargs")
+
+    @property
     def id(self) -> str:
-        """Hash of the messages alone: two rows with one prompt share an id."""
+        """Hash of what the messages say: two rows with one prompt share an id."""
         return content_hash([m.parts for m in self.messages])
 
 

@@ -18,6 +18,7 @@ from pipeline.config import (
     ScorerSettings,
     SlotScorer,
 )
+from pipeline.models.rendering.template import Rendering
 from pipeline.storage.digests import file_sha256
 from pipeline.types import content_hash
 from reward_models.answers.accounts import Accounts
@@ -51,8 +52,12 @@ def _facts(file: Path) -> list[object]:
     return [state.st_size, state.st_mtime_ns]
 
 
-def build_labeller(settings: ScorerSettings, accounts: Accounts, field: str = "scorer") -> Labeller:
+def build_labeller(
+    settings: ScorerSettings, accounts: Accounts, field: str = "scorer", rendering: Rendering | None = None
+) -> Labeller:
     """Build the labeller for ``settings``, found at ``field`` in the config.
+
+    ``rendering``: of the policy, for reward models that run here and have its chat template.
 
     Raises ``UserError`` if its model, file or key is not available.
     """
@@ -66,7 +71,7 @@ def build_labeller(settings: ScorerSettings, accounts: Accounts, field: str = "s
 
             return OneByOne(MathReward(settings, field), accounts)
         case ClassifierScorer():
-            return _classifier(settings, accounts)
+            return _classifier(settings, accounts, rendering)
         case PairwiseScorer():
             from reward_models.local.pairwise import PairwiseModel
 
@@ -85,7 +90,9 @@ def build_labeller(settings: ScorerSettings, accounts: Accounts, field: str = "s
 
             places = [f"{field}.members.{index}.scorer" for index in range(len(settings.members))]
             members = zip(settings.members, places, strict=True)
-            return Ensemble(settings, [build_labeller(member.scorer, accounts, place) for member, place in members])
+            return Ensemble(
+                settings, [build_labeller(one.scorer, accounts, place, rendering) for one, place in members]
+            )
         case _:
             return _rule(settings)
 
@@ -111,11 +118,13 @@ def _rule(
     assert_never(settings)
 
 
-def _classifier(settings: ClassifierScorer, accounts: Accounts) -> Labeller:
+def _classifier(settings: ClassifierScorer, accounts: Accounts, rendering: Rendering | None) -> Labeller:
     from reward_models.local.classifier import ClassifierReward
 
-    reward = ClassifierReward(settings)
+    reward = ClassifierReward(settings, rendering)
     accounts.facts.append(lambda: reward.facts)
     # Earlier versions wrote the day of each run: their labels are not used again.
     dated = {} if reward.day is None else {"day": reward.day}
-    return OneByOne(ScoredBy(reward, model_version({**settings.identity(), **dated}, settings.path)), accounts)
+    return OneByOne(
+        ScoredBy(reward, model_version({**settings.identity(), **dated, **reward.given}, settings.path)), accounts
+    )

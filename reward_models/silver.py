@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config import ClassifierScorer
+from pipeline.models.rendering.template import Rendering
 from pipeline.types import Group
 
 
@@ -38,10 +39,11 @@ class ImplicitReward:
 class Members:
     """The discriminators of one version; a response's score is their mean score."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(self, folders: Sequence[Path], rendering: Rendering | None = None) -> None:
+        """``rendering``: of the policy, for members with its chat template."""
         from reward_models.local.classifier import ClassifierReward
 
-        self._members = [ClassifierReward(ClassifierScorer(path=str(folder))) for folder in folders]
+        self._members = [ClassifierReward(ClassifierScorer(path=str(folder)), rendering) for folder in folders]
 
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
         """Return the members' mean scores."""

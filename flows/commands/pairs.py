@@ -117,7 +117,7 @@ def _print_histogram(console: Console, title: str, histogram: Histogram) -> None
 
 
 def _print_example(console: Console, number: int, row: Preference) -> None:
-    prompt = "\n".join(f"{message.role}: {message.shown}" for message in row.prompt.messages)
+    prompt = "\n".join(f"{message.role}: {message.shown}" for message in row.prompt.shown)
     console.print(f"\n{number}. {_shown(prompt)}", highlight=False, markup=False)
     match row:
         case Pair():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from flows.preflight.chat_template import check_rendering
 from flows.preflight.fault_log import FaultLog
 from flows.preflight.understand import understood_data
 from flows.report.progress import make_console, progress
@@ -26,7 +27,7 @@ from pipeline.data.spool.distinct import DistinctPrompts
 from pipeline.data.spool.mixing import MemberRows, MixtureRows, select
 from pipeline.errors import RunError, UserError, first_lines
 from pipeline.storage.atomic import write_json, write_text
-from pipeline.storage.digests import model_digest
+from pipeline.storage.digests import file_sha256, model_digest
 from pipeline.storage.layout import as_now_called, as_read, require_known, state_version
 from pipeline.storage.manifest import MANIFEST, StageKey
 from pipeline.storage.run_folder import CHECKPOINTS, Stage, StageWriter
@@ -52,6 +53,8 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
     config = load_settings(RewardModelConfig, files, settings)
     root = (run_dir or Path("runs") / config.name).resolve()
     config = _carried(config, root)
+    model = config.model
+    check_rendering(config.chat, model.path, model.revision, trust_remote_code=model.trust_remote_code)
     stage, key = Stage(root.name, 0, root), _key(config)
     if not stage.complete(key):
         source, read = understood_data(config.pairs, "pairs")
@@ -171,6 +174,8 @@ def _key(config: RewardModelConfig) -> StageKey:
     plain: dict[str, JsonValue] = {k: v for k, v in config.identity().items() if k not in ("name", "seed")}
     plain |= {"limits": config.limits.identity()} if config.limits.dropped else {}
     plain["files"] = {name: source_digest(data) for name, data in sources.items() if data is not None}
+    if config.chat.template_file is not None:
+        plain["template_file"] = file_sha256(Path(config.chat.template_file))
     plain["model_files"] = model_digest(Path(config.model.path))
     return StageKey(config=plain, inputs={}, seed=config.seed)
 

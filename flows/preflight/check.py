@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+from flows.preflight.chat_template import check_template
 from flows.preflight.data import check_data
 from flows.preflight.fault_log import FaultLog
 from flows.preflight.labellers import check_answer, check_scorer, check_second
@@ -70,6 +71,7 @@ def check_run(
     longest, trusted = _longest(config), config.trusts_policy
     if isinstance(config.policy, PretrainedPolicy):
         check_policy_folder(Path(config.policy.path), "policy.path", longest, trust_remote_code=trusted)
+    check_template(config)
     if config.scorer is not None:
         check_scorer(config.scorer)
     if config.gate is not None and config.gate.second is not None:
@@ -186,6 +188,7 @@ def check_new(config: RunConfig, root: Path) -> None:
     config = run.carried(config)
     if run.stage(0, "data").folder.exists():
         require_as_it_was(run, config)
+        check_template(config)
         if not has_grown(run, config):
             return
     _, log = check_run(config, faults_file(root))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from pipeline.config import ClassifierScorer, PretrainedPolicy, RunConfig, ScratchPolicy, scorers_of
 from pipeline.config.data.limits import OF_TOKENS
@@ -10,6 +10,10 @@ from pipeline.data.faults import Tokens
 from pipeline.errors import UserError
 from pipeline.sampling.sampler import engine_context
 from pipeline.types import Message
+
+if TYPE_CHECKING:
+    from pipeline.models.chat import Chat
+    from pipeline.models.rendering.template import Rendering
 
 _UNLIMITED = 2**62
 
@@ -48,7 +52,8 @@ def tokens_of(config: RunConfig, texts: Iterable[str]) -> Tokens:
     shortest = shortest_reader(config)
     if shortest is None:
         return Tokens(chat, config.chat, context, rows)
-    return Tokens(chat, config.chat, context, rows, _reward_length(shortest), shortest.max_tokens)
+    length = _reward_length(shortest, _shared(config, chat))
+    return Tokens(chat, config.chat, context, rows, length, shortest.max_tokens)
 
 
 def shortest_reader(config: RunConfig) -> ClassifierScorer | None:
@@ -58,12 +63,21 @@ def shortest_reader(config: RunConfig) -> ClassifierScorer | None:
     return min(models, key=lambda model: model.max_tokens, default=None)
 
 
-def _reward_length(settings: ClassifierScorer) -> Callable[[Sequence[Message], Message], int]:
+def _shared(config: RunConfig, chat: "Chat") -> "Rendering | None":
+    from pipeline.models.rendering.template import Rendering
+
+    given = config.chat
+    return Rendering(given.template_kwargs, given.template_file, chat.own_template) if given.rerendered else None
+
+
+def _reward_length(
+    settings: ClassifierScorer, rendering: "Rendering | None"
+) -> Callable[[Sequence[Message], Message], int]:
     from pipeline.models.foreign import embedding_rows, load_tokenizer
     from reward_models.local.conversations import Conversations
 
     tokenizer = load_tokenizer(settings.path, "scorer.path: ", trust_remote_code=settings.trust_remote_code)
-    conversations = Conversations(tokenizer, embeddings=embedding_rows(Path(settings.path)))
+    conversations = Conversations(tokenizer, embeddings=embedding_rows(Path(settings.path)), rendering=rendering)
 
     def length(messages: Sequence[Message], answer: Message) -> int:
         try:

@@ -56,7 +56,13 @@ def understood(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, 
 def _dated(config: RunConfig, before: RunConfig | None) -> tuple[ChatSettings, list[str]]:
     """Return the chat settings with the day that the policy's template writes, if any, and a line about it."""
     chat, policy = config.chat, config.policy
-    if chat.date is not None or chat.template == "plain" or not isinstance(policy, PretrainedPolicy):
+    if chat.date is not None or chat.template == "plain":
+        return chat, []
+    if chat.template_file is not None:
+        file = Path(chat.template_file)
+        dated = file.is_file() and b"strftime_now" in file.read_bytes()
+        return _with_day(chat, before, f"{file} writes today's date") if dated else (chat, [])
+    if not isinstance(policy, PretrainedPolicy):
         return chat, []
     fetched = not Path(policy.path).exists() and _HUB_NAME.fullmatch(policy.path) is not None
     if before is not None and fetched:
@@ -64,10 +70,14 @@ def _dated(config: RunConfig, before: RunConfig | None) -> tuple[ChatSettings, l
     folder = cached_folder(policy.path, policy.revision) if fetched else Path(policy.path)
     if folder is not None and not writes_date(folder):
         return chat, []
-    day = datetime.now(UTC).date().isoformat() if before is None else before.chat.date
     why = "policy.path's chat template writes today's date"
     if folder is None:
         why = f"{policy.path} is not here yet, and its chat template may write today's date"
+    return _with_day(chat, before, why)
+
+
+def _with_day(chat: ChatSettings, before: RunConfig | None, why: str) -> tuple[ChatSettings, list[str]]:
+    day = datetime.now(UTC).date().isoformat() if before is None else before.chat.date
     said = f"chat.date={day}: {why}; the run stays with this one"
     return chat.model_copy(update={"date": day}), [said] if before is None else []
 

@@ -178,7 +178,7 @@ def _comparisons(run: RunFolder, round_: int, count: int) -> tuple[SampleCompari
     before, after = (_greedy(run, number, count) for number in (0, round_))
     return tuple(
         SampleComparison(
-            "\n".join(message.shown for message in group.prompt.messages),
+            "\n".join(message.shown for message in group.prompt.shown),
             before[key].responses[0].text,
             _score(before[key]),
             group.responses[0].text,

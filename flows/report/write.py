@@ -135,7 +135,7 @@ def _samples(run: RunFolder, characters: int) -> Samples:
         for number, group in enumerate(read_groups(run.stage(round_, "evaluation").folder / "greedy")):
             if number == _PROMPTS:
                 break
-            prompt = "\n".join(message.shown for message in group.prompt.messages)
+            prompt = "\n".join(message.shown for message in group.prompt.shown)
             score = group.scores[0] if group.scores else None
             cells = found.setdefault(group.prompt.id, (prompt, {}))[1]
             cells[round_] = (_cut(group.responses[0].text), score)

@@ -28,7 +28,7 @@ from pipeline.config.loss.needs import needs_of
 from pipeline.config.reward_model import Discriminator, bought
 from pipeline.data.sources import files_of, held_out_source
 from pipeline.errors import RunError, UserError
-from pipeline.storage.digests import digest, model_digest
+from pipeline.storage.digests import digest, file_sha256, model_digest
 from pipeline.storage.manifest import StageKey
 
 # After "chat": only what decides token ids, for stages that read no text.
@@ -49,6 +49,18 @@ def plain_section(config: RunConfig, section: str) -> JsonValue:
     if isinstance(value, tuple):
         return list(value)
     raise TypeError(f"section {section} has no plain form")
+
+
+def chat_identity(config: RunConfig) -> dict[str, JsonValue]:
+    """What decides the tokens of messages, besides the model's own files; of a template file, its content."""
+    return {**config.chat.identity(), **_template_file(config)}
+
+
+def _template_file(config: RunConfig) -> dict[str, JsonValue]:
+    file = config.chat.template_file
+    if file is not None and not Path(file).is_file():
+        raise UserError(f"chat.template_file: {file}: no such file")
+    return {} if file is None else {"template_file": file_sha256(Path(file))}
 
 
 def _trained_on(config: RunConfig) -> JsonValue:
@@ -89,10 +101,11 @@ def _discriminator(config: RunConfig) -> Discriminator:
 
 def _chat_ids(config: RunConfig) -> JsonValue:
     """Settings that determine the ids of conversations."""
-    return {name: value for name, value in config.chat.identity().items() if name != "thinking"}
+    return {name: value for name, value in chat_identity(config).items() if name != "thinking"}
 
 
 _DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
+    "chat": chat_identity,
     f"chat{IDS_ONLY}": _chat_ids,
     "trained_on": _trained_on,
     "stored": _stored,
@@ -158,7 +171,7 @@ def _rows_dropped(config: RunConfig) -> dict[str, JsonValue]:
         return {}
     facts: dict[str, JsonValue] = {"dropped": [*causes]}
     if not OF_TOKENS.isdisjoint(causes) and isinstance(policy, PretrainedPolicy):
-        facts["tokens"] = {"chat": config.chat.identity(), "policy": model_digest(Path(policy.path))}
+        facts["tokens"] = {"chat": chat_identity(config), "policy": model_digest(Path(policy.path))}
     scorer = config.scorer
     if "long_for_reward_model" in causes and scorer is not None:
         facts["reward_model"] = {"scorer": scorer.identity(), **dict(scorer_digests(scorer))}
@@ -194,7 +207,10 @@ def gate_facts(place: Place) -> dict[str, JsonValue]:
     settings = place.config.gate
     if settings is None:
         return {}
-    second = {} if settings.second is None else dict(scorer_digests(settings.second, "gate.second"))
+    second: dict[str, JsonValue] = {}
+    if settings.second is not None:
+        second = dict(scorer_digests(settings.second, "gate.second"))
+        second |= shared_template(place.config, settings.second, "gate.second")
     return {"answers": answers_before(place.run, place.round), **second}
 
 
@@ -208,6 +224,14 @@ def scorer_digests(settings: ScorerSettings, place: str = "scorer") -> Iterator[
                 yield f"{field}.file", _file_digest(scorer.file, f"{field}.file")
             case JudgeScorer() if scorer.template is not None:
                 yield f"{field}.template", _file_digest(scorer.template, f"{field}.template")
+
+
+def shared_template(config: RunConfig, settings: ScorerSettings, place: str = "scorer") -> dict[str, JsonValue]:
+    """What the policy's chat template is given, if reward models that run here may have the same template."""
+    models = any(isinstance(scorer, ClassifierScorer) for _, scorer in scorers_of(settings))
+    if not config.chat.rerendered or not models:
+        return {}
+    return {f"{place}.chat": {"template_kwargs": config.chat.template_kwargs, **_template_file(config)}}
 
 
 def _file_digest(path: str, field: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from flows.run_folder.inputs import Place
-from flows.run_folder.key_parts import IDS_ONLY, plain_section, scorer_digests
+from flows.run_folder.key_parts import IDS_ONLY, plain_section, scorer_digests, shared_template
 from flows.run_folder.stage_table import spec_of
 from pipeline.config import RunConfig
 from pipeline.storage.manifest import StageKey
@@ -21,7 +21,7 @@ def stage_key(
     # A key names a section as the config does, also where only a part of it counts.
     plain = {section.removesuffix(IDS_ONLY): plain_section(config, section) for section in sections}
     if "scorer" in sections and config.scorer is not None:
-        plain |= dict(scorer_digests(config.scorer))
+        plain |= {**dict(scorer_digests(config.scorer)), **shared_template(config, config.scorer)}
     return StageKey(config=plain | spec.facts(place), inputs=inputs, seed=config.seed)
 
 

@@ -10,6 +10,8 @@ from flows.report.progress import Report, silent
 from flows.run_folder.stage_keys import stage_key
 from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.models.chat import Chat, load_chat
+from pipeline.models.foreign import load_tokenizer
+from pipeline.models.rendering.template import Rendering, own_template
 from pipeline.storage.integrity import POINTER
 from pipeline.storage.rows import read_preference_rows, write_preferences
 from pipeline.storage.run_folder import RunFolder, Stage
@@ -82,6 +84,20 @@ def keep_rows(context: Context, round_: int, ids: Collection[str], file: Path) -
     wanted = set(ids)
     preferences = read_preference_rows(context.run.stage(round_, "pairs").folder)
     write_preferences(file, (row for row in preferences if row.id in wanted))
+
+
+def policy_rendering(config: RunConfig) -> Rendering | None:
+    """What the policy's chat template is given, for reward models that have the same one; None if nothing."""
+    chat, policy = config.chat, config.policy
+    if not chat.rerendered:
+        return None
+    tokenizer = (
+        load_tokenizer(policy.path, trust_remote_code=config.trusts_policy)
+        if isinstance(policy, PretrainedPolicy)
+        else None
+    )
+    own = "" if tokenizer is None else own_template(tokenizer)
+    return Rendering(chat.template_kwargs, chat.template_file, own)
 
 
 def policy_chat(config: RunConfig, policy: Path) -> Chat:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent
-from flows.stages.context import Context, Outcome, offending_file, policy_chat
+from flows.stages.context import Context, Outcome, offending_file, policy_chat, policy_rendering
 from flows.stages.data import held_out_prompts, text_preferences, training_prompts
 from flows.stages.held_out import held_out_examples, held_out_metrics, write_held_out_prompts
 from flows.stages.labels.shards import LabelProgress, open_accounts
@@ -51,7 +51,9 @@ def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group],
     settings = context.config.scorer
     with open_accounts(context, round_, "evaluation") as accounts:
         accounts.changed = LabelProgress(context, 1, accounts).tick
-        scorer = None if settings is None else build_labeller(settings, accounts)
+        scorer = (
+            None if settings is None else build_labeller(settings, accounts, rendering=policy_rendering(context.config))
+        )
         groups = {name: _scored(context, round_, name, scorer) for name in ("greedy", "sampled")}
         for name, scored in groups.items():
             (folder / name).mkdir(exist_ok=True)

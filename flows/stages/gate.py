@@ -11,7 +11,7 @@ from pydantic import JsonValue
 from flows.report.findings.gate_reasons import gate_reasons
 from flows.run_folder.ancestry import base_before, best_before, parent
 from flows.run_folder.approvals import write_decision
-from flows.stages.context import Context, Outcome
+from flows.stages.context import Context, Outcome, policy_rendering
 from flows.stages.held_out import HELD_OUT_MARGINS
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
 from pipeline.config import Gate, ScorerSettings, compares
@@ -110,7 +110,7 @@ def _label(context: Context, round_: int, folder: Path, settings: Gate, accounts
     """Have the second labeller score the round's responses, and in round 1 the start's."""
     if settings.second is None or compares(settings.second):
         return {}
-    labeller = build_labeller(settings.second, accounts, "gate.second")
+    labeller = build_labeller(settings.second, accounts, "gate.second", policy_rendering(context.config))
     costs: dict[str, JsonValue] = {}
     for number, name in ((0, "second_start"), (round_, "second")) if round_ == 1 else ((round_, "second"),):
         groups = list(read_groups(context.run.stage(number, "evaluation").folder / "sampled"))

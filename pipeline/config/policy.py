@@ -51,9 +51,44 @@ Policy = Annotated[PretrainedPolicy | ScratchPolicy, Field(discriminator="kind")
 
 
 EARLIER = "earlier"
+# Variables of chat templates that are not set by name: the conversation itself, and how it is asked for.
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize")
 
 
-class ChatSettings(Closed):
+class TemplateSettings(Closed):
+    """What a model's chat template is given, or replaced by."""
+
+    template_kwargs: dict[str, JsonValue] = Field(
+        {},
+        description="values for the chat template's variables, such as enable_thinking: false or "
+        "reasoning_effort: low; a row's own chat_template_kwargs come first",
+        json_schema_extra=LATER,
+    )
+    template_file: str | None = Field(
+        None,
+        min_length=1,
+        description="a Jinja file that takes the place of the model's chat template",
+        json_schema_extra=LATER,
+    )
+
+    @property
+    def rerendered(self) -> bool:
+        """Whether the model's chat template is replaced, or gets values."""
+        return bool(self.template_kwargs) or self.template_file is not None
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result; of the template file, keys hold the content, not the place."""
+        return {name: value for name, value in super().identity().items() if name != "template_file"}
+
+    @model_validator(mode="after")
+    def _are_variables(self) -> "TemplateSettings":
+        own = next((name for name in RESERVED if name in self.template_kwargs), None)
+        if own is not None:
+            raise ValueError(f"template_kwargs: {own} is no variable to set; the data and the run decide it")
+        return self
+
+
+class ChatSettings(TemplateSettings):
     """How messages become tokens."""
 
     template: Literal["auto", "model", "plain"] = Field(
@@ -90,3 +125,10 @@ class ChatSettings(Closed):
     def identity(self) -> dict[str, JsonValue]:
         """The settings that decide the result; ``earlier`` is no part of keys, which were made without the setting."""
         return {name: value for name, value in super().identity().items() if value != EARLIER}
+
+    @model_validator(mode="after")
+    def _a_template_reads_them(self) -> "ChatSettings":
+        if self.template == "plain" and self.rerendered:
+            name = "template_file" if self.template_file is not None else "template_kwargs"
+            raise ValueError(f"{name}: template: plain reads no chat template; use auto or model")
+        return self

@@ -10,7 +10,7 @@ from pipeline.config.data.mixture import usual_source
 from pipeline.config.data.sources import HeldOut, PairData
 from pipeline.config.loss.components import Margin, NoMargin
 from pipeline.config.loss.composition import Composition
-from pipeline.config.policy import PretrainedPolicy
+from pipeline.config.policy import PretrainedPolicy, TemplateSettings
 from pipeline.config.training import Optimisation
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -37,6 +37,7 @@ class RewardModelConfig(Closed):
     pairs: PairData = Field(description="pairs, or groups of scored responses, where each two form a pair")
     held_out: HeldOut = HeldOut()
     limits: Limits = Field(Limits(), json_schema_extra=OPERATIONAL)
+    chat: TemplateSettings = Field(TemplateSettings(), json_schema_extra=LATER)
     max_tokens: int = Field(2048, ge=8, description="pairs with a longer conversation are dropped and counted")
     ties: Literal["drop", "half", "rao_kupper"] = Field(
         "drop",

@@ -19,6 +19,7 @@ Cause = Literal[
     "malformed",
     "refused",
     "unwritten",
+    "unread",
     "spelled",
     "doubled_bos",
     "doubled_eos",
@@ -45,6 +46,20 @@ LONG_PROMPT = "a prompt"
 _Side = tuple[str, Message]
 
 
+class _LeftOut(Protocol):
+    """The attributes of ``unread.LeftOut`` used here."""
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What is said or given."""
+        ...
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Further fields of turns."""
+        ...
+
+
 class _Chat(Protocol):
     """The methods of ``chat.Chat`` used here."""
 
@@ -65,8 +80,8 @@ class _Chat(Protocol):
         """Return whether the prompt's ids are a prefix of prompt and response rendered together."""
         ...
 
-    def unwritten(self, messages: Sequence[Message], answers: Sequence[Message]) -> list[str]:
-        """Return the parts of the conversation that the template leaves out."""
+    def left_out(self, messages: Sequence[Message], answers: Sequence[Message]) -> _LeftOut:
+        """Return the names of the parts of the conversation that the template leaves out."""
         ...
 
     def spell(self, ids: Sequence[int]) -> str:
@@ -199,7 +214,7 @@ def _faults_of_texts(row: PromptRow | TextPreference, sides: Sequence[_Side]) ->
 
 def _turns(prompt: Prompt, sides: Sequence[_Side]) -> list[_Side]:
     """Return every turn that people or models wrote, each with its name."""
-    return [*(("prompt", turn) for turn in prompt.messages if turn.role != "tools"), *sides]
+    return [*(("prompt", turn) for turn in prompt.messages if turn.is_turn), *sides]
 
 
 def _equal(sides: Sequence[tuple[str, str | tuple[int, ...]]]) -> tuple[str, str] | None:
@@ -216,9 +231,11 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
     chat, limits, messages = tokens.chat, tokens.limits, prompt.messages
     yield from _spelled(prompt, sides, chat)
     prompt_ids = chat.prompt_ids(messages)
-    left_out = chat.unwritten(messages, [turn for _, turn in sides])
-    if left_out:
-        yield "unwritten", f"the chat template does not write: {', '.join(left_out)}"
+    left_out = chat.left_out(messages, [turn for _, turn in sides])
+    if left_out.content:
+        yield "unwritten", f"the chat template does not write: {', '.join(left_out.content)}"
+    if left_out.fields:
+        yield "unread", f"the chat template does not read: {', '.join(left_out.fields)}"
     said, merged = [], []
     for name, turn in sides:
         if turn.shown.strip():

@@ -15,11 +15,11 @@ from typing import Any
 from pipeline import config
 from pipeline.errors import RefusedTurnsError, UserError
 from pipeline.models.foreign import added_before, backend_of, encoded_by, load_tokenizer, model_end_ids, refused
-from pipeline.models.rendering.conversation_parts import parts_of, written_parts
 from pipeline.models.rendering.markup import Markup
-from pipeline.models.rendering.pieces import after, asks_alike, shared_start
-from pipeline.models.rendering.template import ChatTemplate
+from pipeline.models.rendering.pieces import after, answer_start, asks_alike
+from pipeline.models.rendering.template import ChatTemplate, chosen_template, own_template
 from pipeline.models.rendering.thoughts import Thoughts
+from pipeline.models.rendering.unread import LeftOut, Unread
 from pipeline.types import Message, content_hash
 
 _MARK = "prefloopresponse"
@@ -35,6 +35,7 @@ class Chat:
             generation config, the template's end-of-turn token.
         end_id: the one of ``end_ids`` that this chat's format puts after an assistant turn.
         special_ids: every id that does not represent text.
+        own_template: the tokenizer's own template, also where a file takes its place; empty if it has none.
         bos_id: the tokenizer's BOS, if it has one; a prompt begins with it only if the template writes it or, without
             a template, the tokenizer adds it.
         thoughts: where the answer begins in a response, and what labellers see of it.
@@ -45,18 +46,19 @@ class Chat:
         """``model_end_ids``: the end tokens of the model's own config files.
 
         Raises:
-            UserError: ``template: model`` without a chat template, a template that cannot render
-                one user and one assistant turn, or no end token anywhere.
+            UserError: as ``chosen_template``, a template that cannot render one user and one
+                assistant turn, or no end token anywhere.
         """
         self._tokenizer = tokenizer
         self._backend = backend_of(tokenizer)
         self._added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         self._settings = settings
-        self.uses_template = self._choose_template()
-        self._template = ChatTemplate(tokenizer, settings.date) if self.uses_template else None
+        self._template = chosen_template(tokenizer, settings)
+        self.uses_template = self._template is not None
+        self.own_template = own_template(tokenizer)
         self._markup = Markup(tokenizer, self._template)
         self.thoughts = Thoughts(tokenizer, self._template, settings.thinking, self.decode)
-        self._written: frozenset[str] | None = None
+        self._unread = Unread(self._template)
         self._before = () if self.uses_template else added_before(tokenizer)
         self._last: tuple[tuple[Message, ...], list[str]] | None = None
         self._last_ids: tuple[tuple[Message, ...], tuple[int, ...]] | None = None
@@ -76,7 +78,7 @@ class Chat:
         self.vocab_size: int = len(tokenizer)
         self.template_hash: str = content_hash(
             [
-                self.uses_template and str(tokenizer.chat_template),
+                self._template is not None and self._template.source,
                 self._lead,
                 self._gap,
                 settings.date,
@@ -85,6 +87,7 @@ class Chat:
                 tokenizer.bos_token_id,
                 self._before,
                 *([] if settings.bos == "written" else ["bos"]),
+                *([{**settings.template_kwargs}] if settings.template_kwargs else []),
                 content_hash(sorted(tokenizer.get_vocab().items())),
             ]
         )
@@ -137,12 +140,9 @@ class Chat:
         ids = content + ([end] if finished else [])
         return tuple(ids[: self._settings.max_response_tokens])
 
-    def unwritten(self, messages: Sequence[Message], answers: Sequence[Message]) -> list[str]:
-        """Parts of the conversation that the format leaves out: tools, tool calls, tool results, reasoning."""
-        found = parts_of(messages, answers)
-        if found and self._written is None:
-            self._written = frozenset() if self._template is None else written_parts(self._template)
-        return [part for part in found if part not in (self._written or ())]
+    def left_out(self, messages: Sequence[Message], answers: Sequence[Message]) -> LeftOut:
+        """Parts of the conversation that the format leaves out."""
+        return self._unread.of(messages, answers)
 
     def spell(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` with special tokens as their names."""
@@ -177,12 +177,6 @@ class Chat:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _choose_template(self) -> bool:
-        has_one = bool(self._tokenizer.chat_template)
-        if self._settings.template == "model" and not has_one:
-            raise UserError(f"chat.template: model, but {_name(self._tokenizer)} has none; use plain or auto")
-        return has_one and self._settings.template != "plain"
 
     def _probe_template(self) -> tuple[str, str, int | None]:
         """Return the template's text before and after an assistant's text, and its special token after it."""
@@ -226,7 +220,7 @@ class Chat:
         if whole.startswith(prompt):
             return self._without_end(after(pieces, len(prompt)))
         if extra:
-            return self._without_end(after(pieces, shared_start(prompt, whole)))
+            return self._without_end(after(pieces, answer_start(prompt, whole)))
         # The template writes an answered prompt otherwise: the answer as it stands. A thought that the prompt has
         # opened is not opened again.
         opened = _THOUGHT.search(prompt)
@@ -276,7 +270,7 @@ class Chat:
 
 
 def _plain_text(messages: Sequence[Message]) -> str:
-    return "\n".join(message.content for message in messages if message.role != "tools")
+    return "\n".join(message.content for message in messages if message.is_turn)
 
 
 def load_chat(path: str, settings: config.ChatSettings, trust_remote_code: bool = False) -> Chat:

@@ -110,6 +110,8 @@ def as_now_called(tree: _Tree, renamed: Mapping[str, str | None] | None = None) 
             place.setdefault(new.rpartition(".")[2], value)
     for section, kind, name, value in _BEFORE:
         held = now.get(section)
+        if section == "chat" and "policy" not in now:
+            continue  # a reward model's, which 0.1.0 had none of
         if isinstance(held, dict) and held.get("kind", kind) == kind:
             held.setdefault(name, value)
     return now

@@ -63,10 +63,10 @@ class JudgePrompt:
         """Return the question's whole text. Raises ``UserError`` if the template fails."""
         texts = [response.text for response in question.responses]
         answer = question.prompt.answer
-        mark = _mark(question.prompt.messages, [*texts, answer or ""])
+        mark = _mark(question.prompt.shown, [*texts, answer or ""])
         values: dict[str, object] = {
             "mark": mark,
-            "conversation": _fence("CONVERSATION", _turns(question.prompt.messages), mark),
+            "conversation": _fence("CONVERSATION", _turns(question.prompt.shown), mark),
             "answer": None if answer is None else _fence("EXPECTED", answer, mark),
             "verdict": self._settings.verdict,
             "low": self._settings.scale[0],

@@ -21,6 +21,7 @@ from pipeline.models.attention.packing import pack
 from pipeline.models.attention.shared_prompts import TOLERANCE
 from pipeline.models.classifier_scores import RowScores, embedding_count, padding_id
 from pipeline.models.foreign import load_tokenizer, refused
+from pipeline.models.rendering.template import Rendering
 from pipeline.types import Group
 from reward_models.local.conversations import Conversations, Ids, split_shared, without_end
 
@@ -46,8 +47,11 @@ class _Tree:
 class ClassifierReward:
     """Score with one logit of the model, or a weighted sum of several."""
 
-    def __init__(self, settings: ClassifierScorer) -> None:
-        """Load model and tokenizer, on the GPU if there is one. Raises ``UserError`` naming the path or the setting."""
+    def __init__(self, settings: ClassifierScorer, rendering: Rendering | None = None) -> None:
+        """Load model and tokenizer, on the GPU if there is one. Raises ``UserError`` naming the path or the setting.
+
+        ``rendering``: of the policy, for a model with its chat template.
+        """
         tokenizer, model = load_classifier(settings)
         outputs: int = model.config.num_labels
         unknown = [output for output in settings.weights if output >= outputs]
@@ -56,7 +60,7 @@ class ClassifierReward:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device).eval()
         self._scores = RowScores(model, settings.weights, share_prompts=settings.packing)
-        self._conversations = Conversations(tokenizer, settings.max_tokens, embedding_count(model))
+        self._conversations = Conversations(tokenizer, settings.max_tokens, embedding_count(model), rendering)
         self._budget = settings.pass_tokens(self._device.type != "cpu")
         self._checked = False
 
@@ -74,6 +78,11 @@ class ClassifierReward:
     def day(self) -> str | None:
         """The day that its chat template writes as today's; None if it writes none."""
         return self._conversations.day
+
+    @property
+    def given(self) -> dict[str, JsonValue]:
+        """What its chat template is given besides conversations; empty if nothing."""
+        return self._conversations.given
 
     @torch.inference_mode()
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:

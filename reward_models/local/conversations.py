@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from pydantic import JsonValue
+
 from pipeline.errors import UserError
 from pipeline.models.rendering.markup import Markup
-from pipeline.models.rendering.template import ChatTemplate
-from pipeline.types import Message
+from pipeline.models.rendering.template import ChatTemplate, Rendering
+from pipeline.types import Message, content_hash
 
 Ids = tuple[int, ...]
 # The day that templates write: the one that Llama's write where they cannot ask for it. Any day would do, if training
@@ -31,20 +33,37 @@ class Conversations:
         day: what the template writes as today's date (ISO 8601), on every day; None if it writes none.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int | None = None, embeddings: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_tokens: int | None = None,
+        embeddings: int | None = None,
+        rendering: Rendering | None = None,
+    ) -> None:
         """``tokenizer``: from transformers; without a chat template, contents are joined by newlines.
 
         ``max_tokens``: None means no conversation is cut. ``embeddings``: number of tokens that the model can read;
-        None: unknown. Raises ``UserError`` for a template that cannot be read.
+        None: unknown. ``rendering``: of the policy, for models with its template. Raises ``UserError`` for a template
+        that cannot be read.
         """
         self._embeddings = embeddings
         self._tokenizer = tokenizer
+        self._rendering = None if rendering is None or not rendering.fits(tokenizer) else rendering
         self._template = ChatTemplate(tokenizer, DAY) if tokenizer.chat_template else None
+        if self._rendering is not None:
+            self._template = self._rendering.template(tokenizer, DAY)
         self.day = DAY if self._template is not None and "strftime_now" in self._template.source else None
         self._markup = Markup(tokenizer, self._template)
         self._max_tokens = max_tokens
         self.truncated = 0
         self.broken = 0
+
+    @property
+    def given(self) -> dict[str, JsonValue]:
+        """What the template is given besides conversations, for the version of what reads them; empty if nothing."""
+        if self._rendering is None or self._template is None:
+            return {}
+        return {"template_kwargs": {**self._rendering.kwargs}, "template": content_hash(self._template.source)}
 
     def encode(self, asked: Sequence[tuple[Sequence[Message], str | Message]]) -> list[Ids]:
         """Return the ids of each prompt with its answer, a text or a turn: at most the last ``max_tokens``.

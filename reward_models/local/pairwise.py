@@ -72,7 +72,7 @@ class PairwiseModel:
         """Join prompt and both responses, each after its marker, which no text can hold."""
         limits = (self._settings.max_prompt_tokens, *[self._settings.max_response_tokens] * 2)
         shown = [self._clean(response.text) for response in question.responses]
-        texts = (self._clean(_turns(question.prompt.messages)), *shown)
+        texts = (self._clean(_turns(question.prompt.shown)), *shown)
         parts = []
         for place, (marker, text, limit) in enumerate(zip(self._settings.markers, texts, limits, strict=True)):
             parts.append(marker + self._cut(text, limit, keep_end=place == 0))

@@ -28,7 +28,7 @@ def question(comparison: Group) -> dict[str, Any]:
     """Return a comparison as a plain row: id, prompt, and the two responses in a shuffled order."""
     first, second = (response.text for response in comparison.responses)
     a, b = (second, first) if _swapped(comparison) else (first, second)
-    prompt = [{"role": message.role, "content": message.shown} for message in comparison.prompt.messages]
+    prompt = [{"role": message.role, "content": message.shown} for message in comparison.prompt.shown]
     return {"id": comparison.id, "prompt": prompt, "a": a, "b": b}
 
 

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from pipeline.config import ClassifierScorer, RewardModelConfig
 from pipeline.errors import RowsError, UserError, first_lines
+from pipeline.models.rendering.template import Rendering
 from pipeline.storage.atomic import json_line, write_json, write_text
 from pipeline.storage.run_folder import CHECKPOINTS
 from pipeline.training.step_log import STEPS
@@ -47,7 +48,7 @@ def train_on(config: RewardModelConfig, pairs: Sequence[TextPair], folder: Path,
 
     model, tokenizer = load_start(config.model, config.seed)
     ties = config.ties != "drop"
-    conversations = Conversations(tokenizer, embeddings=embedding_count(model))
+    conversations = Conversations(tokenizer, embeddings=embedding_count(model), rendering=_rendering(config))
     kept, dropped = compare(pairs, conversations, padding_id(model), config.max_tokens, ties=ties)
     if not kept:
         causes = first_lines([f"{cause}: {count}" for cause, count in dropped.items() if count])
@@ -99,12 +100,17 @@ def _eta(config: RewardModelConfig, kept: Sequence[Comparison]) -> float | None:
     return tie_eta(ties / len(kept))
 
 
+def _rendering(config: RewardModelConfig) -> Rendering | None:
+    chat = config.chat
+    return Rendering(chat.template_kwargs, chat.template_file) if chat.rerendered else None
+
+
 def judge(folder: Path, config: RewardModelConfig, pairs: Sequence[TextPair], eta: float | None) -> _Metrics:
     """Evaluate the model folder on held-out ``pairs``, loaded as the scorer loads it; draw the reliability plot."""
     from reward_models.local.classifier import ClassifierReward
     from reward_models.training.reliability_plot import draw_reliability
 
-    scorer = ClassifierReward(ClassifierScorer(path=str(folder), max_tokens=config.max_tokens))
+    scorer = ClassifierReward(ClassifierScorer(path=str(folder), max_tokens=config.max_tokens), _rendering(config))
     rewards = scorer.score([Group(p.prompt, (), (_response(p.chosen), _response(p.rejected))) for p in pairs])
     judged = [
         Judged(chosen - rejected, pair.soft_label, len(pair.chosen), len(pair.rejected), pair.prompt.id)

@@ -32,7 +32,7 @@ def worse_in(run: RunFolder, round_: int) -> WorsePrompts | None:
 
 
 def _change(prompt: Prompt, before: float, after: float) -> PromptChange:
-    text = "\n".join(message.shown for message in prompt.messages)
+    text = "\n".join(message.shown for message in prompt.shown)
     turns = sum(message.role == "user" for message in prompt.messages)
     return PromptChange(text, before, after, len(text), turns, prompt.source)
 

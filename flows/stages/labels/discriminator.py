@@ -5,10 +5,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.stages.context import Context, Outcome
+from flows.stages.context import Context, Outcome, policy_rendering
 from pipeline.config import FileData, PretrainedPolicy, RewardModelConfig
+from pipeline.config.policy import TemplateSettings
 from pipeline.config.reward_model import Discriminator
 from pipeline.errors import RunError
+from pipeline.models.foreign import load_tokenizer
 from pipeline.storage.atomic import discard
 from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import CHECKPOINTS
@@ -31,7 +33,7 @@ def discriminator(context: Context, round_: int, folder: Path) -> Outcome:
     learnt = [group for group in everything if not held_out(group, share, seed)]
     before = accepted(context, round_ - 1)
     _refit(context, round_, folder, settings, before, learnt)
-    accuracy, compared = _accuracy(sorted(folder.glob("member_*")), kept)
+    accuracy, compared = _accuracy(context, sorted(folder.glob("member_*")), kept)
     why_not = passes(accuracy, compared, settings.gate, round_)
     here = str((context.run.stage(round_, "discriminator").folder).relative_to(context.run.root))
     earlier = None if before is None else str(before[0].parent.relative_to(context.run.root))
@@ -39,9 +41,9 @@ def discriminator(context: Context, round_: int, folder: Path) -> Outcome:
         "bought": len(everything),
         "held_out": len(kept),
         "accuracy": accuracy,
-        "previous_accuracy": None if before is None else _accuracy(before, kept)[0],
+        "previous_accuracy": None if before is None else _accuracy(context, before, kept)[0],
         # The previous version on gold that it has not seen: from this round's policy, before learning from it.
-        "fresh_accuracy": None if before is None else _accuracy(before, rounds[-1])[0],
+        "fresh_accuracy": None if before is None else _accuracy(context, before, rounds[-1])[0],
         "why_not": why_not,
         "labels_with": earlier if why_not is not None else here,
     }
@@ -97,21 +99,29 @@ def _member_config(
     context: Context, round_: int, settings: Discriminator, before: Path | None, number: int
 ) -> RewardModelConfig:
     start = str(before) if before is not None else settings.start or str(context.policy_path(0))
+    rendering, trusted = policy_rendering(context.config), context.trusts(start)
+    shares = rendering is not None and rendering.fits(load_tokenizer(start, trust_remote_code=trusted))
+    chat = context.config.chat
     return RewardModelConfig(
         name=f"member-{number}",
         seed=derive_seed(context.config.seed, "discriminator", round_, number),
-        model=PretrainedPolicy(path=start, trust_remote_code=context.trusts(start)),
+        model=PretrainedPolicy(path=start, trust_remote_code=trusted),
         pairs=FileData(path=str(context.run.stage(round_, "gold").folder)),
+        chat=TemplateSettings(template_kwargs=chat.template_kwargs, template_file=chat.template_file)
+        if shares
+        else TemplateSettings(),
         max_tokens=settings.max_tokens,
         training=settings.training,
     )
 
 
-def _accuracy(members: Sequence[Path], gold: Sequence[Group]) -> tuple[float | None, int]:
+def _accuracy(context: Context, members: Sequence[Path], gold: Sequence[Group]) -> tuple[float | None, int]:
     """Accuracy of the members' mean margin, and the number of comparisons."""
     if not gold:
         return None, 0
-    return gold_accuracy(gold, [sum(margins) for margins in Members(members).margins(gold)])
+    return gold_accuracy(
+        gold, [sum(margins) for margins in Members(members, policy_rendering(context.config)).margins(gold)]
+    )
 
 
 def accepted(context: Context, round_: int) -> list[Path] | None:
@@ -129,4 +139,4 @@ def accepted(context: Context, round_: int) -> list[Path] | None:
 def member_margins(context: Context, round_: int, comparisons: Sequence[Group]) -> list[tuple[float, ...]] | None:
     """Margins by each member of the version left by ``round_``; None if there is no version."""
     folders = accepted(context, round_)
-    return None if folders is None else Members(folders).margins(comparisons)
+    return None if folders is None else Members(folders, policy_rendering(context.config)).margins(comparisons)

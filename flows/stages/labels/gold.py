@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.stages.context import Context, Outcome
+from flows.stages.context import Context, Outcome, policy_rendering
 from flows.stages.labels.discriminator import member_margins
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
 from pipeline.config.reward_model import Discriminator, bought
@@ -61,7 +61,8 @@ def _of_scorer(context: Context, round_: int, folder: Path, chosen: Sequence[Gro
     parts = [chosen[start : start + _SHARD] for start in range(0, len(chosen), _SHARD)]
     shards = [Shard(f"shard_{n:05d}.parquet", len(part), partial(list[Group], part)) for n, part in enumerate(parts)]
     with open_accounts(context, round_, "gold") as accounts:
-        return label_shards(context, folder, shards, build_labeller(context.config.scorer, accounts), accounts)
+        labeller = build_labeller(context.config.scorer, accounts, rendering=policy_rendering(context.config))
+        return label_shards(context, folder, shards, labeller, accounts)
 
 
 def handover(context: Context, round_: int) -> Path:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent
-from flows.stages.context import Context, Outcome
+from flows.stages.context import Context, Outcome, policy_rendering
 from flows.stages.labels.discriminator import accepted
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
 from pipeline.config.reward_model import Discriminator
@@ -71,7 +71,7 @@ def _scorer(context: Context, round_: int, settings: Discriminator) -> Scorer | 
             return _implicit(context, round_)
         case "online" | "static":
             folders = accepted(context, 1 if settings.silver == "static" else round_)
-            return None if folders is None else Members(folders)
+            return None if folders is None else Members(folders, policy_rendering(context.config))
 
 
 def _implicit(context: Context, round_: int) -> Scorer:
@@ -92,7 +92,7 @@ def labels(context: Context, round_: int, folder: Path) -> Outcome:
         return silver_labels(context, round_, folder, context.config.discriminator)
     assert context.config.scorer is not None, "the config's validator requires a scorer"
     with open_accounts(context, round_, "labels") as accounts:
-        labeller = build_labeller(context.config.scorer, accounts)
+        labeller = build_labeller(context.config.scorer, accounts, rendering=policy_rendering(context.config))
         facts = label_shards(context, folder, _shards(context, round_), labeller, accounts)
     return _outcome(folder, facts)
 

@@ -26,6 +26,18 @@ class Columns(Closed):
         description="tools that the assistant may call, as a list or its JSON; may be absent",
         json_schema_extra=LATER,
     )
+    documents: Column | None = Field(
+        "documents",
+        description="documents that the prompt is about, a list of objects or texts, for templates that read them; "
+        "may be absent; null: none are read",
+        json_schema_extra=LATER,
+    )
+    chat_template_kwargs: Column | None = Field(
+        "chat_template_kwargs",
+        description="values of the row for the chat template's variables, before those of chat.template_kwargs; may be "
+        "absent; null: none are read",
+        json_schema_extra=LATER,
+    )
     history: Column | None = Field(
         None,
         description="earlier turns, before the prompt: a list of [user, assistant], or messages; may be empty",

@@ -36,8 +36,11 @@ class Limits(Closed):
     malformed: FaultLimit = _share(0, "a row that does not fit its columns")
     refused: FaultLimit = _share(0, "the chat template refuses the row's turns, such as a system turn")
     unwritten: FaultLimit = _share(
-        0, "the chat template leaves out tools, tool calls, tool results or reasoning of the row"
+        0,
+        "the chat template leaves out what the row says or holds: turns, tools, calls, results, reasoning, documents, "
+        "images, or variables that it does not have",
     )
+    unread: FaultLimit = _share(1, "the chat template does not read a further field of a turn, such as name or weight")
     spelled: FaultLimit = _share(
         0, "a text is a conversation written out as JSON or Python, whose brackets would be trained on; see parse"
     )
@@ -86,6 +89,7 @@ FATES: Mapping[str, str] = {
     "malformed": "dropped",
     "refused": "dropped",
     "unwritten": "kept, without those parts",
+    "unread": "kept, without those fields",
     "spelled": "kept",
     "doubled_bos": "kept",
     "doubled_eos": "kept",
@@ -107,5 +111,5 @@ FATES: Mapping[str, str] = {
 }
 # Causes that are found in the policy's tokens, and in the reward model's.
 OF_TOKENS = frozenset(
-    ("refused", "unwritten", "doubled_bos", "doubled_eos", "special_token", "missing_eos", "not_a_prefix")
+    ("refused", "unwritten", "unread", "doubled_bos", "doubled_eos", "special_token", "missing_eos", "not_a_prefix")
 ) | frozenset(("identical_when_cut", "long_for_policy", "long_for_reward_model"))

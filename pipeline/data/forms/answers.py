@@ -50,7 +50,7 @@ def split_turns(prompt: Turns | None, given: Sequence[Given]) -> tuple[Turns, li
 def _whole(prompt: Turns | None, heads: Sequence[tuple[Turns, str]]) -> Turns:
     head, name = heads[0]
     for other, column in heads[1:]:
-        if other != head:
+        if [turn.parts for turn in other] != [turn.parts for turn in head]:
             what = "without a prompt they" if prompt is None else "they"
             raise FaultError(f"{name} and {column}: {what} must be conversations that differ only in the last turn")
     if prompt is None:
@@ -61,6 +61,9 @@ def _whole(prompt: Turns | None, heads: Sequence[tuple[Turns, str]]) -> Turns:
         return head
     if _ends_with(prompt, head):
         return prompt
+    if head[0].role == "assistant" and head[-1].role in ("user", "tool"):
+        # The turns that both answers share, such as a call of a tool and its result.
+        return (*prompt, *head)
     roles = ", ".join(message.role for message in head)
     raise FaultError(
         f"{name}: must hold one assistant turn after the prompt, but the turns before its last one ({roles}) are not "

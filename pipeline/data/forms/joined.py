@@ -47,7 +47,7 @@ def _read(record: Record, data: UserData) -> tuple[Record, Prompt | None]:
 
 
 def _alike(prompt: Prompt, other: Prompt | None) -> bool:
-    return other is not None and (prompt.messages, prompt.answer) == (other.messages, other.answer)
+    return other is not None and (prompt.id, prompt.answer) == (other.id, other.answer)
 
 
 def _joined(held: list[Record], data: UserData) -> Record:

@@ -11,13 +11,14 @@ from pydantic import JsonValue
 from pipeline.config import Columns, UserData
 from pipeline.data.forms import cells
 from pipeline.data.forms.answers import Given, answer, split_turns
+from pipeline.data.forms.besides import besides, with_media
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.groups import ranked, rewards_of
 from pipeline.data.forms.marks import preferred, voted
 from pipeline.data.forms.paths import find
 from pipeline.data.forms.spelled import is_spelled, read_spelled
 from pipeline.data.forms.transcripts import common_start, is_transcript
-from pipeline.data.forms.turns import Turns, history_turns, is_conversation, prompt_turns, tools_turn, with_history
+from pipeline.data.forms.turns import Turns, history_turns, is_conversation, prompt_turns, system_merged, with_history
 from pipeline.data.records import Record
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
@@ -256,31 +257,25 @@ class _Row:
         if columns.system is not None and not cells.absent(value := self._cell(columns.system)):
             said = value if isinstance(value, str) else answer(value, columns.system).content
             system = (Message("system", said),) if said.strip() else ()
-        tools = tools_turn(find(self._values, columns.tools), columns.tools)
         if columns.history is not None:
             messages = with_history(
                 history_turns(self._cell(columns.history), columns.history), messages, columns.history
             )
         others = [turn for turn in messages if turn not in system]
-        if system and any(turn.role == "system" for turn in others):
+        if system and any(turn.role in ("system", "developer") for turn in others):
             raise FaultError(f"{columns.system}: a system turn, but the prompt has another one")
-        turns = (*system, *others)
+        turns = (*system, *with_media(others, self._values, columns))
         if self._data.system == "user":
-            turns = _merged(turns)
+            turns = system_merged(turns)
         reply = cells.plain_answer(self._values, columns.answer)
         origin = None if columns.source is None else cells.plain_answer(self._values, columns.source)
-        return Prompt((*tools, *turns), self._record.source, reply, origin=origin or "", guessed=self._guessed)
-
-
-def _merged(turns: Turns) -> Turns:
-    """Return the turns with the text of system turns before that of the first user turn."""
-    said = [turn.content.strip() for turn in turns if turn.role == "system"]
-    others = [turn for turn in turns if turn.role != "system"]
-    first = next((place for place, turn in enumerate(others) if turn.role == "user"), None)
-    if not said or first is None:
-        return turns
-    others[first] = replace(others[first], content="\n\n".join((*said, others[first].content)))
-    return tuple(others)
+        return Prompt(
+            (*besides(self._values, columns), *turns),
+            self._record.source,
+            reply,
+            origin=origin or "",
+            guessed=self._guessed,
+        )
 
 
 def _read(text: str) -> JsonValue:

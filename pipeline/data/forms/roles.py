@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pipeline.types import Role
 
 ROLES: Mapping[str, Role] = {
-    **dict.fromkeys(("system", "developer"), "system"),
+    "system": "system",
+    "developer": "developer",
     **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "ai"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),

@@ -1,6 +1,7 @@
 """Turns of a conversation in the forms that data sets have them in. Torch-free."""
 
 import json
+from dataclasses import replace
 from itertools import takewhile
 
 from pydantic import JsonValue
@@ -14,6 +15,11 @@ from pipeline.types import Message, Role
 Turns = tuple[Message, ...]
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+# What a turn is read from; its other fields are kept as they are.
+_OWN = frozenset(("role", "from", "content", "value", "function_call", "tool_calls", *_REASONING))
+_SYSTEM = frozenset(("system", "developer"))
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_PARTS = (*_TEXT_PARTS, "image", "image_url", "input_image", "audio", "input_audio", "video", "file", "refusal")
 
 
 def messages(value: JsonValue, column: str) -> Turns:
@@ -27,7 +33,7 @@ def messages(value: JsonValue, column: str) -> Turns:
     if not isinstance(value, list) or not value:
         raise FaultError(f"{column}: must be a string or a list of messages, not {kind(value)}")
     found = (_message(item, place, column) for place, item in enumerate(value, 1))
-    return tuple(turn for turn in found if turn.role != "system" or turn.content.strip())
+    return tuple(turn for turn in found if turn.role not in _SYSTEM or turn.content.strip())
 
 
 def _message(item: JsonValue, place: int, column: str) -> Message:
@@ -37,45 +43,66 @@ def _message(item: JsonValue, place: int, column: str) -> Message:
     name = said.strip().casefold() if isinstance(said, str) else None
     where = f"{column}: message {place}"
     if name in CALLS:
-        return Message("assistant", "", _json({"tool_calls": _calls(content, where)}, where))
+        return Message("assistant", "", as_json({"tool_calls": _calls(content, where)}, where))
     role = None if name is None else ROLES.get(name)
     if name is not None and role is None:
         raise FaultError(f"{where} has role {said!r}; allowed: {', '.join((*ROLES, *sorted(CALLS)))}")
     extra = {} if role is None else _extra(role, turn, where)
-    content = _content(content, role, extra)
+    content = _content(content, role, extra, where)
     if role is None or not isinstance(content, str):
         raise FaultError(f"{where} must have the strings role and content")
-    return Message(role, content, _json(extra, where) if extra else "")
+    return Message(role, content, as_json(extra, where) if extra else "")
 
 
-def _content(content: JsonValue, role: Role | None, extra: dict[str, JsonValue]) -> JsonValue:
-    if isinstance(content, list) and content:
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(map(str, parts))
+def _content(content: JsonValue, role: Role | None, extra: dict[str, JsonValue], where: str) -> JsonValue:
+    if isinstance(content, list) and content and (role != "tool" or all(map(_is_part, content))):
+        return "".join(_text(part, where) for part in content)
     if role == "tool" and isinstance(content, dict | list):
         return json.dumps(content, ensure_ascii=False)
     # A turn that only calls tools says nothing.
     return "" if content is None and "tool_calls" in extra else content
 
 
+def _is_part(value: JsonValue) -> bool:
+    """Whether an item of a tool's result is a part of a content; a result may also be a list of anything."""
+    return isinstance(value, dict) and (value.get("type") in _PARTS or [*value] == ["text"])
+
+
+def _text(part: JsonValue, where: str) -> str:
+    """Return the text of a part of a content. Raises ``FaultError`` that names what else it is."""
+    held = {name: value for name, value in part.items() if not absent(value)} if isinstance(part, dict) else {}
+    what = held.get("type", "text" if "text" in held else next(iter(held), kind(part)))
+    if what not in _TEXT_PARTS or not isinstance(held.get("text", ""), str):
+        raise FaultError(f"{where} has a part of the kind {what!r}; of a list of parts, only text is read")
+    return str(held.get("text", ""))
+
+
 def _extra(role: Role, turn: dict[str, JsonValue], where: str) -> dict[str, JsonValue]:
     found: dict[str, JsonValue] = {}
-    if role == "assistant":
-        calls = turn.get("tool_calls") or turn.get("function_call")
-        if calls:
-            found["tool_calls"] = _calls(calls, where)
-        reasoning = next((turn[name] for name in _REASONING if turn.get(name)), None)
-        if isinstance(reasoning, str):
-            found["reasoning_content"] = reasoning
-    if role == "tool":
-        found |= {name: turn[name] for name in ("name", "tool_call_id") if isinstance(turn.get(name), str)}
-    return found
+    calls = turn.get("tool_calls") or turn.get("function_call")
+    reasoning = next((turn[name] for name in _REASONING if turn.get(name)), None)
+    for name, value in {"tool_calls": calls, "reasoning_content": reasoning}.items():
+        if value and role != "assistant":
+            raise FaultError(f"{where} has {name}, which only an assistant's turn can have, not one of role {role!r}")
+    if calls:
+        found["tool_calls"] = _calls(calls, where)
+    if reasoning is not None and not isinstance(reasoning, str):
+        raise FaultError(f"{where}: its reasoning must be a string, not {kind(reasoning)}")
+    if reasoning:
+        found["reasoning_content"] = reasoning
+    others = {name: value for name, value in turn.items() if name not in _OWN and not absent(value)}
+    return found | {name: _writable(value) for name, value in others.items() if value not in ([], {})}
+
+
+def _writable(value: JsonValue) -> JsonValue:
+    """Return the value as JSON can hold it: of dates and bytes, the kind."""
+    held: JsonValue = json.loads(json.dumps(without_nulls(value), default=lambda other: type(other).__name__))
+    return held
 
 
 def _calls(value: JsonValue, where: str) -> list[JsonValue]:
     """Parse calls in OpenAI's form, or plain {name, arguments}; each may be JSON text."""
-    listed = _plain(value, where)
+    listed = plain_json(value, where)
     return [_call(call, where) for call in (listed if isinstance(listed, list) else [listed])]
 
 
@@ -87,23 +114,13 @@ def _call(value: JsonValue, where: str) -> JsonValue:
     arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):
         # Templates write arguments as JSON themselves.
-        arguments = _plain(arguments, where) if arguments.strip() else {}
+        arguments = plain_json(arguments, where) if arguments.strip() else {}
     plain: JsonValue = {"name": function["name"], "arguments": arguments}
     own: JsonValue = {"type": "function", "function": plain}
     return {"id": call["id"], **own} if isinstance(call.get("id"), str) and isinstance(own, dict) else own
 
 
-def tools_turn(value: JsonValue, column: str) -> Turns:
-    """Return the turn that lists the tools; none if there are none."""
-    listed = None if absent(value) else _plain(value, column)
-    if not listed:
-        return ()
-    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
-        raise FaultError(f"{column}: must be a list of tools, each an object, not {kind(listed)}")
-    return (Message("tools", _json(listed, column)),)
-
-
-def _plain(value: JsonValue, where: str) -> JsonValue:
+def plain_json(value: JsonValue, where: str) -> JsonValue:
     """Return ``value``, read if it is JSON text, without the nulls that Arrow fills objects with."""
     if isinstance(value, str):
         try:
@@ -112,19 +129,21 @@ def _plain(value: JsonValue, where: str) -> JsonValue:
             raise FaultError(f"{where}: neither an object nor its JSON: {kind(value)}") from error
         except ValueError as error:
             raise FaultError(f"{where}: its JSON {error}") from error
-    return _without_nulls(value)
+    return without_nulls(value)
 
 
-def _without_nulls(value: JsonValue) -> JsonValue:
+def without_nulls(value: JsonValue) -> JsonValue:
+    """Return the value without the nulls that Arrow fills objects with."""
     match value:
         case dict():
-            return {name: _without_nulls(held) for name, held in value.items() if held is not None}
+            return {name: without_nulls(held) for name, held in value.items() if held is not None}
         case list():
-            return [_without_nulls(item) for item in value]
+            return [without_nulls(item) for item in value]
     return value
 
 
-def _json(value: JsonValue | dict[str, JsonValue], where: str) -> str:
+def as_json(value: JsonValue | dict[str, JsonValue], where: str) -> str:
+    """Return the value as JSON. Raises ``FaultError`` if JSON cannot hold it."""
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -183,14 +202,25 @@ def with_history(history: Turns, turns: Turns, column: str) -> Turns:
 
 
 def _system_and_others(turns: Turns) -> tuple[Turns, Turns]:
-    system = tuple(takewhile(lambda turn: turn.role == "system", turns))
+    system = tuple(takewhile(lambda turn: turn.role in _SYSTEM, turns))
     return system, turns[len(system) :]
+
+
+def system_merged(turns: Turns) -> Turns:
+    """Return the turns with the text of system turns before that of the first user turn."""
+    said = [turn.content.strip() for turn in turns if turn.role in _SYSTEM]
+    others = [turn for turn in turns if turn.role not in _SYSTEM]
+    first = next((place for place, turn in enumerate(others) if turn.role == "user"), None)
+    if not said or first is None:
+        return turns
+    others[first] = replace(others[first], content="\n\n".join((*said, others[first].content)))
+    return tuple(others)
 
 
 def same_turns(some: Turns, others: Turns) -> bool:
     """Return whether the turns are equal, ignoring spaces around contents."""
     return len(some) == len(others) and all(
-        (one.role, one.content.strip(), one.extra) == (other.role, other.content.strip(), other.extra)
+        (one.role, one.content.strip(), one.said) == (other.role, other.content.strip(), other.said)
         for one, other in zip(some, others, strict=True)
     )
 

@@ -33,7 +33,7 @@ class DistinctPrompts:
 
     def add(self, prompt: Prompt) -> None:
         """Add a row's prompt."""
-        messages = json.dumps([m.parts for m in prompt.messages], ensure_ascii=False)
+        messages = json.dumps([m.whole for m in prompt.messages], ensure_ascii=False)
         self._rows.write(_ADD, prompt.id, messages, prompt.source, prompt.answer, prompt.reference)
         if self._by_origin and prompt.origin:
             self._rows.write("INSERT INTO links VALUES (?, ?)", f"origin {prompt.origin}", prompt.id)

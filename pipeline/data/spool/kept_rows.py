@@ -165,7 +165,7 @@ def _value(plain: Sequence[Any]) -> PromptRow | TextPreference:
 
 def _plain_prompt(prompt: Prompt) -> list[Any]:
     return [
-        [turn.parts for turn in prompt.messages],
+        [turn.whole for turn in prompt.messages],
         prompt.source,
         prompt.answer,
         prompt.reference,

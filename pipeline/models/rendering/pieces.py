@@ -18,6 +18,16 @@ def shared_start(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
+def answer_start(prompt: str, whole: str) -> int:
+    """Return where the answer begins in ``whole``, which does not begin with ``prompt``.
+
+    It is where they part, or, if the prompt has closed a thought that the answer has, where the thought is opened.
+    """
+    start = shared_start(prompt, whole)
+    opened = whole.rfind("<think>", 0, start)
+    return opened if "</think>" in prompt[start:] and opened >= 0 else start
+
+
 def asks_alike(prompt: str, whole: str, last: str, answer: str) -> bool:
     """Whether ``whole`` is ``prompt`` with ``answer``, but for one part that the template then leaves out.
 

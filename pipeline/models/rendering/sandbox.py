@@ -58,6 +58,10 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
             kept.append(part)
         return "".join(kept)
 
+    def plain_tree(self, source: str) -> nodes.Template:
+        """Parse ``source`` as jinja2 does, to look at. Raises ``TemplateSyntaxError``."""
+        return super()._parse(source, None, None)
+
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree: nodes.Template = _Metered().visit(super()._parse(source, name, filename))
         return tree

@@ -7,8 +7,7 @@ import pytest
 from pipeline.config import ChatSettings
 from pipeline.errors import RefusedTurnsError
 from pipeline.models.chat import Chat
-from pipeline.models.rendering.conversation_parts import parts_of, written_parts
-from pipeline.models.rendering.template import ChatTemplate
+from pipeline.models.rendering.unread import LeftOut
 from pipeline.types import Message
 from tests.support.tiny_model import TEMPLATE, tiny_tokenizer
 
@@ -75,7 +74,7 @@ def test_tools_calls_and_results_are_rendered_by_the_template() -> None:
     )
     assert said(made, "", CALL, history) == f"{call}<|end|>"
     assert said(made, " the mat ", "", history) == "the mat<|end|>"
-    assert made.unwritten(history, [Message("assistant", "", CALL)]) == []
+    assert made.left_out(history, [Message("assistant", "", CALL)]).content == ()
 
 
 def test_special_tokens_are_control_tokens_only_where_the_template_writes_them() -> None:
@@ -90,7 +89,7 @@ def test_special_tokens_are_control_tokens_only_where_the_template_writes_them()
     ("template", "left_out"),
     [
         (TEMPLATE, ["tools", "tool calls", "reasoning"]),
-        (TOOLS, ["reasoning"]),
+        (TOOLS, ["text beside tool calls", "reasoning"]),
         (THOUGHTS, ["tools", "tool calls"]),
         (None, ["tools", "tool calls", "tool results", "reasoning"]),
     ],
@@ -98,9 +97,8 @@ def test_special_tokens_are_control_tokens_only_where_the_template_writes_them()
 def test_what_a_template_leaves_out_is_said(template: str | None, left_out: list[str]) -> None:
     history = (TOOL, *USER, Message("assistant", "", CALL), Message("tool", "found it"))
     answer = Message("assistant", "y", json.dumps({"reasoning_content": "so", **json.loads(CALL)}))
-    assert chat(template).unwritten(history, [answer]) == left_out
-    assert chat(template).unwritten(USER, [Message("assistant", "y")]) == []
-    assert parts_of(history[2:], []) == ["tool calls", "tool results"]
+    assert list(chat(template).left_out(history, [answer]).content) == left_out
+    assert chat(template).left_out(USER, [Message("assistant", "y")]) == LeftOut()
 
 
 def test_refused_turns_are_an_error_of_their_own() -> None:
@@ -108,4 +106,3 @@ def test_refused_turns_are_an_error_of_their_own() -> None:
     with pytest.raises(RefusedTurnsError, match="refuses turns system, user: System role not supported"):
         made.prompt_ids(talk)
     assert made.prompt_ids_if_written(talk) is None and made.prompt_ids_if_written(USER) is not None
-    assert written_parts(ChatTemplate(tiny_tokenizer(template="{{ raise_exception('none') }}"))) == frozenset()
