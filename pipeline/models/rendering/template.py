@@ -11,9 +11,9 @@ from pydantic import JsonValue
 from pipeline.config import ChatSettings
 from pipeline.errors import RefusedTurnsError, UserError, nearest
 from pipeline.models.rendering.calls import CallForm, calls_in_form, form_of
+from pipeline.models.rendering.reasoning import Turn, doubles_thoughts, renamed, taken_apart, thought_field
 from pipeline.models.rendering.sandbox import render_limited
 from pipeline.models.rendering.sources import compiled, problem_in, sources_of
-from pipeline.models.rendering.reasoning import Turn, doubles_thoughts, renamed, taken_apart, thought_field
 from pipeline.types import Message
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
