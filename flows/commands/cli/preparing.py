@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -78,9 +78,19 @@ def plan(
             min=1, help="mean tokens of a sampled response  [default: sampling.max_tokens]", show_default=False
         ),
     ] = None,
+    cards: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GB,...",
+            help="instead: which of these cards training fits on, such as 24,80,141,8x80; reads no data and no weights",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="bytes, tokens and seconds as JSON")] = False,
 ) -> None:
     """Estimate the memory, disk space and time that a run needs; exit code 1 if this machine falls short."""
+    if cards is not None:
+        _plan_for_cards(items, cards, as_json=as_json)
     from flows.planning.given_rates import given_rates
 
     # Read the rates first, to report mistakes at once.
@@ -94,6 +104,22 @@ def plan(
         print(json.dumps(made.plain(), indent=1))
     else:
         print_plan(made)
+    raise typer.Exit(0 if made.fits else 1)
+
+
+def _plan_for_cards(items: list[str], cards: str, *, as_json: bool) -> NoReturn:
+    from flows.planning.cards.fitting import parse_cards
+
+    asked = parse_cards(cards)
+    given = split_sound(items)
+    from flows.planning.cards.card_table import print_cards
+    from flows.planning.cards.survey import plan_cards
+
+    made = plan_cards(*given, asked)
+    if as_json:
+        print(json.dumps(made.plain(), indent=1))
+    else:
+        print_cards(made)
     raise typer.Exit(0 if made.fits else 1)
 
 

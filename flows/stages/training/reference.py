@@ -30,8 +30,7 @@ from pipeline.storage.seals import Seals
 from pipeline.storage.tables import Row
 from pipeline.training.batches.example_table import ExampleTable, write_examples
 from pipeline.training.batches.examples import Example
-from pipeline.training.reference import reference_values
-from pipeline.training.reference_cache import (
+from pipeline.training.batches.reference_cache import (
     ENTRY,
     DamagedEntryError,
     ReferenceCache,
@@ -40,6 +39,7 @@ from pipeline.training.reference_cache import (
     tokens_digest,
     weights_digest,
 )
+from pipeline.training.reference import reference_values
 from pipeline.training.watch.self_test import SAME_MODEL, SAME_MODEL_RESPONSE
 from pipeline.types import derive_seed
 

@@ -12,7 +12,7 @@ from flows.stages.run import run_stage
 from pipeline.errors import RunError
 from pipeline.storage.run_folder import RunFolder, StageWriter
 from pipeline.storage.seals import MARKER, SEALS
-from pipeline.training.reference_cache import ENTRY
+from pipeline.training.batches.reference_cache import ENTRY
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context
 
 # What holds seconds, and what tells where from the others are.

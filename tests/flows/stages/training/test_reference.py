@@ -19,7 +19,7 @@ from pipeline.errors import RunError
 from pipeline.models.policy import load_for_scoring
 from pipeline.storage.run_folder import StageWriter
 from pipeline.training.batches.examples import Example
-from pipeline.training.reference_cache import ENTRY, ReferenceCache, entry_key, tokens_digest, weights_digest
+from pipeline.training.batches.reference_cache import ENTRY, ReferenceCache, entry_key, tokens_digest, weights_digest
 from tests.support.tiny_model import save_tiny_model
 from tests.support.tiny_run import begin, make_job, open_context, supply, train
 

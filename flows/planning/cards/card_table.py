@@ -1,0 +1,76 @@
+"""A plan for cards as tables for people."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.planning.cards.fitting import GB, Card, whole_of
+from flows.planning.cards.survey import CardPlan, OnCards
+
+# Bytes a second of a disk that reads and writes models: a good SSD, or shared storage.
+DISK_RATE = 2e9
+
+
+def print_cards(plan: CardPlan) -> None:
+    """Parts of each training, whether it fits on each card, and the files of a round."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=150)
+    shape = plan.pass_
+    console.print(
+        f"{plan.path}: {plan.rows[0].counts.base:,} parameters; passes of {shape.tokens:,} tokens "
+        f"({shape.trees} x {shape.prompt:,} + {shape.responses} x {shape.response:,})\n",
+        soft_wrap=True,
+    )
+    _show(
+        console,
+        ["training", "checkpointing", *SHOWN_PARTS, *map(str, plan.cards)],
+        training_rows(plan.rows, plan.cards),
+    )
+    _show(console, ["files of a round", "written GB", "s", "read GB", "s"], traffic_rows(plan.rows))
+    own = plan.rows[0].recipe.name
+    verdict = "fits" if plan.fits else f"does not fit: {plan.advice}"
+    console.print(f"{own}, on {' or '.join(map(str, plan.cards))}: {verdict}", soft_wrap=True)
+
+
+SHOWN_PARTS = ("weights", "gradients", "optimiser", "16-bit copies", "activations", "context")
+
+
+def training_rows(rows: Sequence[OnCards], cards: Sequence[Card]) -> list[list[str]]:
+    """One line for each training with and without checkpointing: parts on the first card, and the sum on each."""
+    found = []
+    for row in rows:
+        for said, parts in (("yes", row.recomputed), ("no", row.kept)):
+            sums = [
+                f"{gb(whole_of(one))} {'fits' if whole_of(one) <= card.size else 'no'}"
+                for one, card in zip(parts, cards, strict=True)
+            ]
+            found.append([row.recipe.name, said, *(gb(parts[0].get(name, 0)) for name in SHOWN_PARTS), *sums])
+    return found
+
+
+def traffic_rows(rows: Sequence[OnCards], rate: float = DISK_RATE) -> list[list[str]]:
+    """One line for each training: what a round writes and reads, and the seconds at ``rate`` bytes a second."""
+    found = []
+    for row in rows:
+        took = row.traffic.seconds(rate)
+        written, read = sum(row.traffic.written.values()), sum(row.traffic.read.values())
+        found.append([row.recipe.name, gb(written), f"{took['written']:,.0f}", gb(read), f"{took['read']:,.0f}"])
+    return found
+
+
+def gb(size: float) -> str:
+    """Bytes in GB of 10⁹."""
+    value = size / GB
+    return f"{value:,.2f}" if value < 10 else f"{value:,.1f}"
+
+
+def _show(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print()
