@@ -12,6 +12,7 @@ from pydantic import JsonValue
 
 from flows.preflight.chat_template import check_rendering
 from flows.preflight.fault_log import FaultLog
+from flows.preflight.model_folders import check_classifier_start
 from flows.preflight.understand import understood_data
 from flows.report.progress import make_console, progress
 from flows.run_folder.key_parts import being_written, source_digest
@@ -57,6 +58,7 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
     check_rendering(config.chat, model.path, model.revision, trust_remote_code=model.trust_remote_code)
     stage, key = Stage(root.name, 0, root), _key(config)
     if not stage.complete(key):
+        check_classifier_start(Path(config.model.path), "", "model.path", config.max_tokens)
         source, read = understood_data(config.pairs, "pairs")
         for line in read:
             print(line, file=sys.stderr)

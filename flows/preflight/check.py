@@ -9,7 +9,7 @@ from flows.preflight.data import check_data
 from flows.preflight.fault_log import FaultLog
 from flows.preflight.labellers import check_answer, check_scorer, check_second
 from flows.preflight.loss_needs import check_needs, loss_name
-from flows.preflight.model_folders import check_folder, check_policy_folder
+from flows.preflight.model_folders import check_classifier_start, check_policy_folder
 from flows.preflight.understand import understood
 from flows.report.progress import make_console, progress
 from flows.report.trackers import require_trackers
@@ -77,7 +77,9 @@ def check_run(
     if config.gate is not None and config.gate.second is not None:
         check_second(config.scorer, config.gate.second)
     if config.discriminator is not None and config.discriminator.start is not None:
-        check_folder(Path(config.discriminator.start), "discriminator.start")
+        check_classifier_start(
+            Path(config.discriminator.start), "discriminator", "start", config.discriminator.max_tokens
+        )
     for field, path in _further_models(config):
         check_policy_folder(Path(path), field, longest, trust_remote_code=trusted)
     _check_training(config)

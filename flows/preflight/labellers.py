@@ -18,6 +18,7 @@ from pipeline.config import (
     scorers_of,
 )
 from pipeline.errors import UserError
+from pipeline.models.loading.rope import require_steady_rope, text_settings
 from pipeline.storage.digests import file_sha256, model_digest
 from pipeline.types import Prompt
 from reward_models import formulas, rules
@@ -92,10 +93,23 @@ def _require_outputs(scorer: ClassifierScorer, field: str) -> None:
     )
 
 
+def _require_length(scorer: ClassifierScorer | PairwiseScorer, field: str) -> None:
+    """Refuse conversations so long that the factors of their positions would change those of shorter ones."""
+    match scorer:
+        case ClassifierScorer():
+            longest, names = scorer.max_tokens, f"{field}.max_tokens"
+        case PairwiseScorer():
+            longest = scorer.max_prompt_tokens + 2 * scorer.max_response_tokens
+            names = f"{field}.max_prompt_tokens + 2 {field}.max_response_tokens"
+    folder = Path(scorer.path)
+    require_steady_rope(f"{field}.path: {scorer.path}", text_settings(folder), longest, names)
+
+
 def _check_files(scorer: SingleScorer, field: str) -> None:
     match scorer:
         case ClassifierScorer() | PairwiseScorer():
             check_folder(Path(scorer.path), f"{field}.path")
+            _require_length(scorer, field)
             check_tokenizer_files(Path(scorer.path), f"{field}.path")
             if isinstance(scorer, ClassifierScorer):
                 _require_outputs(scorer, field)

@@ -1,11 +1,17 @@
-"""Checks of model folders by file name and config.json. Loads no weights."""
+"""Checks of model folders by their files, config.json and the headers of their weights. Loads no weights."""
 
 import sys
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.models.foreign import TOKENIZER_FILES, model_settings
+from pipeline.models.loading.ordinary_folder import is_ordinary_model
+from pipeline.models.loading.ordinary_tensors import has_ordinary_tensors
+from pipeline.models.loading.rope import require_steady_rope, text_settings
+from pipeline.models.loading.weight_files import tensor_shapes
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_DIFFUSION = "model_index.json"
 
 
 def check_folder(path: Path, field: str) -> None:
@@ -18,10 +24,16 @@ def check_folder(path: Path, field: str) -> None:
         return
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise UserError(f"{field}: {path}: an adapter (LoRA), not a whole model; {_base(path)}")
+    if (path / _DIFFUSION).is_file():
+        raise UserError(
+            f"{field}: {path}: a diffusion pipeline ({_DIFFUSION}), not a model of its own; allowed are folders with "
+            "the config.json and the weights of one model"
+        )
     if not (path / "config.json").is_file():
         raise UserError(f"{field}: {path}: no config.json in this model folder")
     if not any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
         raise UserError(f"{field}: {path}: no safetensors weights in this model folder (other formats are not read)")
+    tensor_shapes(path, f"{field}: ")
 
 
 def check_policy_folder(path: Path, field: str, longest: int, *, trust_remote_code: bool) -> None:
@@ -30,26 +42,36 @@ def check_policy_folder(path: Path, field: str, longest: int, *, trust_remote_co
     ``longest``: tokens of the longest prompt and response that it will read.
     """
     check_folder(path, field)
-    from pipeline.models.ordinary_folder import is_ordinary_model
-
-    if path.exists() and not is_ordinary_model(path):
-        from pipeline.models.architectures import require_language_model
+    if path.exists() and not _is_ordinary(path, field):
+        from pipeline.models.loading.language_model import require_language_model
 
         require_language_model(str(path), field, longest, trust_remote_code=trust_remote_code)
 
 
+def _is_ordinary(path: Path, field: str) -> bool:
+    """Whether a folder is known, without asking transformers, to hold all of an exact language model."""
+    settings = model_settings(path / "config.json")
+    return is_ordinary_model(path) and has_ordinary_tensors(settings, tensor_shapes(path, f"{field}: "))
+
+
+def check_classifier_start(path: Path, section: str, name: str, longest: int) -> None:
+    """Raise ``UserError`` if a classifier of conversations of ``longest`` tokens cannot be trained from a folder.
+
+    ``section``: of the config, with the setting ``name`` and max_tokens; empty for the whole config.
+    """
+    field, most = (f"{section}.{one}".lstrip(".") for one in (name, "max_tokens"))
+    check_folder(path, field)
+    require_steady_rope(f"{field}: {path}", text_settings(path), longest, most)
+
+
 def check_tokenizer_files(path: Path, field: str) -> None:
     """Raise ``UserError`` for a folder without any tokenizer file."""
-    from pipeline.models.foreign import TOKENIZER_FILES
-
     if path.is_dir() and not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{field}: {path}: no tokenizer files in this model folder")
 
 
 def _base(path: Path) -> str:
     """Say how to make a whole model of the adapter in ``path``."""
-    from pipeline.models.foreign import model_settings
-
     base = model_settings(path / "adapter_config.json").get("base_model_name_or_path")
     onto = repr(base)[:200] if isinstance(base, str) and base else "the model that it was trained on"
     return f"merge it into {onto} first (peft: model.merge_and_unload()) and name the merged folder"

@@ -16,6 +16,7 @@ from pipeline import config
 from pipeline.errors import RunError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.handshake import Held, Logprobs, Probe, check_swap, check_weights, coarser_dtype, read_probe
+from pipeline.models.loading.rope import rope_note
 from pipeline.sampling.sampler import Sampler, Swap
 from pipeline.storage.atomic import write_json
 
@@ -60,7 +61,7 @@ class SamplerService:
         else:
             how = self._sampler.load(path, fresh=not self._reload_works)
         try:
-            difference = self._check(self._sampler, probe, fresh=how in ("start", "restart"))
+            difference = self._check(path, probe, fresh=how in ("start", "restart"))
         except RunError as error:
             if how == "unchanged":
                 raise RunError(
@@ -71,7 +72,7 @@ class SamplerService:
                 raise
             stale, self._reload_works = str(error), False
             how = self._sampler.load(path, fresh=True)
-            difference = self._check(self._sampler, probe, fresh=True)
+            difference = self._check(path, probe, fresh=True)
         dtype = coarser_dtype(self._sampler.dtype, probe.dtype)
         return Loaded(how, difference, dtype, stale, time.monotonic() - start)
 
@@ -97,14 +98,15 @@ class SamplerService:
             raise RunError("the sampler was called before it loaded a policy")
         return self._sampler
 
-    def _check(self, sampler: Sampler, probe: Probe, fresh: bool) -> float:
+    def _check(self, path: str, probe: Probe, fresh: bool) -> float:
+        sampler = self._engine()
         scores = sampler.score(probe.sequences)
         try:
             difference = check_weights(scores, probe.logprobs, coarser_dtype(sampler.dtype, probe.dtype))
             if not fresh and self._held is not None:
                 check_swap(self._held, scores, probe)
         except RunError as error:
-            raise RunError(f"{error}{self._keep(probe, scores)}") from error
+            raise RunError(f"{error}{rope_note(Path(path))}{self._keep(probe, scores)}") from error
         self._held = Held(probe, tuple(tuple(row) for row in scores))
         return difference
 

@@ -1,4 +1,4 @@
-"""Models of any architecture, loaded so that log-probs are exact: nothing random, all of attention, all weights."""
+"""Models of any architecture, made so that log-probs are exact: nothing random, all of attention, all weights."""
 
 import re
 from collections.abc import Iterator
@@ -10,20 +10,21 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
 
-from pipeline.errors import UserError, first_lines
 from pipeline.models.foreign import refused
 from pipeline.models.output_head import FINAL_CAP, text_decoder
 
 _RANDOM = re.compile("drop|jitter")
+# SparseMixer (arXiv:2310.00811) draws experts at random in training mode, and in both modes leaves out those that are
+# below the best by twice this "noise": a threshold, without which the model is another one.
+_THRESHOLD = {"phimoe": "router_jitter_noise"}
 # The loss of routers reads attention masks, which streams of several rows do not have.
 _ROUTERS = "output_router_logits"
 
@@ -32,7 +33,7 @@ def switch_noise_off(settings: Any) -> None:
     """Switch off what makes two passes of a model differ: dropout and noise, also in the configs of its parts."""
     for part in _parts(settings):
         for name, value in vars(part).items():
-            if _is_noise(name, value):
+            if _is_noise(name, value) and name != _THRESHOLD.get(part.model_type):
                 setattr(part, name, type(value)())
 
 
@@ -63,6 +64,10 @@ def _is_noise(name: str, value: object) -> bool:
     return value is True if name == _ROUTERS else isinstance(value, float) and _RANDOM.search(name) is not None
 
 
+def _keep_in_evaluation(module: nn.Module, given: tuple[Any, ...]) -> None:
+    module.training = False
+
+
 def auto_class(settings: Any) -> Any:
     """Return the class of transformers that loads a language model with this config, with all of its weights.
 
@@ -70,43 +75,6 @@ def auto_class(settings: Any) -> Any:
     """
     wrapper = type(settings) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and settings.get_text_config() is not settings
     return AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
-
-
-def require_language_model(path: str, field: str, longest: int, *, trust_remote_code: bool) -> None:
-    """Raise ``UserError`` if no exact language model can be loaded with the folder's config.json; loads no weights.
-
-    ``longest``: tokens of the longest prompt and response that the model will read.
-    """
-    with refused(f"{field}: {path}: transformers cannot read its config.json"):
-        settings = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    own = trust_remote_code and "AutoModelForCausalLM" in (vars(settings).get("auto_map") or {})
-    known = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
-    if not own and not any(type(settings) in models for models in known):
-        raise UserError(
-            f"{field}: {path}: its config.json has model_type {settings.model_type!r}, which transformers cannot load "
-            "as a language model; allowed are those of AutoModelForCausalLM and AutoModelForImageTextToText"
-        )
-    limit = steady_length(settings)
-    if limit is not None and limit < longest:
-        raise UserError(
-            f"{field}: {path}: its positions are scaled otherwise in passes of more than {limit} tokens (longrope), so "
-            f"that a row's log-probs would depend on its neighbours, but prompt and response may have {longest}; "
-            f"allowed are {limit} at most for chat.max_prompt_tokens + chat.max_response_tokens and sampler.context"
-        )
-
-
-def steady_length(settings: Any) -> int | None:
-    """Tokens up to which the model's rotary factors do not change with a pass's length (LongRoPE, arXiv:2402.13753).
-
-    None if they never do.
-    """
-    text = settings.get_text_config()
-    rope = vars(text).get("rope_parameters") or {}
-    by_layer = [part for part in rope.values() if isinstance(part, dict)]
-    kinds = [part for part in (rope, *by_layer) if part.get("rope_type") == "longrope"]
-    limits = [part.get("original_max_position_embeddings") for part in kinds]
-    known = [limit for limit in limits if limit is not None and limit < text.max_position_embeddings]
-    return min(known, default=None)
 
 
 def make_exact(model: Any) -> PreTrainedModel:
@@ -118,6 +86,8 @@ def make_exact(model: Any) -> PreTrainedModel:
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
+        if isinstance(module, PhimoeTopKRouter):
+            module.register_forward_pre_hook(_keep_in_evaluation)
     exact_attention(model)
     for module in outside_text(model):
         module.requires_grad_(False)
@@ -155,18 +125,3 @@ def _outside(module: nn.Module, text: set[nn.Module]) -> Iterator[nn.Module]:
         return
     for child in module.children():
         yield from _outside(child, text)
-
-
-def require_tensors(path: str, loading: dict[str, Any]) -> None:
-    """Raise ``UserError`` if a folder's weights lack tensors of its model, or hold others.
-
-    transformers fills the former with random numbers and leaves the latter out when it saves; it only warns.
-    """
-    missing, unexpected = (sorted(map(str, loading[name])) for name in ("missing_keys", "unexpected_keys"))
-    if missing:
-        raise UserError(f"{path}: the weights lack {len(missing)} tensors of this model:\n{first_lines(missing)}")
-    if unexpected:
-        raise UserError(
-            f"{path}: the weights hold {len(unexpected)} tensors that the model of its config.json does not have, and "
-            f"which would be lost:\n{first_lines(unexpected)}"
-        )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.models.ordinary_folder import tokenizer_class
+from pipeline.models.loading.ordinary_folder import tokenizer_class
 
 # A tokenizer folder has at least one of these files (otherwise transformers would build an empty tokenizer).
 TOKENIZER_FILES = (

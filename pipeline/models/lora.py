@@ -13,9 +13,13 @@ from pipeline.config import Lora
 from pipeline.errors import UserError
 from pipeline.models.architectures import outside_text
 
-# Mamba's kernels read the weights of these modules themselves, without an adapter; peft refuses most.
-_FUSED = ("out_proj", "conv1d", "dt_proj")
-_FUSED_MODELS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+# Kernels of Mamba layers read the weights of these modules themselves, without an adapter; peft refuses most.
+_FUSED = dict.fromkeys(
+    ("bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "mamba", "mamba2", "nemotron_h", "zamba2"),
+    ("out_proj", "conv1d", "dt_proj"),
+) | {"jamba": ("dt_proj",)}
+# Layers of transformers' own classes that give no more than their products.
+_PLAIN = frozenset({"FalconLinear"})
 
 
 def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
@@ -50,14 +54,18 @@ def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
 def _left_out(model: Any, *, every: bool) -> list[str]:
     """Names of modules that get no adapter: those that text does not pass; of ``every``, those that cannot have one."""
     beside = {module for part in outside_text(model) for module in part.modules()}
-    refused = _FUSED if every and model.config.model_type in _FUSED_MODELS else ()
+    fused = _FUSED.get(model.config.get_text_config().model_type, ()) if every else ()
 
     def is_out(name: str, module: nn.Module) -> bool:
-        # Routers of transformers' own classes give more than their products.
-        router = every and isinstance(module, nn.Linear) and type(module).__module__.startswith("transformers.models.")
-        return router or module in beside or name.rpartition(".")[2] in refused
+        router = every and isinstance(module, nn.Linear) and _gives_more(type(module))
+        return router or module in beside or name.rpartition(".")[2] in fused
 
     return [name for name, module in model.named_modules() if is_out(name, module)]
+
+
+def _gives_more(kind: type[nn.Linear]) -> bool:
+    """Whether a linear layer is one of transformers' routers, which give more than their products."""
+    return kind.__module__.startswith("transformers.models.") and kind.__name__ not in _PLAIN
 
 
 @contextmanager

@@ -15,29 +15,16 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from pipeline.errors import RunError, UserError
-from pipeline.models.architectures import as_written, auto_class, make_exact, require_tensors, switch_noise_off
+from pipeline.models.architectures import as_written, auto_class, make_exact, switch_noise_off
 from pipeline.models.chat import Chat
-from pipeline.models.foreign import TOKENIZER_FILES, load_tokenizer, refused
+from pipeline.models.foreign import model_settings, refused
 from pipeline.models.handshake import probe_sequences, write_probe
+from pipeline.models.loading.companions import HUB_FILES, copy_companions
+from pipeline.models.loading.language_model import require_causal
+from pipeline.models.loading.tensor_names import require_tensors
 from pipeline.models.lora import merge_adapter
 from pipeline.models.token_logps import TokenLogps
-
-# Files that are read from a model on the hub.
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
-# Files of a model folder that belong to its tokenizer, its image processor and its generation settings.
-COMPANIONS = (
-    *TOKENIZER_FILES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "generation_config.json",
-)
+from pipeline.storage.atomic import write_json
 
 
 def load_policy(
@@ -50,7 +37,8 @@ def load_policy(
     the language model is trainable.
 
     Raises:
-        UserError: no such folder, no config.json or weights in it, not a language model, missing or unknown tensors.
+        UserError: no such folder, no config.json or weights in it, not a causal language model, tensors
+            that are missing, unknown or of other shapes.
     """
     folder = Path(path)
     if folder.exists() or folder.is_absolute() or path.startswith("."):
@@ -60,11 +48,19 @@ def load_policy(
         settings = AutoConfig.from_pretrained(path, **options)
         switch_noise_off(settings)
         model, loading = auto_class(settings).from_pretrained(
-            path, config=settings, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            path,
+            config=settings,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     require_tensors(path, loading)
     with refused(path):
-        return make_exact(model)
+        exact = make_exact(model)
+        require_causal(exact, path)
+        return exact
 
 
 def local_folder(path: str, revision: str | None = None) -> Path:
@@ -129,11 +125,24 @@ def save_policy(model: Any, folder: Path, *, tokenizer_source: str, chat: Chat) 
     plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     with as_written(plain.config, tokenizer_source):
         plain.save_pretrained(folder)
+    _keep_class_name(Path(tokenizer_source), folder)
     plain.generation_config = generation
     generation.to_json_file(folder / "generation_config.json")
     copy_companions(tokenizer_source, folder)
     save_probe(plain, chat, folder)
     return plain
+
+
+def _keep_class_name(source: Path, folder: Path) -> None:
+    """Write the name of the model's class as the ``source`` has it, if it differs in case alone.
+
+    transformers calls PhiMoEForCausalLM Phimoe..., by which vLLM does not know it.
+    """
+    named = model_settings(source / "config.json").get("architectures")
+    settings = model_settings(folder / "config.json")
+    written = settings.get("architectures")
+    if named != written and str(named).lower() == str(written).lower():
+        write_json(folder / "config.json", {**settings, "architectures": named})
 
 
 def save_probe(model: Any, chat: Chat, folder: Path) -> None:
@@ -155,17 +164,6 @@ def score_sequences(model: Any, sequences: Sequence[Sequence[int]]) -> list[list
     mask[:, 0] = False
     scores: list[list[float]] = TokenLogps(model)(ids, mask).policy[:, 1:].tolist()
     return scores
-
-
-def copy_companions(source: str, folder: Path) -> None:
-    """Copy tokenizer, chat template and generation config of ``source`` into ``folder``."""
-    origin = Path(source)
-    if not origin.is_dir():
-        load_tokenizer(source, trust_remote_code=False).save_pretrained(folder)
-        return
-    for name in COMPANIONS:
-        if (origin / name).is_file() and (origin / name).resolve() != (folder / name).resolve():
-            shutil.copyfile(origin / name, folder / name)
 
 
 def average_policies(old: Path, new: Path, decay: float, out: Path) -> None:

@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.preflight.check import check_run
 from flows.preflight.labellers import check_scorer
-from flows.preflight.model_folders import check_folder
-from pipeline.config import ClassifierScorer, KeywordScorer, RunConfig
+from flows.preflight.model_folders import check_classifier_start, check_folder
+from pipeline.config import ClassifierScorer, KeywordScorer, PairwiseScorer, RunConfig
 from pipeline.config.files import dump_config, load_settings
 from pipeline.errors import UserError
+from pipeline.models.loading.rope import steady_length
 from pipeline.types import Message, Prompt
 from reward_models.rules import KeywordReward
 from tests.support.tiny_model import save_tiny_model, tiny_tokenizer
@@ -108,7 +110,7 @@ def test_keywords_without_words_or_an_answer_name_both_settings() -> None:
     [
         ({"model_type": "vit"}, "model_type 'vit', which transformers cannot load as a language model"),
         ({"model_type": "t5"}, "model_type 't5', which transformers cannot load as a language model"),
-        ({"model_type": "no_such_model"}, "transformers cannot read its config.json"),
+        ({"model_type": "no_such_model"}, "model_type 'no_such_model', which transformers .* does not know"),
         ({"model_type": "llama", "hidden_size": "many"}, "transformers cannot read its config.json"),
     ],
 )
@@ -119,14 +121,70 @@ def test_a_config_that_is_no_language_model_s_is_refused(given: dict[str, str], 
         check_run(run_config(tmp_path))
 
 
-def test_positions_that_are_scaled_by_the_pass_s_length_are_refused_beyond_the_first_scale(tmp_path: Path) -> None:
-    model = save_tiny_model(tmp_path / "model")
+def scaled(folder: Path, **rope: object) -> Path:
+    """A tiny model whose positions are scaled in long passes."""
+    model = save_tiny_model(folder)
     settings = json.loads((model / "config.json").read_text())
-    factors = {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, **factors}
-    (model / "config.json").write_text(json.dumps({**settings, "rope_parameters": rope}))
+    (model / "config.json").write_text(json.dumps({**settings, "rope_parameters": {"rope_theta": 1e4, **rope}}))
+    return model
+
+
+LONG = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+FACTORS = {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+
+
+def test_positions_that_are_scaled_by_the_pass_s_length_are_refused_beyond_the_first_scale(tmp_path: Path) -> None:
+    scaled(tmp_path / "model", **LONG, **FACTORS)
     chat = {"max_prompt_tokens": 32, "max_response_tokens": 32}
     config = run_config(tmp_path, chat=chat, sampling={"max_tokens": 31})
     assert check_run(config)[0].prompts == 6
     with pytest.raises(UserError, match=r"policy\.path: .*more than 64 tokens.* may have 65; allowed are 64 at most"):
         check_run(run_config(tmp_path, chat=chat, sampling={"max_tokens": 32}))
+
+
+def test_dynamic_scaling_is_refused_beyond_the_context(tmp_path: Path) -> None:
+    scaled(tmp_path / "model", rope_type="dynamic", factor=4.0)
+    chat = {"max_prompt_tokens": 160, "max_response_tokens": 160}
+    assert check_run(run_config(tmp_path, chat=chat, sampling={"max_tokens": 159}))[0].prompts == 6
+    message = r"policy\.path: .*more than 320 tokens \(RoPE 'dynamic'\).* may have 321; allowed are 320 at most"
+    with pytest.raises(UserError, match=message):
+        check_run(run_config(tmp_path, chat=chat, sampling={"max_tokens": 160}))
+
+
+def test_of_labellers_and_reward_models_positions_are_looked_at_too(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    path = str(scaled(tmp_path / "reward", **LONG, **FACTORS))
+    check_scorer(ClassifierScorer(path=path, outputs={0: 1}, max_tokens=64))
+    with pytest.raises(
+        UserError, match=r"scorer\.path: .*longrope.* may have 65; .* 64 at most for scorer\.max_tokens"
+    ):
+        check_scorer(ClassifierScorer(path=path, outputs={0: 1}, max_tokens=65))
+    check_scorer(PairwiseScorer(path=path, max_prompt_tokens=44, max_response_tokens=10))
+    with pytest.raises(UserError, match=r"may have 65; .* scorer\.max_prompt_tokens \+ 2 scorer\.max_response_tokens"):
+        check_scorer(PairwiseScorer(path=path, max_prompt_tokens=45, max_response_tokens=10))
+    check_classifier_start(Path(path), "", "model.path", 64)
+    with pytest.raises(UserError, match=r"^model\.path: .* may have 65; allowed are 64 at most for max_tokens"):
+        check_classifier_start(Path(path), "", "model.path", 65)
+    with pytest.raises(UserError, match=r"^discriminator\.start: .* 64 at most for discriminator\.max_tokens"):
+        check_classifier_start(Path(path), "discriminator", "start", 65)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ({"rope_scaling": {"type": "su", "original_max_position_embeddings": 4}}, (4, "longrope")),
+        ({"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 4}, (4, "longrope")),
+        (
+            {"rope_parameters": {"full_attention": LONG, "sliding_attention": {"rope_type": "default"}}},
+            (64, "longrope"),
+        ),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, (4096, "dynamic")),
+        ({"rope_parameters": {**LONG, "original_max_position_embeddings": 4096}}, None),
+        ({"rope_scaling": {"type": "yarn", "factor": 2}}, None),
+        ({"rope_parameters": {"rope_type": "llama3"}}, None),
+        ({"rope_scaling": None}, None),
+        ({"rope_scaling": {"type": "longrope", "original_max_position_embeddings": "x"}}, None),
+    ],
+)
+def test_the_length_up_to_which_positions_are_steady(text: dict[str, Any], limit: tuple[int, str] | None) -> None:
+    assert steady_length({"max_position_embeddings": 4096, **text}) == limit

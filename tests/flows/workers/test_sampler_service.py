@@ -65,6 +65,17 @@ def test_a_fresh_engine_with_wrong_weights_ends_the_round(tmp_path: Path) -> Non
         load(service, tmp_path)
 
 
+def test_a_failed_handshake_says_that_positions_may_be_scaled_otherwise(tmp_path: Path) -> None:
+    service = service_with(FakeSampler([[-1.0, -2.0]], ever_right=False), tmp_path)
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 64, "rope_theta": 1e4}
+    rope |= {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+    settings = {"model_type": "llama", "head_dim": 32, "max_position_embeddings": 320, "rope_parameters": rope}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    load(service, tmp_path)
+    with pytest.raises(RunError, match=r"scaled otherwise beyond 64 tokens \(RoPE 'longrope'\): .* 64 tokens at most"):
+        load(service, tmp_path)
+
+
 class Bfloat16Sampler:
     """Holds one number: every log-probability. Swaps as it is told to."""
 

@@ -14,9 +14,11 @@ from pipeline.config import Lora
 from pipeline.errors import UserError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.handshake import read_probe
+from pipeline.models.loading.companions import copy_companions
 from pipeline.models.lora import add_adapter
 from pipeline.models.policy import average_policies, load_policy, save_policy
 from pipeline.training.reference import reference_logps
+from tests.support.tiny_families import FAMILIES, save_family
 from tests.support.tiny_model import reference_scores, save_tiny_model, tiny_tokenizer
 from tests.support.tiny_training import random_pairs
 
@@ -51,6 +53,40 @@ def test_tokenizer_and_template_go_along_unchanged(origin: Path, tmp_path: Path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (origin / "tokenizer.json").read_bytes()
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tiny_tokenizer().chat_template
     assert chat(tmp_path).template_hash == chat(origin).template_hash
+
+
+def test_all_files_besides_the_weights_go_along_and_no_others(tmp_path: Path) -> None:
+    start, new = save_tiny_model(tmp_path / "start"), tmp_path / "new"
+    (start / "additional_chat_templates").mkdir()
+    theirs = {
+        *(
+            "tokenizer.model",
+            "qwen.tiktoken",
+            "added_tokens.json",
+            "special_tokens_map.json",
+            "vocab.bpe",
+            "vocab.json",
+        ),
+        *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json"),
+        *("additional_chat_templates/tools.jinja", "tokenization_own.py", "modeling_own.py", "generation_config.json"),
+    }
+    for name in (*theirs, "steps.jsonl", "manifest.json", "README.md", "pytorch_model.bin", "consolidated.safetensors"):
+        (start / name).write_text("{}" if name.endswith(".json") else name)
+    copy_companions(str(start), new)
+    copied = {str(file.relative_to(new)) for file in new.rglob("*") if file.is_file()}
+    assert copied == {*theirs, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert all((new / name).read_bytes() == (start / name).read_bytes() for name in copied)
+
+
+def test_the_class_is_named_as_its_authors_name_it(tmp_path: Path) -> None:
+    start = save_family(FAMILIES["phi 3.5 moe"](), tmp_path / "start")
+    settings = json.loads((start / "config.json").read_text())
+    for theirs, kept in ((["PhiMoEForCausalLM"], True), (["PhimoeForSequenceClassification"], False)):
+        (start / "config.json").write_text(json.dumps({**settings, "architectures": theirs}))
+        new = tmp_path / theirs[0]
+        save_policy(load_policy(str(start)), new, tokenizer_source=str(start), chat=chat(start))
+        named = json.loads((new / "config.json").read_text())["architectures"]
+        assert named == (theirs if kept else ["PhimoeForCausalLM"])
 
 
 def test_the_probe_holds_the_log_probabilities_of_the_weights_in_memory(origin: Path, tmp_path: Path) -> None:
@@ -173,5 +209,5 @@ def test_weights_that_lack_a_tensor_are_refused(origin: Path, tmp_path: Path) ->
     tensors = load_file(origin / "model.safetensors")
     del tensors["model.norm.weight"]
     save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"the weights lack 1 tensors of this model:\n  model\.norm\.weight"):
+    with pytest.raises(UserError, match=r"the weights lack 1 tensor of the model .*:\n  model\.norm\.weight"):
         load_policy(str(tmp_path / "model"))

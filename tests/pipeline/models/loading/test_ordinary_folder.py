@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
-from transformers import AutoTokenizer
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.errors import UserError
-from pipeline.models import ordinary_folder as chosen
-from pipeline.models.architectures import require_language_model
 from pipeline.models.foreign import load_tokenizer
-from pipeline.models.ordinary_folder import (
+from pipeline.models.loading import ordinary_folder as chosen
+from pipeline.models.loading.language_model import require_language_model
+from pipeline.models.loading.ordinary_folder import (
     KNOWN_TRANSFORMERS,
     TOKENIZER_CLASSES,
     is_ordinary_model,
@@ -24,6 +26,13 @@ from tests.support.tiny_model import save_tiny_model
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def with_tensors(folder: str) -> str:
+    """The folder with all tensors of its config's model, all 0."""
+    made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    save_file({name: torch.zeros(t.shape) for name, t in made.state_dict().items()}, f"{folder}/model.safetensors")
+    return folder
 
 
 def changed(model: Path, folder: Path, settings: dict[str, Any], tokenizer: dict[str, Any] | None = None) -> str:
@@ -102,7 +111,7 @@ def test_settings_that_transformers_refuses_stay_refused(model: Path, tmp_path: 
 
 @pytest.mark.parametrize("kind", sorted({kind for kind, _ in TOKENIZER_CLASSES}))
 def test_an_ordinary_model_is_an_exact_language_model(kind: str, model: Path, tmp_path: Path) -> None:
-    folder = changed(model, tmp_path, {"model_type": kind})
+    folder = with_tensors(changed(model, tmp_path, {"model_type": kind}))
     assert is_ordinary_model(tmp_path)
     require_language_model(folder, "policy.path", 10**6, trust_remote_code=False)
 
@@ -110,7 +119,7 @@ def test_an_ordinary_model_is_an_exact_language_model(kind: str, model: Path, tm
 def test_the_rope_of_llama_3_is_ordinary(model: Path, tmp_path: Path) -> None:
     lengths = {"original_max_position_embeddings": 64, "rope_theta": 1e4}
     rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **lengths}
-    folder = changed(model, tmp_path, {"rope_parameters": rope, "max_position_embeddings": 512})
+    folder = with_tensors(changed(model, tmp_path, {"rope_parameters": rope, "max_position_embeddings": 512}))
     assert is_ordinary_model(tmp_path)
     require_language_model(folder, "policy.path", 10**6, trust_remote_code=False)
 
