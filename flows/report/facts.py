@@ -3,7 +3,7 @@
 Torch-free. Every part is None or empty if the round does not have it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,10 @@ class DiscriminatorFacts:
     why_not: str | None
 
 
+# Load of a layer's busiest expert, over the mean, from which readers are told.
+UNEVEN = 3.0
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingFacts:
     """The round's training.
@@ -123,7 +127,19 @@ class TrainingFacts:
         if self.kept_step is not None and self.kept_step < len(self.steps):
             kept = f"of step {self.kept_step}" if self.kept_step else "that training started from"
             told.append(f"the round's policy has the weights {kept}, not those of step {len(self.steps)}")
-        return tuple(told)
+        return (*told, *self._uneven())
+
+    def _uneven(self) -> Iterator[str]:
+        """What the last step tells of a mixture of experts that hardly uses some of them."""
+        last = self.steps[-1] if self.steps else None
+        if last is None or last.expert_shares is None or last.expert_imbalance is None:
+            return
+        unused = [str(expert) for expert, share in enumerate(last.expert_shares) if share == 0]
+        if unused:
+            shown = ", ".join(unused[:8]) + (" ..." if unused[8:] else "")
+            yield f"no token of the last step chose {len(unused)} of {len(last.expert_shares)} experts: {shown}"
+        if last.expert_imbalance >= UNEVEN:
+            yield f"the busiest expert has {last.expert_imbalance:.3g} times the mean load of its layer"
 
     def metric(self, name: str) -> float | None:
         """The metric ``name``, or None."""

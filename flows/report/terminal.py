@@ -127,6 +127,8 @@ CURVES: tuple[tuple[str, Callable[[StepReport], float | None]], ...] = (
     ("rejected, nats per token", lambda step: step.rejected_change_per_token),
     ("gradient norm", lambda step: step.grad_norm),
     ("end token, nats", lambda step: step.ending_logp),
+    ("busiest expert, x mean", lambda step: step.expert_imbalance),
+    ("router loss", lambda step: step.router_aux_loss),
 )
 _NAME = 26
 # How many prompts that got worse are shown, and how many letters of each.

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
 
@@ -73,7 +73,25 @@ class Contrast(Closed):
     negative: str = Field(min_length=1, description="trained or prompted to answer badly")
 
 
-AlarmName = Literal["loss", "diverged", "gradient", "margin", "chosen", "ending", "held_out", "entropy"]
+# Run folders of 0.1.0, which trained no router loss, go on without one; no part of keys, which were made without it.
+UNBALANCED = "earlier"
+RouterCoefficient = Annotated[float, Field(ge=0)] | Literal["config", "earlier"]
+_ROUTERS = (
+    "coefficient of the loss that balances the experts of a mixture (Switch Transformer). config: router_aux_loss_coef "
+    "of the model's config, none if that has none; 0: none; earlier: none, for run folders of 0.1.0"
+)
+
+
+def router_coefficient(given: RouterCoefficient) -> float | None:
+    """Return the coefficient as a number; None: that of the model's config."""
+    return 0.0 if given == UNBALANCED else None if given == "config" else float(given)
+
+
+def _without_unbalanced(plain: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    return {name: value for name, value in plain.items() if (name, value) != ("router_aux_loss_coef", UNBALANCED)}
+
+
+AlarmName = Literal["loss", "diverged", "gradient", "margin", "chosen", "ending", "experts", "held_out", "entropy"]
 
 
 class Alarms(Closed):
@@ -96,6 +114,12 @@ class Alarms(Closed):
     chosen: float | None = Field(1.0, gt=0, description="fall of chosen responses' log-prob, nats a token")
     ending: float | None = Field(
         2.0, gt=0, description="fall of the log-prob of chosen responses' end token, nats: responses grow longer"
+    )
+    experts: float | None = Field(
+        2.0,
+        gt=1,
+        description="mixture of experts: factor by which the load of a layer's busiest expert, over the mean, may grow",
+        json_schema_extra=LATER,
     )
     held_out: float | None = Field(
         3.0,
@@ -122,6 +146,7 @@ class Training(Optimisation):
     """Preference training of a round."""
 
     lora: Lora | None = None
+    router_aux_loss_coef: RouterCoefficient = Field("config", description=_ROUTERS, json_schema_extra=LATER)
     optimiser_state: Literal["fresh", "carried"] = Field("fresh", description="AdamW state at the start of a round")
     reference: Literal["fixed", "previous", "ema", "every_n"] = Field(
         "previous",
@@ -170,6 +195,10 @@ class Training(Optimisation):
         """Whether the weights of the best evaluation so far are on disk, since the round may end with them."""
         return self.evaluate_every > 0 and (self.keep == "best" or "held_out" in self.alarms.stop)
 
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result."""
+        return _without_unbalanced(super().identity())
+
     @model_validator(mode="after")
     def _state_fits_the_parameters(self) -> "Training":
         if self.lora is not None and self.optimiser_state == "carried":
@@ -195,3 +224,8 @@ class WarmStart(Optimisation):
     batch_size: int = Field(64, ge=1, description="texts an optimiser step")
     micro_batch_size: int = Field(64, ge=1, description="texts a forward pass", json_schema_extra=OPERATIONAL)
     learning_rate: float = Field(2e-3, gt=0)
+    router_aux_loss_coef: RouterCoefficient = Field("config", description=_ROUTERS, json_schema_extra=LATER)
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result."""
+        return _without_unbalanced(super().identity())

@@ -112,6 +112,7 @@ class TokenLogps(nn.Module):
         reference_model: Any | None = None,
         chunk_elements: int = CHUNK_ELEMENTS,
         share_prompts: bool = False,
+        whole_rows: bool = False,
     ) -> None:
         """See the class.
 
@@ -123,6 +124,7 @@ class TokenLogps(nn.Module):
                 mode. If it is ``model`` itself: ``model`` without its adapter.
             chunk_elements: logits held at once.
             share_prompts: take packed streams if both models can; ``padded_because`` gives the reason if not.
+            whole_rows: every layer computes every token of a row, also those whose values nothing reads: for routers.
 
         Raises:
             ValueError: ``wants`` needs a reference model that is missing, or the reference model is the policy.
@@ -142,12 +144,13 @@ class TokenLogps(nn.Module):
         self._reference_head = None if reference_model is None else output_head(plain_model(reference_model))
         if reference_model is not None and reference_model is not model:
             reference_model.eval()
+        self._whole_rows = whole_rows
         self.padded_because: str | None = "packing is off"
         # Modules of the policy and of the reference that compute only the requested positions.
         self._narrow: tuple[tuple[nn.Module, ...], ...] = ((), ())
         if share_prompts:
             self.padded_because = _why_padded(model, reference_model)
-            if self.padded_because is None:
+            if self.padded_because is None and not whole_rows:
                 self._narrow = tuple(() if m is None else _narrow(m) for m in (model, reference_model))
 
     def forward(self, ids: Tensor, mask: Tensor, packed: Packed | None = None) -> TokenFacts:
@@ -165,6 +168,8 @@ class TokenLogps(nn.Module):
         rows = mask[:, 1:].reshape(-1).nonzero().squeeze(1)
         targets = ids[:, 1:].reshape(-1)[rows]
         inputs = _Inputs({"input_ids": ids[:, :-1]}, rows)
+        if self._whole_rows:
+            inputs = _Inputs({"input_ids": ids}, pad(mask[:, 1:], (0, 1)).reshape(-1).nonzero().squeeze(1))
         if packed is not None:
             multiple = ROUNDING.get((ids.device.type, self.dtype), 1)
             filling = (0, -len(targets) % multiple)

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from pipeline.config.data.sources import Data
 from pipeline.config.data.user_data import EVERY_SPLIT, FileData
 from pipeline.config.policy import EARLIER
+from pipeline.config.training import UNBALANCED
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_json, write_text
 
@@ -31,6 +32,8 @@ _BEFORE = (
     ("pairs", "file", "split", EVERY_SPLIT),
     ("chat", "", "bos", EARLIER),
     ("chat", "", "thinking", EARLIER),
+    ("training", "", "router_aux_loss_coef", UNBALANCED),
+    ("warm_start", "", "router_aux_loss_coef", UNBALANCED),
 )
 _FIRST = "0.1.0"
 _Tree = dict[str, JsonValue]

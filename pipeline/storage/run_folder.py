@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from pipeline.config import RunConfig
 from pipeline.config.files import changed_fields, load_settings
 from pipeline.config.policy import EARLIER
+from pipeline.config.training import UNBALANCED
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import discard, sync_folder, write_json
 from pipeline.storage.layout import as_now_called, as_read, own_version, require_known, visible_version
@@ -74,7 +75,7 @@ class RunFolder:
             raise UserError(f"{error}\n{wrote}") from None
 
     def carried(self, config: RunConfig) -> RunConfig:
-        """Return ``config``, to go on with this folder: splits, BOS and thoughts stay as it had them."""
+        """Return ``config``, to go on with this folder: splits, BOS, thoughts and router losses stay as it had them."""
         if not self.config_file.is_file():
             return config
         begun = self.config()
@@ -84,6 +85,12 @@ class RunFolder:
         kept = {name: EARLIER for name, was in earlier.items() if was == EARLIER and name not in config.chat.changed}
         if kept:
             update["chat"] = config.chat.model_copy(update=kept)
+        trainings = {"training": (begun.training, config.training), "warm_start": (begun.warm_start, config.warm_start)}
+        for name, (old, new) in trainings.items():
+            if old is None or new is None or "router_aux_loss_coef" in new.changed:
+                continue
+            if old.router_aux_loss_coef == UNBALANCED:
+                update[name] = new.model_copy(update={"router_aux_loss_coef": UNBALANCED})
         return config.model_copy(update=update)
 
     def stage(self, round_: int, name: str) -> "Stage":

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from pipeline.losses import Loss
 from pipeline.models.token_logps import TokenFacts
 from pipeline.training.auxiliary.modules import AuxiliaryModules
+from pipeline.training.auxiliary.routers import ExpertUse, Passed, Routed, Routers, RouterSums
 from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.distributed.zero import ZeroEngine
-from pipeline.training.watch.readings import last_logps
+from pipeline.training.watch.readings import ending_logps
 
 METRICS = (
     "margin",
@@ -40,6 +41,7 @@ class Objective:
         modules: trained together with the policy.
         accelerator: gives rank, device and the backward pass.
         end_ids: tokens that end a response; without them, none is known to have ended.
+        routers: of the policy, if it is a mixture of experts.
     """
 
     policy: nn.Module
@@ -47,6 +49,12 @@ class Objective:
     modules: AuxiliaryModules
     accelerator: Accelerator
     end_ids: frozenset[int] = frozenset()
+    routers: Routers | None = None
+
+    @property
+    def balances(self) -> bool:
+        """Whether the routers' loss is trained."""
+        return self.routers is not None and self.routers.trained
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, which depends on the policy."""
@@ -75,6 +83,7 @@ class BatchFacts:
         suspects: ids of this process's examples whose loss is not finite, or that make the others' NaN.
         running: the loss's running statistics after the batch.
         module_means: means over its examples for the auxiliary modules; None if they need none.
+        experts: their use; None without any.
     """
 
     loss: float
@@ -85,6 +94,7 @@ class BatchFacts:
     suspects: tuple[str, ...]
     running: Mapping[str, float] = field(default_factory=dict)
     module_means: Tensor | None = None
+    experts: ExpertUse | None = None
 
 
 def accumulate_gradient(
@@ -94,10 +104,10 @@ def accumulate_gradient(
     lots: Lots | None = None,
     running: Mapping[str, float] | None = None,
 ) -> BatchFacts:
-    """Add the gradient of (1/B) Σ_i L_i, with B the examples of all processes.
+    """Add the gradient of (1/B) Σ_i L_i, with B the examples of all processes, and that of the routers' loss.
 
-    Losses that read batch statistics get those of the whole batch: if it is cut, a pass without gradient collects them
-    first, with the same dropout.
+    Losses that read batch statistics, and routers, get those of the whole batch: if it is cut, a pass without gradient
+    collects them first, with the same dropout.
 
     Args:
         objective: the policy, loss and modules.
@@ -117,11 +127,12 @@ def accumulate_gradient(
         last = index == len(batches) - 1
         sync: AbstractContextManager[None] = nullcontext() if last else accelerator.no_sync(objective.policy)
         with sync:
-            facts = _facts(objective, batch)
+            facts, routed = _facts(objective, batch)
             if whole:
-                shared = _statistics(objective, [_observe(objective, batch, facts)], running or {})
+                shared = _statistics(objective, [_observe(objective, batch, facts, routed)], running or {})
             assert shared is not None, "of the whole batch, or of the passes before"
-            _backward(objective, batch, facts, shared, len(examples), total)
+            balance = total.routers.add(routed, shared.counts, objective.routers)
+            _backward(objective, batch, facts, shared, len(examples), total, balance * world)
     objective.modules.average_gradients(accelerator)
     assert shared is not None, "every process makes at least one pass"
     return _over_all(total, objective, len(examples), shared)
@@ -129,11 +140,15 @@ def accumulate_gradient(
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """The loss's statistics for a global batch, running statistics after it, and examples with non-finite values."""
+    """The loss's statistics for a global batch, running statistics after it, and examples with non-finite values.
+
+    ``counts``: ``Routed.counts`` of the global batch, if the routers' loss is trained.
+    """
 
     statistics: Mapping[str, float]
     running: Mapping[str, float]
     suspects: tuple[str, ...] = ()
+    counts: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +159,13 @@ class _Observed:
         loss: name -> n numbers.
         modules: rows for the auxiliary modules.
         suspects: ids of examples with non-finite numbers, which also make the loss of all others NaN.
+        counts: ``Routed.counts``.
     """
 
     loss: Mapping[str, Sequence[float]]
     modules: Tensor | None
     suspects: tuple[str, ...]
+    counts: Tensor | None
 
 
 @dataclass(slots=True)
@@ -161,36 +178,40 @@ class _Total:
     modules: Tensor | None
     sums: Tensor = field(default_factory=lambda: torch.zeros(4 + 2 * len(METRICS), dtype=torch.float64))
     suspects: list[str] = field(default_factory=list)
+    routers: RouterSums = field(default_factory=RouterSums)
 
 
-def _facts(objective: Objective, batch: TokenBatch) -> TokenFacts:
-    facts: TokenFacts = objective.policy(batch.ids, batch.mask, batch.packed)
-    return objective.modules.token_facts(facts, batch.mask)
+def _facts(objective: Objective, batch: TokenBatch) -> tuple[TokenFacts, Routed | None]:
+    routers = objective.routers
+    with nullcontext(Passed()) if routers is None else routers.watched() as passed:
+        facts: TokenFacts = objective.policy(batch.ids, batch.mask, batch.packed)
+    routed = None if routers is None else routers.routed(passed, batch)
+    return objective.modules.token_facts(facts, batch.mask), routed
 
 
 def _look_ahead(objective: Objective, batches: Sequence[TokenBatch], running: Mapping[str, float]) -> _Shared:
     """Return statistics of the global batch, from a pass without gradient if any are read."""
-    if not objective.loss.needs.statistics and not objective.modules.waits:
+    if not objective.loss.needs.statistics and not objective.modules.waits and not objective.balances:
         return _Shared({}, dict(running))
     device = objective.accelerator.device
     # Dropout must draw the same masks as in the pass with gradient.
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        seen = [_observe(objective, batch, _facts(objective, batch)) for batch in batches]
+        seen = [_observe(objective, batch, *_facts(objective, batch)) for batch in batches]
     return _statistics(objective, seen, running)
 
 
 @torch.no_grad()
-def _observe(objective: Objective, batch: TokenBatch, facts: TokenFacts) -> _Observed:
+def _observe(objective: Objective, batch: TokenBatch, facts: TokenFacts, routed: Routed | None) -> _Observed:
+    counts = None if routed is None else routed.counts
     if not batch.examples:
-        return _Observed({}, None, ())
+        return _Observed({}, None, (), counts)
     of_modules = objective.modules.observe(facts, batch)
     # Terms of auxiliary modules are left out: no statistic uses them.
     values = {name: v.double().tolist() for name, v in objective.loss.observe(batch.loss_batch(facts)).items()}
     rows = zip(*values.values(), strict=True) if values else ()
     finite = [all(map(math.isfinite, row)) for row in rows]
-    return _Observed(
-        values, of_modules, tuple(e.id for e, fine in zip(batch.examples, finite, strict=False) if not fine)
-    )
+    suspects = tuple(e.id for e, fine in zip(batch.examples, finite, strict=False) if not fine)
+    return _Observed(values, of_modules, suspects, counts)
 
 
 def _statistics(objective: Objective, seen: Sequence[_Observed], running: Mapping[str, float]) -> _Shared:
@@ -198,35 +219,43 @@ def _statistics(objective: Objective, seen: Sequence[_Observed], running: Mappin
     every = gather_object(list(seen)) if objective.accelerator.num_processes > 1 else seen
     objective.modules.begin([one.modules for one in every if one.modules is not None])
     suspects = tuple(id for one in every for id in one.suspects)
+    counted = [one.counts for one in every if one.counts is not None]
+    counts = torch.stack(counted).sum(0) if counted else None
     if not objective.loss.needs.statistics:
-        return _Shared({}, dict(running), suspects)
+        return _Shared({}, dict(running), suspects, counts)
     names = sorted({name for one in every for name in one.loss})
     joined = {
         name: torch.tensor([x for one in every for x in one.loss.get(name, ())], dtype=torch.float64) for name in names
     }
     statistics, after = objective.loss.summarise(joined, running)
-    return _Shared(statistics, after, suspects)
+    return _Shared(statistics, after, suspects, counts)
 
 
 def _backward(
-    objective: Objective, batch: TokenBatch, facts: TokenFacts, shared: _Shared, size: int, total: _Total
+    objective: Objective,
+    batch: TokenBatch,
+    facts: TokenFacts,
+    shared: _Shared,
+    size: int,
+    total: _Total,
+    balance: Tensor | float,
 ) -> None:
     """Add the gradient of one micro-batch of a global batch of ``size`` examples; add its sums to ``total``."""
     accelerator, modules = objective.accelerator, objective.modules
     if not batch.examples:
-        objective.backward(facts.policy.sum() * 0)
+        objective.backward(facts.policy.sum() * 0 + balance)
         return
     # Data-parallel wrappers average gradients over processes, so each contributes its share times their number.
     scale = accelerator.num_processes / size
     found = modules.pair_facts(batch.loss_batch(facts), facts, batch)
     output = objective.loss(found, shared.statistics)
-    objective.backward(output.per_pair.sum() * scale)
+    objective.backward(output.per_pair.sum() * scale + balance)
     extra = modules.extra_loss(facts, batch)
     if extra is not None:
         accelerator.backward(extra.per_example.sum() * scale)
         total.modules = extra.sums if total.modules is None else total.modules + extra.sums
     per_pair = output.per_pair.detach()
-    endings = _endings(facts, batch, objective.end_ids)
+    endings = ending_logps(facts, batch, objective.end_ids)
     known = {name: (float(mean), output.rows.get(name, len(per_pair))) for name, mean in output.metrics.items()}
     known["ending_logp"] = (float(endings.mean()) if len(endings) else 0.0, len(endings))
     means = [known.get(name, (0.0, 0)) for name in METRICS]
@@ -234,17 +263,6 @@ def _backward(
     total.sums += torch.tensor([float(per_pair.sum()), *_counts(batch), *sums, *rows], dtype=torch.float64)
     finite = per_pair.isfinite().tolist()
     total.suspects += [e.id for e, fine in zip(batch.examples, finite, strict=True) if not fine]
-
-
-def _endings(facts: TokenFacts, batch: TokenBatch, end_ids: frozenset[int]) -> Tensor:
-    """Return the end token's log-prob, [n], of the n chosen responses that end with one; of a group, none."""
-    ended = [
-        row
-        for row, example in enumerate(batch.examples)
-        if batch.kind != "group" and example.desirable is not False and example.responses[0].ids[-1] in end_ids
-    ]
-    rows = torch.tensor(ended, dtype=torch.int64, device=batch.mask.device)
-    return last_logps(facts.policy[rows], batch.mask[rows]) if ended else torch.zeros(0)
 
 
 def _counts(batch: TokenBatch) -> tuple[int, int, int]:
@@ -276,4 +294,5 @@ def _over_all(total: _Total, objective: Objective, size: int, shared: _Shared) -
         suspects=shared.suspects or tuple(total.suspects),
         running=shared.running,
         module_means=of_modules,
+        experts=total.routers.use(lambda sums: over_processes(sums, objective.accelerator)),
     )

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,6 +30,10 @@ class StepReport:
         chosen_change_per_token: log-prob minus that under the (first) reference, averaged like the log-prob; None if
             the loss uses no reference; likewise rejected.
         ending_logp: log-prob of the end token of chosen responses, nats; None if none ends with one, or in groups.
+        router_aux_loss: the loss that balances the experts of a mixture, before its coefficient; k if all are used
+            alike and a token has k experts; None: it is not trained.
+        expert_imbalance: the load of the busiest expert, divided by the mean, in the layer where this is worst.
+        expert_shares: the share of each expert in the choices of all layers.
     """
 
     step: int
@@ -49,6 +53,9 @@ class StepReport:
     chosen_change_per_token: float | None = None
     rejected_change_per_token: float | None = None
     ending_logp: float | None = None
+    router_aux_loss: float | None = None
+    expert_imbalance: float | None = None
+    expert_shares: Sequence[float] | None = None
 
 
 STEPS = "steps.jsonl"

@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps, plain_model
 from pipeline.training.auxiliary.modules import live_reference, modules_for
+from pipeline.training.auxiliary.routers import Routers
 from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example, Survey
 from pipeline.training.batches.micro_batches import cut_for
@@ -33,7 +35,7 @@ from pipeline.training.distributed.fsdp import shard, single, write_back
 from pipeline.training.distributed.launch import Placement, Sharding, Zero
 from pipeline.training.distributed.process_group import require_supported
 from pipeline.training.distributed.zero import ZeroEngine
-from pipeline.training.gradients import BatchFacts, Lots, Objective, accumulate_gradient, over_processes
+from pipeline.training.gradients import METRICS, BatchFacts, Lots, Objective, accumulate_gradient, over_processes
 from pipeline.training.optimiser import (
     ParameterGroup,
     load_optimiser,
@@ -96,14 +98,16 @@ class Steps:
         self.modules = modules_for(model, reference, loss.composition, derive_seed(seed, "heads")).to(
             self.accelerator.device
         )
+        routers = None if scores else Routers(model, trainee.router_aux_loss_coef)
+        asked = loss.needs.token_facts
         facts = scores or TokenLogps(
-            model, settings.dtype, loss.needs.token_facts, reference, share_prompts=settings.packing
+            model, settings.dtype, asked, reference, share_prompts=settings.packing, whole_rows=bool(routers)
         )
         self.padded_because = facts.padded_because
         self._facts = facts
         self._cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
         wrapped, self.trained = self._placed(facts, placement)
-        self._objective = Objective(wrapped, loss, self.modules, self.accelerator, trainee.end_ids)
+        self._objective = Objective(wrapped, loss, self.modules, self.accelerator, trainee.end_ids, routers)
 
     def _prepare_model(self, placement: Placement) -> None:
         if self.settings.gradient_checkpointing:
@@ -277,22 +281,18 @@ class Steps:
         )
 
     def _report(self, step: int, facts: BatchFacts, rate: float, norm: float, seconds: float) -> StepReport:
+        known: dict[str, Any] = {name: facts.metrics.get(name) for name in METRICS}
         return StepReport(
             step=step + 1,
             steps=self.count,
             loss=facts.loss,
             learning_rate=rate,
             grad_norm=norm,
-            margin=facts.metrics.get("margin"),
-            accuracy=facts.metrics.get("accuracy"),
-            chosen_logp_per_token=facts.metrics.get("chosen_logp_per_token"),
-            rejected_logp_per_token=facts.metrics.get("rejected_logp_per_token"),
             tokens=facts.tokens,
             response_tokens=facts.response_tokens,
             padding=1 - facts.tokens / facts.positions,
             seconds=seconds,
             tokens_per_second=facts.tokens / seconds,
-            chosen_change_per_token=facts.metrics.get("chosen_change_per_token"),
-            rejected_change_per_token=facts.metrics.get("rejected_change_per_token"),
-            ending_logp=facts.metrics.get("ending_logp"),
+            **known,
+            **({} if facts.experts is None else asdict(facts.experts)),
         )

@@ -18,12 +18,15 @@ class Trainee:
         starts_at_reference: the reference is the model at step 0; the first step then checks that the stored
             reference log-probabilities agree.
         end_ids: tokens that end a response; empty: unknown.
+        router_aux_loss_coef: of the loss that balances the experts of a mixture; None: that of the model's config, 0 if
+            it has none.
     """
 
     model: Any
     reference: Any | None = None
     starts_at_reference: bool = False
     end_ids: frozenset[int] = frozenset()
+    router_aux_loss_coef: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification, MixtralConfig, MixtralForCausalLM
 
 from pipeline.config import Composition, Lora
 from pipeline.losses import Loss
@@ -14,6 +14,7 @@ from pipeline.models.classifier_scores import RowScores
 from pipeline.models.lora import add_adapter
 from pipeline.models.token_logps import TokenLogps
 from pipeline.training.auxiliary.modules import AuxiliaryModules
+from pipeline.training.auxiliary.routers import Routers
 from pipeline.training.batches.micro_batches import Cut
 from pipeline.training.gradients import Objective, accumulate_gradient
 from pipeline.training.train import Placement
@@ -29,6 +30,13 @@ REWARD_MODEL: dict[str, Any] = {
     "num_attention_heads": 1,
     "num_labels": 1,
     "pad_token_id": 0,
+}
+EXPERTS: dict[str, Any] = {
+    **{name: value for name, value in REWARD_MODEL.items() if name != "num_labels"},
+    "num_key_value_heads": 1,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "initializer_range": 0.2,
 }
 STEPS = ("dpo", "sparsepo", "beta_dpo", "ganpo")
 
@@ -61,6 +69,21 @@ def reward_gradient(accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], 
     return {f"reward.{part}": p.grad for part, p in model.named_parameters() if p.grad is not None}, facts.loss
 
 
+def expert_gradient(cut: str, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
+    """Of a mixture of experts, whose routers are balanced over all processes."""
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**EXPERTS))
+    loss = loss_named("dpo")
+    companions = AuxiliaryModules(loss.composition, 32, 2, 32, seed=1)
+    policy = accelerator.prepare(TokenLogps(model, share_prompts=CUTS[cut].packing, whole_rows=True))
+    objective = Objective(policy, loss, companions, accelerator, routers=Routers(model, 3.0))
+    facts = accumulate_gradient(objective, examples_for(loss, 7), CUTS[cut])
+    assert facts.experts is not None and facts.experts.router_aux_loss is not None
+    found = {f"experts.{cut}.{part}": p.grad for part, p in model.named_parameters() if p.grad is not None}
+    found[f"experts.{cut}.shares"] = torch.tensor(facts.experts.expert_shares)
+    return found, facts.loss + facts.experts.router_aux_loss
+
+
 def steps(name: str, accelerator: Accelerator, lora: bool = False) -> tuple[dict[str, torch.Tensor], float]:
     loss, model = loss_named(name), tiny_llama()
     policy = add_adapter(model, Lora(rank=2, dropout=0.0), seed=3) if lora else model
@@ -78,6 +101,7 @@ losses: list[float] = []
 for found, loss in [
     *(gradient(name, cut, accelerator) for name in GRADIENTS for cut in CUTS),
     reward_gradient(accelerator),
+    *(expert_gradient(cut, accelerator) for cut in CUTS),
     *(steps(name, accelerator) for name in STEPS),
     steps("tdpo2", accelerator, lora=True),
 ]:

@@ -51,6 +51,14 @@ def training_panels(runs: Runs) -> list[Panel]:
             y_format=".0%",
             level=0.5,
         ),
+        _of_steps(
+            runs,
+            "Busiest expert",
+            "load over the mean, in the worst layer",
+            [("load", lambda step: step.expert_imbalance)],
+            level=1.0,
+        ),
+        _of_steps(runs, "Router loss", "before its coefficient", [("loss", lambda step: step.router_aux_loss)]),
         _of_steps(runs, "Gradient norm", "before clipping", [("norm", lambda step: step.grad_norm)]),
         _of_steps(runs, "Learning rate", "", [("rate", lambda step: step.learning_rate)], y_format=".1e"),
     ]

@@ -11,6 +11,7 @@ from flows.stages.context import Context, Outcome, policy_chat
 from flows.stages.data import warm_start_texts
 from flows.stages.training.train import OFFENDING_ROWS, fit, kept_where
 from pipeline.config import PretrainedPolicy, ScratchPolicy
+from pipeline.config.training import router_coefficient
 from pipeline.errors import RowsError, UserError
 from pipeline.losses import load_preset
 from pipeline.models.chat import Chat
@@ -41,7 +42,9 @@ def start_policy(context: Context, folder: Path) -> Outcome:
         facts: dict[str, JsonValue] = {POINTER: str(origin), POINTED_FILES: model_files(origin)}
         return Outcome(0, {**facts, "parameters": model.num_parameters()})
     dropped: Counter[str] = Counter()
-    examples, trainee = _examples(context, chat, dropped), Trainee(model, end_ids=chat.end_ids)
+    coefficient = router_coefficient(config.warm_start.router_aux_loss_coef)
+    trainee = Trainee(model, end_ids=chat.end_ids, router_aux_loss_coef=coefficient)
+    examples = _examples(context, chat, dropped)
     seed = derive_seed(config.seed, "warm start")
     try:
         outcome = fit(context, folder, trainee, examples, load_preset("sft"), config.warm_start, seed)

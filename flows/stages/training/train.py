@@ -13,6 +13,7 @@ from flows.stages.held_out import held_out_examples
 from flows.stages.training.examples import examples_with_reference
 from pipeline.config import Optimisation
 from pipeline.config.loss.needs import needs_of
+from pipeline.config.training import router_coefficient
 from pipeline.errors import RowsError
 from pipeline.losses import Loss
 from pipeline.models.lora import add_adapter
@@ -90,6 +91,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
                 _reference_model(context, round_, at_reference),
                 starts_at_reference=at_reference and needs_of(config.loss).references > 0,
                 end_ids=chat.end_ids,
+                router_aux_loss_coef=router_coefficient(training.router_aux_loss_coef),
             ),
             examples_with_reference(context, round_),
             Loss(config.loss.preset, config.loss),
@@ -223,6 +225,9 @@ def _metrics(result: TrainResult, loss: Loss) -> dict[str, JsonValue]:
     plain: dict[str, JsonValue] = dict(result.metrics)
     said: dict[str, JsonValue] = {"steps": result.steps, "padded_because": result.padded_because}
     said |= {"kept_step": result.kept_step, "ended_because": result.ended_because}
+    shares = result.history[-1].expert_shares
+    if shares is not None:
+        said["expert_shares"] = [*shares]
     return {**said, "loss_composition": loss.composition.identity(), **plain}
 
 

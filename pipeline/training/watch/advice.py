@@ -45,6 +45,11 @@ ADVICE: Mapping[AlarmName, Advice] = {
         "a loss that averages over tokens (simpo, rdpo's length term) or a likelihood term (loss.nll) usually helps; "
         "check that responses in the data end with the end token",
     ),
+    "experts": Advice(
+        "the busiest expert's load, over the mean, is {value:.3g} times that of the first steps (limit {limit:g})",
+        "a larger training.router_aux_loss_coef, a smaller learning rate, or adapters that leave routers alone usually "
+        "helps",
+    ),
     "held_out": Advice(
         "the held-out margin has fallen {value:.3g} standard errors from its best (limit {limit:g}) while the training "
         "margin rises",

@@ -175,6 +175,7 @@ SERIES: dict[str, Callable[[StepReport], float | None]] = {
     "gap": _gap,
     "chosen": _chosen,
     "ending": lambda step: step.ending_logp,
+    "experts": lambda step: step.expert_imbalance,
 }
 
 
@@ -184,9 +185,12 @@ def _rise(watch: Watch) -> float | None:
     return None if change is None or begun is None else change / max(abs(begun), SMALL_LOSS)
 
 
-def _growth(watch: Watch) -> float | None:
-    now, begun = watch.present("gradient"), watch.beginning("gradient")
-    return None if now is None or not begun else now / begun
+def _growth(name: str) -> Callable[[Watch], float | None]:
+    def measure(watch: Watch) -> float | None:
+        now, begun = watch.present(name), watch.beginning(name)
+        return None if now is None or not begun else now / begun
+
+    return measure
 
 
 def _apart(watch: Watch) -> float | None:
@@ -205,10 +209,11 @@ def _fall(name: str) -> Callable[[Watch], float | None]:
 STEP_RULES: dict[AlarmName, Callable[[Watch], float | None]] = {
     "loss": _rise,
     "diverged": _rise,
-    "gradient": _growth,
+    "gradient": _growth("gradient"),
     "margin": _apart,
     "chosen": _fall("chosen"),
     "ending": _fall("ending"),
+    "experts": _growth("experts"),
 }
 
 

@@ -78,3 +78,14 @@ def last_logps(logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Return the value of each row's last token of ``mask`` [R, T], constant: [R]."""
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1, keepdim=True)
     return logps.detach().gather(1, last).squeeze(1)
+
+
+def ending_logps(facts: TokenFacts, batch: TokenBatch, end_ids: frozenset[int]) -> torch.Tensor:
+    """Return the end token's log-prob, [n], of the n chosen responses that end with one; of a group, none."""
+    ended = [
+        row
+        for row, example in enumerate(batch.examples)
+        if batch.kind != "group" and example.desirable is not False and example.responses[0].ids[-1] in end_ids
+    ]
+    rows = torch.tensor(ended, dtype=torch.int64, device=batch.mask.device)
+    return last_logps(facts.policy[rows], batch.mask[rows]) if ended else torch.zeros(0)

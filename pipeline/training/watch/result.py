@@ -15,6 +15,8 @@ AVERAGED = (
     "rejected_logp_per_token",
     "chosen_change_per_token",
     "rejected_change_per_token",
+    "router_aux_loss",
+    "expert_imbalance",
 )
 
 

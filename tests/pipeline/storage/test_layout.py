@@ -18,6 +18,7 @@ from flows.preflight.check import check_new
 from flows.run_folder.key_parts import plain_section
 from pipeline.config import FileData, RunConfig
 from pipeline.config.files import load_config
+from pipeline.config.training import router_coefficient
 from pipeline.data.sources import files_of, held_out_source
 from pipeline.errors import UserError
 from pipeline.storage import layout
@@ -223,3 +224,21 @@ def test_prompts_of_an_earlier_folder_begin_as_they_did(tmp_path: Path) -> None:
     assert run.carried(given).chat.bos == "earlier"
     asked = given.model_copy(update={"chat": begun.chat.model_copy(update={"bos": "always"})})
     assert run.carried(asked).chat.identity()["bos"] == "always"
+
+
+def test_a_mixture_of_experts_of_an_earlier_folder_goes_on_without_a_router_loss(tmp_path: Path) -> None:
+    run = split_folder(tmp_path, "iterative")
+    begun = run.config()
+    assert begun.warm_start is not None
+    for section in ("training", "warm_start"):
+        own = begun.__dict__[section]
+        assert own.router_aux_loss_coef == "earlier" and router_coefficient("earlier") == 0
+        assert "router_aux_loss_coef" not in own.identity()
+
+        def given(value: object, name: str = section, old: Any = own) -> Any:
+            update = {name: old.model_copy(update={"router_aux_loss_coef": value})}
+            return run.carried(begun.model_copy(update=update)).__dict__[name]
+
+        assert given("config").router_aux_loss_coef == "earlier"
+        assert given(0.5).identity()["router_aux_loss_coef"] == 0.5
+    assert router_coefficient("config") is None

@@ -35,6 +35,7 @@ def at(step: int, **values: float) -> StepReport:
         tokens_per_second=1.0,
         chosen_change_per_token=values.get("chosen_change_per_token"),
         ending_logp=values.get("ending_logp", -1.0),
+        expert_imbalance=values.get("expert_imbalance"),
     )
 
 
@@ -75,6 +76,8 @@ def rises(start: float, end: float) -> Curve:
         ({"rejected_logp_per_token": rises(-2.5, -9)}, set()),
         ({"ending_logp": rises(-1, -5)}, {"ending"}),
         ({"ending_logp": rises(-5, -0.1)}, set()),
+        ({"expert_imbalance": rises(1.5, 4.5)}, {"experts"}),
+        ({"expert_imbalance": rises(1.5, 2.5)}, set()),
         # One odd batch in ten.
         ({"loss": lambda done: 90.0 if round(done * 39) % 10 == 5 else 0.7}, set()),
     ],
