@@ -115,7 +115,7 @@ class Routers:
         if not passed.logits:
             return None
         logits = tuple(passed.logits[layer] for layer in sorted(passed.logits))
-        weights = token_weights(batch, len(logits[0]))
+        weights = position_weights(batch, len(logits[0]))
         experts = logits[0].shape[-1]
         chosen = [passed.chosen[layer] for layer in sorted(passed.chosen)]
         # The loss counts the experts of the largest probabilities; some routers choose by groups, or with a correction.
@@ -125,7 +125,7 @@ class Routers:
         return Routed(logits, weights, loads, torch.cat([wanted.sum(0), tokens]))
 
 
-def token_weights(batch: TokenBatch, positions: int) -> Tensor:
+def position_weights(batch: TokenBatch, positions: int) -> Tensor:
     """In how many rows of examples the token of each position of a pass over ``batch`` stands: [positions] float32."""
     rows = torch.zeros(len(batch.ids), device=batch.ids.device)
     for index in range(batch.blocks):

@@ -14,7 +14,7 @@ from pipeline.models.architectures import make_exact, switch_noise_off
 from pipeline.models.lora import add_adapter
 from pipeline.models.token_logps import TokenLogps
 from pipeline.training.auxiliary.modules import modules_for
-from pipeline.training.auxiliary.routers import Routers, token_weights
+from pipeline.training.auxiliary.routers import Routers, position_weights
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut
@@ -151,7 +151,7 @@ def test_a_prompt_counts_once_for_each_of_its_rows_and_fillers_and_padding_never
     other = Example.pair("1", (8,), (9,), (10, 11))
     # Rows: chosen of both and a filler, rejected of both and a filler.
     padded = collate([pair, other], 3)
-    assert token_weights(padded, padded.ids.numel()).view(6, 4).int().tolist() == [
+    assert position_weights(padded, padded.ids.numel()).view(6, 4).int().tolist() == [
         [1, 1, 1, 1],
         [1, 1, 0, 0],
         [0, 0, 0, 0],
@@ -163,7 +163,7 @@ def test_a_prompt_counts_once_for_each_of_its_rows_and_fillers_and_padding_never
     assert packed.packed is not None
     assert packed.packed.ids.tolist() == [3, 4, 5, 6, 7, 8, 9, 10, 11]
     # Two more positions fill the stream up.
-    assert token_weights(packed, 11).int().tolist() == [2, 2, 1, 1, 1, 2, 1, 1, 1, 0, 0]
+    assert position_weights(packed, 11).int().tolist() == [2, 2, 1, 1, 1, 2, 1, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek v3"])
