@@ -86,7 +86,7 @@ def verify_run(root: Path) -> Verification:
 def _files(stage: Stage, manifest: Manifest) -> Verified:
     try:
         freed = stage.freed()
-        faults = [*file_faults(stage, manifest)]
+        faults = [*file_faults(stage, manifest, reread=True)]
     except DamagedError as error:
         file, _, what = str(error).partition(": ")
         return Verified(stage.title, "damaged", 0, 0, [Damage(stage.title, Path(file), what)])

@@ -51,11 +51,14 @@ def require_intact(stage: Stage) -> Manifest:
     return manifest
 
 
-def file_faults(stage: Stage, manifest: Manifest) -> Iterator[Damage]:
-    """Yield the files of ``manifest``, and of the model folder that it points to, that are not as they were written."""
+def file_faults(stage: Stage, manifest: Manifest, *, reread: bool = False) -> Iterator[Damage]:
+    """Yield the files of ``manifest``, and of the model folder that it points to, that are not as they were written.
+
+    ``reread``: read also large files whose times have not changed, since damage on the disk changes none.
+    """
     freed = stage.freed()
     removed = set() if freed is None else set(freed.files)
-    yield from _changed(stage, stage.folder, {n: f for n, f in manifest.files.items() if n not in removed})
+    yield from _changed(stage, stage.folder, {n: f for n, f in manifest.files.items() if n not in removed}, reread)
     for file in sorted(path for path in stage.folder.rglob("*") if path.is_file()):
         name = str(file.relative_to(stage.folder))
         # Engines load any weights that they find next to a model's own.
@@ -64,7 +67,7 @@ def file_faults(stage: Stage, manifest: Manifest) -> Iterator[Damage]:
     pointer, pointed = manifest.metrics.get(POINTER), manifest.metrics.get(POINTED_FILES)
     if isinstance(pointed, dict):
         facts = {name: facts for name, facts in pointed.items() if isinstance(facts, dict)}
-        yield from _changed(stage, Path(str(pointer)), facts)
+        yield from _changed(stage, Path(str(pointer)), facts, reread)
 
 
 def model_files(folder: Path) -> dict[str, JsonValue]:
@@ -74,7 +77,7 @@ def model_files(folder: Path) -> dict[str, JsonValue]:
     return {file.name: file_facts(digest, file.stat().st_size) for file, digest in digests}
 
 
-def _changed(stage: Stage, folder: Path, told: Mapping[str, Mapping[str, JsonValue]]) -> Iterator[Damage]:
+def _changed(stage: Stage, folder: Path, told: Mapping[str, Mapping[str, JsonValue]], reread: bool) -> Iterator[Damage]:
     present: list[str] = []
     for name, facts in told.items():
         file = folder / name
@@ -85,7 +88,7 @@ def _changed(stage: Stage, folder: Path, told: Mapping[str, Mapping[str, JsonVal
         else:
             present.append(name)
     try:
-        digests = files_sha256([folder / name for name in present])
+        digests = files_sha256([folder / name for name in present], reread=reread)
     except OSError as error:
         yield Damage(stage.title, Path(error.filename or folder), f"cannot be read ({error.strerror})")
         return
