@@ -127,12 +127,8 @@ def save_policy(model: Any, folder: Path, *, tokenizer_source: str, chat: Chat) 
     # transformers refuses to save what it has loaded, such as a temperature without do_sample.
     plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     with as_written(plain.config, tokenizer_source):
-<<<<<<< HEAD
-        plain.save_pretrained(folder)
-    _keep_class_name(Path(tokenizer_source), folder)
-=======
         plain.save_pretrained(folder, max_shard_size=SHARD_SIZE)
->>>>>>> d6bb384 (Weights are hashed once on a machine; policies in files of 5 GB)
+    _keep_class_name(Path(tokenizer_source), folder)
     plain.generation_config = generation
     generation.to_json_file(folder / "generation_config.json")
     copy_companions(tokenizer_source, folder)
