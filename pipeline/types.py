@@ -1,14 +1,10 @@
-"""Records of a run: prompts, responses, groups of responses, pairs.
-
-Torch-free. Every record is frozen, and every ``id`` is the hash of its content, so the same
-prompt has the same id in every file, run and machine.
-"""
+"""Records of a run. Torch-free. Every one is frozen; an ``id`` is a hash of content, the same on every machine."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import JsonValue
 
@@ -95,10 +91,9 @@ class Message:
 class Prompt:
     """A conversation that waits for the assistant's turn.
 
-    ``answer`` is whatever a gold scorer compares responses with (a label, a meaning
-    representation); ``reference`` is a response written by a person, if the data has one.
-    While rows are read, ``origin`` is what ``columns.source`` holds, and ``guessed`` is true if the prompt is only the
-    common start of two texts; neither is stored.
+    ``answer`` is whatever a gold scorer compares responses with (a label, a meaning representation); ``reference`` is a
+    response written by a person, if the data has one. While rows are read, ``origin`` is what ``columns.source`` holds,
+    and ``guessed`` is true if the prompt is only the common start of two texts; neither is stored.
     """
 
     messages: tuple[Message, ...]
@@ -119,18 +114,25 @@ class Prompt:
         return content_hash([m.parts for m in self.messages])
 
 
+class TurnRow(NamedTuple):
+    """Tokens that a model reads in one pass: ``prompt_ids``, then ``ids``, some of them ``trained`` on."""
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """One sampled (or given) continuation, as the tokens that the model produced.
 
-    ``token_ids`` ends with an end token only if the model produced one. ``logprobs`` holds one
-    natural-log probability per token under the sampling policy at temperature 1, before any
-    top-p/top-k/min-p cut; it is empty for responses that come from a data set. ``text`` is for
-    labellers and people and never goes back into training.
-
+    ``token_ids`` ends with an end token only if the model produced one. ``logprobs`` holds one natural-log probability
+    per token under the sampling policy at temperature 1, before any top-p/top-k/min-p cut; it is empty for responses
+    that come from a data set. ``text`` is for labellers and people and never goes back into training.
     ``thinking_tokens``: tokens of the thought before the answer, its marks among them; ``in_thought``: the response
     ended in its thought, so there is no answer. ``hidden_tokens``: so many tokens at the start are no part of ``text``,
-    nor of the length that filters and measures see (``chat.thinking: hide``).
+    nor of the length that filters and measures see (``chat.thinking: hide``). ``rows``: of several turns of the
+    assistant (``training.turns``), the rows in which models read them, and ``token_ids`` are all trained tokens.
     """
 
     text: str
@@ -140,6 +142,7 @@ class Response:
     thinking_tokens: int = 0
     hidden_tokens: int = 0
     in_thought: bool = False
+    rows: tuple[TurnRow, ...] = ()
 
     @property
     def shown_ids(self) -> tuple[int, ...]:
@@ -184,10 +187,10 @@ class Group:
 class Pair:
     """Two responses to one prompt, the preferred one first.
 
-    ``soft_label`` is the probability that ``chosen`` really is the better one; ``round`` is the
-    round whose policy produced the responses (0: they came with a data set). ``win_probability`` is
-    the probability that ``chosen`` beats the policy's average answer, ``win_probability_rejected`` that
-    ``rejected`` does. A prior is log ζ of a whole response, in nats.
+    ``soft_label`` is the probability that ``chosen`` really is the better one; ``round`` is the round whose policy
+    produced the responses (0: they came with a data set). ``win_probability`` is the probability that ``chosen`` beats
+    the policy's average answer, ``win_probability_rejected`` that ``rejected`` does. A prior is log ζ of a whole
+    response, in nats.
     """
 
     prompt: Prompt
@@ -205,8 +208,9 @@ class Pair:
 
     @property
     def id(self) -> str:
-        """Hash of the token ids of prompt, chosen and rejected."""
-        return content_hash([self.prompt_ids, self.chosen.token_ids, self.rejected.token_ids])
+        """Hash of the token ids of prompt, chosen and rejected, and of their rows."""
+        rows = self.chosen.rows + self.rejected.rows
+        return content_hash([self.prompt_ids, self.chosen.token_ids, self.rejected.token_ids, *rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,8 @@ Preference = Pair | Group | Unpaired
 class TextPair:
     """A preference pair from a data set, as text; the policy's tokenizer turns it into tokens later.
 
-    ``chosen_extra`` and ``rejected_extra`` are ``Message.extra`` of the two answers.
+    ``chosen_extra`` and ``rejected_extra`` are ``Message.extra`` of the two answers. ``chosen_turns`` and
+    ``rejected_turns`` (JSON) are the turns between prompt and answer, if two conversations part before it.
     """
 
     prompt: Prompt
@@ -246,14 +251,19 @@ class TextPair:
     rejected_prior: float | None = None
     chosen_extra: str = ""
     rejected_extra: str = ""
+    chosen_turns: str = ""
+    rejected_turns: str = ""
+
+    @property
+    def several_turns(self) -> bool:
+        """Whether a side has more turns than its answer."""
+        return bool(self.chosen_turns or self.rejected_turns)
 
     @property
     def answers(self) -> tuple[Message, Message]:
         """Chosen and rejected as turns."""
-        return (
-            Message("assistant", self.chosen, self.chosen_extra),
-            Message("assistant", self.rejected, self.rejected_extra),
-        )
+        chosen = Message("assistant", self.chosen, self.chosen_extra)
+        return chosen, Message("assistant", self.rejected, self.rejected_extra)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,10 +281,8 @@ class TextGroup:
     @property
     def answers(self) -> tuple[Message, ...]:
         """The responses as turns."""
-        return tuple(
-            Message("assistant", *of)
-            for of in zip(self.responses, self.extras or ("",) * len(self.responses), strict=True)
-        )
+        extras = self.extras or ("",) * len(self.responses)
+        return tuple(Message("assistant", *of) for of in zip(self.responses, extras, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pipeline.losses import Loss
 from pipeline.models.chat import Chat
 from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
 from pipeline.training.batches.examples import Continuation, Example
-from pipeline.types import Group, Pair, Prompt, TextGroup, TextPair, Unpaired, UnpairedText
+from pipeline.types import Group, Pair, Prompt, Response, TextGroup, TextPair, Unpaired, UnpairedText
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,15 @@ def _parts(made: Group | Pair | Unpaired, loss: Loss) -> tuple[ExampleKind, _Ids
             return "unpaired", made.prompt_ids, [made.response.token_ids]
         case Pair():
             if needs_of(loss.composition).only_chosen:
-                return "text", made.prompt_ids, [made.chosen.token_ids]
-            return "pair", made.prompt_ids, [made.chosen.token_ids, made.rejected.token_ids]
+                return "text", made.prompt_ids, [_beyond(made.prompt_ids, made.chosen)]
+            return "pair", made.prompt_ids, [_beyond(made.prompt_ids, side) for side in (made.chosen, made.rejected)]
+
+
+def _beyond(prompt: _Ids, response: Response) -> _Ids:
+    """Return all tokens that models read for a response, without one prompt."""
+    if not response.rows:
+        return response.token_ids
+    return tuple(token for row in response.rows for token in (*row.prompt_ids, *row.ids))[len(prompt) :]
 
 
 def _warm_examples(config: RunConfig, tables: Tables, chat: Chat) -> list[Example]:

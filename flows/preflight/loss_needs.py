@@ -22,10 +22,20 @@ def check_needs(config: RunConfig, contents: Contents) -> None:
     anchored = config.replay is not None and config.replay.anchor > 0
     if anchored:
         _check_anchor(config, contents)
+    _check_turns(config, contents)
     if anchored or config.mode == "offline":
         _check_form(config, contents)
         _check_rewards(config, contents)
         _check_labels(config, contents)
+
+
+def _check_turns(config: RunConfig, contents: Contents) -> None:
+    other = "groups" if contents.groups else "single responses" if contents.unpaired else None
+    if config.training.turns == "all_chosen" and other is not None:
+        raise UserError(
+            "training.turns: all_chosen trains where the turns of chosen and rejected differ, but the section pairs "
+            f"holds {other}; allowed: last"
+        )
 
 
 def loss_name(config: RunConfig) -> str:

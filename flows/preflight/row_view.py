@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from pipeline.config import UserData
 from pipeline.data.faults import Tokens, named_answers
+from pipeline.data.forms.answers import trained_turns
 from pipeline.data.forms.paths import first_name
 from pipeline.data.reading import PromptRow, SourceRow
 from pipeline.errors import UserError
@@ -43,6 +44,12 @@ def view_row(
 
 def _parts(value: PromptRow | TextPreference, tokens: Tokens | None) -> Iterator[str]:
     prompt: Prompt = value.prompt
+    if isinstance(value, TextPair) and value.several_turns and tokens is not None:
+        for asked, name, turn in trained_turns(value):
+            ids = tokens.chat.response_ids(asked.messages, turn.content, extra=turn.extra)
+            said = tokens.chat.spell(tokens.chat.prompt_ids(asked.messages))
+            yield _line(name, f"{said}{_BEGIN}{tokens.chat.spell(ids)}{_END}")
+        return
     texts = "\n".join(f"{turn.role}: {turn.shown}" for turn in prompt.messages)
     yield _line("prompt", texts if tokens is None else tokens.chat.spell(tokens.chat.prompt_ids(prompt.messages)))
     for name, turn in named_answers(value):

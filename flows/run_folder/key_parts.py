@@ -123,6 +123,7 @@ def source_files(place: Place) -> dict[str, JsonValue]:
     return {
         "files": found | ({"prompts": digest_when_read(place.data, config)} if may_grow(config) else {}),
         **_rows_dropped(config),
+        **({"turns": config.training.turns} if "turns" in config.training.changed else {}),
     }
 
 

@@ -14,9 +14,9 @@ from pipeline.models.chat import Chat
 from pipeline.models.policy import load_for_scoring
 from pipeline.pairs.from_data import tokenise_pairs
 from pipeline.storage.atomic import write_json
-from pipeline.training.batches.examples import Example, Logps
+from pipeline.training.batches.examples import Continuation, Example, Logps
 from pipeline.training.reference import reference_logps
-from pipeline.types import Pair
+from pipeline.types import Pair, Response
 
 HELD_OUT_MARGINS = "held_out_margins.json"
 HELD_OUT_PROMPTS = "held_out_prompts.json"
@@ -26,9 +26,13 @@ _Pairs = Sequence[tuple[Logps, ...]]
 def held_out_examples(context: Context, chat: Chat) -> list[Example]:
     """Pairs of the data set whose prompts no round trains on, as tokens."""
     return [
-        Example.pair(pair.id, pair.prompt_ids, pair.chosen.token_ids, pair.rejected.token_ids)
+        Example(pair.id, pair.prompt_ids, "pair", (_side(pair.chosen), _side(pair.rejected)))
         for pair in _tokenised(context, chat)
     ]
+
+
+def _side(response: Response) -> Continuation:
+    return Continuation(response.token_ids, rows=response.rows)
 
 
 def write_held_out_prompts(context: Context, chat: Chat, folder: Path) -> None:

@@ -131,6 +131,12 @@ class RunConfig(Closed):
             raise ValueError("discriminator: offline mode labels nothing; only iterative mode has one")
         elif self.replay is not None:
             raise ValueError("replay: offline mode trains on the data set's own pairs; only iterative mode replays")
+        anchored = self.replay is not None and self.replay.anchor > 0
+        if self.training.turns == "all_chosen" and self.mode != "offline" and not anchored:
+            raise ValueError(
+                "training.turns: all_chosen reads pairs of a data set; sampled answers are one turn, so use last, mode "
+                "offline or replay.anchor"
+            )
         if self.replay is not None and self.replay.anchor > 0 and self.pairs is None:
             raise ValueError(f"replay.anchor: {self.replay.anchor:g}, but the section pairs names no data set")
         if self.pairing.max_disagreement is not None and not isinstance(self.scorer, EnsembleScorer):

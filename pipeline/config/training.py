@@ -170,6 +170,13 @@ class Training(Optimisation):
         json_schema_extra=OPERATIONAL,
     )
     contrastive: Contrast | None = Field(None, description="for weights: given, from two contrasting models")
+    turns: Literal["last", "all_chosen"] = Field(
+        "last",
+        description="what the loss reads of pairs of conversations. last: the last turn, and all turns before it are "
+        "the same; all_chosen: every turn of the assistant in which chosen and rejected differ, each after what the "
+        "model would be asked with; other turns, and the results of tools, are read but not trained on",
+        json_schema_extra=LATER,
+    )
     alarms: Alarms = Field(Alarms(), json_schema_extra=LATER)
     evaluate_every: int = Field(
         0,

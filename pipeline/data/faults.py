@@ -5,9 +5,11 @@ Uses a chat only through its methods. The caller counts faults and refuses rows.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
 from pipeline import config
+from pipeline.data.forms.answers import conversations, trained_turns
 from pipeline.data.forms.spelled import is_spelled
 from pipeline.data.reading import PromptRow
 from pipeline.data.split import Split
@@ -151,7 +153,12 @@ class FaultFinder:
             yield "leak", f"held out, ignoring case, spaces and Unicode form: {row.prompt.messages[-1].content[:80]!r}"
         if self._tokens is not None:
             try:
-                yield from _faults_of_tokens(row.prompt, sides, self._tokens)
+                found: dict[Cause, str] = {}
+                several = trained_turns(row) if isinstance(row, TextPair) and row.several_turns else ()
+                asked = [(prompt, [(name, turn)]) for prompt, name, turn in several] or [(row.prompt, [*sides])]
+                for cause, said in chain.from_iterable(_faults_of_tokens(*each, self._tokens) for each in asked):
+                    found.setdefault(cause, said)
+                yield from found.items()
             except RefusedTurnsError as error:
                 yield "refused", str(error)
             except UserError as error:
@@ -174,6 +181,9 @@ class FaultFinder:
 def named_answers(row: PromptRow | TextPreference) -> list[_Side]:
     """Return the row's responses, each with its name."""
     match row:
+        case TextPair() if row.several_turns:
+            wholes = (Message("assistant", "\n".join(turn.shown for turn in turns)) for turns in conversations(row))
+            return [*zip(("chosen", "rejected"), wholes, strict=True)]
         case TextPair():
             return [*zip(("chosen", "rejected"), row.answers, strict=True)]
         case UnpairedText():
@@ -252,9 +262,8 @@ def _faults_of_tokens(prompt: Prompt, sides: Sequence[_Side], tokens: Tokens) ->
     if not _equal([(n, turn.shown) for n, turn, _ in said]) and (equal := _equal([(n, ids) for n, _, ids in said])):
         yield "identical_when_cut", f"{equal[0]} and {equal[1]} are the same tokens"
     whole = len(prompt_ids) + max((len(ids) for _, _, ids in said), default=0)
-    if len(prompt_ids) > limits.max_prompt_tokens:
-        limit = f"chat.max_prompt_tokens ({limits.max_prompt_tokens})"
-        yield "long_for_policy", f"{LONG_PROMPT} of {len(prompt_ids)} tokens, over {limit}"
+    if len(prompt_ids) > (most := limits.max_prompt_tokens):
+        yield "long_for_policy", f"{LONG_PROMPT} of {len(prompt_ids)} tokens, over chat.max_prompt_tokens ({most})"
     elif tokens.context is not None and whole > tokens.context:
         yield "long_for_policy", f"{whole} tokens, over the policy's context of {tokens.context}"
     if tokens.reward_length is not None:

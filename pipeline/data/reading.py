@@ -6,6 +6,7 @@ A row that cannot be read is returned with its fault; the caller decides what to
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Generic, TypeVar, assert_never
 
 from pipeline.config import Data, DatasetData, FileData, MixtureData, PairData, RestaurantData, UserData
@@ -77,12 +78,13 @@ def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
             assert_never(data)
 
 
-def read_preferences(data: PairData) -> Iterator[SourceRow[TextPreference]]:
+def read_preferences(data: PairData, several_turns: bool = False) -> Iterator[SourceRow[TextPreference]]:
     """Yield preferences in one of three forms, decided by the columns; a data set holds one form.
 
     - Pairs: ``prompt``, ``chosen``, ``rejected``, with scores, votes, a soft label, win probabilities or priors if
       the data has them. Chosen and rejected are texts, lists with the assistant's turn or the whole conversation, or
       transcripts; without a prompt column, the prompt is their common start.
+      With ``several_turns``, their conversations may part before the last turn.
     - Groups: ``prompt``, ``responses`` (a list), ``rewards`` (one for each).
     - Single responses: ``prompt``, ``completion``, ``label`` (true: good).
 
@@ -92,7 +94,8 @@ def read_preferences(data: PairData) -> Iterator[SourceRow[TextPreference]]:
         UserError: no data, or a file that is damaged as a whole.
     """
     first: SourceRow[TextPreference] | None = None
-    for row in _in_turn(data, _preferences_in) if isinstance(data, MixtureData) else _preferences_in(data):
+    read = partial(_preferences_in, several_turns=several_turns)
+    for row in _in_turn(data, read) if isinstance(data, MixtureData) else read(data):
         if row.value is not None:
             first = first or row
             assert first.value is not None
@@ -114,11 +117,11 @@ def _in_turn(data: MixtureData, read: Callable[[UserData], Iterator[SourceRow[T]
         yield from (replace(row, member=place) for row in read(part))
 
 
-def _preferences_in(data: UserData) -> Iterator[SourceRow[TextPreference]]:
+def _preferences_in(data: UserData, several_turns: bool) -> Iterator[SourceRow[TextPreference]]:
     def prompt(record: Record, value: TextPreference | None) -> Prompt | None:
         return _prompt_of(record, value, data)
 
-    return _parsed(data, lambda record: preference_of(record, data), prompt)
+    return _parsed(data, lambda record: preference_of(record, data, several_turns), prompt)
 
 
 def _prompt_row(record: Record, data: FileData | DatasetData) -> PromptRow:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from pipeline.config.loss.needs import OF_REFERENCE, Fact
 from pipeline.errors import RunError
 from pipeline.models.attention.last_layer import no_more_than, places, position_wise
-from pipeline.models.attention.packing import Packed
+from pipeline.models.attention.packing import Packed, PaddedTurns
 from pipeline.models.attention.shared_prompts import share, stream_arguments, why_not_shared
 from pipeline.models.lora import adapter_off
 from pipeline.models.output_head import (
@@ -88,6 +88,13 @@ class _Inputs:
     asked: Tensor | None = None
 
 
+def _inputs(ids: Tensor, mask: Tensor, *, whole: bool) -> _Inputs:
+    """Return what a model reads of padded rows; ``whole``: with their last tokens, which predict nothing."""
+    if whole:
+        return _Inputs({"input_ids": ids}, pad(mask[:, 1:], (0, 1)).reshape(-1).nonzero().squeeze(1))
+    return _Inputs({"input_ids": ids[:, :-1]}, mask[:, 1:].reshape(-1).nonzero().squeeze(1))
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """One forward pass: the input of the head, and hidden states, both at the wanted positions."""
@@ -153,24 +160,24 @@ class TokenLogps(nn.Module):
             if self.padded_because is None and not whole_rows:
                 self._narrow = tuple(() if m is None else _narrow(m) for m in (model, reference_model))
 
-    def forward(self, ids: Tensor, mask: Tensor, packed: Packed | None = None) -> TokenFacts:
+    def forward(self, ids: Tensor, mask: Tensor, packed: Packed | PaddedTurns | None = None) -> TokenFacts:
         """Facts of ids[:, t] given ids[:, :t] where ``mask`` is true.
 
         Args:
             ids: [R, T], padded at the right. Causal attention needs no mask for that: padding comes
                 after every token whose log-probability is requested.
             mask: [R, T] bool; position 0 has nothing before it and is never requested.
-            packed: the same rows as one stream, which the models then get instead.
+            packed: the same rows as one stream, which the models then get instead; or the rows of several turns whose
+                trained tokens ``mask`` marks, in the same order.
 
         Raises:
             RunError: policy and reference have vocabularies of different sizes.
         """
         rows = mask[:, 1:].reshape(-1).nonzero().squeeze(1)
         targets = ids[:, 1:].reshape(-1)[rows]
-        inputs = _Inputs({"input_ids": ids[:, :-1]}, rows)
-        if self._whole_rows:
-            inputs = _Inputs({"input_ids": ids}, pad(mask[:, 1:], (0, 1)).reshape(-1).nonzero().squeeze(1))
-        if packed is not None:
+        read, asked = (packed.ids, packed.mask) if isinstance(packed, PaddedTurns) else (ids, mask)
+        inputs = _inputs(read, asked, whole=self._whole_rows)
+        if isinstance(packed, Packed):
             multiple = ROUNDING.get((ids.device.type, self.dtype), 1)
             filling = (0, -len(targets) % multiple)
             targets = pad(targets, filling)

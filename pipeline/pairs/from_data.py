@@ -15,8 +15,10 @@ from typing import Protocol
 
 from pipeline.config import ChatSettings, RunConfig
 from pipeline.config.loss.needs import needs_of
+from pipeline.data.forms.answers import conversations
 from pipeline.errors import RefusedTurnsError
 from pipeline.pairs.make import from_groups
+from pipeline.pairs.turns import turns_response
 from pipeline.pairs.wins import Opponent, win_probabilities
 from pipeline.types import (
     FinishReason,
@@ -29,6 +31,7 @@ from pipeline.types import (
     TextGroup,
     TextPair,
     TextPreference,
+    TurnRow,
     Unpaired,
     UnpairedText,
 )
@@ -115,11 +118,13 @@ def tokenise_pairs(
         if not all(turn.shown.strip() for turn in text.answers):
             dropped["empty"] += 1
             continue
-        given = _given(text.answers, text.prompt, chat, dropped)
+        given = _several(text, chat, limits, dropped) if text.several_turns else None
+        if not text.several_turns:
+            given = _given(text.answers, text.prompt, chat, dropped)
         if given is None:
             continue
         chosen, rejected = given
-        if chosen.token_ids == rejected.token_ids:
+        if (chosen.token_ids, chosen.rows) == (rejected.token_ids, rejected.rows):
             dropped["identical"] += 1
             continue
         dropped["cut"] += sum(side.finish_reason == "length" for side in (chosen, rejected))
@@ -198,6 +203,28 @@ def _pair(
         chosen_prior=text.chosen_prior,
         rejected_prior=text.rejected_prior,
     )
+
+
+def _several(
+    text: TextPair, chat: Tokeniser, limits: ChatSettings, dropped: Counter[str]
+) -> tuple[Response, ...] | None:
+    """Return both sides of a pair of several turns; None if a turn is refused or its context is too long."""
+    ours, theirs = conversations(text)
+    try:
+        sides = [turns_response(text.prompt.messages, *both, chat) for both in ((ours, theirs), (theirs, ours))]
+    except RefusedTurnsError:
+        dropped["refused"] += 1
+        return None
+    if any(_longest_prompt(row) > limits.max_prompt_tokens for side in sides for row in side.rows):
+        dropped["long_prompt"] += 1
+        return None
+    return tuple(sides)
+
+
+def _longest_prompt(row: TurnRow) -> int:
+    """Return the tokens before the last turn of a row."""
+    last = len(row.ids) - next((n for n, flag in enumerate(reversed(row.trained)) if not flag), len(row.ids))
+    return len(row.prompt_ids) + last
 
 
 def _given(

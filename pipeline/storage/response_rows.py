@@ -3,8 +3,10 @@
 import pyarrow as pa
 
 from pipeline.storage.tables import Row
-from pipeline.types import Response
+from pipeline.types import Response, TurnRow
 
+_IDS = pa.list_(pa.int32())
+TURN_ROW = pa.struct([("prompt_ids", _IDS), ("ids", _IDS), ("trained", pa.list_(pa.bool_()))])
 RESPONSE_STRUCT = pa.struct(
     [
         ("text", pa.string()),
@@ -14,6 +16,7 @@ RESPONSE_STRUCT = pa.struct(
         ("thinking_tokens", pa.int32()),
         ("hidden_tokens", pa.int32()),
         ("in_thought", pa.bool_()),
+        ("rows", pa.list_(TURN_ROW)),
     ]
 )
 
@@ -28,11 +31,12 @@ def response_row(response: Response) -> Row:
         "thinking_tokens": response.thinking_tokens,
         "hidden_tokens": response.hidden_tokens,
         "in_thought": response.in_thought,
+        "rows": list(map(turn_row, response.rows)),
     }
 
 
 def row_response(row: Row) -> Response:
-    """Return the response from a plain row; those of earlier versions know no thoughts."""
+    """Return the response from a plain row; those of earlier versions know no thoughts and rows."""
     return Response(
         text=row["text"],
         token_ids=tuple(row["token_ids"]),
@@ -41,4 +45,15 @@ def row_response(row: Row) -> Response:
         thinking_tokens=row.get("thinking_tokens") or 0,
         hidden_tokens=row.get("hidden_tokens") or 0,
         in_thought=bool(row.get("in_thought")),
+        rows=tuple(map(row_turn, row.get("rows") or ())),
     )
+
+
+def turn_row(row: TurnRow) -> Row:
+    """Return a row of turns as a plain one."""
+    return {"prompt_ids": row.prompt_ids, "ids": row.ids, "trained": row.trained}
+
+
+def row_turn(row: Row) -> TurnRow:
+    """Return a row of turns from a plain one."""
+    return TurnRow(tuple(row["prompt_ids"]), tuple(row["ids"]), tuple(row["trained"]))

@@ -54,7 +54,7 @@ _PAIR_NUMBERS = [
     )
 ]
 _TEXT = pa.string()
-_EXTRAS = [("chosen_extra", _TEXT), ("rejected_extra", _TEXT)]
+_EXTRAS = [(name, _TEXT) for name in ("chosen_extra", "rejected_extra", "chosen_turns", "rejected_turns")]
 TEXT_PAIRS = pa.schema([("prompt", _PROMPT), ("chosen", _TEXT), ("rejected", _TEXT), *_PAIR_NUMBERS, *_EXTRAS])
 _NUMBERS, _TEXTS = pa.list_(pa.float64()), pa.list_(_TEXT)
 TEXT_GROUPS = pa.schema([("prompt", _PROMPT), ("responses", _TEXTS), ("rewards", _NUMBERS), ("extras", _TEXTS)])

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from pipeline.losses import Loss
+from pipeline.models.attention.packing import Packed
 from pipeline.models.token_logps import TokenFacts
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.auxiliary.routers import ExpertUse, Passed, Routed, Routers, RouterSums
@@ -267,7 +268,7 @@ def _backward(
 
 def _counts(batch: TokenBatch) -> tuple[int, int, int]:
     # Packed tokens are computed once, however many rows contain them.
-    tokens = sum(e.tokens for e in batch.examples) if batch.packed is None else batch.computed
+    tokens = batch.computed if isinstance(batch.packed, Packed) else sum(e.tokens for e in batch.examples)
     return tokens, sum(e.response_tokens for e in batch.examples), batch.computed
 
 

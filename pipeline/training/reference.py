@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from pipeline.models.policy import dropout_off
 from pipeline.models.token_logps import Precision, TokenLogps, plain_model
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example, Logps
+from pipeline.types import TurnRow
 
 __all__ = [
     "Logps",
@@ -83,19 +85,31 @@ def reference_values(
 ) -> list[ReferenceValues]:
     """Return ``model``'s values for each example, from one pass over all of its continuations.
 
-    ``on_progress`` is called with the number of finished continuations; the other arguments are
+    ``on_progress`` is called with the number of finished rows (``Example.read``); the other arguments are
     those of ``response_logps``.
     """
-    sequences = [(e.prompt_ids, c.ids) for e in examples for c in e.continuations]
+    sequences = [(row.prompt_ids, row.ids) for e in examples for row in e.read]
     wants: frozenset[Fact] = frozenset({"entropy"} if entropy else ())
     values = iter(_scored(model, sequences, batch_size, dtype, on_progress, wants))
     largest = math.log(plain_model(model).get_output_embeddings().weight.shape[0]) if entropy else 1.0
     found = []
     for e in examples:
-        logps, nats = zip(*(next(values) for _ in e.continuations), strict=True)
+        logps, nats = zip(*(_of_trained(c.read(e.prompt_ids), values) for c in e.continuations), strict=True)
         means = [sum(of_tokens) / len(of_tokens) / largest for of_tokens in nats[: len(e.responses)] if of_tokens]
         found.append(ReferenceValues(logps, sum(means) / len(means) if means else None))
     return found
+
+
+def _of_trained(
+    rows: Sequence[TurnRow], values: Iterator[tuple[Logps, tuple[float, ...]]]
+) -> tuple[Logps, tuple[float, ...]]:
+    """Take the next values, of ``rows``; return those of trained tokens, in order."""
+    logps: list[float] = []
+    nats: list[float] = []
+    for row in rows:
+        for kept, of_row in zip((logps, nats), next(values), strict=True):
+            kept += of_row if all(row.trained) else compress(of_row, row.trained)
+    return tuple(logps), tuple(nats)
 
 
 def reference_logps(

@@ -94,7 +94,7 @@ def _example(preference: Preference, loss: Composition) -> Example:
 
 def _of_pair(pair: Pair, loss: Composition) -> Example:
     if needs_of(loss).only_chosen:
-        return Example.text(pair.id, pair.prompt_ids, pair.chosen.token_ids)
+        return Example(pair.id, pair.prompt_ids, "text", (Continuation(pair.chosen.token_ids, rows=pair.chosen.rows),))
     # If win probabilities are read, they hold the label's value, and one-sided terms treat labels as certain.
     as_wins = "win_probability" in needs_of(loss)
     return Example(
@@ -110,7 +110,7 @@ def _of_pair(pair: Pair, loss: Composition) -> Example:
 
 
 def _side(response: Response, prior: float | None, reward: float | None, wins: float | None) -> Continuation:
-    return Continuation(response.token_ids, prior=prior, reward=reward, win_probability=wins)
+    return Continuation(response.token_ids, prior=prior, reward=reward, win_probability=wins, rows=response.rows)
 
 
 def _calibration(context: Context, round_: int) -> "dict[str, array[int]]":

@@ -191,7 +191,7 @@ class _Scores:
         """Rows of the shard that begins with the example ``start``."""
         training = self._context.config.training
         examples = self._examples[start : start + _SHARD]
-        rows = sum(len(example.continuations) for example in examples)
+        rows = sum(len(example.read) for example in examples)
 
         def report(done: int) -> None:
             number, passes = self._number

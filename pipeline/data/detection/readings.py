@@ -7,6 +7,7 @@ response is preferred, pairs that another column decides, lists, rows of one res
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any, Literal
 
@@ -72,7 +73,7 @@ def readings_of_pairs(data: UserData) -> Readings:
     Raises:
         UserError: no data, or a file that is damaged as a whole.
     """
-    look = _Look(data, preference_of)
+    look = _Look(data, partial(preference_of, several_turns=True))
     own = look.as_set()
     if own is not None and own.prompt == "start":
         own = _better(own, look.with_prompt({}))

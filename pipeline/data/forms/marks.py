@@ -124,4 +124,6 @@ def swapped(pair: TextPair) -> TextPair:
         rejected_prior=pair.chosen_prior,
         chosen_extra=pair.rejected_extra,
         rejected_extra=pair.chosen_extra,
+        chosen_turns=pair.rejected_turns,
+        rejected_turns=pair.chosen_turns,
     )

@@ -10,14 +10,14 @@ from pydantic import JsonValue
 
 from pipeline.config import Columns, UserData
 from pipeline.data.forms import cells
-from pipeline.data.forms.answers import Given, answer, split_turns
+from pipeline.data.forms.answers import Given, answer, split_pair, split_texts, split_turns, turns_text
 from pipeline.data.forms.besides import besides, with_media
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.groups import ranked, rewards_of
 from pipeline.data.forms.marks import preferred, voted
 from pipeline.data.forms.paths import find
 from pipeline.data.forms.spelled import is_spelled, read_spelled
-from pipeline.data.forms.transcripts import common_start, is_transcript
+from pipeline.data.forms.transcripts import is_transcript
 from pipeline.data.forms.turns import Turns, history_turns, is_conversation, prompt_turns, system_merged, with_history
 from pipeline.data.records import Record
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
@@ -51,8 +51,10 @@ def one_response_prompt(record: Record, data: UserData) -> Prompt:
     return row.one()
 
 
-def preference_of(record: Record, data: UserData) -> TextPreference:
+def preference_of(record: Record, data: UserData, several_turns: bool = False) -> TextPreference:
     """Return the row's preference; its columns decide the form.
+
+    ``several_turns``: the conversations of a pair may part before their last turns.
 
     If people voted on a pair, ``data.votes`` turns the votes into its soft label; 0.5 is a tie.
     """
@@ -62,7 +64,7 @@ def preference_of(record: Record, data: UserData) -> TextPreference:
             return row.group()
         if row.has(columns.completion):
             return row.unpaired()
-    return row.pair()
+    return row.pair(several_turns)
 
 
 class _Row:
@@ -162,17 +164,13 @@ class _Row:
         desirable = cells.truth(cells.required(self._values, columns.label), columns.label, self._data.labels.meanings)
         return UnpairedText(self._prompt(turns), said.content, desirable, said.extra)
 
-    def pair(self) -> TextPair:
+    def pair(self, several_turns: bool = False) -> TextPair:
         """Return the pair, in the order that votes or a signed number give it."""
         values, columns, data = self._values, self._columns, self._data
-        given = [self._given(column) for column in (columns.chosen, columns.rejected)]
-        if self.has(*columns.prompt_columns):
-            turns, (better, worse) = split_turns(self._turns(), given)
-        else:
-            turns, (better, worse) = self._implicit(given)
-        soft_label = cells.optional_probability(values, columns.soft_label)
-        wins = cells.optional_probability(values, columns.win_probability)
-        wins_rejected = cells.optional_probability(values, columns.win_probability_rejected)
+        turns, sides = self._sides([self._given(name) for name in (columns.chosen, columns.rejected)], several_turns)
+        better, worse = (side[-1] for side in sides)
+        probabilities = (columns.soft_label, columns.win_probability, columns.win_probability_rejected)
+        soft_label, wins, wins_rejected = (cells.optional_probability(values, name) for name in probabilities)
         if wins is None and wins_rejected is not None:
             raise FaultError(f"{columns.win_probability_rejected}: {wins_rejected:g}, but no {columns.win_probability}")
         scores = (cells.optional_number(values, column) for column in (columns.chosen_score, columns.rejected_score))
@@ -190,23 +188,23 @@ class _Row:
             rejected_prior=cells.optional_number(values, columns.rejected_prior),
             chosen_extra=better.extra,
             rejected_extra=worse.extra,
+            chosen_turns=turns_text(sides[0][:-1]),
+            rejected_turns=turns_text(sides[1][:-1]),
         )
         if columns.has_votes:
             return voted(pair, values, columns, data.votes)
         return preferred(pair, values, columns, data.signed) if data.rewards_are == "signed" else pair
 
-    def _implicit(self, given: Sequence[Given]) -> tuple[Turns, list[Message]]:
-        """Split a row without a prompt: it is the common start of the two conversations, transcripts or texts."""
-        (chosen, one), (rejected, other) = given
-        if not (isinstance(chosen, str) and isinstance(rejected, str)) or is_transcript(chosen):
-            return split_turns(None, given)
-        start, self._guessed = common_start(chosen, rejected), True
-        if not start.strip():
-            raise FaultError(
-                f"no column {' or '.join(map(repr, self._columns.prompt_columns))}, and {one} and {other} share "
-                "no start that could be the prompt"
-            )
-        return (Message("user", start),), [Message("assistant", side[len(start) :]) for side in (chosen, rejected)]
+    def _sides(self, given: Sequence[Given], several_turns: bool) -> tuple[Turns, list[Turns]]:
+        """Return the prompt, or the common start if there is none, and the turns of both responses after it."""
+        texts = all(isinstance(value, str) for value, _ in given) and not is_transcript(str(given[0][0]))
+        prompt = None
+        if self.has(*self._columns.prompt_columns):
+            prompt = self._turns()
+        elif texts:
+            self._guessed = True
+            return split_texts(given, self._columns.prompt_columns)
+        return split_pair(prompt, given, several_turns)
 
     # ------------------------------------------------------------ cells
 

@@ -82,12 +82,14 @@ class RunRows:
         config = self._config
         if source == "pairs":
             assert config.pairs is not None, "asked only of a run with pairs"
-            return read_preferences(config.pairs)
+            return read_preferences(config.pairs, config.training.turns == "all_chosen")
         if config.prompts is not None and source == "prompts":
             return read_prompts(config.prompts)
         given = held_out_source(config)
         assert given is not None, "asked only of a source that the run has"
-        return read_preferences(given) if config.prompts is None else read_prompts(given)
+        if config.prompts is None:
+            return read_preferences(given, config.training.turns == "all_chosen")
+        return read_prompts(given)
 
 
 class _KeptRows(Generic[T]):

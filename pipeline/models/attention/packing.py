@@ -22,8 +22,8 @@ class Packed:
         ids: [N] tokens.
         positions: [N] as in the sequence of prompt and continuation.
         branch: [N] 0 in a prompt, k in its k-th continuation.
-        predictors: [M] for each continuation token of each row, row by row, the stream position of the token before
-            it. Rows with the same tokens share theirs.
+        predictors: [M] for each token that is asked for, row by row, the stream position of the token before it. Rows
+            with the same tokens share theirs.
         lengths: [trees] int64, in the order of the stream.
         ends: [rows] stream position of each row's last token.
     """
@@ -54,8 +54,27 @@ class Packed:
         )
 
 
-def pack(rows: Sequence[tuple[_Ids, _Ids]]) -> Packed:
+@dataclass(frozen=True, slots=True)
+class PaddedTurns:
+    """Rows of several turns, padded: what a model reads in place of rows that hold only the trained tokens.
+
+    Attributes:
+        ids: [R, T] token ids, padded at the right.
+        mask: [R, T] bool, true at trained tokens; row by row they are those of the rows that they stand for.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> "PaddedTurns":
+        """The same on ``device``."""
+        return PaddedTurns(self.ids.to(device), self.mask.to(device))
+
+
+def pack(rows: Sequence[tuple[_Ids, _Ids]], trained: Sequence[Sequence[bool]] | None = None) -> Packed:
     """Pack ``rows``, each a prompt and its continuation; equal prompts and equal rows are stored once.
+
+    ``trained``: which tokens of each continuation are asked for; None: all.
 
     Raises:
         ValueError: a prompt without tokens, so that no token would predict the continuation's first one.
@@ -83,6 +102,8 @@ def pack(rows: Sequence[tuple[_Ids, _Ids]]) -> Packed:
             at += len(ids)
         lengths.append(at - begin)
     predictors = [_predictors(*starts[row], len(row[1])) for row in rows]
+    if trained is not None:
+        predictors = [at[np.asarray(flags, dtype=bool)] for at, flags in zip(predictors, trained, strict=True)]
     ends = [starts[row][1] + len(row[1]) - 1 if row[1] else starts[row][0] for row in rows]
     stream = np.fromiter((token for piece in pieces for token in piece), dtype=np.int64, count=at)
     return Packed(

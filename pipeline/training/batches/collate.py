@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config.loss.needs import ExampleKind, Needs
 from pipeline.losses import GroupBatch, PairBatch, Side, UnpairedBatch
-from pipeline.models.attention.packing import Packed, pack
+from pipeline.models.attention.packing import Packed, PaddedTurns, pack
 from pipeline.models.token_logps import TokenFacts
 from pipeline.training.batches.examples import Continuation, Example, Flags, edits
 from pipeline.training.batches.padding import PaddedRows
@@ -68,7 +68,8 @@ class TokenBatch:
         dispersion: [B] float32.
         desirable: [B] bool.
         seeds: [B] int64, for random draws of an example: functions of seed, example and epoch, not of the batch.
-        packed: the rows as one stream, or None.
+        packed: what the model reads in place of ``ids``: the rows as one stream, or padded rows of several turns; None:
+            ``ids``.
     """
 
     kind: ExampleKind
@@ -87,18 +88,18 @@ class TokenBatch:
     dispersion: Tensor | None
     desirable: Tensor | None
     seeds: Tensor
-    packed: Packed | None = None
+    packed: Packed | PaddedTurns | None = None
 
     @property
     def computed(self) -> int:
         """Positions that a forward pass computes."""
-        return self.ids.numel() if self.packed is None else len(self.packed.ids)
+        return self.ids.numel() if self.packed is None else self.packed.ids.numel()
 
     def to(self, device: torch.device) -> "TokenBatch":
         """Return the same batch on ``device``."""
         values = {field.name: self.__getattribute__(field.name) for field in fields(self)}
         moved: dict[str, Any] = {
-            name: v.to(device) if isinstance(v, Tensor | Packed) else v for name, v in values.items()
+            name: v.to(device) if isinstance(v, Tensor | Packed | PaddedTurns) else v for name, v in values.items()
         }
         return TokenBatch(**moved)
 
@@ -211,8 +212,22 @@ def collate(
         dispersion=_of_examples([e.dispersion for e in examples], torch.float32),
         desirable=_of_examples([e.desirable for e in examples], torch.bool),
         seeds=torch.tensor([derive_seed(seed, e.id, epoch) for e in examples], dtype=torch.int64),
-        packed=pack([(p, c.ids) for p, c in zip(prompts, continuations, strict=True)]) if packing else None,
+        packed=_read(prompts, continuations, packing=packing),
     )
+
+
+def _read(
+    prompts: Sequence[tuple[int, ...]], continuations: Sequence[Continuation], *, packing: bool
+) -> Packed | PaddedTurns | None:
+    """Return what the model reads, if not the rows of trained tokens alone."""
+    several = any(c.rows for c in continuations)
+    if not packing and not several:
+        return None
+    rows = [row for prompt, c in zip(prompts, continuations, strict=True) for row in c.read(prompt)]
+    if packing:
+        return pack([(row.prompt_ids, row.ids) for row in rows], [row.trained for row in rows] if several else None)
+    padded = PaddedRows([row.prompt_ids for row in rows], [Continuation(row.ids) for row in rows])
+    return PaddedTurns(padded.ids(), padded.laid([row.trained for row in rows], np.bool_))
 
 
 def _beside(examples: Sequence[Example], needs: Needs | None) -> list[list[Continuation]]:

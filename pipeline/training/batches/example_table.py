@@ -13,6 +13,7 @@ from typing import Any, overload
 import pyarrow as pa
 
 from pipeline.errors import RunError
+from pipeline.storage.response_rows import TURN_ROW, row_turn, turn_row
 from pipeline.training.batches.examples import Continuation, Example
 
 # Rows of a record batch. With more, random access reads unneeded rows; with fewer, batch headers cost more.
@@ -26,6 +27,7 @@ _CONTINUATION = pa.struct(
         ("prior", pa.float64()),
         ("reward", pa.float64()),
         ("win_probability", pa.float64()),
+        ("rows", pa.list_(TURN_ROW)),
     ]
 )
 SCHEMA = pa.schema(
@@ -119,6 +121,7 @@ def _continuation_row(continuation: Continuation) -> dict[str, Any]:
         "prior": continuation.prior,
         "reward": continuation.reward,
         "win_probability": continuation.win_probability,
+        "rows": [*map(turn_row, continuation.rows)],
     }
 
 
@@ -136,4 +139,5 @@ def _continuation(row: dict[str, Any]) -> Continuation:
         prior=row["prior"],
         reward=row["reward"],
         win_probability=row["win_probability"],
+        rows=tuple(map(row_turn, row["rows"])),
     )

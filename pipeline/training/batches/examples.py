@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 
 from pipeline.config.loss.needs import ExampleKind, Needs
 from pipeline.errors import UserError
+from pipeline.types import TurnRow
 
 # One natural-log probability per response token.
 Logps = tuple[float, ...]
@@ -24,6 +25,8 @@ class Continuation:
         prior: log ζ of the whole response, in nats, if given.
         reward: score of a reward model.
         win_probability: probability that it beats the policy's average answer.
+        rows: of several turns of the assistant, the rows in which models read them; ``ids`` are then all trained
+            tokens, in order, and every value of a token belongs to one of them. Empty: ``ids`` follow the prompt.
     """
 
     ids: tuple[int, ...]
@@ -32,6 +35,11 @@ class Continuation:
     prior: float | None = None
     reward: float | None = None
     win_probability: float | None = None
+    rows: tuple[TurnRow, ...] = ()
+
+    def read(self, prompt_ids: tuple[int, ...]) -> tuple[TurnRow, ...]:
+        """Return the rows in which models read it after ``prompt_ids``."""
+        return self.rows or (TurnRow(prompt_ids, self.ids, (True,) * len(self.ids)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +117,30 @@ class Example:
     @property
     def length(self) -> int:
         """Tokens of its longest row."""
-        return len(self.prompt_ids) + max((len(c.ids) for c in self.continuations), default=0)
+        return max((len(row.prompt_ids) + len(row.ids) for row in self.read), default=len(self.prompt_ids))
+
+    @property
+    def read(self) -> list[TurnRow]:
+        """All rows that models read, continuation by continuation."""
+        return [row for c in self.continuations for row in c.read(self.prompt_ids)]
 
     @property
     def response_tokens(self) -> int:
-        """Tokens of all its continuations."""
+        """Trained tokens of all its continuations."""
         return sum(len(c.ids) for c in self.continuations)
 
     @property
     def distinct_tokens(self) -> int:
-        """Tokens of its prompt, once, and of all its continuations: the size of a packed pass."""
-        return len(self.prompt_ids) + self.response_tokens
+        """Tokens of its prompt (of each, if turns have others), once, and of all rows: the size of a packed pass."""
+        if not any(c.rows for c in self.continuations):
+            return len(self.prompt_ids) + self.response_tokens
+        prompts = {row.prompt_ids for row in self.read}
+        return sum(map(len, prompts)) + sum(len(row.ids) for row in self.read)
 
     @property
     def tokens(self) -> int:
         """Tokens of all its rows."""
-        return len(self.prompt_ids) * len(self.continuations) + self.response_tokens
+        return sum(len(row.prompt_ids) + len(row.ids) for row in self.read)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -116,7 +116,13 @@ def tokens_digest(examples: Iterable[Example]) -> str:
     """Return a hash of the examples' ids and tokens, in order; reads them one at a time."""
     total = hashlib.sha256()
     for example in examples:
-        rows = [example.prompt_ids, *(c.ids for c in example.continuations)]
+        rows: list[Sequence[int]] = [example.prompt_ids, *(c.ids for c in example.continuations)]
+        rows += [
+            part
+            for c in example.continuations
+            for row in c.rows
+            for part in (row.prompt_ids, row.ids, [*map(int, row.trained)])
+        ]
         counts = (len(example.responses), *map(len, rows))
         numbers = [*counts, *(token for row in rows for token in row)]
         total.update(f"{example.id}\n{len(rows)}\n".encode() + struct.pack(f"<{len(numbers)}q", *numbers))
