@@ -88,13 +88,6 @@ class _Inputs:
     asked: Tensor | None = None
 
 
-def _inputs(ids: Tensor, mask: Tensor, *, whole: bool) -> _Inputs:
-    """Return what a model reads of padded rows; ``whole``: with their last tokens, which predict nothing."""
-    if whole:
-        return _Inputs({"input_ids": ids}, pad(mask[:, 1:], (0, 1)).reshape(-1).nonzero().squeeze(1))
-    return _Inputs({"input_ids": ids[:, :-1]}, mask[:, 1:].reshape(-1).nonzero().squeeze(1))
-
-
 @dataclass(frozen=True, slots=True)
 class _Run:
     """One forward pass: the input of the head, and hidden states, both at the wanted positions."""
@@ -167,8 +160,7 @@ class TokenLogps(nn.Module):
             ids: [R, T], padded at the right. Causal attention needs no mask for that: padding comes
                 after every token whose log-probability is requested.
             mask: [R, T] bool; position 0 has nothing before it and is never requested.
-            packed: the same rows as one stream, which the models then get instead; or the rows of several turns whose
-                trained tokens ``mask`` marks, in the same order.
+            packed: what the models read instead: the same rows as one stream, or padded rows of several turns.
 
         Raises:
             RunError: policy and reference have vocabularies of different sizes.
@@ -176,7 +168,10 @@ class TokenLogps(nn.Module):
         rows = mask[:, 1:].reshape(-1).nonzero().squeeze(1)
         targets = ids[:, 1:].reshape(-1)[rows]
         read, asked = (packed.ids, packed.mask) if isinstance(packed, PaddedTurns) else (ids, mask)
-        inputs = _inputs(read, asked, whole=self._whole_rows)
+        # The last token of a row predicts nothing.
+        asked = pad(asked[:, 1:], (0, int(self._whole_rows)))
+        read = read if self._whole_rows else read[:, :-1]
+        inputs = _Inputs({"input_ids": read}, asked.reshape(-1).nonzero().squeeze(1))
         if isinstance(packed, Packed):
             multiple = ROUNDING.get((ids.device.type, self.dtype), 1)
             filling = (0, -len(targets) % multiple)
