@@ -15,9 +15,9 @@ from pipeline.training.batches.collate import collate
 from pipeline.training.batches.example_table import ExampleTable, write_examples
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.batches.micro_batches import Cut
+from pipeline.training.batches.reference_cache import tokens_digest
 from pipeline.training.gradients import Objective, accumulate_gradient
 from pipeline.training.reference import reference_logps
-from pipeline.training.reference_cache import tokens_digest
 from pipeline.types import TurnRow
 from tests.support.loss_examples import full_pairs, loss_named
 from tests.support.tiny_training import random_ids, tiny_llama, under_references
