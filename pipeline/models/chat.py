@@ -15,6 +15,7 @@ from typing import Any
 from pipeline import config
 from pipeline.errors import RefusedTurnsError, UserError
 from pipeline.models.foreign import added_before, backend_of, encoded_by, load_tokenizer, model_end_ids, refused
+from pipeline.models.rendering.calls import end_of_calls
 from pipeline.models.rendering.markup import Markup
 from pipeline.models.rendering.pieces import after, answer_start, asks_alike
 from pipeline.models.rendering.template import ChatTemplate, chosen_template, own_template
@@ -63,14 +64,17 @@ class Chat:
         self._last: tuple[tuple[Message, ...], list[str]] | None = None
         self._last_ids: tuple[tuple[Message, ...], tuple[int, ...]] | None = None
         self._last_answered: tuple[list[Message], list[str]] | None = None
-        self._lead, self._after, turn_end = self._probe_template() if self.uses_template else ("", "", None)
+        stops = [str(tokenizer.convert_ids_to_tokens(i)) for i in model_end_ids if i < len(tokenizer)]
+        self._lead, self._after, turn_end = self._probe_template(stops) if self.uses_template else ("", "", None)
+        called = None if self._template is None else end_of_calls(self._template.render, tokenizer, stops)
         # What a finished answer has before its end token, such as a line break.
         ending = "" if turn_end is None else str(tokenizer.convert_ids_to_tokens(turn_end))
         self._gap = self._after.partition(ending)[0] if ending in self._after and ending else ""
-        known = [i for i in (turn_end, tokenizer.eos_token_id, *model_end_ids) if i is not None]
+        known = [i for i in (turn_end, tokenizer.eos_token_id, *model_end_ids, called) if i is not None]
         if not known:
             raise UserError(f"{_name(tokenizer)}: neither tokenizer nor template has an end token (eos_token)")
         self.end_id: int = known[0]
+        self._call_end = self.end_id if called is None else called
         self.end_ids: frozenset[int] = frozenset(known)
         self.special_ids: frozenset[int] = frozenset(tokenizer.all_special_ids) | self.end_ids
         self._ends = {str(tokenizer.convert_ids_to_tokens(i)): i for i in known if i < len(tokenizer)}
@@ -98,10 +102,7 @@ class Chat:
         With a template they are those of its text, and of a BOS that it doubles one stays; without one they begin as
         the tokenizer begins any text.
 
-        Control tokens spelled out in a message stay text.
-
-        Raises:
-            UserError: the template refuses these messages (an unknown role order, say).
+        Control tokens spelled out in a message stay text. Raises ``UserError`` if the template refuses these messages.
         """
         asked = tuple(messages)
         if self._last_ids is None or self._last_ids[0] != asked:
@@ -159,7 +160,8 @@ class Chat:
             pieces = self._answered_pieces(self._template, messages, text, extra)
             asked, answered = "".join(self._prompt_pieces(messages)), "".join(pieces)
             if not answered.startswith(asked) and not extra:
-                return asks_alike(asked, answered, messages[-1].content, text + self._after)
+                said = (text, self._lead + text, self._lead + text.strip())
+                return any(asks_alike(asked, answered, messages[-1].content, one + self._after) for one in said)
             whole = self._encode(*pieces)
         else:
             whole = self._literal(_plain_text(messages) + text)
@@ -167,7 +169,7 @@ class Chat:
         return self._with_one_bos(whole)[: len(prompt)] == prompt
 
     def spelled(self, text: str, role: str = "assistant") -> list[tuple[str, int | None]]:
-        """Control tokens that a turn's ``text`` spells out, with their ids, and headers, with None (``Markup``)."""
+        """Control tokens that a turn's ``text`` spells out, with their ids, and headers (``Markup``)."""
         return self._markup.found(text, role)
 
     def token(self, number: int) -> str:
@@ -178,8 +180,11 @@ class Chat:
         """Text of ``ids`` without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _probe_template(self) -> tuple[str, str, int | None]:
-        """Return the template's text before and after an assistant's text, and its special token after it."""
+    def _probe_template(self, stops: Sequence[str]) -> tuple[str, str, int | None]:
+        """Return the template's text before and after an assistant's text, and the token that ends it.
+
+        It is the special token after the text, or that of ``stops`` with which the next turn begins, as in GLM.
+        """
         turn = [Message("user", "x")]
         assert self._template is not None, "asked only of a chat with a template"
         prompt = self._template.render(turn, True)
@@ -190,6 +195,10 @@ class Chat:
         lead = before[len(prompt) :] if before.startswith(prompt) else ""
         known = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
         special = [i for i in self._encode(after) if i in known]
+        if not special and stops:
+            answered = [*turn, Message("assistant", _MARK), Message("user", "x")]
+            rest = self._template.render(answered, False).partition(_MARK)[2].removeprefix(after)
+            special = [self._tokenizer.convert_tokens_to_ids(token) for token in stops if rest.startswith(token)]
         return lead, after, (special[0] if special else None)
 
     def _prompt_pieces(self, messages: Sequence[Message]) -> list[str]:
@@ -218,24 +227,25 @@ class Chat:
         pieces = self._answered_pieces(self._template, messages, text, extra)
         whole = "".join(pieces)
         if whole.startswith(prompt):
-            return self._without_end(after(pieces, len(prompt)))
+            return self._without_end(after(pieces, len(prompt)), extra)
         if extra:
-            return self._without_end(after(pieces, answer_start(prompt, whole)))
+            return self._without_end(after(pieces, answer_start(prompt, whole, self._added)), extra)
         # The template writes an answered prompt otherwise: the answer as it stands. A thought that the prompt has
         # opened is not opened again.
         opened = _THOUGHT.search(prompt)
         if opened is not None and text.lstrip().startswith(opened[1]):
             return self._markup.pieces(text.lstrip().removeprefix(opened[1]).lstrip("\n")), self._gap, self.end_id
         first, *rest = self._markup.pieces(text)
-        return [self._lead + first, *rest], self._gap, self.end_id
+        thinks = "<think>" in self._lead and ("<think>" in text or prompt.rstrip().endswith("</think>"))
+        return [first if thinks else self._lead + first, *rest], self._gap, self.end_id
 
-    def _without_end(self, pieces: list[str]) -> tuple[list[str], str, int]:
+    def _without_end(self, pieces: list[str], extra: str) -> tuple[list[str], str, int]:
         *before, last = pieces
-        if last.endswith(self._after):
+        if self._after and last.endswith(self._after):
             return [*before, last.removesuffix(self._after)], self._gap, self.end_id
         end = next((token for token in self._ends if last.rstrip().endswith(token)), None)
         if end is None:
-            return pieces, "", self.end_id
+            return pieces, "", self._call_end if '"tool_calls"' in extra else self.end_id
         return [*before, last.rstrip().removesuffix(end)], "", self._ends[end]
 
     def _prompt_tail(self, messages: Sequence[Message]) -> str:

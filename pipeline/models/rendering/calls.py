@@ -1,11 +1,13 @@
-"""Turns that call tools, in the form that a chat template takes: an object or JSON text, beside no text. Torch-free."""
+"""The forms that a chat template takes: calls as objects or JSON text, contents as texts or lists. Torch-free."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import RefusedTurnsError
 from pipeline.models.rendering.reasoning import Turn
+from pipeline.types import Message
 
 _ASKED: Turn = {"role": "user", "content": "x"}
 _PROBE = "prefloopcalled"
@@ -46,6 +48,45 @@ def form_of(render: Callable[[Sequence[Turn]], str]) -> CallForm:
         if not form.empty_as_none or text.count("None") <= (rendered("", arguments) or text).count("None"):
             return form
     return CallForm()
+
+
+def end_of_calls(render: Callable[[Sequence[Message], bool], str], tokenizer: Any, stops: Sequence[str]) -> int | None:
+    """Return the id of the token that ends a turn that calls tools, such as ``<|call|>``; None if there is none.
+
+    It is the special token with which the turn ends, or that of ``stops`` with which the result after it begins.
+    ``render``: that of a chat template.
+    """
+    special = {str(token) for token in tokenizer.convert_ids_to_tokens(tokenizer.all_special_ids)}
+    special |= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    call = {"id": "callprobe", "type": "function", "function": {"name": "f", "arguments": _OBJECT}}
+    talk = [Message("user", "x"), Message("assistant", "", json.dumps({"tool_calls": [call]}))]
+    try:
+        called = render(talk, False).rstrip()
+        result = Message("tool", "y", json.dumps({"name": "f", "tool_call_id": "callprobe"}))
+        rest = render([*talk, result], False)[len(called) :].lstrip() if stops else ""
+    except RefusedTurnsError:
+        return None
+    ends = [token for token in special if called.endswith(token)] or [one for one in stops if rest.startswith(one)]
+    return int(tokenizer.convert_tokens_to_ids(max(ends, key=len))) if ends and _PROBE in called else None
+
+
+def takes_parts(render: Callable[[Sequence[Turn]], str]) -> bool:
+    """Whether a template writes a content only if it is a list of parts, as of models that read images."""
+
+    def written(content: object) -> bool:
+        turns: list[Turn] = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+        try:
+            return render(turns).count(_PROBE) == len(turns)
+        except RefusedTurnsError:
+            return False
+
+    return not written(_PROBE) and written([{"type": "text", "text": _PROBE}])
+
+
+def in_parts(turn: Turn) -> Turn:
+    """Return the turn, its content a list of one text."""
+    content = turn.get("content")
+    return {**turn, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else turn
 
 
 def calls_in_form(turns: Sequence[Turn], form: CallForm) -> list[Turn]:

@@ -18,12 +18,17 @@ def shared_start(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def answer_start(prompt: str, whole: str) -> int:
+def answer_start(prompt: str, whole: str, tokens: Sequence[str]) -> int:
     """Return where the answer begins in ``whole``, which does not begin with ``prompt``.
 
-    It is where they part, or, if the prompt has closed a thought that the answer has, where the thought is opened.
+    It is where they part, but inside none of ``tokens``; or, if the prompt has closed a thought that the answer has,
+    where the thought is opened.
     """
-    start = shared_start(prompt, whole)
+    start = parted = shared_start(prompt, whole)
+    for text in (prompt, whole):
+        for token in tokens:
+            at = text.find(token, max(0, parted - len(token) + 1), parted + len(token) - 1)
+            start = min(start, at) if 0 <= at < parted else start
     opened = whole.rfind("<think>", 0, start)
     return opened if "</think>" in prompt[start:] and opened >= 0 else start
 

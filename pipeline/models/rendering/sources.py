@@ -1,7 +1,6 @@
 """The text of a chat template, from a tokenizer or a file, compiled in the sandbox. Torch-free."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,6 @@ LONGEST_SOURCE = 1 << 20  # characters of a template; the longest of known model
 _LONGEST_DATE = 1 << 10  # characters of a format for strftime, which may write 256 times as many
 # The template for conversations with tools, of tokenizers that have several.
 _FOR_TOOLS = "tool_use"
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """A template, and the variables that it reads besides the conversation."""
-
-    template: Template
-    variables: frozenset[str]
 
 
 def sources_of(tokenizer: Any, file: str | None) -> tuple[str, str]:
@@ -51,12 +42,33 @@ def template_in(file: str) -> str:
         raise UserError(f"chat.template_file: {file}: cannot be read ({reason})") from None
 
 
-def compiled(source: str, today: str | None) -> Compiled:
-    """Compile ``source`` with the filters, functions and block tags that transformers gives to chat templates."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+def compiled(source: str, today: str | None) -> Template:
+    """Compile ``source`` with the filters, functions and block tags that transformers gives to chat templates.
 
+    Raises whatever compiling raises, of any type; ``TemplateRuntimeError`` for a text beyond ``LONGEST_SOURCE``.
+    """
     if len(source) > LONGEST_SOURCE:
         raise TemplateRuntimeError(f"{len(source)} characters; at most {LONGEST_SOURCE}")
+    return _sandbox(today).from_string(source)
+
+
+def variables_in(source: str) -> frozenset[str]:
+    """Return the names that a template reads besides the conversation.
+
+    Names that it sets itself count only if it asks whether they are set.
+    """
+    tree = _sandbox(None).plain_tree(source)
+    read = meta.find_undeclared_variables(tree) - {*RESERVED}
+    own = {name.name for name in tree.find_all(nodes.Name) if name.ctx in ("store", "param")}
+    tests = [test for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined")]
+    defaults = [filter_ for filter_ in tree.find_all(nodes.Filter) if filter_.name in ("default", "d")]
+    asked = {about.node.name for about in (*tests, *defaults) if isinstance(about.node, nodes.Name)}
+    return frozenset(name for name in read if name not in own or name in asked)
+
+
+def _sandbox(today: str | None) -> LimitedSandbox:
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
     # transformers calls no template when it compiles one; an empty one gives its settings at no risk.
     theirs = _compile_jinja_template("").environment
     ours = LimitedSandbox(
@@ -70,17 +82,7 @@ def compiled(source: str, today: str | None) -> Compiled:
         theirs.globals["strftime_now"] if today is None else datetime.fromisoformat(today).strftime
     )
     ours.filters |= limited_filters({"tojson": theirs.filters["tojson"]})
-    return Compiled(ours.from_string(source), _variables(ours.plain_tree(source)))
-
-
-def _variables(tree: nodes.Template) -> frozenset[str]:
-    """Return the names that a template reads, and either never sets or asks about whether they are set."""
-    read = meta.find_undeclared_variables(tree) - {*RESERVED}
-    own = {name.name for name in tree.find_all(nodes.Name) if name.ctx in ("store", "param")}
-    tests = [test for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined")]
-    defaults = [filter_ for filter_ in tree.find_all(nodes.Filter) if filter_.name in ("default", "d")]
-    asked = {about.node.name for about in (*tests, *defaults) if isinstance(about.node, nodes.Name)}
-    return frozenset(name for name in read if name not in own or name in asked)
+    return ours
 
 
 def problem_in(error: Exception) -> str:

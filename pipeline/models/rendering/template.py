@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateRuntimeError
@@ -10,10 +11,10 @@ from pydantic import JsonValue
 
 from pipeline.config import ChatSettings
 from pipeline.errors import RefusedTurnsError, UserError, nearest
-from pipeline.models.rendering.calls import CallForm, calls_in_form, form_of
+from pipeline.models.rendering.calls import CallForm, calls_in_form, form_of, in_parts, takes_parts
 from pipeline.models.rendering.reasoning import Turn, doubles_thoughts, renamed, taken_apart, thought_field
 from pipeline.models.rendering.sandbox import render_limited
-from pipeline.models.rendering.sources import compiled, problem_in, sources_of
+from pipeline.models.rendering.sources import compiled, problem_in, sources_of, variables_in
 from pipeline.types import Message
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -68,7 +69,6 @@ class ChatTemplate:
 
     Attributes:
         source: the text of the template; of a tokenizer with several, of the usual one and the one for tools.
-        variables: the names that the template reads besides those that every template is given.
     """
 
     def __init__(
@@ -91,20 +91,27 @@ class ChatTemplate:
         self._words: dict[str, str] = {} if tokenizer is None else dict(tokenizer.special_tokens_map)
         what = self._name + (": its chat template cannot be read" if file is None else "")
         try:
-            sources = sources_of(tokenizer, file)
-            self._usual, self._with_tools = (compiled(source, today) for source in sources)
+            sources = self._sources = sources_of(tokenizer, file)
+            self._usual = compiled(sources[0], today)
+            self._with_tools = self._usual if sources[0] == sources[1] else compiled(sources[1], today)
         except UserError:
             raise
         except Exception as error:  # foreign code: anything may go wrong in it
             raise UserError(f"{what}{problem_in(error)}") from error
         self.source = "".join(dict.fromkeys(sources))
-        self.variables = (self._usual.variables | self._with_tools.variables) - {*self._words}
         self._kwargs = dict(kwargs or {})
         self._require_read(self._kwargs)
         self._developer = _DEVELOPER.search(self.source) is not None
         self._thought_field = thought_field(self.source)
         self._form: CallForm | None = None
-        self._apart = doubles_thoughts(lambda turns: self._render(turns, {}, generation_prompt=False))
+        self._parts = takes_parts(self._rendered)
+        self._apart = doubles_thoughts(self._rendered)
+
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names that the template reads besides those that every template is given."""
+        read = (variables_in(source) for source in dict.fromkeys(self._sources))
+        return frozenset(name for names in read for name in names) - {*self._words}
 
     def unread(self, names: Sequence[str]) -> list[str]:
         """Return those of ``names`` that are no variables of the template."""
@@ -114,7 +121,8 @@ class ChatTemplate:
         """Return the text of ``messages``; ``generation_prompt``: up to where an assistant's turn begins.
 
         A developer's turn is a system turn for templates that know no developer; a thought that begins a text is a
-        field of its own for templates that would write their tags before it.
+        field of its own for templates that would write their tags before it; contents are lists of one text for those
+        that read no others.
 
         Raises:
             RefusedTurnsError: the template refuses these messages, fails, or goes beyond its limits.
@@ -122,6 +130,8 @@ class ChatTemplate:
         turns = [self._plain(message) for message in messages if message.is_turn]
         if any(turn.get("tool_calls") for turn in turns):
             turns = calls_in_form(turns, self._call_form())
+        if self._parts:
+            turns = [in_parts(turn) for turn in turns]
         besides: dict[str, Message] = {message.role: message for message in messages if not message.is_turn}
         return self._render(turns, besides, generation_prompt)
 
@@ -139,7 +149,7 @@ class ChatTemplate:
         template = self._usual if given["tools"] is None else self._with_tools
         try:
             named = [renamed(turn, self._thought_field) for turn in turns]
-            text = render_limited(template.template, {**given, "messages": named})
+            text = render_limited(template, {**given, "messages": named})
             if not text.isascii() and _SURROGATE.search(text):
                 raise TemplateRuntimeError("writes half a character")
         except Exception as error:  # foreign code: anything may go wrong in it
@@ -158,8 +168,11 @@ class ChatTemplate:
 
     def _call_form(self) -> CallForm:
         if self._form is None:
-            self._form = form_of(lambda turns: self._render(turns, {}, generation_prompt=False))
+            self._form = form_of(self._rendered)
         return self._form
+
+    def _rendered(self, turns: Sequence[Turn]) -> str:
+        return self._render(turns, {}, generation_prompt=False)
 
     def _require_read(self, kwargs: Mapping[str, JsonValue]) -> None:
         for name in kwargs:
