@@ -52,7 +52,8 @@ class Family:
     def chat(self) -> Chat:
         """The chat of a run that is set so."""
         tokenizer = self.tokenizer()
-        return Chat(tokenizer, self.settings, tokenizer.convert_tokens_to_ids([*self.ends]))
+        ends = [tokenizer.get_vocab()[end] for end in self.ends]
+        return Chat(tokenizer, self.settings, ends)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A byte-level BPE tokenizer of a few hundred tokens, with this format."""

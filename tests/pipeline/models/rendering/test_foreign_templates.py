@@ -47,7 +47,7 @@ def a_fixed_day(monkeypatch: pytest.MonkeyPatch) -> None:
 def rendered(
     tokenizer: PreTrainedTokenizerFast, messages: tuple[Message, ...], knows: bool, parts: bool, **options: Any
 ) -> list[int]:
-    turns = [dict(message.plain) for message in messages if message.is_turn]
+    turns: Any = [dict(message.plain) for message in messages if message.is_turn]
     for turn in turns:
         if turn["role"] == "developer" and not knows:
             turn["role"] = "system"
