@@ -6,6 +6,7 @@ from typing import Literal
 
 from pipeline.config import ClassifierScorer
 from pipeline.models.rendering.template import Rendering
+from pipeline.models.weights.weight_format import FLOAT32, WeightFormat
 from pipeline.types import Group
 
 
@@ -13,9 +14,16 @@ class ImplicitReward:
     """Score the sampled tokens, in nats times β; the prompt's partition function is left out."""
 
     def __init__(
-        self, policy: str, reference: str, beta: float, dtype: Literal["float32", "bfloat16"], trust_remote_code: bool
+        self,
+        policy: str,
+        reference: str,
+        beta: float,
+        dtype: Literal["float32", "bfloat16"],
+        trust_remote_code: bool,
+        held: WeightFormat = FLOAT32,
     ) -> None:
-        """Load nothing before the first score; hold one model in memory at a time."""
+        """Load nothing before the first score; hold one model in memory at a time, as ``held`` says."""
+        self._held = held
         self._models = (policy, reference)
         self._beta = beta
         self._dtype: Literal["float32", "bfloat16"] = dtype
@@ -32,7 +40,7 @@ class ImplicitReward:
         from pipeline.models.policy import load_for_scoring
         from pipeline.training.reference import response_logps
 
-        model = load_for_scoring(path, trust_remote_code=self._trust_remote_code)
+        model = load_for_scoring(path, self._held, trust_remote_code=self._trust_remote_code)
         return [sum(logps) for logps in response_logps(model, sequences, dtype=self._dtype)]
 
 

@@ -9,29 +9,31 @@ from pathlib import Path
 from flows.report.gather import round_facts
 from flows.report.model_card import card
 from flows.stages.context import Context
-from pipeline.config import RunConfig
+from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.errors import RunError, UserError
+from pipeline.models.weights.adapter_folder import ADAPTER_CONFIG, base_of, is_adapter, write_base
 from pipeline.storage.atomic import sync_folder, write_text
 from pipeline.storage.digests import file_sha256
-from pipeline.storage.integrity import POINTED_FILES
+from pipeline.storage.integrity import POINTED_FILES, require_intact
 from pipeline.storage.manifest import MANIFEST
-from pipeline.storage.run_folder import RunFolder
+from pipeline.storage.run_folder import RunFolder, Stage
 
 CARD = "README.md"
 # Weights, their index, tokenizer, template, generation config. The other files of a policy's folder (probe, steps,
 # heads, optimiser) are only for the run.
 EXPORTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
-KEPT_BACK = {MANIFEST, "probe.json", "adapter_config.json"}
+KEPT_BACK = {MANIFEST, "probe.json", ADAPTER_CONFIG}
 
 
-def export_policy(root: Path, out: Path, round_: int | None) -> str:
+def export_policy(root: Path, out: Path, round_: int | None, *, adapter: bool = False) -> str:
     """Write the policy of ``round_`` to the folder ``out``, with its card; return a one-line summary.
 
-    ``out`` appears only when it is complete. Without ``round_``: the gate's best round, else the newest. Adapters are
-    already merged: every round merges its own.
+    ``out`` appears only when it is complete. Without ``round_``: the gate's best round, else the newest. An adapter is
+    merged into the weights under it, in the precision that the run holds them in, but never into quantised ones: then
+    into those that they were made from. With ``adapter``, it is written alone.
 
     Raises:
-        UserError: no such run or round, or ``out`` is not empty.
+        UserError: no such run or round, no adapter, or ``out`` is not empty.
         RunError: a file of the policy does not match its manifest.
     """
     run = RunFolder.existing(root)
@@ -42,7 +44,7 @@ def export_policy(root: Path, out: Path, round_: int | None) -> str:
     if not 0 <= number <= config.rounds or run.stage(number, "policy").manifest() is None:
         made = ", ".join(map(str, _rounds(run))) or "none"
         raise UserError(f"--round: {root} has no policy of round {number} yet; rounds that have one: {made}")
-    _write(run, config, number, out)
+    _write(run, config, number, out, adapter=adapter)
     return f"round {number} of {config.name}: {out}"
 
 
@@ -61,9 +63,11 @@ def _best_round(run: RunFolder, config: RunConfig) -> int:
     return made[-1]
 
 
-def _write(run: RunFolder, config: RunConfig, round_: int, out: Path) -> None:
+def _write(run: RunFolder, config: RunConfig, round_: int, out: Path, *, adapter: bool) -> None:
     stage = run.stage(round_, "policy")
     source, manifest = Context(run, config).policy_path(round_), stage.require()
+    if adapter and not is_adapter(source):
+        raise UserError(f"--adapter: the policy of round {round_} is a whole model; allowed: --merged, the default")
     if not any(source.glob("*.safetensors")):
         raise UserError(f"--round: the weights of round {round_} were removed (see `prefloop verify`)")
     pointed = manifest.metrics.get(POINTED_FILES)
@@ -73,8 +77,13 @@ def _write(run: RunFolder, config: RunConfig, round_: int, out: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as scratch:
             folder = Path(scratch) / "model"
             folder.mkdir()
-            for file in _files(source, config):
-                _copy(file, folder / file.name, known)
+            if is_adapter(source) and not adapter:
+                _merge(Context(run, config), stage, source, folder)
+            else:
+                for file in _files(source, config):
+                    _copy(file, folder / file.name, known)
+            if adapter:
+                write_base(folder, _named_base(config, source))
             write_text(folder / CARD, card(run, config, round_))
             sync_folder(folder)
             folder.rename(out.absolute())
@@ -83,11 +92,28 @@ def _write(run: RunFolder, config: RunConfig, round_: int, out: Path) -> None:
         raise UserError(f"{out}: cannot write there ({error.strerror})") from None
 
 
+def _merge(context: Context, stage: Stage, source: Path, folder: Path) -> None:
+    require_intact(stage)
+    from pipeline.models.policy import write_merged
+
+    dtype = context.held.dtype
+    write_merged(str(source), folder, trust_remote_code=context.config.trusts_policy, dtype=dtype)
+
+
+def _named_base(config: RunConfig, source: Path) -> str:
+    """The model under an exported adapter: the user's name for it, or the folder that the run made."""
+    policy, base = config.policy, Path(base_of(source))
+    if isinstance(policy, PretrainedPolicy) and config.warm_start is None:
+        return str(Path(policy.path).absolute()) if Path(policy.path).is_dir() else policy.path
+    return str(base.absolute())
+
+
 def _files(source: Path, config: RunConfig) -> list[Path]:
     # Copy code that ships with a model only if the config trusts it.
     patterns = (*EXPORTED, "*.py") if config.trusts_policy else EXPORTED
     found = {file for pattern in patterns for file in source.glob(pattern) if file.is_file()}
-    return sorted(file for file in found if file.name not in KEPT_BACK)
+    kept_back = KEPT_BACK - ({ADAPTER_CONFIG} if is_adapter(source) else set())
+    return sorted(file for file in found if file.name not in kept_back)
 
 
 def _copy(file: Path, copy: Path, known: Mapping[str, object]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.storage.integrity import POINTED_FILES, Damage, file_faults
+from pipeline.storage.integrity import BASE_FILES, POINTED_FILES, Damage, file_faults
 from pipeline.storage.manifest import MANIFEST, DamagedError, Manifest, StageKey
 from pipeline.storage.run_folder import RunFolder, Stage
 
@@ -90,8 +90,8 @@ def _files(stage: Stage, manifest: Manifest) -> Verified:
     except DamagedError as error:
         file, _, what = str(error).partition(": ")
         return Verified(stage.title, "damaged", 0, 0, [Damage(stage.title, Path(file), what)])
-    pointed = manifest.metrics.get(POINTED_FILES)
-    told = [*manifest.files.values(), *(pointed.values() if isinstance(pointed, dict) else ())]
+    outside = [manifest.metrics.get(name) for name in (POINTED_FILES, BASE_FILES)]
+    told = [*manifest.files.values(), *(facts for one in outside if isinstance(one, dict) for facts in one.values())]
     removed = {} if freed is None else freed.files
     sizes = [int(str(facts["bytes"])) for facts in told if isinstance(facts, dict)]
     size = sum(sizes) - sum(removed.values())

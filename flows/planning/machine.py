@@ -17,6 +17,7 @@ from pipeline.config.data.mixture import sources_in
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.sources import files_of
 from pipeline.errors import RunError
+from pipeline.models.weights.adapter_folder import base_of
 from pipeline.storage.integrity import POINTER
 from pipeline.storage.rows import read_rows
 from pipeline.storage.run_folder import RunFolder, Stage
@@ -67,7 +68,7 @@ def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> i
     model = _model(run, round_)
     if model is None:
         return 0
-    use = _use(run, config, round_, model)
+    use = _use(run, config, round_, model, adapter=bound == "training")
     match bound:
         case "training":
             # Training keeps the examples next to the checkpoints.
@@ -88,11 +89,15 @@ def _policy_bytes(use: DiskUse) -> int:
     return use.round["policy"] + use.round.get("optimiser", 0) + sum(use.passing.values())
 
 
-def _use(run: RunFolder, config: RunConfig, round_: int, model: Path) -> DiskUse:
+def _use(run: RunFolder, config: RunConfig, round_: int, model: Path, *, adapter: bool = False) -> DiskUse:
+    """``adapter``: count a policy as what a round of an adapter that lives for the run writes."""
     total = _parameters(model)
-    trained = total if config.training.lora is None or round_ == 0 else round(total * ADAPTER_SHARE)
-    # Saving merges the adapter into the policy; the plan counts the two separately.
-    merged = total + trained if trained < total else total
+    lora = config.training.lora
+    trained = total if lora is None or round_ == 0 else round(total * ADAPTER_SHARE)
+    if lora is not None and lora.lifetime == "run" and round_ > 0 and adapter:
+        total = 0
+    # Merging writes the adapter's weights into the policy's; the plan counts the two separately.
+    merged = total + trained if trained != total else total
     settings = config.warm_start if round_ == 0 and config.warm_start is not None else config.training
     return disk_use(
         _counts(run, config, round_),
@@ -162,7 +167,7 @@ def _model(run: RunFolder, round_: int) -> Path | None:
     for stage in earlier:
         manifest = stage.manifest()
         if manifest is not None:
-            return Path(str(manifest.metrics.get(POINTER) or stage.folder))
+            return Path(base_of(str(manifest.metrics.get(POINTER) or stage.folder)))
     return None
 
 

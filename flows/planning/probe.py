@@ -27,8 +27,8 @@ from pipeline.losses import Loss
 from pipeline.models.architectures import auto_class, make_exact, switch_noise_off
 from pipeline.models.chat import Chat
 from pipeline.models.foreign import refused
-from pipeline.models.lora import add_adapter
 from pipeline.models.policy import load_policy, save_policy, save_probe
+from pipeline.models.weights.lora import add_adapter
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example

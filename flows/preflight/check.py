@@ -10,6 +10,7 @@ from flows.preflight.fault_log import FaultLog
 from flows.preflight.labellers import check_answer, check_scorer, check_second
 from flows.preflight.loss_needs import check_needs, loss_name
 from flows.preflight.model_folders import check_classifier_start, check_policy_folder
+from flows.preflight.policy_weights import check_policy_weights, notes_on_serving
 from flows.preflight.understand import understood
 from flows.report.progress import make_console, progress
 from flows.report.trackers import require_trackers
@@ -72,6 +73,7 @@ def check_run(
     if isinstance(config.policy, PretrainedPolicy):
         check_policy_folder(Path(config.policy.path), "policy.path", longest, trust_remote_code=trusted)
     check_template(config)
+    check_policy_weights(config)
     if config.scorer is not None:
         check_scorer(config.scorer)
     if config.gate is not None and config.gate.second is not None:
@@ -102,6 +104,7 @@ def _describe(config: RunConfig, contents: Contents) -> list[str]:
         prompts = min(config.prompts_per_round or contents.prompts, contents.prompts)
         lines.append(f"  a round samples {prompts} prompts x {config.sampling.n} responses")
     needs = sorted(needs_of(config.loss))
+    lines += [f"  {note}" for note in notes_on_serving(config)]
     lines.append(f"  {loss_name(config)} reads {', '.join(needs) or 'only the policy'}")
     return lines
 
@@ -194,7 +197,7 @@ def check_new(config: RunConfig, root: Path) -> None:
         if not has_grown(run, config):
             return
     _, log = check_run(config, faults_file(root))
-    for line in log.account:
+    for line in (*log.account, *notes_on_serving(config)):
         print(line, file=sys.stderr)
     if log.found:
         print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)

@@ -157,7 +157,8 @@ def _training(config: RunConfig, last: RoundFacts) -> str:
         "epochs": f"{training.epochs:g}",
         "weights": "all"
         if training.lora is None
-        else f"low-rank adapter of rank {training.lora.rank}, merged each round",
+        else f"low-rank adapter of rank {training.lora.rank}"
+        + (", merged each round" if training.lora.lifetime == "round" else ", one for the run"),
         "dtype": training.dtype,
     }
     if last.training is not None and last.training.steps:

@@ -184,7 +184,8 @@ def start_model_facts(place: Place) -> dict[str, JsonValue]:
     policy = place.config.policy
     if place.round > 0 or not isinstance(policy, PretrainedPolicy):
         return {}
-    return {"model_files": model_digest(Path(policy.path))}
+    adapter = {} if policy.adapter is None else {"adapter_files": model_digest(Path(policy.adapter))}
+    return {"model_files": model_digest(Path(policy.path)), **adapter}
 
 
 def start_files(place: Place) -> dict[str, JsonValue]:

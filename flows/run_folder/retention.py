@@ -7,7 +7,7 @@ it is written first, so that a kill in between leaves nothing that looks damaged
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from flows.run_folder.links import inside
 from flows.run_folder.stage_table import made_in, names_in, reads, spec_of
 from pipeline.config import RunConfig
 from pipeline.storage.atomic import sync_folder, write_json
+from pipeline.storage.integrity import is_master
 from pipeline.storage.manifest import FREED, Freed, plain
 from pipeline.storage.run_folder import RunFolder, Stage
 
@@ -47,7 +48,8 @@ def free_room(run: RunFolder, config: RunConfig) -> list[FreedStage]:
         freed = stage.freed()
         if freed is not None:
             _remove(stage, freed)
-    if config.retention.last is None:
+    wide = [stage for stage in models if _masters(stage)]
+    if config.retention.last is None and len(wide) < 2:
         return []
     try:
         best = best_round(run)
@@ -55,9 +57,17 @@ def free_room(run: RunFolder, config: RunConfig) -> list[FreedStage]:
         # The weights removed now could be the best round's.
         logger.warning("retention: nothing is freed, because the best round cannot be read: %s", error)
         return []
+    # A gate may send the run back to its best round.
+    returned = {max((stage.round for stage in wide), default=None), None if config.gate is None else best}
+    rounded = [found for stage in wide if stage.round not in returned and (found := _free_masters(stage))]
+    return rounded if config.retention.last is None else [*rounded, *_free_models(run, config, models, best)]
+
+
+def _free_models(run: RunFolder, config: RunConfig, models: Sequence[Stage], best: int | None) -> list[FreedStage]:
+    assert config.retention.last is not None, "the caller has looked"
     kept = set(_kept_rounds(run, config, config.retention.last, best))
     needed = {*_needed(run, config), *_needed_after_roll_back(run, config, best)}
-    gone = [stage for stage in models if stage.round not in kept and stage not in needed and stage.freed() is None]
+    gone = [stage for stage in models if stage.round not in kept and stage not in needed and not _all_freed(stage)]
     return [found for stage in gone if (found := _free(stage, _reason(config)))]
 
 
@@ -100,6 +110,9 @@ def _kept_rounds(run: RunFolder, config: RunConfig, last: int, best: int | None)
 
 def _needed(run: RunFolder, config: RunConfig) -> Iterator[Stage]:
     """Stages whose weights others may load that are still to be made, or would be in one more round."""
+    if config.training.lora is not None and config.training.lora.lifetime == "run":
+        # All adapters of the run are adapters of it.
+        yield run.stage(0, "policy")
     for round_ in range(config.rounds + 2):
         # Every evaluation reads the start: without it, the run cannot be extended.
         spared = {0} if round_ > config.rounds and not config.retention.start else set()
@@ -116,16 +129,43 @@ def _needed_after_roll_back(run: RunFolder, config: RunConfig, best: int | None)
         yield from reference_stages(run, config, following, best)
 
 
-def _free(stage: Stage, reason: str) -> FreedStage | None:
+def _weights(stage: Stage) -> dict[str, int]:
+    """Bytes of the stage's files of weights, those that are gone too."""
     manifest = stage.require()
-    files = {name: int(str(facts["bytes"])) for name, facts in manifest.files.items() if name.endswith(_WEIGHTS)}
-    if not files:
+    return {name: int(str(facts["bytes"])) for name, facts in manifest.files.items() if name.endswith(_WEIGHTS)}
+
+
+def _all_freed(stage: Stage) -> bool:
+    freed = stage.freed()
+    return freed is not None and not {*_weights(stage)} - {*freed.files}
+
+
+def _masters(stage: Stage) -> dict[str, int]:
+    """Bytes of the float32 weights that the stage's were rounded from, if they are there."""
+    freed = stage.freed()
+    gone = () if freed is None else freed.files
+    return {name: size for name, size in _weights(stage).items() if is_master(name) and name not in gone}
+
+
+def _free_masters(stage: Stage) -> FreedStage | None:
+    return _take_away(stage, _masters(stage), "float32 weights are kept for the newest round, to go on from")
+
+
+def _free(stage: Stage, reason: str) -> FreedStage | None:
+    return _take_away(stage, _weights(stage), reason)
+
+
+def _take_away(stage: Stage, files: Mapping[str, int], reason: str) -> FreedStage | None:
+    before = stage.freed()
+    earlier = {} if before is None else before.files
+    size = sum(size for name, size in files.items() if name not in earlier)
+    if not size:
         return None
-    freed = Freed(files, reason, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    freed = Freed({**earlier, **files}, reason, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     write_json(stage.folder / FREED, plain(freed))
     sync_folder(stage.folder)
     _remove(stage, freed)
-    return FreedStage(stage.title, freed.bytes)
+    return FreedStage(stage.title, size)
 
 
 def _remove(stage: Stage, freed: Freed) -> None:

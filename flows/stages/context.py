@@ -12,6 +12,8 @@ from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.foreign import load_tokenizer
 from pipeline.models.rendering.template import Rendering, own_template
+from pipeline.models.weights.adapter_folder import base_of
+from pipeline.models.weights.weight_format import FLOAT32, Precision, WeightFormat, frozen_format, stored_dtype
 from pipeline.storage.integrity import POINTER
 from pipeline.storage.rows import read_preference_rows, write_preferences
 from pipeline.storage.run_folder import RunFolder, Stage
@@ -42,13 +44,33 @@ class Context:
             self.placement.accelerator.wait_for_everyone()
 
     def policy_path(self, round_: int) -> Path:
-        """The model folder of a round's policy: in the run folder, or the user's own for an untrained start."""
+        """The folder of a round's policy: a model or adapter in the run folder, or the user's own untrained model."""
         return self.model_path(self.run.stage(round_, "policy"))
 
     def model_path(self, stage: Stage) -> Path:
         """The model folder of a policy or average stage, or the folder that it points to."""
         pointer = stage.require().metrics.get(POINTER)
         return Path(str(pointer)) if pointer else stage.folder
+
+    @property
+    def held(self) -> WeightFormat:
+        """How weights of the run's policies that are not trained are held."""
+        return frozen_format(self.config, self.policy_path(0))
+
+    @property
+    def precision(self) -> Precision:
+        """Of matrix products, in training and in scoring."""
+        return self.held.passes(self.config.training.dtype)
+
+    def held_as(self, model: str) -> WeightFormat:
+        """How a reference is held: the run's own policies as such, others in the precision of their files or passes."""
+        own = self.run.root.absolute() in Path(model).absolute().parents or model == str(self.policy_path(0))
+        policy, held = self.config.policy, self.held
+        if own:
+            return held
+        if isinstance(policy, PretrainedPolicy) and policy.dtype != "auto":
+            return WeightFormat(policy.dtype)
+        return FLOAT32 if self.precision == "float32" else WeightFormat(stored_dtype(model))
 
     def trusts(self, model: str | Path) -> bool:
         """Whether code in ``model`` may run: only if the config trusts the policy, and only its or the run's own."""
@@ -101,5 +123,5 @@ def policy_rendering(config: RunConfig) -> Rendering | None:
 
 
 def policy_chat(config: RunConfig, policy: Path) -> Chat:
-    """The chat of a policy folder with the run's settings."""
-    return load_chat(str(policy), config.chat, config.trusts_policy)
+    """The chat of a policy's folder, or of the model under an adapter's, with the run's settings."""
+    return load_chat(base_of(policy), config.chat, config.trusts_policy)

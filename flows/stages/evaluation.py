@@ -31,7 +31,7 @@ from reward_models.labeller import Labeller, label, wins_by_comparison
 
 _Metrics = dict[str, JsonValue]
 # Largest difference between sampler and trainer from rounding: nats per token, mean over a round's responses.
-MAX_GAP = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.3}
+MAX_GAP = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.3, "8-bit": 0.3, "4-bit": 0.6}
 # How many of the worst rows are kept if they differ by more.
 WORST = 16
 _Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -126,7 +126,7 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
         def report(done: int) -> None:
             context.report(done, len(sequences), f"under the policy of round {number}")
 
-        size, dtype = config.training.micro_batch_size, config.training.dtype
+        size, dtype = config.training.micro_batch_size, context.precision
         return response_logps(_policy(context, number), sequences, size, dtype, report)
 
     own = scored(round_, drawn + texts)
@@ -147,7 +147,8 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
 
 
 def _policy(context: Context, round_: int) -> Any:
-    return load_for_scoring(str(context.policy_path(round_)), trust_remote_code=context.config.trusts_policy)
+    path, trusted = str(context.policy_path(round_)), context.config.trusts_policy
+    return load_for_scoring(path, context.held, trust_remote_code=trusted)
 
 
 def require_small_gap(
@@ -181,7 +182,7 @@ def _gap_limit(context: Context, round_: int) -> float | None:
     drawn = context.run.stage(round_, "evaluation_samples").require().metrics.get("sampled")
     shake = drawn.get("weight_handshake") if isinstance(drawn, dict) else None
     dtype = shake.get("dtype") if isinstance(shake, dict) else None
-    return None if dtype is None else MAX_GAP[coarser_dtype(str(dtype), config.training.dtype)]
+    return None if dtype is None else MAX_GAP[coarser_dtype(str(dtype), context.precision)]
 
 
 def _reference_texts(sampled: Sequence[Group], chat: Chat) -> _Sequences:

@@ -76,6 +76,6 @@ def _pair_logps(context: Context, number: int, pairs: Sequence[Example]) -> list
     def report(done: int) -> None:
         context.report(done, 2 * len(pairs), f"held-out pairs under the policy of round {number}")
 
-    model = load_for_scoring(str(context.policy_path(number)), trust_remote_code=context.config.trusts_policy)
-    training = context.config.training
-    return reference_logps(model, pairs, training.micro_batch_size, training.dtype, report)
+    path, trusted = str(context.policy_path(number)), context.config.trusts_policy
+    model = load_for_scoring(path, context.held, trust_remote_code=trusted)
+    return reference_logps(model, pairs, context.config.training.micro_batch_size, context.precision, report)

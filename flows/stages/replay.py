@@ -85,12 +85,10 @@ def _drift(context: Context, round_: int, age: int) -> float:
     lots = random.Random(derive_seed("drift", config.seed, round_, age))  # noqa: S311 - random draws, not secrets
     rows = [*_rows(context, round_ - age, lots.sample(range(size), min(size, MEASURED)))]
     drawn = [(row.prompt_ids, response) for row in rows for response in _responses(row)]
-    model = load_for_scoring(
-        str(context.policy_path(parent(context.run, config, round_))), trust_remote_code=config.trusts_policy
-    )
-    training = config.training
+    path = str(context.policy_path(parent(context.run, config, round_)))
+    model = load_for_scoring(path, context.held, trust_remote_code=config.trusts_policy)
     sequences = [(prompt, response.token_ids) for prompt, response in drawn]
-    now = response_logps(model, sequences, training.micro_batch_size, training.dtype)
+    now = response_logps(model, sequences, config.training.micro_batch_size, context.precision)
     moved = [
         abs(sum(logps) - sum(response.logprobs)) / len(response.token_ids)
         for (_, response), logps in zip(drawn, now, strict=True)

@@ -13,7 +13,14 @@ from flows.report.progress import Report
 from flows.workers.child import Child
 from flows.workers.messages import TRAINER, Done, Loaded, RunStage, StageProgress, TrainerInit
 from flows.workers.sampler_client import SamplerProcess
-from pipeline.config import RunConfig, SamplerSettings, SamplingSettings, ServerSampler, TransformersSampler
+from pipeline.config import (
+    PretrainedPolicy,
+    RunConfig,
+    SamplerSettings,
+    SamplingSettings,
+    ServerSampler,
+    TransformersSampler,
+)
 from pipeline.safe_text import key_variables
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response
@@ -64,7 +71,12 @@ class Workers:
         log = self._logs / "sampler.log"
         plain = config.model_dump(mode="json")
         self._sampler = SamplerProcess(
-            with_context(config), config.chat, log, config.trusts_policy, key_variables(plain)
+            with_context(config),
+            config.chat,
+            log,
+            config.trusts_policy,
+            key_variables(plain),
+            config.policy.quantisation if isinstance(config.policy, PretrainedPolicy) else None,
         )
         self._held: str | None = None
         self._trainer: Child[StageProgress] | None = None

@@ -58,12 +58,16 @@ class Service(Generic[P]):
 
 
 class SamplerInit(Request, frozen=True, tag="init"):
-    """Settings as JSON; the engine starts with the first load. ``evidence``: a file for a failed handshake."""
+    """Settings as JSON; the engine starts with the first load.
+
+    ``evidence``: a file for a failed handshake. ``quantisation``: how the trainer holds the weights under an adapter.
+    """
 
     sampler: dict[str, Any]
     chat: dict[str, Any]
     trust_remote_code: bool = False
     evidence: str | None = None
+    quantisation: dict[str, Any] | None = None
 
 
 class Load(Request, frozen=True, tag="load"):
@@ -76,7 +80,7 @@ class Load(Request, frozen=True, tag="load"):
 class Loaded(Reply, frozen=True, tag="loaded"):
     """How the weights were loaded, and how well they match: ``max_difference`` in nats.
 
-    ``stale_reload``: the handshake's error after a failed swap in place.
+    ``stale_reload``: the handshake's error after a failed swap in place. ``merged``: why an adapter was merged first.
     """
 
     how: Literal["start"] | Swap
@@ -84,6 +88,7 @@ class Loaded(Reply, frozen=True, tag="loaded"):
     dtype: str
     stale_reload: str | None
     seconds: float
+    merged: str | None = None
 
 
 class SampleCall(Request, frozen=True, tag="sample"):

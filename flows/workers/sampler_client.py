@@ -26,13 +26,18 @@ class SamplerProcess:
         log: Path,
         trust_remote_code: bool = False,
         keys: frozenset[str] = frozenset(),
+        quantisation: config.Quantisation | None = None,
     ) -> None:
-        """Start nothing before the first ``load``. ``keys``: variables with keys; the sampler gets only its own."""
+        """Start nothing before the first ``load``.
+
+        ``keys``: variables with keys; the sampler gets only its own. ``quantisation``: see ``SamplerInit``.
+        """
         self._settings = sampler
         self._env = dict.fromkeys(keys - key_variables(sampler.model_dump(mode="json")))
         evidence = str(log.with_name("handshake.json"))
         settings = (sampler.model_dump(mode="json"), chat.model_dump(mode="json"))
-        self._init = SamplerInit(*settings, trust_remote_code, evidence)
+        held = None if quantisation is None else quantisation.model_dump(mode="json")
+        self._init = SamplerInit(*settings, trust_remote_code, evidence, held)
         self._log = log
         self._child: Child[Sampled] | None = None
         self._asked: Load | None = None

@@ -3,8 +3,10 @@
 Every load ends with the weight handshake.
 """
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -17,7 +19,9 @@ from pipeline.errors import RunError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.handshake import Held, Logprobs, Probe, check_swap, check_weights, coarser_dtype, read_probe
 from pipeline.models.loading.rope import rope_note
-from pipeline.sampling.sampler import Sampler, Swap
+from pipeline.models.weights.adapter_folder import base_of
+from pipeline.sampling.sampler import EngineOptions, Sampler, Swap
+from pipeline.sampling.served_adapters import why_merged
 from pipeline.storage.atomic import write_json
 
 _Send = Callable[[Progress], None]
@@ -40,6 +44,11 @@ class SamplerService:
         self._chat_settings = config.ChatSettings.model_validate(request.chat)
         self._evidence = None if request.evidence is None else Path(request.evidence)
         self._trust_remote_code = request.trust_remote_code
+        held = request.quantisation
+        self._engine_options = EngineOptions(
+            request.trust_remote_code,
+            None if held is None else config.Quantisation.model_validate(held),
+        )
         return Done()
 
     def load(self, request: Load, send: _Send) -> Loaded:
@@ -51,13 +60,28 @@ class SamplerService:
             RunError: the engine failed, or does not hold these weights.
         """
         start = time.monotonic()
-        path = request.path
-        probe = read_probe(Path(request.probe or path))
+        probe = read_probe(Path(request.probe or request.path))
+        merged = None if isinstance(self._settings, config.TransformersSampler) else why_merged(request.path)
+        with self._whole(request.path) if merged else nullcontext(request.path) as path:
+            how, difference, stale = self._swap(path, probe)
+        return Loaded(how, difference, self._tolerance(probe), stale, time.monotonic() - start, merged)
+
+    @contextmanager
+    def _whole(self, path: str) -> Iterator[str]:
+        """Merge the adapter in ``path`` into a folder that is there while an engine loads it."""
+        from pipeline.models.policy import write_merged
+
+        with tempfile.TemporaryDirectory(prefix="merged_", dir=self._evidence and self._evidence.parent) as folder:
+            write_merged(path, Path(folder), trust_remote_code=self._trust_remote_code)
+            yield folder
+
+    def _swap(self, path: str, probe: Probe) -> tuple[Literal["start"] | Swap, float, str | None]:
+        """Load ``path``; return how, the largest difference in nats, and the error of a stale swap in place."""
         how: Literal["start"] | Swap = "start"
         stale = None
         if self._sampler is None:
-            chat = load_chat(path, self._chat_settings, self._trust_remote_code)
-            self._sampler = self._build(self._settings, path, chat, self._trust_remote_code)
+            chat = load_chat(base_of(path), self._chat_settings, self._trust_remote_code)
+            self._sampler = self._build(self._settings, path, chat, self._engine_options)
         else:
             how = self._sampler.load(path, fresh=not self._reload_works)
         try:
@@ -73,8 +97,13 @@ class SamplerService:
             stale, self._reload_works = str(error), False
             how = self._sampler.load(path, fresh=True)
             difference = self._check(path, probe, fresh=True)
-        dtype = coarser_dtype(self._sampler.dtype, probe.dtype)
-        return Loaded(how, difference, dtype, stale, time.monotonic() - start)
+        return how, difference, stale
+
+    def _tolerance(self, probe: Probe) -> str:
+        """The name of the differences that are allowed: of the coarser precision, or of bits that only one side has."""
+        own = isinstance(self._settings, config.TransformersSampler)
+        fewer = None if own or probe.bits is None else f"{probe.bits}-bit"
+        return fewer or coarser_dtype(self._engine().dtype, probe.dtype)
 
     def sample(self, request: SampleCall, send: _Send) -> Done:
         """Send the responses to each request while the engine keeps working."""
@@ -102,7 +131,7 @@ class SamplerService:
         sampler = self._engine()
         scores = sampler.score(probe.sequences)
         try:
-            difference = check_weights(scores, probe.logprobs, coarser_dtype(sampler.dtype, probe.dtype))
+            difference = check_weights(scores, probe.logprobs, self._tolerance(probe))
             if not fresh and self._held is not None:
                 check_swap(self._held, scores, probe)
         except RunError as error:
@@ -119,21 +148,21 @@ class SamplerService:
         return f"; both sides' log-probabilities are in {self._evidence}"
 
 
-def build_sampler(settings: config.SamplerSettings, path: str, chat: Chat, trust_remote_code: bool) -> Sampler:
-    """Build the engine for ``settings`` with the model folder ``path``."""
+def build_sampler(settings: config.SamplerSettings, path: str, chat: Chat, options: EngineOptions) -> Sampler:
+    """Build the engine for ``settings`` with the model or adapter in the folder ``path``."""
     match settings:
         case config.VllmSampler():
             from pipeline.sampling.vllm_engine import VllmEngine
 
-            return VllmEngine(path, chat, settings, trust_remote_code)
+            return VllmEngine(path, chat, settings, options)
         case config.TransformersSampler():
             from pipeline.sampling.transformers_engine import TransformersEngine
 
-            return TransformersEngine(path, chat, settings, trust_remote_code)
+            return TransformersEngine(path, chat, settings, options)
         case config.ServerSampler():
             from pipeline.sampling.server_engine import ServerEngine
 
-            return ServerEngine(path, chat, settings, trust_remote_code)
+            return ServerEngine(path, chat, settings, options)
         case _:
             assert_never(settings)
 

@@ -20,6 +20,21 @@ def _is_day(value: str) -> str:
 Day = Annotated[str, BeforeValidator(_written), AfterValidator(_is_day)]
 
 
+class Quantisation(Closed):
+    """Frozen linear layers in 4 or 8 bits (bitsandbytes; QLoRA, arXiv:2305.14314); the output head keeps its 16 bits.
+
+    Made from the model's own files as they are loaded; nothing is ever merged into quantised weights, nor are they
+    saved.
+    """
+
+    bits: Literal[4, 8] = 4
+    type: Literal["nf4", "fp4"] = Field("nf4", description="of 4 bits")
+    double: bool = Field(True, description="of 4 bits: quantise the blocks' scales too")
+    compute_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="of 4 bits: of matrix products with the weights; 8 bits: as the passes are"
+    )
+
+
 class PretrainedPolicy(Closed):
     """A Hugging Face model folder (or hub name) with its tokenizer."""
 
@@ -27,6 +42,30 @@ class PretrainedPolicy(Closed):
     path: str = Field(min_length=1, description="model folder, or a hub name")
     revision: str | None = Field(None, description="hub revision")
     trust_remote_code: bool = Field(False, description="run code that ships with this model")
+    adapter: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of a LoRA adapter (adapter_config.json, adapter_model.safetensors) of this model to start "
+        "from; its shape takes the place of training.lora's",
+        json_schema_extra=LATER,
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of weights that are not trained, and of saved policies; auto: that of the model's files, or "
+        "float32 for full training whose passes are computed in float32. Weights held in 16 bits are computed with in "
+        "bfloat16, whatever training.dtype says",
+        json_schema_extra=LATER,
+    )
+    quantisation: Quantisation | None = Field(
+        None,
+        description="hold the weights under an adapter in 4 or 8 bits (needs bitsandbytes)",
+        json_schema_extra=LATER,
+    )
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result; keys made before there was a ``dtype`` mean float32."""
+        plain = {**super().identity(), "dtype": self.dtype}
+        return {name: value for name, value in plain.items() if (name, value) != ("dtype", "float32")}
 
 
 class ScratchPolicy(Closed):

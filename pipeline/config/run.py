@@ -87,6 +87,12 @@ class RunConfig(Closed):
         """Whether code that ships with the policy may run."""
         return isinstance(self.policy, PretrainedPolicy) and self.policy.trust_remote_code
 
+    @model_validator(mode="after")
+    def _weights_can_be_trained(self) -> "RunConfig":
+        if isinstance(self.policy, PretrainedPolicy):
+            _require_trainable(self.policy, self.training, self.warm_start)
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _usual_kinds(cls, given: object) -> object:
@@ -146,3 +152,35 @@ class RunConfig(Closed):
         if self.warm_start is not None and self.prompts is None:
             raise ValueError("prompts: the warm start trains on the prompt data's reference responses")
         return self
+
+
+def _require_trainable(policy: PretrainedPolicy, training: Training, warm_start: WarmStart | None) -> None:
+    """Raise ``ValueError`` if ``policy``'s weights cannot be trained as the other two sections ask."""
+    lora, held = training.lora, policy.quantisation
+    if held is not None and lora is None:
+        raise ValueError(
+            f"policy.quantisation.bits: {held.bits}, but full training (training.lora: null) cannot step quantised "
+            "weights; allowed: a section training.lora, or policy.quantisation: null"
+        )
+    if held is not None and lora is not None and lora.lifetime == "round":
+        raise ValueError(
+            f"training.lora.lifetime: round merges each adapter into the weights, and {held.bits} bits would round it "
+            "away; allowed with policy.quantisation: run"
+        )
+    if policy.adapter is not None and (lora is None or lora.lifetime == "round"):
+        given = "null" if lora is None else "round"
+        field = "training.lora" if lora is None else "training.lora.lifetime"
+        raise ValueError(
+            f"{field}: {given}, but policy.adapter is trained on over all rounds; allowed with it: a section "
+            "training.lora, with lifetime: run"
+        )
+    if warm_start is not None and (held is not None or policy.adapter is not None):
+        field = "policy.quantisation" if held is not None else "policy.adapter"
+        raise ValueError(
+            f"warm_start: trains all weights of the policy, but {field} keeps them; allowed: warm_start: null"
+        )
+    if lora is None and policy.dtype in ("bfloat16", "float16") and training.dtype == "float32":
+        raise ValueError(
+            f"training.dtype: float32, but policy.dtype: {policy.dtype} computes a reference in 16 bits, so that full "
+            "training would not start at it; allowed: training.dtype: bfloat16, or policy.dtype: auto or float32"
+        )

@@ -1,19 +1,56 @@
 """Settings of training runs."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
 
 
 class Lora(Closed):
-    """Low-rank adapters (peft); the adapter is merged into the policy that is saved."""
+    """Low-rank adapters (peft): LoRA (arXiv:2106.09685), rsLoRA (arXiv:2312.03732), DoRA (arXiv:2402.09353)."""
 
     rank: int = Field(16, ge=1)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    target_modules: tuple[str, ...] | str = Field(
+        "all-linear",
+        description="names of layers, a regular expression for whole names, or all-linear: every linear layer but the "
+        "output head",
+    )
+    rslora: bool = Field(
+        False, description="scale the adapter by alpha / sqrt(rank), not alpha / rank", json_schema_extra=LATER
+    )
+    dora: bool = Field(False, description="train the weights' magnitudes too", json_schema_extra=LATER)
+    modules_to_save: tuple[str, ...] = Field(
+        (),
+        description="names of modules that are trained whole, in float32, and saved with the adapter",
+        json_schema_extra=LATER,
+    )
+    lifetime: Literal["run", "round"] = Field(
+        "run",
+        description="run: one adapter is trained on over all rounds, and saved alone; round: each round trains a new "
+        "one, merges it into the weights and saves the whole model",
+        json_schema_extra=LATER,
+    )
+
+    @field_validator("target_modules")
+    @classmethod
+    def _is_pattern(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if not value:
+            raise ValueError("names no layer; at least one name, a regular expression, or all-linear")
+        if isinstance(value, str) and value != "all-linear":
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"not a regular expression ({error}); a list names layers") from None
+        return value
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result; keys made before there was a ``lifetime`` mean round."""
+        plain = {**super().identity(), "lifetime": self.lifetime}
+        return {name: value for name, value in plain.items() if (name, value) != ("lifetime", "round")}
 
 
 OptimiserKind = Literal["adamw", "adamw_8bit", "adamw_paged", "adamw_8bit_paged", "adamw_offload"]
@@ -147,6 +184,12 @@ class Training(Optimisation):
 
     lora: Lora | None = None
     router_aux_loss_coef: RouterCoefficient = Field("config", description=_ROUTERS, json_schema_extra=LATER)
+    weights: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of full training: what the optimiser steps. bfloat16: 2 bytes a weight instead of 4, rounded at "
+        "random so that small steps count on average; gradients are bfloat16 too, and summed in float32",
+        json_schema_extra=LATER,
+    )
     optimiser_state: Literal["fresh", "carried"] = Field("fresh", description="AdamW state at the start of a round")
     reference: Literal["fixed", "previous", "ema", "every_n"] = Field(
         "previous",
@@ -208,8 +251,22 @@ class Training(Optimisation):
 
     @model_validator(mode="after")
     def _state_fits_the_parameters(self) -> "Training":
-        if self.lora is not None and self.optimiser_state == "carried":
-            raise ValueError("optimiser_state: with lora each round trains a new adapter, so its state is fresh")
+        if self.weights == "bfloat16" and self.dtype != "bfloat16":
+            raise ValueError("dtype: float32, but weights of bfloat16 hold no more than 16 bits; allowed: bfloat16")
+        if self.lora is None:
+            return self
+        if self.lora.lifetime == "round" and self.optimiser_state == "carried":
+            raise ValueError(
+                "optimiser_state: carried, but with lora.lifetime round each round trains a new adapter, whose state "
+                "is fresh; allowed: fresh, or lora.lifetime run"
+            )
+        if self.lora.lifetime == "run" and self.reference == "ema":
+            raise ValueError(
+                "reference: ema, but the mean of two adapters is no adapter of their rank; allowed with lora.lifetime "
+                "run: fixed, previous, every_n"
+            )
+        if self.weights == "bfloat16":
+            raise ValueError("weights: bfloat16, but an adapter's few weights are trained in float32; allowed: float32")
         return self
 
     @model_validator(mode="after")

@@ -32,16 +32,28 @@ class Tolerance:
 # Between two implementations of one model in that precision. bfloat16 keeps 8 bits, so a logit near
 # 20 is rounded by up to 0.06 and a whole forward pass by several times that on single tokens; there,
 # stale weights show in the mean.
-TOLERANCES = {"float32": Tolerance(2e-3, 5e-4), "float16": Tolerance(0.25, 0.05), "bfloat16": Tolerance(1.0, 0.15)}
+# Where the trainer alone holds the weights under an adapter in few bits, the two compute different models; a stale
+# adapter shows by how the engine moved since the one before (``check_swap``).
+TOLERANCES = {
+    "float32": Tolerance(2e-3, 5e-4),
+    "float16": Tolerance(0.25, 0.05),
+    "bfloat16": Tolerance(1.0, 0.15),
+    "8-bit": Tolerance(1.5, 0.2),
+    "4-bit": Tolerance(4.0, 0.6),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Probe sequences and the training model's log-probabilities of their tokens 1..T-1."""
+    """Probe sequences and the training model's log-probabilities of their tokens 1..T-1.
+
+    ``bits``: 4 or 8 if it holds its linear layers so.
+    """
 
     sequences: tuple[tuple[int, ...], ...]
     logprobs: tuple[tuple[float, ...], ...]
     dtype: str
+    bits: int | None = None
 
 
 # Below this mean difference, in nats per token, two probes come from the same weights: float32 sums in
@@ -148,9 +160,10 @@ def coarser_dtype(one: str, other: str) -> str:
     return max(one, other, key=lambda dtype: TOLERANCES[dtype].largest)
 
 
-def write_probe(folder: Path, sequences: _Sequences, logprobs: Logprobs, dtype: str) -> None:
+def write_probe(folder: Path, sequences: _Sequences, logprobs: Logprobs, dtype: str, bits: int | None = None) -> None:
     """Write ``folder/probe.json``; the numbers must come from the training model's weights in memory."""
-    content = {"sequences": [list(s) for s in sequences], "logprobs": [list(s) for s in logprobs], "dtype": dtype}
+    rows = {"sequences": [list(s) for s in sequences], "logprobs": [list(s) for s in logprobs]}
+    content = {**rows, "dtype": dtype, **({} if bits is None else {"bits": bits})}
     (folder / PROBE_FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -163,13 +176,14 @@ def read_probe(folder: Path) -> Probe:
             tuple(tuple(int(i) for i in row) for row in content["sequences"]),
             tuple(tuple(float(x) for x in row) for row in content["logprobs"]),
             str(content["dtype"]),
+            None if content.get("bits") is None else int(content["bits"]),
         )
     except FileNotFoundError as error:
         raise RunError(f"{file}: missing, so an engine's copy of these weights cannot be checked") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file}: not a weight probe: {error!r}") from error
-    if probe.dtype not in TOLERANCES:
-        raise RunError(f"{file}: dtype {probe.dtype!r}; one of {', '.join(TOLERANCES)}")
+    if probe.dtype not in TOLERANCES or probe.bits not in (None, 4, 8):
+        raise RunError(f"{file}: dtype {probe.dtype!r}, bits {probe.bits}; one of {', '.join(TOLERANCES)}")
     return probe
 
 

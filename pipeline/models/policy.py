@@ -22,44 +22,66 @@ from pipeline.models.handshake import probe_sequences, write_probe
 from pipeline.models.loading.companions import HUB_FILES, copy_companions
 from pipeline.models.loading.language_model import require_causal
 from pipeline.models.loading.tensor_names import require_tensors
-from pipeline.models.lora import merge_adapter
 from pipeline.models.token_logps import TokenLogps
+from pipeline.models.weights.adapter_folder import base_of, is_adapter
+from pipeline.models.weights.held_weights import TORCH_DTYPES, held_bits, loading_options, make_steady
+from pipeline.models.weights.lora import load_adapter, merge_adapter
+from pipeline.models.weights.weight_format import FLOAT32, WeightDtype, WeightFormat, stored_dtype
 from pipeline.storage.atomic import write_json
+from pipeline.storage.integrity import MASTERS
 
 # Files of weights are hashed, written and read side by side.
 SHARD_SIZE = "5GB"
 
 
 def load_policy(
-    path: str, *, revision: str | None = None, trust_remote_code: bool = False, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+    path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    held: WeightFormat = FLOAT32,
+    trained: bool = False,
+) -> Any:
     """The causal language model in the folder (or under the hub name) ``path``, in evaluation mode.
 
     Dropout and noise in the model's own config are set to 0, since log-probabilities of policy and reference must be
     comparable (an adapter has its own dropout); ``save_policy`` writes them as they were. Of an image-text model, only
     the language model is trainable.
 
+    Args:
+        path: also an adapter's folder: then a peft model, on the weights that it names.
+        revision: of a hub name.
+        trust_remote_code: run code that ships with the model.
+        held: how weights are held; no copy in another precision is ever made.
+        trained: of an adapter: whether it is trainable.
+
     Raises:
         UserError: no such folder, no config.json or weights in it, not a causal language model, tensors
             that are missing, unknown or of other shapes.
     """
+    if is_adapter(path):
+        base = load_policy(base_of(path), trust_remote_code=trust_remote_code, held=held)
+        base.requires_grad_(False)
+        return load_adapter(base, path, trained=trained).eval()
     folder = Path(path)
     if folder.exists() or folder.is_absolute() or path.startswith("."):
         _require_model_files(folder)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    wanted = loading_options(held)
     with refused(f"{path}: cannot load this model"):
         settings = AutoConfig.from_pretrained(path, **options)
         switch_noise_off(settings)
         model, loading = auto_class(settings).from_pretrained(
             path,
             config=settings,
-            dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            **wanted,
             **options,
         )
     require_tensors(path, loading)
+    make_steady(model, held)
     with refused(path):
         exact = make_exact(model)
         require_causal(exact, path)
@@ -95,9 +117,12 @@ def dropout_off(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def load_for_scoring(path: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """``load_policy`` on the accelerator if there is one, for passes without gradients. Raises the same errors."""
-    model = load_policy(path, trust_remote_code=trust_remote_code)
+def load_for_scoring(path: str, held: WeightFormat = FLOAT32, *, trust_remote_code: bool = False) -> Any:
+    """``load_policy`` on the accelerator if there is one, for passes without gradients. Raises the same errors.
+
+    Nothing of it requires a gradient, since autocast would keep a 16-bit copy of every weight that does.
+    """
+    model = load_policy(path, trust_remote_code=trust_remote_code, held=held).requires_grad_(False)
     torch.nn.Module.to(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return model
 
@@ -111,7 +136,15 @@ def _require_model_files(folder: Path) -> None:
         raise UserError(f"{folder}: no *.safetensors weights in this model folder (other formats are not read)")
 
 
-def save_policy(model: Any, folder: Path, *, tokenizer_source: str, chat: Chat) -> PreTrainedModel:
+def save_policy(
+    model: Any,
+    folder: Path,
+    *,
+    tokenizer_source: str,
+    chat: Chat,
+    dtype: WeightDtype | None = None,
+    masters: bool = False,
+) -> PreTrainedModel:
     """Write ``model`` as a Hugging Face folder, its adapter merged in if it has one.
 
     Args:
@@ -120,9 +153,23 @@ def save_policy(model: Any, folder: Path, *, tokenizer_source: str, chat: Chat) 
         tokenizer_source: the model folder (or hub name) whose tokenizer, chat template and generation
             config are copied to the weights, unchanged. Its config.json says which dropout and noise are written.
         chat: of that tokenizer; determines which ids the weight probe leaves out.
+        dtype: that the weights are rounded to and stored in; None: as they are.
+        masters: if rounding loses anything, also write the float32 weights, into the folder ``MASTERS`` in ``folder``,
+            for the training that goes on from them.
     """
     plain = merge_adapter(model)
     folder.mkdir(parents=True, exist_ok=True)
+    if dtype is not None and TORCH_DTYPES[dtype] != plain.dtype:
+        if masters and plain.dtype == torch.float32:
+            _save_weights(plain, folder / MASTERS, tokenizer_source)
+        nn.Module.to(plain, TORCH_DTYPES[dtype])
+    _save_weights(plain, folder, tokenizer_source)
+    copy_companions(tokenizer_source, folder)
+    save_probe(plain, chat, folder)
+    return plain
+
+
+def _save_weights(plain: PreTrainedModel, folder: Path, tokenizer_source: str) -> None:
     generation = plain.generation_config
     # transformers refuses to save what it has loaded, such as a temperature without do_sample.
     plain.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
@@ -131,9 +178,6 @@ def save_policy(model: Any, folder: Path, *, tokenizer_source: str, chat: Chat) 
     _keep_class_name(Path(tokenizer_source), folder)
     plain.generation_config = generation
     generation.to_json_file(folder / "generation_config.json")
-    copy_companions(tokenizer_source, folder)
-    save_probe(plain, chat, folder)
-    return plain
 
 
 def _keep_class_name(source: Path, folder: Path) -> None:
@@ -156,7 +200,7 @@ def save_probe(model: Any, chat: Chat, folder: Path) -> None:
     scores = score_sequences(model, sequences)
     if not all(math.isfinite(logp) for row in scores for logp in row):
         raise RunError("the model's log-probabilities of probe tokens are not finite: weights are damaged or diverged")
-    write_probe(folder, sequences, scores, str(model.dtype).removeprefix("torch."))
+    write_probe(folder, sequences, scores, str(model.dtype).removeprefix("torch."), held_bits(model))
 
 
 @torch.no_grad()
@@ -167,6 +211,23 @@ def score_sequences(model: Any, sequences: Sequence[Sequence[int]]) -> list[list
     mask[:, 0] = False
     scores: list[list[float]] = TokenLogps(model)(ids, mask).policy[:, 1:].tolist()
     return scores
+
+
+def write_merged(
+    path: str, folder: Path, *, trust_remote_code: bool = False, dtype: WeightDtype | None = None
+) -> PreTrainedModel:
+    """Write the model under the adapter in ``path``, with the adapter merged in, as a Hugging Face folder.
+
+    Its weights have the precision that the files of the model under it have (or ``dtype``), however training holds
+    them. Log-probs of the merged weights differ from those of the adapter beside them by their rounding.
+    """
+    base = base_of(path)
+    held = WeightFormat(dtype or stored_dtype(base))
+    merged = merge_adapter(load_policy(path, trust_remote_code=trust_remote_code, held=held))
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_weights(merged, folder, base)
+    copy_companions(base, folder)
+    return merged
 
 
 def average_policies(old: Path, new: Path, decay: float, out: Path) -> None:

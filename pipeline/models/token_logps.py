@@ -7,7 +7,7 @@ The output head runs on response positions only, in chunks.
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from pipeline.errors import RunError
 from pipeline.models.attention.last_layer import no_more_than, places, position_wise
 from pipeline.models.attention.packing import Packed, PaddedTurns
 from pipeline.models.attention.shared_prompts import share, stream_arguments, why_not_shared
-from pipeline.models.lora import adapter_off
 from pipeline.models.output_head import (
     CHUNK_ELEMENTS,
     HeadInput,
@@ -29,8 +28,10 @@ from pipeline.models.output_head import (
     softmaxes,
     text_decoder,
 )
+from pipeline.models.weights.held_weights import holds_fewer_bits
+from pipeline.models.weights.lora import reference_on
+from pipeline.models.weights.weight_format import Precision
 
-Precision = Literal["float32", "bfloat16"]
 # Streams are padded to these multiples of tokens. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
 # memory for every shape that it has met: hundreds of MiB after a few dozen passes. On CUDA, FlexAttention is compiled
 # for shapes, and its blocks have 128 tokens.
@@ -118,10 +119,11 @@ class TokenLogps(nn.Module):
 
         Args:
             model: a policy.
-            dtype: of matrix products (autocast); log-softmax is always float32.
+            dtype: of matrix products (autocast); bfloat16 in any case if ``model`` holds frozen weights in fewer bits
+                than float32's. Log-softmax is always float32.
             wants: quantities besides log-probabilities.
             reference_model: for ``kl`` and hidden states of the reference; on the policy's device. Put in evaluation
-                mode. If it is ``model`` itself: ``model`` without its adapter.
+                mode. If it is ``model`` itself: with its reference adapter, or without any (``reference_on``).
             chunk_elements: logits held at once.
             share_prompts: take packed streams if both models can; ``padded_because`` gives the reason if not.
             whole_rows: every layer computes every token of a row, also those whose values nothing reads: for routers.
@@ -135,7 +137,7 @@ class TokenLogps(nn.Module):
         if reference_model is model and plain_model(model) is model:
             raise ValueError("the reference model is the policy itself, which has no adapter to switch off")
         self.model = model
-        self.dtype = dtype
+        self.dtype: Precision = "bfloat16" if holds_fewer_bits(plain_model(model)) else dtype
         self.wants = wants
         self.chunk_elements = chunk_elements
         self._head = output_head(plain_model(model))
@@ -221,7 +223,7 @@ class TokenLogps(nn.Module):
         (reference,) = self._reference
         every, last = "reference_hidden" in self.wants, "reference_last_hidden" in self.wants
         with (
-            adapter_off(reference) if reference is self.model else nullcontext(),
+            reference_on(reference) if reference is self.model else nullcontext(),
             _no_more_than_asked(reference, self._narrow[1], inputs),
         ):
             return _run(reference, self._reference_head, inputs, all_layers=every, last=last)

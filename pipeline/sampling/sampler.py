@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from pipeline.config import SamplingSettings
+from pipeline.config import Quantisation, SamplingSettings
 from pipeline.errors import UserError
 from pipeline.models.chat import Chat
 from pipeline.models.foreign import model_numbers, model_settings
@@ -25,6 +25,19 @@ class SampleRequest:
 
     prompt_ids: tuple[int, ...]
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an engine is made for, besides its settings.
+
+    Attributes:
+        trust_remote_code: run code that ships with the model.
+        quantisation: how the trainer holds the weights under an adapter; an engine of transformers does the same.
+    """
+
+    trust_remote_code: bool = False
+    quantisation: Quantisation | None = None
 
 
 class Sampler(Protocol):
@@ -50,7 +63,7 @@ class Sampler(Protocol):
         """Return the raw natural-log probability, at temperature 1, of each of tokens 1..T-1 given those before it."""
 
     def load(self, path: str, fresh: bool = False) -> Swap:
-        """Switch to the weights in the folder ``path``, and drop everything computed with the old ones.
+        """Switch to the weights (or the adapter) in the folder ``path``, and drop what was computed with the old ones.
 
         ``fresh`` requests a new engine instead of a swap in place. Returns what was done; the caller
         checks the weights (``handshake``), since an engine that reports success may still be stale.

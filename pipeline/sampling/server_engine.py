@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,10 +22,12 @@ import httpx
 from pipeline.config import SamplingSettings, ServerSampler
 from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat
+from pipeline.models.weights.adapter_folder import base_of, is_adapter
 from pipeline.safe_text import redacted, visible
 from pipeline.sampling.ports import free_port, loopback_only
 from pipeline.sampling.sampler import (
     Dtype,
+    EngineOptions,
     SampleRequest,
     Swap,
     check_length,
@@ -35,6 +38,7 @@ from pipeline.sampling.sampler import (
     room_for,
     sample_seeds,
 )
+from pipeline.sampling.served_adapters import reserved_for
 from pipeline.types import Response
 
 SERVED_NAME = "policy"
@@ -43,11 +47,13 @@ SERVED_NAME = "policy"
 class ServerEngine:
     """Client of a server; ``load`` starts a new server, unless the server is the user's."""
 
-    def __init__(self, path: str, chat: Chat, settings: ServerSampler, trust_remote_code: bool = False) -> None:
-        """Start `vllm serve` on the model folder ``path``, or connect to ``settings.base_url``."""
+    def __init__(self, path: str, chat: Chat, settings: ServerSampler, options: EngineOptions | None = None) -> None:
+        """Start `vllm serve` on the model (or the adapter) in ``path``, or connect to ``settings.base_url``."""
         self._chat = chat
         self._settings = settings
-        self._trust_remote_code = trust_remote_code
+        self._options = options or EngineOptions()
+        self._numbers = itertools.count(1)
+        self._model_name = SERVED_NAME
         self._process: subprocess.Popen[bytes] | None = None
         self._pool = ThreadPoolExecutor(settings.concurrency)
         if settings.base_url is None:
@@ -56,6 +62,7 @@ class ServerEngine:
             self._dtype: Dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
             self._connect(settings.base_url, os.environ.get(settings.api_key_env, "").strip() or None)
             self._read_model()
+            self._give(path)
 
     @property
     def dtype(self) -> str:
@@ -86,12 +93,29 @@ class ServerEngine:
         return [_scores(ids, answer) for ids, answer in zip(sequences, answers, strict=True)]
 
     def load(self, path: str, fresh: bool = False) -> Swap:
-        """See ``Sampler.load``: start a new server; do nothing if the server is the user's."""
+        """See ``Sampler.load``: start a new server; give an adapter to the user's, which keeps its weights."""
         if self._settings.base_url is not None:
-            return "unchanged"
+            return "reload" if self._give(path) else "unchanged"
         self._stop()
         self._launch(path)
         return "restart"
+
+    def _give(self, path: str) -> bool:
+        """Give the user's server the adapter in ``path``, under a new name, and ask it of that one; False if none."""
+        if not is_adapter(path):
+            return False
+        name = f"{SERVED_NAME}-{os.getpid()}-{next(self._numbers)}"
+        try:
+            # It answers in plain words.
+            self._answer("POST", "load_lora_adapter", {"lora_name": name, "lora_path": str(Path(path).absolute())})
+        except RunError as error:
+            raise UserError(
+                f"sampler.base_url: {self._settings.base_url} does not take adapters; allowed is a server that was "
+                "started on the policy's model with --enable-lora, and with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (only "
+                f"where no one else can reach it): {error}"
+            ) from None
+        self._model_name = name
+        return True
 
     def close(self) -> None:
         """Stop the server, if it was started here."""
@@ -151,16 +175,22 @@ class ServerEngine:
         import torch
 
         accelerator = torch.cuda.is_available()
-        self._dtype = engine_dtype(self._settings.dtype, path, accelerator)
+        base, room = base_of(path), reserved_for(path)
+        self._dtype = engine_dtype(self._settings.dtype, base, accelerator)
         # What `vllm serve` runs; the command itself does not start with vLLM's CPU build, since it
         # looks up the version of a distribution named vllm.
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--host", "127.0.0.1"]
-        command += ["--port", str(port), "--served-model-name", SERVED_NAME, "--dtype", self._dtype]
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base, "--host", "127.0.0.1"]
+        served = SERVED_NAME if base == path else f"{SERVED_NAME}-base"
+        command += ["--port", str(port), "--served-model-name", served, "--dtype", self._dtype]
+        if room is not None:
+            command += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(room.rank)]
+            command += ["--lora-target-modules", *sorted(room.targets)]
+            command += ["--lora-modules", f"{SERVED_NAME}={Path(path).absolute()}"]
         command += ["--generation-config", "vllm", "--logprobs-mode", "raw_logprobs", "--enable-prefix-caching"]
         command += ["--disable-uvicorn-access-log", "--seed", "0", "--enforce-eager"]
-        if self._trust_remote_code:
+        if self._options.trust_remote_code:
             command.append("--trust-remote-code")
-        context = engine_context(self._settings.context, path)
+        context = engine_context(self._settings.context, base)
         if context is not None:
             command += ["--max-model-len", str(context)]
         if not accelerator:
@@ -184,10 +214,11 @@ class ServerEngine:
         chosen = [m for m in models if wanted in (None, m["id"])]
         if not chosen:
             raise UserError(f"sampler.model: the server has no {wanted!r}; it serves {[m['id'] for m in models]}")
-        self._model_name: str = chosen[0]["id"]
-        if not isinstance(chosen[0].get("max_model_len"), int):
+        self._model_name = str(chosen[0]["id"])
+        if not isinstance(chosen[0].get("max_model_len", models[0].get("max_model_len")), int):
             raise UserError(f"sampler.base_url: {self._settings.base_url} is not a vLLM server (no max_model_len)")
-        self._context: int = chosen[0]["max_model_len"]
+        # Of an adapter, a server lists none.
+        self._context: int = chosen[0].get("max_model_len") or models[0]["max_model_len"]
 
     def _sampling_body(self, request: SampleRequest, settings: SamplingSettings, seed: int) -> dict[str, Any]:
         return {
@@ -219,6 +250,10 @@ class ServerEngine:
         return choice
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        content: dict[str, Any] = self._answer(method, path, body).json()
+        return content
+
+    def _answer(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         try:
             answer = self._client.request(method, path, json=body)
         except httpx.HTTPError as error:
@@ -227,8 +262,7 @@ class ServerEngine:
         if answer.is_error:
             said = visible(redacted(answer.text, self._key), 500)
             raise RunError(f"the sampling server refused {path} (status {answer.status_code}): {said}")
-        content: dict[str, Any] = answer.json()
-        return content
+        return answer
 
     def _response(self, prompt_ids: tuple[int, ...], choice: dict[str, Any], settings: SamplingSettings) -> Response:
         logprobs = choice["logprobs"]["token_logprobs"]

@@ -12,10 +12,15 @@ from typing import Any
 import torch
 
 from pipeline.config import SamplingSettings, TransformersSampler
-from pipeline.errors import RunError
-from pipeline.models.architectures import auto_class, exact_attention
+from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat
+from pipeline.models.policy import load_for_scoring
+from pipeline.models.token_logps import plain_model
+from pipeline.models.weights.adapter_folder import base_of, is_adapter
+from pipeline.models.weights.held_weights import holds_fewer_bits
+from pipeline.models.weights.weight_format import WeightFormat
 from pipeline.sampling.sampler import (
+    EngineOptions,
     SampleRequest,
     Swap,
     check_length,
@@ -46,13 +51,16 @@ class _Row:
 class TransformersEngine:
     """A transformers model in this process, decoding in left-padded batches with a key-value cache."""
 
-    def __init__(self, path: str, chat: Chat, settings: TransformersSampler, trust_remote_code: bool = False) -> None:
-        """Load the model folder ``path``."""
+    def __init__(
+        self, path: str, chat: Chat, settings: TransformersSampler, options: EngineOptions | None = None
+    ) -> None:
+        """Load the model folder ``path``, or an adapter's on the weights that it names."""
         self._chat = chat
         self._settings = settings
-        self._trust_remote_code = trust_remote_code
+        self._options = options or EngineOptions()
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = None
+        self._mixed = False
         self.load(path)
 
     @property
@@ -67,22 +75,19 @@ class TransformersEngine:
 
     def load(self, path: str, fresh: bool = False) -> Swap:
         """See ``Sampler.load``; always loads a new model, which cannot be stale."""
-        from transformers import AutoConfig
-
         self.close()
+        dtype = engine_dtype(self._settings.dtype, base_of(path), accelerator=self._device != "cpu")
+        held = WeightFormat(dtype, self._options.quantisation)
         try:
-            settings = AutoConfig.from_pretrained(path, trust_remote_code=self._trust_remote_code)
-            model: Any = auto_class(settings).from_pretrained(
-                path,
-                use_safetensors=True,
-                dtype=engine_dtype(self._settings.dtype, path, accelerator=self._device != "cpu"),
-                trust_remote_code=self._trust_remote_code,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
+            self._model = load_for_scoring(path, held, trust_remote_code=self._options.trust_remote_code)
+        except UserError as error:
             raise RunError(f"transformers cannot load {path}: {error}") from error
-        exact_attention(model)
-        self._model = model.eval().to(torch.device(self._device))
+        # As in training: an adapter is float32, on weights of fewer bits.
+        self._mixed = is_adapter(path) and holds_fewer_bits(plain_model(self._model))
         return "restart"
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._mixed)
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -118,7 +123,9 @@ class TransformersEngine:
                 check_length(sequence, self.context)
             ids = torch.tensor([[*s, *([0] * (longest - len(s)))] for s in batch], device=self._device)
             mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in batch], device=self._device)
-            logprobs = self._model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
+            with self._autocast():
+                logits = self._model(input_ids=ids, attention_mask=mask).logits
+            logprobs = logits[:, :-1].float().log_softmax(-1)
             picked = logprobs.gather(2, ids[:, 1:, None])[:, :, 0].tolist()
             scores.extend(row[: len(s) - 1] for row, s in zip(picked, batch, strict=True))
         return scores
@@ -138,9 +145,10 @@ class TransformersEngine:
         cache = DynamicCache(config=self._model.config)
         while not all(row.done for row in rows):
             positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            logits = self._model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-            ).logits[:, -1]
+            with self._autocast():
+                logits = self._model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+                ).logits[:, -1]
             logprobs = logits.float().log_softmax(-1)
             weights = _cut(logprobs, settings)
             for i, row in enumerate(rows):

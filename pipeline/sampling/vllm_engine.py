@@ -14,8 +14,10 @@ from typing import Any
 from pipeline.config import SamplingSettings, VllmSampler
 from pipeline.errors import RunError
 from pipeline.models.chat import Chat
+from pipeline.models.weights.adapter_folder import base_of, is_adapter
 from pipeline.sampling.ports import loopback_only
 from pipeline.sampling.sampler import (
+    EngineOptions,
     SampleRequest,
     Swap,
     check_length,
@@ -26,6 +28,7 @@ from pipeline.sampling.sampler import (
     room_for,
     sample_seeds,
 )
+from pipeline.sampling.served_adapters import Reserved, reserved_for
 from pipeline.types import Response
 
 
@@ -47,12 +50,22 @@ class VllmEngine:
     process (``flows.workers.sampler_service``).
     """
 
-    def __init__(self, path: str, chat: Chat, settings: VllmSampler, trust_remote_code: bool = False) -> None:
-        """Start an engine on the model folder ``path``. Raises ``RunError`` if it does not start."""
+    def __init__(self, path: str, chat: Chat, settings: VllmSampler, options: EngineOptions | None = None) -> None:
+        """Start an engine on the model folder ``path``, or on the weights under an adapter's, with the adapter.
+
+        Raises ``RunError`` if it does not start.
+        """
         self._chat = chat
         self._settings = settings
-        self._trust_remote_code = trust_remote_code
+        self._options = options or EngineOptions()
         self._llm: Any = None
+        self._base = ""
+        # Room for adapters; None until the first one: then the engine starts again, once.
+        self._reserved: Reserved | None = None
+        # vLLM's request for the adapter; its name and number are never used again, or keys and values that it cached
+        # under an earlier adapter could be read.
+        self._adapter: Any = None
+        self._numbers = itertools.count(1)
         self._start(path)
 
     @property
@@ -91,7 +104,8 @@ class VllmEngine:
                 room = 2 * self._settings.max_num_seqs - len(under_way)
                 for (ids, params), number in zip(itertools.islice(samples, room), numbers, strict=False):
                     under_way[str(number)] = ids
-                    engine.add_request(str(number), {"prompt_token_ids": list(ids)}, params)
+                    prompt = {"prompt_token_ids": list(ids)}
+                    engine.add_request(str(number), prompt, params, lora_request=self._adapter)
                 if not under_way:
                     return
                 for output in engine.step():
@@ -122,11 +136,11 @@ class VllmEngine:
         return [_prompt_logprobs(ids, output) for ids, output in zip(sequences, outputs, strict=True)]
 
     def load(self, path: str, fresh: bool = False) -> Swap:
-        """See ``Sampler.load``: swap in place with vLLM's ``reload_weights``, or start a new engine.
+        """See ``Sampler.load``: give it the new adapter, swap weights with ``reload_weights``, or start a new engine.
 
-        The swap in place leaves some models stale (the output head of tied embeddings in 0.32.0).
+        The swap of weights leaves some models stale (the output head of tied embeddings in 0.32.0).
         """
-        if not fresh and self._reload(path):
+        if not fresh and (self._adapt(path) if self._fits(path) else self._reload(path)):
             return "reload"
         self.close()
         self._start(path)
@@ -148,12 +162,14 @@ class VllmEngine:
         from vllm import LLM
         from vllm.platforms import current_platform
 
+        self._base, self._reserved, self._adapter = base_of(path), reserved_for(path), None
         try:
             self._llm = LLM(
-                model=path,
-                trust_remote_code=self._trust_remote_code,
-                dtype=engine_dtype(self._settings.dtype, path, accelerator=not current_platform.is_cpu()),
-                max_model_len=engine_context(self._settings.context, path),
+                model=self._base,
+                **_room_for_adapters(self._reserved),
+                trust_remote_code=self._options.trust_remote_code,
+                dtype=engine_dtype(self._settings.dtype, self._base, accelerator=not current_platform.is_cpu()),
+                max_model_len=engine_context(self._settings.context, self._base),
                 enforce_eager=self._settings.enforce_eager,
                 gpu_memory_utilization=self._settings.gpu_memory_utilization,
                 max_num_seqs=self._settings.max_num_seqs,
@@ -167,9 +183,36 @@ class VllmEngine:
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise RunError(f"vLLM did not start on {path}: {error}") from error
+        if self._reserved is not None and not self._adapt(path):
+            raise RunError(f"vLLM did not load the adapter in {path}")
+
+    def _fits(self, path: str) -> bool:
+        """Return whether the engine was started for adapters of the same base, such as the one in ``path``, or it."""
+        wanted, room = reserved_for(path), self._reserved
+        return room is not None and base_of(path) == self._base and (wanted is None or room.holds(wanted))
+
+    def _adapt(self, path: str) -> bool:
+        """Give the engine the adapter in ``path``, or none if it is the base; return False if it is refused."""
+        from vllm.lora.request import LoRARequest
+
+        engine, before, self._adapter = self._llm.llm_engine, self._adapter, None
+        if before is not None:
+            engine.remove_lora(before.lora_int_id)
+        if is_adapter(path):
+            number = next(self._numbers)
+            request = LoRARequest(lora_name=f"policy-{number}", lora_int_id=number, lora_path=path)
+            try:
+                if not engine.add_lora(request):
+                    return False
+            except (RuntimeError, ValueError, KeyError, OSError) as error:
+                raise RunError(f"vLLM did not load the adapter in {path}: {error}") from error
+            self._adapter = request
+        return bool(self._llm.reset_prefix_cache())
 
     def _reload(self, path: str) -> bool:
         """Swap the weights in place and drop the old prefix cache; return False if the engine refuses."""
+        if is_adapter(path) or self._reserved is not None:
+            return False
         try:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         except (RuntimeError, ValueError, KeyError, AttributeError, OSError, NotImplementedError, AssertionError):
@@ -213,7 +256,14 @@ class VllmEngine:
     def _generate(self, prompts: list[Any], params: list[Any]) -> list[Any]:
         if not prompts:
             return []
-        return list(self._llm.generate(prompts, params, use_tqdm=False))
+        return list(self._llm.generate(prompts, params, use_tqdm=False, lora_request=self._adapter))
+
+
+def _room_for_adapters(room: Reserved | None) -> dict[str, Any]:
+    if room is None:
+        return {}
+    targets = sorted(room.targets)
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room.rank, "lora_target_modules": targets}
 
 
 def _sampled_logprobs(token_ids: Sequence[int], logprobs: Any) -> list[float]:

@@ -1,5 +1,6 @@
 """Check by SHA-256 that every file of a complete stage is as it was written. Torch-free."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,11 @@ from pipeline.storage.run_folder import Stage
 
 # If a policy is the user's own model, its manifest names the folder and describes the files at that time.
 POINTER, POINTED_FILES = "checkpoint", "checkpoint_files"
+# If it is an adapter, its manifest names the model under it, and describes that one's files; a name relative to the
+# stage's folder is one in the run folder.
+BASE_MODEL, BASE_FILES = "base", "base_files"
+# Folder in a policy's stage for the float32 weights that its own were rounded from; only the next training reads them.
+MASTERS = "masters"
 IGNORED = {MANIFEST, FREED}
 
 
@@ -37,7 +43,7 @@ def require_intact(stage: Stage) -> Manifest:
     """
     manifest = stage.require()
     freed = stage.freed()
-    if freed is not None:
+    if freed is not None and not all(map(is_master, freed.files)):
         raise RunError(
             f"{stage.folder}: {len(freed.files)} files were removed on {freed.time} to free disk space "
             f"({freed.reason}), but are needed; prefloop run ... --from {stage.round}:{stage.name} makes them again"
@@ -64,10 +70,16 @@ def file_faults(stage: Stage, manifest: Manifest, *, reread: bool = False) -> It
         # Engines load any weights that they find next to a model's own.
         if name not in manifest.files and name not in IGNORED and not file.name.startswith("."):
             yield Damage(stage.title, file, "does not belong to this stage")
-    pointer, pointed = manifest.metrics.get(POINTER), manifest.metrics.get(POINTED_FILES)
-    if isinstance(pointed, dict):
-        facts = {name: facts for name, facts in pointed.items() if isinstance(facts, dict)}
-        yield from _changed(stage, Path(str(pointer)), facts, reread)
+    for named, described in ((POINTER, POINTED_FILES), (BASE_MODEL, BASE_FILES)):
+        pointer, pointed = manifest.metrics.get(named), manifest.metrics.get(described)
+        if isinstance(pointed, dict):
+            facts = {name: facts for name, facts in pointed.items() if isinstance(facts, dict)}
+            yield from _changed(stage, Path(os.path.normpath(stage.folder / str(pointer))), facts, reread)
+
+
+def is_master(name: str) -> bool:
+    """Return whether a stage's file is one of the float32 weights that only the next training reads."""
+    return name.startswith(f"{MASTERS}/")
 
 
 def model_files(folder: Path) -> dict[str, JsonValue]:

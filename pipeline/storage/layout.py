@@ -15,8 +15,8 @@ from pydantic import JsonValue
 
 from pipeline.config.data.sources import Data
 from pipeline.config.data.user_data import EVERY_SPLIT, FileData
-from pipeline.config.policy import EARLIER
-from pipeline.config.training import UNBALANCED
+from pipeline.config.policy import EARLIER, Policy, PretrainedPolicy
+from pipeline.config.training import UNBALANCED, Training
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_json, write_text
 
@@ -34,6 +34,8 @@ _BEFORE = (
     ("chat", "", "thinking", EARLIER),
     ("training", "", "router_aux_loss_coef", UNBALANCED),
     ("warm_start", "", "router_aux_loss_coef", UNBALANCED),
+    ("policy", "pretrained", "dtype", "float32"),
+    ("training.lora", "", "lifetime", "round"),
 )
 _FIRST = "0.1.0"
 _Tree = dict[str, JsonValue]
@@ -112,9 +114,9 @@ def as_now_called(tree: _Tree, renamed: Mapping[str, str | None] | None = None) 
         if new is not None and place is not None:
             place.setdefault(new.rpartition(".")[2], value)
     for section, kind, name, value in _BEFORE:
-        held = now.get(section)
         if section == "chat" and "policy" not in now:
             continue  # a reward model's, which 0.1.0 had none of
+        held = _holder(now, f"{section}.{name}", make=False)
         if isinstance(held, dict) and held.get("kind", kind) == kind:
             held.setdefault(name, value)
     return now
@@ -126,6 +128,22 @@ def as_read(begun: Data | None, given: _Source) -> _Source:
         return given
     same = begun.split == EVERY_SPLIT and given.split is None and begun.path == given.path
     return given.model_copy(update={"split": EVERY_SPLIT}) if same else given
+
+
+def as_held(begun: Policy, given: Policy) -> Policy:
+    """Return the policy ``given``, held in float32 if ``begun`` was and ``given`` leaves that open."""
+    if not (isinstance(begun, PretrainedPolicy) and isinstance(given, PretrainedPolicy)):
+        return given
+    same = begun.dtype == "float32" and "dtype" not in given.changed
+    return given.model_copy(update={"dtype": "float32"}) if same else given
+
+
+def as_merged(begun: Training, given: Training) -> Training:
+    """Return ``given``; if each round of ``begun`` merged its adapter and ``given`` leaves that open, so does it."""
+    if begun.lora is None or given.lora is None:
+        return given
+    same = begun.lora.lifetime == "round" and "lifetime" not in given.lora.changed
+    return given.model_copy(update={"lora": given.lora.model_copy(update={"lifetime": "round"})}) if same else given
 
 
 def _holder(tree: _Tree, path: str, *, make: bool) -> _Tree | None:

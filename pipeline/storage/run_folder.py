@@ -20,7 +20,15 @@ from pipeline.config.policy import EARLIER
 from pipeline.config.training import UNBALANCED
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import discard, sync_folder, write_json
-from pipeline.storage.layout import as_now_called, as_read, own_version, require_known, visible_version
+from pipeline.storage.layout import (
+    as_held,
+    as_merged,
+    as_now_called,
+    as_read,
+    own_version,
+    require_known,
+    visible_version,
+)
 from pipeline.storage.manifest import (
     MANIFEST,
     DamagedError,
@@ -75,7 +83,10 @@ class RunFolder:
             raise UserError(f"{error}\n{wrote}") from None
 
     def carried(self, config: RunConfig) -> RunConfig:
-        """Return ``config``, to go on with this folder: splits, BOS, thoughts and router losses stay as it had them."""
+        """Return ``config``, to go on with this folder.
+
+        Splits, BOS, thoughts, router losses, precision and merging stay as it had them.
+        """
         if not self.config_file.is_file():
             return config
         begun = self.config()
@@ -85,7 +96,9 @@ class RunFolder:
         kept = {name: EARLIER for name, was in earlier.items() if was == EARLIER and name not in config.chat.changed}
         if kept:
             update["chat"] = config.chat.model_copy(update=kept)
-        trainings = {"training": (begun.training, config.training), "warm_start": (begun.warm_start, config.warm_start)}
+        update["policy"] = as_held(begun.policy, config.policy)
+        update["training"] = training = as_merged(begun.training, config.training)
+        trainings = {"training": (begun.training, training), "warm_start": (begun.warm_start, config.warm_start)}
         for name, (old, new) in trainings.items():
             if old is None or new is None or "router_aux_loss_coef" in new.changed:
                 continue

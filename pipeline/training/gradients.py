@@ -123,6 +123,7 @@ def accumulate_gradient(
     batches = [batch.to(accelerator.device) for batch in own]
     whole = len(batches) == 1 and world == 1
     shared = None if whole else _look_ahead(objective, batches, running or {})
+    _sum_in_float32(objective.policy, several=len(batches) > 1)
     total = _Total(objective.modules.nothing_summed())
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
@@ -137,6 +138,13 @@ def accumulate_gradient(
     objective.modules.average_gradients(accelerator)
     assert shared is not None, "every process makes at least one pass"
     return _over_all(total, objective, len(examples), shared)
+
+
+def _sum_in_float32(policy: nn.Module, *, several: bool) -> None:
+    """Let gradients of 16-bit weights be as wide as these, or float32 if those of ``several`` passes are added up."""
+    for parameter in policy.parameters():
+        if parameter.requires_grad and parameter.dtype.itemsize == 2 and parameter.grad is None:
+            parameter.grad_dtype = torch.float32 if several else parameter.dtype
 
 
 @dataclass(frozen=True, slots=True)

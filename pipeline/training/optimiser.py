@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.training.distributed.fsdp import gathered, placed_like
 from pipeline.training.distributed.launch import require_optimiser
 from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
+from pipeline.training.distributed.rounded_adamw import RoundedAdamW, rounded_8bit
 from pipeline.training.distributed.zero import ZeroEngine
 
 NamedParameters = Mapping[str, nn.Parameter]
@@ -42,6 +43,8 @@ class ParameterGroup:
 def make_optimiser(groups: Sequence[ParameterGroup], settings: Optimisation) -> torch.optim.Optimizer:
     """Create the AdamW that ``settings.optimiser`` names; weight decay on matrices only, never on norms and biases.
 
+    bfloat16 parameters are rounded at random (``rounded_adamw``).
+
     Raises:
         UserError: bitsandbytes is not installed, or the optimiser needs an accelerator and there is none.
     """
@@ -54,7 +57,10 @@ def make_optimiser(groups: Sequence[ParameterGroup], settings: Optimisation) -> 
                 made.append({"params": members, "weight_decay": decay, "rate": group.rate})
     rate, betas = settings.learning_rate, (settings.adam_beta1, settings.adam_beta2)
     require_optimiser(settings, "training", on_accelerator=torch.cuda.is_available())
+    narrow = any(p.dtype == torch.bfloat16 for group in groups for p in group.parameters.values())
     match settings.optimiser:
+        case "adamw" | "adamw_offload" if narrow:
+            return RoundedAdamW(made, rate, betas, offload=settings.optimiser == "adamw_offload")
         case "adamw":
             return torch.optim.AdamW(made, lr=rate, betas=betas, fused=True)
         case "adamw_offload":
@@ -63,11 +69,10 @@ def make_optimiser(groups: Sequence[ParameterGroup], settings: Optimisation) -> 
             from bitsandbytes.optim import adamw
 
             # bitsandbytes itself keeps tensors with fewer than 4,096 weights in 32 bits.
-            bits = 8 if "8bit" in kind else 32
+            bits, paged = 8 if "8bit" in kind else 32, kind.endswith("paged")
             untyped: Any = adamw
-            made_by_it: torch.optim.Optimizer = untyped.AdamW(
-                made, lr=rate, betas=betas, optim_bits=bits, is_paged=kind.endswith("paged")
-            )
+            make = rounded_8bit if narrow else untyped.AdamW
+            made_by_it: torch.optim.Optimizer = make(made, lr=rate, betas=betas, optim_bits=bits, is_paged=paged)
             return made_by_it
 
 

@@ -13,7 +13,8 @@ from pipeline.config.loss.needs import Fact
 from pipeline.errors import RunError
 from pipeline.losses.dispersion import scaled
 from pipeline.models.policy import dropout_off
-from pipeline.models.token_logps import Precision, TokenLogps, plain_model
+from pipeline.models.token_logps import TokenLogps, plain_model
+from pipeline.models.weights.weight_format import Precision
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example, Logps
 from pipeline.types import TurnRow

@@ -218,10 +218,10 @@ class Steps:
         epoch, index = divmod(step, math.ceil(len(self.examples) / self.settings.batch_size))
         batch = self._global_batch(epoch, index)
         if self._cut.packing and not self._packing_checked:
-            check_packing(self._objective.policy, batch, self._cut, self.accelerator, self.settings.dtype)
+            check_packing(self._objective.policy, batch, self._cut, self.accelerator, self._facts.dtype)
             self._packing_checked = True
         if check_start:
-            check_policy_is_reference(self._objective.policy, batch, self._cut, self.accelerator, self.settings.dtype)
+            check_policy_is_reference(self._objective.policy, batch, self._cut, self.accelerator, self._facts.dtype)
         # A step's time does not include the self-tests of a run's first step.
         started = time.perf_counter()
         facts = accumulate_gradient(self._objective, batch, self._cut, Lots(self.seed, epoch), self._running)

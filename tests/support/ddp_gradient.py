@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, MixtralCon
 from pipeline.config import Composition, Lora
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
-from pipeline.models.lora import add_adapter
 from pipeline.models.token_logps import TokenLogps
+from pipeline.models.weights.lora import add_adapter
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.auxiliary.routers import Routers
 from pipeline.training.batches.micro_batches import Cut

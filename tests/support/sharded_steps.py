@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from pipeline.config import Lora
-from pipeline.models.lora import add_adapter
+from pipeline.models.weights.lora import add_adapter
 from pipeline.training.distributed.launch import Launch, Sharding, Zero
 from pipeline.training.distributed.process_group import join
 from pipeline.training.train import Placement, StepReport

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from flows.planning.cards.recipes import Recipe
 from flows.planning.cards.traced import LiveBytes, PassShape
 from pipeline.config import Lora, Optimisation
-from pipeline.models.lora import add_adapter
+from pipeline.models.weights.lora import add_adapter
 from pipeline.training.batches.examples import Example, check_examples
 from pipeline.training.distributed.launch import Placement
 from pipeline.training.steps import Steps

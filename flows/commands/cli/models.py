@@ -34,8 +34,15 @@ def export(
         int | None,
         typer.Option("--round", min=0, help="[default: the gate's best, else the newest]", show_default=False),
     ] = None,
+    adapter: Annotated[
+        bool,
+        typer.Option(
+            "--adapter/--merged",
+            help="of a run whose adapter lives for the run: the adapter alone, or merged into the weights under it",
+        ),
+    ] = False,
 ) -> None:
     """Write a round's policy to a folder that transformers and vLLM load, with its tokenizer and a model card."""
     from flows.commands.export import export_policy
 
-    print(export_policy(run_folder, folder, round_))
+    print(export_policy(run_folder, folder, round_, adapter=adapter))

@@ -23,9 +23,9 @@ from flows.planning.cards.recipes import PartCounts, Recipe
 from flows.planning.probe import with_layers
 from pipeline.config import Lora
 from pipeline.models.architectures import auto_class
-from pipeline.models.lora import add_adapter
 from pipeline.models.output_head import CACHED_ELEMENTS, CHUNK_ELEMENTS, HeadInput, OutputHead, softmaxes, text_decoder
 from pipeline.models.token_logps import plain_model
+from pipeline.models.weights.lora import add_adapter
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Rows of the head that are traced: two chunks, so that it recomputes. The rest is arithmetic.

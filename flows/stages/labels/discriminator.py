@@ -11,6 +11,7 @@ from pipeline.config.policy import TemplateSettings
 from pipeline.config.reward_model import Discriminator
 from pipeline.errors import RunError
 from pipeline.models.foreign import load_tokenizer
+from pipeline.models.weights.adapter_folder import base_of
 from pipeline.storage.atomic import discard
 from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import CHECKPOINTS
@@ -98,7 +99,7 @@ def _refit(
 def _member_config(
     context: Context, round_: int, settings: Discriminator, before: Path | None, number: int
 ) -> RewardModelConfig:
-    start = str(before) if before is not None else settings.start or str(context.policy_path(0))
+    start = str(before) if before is not None else settings.start or base_of(context.policy_path(0))
     rendering, trusted = policy_rendering(context.config), context.trusts(start)
     shares = rendering is not None and rendering.fits(load_tokenizer(start, trust_remote_code=trusted))
     chat = context.config.chat

@@ -79,7 +79,7 @@ def _implicit(context: Context, round_: int) -> Scorer:
 
     config = context.config
     policy, start = (str(context.policy_path(number)) for number in (parent(context.run, config, round_), 0))
-    return ImplicitReward(policy, start, config.loss.beta, config.training.dtype, config.trusts_policy)
+    return ImplicitReward(policy, start, config.loss.beta, context.precision, config.trusts_policy, context.held)
 
 
 def labels(context: Context, round_: int, folder: Path) -> Outcome:

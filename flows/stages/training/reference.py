@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import JsonValue
-from transformers import PreTrainedModel
 
 from flows.run_folder.ancestry import reference_stages
 from flows.run_folder.stage_keys import reference_name
@@ -24,6 +24,7 @@ from flows.stages.training.examples import NEGATIVE, POSITIVE, round_examples
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RunError
 from pipeline.models.policy import load_for_scoring, local_folder
+from pipeline.models.weights.weight_format import FLOAT32
 from pipeline.storage.atomic import discard
 from pipeline.storage.rows import REFERENCE, read_rows, write_table
 from pipeline.storage.seals import Seals
@@ -117,23 +118,27 @@ class _Scores:
         self._context, self._examples, self._pass, self._number = context, examples, one, number
         self._round = round_
         self._lots = derive_seed(context.config.seed, "spot check", round_, one.name)
-        self._model: PreTrainedModel | None = None
+        self._model: Any | None = None
+        self._held = context.held_as(str(local_folder(one.model)))
+        self._dtype = self._held.passes(context.config.training.dtype)
 
     def fill(self, place: Path, origin: Origin) -> None:
         """Make the folder ``place``, continuing what an earlier attempt has left there."""
-        given, training = self._context.config.training.reference_cache, self._context.config.training
+        given = self._context.config.training.reference_cache
         if given is None:
             self._compute(place)
             return
         cache = ReferenceCache(self._context.run.root / given)
         model = weights_digest(local_folder(self._pass.model))
-        key = entry_key(tokens_digest(self._examples), model, training.dtype, self._pass.entropy)
+        # float32 weights are computed with in either precision.
+        dtype = self._dtype if self._held == FLOAT32 else f"{self._dtype} by {self._held.title}"
+        key = entry_key(tokens_digest(self._examples), model, dtype, self._pass.entropy)
         if _taken(place) or (not place.exists() and self._take(cache, key, place, origin)):
             origin.cached.append(self._pass.name)
             return
         self._compute(place)
         try:
-            cache.store(key, place, {"model": model, "dtype": training.dtype, "examples": len(self._examples)})
+            cache.store(key, place, {"model": model, "dtype": dtype, "examples": len(self._examples)})
         except OSError as error:
             logger.warning("reference cache: could not store the entry: %s", error)
 
@@ -156,7 +161,7 @@ class _Scores:
 
     def _spot_check(self, place: Path) -> None:
         """Compute a few examples again. Raises ``DamagedEntryError`` if their log-probabilities differ."""
-        dtype, count = self._context.config.training.dtype, len(self._examples)
+        dtype, count = self._dtype, len(self._examples)
         chosen = sorted(random.Random(self._lots).sample(range(count), min(count, SPOT_CHECKED)))  # noqa: S311
         stored = [row for index, row in enumerate(read_rows(place)) if index in chosen or index >= count]
         examples = [self._examples[index] for index in chosen]
@@ -199,7 +204,7 @@ class _Scores:
             self._context.report(reached, passes * len(self._examples), "")
 
         values = reference_values(
-            self._load(), examples, training.micro_batch_size, training.dtype, report, entropy=self._pass.entropy
+            self._load(), examples, training.micro_batch_size, self._dtype, report, entropy=self._pass.entropy
         )
         for example, value in zip(examples, values, strict=True):
             self._require_finite(example, [logp for logps in value.logps for logp in logps], value.entropy)
@@ -216,10 +221,10 @@ class _Scores:
             "the shard is not kept"
         )
 
-    def _load(self) -> PreTrainedModel:
+    def _load(self) -> Any:
         if self._model is None:
             trusted = self._context.trusts(self._pass.model)
-            self._model = load_for_scoring(self._pass.model, trust_remote_code=trusted)
+            self._model = load_for_scoring(self._pass.model, self._held, trust_remote_code=trusted)
         return self._model
 
 

@@ -17,7 +17,10 @@ from pipeline.losses import load_preset
 from pipeline.models.chat import Chat
 from pipeline.models.policy import load_policy, local_folder, save_policy, save_probe
 from pipeline.models.scratch import make_policy
-from pipeline.storage.integrity import POINTED_FILES, POINTER, model_files
+from pipeline.models.weights.adapter_folder import ADAPTER_WEIGHTS, copy_adapter, require_base
+from pipeline.models.weights.weight_format import WeightFormat, frozen_format
+from pipeline.storage.digests import file_sha256
+from pipeline.storage.integrity import BASE_FILES, BASE_MODEL, POINTED_FILES, POINTER, model_files
 from pipeline.storage.rows import TEXTS, prompt_row, write_table
 from pipeline.storage.run_folder import CHECKPOINTS
 from pipeline.training.batches.examples import Example
@@ -35,12 +38,10 @@ def start_policy(context: Context, folder: Path) -> Outcome:
             origin = local_folder(config.policy.path, config.policy.revision)
         case ScratchPolicy():
             origin = _from_scratch(context, config.policy, folder)
-    model = load_policy(str(origin), trust_remote_code=context.config.trusts_policy)
-    chat = policy_chat(config, origin)
+    chat, held = policy_chat(config, origin), frozen_format(config, origin)
     if config.warm_start is None:
-        save_probe(model, chat, folder)
-        facts: dict[str, JsonValue] = {POINTER: str(origin), POINTED_FILES: model_files(origin)}
-        return Outcome(0, {**facts, "parameters": model.num_parameters()})
+        return _as_it_is(context, origin, chat, folder, held)
+    model = load_policy(str(origin), trust_remote_code=config.trusts_policy)
     dropped: Counter[str] = Counter()
     coefficient = router_coefficient(config.warm_start.router_aux_loss_coef)
     trainee = Trainee(model, end_ids=chat.end_ids, router_aux_loss_coef=coefficient)
@@ -54,13 +55,31 @@ def start_policy(context: Context, folder: Path) -> Outcome:
         raise
     if not context.writes:
         return outcome
-    save_policy(model, folder, tokenizer_source=str(origin), chat=chat)
-    facts = {
+    full = config.training.lora is None
+    save_policy(model, folder, tokenizer_source=str(origin), chat=chat, dtype=held.dtype, masters=full)
+    facts: dict[str, JsonValue] = {
         "parameters": model.num_parameters(),
         "dropped_over_long_texts": dropped["over_long"],
         "dropped_refused_texts": dropped["refused"],
     }
     return Outcome(outcome.rows, {**outcome.metrics, **facts})
+
+
+def _as_it_is(context: Context, origin: Path, chat: Chat, folder: Path, held: WeightFormat) -> Outcome:
+    """Refer to the user's model; of an adapter, write a copy that names it."""
+    policy, trusted = context.config.policy, context.config.trusts_policy
+    files: dict[str, JsonValue] = model_files(origin)
+    facts: dict[str, JsonValue] = {POINTER: str(origin), POINTED_FILES: files}
+    path = origin
+    if isinstance(policy, PretrainedPolicy) and policy.adapter is not None:
+        require_base(policy.adapter, str(origin))
+        copy_adapter(policy.adapter, folder, str(origin))
+        sha256 = file_sha256(folder / ADAPTER_WEIGHTS)
+        facts = {BASE_MODEL: str(origin), BASE_FILES: files, "adapter": policy.adapter, "adapter_sha256": sha256}
+        path = folder
+    model = load_policy(str(path), trust_remote_code=trusted, held=held)
+    save_probe(model, chat, folder)
+    return Outcome(0, {**facts, "parameters": model.num_parameters(), "held_as": held.title})
 
 
 def _from_scratch(context: Context, settings: ScratchPolicy, folder: Path) -> Path:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
@@ -11,13 +10,13 @@ from flows.run_folder.ancestry import parent, reference_stage
 from flows.stages.context import Context, Outcome, keep_rows, policy_chat
 from flows.stages.held_out import held_out_examples
 from flows.stages.training.examples import examples_with_reference
+from flows.stages.training.policies import policy_to_train, reference_model, require_carried_state, save_round
 from pipeline.config import Optimisation
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.training import router_coefficient
 from pipeline.errors import RowsError
 from pipeline.losses import Loss
-from pipeline.models.lora import add_adapter
-from pipeline.models.policy import average_policies, load_policy, save_policy, save_probe
+from pipeline.models.policy import average_policies, load_policy, save_probe
 from pipeline.storage.run_folder import CHECKPOINTS
 from pipeline.training.batches.example_table import ExampleTable, write_examples
 from pipeline.training.batches.examples import Example
@@ -77,18 +76,18 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
     config = context.config
     training = config.training
     notes = WatchNotes(folder, config.loss.preset)
-    origin = context.policy_path(parent(context.run, config, round_))
-    model = load_policy(str(origin), trust_remote_code=config.trusts_policy)
-    if training.lora is not None:
-        model = add_adapter(model, training.lora, derive_seed(config.seed, "adapter", round_))
-    at_reference, chat = _starts_at_reference(context, round_), policy_chat(config, origin)
+    files = _files(context, round_, folder)
+    require_carried_state(context, round_, files.carried.optimiser)
+    model = policy_to_train(context, round_)
+    at_reference = _starts_at_reference(context, round_)
+    chat = policy_chat(config, context.policy_path(parent(context.run, config, round_)))
     try:
         outcome = fit(
             context,
             folder,
             Trainee(
                 model,
-                _reference_model(context, round_, at_reference),
+                reference_model(context, round_, model, at_reference=at_reference),
                 starts_at_reference=at_reference and needs_of(config.loss).references > 0,
                 end_ids=chat.end_ids,
                 router_aux_loss_coef=router_coefficient(training.router_aux_loss_coef),
@@ -97,7 +96,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
             Loss(config.loss.preset, config.loss),
             training,
             derive_seed(config.seed, "train", round_),
-            files=_files(context, round_, folder),
+            files=files,
             watching=_watching(context, notes),
             notes=notes,
         )
@@ -108,9 +107,9 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
     if not context.writes:
         return outcome
     if outcome.metrics["kept_step"] == 0:
-        model = load_policy(str(origin), trust_remote_code=config.trusts_policy)
-    save_policy(model, folder, tokenizer_source=str(origin), chat=chat)
-    return outcome
+        model = policy_to_train(context, round_)
+    facts = save_round(context, round_, model, folder, chat)
+    return Outcome(outcome.rows, {**outcome.metrics, **facts})
 
 
 def fit(
@@ -185,15 +184,6 @@ def _starts_at_reference(context: Context, round_: int) -> bool:
     return (stage.name, stage.round) == ("policy", parent(context.run, context.config, round_))
 
 
-def _reference_model(context: Context, round_: int, at_reference: bool) -> Any | None:
-    """The reference policy, if the loss needs more of it than is stored; else None, also for the policy's own base."""
-    config = context.config
-    if not needs_of(config.loss).live_reference or (at_reference and config.training.lora is not None):
-        return None
-    path = context.model_path(reference_stage(context.run, config, round_))
-    return load_policy(str(path), trust_remote_code=config.trusts_policy)
-
-
 def _files(context: Context, round_: int, folder: Path) -> Files:
     """Files to carry between rounds: heads if the loss trains any, the optimiser's state if the config asks for it."""
     before = context.run.stage(parent(context.run, context.config, round_), "policy").folder
@@ -216,7 +206,7 @@ def average(context: Context, round_: int, folder: Path) -> Outcome:
     old = context.model_path(stage)
     decay = context.config.training.reference_decay
     average_policies(old, context.policy_path(round_), decay, folder)
-    model = load_policy(str(folder), trust_remote_code=context.config.trusts_policy)
+    model = load_policy(str(folder), trust_remote_code=context.config.trusts_policy, held=context.held)
     save_probe(model, policy_chat(context.config, folder), folder)
     return Outcome(0, {"old": stage.title, "decay": decay})
 

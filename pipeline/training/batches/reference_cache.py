@@ -16,6 +16,7 @@ from uuid import uuid4
 from pydantic import JsonValue
 
 from pipeline.errors import RunError
+from pipeline.models.weights.adapter_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of, is_adapter
 from pipeline.storage.atomic import sync_folder, write_json
 from pipeline.storage.digests import file_sha256
 from pipeline.training.batches.examples import Example
@@ -130,7 +131,13 @@ def tokens_digest(examples: Iterable[Example]) -> str:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return a hash of a model folder's whole config, weights and code: fine-tuned weights have their base's size."""
+    """Return a hash of a model folder's whole config, weights and code: fine-tuned weights have their base's size.
+
+    Of an adapter's folder: of the adapter and of the model under it.
+    """
+    if is_adapter(folder):
+        own = [[name, file_sha256(folder / name)] for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+        return content_hash([own, weights_digest(Path(base_of(folder)))], length=64)
     names = ("config.json", "*.safetensors", "*.py")
     files = sorted({file for name in names for file in folder.glob(name)})
     return content_hash([[file.name, file_sha256(file)] for file in files], length=64)

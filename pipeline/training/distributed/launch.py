@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from pipeline.config import Optimisation, RunConfig
+from pipeline.config import Optimisation, PretrainedPolicy, RunConfig
 from pipeline.config.files import read_yaml
 from pipeline.config.loss.needs import needs_of
+from pipeline.config.training import Training
 from pipeline.errors import UserError
 
 _Kind = Literal["DDP", "FSDP2", "DeepSpeed"]
@@ -122,6 +123,12 @@ def read_launch(config: RunConfig) -> Launch | None:
     for section, settings in (("training", config.training), ("warm_start", config.warm_start)):
         if settings is not None:
             _require_fit(file, launch, section, settings)
+    held = config.policy.quantisation if isinstance(config.policy, PretrainedPolicy) else None
+    if held is not None and launch.kind != "DDP":
+        raise UserError(
+            f"policy.quantisation.bits: {held.bits}, but {file}: distributed_type: {launch.kind} shards weights, which "
+            "quantised ones cannot be; allowed with it: MULTI_GPU or MULTI_CPU, or policy.quantisation: null"
+        )
     if launch.zero is not None and needs_of(config.loss).auxiliary:
         raise UserError(
             f"{file}: distributed_type: DEEPSPEED trains only the policy, but this loss also trains heads or critics; "
@@ -208,6 +215,11 @@ def _require_fit(file: Path, launch: Launch, section: str, settings: Optimisatio
         raise UserError(
             f"{file}: deepspeed_config.gradient_clipping: {launch.zero.max_grad_norm:g}, but {section}.max_grad_norm "
             f"is {settings.max_grad_norm:g}, which decides; make them the same, or write gradient_clipping: auto"
+        )
+    if launch.processes > 1 and isinstance(settings, Training) and settings.weights == "bfloat16":
+        raise UserError(
+            f"{section}.weights: bfloat16 is for one process, but {file} asks for {launch.processes}; allowed with it: "
+            "float32, which FSDP2 shards (distributed_type: FSDP)"
         )
     if launch.kind != "DDP" and settings.optimiser != "adamw":
         raise UserError(

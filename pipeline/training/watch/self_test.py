@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import RowsError, RunError
 from pipeline.models.policy import dropout_off
-from pipeline.models.token_logps import Precision
+from pipeline.models.weights.weight_format import Precision
 from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches

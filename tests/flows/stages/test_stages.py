@@ -101,6 +101,7 @@ def test_an_averaged_reference_is_the_average_of_policies(job: Path, tmp_path: P
     "settings",
     [
         ("training.lora={rank: 4}",),
+        ("training.lora={rank: 4, lifetime: round}",),
         ("training.dtype=bfloat16",),
         ("training.gradient_checkpointing=true",),
         ("training.micro_batch_size=2",),
@@ -115,8 +116,11 @@ def test_every_way_of_training_raises_chosen_over_rejected(
     first, *_, last = read_steps(context.run.stage(1, "policy").folder / "steps.jsonl")
     assert first.margin is not None and last.margin is not None and last.margin > first.margin + 0.05
     names = {file.name for file in context.run.stage(1, "policy").folder.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "probe.json", "manifest.json"} <= names
-    assert "adapter_config.json" not in names and "checkpoints" not in names
+    whole = {"config.json", "model.safetensors", "tokenizer.json"}
+    adapter = {"adapter_config.json", "adapter_model.safetensors"}
+    written, others = (adapter, whole) if settings == ("training.lora={rank: 4}",) else (whole, adapter)
+    assert written | {"probe.json", "manifest.json"} <= names
+    assert not names & (others | {"checkpoints"})
 
 
 def test_an_untrained_start_is_not_copied(job: Path, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from pipeline.config import ChatSettings, Lora
 from pipeline.models.architectures import attention_cap, auto_class
 from pipeline.models.attention.packing import pack
 from pipeline.models.chat import load_chat
-from pipeline.models.lora import add_adapter
 from pipeline.models.policy import load_policy, save_policy
 from pipeline.models.token_logps import TokenLogps
+from pipeline.models.weights.lora import add_adapter
 from tests.support.tiny_families import FAMILIES, WITH_IMAGES, WORDS, save_family
 
 # GPT BigCode's own code calls it.

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from pipeline.config import Lora
-from pipeline.models.lora import add_adapter
 from pipeline.models.output_head import HeadInput, output_head, softmaxes
 from pipeline.models.token_logps import plain_model
+from pipeline.models.weights.lora import add_adapter
 from tests.support.tiny_training import tiny_llama
 
 ROWS, WIDTH, VOCABULARY = 11, 8, 50

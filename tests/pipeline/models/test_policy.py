@@ -15,8 +15,8 @@ from pipeline.errors import UserError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.handshake import read_probe
 from pipeline.models.loading.companions import copy_companions
-from pipeline.models.lora import add_adapter
 from pipeline.models.policy import average_policies, load_policy, save_policy
+from pipeline.models.weights.lora import add_adapter
 from pipeline.training.reference import reference_logps
 from tests.support.tiny_families import FAMILIES, save_family
 from tests.support.tiny_model import reference_scores, save_tiny_model, tiny_tokenizer

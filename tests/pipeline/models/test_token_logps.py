@@ -24,9 +24,10 @@ from transformers import (
 
 from pipeline.config import Lora
 from pipeline.errors import RunError
-from pipeline.models.lora import add_adapter
 from pipeline.models.output_head import output_head
-from pipeline.models.token_logps import Precision, TokenLogps
+from pipeline.models.token_logps import TokenLogps
+from pipeline.models.weights.lora import add_adapter
+from pipeline.models.weights.weight_format import Precision
 from tests.support.tiny_training import tiny_llama
 
 ROWS = [([5, 7, 9], [11, 13, 2]), ([4], [6]), ([8, 3], [10, 12, 14, 16, 18, 2])]

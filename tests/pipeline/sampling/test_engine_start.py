@@ -12,7 +12,7 @@ from pipeline import config
 from pipeline.config.files import load_config
 from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat, load_chat
-from pipeline.sampling.sampler import engine_context
+from pipeline.sampling.sampler import EngineOptions, engine_context
 from pipeline.sampling.server_engine import ServerEngine
 from pipeline.sampling.transformers_engine import TransformersEngine
 from tests.support.tiny_model import CONTEXT, save_tiny_model
@@ -75,7 +75,7 @@ def test_a_vllm_engine_starts_with_a_context_beyond_the_model_s_own(tmp_path: Pa
 
 def test_a_server_started_here_is_given_the_clipped_context(folder: Path, chat: Chat) -> None:
     engine = ServerEngine.__new__(ServerEngine)
-    engine._settings, engine._trust_remote_code = config.ServerSampler(context=CONTEXT + 1), False
+    engine._settings, engine._options = config.ServerSampler(context=CONTEXT + 1), EngineOptions()
     command = engine._serve_command(str(folder), 1)
     assert command[command.index("--max-model-len") + 1] == str(CONTEXT)
 

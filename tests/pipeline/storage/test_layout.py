@@ -165,7 +165,7 @@ def test_a_folder_that_read_every_split_goes_on_reading_them(tmp_path: Path, mod
     for _ in range(2):
         config = run.carried(mine)
         assert [file.name for file in files_of(getattr(config, section))] == ["test.jsonl", "train.jsonl"]
-        assert config.identity() == mine.identity() == run.config().identity(), "its stages keep their keys"
+        assert config.identity() == run.config().identity(), "its stages keep their keys"
         assert "split" not in plain_section(config, section)
         prepare_run(config, run.root)
         assert yaml.safe_load(run.config_file.read_text())[section]["split"] == "all"

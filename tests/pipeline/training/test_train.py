@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from pipeline.config import Lora, Optimisation
 from pipeline.errors import RunError, UserError
 from pipeline.losses import load_preset
-from pipeline.models.lora import add_adapter
+from pipeline.models.weights.lora import add_adapter
 from pipeline.training.reference import reference_logps
 from pipeline.training.train import Example, NonFiniteError, StepReport, TrainResult
 from tests.support.loss_examples import examples_for, loss_named, settings

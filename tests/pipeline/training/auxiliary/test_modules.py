@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import Lora
 from pipeline.errors import UserError
 from pipeline.losses import Loss, PairBatch
-from pipeline.models.lora import add_adapter
 from pipeline.models.token_logps import TokenLogps
+from pipeline.models.weights.lora import add_adapter
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example

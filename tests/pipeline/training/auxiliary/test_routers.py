@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pipeline.config import Lora, Optimisation
 from pipeline.models.architectures import make_exact, switch_noise_off
-from pipeline.models.lora import add_adapter
 from pipeline.models.token_logps import TokenLogps
+from pipeline.models.weights.lora import add_adapter
 from pipeline.training.auxiliary.modules import modules_for
 from pipeline.training.auxiliary.routers import Routers, position_weights
 from pipeline.training.batches.collate import collate

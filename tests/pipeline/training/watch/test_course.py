@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from pipeline.config import Lora, Optimisation
 from pipeline.config.training import Alarms
 from pipeline.errors import Paused
-from pipeline.models.lora import add_adapter
+from pipeline.models.weights.lora import add_adapter
 from pipeline.training.reference import reference_logps
 from pipeline.training.train import StepReport, TrainResult
 from pipeline.training.watch.course import Watching

@@ -7,7 +7,8 @@ import pytest
 from accelerate import Accelerator
 
 from pipeline.errors import RunError
-from pipeline.models.token_logps import Precision, TokenLogps
+from pipeline.models.token_logps import TokenLogps
+from pipeline.models.weights.weight_format import Precision
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut
 from pipeline.training.watch.self_test import check_policy_is_reference

@@ -1,0 +1,192 @@
+"""LoRA adapters: made, loaded, switched, saved and merged; the weights under them are never changed in place."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.config import Lora
+from pipeline.errors import UserError, first_lines
+from pipeline.models.architectures import outside_text
+from pipeline.models.weights.adapter_folder import ADAPTER_WEIGHTS, adapter_settings, write_base
+
+# Kernels of Mamba layers read the weights of these modules themselves, without an adapter; peft refuses most.
+_FUSED = dict.fromkeys(
+    ("bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "mamba", "mamba2", "nemotron_h", "zamba2"),
+    ("out_proj", "conv1d", "dt_proj"),
+) | {"jamba": ("dt_proj",)}
+# Layers of transformers' own classes that give no more than their products.
+_PLAIN = frozenset({"FalconLinear"})
+# peft's names of the adapter that is trained, and of a frozen one that serves as the reference.
+TRAINED_ADAPTER, REFERENCE_ADAPTER = "default", "reference"
+
+
+def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
+    """Add a new low-rank adapter to ``model``; only the adapter is trainable (LoRA, arXiv:2106.09685).
+
+    B starts at 0, so the policy starts as ``model``. Its weights are float32. Returns a peft model.
+
+    Raises:
+        UserError: no module of ``model`` has one of the names in ``target_modules`` or ``modules_to_save``.
+    """
+    pattern = isinstance(settings.target_modules, str)
+    targets = settings.target_modules if pattern else list(settings.target_modules)
+    whole = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    for name in settings.modules_to_save:
+        if name not in whole:
+            raise UserError(f"training.lora.modules_to_save: {name!r}: the model has no module of that name")
+    arguments = {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
+        "modules_to_save": list(settings.modules_to_save) or None,
+        "target_modules": targets,
+        "exclude_modules": _left_out(model, every=targets == "all-linear") or None,
+    }
+    torch.manual_seed(seed)
+    try:
+        return _with_adapter(model, arguments, TRAINED_ADAPTER)
+    except ValueError as error:
+        raise UserError(f"training.lora.target_modules: {error}") from error
+
+
+def load_adapter(model: Any, folder: str | Path, *, trained: bool, name: str = TRAINED_ADAPTER) -> Any:
+    """Add the adapter in ``folder`` to ``model``, under ``name``; its weights are float32, frozen unless ``trained``.
+
+    Raises:
+        UserError: it cannot be read, or is not one of this model.
+    """
+    settings, file = adapter_settings(folder), Path(folder) / ADAPTER_WEIGHTS
+    try:
+        tensors = load_file(file)
+        adapted = _with_adapter(model, settings, name)
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: not an adapter of this model: {error}") from None
+    own = _tensors(adapted, name)
+    differing = sorted({*own} ^ {*tensors} | {n for n in {*own} & {*tensors} if own[n].shape != tensors[n].shape})
+    if differing:
+        raise UserError(
+            f"{file}: not an adapter of this model; {len(differing)} tensors are missing, unknown or of another "
+            f"shape:\n{first_lines(differing)}"
+        )
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            own[key].copy_(tensor)
+    if not trained:
+        for parameter in _parameters(adapted, name):
+            parameter.requires_grad_(False)
+    return adapted
+
+
+def add_reference(model: Any, folder: str | Path) -> None:
+    """Add the adapter in ``folder`` to the peft model ``model``, frozen, as its reference; see ``reference_on``."""
+    load_adapter(model, folder, trained=False, name=REFERENCE_ADAPTER)
+    model.set_adapter(TRAINED_ADAPTER)
+
+
+def _with_adapter(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(**arguments, task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        # Of transposed layers, which peft handles, and of experts' layers, for which peft itself adds the keys.
+        warnings.filterwarnings("ignore", ".*(fan_in_fan_out|(rank|alpha)_pattern keys)")
+        if isinstance(model, PreTrainedModel):
+            adapted = get_peft_model(model, config, adapter_name=name)
+        else:
+            adapted = model
+            adapted.add_adapter(name, config)
+    for parameter in _parameters(adapted, name):
+        # Of 16-bit models, modules that are trained whole are copied as they were.
+        parameter.data = parameter.data.float()
+    return adapted
+
+
+def _parameters(model: Any, name: str) -> list[nn.Parameter]:
+    return [parameter for place, parameter in model.named_parameters() if name in place.split(".")]
+
+
+def _tensors(model: Any, name: str) -> dict[str, Tensor]:
+    """Return the adapter's own tensors under the names that peft saves them by."""
+    from peft import get_peft_model_state_dict
+
+    # Embeddings are saved with the adapter only if they are trained.
+    found: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return found
+
+
+def save_adapter(model: Any, folder: Path, base: str) -> None:
+    """Write the trained adapter of ``model`` as peft does, in float32; ``base``: the model under it (``base_of``)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: tensor.detach().float().contiguous().cpu() for name, tensor in _tensors(model, TRAINED_ADAPTER).items()
+    }
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    settings = model.peft_config[TRAINED_ADAPTER]
+    training, settings.inference_mode = settings.inference_mode, True
+    settings.save_pretrained(str(folder))
+    settings.inference_mode = training
+    write_base(folder, base)
+
+
+def _left_out(model: Any, *, every: bool) -> list[str]:
+    """Names of modules that get no adapter: those that text does not pass; of ``every``, those that cannot have one."""
+    beside = {module for part in outside_text(model) for module in part.modules()}
+    fused = _FUSED.get(model.config.get_text_config().model_type, ()) if every else ()
+
+    def is_out(name: str, module: nn.Module) -> bool:
+        router = every and isinstance(module, nn.Linear) and _gives_more(type(module))
+        return router or module in beside or name.rpartition(".")[2] in fused
+
+    return [name for name, module in model.named_modules() if is_out(name, module)]
+
+
+def _gives_more(kind: type[nn.Linear]) -> bool:
+    """Whether a linear layer is one of transformers' routers, which give more than their products."""
+    return kind.__module__.startswith("transformers.models.") and kind.__name__ not in _PLAIN
+
+
+@contextmanager
+def reference_on(model: Any) -> Iterator[None]:
+    """Make the peft model ``model`` its own reference within the context, in evaluation mode.
+
+    That is the adapter of ``add_reference`` if it has one, else the weights under its adapter.
+    """
+    training = model.training
+    model.eval()
+    try:
+        if REFERENCE_ADAPTER in model.peft_config:
+            model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+            yield
+        else:
+            with model.disable_adapter():
+                yield
+    finally:
+        if REFERENCE_ADAPTER in model.peft_config:
+            model.set_adapter(TRAINED_ADAPTER)
+        model.train(training)
+
+
+def merge_adapter(model: Any) -> PreTrainedModel:
+    """Merge the adapter into the weights and return the plain model, in the dtype that its weights are held in.
+
+    Returns ``model`` itself if it has no adapter. Never merges into quantised weights, which would round it away.
+    """
+    if isinstance(model, PreTrainedModel):
+        return model
+    if "is_quantized" in vars(model.get_base_model()):
+        raise ValueError("nothing is merged into quantised weights")
+    dtype = model.get_base_model().get_input_embeddings().weight.dtype
+    merged: PreTrainedModel = model.merge_and_unload()
+    # Modules that were trained whole are float32.
+    nn.Module.to(merged, dtype)
+    return merged
