@@ -9,7 +9,7 @@ from pipeline.models.weights.adapter_folder import (
     adapter_rank,
     adapter_settings,
     is_adapter,
-    tensor_shapes,
+    shapes_in,
 )
 
 # Layers with a row for each token.
@@ -40,7 +40,7 @@ def reserved_for(path: str | Path) -> Reserved | None:
 
 def _layers(path: str | Path) -> set[str]:
     """Return the last parts of the names of the layers that an adapter's weights are for."""
-    names = tensor_shapes(Path(path), ADAPTER_WEIGHTS)
+    names = shapes_in(Path(path) / ADAPTER_WEIGHTS)
     return {name.partition(".lora_")[0].rpartition(".")[2] for name in names if ".lora_" in name}
 
 

@@ -17,7 +17,7 @@ from pipeline.models.weights.adapter_folder import (
     base_of,
     is_adapter,
     require_shape_asked,
-    tensor_shapes,
+    shapes_in,
 )
 from pipeline.models.weights.lora import TRAINED_ADAPTER, add_adapter, add_reference, save_adapter
 from pipeline.models.weights.weight_format import WeightDtype, WeightFormat
@@ -49,8 +49,8 @@ def require_carried_state(context: Context, round_: int, state: Path | None) -> 
     origin = _origin(context, round_)
     if state is None or not is_adapter(origin):
         return
-    kept = tensor_shapes(state.parent, state.name)
-    for name, shape in tensor_shapes(origin, ADAPTER_WEIGHTS).items():
+    kept = shapes_in(state)
+    for name, shape in shapes_in(origin / ADAPTER_WEIGHTS).items():
         # peft's names in memory hold the adapter's own.
         stem, _, part = name.rpartition(".")
         places = [f"{stem}.{TRAINED_ADAPTER}.{part}", f"{name}.{TRAINED_ADAPTER}.weight", name]

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from pipeline.config import Lora
 from pipeline.errors import UserError
 from pipeline.models.foreign import model_settings
+from pipeline.models.loading.weight_files import tensor_shapes
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"
@@ -118,7 +119,7 @@ def require_base(path: str, base: str, field: str = "policy.adapter") -> None:
         )
     if not Path(base).is_dir():
         return
-    weights, whole = tensor_shapes(Path(path), ADAPTER_WEIGHTS), tensor_shapes(Path(base))
+    weights, whole = shapes_in(Path(path) / ADAPTER_WEIGHTS), tensor_shapes(Path(base), "policy.path: ")
     for name, shape in weights.items():
         module, _, part = name.removeprefix("base_model.model.").partition(".lora_")
         own = whole.get(f"{module}.weight")
@@ -144,19 +145,16 @@ def _names(path: str) -> set[str]:
     return {name.lower() for name in {*parts[-1:], *cached}}
 
 
-def tensor_shapes(folder: Path, pattern: str = "*.safetensors") -> dict[str, tuple[int, ...]]:
-    """Return the shape of each tensor in a folder's weights, by name, from their headers alone.
+def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor in a safetensors file, by name, from its header alone.
 
-    Raises ``UserError`` for a file that cannot be read.
+    Raises ``UserError`` if it cannot be read.
     """
-    found: dict[str, tuple[int, ...]] = {}
-    for file in sorted(folder.glob(pattern)):
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: not readable weights: {error}") from None
-    return found
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not readable weights: {error}") from None
 
 
 def require_shape_asked(adapter: str | Path, lora: Lora) -> None:
