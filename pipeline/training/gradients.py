@@ -18,6 +18,7 @@ from pipeline.training.auxiliary.routers import ExpertUse, Passed, Routed, Route
 from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
+from pipeline.training.distributed.rounded_adamw import sum_in_float32
 from pipeline.training.distributed.zero import ZeroEngine
 from pipeline.training.watch.readings import ending_logps
 
@@ -123,7 +124,7 @@ def accumulate_gradient(
     batches = [batch.to(accelerator.device) for batch in own]
     whole = len(batches) == 1 and world == 1
     shared = None if whole else _look_ahead(objective, batches, running or {})
-    _sum_in_float32(objective.policy, several=len(batches) > 1)
+    sum_in_float32(objective.policy, several=len(batches) > 1)
     total = _Total(objective.modules.nothing_summed())
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
@@ -138,13 +139,6 @@ def accumulate_gradient(
     objective.modules.average_gradients(accelerator)
     assert shared is not None, "every process makes at least one pass"
     return _over_all(total, objective, len(examples), shared)
-
-
-def _sum_in_float32(policy: nn.Module, *, several: bool) -> None:
-    """Let gradients of 16-bit weights be as wide as these, or float32 if those of ``several`` passes are added up."""
-    for parameter in policy.parameters():
-        if parameter.requires_grad and parameter.dtype.itemsize == 2 and parameter.grad is None:
-            parameter.grad_dtype = torch.float32 if several else parameter.dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,13 @@ def rounded_at_random(wide: Tensor) -> Tensor:
     return torch.where(wide.isfinite(), moved, wide).to(torch.bfloat16)
 
 
+def sum_in_float32(policy: nn.Module, *, several: bool) -> None:
+    """Let gradients of 16-bit weights be as wide as these, or float32 if those of ``several`` passes are added up."""
+    for parameter in policy.parameters():
+        if parameter.requires_grad and parameter.dtype.itemsize == 2 and parameter.grad is None:
+            parameter.grad_dtype = torch.float32 if several else parameter.dtype
+
+
 class RoundedAdamW(OffloadedAdamW):
     """AdamW (1711.05101) of bfloat16 parameters, with float32 moments, in CPU memory or with the parameters."""
 
