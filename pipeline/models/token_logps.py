@@ -35,11 +35,8 @@ from pipeline.models.weights.weight_format import Precision
 # Streams are padded to these multiples of tokens. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
 # memory for every shape that it has met: hundreds of MiB after a few dozen passes. On CUDA, FlexAttention is compiled
 # for shapes, and its blocks have 128 tokens.
-ROUNDING: Mapping[tuple[str, Precision], int] = {
-    ("cpu", "bfloat16"): 64,
-    ("cuda", "float32"): 128,
-    ("cuda", "bfloat16"): 128,
-}
+_ON_CUDA: tuple[tuple[str, Precision], ...] = ("cuda", "float32"), ("cuda", "bfloat16")
+ROUNDING: Mapping[tuple[str, Precision], int] = {("cpu", "bfloat16"): 64, **dict.fromkeys(_ON_CUDA, 128)}
 
 
 def plain_model(model: Any) -> Any:
@@ -119,8 +116,7 @@ class TokenLogps(nn.Module):
 
         Args:
             model: a policy.
-            dtype: of matrix products (autocast); bfloat16 in any case if ``model`` holds frozen weights in fewer bits
-                than float32's. Log-softmax is always float32.
+            dtype: of matrix products (autocast), bfloat16 if ``holds_fewer_bits``; log-softmax is always float32.
             wants: quantities besides log-probabilities.
             reference_model: for ``kl`` and hidden states of the reference; on the policy's device. Put in evaluation
                 mode. If it is ``model`` itself: with its reference adapter, or without any (``reference_on``).

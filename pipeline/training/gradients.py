@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -128,8 +128,7 @@ def accumulate_gradient(
     total = _Total(objective.modules.nothing_summed())
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
-        sync: AbstractContextManager[None] = nullcontext() if last else accelerator.no_sync(objective.policy)
-        with sync:
+        with nullcontext() if last else accelerator.no_sync(objective.policy):
             facts, routed = _facts(objective, batch)
             if whole:
                 shared = _statistics(objective, [_observe(objective, batch, facts, routed)], running or {})
