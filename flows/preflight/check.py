@@ -9,7 +9,7 @@ from flows.preflight.data import check_data
 from flows.preflight.fault_log import FaultLog
 from flows.preflight.labellers import check_answer, check_scorer, check_second
 from flows.preflight.loss_needs import check_needs, loss_name
-from flows.preflight.model_folders import check_classifier_start, check_policy_folder
+from flows.preflight.model_folders import check_classifier_start, check_engine, check_policy_folder
 from flows.preflight.policy_weights import check_policy_weights, notes_on_serving
 from flows.preflight.understand import understood
 from flows.report.progress import make_console, progress
@@ -72,6 +72,7 @@ def check_run(
     longest, trusted = _longest(config), config.trusts_policy
     if isinstance(config.policy, PretrainedPolicy):
         check_policy_folder(Path(config.policy.path), "policy.path", longest, trust_remote_code=trusted)
+        check_engine(Path(config.policy.path), config.sampler)
     check_template(config)
     check_policy_weights(config)
     if config.scorer is not None:

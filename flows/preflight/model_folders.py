@@ -1,8 +1,10 @@
 """Checks of model folders by their files, config.json and the headers of their weights. Loads no weights."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+from pipeline.config import SamplerSettings, ServerSampler, VllmSampler
 from pipeline.errors import UserError
 from pipeline.models.foreign import TOKENIZER_FILES, model_settings
 from pipeline.models.loading.ordinary_folder import is_ordinary_model
@@ -52,6 +54,19 @@ def _is_ordinary(path: Path, field: str) -> bool:
     """Whether a folder is known, without asking transformers, to hold all of an exact language model."""
     settings = model_settings(path / "config.json")
     return is_ordinary_model(path) and has_ordinary_tensors(settings, tensor_shapes(path, f"{field}: "))
+
+
+def check_engine(path: Path, sampler: SamplerSettings) -> None:
+    """Raise ``UserError`` if vLLM surely cannot start on the policy's folder with what is installed here."""
+    starts_vllm = isinstance(sampler, VllmSampler) or (isinstance(sampler, ServerSampler) and sampler.base_url is None)
+    if not starts_vllm or not isinstance(model_settings(path / "config.json").get("vision_config"), dict):
+        return
+    if find_spec("torchvision") is None:
+        raise UserError(
+            f"sampler.kind: {sampler.kind}: {path} is a model for images and text (vision_config), which vLLM starts "
+            "only with the package torchvision, and that is not installed; install the build of torchvision that fits "
+            "your torch, or set sampler.kind=transformers"
+        )
 
 
 def check_classifier_start(path: Path, section: str, name: str, longest: int) -> None:

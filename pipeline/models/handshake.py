@@ -97,7 +97,10 @@ def check_weights(sampler_scores: Logprobs, trainer_scores: Logprobs, dtype: str
     rows = zip(sampler_scores, trainer_scores, strict=True)
     differences = [abs(ours - theirs) for row in rows for ours, theirs in zip(*row, strict=True)]
     if not differences or not all(math.isfinite(d) for d in differences):
-        raise RunError("weight handshake: the log-probabilities of the probe tokens are missing or not finite")
+        raise RunError(
+            "weight handshake: the engine's log-probabilities of the probe tokens are missing or not finite; if it has "
+            "just started on this folder, it cannot compute this kind of model here; choose sampler.kind=transformers"
+        )
     largest, mean = max(differences), sum(differences) / len(differences)
     allowed = TOLERANCES[dtype]
     if largest > allowed.largest or mean > allowed.mean:

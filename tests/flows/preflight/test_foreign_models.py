@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from flows.preflight import model_folders
 from flows.preflight.check import check_run
 from flows.preflight.labellers import check_scorer
 from flows.preflight.model_folders import check_classifier_start, check_folder
@@ -15,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.models.loading.rope import steady_length
 from pipeline.types import Message, Prompt
 from reward_models.rules import KeywordReward
+from tests.support.tiny_families import FAMILIES, save_family
 from tests.support.tiny_model import save_tiny_model, tiny_tokenizer
 
 
@@ -140,6 +142,28 @@ def test_positions_that_are_scaled_by_the_pass_s_length_are_refused_beyond_the_f
     assert check_run(config)[0].prompts == 6
     with pytest.raises(UserError, match=r"policy\.path: .*more than 64 tokens.* may have 65; allowed are 64 at most"):
         check_run(run_config(tmp_path, chat=chat, sampling={"max_tokens": 32}))
+
+
+@pytest.mark.parametrize("sampler", [{"kind": "vllm"}, {"kind": "server"}])
+def test_vllm_on_a_model_with_images_needs_torchvision(
+    sampler: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_family(FAMILIES["gemma 3 with images"](), tmp_path / "model")
+    monkeypatch.setattr(model_folders, "find_spec", lambda name: None)
+    given: dict[str, Any] = {"chat": {"max_prompt_tokens": 32, "max_response_tokens": 32}}
+    with pytest.raises(
+        UserError, match=rf"sampler\.kind: {sampler['kind']}: .*vision_config.* sampler\.kind=transformers"
+    ):
+        check_run(run_config(tmp_path, sampler=sampler, **given))
+    theirs = {"kind": "server", "base_url": "http://127.0.0.1:8000/v1", "model": "m"}
+    for other in ({"kind": "transformers"}, theirs):
+        assert check_run(run_config(tmp_path, sampler=other, **given))[0].prompts == 6
+    monkeypatch.setattr(model_folders, "find_spec", lambda name: name)
+    assert check_run(run_config(tmp_path, sampler=sampler, **given))[0].prompts == 6
+    save_tiny_model(tmp_path / "text")
+    monkeypatch.setattr(model_folders, "find_spec", lambda name: None)
+    text = {"kind": "pretrained", "path": str(tmp_path / "text")}
+    assert check_run(run_config(tmp_path, sampler=sampler, policy=text, **given))[0].prompts == 6
 
 
 def test_dynamic_scaling_is_refused_beyond_the_context(tmp_path: Path) -> None:
