@@ -72,7 +72,8 @@ def check_run(
     longest, trusted = _longest(config), config.trusts_policy
     if isinstance(config.policy, PretrainedPolicy):
         check_policy_folder(Path(config.policy.path), "policy.path", longest, trust_remote_code=trusted)
-        check_engine(Path(config.policy.path), config.sampler)
+        if config.mode == "iterative" or config.prompts is not None:
+            check_engine(Path(config.policy.path), config.sampler)
     check_template(config)
     check_policy_weights(config)
     if config.scorer is not None:
