@@ -174,8 +174,10 @@ def _engine(
             return weights + GIB if device is None else round(SERVER_SHARE * device)
         case TransformersSampler():
             text = shape.get_text_config()
-            heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-            size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+            # A model without attention (Mamba) keeps no keys and values.
+            asking = getattr(text, "num_attention_heads", 0)
+            heads = getattr(text, "num_key_value_heads", None) or asking
+            size = getattr(text, "head_dim", None) or text.hidden_size // max(1, asking)
             item = ITEM_BYTES[engine_dtype(settings.dtype, origin, device is not None)]
             longest = max(e.length for e in planned.examples)
             per_token: int = 2 * text.num_hidden_layers * heads * size * item

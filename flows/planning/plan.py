@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from flows.planning.arithmetic import STATE_BYTES, DiskUse, ParameterCounts, Rou
 from flows.planning.counts import Tables, load_data, plan_round
 from flows.planning.machine import Room, room
 from flows.planning.memory import stage_memories
+from flows.planning.passes import PlannedPasses, planned_passes
 from flows.planning.probe import model_shape
 from flows.planning.rates import measured_rates
 from flows.preflight.loss_needs import check_needs
@@ -39,6 +40,7 @@ class Plan:
         rates: tokens a second by kind of work.
         rates_from: whether they were given or measured; None: no rates.
         room: of this machine.
+        passes: how training will compute rows.
     """
 
     config: RunConfig
@@ -49,6 +51,7 @@ class Plan:
     rates: Mapping[str, float]
     rates_from: str | None
     room: Room
+    passes: PlannedPasses
 
     @property
     def needed(self) -> dict[str, int]:
@@ -75,6 +78,7 @@ class Plan:
             "name": self.config.name,
             "rounds": self.config.rounds,
             "parameters": asdict(self.parameters),
+            "passes": self.passes.plain(),
             "round": {**asdict(self.counts), "tokens": self.counts.tokens()},
             "memory": {stage.stage: dict(stage.parts) for stage in self.stages},
             "disk": {**asdict(self.disk), "run": self.disk.whole(self.config.rounds)},
@@ -123,6 +127,8 @@ def plan_config(
         shape = model_shape(origin, "policy.path", revision=revision, trust_remote_code=config.trusts_policy)
         chat = load_chat(origin, config.chat, config.trusts_policy)
         planned = plan_round(config, tables, chat, shape, response_tokens)
+        passes = planned_passes(config, shape, planned, "cpu" if free.device is None else "cuda")
+        planned = replace(planned, counts=replace(planned.counts, packing=passes.padded_because is None))
         stages, parameters, training = stage_memories(config, origin, shape, planned, load_preset("sft"), free)
         known, source = dict(rates), "given" if rates else None
         if probe:
@@ -143,7 +149,7 @@ def plan_config(
         state_bytes=STATE_BYTES[config.training.optimiser],
         cached=config.training.reference_cache is not None,
     )
-    return Plan(config, planned.counts, parameters, stages, disk, known, source, free)
+    return Plan(config, planned.counts, parameters, stages, disk, known, source, free, passes)
 
 
 def _origin(config: RunConfig, tables: Tables, scratch: Path) -> tuple[str, str | None]:

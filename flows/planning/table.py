@@ -53,6 +53,7 @@ def _heading(plan: Plan) -> list[str]:
         f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)} of {sampled}"
         f"{counts.examples:,} examples at most",
         f"parameters: {parameters.total:,}, {parameters.trained:,} of them trained{beside}",
+        plan.passes.tokens.line(plan.passes.padded_because),
         "",
     ]
 

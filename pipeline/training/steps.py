@@ -61,6 +61,7 @@ class Steps:
         count: number of steps.
         modules: modules that the loss trains together with the policy.
         trained: everything that the steps change, except the loss's running statistics.
+        cut: of global batches into forward passes.
         padded_because: why rows are padded; None: prompts are shared and nothing is padded.
     """
 
@@ -105,7 +106,7 @@ class Steps:
         )
         self.padded_because = facts.padded_because
         self._facts = facts
-        self._cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
+        self.cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
         wrapped, self.trained = self._placed(facts, placement)
         self._objective = Objective(wrapped, loss, self.modules, self.accelerator, trainee.end_ids, routers)
 
@@ -191,7 +192,7 @@ class Steps:
         """Return the policy's values for held-out ``pairs``; all processes call this."""
         assert isinstance(self._facts, TokenLogps), "a classifier has no log-probabilities"
         of = self._objective
-        return read_pairs(of.policy, self._facts, pairs, self._cut, self.accelerator, of.end_ids)
+        return read_pairs(of.policy, self._facts, pairs, self.cut, self.accelerator, of.end_ids)
 
     def release(self) -> None:
         """Restore the model for the caller: whole (in the main process), in evaluation mode, no recomputation."""
@@ -217,14 +218,14 @@ class Steps:
         set_rate(optimiser, rate)
         epoch, index = divmod(step, math.ceil(len(self.examples) / self.settings.batch_size))
         batch = self._global_batch(epoch, index)
-        if self._cut.packing and not self._packing_checked:
-            check_packing(self._objective.policy, batch, self._cut, self.accelerator, self._facts.dtype)
+        if self.cut.packing and not self._packing_checked:
+            check_packing(self._objective.policy, batch, self.cut, self.accelerator, self._facts.dtype)
             self._packing_checked = True
         if check_start:
-            check_policy_is_reference(self._objective.policy, batch, self._cut, self.accelerator, self._facts.dtype)
+            check_policy_is_reference(self._objective.policy, batch, self.cut, self.accelerator, self._facts.dtype)
         # A step's time does not include the self-tests of a run's first step.
         started = time.perf_counter()
-        facts = accumulate_gradient(self._objective, batch, self._cut, Lots(self.seed, epoch), self._running)
+        facts = accumulate_gradient(self._objective, batch, self.cut, Lots(self.seed, epoch), self._running)
         norm = self._clip()
         self._require_finite(step, facts, norm, batch)
         optimiser.step()

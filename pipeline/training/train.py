@@ -14,6 +14,8 @@ from pipeline.config import Optimisation
 from pipeline.errors import NonFiniteError
 from pipeline.losses import Loss
 from pipeline.training.batches.examples import Example, check_examples
+from pipeline.training.batches.micro_batches import tokens_of_a_pass
+from pipeline.training.batches.pass_tokens import PassTokens
 from pipeline.training.distributed.launch import Placement
 from pipeline.training.step_log import StepReport
 from pipeline.training.steps import Steps
@@ -24,6 +26,7 @@ from pipeline.training.watch.result import TrainResult, summarise_steps
 __all__ = ["Carry", "Example", "Files", "NonFiniteError", "Placement", "StepReport", "TrainResult", "Trainee", "train"]
 
 OnStep = Callable[[StepReport], None]
+OnStart = Callable[[PassTokens, str | None], None]
 
 
 def train(
@@ -35,6 +38,7 @@ def train(
     seed: int,
     files: Files | None = None,
     placement: Placement | None = None,
+    on_start: OnStart | None = None,
     on_step: OnStep | None = None,
     watching: Watching | None = None,
 ) -> TrainResult:
@@ -50,6 +54,8 @@ def train(
         files: checkpoints, and state from the previous run and for the next one; None: nothing is read or written.
         placement: of the training processes; each calls this with the same arguments. With FSDP2, only the main
             process's model is trained afterwards, and those of the others are unusable. None: this process alone.
+        on_start: called before the first step, on the main process, with the tokens of a pass over the data and why
+            rows are padded.
         on_step: called after every optimiser step, on the main process.
         watching: alarms and evaluations on held-out pairs; they may end training early, or change which weights are
             kept: see ``TrainResult.kept_step``. None: neither.
@@ -64,6 +70,9 @@ def train(
     """
     files, survey = files or Files(), check_examples(examples, loss.name, loss.needs)
     steps = Steps(trainee, examples, survey, loss, settings, seed, placement or Placement(Accelerator()))
+    passes = tokens_of_a_pass(survey, settings.batch_size, steps.cut, seed)
+    if on_start is not None and steps.accelerator.is_main_process:
+        on_start(passes, steps.padded_because)
     steps.take_up(files.carried)
     course = Course(steps, loss.composition, watching, files)
     course.resume()
@@ -92,6 +101,7 @@ def train(
     return replace(
         summarise_steps(tuple(course.history)),
         padded_because=steps.padded_because,
+        passes=passes,
         kept_step=kept,
         ended_because=course.ended_because,
         alarms=course.alarms,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -20,6 +21,7 @@ from pipeline.models.policy import average_policies, load_policy, save_probe
 from pipeline.storage.run_folder import CHECKPOINTS
 from pipeline.training.batches.example_table import ExampleTable, write_examples
 from pipeline.training.batches.examples import Example
+from pipeline.training.batches.pass_tokens import PassTokens
 from pipeline.training.checkpoint import newest_checkpoint
 from pipeline.training.step_log import STEPS, StepLog, StepReport
 from pipeline.training.train import train
@@ -138,6 +140,11 @@ def fit(
 
     log = StepLog(folder / STEPS)
 
+    def on_start(passes: PassTokens, why: str | None) -> None:
+        line = passes.line(why)
+        logger.log(logging.INFO if why is None or not settings.packing else logging.WARNING, "%s", line)
+        context.report(0, 0, line)
+
     def on_step(step: StepReport) -> None:
         log.add(step)
         note = f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s"
@@ -151,6 +158,7 @@ def fit(
         seed=seed,
         files=files or Files(folder / CHECKPOINTS),
         placement=context.placement,
+        on_start=on_start,
         on_step=on_step,
         watching=watching,
     )
@@ -215,6 +223,9 @@ def _metrics(result: TrainResult, loss: Loss) -> dict[str, JsonValue]:
     plain: dict[str, JsonValue] = dict(result.metrics)
     said: dict[str, JsonValue] = {"steps": result.steps, "padded_because": result.padded_because}
     said |= {"kept_step": result.kept_step, "ended_because": result.ended_because}
+    if result.passes is not None:
+        kind = result.passes.kind(result.padded_because)
+        said["passes"] = {"kind": kind, **asdict(result.passes)}
     shares = result.history[-1].expert_shares
     if shares is not None:
         said["expert_shares"] = [*shares]

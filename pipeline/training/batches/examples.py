@@ -150,11 +150,15 @@ class Survey:
     Attributes:
         lengths: [E] tokens of each example's longest row, 4 bytes each.
         tokens: [E] tokens of each example's prompt and all continuations, 4 bytes each.
+        rows: [E] continuations of each example, 4 bytes each.
+        row_tokens: tokens of all rows of all examples.
         digest: hash of ids and lengths in order.
     """
 
     lengths: Sequence[int]
     tokens: Sequence[int]
+    rows: Sequence[int]
+    row_tokens: int
     digest: str
 
 
@@ -173,7 +177,8 @@ def check_examples(examples: Sequence[Example], name: str, needs: Needs) -> Surv
     """
     if not examples:
         raise UserError("training: no examples")
-    lengths, tokens, digest = array("i"), array("i"), hashlib.sha256()
+    lengths, tokens, rows, digest = array("i"), array("i"), array("i"), hashlib.sha256()
+    row_tokens = 0
     kind: ExampleKind | None = None
     for e in examples:
         kind = kind or e.kind
@@ -184,8 +189,10 @@ def check_examples(examples: Sequence[Example], name: str, needs: Needs) -> Surv
             raise UserError(f"training: example {e.id}: {fault}")
         lengths.append(e.length)
         tokens.append(e.distinct_tokens)
+        rows.append(len(e.continuations))
+        row_tokens += e.tokens
         digest.update(f"{e.id}\n{e.length}\n".encode())
-    return Survey(lengths, tokens, digest.hexdigest())
+    return Survey(lengths, tokens, rows, row_tokens, digest.hexdigest())
 
 
 def _faults(example: Example, name: str, needs: Needs) -> Iterator[str]:

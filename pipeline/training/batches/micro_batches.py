@@ -1,12 +1,13 @@
 """Cut a global batch into forward passes, the same number for every process."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import Optimisation
 from pipeline.config.loss.needs import Needs
-from pipeline.training.batches.collate import TokenBatch, collate
-from pipeline.training.batches.examples import Example
+from pipeline.training.batches.collate import TokenBatch, collate, plan_epoch
+from pipeline.training.batches.examples import Example, Survey
+from pipeline.training.batches.pass_tokens import PassTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,16 @@ def micro_batches(
             responses=responses,
             packing=cut.packing,
         )
+
+
+def tokens_of_a_pass(survey: Survey, batch_size: int, cut: Cut, seed: int) -> PassTokens:
+    """Count the tokens of the first epoch; ``cut``: of each global batch, whether it packs or not."""
+    plain, padded = replace(cut, packing=False), 0
+    for batch in plan_epoch(survey.lengths, survey.tokens, batch_size, seed, 0):
+        ordered = sorted(batch, key=lambda i: -survey.lengths[i])
+        costs = [survey.lengths[i] * survey.rows[i] for i in ordered]
+        padded += sum(max(costs[place] for place in places) * len(places) for places in _passes(costs, plain))
+    return PassTokens(sum(survey.tokens), survey.row_tokens, padded)
 
 
 def _cost(example: Example, cut: Cut) -> int:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from pipeline.training.batches.pass_tokens import PassTokens
 from pipeline.training.step_log import StepReport
 from pipeline.training.watch.alarms import Alarm
 from pipeline.training.watch.held_out import HeldOutReport
@@ -32,6 +33,7 @@ class TrainResult:
             the last tenth of the steps (``first_loss``: the first step's), and totals: ``tokens``,
             ``response_tokens``, ``seconds`` inside steps, ``tokens_per_second``, ``padding``.
         padded_because: why each row had its own copy of the prompt and padding; None: prompts were shared.
+        passes: tokens of a pass over the data.
         kept_step: the weights are those after this many steps; 0: those that training started from, and the model that
             was trained must not be used.
         ended_because: why it ended before its last step; None: it did not.
@@ -44,6 +46,7 @@ class TrainResult:
     history: tuple[StepReport, ...]
     metrics: dict[str, float]
     padded_because: str | None = None
+    passes: PassTokens | None = None
     kept_step: int = 0
     ended_because: str | None = None
     alarms: tuple[Alarm, ...] = ()

@@ -141,3 +141,34 @@ def test_a_plan_without_prompts_says_why_none_is_left(
 ) -> None:
     assert call(monkeypatch, config, "chat.max_prompt_tokens=1", "limits.long_for_policy=1") == 2
     assert "no prompt is left: 6 are longer, and the chat template refuses 0" in capsys.readouterr().err
+
+
+def test_a_plan_says_how_rows_are_computed_why_and_what_it_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("rounds: 1", "sampling: {max_tokens: 16}", "sampler: {kind: transformers}")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    llama = write_small_config(tmp_path / "a", save_tiny_model(tmp_path / "llama"), *settings)
+    passes = planned(monkeypatch, capsys, llama)["passes"]
+    assert (passes["kind"], passes["padded_because"]) == ("shared", None)
+    # Prompts of P tokens with two responses of 16 each: P + 32 against 2 P + 32.
+    prompts = passes["packed"] - passes["shared"]
+    responses = passes["shared"] - prompts
+    assert prompts > 0 and responses % 32 == 0 and passes["padded"] >= passes["packed"]
+    states = {"model_type": "mamba", "architectures": ["MambaForCausalLM"], "vocab_size": 320, "hidden_size": 32}
+    mamba = save_tiny_model(tmp_path / "mamba")
+    for file in mamba.glob("*.safetensors"):
+        file.unlink()
+    (mamba / "config.json").write_text(json.dumps({**states, "num_hidden_layers": 2, "state_size": 4}))
+    config = write_small_config(tmp_path / "b", mamba, *settings)
+    found = planned(monkeypatch, capsys, config)
+    reason = "MambaForCausalLM: layer 0 keeps a recurrent state (a state-space layer): MambaBlock"
+    assert found["passes"] == {**passes, "kind": "padded", "padded_because": reason}
+    assert not found["round"]["packing"]
+    assert call(monkeypatch, config) == 0
+    times = passes["padded"] / passes["shared"]
+    assert (
+        f"rows are padded: {reason}; {passes['padded']:,} tokens in a pass over the data, {times:.2f} times those"
+        in (capsys.readouterr().out)
+    )
