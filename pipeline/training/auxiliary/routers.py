@@ -130,11 +130,12 @@ def position_weights(batch: TokenBatch, positions: int) -> Tensor:
     rows = torch.zeros(len(batch.ids), device=batch.ids.device)
     for index in range(batch.blocks):
         rows[batch.block(index)] = 1.0
-    if batch.packed is not None:
+    if isinstance(batch.packed, Packed):
         found = _stream_weights(batch.packed, rows)
         return torch.cat([found, found.new_zeros(positions - len(found))])
-    places = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    ends = torch.where(batch.mask, places, 0).amax(1, keepdim=True)
+    mask = batch.mask if batch.packed is None else batch.packed.mask
+    places = torch.arange(mask.shape[1], device=mask.device)
+    ends = torch.where(mask, places, 0).amax(1, keepdim=True)
     return ((places <= ends) * rows.unsqueeze(1)).flatten()
 
 
