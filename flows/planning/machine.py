@@ -91,7 +91,7 @@ def _policy_bytes(use: DiskUse) -> int:
 
 def _use(run: RunFolder, config: RunConfig, round_: int, model: Path, *, adapter: bool = False) -> DiskUse:
     """``adapter``: count a policy as what a round of an adapter that lives for the run writes."""
-    total = _parameters(model)
+    total = parameters_of(model)
     lora = config.training.lora
     trained = total if lora is None or round_ == 0 else round(total * ADAPTER_SHARE)
     if lora is not None and lora.lifetime == "run" and round_ > 0 and adapter:
@@ -171,7 +171,7 @@ def _model(run: RunFolder, round_: int) -> Path | None:
     return None
 
 
-def _parameters(model: Path) -> int:
+def parameters_of(model: Path) -> int:
     """Number of parameters in a model folder's safetensors files, from their headers."""
     total = 0
     for file in model.glob("*.safetensors"):

@@ -22,6 +22,7 @@ from pipeline.config.loss.needs import needs_of
 from pipeline.data.counts import Contents
 from pipeline.errors import UserError
 from pipeline.safe_text import name_keys
+from pipeline.sampling.engine_args import require_engine_args
 from pipeline.storage.layout import require_known
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch, require_launcher, require_optimiser
@@ -157,6 +158,8 @@ def _further_models(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def _check_training(config: RunConfig) -> None:
+    if not isinstance(config.sampler, TransformersSampler):
+        require_engine_args(config.sampler.engine_args)
     launch = read_launch(config)
     require_launcher(config, launch)
     on_accelerator = has_accelerator() and not (launch is not None and launch.cpu)

@@ -31,7 +31,15 @@ from reward_models.labeller import Labeller, label, wins_by_comparison
 
 _Metrics = dict[str, JsonValue]
 # Largest difference between sampler and trainer from rounding: nats per token, mean over a round's responses.
-MAX_GAP = {"float32": 0.01, "float16": 0.1, "bfloat16": 0.3, "8-bit": 0.3, "4-bit": 0.6}
+MAX_GAP = {
+    "float32": 0.01,
+    "float16": 0.1,
+    "bfloat16": 0.3,
+    "8-bit": 0.3,
+    "quantised": 0.6,
+    "4-bit": 0.6,
+    "experts": 0.9,
+}
 # How many of the worst rows are kept if they differ by more.
 WORST = 16
 _Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import reduce
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -17,9 +18,20 @@ from flows.workers.messages import Done, Load, Loaded, Progress, SampleCall, Sam
 from pipeline import config
 from pipeline.errors import RunError
 from pipeline.models.chat import Chat, load_chat
-from pipeline.models.handshake import Held, Logprobs, Probe, check_swap, check_weights, coarser_dtype, read_probe
+from pipeline.models.foreign import model_numbers, model_settings
+from pipeline.models.handshake import (
+    Held,
+    Logprobs,
+    Probe,
+    Tolerance,
+    check_swap,
+    check_weights,
+    coarser_dtype,
+    read_probe,
+)
 from pipeline.models.loading.rope import rope_note
 from pipeline.models.weights.adapter_folder import base_of
+from pipeline.sampling.engine_args import is_quantised
 from pipeline.sampling.sampler import EngineOptions, Sampler, Swap
 from pipeline.sampling.served_adapters import why_merged
 from pipeline.storage.atomic import write_json
@@ -64,7 +76,7 @@ class SamplerService:
         merged = None if isinstance(self._settings, config.TransformersSampler) else why_merged(request.path)
         with self._whole(request.path) if merged else nullcontext(request.path) as path:
             how, difference, stale = self._swap(path, probe)
-        return Loaded(how, difference, self._tolerance(probe), stale, time.monotonic() - start, merged)
+        return Loaded(how, difference, self._tolerance(probe, request.path), stale, time.monotonic() - start, merged)
 
     @contextmanager
     def _whole(self, path: str) -> Iterator[str]:
@@ -99,11 +111,13 @@ class SamplerService:
             difference = self._check(path, probe, fresh=True)
         return how, difference, stale
 
-    def _tolerance(self, probe: Probe) -> str:
-        """The name of the differences that are allowed: of the coarser precision, or of bits that only one side has."""
+    def _tolerance(self, probe: Probe, path: str) -> str:
+        """The name of the differences that are allowed: the coarsest of what only one side has, or of both sides."""
         own = isinstance(self._settings, config.TransformersSampler)
-        fewer = None if own or probe.bits is None else f"{probe.bits}-bit"
-        return fewer or coarser_dtype(self._engine().dtype, probe.dtype)
+        names = [coarser_dtype(self._engine().dtype, probe.dtype)]
+        if not own and probe.bits is not None:
+            names.append(f"{probe.bits}-bit")
+        return reduce(coarser_dtype, [*names, *further_rounding(names[0], self._settings, Path(base_of(path)))])
 
     def sample(self, request: SampleCall, send: _Send) -> Done:
         """Send the responses to each request while the engine keeps working."""
@@ -131,7 +145,9 @@ class SamplerService:
         sampler = self._engine()
         scores = sampler.score(probe.sequences)
         try:
-            difference = check_weights(scores, probe.logprobs, self._tolerance(probe))
+            limits = self._settings.handshake
+            given = None if limits is None else Tolerance(limits.largest, limits.mean)
+            difference = check_weights(scores, probe.logprobs, self._tolerance(probe, path), given)
             if not fresh and self._held is not None:
                 check_swap(self._held, scores, probe)
         except RunError as error:
@@ -146,6 +162,18 @@ class SamplerService:
         kept = {"sequences": probe.sequences, "trainer": probe.logprobs, "sampler": scores, "dtype": probe.dtype}
         write_json(self._evidence, kept)
         return f"; both sides' log-probabilities are in {self._evidence}"
+
+
+def further_rounding(dtype: str, settings: config.SamplerSettings, folder: Path) -> list[str]:
+    """Return names in ``TOLERANCES`` besides ``dtype`` that hold for an engine that serves the model in ``folder``."""
+    args = {} if isinstance(settings, config.TransformersSampler) else settings.engine_args
+    file, found = folder / "config.json", []
+    if is_quantised(args) or model_settings(file).get("quantization_config"):
+        found.append("quantised")
+    # Mixtral, Qwen, DeepSeek.
+    if (found or dtype != "float32") and model_numbers(file, "num_local_experts", "num_experts", "n_routed_experts"):
+        found.append("experts")
+    return found
 
 
 def build_sampler(settings: config.SamplerSettings, path: str, chat: Chat, options: EngineOptions) -> Sampler:

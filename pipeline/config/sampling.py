@@ -2,9 +2,69 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from pipeline.config.base import OPERATIONAL, Closed, ServerAddress
+from pipeline.config.base import LATER, OPERATIONAL, Closed, ServerAddress
+
+# Arguments of vLLM that change its speed or its memory, and its results at most by rounding: no part of keys.
+SPEED_ARGS = frozenset(
+    {
+        "async_scheduling",
+        "block_size",
+        "cpu_offload_gb",
+        "cudagraph_capture_sizes",
+        "data_parallel_size",
+        "disable_custom_all_reduce",
+        "disable_log_stats",
+        "distributed_executor_backend",
+        "distributed_timeout_seconds",
+        "download_dir",
+        "enable_expert_parallel",
+        "enable_sleep_mode",
+        "kv_cache_memory_bytes",
+        "long_prefill_token_threshold",
+        "max_cudagraph_capture_size",
+        "max_num_batched_tokens",
+        "max_parallel_loading_workers",
+        "num_gpu_blocks_override",
+        "numa_bind",
+        "pipeline_parallel_size",
+        "safetensors_load_strategy",
+        "safetensors_prefetch_num_threads",
+        "scheduling_policy",
+        "stream_interval",
+        "tensor_parallel_size",
+        "use_tqdm_on_load",
+    }
+)
+EngineSettings = dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], JsonValue]
+_ARGS = (
+    "further arguments of vLLM's engine, as vLLM names them, such as {tensor_parallel_size: 2, kv_cache_dtype: fp8}; "
+    "those that only change speed are no part of keys"
+)
+_EAGER = "no graph capture or compilation; default: on CPU yes, on an accelerator no, where graphs are much faster"
+    "no graph capture or compilation; default: on CPU yes, on an accelerator no, where graphs are 1.2 to 4 times faster"
+)
+
+
+class HandshakeLimits(Closed):
+    """The largest and the mean difference, in nats a token, that rounding may cause between engine and trainer."""
+
+    largest: float = Field(gt=0)
+    mean: float = Field(gt=0)
+
+
+_LIMITS = "limits of the weight handshake; default: by dtype, others for quantised engines and mixtures of experts"
+
+
+def _identity(plain: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Leave out engine arguments that only change speed."""
+    args = plain.get("engine_args")
+    if not isinstance(args, dict):
+        return plain
+    kept: dict[str, JsonValue] = {name: value for name, value in args.items() if name not in SPEED_ARGS}
+    others = {name: value for name, value in plain.items() if name != "engine_args"}
+    return others | {"engine_args": kept} if kept else others
 
 
 class SamplingSettings(Closed):
@@ -26,7 +86,9 @@ class VllmSampler(Closed):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="CUDA only", json_schema_extra=OPERATIONAL)
     cpu_kv_cache_gib: int = Field(1, ge=1, description="CPU only", json_schema_extra=OPERATIONAL)
-    enforce_eager: bool = Field(True, description="no graph capture or compilation")
+    enforce_eager: bool | None = Field(None, description=_EAGER, json_schema_extra=LATER)
+    engine_args: EngineSettings = Field({}, description=_ARGS, json_schema_extra=LATER)
+    handshake: HandshakeLimits | None = Field(None, description=_LIMITS, json_schema_extra=OPERATIONAL)
     max_num_seqs: int = Field(256, ge=1, description="sequences decoded together", json_schema_extra=OPERATIONAL)
     context: int | None = Field(
         None,
@@ -50,12 +112,17 @@ class VllmSampler(Closed):
         json_schema_extra=OPERATIONAL,
     )
 
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result."""
+        return _identity(super().identity())
+
 
 class TransformersSampler(Closed):
     """transformers' generate, for machines without vLLM: slow, same results."""
 
     kind: Literal["transformers"] = "transformers"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    handshake: HandshakeLimits | None = Field(None, description=_LIMITS, json_schema_extra=OPERATIONAL)
     batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
     keep_warm: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=OPERATIONAL)
     start_timeout: float = Field(
@@ -88,6 +155,9 @@ class ServerSampler(Closed):
         description="longest prompt + response in tokens, of a server started here, at most the model's own; default: "
         "chat.max_prompt_tokens + sampling.max_tokens + 1",
     )
+    enforce_eager: bool | None = Field(None, description=f"of a server started here: {_EAGER}", json_schema_extra=LATER)
+    engine_args: EngineSettings = Field({}, description=f"of a server started here: {_ARGS}", json_schema_extra=LATER)
+    handshake: HandshakeLimits | None = Field(None, description=_LIMITS, json_schema_extra=OPERATIONAL)
     concurrency: int = Field(32, ge=1, description="concurrent requests", json_schema_extra=OPERATIONAL)
     start_timeout: float = Field(
         600, gt=0, description="seconds to start the engine or to swap its weights", json_schema_extra=OPERATIONAL
@@ -95,6 +165,10 @@ class ServerSampler(Closed):
     shard_timeout: float = Field(3600, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(1, ge=0, json_schema_extra=OPERATIONAL)
     keep_warm: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=OPERATIONAL)
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result."""
+        return _identity(super().identity())
 
 
 SamplerSettings = Annotated[VllmSampler | TransformersSampler | ServerSampler, Field(discriminator="kind")]

@@ -96,6 +96,11 @@ def engine_dtype(wanted: Literal["auto", Dtype], path: str, accelerator: bool) -
             return "bfloat16" if accelerator else "float32"
 
 
+def eager(wanted: bool | None, *, accelerator: bool) -> bool:
+    """Return ``wanted``; by default an engine compiles and captures graphs on an accelerator, and not on CPU."""
+    return not accelerator if wanted is None else wanted
+
+
 def engine_context(wanted: int | None, path: str) -> int | None:
     """Return ``wanted`` tokens, at most the context of the model folder ``path``; None: the engine decides.
 

@@ -24,6 +24,7 @@ from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat
 from pipeline.models.weights.adapter_folder import base_of, is_adapter
 from pipeline.safe_text import redacted, visible
+from pipeline.sampling.engine_args import as_flags
 from pipeline.sampling.ports import free_port, loopback_only
 from pipeline.sampling.sampler import (
     Dtype,
@@ -31,6 +32,7 @@ from pipeline.sampling.sampler import (
     SampleRequest,
     Swap,
     check_length,
+    eager,
     engine_context,
     engine_dtype,
     engine_stops,
@@ -187,7 +189,9 @@ class ServerEngine:
             command += ["--lora-target-modules", *sorted(room.targets)]
             command += ["--lora-modules", f"{SERVED_NAME}={Path(path).absolute()}"]
         command += ["--generation-config", "vllm", "--logprobs-mode", "raw_logprobs", "--enable-prefix-caching"]
-        command += ["--disable-uvicorn-access-log", "--seed", "0", "--enforce-eager"]
+        command += ["--disable-uvicorn-access-log", "--seed", "0"]
+        if eager(self._settings.enforce_eager, accelerator=accelerator):
+            command.append("--enforce-eager")
         if self._options.trust_remote_code:
             command.append("--trust-remote-code")
         context = engine_context(self._settings.context, base)
@@ -196,7 +200,7 @@ class ServerEngine:
         if not accelerator:
             # See VllmEngine: seeded requests do not work with split prompts on CPU.
             command.append("--no-enable-chunked-prefill")
-        return command
+        return [*command, *as_flags(self._settings.engine_args)]
 
     def _stop(self) -> None:
         if self._process is None:

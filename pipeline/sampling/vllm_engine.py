@@ -21,6 +21,7 @@ from pipeline.sampling.sampler import (
     SampleRequest,
     Swap,
     check_length,
+    eager,
     engine_context,
     engine_dtype,
     engine_stops,
@@ -163,6 +164,7 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         self._base, self._reserved, self._adapter = base_of(path), reserved_for(path), None
+        further: dict[str, Any] = dict(self._settings.engine_args)
         try:
             self._llm = LLM(
                 model=self._base,
@@ -170,7 +172,7 @@ class VllmEngine:
                 trust_remote_code=self._options.trust_remote_code,
                 dtype=engine_dtype(self._settings.dtype, self._base, accelerator=not current_platform.is_cpu()),
                 max_model_len=engine_context(self._settings.context, self._base),
-                enforce_eager=self._settings.enforce_eager,
+                enforce_eager=eager(self._settings.enforce_eager, accelerator=not current_platform.is_cpu()),
                 gpu_memory_utilization=self._settings.gpu_memory_utilization,
                 max_num_seqs=self._settings.max_num_seqs,
                 enable_prefix_caching=True,
@@ -180,8 +182,9 @@ class VllmEngine:
                 generation_config="vllm",
                 logprobs_mode="raw_logprobs",
                 seed=0,
+                **further,
             )
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
             raise RunError(f"vLLM did not start on {path}: {error}") from error
         if self._reserved is not None and not self._adapt(path):
             raise RunError(f"vLLM did not load the adapter in {path}")

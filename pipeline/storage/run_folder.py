@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, VllmSampler
 from pipeline.config.files import changed_fields, load_settings
 from pipeline.config.policy import EARLIER
 from pipeline.config.training import UNBALANCED
@@ -85,7 +85,7 @@ class RunFolder:
     def carried(self, config: RunConfig) -> RunConfig:
         """Return ``config``, to go on with this folder.
 
-        Splits, BOS, thoughts, router losses, precision and merging stay as it had them.
+        Splits, BOS, thoughts, router losses, precision, merging and eager engines stay as it had them.
         """
         if not self.config_file.is_file():
             return config
@@ -104,6 +104,10 @@ class RunFolder:
                 continue
             if old.router_aux_loss_coef == UNBALANCED:
                 update[name] = new.model_copy(update={"router_aux_loss_coef": UNBALANCED})
+        before, engine = begun.sampler, config.sampler
+        eager = isinstance(before, VllmSampler) and before.enforce_eager
+        if eager and isinstance(engine, VllmSampler) and engine.enforce_eager is None:
+            update["sampler"] = engine.model_copy(update={"enforce_eager": True})
         return config.model_copy(update=update)
 
     def stage(self, round_: int, name: str) -> "Stage":

@@ -36,7 +36,7 @@ def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
         model=job["policy"],
         dtype=job["dtype"],
         max_model_len=longest + job["max_tokens"] + 1,
-        enforce_eager=sampler.enforce_eager,
+        enforce_eager=sampler.enforce_eager is not False,
         generation_config="vllm",
         max_num_seqs=job["config"]["sampler"]["max_num_seqs"],
         # A seeded request needs this off in vLLM 0.32.0 on CPU.

@@ -11,6 +11,7 @@ from pipeline.models.handshake import (
     TOLERANCES,
     Held,
     Probe,
+    Tolerance,
     check_swap,
     check_weights,
     coarser_dtype,
@@ -82,13 +83,13 @@ def noisy(values: list[float], seed: int, sd: float) -> list[float]:
 
 
 OLD = noisy([-5.0] * SIZE, 1, 1.0)
-STEP = noisy([0.0] * SIZE, 2, 0.05)  # 0.04 nats on average: under bfloat16's 0.15
+STEP = noisy([0.0] * SIZE, 2, 0.05)  # 0.04 nats on average: under a quantised engine's 0.3
 NEW = [o + s for o, s in zip(OLD, STEP, strict=True)]
 
 
 def swap(before: list[float], after: list[float], new: list[float] = NEW) -> None:
-    """``check_weights`` lets all of these through in bfloat16; what ``check_swap`` says."""
-    check_weights(rows(after), rows(new), "bfloat16")
+    """``check_weights`` lets all of these through in a quantised engine; what ``check_swap`` says."""
+    check_weights(rows(after), rows(new), "quantised")
     held = Held(Probe(SEQUENCES, rows(OLD), "float32"), rows(before))
     check_swap(held, rows(after), Probe(SEQUENCES, rows(new), "float32"))
 
@@ -131,6 +132,15 @@ def test_nothing_to_compare_passes() -> None:
 
 def test_the_coarser_precision_decides() -> None:
     assert coarser_dtype("float32", "bfloat16") == coarser_dtype("bfloat16", "float16") == "bfloat16"
+
+
+def test_quantised_engines_and_experts_have_limits_of_their_own() -> None:
+    off = [[-1.1, -2.1], [-2.9]]
+    with pytest.raises(RunError, match=r"0\.1 on average \(allowed in bfloat16: 1 and 0\.05, sampler\.handshake\)"):
+        check_weights(off, TRAINER, "bfloat16")
+    assert check_weights(off, TRAINER, "quantised") == check_weights(off, TRAINER, "experts") == pytest.approx(0.1)
+    with pytest.raises(RunError, match=r"allowed in quantised: 0\.05 and 0\.2"):
+        check_weights(off, TRAINER, "quantised", Tolerance(0.05, 0.2))
 
 
 def test_probe_file_is_read_back(tmp_path: Path) -> None:
@@ -203,3 +213,13 @@ def test_swaps_of_real_weights(policies: dict[str, Path], tmp_path: Path) -> Non
         assert swap.stale_reload is not None and "differ by up to" in swap.stale_reload
         assert swap.max_difference < 1e-4
         assert_holds(process, policies["tied second"])
+
+
+@pytest.mark.whole
+def test_a_real_engine_takes_further_arguments(policies: dict[str, Path], tmp_path: Path) -> None:
+    given = {"engine_args": {"max_num_batched_tokens": 512, "num_gpu_blocks_override": 5}}
+    with vllm_process(tmp_path / "log", **given) as process:
+        process.load(str(policies["first"]))
+        assert_holds(process, policies["first"])
+    log = (tmp_path / "log").read_text()
+    assert "num_gpu_blocks_override=5" in log or "num_gpu_blocks=5" in log or "5 (num_gpu_blocks_override" in log
