@@ -43,8 +43,6 @@ _ARGS = (
     "those that only change speed are no part of keys"
 )
 _EAGER = "no graph capture or compilation; default: on CPU yes, on an accelerator no, where graphs are much faster"
-    "no graph capture or compilation; default: on CPU yes, on an accelerator no, where graphs are 1.2 to 4 times faster"
-)
 
 
 class HandshakeLimits(Closed):
@@ -86,7 +84,7 @@ class VllmSampler(Closed):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="CUDA only", json_schema_extra=OPERATIONAL)
     cpu_kv_cache_gib: int = Field(1, ge=1, description="CPU only", json_schema_extra=OPERATIONAL)
-    enforce_eager: bool | None = Field(None, description=_EAGER, json_schema_extra=LATER)
+    enforce_eager: bool | None = Field(None, description=_EAGER)
     engine_args: EngineSettings = Field({}, description=_ARGS, json_schema_extra=LATER)
     handshake: HandshakeLimits | None = Field(None, description=_LIMITS, json_schema_extra=OPERATIONAL)
     max_num_seqs: int = Field(256, ge=1, description="sequences decoded together", json_schema_extra=OPERATIONAL)
