@@ -114,8 +114,8 @@ def as_now_called(tree: _Tree, renamed: Mapping[str, str | None] | None = None) 
         if new is not None and place is not None:
             place.setdefault(new.rpartition(".")[2], value)
     for section, kind, name, value in _BEFORE:
-        if section == "chat" and "policy" not in now:
-            continue  # a reward model's, which 0.1.0 had none of
+        if section not in ("prompts", "pairs") and "policy" not in now:
+            continue  # a reward model's config has sections of the same names with other settings
         held = _holder(now, f"{section}.{name}", make=False)
         if isinstance(held, dict) and held.get("kind", kind) == kind:
             held.setdefault(name, value)
