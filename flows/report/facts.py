@@ -104,12 +104,11 @@ class TrainingFacts:
     """The round's training.
 
     Attributes:
-        metrics: those of ``TrainResult``.
-        steps: one report per step.
-        alarms: in words, in the order in which they were raised.
-        held_out: evaluations on held-out pairs while it was trained.
+        metrics, steps: those of ``TrainResult``, and one report per step.
+        alarms, held_out: in words, in the order in which they were raised; evaluations while it was trained.
         kept_step: the step whose weights are the round's policy; 0: the policy that training started from.
         ended_because: why it ended early; None: it did not.
+        passes: how rows were computed, why, and what it cost, in words.
     """
 
     metrics: Mapping[str, float]
@@ -118,6 +117,7 @@ class TrainingFacts:
     held_out: tuple[HeldOutLine, ...] = ()
     kept_step: int | None = None
     ended_because: str | None = None
+    passes: str | None = None
 
     def notices(self) -> tuple[str, ...]:
         """What a reader must know of how it went: alarms, an early end, and weights that are not the last."""

@@ -26,6 +26,7 @@ from pipeline.errors import RunError
 from pipeline.storage.manifest import Manifest
 from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
+from pipeline.training.batches.pass_tokens import PassTokens
 from pipeline.training.step_log import STEPS, read_steps
 from pipeline.training.watch.advice import alarm_line
 from pipeline.training.watch.alarms import read_alarms
@@ -150,7 +151,15 @@ def _training(
         read_held_out(folder),
         said.get("kept_step"),
         said.get("ended_because"),
+        _passes(said.get("passes"), said.get("padded_because")),
     )
+
+
+def _passes(tokens: Mapping[str, Any] | None, why: str | None) -> str | None:
+    """How rows were computed, in words; None: stages of before tell nothing."""
+    if tokens is None:
+        return None
+    return PassTokens(tokens["shared"], tokens["packed"], tokens["padded"]).line(why)
 
 
 def _gate(run: RunFolder, round_: int) -> GateFacts | None:

@@ -214,7 +214,9 @@ def _stages(facts: RoundFacts) -> list[str]:
     rows = [_stage(stage) for stage in facts.stages]
     total = ["**all**", "", clock_time(facts.seconds), "", "", ""]
     headings = ["stage", "rows", "time", "tokens", "a second", "peak memory"]
-    return ["## Stages", _table(headings, [*rows, total], right=True)]
+    passes = facts.training and facts.training.passes
+    told = [f"In training {markdown(passes)}."] if passes else []
+    return ["## Stages", _table(headings, [*rows, total], right=True), *told]
 
 
 def _stage(stage: StageFacts) -> list[str]:

@@ -118,6 +118,13 @@ def memory_table(runs: Runs) -> Table | None:
     return Table([headings[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
 
+def pass_lines(runs: Runs) -> list[str]:
+    """How each run's newest training computed its rows, why, and what it cost."""
+    newest = [(run, next((one for one in reversed(run.trained) if one.training is not None), None)) for run in runs]
+    told = [(run, facts.training.passes) for run, facts in newest if facts is not None and facts.training is not None]
+    return [f"{run.name}: {line}" if len(runs) > 1 else f"In training {line}." for run, line in told if line]
+
+
 def _value(run: RunFacts, name: str) -> str:
     """The value of a setting; ``given`` for a section that another run has switched off."""
     inside = any(other.startswith(f"{name}.") for other in run.settings)

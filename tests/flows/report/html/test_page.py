@@ -28,6 +28,7 @@ from flows.report.html import RunFacts, Sample, Samples, render_report
 from flows.report.html.tables import differences_table, rounded_time
 from flows.report.html.training import BOTH_MAY_FALL
 from pipeline.config import Gate
+from pipeline.training.batches.pass_tokens import PassTokens
 from pipeline.training.step_log import StepReport
 from tests.support.browser import CHROMIUM, Browser
 
@@ -86,7 +87,9 @@ def full(round_: int) -> RoundFacts:
         pairs=PairFacts("pair", 12, 10, {"tie": 3}, counts, 2.0, counts),
         labels=(labels,),
         discriminator=DiscriminatorFacts(20, 8, 4, 0.75, 0.7, 0.65, "accuracy too low"),
-        training=TrainingFacts({"loss": 0.5}, tuple(replace(STEP, step=n) for n in (1, 2, 3))),
+        training=TrainingFacts(
+            {"loss": 0.5}, tuple(replace(STEP, step=n) for n in (1, 2, 3)), passes=PassTokens(600, 900, 1200).line(None)
+        ),
         gate=GateFacts("pause", ("the length grows",), 1, measures),
         stages=(StageFacts("policy", 12, 7200.0, 7200, 1.0, {"process": 3 << 30, "device": 5 << 30}),),
     )  # fmt: skip
@@ -138,6 +141,8 @@ def test_everything_that_there_is_has_its_panel() -> None:
         and "torch 2.13" in text
     )
     assert "<td>3.00</td><td>5.00</td>" in text and "What differs" not in text
+    passes = "prompts are shared: 600 tokens in a pass over the data; padded rows would be 2.00 times as many"
+    assert f"In training {passes}." in text
 
 
 def test_what_is_not_there_leaves_no_empty_panel() -> None:
