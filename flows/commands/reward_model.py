@@ -178,8 +178,6 @@ def _key(config: RewardModelConfig) -> StageKey:
     plain["files"] = {name: source_digest(data) for name, data in sources.items() if data is not None}
     if config.chat.template_file is not None:
         plain["template_file"] = file_sha256(Path(config.chat.template_file))
-    # Reward models are trained in float32, whatever policies of the same files are stored in.
-    plain["model"] = {name: value for name, value in config.model.identity().items() if name != "dtype"}
     plain["model_files"] = model_digest(Path(config.model.path))
     return StageKey(config=plain, inputs={}, seed=config.seed)
 

@@ -16,7 +16,7 @@ from pipeline.config.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.presets import NamedComposition, preset_names, resolve
 from pipeline.config.pairing import Pairing, Replay
-from pipeline.config.policy import ChatSettings, Policy, PretrainedPolicy, Quantisation, ScratchPolicy
+from pipeline.config.policy import ChatSettings, Policy, PretrainedModel, PretrainedPolicy, Quantisation, ScratchPolicy
 from pipeline.config.reward_model import RewardModelConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.sampling import SamplerSettings, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
@@ -77,6 +77,7 @@ __all__ = [
     "Pairing",
     "PairwiseScorer",
     "Policy",
+    "PretrainedModel",
     "PretrainedPolicy",
     "Price",
     "Quantisation",

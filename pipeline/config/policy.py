@@ -35,13 +35,18 @@ class Quantisation(Closed):
     )
 
 
-class PretrainedPolicy(Closed):
+class PretrainedModel(Closed):
     """A Hugging Face model folder (or hub name) with its tokenizer."""
 
     kind: Literal["pretrained"] = "pretrained"
     path: str = Field(min_length=1, description="model folder, or a hub name")
     revision: str | None = Field(None, description="hub revision")
     trust_remote_code: bool = Field(False, description="run code that ships with this model")
+
+
+class PretrainedPolicy(PretrainedModel):
+    """A pretrained model that a run starts from, and how its weights are held."""
+
     adapter: str | None = Field(
         None,
         min_length=1,

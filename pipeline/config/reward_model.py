@@ -10,7 +10,7 @@ from pipeline.config.data.mixture import usual_source
 from pipeline.config.data.sources import HeldOut, PairData
 from pipeline.config.loss.components import Margin, NoMargin
 from pipeline.config.loss.composition import Composition
-from pipeline.config.policy import PretrainedPolicy, TemplateSettings
+from pipeline.config.policy import PretrainedModel, TemplateSettings
 from pipeline.config.training import Optimisation
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -31,7 +31,7 @@ class RewardModelConfig(Closed):
 
     name: str = Field(pattern=_NAME, description="folder name under runs/")
     seed: int = Field(0, ge=0)
-    model: PretrainedPolicy = Field(
+    model: PretrainedModel = Field(
         description="a causal language model, which gets a new head of one output, or a classifier with one output"
     )
     pairs: PairData = Field(description="pairs, or groups of scored responses, where each two form a pair")

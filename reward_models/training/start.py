@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from pipeline.config import PretrainedPolicy
+from pipeline.config import PretrainedModel
 from pipeline.errors import UserError, first_lines
 from pipeline.models.architectures import as_written, exact_attention, switch_noise_off
 from pipeline.models.foreign import load_tokenizer, refused
 from pipeline.types import derive_seed
 
 
-def load_start(settings: PretrainedPolicy, seed: int) -> tuple[Any, Any]:
+def load_start(settings: PretrainedModel, seed: int) -> tuple[Any, Any]:
     """Load the model, in float32, and the tokenizer that reward-model training starts from.
 
     A model without a one-output head gets one with random weights. Dropout in the model's config is set to 0, as in

@@ -15,6 +15,7 @@ from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.reward_model import buys
 from pipeline.models.chat import load_chat
+from pipeline.models.weights.adapter_folder import base_of
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.storage.atomic import write_json
 from pipeline.storage.digests import file_sha256
@@ -66,7 +67,7 @@ class InventedResponses:
     def __init__(self, model: Path) -> None:
         self.swaps: dict[str, Any] = {}
         self.asked: list[tuple[Path, Path]] = []
-        self._chat = load_chat(str(model), ChatSettings())
+        self._chat = load_chat(base_of(model), ChatSettings())
 
     def sample(
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings

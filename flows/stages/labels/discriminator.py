@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.stages.context import Context, Outcome, policy_rendering
-from pipeline.config import FileData, PretrainedPolicy, RewardModelConfig
+from pipeline.config import FileData, PretrainedModel, RewardModelConfig
 from pipeline.config.policy import TemplateSettings
 from pipeline.config.reward_model import Discriminator
 from pipeline.errors import RunError
@@ -106,7 +106,7 @@ def _member_config(
     return RewardModelConfig(
         name=f"member-{number}",
         seed=derive_seed(context.config.seed, "discriminator", round_, number),
-        model=PretrainedPolicy(path=start, trust_remote_code=trusted),
+        model=PretrainedModel(path=start, trust_remote_code=trusted),
         pairs=FileData(path=str(context.run.stage(round_, "gold").folder)),
         chat=TemplateSettings(template_kwargs=chat.template_kwargs, template_file=chat.template_file)
         if shares
