@@ -44,6 +44,7 @@ FLOWS = [
     ("flows.loop.opening", "flows.loop.preparation", "flows.loop.finished"),
     ("flows.loop.stage_tasks",),
     ("flows.loop.rounds",),
+    ("flows.loop.object_store",),
     ("flows.stages",),
     ("flows.planning",),
     ("flows.prefect_api", "flows.preflight"),

@@ -26,7 +26,8 @@ from tests.support.readme import commands
 from tests.support.tiny_run import InventedResponses, bad, begin, good, make_job, open_context, train
 
 WITH_A_SERVER = ("prefloop up", "prefloop deploy")
-HERE = [line for line in commands("prefloop") if not line.startswith(WITH_A_SERVER)]
+# Those with a URL are given in tests/flows/loop/object_store, where a store answers.
+HERE = [line for line in commands("prefloop") if not line.startswith(WITH_A_SERVER) and "s3://" not in line]
 PLACES = {"MODEL": "model", "REWARD_MODEL": "model", "PAIRS.jsonl": "mine.jsonl", "PROMPTS.jsonl": "mine.jsonl"}
 
 

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 from flows.loop.finished import report_if_finished
+from flows.loop.object_store.held import hold_run
 from flows.loop.preparation import prepare_run
 from flows.prefect_api.environment import log_to_file
 from flows.preflight.check import check_new
 from flows.preflight.understand import understood
 from flows.report.terminal import print_table, read_rounds
-from flows.run_folder.lease import hold
 from flows.run_folder.redo import FOLDER, parse_stage, set_aside
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
@@ -39,7 +39,7 @@ def run_config(
     check_new(config, root)
     run = prepare_run(config, root, extend)
     if redo is not None:
-        with hold(root):
+        with hold_run(root):
             moved = set_aside(run, config, *redo)
         print(f"set aside in {root / FOLDER}: {', '.join(moved)}", file=sys.stderr)
     announce(config, root)

@@ -19,13 +19,14 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as current
 from prefect.states import Cancelled, Failed
 
+from flows.loop.object_store.held import hold_run
+from flows.loop.object_store.places import local_path
 from flows.loop.preparation import prepare_run
 from flows.prefect_api.decision_form import stop_schedule_if_done, wait_for_decision
 from flows.prefect_api.environment import keep_keys_out_of_logs, make_files_private, prepare_environment
 from flows.prefect_api.parameters import MAX_ROUNDS, dated
 from flows.preflight.check import check_new
 from flows.preflight.understand import understood
-from flows.run_folder.lease import hold
 from flows.run_folder.redo import parse_stage, set_aside
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
@@ -105,7 +106,7 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
 
     Raises ``UserError``.
     """
-    root = Path(firing.run_dir).resolve()
+    root = local_path(firing.run_dir).resolve()
     run = RunFolder(root)
     if not firing.config and not run.config_file.is_file():
         raise UserError(f"run_dir: {root}: not a run folder (no config.yaml), and no config files were given")
@@ -129,7 +130,7 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
     redo = parse_stage("redo_from", firing.redo_from, config) if firing.redo_from is not None and first else None
     prepare_run(config, root, extend=True)
     if redo is not None:
-        with hold(root):
+        with hold_run(root):
             set_aside(run, config, *redo)
     return root
 

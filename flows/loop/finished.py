@@ -1,5 +1,6 @@
 """A run in which nothing is left to do, told from its manifests without Prefect and its server. Torch-free."""
 
+from flows.loop.object_store.held import hold_run
 from flows.loop.rounds import Reached, added, labelled, learn, start_run
 from flows.report.model_card import write_card
 from flows.report.progress import make_console
@@ -7,7 +8,6 @@ from flows.report.write import write_report
 from flows.run_folder.ancestry import parent
 from flows.run_folder.approvals import goes_on
 from flows.run_folder.flow_run import may_be_shown_as_running
-from flows.run_folder.lease import hold
 from flows.run_folder.links import require_own_folders
 from flows.run_folder.redo import finish_setting_aside
 from flows.run_folder.stage_keys import stage_key
@@ -30,7 +30,7 @@ def report_if_finished(run: RunFolder, config: RunConfig, until: str | None) -> 
     stages = _Complete(run, config, until)
     try:
         require_own_folders(run.root)
-        with hold(run.root):
+        with hold_run(run.root):
             finish_setting_aside(run)
             rounds = _walk(run, config, stages)
             console = make_console()

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flows.loop.object_store.held import hold_run
 from flows.loop.rounds import Reached
 from flows.loop.stage_tasks import StageTasks
 from flows.prefect_api.artefacts import Screen
 from flows.prefect_api.states import true_states
 from flows.report.trackers import Trackers, require_trackers
-from flows.run_folder.lease import hold
 from flows.run_folder.links import require_own_folders
 from flows.run_folder.redo import finish_setting_aside
 from flows.workers.local import Workers
@@ -26,7 +26,7 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
     """
     run = RunFolder(root)
     require_own_folders(root)
-    with hold(root) as lease, true_states(root):
+    with hold_run(root) as lease, true_states(root):
         finish_setting_aside(run)
         config = run.config()
         name_keys(config.model_dump(mode="json"))

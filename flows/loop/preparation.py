@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from flows.run_folder.lease import LEASE_FILE, hold
+from flows.loop.object_store.address import LINK_FILE
+from flows.loop.object_store.held import hold_run
+from flows.run_folder.lease import LEASE_FILE
 from flows.run_folder.links import require_own_folders
 from flows.run_folder.storage_errors import FULL, storage_error
 from pipeline.config import RunConfig
@@ -13,7 +15,7 @@ from pipeline.storage.layout import LAYOUT_FILE, note_version
 from pipeline.storage.run_folder import RunFolder
 
 # Files that a kill may leave behind at the start of a run.
-STARTED = {".lock", "config.yaml.tmp", LEASE_FILE, LAYOUT_FILE, f"{LAYOUT_FILE}.tmp"}
+STARTED = {".lock", "config.yaml.tmp", LEASE_FILE, LAYOUT_FILE, f"{LAYOUT_FILE}.tmp", LINK_FILE}
 
 
 def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolder:
@@ -34,7 +36,7 @@ def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolde
     try:
         root.mkdir(parents=True, exist_ok=True)
         require_own_folders(root)
-        with hold(root):
+        with hold_run(root):
             note_version(root, run.config_file)
             write_text(run.config_file, dump_config(config))
     except OSError as error:

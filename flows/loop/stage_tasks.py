@@ -4,13 +4,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from flows.loop.object_store.held import HeldRun
 from flows.loop.rounds import Reached
 from flows.prefect_api.artefacts import Screen
 from flows.report.findings.round_line import round_line
 from flows.report.gather import round_facts
 from flows.report.progress import both, make_console, progress
 from flows.report.trackers import Trackers
-from flows.run_folder.lease import Lease
 from flows.run_folder.retention import free_room, told
 from flows.run_folder.stage_table import spec_of
 from flows.stages.context import Context, needed
@@ -30,7 +30,7 @@ class StageTasks:
         config: RunConfig,
         workers: Workers,
         screen: Screen,
-        lease: Lease,
+        lease: HeldRun,
         trackers: Trackers,
         until: str | None = None,
     ) -> None:
@@ -73,6 +73,7 @@ class StageTasks:
             else:
                 self._workers.run_stage(round_, name, report)
         self._trackers.follow()
+        self._lease.publish()
         manifest = self._run.stage(round_, name).require()
         self._tell_of_padding(manifest.metrics.get("padded_because"))
         self._tell_of_alarms(round_, name)

@@ -9,57 +9,22 @@ import errno
 import fcntl
 import json
 import os
-import platform
-import shlex
-import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from uuid import uuid4
 
-import psutil
-
-from pipeline.errors import RunError, RunLockedError
+from pipeline.errors import RunError
 from pipeline.storage.atomic import write_json
+from pipeline.storage.holder import PATIENCE_SECONDS, Holder, now, own_holder, parse_holder, refusal, runs, say
 
 LEASE_FILE = "lease.json"
 BEAT_SECONDS = 10.0
-PATIENCE_SECONDS = 60.0
 # Error numbers of systems that have no such locks.
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-# How far a process's start may seem to move when the clock is set.
-START_TOLERANCE = 2.0
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The writer of a run.
-
-    Attributes:
-        token: unique to this lease.
-        machine: distinguishes boots of a machine, and containers, that have the same name.
-        started: the process's start, seconds since 1970 by its machine's clock.
-        beat: time of the last heartbeat, for people; ``beats``: their number so far.
-        patience: seconds without a heartbeat after which another machine may take over.
-    """
-
-    token: str
-    host: str
-    machine: str
-    pid: int
-    started: float
-    command: str
-    beat: str
-    beats: int = 0
-    patience: float = PATIENCE_SECONDS
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} ({self.command}; last heartbeat {self.beat})"
 
 
 class Lease:
@@ -124,7 +89,7 @@ class Lease:
         return self._lost is None
 
     def _beat(self) -> bool:
-        self.holder = replace(self.holder, beats=self.holder.beats + 1, beat=_now())
+        self.holder = replace(self.holder, beats=self.holder.beats + 1, beat=now())
         try:
             # A disk may be so slow that another process has taken over meanwhile.
             write_json(self._file, asdict(self.holder), self._is_own)
@@ -145,7 +110,7 @@ def hold(root: Path, every: float = BEAT_SECONDS, patience: float = PATIENCE_SEC
         RunLockedError: another process holds it; the message names it.
     """
     with _kernel_lock(root):
-        holder = _own(patience)
+        holder = own_holder(patience)
         _take(root / LEASE_FILE, holder)
         # Files of heartbeats and takeovers that a kill has left.
         for left in root.glob(f"{LEASE_FILE}.*"):
@@ -160,14 +125,7 @@ def hold(root: Path, every: float = BEAT_SECONDS, patience: float = PATIENCE_SEC
 
 def read_holder(file: Path) -> Holder | None:
     """The holder of the lease ``file``; None if the file does not tell. Raises ``OSError``."""
-    return _parse(file.read_bytes())
-
-
-def _parse(contents: bytes) -> Holder | None:
-    try:
-        return Holder(**json.loads(contents))
-    except (ValueError, TypeError):
-        return None
+    return parse_holder(file.read_bytes())
 
 
 @contextmanager
@@ -179,31 +137,11 @@ def _kernel_lock(root: Path) -> Iterator[None]:
             holder = None
             with suppress(OSError):
                 holder = read_holder(root / LEASE_FILE)
-            raise _held(root, holder) from None
+            raise refusal(root, holder) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
         yield
-
-
-def _held(root: Path, holder: Holder | None) -> RunLockedError:
-    who = f": {holder}" if holder is not None else ""
-    return RunLockedError(f"{root}: another prefloop process is writing to this run{who}; nothing was changed")
-
-
-def _own(patience: float) -> Holder:
-    started = psutil.Process().create_time()
-    command = shlex.join(["prefloop", *sys.argv[1:]])[:500]
-    return Holder(uuid4().hex, socket.gethostname(), _machine(), os.getpid(), started, command, _now(), 0, patience)
-
-
-def _machine() -> str:
-    """Identify the machine: process numbers are valid only within one boot and one container."""
-    parts = [platform.node()]
-    with suppress(OSError):
-        parts = [Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()]
-        parts.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(parts)
 
 
 def _take(file: Path, own: Holder) -> None:
@@ -244,7 +182,7 @@ def _succeed(file: Path, own: Holder) -> bool:
         # Old claims are removed, so this one may be for a lease that others have taken over long ago.
         if file.read_bytes() == found:
             write_json(file, asdict(own))
-            _say(file, f"taken over from {holder or 'a process that left no name'}, which is gone")
+            say(file.parent, f"taken over from {holder or 'a process that left no name'}, which is gone")
             return True
         claim.unlink(missing_ok=True)
     except FileNotFoundError:
@@ -258,28 +196,18 @@ def _claim(file: Path, contents: bytes) -> Path:
 
 def _require_gone(file: Path, contents: bytes, own: Holder) -> Holder | None:
     """The holder named in a lease or claim with ``contents``. Raises ``RunLockedError`` if it shows signs of life."""
-    holder = _parse(contents)
+    holder = parse_holder(contents)
     if holder is not None and holder.machine == own.machine:
-        if _runs(holder):
-            raise _held(file.parent, holder)
+        if runs(holder):
+            raise refusal(file.parent, holder)
     elif _changes(file, own.patience if holder is None else holder.patience, holder):
-        raise _held(file.parent, holder)
+        raise refusal(file.parent, holder)
     return holder
-
-
-def _runs(holder: Holder) -> bool:
-    try:
-        process = psutil.Process(holder.pid)
-        return (
-            process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - holder.started) < START_TOLERANCE
-        )
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _changes(file: Path, patience: float, holder: Holder | None) -> bool:
     """Whether the lease shows a sign of life within ``patience`` seconds."""
-    _say(file, f"waiting {patience:g} s for a sign of life from {holder or 'its holder'}")
+    say(file.parent, f"waiting {patience:g} s for a sign of life from {holder or 'its holder'}")
     try:
         before = (file.read_bytes(), file.stat().st_mtime_ns)
         deadline = time.monotonic() + patience
@@ -290,11 +218,3 @@ def _changes(file: Path, patience: float, holder: Holder | None) -> bool:
     except FileNotFoundError:
         return False
     return False
-
-
-def _say(file: Path, what: str) -> None:
-    print(f"{file.parent}: {what}", file=sys.stderr)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -71,11 +71,15 @@ class Seals:
 
 def _read(file: Path) -> dict[str, str]:
     try:
-        lines = file.read_bytes().splitlines()
+        return sealed_files(file.read_bytes())
     except FileNotFoundError:
         return {}
+
+
+def sealed_files(journal: bytes) -> dict[str, str]:
+    """Return the SHA-256 that a journal of seals records, by name."""
     told: dict[str, str] = {}
-    for line in lines:
+    for line in journal.splitlines():
         try:
             name, digest = json.loads(line)
             told[str(name)] = str(digest)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pipeline.errors import UserError
+from pipeline.storage.mounts import is_shared
 
 if TYPE_CHECKING:
     from reward_models.answers.missing import Missing
@@ -103,8 +104,10 @@ class LabelCache:
         database.text_factory = lambda text: text.decode(errors="replace")
         database.create_function("seal_of", 3, _seal_of, deterministic=True)
         try:
-            _keep_a_log_of_writes(database)
-            database.execute("PRAGMA synchronous = NORMAL")
+            # The log's index is memory that processes share, which those of several machines cannot.
+            shared = self._file is not None and is_shared(self._file)
+            _keep_journal(database, "DELETE" if shared else "WAL")
+            database.execute(f"PRAGMA synchronous = {'FULL' if shared else 'NORMAL'}")
             database.execute("BEGIN IMMEDIATE")
             (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             (application,) = database.execute("PRAGMA application_id").fetchone()
@@ -127,12 +130,12 @@ def _seal_of(key: object, value: object, missing: object) -> str:
     return sha256(repr((key, value, missing)).encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def _keep_a_log_of_writes(database: sqlite3.Connection) -> None:
-    """Turn on the write-ahead log; on a new file, only one process at a time can do that."""
+def _keep_journal(database: sqlite3.Connection, mode: str) -> None:
+    """Turn on the write-ahead log, or a journal to roll back; only one process at a time can change that."""
     given_up = time.monotonic() + WAIT_SECONDS
     while True:
         try:
-            database.execute("PRAGMA journal_mode = WAL")
+            database.execute(f"PRAGMA journal_mode = {mode}")
             return
         except sqlite3.OperationalError as error:
             # Here SQLite does not apply its busy timeout.

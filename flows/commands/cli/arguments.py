@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from flows.loop.object_store.places import fetched_run
 from pipeline.errors import UserError
 
 _SUFFIXES = (".yaml", ".yml")
@@ -39,7 +40,9 @@ Items = Annotated[
         show_default=False,
     ),
 ]
-RunFolderArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder", show_default=False)]
+RunFolderArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="a run folder, or its URL", show_default=False, parser=fetched_run)
+]
 
 
 def split(items: list[str]) -> tuple[list[Path], list[str]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from flows.commands.cli.arguments import Items, split
+from flows.loop.object_store.places import local_path
 
 Port = Annotated[int, typer.Option(min=1, max=65535, help="port on 127.0.0.1")]
 Pool = Annotated[str, typer.Option(help="Prefect's work pool; created, with type process, if it does not exist")]
@@ -49,6 +50,8 @@ def deploy(
     run_dir: Annotated[
         Path | None,
         typer.Option(
+            parser=local_path,
+            metavar="DIR",
             help="the run's folder; %Y-%m-%d is filled in  [default: runs/NAME, dated for scheduled offline runs]",
             show_default=False,
         ),

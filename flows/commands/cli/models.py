@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 
 from flows.commands.cli.arguments import Items, RunFolderArgument, split
+from flows.loop.object_store.places import local_path
 
 
 def reward_model(
     items: Items,
     run_dir: Annotated[
-        Path | None, typer.Option(help="the reward model's folder  [default: runs/NAME]", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=local_path, metavar="DIR", help="the reward model's folder  [default: runs/NAME]", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Train a reward model from pairs; the same command continues where it was stopped or killed."""
@@ -29,7 +33,9 @@ def reward_model(
 
 def export(
     run_folder: RunFolderArgument,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new or empty folder", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(parser=local_path, metavar="DIR", help="a new or empty folder", show_default=False)
+    ],
     round_: Annotated[
         int | None,
         typer.Option("--round", min=0, help="[default: the gate's best, else the newest]", show_default=False),

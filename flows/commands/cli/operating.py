@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.cli.arguments import RunFolderArgument
+from flows.loop.object_store.address import LINK_FILE
 
 
 def approve(
@@ -21,6 +22,10 @@ def approve(
     from flows.run_folder.approvals import answer_gate
 
     print(answer_gate(run_folder, round_, decision, by, reason))
+    if (run_folder / LINK_FILE).exists():
+        from flows.loop.object_store.transfer import publish_answers
+
+        publish_answers(run_folder)
     released = release(run_folder)
     if released is not None:
         print(f"Prefect's flow run {released}, which was waiting, goes on")

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from flows.commands.cli.arguments import Items, complete_presets, split_sound
+from flows.loop.object_store.places import run_place
 from pipeline.errors import UserError
 
 
@@ -59,7 +60,10 @@ def init(
 def plan(
     items: Items,
     run_dir: Annotated[
-        Path | None, typer.Option(help="the run's folder  [default: runs/NAME]", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=run_place, metavar="DIR|URL", help="the run's folder  [default: runs/NAME]", show_default=False
+        ),
     ] = None,
     rates: Annotated[
         str | None,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.commands.cli.arguments import RunFolderArgument
+from flows.loop.object_store.places import fetched_run, local_path
 
 
 def show(
@@ -25,9 +26,15 @@ def show(
 
 
 def report(
-    run_folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders", show_default=False)],
+    run_folders: Annotated[
+        list[Path],
+        typer.Argument(parser=fetched_run, metavar="RUN...", help="run folders, or their URLs", show_default=False),
+    ],
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="[default: report.html in the run's folder]", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=local_path, metavar="FILE", help="[default: report.html in the run's folder]", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Write the report page of a run, or of several runs side by side: one self-contained file."""

@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 
 from flows.commands.cli.arguments import Items, complete_items, split, split_sound
+from flows.loop.object_store.places import local_path, run_place
 from pipeline.errors import UserError
 
 
 def run(
     items: Items,
     run_dir: Annotated[
-        Path | None, typer.Option(help="the run's folder  [default: runs/NAME]", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=run_place, metavar="DIR|URL", help="the run's folder  [default: runs/NAME]", show_default=False
+        ),
     ] = None,
     extend: Annotated[
         bool, typer.Option("--extend", help="add rounds: continue with more than the folder's config has")
@@ -71,7 +75,10 @@ def sweep(
         ),
     ],
     run_dir: Annotated[
-        Path | None, typer.Option(help="folder of all runs  [default: runs/NAME-sweep]", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=local_path, metavar="DIR", help="folder of all runs  [default: runs/NAME-sweep]", show_default=False
+        ),
     ] = None,
     steps: Annotated[
         int | None,

@@ -200,7 +200,7 @@ def test_a_successor_that_died_before_it_took_over_is_succeeded(
         with pytest.raises(KeyboardInterrupt), hold(tmp_path):
             pass
     # The process that made the claim lives on here, so the next asks it for a sign of life first.
-    monkeypatch.setattr(lease, "_runs", lambda holder: False)
+    monkeypatch.setattr(lease, "runs", lambda holder: False)
     with hold(tmp_path) as held:
         held.check()
         assert [file.name for file in tmp_path.iterdir() if file.name != ".lock"] == [LEASE_FILE]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
+from reward_models.answers import cache
 from reward_models.answers.cache import APPLICATION_ID, LabelCache
 from tests.support.places import ROOT
 
@@ -164,3 +165,22 @@ def test_writers_that_make_a_file_at_the_same_moment_do_not_meet_either(tmp_path
         for thread in threads:
             thread.join()
     assert not refused
+
+
+@pytest.mark.parametrize(("shared", "journal"), [(False, "wal"), (True, "delete")])
+def test_machines_that_share_a_file_share_no_memory(
+    shared: bool, journal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that was made on a local disk, too, once it is on a shared one."""
+    file = tmp_path / "labels.sqlite"
+    with_log = LabelCache(file)
+    with_log.write("k", 1.0)
+    with_log.close()
+    monkeypatch.setattr(cache, "is_shared", lambda path: shared and path == file)
+    again = LabelCache(file)
+    assert again.read(["k"]) == {"k": (1.0, None)}
+    again.write("l", 2.0)
+    with sqlite3.connect(file) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == (journal,)
+    database.close()
+    again.close()

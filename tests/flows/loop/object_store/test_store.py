@@ -1,0 +1,286 @@
+"""Runs in a real S3 server: what one machine publishes another gets, and one of them writes."""
+
+import json
+import os
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from flows.loop.object_store.address import WORK_VARIABLE, linked
+from flows.loop.object_store.client import LostWriteError, ObjectStore
+from flows.loop.object_store.held import hold_run
+from flows.loop.object_store.store_lease import LEASE_OBJECT, hold_url, take_lease
+from flows.loop.object_store.transfer import fetch, require_conditional
+from flows.loop.preparation import prepare_run
+from flows.run_folder.retention import free_room
+from pipeline.config import RunConfig
+from pipeline.config.files import load_config
+from pipeline.errors import RunError, RunLockedError, UserError
+from pipeline.storage.atomic import json_text, write_json
+from pipeline.storage.holder import own_holder, parse_holder
+from pipeline.storage.integrity import require_intact
+from pipeline.storage.manifest import MANIFEST, DamagedError, StageKey
+from pipeline.storage.run_folder import RunFolder
+from pipeline.storage.seals import Seals
+from tests.support.s3_server import S3Server
+from tests.support.small_config import write_small_config
+
+ELSEWHERE = {"host": "far", "machine": "another boot", "command": "prefloop run x"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return load_config([write_small_config(tmp_path, tmp_path / "model", "rounds: 2")], ())
+
+
+def machine(store: ObjectStore, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """The run on a machine of this name: its work folder, with what is in the store."""
+    monkeypatch.setenv(WORK_VARIABLE, str(tmp_path / name))
+    return RunFolder(fetch(store.address, required=False))
+
+
+def make(run: RunFolder, round_: int, name: str, text: str, made_from: tuple[str, ...] = ()) -> None:
+    """A stage with two files, one of them in a folder."""
+    keys = {title: run.stage(int(title[6:9]), title[10:]).require().key for title in made_from}
+    writer = run.stage(round_, name).begin(StageKey({"text": text}, keys, 0))
+    (writer.folder / "part").mkdir()
+    (writer.folder / "rows.parquet").write_text(text)
+    (writer.folder / "part" / "model.safetensors").write_text(text * 2)
+    writer.commit(1, {})
+
+
+def everything(run: RunFolder) -> dict[str, bytes]:
+    files = (file for file in run.root.rglob("*") if file.is_file() and "round_" in str(file))
+    return {file.relative_to(run.root).as_posix(): file.read_bytes() for file in files}
+
+
+def test_what_one_machine_publishes_another_gets(
+    store: ObjectStore, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(store, "a", tmp_path, monkeypatch)
+    prepare_run(config, here.root)
+    with hold_run(here.root) as held:
+        make(here, 0, "data", "first")
+        held.publish()
+        names = [*store.listing()]
+        assert "round_000/data/manifest.json" in names and "round_000/data/part/model.safetensors" in names
+        make(here, 0, "policy", "second", ("round_000/data",))
+        with pytest.raises(RunLockedError, match=f"process {os.getpid()} on "), hold_url(store, 10, 60):
+            pass
+        with pytest.raises(RunLockedError, match=f"s3://.* process {os.getpid()} on "):
+            prepare_run(config, machine(store, "b", tmp_path, monkeypatch).root)
+    there = machine(store, "b", tmp_path, monkeypatch)
+    assert there.root != here.root and everything(there) == everything(here) != {}
+    assert there.config() == config and require_intact(there.stage(0, "policy")).rows == 1
+    prepare_run(config, there.root)
+    with hold_run(there.root) as held:
+        held.check()
+
+
+def test_sealed_shards_of_a_killed_stage_are_gone_on_with(
+    store: ObjectStore, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, key = machine(store, "a", tmp_path, monkeypatch), StageKey({}, {}, 0)
+    prepare_run(config, here.root)
+    with pytest.raises(KeyboardInterrupt), hold_run(here.root):
+        folder = here.stage(1, "samples").begin(key).folder
+        for name in ("shard_0", "shard_1"):
+            (folder / name).write_text(name)
+            Seals(folder).files([folder / name])
+        (folder / "shard_1").write_text("changed since")
+        (folder / "shard_2").write_text("not sealed")
+        raise KeyboardInterrupt
+    there = machine(store, "b", tmp_path, monkeypatch)
+    with hold_run(there.root) as held:
+        folder = there.stage(1, "samples").begin(key).folder
+        assert (folder / "shard_0").read_text() == "shard_0" and Seals(folder).hold("shard_0")
+        assert not (folder / "shard_1").exists() and not (folder / "shard_2").exists()
+        there.stage(1, "samples").begin(key).commit(1, {})
+        held.publish()
+        assert not [name for name in store.listing() if ".partial/" in name]
+
+
+def test_a_file_that_has_changed_in_the_store_is_not_taken(
+    store: ObjectStore, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(store, "a", tmp_path, monkeypatch)
+    prepare_run(config, here.root)
+    with hold_run(here.root):
+        make(here, 0, "data", "first")
+    store.write("round_000/data/rows.parquet", b"other")
+    with pytest.raises(DamagedError, match=r"s3://.*/round_000/data/rows.parquet: has changed in the store"):
+        machine(store, "b", tmp_path, monkeypatch)
+    assert not (tmp_path / "b" / "s3" / store.address.bucket / store.address.prefix / "round_000" / "data").exists()
+    store.remove(["round_000/data/rows.parquet"])
+    with pytest.raises(DamagedError, match=r"rows.parquet: is missing in the store"):
+        machine(store, "b", tmp_path, monkeypatch)
+
+
+def test_conditional_writes_are_conditional(store: ObjectStore) -> None:
+    etag = store.create("one", b"first")
+    with pytest.raises(LostWriteError):
+        store.create("one", b"second")
+    with pytest.raises(LostWriteError):
+        store.replace("one", b"second", '"0"')
+    with pytest.raises(LostWriteError):
+        store.replace("none", b"second", etag)
+    assert store.read("one") == (b"first", etag) and store.read("none") is None
+    assert store.replace("one", b"third", etag) != etag and store.read("one") != (b"first", etag)
+    require_conditional(store)
+    assert [*store.listing()] == ["one"]
+
+
+def test_a_holder_elsewhere_without_a_sign_of_life_is_taken_over(
+    store: ObjectStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = replace(own_holder(0.5), **ELSEWHERE)
+    lost_to = take_lease(store, gone)
+    started = time.monotonic()
+    with hold_url(store, 10, 60) as lease:
+        assert time.monotonic() - started >= 0.5
+        lease.check()
+        with pytest.raises(LostWriteError):
+            store.replace(LEASE_OBJECT, b"late heartbeat", lost_to)
+    assert "taken over from process" in capsys.readouterr().err
+    # Given back, it is free at once.
+    started = time.monotonic()
+    with hold_url(store, 10, 60):
+        assert time.monotonic() - started < 0.5
+
+
+def test_a_holder_elsewhere_whose_heart_beats_is_refused(store: ObjectStore) -> None:
+    alive, stop = replace(own_holder(20.0), **ELSEWHERE), threading.Event()
+    etags = [take_lease(store, alive)]
+
+    def beat() -> None:
+        while not stop.wait(0.1):
+            beaten = replace(alive, beats=len(etags))
+            etags.append(store.replace(LEASE_OBJECT, json_text(asdict(beaten)).encode(), etags[-1]))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(RunLockedError, match="on far"), hold_url(store, 10, 60):
+            pass
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_of_two_takers_at_once_one_wins(store: ObjectStore, s3: S3Server) -> None:
+    """Eight threads, each with a connection of its own, want what a dead holder has left; five times."""
+    for _ in range(5):
+        found = store.read(LEASE_OBJECT)
+        dead = json_text(asdict(replace(own_holder(0.2), **ELSEWHERE))).encode()
+        store.create(LEASE_OBJECT, dead) if found is None else store.replace(LEASE_OBJECT, dead, found[1])
+        ready, got = threading.Barrier(8), []
+
+        def take(ready: threading.Barrier = ready, got: list[str] = got) -> None:
+            own = ObjectStore(store.address, Path())
+            holder = own_holder(60)
+            ready.wait()
+            try:
+                take_lease(own, holder)
+                got.append(holder.token)
+            except RunLockedError:
+                got.append("refused")
+
+        threads = [threading.Thread(target=take) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        winners = [token for token in got if token != "refused"]
+        held = store.read(LEASE_OBJECT)
+        assert held is not None and (holder := parse_holder(held[0])) is not None
+        assert len(got) == 8 and winners == [holder.token]
+
+
+def test_whoever_was_taken_over_publishes_nothing(
+    store: ObjectStore, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(store, "a", tmp_path, monkeypatch)
+    prepare_run(config, here.root)
+    with pytest.raises(RunError, match="taken over by process 7 on far"), hold_run(here.root) as held:
+        make(here, 0, "data", "first")
+        found = store.read(LEASE_OBJECT)
+        assert found is not None
+        other = replace(own_holder(0.3), token="t", pid=7, **ELSEWHERE)
+        store.replace(LEASE_OBJECT, json_text(asdict(other)).encode(), found[1])
+        held.publish()
+    assert "round_000/data/manifest.json" not in store.listing()
+    assert here.stage(0, "data").require().rows == 1
+
+
+def test_a_stage_that_another_machine_has_made_meanwhile_is_taken_and_the_own_one_kept(
+    store: ObjectStore, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(store, "a", tmp_path, monkeypatch)
+    prepare_run(config, here.root)
+    make(here, 0, "data", "mine")
+    make(here, 0, "policy", "from mine", ("round_000/data",))
+    there = machine(store, "b", tmp_path, monkeypatch)
+    with hold_run(there.root):
+        make(there, 0, "data", "theirs")
+    with hold_run(here.root):
+        assert [stage.title for stage in here.stages()] == ["round_000/data"]
+        assert (here.stage(0, "data").folder / "rows.parquet").read_text() == "theirs"
+    kept = sorted(file.read_text() for file in here.root.glob("set_aside/*/round_000/*/rows.parquet"))
+    assert kept == ["from mine", "mine"]
+
+
+def test_what_is_set_aside_and_freed_here_is_so_in_the_store(
+    store: ObjectStore, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(store, "a", tmp_path, monkeypatch)
+    prepare_run(config, here.root)
+    with hold_run(here.root):
+        make(here, 0, "data", "first")
+        make(here, 0, "policy", "weights")
+    with hold_run(here.root):
+        place = here.root / "set_aside" / "20260101T000000Z"
+        place.mkdir(parents=True)
+        write_json(place / "moves.json", {"from": "round_000/data", "moves": ["round_000/data"]})
+        (place / "round_000").mkdir()
+        here.stage(0, "data").folder.rename(place / "round_000" / "data")
+        policy = here.stage(0, "policy")
+        write_json(
+            policy.folder / "freed.json",
+            {"files": {"part/model.safetensors": 14}, "reason": "retention", "time": "now"},
+        )
+        free_room(here, config)
+    names = [*store.listing()]
+    assert "round_000/policy/part/model.safetensors" not in names and "round_000/policy/freed.json" in names
+    assert not [name for name in names if name.startswith("round_000/data/")]
+    assert f"set_aside/20260101T000000Z/round_000/data/{MANIFEST}" in names
+    there = machine(store, "b", tmp_path, monkeypatch)
+    assert [stage.title for stage in there.stages()] == ["round_000/policy"]
+    freed = there.stage(0, "policy").freed()
+    assert freed is not None and [*freed.files] == ["part/model.safetensors"]
+
+
+def test_people_s_answers_and_accounts_go_both_ways(
+    store: ObjectStore, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(store, "a", tmp_path, monkeypatch)
+    prepare_run(config, here.root)
+    there = machine(store, "b", tmp_path, monkeypatch)
+    (there.root / "approvals").mkdir()
+    write_json(there.root / "approvals" / "round_001.json", {"decision": "promote"})
+    with hold_run(there.root):
+        (there.root / "spending.jsonl").write_text('{"calls": 3}\n')
+    here = machine(store, "a", tmp_path, monkeypatch)
+    assert json.loads((here.root / "approvals" / "round_001.json").read_text()) == {"decision": "promote"}
+    assert (here.root / "spending.jsonl").read_text() == '{"calls": 3}\n'
+    assert not [name for name in store.listing() if name.startswith(("logs", ".lock", "store.json"))]
+
+
+def test_a_folder_of_another_run_is_no_work_folder(store: ObjectStore, tmp_path: Path, s3: S3Server) -> None:
+    root = store.address.work_folder
+    root.mkdir(parents=True)
+    (root / "config.yaml").write_text("name: mine")
+    with pytest.raises(UserError, match=f"holds a local run.*{WORK_VARIABLE}"):
+        linked(store.address)
