@@ -163,9 +163,9 @@ def test_several_references_are_one_pass_each_with_one_model_in_memory(
 ) -> None:
     loaded: list[tuple[str, Any]] = []
 
-    def watched(path: str, **options: Any) -> Any:
+    def watched(path: str, *given: Any, **options: Any) -> Any:
         assert all(model() is None for _, model in loaded), "the model before is still in memory"
-        model = load_for_scoring(path, **options)
+        model = load_for_scoring(path, *given, **options)
         loaded.append((Path(path).name, weakref.ref(model)))
         return model
 
