@@ -59,10 +59,11 @@ class ResponseParts:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """The ids that open a thought and those that close it."""
+    """The ids that open a thought and those that close it, and the texts of both."""
 
     opening: _Ids
     closing: _Ids
+    opening_text: str
     closing_text: str
 
 
@@ -147,9 +148,7 @@ class Thoughts:
         parts = self.parts(prompt_ids, ids)
         hides = self._shown == "hide"
         if given is not None:
-            text = given.shown
-            if hides and parts.thinking:
-                text = self._without_thought(given) if parts.ended else ""
+            text = self._without_thought(given, parts) if hides else given.shown
         elif hides or (self._shown == "earlier" and self._channels.in_them(ids)):
             text = self.answer(prompt_ids, ids)
         else:
@@ -165,14 +164,25 @@ class Thoughts:
             in_thought=not parts.ended and self._shown != "earlier",
         )
 
-    def _without_thought(self, turn: Message) -> str:
+    def _without_thought(self, turn: Message, parts: ResponseParts) -> str:
         """Return the turn's text for readers, without its reasoning and without a thought in its content."""
+        if not parts.ended:
+            return ""
         extra = json.loads(turn.extra) if turn.extra else {}
         rest = {name: value for name, value in extra.items() if name not in _FIELDS}
-        cuts = [turn.content.find(mark.closing_text) for mark in self._marks]
-        after = [at + len(mark.closing_text) for at, mark in zip(cuts, self._marks, strict=True) if at >= 0]
-        content = turn.content[min(after) :].lstrip("\r\n") if after else turn.content
+        # A thought in a field of its own leaves the content to the answer, which may speak of marks.
+        content = self._answer_in(turn.content, inside=rest == extra) if parts.thinking else turn.content
         return Message(turn.role, content, json.dumps(rest, ensure_ascii=False) if rest else "").shown
+
+    def _answer_in(self, content: str, *, inside: bool) -> str:
+        """Return what follows the thoughts with which ``content`` opens; ``inside``: it may begin inside of one."""
+        while True:
+            opened = [mark for mark in self._marks if content.lstrip().startswith(mark.opening_text)]
+            cuts = [(content.find(mark.closing_text), mark.closing_text) for mark in opened or self._marks]
+            at, closing = min(((at, closing) for at, closing in cuts if at >= 0), default=(-1, ""))
+            if at < 0 or not (opened or inside):
+                return content
+            content, inside = content[at + len(closing) :].lstrip("\r\n"), False
 
     def _add(self, opening: str, closing: str, *, strict: bool) -> None:
         ids = self._encoded(closing)
@@ -183,7 +193,7 @@ class Thoughts:
                 f"{len(ids)} tokens of its tokenizer and none of its own, so thought and answer share tokens; allowed: "
                 "chat.thinking: keep, or a tokenizer with a token for it"
             )
-        mark = _Mark(self._encoded(opening), ids, closing)
+        mark = _Mark(self._encoded(opening), ids, opening, closing)
         if self._bounded(closing) and mark not in self._marks:
             self._marks.append(mark)
 

@@ -105,6 +105,27 @@ def test_thoughts_of_data_are_told_from_their_answers() -> None:
             assert found.thinking_tokens == len(tokenizer("<think>\nsat\n</think>")["input_ids"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "thought", "shown"),
+    [
+        ("qwen3", "end it with </think> please", "sat", "end it with </think> please"),
+        ("glm4moe", "end it with </think> please", "sat", "end it with </think> please"),
+        ("nemotron_3_nano", "<think>\nsat\n</think>\n\nend it with </think>", "", "end it with </think>"),
+        ("nemotron_3_nano", "<think>\na\n</think>\n\n<think>\nb\n</think>\n\na dog", "", "a dog"),
+        ("nemotron_3_nano", "sat\n</think>\n\na dog", "", "a dog"),
+        # Its format writes no thought of the last turn, so there is none in the tokens.
+        ("gemma4", "a dog", "sat", "a dog"),
+    ],
+)
+def test_answers_of_data_may_speak_of_marks_and_follow_several_thoughts(
+    name: str, content: str, thought: str, shown: str
+) -> None:
+    turn = Message("assistant", content, json.dumps({"reasoning_content": thought}) if thought else "")
+    chat = Chat(thinker(name, SAMPLED[name][0]), ChatSettings())
+    ids = chat.response_ids(ASKED, turn.content, extra=turn.extra)
+    assert chat.thoughts.response(chat.prompt_ids(ASKED), ids, (), "stop", turn).text == shown
+
+
 def test_run_folders_begun_before_go_on_with_what_labellers_saw() -> None:
     for name, text in (("qwen3", None), ("gptoss", "a dog")):
         tokens, thought, _ = SAMPLED[name]
