@@ -23,6 +23,7 @@ from pipeline.config import (
 )
 from pipeline.config.loss.needs import needs_of
 from pipeline.losses import Loss
+from pipeline.models.weights.weight_format import stored_dtype
 from pipeline.sampling.sampler import engine_dtype
 from pipeline.training.distributed.launch import Launch, read_launch
 from pipeline.training.reference import PASS_TOKENS
@@ -213,7 +214,7 @@ def _reward_models(settings: ScorerSettings) -> dict[str, int]:
             case _:
                 continue
         parameters, hidden = classifier_parameters(scorer.path, trust_remote_code=scorer.trust_remote_code)
-        item = ITEM_BYTES[scorer.dtype]
+        item = ITEM_BYTES[stored_dtype(scorer.path) if scorer.dtype == "auto" else scorer.dtype]
         weights += parameters * item
         activations = max(activations, 16 * hidden * longest * item)
     return {"weights": weights, "activations": activations} if weights else {}

@@ -65,7 +65,9 @@ class ClassifierScorer(Closed):
     max_tokens: int = Field(
         2048, ge=8, description="longer conversations lose tokens at the left; the count is recorded"
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of its weights and matrix products; auto: that of the model's files"
+    )
     trust_remote_code: bool = False
 
     @property
@@ -162,7 +164,9 @@ class PairwiseScorer(Closed):
     max_prompt_tokens: int = Field(1224, ge=1, description="longer prompts lose their beginning; the count is recorded")
     max_response_tokens: int = Field(412, ge=1, description="longer responses lose their end; the count is recorded")
     batch_size: int = Field(16, ge=1, json_schema_extra=OPERATIONAL)
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of its weights and matrix products; auto: that of the model's files"
+    )
     trust_remote_code: bool = False
     pairs_per_prompt: Annotated[int, Field(ge=1)] | None = Field(
         None, description="compare this many of the K (K - 1) / 2 pairs; default: all"

@@ -13,9 +13,11 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
+from pipeline.config import RunConfig, VllmSampler
 from pipeline.config.data.sources import Data
 from pipeline.config.data.user_data import EVERY_SPLIT, FileData
 from pipeline.config.policy import EARLIER, Policy, PretrainedPolicy
+from pipeline.config.scorers import ClassifierScorer, EnsembleScorer, PairwiseScorer, ScorerSettings
 from pipeline.config.training import UNBALANCED, Training
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_json, write_text
@@ -138,12 +140,52 @@ def as_held(begun: Policy, given: Policy) -> Policy:
     return given.model_copy(update={"dtype": "float32"}) if same else given
 
 
+def as_scored(begun: ScorerSettings | None, given: ScorerSettings | None) -> ScorerSettings | None:
+    """Return the labeller ``given``, its models in float32 if those of ``begun`` were and ``given`` leaves it open."""
+    if isinstance(given, ClassifierScorer | PairwiseScorer) and isinstance(begun, ClassifierScorer | PairwiseScorer):
+        same = begun.kind == given.kind and begun.dtype == "float32" and "dtype" not in given.changed
+        return given.model_copy(update={"dtype": "float32"}) if same else given
+    match begun, given:
+        case EnsembleScorer(), EnsembleScorer() if len(begun.members) == len(given.members):
+            both = zip(begun.members, given.members, strict=True)
+            members = tuple(new.model_copy(update={"scorer": as_scored(old.scorer, new.scorer)}) for old, new in both)
+            return given.model_copy(update={"members": members})
+    return given
+
+
 def as_merged(begun: Training, given: Training) -> Training:
     """Return ``given``; if each round of ``begun`` merged its adapter and ``given`` leaves that open, so does it."""
     if begun.lora is None or given.lora is None:
         return given
     same = begun.lora.lifetime == "round" and "lifetime" not in given.lora.changed
     return given.model_copy(update={"lora": given.lora.model_copy(update={"lifetime": "round"})}) if same else given
+
+
+def as_begun(begun: RunConfig, config: RunConfig) -> RunConfig:
+    """Return ``config``, to go on with a run that was begun as ``begun``: what it leaves open stays as it was."""
+    sources = {"prompts": (begun.prompts, config.prompts), "pairs": (begun.pairs, config.pairs)}
+    update: dict[str, object] = {name: as_read(*both) for name, both in sources.items()}
+    earlier = {"bos": begun.chat.bos, "thinking": begun.chat.thinking}
+    kept = {name: EARLIER for name, was in earlier.items() if was == EARLIER and name not in config.chat.changed}
+    if kept:
+        update["chat"] = config.chat.model_copy(update=kept)
+    update["policy"] = as_held(begun.policy, config.policy)
+    update["scorer"] = as_scored(begun.scorer, config.scorer)
+    if begun.gate is not None and config.gate is not None:
+        second = as_scored(begun.gate.second, config.gate.second)
+        update["gate"] = config.gate.model_copy(update={"second": second})
+    update["training"] = training = as_merged(begun.training, config.training)
+    trainings = {"training": (begun.training, training), "warm_start": (begun.warm_start, config.warm_start)}
+    for name, (old, new) in trainings.items():
+        if old is None or new is None or "router_aux_loss_coef" in new.changed:
+            continue
+        if old.router_aux_loss_coef == UNBALANCED:
+            update[name] = new.model_copy(update={"router_aux_loss_coef": UNBALANCED})
+    before, engine = begun.sampler, config.sampler
+    eager = isinstance(before, VllmSampler) and before.enforce_eager
+    if eager and isinstance(engine, VllmSampler) and engine.enforce_eager is None:
+        update["sampler"] = engine.model_copy(update={"enforce_eager": True})
+    return config.model_copy(update=update)
 
 
 def _holder(tree: _Tree, path: str, *, make: bool) -> _Tree | None:

@@ -14,21 +14,11 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from pipeline.config import RunConfig, VllmSampler
+from pipeline.config import RunConfig
 from pipeline.config.files import changed_fields, load_settings
-from pipeline.config.policy import EARLIER
-from pipeline.config.training import UNBALANCED
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import discard, sync_folder, write_json
-from pipeline.storage.layout import (
-    as_held,
-    as_merged,
-    as_now_called,
-    as_read,
-    own_version,
-    require_known,
-    visible_version,
-)
+from pipeline.storage.layout import as_begun, as_now_called, own_version, require_known, visible_version
 from pipeline.storage.manifest import (
     MANIFEST,
     DamagedError,
@@ -89,26 +79,7 @@ class RunFolder:
         """
         if not self.config_file.is_file():
             return config
-        begun = self.config()
-        sources = {"prompts": (begun.prompts, config.prompts), "pairs": (begun.pairs, config.pairs)}
-        update: dict[str, object] = {name: as_read(*both) for name, both in sources.items()}
-        earlier = {"bos": begun.chat.bos, "thinking": begun.chat.thinking}
-        kept = {name: EARLIER for name, was in earlier.items() if was == EARLIER and name not in config.chat.changed}
-        if kept:
-            update["chat"] = config.chat.model_copy(update=kept)
-        update["policy"] = as_held(begun.policy, config.policy)
-        update["training"] = training = as_merged(begun.training, config.training)
-        trainings = {"training": (begun.training, training), "warm_start": (begun.warm_start, config.warm_start)}
-        for name, (old, new) in trainings.items():
-            if old is None or new is None or "router_aux_loss_coef" in new.changed:
-                continue
-            if old.router_aux_loss_coef == UNBALANCED:
-                update[name] = new.model_copy(update={"router_aux_loss_coef": UNBALANCED})
-        before, engine = begun.sampler, config.sampler
-        eager = isinstance(before, VllmSampler) and before.enforce_eager
-        if eager and isinstance(engine, VllmSampler) and engine.enforce_eager is None:
-            update["sampler"] = engine.model_copy(update={"enforce_eager": True})
-        return config.model_copy(update=update)
+        return as_begun(self.config(), config)
 
     def stage(self, round_: int, name: str) -> "Stage":
         """Return the stage ``name`` of a round, complete or not."""

@@ -156,7 +156,7 @@ def load_classifier(settings: ClassifierScorer | PairwiseScorer, field: str = "s
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"{field}.path: {settings.path} is not a trained classifier: it lacks the weights {missing}")
     exact_attention(model)
-    return tokenizer, model
+    return tokenizer, model.requires_grad_(False)
 
 
 def _trees(groups: Sequence[Group], rows: Sequence[Ids], budget: int) -> Iterator[_Tree]:

@@ -242,3 +242,30 @@ def test_a_mixture_of_experts_of_an_earlier_folder_goes_on_without_a_router_loss
         assert given("config").router_aux_loss_coef == "earlier"
         assert given(0.5).identity()["router_aux_loss_coef"] == 0.5
     assert router_coefficient("config") is None
+
+
+def test_a_folder_goes_on_with_the_precision_and_the_adapters_that_it_was_begun_with(tmp_path: Path) -> None:
+    plain = yaml.safe_load((EARLIER / "iterative" / "config.yaml").read_text())
+    lora = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": "all-linear"}
+    plain["training"] |= {"lora": lora, "optimiser_state": "fresh"}
+    members = [{"scorer": {"kind": "classifier", "path": "m", "dtype": "float32"}}, {"scorer": {"kind": "length"}}]
+    plain["scorer"] = {"kind": "ensemble", "members": members}
+    plain["policy"] = {"kind": "pretrained", "path": "model"}
+    run = folder(tmp_path, yaml.safe_dump(plain))
+    begun = run.config()
+    assert begun.policy.identity() == {
+        "kind": "pretrained", "path": "model", "revision": None, "trust_remote_code": False,
+    }, "its keys stay"  # fmt: skip
+    assert begun.training.lora is not None and begun.training.lora.lifetime == "round"
+    assert "lifetime" not in begun.training.lora.identity()
+    # The user's own file says nothing of either.
+    mine = {
+        **plain,
+        "scorer": {"kind": "ensemble", "members": [{"scorer": {"kind": "classifier", "path": "m"}}, members[1]]},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    new = load_config([tmp_path / "mine.yaml"])
+    assert new.identity() != begun.identity() and new.policy.identity()["dtype"] == "auto"
+    assert run.carried(new).identity() == begun.identity()
+    named = load_config([tmp_path / "mine.yaml"], ["policy.dtype=bfloat16", "training.dtype=bfloat16"])
+    assert run.carried(named).policy == named.policy, "what is asked for is not overruled"
