@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import (
@@ -95,6 +96,18 @@ def make_exact(model: Any) -> PreTrainedModel:
         model.config.save_pretrained(Path(folder))
     prepared: PreTrainedModel = model.train(False)
     return prepared
+
+
+def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Hold the weights of ``model`` in ``dtype``, as if it had been loaded so; ``Module.to`` would do more.
+
+    What the model computes for itself stays: frequencies of RoPE, which 16 bits would round, and Llama 4's complex
+    ones, which would lose their imaginary part. So do weights that transformers holds in float32 in any dtype.
+    """
+    kept = tuple(model._keep_in_fp32_modules_strict or ())
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(part in name for part in kept):
+            parameter.data = parameter.data.to(dtype)
 
 
 def exact_attention(model: Any) -> None:

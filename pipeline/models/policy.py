@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from pipeline.errors import RunError, UserError
-from pipeline.models.architectures import as_written, auto_class, make_exact, switch_noise_off
+from pipeline.models.architectures import as_written, auto_class, make_exact, round_weights, switch_noise_off
 from pipeline.models.chat import Chat
 from pipeline.models.foreign import model_settings, refused
 from pipeline.models.handshake import probe_sequences, write_probe
@@ -162,7 +162,7 @@ def save_policy(
     if dtype is not None and TORCH_DTYPES[dtype] != plain.dtype:
         if masters and plain.dtype == torch.float32:
             _save_weights(plain, folder / MASTERS, tokenizer_source)
-        nn.Module.to(plain, TORCH_DTYPES[dtype])
+        round_weights(plain, TORCH_DTYPES[dtype])
     _save_weights(plain, folder, tokenizer_source)
     copy_companions(tokenizer_source, folder)
     save_probe(plain, chat, folder)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pipeline.config import Lora
 from pipeline.errors import UserError, first_lines
-from pipeline.models.architectures import outside_text
+from pipeline.models.architectures import outside_text, round_weights
 from pipeline.models.weights.adapter_folder import ADAPTER_WEIGHTS, adapter_settings, write_base
 
 # Kernels of Mamba layers read the weights of these modules themselves, without an adapter; peft refuses most.
@@ -188,5 +188,5 @@ def merge_adapter(model: Any) -> PreTrainedModel:
     dtype = model.get_base_model().get_input_embeddings().weight.dtype
     merged: PreTrainedModel = model.merge_and_unload()
     # Modules that were trained whole are float32.
-    nn.Module.to(merged, dtype)
+    round_weights(merged, dtype)
     return merged

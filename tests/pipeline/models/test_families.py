@@ -18,6 +18,7 @@ from pipeline.models.chat import load_chat
 from pipeline.models.policy import load_policy, save_policy
 from pipeline.models.token_logps import TokenLogps
 from pipeline.models.weights.lora import add_adapter
+from pipeline.models.weights.weight_format import WeightFormat
 from tests.support.tiny_families import FAMILIES, WITH_IMAGES, WORDS, save_family
 
 # GPT BigCode's own code calls it.
@@ -181,6 +182,20 @@ def test_an_adapter_trains_is_merged_and_comes_back(family: str, tmp_path: Path)
     assert tensors(new).keys() == tensors(start).keys()
     merged = ours(load_policy(str(new)), share_prompts=False)[0].logps
     torch.testing.assert_close(merged, values.logps, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["deepseek v3", "llama 4 with images", "llama, YaRN", "phi 3"])
+def test_weights_rounded_when_they_are_saved_give_the_values_of_those_that_are_loaded(
+    family: str, tmp_path: Path
+) -> None:
+    start, new = save_family(FAMILIES[family](), tmp_path / "start"), tmp_path / "new"
+    chat = load_chat(str(start), ChatSettings())
+    rounded = save_policy(load_policy(str(start)), new, tokenizer_source=str(start), chat=chat, dtype="bfloat16")
+    loaded = load_policy(str(new), held=WeightFormat("bfloat16"))
+    assert {n: p.dtype for n, p in rounded.named_parameters()} == {n: p.dtype for n, p in loaded.named_parameters()}
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(rounded.buffers(), loaded.buffers(), strict=True))
+    found, expected = (ours(model, share_prompts=False)[0] for model in (rounded, loaded))
+    assert torch.equal(found.logps, expected.logps)
 
 
 @pytest.mark.parametrize("family", WITH_IMAGES)
