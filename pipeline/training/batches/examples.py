@@ -149,8 +149,8 @@ class Survey:
 
     Attributes:
         lengths: [E] tokens of each example's longest row, 4 bytes each.
-        tokens: [E] tokens of each example's prompt and all continuations, 4 bytes each.
-        rows: [E] continuations of each example, 4 bytes each.
+        tokens: [E] tokens of each example's packed pass, 4 bytes each.
+        rows: [E] rows that models read of each example, 4 bytes each.
         row_tokens: tokens of all rows of all examples.
         digest: hash of ids and lengths in order.
     """
@@ -189,7 +189,7 @@ def check_examples(examples: Sequence[Example], name: str, needs: Needs) -> Surv
             raise UserError(f"training: example {e.id}: {fault}")
         lengths.append(e.length)
         tokens.append(e.distinct_tokens)
-        rows.append(len(e.continuations))
+        rows.append(len(e.read))
         row_tokens += e.tokens
         digest.update(f"{e.id}\n{e.length}\n".encode())
     return Survey(lengths, tokens, rows, row_tokens, digest.hexdigest())

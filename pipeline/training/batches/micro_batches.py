@@ -9,6 +9,9 @@ from pipeline.training.batches.collate import TokenBatch, collate, plan_epoch
 from pipeline.training.batches.examples import Example, Survey
 from pipeline.training.batches.pass_tokens import PassTokens
 
+# Tokens of the longest row of an example (of a stream, all of them), and rows.
+_Size = tuple[int, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -54,9 +57,12 @@ def micro_batches(
         shares = [sorted(share, key=lambda e: -e.distinct_tokens) for share in shares]
     mine = shares[rank]
     responses = max(len(e.responses) for e in ordered)
-    # For each place in the processes' shares, the most that any process computes there.
-    costs = [max(_cost(share[place], cut) for share in shares if place < len(share)) for place in range(len(shares[0]))]
-    for places in _passes(costs, cut):
+    filled = max(len(e.continuations) for e in ordered)
+    sizes = [
+        _most([_size(share[place], filled, cut) for share in shares if place < len(share)])
+        for place in range(len(shares[0]))
+    ]
+    for places in _passes(sizes, cut):
         part = [mine[place] for place in places if place < len(mine)]
         yield collate(
             part,
@@ -75,25 +81,37 @@ def tokens_of_a_pass(survey: Survey, batch_size: int, cut: Cut, seed: int) -> Pa
     plain, padded = replace(cut, packing=False), 0
     for batch in plan_epoch(survey.lengths, survey.tokens, batch_size, seed, 0):
         ordered = sorted(batch, key=lambda i: -survey.lengths[i])
-        costs = [survey.lengths[i] * survey.rows[i] for i in ordered]
-        padded += sum(max(costs[place] for place in places) * len(places) for places in _passes(costs, plain))
+        sizes = [(survey.lengths[i], survey.rows[i]) for i in ordered]
+        padded += sum(_computed([sizes[place] for place in places], plain) for places in _passes(sizes, plain))
     return PassTokens(sum(survey.tokens), survey.row_tokens, padded)
 
 
-def _cost(example: Example, cut: Cut) -> int:
-    rows = len(example.continuations)
-    return example.distinct_tokens if cut.packing else rows * example.length
+def _size(example: Example, filled: int, cut: Cut) -> _Size:
+    """Return tokens and rows of an example; groups are ``filled`` up to the largest, turns may have further rows."""
+    return (example.distinct_tokens, 1) if cut.packing else (example.length, max(filled, len(example.read)))
 
 
-def _passes(costs: Sequence[int], cut: Cut) -> list[list[int]]:
+def _most(sizes: Sequence[_Size]) -> _Size:
+    """Return the most that any process computes at one place of the shares."""
+    return max(length for length, _ in sizes), max(rows for _, rows in sizes)
+
+
+def _computed(sizes: Sequence[_Size], cut: Cut) -> int:
+    """Return the positions of a pass: of one stream, or of rows that are padded to the longest."""
+    if cut.packing:
+        return sum(length for length, _ in sizes)
+    return max(length for length, _ in sizes) * sum(rows for _, rows in sizes)
+
+
+def _passes(sizes: Sequence[_Size], cut: Cut) -> list[list[int]]:
     """Group places by pass, each in the last pass with room, so that streams are full and of similar lengths.
 
-    Rows are padded to the longest of their pass, which comes first, so they join the last pass or start a new one.
+    Rows are padded to the longest of their pass, so they join the last pass or start a new one.
     """
     passes: list[list[int]] = []
-    for place, cost in enumerate(costs):
+    for place in range(len(sizes)):
         for members in reversed(passes if cut.packing else passes[-1:]):
-            total = sum(costs[i] for i in members) + cost if cut.packing else costs[members[0]] * (len(members) + 1)
+            total = _computed([sizes[i] for i in (*members, place)], cut)
             if len(members) < cut.examples and (cut.tokens is None or total <= cut.tokens):
                 members.append(place)
                 break

@@ -13,8 +13,8 @@ from pipeline.models.token_logps import TokenLogps
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.example_table import ExampleTable, write_examples
-from pipeline.training.batches.examples import Continuation, Example
-from pipeline.training.batches.micro_batches import Cut
+from pipeline.training.batches.examples import Continuation, Example, check_examples
+from pipeline.training.batches.micro_batches import Cut, micro_batches
 from pipeline.training.batches.reference_cache import tokens_digest
 from pipeline.training.gradients import Objective, accumulate_gradient
 from pipeline.training.reference import reference_logps
@@ -119,6 +119,17 @@ def test_a_loss_is_the_same_in_one_row_and_in_rows_of_their_own_packed_and_padde
         assert found.keys() == expected.keys()
         for key, value in found.items():
             torch.testing.assert_close(value / scale, expected[key] / scale, rtol=1e-5, atol=1e-6)
+
+
+def test_every_row_that_is_read_counts_in_the_tokens_of_a_padded_pass() -> None:
+    pairs, most = several(12, apart=True), 200
+    passes = [*micro_batches(pairs, Cut(12, most))]
+    assert 1 < len(passes) < len(pairs), "some examples share a pass"
+    for batch in passes:
+        assert batch.packed is not None and len(batch.packed.ids) > 2 * len(batch.examples)
+        assert len(batch.examples) == 1 or batch.computed <= most
+    survey = check_examples(pairs, "simpo", loss_named("simpo").needs)
+    assert [*survey.rows] == [len(pair.read) for pair in pairs]
 
 
 def test_other_turns_are_no_part_of_the_loss() -> None:
