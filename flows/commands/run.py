@@ -7,6 +7,7 @@ from pathlib import Path
 from flows.loop.finished import report_if_finished
 from flows.loop.object_store.held import hold_run
 from flows.loop.preparation import prepare_run
+from flows.planning.cards.refusal import require_card
 from flows.prefect_api.environment import log_to_file
 from flows.preflight.check import check_new
 from flows.preflight.understand import understood
@@ -36,6 +37,7 @@ def run_config(
     if until is not None:
         parse_stage("--until", until, config)
     redo = None if redo_from is None else parse_stage("--from", redo_from, config)
+    require_card(config)
     check_new(config, root)
     run = prepare_run(config, root, extend)
     if redo is not None:

@@ -22,6 +22,7 @@ from prefect.states import Cancelled, Failed
 from flows.loop.object_store.held import hold_run
 from flows.loop.object_store.places import local_path
 from flows.loop.preparation import prepare_run
+from flows.planning.cards.refusal import require_card
 from flows.prefect_api.decision_form import stop_schedule_if_done, wait_for_decision
 from flows.prefect_api.environment import keep_keys_out_of_logs, make_files_private, prepare_environment
 from flows.prefect_api.parameters import MAX_ROUNDS, dated
@@ -123,6 +124,7 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
         raise UserError(
             "rounds_more: with discriminator.silver static the gold of all rounds is bought in the first one"
         )
+    require_card(config)
     check_new(config, root)
     config = config.model_copy(update={"rounds": rounds_to_reach(run, config, firing.rounds_more if first else 0)})
     if firing.until is not None:

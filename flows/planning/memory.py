@@ -119,7 +119,7 @@ def stage_memories(
         parts, away["warm start"] = held_together(taken, config.warm_start, launch, device=device is not None)
         stages["warm start"] = {"processes": alone, **parts}
     stages["sampling"] = resting if warm else {"processes": PARENT_BYTES + sampler, "engine": engine}
-    if config.scorer is not None and (models := _reward_models(config.scorer)):
+    if config.scorer is not None and (models := reward_model_parts(config.scorer)):
         stages["labelling"] = {**resting, **models}
     scores = "reference, evaluation" if needs_of(config.loss).stored_reference else "evaluation"
     stages[scores] = {**resting, **_scoring(config, probed, planned, training.parameters, measured=rate is not None)}
@@ -198,7 +198,7 @@ def _sampler_process(settings: SamplerSettings) -> int:
     assert_never(settings)
 
 
-def _reward_models(settings: ScorerSettings) -> dict[str, int]:
+def reward_model_parts(settings: ScorerSettings) -> dict[str, int]:
     """Memory of reward models loaded here: all weights, and what a layer without gradient holds for the longest batch.
 
     Hidden states go in and out, and the feed-forward part holds two or three times its width; 16 times the hidden

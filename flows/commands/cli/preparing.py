@@ -31,9 +31,12 @@ def check(
 ) -> None:
     """Validate config, data and model folders; count faults in the data; show a row as the model will see it."""
     given = split_sound(items)
+    from flows.planning.cards.refusal import require_card
     from flows.preflight.check import check_config
+    from pipeline.config.files import load_config
 
     check_config(*given, faults, show)
+    require_card(load_config(*given))
 
 
 def init(

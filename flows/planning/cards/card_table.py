@@ -29,9 +29,23 @@ def print_cards(plan: CardPlan) -> None:
         training_rows(plan.rows, plan.cards),
     )
     _show(console, ["files of a round", "written GB", "s", "read GB", "s"], traffic_rows(plan.rows))
-    own = plan.rows[0].recipe.name
-    verdict = "fits" if plan.fits else f"does not fit: {plan.advice}"
-    console.print(f"{own}, on {' or '.join(map(str, plan.cards))}: {verdict}", soft_wrap=True)
+    for name, parts in plan.others.items():
+        said = ", ".join(f"{part} {gb(size)}" for part, size in parts.items())
+        console.print(f"{name}: {gb(whole_of(parts))} GB ({said})", soft_wrap=True)
+    for line in verdicts(plan):
+        console.print(line, soft_wrap=True)
+
+
+def verdicts(plan: CardPlan) -> list[str]:
+    """One line for each card: whether the config fits on it, and what to change if not."""
+    lines = []
+    for index, card in enumerate(plan.cards):
+        others = plan.too_large(index)
+        reasons = [] if plan.training_fits(index) else [plan.advice]
+        reasons += [f"{' and '.join(others)} needs more than there is"] if others else []
+        said = f"does not fit: {'; '.join(reasons)}" if reasons else "fits"
+        lines.append(f"{plan.rows[0].recipe.name} on {card}: {said}")
+    return lines
 
 
 SHOWN_PARTS = ("weights", "gradients", "optimiser", "16-bit copies", "activations", "context")

@@ -58,13 +58,14 @@ def training_parts(recipe: Recipe, counts: PartCounts, activations: int, card: C
     cut = card.count if sharded else 1
     casts = 0 if sharded else min(activations, recipe.cast_bytes(counts))
     gathered = (_GATHERED * counts.layer + counts.head + counts.rest) * 2 if sharded else 0
-    temporary = activations + gathered + recipe.dequantised_bytes(counts)
+    temporary = max(activations, recipe.step_bytes(counts) // cut) + gathered + recipe.dequantised_bytes(counts)
     parts = {
         "weights": recipe.weight_bytes(counts) // cut,
         "gradients": recipe.gradient_bytes(counts) // cut,
         "optimiser": recipe.optimiser_bytes(counts) // cut,
         "16-bit copies": casts + gathered + recipe.dequantised_bytes(counts),
-        "activations": activations - casts,
+        # A step comes when the passes are over.
+        "activations": max(activations, recipe.step_bytes(counts) // cut) - casts,
         "context": CONTEXT_BYTES + round(LOST_SHARE * temporary),
     }
     return {name: size for name, size in parts.items() if size}

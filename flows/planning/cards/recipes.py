@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from flows.planning.arithmetic import STATE_BYTES
 from pipeline.config import Optimisation, RunConfig
 from pipeline.config.training import OptimiserKind
+from pipeline.models.weights.weight_format import WeightDtype, frozen_format
 
-HeldDtype = Literal["float32", "bfloat16", "float16"]
-_ITEM: Mapping[HeldDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ITEM: Mapping[WeightDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 # bitsandbytes: blocks of 64 weights share a float32 scale; with double quantisation a scale has 8 bits, and 256 scales
 # share one of float32 (QLoRA, arXiv:2305.14314, section 3). In 8 bits each output row has one (arXiv:2208.07339).
 _BLOCK, _SCALES = 64, 256
+# Bytes a weight of a step that rounds at random.
+_ROUNDING = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class PartCounts:
         largest: the largest linear layer's.
         layer: the largest decoder layer's, with its adapter: what FSDP2 gathers at a time.
         rows: output rows of all linear layers.
+        widest: the largest single tensor's, which is stepped at once.
     """
 
     linear: int
@@ -36,6 +40,7 @@ class PartCounts:
     largest: int = 0
     layer: int = 0
     rows: int = 0
+    widest: int = 0
 
     @property
     def base(self) -> int:
@@ -58,7 +63,7 @@ class Recipe:
     """
 
     name: str
-    held: HeldDtype
+    held: WeightDtype
     adapter: bool = False
     bits: Literal[4, 8] | None = None
     double: bool = True
@@ -87,17 +92,23 @@ class Recipe:
 
     @property
     def step_item(self) -> int:
-        """Bytes of a stepped weight, of its gradient and of a moment of AdamW that is not in 8 bits."""
+        """Bytes of a stepped weight."""
         return 4 if self.adapter else _ITEM[self.held]
 
     def gradient_bytes(self, counts: PartCounts) -> int:
-        """Bytes of the gradients."""
-        return self.trained(counts) * self.step_item
+        """Bytes of the gradients: sums over several passes are float32, whatever the weights are."""
+        return self.trained(counts) * 4
 
     def optimiser_bytes(self, counts: PartCounts) -> int:
-        """Bytes of AdamW's two moments."""
-        state = STATE_BYTES[self.optimiser]
-        return self.trained(counts) * (2 * self.step_item if state == STATE_BYTES["adamw"] else state)
+        """Bytes of AdamW's two moments, float32 or 8 bits."""
+        return self.trained(counts) * STATE_BYTES[self.optimiser]
+
+    def step_bytes(self, counts: PartCounts) -> int:
+        """Bytes of the step itself: 16-bit weights are stepped one tensor at a time, in float32, and rounded at random.
+
+        That makes the tensor in float32, random bits, their sum, what is finite of it, and its rounding.
+        """
+        return 0 if self.step_item == 4 else counts.widest * _ROUNDING
 
     def cast_bytes(self, counts: PartCounts) -> int:
         """Bytes of the 16-bit copies of trained float32 weights that autocast keeps through a forward pass."""
@@ -115,13 +126,21 @@ RECIPES = (
     Recipe("QLoRA, 4 bits", "bfloat16", adapter=True, bits=4),
     Recipe("LoRA, 8 bits", "bfloat16", adapter=True, bits=8),
     Recipe("LoRA, 16 bits", "bfloat16", adapter=True),
+    Recipe("full, bfloat16, 8-bit state", "bfloat16", optimiser="adamw_8bit"),
     Recipe("full, bfloat16", "bfloat16"),
-    Recipe("full, 8-bit state", "float32", optimiser="adamw_8bit"),
+    Recipe("full, float32, 8-bit state", "float32", optimiser="adamw_8bit"),
     Recipe("full, float32", "float32"),
 )
 
 
-def recipe_of(config: RunConfig, settings: Optimisation, held: HeldDtype, name: str = "this config") -> Recipe:
-    """The recipe of a config's preference training (or of its warm start, which trains all weights)."""
-    lora = settings is config.training and config.training.lora is not None
-    return Recipe(name, held, adapter=lora, optimiser=settings.optimiser, matmul=settings.dtype)
+def recipe_of(config: RunConfig, settings: Optimisation, path: str | Path, name: str = "this config") -> Recipe:
+    """The recipe of a config's preference training, or of its warm start, which trains all weights.
+
+    ``path``: of the start policy.
+    """
+    if settings is config.training and config.training.lora is not None:
+        form = frozen_format(config, path)
+        bits, double = (None, True) if form.quantisation is None else (form.quantisation.bits, form.quantisation.double)
+        return Recipe(name, form.dtype, True, bits, double, settings.optimiser, form.passes(settings.dtype))
+    held: WeightDtype = config.training.weights if settings is config.training else "float32"
+    return Recipe(name, held, optimiser=settings.optimiser, matmul=settings.dtype)

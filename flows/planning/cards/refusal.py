@@ -49,8 +49,12 @@ def require_card(config: RunConfig, card: Card | None = None) -> None:
 def _require_training(
     config: RunConfig, section: str, settings: Optimisation, launch: Launch | None, card: Card, total: int
 ) -> None:
-    lora = settings is config.training and config.training.lora is not None
-    recipe = recipe_of(config, settings, "bfloat16" if lora else "float32")
+    recipe = (
+        recipe_of(config, settings, Path(config.policy.path)) if isinstance(config.policy, PretrainedPolicy) else None
+    )
+    if recipe is None:
+        return
+    lora = recipe.adapter
     needed = _least(recipe, settings, launch, card, PartCounts(linear=0, head=0, rest=total))
     if needed > card.size:
         how = "an adapter on" if lora else "full training of"

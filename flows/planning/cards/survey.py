@@ -1,18 +1,21 @@
 """``prefloop plan --cards``: what trainings of a policy need on cards that need not be here, from its config alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flows.planning.cards.fitting import Card, advice, training_parts, whole_of
-from flows.planning.cards.recipes import RECIPES, HeldDtype, PartCounts, Recipe, recipe_of
+from flows.planning.cards.recipes import RECIPES, PartCounts, Recipe, recipe_of
+from flows.planning.cards.stages import SAMPLING, other_stages
 from flows.planning.cards.traced import PassShape, counted_parts, traced_activations
 from flows.planning.cards.traffic import RoundTraffic, round_traffic
+from flows.planning.memory import SERVER_SHARE
 from flows.planning.probe import model_shape
-from pipeline.config import Lora, PretrainedPolicy, RunConfig
+from pipeline.config import Lora, PretrainedPolicy, RunConfig, VllmSampler
 from pipeline.config.files import load_config
 from pipeline.errors import UserError
+from pipeline.models.weights.weight_format import WeightDtype, frozen_format
 
 # As the table in the README of training has them.
 USUAL_LORA = Lora(rank=16)
@@ -38,7 +41,9 @@ class CardPlan:
         cards: asked about.
         pass_: the largest forward pass.
         checkpointing: whether the config computes layers again.
-        rows: recipes; the config's own comes first, if there is a config.
+        rows: recipes; the config's own comes first.
+        others: bytes of the run's other stages on one card; of sampling, what the engine needs of what it is given.
+        given: the share of a card that the engine may take.
     """
 
     path: str
@@ -46,13 +51,32 @@ class CardPlan:
     pass_: PassShape
     checkpointing: bool
     rows: tuple[OnCards, ...]
+    others: Mapping[str, Mapping[str, int]]
+    given: float
+
+    def fits_on(self, index: int) -> bool:
+        """Whether every stage of the config fits on card ``index``."""
+        return self.training_fits(index) and not self.too_large(index)
+
+    def training_fits(self, index: int) -> bool:
+        """Whether the config's training fits on card ``index``."""
+        first = self.rows[0]
+        parts = first.recomputed if self.checkpointing else first.kept
+        return whole_of(parts[index]) <= self.cards[index].size
+
+    def too_large(self, index: int) -> list[str]:
+        """The other stages that do not fit on card ``index``."""
+        size = self.cards[index].size
+        return [
+            name
+            for name, parts in self.others.items()
+            if whole_of(parts) > size * (self.given if name == SAMPLING else 1)
+        ]
 
     @property
     def fits(self) -> bool:
-        """Whether the first recipe fits on any of the cards."""
-        first = self.rows[0]
-        parts = first.recomputed if self.checkpointing else first.kept
-        return any(whole_of(one) <= card.size for one, card in zip(parts, self.cards, strict=True))
+        """Whether the config fits on any of the cards."""
+        return any(self.fits_on(index) for index in range(len(self.cards)))
 
     @property
     def advice(self) -> str:
@@ -67,6 +91,8 @@ class CardPlan:
             "cards": [str(card) for card in self.cards],
             "tokens": self.pass_.tokens,
             "fits": self.fits,
+            "fits_on": {str(card): self.fits_on(index) for index, card in enumerate(self.cards)},
+            "other_stages": {name: dict(parts) for name, parts in self.others.items()},
             "trainings": {
                 row.recipe.name: {
                     "checkpointing": [*row.recomputed],
@@ -104,7 +130,7 @@ def survey(
     counted[False] = counted_parts(shape, None, trust_remote_code=trust_remote_code)
     known: dict[tuple[bool, str, str, bool], int] = {}
 
-    def activations(recipe: Recipe, held: HeldDtype, checkpointing: bool) -> int:
+    def activations(recipe: Recipe, held: WeightDtype, checkpointing: bool) -> int:
         key = (recipe.adapter, held, recipe.matmul, checkpointing)
         if key not in known:
             one = Recipe("", held, recipe.adapter, matmul=recipe.matmul)
@@ -115,7 +141,7 @@ def survey(
     def parts(recipe: Recipe, checkpointing: bool) -> tuple[dict[str, int], ...]:
         found = []
         for card in cards:
-            held: HeldDtype = "bfloat16" if card.count > 1 and recipe.matmul == "bfloat16" else recipe.held
+            held: WeightDtype = "bfloat16" if card.count > 1 and recipe.matmul == "bfloat16" else recipe.held
             found.append(
                 training_parts(recipe, counted[recipe.adapter], activations(recipe, held, checkpointing), card)
             )
@@ -146,7 +172,7 @@ def plan_cards(files: list[Path], settings: list[str], cards: tuple[Card, ...]) 
     shape = model_shape(
         config.policy.path, "policy.path", revision=config.policy.revision, trust_remote_code=config.trusts_policy
     )
-    own = recipe_of(config, config.training, held_dtype(config, shape))
+    own = recipe_of(config, config.training, config.policy.path)
     rows = survey(
         shape,
         (own, *RECIPES),
@@ -161,12 +187,16 @@ def plan_cards(files: list[Path], settings: list[str], cards: tuple[Card, ...]) 
         },
         trust_remote_code=config.trusts_policy,
     )
-    return CardPlan(config.policy.path, cards, largest_pass(config), config.training.gradient_checkpointing, rows)
-
-
-def held_dtype(config: RunConfig, shape: Any) -> HeldDtype:
-    """The dtype of weights on the accelerator."""
-    return "float32"
+    sampler = config.sampler
+    return CardPlan(
+        config.policy.path,
+        cards,
+        largest_pass(config),
+        config.training.gradient_checkpointing,
+        rows,
+        other_stages(config, shape, rows[0].recipe, rows[0].counts, frozen_format(config, config.policy.path)),
+        sampler.gpu_memory_utilization if isinstance(sampler, VllmSampler) else SERVER_SHARE,
+    )
 
 
 def largest_pass(config: RunConfig) -> PassShape:

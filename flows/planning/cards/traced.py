@@ -132,6 +132,7 @@ def counted_parts(shape: Any, lora: Lora | None, *, trust_remote_code: bool = Fa
         largest=max((m.weight.numel() for m in linear.values()), default=0),
         layer=max(blocks, default=0),
         rows=sum(m.weight.shape[0] for m in linear.values()),
+        widest=max(p.numel() for p in seen.values()),
     )
 
 
@@ -184,7 +185,9 @@ def _peaks(
         model.train()
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.grad = torch.empty_like(parameter)
+                # As the trainer does for the sum of several passes.
+                parameter.grad_dtype = torch.float32
+                parameter.grad = torch.empty_like(parameter, dtype=torch.float32)
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         live = LiveBytes([*model.parameters(), *model.buffers(), *gradients])
         with live:

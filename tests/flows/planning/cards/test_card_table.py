@@ -74,7 +74,11 @@ def test_a_plan_for_cards_needs_only_a_config(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, shown = cards_of(monkeypatch, capsys, config, "--cards", "80,24")
-    assert code == 0 and "this config, on 80 GB or 24 GB: fits" in shown and "QLoRA, 4 bits" in shown
+    assert (
+        code == 0
+        and "this config on 80 GB: fits\nthis config on 24 GB: does not fit" in shown
+        and "QLoRA, 4 bits" in shown
+    )
     code, shown = cards_of(monkeypatch, capsys, config, "--cards", "6", "--json")
     plan = json.loads(shown)
     assert code == 1 and not plan["fits"]
@@ -83,6 +87,26 @@ def test_a_plan_for_cards_needs_only_a_config(
     )
     code, shown = cards_of(monkeypatch, capsys, config, "--cards", "6")
     assert "does not fit: set training.gradient_checkpointing: true, add a section training.lora" in shown
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", ["online", "offline"])
+def test_the_example_configs_fit_an_8b_on_a_card_of_24_gb(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = tmp_path / "reward"
+    reward.mkdir()
+    plain = json.loads((SHAPES / "llama_8b/config.json").read_text())
+    (reward / "config.json").write_text(json.dumps(plain | {"num_labels": 1, "pad_token_id": 0}))
+    paths = [f"policy.path={SHAPES / 'llama_8b'}", "prompts.path=p.jsonl", f"scorer.path={reward}"]
+    given = paths if name == "online" else [paths[0], "pairs.path=p.jsonl"]
+    code, shown = cards_of(monkeypatch, capsys, ROOT / f"configs/{name}.yaml", *given, "--cards", "24")
+    assert code == 0 and "this config on 24 GB: fits" in shown
+    assert ("sampling: " in shown and "labelling: " in shown) == (name == "online")
+    code, shown = cards_of(
+        monkeypatch, capsys, ROOT / f"configs/{name}.yaml", *given, "training.lora=null", "--cards", "24"
+    )
+    assert code == 1 and "this config on 24 GB: does not fit: add a section training.lora" in shown
 
 
 def test_a_card_that_is_none_is_refused(

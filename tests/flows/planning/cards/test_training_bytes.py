@@ -47,7 +47,11 @@ SLOW = pytest.mark.whole
         pytest.param(TALL, Recipe("LoRA", "float32", adapter=True, matmul="float32"), PADDED, marks=SLOW),
         pytest.param(WIDE, Recipe("full", "float32", matmul="float32"), PACKED, marks=SLOW),
         pytest.param(WIDE, Recipe("full", "float32", optimiser="adamw_8bit"), PACKED, marks=SLOW),
-        pytest.param(small_llama(192, 320, 300, 14), FULL, recomputing(PACKED), marks=SLOW),
+        pytest.param(WIDE, Recipe("full", "bfloat16"), PACKED, marks=SLOW),
+        pytest.param(
+            small_llama(64, 128, 8000, 2), Recipe("full", "bfloat16"), recomputing(PassShape(1, 8, 8)), marks=SLOW
+        ),
+        pytest.param(small_llama(192, 320, 600, 14), FULL, recomputing(PACKED), marks=SLOW),
     ],
 )
 def test_a_plan_is_what_a_step_of_the_trainer_holds(model: Any, recipe: Recipe, pass_: PassShape) -> None:
@@ -56,7 +60,8 @@ def test_a_plan_is_what_a_step_of_the_trainer_holds(model: Any, recipe: Recipe, 
     assert recipe.weight_bytes(counts) == pytest.approx(held.weights, rel=0.05)
     assert recipe.gradient_bytes(counts) == pytest.approx(held.gradients, rel=0.05)
     assert recipe.optimiser_bytes(counts) == pytest.approx(held.optimiser, rel=0.05)
-    assert traced_activations(model, recipe, LORA, pass_, blocks=True) == pytest.approx(held.activations, rel=0.15)
+    activations = traced_activations(model, recipe, LORA, pass_, blocks=True)
+    assert max(activations, recipe.step_bytes(counts)) == pytest.approx(held.activations, rel=0.15)
 
 
 def test_parameters_are_counted_from_a_config_alone() -> None:
