@@ -8,6 +8,7 @@ from flows.planning.cards.recipes import PartCounts, Recipe
 from flows.planning.cards.traced import head_bytes
 from flows.planning.memory import ITEM_BYTES, reward_model_parts
 from pipeline.config import RunConfig, ServerSampler
+from pipeline.models.weights.weight_format import WeightFormat
 from pipeline.sampling.engine_args import is_quantised
 from pipeline.training.reference import PASS_TOKENS
 
@@ -39,7 +40,7 @@ def other_stages(
         found["labelling"] = {**parts, "context": CONTEXT_BYTES}
     text = shape.get_text_config()
     held = form.quantisation
-    frozen = Recipe("", form.dtype, recipe.adapter, held and held.bits, held is None or held.double)
+    frozen = Recipe("", form.dtype, recipe.adapter, None if held is None else held.bits, held is None or held.double)
     item = 4 if form.passes(recipe.matmul) == "float32" else 2
     longest = config.chat.max_prompt_tokens + max(config.sampling.max_tokens, config.chat.max_response_tokens)
     tokens = max(longest, min(PASS_TOKENS, config.training.micro_batch_size * longest))
