@@ -6,7 +6,6 @@ there once; a response is tokenised after its prompt, so the prompt's ids are al
 of prompt + response; and an end token is added only where the model (or author) stopped.
 """
 
-import re
 from collections.abc import Sequence
 from itertools import chain, dropwhile
 from pathlib import Path
@@ -17,15 +16,13 @@ from pipeline.errors import RefusedTurnsError, UserError
 from pipeline.models.foreign import added_before, backend_of, encoded_by, load_tokenizer, model_end_ids, refused
 from pipeline.models.rendering.calls import end_of_calls
 from pipeline.models.rendering.markup import Markup
-from pipeline.models.rendering.pieces import after, answer_start, asks_alike
+from pipeline.models.rendering.pieces import THOUGHT, after, answer_start, asks_alike, ends_thought
 from pipeline.models.rendering.template import ChatTemplate, chosen_template, own_template
 from pipeline.models.rendering.thoughts import Thoughts
 from pipeline.models.rendering.unread import LeftOut, Unread
 from pipeline.types import Message, content_hash
 
 _MARK = "prefloopresponse"
-# A thought that the prompt has opened for the answer.
-_THOUGHT = re.compile(r"(<think(?:ing)?>)\s*\Z")
 
 
 class Chat:
@@ -154,14 +151,16 @@ class Chat:
 
         False if the template renders an answered prompt differently, or if the tokenizer merges the prompt's last
         characters with the response's first. A part before the last turn may be left out, as Mistral Nemo's system
-        text is once its turn is answered: the policy is always asked with it.
+        text is once its turn is answered: the policy is always asked with it. So may the thought that a prompt opens.
         """
         if self._template is not None:
             pieces = self._answered_pieces(self._template, messages, text, extra)
             asked, answered = "".join(self._prompt_pieces(messages)), "".join(pieces)
             if not answered.startswith(asked) and not extra:
                 said = (text, self._lead + text, self._lead + text.strip())
-                return any(asks_alike(asked, answered, messages[-1].content, one + self._after) for one in said)
+                return ends_thought(asked, text) or any(
+                    asks_alike(asked, answered, messages[-1].content, one + self._after) for one in said
+                )
             whole = self._encode(*pieces)
         else:
             whole = self._literal(_plain_text(messages) + text)
@@ -232,7 +231,7 @@ class Chat:
             return self._without_end(after(pieces, answer_start(prompt, whole, self._added)), extra)
         # The template writes an answered prompt otherwise: the answer as it stands. A thought that the prompt has
         # opened is not opened again.
-        opened = _THOUGHT.search(prompt)
+        opened = THOUGHT.search(prompt)
         if opened is not None and text.lstrip().startswith(opened[1]):
             return self._markup.pieces(text.lstrip().removeprefix(opened[1]).lstrip("\n")), self._gap, self.end_id
         first, *rest = self._markup.pieces(text)

@@ -1,6 +1,10 @@
 """Rendered texts in pieces, which are encoded one by one, and what two of them share. Torch-free."""
 
+import re
 from collections.abc import Sequence
+
+# A thought that the prompt has opened for the answer.
+THOUGHT = re.compile(r"(<think(?:ing)?>)\s*\Z")
 
 
 def after(pieces: Sequence[str], start: int) -> list[str]:
@@ -46,3 +50,9 @@ def asks_alike(prompt: str, whole: str, last: str, answer: str) -> bool:
     alike = prompt[len(prompt) - shared_start(prompt[::-1], asked[::-1]) :]
     left_out = shared_start(prompt, asked) + len(alike) >= len(asked)
     return asked != whole and left_out and bool(last.strip()) and last.strip() in alike
+
+
+def ends_thought(prompt: str, answer: str) -> bool:
+    """Whether ``prompt`` opens a thought that ``answer`` goes on with and ends, so that it follows as it stands."""
+    opened = THOUGHT.search(prompt)
+    return opened is not None and opened[1].replace("<", "</") in answer

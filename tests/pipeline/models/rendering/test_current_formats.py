@@ -96,6 +96,7 @@ ALIKE = {
     ("mistral v3", "developer"),
     ("mistral nemo", "system"),
     ("mistral nemo", "developer"),
+    ("deepseek r1", "thought in the text"),
 }
 NO_TOOLS = ("gemma 2", "gemma 3", "phi 4", "smollm 3", "smollm 3, no thinking")
 THINKING = ("qwen 3", "qwen 3, no thinking", "gpt-oss", "glm 4.5", "glm 4.5, no thinking")

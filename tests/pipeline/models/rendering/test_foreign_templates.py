@@ -85,6 +85,10 @@ def test_ids_are_those_of_transformers(file: Path) -> None:
             said = chat.response_ids(messages, text)
             follows = chat.continues(messages, text)
             compared += follows
+            if follows and whole[: len(asked)] != [*asked] and chat.spell(asked).endswith("<think>\n"):
+                # The template leaves out the thought that its prompt has opened: the answer goes on with it.
+                assert chat.spell(said[:-1]) == text.removeprefix("<think>\n")
+                continue
             # One template writes its tags before a text that has them; prefloop gives it the thought by itself.
             if follows and not (file.stem == "qwen3_8" and text.startswith("<think>")):
                 # The end token may follow a line break that the template does not write.
