@@ -67,6 +67,8 @@ class ObjectStore:
         return {
             name.removeprefix(base): StoredObject(str(facts["ETag"]), int(facts["size"]))
             for name, facts in found.items()
+            # A prefix that objects share is listed as a folder.
+            if facts.get("type") == "file"
         }
 
     def read(self, name: str) -> tuple[bytes, str] | None:

@@ -69,7 +69,8 @@ class Publisher:
                     break
 
     def _publish(self, stage: Stage) -> None:
-        manifest, freed = stage.manifest_alone(), stage.freed()
+        # Raises if a file is missing: what is damaged here is not published.
+        manifest, freed = stage.require(), stage.freed()
         removed = set() if freed is None else set(freed.files)
         try:
             for name, facts in manifest.files.items():

@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,12 @@ _ELSEWHERE = """
 import socket, sys
 from dataclasses import replace
 from pipeline.storage import holder
-made = holder.own_holder
-named = lambda patience: replace(made(25.0), host=sys.argv[1], machine=sys.argv[1])
+name, made = sys.argv.pop(1), holder.own_holder
+named = lambda patience: replace(made(25.0), host=name, machine=name)
 from flows.loop.object_store import held, store_lease
 held.SHARD_SECONDS = 0.1
 from flows.run_folder import lease
 store_lease.own_holder = lease.own_holder = named
-name = sys.argv.pop(1)
 from flows.__main__ import main
 main()
 """
@@ -42,6 +41,7 @@ class Machine:
     name: str
     environment: dict[str, str]
     store: ObjectStore
+    begun: "list[subprocess.Popen[str]]"
 
     @property
     def root(self) -> Path:
@@ -50,9 +50,11 @@ class Machine:
 
     def begin(self, *arguments: object) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", _ELSEWHERE, self.name, *map(str, arguments)]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        self.begun.append(process)
+        return process
 
     def run(self, config: Path) -> tuple[int, str]:
         process = self.begin("run", config, "--run-dir", self.store.address)
@@ -61,12 +63,20 @@ class Machine:
 
 
 @pytest.fixture
-def machines(s3: S3Server, home: dict[str, str], store: ObjectStore, tmp_path: Path) -> Callable[[str], Machine]:
+def machines(
+    s3: S3Server, home: dict[str, str], store: ObjectStore, tmp_path: Path
+) -> Iterator[Callable[[str], Machine]]:
+    begun: list[subprocess.Popen[str]] = []
+
     def machine(name: str) -> Machine:
         own = {WORK_VARIABLE: str(tmp_path / name), "PREFECT_HOME": str(tmp_path / f"prefect_{name}")}
-        return Machine(name, {**home, **s3.environment, **own}, store)
+        return Machine(name, {**home, **s3.environment, **own}, store, begun)
 
-    return machine
+    yield machine
+    for process in begun:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture

@@ -2,25 +2,23 @@
 
 import json
 import os
-import threading
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from flows.loop.object_store.address import WORK_VARIABLE, linked
-from flows.loop.object_store.client import LostWriteError, ObjectStore
+from flows.loop.object_store.address import WORK_VARIABLE, StoreError, linked
+from flows.loop.object_store.client import ObjectStore
 from flows.loop.object_store.held import hold_run
-from flows.loop.object_store.store_lease import LEASE_OBJECT, hold_url, take_lease
-from flows.loop.object_store.transfer import fetch, require_conditional
+from flows.loop.object_store.store_lease import LEASE_OBJECT, hold_url
+from flows.loop.object_store.transfer import fetch
 from flows.loop.preparation import prepare_run
 from flows.run_folder.retention import free_room
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
 from pipeline.errors import RunError, RunLockedError, UserError
 from pipeline.storage.atomic import json_text, write_json
-from pipeline.storage.holder import own_holder, parse_holder
+from pipeline.storage.holder import own_holder
 from pipeline.storage.integrity import require_intact
 from pipeline.storage.manifest import MANIFEST, DamagedError, StageKey
 from pipeline.storage.run_folder import RunFolder
@@ -119,84 +117,62 @@ def test_a_file_that_has_changed_in_the_store_is_not_taken(
         machine(store, "b", tmp_path, monkeypatch)
 
 
-def test_conditional_writes_are_conditional(store: ObjectStore) -> None:
-    etag = store.create("one", b"first")
-    with pytest.raises(LostWriteError):
-        store.create("one", b"second")
-    with pytest.raises(LostWriteError):
-        store.replace("one", b"second", '"0"')
-    with pytest.raises(LostWriteError):
-        store.replace("none", b"second", etag)
-    assert store.read("one") == (b"first", etag) and store.read("none") is None
-    assert store.replace("one", b"third", etag) != etag and store.read("one") != (b"first", etag)
-    require_conditional(store)
-    assert [*store.listing()] == ["one"]
-
-
-def test_a_holder_elsewhere_without_a_sign_of_life_is_taken_over(
-    store: ObjectStore, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("how", ["refusing", "gone"])
+def test_a_store_that_fails_meanwhile_loses_nothing_and_gets_the_rest_later(
+    how: str,
+    store: ObjectStore,
+    s3: S3Server,
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gone = replace(own_holder(0.5), **ELSEWHERE)
-    lost_to = take_lease(store, gone)
-    started = time.monotonic()
-    with hold_url(store, 10, 60) as lease:
-        assert time.monotonic() - started >= 0.5
-        lease.check()
-        with pytest.raises(LostWriteError):
-            store.replace(LEASE_OBJECT, b"late heartbeat", lost_to)
-    assert "taken over from process" in capsys.readouterr().err
-    # Given back, it is free at once.
-    started = time.monotonic()
-    with hold_url(store, 10, 60):
-        assert time.monotonic() - started < 0.5
+    here = machine(store, "a", tmp_path, monkeypatch)
+    prepare_run(config, here.root)
+    with hold_run(here.root) as held:
+        make(here, 0, "data", "first")
+        with s3.failing(how), pytest.raises(StoreError, match=r"All local work is intact in .*; the same command"):
+            held.publish()
+    assert "round_000/data/manifest.json" in store.listing()
+    with s3.failing(how), pytest.raises(StoreError), hold_run(here.root):
+        pass
+    make(here, 0, "policy", "second", ("round_000/data",))
+    prepare_run(config, here.root)
+    assert everything(machine(store, "b", tmp_path, monkeypatch)) == everything(here)
 
 
-def test_a_holder_elsewhere_whose_heart_beats_is_refused(store: ObjectStore) -> None:
-    alive, stop = replace(own_holder(20.0), **ELSEWHERE), threading.Event()
-    etags = [take_lease(store, alive)]
+def test_a_manifest_names_only_files_that_are_there(
+    store: ObjectStore, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(store, "a", tmp_path, monkeypatch)
+    prepare_run(config, here.root)
+    upload = ObjectStore.upload
 
-    def beat() -> None:
-        while not stop.wait(0.1):
-            beaten = replace(alive, beats=len(etags))
-            etags.append(store.replace(LEASE_OBJECT, json_text(asdict(beaten)).encode(), etags[-1]))
+    def killed(self: ObjectStore, name: str, file: Path, sha256: str) -> None:
+        if name.endswith(".parquet"):
+            raise KeyboardInterrupt
+        upload(self, name, file, sha256)
 
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        with pytest.raises(RunLockedError, match="on far"), hold_url(store, 10, 60):
-            pass
-    finally:
-        stop.set()
-        thread.join()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), hold_run(here.root) as held:
+        make(here, 0, "data", "first")
+        patch.setattr(ObjectStore, "upload", killed)
+        held.publish()
+    names = [name for name in store.listing() if name.startswith("round_000")]
+    assert names == ["round_000/data/part/model.safetensors"]
+    prepare_run(config, here.root)
+    assert everything(machine(store, "b", tmp_path, monkeypatch)) == everything(here)
 
 
-def test_of_two_takers_at_once_one_wins(store: ObjectStore, s3: S3Server) -> None:
-    """Eight threads, each with a connection of its own, want what a dead holder has left; five times."""
-    for _ in range(5):
-        found = store.read(LEASE_OBJECT)
-        dead = json_text(asdict(replace(own_holder(0.2), **ELSEWHERE))).encode()
-        store.create(LEASE_OBJECT, dead) if found is None else store.replace(LEASE_OBJECT, dead, found[1])
-        ready, got = threading.Barrier(8), []
-
-        def take(ready: threading.Barrier = ready, got: list[str] = got) -> None:
-            own = ObjectStore(store.address, Path())
-            holder = own_holder(60)
-            ready.wait()
-            try:
-                take_lease(own, holder)
-                got.append(holder.token)
-            except RunLockedError:
-                got.append("refused")
-
-        threads = [threading.Thread(target=take) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        winners = [token for token in got if token != "refused"]
-        held = store.read(LEASE_OBJECT)
-        assert held is not None and (holder := parse_holder(held[0])) is not None
-        assert len(got) == 8 and winners == [holder.token]
+def test_a_stage_that_another_process_has_published_is_not_written_over(
+    store: ObjectStore, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine(store, "a", tmp_path, monkeypatch)
+    prepare_run(config, here.root)
+    with pytest.raises(RunError, match="another process has published this stage"), hold_run(here.root) as held:
+        make(here, 0, "data", "first")
+        store.create("round_000/data/manifest.json", b"theirs")
+        held.publish()
+    found = store.read("round_000/data/manifest.json")
+    assert found is not None and found[0] == b"theirs" and here.stage(0, "data").require().rows == 1
 
 
 def test_whoever_was_taken_over_publishes_nothing(
