@@ -9,6 +9,7 @@ from pipeline.config import RunConfig
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.pairing import replayed_ages
 from pipeline.config.reward_model import buys
+from pipeline.models.weights.weight_format import held_as_stored
 from pipeline.storage.manifest import DamagedError
 from pipeline.storage.run_folder import RunFolder, Stage
 
@@ -183,6 +184,11 @@ def opened_by_evaluation(place: Place) -> list[Stage]:
     rounds = sorted({0, place.round, *(stage.round for stage in of_evaluation(place) if stage.name == "evaluation")})
     policies = [place.run.stage(number, "policy") for number in rounds]
     return [place.data, *added_stages(place.run, place.round), *policies]
+
+
+def opened_by_training(place: Place) -> list[Stage]:
+    """The start policy, if its files say how frozen weights are held."""
+    return [place.run.stage(0, "policy")] if place.round > 0 and held_as_stored(place.config) else []
 
 
 def opened_by_gate(place: Place) -> list[Stage]:

@@ -30,6 +30,7 @@ from flows.run_folder.inputs import (
     opened_by_evaluation,
     opened_by_gate,
     opened_by_labelling,
+    opened_by_training,
 )
 from flows.run_folder.key_parts import (
     IDS_ONLY,
@@ -197,6 +198,7 @@ _SPECS = (
         inputs=of_reference,
         parts=_ROUNDS,
         facts=further_models,
+        opens=opened_by_training,
         made=lambda config, round_: needs_of(config.loss).stored_reference,
     ),
     StageSpec(
@@ -206,6 +208,7 @@ _SPECS = (
         inputs=of_policy,
         parts=_ALL,
         facts=start_model_facts,
+        opens=opened_by_training,
         bound="training",
     ),
     StageSpec(
@@ -242,6 +245,7 @@ _SPECS = (
         unit="steps",
         sections=("training.reference_decay", f"chat{IDS_ONLY}"),
         inputs=of_average,
+        opens=opened_by_training,
         parts=(),
         made=lambda config, round_: config.training.reference == "ema",
     ),

@@ -13,7 +13,14 @@ from pipeline.models.chat import Chat, load_chat
 from pipeline.models.foreign import load_tokenizer
 from pipeline.models.rendering.template import Rendering, own_template
 from pipeline.models.weights.adapter_folder import base_of
-from pipeline.models.weights.weight_format import FLOAT32, Precision, WeightFormat, frozen_format, stored_dtype
+from pipeline.models.weights.weight_format import (
+    FLOAT32,
+    Precision,
+    WeightFormat,
+    frozen_format,
+    held_as_stored,
+    stored_dtype,
+)
 from pipeline.storage.integrity import POINTER
 from pipeline.storage.rows import read_preference_rows, write_preferences
 from pipeline.storage.run_folder import RunFolder, Stage
@@ -55,7 +62,7 @@ class Context:
     @property
     def held(self) -> WeightFormat:
         """How weights of the run's policies that are not trained are held."""
-        return frozen_format(self.config, self.policy_path(0))
+        return frozen_format(self.config, self.policy_path(0) if held_as_stored(self.config) else "")
 
     @property
     def precision(self) -> Precision:

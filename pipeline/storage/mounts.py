@@ -34,7 +34,7 @@ def is_shared(path: Path) -> bool:
 
 
 def file_system(path: Path, mounts: str) -> str:
-    """Return the type of the file system of ``path``, by a table of ``/proc/PID/mountinfo``; empty if it is not in it."""
+    """Return the type of the file system of ``path``, by a table of ``/proc/PID/mountinfo``; empty: not there."""
     found, longest = "", -1
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")

@@ -51,15 +51,22 @@ FLOAT32 = WeightFormat()
 
 def frozen_format(config: RunConfig, path: str | Path) -> WeightFormat:
     """Return how the run holds weights of its policies that it does not train; ``path``: of its start policy."""
-    policy, training = config.policy, config.training
+    policy = config.policy
     if not isinstance(policy, PretrainedPolicy):
         return FLOAT32
     if policy.dtype != "auto":
         return WeightFormat(policy.dtype, policy.quantisation)
-    if training.lora is None and training.dtype == "float32" and training.weights == "float32":
-        # Its reference must be as exact as the passes that start at it.
+    if not held_as_stored(config):
         return FLOAT32
     return WeightFormat(stored_dtype(base_of(path)), policy.quantisation)
+
+
+def held_as_stored(config: RunConfig) -> bool:
+    """Whether the start policy's files say how frozen weights are held."""
+    policy, training = config.policy, config.training
+    # A reference must be as exact as the passes that start at it.
+    exact = training.lora is None and training.dtype == "float32" and training.weights == "float32"
+    return isinstance(policy, PretrainedPolicy) and policy.dtype == "auto" and not exact
 
 
 def stored_dtype(path: str | Path) -> WeightDtype:
