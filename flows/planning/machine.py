@@ -1,8 +1,6 @@
 """Checks that the disk has room for a stage's files: the plan's arithmetic on what is there. Torch-free."""
 
-import json
 import shutil
-import struct
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +15,7 @@ from pipeline.config.data.mixture import sources_in
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.sources import files_of
 from pipeline.errors import RunError
+from pipeline.models.loading.weight_files import parameters_of
 from pipeline.models.weights.adapter_folder import base_of
 from pipeline.storage.integrity import POINTER
 from pipeline.storage.rows import read_rows
@@ -169,24 +168,6 @@ def _model(run: RunFolder, round_: int) -> Path | None:
         if manifest is not None:
             return Path(base_of(str(manifest.metrics.get(POINTER) or stage.folder)))
     return None
-
-
-def parameters_of(model: Path) -> int:
-    """Number of parameters in a model folder's safetensors files, from their headers."""
-    total = 0
-    for file in model.glob("*.safetensors"):
-        with file.open("rb") as handle:
-            (length,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(length))
-        total += sum(_product(facts["shape"]) for name, facts in header.items() if name != "__metadata__")
-    return total
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def _data_bytes(config: RunConfig) -> int:

@@ -10,10 +10,10 @@ from pathlib import Path
 from flows.planning.arithmetic import OFF_DEVICE
 from flows.planning.cards.fitting import CONTEXT_BYTES, GB, Card, advice, least_parts, whole_of
 from flows.planning.cards.recipes import PartCounts, Recipe, recipe_of
-from flows.planning.machine import parameters_of
 from flows.workers.local import has_accelerator
 from pipeline.config import Optimisation, PretrainedPolicy, RunConfig, VllmSampler
 from pipeline.errors import UserError
+from pipeline.models.loading.weight_files import parameters_of
 from pipeline.training.distributed.launch import Launch, read_launch
 
 _QUERY = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")

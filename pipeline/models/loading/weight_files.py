@@ -4,6 +4,9 @@ Reads no weights, so that a folder of many gigabytes is checked in a moment: fil
 there, files cut short, tensors that they lack.
 """
 
+import json
+import math
+import struct
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,6 +16,17 @@ from pipeline.models.foreign import model_settings, refused
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Shapes = dict[str, tuple[int, ...]]
+
+
+def parameters_of(model: Path) -> int:
+    """Number of parameters in all safetensors files of a model folder, from their headers."""
+    total = 0
+    for file in model.glob("*.safetensors"):
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+        total += sum(math.prod(facts["shape"]) for name, facts in header.items() if name != "__metadata__")
+    return total
 
 
 def tensor_shapes(folder: Path, where: str = "") -> Shapes:

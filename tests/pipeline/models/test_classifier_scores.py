@@ -106,8 +106,8 @@ def test_a_response_that_sees_its_sibling_is_refused(monkeypatch: pytest.MonkeyP
 
     pack = pipeline.training.batches.collate.pack
 
-    def leaking(rows: Any) -> Any:
-        packed = pack(rows)
+    def leaking(*given: Any) -> Any:
+        packed = pack(*given)
         packed.branch.zero_()
         return packed
 
