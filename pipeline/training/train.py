@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from pipeline.config import Optimisation
 from pipeline.errors import NonFiniteError
 from pipeline.losses import Loss
+from pipeline.models.attention.flex import graphs_compiled
 from pipeline.training.batches.examples import Example, check_examples
 from pipeline.training.batches.micro_batches import tokens_of_a_pass
 from pipeline.training.batches.pass_tokens import PassTokens
@@ -68,6 +69,7 @@ def train(
             are not finite when they should be kept.
         SelfTestError: the first step's self-test failed.
     """
+    compiled = graphs_compiled()
     files, survey = files or Files(), check_examples(examples, loss.name, loss.needs)
     steps = Steps(trainee, examples, survey, loss, settings, seed, placement or Placement(Accelerator()))
     passes = tokens_of_a_pass(survey, settings.batch_size, steps.cut, seed)
@@ -102,6 +104,7 @@ def train(
         summarise_steps(tuple(course.history)),
         padded_because=steps.padded_because,
         passes=passes,
+        compilations=graphs_compiled() - compiled,
         kept_step=kept,
         ended_because=course.ended_because,
         alarms=course.alarms,

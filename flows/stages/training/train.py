@@ -222,6 +222,7 @@ def average(context: Context, round_: int, folder: Path) -> Outcome:
 def _metrics(result: TrainResult, loss: Loss) -> dict[str, JsonValue]:
     plain: dict[str, JsonValue] = dict(result.metrics)
     said: dict[str, JsonValue] = {"steps": result.steps, "padded_because": result.padded_because}
+    said["compilations"] = result.compilations
     said |= {"kept_step": result.kept_step, "ended_because": result.ended_because}
     if result.passes is not None:
         kind = result.passes.kind(result.padded_because)

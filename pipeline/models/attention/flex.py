@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from pipeline.models.attention.packing import Packed
@@ -95,8 +96,17 @@ def _ordered(occupied: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
+def compiled_attention(backend: str = "inductor") -> Any:
+    """FlexAttention, compiled once for streams of any length of two blocks or more: sizes are symbols to the compiler.
+
+    Passes without gradient are compiled apart from those with one, and layers of another reach or cap for themselves.
+    """
+    return torch.compile(flex_attention, dynamic=True, backend=backend)
+
+
+def graphs_compiled() -> int:
+    """Number of graphs that torch has compiled in this process so far."""
+    return int(counters["stats"]["unique_graphs"])
 
 
 @cache
@@ -123,7 +133,7 @@ def attend_flexibly(
     ``cap``, ``sinks``: as in ``attend_by_scores``. Returns [1, N, heads, D].
     """
     # Without compilation it allocates [heads, N, N]: fine for a test on CPU, useless on CUDA.
-    attention = _compiled() if query.device.type == "cuda" else flex_attention
+    attention = compiled_attention() if query.device.type == "cuda" else flex_attention
     grouped = query.shape[1] != key.shape[1]
     rule = None if cap is None else _capped(cap)
     found: Tensor

@@ -34,6 +34,7 @@ class TrainResult:
             ``response_tokens``, ``seconds`` inside steps, ``tokens_per_second``, ``padding``.
         padded_because: why each row had its own copy of the prompt and padding; None: prompts were shared.
         passes: tokens of a pass over the data.
+        compilations: graphs that were compiled meanwhile; only attention on CUDA is compiled, twice a run.
         kept_step: the weights are those after this many steps; 0: those that training started from, and the model that
             was trained must not be used.
         ended_because: why it ended before its last step; None: it did not.
@@ -47,6 +48,7 @@ class TrainResult:
     metrics: dict[str, float]
     padded_because: str | None = None
     passes: PassTokens | None = None
+    compilations: int = 0
     kept_step: int = 0
     ended_because: str | None = None
     alarms: tuple[Alarm, ...] = ()
