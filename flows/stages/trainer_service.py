@@ -15,6 +15,7 @@ from flows.stages.run import follow_stage, run_stage
 from flows.workers.child import serve_calls
 from flows.workers.followers import Followers, share_of_cores
 from flows.workers.messages import Done, RunStage, StageProgress, TrainerInit
+from flows.workers.patience import further_seconds
 from pipeline.config import RunConfig
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import Launch, Placement, read_launch
@@ -76,7 +77,7 @@ class TrainerService:
         if self._followers is None:
             self._store.unlink(missing_ok=True)
             log = self._run.root / "logs" / "trainer.log"
-            timeout = self._config.sampler.start_timeout
+            timeout = self._config.sampler.start_timeout + further_seconds(self._config)
             self._followers = Followers(launch.processes - 1, self._init, log, timeout)
         with _threads(share_of_cores(launch.processes) if launch.cpu else None):
             self._followers.beside(request, work)
@@ -84,8 +85,8 @@ class TrainerService:
     def _join(self, launch: Launch) -> Placement:
         from pipeline.training.distributed.process_group import join
 
-        settings = self._config.training
-        return Placement(join(launch, self._rank, self._store, settings.stall_timeout), launch.sharding or launch.zero)
+        timeout = self._config.training.stall_timeout + further_seconds(self._config)
+        return Placement(join(launch, self._rank, self._store, timeout), launch.sharding or launch.zero)
 
     @property
     def _store(self) -> Path:

@@ -12,6 +12,7 @@ from types import TracebackType
 from flows.report.progress import Report
 from flows.workers.child import Child
 from flows.workers.messages import TRAINER, Done, Loaded, RunStage, StageProgress, TrainerInit
+from flows.workers.patience import further_seconds
 from flows.workers.sampler_client import SamplerProcess
 from pipeline.config import (
     PretrainedPolicy,
@@ -37,9 +38,12 @@ def has_accelerator() -> bool:
 def with_context(config: RunConfig) -> SamplerSettings:
     """Fill in the context of the run's sampler settings: the longest prompt, the longest response and one token.
 
+    A large policy has more time to start.
+
     An engine that reserves a model's full context does not start if memory is short.
     """
-    sampler = config.sampler
+    longer = {"start_timeout": config.sampler.start_timeout + further_seconds(config)}
+    sampler = config.sampler.model_copy(update=longer)
     if isinstance(sampler, TransformersSampler) or sampler.context is not None:
         return sampler
     # At least the setting's minimum.
@@ -70,6 +74,7 @@ class Workers:
         self._logs = root / "logs"
         log = self._logs / "sampler.log"
         plain = config.model_dump(mode="json")
+        self._patience = further_seconds(config)
         self._sampler = SamplerProcess(
             with_context(config),
             config.chat,
@@ -105,7 +110,7 @@ class Workers:
             self._end_trainer()
             init = TrainerInit(str(self._root), self._config.model_dump(mode="json"))
             # A user's reward function runs there and may print anything.
-            timeout = self._config.sampler.start_timeout
+            timeout = self._config.sampler.start_timeout + self._patience
             self._trainer = Child(TRAINER, init, self._logs / "trainer.log", timeout)
 
         def on_progress(progress: StageProgress) -> None:
@@ -113,7 +118,7 @@ class Workers:
 
         # The deadline limits silence: stages report after each step, batch or shard.
         warm_start = self._config.warm_start if (round_, name) == (0, "policy") else None
-        timeout = (warm_start or self._config.training).stall_timeout
+        timeout = (warm_start or self._config.training).stall_timeout + self._patience
         try:
             self._trainer.call(RunStage(round_, name), Done, timeout, on_progress)
         except BaseException:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.errors import UserError
@@ -25,14 +25,20 @@ def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accel
     The root unit stays gathered from the forward pass to the end of the backward pass, since the output head's weight
     is used directly, in chunks, and again in the backward pass.
 
+    With bfloat16 products, weights are gathered in bfloat16 and freed with their layer, gradients reduced in float32.
+    Were they gathered in float32, autocast would keep a 16-bit copy of the whole model until the forward pass ends.
+
     Raises:
         UserError: the model has no layer with a name from the settings.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     offload = CPUOffloadPolicy() if settings.offload else OffloadPolicy()
+    narrow = policy.dtype == "bfloat16"
+    precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy()
     for layer in _layers(policy, settings):
-        fully_shard(layer, mesh=mesh, reshard_after_forward=settings.reshard, offload_policy=offload)
-    fully_shard(policy, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
+        again = settings.reshard
+        fully_shard(layer, mesh=mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload)
+    fully_shard(policy, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
 
 
 def _layers(policy: TokenLogps | RowScores, settings: Sharding) -> list[nn.Module]:
