@@ -47,18 +47,25 @@ class TrainerMemory:
         activations: everything temporary: what passes keep for their gradient, logits, masks, copies of weights.
         reference_beside: whether a second model is loaded together with the policy.
         state_bytes: optimiser state per weight.
+        held: bytes of the policy as it is held; None: float32.
     """
 
     parameters: ParameterCounts
     activations: int
     reference_beside: bool = False
     state_bytes: int = MOMENT_BYTES
+    held: int | None = None
+
+    @property
+    def policy(self) -> int:
+        """Bytes of the policy with its adapter."""
+        return self.parameters.total * WEIGHT_BYTES if self.held is None else self.held
 
     @property
     def weights(self) -> int:
         """Bytes of the policy, of the heads and critics, and of the reference model."""
-        models = self.parameters.total * (2 if self.reference_beside else 1)
-        return (models + self.parameters.beside) * WEIGHT_BYTES
+        models = self.policy * (2 if self.reference_beside else 1)
+        return models + self.parameters.beside * WEIGHT_BYTES
 
     @property
     def gradients(self) -> int:
@@ -84,7 +91,7 @@ class TrainerMemory:
     @property
     def above_model(self) -> int:
         """Bytes that training adds to a process that already holds the policy."""
-        return self.total - self.parameters.total * WEIGHT_BYTES
+        return self.total - self.policy
 
 
 def carried_on(places: Sequence[float], values: Sequence[float], at: float) -> float:

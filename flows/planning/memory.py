@@ -1,9 +1,14 @@
 """Memory of each stage of a run, by part."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, assert_never
 
-from flows.planning.arithmetic import OFF_DEVICE, WEIGHT_BYTES, ParameterCounts, StageMemory, TrainerMemory
+import torch
+
+from flows.planning.arithmetic import OFF_DEVICE, ParameterCounts, StageMemory, TrainerMemory
+from flows.planning.cards.recipes import Recipe, recipe_of
+from flows.planning.cards.traced import counted_parts
 from flows.planning.counts import PlannedRound
 from flows.planning.machine import Room
 from flows.planning.measure import scoring_memory, training_memory
@@ -23,10 +28,10 @@ from pipeline.config import (
 )
 from pipeline.config.loss.needs import needs_of
 from pipeline.losses import Loss
-from pipeline.models.weights.weight_format import stored_dtype
+from pipeline.models.weights.weight_format import frozen_format, stored_dtype
 from pipeline.sampling.sampler import engine_dtype
 from pipeline.training.distributed.launch import Launch, read_launch
-from pipeline.training.reference import PASS_TOKENS
+from pipeline.training.reference import PASS_TOKENS, sequences_a_pass
 from pipeline.types import derive_seed
 
 
@@ -46,7 +51,7 @@ def held_together(
     """
     away = _away(settings, launch) if device else frozenset({*memory.parts})
     count, cut = (1, frozenset[str]()) if launch is None else (launch.processes, _cut(launch))
-    policy = memory.parameters.total * WEIGHT_BYTES
+    policy = memory.policy
     beside = memory.weights - policy
 
     def held(name: str, size: int) -> int:
@@ -101,8 +106,9 @@ def stage_memories(
     """
     device = free.device
     space = free.memory if device is None else device
-    probed, seed, launch = _probed(config, shape), derive_seed(config.seed, "train", 1), read_launch(config)
-    training, rate = training_memory(probed, planned.examples, config.training, seed, space)
+    probed, seed, launch = _probed(config, origin, shape), derive_seed(config.seed, "train", 1), read_launch(config)
+    measured, rate = training_memory(probed, planned.examples, config.training, seed, space)
+    training = replace(measured, held=_held_bytes(config, origin, shape))
     engine = _engine(config.sampler, origin, shape, training.parameters, planned, device)
     warm, sampler = stays_warm(config), _sampler_process(config.sampler)
     resting = {"processes": PARENT_BYTES + TRAINER_BYTES} | ({"engine": engine} if warm else {})
@@ -122,7 +128,10 @@ def stage_memories(
     if config.scorer is not None and (models := reward_model_parts(config.scorer)):
         stages["labelling"] = {**resting, **models}
     scores = "reference, evaluation" if needs_of(config.loss).stored_reference else "evaluation"
-    stages[scores] = {**resting, **_scoring(config, probed, planned, training.parameters, measured=rate is not None)}
+    stages[scores] = {
+        **resting,
+        **_scoring(config, probed, planned, _frozen_bytes(config, origin, shape), measured=rate is not None),
+    }
     parts, away["training"] = held_together(training, config.training, launch, device=device is not None)
     stages["training"] = {**resting, "processes": resting["processes"] + alone - PARENT_BYTES - TRAINER_BYTES, **parts}
     where = frozenset() if device is None else ON_DEVICE
@@ -133,24 +142,40 @@ def stage_memories(
     return tuple(named), training.parameters, rate
 
 
-def _probed(config: RunConfig, shape: Any) -> Probed:
+def _probed(config: RunConfig, origin: str, shape: Any) -> Probed:
     training = config.training
     # With the adapter off, the policy is the round's start; any other reference is loaded as a second model.
     own_base = training.lora is not None and training.reference == "previous"
     loss = Loss(config.loss.preset, config.loss)
     beside = needs_of(config.loss).live_reference and not own_base
-    return Probed(shape, loss, training.lora, beside, config.trusts_policy)
+    return Probed(shape, loss, training.lora, beside, config.trusts_policy, recipe_of(config, training, origin).held)
+
+
+def _held_bytes(config: RunConfig, origin: str, shape: Any) -> int:
+    """Bytes of the policy while it is trained."""
+    counts = counted_parts(shape, config.training.lora, trust_remote_code=config.trusts_policy)
+    return recipe_of(config, config.training, origin).weight_bytes(counts)
+
+
+def _frozen_bytes(config: RunConfig, origin: str, shape: Any) -> int:
+    """Bytes of a policy that scores."""
+    form, lora = frozen_format(config, origin), config.training.lora
+    held = form.quantisation
+    bits, double = (None, True) if held is None else (held.bits, held.double)
+    recipe = Recipe("", form.dtype, lora is not None, bits, double)
+    return recipe.weight_bytes(counted_parts(shape, lora, trust_remote_code=config.trusts_policy))
 
 
 def _scoring(
-    config: RunConfig, probed: Probed, planned: PlannedRound, parameters: ParameterCounts, *, measured: bool
+    config: RunConfig, probed: Probed, planned: PlannedRound, weight_bytes: int, *, measured: bool
 ) -> dict[str, int]:
     """Memory of one model at a time, and of its passes over examples or over the evaluation's samples."""
-    weights, counts = {"weights": parameters.total * WEIGHT_BYTES}, planned.counts
+    weights, counts = {"weights": weight_bytes}, planned.counts
     if not measured:
         return weights
     prompt, response = max(1, round(counts.example_prompt_tokens)), max(1, round(counts.example_response_tokens))
-    tokens = min(PASS_TOKENS, config.training.micro_batch_size * (prompt + response))
+    most = sequences_a_pass(config.training.micro_batch_size, "cuda" if torch.cuda.is_available() else "cpu")
+    tokens = min(PASS_TOKENS, most * (prompt + response))
     return {**weights, "activations": scoring_memory(probed, (prompt, response), tokens, config.training)}
 
 

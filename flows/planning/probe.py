@@ -11,7 +11,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -29,6 +29,7 @@ from pipeline.models.chat import Chat
 from pipeline.models.foreign import refused
 from pipeline.models.policy import load_policy, save_policy, save_probe
 from pipeline.models.weights.lora import add_adapter
+from pipeline.models.weights.weight_format import WeightDtype
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example
@@ -61,6 +62,7 @@ class Probed:
         lora: the adapter that is trained instead of the policy, if any.
         beside: whether a reference model of the policy's shape is loaded together with the policy.
         trust_remote_code: run code that ships with the model.
+        held: dtype of the weights; an adapter's are float32. Quantised weights are measured in 16 bits.
     """
 
     settings: Any
@@ -68,6 +70,7 @@ class Probed:
     lora: Lora | None = None
     beside: bool = False
     trust_remote_code: bool = False
+    held: WeightDtype = "float32"
 
     @property
     def layers(self) -> int:
@@ -75,10 +78,10 @@ class Probed:
         return int(self.settings.get_text_config().num_hidden_layers)
 
     def model(self, layers: int, device: str = "cpu") -> Any:
-        """The policy with ``layers`` layers, in float32 with random weights (none on the device ``meta``)."""
+        """The policy with ``layers`` layers and random weights (none on the device ``meta``)."""
         with torch.device(device), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = _random(with_layers(self.settings, layers), self.trust_remote_code)
+            model = _random(with_layers(self.settings, layers), self.trust_remote_code, DTYPES[self.held])
             return model if self.lora is None else add_adapter(model, self.lora, seed=0)
 
     def parameters(self, layers: int) -> ParameterCounts:
@@ -92,9 +95,16 @@ class Probed:
         )
 
 
-def _random(settings: Any, trust_remote_code: bool) -> Any:
+DTYPES: Mapping[WeightDtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def _random(settings: Any, trust_remote_code: bool, dtype: torch.dtype = torch.float32) -> Any:
     make: Any = auto_class(settings).from_config
-    return make_exact(make(settings, dtype=torch.float32, trust_remote_code=trust_remote_code))
+    return make_exact(make(settings, dtype=dtype, trust_remote_code=trust_remote_code))
 
 
 def with_layers(settings: Any, layers: int) -> Any:

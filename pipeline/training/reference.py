@@ -217,7 +217,7 @@ def _scored(
     found: list[tuple[Logps, tuple[float, ...]]] = [((), ())] * len(sequences)
     done = 0
     with dropout_off(model):
-        for rows in _batches(sequences, batch_size, packing):
+        for rows in _batches(sequences, sequences_a_pass(batch_size, device.type), packing):
             batch = collate([Example.text("", *sequences[i]) for i in rows], packing=packing).to(device)
             facts, mask = score(batch.ids, batch.mask, batch.packed), batch.mask.cpu()
             logps, entropy = facts.policy.cpu(), None if facts.entropy is None else facts.entropy.cpu()
@@ -228,6 +228,11 @@ def _scored(
             if on_progress is not None:
                 on_progress(done)
     return found
+
+
+def sequences_a_pass(wanted: int, device: str) -> int:
+    """Most sequences of a pass without gradient: on an accelerator tokens limit it, not ``wanted``, for training."""
+    return wanted if device == "cpu" else max(wanted, PASS_TOKENS)
 
 
 def _batches(sequences: _Sequences, size: int, packing: bool) -> Iterator[list[int]]:

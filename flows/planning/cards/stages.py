@@ -43,7 +43,7 @@ def other_stages(
     frozen = Recipe("", form.dtype, recipe.adapter, None if held is None else held.bits, held is None or held.double)
     item = 4 if form.passes(recipe.matmul) == "float32" else 2
     longest = config.chat.max_prompt_tokens + max(config.sampling.max_tokens, config.chat.max_response_tokens)
-    tokens = max(longest, min(PASS_TOKENS, config.training.micro_batch_size * longest))
+    tokens = max(longest, PASS_TOKENS)
     layer = _LAYER_WIDTH * text.hidden_size * tokens * item
     found["scoring"] = {
         "weights": frozen.weight_bytes(counts),

@@ -20,14 +20,13 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from flows.planning.arithmetic import carried_on
 from flows.planning.cards.recipes import PartCounts, Recipe
-from flows.planning.probe import with_layers
+from flows.planning.probe import DTYPES, with_layers
 from pipeline.config import Lora
 from pipeline.models.architectures import auto_class
 from pipeline.models.output_head import CACHED_ELEMENTS, CHUNK_ELEMENTS, HeadInput, OutputHead, softmaxes, text_decoder
 from pipeline.models.token_logps import plain_model
 from pipeline.models.weights.lora import add_adapter
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Rows of the head that are traced: two chunks, so that it recomputes. The rest is arithmetic.
 _ROWS, _CHUNK = 4, 2
 _NAME = "prefloop_traced"
@@ -174,7 +173,7 @@ def _peaks(
 
     Each of these grows by the same with every layer, or not at all; the largest of them need not.
     """
-    model = _without_weights(shape, lora if recipe.adapter else None, _DTYPES[recipe.held], trust_remote_code)
+    model = _without_weights(shape, lora if recipe.adapter else None, DTYPES[recipe.held], trust_remote_code)
     plain = plain_model(model)
     if plain._can_set_attn_implementation():
         plain.set_attn_implementation(_NAME)

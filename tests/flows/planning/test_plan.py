@@ -172,3 +172,13 @@ def test_a_plan_says_how_rows_are_computed_why_and_what_it_costs(
         f"rows are padded: {reason}; {passes['padded']:,} tokens in a pass over the data, {times:.2f} times those"
         in (capsys.readouterr().out)
     )
+
+
+def test_a_frozen_base_counts_as_it_is_held(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(monkeypatch, capsys, config, "training.lora={rank: 2}", "policy.dtype=bfloat16")
+    trained, total = plan["parameters"]["trained"], plan["parameters"]["total"]
+    assert plan["memory"]["training"]["weights"] == 2 * (total - trained) + 4 * trained
+    assert plan["memory"]["training"]["gradients"] == 4 * trained
+    assert plan["memory"]["reference, evaluation"]["weights"] == plan["memory"]["training"]["weights"]

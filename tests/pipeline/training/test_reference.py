@@ -10,12 +10,14 @@ from pipeline.config.loss.components import GivenWeights
 from pipeline.errors import RunError
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.reference import (
+    PASS_TOKENS,
     contrastive_weights,
     dispersions,
     kl_per_token,
     reference_logps,
     reference_values,
     response_logps,
+    sequences_a_pass,
     with_references,
 )
 from tests.support.tiny_training import random_groups, random_pairs, random_texts, random_unpaired, tiny_llama
@@ -133,3 +135,7 @@ def test_kl_on_many_samples_approaches_the_exact_divergence() -> None:
     found = [response_logps(model, sequences, batch_size=1000) for model in (ours, theirs)]
     assert kl_per_token(*found) == pytest.approx(exact, rel=0.1)
     assert exact > 0.1
+
+
+def test_passes_of_an_accelerator_are_limited_by_tokens_alone() -> None:
+    assert sequences_a_pass(2, "cpu") == 2 and sequences_a_pass(2, "cuda") >= PASS_TOKENS
