@@ -1,4 +1,4 @@
-"""Which kind of file system a path is on: some are shared by machines, and SQLite must not share memory there. Torch-free."""
+"""The kind of file system that a path is on: on some that machines share, SQLite must not share memory. Torch-free."""
 
 from pathlib import Path
 
