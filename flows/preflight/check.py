@@ -21,6 +21,7 @@ from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.counts import Contents
 from pipeline.errors import UserError
+from pipeline.models.weights.weight_format import require_unquantised
 from pipeline.safe_text import name_keys
 from pipeline.sampling.engine_args import require_engine_args
 from pipeline.storage.layout import require_known
@@ -61,6 +62,12 @@ def faults_file(root: Path) -> Path:
     return root.with_name(f"{root.name}.faults.jsonl")
 
 
+def _check_policy_files(config: RunConfig, folder: Path) -> None:
+    check_policy_folder(folder, "policy.path", _longest(config), trust_remote_code=config.trusts_policy)
+    if config.mode == "iterative" or config.prompts is not None:
+        check_engine(folder, config.sampler)
+
+
 def check_run(
     config: RunConfig, faults: Path | None = None, show: int = 1, shown: list[str] | None = None
 ) -> tuple[Contents, FaultLog]:
@@ -72,9 +79,7 @@ def check_run(
     name_keys(config.model_dump(mode="json"))
     longest, trusted = _longest(config), config.trusts_policy
     if isinstance(config.policy, PretrainedPolicy):
-        check_policy_folder(Path(config.policy.path), "policy.path", longest, trust_remote_code=trusted)
-        if config.mode == "iterative" or config.prompts is not None:
-            check_engine(Path(config.policy.path), config.sampler)
+        _check_policy_files(config, Path(config.policy.path))
     check_template(config)
     check_policy_weights(config)
     if config.scorer is not None:
@@ -206,7 +211,14 @@ def check_new(config: RunConfig, root: Path) -> None:
         print(line, file=sys.stderr)
     if log.found:
         print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)
+    check_fetched(config)
+
+
+def check_fetched(config: RunConfig) -> None:
+    """Fetch a policy that is named by its hub name, and check its files as those of a folder are. See ``check_run``."""
     if isinstance(config.policy, PretrainedPolicy) and not Path(config.policy.path).exists():
         from pipeline.models.policy import local_folder
 
-        local_folder(config.policy.path, config.policy.revision)
+        fetched = local_folder(config.policy.path, config.policy.revision)
+        require_unquantised(fetched)
+        _check_policy_files(config, fetched)

@@ -10,7 +10,7 @@ from pipeline.models.foreign import TOKENIZER_FILES, model_settings
 from pipeline.models.loading.ordinary_folder import is_ordinary_model
 from pipeline.models.loading.ordinary_tensors import has_ordinary_tensors
 from pipeline.models.loading.rope import require_steady_rope, text_settings
-from pipeline.models.loading.weight_files import tensor_shapes
+from pipeline.models.loading.weight_files import require_no_adapter_beside, tensor_shapes
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _DIFFUSION = "model_index.json"
@@ -26,6 +26,7 @@ def check_folder(path: Path, field: str) -> None:
         return
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         raise UserError(f"{field}: {path}: an adapter (LoRA), not a whole model; {_base(path)}")
+    require_no_adapter_beside(path, f"{field}: ")
     if (path / _DIFFUSION).is_file():
         raise UserError(
             f"{field}: {path}: a diffusion pipeline ({_DIFFUSION}), not a model of its own; allowed are folders with "

@@ -19,9 +19,10 @@ from pipeline.models.architectures import as_written, auto_class, make_exact, ro
 from pipeline.models.chat import Chat
 from pipeline.models.foreign import model_settings, refused
 from pipeline.models.handshake import probe_sequences, write_probe
-from pipeline.models.loading.companions import HUB_FILES, copy_companions
+from pipeline.models.loading.companions import HUB_FILES, UNREAD, copy_companions
 from pipeline.models.loading.language_model import require_causal
 from pipeline.models.loading.tensor_names import require_tensors
+from pipeline.models.loading.weight_files import require_no_adapter_beside
 from pipeline.models.token_logps import TokenLogps
 from pipeline.models.weights.adapter_folder import base_of, is_adapter
 from pipeline.models.weights.held_weights import TORCH_DTYPES, held_bits, loading_options, make_steady
@@ -100,7 +101,7 @@ def local_folder(path: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(path, revision=revision, allow_patterns=[*HUB_FILES], ignore_patterns=[*UNREAD]))
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: no such model folder here, and not found on the hub: {reason}") from None
@@ -132,6 +133,7 @@ def _require_model_files(folder: Path) -> None:
         raise UserError(f"{folder}: no such model folder")
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json in this model folder")
+    require_no_adapter_beside(folder)
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{folder}: no *.safetensors weights in this model folder (other formats are not read)")
 

@@ -27,6 +27,7 @@ OWNED: Mapping[str, str] = {
     "hf_config_path": "policy.path",
     "model_weights": "policy.path",
     "load_format": "policy.path",
+    "config_format": "policy.path",
     "served_model_name": "sampler.model",
     "trust_remote_code": "policy.trust_remote_code",
     "hf_token": "the variable HF_TOKEN",
@@ -107,6 +108,15 @@ def _is_one_of(value: JsonValue, allowed: list[str]) -> bool:
     kinds = [kind for name in allowed for kind in _KINDS.get(name, ())]
     # True is no number.
     return type(value) in kinds
+
+
+def formats_of(folder: str | Path) -> dict[str, str]:
+    """Return arguments for a folder that holds the model in Mistral's own format too.
+
+    Without them vLLM reads that one: other files than the trainer's, with another config and tokenizer.
+    """
+    twice = (Path(folder) / "params.json").is_file() or any(Path(folder).glob("consolidated*.safetensors"))
+    return dict.fromkeys(("config_format", "load_format", "tokenizer_mode"), "hf") if twice else {}
 
 
 def _shown(value: JsonValue) -> str:

@@ -24,7 +24,7 @@ from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat
 from pipeline.models.weights.adapter_folder import base_of, is_adapter
 from pipeline.safe_text import redacted, visible
-from pipeline.sampling.engine_args import as_flags
+from pipeline.sampling.engine_args import as_flags, formats_of
 from pipeline.sampling.ports import free_port, loopback_only
 from pipeline.sampling.sampler import (
     Dtype,
@@ -55,7 +55,7 @@ class ServerEngine:
         self._settings = settings
         self._options = options or EngineOptions()
         self._numbers = itertools.count(1)
-        self._model_name = SERVED_NAME
+        self._model_name = self._base_name = SERVED_NAME
         self._process: subprocess.Popen[bytes] | None = None
         self._pool = ThreadPoolExecutor(settings.concurrency)
         if settings.base_url is None:
@@ -103,9 +103,13 @@ class ServerEngine:
         return "restart"
 
     def _give(self, path: str) -> bool:
-        """Give the user's server the adapter in ``path``, under a new name, and ask it of that one; False if none."""
+        """Give the user's server the adapter in ``path``, under a new name, and ask it of that one.
+
+        Return whether it is asked of another than before: also of its own model, after an adapter.
+        """
         if not is_adapter(path):
-            return False
+            adapted, self._model_name = self._model_name != self._base_name, self._base_name
+            return adapted
         name = f"{SERVED_NAME}-{os.getpid()}-{next(self._numbers)}"
         try:
             # It answers in plain words.
@@ -200,7 +204,7 @@ class ServerEngine:
         if not accelerator:
             # See VllmEngine: seeded requests do not work with split prompts on CPU.
             command.append("--no-enable-chunked-prefill")
-        return [*command, *as_flags(self._settings.engine_args)]
+        return [*command, *as_flags({**self._settings.engine_args, **formats_of(base)})]
 
     def _stop(self) -> None:
         if self._process is None:
@@ -218,7 +222,7 @@ class ServerEngine:
         chosen = [m for m in models if wanted in (None, m["id"])]
         if not chosen:
             raise UserError(f"sampler.model: the server has no {wanted!r}; it serves {[m['id'] for m in models]}")
-        self._model_name = str(chosen[0]["id"])
+        self._model_name = self._base_name = str(chosen[0]["id"])
         if not isinstance(chosen[0].get("max_model_len", models[0].get("max_model_len")), int):
             raise UserError(f"sampler.base_url: {self._settings.base_url} is not a vLLM server (no max_model_len)")
         # Of an adapter, a server lists none.

@@ -15,6 +15,7 @@ from pipeline.config import SamplingSettings, VllmSampler
 from pipeline.errors import RunError
 from pipeline.models.chat import Chat
 from pipeline.models.weights.adapter_folder import base_of, is_adapter
+from pipeline.sampling.engine_args import formats_of
 from pipeline.sampling.ports import loopback_only
 from pipeline.sampling.sampler import (
     EngineOptions,
@@ -164,7 +165,7 @@ class VllmEngine:
         from vllm.platforms import current_platform
 
         self._base, self._reserved, self._adapter = base_of(path), reserved_for(path), None
-        further: dict[str, Any] = dict(self._settings.engine_args)
+        further: dict[str, Any] = {**self._settings.engine_args, **formats_of(self._base)}
         try:
             self._llm = LLM(
                 model=self._base,

@@ -55,7 +55,7 @@ def _require_training(
     if recipe is None:
         return
     lora = recipe.adapter
-    needed = _least(recipe, settings, launch, card, PartCounts(linear=0, head=0, rest=total))
+    needed = _least(recipe, settings, launch, card, _counts(recipe, total))
     if needed > card.size:
         how = "an adapter on" if lora else "full training of"
         raise UserError(
@@ -63,6 +63,11 @@ def _require_training(
             f"{needed / GB:.1f} GB on a card, and this machine's has {card.size / GB:.1f} GB; {advice(recipe)} "
             "(prefloop plan CONFIG --cards 24,80 compares)"
         )
+
+
+def _counts(recipe: Recipe, total: int) -> PartCounts:
+    """The parts of a policy whose layers are not known: as if all were quantised, which is sure to be too little."""
+    return PartCounts(linear=0 if recipe.bits is None else total, head=0, rest=total if recipe.bits is None else 0)
 
 
 def _least(recipe: Recipe, settings: Optimisation, launch: Launch | None, card: Card, counts: PartCounts) -> int:

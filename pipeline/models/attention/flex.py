@@ -110,13 +110,17 @@ def graphs_compiled() -> int:
 
 
 @cache
-def _capped(cap: float) -> Callable[..., Tensor]:
-    """One function for each cap, so that it is compiled once."""
+def capped(cap: float, device: torch.device) -> Callable[..., Tensor]:
+    """Return the rule that caps scores, one for each cap so that it is compiled once.
 
-    def capped(score: Tensor, one: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return cap * torch.tanh(score / cap)
+    Inductor takes a tensor there, and no number.
+    """
+    limit = torch.tensor(cap, dtype=torch.float32, device=device)
 
-    return capped
+    def rule(score: Tensor, one: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return limit * torch.tanh(score / limit)
+
+    return rule
 
 
 def attend_flexibly(
@@ -135,7 +139,7 @@ def attend_flexibly(
     # Without compilation it allocates [heads, N, N]: fine for a test on CPU, useless on CUDA.
     attention = compiled_attention() if query.device.type == "cuda" else flex_attention
     grouped = query.shape[1] != key.shape[1]
-    rule = None if cap is None else _capped(cap)
+    rule = None if cap is None else capped(cap, query.device)
     found: Tensor
     if sinks is None:
         found = attention(query, key, value, rule, given, scaling, grouped)

@@ -8,6 +8,8 @@ from pipeline.models.foreign import TOKENIZER_FILES, load_tokenizer
 
 # Files that are read from a model on the hub.
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "*.py")
+# The same weights once more, for other programs; a * goes into folders.
+UNREAD = ("original/*", "metal/*", "consolidated*")
 # By what they are called in transformers' own folders and in those with tokenizers and processors of their own.
 _PATTERNS = (
     *TOKENIZER_FILES,

@@ -80,7 +80,8 @@ def why_not_causal(settings: Any) -> str | None:
     plain = settings.to_dict()
     if plain.get("is_encoder_decoder"):
         return "which answers with a decoder of its own (is_encoder_decoder: true)"
-    if plain.get("is_decoder") is False and settings.model_type not in _ALWAYS_DECODERS:
+    heeds = "is_decoder" in type(settings)().to_dict()
+    if heeds and plain.get("is_decoder") is False and settings.model_type not in _ALWAYS_DECODERS:
         return "which reads text in both directions (is_decoder: false)"
     if settings.model_type in _IN_ANY_ORDER or plain.get("causal") is False:
         return "which does not read text from left to right"

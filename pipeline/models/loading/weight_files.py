@@ -19,14 +19,34 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def parameters_of(model: Path) -> int:
-    """Number of parameters in all safetensors files of a model folder, from their headers."""
+    """Number of parameters in the safetensors files that transformers reads of a model folder, from their headers."""
     total = 0
-    for file in model.glob("*.safetensors"):
+    for file in _read_files(model):
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
             header = json.loads(handle.read(length))
         total += sum(math.prod(facts["shape"]) for name, facts in header.items() if name != "__metadata__")
     return total
+
+
+def require_no_adapter_beside(folder: Path, where: str = "") -> None:
+    """Raise ``UserError`` for a model folder that holds an adapter too: transformers would load both, vLLM one."""
+    if (folder / "adapter_config.json").is_file() and (folder / "config.json").is_file():
+        raise UserError(
+            f"{where}{folder}: adapter_config.json beside config.json: a whole model and an adapter in one folder; "
+            "remove adapter_config.json (and adapter_model.safetensors) if the adapter is merged into the weights, "
+            "otherwise move both into a folder of their own for policy.adapter"
+        )
+
+
+def _read_files(folder: Path) -> list[Path]:
+    """The files of weights that count: others may hold the same ones once more (``consolidated.safetensors``)."""
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    if (folder / INDEX).is_file():
+        named = {folder / name for name in _index(folder / INDEX, "").values()}
+        return sorted(file for file in named if file.is_file())
+    return sorted(folder.glob("*.safetensors"))
 
 
 def tensor_shapes(folder: Path, where: str = "") -> Shapes:

@@ -4,16 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from flows.preflight import model_folders
-from flows.preflight.check import check_run
+from flows.preflight.check import check_fetched, check_run
 from flows.preflight.labellers import check_scorer
 from flows.preflight.model_folders import check_classifier_start, check_folder
-from pipeline.config import ClassifierScorer, KeywordScorer, PairwiseScorer, RunConfig
+from pipeline.config import ClassifierScorer, KeywordScorer, PairwiseScorer, PretrainedPolicy, RunConfig
 from pipeline.config.files import dump_config, load_settings
 from pipeline.errors import UserError
 from pipeline.models.loading.rope import steady_length
+from pipeline.models.policy import load_policy
 from pipeline.types import Message, Prompt
 from reward_models.rules import KeywordReward
 from tests.support.tiny_families import FAMILIES, save_family
@@ -81,6 +83,31 @@ def test_an_adapter_folder_says_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": [1]}')
     with pytest.raises(UserError, match="the model that it was trained on"):
         check_folder(tmp_path, "policy.path")
+
+
+def test_an_adapter_beside_a_whole_model_is_refused(tmp_path: Path) -> None:
+    # transformers would put the adapter on the model, and save it alone.
+    (save_tiny_model(tmp_path / "model") / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "owner/base"}'
+    )
+    with pytest.raises(UserError, match=r"^policy\.path: .*adapter_config\.json beside config\.json.*policy\.adapter"):
+        check_run(run_config(tmp_path))
+    with pytest.raises(UserError, match=r"adapter_config\.json beside config\.json"):
+        load_policy(str(tmp_path / "model"))
+
+
+def test_a_hub_model_is_checked_when_it_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    config = run_config(tmp_path).model_copy(update={"policy": PretrainedPolicy(path="owner/model")})
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *given, **named: str(model))
+    check_fetched(config)
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "quantization_config": {"quant_method": "mxfp4"}}))
+    with pytest.raises(UserError, match=r"policy\.path: .*quantised weights \(mxfp4\)"):
+        check_fetched(config)
+    (model / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match=r"policy\.path: .*model_type 'bert'"):
+        check_fetched(config)
 
 
 def test_a_reward_model_with_several_outputs_needs_one_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from flows.workers.sampler_service import further_rounding
 from pipeline.config import ServerSampler, TransformersSampler, VllmSampler
 from pipeline.config.sampling import SPEED_ARGS
 from pipeline.errors import UserError
-from pipeline.sampling.engine_args import OWNED, as_flags, installed_args, is_quantised, require_engine_args
+from pipeline.sampling.engine_args import OWNED, as_flags, formats_of, installed_args, is_quantised, require_engine_args
 from pipeline.sampling.sampler import eager
 
 
@@ -76,3 +76,12 @@ def test_quantised_engines_and_experts_are_recognised(tmp_path: Path) -> None:
     )
     assert kinds(VllmSampler(), "float32", num_local_experts=8) == []
     assert not is_quantised({"kv_cache_dtype": "auto"})
+
+
+def test_of_a_folder_in_two_formats_vllm_reads_the_trainer_s(tmp_path: Path) -> None:
+    assert formats_of(tmp_path) == {}
+    (tmp_path / "params.json").touch()
+    assert formats_of(tmp_path) == {"config_format": "hf", "load_format": "hf", "tokenizer_mode": "hf"}
+    assert set(formats_of(tmp_path)) <= set(OWNED) & set(installed_args())
+    (tmp_path / "params.json").rename(tmp_path / "consolidated-00001-of-1.safetensors")
+    assert formats_of(tmp_path)["load_format"] == "hf"

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,20 @@ def test_its_weights_stay_as_they_are(server: Server) -> None:
     engine = connect(server)
     assert engine.load("/other/policy") == "unchanged"
     assert engine.load("/other/policy", fresh=True) == "unchanged"
+    engine.close()
+
+
+def test_after_an_adapter_its_own_model_is_asked_again(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    engine = connect(server)
+    asked = []
+    for path in (str(tmp_path), "/the/base", "/the/base"):
+        found = engine.load(path)
+        server.seen.clear()
+        list(engine.sample([SampleRequest((1,), 5)], config.SamplingSettings(n=1)))
+        asked.append((found, server.seen[0][1]["model"]))
+    assert [found for found, _ in asked] == ["reload", "reload", "unchanged"]
+    assert asked[0][1].startswith("policy-") and [name for _, name in asked[1:]] == ["mine", "mine"]
     engine.close()
 
 

@@ -70,6 +70,8 @@ def test_what_cannot_fit_is_refused_with_what_to_change(
 def test_what_may_fit_passes(file: Path) -> None:
     require_card(settings(file), Card(141 * GB))
     require_card(settings(file, "training.lora={rank: 8}"), Card(24 * GB))
+    four = ("training.lora={rank: 8}", "policy.quantisation={bits: 4}", "sampler={kind: transformers}")
+    require_card(settings(file, *four), Card(8 * GB))
     require_card(settings(file, "training.optimiser=adamw_offload"), Card(80 * GB))
     sharded = f"accelerate={ROOT / 'configs/accelerate/fsdp2.yaml'}"
     with pytest.raises(UserError, match=r"at least 16\.8 GB"):

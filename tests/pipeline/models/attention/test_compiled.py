@@ -2,9 +2,10 @@
 
 import random
 
+import pytest
 import torch
 
-from pipeline.models.attention.flex import block_mask, compiled_attention, graphs_compiled
+from pipeline.models.attention.flex import attend_flexibly, block_mask, capped, compiled_attention, graphs_compiled
 from pipeline.models.attention.packing import Packed, pack
 from pipeline.models.attention.reach import WHOLE_ROW, Reach
 
@@ -37,3 +38,19 @@ def test_streams_of_all_lengths_share_one_compilation() -> None:
     for one in streams:
         attended(one, Reach("window", 50))
     assert graphs_compiled() - before == 2
+
+
+@pytest.mark.whole
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+# Of torch's own code.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_capped_scores_are_compiled_to_the_end() -> None:
+    """By the compiler of this machine's CPU, which takes the rule as CUDA's does."""
+    torch._dynamo.reset()
+    packed = stream(3, random.Random(1))
+    query, key = torch.randn(1, 4, len(packed.ids), 16), torch.randn(1, 2, len(packed.ids), 16)
+    mask, rule = block_mask(packed), capped(0.5, query.device)
+    with torch.no_grad():
+        found = compiled_attention()(query, key, key, rule, mask, None, True)
+        expected = attend_flexibly(query, key, key, mask, None, cap=0.5).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -99,6 +99,11 @@ def test_no_family_is_taken_for_another_kind(family: str) -> None:
     assert why_not_causal(FAMILIES[family]()) is None
 
 
+def test_a_key_that_the_family_never_reads_refuses_nothing() -> None:
+    assert why_not_causal(hf.LlamaConfig(is_decoder=False)) is None
+    assert why_not_causal(hf.BertConfig(is_decoder=False)) is not None
+
+
 ENCODERS: dict[str, Any] = {
     "bert": hf.BertConfig(**FEW, intermediate_size=32, num_attention_heads=4),
     "roberta": hf.RobertaConfig(**FEW, intermediate_size=32, num_attention_heads=4),

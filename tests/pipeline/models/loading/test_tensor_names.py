@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from flows.preflight.model_folders import check_policy_folder
 from pipeline.errors import UserError
 from pipeline.models.loading import language_model
 from pipeline.models.loading.ordinary_tensors import has_ordinary_tensors, ordinary_tensors
-from pipeline.models.loading.weight_files import tensor_shapes
+from pipeline.models.loading.weight_files import parameters_of, tensor_shapes
 from pipeline.models.policy import load_policy
 from tests.support.tiny_families import FAMILIES, HEADS, PLAIN, save_family
 
@@ -256,3 +257,15 @@ def test_weights_of_another_name_are_not_taken_for_the_model_s(tmp_path: Path) -
     folder = save_family(FAMILIES["llama"](), tmp_path)
     (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
     assert "no model.safetensors and no model.safetensors.index.json" in said(folder, check)
+
+
+def test_weights_that_another_program_reads_are_not_counted(tmp_path: Path) -> None:
+    save_family(FAMILIES["llama"](), tmp_path)
+    once = parameters_of(tmp_path)
+    assert once == sum(tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values())
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "consolidated.safetensors")
+    assert parameters_of(tmp_path) == once
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    named = dict.fromkeys(load_file(tmp_path / "model-1.safetensors"), "model-1.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+    assert parameters_of(tmp_path) == once
