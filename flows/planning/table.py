@@ -20,9 +20,9 @@ def print_plan(plan: Plan) -> None:
     for line in _heading(plan):
         console.print(line, soft_wrap=True)
     columns = [name for name in _COLUMNS if any(name in stage.parts for stage in plan.stages)]
-    _print(console, ["stage", *columns, "GiB"], _memory_rows(plan, columns))
-    _print(console, ["on disk", "GiB"], _disk_rows(plan))
-    _print(console, ["a round", "tokens", "tokens/s", "seconds"], _time_rows(plan))
+    print_columns(console, ["stage", *columns, "GiB"], _memory_rows(plan, columns))
+    print_columns(console, ["on disk", "GiB"], _disk_rows(plan))
+    print_columns(console, ["a round", "tokens", "tokens/s", "seconds"], _time_rows(plan))
     for line in (*_time_notes(plan), *_verdict(plan)):
         console.print(line, soft_wrap=True)
 
@@ -96,7 +96,8 @@ def _time_notes(plan: Plan) -> list[str]:
     return [*lines, ""]
 
 
-def _print(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_columns(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under their headings, numbers to the right of the first column, and an empty line."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)

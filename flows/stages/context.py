@@ -77,7 +77,7 @@ class Context:
             return held
         if isinstance(policy, PretrainedPolicy) and policy.dtype != "auto":
             return WeightFormat(policy.dtype)
-        return FLOAT32 if self.precision == "float32" else WeightFormat(stored_dtype(model))
+        return FLOAT32 if self.precision == "float32" else WeightFormat(stored_dtype(base_of(model)))
 
     def trusts(self, model: str | Path) -> bool:
         """Whether code in ``model`` may run: only if the config trusts the policy, and only its or the run's own."""

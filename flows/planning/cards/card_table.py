@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from flows.planning.cards.fitting import GB, Card, whole_of
 from flows.planning.cards.survey import CardPlan, OnCards
+from flows.planning.table import print_columns
 
 # Bytes a second of a disk that reads and writes models: a good SSD, or shared storage.
 DISK_RATE = 2e9
@@ -23,12 +23,12 @@ def print_cards(plan: CardPlan) -> None:
         f"({shape.trees} x {shape.prompt:,} + {shape.responses} x {shape.response:,})\n",
         soft_wrap=True,
     )
-    _show(
+    print_columns(
         console,
         ["training", "checkpointing", *SHOWN_PARTS, *map(str, plan.cards)],
         training_rows(plan.rows, plan.cards),
     )
-    _show(console, ["files of a round", "written GB", "s", "read GB", "s"], traffic_rows(plan.rows))
+    print_columns(console, ["files of a round", "written GB", "s", "read GB", "s"], traffic_rows(plan.rows))
     for name, parts in plan.others.items():
         said = ", ".join(f"{part} {gb(size)}" for part, size in parts.items())
         console.print(f"{name}: {gb(whole_of(parts))} GB ({said})", soft_wrap=True)
@@ -78,13 +78,3 @@ def gb(size: float) -> str:
     """Bytes in GB of 10⁹."""
     value = size / GB
     return f"{value:,.2f}" if value < 10 else f"{value:,.1f}"
-
-
-def _show(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print()

@@ -8,10 +8,30 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 STEP, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
+
+
+def step_alone(weights: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    """Step one tensor in place by fused AdamW; ``state``, on its device, is moved on too."""
+    adamw(
+        [weights],
+        [gradient],
+        [state["exp_avg"]],
+        [state["exp_avg_sq"]],
+        [],
+        [state[STEP]],
+        fused=True,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
 
 
 class OffloadedAdamW(torch.optim.Optimizer):
@@ -32,7 +52,7 @@ class OffloadedAdamW(torch.optim.Optimizer):
             # Copies to pinned memory are complete only after this.
             torch.cuda.synchronize()
 
-    def new_state(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    def new_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return the state of ``parameter`` before its first step."""
         return {STEP: torch.zeros(()), **{name: _zeros(parameter) for name in MOMENTS}}
 
@@ -42,26 +62,11 @@ class OffloadedAdamW(torch.optim.Optimizer):
         if not kept:
             kept |= self.new_state(parameter)
         here = {name: value.to(parameter.device, non_blocking=True) for name, value in kept.items()}
-        adamw(
-            [parameter],
-            [parameter.grad],
-            [here["exp_avg"]],
-            [here["exp_avg_sq"]],
-            [],
-            [here[STEP]],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        step_alone(parameter, parameter.grad, here, group)
         for name, value in here.items():
             kept[name].copy_(value, non_blocking=True)
 
 
-def _zeros(parameter: nn.Parameter) -> torch.Tensor:
+def _zeros(parameter: nn.Parameter) -> Tensor:
     zeros = torch.zeros_like(parameter, device="cpu", memory_format=torch.preserve_format)
     return zeros.pin_memory() if parameter.device.type == "cuda" else zeros

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
-from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
+from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW, step_alone
 
 
 def rounded_at_random(wide: Tensor) -> Tensor:
@@ -61,22 +60,7 @@ class RoundedAdamW(OffloadedAdamW):
             kept |= self.new_state(parameter)
         here = {name: value.to(parameter.device) for name, value in kept.items()}
         wide = parameter.float()
-        adamw(
-            [wide],
-            [parameter.grad.float()],
-            [here["exp_avg"]],
-            [here["exp_avg_sq"]],
-            [],
-            [here[STEP]],
-            fused=True,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+        step_alone(wide, parameter.grad.float(), here, group)
         if parameter.dtype == torch.bfloat16:
             parameter.copy_(rounded_at_random(wide))
         for name, value in here.items():
