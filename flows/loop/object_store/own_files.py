@@ -12,6 +12,7 @@ from flows.loop.object_store.client import ObjectStore, StoredObject
 from flows.loop.object_store.set_aside import keep_aside
 from flows.loop.object_store.store_lease import LEASE_OBJECT
 from flows.run_folder.flow_run import FLOW_RUN_FILE
+from flows.run_folder.links import inside
 from flows.run_folder.redo import FOLDER
 from pipeline.storage.atomic import sync_folder
 from pipeline.storage.digests import file_sha256
@@ -27,11 +28,14 @@ def is_own_file(name: str) -> bool:
 
 
 def fetch_own_files(store: ObjectStore, root: Path, link: StoreLink, listing: Mapping[str, StoredObject]) -> None:
-    """Bring the files that have changed in the store to the work folder ``root``."""
+    """Bring the files that have changed in the store to the work folder ``root``.
+
+    Raises ``RunError`` for an object whose name leads out of it.
+    """
     for name, there in listing.items():
         if not is_own_file(name) or link.seen.get(name, ("", ""))[0] == there.etag:
             continue
-        file, known = root / name, link.seen.get(name, ("", ""))[1]
+        file, known = inside(root, name), link.seen.get(name, ("", ""))[1]
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_name(f"{file.name}.fetched")
         try:

@@ -254,6 +254,16 @@ def test_people_s_answers_and_accounts_go_both_ways(
     assert not [name for name in store.listing() if name.startswith(("logs", ".lock", "store.json"))]
 
 
+def test_an_object_whose_name_leads_out_of_the_folder_is_not_written(
+    store: ObjectStore, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_run(config, machine(store, "a", tmp_path, monkeypatch).root)
+    store.create("cards/../../../planted.md", b"x")
+    with pytest.raises(RunError, match="is not inside it"):
+        machine(store, "b", tmp_path, monkeypatch)
+    assert not [*tmp_path.rglob("planted.md")]
+
+
 def test_a_folder_of_another_run_is_no_work_folder(store: ObjectStore, tmp_path: Path, s3: S3Server) -> None:
     root = store.address.work_folder
     root.mkdir(parents=True)
