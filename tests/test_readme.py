@@ -14,7 +14,7 @@ from flows.__main__ import app
 from flows.commands.losses import FAMILIES
 from pipeline.config import Composition, Gate, NamedComposition, RunConfig, ScorerSettings, preset_names, resolve
 from pipeline.config.loss.components import ConstantMargin, DecayWeights
-from pipeline.config.loss.composition import Family
+from pipeline.config.loss.formula import Family
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.loss.presets import AMBIGUOUS
 from pipeline.config.loss.terms import HingeLink
@@ -145,10 +145,11 @@ def test_the_gate_in_yaml_is_valid_and_tells_the_defaults() -> None:
 
 def test_losses_in_yaml_are_valid_and_mean_what_they_say() -> None:
     losses = [yaml.safe_load(text)["loss"] for text in YAML if text.startswith("loss:")]
-    preset, written_out = [NamedComposition.model_validate(loss) for loss in losses]
+    preset, written_out, added = [NamedComposition.model_validate(loss) for loss in losses]
     assert preset.preset == "simpo" and preset.beta == 2.5 and preset.margin == ConstantMargin(gamma=1.0)
     assert preset.aggregate == "mean" and preset.prior.kind == "none"
     assert written_out.preset == "custom" and written_out.link == HingeLink(delta=0.5)
+    assert [(part.preset, part.weight) for part in added.sum] == [("dpo", 0.8), ("bco", 0.2), ("sft", 1.0)]
     assert written_out.prior.kind == "reference" and written_out.weights == DecayWeights(gamma=0.95)
 
 

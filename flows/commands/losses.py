@@ -10,8 +10,9 @@ from typing import Literal, get_args, get_origin
 from pydantic import BaseModel
 from rich.console import Console
 
-from pipeline.config import Composition, preset_names, resolve
-from pipeline.config.loss.composition import Family
+from pipeline.config import Composition, Formula, preset_names, resolve
+from pipeline.config.loss.composition import WeightedPart
+from pipeline.config.loss.formula import Family
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.loss.presets import AMBIGUOUS, DOCUMENTATION, settings_of
 from pipeline.config.loss.terms import Term
@@ -125,8 +126,10 @@ def preset(name: str) -> Composition:
 
 def components(parts: Composition) -> list[str]:
     """List the components that differ from the empty formula, and the one-sided terms written out."""
+    if parts.sum:
+        return [f"{part.weight:g} {part.preset}" for part in parts.sum]
     found = []
-    for field, value in parts.model_dump(exclude=set(DOCUMENTATION)).items():
+    for field, value in parts.model_dump(exclude={*DOCUMENTATION, "sum"}).items():
         default = Composition.model_fields[field].get_default()
         plain = default.model_dump() if isinstance(default, BaseModel) else default
         if isinstance(value, dict) and value != plain:
@@ -137,11 +140,12 @@ def components(parts: Composition) -> list[str]:
 def needs(parts: Composition) -> list[str]:
     """Describe what the loss reads and where it comes from, one line each."""
     reads = needs_of(parts)
-    kinds = {"weights": parts.weights.kind, "prior": parts.prior.kind}
+    inputs = parts.inputs
+    kinds = {"weights": inputs.weights.kind, "prior": inputs.prior.kind}
     keys = {f"{need}:{kinds[need]}" if need in kinds else need for need in reads}
     found = [words for key, words in NEEDS.items() if key in keys]
     if (count := needs_of(parts).references) > 1:
-        which = EXTRAPOLATED if parts.prior.kind == "extrapolated" else SEVERAL
+        which = EXTRAPOLATED if inputs.prior.kind == "extrapolated" else SEVERAL
         found[found.index(NEEDS["reference"])] = f"log-probs under {count} reference policies: {which}"
     if needs_of(parts).accepts_unpaired:
         found.append("instead of pairs, also single responses marked good or bad: the columns completion and label")
@@ -161,9 +165,16 @@ def _plain(value: object) -> str:
     return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
 
 
-def _meaning(parts: Composition, path: str) -> str:
+def _meaning(parts: Formula, path: str) -> str:
     """Return the schema's description of the setting at ``path``, or of its component, and its choices."""
     field, _, leaf = path.partition(".")
+    if field == "sum" and isinstance(parts, Composition):
+        number, _, leaf = leaf.partition(".")
+        part = parts.sum[int(number)]
+        said = (
+            str(WeightedPart.model_fields["weight"].description) if leaf == "weight" else _meaning(part.settings, leaf)
+        )
+        return f"{part.preset}: {said}"
     if field == "terms":
         number, _, leaf = leaf.partition(".")
         return f"{str(Term.model_fields[leaf].description).partition(': ')[0]} of {_term(parts.terms[int(number)])}"

@@ -123,7 +123,7 @@ class StageTasks:
         if round_ == 0:
             return "round 0 - start policy"
         loss = self._config.loss
-        return f"round {round_} - train - {loss.preset} beta={loss.beta:g}"
+        return f"round {round_} - train - {loss.preset} beta={loss.inputs.beta:g}"
 
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False, retries=0)

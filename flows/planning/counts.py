@@ -70,8 +70,8 @@ def stand_in(
         return Continuation(
             ids,
             references=((nats,) * len(ids),) * loss.needs.references,
-            weights=(1.0,) * len(ids) if isinstance(loss.composition.weights, GivenWeights) else None,
-            prior=nats * len(ids) if isinstance(loss.composition.prior, GivenPrior) else None,
+            weights=(1.0,) * len(ids) if isinstance(loss.composition.inputs.weights, GivenWeights) else None,
+            prior=nats * len(ids) if isinstance(loss.composition.inputs.prior, GivenPrior) else None,
             reward=-float(rank),
             win_probability=0.5,
         )

@@ -7,6 +7,7 @@ from pipeline.config import RunConfig, UserData, preset_names, resolve
 from pipeline.config.data.mixture import sources_in
 from pipeline.config.loss.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior
 from pipeline.config.loss.composition import Composition
+from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.needs import REWARDS, needs_of
 from pipeline.config.loss.terms import WinLabel
 from pipeline.data.counts import Contents
@@ -49,7 +50,7 @@ def loss_name(config: RunConfig) -> str:
 def _check_references(config: RunConfig) -> None:
     training, name = config.training, loss_name(config)
     given = len(training.references)
-    match config.loss.prior:
+    match config.loss.inputs.prior:
         case ExtrapolatedPrior():
             _check_checkpoints(config)
         case MixturePrior() | HarmonicPrior():
@@ -61,8 +62,9 @@ def _check_references(config: RunConfig) -> None:
                 )
         case _:
             if given:
+                kind = config.loss.inputs.prior.kind
                 raise UserError(
-                    f"training.references: {given} model folders, but {name} has the prior {config.loss.prior.kind}; "
+                    f"training.references: {given} model folders, but {name} has the prior {kind}; "
                     "only the priors mixture, harmonic and extrapolated read further models"
                 )
 
@@ -133,7 +135,7 @@ def _check_anchor(config: RunConfig, contents: Contents) -> None:
 
 
 def _check_prior(config: RunConfig, contents: Contents) -> None:
-    if not isinstance(config.loss.prior, GivenPrior):
+    if not isinstance(config.loss.inputs.prior, GivenPrior):
         return
     if config.mode == "iterative":
         raise UserError(
@@ -170,7 +172,7 @@ def _check_rewards(config: RunConfig, contents: Contents) -> None:
         _require(config, unscored, pairs, scores, f"{loss_name(config)} needs rewards")
     elif needs_of(config.loss).groups and contents.half_scored:
         _require(config, unscored, pairs, scores, f"{loss_name(config)} takes the rewards of all pairs or of none")
-    if isinstance(config.loss.label, WinLabel):
+    if isinstance(config.loss.inputs.label, WinLabel):
         why = f"loss.label: wins needs the column {_columns(config, 'win_probability')}, or scores"
         _require(config, contents.neither, pairs - contents.with_wins, scores, why)
 
@@ -178,8 +180,7 @@ def _check_rewards(config: RunConfig, contents: Contents) -> None:
 def _check_labels(config: RunConfig, contents: Contents) -> None:
     """Refuse to drop soft labels silently."""
     loss = config.loss
-    certain = loss.one_sided or loss.label.kind != "data" or needs_of(loss).groups or needs_of(loss).only_chosen
-    if not contents.soft or not certain or "win_probability" in needs_of(loss):
+    if not contents.soft or _reads_labels(loss):
         return
     found = f"{contents.soft} of {contents.pairs} pairs have another label than 1; {loss_name(config)} does not read it"
     if any(part.columns.has_votes for part in _pair_data(config)):
@@ -189,6 +190,15 @@ def _check_labels(config: RunConfig, contents: Contents) -> None:
     raise UserError(
         f"pairs.columns.soft_label: {found}; leave the column out (or name another) to train on hard labels"
     )
+
+
+def _reads_labels(loss: Formula) -> bool:
+    """Whether every part reads soft labels: as p, or as win probabilities, which take their place for all parts."""
+    asked = [(part, needs_of(part)) for part in loss.parts if not needs_of(part).only_chosen]
+    if any("win_probability" in needs for _, needs in asked):
+        return all("win_probability" in needs for _, needs in asked)
+    certain = (part.one_sided or part.label.kind != "data" or needs.groups for part, needs in asked)
+    return bool(asked) and not any(certain)
 
 
 def _require(config: RunConfig, lacking: int, pairs: int, fields: tuple[str, str], why: str) -> None:

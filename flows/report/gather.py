@@ -98,7 +98,7 @@ def _pairs(run: RunFolder, config: RunConfig, round_: int, manifests: Mapping[st
         return None
     said: dict[str, Any] = dict(manifest.metrics)
     entropies = sorted((run.stage(round_, "reference").folder / reference_name(0)).glob("*.parquet"))
-    scaled = config.loss.dispersion is not None and "reference" in manifests
+    scaled = config.loss.inputs.dispersion is not None and "reference" in manifests
     return PairFacts(
         kind=said["kind"],
         rows=manifest.rows,

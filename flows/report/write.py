@@ -107,7 +107,7 @@ def _headline(config: RunConfig) -> str:
     parts = [
         config.mode,
         f"{config.rounds} round{'s' * (config.rounds > 1)}",
-        f"loss {config.loss.preset}, β = {config.loss.beta:g}",
+        f"loss {config.loss.preset}, β = {config.loss.inputs.beta:g}",
         f"reference {training.reference}",
         f"learning rate {training.learning_rate:g}",
         *([] if config.scorer is None else [f"labels by {config.scorer.kind}"]),

@@ -58,7 +58,7 @@ def reference_stages(run: RunFolder, config: RunConfig, round_: int, start: int 
     ``start`` is as in ``reference_round``.
     """
     newest = [reference_stage(run, config, round_, start)]
-    if not isinstance(config.loss.prior, ExtrapolatedPrior) or (round_ == 1 and config.training.references):
+    if not isinstance(config.loss.inputs.prior, ExtrapolatedPrior) or (round_ == 1 and config.training.references):
         return newest
     start = parent(run, config, round_) if start is None else start
     return [*newest, run.stage(parent(run, config, start), "policy")]

@@ -73,8 +73,8 @@ def _stored(config: RunConfig) -> JsonValue:
     loss = config.loss
     return {
         "references": needs_of(loss).references,
-        "entropy": loss.dispersion is not None,
-        "weights": loss.weights.identity() if needs_of(loss).contrast else None,
+        "entropy": loss.inputs.dispersion is not None,
+        "weights": loss.inputs.weights.identity() if needs_of(loss).contrast else None,
         "mismatched": needs_of(loss).baseline,
         "text": needs_of(loss).only_chosen,
     }
@@ -90,7 +90,9 @@ def _bought(config: RunConfig) -> JsonValue:
 def _silver(config: RunConfig) -> JsonValue:
     """Settings that determine who labels the responses without gold."""
     silver = _discriminator(config).silver
-    implicit: JsonValue = {"beta": config.loss.beta, "dtype": config.training.dtype} if silver == "self" else None
+    implicit: JsonValue = (
+        {"beta": config.loss.inputs.beta, "dtype": config.training.dtype} if silver == "self" else None
+    )
     return {"by": silver, "implicit": implicit}
 
 

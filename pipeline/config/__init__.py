@@ -14,6 +14,7 @@ from pipeline.config.data.user_data import DatasetData, FileData, UserData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.loss.composition import Composition
+from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.presets import NamedComposition, preset_names, resolve
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import ChatSettings, Policy, PretrainedModel, PretrainedPolicy, Quantisation, ScratchPolicy
@@ -56,6 +57,7 @@ __all__ = [
     "Evaluation",
     "ExactMatchScorer",
     "FileData",
+    "Formula",
     "FunctionScorer",
     "Gate",
     "HeldOut",

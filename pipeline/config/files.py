@@ -215,10 +215,11 @@ def _places(settings: Tree, count: int) -> dict[int, Tree] | None:
 
 def _is_another_loss(tree: Tree, top: Tree) -> bool:
     """Whether ``top`` names a preset over a composition that is written out, or the other way round."""
-    written = {"link", "terms", "head"}
+    written = {"link", "terms", "head", "sum"}
     if "preset" in top:
         return bool(tree) and "preset" not in tree and not written.isdisjoint(tree)
-    return "preset" in tree and "prior" in top and not written.isdisjoint(top)
+    whole = isinstance(top.get("sum"), list) or ("prior" in top and not written.isdisjoint(top))
+    return "preset" in tree and whole
 
 
 def _explain(error: ValidationError, schema: type[Closed], tree: Tree, origins: Origins) -> str:

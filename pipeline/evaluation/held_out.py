@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import Composition
+from pipeline.config import Formula
 from pipeline.config.loss.needs import needs_of
 from pipeline.evaluation.intervals import Interval, mean_interval, rate_interval
 from pipeline.evaluation.metrics import pair_accuracy
@@ -27,19 +27,20 @@ BASELINE_NAMES = {
 PairScores = tuple[float, float]
 
 
-def pair_scores(logps: tuple[float, float], tokens: tuple[int, int], loss: Composition) -> PairScores:
+def pair_scores(logps: tuple[float, float], tokens: tuple[int, int], loss: Formula) -> PairScores:
     """Return the scores Σ log π / length^p of chosen and rejected, p as in the loss, before token weights and shape.
 
     ``logps``: of the whole responses, nats; ``tokens``: their lengths. Likelihood alone is compared per token, since
     longer responses are less likely.
     """
-    power = {"sum": 0.0, "mean": 1.0, "power": loss.length_power}[loss.aggregate]
+    of_first = loss.inputs
+    power = {"sum": 0.0, "mean": 1.0, "power": of_first.length_power}[of_first.aggregate]
     if needs_of(loss).only_chosen:
         power = 1.0
     return logps[0] / tokens[0] ** power, logps[1] / tokens[1] ** power
 
 
-def pair_margins(scores: Sequence[PairScores], start: Sequence[PairScores], loss: Composition) -> tuple[float, ...]:
+def pair_margins(scores: Sequence[PairScores], start: Sequence[PairScores], loss: Formula) -> tuple[float, ...]:
     """Return for each pair β times the difference of the loss's scores, before its margin.
 
     If the loss uses a reference, this is the implicit reward log π − log π_start (DPO, arXiv:2305.18290, eq. 5), so
@@ -47,7 +48,9 @@ def pair_margins(scores: Sequence[PairScores], start: Sequence[PairScores], loss
     reference it is log π alone.
     """
     base = start if needs_of(loss).references > 0 else [(0.0, 0.0)] * len(scores)
-    return tuple(loss.beta * ((own[0] - old[0]) - (own[1] - old[1])) for own, old in zip(scores, base, strict=True))
+    return tuple(
+        loss.inputs.beta * ((own[0] - old[0]) - (own[1] - old[1])) for own, old in zip(scores, base, strict=True)
+    )
 
 
 def margin_loss(margin: float) -> float:

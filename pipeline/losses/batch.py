@@ -156,6 +156,32 @@ class GroupBatch:
 Batch = PairBatch | UnpairedBatch | GroupBatch
 
 
+def present_of(batch: GroupBatch) -> Tensor:
+    """[B, K] bool, true where a response is present."""
+    return torch.ones_like(batch.rewards, dtype=torch.bool) if batch.present is None else batch.present.bool()
+
+
+def refuse_empty(batch: Batch) -> None:
+    """Raise ValueError where a response has no tokens."""
+    sides: dict[str, Side | None]
+    present = None
+    match batch:
+        case PairBatch():
+            sides = {"chosen": batch.chosen, "rejected": batch.rejected, "calibration": batch.calibration}
+        case UnpairedBatch():
+            sides = {"responses": batch.responses, "mismatched": batch.mismatched}
+        case GroupBatch():
+            sides = {f"responses[{k}]": side for k, side in enumerate(batch.responses)}
+            present = present_of(batch)
+    for index, (name, side) in enumerate(sides.items()):
+        if side is None:
+            continue
+        without = side.mask.sum(-1) == 0
+        empty = (without if present is None else without & present[:, index]).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"{name}: no response tokens in row {', '.join(map(str, empty[:5]))} of the batch")
+
+
 # e^30 is 1e13: far beyond values in training, and its square still fits a float32.
 LARGEST_EXPONENT = 30.0
 
@@ -188,3 +214,23 @@ def bounded_exp(x: Tensor) -> Tensor:
     """
     low = x.clamp(max=LARGEST_EXPONENT)
     return low.exp() * (1 + (x - LARGEST_EXPONENT).clamp(min=0))
+
+
+def mean_where(values: Tensor, rows: Tensor) -> Tensor:
+    """Mean of ``values`` [B] over the rows that ``rows`` [B] marks; 0 without any."""
+    return values.masked_fill(~rows, 0).sum() / rows.sum().clamp(min=1)
+
+
+def likelihoods(responses: Side) -> dict[str, Tensor]:
+    """Log-prob, and its change where the reference's is known, per token: [B], constant; ``{}`` stands for the side."""
+    changed = change(responses)
+    found = {"{}_logp_per_token": masked_mean(constant(responses.policy), responses.mask)}
+    return found if changed is None else {**found, "{}_change_per_token": changed}
+
+
+def change(side: Side) -> Tensor | None:
+    """Mean of log π(y_t) − log π_ref(y_t) over a response, [B], constant; uses the first of several references."""
+    if side.reference is None:
+        return None
+    reference = side.reference if side.reference.ndim == 2 else side.reference[0]
+    return masked_mean(constant(side.policy) - constant(reference), side.mask)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pipeline.config.loss.terms import HeadSettings, ListHead
-from pipeline.losses.batch import GroupBatch, PairBatch, constant
+from pipeline.losses.batch import GroupBatch, PairBatch, constant, present_of
 
 # Logit of a missing response: e^−1e9 is 0 in every dtype.
 ABSENT = -1e9
@@ -30,11 +30,6 @@ def as_group(batch: PairBatch, head: HeadSettings) -> GroupBatch:
     else:
         raise ValueError("this loss needs rewards (PairBatch.reward_chosen, reward_rejected)")
     return GroupBatch(responses=(batch.chosen, batch.rejected), rewards=rewards)
-
-
-def present_of(batch: GroupBatch) -> Tensor:
-    """[B, K] bool, true where a response is present."""
-    return torch.ones_like(batch.rewards, dtype=torch.bool) if batch.present is None else batch.present.bool()
 
 
 def head_loss(scores: Tensor, batch: GroupBatch, head: HeadSettings) -> Tensor:

@@ -9,19 +9,20 @@
                                                                                   f: the link    (arXiv:2402.05749)
     total     L + Σ_r λ_r Reg_r
 
-Over K responses, a list head replaces the links. This module knows no trainer and no model. It does not reduce over
-the batch: the caller sums and decides what to divide by.
+Over K responses, a list head replaces the links. A sum adds up several such losses of the same examples. This module
+knows no trainer and no model. It does not reduce over the batch: the caller sums and decides what to divide by.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from pipeline.config import Composition, preset_names, resolve
+from pipeline.config import Composition, Formula, preset_names, resolve
 from pipeline.config.loss.needs import Needs, needs_of
 from pipeline.errors import UserError, first_lines
 from pipeline.losses.batch import (
@@ -32,17 +33,20 @@ from pipeline.losses.batch import (
     UnpairedBatch,
     at_least_float32,
     bounded_exp,
-    constant,
-    masked_mean,
+    change,
+    likelihoods,
+    mean_where,
+    present_of,
+    refuse_empty,
 )
 from pipeline.losses.dispersion import dispersion_of
-from pipeline.losses.list_heads import as_group, best, head_loss, present_of, worst
+from pipeline.losses.list_heads import as_group, best, head_loss, worst
 from pipeline.losses.margins import margin_of
 from pipeline.losses.regularisers import nll, regularisers
 from pipeline.losses.scores import scores, shaped
 from pipeline.losses.statistics import Observed, State, kept, observe, summarise
 from pipeline.losses.terms import label_of, one_sided_terms, pair_term, unpaired_terms
-from pipeline.losses.weights import uniform
+from pipeline.losses.weights import likeliness, uniform
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,13 @@ class LossOutput:
     """``per_pair`` [B] carries the gradient; ``metrics`` are detached means over the batch, 0-d.
 
     ``rows``: how many examples a metric is the mean of, for those that leave some out; the mean of none is 0.
+    ``parts``: of a sum, the mean of each part's own loss, before its weight; ``metrics`` are the first part's.
     """
 
     per_pair: Tensor
     metrics: Mapping[str, Tensor]
     rows: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +69,21 @@ class Loss:
 
     Attributes:
         needs: what it reads; ``sorted(loss.needs)`` lists optional fields of the batch.
+        members: of a sum, its parts with their weights; names are unique.
     """
 
     name: str
-    composition: Composition
+    composition: Formula
     needs: Needs = field(init=False, repr=False, compare=False)
+    members: tuple[tuple[float, "Loss"], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needs", needs_of(self.composition))
+        parts = self.composition.sum if isinstance(self.composition, Composition) else ()
+        before = [[part.preset for part in parts[:place]].count(part.preset) for place, part in enumerate(parts)]
+        names = [f"{part.preset}_{n + 1}" if n else part.preset for part, n in zip(parts, before, strict=True)]
+        members = tuple((part.weight, Loss(name, part.settings)) for part, name in zip(parts, names, strict=True))
+        object.__setattr__(self, "members", members)
 
     def __call__(self, batch: Batch, statistics: Mapping[str, float] | None = None) -> LossOutput:
         """The loss of each pair, response or group, in float32, or in float64 if the batch is.
@@ -82,9 +95,11 @@ class Loss:
         Raises:
             ValueError: a response without tokens, or a part that the loss needs is missing.
         """
+        if self.members:
+            return self._of_sum(batch, statistics)
         if isinstance(batch, PairBatch) and self.composition.head is not None:
             batch = as_group(batch, self.composition.head)
-        _refuse_empty(batch)
+        refuse_empty(batch)
         if isinstance(batch, GroupBatch):
             return self._of_groups(batch)
         known: Mapping[str, float] = {}
@@ -96,6 +111,9 @@ class Loss:
         """Contribution of each pair of ``batch`` to the statistics: name -> [n], constant; empty if none is needed."""
         if not self.needs.statistics or isinstance(batch, GroupBatch):
             return {}
+        if self.members:
+            seen = {member.name: member.observe(batch) for _, member in self.members}
+            return {f"{name}.{key}": values for name, found in seen.items() for key, values in found.items()}
         if isinstance(batch, PairBatch):
             self._rejected(batch)
         else:
@@ -104,12 +122,34 @@ class Loss:
 
     def summarise(self, observed: Mapping[str, Tensor], state: Mapping[str, float]) -> tuple[State, State]:
         """(statistics of the global batch, the state after it), from all pairs' ``observed`` and the state before."""
-        return summarise(observed, state, self.composition)
+        if not self.members:
+            return summarise(observed, state, self.composition)
+        statistics: State = {}
+        after: State = {}
+        for _, member in self.members:
+            if member.needs.statistics:
+                found = member.summarise(_of_member(observed, member), _of_member(state, member))
+                for known, values in zip((statistics, after), found, strict=True):
+                    known |= {f"{member.name}.{key}": value for key, value in values.items()}
+        return statistics, after
+
+    def _of_sum(self, batch: Batch, statistics: Mapping[str, float] | None) -> LossOutput:
+        outputs = {
+            member.name: member(batch, None if statistics is None else _of_member(statistics, member))
+            for _, member in self.members
+        }
+        per_pair = torch.stack([w * outputs[member.name].per_pair for w, member in self.members]).sum(0)
+        metrics: dict[str, Tensor] = {}
+        rows: dict[str, int] = {}
+        for output in reversed(outputs.values()):
+            metrics, rows = {**metrics, **output.metrics}, {**rows, **output.rows}
+        parts = {name: output.per_pair.detach().mean() for name, output in outputs.items()}
+        return LossOutput(per_pair, metrics, rows, parts)
 
     def _of_pairs(self, batch: PairBatch, statistics: Mapping[str, float]) -> LossOutput:
         parts = self.composition
         sides = {"chosen": batch.chosen, "rejected": batch.rejected}
-        known = {side: _likelihoods(found) for side, found in sides.items() if found is not None}
+        known = {side: likelihoods(found) for side, found in sides.items() if found is not None}
         metrics = {name.format(side): values.mean() for side, of in known.items() for name, values in of.items()}
         per_pair = torch.zeros_like(at_least_float32(batch.chosen.policy[:, 0]))
         if parts.links:
@@ -152,7 +192,7 @@ class Loss:
         parts = self.composition
         if parts.pair_weight == "policy":
             cap = math.inf if parts.pair_weight_cap is None else math.log(parts.pair_weight_cap)
-            likely = _likeliness(batch.chosen) + _likeliness(self._rejected(batch))
+            likely = likeliness(batch.chosen) + likeliness(self._rejected(batch))
             return bounded_exp(likely.clamp(max=cap))
         if parts.scale is None:
             return None
@@ -166,9 +206,9 @@ class Loss:
         reward = parts.beta * score
         value = parts.weight / parts.beta**parts.unscale * unpaired_terms(reward, batch, parts, statistics)
         good = batch.desirable.bool()
-        values = {"reward_{}": reward.detach(), **_likelihoods(batch.responses)}
+        values = {"reward_{}": reward.detach(), **likelihoods(batch.responses)}
         sides = {"chosen": good, "rejected": ~good}
-        means = {name.format(side): _mean_where(v, rows) for name, v in values.items() for side, rows in sides.items()}
+        means = {name.format(side): mean_where(v, rows) for name, v in values.items() for side, rows in sides.items()}
         counts = {name.format(side): int(rows.sum()) for name in values for side, rows in sides.items()}
         return LossOutput(value, means, counts)
 
@@ -184,12 +224,11 @@ class Loss:
         per_token = torch.stack([-nll(side).detach() for side in batch.responses], dim=1)
         metrics["chosen_logp_per_token"] = per_token[rows, top].mean()
         metrics["rejected_logp_per_token"] = per_token[rows, bottom].mean()
-        changes = [_change(side) for side in batch.responses]
-        known = [change for change in changes if change is not None]
-        if len(known) == len(changes):
-            change = torch.stack(known, dim=1)
-            metrics["chosen_change_per_token"] = change[rows, top].mean()
-            metrics["rejected_change_per_token"] = change[rows, bottom].mean()
+        changes = [found for side in batch.responses if (found := change(side)) is not None]
+        if len(changes) == len(batch.responses):
+            changed = torch.stack(changes, dim=1)
+            metrics["chosen_change_per_token"] = changed[rows, top].mean()
+            metrics["rejected_change_per_token"] = changed[rows, bottom].mean()
         if parts.nll > 0:
             losses = torch.stack([nll(side, parts.nll_aggregate) for side in batch.responses], dim=1)
             of_best = losses.masked_fill(~present, 0)[rows, top]
@@ -207,11 +246,12 @@ class Loss:
         return batch.rejected
 
 
-def _likeliness(side: Side) -> Tensor:
-    """Mean of log π(y_t) − log Σ_v π(v)², [B], constant."""
-    if side.collision is None:
-        raise ValueError("this loss needs Σ p² of each position (Side.collision)")
-    return masked_mean(constant(side.policy) - constant(side.collision).log(), side.mask)
+_Value = TypeVar("_Value")
+
+
+def _of_member(values: Mapping[str, _Value], member: Loss) -> dict[str, _Value]:
+    start = f"{member.name}."
+    return {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
 
 
 def _rewards(reward_w: Tensor, reward_l: Tensor) -> dict[str, Tensor]:
@@ -222,45 +262,6 @@ def _rewards(reward_w: Tensor, reward_l: Tensor) -> dict[str, Tensor]:
         "margin": gap.mean(),
         "accuracy": (gap > 0).to(gap.dtype).mean(),
     }
-
-
-def _mean_where(values: Tensor, rows: Tensor) -> Tensor:
-    return values.masked_fill(~rows, 0).sum() / rows.sum().clamp(min=1)
-
-
-def _likelihoods(responses: Side) -> dict[str, Tensor]:
-    """Log-prob, and its change where the reference's is known, per token: [B], constant; ``{}`` stands for the side."""
-    change = _change(responses)
-    found = {"{}_logp_per_token": masked_mean(constant(responses.policy), responses.mask)}
-    return found if change is None else {**found, "{}_change_per_token": change}
-
-
-def _change(side: Side) -> Tensor | None:
-    """Mean of log π(y_t) − log π_ref(y_t) over a response, [B], constant; uses the first of several references."""
-    if side.reference is None:
-        return None
-    reference = side.reference if side.reference.ndim == 2 else side.reference[0]
-    return masked_mean(constant(side.policy) - constant(reference), side.mask)
-
-
-def _refuse_empty(batch: Batch) -> None:
-    sides: dict[str, Side | None]
-    present = None
-    match batch:
-        case PairBatch():
-            sides = {"chosen": batch.chosen, "rejected": batch.rejected, "calibration": batch.calibration}
-        case UnpairedBatch():
-            sides = {"responses": batch.responses, "mismatched": batch.mismatched}
-        case GroupBatch():
-            sides = {f"responses[{k}]": side for k, side in enumerate(batch.responses)}
-            present = present_of(batch)
-    for index, (name, side) in enumerate(sides.items()):
-        if side is None:
-            continue
-        without = side.mask.sum(-1) == 0
-        empty = (without if present is None else without & present[:, index]).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(f"{name}: no response tokens in row {', '.join(map(str, empty[:5]))} of the batch")
 
 
 __all__ = ["load_preset", "preset_names"]

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from pipeline.config import Composition
+from pipeline.config import Formula
 from pipeline.config.loss.components import (
     ConstantMargin,
     GapMargin,
@@ -25,7 +25,7 @@ Statistics: TypeAlias = Mapping[str, float]
 SMALLEST_DEVIATION = 1e-3
 
 
-def margin_of(batch: PairBatch, loss: Composition, scale: Tensor | float, statistics: Statistics) -> Tensor | float:
+def margin_of(batch: PairBatch, loss: Formula, scale: Tensor | float, statistics: Statistics) -> Tensor | float:
     """m of each pair, [B] or one number, constant.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pipeline.config import Composition
+from pipeline.config import Formula
 from pipeline.config.loss.components import LearnedPrior, LearnedWeights
 from pipeline.config.loss.terms import Advantage, Calibration
 from pipeline.losses.batch import PairBatch, Side, at_least_float32, constant, masked_mean, masked_sum
@@ -23,7 +23,7 @@ def nll(side: Side, aggregate: str = "mean") -> Tensor:
     return -(masked_mean(values, side.mask) if aggregate == "mean" else masked_sum(values, side.mask))
 
 
-def regularisers(batch: PairBatch, loss: Composition) -> Tensor | None:
+def regularisers(batch: PairBatch, loss: Formula) -> Tensor | None:
     """Sum of the loss's regularisers besides the likelihood term, [B]; None if it has no regulariser."""
     parts: list[Tensor] = []
     if loss.calibration is not None:

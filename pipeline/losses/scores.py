@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pipeline.config import Composition
+from pipeline.config import Formula
 from pipeline.config.loss.components import AlphaShape, DivergenceShape, IdentityShape, PenaltyShape, PlainShape
 from pipeline.config.loss.components import Shape as ShapeSettings
 from pipeline.losses.batch import Side, at_least_float32, bounded_exp, masked_mean, masked_sum
@@ -12,7 +12,7 @@ from pipeline.losses.prior import log_priors
 from pipeline.losses.weights import kl_weights, token_weights
 
 
-def scores(sides: tuple[Side, ...], loss: Composition, seeds: Tensor | None = None) -> tuple[Tensor, ...]:
+def scores(sides: tuple[Side, ...], loss: Formula, seeds: Tensor | None = None) -> tuple[Tensor, ...]:
     """s of each response of each side, [B] each, in nats (nats per token where the aggregate is a mean).
 
     Args:
@@ -33,7 +33,7 @@ def scores(sides: tuple[Side, ...], loss: Composition, seeds: Tensor | None = No
     return tuple(found)
 
 
-def _aggregated(values: Tensor, mask: Tensor, loss: Composition) -> Tensor:
+def _aggregated(values: Tensor, mask: Tensor, loss: Formula) -> Tensor:
     match loss.aggregate:
         case "sum":
             return masked_sum(values, mask)
@@ -43,7 +43,7 @@ def _aggregated(values: Tensor, mask: Tensor, loss: Composition) -> Tensor:
             return masked_sum(values, mask) / mask.sum(-1).to(values.dtype).pow(loss.length_power)
 
 
-def _summed_kl(side: Side, loss: Composition, stop: bool) -> Tensor:
+def _summed_kl(side: Side, loss: Formula, stop: bool) -> Tensor:
     if side.kl is None:
         raise ValueError("this loss needs the full-vocabulary KL of each position (Side.kl)")
     weights = kl_weights(side, loss.weights)

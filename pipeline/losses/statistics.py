@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipeline.config import Composition
+from pipeline.config import Formula
 from pipeline.config.loss.components import GapMargin
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.loss.terms import BatchScale
@@ -28,7 +28,7 @@ SMALLEST_BETA = 1e-3
 
 
 @torch.no_grad()
-def observe(batch: PairBatch | UnpairedBatch, loss: Composition) -> Observed:
+def observe(batch: PairBatch | UnpairedBatch, loss: Formula) -> Observed:
     """Contribution of each pair (or response) to the statistics: name -> [n], constant."""
     if isinstance(batch, UnpairedBatch):
         return _observe_unpaired(batch, loss)
@@ -47,7 +47,7 @@ def observe(batch: PairBatch | UnpairedBatch, loss: Composition) -> Observed:
     return found
 
 
-def summarise(observed: Mapping[str, Tensor], state: Mapping[str, float], loss: Composition) -> tuple[State, State]:
+def summarise(observed: Mapping[str, Tensor], state: Mapping[str, float], loss: Formula) -> tuple[State, State]:
     """(statistics for this batch, the state after it).
 
     Args:
@@ -79,7 +79,7 @@ def kept(gap: Tensor, lot: Tensor, statistics: Mapping[str, float]) -> Tensor:
     return (keys >= statistics["threshold"]).to(gap.dtype) / statistics["share"]
 
 
-def _observe_unpaired(batch: UnpairedBatch, loss: Composition) -> Observed:
+def _observe_unpaired(batch: UnpairedBatch, loss: Formula) -> Observed:
     (score,) = scores((batch.responses,), loss)
     found = {"score": score}
     if batch.mismatched is not None:

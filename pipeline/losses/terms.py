@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.config import Composition
+from pipeline.config import Formula
 from pipeline.config.loss.terms import DataLabel, RewardLabel, SmoothLabel, Term, WinLabel
 from pipeline.config.loss.terms import Label as LabelSettings
 from pipeline.losses.batch import PairBatch, UnpairedBatch, constant
@@ -68,7 +68,7 @@ def _win_probability(batch: PairBatch) -> Tensor:
     return constant(batch.win_probability)
 
 
-def pair_term(z: Tensor, loss: Composition, label: _Label, dispersion: Tensor | None) -> Tensor:
+def pair_term(z: Tensor, loss: Formula, label: _Label, dispersion: Tensor | None) -> Tensor:
     """p f(z) + (1 − p) f(−z) minus the label's entropy, [B]; reverse_kl and rao_kupper read the label themselves."""
     link = make_link(loss.link, dispersion=dispersion, label_logit=label.logit, label=label.p)
     value = link(z) if loss.link.kind in ("reverse_kl", "rao_kupper") else _labelled(z, link, label)
@@ -76,7 +76,7 @@ def pair_term(z: Tensor, loss: Composition, label: _Label, dispersion: Tensor | 
 
 
 def one_sided_terms(
-    reward_w: Tensor, reward_l: Tensor, batch: PairBatch, loss: Composition, statistics: Mapping[str, float]
+    reward_w: Tensor, reward_l: Tensor, batch: PairBatch, loss: Formula, statistics: Mapping[str, float]
 ) -> Tensor:
     """Σ_k c_k f_k(a_k R_w + b_k R_l − m_k), [B]."""
     total = torch.zeros_like(reward_w)
@@ -86,7 +86,7 @@ def one_sided_terms(
     return total
 
 
-def unpaired_terms(reward: Tensor, batch: UnpairedBatch, loss: Composition, statistics: Mapping[str, float]) -> Tensor:
+def unpaired_terms(reward: Tensor, batch: UnpairedBatch, loss: Formula, statistics: Mapping[str, float]) -> Tensor:
     """The terms of a marked response, [B]: those of the chosen side if it is good, else those of the rejected side."""
     desirable = batch.desirable.bool()
     total = torch.zeros_like(reward)

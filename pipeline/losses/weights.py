@@ -14,7 +14,7 @@ from pipeline.config.loss.components import (
     TailWeights,
 )
 from pipeline.config.loss.components import Weights as WeightSettings
-from pipeline.losses.batch import Side, at_least_float32, constant
+from pipeline.losses.batch import Side, at_least_float32, constant, masked_mean
 
 
 def token_weights(side: Side, other: Side | None, weights: WeightSettings, seeds: Tensor | None) -> Tensor | None:
@@ -108,3 +108,10 @@ def _lots(seeds: Tensor, place: Tensor) -> Tensor:
 def uniform(seeds: Tensor) -> Tensor:
     """[B] numbers in (0, 1), one a seed, float64."""
     return (_lots(seeds, torch.zeros_like(seeds)).double() + 0.5) / float(2**62)
+
+
+def likeliness(side: Side) -> Tensor:
+    """Mean of log π(y_t) − log Σ_v π(v)², [B], constant (WPO, arXiv:2406.11827). Raises ValueError without Σ π²."""
+    if side.collision is None:
+        raise ValueError("this loss needs Σ p² of each position (Side.collision)")
+    return masked_mean(constant(side.policy) - constant(side.collision).log(), side.mask)

@@ -18,6 +18,7 @@ from pipeline.training.auxiliary.routers import ExpertUse, Passed, Routed, Route
 from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
+from pipeline.training.distributed.process_group import over_processes
 from pipeline.training.distributed.rounded_adamw import sum_in_float32
 from pipeline.training.distributed.zero import ZeroEngine
 from pipeline.training.watch.readings import ending_logps
@@ -81,6 +82,7 @@ class BatchFacts:
     Attributes:
         loss: mean over its examples; may be infinite or NaN.
         metrics: means over its examples, or those of them that have the value; of ``METRICS``, those with any.
+        parts: means of the parts of a sum over its examples; empty for another loss.
         tokens, response_tokens, positions: counts; only the last includes padding.
         suspects: ids of this process's examples whose loss is not finite, or that make the others' NaN.
         running: the loss's running statistics after the batch.
@@ -90,6 +92,7 @@ class BatchFacts:
 
     loss: float
     metrics: dict[str, float]
+    parts: dict[str, float]
     tokens: int
     response_tokens: int
     positions: int
@@ -125,7 +128,8 @@ def accumulate_gradient(
     whole = len(batches) == 1 and world == 1
     shared = None if whole else _look_ahead(objective, batches, running or {})
     sum_in_float32(objective.policy, several=len(batches) > 1)
-    total = _Total(objective.modules.nothing_summed())
+    nothing = torch.zeros(4 + 2 * len(METRICS) + len(objective.loss.members), dtype=torch.float64)
+    total = _Total(objective.modules.nothing_summed(), nothing)
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(objective.policy):
@@ -172,13 +176,10 @@ class _Observed:
 
 @dataclass(slots=True)
 class _Total:
-    """Sums over this process's micro-batches: loss, counts, metrics, and how many rows each metric has.
-
-    ``modules``: those of ``ExtraLoss``.
-    """
+    """Sums over this process's micro-batches: loss, counts, metrics, rows of each, parts; `modules` as ExtraLoss."""
 
     modules: Tensor | None
-    sums: Tensor = field(default_factory=lambda: torch.zeros(4 + 2 * len(METRICS), dtype=torch.float64))
+    sums: Tensor
     suspects: list[str] = field(default_factory=list)
     routers: RouterSums = field(default_factory=RouterSums)
 
@@ -262,7 +263,8 @@ def _backward(
     known["ending_logp"] = (float(endings.mean()) if len(endings) else 0.0, len(endings))
     means = [known.get(name, (0.0, 0)) for name in METRICS]
     sums, rows = [mean * count for mean, count in means], [count for _, count in means]
-    total.sums += torch.tensor([float(per_pair.sum()), *_counts(batch), *sums, *rows], dtype=torch.float64)
+    parts = [float(output.parts[member.name]) * len(per_pair) for _, member in objective.loss.members]
+    total.sums += torch.tensor([float(per_pair.sum()), *_counts(batch), *sums, *rows, *parts], dtype=torch.float64)
     finite = per_pair.isfinite().tolist()
     total.suspects += [e.id for e, fine in zip(batch.examples, finite, strict=True) if not fine]
 
@@ -273,23 +275,20 @@ def _counts(batch: TokenBatch) -> tuple[int, int, int]:
     return tokens, sum(e.response_tokens for e in batch.examples), batch.computed
 
 
-def over_processes(sums: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return ``sums`` added up over all processes, float64 on the CPU."""
-    if accelerator.num_processes == 1:
-        return sums
-    # Not every device has float64; the counts of one batch are exact in float32 up to 16 million.
-    reduced: Tensor = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum")
-    return reduced.double().cpu()
-
-
 def _over_all(total: _Total, objective: Objective, size: int, shared: _Shared) -> BatchFacts:
-    loss, tokens, responses, positions, *metrics = over_processes(total.sums, objective.accelerator).tolist()
-    of_rows = zip(METRICS, metrics[: len(METRICS)], metrics[len(METRICS) :], strict=True)
+    loss, tokens, responses, positions, *others = over_processes(total.sums, objective.accelerator).tolist()
+    metrics, rows_of, parts = (
+        others[: len(METRICS)],
+        others[len(METRICS) : 2 * len(METRICS)],
+        others[2 * len(METRICS) :],
+    )
+    of_rows = zip(METRICS, metrics, rows_of, strict=True)
     means = {name: value / rows for name, value, rows in of_rows if rows}
     of_modules = None if total.modules is None else over_processes(total.modules, objective.accelerator) / size
     return BatchFacts(
         loss=loss / size,
         metrics=means,
+        parts={member.name: value / size for (_, member), value in zip(objective.loss.members, parts, strict=True)},
         tokens=round(tokens),
         response_tokens=round(responses),
         positions=round(positions),

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,8 @@ class StepReport:
             alike and a token has k experts; None: it is not trained.
         expert_imbalance: the load of the busiest expert, divided by the mean, in the layer where this is worst.
         expert_shares: the share of each expert in the choices of all layers.
+        parts: of a weighted sum of losses, the mean of each part before its weight; ``margin`` and the like are those
+            of the first part that has them.
     """
 
     step: int
@@ -56,6 +58,7 @@ class StepReport:
     router_aux_loss: float | None = None
     expert_imbalance: float | None = None
     expert_shares: Sequence[float] | None = None
+    parts: Mapping[str, float] | None = None
 
 
 STEPS = "steps.jsonl"

@@ -33,9 +33,9 @@ from pipeline.training.checkpoint import (
 )
 from pipeline.training.distributed.fsdp import shard, single, write_back
 from pipeline.training.distributed.launch import Placement, Sharding, Zero
-from pipeline.training.distributed.process_group import require_supported
+from pipeline.training.distributed.process_group import over_processes, require_supported
 from pipeline.training.distributed.zero import ZeroEngine
-from pipeline.training.gradients import METRICS, BatchFacts, Lots, Objective, accumulate_gradient, over_processes
+from pipeline.training.gradients import METRICS, BatchFacts, Lots, Objective, accumulate_gradient
 from pipeline.training.optimiser import (
     ParameterGroup,
     load_optimiser,
@@ -294,6 +294,7 @@ class Steps:
             padding=1 - facts.tokens / facts.positions,
             seconds=seconds,
             tokens_per_second=facts.tokens / seconds,
+            parts=facts.parts or None,
             **known,
             **({} if facts.experts is None else asdict(facts.experts)),
         )

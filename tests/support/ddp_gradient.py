@@ -21,7 +21,20 @@ from pipeline.training.train import Placement
 from tests.support.loss_examples import examples_for, loss_named, settings
 from tests.support.tiny_training import VOCABULARY, random_pairs, tiny_llama, trained
 
-GRADIENTS = ("dpo", "simpo", "tdpo2", "sparsepo", "mi_dpo", "beta_dpo", "kto", "bco", "hpo", "rpo_sqloo", "ganpo")
+GRADIENTS = (
+    "dpo",
+    "simpo",
+    "tdpo2",
+    "sparsepo",
+    "mi_dpo",
+    "beta_dpo",
+    "kto",
+    "bco",
+    "hpo",
+    "rpo_sqloo",
+    "ganpo",
+    "mpo",
+)
 REWARD_MODEL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

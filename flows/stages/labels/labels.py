@@ -79,7 +79,7 @@ def _implicit(context: Context, round_: int) -> Scorer:
 
     config = context.config
     policy, start = (str(context.policy_path(number)) for number in (parent(context.run, config, round_), 0))
-    return ImplicitReward(policy, start, config.loss.beta, context.precision, config.trusts_policy, context.held)
+    return ImplicitReward(policy, start, config.loss.inputs.beta, context.precision, config.trusts_policy, context.held)
 
 
 def labels(context: Context, round_: int, folder: Path) -> Outcome:

@@ -52,12 +52,12 @@ def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
     # If only a reference's entropy is read, its log-probabilities are not part of the loss.
     names = [reference_name(number) for number in range(needs_of(loss).references)]
     examples = _joined(examples, [read_rows(folder / name) for name in names], round_)
-    if loss.dispersion is not None:
+    if (dispersion := loss.inputs.dispersion) is not None:
         entropies = array("d", (row["entropy"] for row in read_rows(folder / reference_name(0))))
-        spread = dispersions(entropies, loss.dispersion.scale)
+        spread = dispersions(entropies, dispersion.scale)
         examples = (replace(example, dispersion=d) for example, d in zip(examples, spread, strict=True))
-    if isinstance(loss.weights, GivenWeights):
-        examples = _weighted(examples, folder, loss.weights)
+    if isinstance(weights := loss.inputs.weights, GivenWeights):
+        examples = _weighted(examples, folder, weights)
     return examples
 
 

@@ -99,7 +99,7 @@ def reference_models(context: Context, round_: int) -> list[str]:
 
 def _passes(context: Context, round_: int) -> list[Pass]:
     loss, contrast = context.config.loss, context.config.training.contrastive
-    wants_entropy = loss.dispersion is not None
+    wants_entropy = loss.inputs.dispersion is not None
     models = reference_models(context, round_)[: max(needs_of(loss).references, int(wants_entropy))]
     found = [Pass(reference_name(i), model, wants_entropy and i == 0) for i, model in enumerate(models)]
     if needs_of(loss).contrast:

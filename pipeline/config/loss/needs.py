@@ -18,7 +18,7 @@ from pipeline.config.loss.components import (
     NoPrior,
     RewardMargin,
 )
-from pipeline.config.loss.composition import Composition
+from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.terms import RewardLabel, WinLabel
 
 REWARDS = frozenset({"reward_chosen", "reward_rejected"})
@@ -98,8 +98,37 @@ class Needs:
         return kind == "unpaired" and self.baseline
 
 
-def needs_of(loss: Composition) -> Needs:
-    """Derive the record. Only this function knows what each component reads."""
+def needs_of(loss: Formula) -> Needs:
+    """Derive the record; that of a sum is what its parts read together."""
+    first, *others = [_of_one(part) for part in loss.parts]
+    for other in others:
+        first = _joined(first, other)
+    return first
+
+
+def _joined(one: Needs, other: Needs) -> Needs:
+    """What two losses on the same examples read."""
+    wins = [needs for needs in (one, other) if "win_probability" in needs.fields]
+    return Needs(
+        fields=one.fields | other.fields,
+        references=max(one.references, other.references),
+        token_facts=one.token_facts | other.token_facts,
+        groups=one.groups or other.groups,
+        only_chosen=one.only_chosen and other.only_chosen,
+        one_sided=one.one_sided or other.one_sided,
+        unpaired=one.unpaired and other.unpaired,
+        contrast=one.contrast or other.contrast,
+        given_prior=one.given_prior or other.given_prior,
+        baseline=one.baseline or other.baseline,
+        statistics=one.statistics or other.statistics,
+        auxiliary=one.auxiliary or other.auxiliary,
+        live_reference=one.live_reference or other.live_reference,
+        opponent=(wins or [one])[0].opponent,
+    )
+
+
+def _of_one(loss: Formula) -> Needs:
+    """Derive the record of one formula. Only this function knows what each component reads."""
     fields = _of_preferences(loss) | _of_tokens(loss) | _of_labels(loss) | _of_regularisers(loss)
     learned = isinstance(loss.weights, LearnedWeights) or isinstance(loss.prior, LearnedPrior)
     hidden = learned or isinstance(loss.weights, ActivationWeights)
@@ -123,7 +152,7 @@ def needs_of(loss: Composition) -> Needs:
     )
 
 
-def _of_preferences(loss: Composition) -> set[str]:
+def _of_preferences(loss: Formula) -> set[str]:
     asked = {
         "rejected": bool(loss.links),
         "reference": _references(loss) > 0,
@@ -145,7 +174,7 @@ def _token_facts(fields: set[str], hidden: bool) -> frozenset[Fact]:
     return frozenset(fact for fact, reads in asked.items() if reads)
 
 
-def _references(loss: Composition) -> int:
+def _references(loss: Formula) -> int:
     if not loss.links and loss.head is None:
         return 1 if _reads_ratio(loss) else 0
     match loss.prior:
@@ -160,11 +189,11 @@ def _references(loss: Composition) -> int:
     return 1
 
 
-def _reads_ratio(loss: Composition) -> bool:
+def _reads_ratio(loss: Formula) -> bool:
     return loss.calibration is not None and loss.calibration.ratio
 
 
-def _of_tokens(loss: Composition) -> set[str]:
+def _of_tokens(loss: Formula) -> set[str]:
     match loss.weights:
         case EditWeights():
             found = {"edited"}
@@ -177,7 +206,7 @@ def _of_tokens(loss: Composition) -> set[str]:
     return found | ({"prior"} if isinstance(loss.prior, LearnedPrior | GivenPrior) else set())
 
 
-def _of_labels(loss: Composition) -> set[str]:
+def _of_labels(loss: Formula) -> set[str]:
     found: set[str] = set()
     if isinstance(loss.margin, RewardMargin) or isinstance(loss.label, RewardLabel):
         found |= REWARDS
@@ -189,7 +218,7 @@ def _of_labels(loss: Composition) -> set[str]:
     return found
 
 
-def _of_regularisers(loss: Composition) -> set[str]:
+def _of_regularisers(loss: Formula) -> set[str]:
     found: set[str] = set()
     if loss.calibration is not None and loss.calibration.source == "samples":
         found.add("calibration")

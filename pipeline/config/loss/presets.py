@@ -1,6 +1,6 @@
 """Named losses: the files of configs/loss/, and how a section ``loss`` becomes one composition. Torch-free.
 
-A setting is given by its path (``margin.gamma``) or, where only one component of the preset has a
+A setting is given by its path (``margin.gamma``, ``sum.0.beta``) or, where only one component of the preset has a
 setting of that name, by the name alone (``gamma``).
 """
 
@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from pipeline.config.loss.composition import Composition
+from pipeline.config.loss.formula import Formula
 
 _Tree = dict[str, Any]
 
@@ -69,18 +70,74 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> _Tree:
         raise ValueError(f"preset: {name!r} is ambiguous; it could mean:\n    " + "\n    ".join(AMBIGUOUS[plain]))
     if name not in preset_names():
         raise ValueError(f"preset: {name!r} is not a loss; one of {', '.join(preset_names())}")
-    tree: _Tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
-    composition = Composition.model_validate(tree)
+    tree = _plain_preset(name)
+    composition = Composition.model_validate(with_parts(tree))
     for key, value in overrides.items():
         _override(name, tree, composition, key, value)
+    return with_parts(tree)
+
+
+def with_parts(tree: _Tree) -> _Tree:
+    """``tree`` with each part of its ``sum`` as a ``WeightedPart`` has it: all settings of its preset written out.
+
+    Raises:
+        ValueError: a part is itself a sum, or reads other data than the first.
+    """
+    parts = tree.get("sum")
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, dict) for part in parts):
+        return tree
+    found = [_with_settings(place, dict(part)) for place, part in enumerate(parts)]
+    lists = ["head" in part["settings"] and part["settings"]["head"] is not None for part in found]
+    if len({*lists}) > 1:
+        whole = {name: Composition.model_validate(resolve(name, {})) for name in preset_names()}
+        of_lists = ", ".join(name for name, loss in whole.items() if loss.head is not None)
+        others = ", ".join(name for name, loss in whole.items() if loss.head is None and not loss.sum)
+        raise ValueError(
+            f"sum: {found[0]['preset']} and {found[lists.index(not lists[0])]['preset']} read different data. Losses "
+            f"that may be summed:\n    over K responses: {of_lists}\n    over pairs: {others}"
+        )
+    return {**tree, "sum": found}
+
+
+def _with_settings(place: int, part: _Tree) -> _Tree:
+    own: _Tree = {name: part.pop(name) for name in ("preset", "weight", "settings") if name in part}
+    given = own.get("settings", {})
+    settings = {**given, **part} if isinstance(given, dict) else part
+    name = _preset_of(own.get("preset"), settings)
+    if not isinstance(name, str):
+        raise ValueError(f"sum.{place}.preset: {name!r}: the name of a loss")
+    if "sum" in settings or (name in preset_names() and "sum" in _plain_preset(name)):
+        raise ValueError(f"sum.{place}.preset: {name} is itself a weighted sum; name its parts instead")
+    try:
+        settings = settings if name == "custom" else resolve(name, _undocumented(settings))
+    except ValueError as error:
+        raise ValueError(f"sum.{place}.{error}") from None
+    return {**own, "preset": name, "settings": settings}
+
+
+def _plain_preset(name: str) -> _Tree:
+    tree: _Tree = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
     return tree
 
 
-def settings_of(composition: Composition) -> dict[str, Any]:
+def _preset_of(named: Any, settings: _Tree) -> Any:
+    written_out = not {"link", "terms", "head", "sum"}.isdisjoint(settings)
+    return named or ("custom" if written_out else "dpo")
+
+
+def _undocumented(settings: _Tree) -> _Tree:
+    return {key: value for key, value in settings.items() if key not in DOCUMENTATION}
+
+
+def settings_of(composition: Formula) -> dict[str, Any]:
     """Settings of the components in use, by path, with their values: β first, including switches and choices."""
+    if isinstance(composition, Composition) and composition.sum:
+        parts = [(f"sum.{place}", part) for place, part in enumerate(composition.sum)]
+        inner = {f"{path}.{name}": value for path, part in parts for name, value in settings_of(part.settings).items()}
+        return {f"{path}.weight": part.weight for path, part in parts} | inner
     found: dict[str, Any] = {"beta": composition.beta}
     plain = composition.model_dump()
-    for field in Composition.model_fields:
+    for field in Formula.model_fields:
         if field in DOCUMENTATION or field in found:
             continue
         value = plain[field]
@@ -97,7 +154,9 @@ def settings_of(composition: Composition) -> dict[str, Any]:
 
 
 def _override(name: str, tree: _Tree, composition: Composition, key: str, value: Any) -> None:
-    if key == "reference_free":
+    if key == "sum" or key.startswith("sum."):
+        _override_part(name, tree, key, value)
+    elif key == "reference_free":
         _drop_reference(name, tree, composition, value)
     elif key in Composition.model_fields and key not in DOCUMENTATION:
         tree[key] = _laid_over(tree.get(key), value)
@@ -121,10 +180,28 @@ def _override(name: str, tree: _Tree, composition: Composition, key: str, value:
         tree[component] = {**(whole if isinstance(whole, dict) else {"kind": whole}), leaf: value}
 
 
+def _override_part(name: str, tree: _Tree, key: str, value: Any) -> None:
+    """Put ``value`` at ``key``: all parts (a list), some of them (a mapping by place), or one setting by its path."""
+    _, *path = key.split(".")
+    for step in reversed(path):
+        value = {step: value}
+    if not isinstance(value, dict):
+        tree["sum"] = value
+        return
+    parts = [dict(part) for part in tree.get("sum", ())]
+    for place, settings in value.items():
+        if not str(place).isdecimal() or int(place) >= len(parts) or not isinstance(settings, dict):
+            raise ValueError(
+                f"sum.{place}: {name} is a sum of {len(parts)} parts; sum.0.beta is a setting of the first"
+            )
+        parts[int(place)] |= settings
+    tree["sum"] = parts
+
+
 def _as_overridden(tree: _Tree, preset: Composition) -> Composition:
     """The composition that ``tree`` holds so far, perhaps with components of other kinds; ``preset`` if incomplete."""
     try:
-        return Composition.model_validate(tree)
+        return Composition.model_validate(with_parts(tree))
     except ValidationError:
         return preset
 
@@ -172,7 +249,7 @@ def _drop_reference(name: str, tree: _Tree, composition: Composition, value: Any
 class NamedComposition(Composition):
     """The config's section ``loss``: a preset of configs/loss/ with settings of its own, or a composition written out.
 
-    A composition written out names a link, terms or a head.
+    A composition written out names a link, terms, a head or a sum.
     """
 
     preset: str = "custom"
@@ -183,9 +260,7 @@ class NamedComposition(Composition):
         if not isinstance(given, dict):
             return given
         rest = {key: value for key, value in given.items() if key != "preset"}
-        written_out = not {"link", "terms", "head"}.isdisjoint(rest)
-        name = given.get("preset", "custom" if written_out else "dpo")
+        name = _preset_of(given.get("preset"), rest)
         if name == "custom" or not isinstance(name, str):
-            return given
-        documented = {key: value for key, value in rest.items() if key not in DOCUMENTATION}
-        return {**resolve(name, documented), "preset": name}
+            return with_parts(given)
+        return {**resolve(name, _undocumented(rest)), "preset": name}

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.config import Composition, Optimisation
+from pipeline.config import Formula, Optimisation
 from pipeline.config.loss.components import ActivationWeights, LearnedPrior, LearnedWeights
 from pipeline.config.loss.needs import OF_REFERENCE
 from pipeline.errors import UserError
@@ -70,7 +70,7 @@ class ExtraLoss:
 class AuxiliaryModules(nn.Module):
     """The heads and critics that a loss declares; the others are None."""
 
-    def __init__(self, loss: Composition, width: int, layers: int, reference_width: int, seed: int) -> None:
+    def __init__(self, loss: Formula, width: int, layers: int, reference_width: int, seed: int) -> None:
         """Create new modules.
 
         Args:
@@ -83,7 +83,7 @@ class AuxiliaryModules(nn.Module):
             UserError: critics would compare hidden states of different widths.
         """
         super().__init__()
-        self.loss = loss
+        loss = self.loss = loss.inputs
         self.mask = self.kl_mask = None
         if isinstance(loss.weights, LearnedWeights):
             self.mask = MaskHead(layers, reference_width, loss.weights.dropout)
@@ -220,7 +220,7 @@ class AuxiliaryModules(nn.Module):
         self.load_state_dict(tensors)
 
 
-def modules_for(model: Any, reference: Any | None, loss: Composition, seed: int) -> AuxiliaryModules:
+def modules_for(model: Any, reference: Any | None, loss: Formula, seed: int) -> AuxiliaryModules:
     """Create the modules of ``loss``, in training mode, for a policy and the reference whose states they read.
 
     ``reference`` None: use the policy's sizes instead.

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import Launch
@@ -61,3 +62,12 @@ def require_supported(accelerator: Accelerator) -> None:
     if accelerator.distributed_type not in SUPPORTED:
         kind = accelerator.distributed_type.value
         raise UserError(f"training: {kind} is not supported; one process, DDP, or FSDP2 by the run's accelerate")
+
+
+def over_processes(sums: Tensor, accelerator: Accelerator) -> Tensor:
+    """Return ``sums`` added up over all processes, float64 on the CPU."""
+    if accelerator.num_processes == 1:
+        return sums
+    # Not every device has float64; the counts of one batch are exact in float32 up to 16 million.
+    reduced: Tensor = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum")
+    return reduced.double().cpu()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import Composition
+from pipeline.config import Formula
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.training import Alarms
 from pipeline.errors import Paused
@@ -44,7 +44,7 @@ class Watching:
 class Course:
     """One training run's steps, evaluations and alarms, in every process alike."""
 
-    def __init__(self, steps: Steps, loss: Composition, watching: Watching | None, files: Files) -> None:
+    def __init__(self, steps: Steps, loss: Formula, watching: Watching | None, files: Files) -> None:
         """``files``: where checkpoints are, and what the next run starts from; ``watching``: None: nothing is."""
         self.steps, self.loss, self.watching, self.folder = steps, loss, watching, files.checkpoints
         self._carries = files.kept.optimiser is not None

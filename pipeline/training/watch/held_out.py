@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Composition
+from pipeline.config import Formula
 from pipeline.errors import RunError
 from pipeline.evaluation.held_out import PairScores, margin_loss, pair_margins, pair_scores
 from pipeline.evaluation.metrics import pair_accuracy
@@ -70,9 +70,7 @@ class HeldOutReport:
         return sum(map(margin_loss, self.margins)) / len(self.margins)
 
 
-def report_of(
-    step: int, readings: Sequence[PairReading], loss: Composition, start: HeldOutReport | None
-) -> HeldOutReport:
+def report_of(step: int, readings: Sequence[PairReading], loss: Formula, start: HeldOutReport | None) -> HeldOutReport:
     """Return the evaluation after ``step`` steps, from one reading per pair, in the same order each time.
 
     ``start``: the first evaluation of the run, which margins are measured from; None: this is the first.

@@ -14,7 +14,7 @@ from pipeline.models.weights.weight_format import Precision
 from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
-from pipeline.training.gradients import over_processes
+from pipeline.training.distributed.process_group import over_processes
 
 # Largest difference, in nats per token, between policy and stored reference when they are the same
 # model (rounding from other batch shapes): mean over all tokens of a batch, and over those of one

@@ -118,6 +118,20 @@ def discopop(beta: float, tau: float) -> Formula:
     return formula
 
 
+def dpo_norm(beta: float) -> Formula:
+    return lambda w, v: neg_log_sigmoid(beta * (w.h / w.n - v.h / v.n))
+
+
+def mpo(weights: tuple[float, float, float], beta: float) -> Formula:
+    """Without the running mean δ of the middle part, which a batch of one pair starts at its own mean reward."""
+
+    def formula(w: Response, v: Response) -> Tensor:
+        binary = neg_log_sigmoid(beta * w.h) + neg_log_sigmoid(-beta * v.h)
+        return weights[0] * neg_log_sigmoid(beta * gap(w, v)) + weights[1] * binary - weights[2] * w.mean
+
+    return formula
+
+
 def dpo_sft(beta: float, eta: float) -> Formula:
     return lambda w, v: neg_log_sigmoid(beta * gap(w, v)) - eta * w.mean
 
@@ -138,6 +152,7 @@ def alpha_divergence(alpha: float) -> Callable[[Tensor], Tensor]:
     return lambda u: (1 - u**-alpha) / alpha
 
 
+CERTAIN = [{"chosen": 1.0, "link": "logistic"}, {"rejected": -1.0, "link": "logistic"}]
 CASES: tuple[tuple[str, Mapping[str, Any], Formula], ...] = (
     ("cdpo", {}, cdpo(0.1, 0.1)),
     ("cdpo", {"beta": 0.7, "epsilon": 0.25}, cdpo(0.7, 0.25)),
@@ -170,6 +185,14 @@ CASES: tuple[tuple[str, Mapping[str, Any], Formula], ...] = (
     ("wpo", {"beta": 0.5, "pair_weight_cap": None}, wpo(0.5, None)),
     ("discopop", {}, discopop(0.05, 0.05)),
     ("discopop", {"beta": 0.6, "tau": 0.7}, discopop(0.6, 0.7)),
+    ("dpo_norm", {}, dpo_norm(5.0)),
+    ("dpo_norm", {"beta": 0.3}, dpo_norm(0.3)),
+    ("mpo", {"sum.1.terms": CERTAIN}, mpo((0.8, 0.2, 1.0), 0.1)),
+    (
+        "mpo",
+        {"sum": {0: {"weight": 0.3, "beta": 0.6}, 1: {"weight": 2.0, "beta": 0.6, "terms": CERTAIN}}},
+        mpo((0.3, 2.0, 1.0), 0.6),
+    ),
     ("dpo_sft", {}, dpo_sft(0.1, 1.0)),
     ("dpo_sft", {"beta": 0.4, "nll": 0.005}, dpo_sft(0.4, 0.005)),
 )

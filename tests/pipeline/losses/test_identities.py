@@ -58,6 +58,10 @@ def agreement(d: float) -> Change:
     return lambda batch: replace(batch, dispersion=torch.full((len(batch.chosen.mask),), d, dtype=torch.float64))
 
 
+def uniform_reference(batch: PairBatch) -> PairBatch:
+    return sides(batch, lambda side: replace(side, reference=torch.full_like(side.policy.detach(), -2.0)))
+
+
 def above_the_reference(batch: PairBatch) -> PairBatch:
     """Every log-ratio is positive."""
     return sides(batch, lambda side: replace(side, reference=side.policy.detach() - 0.3))
@@ -121,6 +125,8 @@ SAME: tuple[tuple[str, Given, str, Given, Change], ...] = (
     ("mallows_theta", {"beta": 0.3}, "dpo", {"beta": 0.3}, agreement(1.0)),
     ("mallows_theta", {"beta": 0.3}, "dpo", {"beta": 0.6}, agreement(2.0)),
     ("rainbowpo", {"prior.weight": 1.0}, "dpo", {"aggregate": "mean", "beta": 10.0}, agreement(1.0)),
+    ("dpo_norm", {"beta": 2.0}, "dpo", {"aggregate": "mean", "beta": 2.0}, unchanged),
+    ("dpo_norm", {"beta": 2.0}, "simpo", {"beta": 2.0, "gamma": 0.0}, uniform_reference),
     ("rainbowpo", {"prior.weight": 0.0}, "simpo", {"beta": 10.0, "gamma": 1.0}, agreement(1.0)),
     ("focalpo", {"gamma": 0.0}, "dpo", {}, unchanged),
     ("cdpo", {"epsilon": 0.0}, "dpo", {}, unchanged),

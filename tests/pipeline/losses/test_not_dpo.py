@@ -17,7 +17,20 @@ BY_TOKEN = {"d2po_decay", "bmc", "sampo", "ld_dpo", "tis_dpo", "sparsepo", "mapo
 # It stays the same when the reference is another one.
 REFERENCE_FREE = {"simpo", "slic", "orpo", "cpo", "alphapo", "simper", "rrhf", "sft"}
 # It shrinks with the length of the response: the score is a mean, or a term of the loss is.
-BY_LENGTH = {"simpo", "orpo", "alphapo", "alpha_dpo", "simper", "rainbowpo", "rrhf", "sft", "cpo", "dpo_sft"}
+BY_LENGTH = {
+    "simpo",
+    "dpo_norm",
+    "mpo",
+    "orpo",
+    "alphapo",
+    "alpha_dpo",
+    "simper",
+    "rainbowpo",
+    "rrhf",
+    "sft",
+    "cpo",
+    "dpo_sft",
+}
 
 
 def gradient(loss: Loss, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -66,7 +66,7 @@ SAME: Mapping[str, tuple[Settings, str, Settings]] = {
     "sigmoid": (of_type("sigmoid"), "dpo", {}),
     "hinge": (of_type("hinge"), "rso_hinge", {}),
     "ipo": (of_type("ipo"), "ipo", {"aggregate": "mean"}),
-    "sigmoid_norm": (of_type("sigmoid_norm", beta=2.0), "dpo", {"aggregate": "mean", "beta": 2.0}),
+    "sigmoid_norm": (of_type("sigmoid_norm", beta=2.0), "dpo_norm", {"beta": 2.0}),
     "nca_pair": (of_type("nca_pair", beta=0.01), "nca", {}),
     "robust": (of_type("robust", label_smoothing=0.1), "robust_dpo", {}),
     "bco_pair": (of_type("bco_pair", beta=0.01), "bco", {"terms": TERMS_OF_BCO}),
@@ -78,9 +78,9 @@ SAME: Mapping[str, tuple[Settings, str, Settings]] = {
     "sigmoid + sft": (of_type("sigmoid", "sft", loss_weights=[1.0, 0.7]), "dpo_sft", {"nll": 0.7}),
     # The mixture of InternVL's training: preference, quality and generation at once.
     "sigmoid + bco_pair + sft": (
-        of_type("sigmoid", "bco_pair", "sft", loss_weights=[1.0, 0.2, 0.5]),
-        "dpo_sft",
-        {"terms": [{"coefficient": 0.2, **term} for term in TERMS_OF_BCO], "nll": 0.5},
+        of_type("sigmoid", "bco_pair", "sft", loss_weights=[0.8, 0.2, 1.0]),
+        "mpo",
+        {"sum.1.terms": TERMS_OF_BCO},
     ),
     # A batch of one pair has nothing to sort, and label smoothing is left.
     "aot": (of_type("aot", label_smoothing=0.1), "cdpo", {}),

@@ -35,6 +35,7 @@ CUT = (
     "vpo_online",
     "rpo_sqloo",
     "ganpo",
+    "mpo",
 )
 
 

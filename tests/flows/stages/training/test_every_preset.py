@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +100,7 @@ def test_a_round_raises_chosen_over_rejected_on_held_out_pairs(
         "{preset: dpo, label: wins}",
         "{prior: reference, link: cauchy, shape: {kind: alpha, alpha: 0.1}, scale: {}, beta: 0.5}",
         "{preset: simpo, margin: {kind: rewards, eta: 0.1}, pair_weight: policy}",
+        "{sum: [{preset: tdpo1, weight: 0.5}, {preset: mallows_theta, beta: 0.2}, {preset: sft, weight: 0.1}]}",
     ],
 )
 @pytest.mark.parametrize("mode", ["offline", pytest.param("iterative", marks=pytest.mark.whole)])
@@ -110,6 +112,18 @@ def test_components_may_be_combined(
     train(context, 1)
     assert margin(context, 1) > margin(context, 0) + 0.1
     assert read_alarms(context.run.stage(1, "policy").folder)[0] == ()
+
+
+def test_each_part_of_a_sum_is_in_the_log(job: Path, begun: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    settings = ["loss.preset=mpo", "loss.sum.1.weight=0.5", *data_of(job, "offline", "pairs")]
+    context = open_context(job, tmp_path, "offline", *settings, base=begun["offline", "pairs"])
+    train(context, 1)
+    steps = history(context, 1)
+    assert {"dpo", "bco", "sft"} == steps[0]["parts"].keys()
+    assert steps[0]["parts"]["dpo"] == pytest.approx(math.log(2), abs=1e-5)
+    for step in steps:
+        parts = step["parts"]
+        assert step["loss"] == pytest.approx(0.8 * parts["dpo"] + 0.5 * parts["bco"] + parts["sft"], rel=1e-5)
 
 
 def margin(context: Context, round_: int) -> float:
@@ -126,6 +140,6 @@ def margin(context: Context, round_: int) -> float:
     return sum(sum(chosen) - sum(rejected) for chosen, rejected in found) / len(found)
 
 
-def history(context: Context, round_: int) -> list[dict[str, float]]:
+def history(context: Context, round_: int) -> list[dict[str, Any]]:
     lines = (context.run.stage(round_, "policy").folder / "steps.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
