@@ -42,4 +42,5 @@ def _rounds(root: Path, until: str | None) -> str:
             if not goes_on(run, round_):
                 break
             stage.free_room()
+        stage.tell_of_end()
     return str(write_report(run, config))

@@ -7,8 +7,9 @@ from prefect.logging import get_run_logger
 from flows.loop.object_store.held import HeldRun
 from flows.loop.rounds import Reached
 from flows.prefect_api.artefacts import Screen
+from flows.prefect_api.events import AlarmRaised, GateDecided, RunCompleted, budget_reached, round_completed
 from flows.report.findings.round_line import round_line
-from flows.report.gather import round_facts
+from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.progress import both, make_console, progress
 from flows.report.trackers import Trackers
 from flows.run_folder.retention import free_room, told
@@ -19,6 +20,9 @@ from flows.workers.local import Workers
 from pipeline.config import RunConfig
 from pipeline.safe_text import keyless
 from pipeline.storage.run_folder import RunFolder
+
+# Stages in which a budget can be spent.
+_LABELLED = ("gold", "labels", "evaluation")
 
 
 class StageTasks:
@@ -77,6 +81,7 @@ class StageTasks:
         manifest = self._run.stage(round_, name).require()
         self._tell_of_padding(manifest.metrics.get("padded_because"))
         self._tell_of_alarms(round_, name)
+        self._tell_of_budget(round_, name)
         self._tell_of_round(round_, name)
         took = f"{manifest.rows} rows in {manifest.seconds:.1f} s"
         get_run_logger().info(took)
@@ -97,14 +102,35 @@ class StageTasks:
         for notice in () if training is None else training.notices():
             get_run_logger().warning("%s", notice)
             self._console.print(notice, markup=False, highlight=False, style="bold")
+            self._screen.tell(AlarmRaised(round_, notice))
 
     def _tell_of_round(self, round_: int, name: str) -> None:
         """Say in a line what came of the round, after its last stage."""
         if name != ("evaluation" if round_ == 0 or self._config.gate is None else "gate"):
             return
-        line = round_line(round_facts(self._run, self._config, round_, comparisons=0))
+        facts = round_facts(self._run, self._config, round_, comparisons=0)
+        line = round_line(facts)
         get_run_logger().info("%s", line)
         self._console.print(line, markup=False, highlight=False, style="bold")
+        before = round_facts(self._run, self._config, round_ - 1, comparisons=0) if round_ else None
+        self._screen.tell(round_completed(facts, before, self._config.rounds))
+        if facts.gate is not None:
+            decided = GateDecided(round_, facts.gate.decision, facts.gate.reasons, facts.gate.best_round)
+            self._screen.tell(decided)
+
+    def _tell_of_budget(self, round_: int, name: str) -> None:
+        """Tell Prefect of a budget that was spent before all questions of the stage were asked."""
+        if name not in _LABELLED:
+            return
+        for labels in round_facts(self._run, self._config, round_, comparisons=0).labels:
+            reached = budget_reached(round_, labels) if labels.stage == name else None
+            if reached is not None:
+                self._screen.tell(reached)
+
+    def tell_of_end(self) -> None:
+        """Tell Prefect that no round is left to do."""
+        done = evaluated_rounds(self._run)[-1]
+        self._screen.tell(RunCompleted(done, str(self._run.root / "report.html")))
 
     def free_room(self) -> None:
         """Remove what no later stage reads, as far as the config allows, and report it."""

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -20,6 +21,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
 
+from flows.prefect_api.events import RunEvent, RunPaused, related_resources, send_event
 from flows.prefect_api.outbox import Outbox
 from flows.report.facts import RoundFacts
 from flows.report.gather import evaluated_rounds, round_facts
@@ -27,6 +29,7 @@ from flows.report.markdown import clock_time, comparisons_page, report_link, rou
 from flows.report.progress import Report
 from flows.workers.child_logs import ChildLogs
 from pipeline.config import RunConfig
+from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types import content_hash
 
@@ -57,6 +60,7 @@ class Screen:
         self._outbox = Outbox()
         self._logs = ChildLogs(run.root / "logs")
         self._pages = RoundPages(run, config, _flow_run())
+        self._related = related_resources()
         # Rounds that this flow run has worked on and not yet shown.
         self._worked: set[int] = set()
 
@@ -65,10 +69,18 @@ class Screen:
         self._announce()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._show_rounds(*self._worked)
         self._outbox.put(self._pages.end)
-        self._outbox.__exit__(*error)
+        if isinstance(error, Paused):
+            self.tell(RunPaused(str(error)))
+        self._outbox.__exit__(kind, error, trace)
+
+    def tell(self, event: RunEvent) -> None:
+        """Send an event of this run, after what was sent before."""
+        self._outbox.put(partial(send_event, event=event, root=self._run.root, related=self._related))
 
     @contextlib.contextmanager
     def stage(self, round_: int, title: str, unit: str) -> Iterator[Report]:

@@ -25,6 +25,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Abort, ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
+from flows.prefect_api.events import WorkerStale, related_resources, send_event
 from flows.run_folder.flow_run import ENDED_WELL, FLOW_RUN_FILE
 from pipeline.storage.atomic import write_json
 
@@ -114,6 +115,7 @@ def _end_last(root: Path, own: UUID) -> None:
     try:
         last: dict[str, Any] = json.loads((root / FLOW_RUN_FILE).read_text(encoding="utf-8"))
         flow_run, who = UUID(last["flow_run"]), f"process {last['pid']} on {last['host']}"
+        stale = WorkerStale(str(last["host"]), int(last["pid"]), str(flow_run))
     except (OSError, ValueError, KeyError, TypeError):
         return
     if flow_run == own:
@@ -125,6 +127,8 @@ def _end_last(root: Path, own: UUID) -> None:
         message = f"{who} is gone; the run went on as flow run {own}"
         cancelled = state.type == StateType.CANCELLING
         _set(client, flow_run, Cancelled(message=message) if cancelled else Crashed(message=message))
+        with suppress(httpx.HTTPError):
+            send_event(client, stale, root, related_resources())
     print(
         f"Prefect's flow run {flow_run}, of {who}, is marked {'cancelled' if cancelled else 'crashed'}", file=sys.stderr
     )

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.prefect_api.events import run_resource
 from flows.report.gather import round_facts
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
@@ -187,6 +188,24 @@ def test_artefacts_have_one_key_a_run_and_a_version_a_round(screened: Screened) 
     keys = {one["key"] for found in (before, after) for versions in found.values() for one in versions}
     (prefix,) = {key.rpartition("-")[0] for key in keys}
     assert prefix.startswith("tiny-") and len(keys) == 5
+
+
+def test_events_tell_of_both_flow_runs_and_each_round(screened: Screened) -> None:
+    failed, done = screened.flow_runs
+    asked = {"resource": {"id": [run_resource(screened.run)["prefect.resource.id"]]}, "order": "ASC"}
+    answer = httpx.post(f"{screened.ui}/api/events/filter", json={"filter": asked}, auth=basic(screened.secret))
+    told = answer.raise_for_status().json()["events"]
+    completed = [event["payload"] for event in told if event["event"] == "prefloop.round.completed"]
+    rounds = json.loads(screened.prefloop("show", screened.run, "--json").stdout)
+    assert [one["round"] for one in completed] == [0, 1, 2]
+    assert [one["reward"] for one in completed] == [one["reward"] for one in rounds]
+    assert completed[2]["reward_change"] == pytest.approx(rounds[2]["reward"] - rounds[1]["reward"])
+    assert told[-1]["event"] == "prefloop.run.completed"
+    assert told[-1]["payload"] == {"rounds": 2, "report": str(screened.run / "report.html")}
+    related = (one for event in told for one in event["related"] if one["prefect.resource.role"] == "flow-run")
+    (flow_run,) = {one["prefect.resource.id"] for one in related}
+    assert flow_run == f"prefect.flow-run.{done['id']}" != f"prefect.flow-run.{failed['id']}"
+    assert SECRET not in answer.text
 
 
 @pytest.fixture(scope="module")
