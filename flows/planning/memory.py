@@ -31,7 +31,7 @@ from pipeline.losses import Loss
 from pipeline.models.weights.weight_format import frozen_format, stored_dtype
 from pipeline.sampling.sampler import engine_dtype
 from pipeline.training.distributed.launch import Launch, read_launch
-from pipeline.training.reference import PASS_TOKENS, sequences_a_pass
+from pipeline.training.distributed.passes import PASS_TOKENS, sequences_a_pass
 from pipeline.types import derive_seed
 
 
@@ -128,12 +128,13 @@ def stage_memories(
     if config.scorer is not None and (models := reward_model_parts(config.scorer)):
         stages["labelling"] = {**resting, **models}
     scores = "reference, evaluation" if needs_of(config.loss).stored_reference else "evaluation"
-    stages[scores] = {
-        **resting,
-        **_scoring(config, probed, planned, _frozen_bytes(config, origin, shape), measured=rate is not None),
-    }
+    scored = _scoring(config, probed, planned, _frozen_bytes(config, origin, shape), measured=rate is not None)
+    # All training processes score; each has a model of its own, on an accelerator of its own.
+    copies = launch.processes if launch is not None and device is None else 1
+    resting = {**resting, "processes": resting["processes"] + alone - PARENT_BYTES - TRAINER_BYTES}
+    stages[scores] = {**resting, **{name: copies * size for name, size in scored.items()}}
     parts, away["training"] = held_together(training, config.training, launch, device=device is not None)
-    stages["training"] = {**resting, "processes": resting["processes"] + alone - PARENT_BYTES - TRAINER_BYTES, **parts}
+    stages["training"] = {**resting, **parts}
     where = frozenset() if device is None else ON_DEVICE
     named = (
         StageMemory(name, {n: b for n, b in parts.items() if b}, where - away.get(name, frozenset()))

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from flows.planning.arithmetic import KINDS
 from flows.planning.plan import Plan
+from pipeline.training.distributed.launch import read_launch
 
 _COLUMNS = ("weights", "gradients", "optimiser", "activations", "engine", "whole policy", "processes")
 _NAMES = {"memory": "memory", "device": "memory of the accelerator", "disk": "disk"}
@@ -93,6 +94,9 @@ def _time_notes(plan: Plan) -> list[str]:
     lines = [f"Rates are {plan.rates_from}. Process starts and files come on top."]
     if "scoring" not in plan.rates:
         lines.append("Scoring is assumed to be three times as fast as training, whose passes do three times the work.")
+    launch = read_launch(plan.config)
+    if launch is not None and launch.processes > 1:
+        lines.append(f"Rates are of one process; training and scoring run in {launch.processes} at a time.")
     return [*lines, ""]
 
 

@@ -1,6 +1,7 @@
 """The stages of a run: load the inputs, call the core, commit. No Prefect."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,12 +34,15 @@ class Context:
 
     Attributes:
         placement: this process's place among those that train together; None if it trains alone.
+        together: opens a block in which all training processes compute passes without gradient, led by this one; None
+            if it computes alone.
     """
 
     run: RunFolder
     config: RunConfig
     report: Report = field(default=silent)
     placement: Placement | None = None
+    together: Callable[[], AbstractContextManager[Placement]] | None = None
 
     @property
     def writes(self) -> bool:
@@ -84,7 +88,7 @@ class Context:
         policy = self.config.policy
         if not isinstance(policy, PretrainedPolicy) or not self.config.trusts_policy:
             return False
-        ours = self.run.root in Path(model).absolute().parents
+        ours = self.run.root.absolute() in Path(model).absolute().parents
         return ours or str(model) == policy.path or str(model) == str(self.policy_path(0))
 
 

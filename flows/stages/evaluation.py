@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, offending_file, policy_chat, policy_rendering
 from flows.stages.data import held_out_prompts, text_preferences, training_prompts
+from flows.stages.frozen import FrozenPolicy
 from flows.stages.held_out import held_out_examples, held_out_metrics, write_held_out_prompts
 from flows.stages.labels.shards import LabelProgress, open_accounts
 from pipeline.config import SlotScorer, compares
@@ -20,10 +20,9 @@ from pipeline.evaluation.intervals import Interval, rate_interval
 from pipeline.evaluation.metrics import THINKING, describe_responses, kl_interval, per_token, sampler_gap, win_rate
 from pipeline.models.chat import Chat
 from pipeline.models.handshake import coarser_dtype
-from pipeline.models.policy import load_for_scoring
 from pipeline.storage.atomic import write_json
 from pipeline.storage.rows import read_groups, write_groups
-from pipeline.training.reference import kl_per_token, response_logps
+from pipeline.training.reference import kl_per_token
 from pipeline.types import Group
 from reward_models.answers.accounts import label_summary
 from reward_models.build import build_labeller
@@ -134,8 +133,8 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
         def report(done: int) -> None:
             context.report(done, len(sequences), f"under the policy of round {number}")
 
-        size, dtype = config.training.micro_batch_size, context.precision
-        return response_logps(_policy(context, number), sequences, size, dtype, report)
+        with FrozenPolicy(context, context.policy_path(number)) as policy:
+            return policy.logps(sequences, report)
 
     own = scored(round_, drawn + texts)
     metrics: _Metrics = {}
@@ -152,11 +151,6 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
     metrics["sampler_trainer_gap"] = sampler_gap(sampled, own[: len(drawn)])
     require_small_gap(context, round_, sampled, own[: len(drawn)])
     return metrics
-
-
-def _policy(context: Context, round_: int) -> Any:
-    path, trusted = str(context.policy_path(round_)), context.config.trusts_policy
-    return load_for_scoring(path, context.held, trust_remote_code=trusted)
 
 
 def require_small_gap(

@@ -8,14 +8,13 @@ from pydantic import JsonValue
 
 from flows.stages.context import Context
 from flows.stages.data import held_out_pairs
+from flows.stages.frozen import FrozenPolicy
 from pipeline.config import Composition
 from pipeline.evaluation.held_out import PairScores, RankedPair, pair_margins, pair_measures, pair_scores
 from pipeline.models.chat import Chat
-from pipeline.models.policy import load_for_scoring
 from pipeline.pairs.from_data import tokenise_pairs
 from pipeline.storage.atomic import write_json
 from pipeline.training.batches.examples import Continuation, Example, Logps
-from pipeline.training.reference import reference_logps
 from pipeline.types import Pair, Response
 
 HELD_OUT_MARGINS = "held_out_margins.json"
@@ -76,6 +75,5 @@ def _pair_logps(context: Context, number: int, pairs: Sequence[Example]) -> list
     def report(done: int) -> None:
         context.report(done, 2 * len(pairs), f"held-out pairs under the policy of round {number}")
 
-    path, trusted = str(context.policy_path(number)), context.config.trusts_policy
-    model = load_for_scoring(path, context.held, trust_remote_code=trusted)
-    return reference_logps(model, pairs, context.config.training.micro_batch_size, context.precision, report)
+    with FrozenPolicy(context, context.policy_path(number)) as policy:
+        return policy.pair_logps(pairs, report)

@@ -77,18 +77,16 @@ def _drift(context: Context, round_: int, age: int) -> float:
     The mean over responses of |log π(y) − log π_then(y)| / tokens, where π is the policy that this round starts from,
     on up to ``MEASURED`` random rows. Absolute, since those of chosen and rejected responses move apart.
     """
-    from pipeline.models.policy import load_for_scoring
-    from pipeline.training.reference import response_logps
+    from flows.stages.frozen import FrozenPolicy
 
     config = context.config
     size = _pool_size(context, round_ - age)
     lots = random.Random(derive_seed("drift", config.seed, round_, age))  # noqa: S311 - random draws, not secrets
     rows = [*_rows(context, round_ - age, lots.sample(range(size), min(size, MEASURED)))]
     drawn = [(row.prompt_ids, response) for row in rows for response in _responses(row)]
-    path = str(context.policy_path(parent(context.run, config, round_)))
-    model = load_for_scoring(path, context.held, trust_remote_code=config.trusts_policy)
     sequences = [(prompt, response.token_ids) for prompt, response in drawn]
-    now = response_logps(model, sequences, config.training.micro_batch_size, context.precision)
+    with FrozenPolicy(context, context.policy_path(parent(context.run, config, round_))) as policy:
+        now = policy.logps(sequences)
     moved = [
         abs(sum(logps) - sum(response.logprobs)) / len(response.token_ids)
         for (_, response), logps in zip(drawn, now, strict=True)

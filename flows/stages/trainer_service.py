@@ -1,7 +1,7 @@
 """Entry of the child process that runs every stage that needs torch (``python -m flows.stages.trainer_service``).
 
-If training runs in several processes, this is the first of them and starts the others, which have the same entry. All
-other stages run in the first process alone.
+If training runs in several processes, this is the first of them and starts the others, which have the same entry. They
+train together, and share passes without gradient; everything else runs in the first process alone.
 """
 
 import os
@@ -14,9 +14,10 @@ from flows.stages.context import Context
 from flows.stages.run import follow_stage, run_stage
 from flows.workers.child import serve_calls
 from flows.workers.followers import Followers, share_of_cores
-from flows.workers.messages import Done, RunStage, StageProgress, TrainerInit
+from flows.workers.messages import Done, JoinPasses, RunStage, StageProgress, TrainerInit
 from flows.workers.patience import further_seconds
 from pipeline.config import RunConfig
+from pipeline.errors import RunError, UserError
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import Launch, Placement, read_launch
 
@@ -50,13 +51,26 @@ class TrainerService:
         def report(done: int, total: int, note: str) -> None:
             send(StageProgress(done, total, note))
 
-        launch = self._launch if self._trains(round_, name) else None
+        launch, context = self._launch, Context(self._run, self._config, report)
         if launch is None:
-            run_stage(Context(self._run, self._config, report), round_, name)
+            run_stage(context, round_, name)
         elif self._rank > 0:
             follow_stage(Context(self._run, self._config, placement=self._join(launch)), round_, name)
+        elif self._trains(round_, name):
+            with self._beside(launch, request):
+                run_stage(replace(context, placement=self._join(launch)), round_, name)
+        elif launch.processes == 1:
+            run_stage(context, round_, name)
         else:
-            self._lead(launch, request, Context(self._run, self._config, report))
+            run_stage(replace(context, together=lambda: self._together(launch)), round_, name)
+        return Done()
+
+    def passes(self, request: JoinPasses, send: _Send) -> Done:
+        """Take part in passes that the first process leads."""
+        from pipeline.training.distributed.passes import follow_passes
+
+        assert self._launch is not None, "only a process of several is asked"
+        follow_passes(self._join(self._launch))
         return Done()
 
     def close(self) -> None:
@@ -67,20 +81,34 @@ class TrainerService:
     def _trains(self, round_: int, name: str) -> bool:
         return name == "policy" and (round_ > 0 or self._config.warm_start is not None)
 
-    def _lead(self, launch: Launch, request: RunStage, context: Context) -> None:
-        def work() -> None:
-            run_stage(replace(context, placement=self._join(launch)), request.round, request.name)
+    @contextmanager
+    def _together(self, launch: Launch) -> Iterator[Placement]:
+        """Lead passes of all processes inside the block."""
+        from pipeline.training.distributed.passes import end_passes
 
+        with self._beside(launch, JoinPasses()):
+            placement = self._join(launch)
+            try:
+                yield placement
+            except (UserError, RunError):
+                # This process's own: the others are there, and wait.
+                end_passes(placement)
+                raise
+            end_passes(placement)
+
+    @contextmanager
+    def _beside(self, launch: Launch, request: RunStage | JoinPasses) -> Iterator[None]:
+        """Have the other processes do ``request`` while this one is inside the block."""
         if launch.processes == 1:
-            work()
+            yield
             return
         if self._followers is None:
             self._store.unlink(missing_ok=True)
             log = self._run.root / "logs" / "trainer.log"
             timeout = self._config.sampler.start_timeout + further_seconds(self._config)
             self._followers = Followers(launch.processes - 1, self._init, log, timeout)
-        with _threads(share_of_cores(launch.processes) if launch.cpu else None):
-            self._followers.beside(request, work)
+        with _threads(share_of_cores(launch.processes) if launch.cpu else None), self._followers.beside(request):
+            yield
 
     def _join(self, launch: Launch) -> Placement:
         from pipeline.training.distributed.process_group import join
@@ -110,7 +138,7 @@ def _threads(count: int | None) -> Iterator[None]:
 def main() -> None:
     """Serve until the parent closes the connection."""
     service = TrainerService()
-    serve_calls({TrainerInit: service.init, RunStage: service.stage}, service.close)
+    serve_calls({TrainerInit: service.init, RunStage: service.stage, JoinPasses: service.passes}, service.close)
 
 
 if __name__ == "__main__":

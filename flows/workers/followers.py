@@ -3,14 +3,15 @@
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from flows.workers.child import Child
-from flows.workers.messages import TRAINER, Done, RunStage, StageProgress, TrainerInit
+from flows.workers.messages import TRAINER, Done, JoinPasses, RunStage, StageProgress, TrainerInit
 from pipeline.errors import RunError, UserError
 from pipeline.safe_text import key_variables
 
@@ -50,14 +51,15 @@ class Followers:
                     future.result().kill()
             raise
 
-    def beside(self, request: RunStage, work: Callable[[], None]) -> None:
-        """Do ``work``, this process's part of ``request``, while the others do theirs.
+    @contextmanager
+    def beside(self, request: RunStage | JoinPasses) -> Iterator[None]:
+        """Let the others do their part of ``request`` while this process does its own inside the block.
 
-        A collective operation waits for a failed process, so a follower that fails is ended: with gloo ``work`` then
+        A collective operation waits for a failed process, so a follower that fails is ended: with gloo the block then
         fails too. If it does not within ``GRACE_SECONDS``, this process ends, and prints the follower's error last.
 
         Raises:
-            UserError, RunError: from ``work``, else from the follower that failed first.
+            UserError, RunError: from the block, else from the follower that failed first.
         """
         failed: list[Exception] = []
         over, told = threading.Event(), threading.Event()
@@ -75,7 +77,7 @@ class Followers:
 
         calls: list[Future[None]] = [self._pool.submit(follow, 1 + i, c) for i, c in enumerate(self._children)]
         try:
-            work()
+            yield
         except (UserError, RunError):
             raise
         except Exception as error:

@@ -131,6 +131,10 @@ class RunStage(Request, frozen=True, tag="stage"):
     name: str
 
 
+class JoinPasses(Request, frozen=True, tag="passes"):
+    """Take part in the passes without gradient that the main process leads, until it ends them."""
+
+
 class StageProgress(Progress, frozen=True, tag="progress"):
     """``done`` of ``total`` steps, batches or shards."""
 

@@ -1,7 +1,7 @@
 """Values of responses under models that are not trained: log-probabilities, entropies, token weights, KL."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, Literal
@@ -9,14 +9,13 @@ from typing import Any, Literal
 import torch
 
 from pipeline.config.loss.components import GivenWeights
-from pipeline.config.loss.needs import Fact
 from pipeline.errors import RunError
 from pipeline.losses.dispersion import scaled
-from pipeline.models.policy import dropout_off
-from pipeline.models.token_logps import TokenLogps, plain_model
+from pipeline.models.token_logps import plain_model
 from pipeline.models.weights.weight_format import Precision
-from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example, Logps
+from pipeline.training.distributed.launch import Placement
+from pipeline.training.distributed.passes import OnProgress, PassJob, Sequences, pass_values
 from pipeline.types import TurnRow
 
 __all__ = [
@@ -31,12 +30,6 @@ __all__ = [
     "with_reference",
     "with_references",
 ]
-
-# Most tokens computed in one pass, unless one sequence alone has more.
-PASS_TOKENS = 16384
-
-_Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-OnProgress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +48,11 @@ class ReferenceValues:
 
 def response_logps(
     model: Any,
-    sequences: _Sequences,
+    sequences: Sequences,
     batch_size: int = 64,
     dtype: Precision = "float32",
     on_progress: OnProgress | None = None,
+    among: Placement | None = None,
 ) -> list[Logps]:
     """Return natural-log probabilities of response tokens, with dropout off.
 
@@ -68,11 +62,13 @@ def response_logps(
         batch_size: sequences per forward pass.
         dtype: of matrix products.
         on_progress: called with the number of finished sequences.
+        among: this process's place among those that share the passes; see ``pass_values``. None: it is alone.
 
     Returns:
         one value per response token, in the order of ``sequences``.
     """
-    return [logps for logps, _ in _scored(model, sequences, batch_size, dtype, on_progress, frozenset())]
+    job = PassJob(sequences, batch_size, dtype, frozenset())
+    return [logps for logps, _ in pass_values(model, job, on_progress, among)]
 
 
 def reference_values(
@@ -81,6 +77,7 @@ def reference_values(
     batch_size: int = 64,
     dtype: Precision = "float32",
     on_progress: OnProgress | None = None,
+    among: Placement | None = None,
     *,
     entropy: bool = False,
 ) -> list[ReferenceValues]:
@@ -90,8 +87,8 @@ def reference_values(
     those of ``response_logps``.
     """
     sequences = [(row.prompt_ids, row.ids) for e in examples for row in e.read]
-    wants: frozenset[Fact] = frozenset({"entropy"} if entropy else ())
-    values = iter(_scored(model, sequences, batch_size, dtype, on_progress, wants))
+    job = PassJob(sequences, batch_size, dtype, frozenset({"entropy"} if entropy else ()))
+    values = iter(pass_values(model, job, on_progress, among))
     largest = math.log(plain_model(model).get_output_embeddings().weight.shape[0]) if entropy else 1.0
     found = []
     for e in examples:
@@ -119,9 +116,10 @@ def reference_logps(
     batch_size: int = 64,
     dtype: Precision = "float32",
     on_progress: OnProgress | None = None,
+    among: Placement | None = None,
 ) -> list[tuple[Logps, ...]]:
     """Return, for each example, log-probabilities of each of its continuations; see ``reference_values``."""
-    return [values.logps for values in reference_values(model, examples, batch_size, dtype, on_progress)]
+    return [values.logps for values in reference_values(model, examples, batch_size, dtype, on_progress, among)]
 
 
 def with_references(examples: Sequence[Example], passes: Sequence[Sequence[tuple[Logps, ...]]]) -> list[Example]:
@@ -200,61 +198,3 @@ def kl_per_token(ours: Sequence[Logps], theirs: Sequence[Logps]) -> float:
     """
     tokens = sum(map(len, ours))
     return sum(sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)) / tokens if tokens else 0.0
-
-
-@torch.no_grad()
-def _scored(
-    model: Any,
-    sequences: _Sequences,
-    batch_size: int,
-    dtype: Precision,
-    on_progress: OnProgress | None,
-    wants: frozenset[Fact],
-) -> list[tuple[Logps, tuple[float, ...]]]:
-    """Return (log-probabilities, entropies) of each sequence's response tokens; entropies are empty unless wanted."""
-    score, device = TokenLogps(model, dtype, wants, share_prompts=True), model.device
-    packing = score.padded_because is None
-    found: list[tuple[Logps, tuple[float, ...]]] = [((), ())] * len(sequences)
-    done = 0
-    with dropout_off(model):
-        for rows in _batches(sequences, sequences_a_pass(batch_size, device.type), packing):
-            batch = collate([Example.text("", *sequences[i]) for i in rows], packing=packing).to(device)
-            facts, mask = score(batch.ids, batch.mask, batch.packed), batch.mask.cpu()
-            logps, entropy = facts.policy.cpu(), None if facts.entropy is None else facts.entropy.cpu()
-            for row, i in enumerate(rows):
-                nats = () if entropy is None else tuple(entropy[row][mask[row]].tolist())
-                found[i] = tuple(logps[row][mask[row]].tolist()), nats
-            done += len(rows)
-            if on_progress is not None:
-                on_progress(done)
-    return found
-
-
-def sequences_a_pass(wanted: int, device: str) -> int:
-    """Most sequences of a pass without gradient: on an accelerator tokens limit it, not ``wanted``, for training."""
-    return wanted if device == "cpu" else max(wanted, PASS_TOKENS)
-
-
-def _batches(sequences: _Sequences, size: int, packing: bool) -> Iterator[list[int]]:
-    """Yield indices by pass, at most ``size`` sequences and ``PASS_TOKENS`` tokens each, the longest first.
-
-    If prompts are shared, sequences of one prompt are next to each other.
-    """
-
-    def rank(i: int) -> tuple[int, tuple[int, ...], int]:
-        prompt, ids = sequences[i]
-        return (-len(prompt), prompt, -len(ids)) if packing else (-len(prompt) - len(ids), (), i)
-
-    rows: list[int] = []
-    total = 0
-    for i in sorted(range(len(sequences)), key=rank):
-        prompt, ids = sequences[i]
-        shared = packing and bool(rows) and sequences[rows[-1]][0] == prompt
-        cost = len(ids) + (0 if shared else len(prompt))
-        if rows and (len(rows) == size or total + cost > PASS_TOKENS):
-            yield rows
-            rows, total, cost = [], 0, len(prompt) + len(ids)
-        rows.append(i)
-        total += cost
-    if rows:
-        yield rows

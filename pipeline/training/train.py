@@ -8,8 +8,6 @@ The only files are its own checkpoints and the state that one run leaves for the
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from accelerate import Accelerator
-
 from pipeline.config import Optimisation
 from pipeline.errors import NonFiniteError
 from pipeline.losses import Loss
@@ -18,6 +16,7 @@ from pipeline.training.batches.examples import Example, check_examples
 from pipeline.training.batches.micro_batches import tokens_of_a_pass
 from pipeline.training.batches.pass_tokens import PassTokens
 from pipeline.training.distributed.launch import Placement
+from pipeline.training.distributed.process_group import alone
 from pipeline.training.step_log import StepReport
 from pipeline.training.steps import Steps
 from pipeline.training.trainee import Carry, Files, Trainee, pass_on
@@ -69,9 +68,24 @@ def train(
             are not finite when they should be kept.
         SelfTestError: the first step's self-test failed.
     """
+    if placement is None:
+        with alone() as accelerator:
+            placement = Placement(accelerator)
+            return train(
+                trainee,
+                examples,
+                loss,
+                settings,
+                seed=seed,
+                files=files,
+                placement=placement,
+                on_start=on_start,
+                on_step=on_step,
+                watching=watching,
+            )
     compiled = graphs_compiled()
     files, survey = files or Files(), check_examples(examples, loss.name, loss.needs)
-    steps = Steps(trainee, examples, survey, loss, settings, seed, placement or Placement(Accelerator()))
+    steps = Steps(trainee, examples, survey, loss, settings, seed, placement)
     passes = tokens_of_a_pass(survey, settings.batch_size, steps.cut, seed)
     if on_start is not None and steps.accelerator.is_main_process:
         on_start(passes, steps.padded_because)

@@ -10,7 +10,7 @@ from flows.planning.memory import ITEM_BYTES, reward_model_parts
 from pipeline.config import RunConfig, ServerSampler
 from pipeline.models.weights.weight_format import WeightFormat
 from pipeline.sampling.engine_args import is_quantised
-from pipeline.training.reference import PASS_TOKENS
+from pipeline.training.distributed.passes import PASS_TOKENS
 
 SAMPLING = "sampling"
 # An estimate of what an engine takes for itself: its context, CUDA graphs and the largest batch of prompts.

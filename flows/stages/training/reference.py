@@ -13,17 +13,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import reference_stages
 from flows.run_folder.stage_keys import reference_name
 from flows.stages.context import Context, Outcome, keep_rows, offending_file
+from flows.stages.frozen import FrozenPolicy
 from flows.stages.training.examples import NEGATIVE, POSITIVE, round_examples
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RunError
-from pipeline.models.policy import load_for_scoring, local_folder
+from pipeline.models.policy import local_folder
 from pipeline.models.weights.weight_format import FLOAT32
 from pipeline.storage.atomic import discard
 from pipeline.storage.rows import REFERENCE, read_rows, write_table
@@ -40,7 +41,6 @@ from pipeline.training.batches.reference_cache import (
     tokens_digest,
     weights_digest,
 )
-from pipeline.training.reference import reference_values
 from pipeline.training.watch.self_test import SAME_MODEL, SAME_MODEL_RESPONSE
 from pipeline.types import derive_seed
 
@@ -75,7 +75,8 @@ def reference(context: Context, round_: int, folder: Path) -> Outcome:
     write_examples(table, round_examples(context, round_))
     examples, passes, origin = ExampleTable(table), _passes(context, round_), Origin()
     for number, one in enumerate(passes):
-        _Scores(context, round_, examples, one, (number, len(passes))).fill(folder / one.name, origin)
+        with _Scores(context, round_, examples, one, (number, len(passes))) as scores:
+            scores.fill(folder / one.name, origin)
     table.unlink()
     return Outcome(
         len(examples),
@@ -118,9 +119,17 @@ class _Scores:
         self._context, self._examples, self._pass, self._number = context, examples, one, number
         self._round = round_
         self._lots = derive_seed(context.config.seed, "spot check", round_, one.name)
-        self._model: Any | None = None
         self._held = context.held_as(str(local_folder(one.model)))
         self._dtype = self._held.passes(context.config.training.dtype)
+        self._model = FrozenPolicy(context, one.model, self._held, self._dtype)
+
+    def __enter__(self) -> "_Scores":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._model.__exit__(kind, error, trace)
 
     def fill(self, place: Path, origin: Origin) -> None:
         """Make the folder ``place``, continuing what an earlier attempt has left there."""
@@ -165,8 +174,7 @@ class _Scores:
         chosen = sorted(random.Random(self._lots).sample(range(count), min(count, SPOT_CHECKED)))  # noqa: S311
         stored = [row for index, row in enumerate(read_rows(place)) if index in chosen or index >= count]
         examples = [self._examples[index] for index in chosen]
-        size, entropy = self._context.config.training.micro_batch_size, self._pass.entropy
-        found = reference_values(self._load(), examples, size, dtype, entropy=entropy)
+        found = self._model.values(examples, entropy=self._pass.entropy)
         if len(stored) != len(examples):
             raise DamagedEntryError(f"{place.name}: not one row for each of {count} examples")
         nats = tokens = 0.0
@@ -194,7 +202,6 @@ class _Scores:
 
     def _rows(self, start: int) -> Iterator[Row]:
         """Rows of the shard that begins with the example ``start``."""
-        training = self._context.config.training
         examples = self._examples[start : start + _SHARD]
         rows = sum(len(example.read) for example in examples)
 
@@ -203,9 +210,7 @@ class _Scores:
             reached = number * len(self._examples) + start + done * len(examples) // rows
             self._context.report(reached, passes * len(self._examples), "")
 
-        values = reference_values(
-            self._load(), examples, training.micro_batch_size, self._dtype, report, entropy=self._pass.entropy
-        )
+        values = self._model.values(examples, report, entropy=self._pass.entropy)
         for example, value in zip(examples, values, strict=True):
             self._require_finite(example, [logp for logps in value.logps for logp in logps], value.entropy)
             yield {"id": example.id, "logps": value.logps, "entropy": value.entropy}
@@ -220,12 +225,6 @@ class _Scores:
             f"log-probabilities of example {example.id} under {self._pass.model} are not finite; the row is in {kept}, "
             "the shard is not kept"
         )
-
-    def _load(self) -> Any:
-        if self._model is None:
-            trusted = self._context.trusts(self._pass.model)
-            self._model = load_for_scoring(self._pass.model, self._held, trust_remote_code=trusted)
-        return self._model
 
 
 def _taken(place: Path) -> bool:

@@ -5,6 +5,7 @@ of processes.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,20 +36,34 @@ def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accel
     offload = CPUOffloadPolicy() if settings.offload else OffloadPolicy()
     narrow = policy.dtype == "bfloat16"
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy()
-    for layer in _layers(policy, settings):
+    for layer in _layers(policy, policy.model, settings):
         again = settings.reshard
         fully_shard(layer, mesh=mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload)
     fully_shard(policy, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
 
 
-def _layers(policy: TokenLogps | RowScores, settings: Sharding) -> list[nn.Module]:
+def shard_frozen(model: nn.Module, settings: Sharding, accelerator: Accelerator) -> None:
+    """Shard the decoder layers of ``model``, which is not trained, over all processes; each holds the rest of it.
+
+    The rest is embeddings and output head, which are used outside of their modules. Raises as ``shard`` does.
+    """
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    offload = CPUOffloadPolicy() if settings.offload else OffloadPolicy()
+    for layer in _layers(model, model, settings):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, offload_policy=offload)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not isinstance(tensor, DTensor):
+            tensor.data = tensor.data.to(accelerator.device)
+
+
+def _layers(inside: nn.Module, model: Any, settings: Sharding) -> list[nn.Module]:
     if settings.policy == "NO_WRAP":
         return []
     if settings.layers is None:
-        names = set(plain_model(policy.model)._no_split_modules or ())
+        names = set(plain_model(model)._no_split_modules or ())
     else:
         names = {name.strip() for name in settings.layers.split(",")}
-    found = [module for module in policy.modules() if type(module).__name__ in names]
+    found = [module for module in inside.modules() if type(module).__name__ in names]
     if not found:
         raise UserError(
             "accelerate: fsdp_config.fsdp_transformer_layer_cls_to_wrap: no layer of this model is called "

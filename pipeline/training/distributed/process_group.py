@@ -1,17 +1,22 @@
 """Several processes on this machine that train one model: each joins once and keeps its rank."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import Launch
 
+# Variables that tell accelerate a process's place among others.
+_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 # The process types that accelerate may see; sharding of parameters is separate
 # (pipeline/training/distributed/fsdp.py).
 SUPPORTED = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
@@ -38,8 +43,8 @@ def join(launch: Launch, rank: int, store: Path, stall_timeout: float) -> Accele
             "on the CPU)"
         )
     if launch.processes > 1 and not torch.distributed.is_initialized():
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": launch.processes, "LOCAL_WORLD_SIZE": launch.processes}
-        os.environ.update({name: str(value) for name, value in place.items()})
+        place = (rank, rank, launch.processes, launch.processes)
+        os.environ.update({name: str(value) for name, value in zip(_PLACE, place, strict=True)})
         if Path("/sys/class/net/lo").exists():
             os.environ.update(GLOO_SOCKET_IFNAME="lo", NCCL_SOCKET_IFNAME="lo")
         if not launch.cpu:
@@ -55,6 +60,26 @@ def join(launch: Launch, rank: int, store: Path, stall_timeout: float) -> Accele
             timeout=timedelta(seconds=stall_timeout),
         )
     return Accelerator(cpu=launch.cpu, mixed_precision="no")
+
+
+@contextmanager
+def alone() -> Iterator[Accelerator]:
+    """Inside the block, compute in this process alone, also if it has joined others: accelerate forgets them."""
+    states = (PartialState._shared_state, AcceleratorState._shared_state)
+    before = [dict(state) for state in states]
+    if not torch.distributed.is_initialized():
+        yield Accelerator()
+        return
+    place = {name: os.environ.pop(name) for name in _PLACE if name in os.environ}
+    for state in states:
+        state.clear()
+    try:
+        yield Accelerator()
+    finally:
+        os.environ.update(place)
+        for state, known in zip(states, before, strict=True):
+            state.clear()
+            state.update(known)
 
 
 def require_supported(accelerator: Accelerator) -> None:

@@ -38,12 +38,22 @@ def read_pairs(
         end_ids: tokens that end a response.
     """
     found: dict[str, PairReading] = {}
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    first: TokenBatch | None = None
+    number = 0
     wanted, facts.wants = facts.wants, frozenset({"entropy"})
     try:
         with dropout_off(facts.model):
-            for batch in micro_batches(pairs, cut, accelerator.process_index, accelerator.num_processes):
-                moved = batch.to(accelerator.device)
-                found |= _of_batch(moved, policy(moved.ids, moved.mask, moved.packed), end_ids)
+            # Each process takes whole batches, so that they do not depend on how many processes there are.
+            for number, batch in enumerate(micro_batches(pairs, cut), 1):
+                first = first or batch
+                if (number - 1) % processes == rank:
+                    moved = batch.to(accelerator.device)
+                    found |= _of_batch(moved, policy(moved.ids, moved.mask, moved.packed), end_ids)
+            if first is not None and 0 < number % processes <= rank:
+                # Wrappers of several processes exchange something in each forward pass.
+                moved = first.to(accelerator.device)
+                policy(moved.ids, moved.mask, moved.packed)
     finally:
         facts.wants = wanted
     if accelerator.num_processes > 1:

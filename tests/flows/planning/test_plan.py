@@ -76,7 +76,9 @@ def test_processes_on_one_machine_are_planned_with_what_all_of_them_hold(
     plan = planned(monkeypatch, capsys, config, f"accelerate={launch}")
     training = plan["memory"]["training"]
     assert training["weights"] == training["gradients"] == 2 * 4 * plan["parameters"]["total"]
-    assert training["processes"] > plan["memory"]["reference, evaluation"]["processes"]
+    scoring = plan["memory"]["reference, evaluation"]
+    assert scoring["weights"] == 2 * 4 * plan["parameters"]["total"]
+    assert training["processes"] == scoring["processes"] > plan["memory"]["sampling"]["processes"]
 
 
 @pytest.mark.whole

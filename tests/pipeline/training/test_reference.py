@@ -9,15 +9,14 @@ import torch
 from pipeline.config.loss.components import GivenWeights
 from pipeline.errors import RunError
 from pipeline.training.batches.examples import Continuation, Example
+from pipeline.training.distributed.passes import PASS_TOKENS, sequences_a_pass
 from pipeline.training.reference import (
-    PASS_TOKENS,
     contrastive_weights,
     dispersions,
     kl_per_token,
     reference_logps,
     reference_values,
     response_logps,
-    sequences_a_pass,
     with_references,
 )
 from tests.support.tiny_training import random_groups, random_pairs, random_texts, random_unpaired, tiny_llama

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from flows.stages.context import Context
 from flows.stages.run import run_stage
-from flows.stages.training import reference as reference_stage
 from pipeline.config import SamplingSettings
 from pipeline.errors import RunError
 from pipeline.sampling.sampler import SampleRequest
@@ -22,6 +21,7 @@ from pipeline.storage.atomic import write_json
 from pipeline.storage.manifest import MANIFEST, read_manifest
 from pipeline.storage.rows import read_group_file, read_preference_file, read_preference_rows
 from pipeline.storage.run_folder import RunFolder
+from pipeline.training.distributed import passes
 from pipeline.types import Response
 from tests.support.finished_run import finished
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, sealed_anew, supply
@@ -109,14 +109,14 @@ def test_reference_log_probabilities_that_are_no_numbers_are_not_kept(
 ) -> None:
     context = opened(job, tmp_path, supplied)
     shutil.rmtree(context.run.stage(1, "reference").folder)
-    load = reference_stage.load_for_scoring
+    load = passes.load_for_scoring
 
     def damaged(*given: Any, **named: Any) -> Any:
         model = load(*given, **named)
         model.get_input_embeddings().weight.data[:, 0] = math.nan
         return model
 
-    monkeypatch.setattr(reference_stage, "load_for_scoring", damaged)
+    monkeypatch.setattr(passes, "load_for_scoring", damaged)
     with pytest.raises(RunError, match="are not finite; the row is in") as error:
         run_stage(context, 1, "reference")
     kept = context.run.root / "offending" / "round_001_reference.parquet"

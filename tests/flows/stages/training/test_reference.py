@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.stages.context import Context
+from flows.stages.frozen import FrozenPolicy
 from flows.stages.run import run_stage
 from flows.stages.training import reference as stage
 from flows.stages.training.examples import examples_with_reference
@@ -20,6 +21,7 @@ from pipeline.models.policy import load_for_scoring
 from pipeline.storage.run_folder import StageWriter
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.reference_cache import ENTRY, ReferenceCache, entry_key, tokens_digest, weights_digest
+from pipeline.training.distributed import passes
 from tests.support.tiny_model import save_tiny_model
 from tests.support.tiny_run import begin, make_job, open_context, supply, train
 
@@ -169,7 +171,7 @@ def test_several_references_are_one_pass_each_with_one_model_in_memory(
         loaded.append((Path(path).name, weakref.ref(model)))
         return model
 
-    monkeypatch.setattr(stage, "load_for_scoring", watched)
+    monkeypatch.setattr(passes, "load_for_scoring", watched)
     settings = ("loss.preset=mrpo", f"training.references=[{job / 'other'}]")
     metrics = referred(opened(job, tmp_path / "a", *settings))
     assert [name for name, _ in loaded] == ["model", "other"] and metrics["reference_from_cache"] is False
@@ -186,7 +188,7 @@ def test_what_was_computed_before_a_kill_is_not_computed_again(
     whole = opened(job, tmp_path / "whole", "training.reference_cache=null")
     referred(whole)
     computed: list[int] = []
-    values = stage.reference_values
+    values = FrozenPolicy.values
 
     def killed_at_the_third(*args: Any, **options: Any) -> Any:
         computed.append(len(args[1]))
@@ -195,7 +197,7 @@ def test_what_was_computed_before_a_kill_is_not_computed_again(
         return values(*args, **options)
 
     monkeypatch.setattr(stage, "_SHARD", 3)
-    monkeypatch.setattr(stage, "reference_values", killed_at_the_third)
+    monkeypatch.setattr(FrozenPolicy, "values", killed_at_the_third)
     context = opened(job, tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
         run_stage(context, 1, "reference")
