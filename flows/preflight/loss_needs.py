@@ -9,7 +9,7 @@ from pipeline.config.loss.components import ExtrapolatedPrior, GivenPrior, Harmo
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.needs import REWARDS, needs_of
-from pipeline.config.loss.terms import WinLabel
+from pipeline.config.loss.terms import AdvantageHead, WinLabel
 from pipeline.data.counts import Contents
 from pipeline.errors import UserError
 
@@ -20,6 +20,7 @@ def check_needs(config: RunConfig, contents: Contents) -> None:
     _check_contrast(config)
     _check_prior(config, contents)
     _check_pairing(config)
+    _check_soft_value(config)
     anchored = config.replay is not None and config.replay.anchor > 0
     if anchored:
         _check_anchor(config, contents)
@@ -100,6 +101,24 @@ def _check_contrast(config: RunConfig) -> None:
             raise UserError("loss.weights: given weights need a better and a worse response, so not loss.head")
     elif contrast is not None:
         raise UserError(f"training.contrastive: {name} reads no such models; only loss.weights given does")
+
+
+def _check_soft_value(config: RunConfig) -> None:
+    """Refuse the soft value of APA where rounds sample from another policy than the reference."""
+    soft = any(isinstance(part.head, AdvantageHead) and part.head.value == "soft" for part in config.loss.parts)
+    if config.mode != "iterative" or not soft:
+        return
+    if config.training.reference != "previous":
+        raise UserError(
+            f"training.reference: {config.training.reference}, but loss.head.value: soft averages over responses of "
+            "the reference, and rounds sample from the newest policy; allowed: training.reference: previous, or "
+            "loss.head.value: leave_one_out or mean"
+        )
+    if config.replay is not None:
+        raise UserError(
+            "replay: loss.head.value: soft averages over responses of the reference, and those of earlier rounds are "
+            "not; allowed: no section replay, or loss.head.value: leave_one_out or mean"
+        )
 
 
 # ---------------------------------------------------------------- pairing

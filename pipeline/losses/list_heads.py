@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pipeline.config.loss.terms import HeadSettings, ListHead
+from pipeline.config.loss.terms import AdvantageHead, HeadSettings, ListHead
 from pipeline.losses.batch import GroupBatch, PairBatch, constant, present_of
 
 # Logit of a missing response: e^−1e9 is 0 in every dtype.
@@ -32,16 +32,19 @@ def as_group(batch: PairBatch, head: HeadSettings) -> GroupBatch:
     return GroupBatch(responses=(batch.chosen, batch.rejected), rewards=rewards)
 
 
-def head_loss(scores: Tensor, batch: GroupBatch, head: HeadSettings) -> Tensor:
+def head_loss(scores: Tensor, batch: GroupBatch, head: HeadSettings, beta: float) -> Tensor:
     """The loss of each group, [B].
 
     Args:
         scores: [B, K] R = β s; absent responses are not read.
         batch: rewards and presence.
         head: kind of loss, and the scale η of the rewards.
+        beta: β of the scores.
     """
     present = present_of(batch)
     rewards = constant(batch.rewards).to(scores.dtype)
+    if isinstance(head, AdvantageHead):
+        return _fit_to_advantage(scores, rewards, present, head, beta)
     if not isinstance(head, ListHead):
         return _rank(scores, rewards, present)
     wanted = head.eta * rewards
@@ -81,6 +84,26 @@ def _square_loo(scores: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
     count = present.sum(1, keepdim=True)
     others = (difference.sum(1, keepdim=True) - difference) / (count - 1)
     return 0.5 * (difference - others).masked_fill(~present, 0).square().sum(1)
+
+
+def _fit_to_advantage(scores: Tensor, rewards: Tensor, present: Tensor, head: AdvantageHead, beta: float) -> Tensor:
+    """mean_k (R_k − η (r_k − V_k))², [B] (APA, arXiv:2306.02231, of whole responses).
+
+    The soft value's mean stands for the expectation under the policy that the responses were drawn from. If that is the
+    reference, the minimum over all policies is π_ref e^(ηr/β) / Z.
+    """
+    count = present.sum(1, keepdim=True).to(rewards.dtype)
+    known = rewards.masked_fill(~present, 0)
+    match head.value:
+        case "mean":
+            value = known.sum(1, keepdim=True) / count
+        case "leave_one_out":
+            value = (known.sum(1, keepdim=True) - known) / (count - 1)
+        case "soft":
+            ratio = head.eta / beta
+            logits = (ratio * rewards).masked_fill(~present, ABSENT)
+            value = (torch.logsumexp(logits, dim=1, keepdim=True) - count.log()) / ratio
+    return (scores - head.eta * (rewards - value)).masked_fill(~present, 0).square().sum(1) / count.squeeze(1)
 
 
 def _rank(scores: Tensor, rewards: Tensor, present: Tensor) -> Tensor:

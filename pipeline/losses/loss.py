@@ -218,7 +218,7 @@ class Loss:
             raise ValueError(f"{self.name}: this loss compares two responses; it cannot use groups")
         present = present_of(batch)
         rewards = torch.stack([parts.beta * s for s in scores(batch.responses, parts)], dim=1)
-        per_pair = parts.weight * head_loss(rewards, batch, parts.head)
+        per_pair = parts.weight * head_loss(rewards, batch, parts.head, parts.beta)
         rows, top, bottom = torch.arange(len(rewards)), best(batch), worst(batch)
         metrics = _rewards(rewards[rows, top].detach(), rewards[rows, bottom].detach())
         per_token = torch.stack([-nll(side).detach() for side in batch.responses], dim=1)

@@ -1,5 +1,6 @@
 """The rows of a round's stages as the trainer's examples, one after the other."""
 
+import math
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from flows.stages.context import Context
 from pipeline.config import Composition
 from pipeline.config.loss.components import GivenWeights
 from pipeline.config.loss.needs import needs_of
+from pipeline.config.loss.terms import AdvantageHead
 from pipeline.errors import RunError
 from pipeline.storage.rows import read_groups, read_preference_rows, read_rows
 from pipeline.storage.tables import Row
@@ -29,13 +31,40 @@ def round_examples(context: Context, round_: int) -> Iterator[Example]:
     those that exchange responses (``with_mismatched``) are in memory.
     """
     loss = context.config.loss
-    preferences = read_preference_rows(context.run.stage(round_, "pairs").folder)
+    folder = context.run.stage(round_, "pairs").folder
+    preferences = read_preference_rows(folder)
     drawn = _calibration(context, round_) if needs_of(loss).calibration else {}
-    examples = (
+    examples: Iterator[Example] = (
         replace(_example(preference, loss), calibration=_drawn(drawn.get(preference.prompt.id)))
         for preference in preferences
     )
+    if isinstance(loss.inputs.head, AdvantageHead) and loss.inputs.head.deviation == "round":
+        examples = _scaled(examples, _deviation(read_preference_rows(folder)))
     return with_mismatched(examples) if needs_of(loss).baseline else examples
+
+
+def _scaled(examples: Iterable[Example], deviation: float) -> Iterator[Example]:
+    """Divide all rewards by ``deviation``."""
+    for example in examples:
+        scores = [c.reward for c in example.responses]
+        scaled = [None if score is None else score / deviation for score in scores]
+        responses = tuple(replace(c, reward=score) for c, score in zip(example.responses, scaled, strict=True))
+        yield replace(example, responses=responses)
+
+
+def _deviation(preferences: Iterable[Preference]) -> float:
+    """Standard deviation of all scores of a round's responses; 1 if they are all the same."""
+    count, mean, square = 0, 0.0, 0.0
+    for row in preferences:
+        scores = row.scores if isinstance(row, Group) else ()
+        known = (row.chosen_score, row.rejected_score) if isinstance(row, Pair) else scores
+        for score in known:
+            if score is not None:
+                count += 1
+                step = score - mean
+                mean += step / count
+                square += step * (score - mean)
+    return math.sqrt(square / count) if count and square > 0 else 1.0
 
 
 def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:

@@ -17,7 +17,7 @@ from pipeline.config.loss.components import (
     MixturePrior,
 )
 from pipeline.config.loss.formula import Formula
-from pipeline.config.loss.terms import WinLabel
+from pipeline.config.loss.terms import AdvantageHead, WinLabel
 
 # What a run computes or reads for one such component alone, by the field that holds it.
 _SUPPLIED = {
@@ -87,6 +87,11 @@ class Composition(Formula):
                     f"sum: two parts have {name} of different settings ({told}), but a run supplies one; give both the "
                     "same, or leave one out"
                 )
+        scaled = {isinstance(part.head, AdvantageHead) and part.head.deviation == "round" for part in self.parts}
+        if len(scaled) > 1:
+            raise ValueError(
+                "sum: head.deviation: round divides the rewards of all parts; give it to all heads or none"
+            )
         compares = self._supplied("label")
         if compares and any(term.target == "win" for part in self.parts for term in part.terms):
             raise ValueError(

@@ -123,7 +123,7 @@ class Formula(Closed):
     def one_sided(self) -> bool:
         """Whether a term reads one response alone, or scores are not compared as differences."""
         return any(term.chosen + term.rejected != 0 for term in self.terms) or (
-            self.head is not None and self.head.kind == "nca"
+            self.head is not None and self.head.kind in ("nca", "apa")
         )
 
     @property

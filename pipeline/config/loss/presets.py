@@ -42,7 +42,7 @@ AMBIGUOUS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "vpo_online or vpo_offline (value-incentivised, arXiv:2405.19320); two other methods share this name, "
             "and neither is here",
         ),
-        "sppo_apa": ("nothing here: advantage-induced policy alignment (arXiv:2306.02231) is not a loss on pairs",),
+        "sppo_apa": ("apa (advantage-induced policy alignment, arXiv:2306.02231), which its authors' code calls SPPO",),
         "hypo": ("nothing here; hpo is the hybrid of arXiv:2405.17956",),
         "upo": ("hpo (hybrid, arXiv:2405.17956, later called UPO)",),
         "mallowspo": ("mallows_theta or mallows_phi (arXiv:2405.14953)",),

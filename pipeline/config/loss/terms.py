@@ -137,7 +137,21 @@ class RankHead(Closed):
     kind: Literal["rank"] = "rank"
 
 
-HeadSettings = Annotated[ListHead | RankHead, Field(discriminator="kind"), BY_NAME]
+class AdvantageHead(Closed):
+    """APA over K responses: mean_k (R_k − η (r_k − V_k))²."""
+
+    kind: Literal["apa"] = "apa"
+    eta: float = Field(1.0, gt=0, description="scale of the rewards, 1/λ of the paper")
+    value: Literal["leave_one_out", "mean", "soft"] = Field(
+        "leave_one_out",
+        description="V: the mean of the prompt's other rewards, of all of them, or (β/η) log mean e^(ηr/β)",
+    )
+    deviation: Literal["none", "round"] = Field(
+        "none", description="what a run divides rewards by: 1, or their standard deviation over the round's responses"
+    )
+
+
+HeadSettings = Annotated[ListHead | RankHead | AdvantageHead, Field(discriminator="kind"), BY_NAME]
 
 # ---------------------------------------------------------------- scale and dispersion
 

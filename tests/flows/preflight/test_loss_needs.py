@@ -61,7 +61,7 @@ def refused(job: Path, rows: list[dict[str, Any]] | None, *settings: str) -> str
 
 @pytest.mark.parametrize(
     "preset",
-    ["rpo_sq", "rpo_bwd", "rpo_fwd", "rpo_sqloo", "rpo_list_fwd", "rpo_list_bwd", "infonca", "nca_list", "hpo"],
+    ["rpo_sq", "rpo_bwd", "rpo_fwd", "rpo_sqloo", "rpo_list_fwd", "rpo_list_bwd", "infonca", "nca_list", "apa", "hpo"],
 )
 def test_rewards_must_be_among_the_columns(offline: Path, preset: str) -> None:
     message = refused(offline, [*PAIRS[:-1], SCORED[-1]], f"loss.preset={preset}")
@@ -139,6 +139,16 @@ def test_an_extrapolated_prior_needs_two_checkpoints(iterative: Path, model: Pat
     assert "training.references: 2 model folders" in two
     fixed = refused(iterative, None, "loss.preset=apo_accelerated", "rounds=2", "training.reference=fixed")
     assert "training.reference: fixed" in fixed and "previous" in fixed
+
+
+def test_a_soft_value_needs_responses_of_the_reference(iterative: Path, model: Path) -> None:
+    soft = ["loss.preset=apa", "loss.value=soft"]
+    check_run(config(iterative, None, *soft))
+    message = refused(iterative, None, *soft, "training.reference=fixed")
+    assert "training.reference: fixed, but loss.head.value: soft" in message and "leave_one_out or mean" in message
+    check_run(config(iterative, None, "loss.preset=apa", "training.reference=fixed"))
+    again = refused(iterative, None, *soft, "replay={share: 0.2}")
+    assert again.startswith("replay: loss.head.value: soft")
 
 
 def test_a_mixture_needs_as_many_references_as_weights(iterative: Path, model: Path) -> None:

@@ -12,6 +12,7 @@ from pipeline.losses import GroupBatch, PairBatch, load_preset
 from tests.support.loss_batches import assert_same, random_groups, random_pairs
 from tests.support.plain_responses import Response, groups, neg_log_sigmoid, pairs
 
+APA_VALUES = ("leave_one_out", "mean", "soft")
 Group = list[tuple[Response, float]]
 
 
@@ -53,11 +54,30 @@ def rrhf(weight: float, nll: float) -> Callable[[Group], Tensor]:
     return formula
 
 
+def apa(beta: float, eta: float, value: str) -> Callable[[Group], Tensor]:
+    def formula(group: Group) -> Tensor:
+        rewards = [r for _, r in group]
+        total = torch.zeros((), dtype=torch.float64)
+        for k, (y, r) in enumerate(group):
+            others = [rewards[j] for j in range(len(group)) if j != k]
+            v = {
+                "leave_one_out": sum(others) / len(others),
+                "mean": sum(rewards) / len(rewards),
+                "soft": beta / eta * math.log(sum(math.exp(eta * s / beta) for s in rewards) / len(rewards)),
+            }[value]
+            total = total + (beta * y.h - eta * (r - v)) ** 2
+        return total / len(group)
+
+    return formula
+
+
 CASES: tuple[tuple[str, dict[str, Any], Callable[[Group], Tensor]], ...] = (
     ("infonca", {}, infonca(0.01, 1.0)),
     ("infonca", {"beta": 0.8, "eta": 2.5}, infonca(0.8, 2.5)),
     ("nca_list", {}, nca_list(0.01, 1.0)),
     ("nca_list", {"beta": 0.8, "eta": 2.5}, nca_list(0.8, 2.5)),
+    ("apa", {}, apa(1.0, 1.0, "leave_one_out")),
+    *(("apa", {"beta": 0.4, "eta": 1.7, "value": value}, apa(0.4, 1.7, value)) for value in APA_VALUES),
     ("rrhf", {}, rrhf(100.0, 1.0)),
     ("rrhf", {"weight": 1.0, "nll": 0.3}, rrhf(1.0, 0.3)),
 )

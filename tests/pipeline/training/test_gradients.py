@@ -36,6 +36,7 @@ CUT = (
     "rpo_sqloo",
     "ganpo",
     "mpo",
+    "apa",
 )
 
 

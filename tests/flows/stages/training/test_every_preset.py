@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from flows.preflight.check import check_run
 from flows.stages.context import Context
 from flows.stages.data import held_out_prompts
+from flows.stages.training.examples import round_examples
 from pipeline.config import Composition, preset_names, resolve
 from pipeline.config.loss.needs import needs_of
 from pipeline.models.chat import load_chat
@@ -24,7 +26,7 @@ UNPAIRED = [name for name in preset_names() if needs_of(Composition.model_valida
 CASES = [
     *((name, mode, "pairs") for name in preset_names() for mode in ("offline", "iterative")),
     *((name, "offline", "marked") for name in UNPAIRED),
-    *((name, "offline", "groups") for name in ("dpo", "rpo_sqloo", "nca_list", "sppo")),
+    *((name, "offline", "groups") for name in ("dpo", "rpo_sqloo", "nca_list", "apa", "sppo")),
 ]
 
 
@@ -143,3 +145,20 @@ def margin(context: Context, round_: int) -> float:
 def history(context: Context, round_: int) -> list[dict[str, Any]]:
     lines = (context.run.stage(round_, "policy").folder / "steps.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def test_rewards_are_divided_by_their_deviation_over_the_round(
+    job: Path, begun: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    def rewards(*settings: str) -> list[float]:
+        root = tmp_path / str(len(settings))
+        data = data_of(job, "offline", "groups")
+        context = open_context(
+            job, root, "offline", "loss.preset=apa", *data, *settings, base=begun["offline", "groups"]
+        )
+        train(context, 1)
+        return [float(c.reward or 0) for example in round_examples(context, 1) for c in example.responses]
+
+    scaled, plain = rewards(), rewards("loss.deviation=none")
+    assert statistics.pstdev(scaled) == pytest.approx(1) and statistics.pstdev(plain) != pytest.approx(1)
+    assert scaled == pytest.approx([reward / statistics.pstdev(plain) for reward in plain])
