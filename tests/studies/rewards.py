@@ -29,6 +29,7 @@ from tests.studies.table_policy import (
     descend,
     every_pair,
     group_batch,
+    many_worlds,
     minimise,
     of_bandit,
     pair_batch,
@@ -68,12 +69,6 @@ def whole_groups(policy: Tensor, world: World) -> GroupBatch:
     prompts, answers = world.rewards.shape
     every = torch.arange(answers).expand(prompts, answers)
     return group_batch(policy, world.reference, torch.arange(prompts), every, world.rewards)
-
-
-def many_worlds(seeds: Sequence[int], prompts: int = 2, answers: int = 6) -> World:
-    """One world whose prompts are those of all seeds, in order: prompts do not touch each other."""
-    worlds = [random_world(seed, prompts, answers) for seed in seeds]
-    return World(torch.cat([w.reference for w in worlds]), torch.cat([w.rewards for w in worlds]))
 
 
 def reach(world: World, policy: Tensor) -> Tensor:
@@ -177,7 +172,7 @@ def real_scores(seeds: Sequence[int], steps: Sequence[int]) -> dict[str, dict[st
 
 def study(seeds: Sequence[int]) -> Report:
     places = [SHORT // 4, SHORT, LONG]
-    apart, reaches = courses(many_worlds(seeds), len(seeds), (*DISTANCES, "dpo"), places)
+    apart, reaches = courses(many_worlds(seeds, prompts=2, answers=6), len(seeds), (*DISTANCES, "dpo"), places)
     trained = {preset: [by_trainer(preset, seed) for seed in seeds] for preset in (*DISTANCES, "dpo")}
     ties = {preset: moved_by_ties(preset) for preset in (*DISTANCES, "dpo")}
     variances = {size: [relative_variance(seed, size) for seed in seeds] for size in (2, 4, 8)}

@@ -64,6 +64,12 @@ def random_world(seed: int, prompts: int, answers: int, spread: float = 1.0, pea
     return World(logits.log_softmax(1), rewards)
 
 
+def many_worlds(seeds: Sequence[int], prompts: int, answers: int) -> World:
+    """One world whose prompts are those of all seeds, in order: prompts do not touch each other."""
+    worlds = [random_world(seed, prompts, answers) for seed in seeds]
+    return World(torch.cat([w.reference for w in worlds]), torch.cat([w.rewards for w in worlds]))
+
+
 def total_variation(ours: Tensor, theirs: Tensor) -> Tensor:
     """[X] total variation of two tables of log-probabilities."""
     return 0.5 * (ours.exp() - theirs.exp()).abs().sum(1)
