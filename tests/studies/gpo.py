@@ -232,9 +232,9 @@ def _by_seed(found: Mapping[float, Tensor]) -> list[list[float]]:
 
 def _responses() -> dict[str, Curve]:
     """β D at the optimum of one pair by its reward difference."""
-    differences = [0.25 * k for k in range(17)]
+    differences = [0.5 * k for k in range(9)]
     worlds = World(
-        torch.zeros(17, 2, dtype=torch.float64).log_softmax(1),
+        torch.zeros(9, 2, dtype=torch.float64).log_softmax(1),
         torch.tensor([[d, 0.0] for d in differences], dtype=torch.float64),
     )
     found = {}

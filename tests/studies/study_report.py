@@ -100,16 +100,19 @@ def draw(panels: Sequence[Panel], form: str = "svg") -> bytes:
             axes.set(title=panel.title, xlabel=panel.across, ylabel=panel.up)
             if panel.logarithmic:
                 axes.set_xscale("log")
+                axes.minorticks_off()
             axes.grid(alpha=0.3)
             axes.legend(frameon=False, fontsize=8)
         content = BytesIO()
         figure.savefig(content, format=form, dpi=110, metadata={"Date": None} if form == "svg" else None)
-    return content.getvalue() if form != "svg" else _rounded(content.getvalue())
+    return content.getvalue() if form != "svg" else _small(content.getvalue())
 
 
-def _rounded(svg: bytes) -> bytes:
-    """Hundredths of a point are enough, and half as large."""
-    return re.sub(rb"\d+\.\d{3,}", lambda found: b"%.2f" % float(found[0]), svg)
+def _small(svg: bytes) -> bytes:
+    """Without comments and indentation, and in tenths of a point: half as large."""
+    plain = re.sub(rb"<!--.*?-->|<metadata>.*?</metadata>", b"", svg, flags=re.DOTALL)
+    rounded = re.sub(rb"\d+\.\d{2,}", lambda found: b"%.1f" % float(found[0]), plain)
+    return re.sub(rb"\s*\n\s*", b"\n", rounded)
 
 
 def main(study: Study, name: str, title: str, seeds: int, fewest: int = 2) -> None:
