@@ -19,6 +19,7 @@ from flows.workers.local import has_accelerator, with_context
 from pipeline.config import PretrainedPolicy, RunConfig, TransformersSampler
 from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
+from pipeline.config.training import START
 from pipeline.data.counts import Contents
 from pipeline.errors import UserError
 from pipeline.models.weights.weight_format import require_unquantised
@@ -155,7 +156,7 @@ def _longest(config: RunConfig) -> int:
 
 def _further_models(config: RunConfig) -> list[tuple[str, str]]:
     contrast = config.training.contrastive
-    found = [("training.references", path) for path in config.training.references]
+    found = [("training.references", path) for path in config.training.references if path != START]
     if contrast is not None:
         sides = {"positive": contrast.positive, "negative": contrast.negative}
         found += [(f"training.contrastive.{name}", path) for name, path in sides.items()]

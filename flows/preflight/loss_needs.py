@@ -5,11 +5,12 @@ The schema checks single settings; these checks compare settings with data, mode
 
 from pipeline.config import RunConfig, UserData, preset_names, resolve
 from pipeline.config.data.mixture import sources_in
-from pipeline.config.loss.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior
+from pipeline.config.loss.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior, WinMargin
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.needs import REWARDS, needs_of
 from pipeline.config.loss.terms import AdvantageHead, WinLabel
+from pipeline.config.training import START
 from pipeline.data.counts import Contents
 from pipeline.errors import UserError
 
@@ -59,7 +60,8 @@ def _check_references(config: RunConfig) -> None:
             if given != wanted:
                 raise UserError(
                     f"training.references: {given} model folders, but {name} measures against {wanted + 1} references: "
-                    f"the round's own and {wanted} of these (loss.prior.weights has one number for each)"
+                    f"the round's own and {wanted} of these (loss.prior.weights has one number for each; start is "
+                    "the policy that the run starts from)"
                 )
         case _:
             if given:
@@ -75,6 +77,10 @@ def _check_checkpoints(config: RunConfig) -> None:
     if training.reference != "previous":
         raise UserError(
             f"training.reference: {training.reference}, but {name} measures against the two newest policies: previous"
+        )
+    if START in training.references:
+        raise UserError(
+            f"training.references: start, but {name} reads the checkpoint before the start: give its folder"
         )
     if len(training.references) > 1:
         raise UserError(
@@ -191,8 +197,9 @@ def _check_rewards(config: RunConfig, contents: Contents) -> None:
         _require(config, unscored, pairs, scores, f"{loss_name(config)} needs rewards")
     elif needs_of(config.loss).groups and contents.half_scored:
         _require(config, unscored, pairs, scores, f"{loss_name(config)} takes the rewards of all pairs or of none")
-    if isinstance(config.loss.inputs.label, WinLabel):
-        why = f"loss.label: wins needs the column {_columns(config, 'win_probability')}, or scores"
+    compared = [field for field in ("label", "margin") if _compares(config, field)]
+    if compared:
+        why = f"loss.{compared[0]}: wins needs the column {_columns(config, 'win_probability')}, or scores"
         _require(config, contents.neither, pairs - contents.with_wins, scores, why)
 
 
@@ -209,6 +216,12 @@ def _check_labels(config: RunConfig, contents: Contents) -> None:
     raise UserError(
         f"pairs.columns.soft_label: {found}; leave the column out (or name another) to train on hard labels"
     )
+
+
+def _compares(config: RunConfig, field: str) -> bool:
+    """Whether a part's label or margin is the probability that one response of a pair beats the other."""
+    found = (part.__dict__[field] for part in config.loss.parts)
+    return any(isinstance(one, WinLabel) or (isinstance(one, WinMargin) and one.against == "other") for one in found)
 
 
 def _reads_labels(loss: Formula) -> bool:

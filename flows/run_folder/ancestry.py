@@ -3,6 +3,7 @@
 from flows.run_folder.approvals import settled
 from pipeline.config import RunConfig
 from pipeline.config.loss.components import ExtrapolatedPrior
+from pipeline.config.training import START
 from pipeline.storage.run_folder import RunFolder, Stage
 
 
@@ -54,11 +55,14 @@ def reference_stages(run: RunFolder, config: RunConfig, round_: int, start: int 
     """Stages whose models are the loss's references in ``round_``, in the order of its references.
 
     An extrapolated prior reads the two newest policies that the round descends from; in round 1 both are the start
-    policy, unless ``training.references`` names the one before. Further references of a mixture are not stages.
+    policy, unless ``training.references`` names the one before. Of the further references of a mixture, those named
+    ``start`` are the start policy; the others are not stages.
     ``start`` is as in ``reference_round``.
     """
     newest = [reference_stage(run, config, round_, start)]
-    if not isinstance(config.loss.inputs.prior, ExtrapolatedPrior) or (round_ == 1 and config.training.references):
+    if not isinstance(config.loss.inputs.prior, ExtrapolatedPrior):
+        return [*newest, *(run.stage(0, "policy") for name in config.training.references if name == START)]
+    if round_ == 1 and config.training.references:
         return newest
     start = parent(run, config, round_) if start is None else start
     return [*newest, run.stage(parent(run, config, start), "policy")]

@@ -139,7 +139,9 @@ def of_calibration(place: Place) -> list[Stage]:
 
 def of_reference(place: Place) -> list[Stage]:
     """Training data, and the models whose log-probs are stored."""
-    return [*_trained_on(place), *reference_stages(place.run, place.config, place.round)]
+    # In round 1, the round's own reference may also be the start policy.
+    models = {stage.title: stage for stage in reference_stages(place.run, place.config, place.round)}
+    return [*_trained_on(place), *models.values()]
 
 
 def of_policy(place: Place) -> list[Stage]:

@@ -26,6 +26,7 @@ from pipeline.config import (
 from pipeline.config.data.limits import OF_TOKENS
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.reward_model import Discriminator, bought
+from pipeline.config.training import START
 from pipeline.data.sources import files_of, held_out_source
 from pipeline.errors import RunError, UserError
 from pipeline.storage.digests import digest, file_sha256, model_digest
@@ -202,7 +203,10 @@ def further_models(place: Place) -> dict[str, JsonValue]:
     """Digests of reference models that no stage makes."""
     training = place.config.training
     contrast = training.contrastive
-    paths = [*training.references, *([] if contrast is None else [contrast.positive, contrast.negative])]
+    paths = [
+        *(path for path in training.references if path != START),
+        *([] if contrast is None else [contrast.positive, contrast.negative]),
+    ]
     return {"further_models": {path: model_digest(Path(path)) for path in paths}}
 
 

@@ -179,6 +179,10 @@ class Alarms(Closed):
         return self
 
 
+# Among training.references: the policy of round 0.
+START = "start"
+
+
 class Training(Optimisation):
     """Preference training of a round."""
 
@@ -202,8 +206,8 @@ class Training(Optimisation):
     )
     references: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
-        description="model folders: further references of a mixture or harmonic prior, in the order of its weights "
-        "after the first; of an extrapolated one, the checkpoint before the start policy",
+        description="model folders, or start for the run's start policy: further references of a mixture or harmonic "
+        "prior, in the order of its weights after the first; of an extrapolated one, the checkpoint before the start",
     )
     reference_cache: str | None = Field(
         "../.reference_cache",

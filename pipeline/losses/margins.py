@@ -14,10 +14,11 @@ from pipeline.config.loss.components import (
     NoMargin,
     ReferencePrior,
     RewardMargin,
+    WinMargin,
 )
 from pipeline.losses.batch import PairBatch, Side, constant, masked_mean
 from pipeline.losses.prior import reference_of
-from pipeline.losses.terms import reward_gap
+from pipeline.losses.terms import reward_gap, win_probabilities_of
 
 Statistics: TypeAlias = Mapping[str, float]
 
@@ -44,6 +45,11 @@ def margin_of(batch: PairBatch, loss: Formula, scale: Tensor | float, statistics
             return -loss.margin.alpha * longer.to(constant(batch.chosen.policy).dtype)
         case RewardMargin():
             return loss.margin.eta * reward_gap(batch)
+        case WinMargin(against="other"):
+            return win_probabilities_of(batch)[0] - 0.5
+        case WinMargin():
+            chosen, rejected = win_probabilities_of(batch)
+            return chosen - rejected
         case HomeMargin():
             assert isinstance(loss.prior, ReferencePrior), "required by the composition's validator"
             return scale * (1 - loss.prior.weight) * loss.margin.home

@@ -42,7 +42,7 @@ def label_of(batch: PairBatch, settings: LabelSettings) -> _Label:
             logit = settings.eta * reward_gap(batch)
             return _Label(torch.sigmoid(logit), logit, entropy_of(logit) if settings.entropy else None)
         case WinLabel():
-            p = _win_probability(batch)
+            p = win_probabilities_of(batch)[0]
             return _Label(p, log_odds_of(p))
 
 
@@ -61,11 +61,12 @@ def reward_gap(batch: PairBatch) -> Tensor:
     return constant(batch.reward_chosen) - constant(batch.reward_rejected)
 
 
-def _win_probability(batch: PairBatch) -> Tensor:
-    """P(chosen wins), [B]."""
+def win_probabilities_of(batch: PairBatch) -> tuple[Tensor, Tensor]:
+    """P(chosen wins) and P(rejected wins), [B] each; the second is 1 minus the first if it is not given."""
     if batch.win_probability is None:
         raise ValueError("this loss needs win probabilities (PairBatch.win_probability)")
-    return constant(batch.win_probability)
+    wins, others = constant(batch.win_probability), batch.win_probability_rejected
+    return wins, 1 - wins if others is None else constant(others)
 
 
 def pair_term(z: Tensor, loss: Formula, label: _Label, dispersion: Tensor | None) -> Tensor:
@@ -102,10 +103,8 @@ def unpaired_terms(reward: Tensor, batch: UnpairedBatch, loss: Formula, statisti
 def _target(term: Term, batch: PairBatch, beta: float, statistics: Mapping[str, float]) -> Tensor | float:
     if term.target != "win":
         return _shift(term, beta, statistics)
-    wins = _win_probability(batch)
-    if term.chosen != 0:
-        return wins - 0.5
-    return (1 - wins if batch.win_probability_rejected is None else constant(batch.win_probability_rejected)) - 0.5
+    chosen, rejected = win_probabilities_of(batch)
+    return (chosen if term.chosen != 0 else rejected) - 0.5
 
 
 def _shift(term: Term, beta: float, statistics: Mapping[str, float]) -> float:

@@ -17,8 +17,8 @@ from tests.support.tiny_training import (
     under_references,
 )
 
-# Small critics, heads that learn in a few steps, and no dropout, whose lots depend on how a batch is cut; a β with which
-# the squares of long log-ratios keep the digits that float32 has.
+# Small critics, heads that learn in a few steps, and no dropout, whose lots depend on how a batch is cut; a β with
+# which the squares of long log-ratios keep the digits that float32 has.
 SMALLER: dict[str, dict[str, object]] = {
     "ganpo": {"adversary": {"hidden_size": 32, "layers": 1, "heads": 2}},
     "sparsepo": {

@@ -22,7 +22,9 @@ from flows.run_folder.stage_keys import reference_name
 from flows.stages.context import Context, Outcome, keep_rows, offending_file
 from flows.stages.frozen import FrozenPolicy
 from flows.stages.training.examples import NEGATIVE, POSITIVE, round_examples
+from pipeline.config.loss.components import ExtrapolatedPrior
 from pipeline.config.loss.needs import needs_of
+from pipeline.config.training import START
 from pipeline.errors import RunError
 from pipeline.models.policy import local_folder
 from pipeline.models.weights.weight_format import FLOAT32
@@ -93,9 +95,11 @@ def reference_models(context: Context, round_: int) -> list[str]:
     """Model folders (or hub names) in the order of the loss's references, starting with the round's own."""
     stages = reference_stages(context.run, context.config, round_)
     further = context.config.training.references
-    # With an extrapolated prior, they are the checkpoint before the start policy, which only round 1 reads.
     own = [str(context.model_path(stage)) for stage in stages]
-    return own if len(own) > 1 else [*own, *further]
+    if isinstance(context.config.loss.inputs.prior, ExtrapolatedPrior):
+        # They are the checkpoint before the start policy, which only round 1 reads.
+        return own if len(own) > 1 else [*own, *further]
+    return [own[0], *(str(context.policy_path(0)) if name == START else name for name in further)]
 
 
 def _passes(context: Context, round_: int) -> list[Pass]:

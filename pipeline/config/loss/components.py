@@ -261,6 +261,13 @@ class RewardMargin(Closed):
     eta: float = Field(1.0, gt=0)
 
 
+class WinMargin(Closed):
+    """m = P(w beats l) − ½, or P_w − P_l against the average of the policy's answers: soft targets of IPO."""
+
+    kind: Literal["wins"] = "wins"
+    against: Literal["other", "average"] = Field("other", description="who both responses are compared with")
+
+
 class HomeMargin(Closed):
     """m = β d (1 − v) h, v the weight of the reference in the prior (RainbowPO)."""
 
@@ -283,7 +290,7 @@ def _margin(value: object) -> object:
 
 
 Margin = Annotated[
-    NoMargin | ConstantMargin | LengthMargin | RewardMargin | HomeMargin | GapMargin,
+    NoMargin | ConstantMargin | LengthMargin | RewardMargin | WinMargin | HomeMargin | GapMargin,
     Field(discriminator="kind"),
     BY_NAME,
     BeforeValidator(_margin),

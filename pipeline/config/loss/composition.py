@@ -17,7 +17,8 @@ from pipeline.config.loss.components import (
     MixturePrior,
 )
 from pipeline.config.loss.formula import Formula
-from pipeline.config.loss.terms import AdvantageHead, WinLabel
+from pipeline.config.loss.needs import needs_of
+from pipeline.config.loss.terms import AdvantageHead
 
 # What a run computes or reads for one such component alone, by the field that holds it.
 _SUPPLIED = {
@@ -26,7 +27,6 @@ _SUPPLIED = {
     "dispersion": (Closed,),
     "advantage": (Closed,),
     "adversary": (Closed,),
-    "label": (WinLabel,),
 }
 
 
@@ -92,11 +92,11 @@ class Composition(Formula):
             raise ValueError(
                 "sum: head.deviation: round divides the rewards of all parts; give it to all heads or none"
             )
-        compares = self._supplied("label")
-        if compares and any(term.target == "win" for part in self.parts for term in part.terms):
+        asked = [needs_of(part) for part in self.parts]
+        if len({needs.opponent for needs in asked if "win_probability" in needs}) > 1:
             raise ValueError(
-                "sum: label wins reads the probability to beat the other response, and a term with the target win that "
-                "to beat the average one; a run supplies one of them"
+                "sum: one part reads the probability to beat the other response, another one that to beat the average "
+                "one; a run supplies one of them"
             )
         return self
 

@@ -26,6 +26,7 @@ from pipeline.config.loss.components import (
     ReferencePrior,
     Shape,
     Weights,
+    WinMargin,
 )
 from pipeline.config.loss.terms import (
     Advantage,
@@ -41,6 +42,7 @@ from pipeline.config.loss.terms import (
     PlainLink,
     SmoothLabel,
     Term,
+    WinLabel,
 )
 
 Family = Literal["dpo", "prior", "dispersion", "link", "reward", "list", "one_sided", "regularised", "supervised"]
@@ -196,6 +198,11 @@ class Formula(Closed):
         if self.scale is not None and (self.margin.kind == "gap" or self.pair_weight != "none"):
             raise ValueError(
                 "scale: batch needs the statistics and the weights of pairs for itself: no gap, no pair_weight"
+            )
+        both = isinstance(self.label, WinLabel) or any(term.target == "win" for term in self.terms)
+        if isinstance(self.margin, WinMargin) and both:
+            raise ValueError(
+                "margin: wins reads win probabilities, and so does label or a term; a loss has one of them"
             )
         if isinstance(self.margin, HomeMargin) and not isinstance(self.prior, ReferencePrior):
             raise ValueError("margin: home needs the prior reference")

@@ -17,6 +17,7 @@ from pipeline.config.loss.components import (
     MixturePrior,
     NoPrior,
     RewardMargin,
+    WinMargin,
 )
 from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.terms import RewardLabel, WinLabel
@@ -148,8 +149,14 @@ def _of_one(loss: Formula) -> Needs:
         statistics=loss.scale is not None or isinstance(loss.margin, GapMargin) or running or baseline,
         auxiliary=learned or loss.advantage is not None or loss.adversary is not None,
         live_reference=hidden or loss.kl > 0 or loss.adversary is not None,
-        opponent="other" if isinstance(loss.label, WinLabel) else "average",
+        opponent=_opponent(loss),
     )
+
+
+def _opponent(loss: Formula) -> Literal["average", "other"]:
+    if isinstance(loss.margin, WinMargin):
+        return loss.margin.against
+    return "other" if isinstance(loss.label, WinLabel) else "average"
 
 
 def _of_preferences(loss: Formula) -> set[str]:
@@ -210,7 +217,11 @@ def _of_labels(loss: Formula) -> set[str]:
     found: set[str] = set()
     if isinstance(loss.margin, RewardMargin) or isinstance(loss.label, RewardLabel):
         found |= REWARDS
-    if isinstance(loss.label, WinLabel) or any(term.target == "win" for term in loss.terms):
+    if (
+        isinstance(loss.label, WinLabel)
+        or isinstance(loss.margin, WinMargin)
+        or any(term.target == "win" for term in loss.terms)
+    ):
         found.add("win_probability")
     if loss.head is not None:
         # To rank two responses it is enough to know the better one. Cross-entropy with that alone would be DPO.

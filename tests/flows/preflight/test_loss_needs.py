@@ -87,6 +87,21 @@ def test_a_label_of_wins_needs_win_probabilities_or_scores(offline: Path) -> Non
     check_run(config(offline, [{**row, "win_probability": 0.7} for row in PAIRS], loss))
 
 
+def test_soft_targets_need_win_probabilities_or_scores(offline: Path) -> None:
+    message = refused(offline, PAIRS, "loss.preset=ipo_soft")
+    assert message.startswith("loss.margin: wins needs the column 'win_probability', or scores: 6 of 6 pairs")
+    check_run(config(offline, SCORED, "loss.preset=ipo_soft"))
+    check_run(config(offline, PAIRS, "loss.preset=ipo_soft", "loss.against=average"))
+
+
+def test_a_mixture_with_the_start_needs_no_folder(iterative: Path, model: Path) -> None:
+    check_run(config(iterative, None, "loss.preset=inpo", "training.references=[start]"))
+    message = refused(iterative, None, "loss.preset=inpo")
+    assert "0 model folders, but loss inpo measures against 2" in message and "start is the policy that" in message
+    message = refused(iterative, None, "loss.preset=apo_accelerated", "rounds=2", "training.references=[start]")
+    assert message.startswith("training.references: start, but loss apo_accelerated reads the checkpoint before")
+
+
 def test_sppo_takes_hard_pairs(offline: Path) -> None:
     check_run(config(offline, PAIRS, "loss.preset=sppo"))
     check_run(config(offline, [{**row, "soft_label": 0.8} for row in PAIRS], "loss.preset=sppo"))

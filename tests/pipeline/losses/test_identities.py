@@ -97,6 +97,10 @@ def sure_wins(batch: PairBatch) -> PairBatch:
     return replace(batch, win_probability=ones, win_probability_rejected=0 * ones)
 
 
+def sure_wins_twice_measured(batch: PairBatch) -> PairBatch:
+    return all_references(2)(sure_wins(batch))
+
+
 L1_OFF = {"l1_ratio": 0.0, "l1_kl": 0.0}
 EPSILON = 0.2
 SAME: tuple[tuple[str, Given, str, Given, Change], ...] = (
@@ -138,6 +142,9 @@ SAME: tuple[tuple[str, Given, str, Given, Change], ...] = (
     ("dpo", {"link": "ipo"}, "ipo", {"unscale": 0}, unchanged),
     ("ipo", {"beta": 0.3}, "rpo_sq", {"beta": 0.3, "weight": 1 / 0.3**2}, rewards(0.5)),
     ("ipo", {"beta": 0.3}, "dpo", {"link": "square", "beta": 0.6, "weight": 1 / (4 * 0.3**2)}, unchanged),
+    ("inpo", {"beta": 0.3}, "ipo", {"beta": 0.3}, all_references(2)),
+    ("egpo", {"beta": 0.3}, "inpo", {"beta": 0.3}, sure_wins_twice_measured),
+    ("ipo_soft", {"beta": 0.3}, "ipo", {"beta": 0.3}, sure_wins),
     ("rpo_sqloo", {}, "rpo_sq", {}, unchanged),
     ("rpo_list_fwd", {}, "rpo_fwd", {}, unchanged),
     ("infonca", {"beta": 0.1}, "dpo", {}, certain_rewards),

@@ -66,6 +66,8 @@ def settings_of(name: str, job: Path) -> list[str]:
         return ["training.learning_rate=3e-4"]
     if name == "mrpo":
         return [f"training.references=[{job / 'model'}]"]
+    if name in ("inpo", "egpo"):
+        return ["training.references=[start]", "training.learning_rate=3e-4"]
     return [f"training.contrastive={{positive: {job / 'model'}, negative: {job / 'model'}}}"] * (name == "tis_dpo")
 
 
