@@ -26,6 +26,9 @@ DEFAULTS = {
     # In GNU's OpenMP, which PyTorch uses, the spin count overrides the wait policy.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "3000",
+    # On a CPU, sums in one order whatever the number of threads: processes with a share of the cores compute the bits
+    # of one that has all.
+    "MKL_CBWR": "AUTO",
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
 }

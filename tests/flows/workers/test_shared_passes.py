@@ -1,12 +1,14 @@
 """Passes without gradient in all training processes: the bits of one process, and no process left behind."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from flows.stages.context import Context
@@ -49,6 +51,22 @@ def told(run: RunFolder) -> tuple[list[Any], dict[str, Any]]:
     """What the two stages with passes have written."""
     reference = [*read_rows(run.stage(1, "reference").folder / "reference_0")]
     return reference, json.loads((run.stage(0, "evaluation").folder / "metrics.json").read_text())
+
+
+def test_sums_do_not_depend_on_the_number_of_threads() -> None:
+    # prefloop's command line and these tests set it alike.
+    assert os.environ["MKL_CBWR"] == "AUTO"
+    torch.manual_seed(0)
+    states, weights = torch.randn(7, 512), torch.randn(1536, 512)
+    before = torch.get_num_threads()
+    try:
+        products = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            products.append(torch.nn.functional.linear(states, weights))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*products)
 
 
 @pytest.fixture(scope="module")
