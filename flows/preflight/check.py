@@ -10,7 +10,7 @@ from flows.preflight.fault_log import FaultLog
 from flows.preflight.labellers import check_answer, check_scorer, check_second
 from flows.preflight.loss_needs import check_needs, loss_name
 from flows.preflight.model_folders import check_classifier_start, check_engine, check_policy_folder
-from flows.preflight.policy_weights import check_policy_weights, notes_on_serving, require_exact_average
+from flows.preflight.policy_weights import check_policy_weights, notes_on_serving
 from flows.preflight.understand import understood
 from flows.report.progress import make_console, progress
 from flows.report.trackers import require_trackers
@@ -222,5 +222,4 @@ def check_fetched(config: RunConfig) -> None:
 
         fetched = local_folder(config.policy.path, config.policy.revision)
         require_unquantised(fetched)
-        require_exact_average(config, fetched)
         _check_policy_files(config, fetched)

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.config import PretrainedPolicy, RunConfig, TransformersSampler
 from pipeline.errors import UserError
 from pipeline.models.weights.adapter_folder import require_base, require_shape_asked
-from pipeline.models.weights.weight_format import frozen_format, require_quantiser, require_unquantised
+from pipeline.models.weights.weight_format import require_quantiser, require_unquantised
 from pipeline.sampling.served_adapters import why_lora_merged, why_merged
 
 
@@ -15,7 +15,6 @@ def check_policy_weights(config: RunConfig) -> None:
     if not isinstance(policy, PretrainedPolicy):
         return
     require_unquantised(policy.path)
-    require_exact_average(config, policy.path)
     if policy.adapter is not None:
         if not Path(policy.adapter).is_dir():
             raise UserError(f"policy.adapter: {policy.adapter}: no such folder; an adapter's folder is allowed")
@@ -28,22 +27,6 @@ def check_policy_weights(config: RunConfig) -> None:
             from pipeline.models.weights.held_weights import require_linear_layers
 
             require_linear_layers(policy.path, trust_remote_code=policy.trust_remote_code)
-
-
-def require_exact_average(config: RunConfig, path: str | Path) -> None:
-    """Raise ``UserError`` for an average of policies that are stored in 16 bits; ``path``: of the start policy.
-
-    A hundredth of a round's change is less than their rounding, so that the average would stay where it began.
-    """
-    training = config.training
-    if training.reference != "ema":
-        return
-    stored = "bfloat16" if training.weights == "bfloat16" else frozen_format(config, path).dtype
-    if stored != "float32":
-        raise UserError(
-            f"training.reference: ema: the run's policies are stored in {stored}, and their average would not move; "
-            "allowed are policy.dtype=float32 with training.weights=float32, or another reference"
-        )
 
 
 def notes_on_serving(config: RunConfig) -> list[str]:

@@ -164,6 +164,18 @@ def of_average(place: Place) -> list[Stage]:
     return [reference_stage(place.run, place.config, place.round), place.stage("policy")]
 
 
+def masters_read_by(place: Place, name: str) -> list[Stage]:
+    """The stages of which the stage ``name`` reads the float32 weights, where some stand beside those of 16 bits."""
+    training = place.config.training
+    match name:
+        case "policy" if place.round > 0 and training.lora is None and training.weights == "float32":
+            return [place.run.stage(place.origin, "policy")]
+        case "average":
+            return of_average(place)
+        case _:
+            return []
+
+
 def of_evaluation_samples(place: Place) -> list[Stage]:
     """Held-out prompts, and the policy that responds to them."""
     return [place.data, place.stage("policy")]

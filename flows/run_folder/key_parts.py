@@ -29,6 +29,7 @@ from pipeline.config.reward_model import Discriminator, bought
 from pipeline.config.training import START
 from pipeline.data.sources import files_of, held_out_source
 from pipeline.errors import RunError, UserError
+from pipeline.models.weights.weight_format import held_as_stored
 from pipeline.storage.digests import digest, file_sha256, model_digest
 from pipeline.storage.manifest import StageKey
 
@@ -91,8 +92,9 @@ def _bought(config: RunConfig) -> JsonValue:
 def _silver(config: RunConfig) -> JsonValue:
     """Settings that determine who labels the responses without gold."""
     silver = _discriminator(config).silver
+    dtype = config.training.dtype
     implicit: JsonValue = (
-        {"beta": config.loss.inputs.beta, "dtype": config.training.dtype} if silver == "self" else None
+        {"beta": config.loss.inputs.beta, "dtype": dtype, **_held(config)} if silver == "self" else None
     )
     return {"by": silver, "implicit": implicit}
 
@@ -197,6 +199,31 @@ def start_files(place: Place) -> dict[str, JsonValue]:
     if settings is None or settings.start is None:
         return {}
     return {"start_files": model_digest(Path(settings.start))}
+
+
+def held_facts(place: Place) -> dict[str, JsonValue]:
+    """How frozen weights are held, where full training in float32 takes that decision from the start policy's files.
+
+    Elsewhere the rest of the key says all, and earlier run folders have no more.
+    """
+    return _held(place.config)
+
+
+def drift_facts(place: Place) -> dict[str, JsonValue]:
+    """The same for pairs, if the policy's own log-probs decide which are replayed."""
+    replay = place.config.replay
+    return {} if replay is None or replay.max_drift is None else _held(place.config)
+
+
+def reference_facts(place: Place) -> dict[str, JsonValue]:
+    """Further models, and how references are held."""
+    return {**further_models(place), **_held(place.config)}
+
+
+def _held(config: RunConfig) -> dict[str, JsonValue]:
+    policy = config.policy
+    exact = isinstance(policy, PretrainedPolicy) and policy.dtype == "auto" and not held_as_stored(config)
+    return {"held": "float32"} if exact else {}
 
 
 def further_models(place: Place) -> dict[str, JsonValue]:

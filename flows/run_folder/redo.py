@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.run_folder.approvals import approvals
+from flows.run_folder.inputs import Place, masters_read_by
 from flows.run_folder.links import inside
 from flows.run_folder.stage_table import STAGES, inputs_of, names_in, reads
 from pipeline.config import RunConfig
 from pipeline.errors import RunError, UserError, nearest
 from pipeline.storage.atomic import sync_folder, write_json
+from pipeline.storage.integrity import is_master
 from pipeline.storage.run_folder import RunFolder, Stage
 
 FOLDER, MOVES = "set_aside", "moves.json"
@@ -115,12 +117,19 @@ def _approvals(run: RunFolder, stages: Sequence[Stage]) -> list[Path]:
 def _refuse_freed(run: RunFolder, config: RunConfig, gone: Sequence[Stage]) -> None:
     """Raise ``UserError`` unless everything that the stages will read exists or is made again too."""
     for stage in gone:
+        place = Place(run, config, stage.round)
         for read in reads(run, config, stage.round, stage.name):
-            if read not in gone and read.freed() is not None:
+            if read not in gone and not _has(read, masters=read in masters_read_by(place, stage.name)):
                 raise UserError(
                     f"--from {gone[0].round}:{gone[0].name}: {stage.title} reads {read.title}, whose files were "
                     f"removed to free disk space; --from {read.round}:{read.name} makes them again"
                 )
+
+
+def _has(stage: Stage, *, masters: bool) -> bool:
+    """Whether nothing was removed of ``stage`` that is read: all of it, or all but its ``masters``."""
+    freed = stage.freed()
+    return freed is None or (not masters and all(map(is_master, freed.files)))
 
 
 def _new_place(run: RunFolder) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flows.run_folder.ancestry import reference_stages
 from flows.run_folder.approvals import DECISION
+from flows.run_folder.inputs import Place, masters_read_by
 from flows.run_folder.links import inside
 from flows.run_folder.stage_table import made_in, names_in, reads, spec_of
 from pipeline.config import RunConfig
@@ -59,7 +60,9 @@ def free_room(run: RunFolder, config: RunConfig) -> list[FreedStage]:
         return []
     # A gate may send the run back to its best round.
     returned = {max((stage.round for stage in wide), default=None), None if config.gate is None else best}
-    rounded = [found for stage in wide if stage.round not in returned and (found := _free_masters(stage))]
+    read = {*_masters_needed(run, config)}
+    spared = [stage for stage in wide if stage.round not in returned and stage not in read]
+    rounded = [found for stage in spared if (found := _free_masters(stage))]
     return rounded if config.retention.last is None else [*rounded, *_free_models(run, config, models, best)]
 
 
@@ -122,6 +125,14 @@ def _needed(run: RunFolder, config: RunConfig) -> Iterator[Stage]:
                 yield from (stage for stage in reads(run, config, round_, name) if stage.round not in spared)
 
 
+def _masters_needed(run: RunFolder, config: RunConfig) -> Iterator[Stage]:
+    """Stages whose float32 weights others read that are still to be made, or would be in one more round."""
+    for round_ in range(1, config.rounds + 2):
+        for name in ("policy", "average"):
+            if made_in(config, round_, name) and not run.stage(round_, name).folder.exists():
+                yield from masters_read_by(Place(run, config, round_), name)
+
+
 def _needed_after_roll_back(run: RunFolder, config: RunConfig, best: int | None) -> Iterator[Stage]:
     """Stages besides its start that the next round would read if it were sent back to the ``best`` round."""
     if config.gate is not None and best is not None:
@@ -148,7 +159,7 @@ def _masters(stage: Stage) -> dict[str, int]:
 
 
 def _free_masters(stage: Stage) -> FreedStage | None:
-    return _take_away(stage, _masters(stage), "float32 weights are kept for the newest round, to go on from")
+    return _take_away(stage, _masters(stage), "float32 weights are kept where a later round goes on from them")
 
 
 def _free(stage: Stage, reason: str) -> FreedStage | None:

@@ -34,9 +34,11 @@ from flows.run_folder.inputs import (
 )
 from flows.run_folder.key_parts import (
     IDS_ONLY,
-    further_models,
+    drift_facts,
     gate_facts,
+    held_facts,
     prompt_files,
+    reference_facts,
     source_files,
     start_files,
     start_model_facts,
@@ -180,7 +182,7 @@ _SPECS = (
         opens=opened_by_labelling,
         bound="samples",
     ),
-    StageSpec("pairs", unit="steps", sections=_pairs_sections, inputs=of_pairs, parts=_ROUNDS),
+    StageSpec("pairs", unit="steps", sections=_pairs_sections, inputs=of_pairs, parts=_ROUNDS, facts=drift_facts),
     StageSpec(
         "calibration",
         unit="prompts",
@@ -197,7 +199,7 @@ _SPECS = (
         sections=(f"chat{IDS_ONLY}", "training.dtype", "stored", "training.references", "training.contrastive"),
         inputs=of_reference,
         parts=_ROUNDS,
-        facts=further_models,
+        facts=reference_facts,
         opens=opened_by_training,
         made=lambda config, round_: needs_of(config.loss).stored_reference,
     ),
@@ -226,6 +228,7 @@ _SPECS = (
         sections=("evaluation", "scorer", "loss", "training.dtype"),
         inputs=of_evaluation,
         parts=_ALL,
+        facts=held_facts,
         opens=opened_by_evaluation,
         bound="evaluation",
     ),

@@ -1,7 +1,6 @@
 """Policies on disk: Hugging Face folders, safetensors only, with the tokenizer and a weight probe."""
 
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +8,6 @@ from typing import Any
 
 import httpx
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
@@ -30,9 +27,7 @@ from pipeline.models.weights.lora import load_adapter, merge_adapter
 from pipeline.models.weights.weight_format import FLOAT32, WeightDtype, WeightFormat, stored_dtype
 from pipeline.storage.atomic import write_json
 from pipeline.storage.integrity import MASTERS
-
-# Files of weights are hashed, written and read side by side.
-SHARD_SIZE = "5GB"
+from pipeline.storage.shards import SHARD_SIZE
 
 
 def load_policy(
@@ -230,39 +225,3 @@ def write_merged(
     _save_weights(merged, folder, base)
     copy_companions(base, folder)
     return merged
-
-
-def average_policies(old: Path, new: Path, decay: float, out: Path) -> None:
-    """Write to ``out`` the policy ``decay`` · old + (1 − decay) · new, tensor by tensor.
-
-    The average is taken in float32 and stored in the dtype of ``new``. ``out`` gets the
-    config and the tokenizer of ``new``.
-
-    Raises:
-        UserError: the two folders hold tensors with different names or shapes.
-    """
-    where = _tensor_files(old)
-    out.mkdir(parents=True, exist_ok=True)
-    copy_companions(str(new), out)
-    for name in ("config.json", "model.safetensors.index.json"):
-        if (new / name).is_file():
-            shutil.copyfile(new / name, out / name)
-    for file in sorted(new.glob("*.safetensors")):
-        tensors = load_file(file)
-        for name, tensor in tensors.items():
-            if name not in where:
-                raise UserError(f"{old}: has no tensor {name}, which {new} has; averaging needs one architecture")
-            with safe_open(where[name], framework="pt") as weights:
-                before = weights.get_tensor(name)
-            if before.shape != tensor.shape:
-                raise UserError(f"{old}: {name} is {tuple(before.shape)}, in {new} {tuple(tensor.shape)}")
-            tensors[name] = torch.lerp(tensor.float(), before.float(), decay).to(tensor.dtype)
-        save_file(tensors, out / file.name, metadata={"format": "pt"})
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as weights:
-            found |= dict.fromkeys(weights.keys(), file)
-    return found

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from pipeline.errors import RunError, UserError
+from pipeline.models.weights.shard_files import ShardReader, opened_shards
 from pipeline.storage.atomic import sync_folder
-from pipeline.storage.digests import file_sha256
-from pipeline.training.distributed.fsdp import gathered, placed_like
-from pipeline.training.optimiser import NamedParameters, Optimiser, load_optimiser, optimiser_state
+from pipeline.storage.digests import files_sha256
+from pipeline.storage.shards import shards_of
+from pipeline.training.distributed.fsdp import placed_like, save_gathered
+from pipeline.training.optimiser import NamedParameters, Optimiser, load_optimiser, save_optimiser
 from pipeline.training.step_log import StepReport
 from pipeline.training.watch.held_out import HeldOutReport, held_out_of
 from pipeline.types import content_hash
@@ -73,27 +74,31 @@ def save_checkpoint(folder: Path, progress: CheckpointProgress, trained: Trained
 
     Every process must call this, since each may hold a part; the main one writes.
     """
-    tensors = gathered(trained.tensors, accelerator)
-    state = optimiser_state(trained.optimiser, trained.parameters, accelerator)
     place = checkpoint_place(folder, progress.step)
+    partial = _begin(place, accelerator)
+    save_gathered(partial / WEIGHTS, trained.tensors, accelerator)
+    save_optimiser(trained.optimiser, trained.parameters, partial / OPTIMISER, accelerator)
     if accelerator.is_main_process:
-        _write(place, progress, tensors, state)
+        _complete(place, progress)
     accelerator.wait_for_everyone()
     return place
 
 
-def _write(
-    place: Path, progress: CheckpointProgress, tensors: dict[str, torch.Tensor], state: dict[str, torch.Tensor]
-) -> None:
-    folder = place.parent
-    folder.mkdir(parents=True, exist_ok=True)
+def _begin(place: Path, accelerator: Accelerator) -> Path:
+    """Make an empty folder beside ``place``, in the main process."""
     partial = place.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_file(tensors, partial / WEIGHTS)
-    save_file(state, partial / OPTIMISER)
-    files = {name: file_sha256(partial / name) for name in (WEIGHTS, OPTIMISER)}
-    told = {**asdict(progress), "files": files}
+    if accelerator.is_main_process:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    return partial
+
+
+def _complete(place: Path, progress: CheckpointProgress) -> None:
+    folder, partial = place.parent, place.with_suffix(".partial")
+    written = [file for name in (WEIGHTS, OPTIMISER) for file in shards_of(partial / name)]
+    digests = zip(written, files_sha256(written), strict=True)
+    told = {**asdict(progress), "files": {file.name: digest for file, digest in digests}}
     (partial / PROGRESS).write_text(json.dumps({**told, "sha256": _digest(told)}), encoding="utf-8")
     shutil.rmtree(place, ignore_errors=True)
     partial.rename(place)
@@ -129,19 +134,15 @@ def keep_weights(
         state: also write the optimiser's state, for the next run to go on with.
         needed: the step whose kept weights a run that resumes at the newest checkpoint would need; they stay.
     """
-    tensors = gathered(trained.tensors, accelerator)
-    optimiser = optimiser_state(trained.optimiser, trained.parameters, accelerator) if state else None
+    place = kept_place(folder, step)
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
         # First, so that at most two are on the disk; after a kill the run repeats the steps since its checkpoint.
         _remove_kept(folder, but=needed)
-        place = kept_place(folder, step)
-        partial = place.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        save_file(tensors, partial / WEIGHTS)
-        if optimiser is not None:
-            save_file(optimiser, partial / OPTIMISER)
+    partial = _begin(place, accelerator)
+    save_gathered(partial / WEIGHTS, trained.tensors, accelerator)
+    if state:
+        save_optimiser(trained.optimiser, trained.parameters, partial / OPTIMISER, accelerator)
+    if accelerator.is_main_process:
         shutil.rmtree(place, ignore_errors=True)
         partial.rename(place)
         sync_folder(folder)
@@ -169,10 +170,10 @@ def take_up_kept(folder: Path, step: int, trained: Trained, *, state: bool) -> N
     place = next((place for place in places if place.is_dir()), places[0])
     file = place / WEIGHTS if place.is_dir() or state else _kept_file(folder, step)
     try:
-        weights = load_file(file if file.is_file() else place / WEIGHTS)
+        with opened_shards(file if file.is_file() else place / WEIGHTS) as weights:
+            _copy_weights(place, weights, trained.tensors)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{place / WEIGHTS}: not readable weights: {error}") from None
-    _copy_weights(place, weights, trained.tensors)
     if state:
         load_optimiser(trained.optimiser, trained.parameters, place / OPTIMISER)
 
@@ -198,23 +199,30 @@ def load_checkpoint(place: Path, key: str, trained: Trained) -> CheckpointProgre
         evaluations = tuple(held_out_of(report) for report in plain.get("evaluations", ()))
         told = plain["key"], plain["step"], history, plain["running"], evaluations, plain.get("kept")
         progress = CheckpointProgress(*told)
-        for name, digest in plain["files"].items():
-            if file_sha256(place / name) != digest:
+        for name, digest in zip(plain["files"], files_sha256([place / name for name in plain["files"]]), strict=True):
+            if plain["files"][name] != digest:
                 raise ValueError(f"{name} has changed since it was written (SHA-256)")
-        weights = load_file(place / WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise RunError(
-            f"{place}: not a readable checkpoint: {error}; remove this folder to train this round from its start"
-        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(place, error) from None
     if progress.key != key:
         raise UserError(
             f"{place}: a checkpoint of training with other settings, seed or examples; remove the folder to start again"
         )
-    _copy_weights(place, weights, trained.tensors)
+    try:
+        with opened_shards(place / WEIGHTS) as weights:
+            _copy_weights(place, weights, trained.tensors)
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(place, error) from None
     # Before the first step, AdamW already has its starting state: empty or carried over.
     if progress.step > 0:
         load_optimiser(trained.optimiser, trained.parameters, place / OPTIMISER)
     return progress
+
+
+def _unreadable(place: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{place}: not a readable checkpoint: {error}; remove this folder to train this round from its start"
+    )
 
 
 def _digest(told: Mapping[str, object]) -> str:
@@ -223,7 +231,7 @@ def _digest(told: Mapping[str, object]) -> str:
 
 
 @torch.no_grad()
-def _copy_weights(place: Path, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+def _copy_weights(place: Path, weights: ShardReader, tensors: Mapping[str, torch.Tensor]) -> None:
     differing = _differing(weights, tensors)
     if differing:
         raise UserError(f"{place}: a checkpoint of another model ({differing[0]} is missing or has another shape)")
@@ -231,5 +239,5 @@ def _copy_weights(place: Path, weights: Mapping[str, torch.Tensor], tensors: Map
         tensor.copy_(placed_like(weights[name], tensor))
 
 
-def _differing(weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> Sequence[str]:
-    return [name for name, t in tensors.items() if name not in weights or weights[name].shape != t.shape]
+def _differing(weights: ShardReader, tensors: Mapping[str, torch.Tensor]) -> Sequence[str]:
+    return [name for name, t in tensors.items() if name not in weights or weights.shape(name) != t.shape]

@@ -18,6 +18,7 @@ from pipeline.training.auxiliary.routers import ExpertUse, Passed, Routed, Route
 from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
+from pipeline.training.distributed.fsdp import unreduced
 from pipeline.training.distributed.process_group import over_processes
 from pipeline.training.distributed.rounded_adamw import sum_in_float32
 from pipeline.training.distributed.zero import ZeroEngine
@@ -45,6 +46,7 @@ class Objective:
         accelerator: gives rank, device and the backward pass.
         end_ids: tokens that end a response; without them, none is known to have ended.
         routers: of the policy, if it is a mixture of experts.
+        whole_sums: see ``unreduced``.
     """
 
     policy: nn.Module
@@ -53,6 +55,7 @@ class Objective:
     accelerator: Accelerator
     end_ids: frozenset[int] = frozenset()
     routers: Routers | None = None
+    whole_sums: bool = False
 
     @property
     def balances(self) -> bool:
@@ -132,7 +135,7 @@ def accumulate_gradient(
     total = _Total(objective.modules.nothing_summed(), nothing)
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
-        with nullcontext() if last else accelerator.no_sync(objective.policy):
+        with nullcontext() if last else unreduced(objective.policy, accelerator, whole_sums=objective.whole_sums):
             facts, routed = _facts(objective, batch)
             if whole:
                 shared = _statistics(objective, [_observe(objective, batch, facts, routed)], running or {})

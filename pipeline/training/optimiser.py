@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.config import Optimisation
 from pipeline.errors import UserError
-from pipeline.training.distributed.fsdp import gathered, placed_like
+from pipeline.models.weights.shard_files import opened_shards
+from pipeline.training.distributed.fsdp import placed_like, save_gathered
 from pipeline.training.distributed.launch import require_optimiser
 from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
 from pipeline.training.distributed.rounded_adamw import RoundedAdamW, rounded_8bit
@@ -82,25 +83,27 @@ def set_rate(optimiser: Optimiser, rate: float) -> None:
         group["lr"] = rate * group["rate"]
 
 
-def optimiser_state(optimiser: Optimiser, parameters: NamedParameters, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Return moments and step counts of every stepped parameter: ``NAME.MOMENT`` -> CPU tensor.
+def save_optimiser(optimiser: Optimiser, parameters: NamedParameters, file: Path, accelerator: Accelerator) -> None:
+    """Write moments and step counts of every stepped parameter, as ``NAME.MOMENT``, into ``file`` or its shards.
 
-    Every process must call this; only the main one gets the result.
+    Every process must call this; the main one writes.
     """
     if isinstance(optimiser, ZeroEngine):
         state = ((f"{n}.{part}", v) for n, p in parameters.items() for part, v in optimiser.state_of(p).items())
-        return {name: value.cpu() for name, value in state if accelerator.is_main_process}
+        kept = {name: value.cpu() for name, value in state if accelerator.is_main_process}
+        save_gathered(file, kept, accelerator)
+        return
     found = {
         f"{name}.{part}": value if isinstance(value, Tensor) else torch.tensor(float(value))
         for name, parameter in parameters.items()
         for part, value in optimiser.state.get(parameter, {}).items()
         if part not in CODES
     }
-    return gathered(found, accelerator)
+    save_gathered(file, found, accelerator)
 
 
 def load_optimiser(optimiser: Optimiser, parameters: NamedParameters, file: Path) -> None:
-    """Load the state in ``file`` into ``optimiser``.
+    """Load the state in ``file``, or its shards, into ``optimiser``.
 
     Raises:
         UserError: the file is missing or unreadable, or belongs to other parameters or another optimiser.
@@ -109,8 +112,7 @@ def load_optimiser(optimiser: Optimiser, parameters: NamedParameters, file: Path
         id(p): (group, g, i) for g, group in enumerate(optimiser.param_groups) for i, p in enumerate(group["params"])
     }
     try:
-        with safe_open(file, framework="pt") as tensors:
-            names = set(tensors.keys())
+        with opened_shards(file) as tensors:
             for name, parameter in parameters.items():
                 if isinstance(optimiser, ZeroEngine):
                     state = _adamw_state(parameter)
@@ -120,7 +122,7 @@ def load_optimiser(optimiser: Optimiser, parameters: NamedParameters, file: Path
                 for part, value in state.items():
                     if part in CODES:
                         continue
-                    kept = tensors.get_tensor(f"{name}.{part}") if f"{name}.{part}" in names else None
+                    kept = tensors.get(f"{name}.{part}")
                     state[part] = _filled(value, kept)
                     if state[part] is None:
                         raise UserError(

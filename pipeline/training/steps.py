@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import save_file
 
 from pipeline.config import Optimisation
 from pipeline.errors import NonFiniteError
@@ -31,7 +30,7 @@ from pipeline.training.checkpoint import (
     save_checkpoint,
     take_up_kept,
 )
-from pipeline.training.distributed.fsdp import shard, single, write_back
+from pipeline.training.distributed.fsdp import reduces_once, shard, single, write_back
 from pipeline.training.distributed.launch import Placement, Sharding, Zero
 from pipeline.training.distributed.process_group import over_processes, require_supported
 from pipeline.training.distributed.zero import ZeroEngine
@@ -40,8 +39,8 @@ from pipeline.training.optimiser import (
     ParameterGroup,
     load_optimiser,
     make_optimiser,
-    optimiser_state,
     rate_factor,
+    save_optimiser,
     set_rate,
     steps_of,
     trainable,
@@ -108,7 +107,8 @@ class Steps:
         self._facts = facts
         self.cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
         wrapped, self.trained = self._placed(facts, placement)
-        self._objective = Objective(wrapped, loss, self.modules, self.accelerator, trainee.end_ids, routers)
+        sums = self._whole is not None and reduces_once(facts, settings, self.accelerator)
+        self._objective = Objective(wrapped, loss, self.modules, self.accelerator, trainee.end_ids, routers, sums)
 
     def _prepare_model(self, placement: Placement) -> None:
         if self.settings.gradient_checkpointing:
@@ -146,9 +146,7 @@ class Steps:
     def keep(self, kept: Carry) -> None:
         """Write the state that the next run may start from, in the main process; all processes call this."""
         if kept.optimiser is not None:
-            state = optimiser_state(self.trained.optimiser, self.trained.parameters, self.accelerator)
-            if self.accelerator.is_main_process:
-                save_file(state, kept.optimiser)
+            save_optimiser(self.trained.optimiser, self.trained.parameters, kept.optimiser, self.accelerator)
         if kept.heads is not None and self.accelerator.is_main_process:
             self.modules.save(kept.heads)
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage.shards import copy_shards
+
 
 @dataclass(frozen=True)
 class Trainee:
@@ -34,7 +36,7 @@ class Carry:
     """State that one training run leaves for the next.
 
     Attributes:
-        optimiser: file of AdamW's state.
+        optimiser: file of AdamW's state, or of its shards: see ``shards_of``.
         heads: folder of heads and critics; not read or made if the loss trains none.
     """
 
@@ -45,7 +47,7 @@ class Carry:
 def pass_on(carried: Carry, kept: Carry) -> None:
     """Copy the state that a run started from to where it would leave its own: none of its steps is kept."""
     if carried.optimiser is not None and kept.optimiser is not None:
-        shutil.copyfile(carried.optimiser, kept.optimiser)
+        copy_shards(carried.optimiser, kept.optimiser)
     if carried.heads is not None and kept.heads is not None and carried.heads.is_dir():
         shutil.copytree(carried.heads, kept.heads, dirs_exist_ok=True)
 

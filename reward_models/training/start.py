@@ -10,6 +10,7 @@ from pipeline.config import PretrainedModel
 from pipeline.errors import UserError, first_lines
 from pipeline.models.architectures import as_written, exact_attention, switch_noise_off
 from pipeline.models.foreign import load_tokenizer, refused
+from pipeline.storage.shards import SHARD_SIZE
 from pipeline.types import derive_seed
 
 
@@ -50,5 +51,5 @@ def save_reward_model(model: Any, tokenizer: Any, folder: Path, origin: str) -> 
     Dropout in its config is that of the folder (or hub name) ``origin``.
     """
     with as_written(model.config, origin):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(folder)

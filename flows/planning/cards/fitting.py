@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flows.planning.cards.recipes import PartCounts, Recipe
 from pipeline.errors import UserError
+from pipeline.training.distributed.launch import WHOLE_SUMS
 
 GB = 1000**3
 # Estimates: a process's CUDA context with its libraries' workspaces, and the share of temporary memory that a caching
@@ -58,10 +59,13 @@ def training_parts(recipe: Recipe, counts: PartCounts, activations: int, card: C
     cut = card.count if sharded else 1
     casts = 0 if sharded else min(activations, recipe.cast_bytes(counts))
     gathered = (_GATHERED * counts.layer + counts.head + counts.rest) * 2 if sharded else 0
+    # Of several passes, the gradients are summed whole where they are reduced once.
+    gradients = recipe.gradient_bytes(counts)
+    summed = gradients // cut + (gradients if sharded and gradients <= WHOLE_SUMS * card.size else 0)
     temporary = max(activations, recipe.step_bytes(counts) // cut) + gathered + recipe.dequantised_bytes(counts)
     parts = {
         "weights": recipe.weight_bytes(counts) // cut,
-        "gradients": recipe.gradient_bytes(counts) // cut,
+        "gradients": summed,
         "optimiser": recipe.optimiser_bytes(counts) // cut,
         "16-bit copies": casts + gathered + recipe.dequantised_bytes(counts),
         # A step comes when the passes are over.

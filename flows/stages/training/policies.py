@@ -22,6 +22,8 @@ from pipeline.models.weights.adapter_folder import (
 from pipeline.models.weights.lora import TRAINED_ADAPTER, add_adapter, add_reference, save_adapter
 from pipeline.models.weights.weight_format import WeightDtype, WeightFormat
 from pipeline.storage.integrity import BASE_FILES, BASE_MODEL, MASTERS, is_master, model_files
+from pipeline.storage.run_folder import Stage
+from pipeline.storage.shards import shards_of
 from pipeline.types import derive_seed
 
 
@@ -49,7 +51,7 @@ def require_carried_state(context: Context, round_: int, state: Path | None) -> 
     origin = _origin(context, round_)
     if state is None or not is_adapter(origin):
         return
-    kept = shapes_in(state)
+    kept = {name: shape for file in shards_of(state) for name, shape in shapes_in(file).items()}
     for name, shape in shapes_in(origin / ADAPTER_WEIGHTS).items():
         # peft's names in memory hold the adapter's own.
         stem, _, part = name.rpartition(".")
@@ -74,15 +76,22 @@ def _origin(context: Context, round_: int) -> Path:
 
 def _masters(context: Context, round_: int) -> Path:
     """The folder with the widest weights of the policy that the round starts from."""
-    number = parent(context.run, context.config, round_)
-    stage, origin = context.run.stage(number, "policy"), context.policy_path(number)
+    stage = context.run.stage(parent(context.run, context.config, round_), "policy")
+    origin = context.model_path(stage)
+    if context.config.training.weights != "float32":
+        return origin
+    require_masters(stage)
+    return origin / MASTERS if (origin / MASTERS).is_dir() else origin
+
+
+def require_masters(stage: Stage) -> None:
+    """Raise ``RunError`` if the float32 weights beside a stage's own were removed."""
     freed = stage.freed()
     if freed is not None and any(map(is_master, freed.files)):
         raise RunError(
-            f"{origin / MASTERS}: the float32 weights of round {number} were removed to free disk space when a later "
-            f"round was made; prefloop run ... --from {number}:policy makes them again"
+            f"{stage.folder / MASTERS}: the float32 weights of round {stage.round} were removed to free disk space "
+            f"when a later round was made; prefloop run ... --from {stage.round}:{stage.name} makes them again"
         )
-    return origin / MASTERS if (origin / MASTERS).is_dir() and context.config.training.weights == "float32" else origin
 
 
 def reference_model(context: Context, round_: int, model: Any, *, at_reference: bool) -> Any | None:

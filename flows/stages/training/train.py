@@ -11,14 +11,22 @@ from flows.run_folder.ancestry import parent, reference_stage
 from flows.stages.context import Context, Outcome, keep_rows, policy_chat
 from flows.stages.held_out import held_out_examples
 from flows.stages.training.examples import examples_with_reference
-from flows.stages.training.policies import policy_to_train, reference_model, require_carried_state, save_round
+from flows.stages.training.policies import (
+    policy_to_train,
+    reference_model,
+    require_carried_state,
+    require_masters,
+    save_round,
+)
 from pipeline.config import Optimisation
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.training import router_coefficient
 from pipeline.errors import RowsError
 from pipeline.losses import Loss
-from pipeline.models.policy import average_policies, load_policy, save_probe
+from pipeline.models.policy import load_policy, save_probe
+from pipeline.models.weights.average import average_policies
 from pipeline.storage.run_folder import CHECKPOINTS
+from pipeline.storage.shards import shards_of
 from pipeline.training.batches.example_table import ExampleTable, write_examples
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.pass_tokens import PassTokens
@@ -201,7 +209,7 @@ def _files(context: Context, round_: int, folder: Path) -> Files:
     return Files(
         folder / CHECKPOINTS,
         carried=Carry(
-            before / _OPTIMISER if carries and (before / _OPTIMISER).is_file() else None,
+            before / _OPTIMISER if carries and shards_of(before / _OPTIMISER) else None,
             before / HEADS if (before / HEADS).is_dir() else None,
         ),
         kept=Carry(folder / _OPTIMISER if carries else None, folder / HEADS),
@@ -213,6 +221,8 @@ def average(context: Context, round_: int, folder: Path) -> Outcome:
     stage = reference_stage(context.run, context.config, round_)
     old = context.model_path(stage)
     decay = context.config.training.reference_decay
+    for read in (stage, context.run.stage(round_, "policy")):
+        require_masters(read)
     average_policies(old, context.policy_path(round_), decay, folder)
     model = load_policy(str(folder), trust_remote_code=context.config.trusts_policy, held=context.held)
     save_probe(model, policy_chat(context.config, folder), folder)

@@ -4,20 +4,26 @@ A sharded tensor is a ``DTensor``; everything written to files is whole, so that
 of processes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from pipeline.config import Optimisation
 from pipeline.errors import UserError
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps, plain_model
-from pipeline.training.distributed.launch import Sharding
+from pipeline.models.weights.shard_files import write_shards
+from pipeline.training.distributed.launch import Sharding, reduced_once
 
 
 def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accelerator) -> None:
@@ -40,6 +46,35 @@ def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accel
         again = settings.reshard
         fully_shard(layer, mesh=mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload)
     fully_shard(policy, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
+
+
+def reduces_once(policy: nn.Module, settings: Optimisation, accelerator: Accelerator) -> bool:
+    """Whether the gradients of a step's passes are reduced together; every process must call this."""
+    wanted = 4 * sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad)
+    if accelerator.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(accelerator.device).total_memory
+    else:
+        memory = psutil.virtual_memory().total // accelerator.num_processes
+    # Cards may differ; a process that reduced alone would wait for ever.
+    smallest = min(gather_object([memory]))
+    return reduced_once(settings, wanted, smallest)
+
+
+@contextmanager
+def unreduced(policy: nn.Module, accelerator: Accelerator, *, whole_sums: bool) -> Iterator[None]:
+    """Inside, a backward pass adds to this process's gradients, and nothing is averaged over processes.
+
+    ``whole_sums``: whether FSDP2 may hold whole gradients in each process; otherwise it reduces after each pass.
+    """
+    if not isinstance(policy, FSDPModule):
+        with accelerator.no_sync(policy):
+            yield
+        return
+    policy.set_requires_gradient_sync(not whole_sums)
+    try:
+        yield
+    finally:
+        policy.set_requires_gradient_sync(True)
 
 
 def shard_frozen(model: nn.Module, settings: Sharding, accelerator: Accelerator) -> None:
@@ -79,6 +114,19 @@ def whole(tensor: Tensor) -> Tensor:
         full: Tensor = tensor.full_tensor()
         return full.detach()
     return tensor.detach()
+
+
+def save_gathered(file: Path, tensors: Mapping[str, Tensor], accelerator: Accelerator) -> None:
+    """Write whole tensors into ``file`` or its shards, in the main process; every process must call this.
+
+    No more of them are whole in its memory than a few shards hold.
+    """
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+
+    def gather(names: Sequence[str]) -> dict[str, Tensor]:
+        return gathered({name: tensors[name] for name in names}, accelerator)
+
+    write_shards(file, sizes, gather, writes=accelerator.is_main_process)
 
 
 def gathered(tensors: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:

@@ -25,6 +25,9 @@ _KINDS: dict[str, _Kind] = {
     "DEEPSPEED": "DeepSpeed",
 }
 
+# The share of a device's memory that whole sums of gradients may take if nothing is said.
+WHOLE_SUMS = 0.25
+
 
 class _Section(BaseModel):
     # accelerate's files hold many more keys, and each version adds some.
@@ -135,6 +138,19 @@ def read_launch(config: RunConfig) -> Launch | None:
             "use MULTI_GPU, or FSDP with fsdp_version: 2"
         )
     return launch
+
+
+def reduced_once(settings: Optimisation, gradient_bytes: int, card_bytes: int) -> bool:
+    """Whether FSDP2 reduces the gradients of a step's passes together, so that each process holds whole sums of them.
+
+    Args:
+        settings: of the training.
+        gradient_bytes: of the whole model's float32 gradients.
+        card_bytes: memory of one process's device.
+    """
+    if settings.gradient_sync == "auto":
+        return gradient_bytes <= WHOLE_SUMS * card_bytes
+    return settings.gradient_sync == "step"
 
 
 def require_launcher(config: RunConfig, launch: Launch | None) -> None:

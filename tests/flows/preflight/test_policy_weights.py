@@ -10,9 +10,7 @@ import pytest
 from transformers import LlamaConfig
 
 from flows.__main__ import main
-from flows.preflight.policy_weights import check_policy_weights
 from pipeline.config import Lora
-from pipeline.config.files import load_config
 from tests.support.small_config import write_small_config
 from tests.support.tiny_adapter import save_tiny_adapter
 from tests.support.tiny_model import save_tiny_model
@@ -42,7 +40,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = LlamaConfig.from_pretrained(empty)
     settings.num_hidden_layers = 0
     LlamaForCausalLM(settings).save_pretrained(empty)
-    change(save_tiny_model(folder / "narrow") / "config.json", dtype="bfloat16")
     awq = save_tiny_model(folder / "awq")
     change(awq / "config.json", quantization_config={"quant_method": "awq"})
     return folder
@@ -112,18 +109,6 @@ BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (LORA, "training.reference=ema"),
         ("reference: ema", "allowed with lora.lifetime run: fixed, previous, every_n"),
     ),
-    "a mean of policies in 16 bits": (
-        ("policy.dtype=bfloat16", "training.dtype=bfloat16", "training.reference=ema"),
-        ("training.reference: ema", "stored in bfloat16", "allowed are policy.dtype=float32"),
-    ),
-    "a mean of policies in the bits of their file": (
-        ("policy.path={}/narrow", "training.dtype=bfloat16", "training.reference=ema"),
-        ("training.reference: ema", "stored in bfloat16", "allowed are policy.dtype=float32"),
-    ),
-    "a mean of weights rounded at random": (
-        ("training.weights=bfloat16", "training.dtype=bfloat16", "training.reference=ema"),
-        ("training.reference: ema", "stored in bfloat16", "allowed are policy.dtype=float32"),
-    ),
     "state of an adapter that goes": (
         ("training.lora={lifetime: round}", "training.optimiser_state=carried"),
         ("optimiser_state: carried", "allowed: fresh, or lora.lifetime run"),
@@ -152,13 +137,6 @@ def test_what_does_not_fit_is_refused_with_field_value_and_what_is_allowed(
     assert code == 2 and "Traceback" not in error
     for part in told:
         assert part in error, error
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_mean_of_policies_in_float32_is_taken(places: Path, tmp_path: Path, dtype: str) -> None:
-    file = write_small_config(tmp_path, places / "narrow")
-    given = ["policy.dtype=float32", f"training.dtype={dtype}", "training.reference=ema"]
-    check_policy_weights(load_config([file], given))
 
 
 def test_quantisation_without_its_library(

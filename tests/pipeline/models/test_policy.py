@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.handshake import read_probe
 from pipeline.models.loading.companions import copy_companions
-from pipeline.models.policy import average_policies, load_policy, save_policy
+from pipeline.models.policy import load_policy, save_policy
+from pipeline.models.weights.average import average_policies
 from pipeline.models.weights.lora import add_adapter
 from pipeline.training.reference import reference_logps
 from tests.support.tiny_families import FAMILIES, save_family

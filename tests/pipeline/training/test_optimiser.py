@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.config import Optimisation
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import require_optimiser
 from pipeline.training.distributed.offloaded_adamw import OffloadedAdamW
-from pipeline.training.optimiser import ParameterGroup, load_optimiser, make_optimiser, optimiser_state, trainable
+from pipeline.training.optimiser import ParameterGroup, load_optimiser, make_optimiser, save_optimiser, trainable
 
 
 def settings(**fields: Any) -> Optimisation:
@@ -76,7 +76,7 @@ def test_state_goes_on_from_a_file_bit_by_bit(kind: str, tmp_path: Path) -> None
     whole = model()
     optimiser = made(kind, whole)
     step(whole, optimiser, range(3))
-    save_file(optimiser_state(optimiser, trainable(whole), Accelerator(cpu=True)), tmp_path / "state.safetensors")
+    save_optimiser(optimiser, trainable(whole), tmp_path / "state.safetensors", Accelerator(cpu=True))
     resumed = model()
     resumed.load_state_dict(whole.state_dict())
     again = made(kind, resumed)
@@ -91,7 +91,7 @@ def test_state_of_another_optimiser_is_refused(tmp_path: Path) -> None:
     whole = model()
     optimiser = made("adamw", whole)
     step(whole, optimiser, range(1))
-    save_file(optimiser_state(optimiser, trainable(whole), Accelerator(cpu=True)), tmp_path / "state.safetensors")
+    save_optimiser(optimiser, trainable(whole), tmp_path / "state.safetensors", Accelerator(cpu=True))
     with pytest.raises(UserError, match=r"another training.optimiser: 0.weight is missing or is not \(128, 64\)"):
         load_optimiser(made("adamw_8bit", whole), trainable(whole), tmp_path / "state.safetensors")
 
