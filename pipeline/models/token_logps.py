@@ -4,7 +4,6 @@ Knows no loss. Values at index t belong to the prediction of token t, so its hid
 The output head runs on response positions only, in chunks.
 """
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,8 @@ from pipeline.config.loss.needs import OF_REFERENCE, Fact
 from pipeline.errors import RunError
 from pipeline.models.attention.last_layer import no_more_than, places, position_wise
 from pipeline.models.attention.packing import Packed, PaddedTurns
-from pipeline.models.attention.shared_prompts import share, stream_arguments, why_not_shared
+from pipeline.models.attention.reach import Reach
+from pipeline.models.attention.shared_prompts import ROUNDING, share, stream_arguments, why_not_shared
 from pipeline.models.output_head import (
     CHUNK_ELEMENTS,
     HeadInput,
@@ -31,12 +31,6 @@ from pipeline.models.output_head import (
 from pipeline.models.weights.held_weights import holds_fewer_bits
 from pipeline.models.weights.lora import reference_on
 from pipeline.models.weights.weight_format import Precision
-
-# Streams are padded to these multiples of tokens. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
-# memory for every shape that it has met: hundreds of MiB after a few dozen passes. On CUDA, FlexAttention is compiled
-# for shapes, and its blocks have 128 tokens.
-_ON_CUDA: tuple[tuple[str, Precision], ...] = ("cuda", "float32"), ("cuda", "bfloat16")
-ROUNDING: Mapping[tuple[str, Precision], int] = {("cpu", "bfloat16"): 64, **dict.fromkeys(_ON_CUDA, 128)}
 
 
 def plain_model(model: Any) -> Any:
@@ -143,6 +137,8 @@ class TokenLogps(nn.Module):
         if reference_model is not None and reference_model is not model:
             reference_model.eval()
         self._whole_rows = whole_rows
+        # Of its layers on CUDA: see ``prepare_stream``.
+        self.asked: set[Reach] = set()
         self.padded_because: str | None = "packing is off"
         # Modules of the policy and of the reference that compute only the requested positions.
         self._narrow: tuple[tuple[nn.Module, ...], ...] = ((), ())
@@ -175,7 +171,7 @@ class TokenLogps(nn.Module):
             filling = (0, -len(targets) % multiple)
             targets = pad(targets, filling)
             stream, wanted = packed.rounded(multiple), pad(packed.predictors, filling)
-            inputs = _Inputs(stream_arguments(stream), wanted, places(wanted, len(stream.ids), multiple))
+            inputs = _Inputs(stream_arguments(stream, self.asked), wanted, places(wanted, len(stream.ids), multiple))
         with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
             # First, since the policy's adapter must not be switched off and on between its passes.
             theirs = self._reference_run(inputs)

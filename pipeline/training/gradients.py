@@ -15,6 +15,7 @@ from pipeline.models.attention.packing import Packed
 from pipeline.models.token_logps import TokenFacts
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.auxiliary.routers import ExpertUse, Passed, Routed, Routers, RouterSums
+from pipeline.training.batches.ahead import Ahead
 from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.micro_batches import Cut, micro_batches
@@ -47,6 +48,7 @@ class Objective:
         end_ids: tokens that end a response; without them, none is known to have ended.
         routers: of the policy, if it is a mixture of experts.
         whole_sums: see ``unreduced``.
+        ahead: what later passes need is made in a thread.
     """
 
     policy: nn.Module
@@ -56,6 +58,7 @@ class Objective:
     end_ids: frozenset[int] = frozenset()
     routers: Routers | None = None
     whole_sums: bool = False
+    ahead: Ahead | None = None
 
     @property
     def balances(self) -> bool:
@@ -131,6 +134,8 @@ def accumulate_gradient(
     whole = len(batches) == 1 and world == 1
     shared = None if whole else _look_ahead(objective, batches, running or {})
     sum_in_float32(objective.policy, several=len(batches) > 1)
+    if objective.ahead is not None:
+        objective.ahead.begin(batches)
     nothing = torch.zeros(4 + 2 * len(METRICS) + len(objective.loss.members), dtype=torch.float64)
     total = _Total(objective.modules.nothing_summed(), nothing)
     for index, batch in enumerate(batches):

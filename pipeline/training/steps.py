@@ -18,6 +18,7 @@ from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps, plain_model
 from pipeline.training.auxiliary.modules import live_reference, modules_for
 from pipeline.training.auxiliary.routers import Routers
+from pipeline.training.batches.ahead import Ahead
 from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example, Survey
 from pipeline.training.batches.micro_batches import cut_for
@@ -108,7 +109,9 @@ class Steps:
         self.cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
         wrapped, self.trained = self._placed(facts, placement)
         sums = self._whole is not None and reduces_once(facts, settings, self.accelerator)
-        self._objective = Objective(wrapped, loss, self.modules, self.accelerator, trainee.end_ids, routers, sums)
+        ahead = Ahead(facts, self.accelerator.device) if isinstance(facts, TokenLogps) else None
+        given = wrapped, loss, self.modules, self.accelerator, trainee.end_ids, routers, sums, ahead
+        self._objective = Objective(*given)
 
     def _prepare_model(self, placement: Placement) -> None:
         if self.settings.gradient_checkpointing:

@@ -9,6 +9,7 @@ from flows.planning.arithmetic import STATE_BYTES
 from pipeline.config import Optimisation, RunConfig
 from pipeline.config.training import OptimiserKind
 from pipeline.models.weights.weight_format import WeightDtype, frozen_format
+from pipeline.training.distributed.launch import STEP_SLICE
 
 _ITEM: Mapping[WeightDtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 # bitsandbytes: blocks of 64 weights share a float32 scale; with double quantisation a scale has 8 bits, and 256 scales
@@ -104,11 +105,11 @@ class Recipe:
         return self.trained(counts) * STATE_BYTES[self.optimiser]
 
     def step_bytes(self, counts: PartCounts) -> int:
-        """Bytes of the step itself: 16-bit weights are stepped one tensor at a time, in float32, and rounded at random.
+        """Bytes of the step itself: 16-bit weights are stepped a slice at a time, in float32, and rounded at random.
 
-        That makes the tensor in float32, random bits, their sum, what is finite of it, and its rounding.
+        That makes the slice in float32, random bits, their sum, what is finite of it, and its rounding.
         """
-        return 0 if self.step_item == 4 else counts.widest * _ROUNDING
+        return 0 if self.step_item == 4 else min(counts.widest, STEP_SLICE) * _ROUNDING
 
     def cast_bytes(self, counts: PartCounts) -> int:
         """Bytes of the 16-bit copies of trained float32 weights that autocast keeps through a forward pass."""

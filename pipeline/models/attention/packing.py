@@ -6,10 +6,13 @@ its log-probabilities equal those of the prompt with this continuation alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pipeline.models.attention.block_table import Outline
 
 _Ids = tuple[int, ...]
 
@@ -26,6 +29,7 @@ class Packed:
             with the same tokens share theirs.
         lengths: [trees] int64, in the order of the stream.
         ends: [rows] stream position of each row's last token.
+        outline: the stream, not filled up, in the host's memory; None: not known.
     """
 
     ids: Tensor
@@ -34,10 +38,26 @@ class Packed:
     predictors: Tensor
     lengths: Tensor
     ends: Tensor
+    outline: Outline | None = None
 
     def to(self, device: torch.device) -> "Packed":
         """The same on ``device``."""
-        return Packed(*(self.__getattribute__(field.name).to(device) for field in fields(self)))
+        given = {field.name: self.__getattribute__(field.name) for field in fields(self)}
+        moved: dict[str, Any] = {n: part.to(device) if isinstance(part, Tensor) else part for n, part in given.items()}
+        return Packed(**moved)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        known = self.positions if self.outline is None else self.outline.positions
+        return int(known.max()) + 1
+
+    def outlined(self) -> Outline:
+        """The stream's outline, which knows its tables of blocks."""
+        if self.outline is not None:
+            return self.outline
+        lengths, branch, positions = (part.cpu().numpy() for part in (self.lengths, self.branch, self.positions))
+        return Outline(lengths, branch, positions)
 
     def rounded(self, multiple: int) -> "Packed":
         """The same, padded to a ``multiple`` of tokens by one more tree that is never read."""
@@ -106,13 +126,15 @@ def pack(rows: Sequence[tuple[_Ids, _Ids]], trained: Sequence[Sequence[bool]] | 
         predictors = [at[np.asarray(flags, dtype=bool)] for at, flags in zip(predictors, trained, strict=True)]
     ends = [starts[row][1] + len(row[1]) - 1 if row[1] else starts[row][0] for row in rows]
     stream = np.fromiter((token for piece in pieces for token in piece), dtype=np.int64, count=at)
+    outline = Outline(np.array(lengths, dtype=np.int64), np.concatenate(branch), np.concatenate(positions))
     return Packed(
         torch.from_numpy(stream),
-        torch.from_numpy(np.concatenate(positions)),
-        torch.from_numpy(np.concatenate(branch)),
+        torch.from_numpy(outline.positions),
+        torch.from_numpy(outline.branch),
         torch.from_numpy(np.concatenate(predictors)),
         torch.tensor(lengths, dtype=torch.int64),
         torch.tensor(ends, dtype=torch.int64),
+        outline,
     )
 
 

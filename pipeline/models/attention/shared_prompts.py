@@ -3,6 +3,7 @@
 Only attention knows about trees; the rest of the model runs on the stream's N tokens as they are.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +20,17 @@ from pipeline.models.attention.reach import IMPLEMENTATION, LayerMask, Reach, st
 from pipeline.models.attention.reasons import why_unlike_rows
 from pipeline.models.attention.scores import attend_by_scores
 from pipeline.models.attention.spans import Parts, attend_in_spans, parts
+from pipeline.models.weights.weight_format import Precision
 
 # Arguments with which layers ask for what is not computed here, and which SDPA ignores.
 _NOT_COMPUTED = ("position_bias", "indices", "block_indices")
 # Largest difference of the trial's logits, in their standard deviations.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+# Streams are padded to these multiples of tokens. oneDNN, which multiplies in bfloat16 on CPU, keeps a kernel and its
+# memory for every shape that it has met: hundreds of MiB after a few dozen passes. On CUDA, FlexAttention is compiled
+# for shapes, and its blocks have 128 tokens.
+_ON_CUDA: tuple[tuple[str, Precision], ...] = ("cuda", "float32"), ("cuda", "bfloat16")
+ROUNDING: Mapping[tuple[str, Precision], int] = {("cpu", "bfloat16"): 64, **dict.fromkeys(_ON_CUDA, 128)}
 
 
 @dataclass
@@ -32,17 +39,19 @@ class Shared:
 
     Attributes:
         packed: the stream.
+        asked: reaches that layers have asked for on CUDA, of this stream and earlier ones.
         longest: tokens of its longest row.
     """
 
     packed: Packed
+    asked: set[Reach] = field(default_factory=set)
     longest: int = 0
     _parts: dict[Reach, Parts] = field(default_factory=dict)
     _masks: dict[Reach, BlockMask] = field(default_factory=dict)
     _layouts: dict[Reach, Layout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.longest = int(self.packed.positions.max()) + 1
+        self.longest = self.packed.longest
 
     def parts(self, reach: Reach) -> Parts:
         """For CPU."""
@@ -106,9 +115,11 @@ def attend(
     shared, reach = attention_mask.stream, attention_mask.reach
     if not isinstance(shared, Shared) or reach is None:
         raise ValueError("its attention has masks of its own")
-    reach, query = reach.within(shared.longest), _tempered(module, query, shared.packed.positions)
+    wanted, reach = reach, reach.within(shared.longest)
+    query = _tempered(module, query, shared.packed.positions)
     device, dropped = query.device.type, dropout > 0
     if device == "cuda" and not dropped:
+        shared.asked.add(wanted)
         return attend_flexibly(query, key, value, shared.block_mask(reach), scaling, softcap, s_aux), None
     if device == "cpu" and not dropped and softcap is None and query.shape[-1] == value.shape[-1]:
         return attend_in_spans(query, key, value, shared.parts(reach), scaling, s_aux), None
@@ -196,13 +207,25 @@ def _first_output(model: Any, arguments: dict[str, Any]) -> Tensor:
     return found
 
 
-def stream_arguments(packed: Packed) -> dict[str, Any]:
-    """Arguments of the call of a model that shares prompts."""
+def stream_arguments(packed: Packed, asked: set[Reach] | None = None) -> dict[str, Any]:
+    """Arguments of the call of a model that shares prompts; ``asked``: see ``Shared``."""
+    shared = Shared(packed, set() if asked is None else asked)
     return {
         "input_ids": packed.ids.unsqueeze(0),
         "position_ids": packed.positions.unsqueeze(0),
-        "attention_mask": stream_mask(Shared(packed), len(packed.ids), packed.ids.device),
+        "attention_mask": stream_mask(shared, len(packed.ids), packed.ids.device),
     }
+
+
+def prepare_stream(packed: Packed, device: str, dtype: Precision, asked: set[Reach]) -> None:
+    """Make on the host what ``Shared.block_mask`` will need on ``device``, for the reaches ``asked`` before.
+
+    May run in a thread beside the passes of earlier streams.
+    """
+    multiple, outline = ROUNDING.get((device, dtype), 1), packed.outlined()
+    count = -(-len(packed.ids) // multiple) * multiple
+    for reach in [*asked]:
+        outline.table(reach.within(packed.longest), count)
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)

@@ -27,6 +27,9 @@ _KINDS: dict[str, _Kind] = {
 
 # The share of a device's memory that whole sums of gradients may take if nothing is said.
 WHOLE_SUMS = 0.25
+# Weights of 16 bits that are stepped at a time, in float32: a tensor with more is stepped in slices. A multiple of the
+# blocks of 256 in which moments of 8 bits are scaled.
+STEP_SLICE = 1 << 24
 
 
 class _Section(BaseModel):

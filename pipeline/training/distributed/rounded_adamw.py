@@ -1,4 +1,4 @@
-"""AdamW for weights of 16 bits: each is stepped in float32, one parameter at a time, and rounded at random.
+"""AdamW for weights of 16 bits: each is stepped in float32, a slice of a parameter at a time, and rounded at random.
 
 A step of 5e-7 is far below half the distance between neighbouring bfloat16 numbers near 0.1 (2e-4), so that rounding to
 the nearest would undo it each time. Rounded up with the probability of the part that is cut off, it counts on average
@@ -6,13 +6,17 @@ the nearest would undo it each time. Rounded up with the probability of the part
 instead of 6.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.training.distributed.launch import STEP_SLICE
 from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW, step_alone
+
+# Of bitsandbytes' state: moments, and their scales, one for a block of so many.
+_OF_8_BITS, _SCALES, _BLOCK = ("state1", "state2"), ("absmax1", "absmax2"), 256
 
 
 def rounded_at_random(wide: Tensor) -> Tensor:
@@ -58,13 +62,35 @@ class RoundedAdamW(OffloadedAdamW):
         kept = self.state[parameter]
         if not kept:
             kept |= self.new_state(parameter)
-        here = {name: value.to(parameter.device) for name, value in kept.items()}
-        wide = parameter.float()
-        step_alone(wide, parameter.grad.float(), here, group)
-        if parameter.dtype == torch.bfloat16:
-            parameter.copy_(rounded_at_random(wide))
-        for name, value in here.items():
-            kept[name].copy_(value)
+        whole = {"weights": parameter.detach(), "gradient": parameter.grad, **{name: kept[name] for name in MOMENTS}}
+        step = kept[STEP].to(parameter.device)
+        for part in _slices(whole):
+            here = {name: part[name].to(parameter.device) for name in MOMENTS} | {STEP: step.clone()}
+            wide = part["weights"].float()
+            step_alone(wide, part["gradient"].float(), here, group)
+            if parameter.dtype == torch.bfloat16:
+                part["weights"].copy_(rounded_at_random(wide))
+            for name in MOMENTS:
+                part[name].copy_(here[name])
+        kept[STEP].copy_(step + 1)
+
+
+def _slices(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield views of the same part of each of the tensors of one shape, with at most ``STEP_SLICE`` numbers."""
+    size = next(iter(tensors.values())).numel()
+    if size <= STEP_SLICE or not all(tensor.is_contiguous() for tensor in tensors.values()):
+        yield dict(tensors)
+        return
+    for begin in range(0, size, STEP_SLICE):
+        yield {name: tensor.view(-1)[begin : begin + STEP_SLICE] for name, tensor in tensors.items()}
+
+
+def _like_paged(part: Tensor, whole: Any) -> Tensor:
+    """Mark a view of a tensor that bitsandbytes pages as one too."""
+    for name in ("is_paged", "page_deviceid"):
+        if hasattr(whole, name):
+            setattr(part, name, getattr(whole, name))
+    return part
 
 
 def rounded_8bit(groups: list[dict[str, object]], **settings: Any) -> torch.optim.Optimizer:
@@ -79,13 +105,20 @@ def rounded_8bit(groups: list[dict[str, object]], **settings: Any) -> torch.opti
             if narrow.dtype != torch.bfloat16 or gradient is None:
                 super().update_step(group, p, gindex, pindex)
                 return
-            p.grad = None
-            p.data, p.grad_dtype = narrow.float(), torch.float32
-            p.grad = gradient.float()
-            super().update_step(group, p, gindex, pindex)
-            wide, p.grad = p.data, None
-            p.data = narrow
-            p.data.copy_(rounded_at_random(wide))
+            p.grad, kept = None, self.state[p]
+            moments = {name: kept[name] for name in _OF_8_BITS}
+            step = kept["step"]
+            for number, part in enumerate(_slices({"weights": narrow, "gradient": gradient, **moments})):
+                piece = nn.Parameter(part["weights"].float())
+                piece.grad = part["gradient"].float()
+                blocks = slice(number * STEP_SLICE // _BLOCK, (number + 1) * STEP_SLICE // _BLOCK)
+                # Moments of small tensors have 32 bits, and no scales.
+                scales = {name: kept[name][blocks] for name in _SCALES if name in kept}
+                sliced = {name: _like_paged(part[name], kept[name]) for name in _OF_8_BITS}
+                self.state[piece] = {**kept, **sliced, **scales, "step": step}
+                super().update_step(group, piece, gindex, pindex)
+                kept["step"] = self.state.pop(piece)["step"]
+                part["weights"].copy_(rounded_at_random(piece.data))
 
     made: torch.optim.Optimizer = _Rounded(groups, **settings)
     return made

@@ -138,7 +138,7 @@ def test_a_model_that_shares_still_attends_to_padded_rows_with_masks_as_before()
     torch.testing.assert_close(model(ids, attention_mask=mask).logits[mask.bool()], expected)
 
 
-def sees_siblings(packed: Packed) -> dict[str, object]:
+def sees_siblings(packed: Packed, asked: object = None) -> dict[str, object]:
     """A planted error: all continuations count as one."""
     return stream_arguments(replace(packed, branch=packed.branch.clamp(max=1)))
 

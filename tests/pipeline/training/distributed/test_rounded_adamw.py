@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from flows.planning.cards.traced import LiveBytes
 from pipeline.config import Optimisation
 from pipeline.training.distributed.rounded_adamw import rounded_at_random, sum_in_float32
+from pipeline.training.optimiser import ParameterGroup, make_optimiser
 from tests.support.tiny_training import dpo, pairs_with_reference, tiny_llama, trained
 
 Model = dict[str, torch.Tensor]
@@ -82,3 +84,48 @@ def test_gradients_of_several_passes_are_added_up_in_float32_and_of_one_are_as_n
         assert layer.weight.grad is not None and layer.weight.grad.dtype == dtype
         # bfloat16 counts to 256.
         assert float(layer.weight.grad) == (300 if several else 256)
+
+
+SLICE = 4096
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "adamw_8bit"])
+def test_a_tensor_is_stepped_in_slices_to_the_same_state_and_never_stands_in_float32(
+    optimiser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An embedding is the largest tensor of a small model: 1 GB of it would be 9.5 GB in the step of it at once."""
+
+    def stepped(slices: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+        monkeypatch.setattr("pipeline.training.distributed.rounded_adamw.STEP_SLICE", slices)
+        draw = torch.Generator().manual_seed(3)
+        weight = nn.Parameter(torch.randn(40, 1000, generator=draw).bfloat16())
+        made = make_optimiser(
+            [ParameterGroup({"weight": weight}, 0.1)],
+            Optimisation.model_validate({"optimiser": optimiser, "learning_rate": 1e-2, "dtype": "bfloat16"}),
+        )
+        peak = 0
+        for _ in range(3):
+            weight.grad_dtype = torch.float32
+            weight.grad = torch.randn(40, 1000, generator=draw)
+            torch.manual_seed(5)
+            kept = [value for value in made.state[weight].values() if isinstance(value, torch.Tensor)]
+            live = LiveBytes([weight, weight.grad, *kept])
+            if kept:
+                with live:
+                    made.step()
+                peak = max(peak, live.peak)
+            else:
+                made.step()
+        state = {name: value for name, value in made.state[weight].items() if isinstance(value, torch.Tensor)}
+        assert float(made.state[weight]["step"]) == 3
+        return weight.detach().float(), state, peak
+
+    (cut, ours, little), (whole, theirs, much) = stepped(SLICE), stepped(1 << 24)
+    assert ours.keys() == theirs.keys()
+    # Rounding draws other numbers, so that weights differ by it and later steps by little.
+    assert (cut - whole).abs().max() <= whole.abs().max() / 64
+    torch.testing.assert_close(cut.mean(), whole.mean(), rtol=0, atol=1e-5)
+    for name, value in ours.items():
+        if value.dtype == torch.float32 and name != "step":
+            torch.testing.assert_close(value, theirs[name], rtol=0.02, atol=1e-6)
+    assert much > 40_000 * 15 and little < SLICE * 32
