@@ -7,7 +7,6 @@ from flows.planning.cards.recipes import PartCounts, Recipe
 
 # SHA-256 of one thread, and the threads that hash shards side by side.
 HASH_BYTES_A_SECOND, HASH_THREADS = 1.4e9, 8
-SHARD_BYTES = 5_000_000_000
 
 
 @dataclass(frozen=True, slots=True)

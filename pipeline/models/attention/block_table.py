@@ -15,8 +15,8 @@ from pipeline.models.attention.reach import WHOLE_ROW, Reach
 # Tokens of a block: what FlexAttention's kernels are tuned for.
 BLOCK = 128
 
-Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-Flags = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+_Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+_Flags = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 Indices = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
 
@@ -40,9 +40,9 @@ class Outline:
         branch, positions: [N] as in ``Packed``.
     """
 
-    lengths: Numbers
-    branch: Numbers
-    positions: Numbers
+    lengths: _Numbers
+    branch: _Numbers
+    positions: _Numbers
     _tables: dict[tuple[Reach, int], BlockTable] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock, compare=False)
 
@@ -71,11 +71,11 @@ class _Pieces:
     ``prompt_end``: numbers of the pieces of the prompt before it, none for a prompt.
     """
 
-    first: Numbers
-    last: Numbers
-    start: Numbers
-    prompt: Numbers
-    prompt_end: Numbers
+    first: _Numbers
+    last: _Numbers
+    start: _Numbers
+    prompt: _Numbers
+    prompt_end: _Numbers
 
 
 def _pieces(outline: Outline) -> _Pieces:
@@ -98,7 +98,7 @@ def _pieces(outline: Outline) -> _Pieces:
     return _Pieces(first, last, run_start[run], prompt[run], prompt_end[run])
 
 
-def _occupied(outline: Outline, reach: Reach) -> tuple[Flags, Flags]:
+def _occupied(outline: Outline, reach: Reach) -> tuple[_Flags, _Flags]:
     """Block pairs where any query token attends to any key token, and where all do: [blocks, blocks]."""
     blocks = -(-len(outline.branch) // BLOCK)
     pieces, some = _pieces(outline), np.zeros(blocks * blocks, dtype=bool)
@@ -112,7 +112,7 @@ def _occupied(outline: Outline, reach: Reach) -> tuple[Flags, Flags]:
     return some.reshape(blocks, blocks), (visible == BLOCK * BLOCK).reshape(blocks, blocks)
 
 
-def _pairs(pieces: _Pieces) -> Iterator[tuple[Numbers, Numbers]]:
+def _pairs(pieces: _Pieces) -> Iterator[tuple[_Numbers, _Numbers]]:
     """Yield pairs of pieces of which a token of the first may see one of the second."""
     numbers = np.arange(len(pieces.first))
     for start, stop in ((pieces.start, numbers + 1), (pieces.prompt, pieces.prompt_end)):
@@ -121,7 +121,7 @@ def _pairs(pieces: _Pieces) -> Iterator[tuple[Numbers, Numbers]]:
         yield query, np.arange(len(query)) - np.repeat(sizes.cumsum() - sizes, sizes) + np.repeat(start, sizes)
 
 
-def _seen(positions: Numbers, pieces: _Pieces, query: Numbers, key: Numbers, reach: Reach) -> tuple[Flags, Flags]:
+def _seen(positions: _Numbers, pieces: _Pieces, query: _Numbers, key: _Numbers, reach: Reach) -> tuple[_Flags, _Flags]:
     """For pairs of pieces: whether any token of the query's sees one of the key's, and whether all see all."""
     same = query == key
     one = same & (pieces.first == pieces.last)[query]
@@ -131,17 +131,17 @@ def _seen(positions: Numbers, pieces: _Pieces, query: Numbers, key: Numbers, rea
     return same | (positions[pieces.last[key]] >= earliest), (~same | one) & (positions[pieces.first[key]] >= latest)
 
 
-def _first(reach: Reach, positions: Numbers) -> Numbers:
+def _first(reach: Reach, positions: _Numbers) -> _Numbers:
     """As ``Reach.first``, in numpy."""
     if reach.kind == "window":
         return positions - reach.size + 1
     return positions // reach.size * reach.size
 
 
-def _table(some: Flags, all_: Flags) -> BlockTable:
+def _table(some: _Flags, all_: _Flags) -> BlockTable:
     return BlockTable(_ordered(some & ~all_), _ordered(all_))
 
 
-def _ordered(occupied: Flags) -> tuple[Indices, Indices]:
+def _ordered(occupied: _Flags) -> tuple[Indices, Indices]:
     counts = occupied.sum(-1, dtype=np.int32)
     return counts, np.argsort(~occupied, axis=-1, kind="stable").astype(np.int32)

@@ -31,6 +31,17 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.2, torc
 # for shapes, and its blocks have 128 tokens.
 _ON_CUDA: tuple[tuple[str, Precision], ...] = ("cuda", "float32"), ("cuda", "bfloat16")
 ROUNDING: Mapping[tuple[str, Precision], int] = {("cpu", "bfloat16"): 64, **dict.fromkeys(_ON_CUDA, 128)}
+# What a model's own code may raise over arguments that it does not expect.
+_NOT_TAKEN = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    NameError,
+)
 
 
 @dataclass
@@ -171,9 +182,10 @@ def why_not_shared(model: Any) -> str | None:
         expected = _trial_alone(model)
         share(model)
         apart = float((_trial_shared(model) - expected).abs().max() / expected.std())
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+    except _NOT_TAKEN as error:
         model.set_attn_implementation(before)
-        return f"{type(model).__name__} does not take packed streams: {str(error).splitlines()[0]}"
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"{type(model).__name__} does not take packed streams: {told}"
     finally:
         model.train(training)
     if not apart <= TOLERANCE[model.dtype]:
