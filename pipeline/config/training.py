@@ -96,11 +96,7 @@ class Optimisation(Closed):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the forward and backward pass; weights and loss stay float32"
     )
-    gradient_sync: Literal["auto", "step", "pass"] = Field(
-        "auto",
-        description="FSDP2, several passes a step: when gradients are reduced; see pipeline/training/README.md",
-        json_schema_extra=OPERATIONAL,
-    )
+    gradient_sync: Literal["auto", "step", "pass"] = Field("auto", json_schema_extra=OPERATIONAL)
     gradient_checkpointing: bool = Field(False, json_schema_extra=OPERATIONAL)
     checkpoint_every: int = Field(
         0, ge=0, description="optimiser steps between mid-round checkpoints; 0: none", json_schema_extra=OPERATIONAL

@@ -18,7 +18,7 @@ from pipeline.training.auxiliary.routers import ExpertUse, Passed, Routed, Route
 from pipeline.training.batches.ahead import Ahead
 from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.batches.examples import Example
-from pipeline.training.batches.micro_batches import Cut, micro_batches
+from pipeline.training.batches.micro_batches import Cut, Lots, micro_batches
 from pipeline.training.distributed.fsdp import unreduced
 from pipeline.training.distributed.process_group import over_processes
 from pipeline.training.distributed.rounded_adamw import sum_in_float32
@@ -71,14 +71,6 @@ class Objective:
             self.policy.backward(loss)
         else:
             self.accelerator.backward(loss)
-
-
-@dataclass(frozen=True, slots=True)
-class Lots:
-    """Source of random draws, together with the example: the run's seed, and the epoch, from 0."""
-
-    seed: int = 0
-    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from pipeline.training.auxiliary.routers import Routers
 from pipeline.training.batches.ahead import Ahead
 from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example, Survey
-from pipeline.training.batches.micro_batches import cut_for
+from pipeline.training.batches.micro_batches import Lots, cut_for
 from pipeline.training.checkpoint import (
     CheckpointProgress,
     Trained,
@@ -35,7 +35,7 @@ from pipeline.training.distributed.fsdp import reduces_once, shard, single, writ
 from pipeline.training.distributed.launch import Placement, Sharding, Zero
 from pipeline.training.distributed.process_group import over_processes, require_supported
 from pipeline.training.distributed.zero import ZeroEngine
-from pipeline.training.gradients import METRICS, BatchFacts, Lots, Objective, accumulate_gradient
+from pipeline.training.gradients import METRICS, BatchFacts, Objective, accumulate_gradient
 from pipeline.training.optimiser import (
     ParameterGroup,
     load_optimiser,
@@ -109,9 +109,8 @@ class Steps:
         self.cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
         wrapped, self.trained = self._placed(facts, placement)
         sums = self._whole is not None and reduces_once(facts, settings, self.accelerator)
-        ahead = Ahead(facts, self.accelerator.device) if isinstance(facts, TokenLogps) else None
-        given = wrapped, loss, self.modules, self.accelerator, trainee.end_ids, routers, sums, ahead
-        self._objective = Objective(*given)
+        given = wrapped, loss, self.modules, self.accelerator, trainee.end_ids, routers, sums
+        self._objective = Objective(*given, Ahead.of(facts, self.accelerator.device))
 
     def _prepare_model(self, placement: Placement) -> None:
         if self.settings.gradient_checkpointing:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from torch import nn
 
 from pipeline.models.attention.packing import Packed
 from pipeline.models.attention.shared_prompts import prepare_stream
@@ -18,6 +19,11 @@ class Ahead:
         """``facts``: whose earlier passes tell what is needed; on a CPU, nothing is. ``device``: of the passes."""
         self._facts, self._device = facts, device.type
         self._pool = ThreadPoolExecutor(1, "tables-of-blocks")
+
+    @classmethod
+    def of(cls, facts: nn.Module, device: torch.device) -> "Ahead | None":
+        """Return one for ``facts``, None if these are no log-probabilities."""
+        return cls(facts, device) if isinstance(facts, TokenLogps) else None
 
     def begin(self, batches: Sequence[TokenBatch]) -> None:
         """Begin with ``batches``, in their order; return at once."""

@@ -28,6 +28,14 @@ class Cut:
     packing: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Lots:
+    """Source of random draws, together with the example: the run's seed, and the epoch, from 0."""
+
+    seed: int = 0
+    epoch: int = 0
+
+
 def cut_for(settings: Optimisation, device: str, packing: bool) -> Cut:
     """Return the cut of ``settings`` on a ``device`` ("cpu", "cuda")."""
     tokens = settings.micro_batch_tokens or (1024 if device == "cpu" else 16384)

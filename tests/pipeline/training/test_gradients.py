@@ -11,8 +11,8 @@ from pipeline.losses import Loss
 from pipeline.models.token_logps import TokenLogps
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.batches.examples import Example
-from pipeline.training.batches.micro_batches import Cut
-from pipeline.training.gradients import BatchFacts, Lots, Objective, accumulate_gradient
+from pipeline.training.batches.micro_batches import Cut, Lots
+from pipeline.training.gradients import BatchFacts, Objective, accumulate_gradient
 from pipeline.training.reference import reference_logps
 from tests.support.loss_examples import examples_for, full_pairs, loss_named
 from tests.support.tiny_training import tiny_llama, under_references
