@@ -9,6 +9,7 @@ from typing import assert_never
 import psutil
 
 from flows.planning.arithmetic import TEXT_BYTES, DiskUse, ParameterCounts, Round, disk_use, made_examples
+from flows.preflight.policy_weights import merged_for_sampling
 from flows.run_folder.stage_table import spec_of
 from pipeline.config import RunConfig, ScratchPolicy
 from pipeline.config.data.mixture import sources_in
@@ -46,9 +47,17 @@ def free_bytes(folder: Path) -> int:
 
 
 def stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
-    """Estimate the most that the stage will write beyond what an earlier attempt has left."""
+    """Estimate the most that the stage will write beyond what an earlier attempt has left, and beside it meanwhile."""
     there = _size(run.stage(round_, name).partial)
-    return max(0, _stage_bytes(run, config, round_, name) - there)
+    return max(0, _stage_bytes(run, config, round_, name) - there) + _merged_bytes(run, config, round_, name)
+
+
+def _merged_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
+    """Bytes of the whole model that an adapter is merged into for sampling: there until the engine has read it."""
+    if not spec_of(name).sampled or not merged_for_sampling(config):
+        return 0
+    model = _model(run, round_)
+    return 0 if model is None else sum(file.stat().st_size for file in model.glob("*.safetensors"))
 
 
 def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:

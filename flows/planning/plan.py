@@ -16,6 +16,7 @@ from flows.planning.passes import PlannedPasses, planned_passes
 from flows.planning.probe import model_shape
 from flows.planning.rates import measured_rates
 from flows.preflight.loss_needs import check_needs
+from flows.preflight.policy_weights import check_policy_weights
 from flows.preflight.understand import understood
 from pipeline.config import PretrainedPolicy, RunConfig, ScratchPolicy
 from pipeline.config.files import load_config
@@ -120,6 +121,7 @@ def plan_config(
     config, _ = understood(RunFolder(root).carried(config), root)
     name_keys(config.model_dump(mode="json"))
     tables = load_data(config)
+    check_policy_weights(config)
     check_needs(config, tables.contents)
     free = room(root)
     with tempfile.TemporaryDirectory(prefix="prefloop_plan_") as scratch:

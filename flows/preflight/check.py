@@ -22,7 +22,6 @@ from pipeline.config.loss.needs import needs_of
 from pipeline.config.training import START
 from pipeline.data.counts import Contents
 from pipeline.errors import UserError
-from pipeline.models.weights.weight_format import require_unquantised
 from pipeline.safe_text import name_keys
 from pipeline.sampling.engine_args import require_engine_args
 from pipeline.storage.layout import require_known
@@ -221,5 +220,5 @@ def check_fetched(config: RunConfig) -> None:
         from pipeline.models.policy import local_folder
 
         fetched = local_folder(config.policy.path, config.policy.revision)
-        require_unquantised(fetched)
+        check_policy_weights(config, fetched)
         _check_policy_files(config, fetched)

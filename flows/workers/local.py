@@ -82,6 +82,7 @@ class Workers:
             config.trusts_policy,
             key_variables(plain),
             config.policy.quantisation if isinstance(config.policy, PretrainedPolicy) else None,
+            adapters=config.training.lora is not None and config.training.lora.lifetime == "run",
         )
         self._held: str | None = None
         self._trainer: Child[StageProgress] | None = None

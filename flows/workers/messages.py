@@ -61,6 +61,7 @@ class SamplerInit(Request, frozen=True, tag="init"):
     """Settings as JSON; the engine starts with the first load.
 
     ``evidence``: a file for a failed handshake. ``quantisation``: how the trainer holds the weights under an adapter.
+    ``adapters``: whether adapters will be loaded.
     """
 
     sampler: dict[str, Any]
@@ -68,6 +69,7 @@ class SamplerInit(Request, frozen=True, tag="init"):
     trust_remote_code: bool = False
     evidence: str | None = None
     quantisation: dict[str, Any] | None = None
+    adapters: bool = False
 
 
 class Load(Request, frozen=True, tag="load"):

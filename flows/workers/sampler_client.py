@@ -27,17 +27,19 @@ class SamplerProcess:
         trust_remote_code: bool = False,
         keys: frozenset[str] = frozenset(),
         quantisation: config.Quantisation | None = None,
+        adapters: bool = False,
     ) -> None:
         """Start nothing before the first ``load``.
 
-        ``keys``: variables with keys; the sampler gets only its own. ``quantisation``: see ``SamplerInit``.
+        ``keys``: variables with keys; the sampler gets only its own. ``quantisation``, ``adapters``: see
+        ``SamplerInit``.
         """
         self._settings = sampler
         self._env = dict.fromkeys(keys - key_variables(sampler.model_dump(mode="json")))
         evidence = str(log.with_name("handshake.json"))
         settings = (sampler.model_dump(mode="json"), chat.model_dump(mode="json"))
         held = None if quantisation is None else quantisation.model_dump(mode="json")
-        self._init = SamplerInit(*settings, trust_remote_code, evidence, held)
+        self._init = SamplerInit(*settings, trust_remote_code, evidence, held, adapters)
         self._log = log
         self._child: Child[Sampled] | None = None
         self._asked: Load | None = None

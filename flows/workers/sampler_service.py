@@ -3,6 +3,7 @@
 Every load ends with the weight handshake.
 """
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter
 from flows.workers.child import serve_calls
 from flows.workers.messages import Done, Load, Loaded, Progress, SampleCall, Sampled, SamplerInit, Score, ScoresReply
 from pipeline import config
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.foreign import model_numbers, model_settings
 from pipeline.models.handshake import (
@@ -36,6 +37,8 @@ from pipeline.sampling.sampler import EngineOptions, Sampler, Swap
 from pipeline.sampling.served_adapters import why_merged
 from pipeline.storage.atomic import write_json
 
+# Folder beside the handshake's evidence for an adapter that is merged for sampling, while an engine reads it.
+MERGED = "merged"
 _Send = Callable[[Progress], None]
 
 
@@ -60,7 +63,11 @@ class SamplerService:
         self._engine_options = EngineOptions(
             request.trust_remote_code,
             None if held is None else config.Quantisation.model_validate(held),
+            request.adapters,
         )
+        # Of a process that was killed while an engine read it.
+        if self._evidence is not None:
+            shutil.rmtree(self._evidence.with_name(MERGED), ignore_errors=True)
         return Done()
 
     def load(self, request: Load, send: _Send) -> Loaded:
@@ -74,6 +81,8 @@ class SamplerService:
         start = time.monotonic()
         probe = read_probe(Path(request.probe or request.path))
         merged = None if isinstance(self._settings, config.TransformersSampler) else why_merged(request.path)
+        if merged and isinstance(self._settings, config.ServerSampler) and self._settings.base_url is not None:
+            raise UserError(f"sampler.base_url: {self._settings.base_url}: {merged}; {request.path} is such an adapter")
         with self._whole(request.path) if merged else nullcontext(request.path) as path:
             how, difference, stale = self._swap(path, probe)
         return Loaded(how, difference, self._tolerance(probe, request.path), stale, time.monotonic() - start, merged)
@@ -83,9 +92,13 @@ class SamplerService:
         """Merge the adapter in ``path`` into a folder that is there while an engine loads it."""
         from pipeline.models.policy import write_merged
 
-        with tempfile.TemporaryDirectory(prefix="merged_", dir=self._evidence and self._evidence.parent) as folder:
-            write_merged(path, Path(folder), trust_remote_code=self._trust_remote_code)
-            yield folder
+        with tempfile.TemporaryDirectory() if self._evidence is None else nullcontext(self._evidence.parent) as parent:
+            folder = Path(parent) / MERGED
+            try:
+                write_merged(path, folder, trust_remote_code=self._trust_remote_code)
+                yield str(folder)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _swap(self, path: str, probe: Probe) -> tuple[Literal["start"] | Swap, float, str | None]:
         """Load ``path``; return how, the largest difference in nats, and the error of a stale swap in place."""

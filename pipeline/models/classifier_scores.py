@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pipeline.models.attention.last_layer import no_more_than, places, position_wise
 from pipeline.models.attention.packing import Packed
 from pipeline.models.attention.shared_prompts import ROUNDING, share, stream_arguments, why_not_shared
-from pipeline.models.token_logps import TokenFacts, plain_model
+from pipeline.models.token_logps import TokenFacts
+from pipeline.models.weights.lora import plain_model
 from pipeline.models.weights.weight_format import Precision
 
 

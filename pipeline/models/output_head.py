@@ -45,7 +45,7 @@ def output_head(model: Any) -> OutputHead | None:
     A trial decides: of the candidates that the configuration allows, the one that reproduces the model's logits.
     """
     linear = model.get_output_embeddings()
-    plain = linear if isinstance(linear, nn.Linear) else _under_adapter(linear)
+    plain = linear if isinstance(linear, nn.Linear) else under_adapter(linear)
     settings = model.config.get_text_config().to_dict()
     # A cap does not show in small logits, so a trial cannot reveal an unknown one.
     caps = {name for name, value in settings.items() if "softcap" in name and value}
@@ -75,12 +75,15 @@ def text_decoder(model: Any) -> Any:
     return decoder.model if hasattr(decoder, "lm_head") and hasattr(decoder, "model") else decoder
 
 
-def _under_adapter(linear: Any) -> Any:
-    """The layer that an adapter has replaced; ``linear`` itself if it is not an adapter."""
+def under_adapter(layer: Any) -> Any:
+    """The layer that an adapter, or a copy that is trained whole, has replaced; else ``layer`` itself."""
     # Imported here: the import takes seconds, which a run without adapters can save.
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
 
-    return linear.get_base_layer() if isinstance(linear, BaseTunerLayer) else linear
+    if isinstance(layer, ModulesToSaveWrapper):
+        return layer.original_module
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
 def _alike(ours: Tensor, theirs: Tensor) -> bool:

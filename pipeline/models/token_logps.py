@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
 
 from pipeline.config.loss.needs import OF_REFERENCE, Fact
 from pipeline.errors import RunError
@@ -28,14 +27,9 @@ from pipeline.models.output_head import (
     softmaxes,
     text_decoder,
 )
-from pipeline.models.weights.held_weights import holds_fewer_bits
-from pipeline.models.weights.lora import reference_on
+from pipeline.models.weights.held_weights import holds_fewer_bits, passes_as_held
+from pipeline.models.weights.lora import plain_model, reference_on
 from pipeline.models.weights.weight_format import Precision
-
-
-def plain_model(model: Any) -> Any:
-    """The transformers model inside an adapter wrapper, or ``model`` itself."""
-    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +106,7 @@ class TokenLogps(nn.Module):
             model: a policy.
             dtype: of matrix products (autocast), bfloat16 if ``holds_fewer_bits``; log-softmax is always float32.
             wants: quantities besides log-probabilities.
-            reference_model: for ``kl`` and hidden states of the reference; on the policy's device. Put in evaluation
+            reference_model: for ``kl`` and hidden states of the reference; on the policy's device, put in evaluation
                 mode. If it is ``model`` itself: with its reference adapter, or without any (``reference_on``).
             chunk_elements: logits held at once.
             share_prompts: take packed streams if both models can; ``padded_because`` gives the reason if not.
@@ -130,11 +124,11 @@ class TokenLogps(nn.Module):
         self.dtype: Precision = "bfloat16" if holds_fewer_bits(plain_model(model)) else dtype
         self.wants = wants
         self.chunk_elements = chunk_elements
-        self._head = output_head(plain_model(model))
+        self._head = self._reference_head = _head_of(model)
         # A tuple keeps it out of the module's children.
         self._reference: tuple[Any, ...] = () if reference_model is None else (reference_model,)
-        self._reference_head = None if reference_model is None else output_head(plain_model(reference_model))
         if reference_model is not None and reference_model is not model:
+            self._reference_head = _head_of(reference_model)
             reference_model.eval()
         self._whole_rows = whole_rows
         # Of its layers on CUDA: see ``prepare_stream``.
@@ -225,7 +219,8 @@ def _why_padded(model: Any, reference_model: Any | None) -> str | None:
     """Why prompts cannot be shared; if they can, switch both models to shared attention and return None."""
     models = [plain_model(m) for m in (model, reference_model) if m is not None]
     for one in models:
-        reason = why_not_shared(one)
+        with passes_as_held(one):
+            reason = why_not_shared(one)
         if reason is not None:
             return reason
     for one in models:
@@ -234,7 +229,13 @@ def _why_padded(model: Any, reference_model: Any | None) -> str | None:
 
 
 def _narrow(model: Any) -> tuple[nn.Module, ...]:
-    return position_wise(text_decoder(plain_model(model)))
+    with passes_as_held(plain := plain_model(model)):
+        return position_wise(text_decoder(plain))
+
+
+def _head_of(model: Any) -> OutputHead | None:
+    with passes_as_held(plain := plain_model(model)):
+        return output_head(plain)
 
 
 def _no_more_than_asked(model: Any, modules: tuple[nn.Module, ...], inputs: _Inputs) -> AbstractContextManager[None]:

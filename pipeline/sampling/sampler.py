@@ -34,10 +34,12 @@ class EngineOptions:
     Attributes:
         trust_remote_code: run code that ships with the model.
         quantisation: how the trainer holds the weights under an adapter; an engine of transformers does the same.
+        adapters: whether it will be given adapters.
     """
 
     trust_remote_code: bool = False
     quantisation: Quantisation | None = None
+    adapters: bool = False
 
 
 class Sampler(Protocol):

@@ -25,6 +25,7 @@ from pipeline.models.chat import Chat
 from pipeline.models.weights.adapter_folder import base_of, is_adapter
 from pipeline.safe_text import redacted, visible
 from pipeline.sampling.engine_args import as_flags, formats_of
+from pipeline.sampling.given_adapters import GivenAdapters
 from pipeline.sampling.ports import free_port, loopback_only
 from pipeline.sampling.sampler import (
     Dtype,
@@ -54,8 +55,8 @@ class ServerEngine:
         self._chat = chat
         self._settings = settings
         self._options = options or EngineOptions()
-        self._numbers = itertools.count(1)
-        self._model_name = self._base_name = SERVED_NAME
+        self._model_name = SERVED_NAME
+        self._given = GivenAdapters(settings.base_url or "", lambda path, body: self._answer("POST", path, body))
         self._process: subprocess.Popen[bytes] | None = None
         self._pool = ThreadPoolExecutor(settings.concurrency)
         if settings.base_url is None:
@@ -64,6 +65,8 @@ class ServerEngine:
             self._dtype: Dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
             self._connect(settings.base_url, os.environ.get(settings.api_key_env, "").strip() or None)
             self._read_model()
+            if self._options.adapters:
+                self._given.require_taken()
             self._give(path)
 
     @property
@@ -103,29 +106,16 @@ class ServerEngine:
         return "restart"
 
     def _give(self, path: str) -> bool:
-        """Give the user's server the adapter in ``path``, under a new name, and ask it of that one.
-
-        Return whether it is asked of another than before: also of its own model, after an adapter.
-        """
+        """Give the user's server the adapter in ``path``, or ask its own model; return whether that is another."""
         if not is_adapter(path):
-            adapted, self._model_name = self._model_name != self._base_name, self._base_name
-            return adapted
-        name = f"{SERVED_NAME}-{os.getpid()}-{next(self._numbers)}"
-        try:
-            # It answers in plain words.
-            self._answer("POST", "load_lora_adapter", {"lora_name": name, "lora_path": str(Path(path).absolute())})
-        except RunError as error:
-            raise UserError(
-                f"sampler.base_url: {self._settings.base_url} does not take adapters; allowed is a server that was "
-                "started on the policy's model with --enable-lora, and with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (only "
-                f"where no one else can reach it): {error}"
-            ) from None
-        self._model_name = name
+            return self._given.take_back()
+        self._given.give(path)
         return True
 
     def close(self) -> None:
-        """Stop the server, if it was started here."""
+        """Stop the server, if it was started here; a user's is left with its own model."""
         self._stop()
+        self._given.take_back()
         self._client.close()
         self._pool.shutdown(cancel_futures=True)
 
@@ -222,7 +212,7 @@ class ServerEngine:
         chosen = [m for m in models if wanted in (None, m["id"])]
         if not chosen:
             raise UserError(f"sampler.model: the server has no {wanted!r}; it serves {[m['id'] for m in models]}")
-        self._model_name = self._base_name = str(chosen[0]["id"])
+        self._model_name = str(chosen[0]["id"])
         if not isinstance(chosen[0].get("max_model_len", models[0].get("max_model_len")), int):
             raise UserError(f"sampler.base_url: {self._settings.base_url} is not a vLLM server (no max_model_len)")
         # Of an adapter, a server lists none.
@@ -251,7 +241,9 @@ class ServerEngine:
         return body
 
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self._request("POST", "completions", {"model": self._model_name, "return_token_ids": True, **body})
+        answer = self._request(
+            "POST", "completions", {"model": self._given.name or self._model_name, "return_token_ids": True, **body}
+        )
         choice: dict[str, Any] = answer["choices"][0]
         if choice.get("token_ids") is None:
             raise UserError(f"sampler.base_url: {self._settings.base_url} returns no token ids; it needs a vLLM server")

@@ -15,9 +15,9 @@ from pipeline.config import SamplingSettings, TransformersSampler
 from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat
 from pipeline.models.policy import load_for_scoring
-from pipeline.models.token_logps import plain_model
 from pipeline.models.weights.adapter_folder import base_of, is_adapter
 from pipeline.models.weights.held_weights import holds_fewer_bits
+from pipeline.models.weights.lora import plain_model
 from pipeline.models.weights.weight_format import WeightFormat
 from pipeline.sampling.sampler import (
     EngineOptions,

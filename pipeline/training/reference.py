@@ -11,7 +11,7 @@ import torch
 from pipeline.config.loss.components import GivenWeights
 from pipeline.errors import RunError
 from pipeline.losses.dispersion import scaled
-from pipeline.models.token_logps import plain_model
+from pipeline.models.weights.lora import plain_model
 from pipeline.models.weights.weight_format import Precision
 from pipeline.training.batches.examples import Example, Logps
 from pipeline.training.distributed.launch import Placement

@@ -15,7 +15,8 @@ from pipeline.config import Optimisation
 from pipeline.errors import NonFiniteError
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
-from pipeline.models.token_logps import TokenLogps, plain_model
+from pipeline.models.token_logps import TokenLogps
+from pipeline.models.weights.lora import plain_model
 from pipeline.training.auxiliary.modules import live_reference, modules_for
 from pipeline.training.auxiliary.routers import Routers
 from pipeline.training.batches.ahead import Ahead
@@ -208,8 +209,7 @@ class Steps:
     def take(self, step: int, check_start: bool) -> StepReport:
         """Take optimiser step ``step``, from 0; ``check_start``: whether policy and reference must be the same.
 
-        Raises:
-            NonFiniteError: nothing has changed.
+        Raises ``NonFiniteError`` before anything has changed.
         """
         # Dropout depends only on the step, so there is no random state to save.
         torch.manual_seed(derive_seed(self.seed, "step", step, self.accelerator.process_index))

@@ -18,7 +18,7 @@ def moved_adapter(base: Path, lora: Lora, seed: int = 0, held: WeightFormat = FL
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name or "modules_to_save" in name:
+            if any(part in name for part in ("lora_B", "lora_embedding_A", "modules_to_save")):
                 parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.05)
     return model
 

@@ -24,8 +24,7 @@ from flows.planning.probe import DTYPES, with_layers
 from pipeline.config import Lora
 from pipeline.models.architectures import auto_class
 from pipeline.models.output_head import CACHED_ELEMENTS, CHUNK_ELEMENTS, HeadInput, OutputHead, softmaxes, text_decoder
-from pipeline.models.token_logps import plain_model
-from pipeline.models.weights.lora import add_adapter
+from pipeline.models.weights.lora import add_adapter, plain_model
 
 # Rows of the head that are traced: two chunks, so that it recomputes. The rest is arithmetic.
 _ROWS, _CHUNK = 4, 2

@@ -18,7 +18,7 @@ from pipeline.models.chat import Chat
 from pipeline.models.policy import load_policy, local_folder, save_policy, save_probe
 from pipeline.models.scratch import make_policy
 from pipeline.models.weights.adapter_folder import ADAPTER_WEIGHTS, copy_adapter, require_base
-from pipeline.models.weights.weight_format import WeightFormat, frozen_format
+from pipeline.models.weights.weight_format import WeightFormat, frozen_format, require_unquantised
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.integrity import BASE_FILES, BASE_MODEL, POINTED_FILES, POINTER, model_files
 from pipeline.storage.rows import TEXTS, prompt_row, write_table
@@ -38,6 +38,7 @@ def start_policy(context: Context, folder: Path) -> Outcome:
             origin = local_folder(config.policy.path, config.policy.revision)
         case ScratchPolicy():
             origin = _from_scratch(context, config.policy, folder)
+    require_unquantised(origin)
     chat, held = policy_chat(config, origin), frozen_format(config, origin)
     if config.warm_start is None:
         return _as_it_is(context, origin, chat, folder, held)

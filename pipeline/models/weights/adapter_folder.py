@@ -1,7 +1,4 @@
-"""Adapter folders as peft writes them, whoever did: read with care, and compared with their base. Torch-free.
-
-peft itself would import what some settings of adapter_config.json name; only the settings here reach it.
-"""
+"""Adapter folders as peft writes them, whoever did: read with care, and compared with their base. Torch-free."""
 
 import json
 import os
@@ -16,26 +13,10 @@ from pipeline.config import Lora
 from pipeline.errors import UserError
 from pipeline.models.foreign import model_settings
 from pipeline.models.loading.weight_files import tensor_shapes
+from pipeline.models.weights.adapter_base import require_same_model
+from pipeline.models.weights.adapter_settings import BASE_NAMED, checked_settings, told_value
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_BASE = "base_model_name_or_path"
-# Settings of peft's LoraConfig that decide what the adapter computes.
-_USED = frozenset(
-    {
-        "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "use_rslora", "use_dora",
-        "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "layers_to_transform", "layers_pattern",
-        "target_parameters", "ensure_weight_tying",
-    }
-)  # fmt: skip
-# Of how the adapter came about, and of what is only read with other settings.
-_WITHOUT_EFFECT = frozenset(
-    {
-        _BASE, "peft_type", "peft_version", "task_type", "revision", "inference_mode", "auto_mapping", "runtime_config",
-        "qalora_group_size", "megatron_core", "init_lora_weights", "bias",
-    }
-)  # fmt: skip
-# Initial weights that leave the base as it is; others (pissa, olora, corda, loftq, ...) subtract from it.
-_INITIAL = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -50,9 +31,11 @@ def base_of(path: str | Path) -> str:
     """
     if not is_adapter(path):
         return str(path)
-    named = model_settings(Path(path) / ADAPTER_CONFIG).get(_BASE)
-    if not isinstance(named, str) or not named:
-        raise UserError(f"{Path(path) / ADAPTER_CONFIG}: {_BASE}: {named!r}; must name the model under the adapter")
+    file = Path(path) / ADAPTER_CONFIG
+    named = model_settings(file).get(BASE_NAMED)
+    # No part of a path is longer.
+    if not isinstance(named, str) or not named or "\0" in named or max(map(len, named.split("/"))) > 255:
+        raise UserError(f"{file}: {BASE_NAMED}: {told_value(named)}; must name the model under the adapter")
     return os.path.normpath(Path(path) / named) if named.startswith(".") else named
 
 
@@ -66,21 +49,7 @@ def adapter_settings(path: str | Path, field: str = "") -> dict[str, Any]:
     where = f"{field}: {file}" if field else str(file)
     if not file.is_file() or not (Path(path) / ADAPTER_WEIGHTS).is_file():
         raise UserError(f"{where}: no adapter here; a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} is allowed")
-    given = model_settings(file)
-    fixed: dict[str, tuple[object, ...]] = {
-        "peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": _INITIAL, "inference_mode": (True, False),
-    }  # fmt: skip
-    for name, allowed in fixed.items():
-        if given.get(name, allowed[0]) not in allowed:
-            shown = ", ".join(map(str, allowed))
-            raise UserError(f"{where}: {name}: {str(given[name])[:60]!r}; allowed: {shown}")
-    unknown = [name for name, value in given.items() if value and name not in _USED | _WITHOUT_EFFECT]
-    if unknown:
-        raise UserError(f"{where}: {unknown[0]}: not computed here; allowed are LoRA, rsLoRA and DoRA adapters")
-    rank = given.get("r")
-    if type(rank) is not int or rank < 1:
-        raise UserError(f"{where}: r: {rank!r}; must be a whole number from 1")
-    return {name: value for name, value in given.items() if name in _USED and value is not None}
+    return checked_settings(model_settings(file), where)
 
 
 def adapter_rank(settings: Mapping[str, Any]) -> int:
@@ -92,7 +61,7 @@ def adapter_rank(settings: Mapping[str, Any]) -> int:
 def write_base(folder: Path, base: str) -> None:
     """Name ``base`` as the model under the adapter in ``folder``."""
     file = folder / ADAPTER_CONFIG
-    settings = {**model_settings(file), _BASE: base}
+    settings = {**model_settings(file), BASE_NAMED: base}
     file.write_text(json.dumps(settings, indent=2, sort_keys=True, default=sorted), encoding="utf-8")
 
 
@@ -107,16 +76,10 @@ def copy_adapter(source: str, folder: Path, base: str) -> None:
 def require_base(path: str, base: str, field: str = "policy.adapter") -> None:
     """Raise ``UserError`` if the adapter in ``path`` is not one of the model ``base``, by its name and its shapes.
 
-    Names are the same if they are, or if they end alike: people keep a hub model under its own name. A snapshot in the
-    hub's cache has the name of its model. Shapes are compared if ``base`` is a folder.
+    See ``require_same_model``. Shapes are compared if ``base`` is a folder.
     """
     adapter_settings(path, field)
-    named = base_of(path)
-    if not (_same_folder(named, base) or _names(named) & _names(base)):
-        raise UserError(
-            f"{field}: {path}: an adapter of {named[:200]!r}, but policy.path is {base!r}; allowed are adapters of "
-            f"that model (if it is the same under another name, write it as {_BASE} into its {ADAPTER_CONFIG})"
-        )
+    require_same_model(path, base_of(path), base, f"{field}: {path}")
     if not Path(base).is_dir():
         return
     weights, whole = shapes_in(Path(path) / ADAPTER_WEIGHTS), tensor_shapes(Path(base), "policy.path: ")
@@ -132,17 +95,6 @@ def require_base(path: str, base: str, field: str = "policy.adapter") -> None:
                 f"{field}: {path}: {name} is {shape[0]} x {shape[1]}, but {module} of policy.path ({base}) is "
                 f"{own[0]} x {own[1]}; allowed are adapters of that model"
             )
-
-
-def _same_folder(one: str, other: str) -> bool:
-    return one == other or (Path(one).exists() and Path(other).exists() and Path(one).samefile(other))
-
-
-def _names(path: str) -> set[str]:
-    """Return the last part of a path or hub name, and the name of the model whose snapshot a hub cache keeps there."""
-    parts = Path(path).parts
-    cached = {part.rpartition("--")[2] for part in parts if part.startswith("models--")}
-    return {name.lower() for name in {*parts[-1:], *cached}}
 
 
 def shapes_in(file: Path) -> dict[str, tuple[int, ...]]:
@@ -165,12 +117,40 @@ def require_shape_asked(adapter: str | Path, lora: Lora) -> None:
         "alpha": (lora.alpha, settings.get("lora_alpha")),
         "rslora": (lora.rslora, bool(settings.get("use_rslora"))),
         "dora": (lora.dora, bool(settings.get("use_dora"))),
+        "dropout": (lora.dropout, settings.get("lora_dropout", 0.0)),
         "modules_to_save": ({*lora.modules_to_save}, {*(settings.get("modules_to_save") or ())}),
     }
     for name, (wanted, there) in asked.items():
         if name in lora.changed and wanted != there:
-            shown = sorted(there) if isinstance(there, set) else there
+            kept = sorted(there) if isinstance(there, set) else there
             raise UserError(
                 f"training.lora.{name}: {sorted(wanted) if isinstance(wanted, set) else wanted}, but the adapter in "
-                f"{adapter}, which is trained on, has {shown}; allowed: {shown}, or nothing"
+                f"{adapter}, which is trained on, has {kept}; allowed: {kept}, or nothing"
             )
+    if "target_modules" in lora.changed and not _targets(adapter, settings, lora.target_modules):
+        wanted = lora.target_modules if isinstance(lora.target_modules, str) else sorted(lora.target_modules)
+        there = settings.get("target_modules")
+        own = there if isinstance(there, str) else sorted({layer.rpartition(".")[2] for layer in _layers(adapter)})
+        raise UserError(
+            f"training.lora.target_modules: {wanted}, but the adapter in {adapter}, which is trained on, has {own}; "
+            f"allowed: {own}, or nothing"
+        )
+
+
+def _layers(adapter: str | Path) -> set[str]:
+    """Return the names of the layers that an adapter's weights are for."""
+    names = shapes_in(Path(adapter) / ADAPTER_WEIGHTS)
+    return {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in names if ".lora_" in name}
+
+
+def _targets(adapter: str | Path, settings: Mapping[str, Any], asked: tuple[str, ...] | str) -> bool:
+    """Whether the layers of an adapter are those ``asked`` for: the same words, or names of the same layers."""
+    there = settings.get("target_modules")
+    if isinstance(asked, str) or isinstance(there, str):
+        return asked == there
+    layers = {f".{layer}" for layer in _layers(adapter)}
+    ends = {f".{name}" for name in asked}
+    return {*asked} == {*(there or ())} or (
+        all(layer.endswith(tuple(ends)) for layer in layers)
+        and all(any(layer.endswith(end) for layer in layers) for end in ends)
+    )

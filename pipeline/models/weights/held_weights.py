@@ -94,6 +94,15 @@ def holds_fewer_bits(model: nn.Module) -> bool:
     return False
 
 
+def passes_as_held(model: nn.Module) -> torch.autocast:
+    """Compute passes of a transformers model in 16 bits if it ``holds_fewer_bits``, whatever float32 is among them.
+
+    An adapter's weights are float32, and so are modules that are trained whole, also before a layer of 16 bits.
+    """
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=holds_fewer_bits(model))
+
+
 def held_bits(model: nn.Module) -> int | None:
     """Return the bits of ``model``'s quantised layers; None without any."""
     kinds = {type(parameter).__name__ for parameter in model.parameters()}

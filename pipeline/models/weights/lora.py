@@ -1,5 +1,7 @@
 """LoRA adapters: made, loaded, switched, saved and merged; the weights under them are never changed in place."""
 
+import operator
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,12 +12,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from pipeline.config import Lora
 from pipeline.errors import UserError, first_lines
-from pipeline.models.architectures import outside_text, round_weights
-from pipeline.models.weights.adapter_folder import ADAPTER_WEIGHTS, adapter_settings, write_base
+from pipeline.models.architectures import auto_class, outside_text, round_weights
+from pipeline.models.foreign import refused
+from pipeline.models.output_head import under_adapter
+from pipeline.models.weights.adapter_folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    adapter_settings,
+    shapes_in,
+    write_base,
+)
 
 # Kernels of Mamba layers read the weights of these modules themselves, without an adapter; peft refuses most.
 _FUSED = dict.fromkeys(
@@ -26,6 +36,11 @@ _FUSED = dict.fromkeys(
 _PLAIN = frozenset({"FalconLinear"})
 # peft's names of the adapter that is trained, and of a frozen one that serves as the reference.
 TRAINED_ADAPTER, REFERENCE_ADAPTER = "default", "reference"
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model inside an adapter wrapper, or ``model`` itself."""
+    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
 
 
 def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
@@ -65,19 +80,13 @@ def load_adapter(model: Any, folder: str | Path, *, trained: bool, name: str = T
     Raises:
         UserError: it cannot be read, or is not one of this model.
     """
-    settings, file = adapter_settings(folder), Path(folder) / ADAPTER_WEIGHTS
+    file = Path(folder) / ADAPTER_WEIGHTS
+    adapted = _made_for(model, folder, name)
     try:
         tensors = load_file(file)
-        adapted = _with_adapter(model, settings, name)
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: not an adapter of this model: {error}") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not readable weights: {error}") from None
     own = _tensors(adapted, name)
-    differing = sorted({*own} ^ {*tensors} | {n for n in {*own} & {*tensors} if own[n].shape != tensors[n].shape})
-    if differing:
-        raise UserError(
-            f"{file}: not an adapter of this model; {len(differing)} tensors are missing, unknown or of another "
-            f"shape:\n{first_lines(differing)}"
-        )
     with torch.no_grad():
         for key, tensor in tensors.items():
             own[key].copy_(tensor)
@@ -85,6 +94,43 @@ def load_adapter(model: Any, folder: str | Path, *, trained: bool, name: str = T
         for parameter in _parameters(adapted, name):
             parameter.requires_grad_(False)
     return adapted
+
+
+def _made_for(model: Any, folder: str | Path, name: str, field: str = "") -> Any:
+    """Add an adapter as the one in ``folder`` to ``model``, without its weights.
+
+    Raises:
+        UserError: beginning with ``field``: the file there holds other tensors than the model has for it.
+    """
+    file = Path(folder) / ADAPTER_WEIGHTS
+    settings, where = adapter_settings(folder, field), f"{field}: {file}" if field else str(file)
+    shapes = shapes_in(file)
+    try:
+        adapted = _with_adapter(model, settings, name)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError, re.error) as error:
+        raise UserError(f"{where}: not an adapter of this model: {error}") from None
+    own = {key: tuple(tensor.shape) for key, tensor in _tensors(adapted, name).items()}
+    differing = sorted(key for key in {*own} | {*shapes} if own.get(key) != shapes.get(key))
+    if differing:
+        raise UserError(
+            f"{where}: not an adapter of this model; {len(differing)} tensors are missing, unknown or of another "
+            f"shape (allowed are those that its {ADAPTER_CONFIG} gives this model):\n{first_lines(differing)}"
+        )
+    return adapted
+
+
+def require_fitting(adapter: str, base: str, field: str = "policy.adapter", *, trust_remote_code: bool = False) -> None:
+    """Raise ``UserError`` if the adapter in a folder is not one of the model in the folder ``base``; loads no weights.
+
+    peft makes it on a model without weights, and the names and shapes of all tensors are compared.
+    """
+    with refused(f"{base}: transformers cannot make the model of its config.json"):
+        settings = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+        make: Any = auto_class(settings).from_config
+        with torch.device("meta"):
+            model = make(settings, trust_remote_code=trust_remote_code)
+    with torch.device("meta"), refused(f"{field}: {adapter}: peft cannot make this adapter on {base}"):
+        _made_for(model, adapter, TRAINED_ADAPTER, field)
 
 
 def add_reference(model: Any, folder: str | Path) -> None:
@@ -98,8 +144,9 @@ def _with_adapter(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
 
     config = LoraConfig(**arguments, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
-        # Of transposed layers, which peft handles, and of experts' layers, for which peft itself adds the keys.
-        warnings.filterwarnings("ignore", ".*(fan_in_fan_out|(rank|alpha)_pattern keys)")
+        # Of transposed layers, which peft handles; of experts' layers, for which peft itself adds the keys; of tied
+        # embeddings, of which each is then trained, and merged, alone.
+        warnings.filterwarnings("ignore", ".*(fan_in_fan_out|(rank|alpha)_pattern keys|tie_word_embeddings)")
         if isinstance(model, PreTrainedModel):
             adapted = get_peft_model(model, config, adapter_name=name)
         else:
@@ -183,10 +230,25 @@ def merge_adapter(model: Any) -> PreTrainedModel:
     """
     if isinstance(model, PreTrainedModel):
         return model
-    if "is_quantized" in vars(model.get_base_model()):
-        raise ValueError("nothing is merged into quantised weights")
-    dtype = model.get_base_model().get_input_embeddings().weight.dtype
+    base = model.get_base_model()
+    if "is_quantized" in vars(base):
+        raise UserError(
+            "policy.path: nothing is merged into quantised weights; allowed are the model's own in 16 or 32 bits"
+        )
+    dtype = base.get_input_embeddings().weight.dtype
+    _untie(base)
     merged: PreTrainedModel = model.merge_and_unload()
     # Modules that were trained whole are float32.
     round_weights(merged, dtype)
     return merged
+
+
+def _untie(base: Any) -> None:
+    """Give the output head weights of its own, if it shares the embeddings' and an adapter changes one of the two."""
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    plain = [under_adapter(end) for end in ends]
+    if plain[0].weight.data_ptr() != plain[1].weight.data_ptr() or all(map(operator.is_, ends, plain)):
+        return
+    plain[1].weight = nn.Parameter(plain[1].weight.detach().clone(), requires_grad=False)
+    for settings in (base.config, base.config.get_text_config()):
+        settings.tie_word_embeddings = False

@@ -99,13 +99,33 @@ def require_quantiser(field: str = "policy.quantisation") -> None:
         )
 
 
+# Settings of transformers that load such files in 16 bits.
+_UNPACKED = {
+    "mxfp4": "Mxfp4Config(dequantize=True)",
+    "fp8": "FineGrainedFP8Config(dequantize=True)",
+    "compressed-tensors": "CompressedTensorsConfig(dequantize=True)",
+}
+
+
 def require_unquantised(path: str | Path, field: str = "policy.path") -> None:
     """Raise ``UserError`` if the model folder's files hold quantised weights."""
     found = model_settings(Path(path) / "config.json").get("quantization_config")
     if found:
-        method = found.get("quant_method") if isinstance(found, dict) else found
+        method = str(found.get("quant_method") if isinstance(found, dict) else found)[:40]
         raise UserError(
-            f"{field}: {path}: its files hold quantised weights ({str(method)[:40]}), which can be neither trained nor "
-            "merged into; allowed are the model's own weights in 16 or 32 bits, with policy.quantisation to hold them "
-            "in 4 or 8 bits"
+            f"{field}: {path}: its files hold quantised weights ({method}), which can be neither trained nor merged "
+            "into; allowed are the model's own weights in 16 or 32 bits, with policy.quantisation to hold them in 4 or "
+            f"8 bits; {_way_to_16_bits(method)}"
         )
+
+
+def _way_to_16_bits(method: str) -> str:
+    if method in _UNPACKED:
+        settings = _UNPACKED[method]
+        return (
+            "transformers writes a copy in 16 bits: AutoModelForCausalLM.from_pretrained(..., dtype=torch.bfloat16, "
+            f"quantization_config={settings}).save_pretrained(FOLDER), and the tokenizer's save_pretrained(FOLDER)"
+        )
+    if method == "bitsandbytes":
+        return "name the model that this one was made from (or save what its dequantize() of transformers gives)"
+    return "name the model that this one was made from, which the hub's page of this one tells"

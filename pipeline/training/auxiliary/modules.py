@@ -24,7 +24,8 @@ from pipeline.config.loss.components import ActivationWeights, LearnedPrior, Lea
 from pipeline.config.loss.needs import OF_REFERENCE
 from pipeline.errors import UserError
 from pipeline.losses import GroupBatch, Loss, PairBatch, UnpairedBatch
-from pipeline.models.token_logps import TokenFacts, at_tokens, plain_model, response_places
+from pipeline.models.token_logps import TokenFacts, at_tokens, response_places
+from pipeline.models.weights.lora import plain_model
 from pipeline.training.auxiliary.critics import SIDES, Critics, PairStates
 from pipeline.training.auxiliary.heads import MaskHead, PriorHead, ValueHead, activation_mask
 from pipeline.training.batches.collate import TokenBatch

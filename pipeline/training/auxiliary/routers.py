@@ -19,7 +19,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from pipeline.models.attention.packing import Packed
 from pipeline.models.output_head import text_decoder
-from pipeline.models.token_logps import plain_model
+from pipeline.models.weights.lora import plain_model
 from pipeline.training.batches.collate import TokenBatch
 
 # Names of the loss's coefficient, and of the number of experts for a token, in configs of transformers.

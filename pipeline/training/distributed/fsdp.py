@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pipeline.config import Optimisation
 from pipeline.errors import UserError
 from pipeline.models.classifier_scores import RowScores
-from pipeline.models.token_logps import TokenLogps, plain_model
+from pipeline.models.token_logps import TokenLogps
+from pipeline.models.weights.lora import plain_model
 from pipeline.models.weights.shard_files import write_shards
 from pipeline.training.distributed.launch import Sharding, reduced_once
 

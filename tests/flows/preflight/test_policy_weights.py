@@ -40,8 +40,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = LlamaConfig.from_pretrained(empty)
     settings.num_hidden_layers = 0
     LlamaForCausalLM(settings).save_pretrained(empty)
-    awq = save_tiny_model(folder / "awq")
-    change(awq / "config.json", quantization_config={"quant_method": "awq"})
+    for method in ("awq", "mxfp4", "fp8"):
+        change(save_tiny_model(folder / method) / "config.json", quantization_config={"quant_method": method})
+    save_tiny_adapter(folder / "dora", base, Lora(rank=4, dora=True))
+    save_tiny_adapter(folder / "alike", base, Lora(rank=4), named="/elsewhere/base")
+    few = save_tiny_adapter(folder / "layers", base, Lora(rank=4))
+    change(few / "adapter_config.json", target_modules=["q_proj", "v_proj"])
     return folder
 
 
@@ -73,7 +77,7 @@ BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "biases": ((LORA, "policy.adapter={}/bias"), ("policy.adapter", "bias: 'all'; allowed: none")),
     "a changed base": ((LORA, "policy.adapter={}/pissa"), ("init_lora_weights: 'pissa'; allowed: True, False",)),
-    "other computations": ((LORA, "policy.adapter={}/ia3"), ("layer_replication: not computed here; allowed",)),
+    "other computations": ((LORA, "policy.adapter={}/ia3"), ("layer_replication: [[0, 1]]: not computed",)),
     "no adapter": ((LORA, "policy.adapter={}/base"), ("policy.adapter", "adapter_config.json: no adapter here")),
     "no folder": ((LORA, "policy.adapter={}/none"), ("policy.adapter", "none: no such folder")),
     "another rank": (
@@ -102,7 +106,51 @@ BAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "a file that is quantised": (
         (LORA, "policy.path={}/awq"),
-        ("policy.path", "quantised weights (awq)", "allowed are the model's own weights"),
+        ("policy.path", "quantised weights (awq)", "allowed are the model's own weights", "was made from"),
+    ),
+    "a file in MXFP4": (
+        (LORA, "policy.path={}/mxfp4"),
+        ("quantised weights (mxfp4)", "a copy in 16 bits", "Mxfp4Config(dequantize=True)).save_pretrained(FOLDER)"),
+    ),
+    "a file in 8-bit floats": (
+        ("policy.path={}/fp8",),
+        ("quantised weights (fp8)", "a copy in 16 bits", "FineGrainedFP8Config(dequantize=True)"),
+    ),
+    "DoRA for a server that is running": (
+        ("training.lora={dora: true}", "sampler={kind: server, base_url: http://127.0.0.1:9/v1}"),
+        ("sampler.base_url: http://127.0.0.1:9/v1: vLLM serves no DoRA", "allowed are LoRA or rsLoRA", "base_url=null"),
+    ),
+    "modules trained whole for a server that is running": (
+        ("training.lora={modules_to_save: [norm]}", "sampler={kind: server, base_url: http://127.0.0.1:9/v1}"),
+        ("sampler.base_url", "vLLM serves no modules that were trained whole (modules_to_save)", "allowed"),
+    ),
+    "somebody's DoRA for a server that is running": (
+        (LORA, "policy.adapter={}/dora", "sampler={kind: server, base_url: http://127.0.0.1:9/v1}"),
+        ("sampler.base_url", "vLLM serves no DoRA", "allowed"),
+    ),
+    "another base whose name ends alike": (
+        (LORA, "policy.adapter={}/alike"),
+        ("policy.adapter", "an adapter of '/elsewhere/base'", "allowed are adapters of that model"),
+    ),
+    "the same name of another owner": (
+        (LORA, "policy.path=owner/llama-8b", "policy.adapter={}/other"),
+        ("policy.adapter", "'meta-llama/Llama-3-8B'", "'owner/llama-8b'", "allowed"),
+    ),
+    "other layers": (
+        (LORA, "policy.adapter={}/layers"),
+        ("policy.adapter", "tensors are missing, unknown or of another shape", "allowed are those", "down_proj"),
+    ),
+    "a dropout that the adapter has not": (
+        ("training.lora={dropout: 0.1}", "policy.adapter={}/adapter"),
+        ("training.lora.dropout: 0.1", "has 0.0; allowed: 0.0, or nothing"),
+    ),
+    "targets that the adapter has not": (
+        ("training.lora={target_modules: [q_proj, v_proj]}", "policy.adapter={}/adapter"),
+        ("training.lora.target_modules: ['q_proj', 'v_proj']", "has ['down_proj', 'gate_proj'", "or nothing"),
+    ),
+    "a pattern that the adapter has not": (
+        ("training.lora={target_modules: '.*q_proj'}", "policy.adapter={}/adapter"),
+        ("training.lora.target_modules: .*q_proj, but the adapter", "or nothing"),
     ),
     "5 bits": ((LORA, "policy.quantisation={bits: 5}"), ("policy.quantisation.bits", "5")),
     "a mean of adapters": (

@@ -1,6 +1,9 @@
 """An engine is given each round's adapter under a new name, and a stale one is refused."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +77,7 @@ def test_what_vllm_cannot_serve_is_merged_into_a_folder_that_goes_again(
             loaded = engine.load(str(adapter))
             assert loaded.merged is not None and reason in loaded.merged
             assert loaded.max_difference < 2e-3
-            assert not [*tmp_path.glob("merged_*")]
+            assert not (tmp_path / "merged").exists()
 
 
 @pytest.mark.parametrize(
@@ -133,3 +136,35 @@ def test_what_is_merged_is_what_vllms_own_reader_refuses(tmp_path: Path) -> None
         except ValueError:
             refused = True
         assert refused == (why_merged(adapter) is not None), name
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flows.workers.messages import Load, SamplerInit
+from flows.workers.sampler_service import SamplerService
+
+def engine_that_dies(settings, path, chat, options):
+    print(sorted(file.name for file in Path(path).iterdir()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+adapter, evidence = sys.argv[1:]
+service = SamplerService(engine_that_dies)
+service.init(SamplerInit({"kind": "vllm"}, {}, evidence=evidence), print)
+service.load(Load(adapter), print)
+"""
+
+
+def test_the_merged_copy_of_a_killed_engine_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    base, logs = save_tiny_model(tmp_path / "base"), tmp_path / "logs"
+    adapter = save_tiny_adapter(tmp_path / "adapter", base, Lora(rank=4, dora=True))
+    logs.mkdir()
+    command = [sys.executable, "-c", KILLED, str(adapter), str(logs / "handshake.json")]
+    for _ in range(2):
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == -signal.SIGKILL and "model.safetensors" in ended.stdout
+        assert [path.name for path in logs.iterdir()] == ["merged"], "one name, so that copies do not pile up"
+    SamplerService().init(
+        SamplerInit({"kind": "vllm"}, {}, evidence=str(logs / "handshake.json")), lambda progress: None
+    )
+    assert [*logs.iterdir()] == []

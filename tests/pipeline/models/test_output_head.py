@@ -7,8 +7,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from pipeline.config import Lora
 from pipeline.models.output_head import HeadInput, output_head, softmaxes
-from pipeline.models.token_logps import plain_model
-from pipeline.models.weights.lora import add_adapter
+from pipeline.models.weights.lora import add_adapter, plain_model
 from tests.support.tiny_training import tiny_llama
 
 ROWS, WIDTH, VOCABULARY = 11, 8, 50

@@ -23,7 +23,7 @@ from pipeline.config import Lora
 from pipeline.config.files import dump_config
 from pipeline.errors import RunError, UserError
 from pipeline.models.policy import load_policy, score_sequences
-from pipeline.models.weights.adapter_folder import base_of
+from pipeline.models.weights.adapter_folder import base_of, require_base
 from pipeline.models.weights.held_weights import held_bytes
 from pipeline.models.weights.weight_format import stored_dtype
 from pipeline.storage.atomic import write_text
@@ -129,7 +129,11 @@ def test_a_run_starts_from_somebodys_adapter(job: Path, tmp_path: Path) -> None:
     given = save_tiny_adapter(tmp_path / "theirs", job / "model", Lora(rank=6, alpha=12, rslora=True), seed=5)
     plain = json.loads((given / "adapter_config.json").read_text())
     # What peft would import, and what decides nothing.
-    plain |= {"auto_mapping": {"parent_library": "os"}, "megatron_core": "os", "base_model_name_or_path": "x/model"}
+    plain |= {
+        "auto_mapping": {"parent_library": "os"},
+        "megatron_core": "os",
+        "base_model_name_or_path": str(job / "model"),
+    }
     (given / "adapter_config.json").write_text(json.dumps(plain))
     context = two_rounds(job, tmp_path, "offline", "training.lora={}", f"policy.adapter={given}")
     start = context.run.stage(0, "policy")
@@ -142,6 +146,15 @@ def test_a_run_starts_from_somebodys_adapter(job: Path, tmp_path: Path) -> None:
         )
     assert {t.shape[0] for n, t in tensors(context, 2).items() if "lora_A" in n} == {6}
     base, theirs = (load_policy(str(path)) for path in (job / "model", start.folder))
+    # By the SHA-256 of what was under it, whatever the base is called.
+    require_base(str(context.policy_path(1)), str(job / "model"))
+    other = tmp_path / "model"
+    subprocess.run(["cp", "-r", job / "model", other], check=True)
+    require_base(str(context.policy_path(1)), str(other))
+    weights = (other / "model.safetensors").read_bytes()
+    (other / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"with other weights than those in .*SHA-256 of model\.safetensors"):
+        require_base(str(context.policy_path(1)), str(other))
     apart = torch.tensor(score_sequences(base, IDS)) - torch.tensor(score_sequences(theirs, IDS))
     assert apart.abs().max() > 0.1
 
