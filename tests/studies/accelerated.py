@@ -21,6 +21,7 @@ from tests.studies.table_policy import (
     World,
     bandit_pair,
     bandit_table,
+    compared,
     descend,
     every_pair,
     many_worlds,
@@ -67,16 +68,6 @@ def exact_rounds(seed: int, alpha: float, rounds: int = ROUNDS) -> tuple[list[fl
         tilts.append(accumulated(world, last))
         rewards.append(float(world.reward(last).mean()))
     return tilts, rewards
-
-
-def compared(world: World, policy: Tensor, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """``count`` comparisons of each prompt's sampled answers: prompt, chosen, rejected, [X · count] each."""
-    prompts = len(policy)
-    x = torch.arange(prompts).repeat_interleave(count)
-    answers = torch.multinomial(policy.exp(), 2 * count, replacement=True, generator=draw).view(-1, 2)
-    told = torch.rand(len(x), generator=draw, dtype=torch.float64)
-    won = told < world.preference()[x, answers[:, 0], answers[:, 1]]
-    return x, torch.where(won, answers[:, 0], answers[:, 1]), torch.where(won, answers[:, 1], answers[:, 0])
 
 
 def one_round(loss: Loss, references: list[Tensor], x: Tensor, chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -82,6 +82,16 @@ def every_pair(prompts: int, answers: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.arange(prompts).repeat_interleave(len(pairs)), first, second
 
 
+def compared(world: World, policy: Tensor, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """``count`` comparisons of each prompt's sampled answers: prompt, chosen, rejected, [X · count] each."""
+    prompts = len(policy)
+    x = torch.arange(prompts).repeat_interleave(count)
+    answers = torch.multinomial(policy.exp(), 2 * count, replacement=True, generator=draw).view(-1, 2)
+    told = torch.rand(len(x), generator=draw, dtype=torch.float64)
+    won = told < world.preference()[x, answers[:, 0], answers[:, 1]]
+    return x, torch.where(won, answers[:, 0], answers[:, 1]), torch.where(won, answers[:, 1], answers[:, 0])
+
+
 def side(policy: Tensor, references: Sequence[Tensor], x: Tensor, y: Tensor) -> Side:
     """One-token responses ``y`` to prompts ``x`` under tables of log-probabilities."""
     of_references = torch.stack([table[x, y][:, None] for table in references])
@@ -127,18 +137,27 @@ def minimise(start: Tensor, objective: Callable[[Tensor], Tensor], rounds: int =
     return logits.detach().log_softmax(1)
 
 
+def softmaxed(logits: Tensor) -> Tensor:
+    """Log-probabilities of the rows of a table of logits."""
+    return logits.log_softmax(1)
+
+
 def descend(
-    start: Tensor, objective: Callable[[Tensor], Tensor], steps: Sequence[int], rate: float = 0.05
+    start: Tensor,
+    objective: Callable[[Tensor], Tensor],
+    steps: Sequence[int],
+    rate: float = 0.05,
+    policy_of: Callable[[Tensor], Tensor] = softmaxed,
 ) -> list[Tensor]:
-    """The tables of log-probabilities after each of ``steps`` of Adam in float64, from ``start``."""
-    logits = start.detach().clone().requires_grad_()
-    optimiser, found = torch.optim.Adam([logits], lr=rate), []
+    """The tables of log-probabilities after each of ``steps`` of Adam in float64 on parameters from ``start`` on."""
+    values = start.detach().clone().requires_grad_()
+    optimiser, found = torch.optim.Adam([values], lr=rate), []
     for step in range(1, max(steps) + 1):
         optimiser.zero_grad()
-        objective(logits.log_softmax(1)).backward()
+        objective(policy_of(values)).backward()
         optimiser.step()
         if step in steps:
-            found.append(logits.detach().log_softmax(1))
+            found.append(policy_of(values.detach()))
     return found
 
 
