@@ -5,9 +5,10 @@ The schema checks single settings; these checks compare settings with data, mode
 
 from pipeline.config import RunConfig, UserData, preset_names, resolve
 from pipeline.config.data.mixture import sources_in
-from pipeline.config.loss.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior, WinMargin
+from pipeline.config.loss.components import ExtrapolatedPrior, GivenPrior, HarmonicPrior, MixturePrior
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.formula import Formula
+from pipeline.config.loss.margins import WinMargin
 from pipeline.config.loss.needs import REWARDS, needs_of
 from pipeline.config.loss.terms import AdvantageHead, WinLabel
 from pipeline.config.training import START

@@ -8,8 +8,8 @@ from pipeline.config.base import LATER, OPERATIONAL, Closed
 from pipeline.config.data.limits import OF_TOKENS, Limits
 from pipeline.config.data.mixture import usual_source
 from pipeline.config.data.sources import HeldOut, PairData
-from pipeline.config.loss.components import Margin, NoMargin
 from pipeline.config.loss.composition import Composition
+from pipeline.config.loss.margins import Margin, NoMargin
 from pipeline.config.policy import PretrainedModel, TemplateSettings
 from pipeline.config.training import Optimisation
 

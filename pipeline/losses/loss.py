@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pipeline.config import Composition, Formula, preset_names, resolve
+from pipeline.config.loss.margins import SortedMargin
 from pipeline.config.loss.needs import Needs, needs_of
 from pipeline.errors import UserError, first_lines
 from pipeline.losses.batch import (
@@ -41,7 +42,7 @@ from pipeline.losses.batch import (
 )
 from pipeline.losses.dispersion import dispersion_of
 from pipeline.losses.list_heads import as_group, best, head_loss, worst
-from pipeline.losses.margins import margin_of
+from pipeline.losses.margins import margin_of, sorted_margins
 from pipeline.losses.regularisers import nll, regularisers
 from pipeline.losses.scores import scores, shaped
 from pipeline.losses.statistics import Observed, State, kept, observe, summarise
@@ -179,7 +180,13 @@ class Loss:
         reward_w, reward_l = scale * shapes[0], scale * shapes[1]
         gap = reward_w - reward_l
         value = torch.zeros_like(gap)
-        if parts.link.kind != "none":
+        if isinstance(parts.margin, SortedMargin) and parts.margin.compare == "responses":
+            label = label_of(batch, parts.label)
+            both = sorted_margins(batch, parts, (reward_w, reward_l), statistics)
+            terms = torch.stack([pair_term(z, parts, label, d) for z in both]).sum(0)
+            # Each has the gradient by one response; the loss itself is there twice.
+            value = value + terms - terms.detach() / 2
+        elif parts.link.kind != "none":
             z = gap - margin_of(batch, parts, scale, statistics)
             value = value + pair_term(z, parts, label_of(batch, parts.label), d)
         if parts.terms:

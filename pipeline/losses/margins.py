@@ -3,20 +3,22 @@
 from collections.abc import Mapping
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from pipeline.config import Formula
-from pipeline.config.loss.components import (
+from pipeline.config.loss.components import ReferencePrior
+from pipeline.config.loss.margins import (
     ConstantMargin,
     GapMargin,
     HomeMargin,
     LengthMargin,
     NoMargin,
-    ReferencePrior,
     RewardMargin,
+    SortedMargin,
     WinMargin,
 )
-from pipeline.losses.batch import PairBatch, Side, constant, masked_mean
+from pipeline.losses.batch import PairBatch, Side, constant, masked_mean, masked_sum
 from pipeline.losses.prior import reference_of
 from pipeline.losses.terms import reward_gap, win_probabilities_of
 
@@ -50,6 +52,8 @@ def margin_of(batch: PairBatch, loss: Formula, scale: Tensor | float, statistics
         case WinMargin():
             chosen, rejected = win_probabilities_of(batch)
             return chosen - rejected
+        case SortedMargin():
+            return loss.beta * (partner_of(batch, "reference", statistics) - reference_gap(batch, loss))
         case HomeMargin():
             assert isinstance(loss.prior, ReferencePrior), "required by the composition's validator"
             return scale * (1 - loss.prior.weight) * loss.margin.home
@@ -65,6 +69,37 @@ def log_ratio_gap(batch: PairBatch) -> Tensor:
         masked_mean(constant(side.policy) - reference_of(side), side.mask) for side in (batch.chosen, _rejected(batch))
     ]
     return means[0] - means[1]
+
+
+def sorted_margins(
+    batch: PairBatch, loss: Formula, rewards: tuple[Tensor, Tensor], statistics: Statistics
+) -> tuple[Tensor, Tensor]:
+    """β (chosen response's log-ratio − its partner's), and β (partner's − rejected response's), [B] each.
+
+    The partners are constants from ``statistics``: responses of the same rank anywhere in the global batch. Together,
+    the two have the gradient of the difference by both responses.
+    """
+    partners = [loss.beta * partner_of(batch, name, statistics) for name in ("rejected", "chosen")]
+    return rewards[0] - partners[0].to(rewards[0].dtype), partners[1].to(rewards[1].dtype) - rewards[1]
+
+
+def partner_of(batch: PairBatch, name: str, statistics: Statistics) -> Tensor:
+    """The number that each pair is compared with, [B], float64."""
+    found = [statistics[f"{name}.{int(key)}"] for key in keys_of(batch).tolist()]
+    return torch.tensor(found, dtype=torch.float64, device=batch.chosen.policy.device)
+
+
+def keys_of(batch: PairBatch) -> Tensor:
+    """A number for each pair that tells it from the others of its global batch, [B], float64."""
+    seeds = torch.arange(len(batch.chosen.policy)) if batch.seeds is None else batch.seeds
+    return seeds.double()
+
+
+def reference_gap(batch: PairBatch, loss: Formula) -> Tensor:
+    """log π_ref(chosen) − log π_ref(rejected), aggregated as the scores are, [B], constant."""
+    total = masked_mean if loss.aggregate == "mean" else masked_sum
+    chosen, rejected = (total(reference_of(side), side.mask) for side in (batch.chosen, _rejected(batch)))
+    return chosen - rejected
 
 
 def _rejected(batch: PairBatch) -> Side:

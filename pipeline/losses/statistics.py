@@ -6,17 +6,17 @@ the loss, and keeps the state in its checkpoints.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pipeline.config import Formula
-from pipeline.config.loss.components import GapMargin
+from pipeline.config.loss.margins import GapMargin, SortedMargin
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.loss.terms import BatchScale
 from pipeline.losses.batch import PairBatch, UnpairedBatch
-from pipeline.losses.margins import log_ratio_gap
+from pipeline.losses.margins import keys_of, log_ratio_gap, reference_gap
 from pipeline.losses.scores import scores, shaped
 from pipeline.losses.weights import uniform
 
@@ -40,6 +40,9 @@ def observe(batch: PairBatch | UnpairedBatch, loss: Formula) -> Observed:
     )
     if isinstance(loss.margin, GapMargin):
         found["gap"] = log_ratio_gap(batch)
+    if isinstance(loss.margin, SortedMargin):
+        found["pair"] = keys_of(batch)
+        found["reference"] = reference_gap(batch, loss)
     if loss.scale is not None:
         found["gap"] = found["score_chosen"] - found["score_rejected"]
         seeds = torch.arange(len(found["gap"])) if batch.seeds is None else batch.seeds
@@ -65,10 +68,40 @@ def summarise(observed: Mapping[str, Tensor], state: Mapping[str, float], loss: 
     if isinstance(loss.margin, GapMargin):
         after |= _running_gap(observed["gap"], state, loss.margin.momentum)
         statistics |= {"gap_mean": after["gap_mean"], "gap_std": after["gap_std"]}
+    if isinstance(loss.margin, SortedMargin):
+        statistics |= _partners(observed, loss.margin)
     if loss.scale is not None:
         after |= _running_gap(observed["gap"], state, loss.scale.momentum)
         statistics |= _batch_scale(observed, {**after, **state}, loss.scale, loss.beta)
     return statistics, after
+
+
+def _partners(observed: Mapping[str, Tensor], margin: SortedMargin) -> State:
+    """What each pair of the global batch is compared with: the value of its rank in the other sample.
+
+    Equal values are ordered by the pairs' keys, so that no split of the batch changes a rank.
+    """
+    names = [str(int(pair)) for pair in observed["pair"].tolist()]
+    chosen, rejected = (observed[name].double().tolist() for name in ("score_chosen", "score_rejected"))
+    if margin.compare == "responses":
+        by_chosen, by_rejected = _ranked(chosen, names), _ranked(rejected, names)
+        found = zip(by_chosen, by_rejected, strict=True)
+        return {
+            key: value
+            for one, other in found
+            for key, value in (
+                (f"rejected.{names[one]}", rejected[other]),
+                (f"chosen.{names[other]}", chosen[one]),
+            )
+        }
+    reference = observed["reference"].double().tolist()
+    own = [w - v + r for w, v, r in zip(chosen, rejected, reference, strict=True)]
+    ranks = zip(_ranked(own, names), _ranked(reference, names), strict=True)
+    return {f"reference.{names[one]}": reference[other] for one, other in ranks}
+
+
+def _ranked(values: Sequence[float], names: Sequence[str]) -> list[int]:
+    return sorted(range(len(values)), key=lambda place: (values[place], names[place]))
 
 
 def kept(gap: Tensor, lot: Tensor, statistics: Mapping[str, float]) -> Tensor:

@@ -22,6 +22,8 @@ from tests.support.loss_examples import examples_for, loss_named, settings
 from tests.support.tiny_training import VOCABULARY, random_pairs, tiny_llama, trained
 
 GRADIENTS = (
+    "aot",
+    "aot_unpaired",
     "dpo",
     "simpo",
     "tdpo2",

@@ -14,20 +14,17 @@ from pipeline.config.loss.components import (
     ExtrapolatedPrior,
     GivenPrior,
     HarmonicPrior,
-    HomeMargin,
     IdentityShape,
     LearnedPrior,
     LengthPrior,
-    Margin,
     MixturePrior,
-    NoMargin,
     NoPrior,
     Prior,
     ReferencePrior,
     Shape,
     Weights,
-    WinMargin,
 )
+from pipeline.config.loss.margins import HomeMargin, Margin, NoMargin, SortedMargin, WinMargin
 from pipeline.config.loss.terms import (
     Advantage,
     Adversary,
@@ -199,6 +196,8 @@ class Formula(Closed):
             raise ValueError(
                 "scale: batch needs the statistics and the weights of pairs for itself: no gap, no pair_weight"
             )
+        if isinstance(self.margin, SortedMargin):
+            self._require_plain_scores()
         both = isinstance(self.label, WinLabel) or any(term.target == "win" for term in self.terms)
         if isinstance(self.margin, WinMargin) and both:
             raise ValueError(
@@ -235,6 +234,18 @@ class Formula(Closed):
             if not read and self._set(name):
                 raise ValueError(f"{name}: only read with {where}")
         return self
+
+    def _require_plain_scores(self) -> None:
+        """Refuse what the sorted margin's scores, policy minus reference, do not have."""
+        plain = isinstance(self.prior, ReferencePrior) and self.prior.weight == 1
+        set_ = self._set("exponent", "weights", "kl", "shape", "scale", "dispersion", "terms", "pair_weight")
+        if set_ or not plain or self.label.kind == "rewards" or self.aggregate == "power":
+            name = set_[0] if set_ else "prior" if not plain else "aggregate" if self.aggregate == "power" else "label"
+            raise ValueError(
+                f"{name}: the margin sorted compares plain log-ratios over the batch; allowed with it: prior "
+                "reference, aggregate sum or mean, label data or smoothed, and none of exponent, weights, kl, "
+                "shape, scale, dispersion, terms, pair_weight"
+            )
 
     def _set(self, *names: str) -> list[str]:
         """Names of the fields that are not at their defaults."""

@@ -8,7 +8,6 @@ from pipeline.config.loss.components import (
     ActivationWeights,
     EditWeights,
     ExtrapolatedPrior,
-    GapMargin,
     GivenPrior,
     GivenWeights,
     HarmonicPrior,
@@ -16,10 +15,9 @@ from pipeline.config.loss.components import (
     LearnedWeights,
     MixturePrior,
     NoPrior,
-    RewardMargin,
-    WinMargin,
 )
 from pipeline.config.loss.formula import Formula
+from pipeline.config.loss.margins import GapMargin, RewardMargin, SortedMargin, WinMargin
 from pipeline.config.loss.terms import RewardLabel, WinLabel
 
 REWARDS = frozenset({"reward_chosen", "reward_rejected"})
@@ -146,7 +144,7 @@ def _of_one(loss: Formula) -> Needs:
         contrast=isinstance(loss.weights, GivenWeights),
         given_prior=isinstance(loss.prior, GivenPrior),
         baseline=baseline,
-        statistics=loss.scale is not None or isinstance(loss.margin, GapMargin) or running or baseline,
+        statistics=loss.scale is not None or isinstance(loss.margin, GapMargin | SortedMargin) or running or baseline,
         auxiliary=learned or loss.advantage is not None or loss.adversary is not None,
         live_reference=hidden or loss.kl > 0 or loss.adversary is not None,
         opponent=_opponent(loss),

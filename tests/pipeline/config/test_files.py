@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import Closed, RewardModelConfig, RunConfig, preset_names
 from pipeline.config.data.mixture import MixtureData
 from pipeline.config.files import changed_fields, dump_config, load_config, load_settings
-from pipeline.config.loss.components import ConstantMargin
+from pipeline.config.loss.margins import ConstantMargin
 from pipeline.errors import UserError
 from tests.support.places import CONFIGS, ROOT
 

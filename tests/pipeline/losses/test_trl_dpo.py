@@ -82,9 +82,6 @@ SAME: Mapping[str, tuple[Settings, str, Settings]] = {
         "mpo",
         {"sum.1.terms": TERMS_OF_BCO},
     ),
-    # A batch of one pair has nothing to sort, and label smoothing is left.
-    "aot": (of_type("aot", label_smoothing=0.1), "cdpo", {}),
-    "aot_unpaired": (of_type("aot_unpaired", label_smoothing=0.1), "cdpo", {}),
     "ld_alpha": (of_type("sigmoid", ld_alpha=0.5), "ld_dpo", {}),
     "ld_alpha 0": (of_type("sigmoid", ld_alpha=0.0), "ld_dpo", {"alpha": 0.0}),
     "use_weighting": (of_type("sigmoid", use_weighting=True, beta=0.01), "wpo", {"pair_weight_cap": None}),
@@ -132,10 +129,21 @@ def test_the_mean_over_a_batch_is_trl_s() -> None:
     assert_same(load_preset("apo_down")(batch).per_pair.mean()[None], theirs[None], batch)
 
 
+@pytest.mark.parametrize("epsilon", [0.0, 0.2])
+@pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
+def test_trl_sorts_a_batch_as_we_do(name: str, epsilon: float) -> None:
+    batch = random_pairs(seed=6)
+    label = {"kind": "smoothed", "epsilon": epsilon}
+    theirs = trl_mean(batch, loss_types=[name], label_smoothing=epsilon, beta=0.3)
+    ours = load_preset(name, beta=0.3, label=label)(batch).per_pair.mean()
+    assert_same(ours[None], theirs[None], batch)
+    assert (ours - load_preset("cdpo", beta=0.3, epsilon=epsilon)(batch).per_pair.mean()).abs() > 1e-3
+
+
 def test_every_loss_of_the_trainer_is_here() -> None:
     settings = [found for found, _, _ in SAME.values()]
     types = {name for found in settings for name in found["loss_types"]}  # type: ignore[attr-defined]
-    assert types | {"exo_pair"} == loss_types_of(DPOTrainer._compute_loss)
+    assert types | {"exo_pair", "aot", "aot_unpaired"} == loss_types_of(DPOTrainer._compute_loss)
     divergences = {found.get("f_divergence_type") for found in settings} - {None}
     assert divergences | {"alpha_divergence"} == loss_types_of(DPOTrainer._compute_loss, "f_divergence_type")
 
