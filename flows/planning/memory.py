@@ -148,7 +148,8 @@ def _probed(config: RunConfig, origin: str, shape: Any) -> Probed:
     # With the adapter off, the policy is the round's start; any other reference is loaded as a second model.
     own_base = training.lora is not None and training.reference == "previous"
     loss = Loss(config.loss.preset, config.loss)
-    beside = needs_of(config.loss).live_reference and not own_base
+    moves = training.reference_sync is not None and training.lora is None
+    beside = moves or (needs_of(config.loss).live_reference and not own_base)
     return Probed(shape, loss, training.lora, beside, config.trusts_policy, recipe_of(config, training, origin).held)
 
 

@@ -23,6 +23,7 @@ def check_needs(config: RunConfig, contents: Contents) -> None:
     _check_prior(config, contents)
     _check_pairing(config)
     _check_soft_value(config)
+    _check_sync(config)
     anchored = config.replay is not None and config.replay.anchor > 0
     if anchored:
         _check_anchor(config, contents)
@@ -108,6 +109,15 @@ def _check_contrast(config: RunConfig) -> None:
             raise UserError("loss.weights: given weights need a better and a worse response, so not loss.head")
     elif contrast is not None:
         raise UserError(f"training.contrastive: {name} reads no such models; only loss.weights given does")
+
+
+def _check_sync(config: RunConfig) -> None:
+    """Refuse a moving reference that the loss does not read as stored log-probabilities of one model."""
+    if config.training.reference_sync is None:
+        return
+    why = needs_of(config.loss).unmovable
+    if why is not None:
+        raise UserError(f"training.reference_sync: {loss_name(config)} {why}")
 
 
 def _check_soft_value(config: RunConfig) -> None:

@@ -150,7 +150,9 @@ def of_policy(place: Place) -> list[Stage]:
         return [place.data]
     loss = place.config.loss
     stored = [place.stage("reference")] if needs_of(loss).stored_reference else []
-    loaded = [reference_stage(place.run, place.config, place.round)] if needs_of(loss).live_reference else []
+    moves = place.config.training.reference_sync is not None
+    wanted = needs_of(loss).live_reference or moves
+    loaded = [reference_stage(place.run, place.config, place.round)] if wanted else []
     return [*_trained_on(place), *stored, place.run.stage(place.origin, "policy"), *loaded]
 
 

@@ -17,7 +17,15 @@ from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.presets import NamedComposition, preset_names, resolve
 from pipeline.config.pairing import Pairing, Replay
-from pipeline.config.policy import ChatSettings, Policy, PretrainedModel, PretrainedPolicy, Quantisation, ScratchPolicy
+from pipeline.config.policy import (
+    ChatSettings,
+    Lora,
+    Policy,
+    PretrainedModel,
+    PretrainedPolicy,
+    Quantisation,
+    ScratchPolicy,
+)
 from pipeline.config.reward_model import RewardModelConfig
 from pipeline.config.run import RunConfig
 from pipeline.config.sampling import SamplerSettings, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
@@ -40,7 +48,7 @@ from pipeline.config.scorers import (
     compares,
     scorers_of,
 )
-from pipeline.config.training import Lora, Optimisation, OptimiserKind, Training, WarmStart
+from pipeline.config.training import Optimisation, OptimiserKind, Training, WarmStart
 
 __all__ = [
     "OPERATIONAL",

@@ -1,9 +1,10 @@
-"""The policy to train, and how messages become its tokens."""
+"""The policy to train, its adapter, and how messages become its tokens."""
 
 import datetime
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from pipeline.config.base import LATER, Closed
 
@@ -176,3 +177,48 @@ class ChatSettings(TemplateSettings):
             name = "template_file" if self.template_file is not None else "template_kwargs"
             raise ValueError(f"{name}: template: plain reads no chat template; use auto or model")
         return self
+
+
+class Lora(Closed):
+    """Low-rank adapters (peft): LoRA (arXiv:2106.09685), rsLoRA (arXiv:2312.03732), DoRA (arXiv:2402.09353)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] | str = Field(
+        "all-linear",
+        description="names of layers, a regular expression for whole names, or all-linear: every linear layer but the "
+        "output head",
+    )
+    rslora: bool = Field(
+        False, description="scale the adapter by alpha / sqrt(rank), not alpha / rank", json_schema_extra=LATER
+    )
+    dora: bool = Field(False, description="train the weights' magnitudes too", json_schema_extra=LATER)
+    modules_to_save: tuple[str, ...] = Field(
+        (),
+        description="names of modules that are trained whole, in float32, and saved with the adapter",
+        json_schema_extra=LATER,
+    )
+    lifetime: Literal["run", "round"] = Field(
+        "run",
+        description="run: one adapter is trained on over all rounds, and saved alone; round: each round trains a new "
+        "one, merges it into the weights and saves the whole model",
+        json_schema_extra=LATER,
+    )
+
+    @field_validator("target_modules")
+    @classmethod
+    def _is_pattern(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
+        if not value:
+            raise ValueError("names no layer; at least one name, a regular expression, or all-linear")
+        if isinstance(value, str) and value != "all-linear":
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"not a regular expression ({error}); a list names layers") from None
+        return value
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result; keys made before there was a ``lifetime`` mean round."""
+        plain = {**super().identity(), "lifetime": self.lifetime}
+        return {name: value for name, value in plain.items() if (name, value) != ("lifetime", "round")}

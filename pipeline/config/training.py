@@ -1,57 +1,11 @@
 """Settings of training runs."""
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
-
-
-class Lora(Closed):
-    """Low-rank adapters (peft): LoRA (arXiv:2106.09685), rsLoRA (arXiv:2312.03732), DoRA (arXiv:2402.09353)."""
-
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] | str = Field(
-        "all-linear",
-        description="names of layers, a regular expression for whole names, or all-linear: every linear layer but the "
-        "output head",
-    )
-    rslora: bool = Field(
-        False, description="scale the adapter by alpha / sqrt(rank), not alpha / rank", json_schema_extra=LATER
-    )
-    dora: bool = Field(False, description="train the weights' magnitudes too", json_schema_extra=LATER)
-    modules_to_save: tuple[str, ...] = Field(
-        (),
-        description="names of modules that are trained whole, in float32, and saved with the adapter",
-        json_schema_extra=LATER,
-    )
-    lifetime: Literal["run", "round"] = Field(
-        "run",
-        description="run: one adapter is trained on over all rounds, and saved alone; round: each round trains a new "
-        "one, merges it into the weights and saves the whole model",
-        json_schema_extra=LATER,
-    )
-
-    @field_validator("target_modules")
-    @classmethod
-    def _is_pattern(cls, value: tuple[str, ...] | str) -> tuple[str, ...] | str:
-        if not value:
-            raise ValueError("names no layer; at least one name, a regular expression, or all-linear")
-        if isinstance(value, str) and value != "all-linear":
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"not a regular expression ({error}); a list names layers") from None
-        return value
-
-    def identity(self) -> dict[str, JsonValue]:
-        """The settings that decide the result; keys made before there was a ``lifetime`` mean round."""
-        plain = {**super().identity(), "lifetime": self.lifetime}
-        return {name: value for name, value in plain.items() if (name, value) != ("lifetime", "round")}
-
+from pipeline.config.policy import Lora
 
 OptimiserKind = Literal["adamw", "adamw_8bit", "adamw_paged", "adamw_8bit_paged", "adamw_offload"]
 
@@ -180,6 +134,13 @@ class Alarms(Closed):
         return self
 
 
+class ReferenceSync(Closed):
+    """Within a round: π_ref ← mix · π + (1 − mix) · π_ref, weight by weight (TR-DPO, arXiv:2404.09656)."""
+
+    every: int = Field(64, ge=1, description="optimiser steps between two moves")
+    mix: float = Field(0.6, gt=0, le=1, description="share of the policy; 1: the reference becomes the policy")
+
+
 # Among training.references: the policy of round 0.
 START = "start"
 
@@ -204,6 +165,9 @@ class Training(Optimisation):
     reference_every: int = Field(2, ge=1, description="n of every_n")
     reference_decay: float = Field(
         0.5, ge=0, lt=1, description="ema: weight of the old average at the end of each round"
+    )
+    reference_sync: ReferenceSync | None = Field(
+        None, description="moves the reference within a round too; null: it stays", json_schema_extra=LATER
     )
     references: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
@@ -269,6 +233,11 @@ class Training(Optimisation):
             raise ValueError(
                 "reference: ema, but the mean of two adapters is no adapter of their rank; allowed with lora.lifetime "
                 "run: fixed, previous, every_n"
+            )
+        if self.reference_sync is not None and self.reference_sync.mix < 1:
+            raise ValueError(
+                f"reference_sync.mix: {self.reference_sync.mix:g}, but the mean of two adapters is no adapter of their "
+                "rank; allowed with training.lora: 1"
             )
         if self.weights == "bfloat16":
             raise ValueError("weights: bfloat16, but an adapter's few weights are trained in float32; allowed: float32")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.config import Optimisation
 from pipeline.errors import UserError
 from pipeline.models.weights.shard_files import opened_shards
-from pipeline.training.distributed.fsdp import placed_like, save_gathered
+from pipeline.training.distributed.fsdp import placed_like, save_gathered, single
 from pipeline.training.distributed.launch import require_optimiser
 from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
 from pipeline.training.distributed.rounded_adamw import RoundedAdamW, rounded_8bit
@@ -191,3 +191,16 @@ def steps_of(examples: int, settings: Optimisation) -> int:
     """Return the optimiser steps of a run over ``examples`` pairs (or texts), at least 1."""
     steps = max(1, round(settings.epochs * math.ceil(examples / settings.batch_size)))
     return min(steps, settings.max_steps or steps)
+
+
+def clipped_norm(
+    policy: Sequence[nn.Parameter], beside: Sequence[nn.Parameter], limit: float, accelerator: Accelerator
+) -> float:
+    """Clip; return the policy's gradient norm before that, NaN if the one of heads or critics is not finite.
+
+    Large gradients of auxiliary modules must not shorten the policy's step.
+    """
+    norm = single(accelerator.clip_grad_norm_(policy, limit))
+    if beside and not math.isfinite(float(accelerator.clip_grad_norm_(beside, limit))):
+        return math.nan
+    return norm

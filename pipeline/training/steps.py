@@ -18,6 +18,7 @@ from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps
 from pipeline.models.weights.lora import plain_model
 from pipeline.training.auxiliary.modules import live_reference, modules_for
+from pipeline.training.auxiliary.moving_reference import reference_in_training
 from pipeline.training.auxiliary.routers import Routers
 from pipeline.training.batches.ahead import Ahead
 from pipeline.training.batches.collate import plan_epoch
@@ -32,13 +33,14 @@ from pipeline.training.checkpoint import (
     save_checkpoint,
     take_up_kept,
 )
-from pipeline.training.distributed.fsdp import reduces_once, shard, single, write_back
+from pipeline.training.distributed.fsdp import reduces_once, shard, write_back
 from pipeline.training.distributed.launch import Placement, Sharding, Zero
 from pipeline.training.distributed.process_group import over_processes, require_supported
 from pipeline.training.distributed.zero import ZeroEngine
 from pipeline.training.gradients import METRICS, BatchFacts, Objective, accumulate_gradient
 from pipeline.training.optimiser import (
     ParameterGroup,
+    clipped_norm,
     load_optimiser,
     make_optimiser,
     rate_factor,
@@ -89,11 +91,12 @@ class Steps:
         self.count = steps_of(len(examples), settings)
         self._survey = survey
         # A checkpoint of this run has the same key.
-        self._key = content_hash([settings.identity(), loss.composition.identity(), seed, survey.digest])
+        self._key = content_hash([settings.identity(), loss.composition.identity(), seed, survey.digest, *trainee.key])
         self._plan: tuple[int, list[Sequence[int]]] = (-1, [])
         self._running: Mapping[str, float] = {}
         self._packing_checked = False
         self._prepare_model(placement)
+        self._moving = reference_in_training(trainee, loss.needs)
         reference = live_reference(model, trainee.reference, loss)
         if reference is not None:
             reference.to(self.accelerator.device)
@@ -107,6 +110,7 @@ class Steps:
         )
         self.padded_because = facts.padded_because
         self._facts = facts
+        self._moving.score_with(facts, settings.dtype, settings.packing)
         self.cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
         wrapped, self.trained = self._placed(facts, placement)
         sums = self._whole is not None and reduces_once(facts, settings, self.accelerator)
@@ -137,7 +141,7 @@ class Steps:
             engine = ZeroEngine(facts, optimiser, sharding, self.settings.max_grad_norm, self.accelerator)
             wrapped = optimiser = engine
         parameters = {**policy, **self.modules.named()}
-        return wrapped, Trained(parameters, self.modules.named_constants(), optimiser)
+        return wrapped, Trained(parameters, self.modules.named_constants() | self._moving.named(), optimiser)
 
     def take_up(self, carried: Carry) -> None:
         """Start from the state that another run left."""
@@ -205,6 +209,7 @@ class Steps:
         if self.settings.gradient_checkpointing:
             plain_model(self.model).gradient_checkpointing_disable()
         self.model.eval()
+        self._moving.release()
 
     def take(self, step: int, check_start: bool) -> StepReport:
         """Take optimiser step ``step``, from 0; ``check_start``: whether policy and reference must be the same.
@@ -217,7 +222,7 @@ class Steps:
         optimiser = self.trained.optimiser
         set_rate(optimiser, rate)
         epoch, index = divmod(step, math.ceil(len(self.examples) / self.settings.batch_size))
-        batch = self._global_batch(epoch, index)
+        batch = self._moving.scored(self._global_batch(epoch, index), self.cut, step)
         if self.cut.packing and not self._packing_checked:
             check_packing(self._objective.policy, batch, self.cut, self.accelerator, self._facts.dtype)
             self._packing_checked = True
@@ -232,27 +237,22 @@ class Steps:
         optimiser.zero_grad(set_to_none=True)
         self._running = facts.running
         self.modules.after_step(facts.module_means)
+        self._moving.after_step(step + 1)
         return self._report(step, facts, rate, norm, time.perf_counter() - started)
 
-    def _global_batch(self, epoch: int, index: int) -> list[Example]:
+    def _global_batch(self, epoch: int, index: int) -> Sequence[Example]:
         if self._plan[0] != epoch:
             sizes = self._survey.lengths, self._survey.tokens
             self._plan = (epoch, plan_epoch(*sizes, self.settings.batch_size, self.seed, epoch))
         return [self.examples[i] for i in self._plan[1][index]]
 
     def _clip(self) -> float:
-        """Clip; return the policy's gradient norm before clipping, NaN if that of heads or critics is not finite."""
         if isinstance(self.trained.optimiser, ZeroEngine):
             # It clips in its step, and trains only the policy.
             return self.trained.optimiser.gradient_norm()
-        # Large gradients of auxiliary modules must not shorten the policy's step.
-        beside = [*self.modules.parameters()]
-        theirs = {id(p) for p in beside}
-        policy = [p for p in self.trained.parameters.values() if id(p) not in theirs]
-        norm = single(self.accelerator.clip_grad_norm_(policy, self.settings.max_grad_norm))
-        if beside and not math.isfinite(float(self.accelerator.clip_grad_norm_(beside, self.settings.max_grad_norm))):
-            return math.nan
-        return norm
+        beside = self.modules.named()
+        policy = [p for name, p in self.trained.parameters.items() if name not in beside]
+        return clipped_norm(policy, [*beside.values()], self.settings.max_grad_norm, self.accelerator)
 
     def _require_finite(self, step: int, facts: BatchFacts, norm: float, batch: Sequence[Example]) -> None:
         if math.isfinite(facts.loss) and math.isfinite(norm):

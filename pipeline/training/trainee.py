@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
+from pipeline.config.training import ReferenceSync
 from pipeline.storage.shards import copy_shards
 
 
@@ -22,6 +25,7 @@ class Trainee:
         end_ids: tokens that end a response; empty: unknown.
         router_aux_loss_coef: of the loss that balances the experts of a mixture; None: that of the model's config, 0 if
             it has none.
+        reference_sync: moves the reference within the run; without an adapter, ``reference`` must be given then.
     """
 
     model: Any
@@ -29,6 +33,12 @@ class Trainee:
     starts_at_reference: bool = False
     end_ids: frozenset[int] = frozenset()
     router_aux_loss_coef: float | None = None
+    reference_sync: ReferenceSync | None = None
+
+    @property
+    def key(self) -> list[JsonValue]:
+        """What the run's key holds of a moving reference; empty if it stays."""
+        return [] if self.reference_sync is None else [self.reference_sync.identity()]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import Optimisation
+from pipeline.config.training import ReferenceSync
 from pipeline.losses import Loss, load_preset
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.reference import reference_logps, with_references
@@ -107,6 +108,7 @@ def trained(
     placement: Placement | None = None,
     watching: Watching | None = None,
     end_ids: frozenset[int] = frozenset(),
+    reference_sync: ReferenceSync | None = None,
     **files: Path,
 ) -> TrainResult:
     """``train`` with its records filled in.
@@ -117,7 +119,7 @@ def trained(
     kept = Carry(files.pop("optimiser_to", None), files.pop("heads_to", None))
     places = Files(files.pop("checkpoints", None), carried, kept)
     assert not files, files
-    trainee = Trainee(model, reference, starts_at_reference, end_ids)
+    trainee = Trainee(model, reference, starts_at_reference, end_ids, reference_sync=reference_sync)
     return train(
         trainee,
         examples,

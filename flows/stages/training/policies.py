@@ -100,9 +100,13 @@ def reference_model(context: Context, round_: int, model: Any, *, at_reference: 
     An earlier adapter on the same weights is added to ``model``: no second copy of them is in memory.
     """
     config, lora = context.config, context.config.training.lora
-    if not needs_of(config.loss).live_reference:
+    moves = lora is None and config.training.reference_sync is not None
+    if not needs_of(config.loss).live_reference and not moves:
         return None
     path = context.model_path(reference_stage(context.run, config, round_))
+    if moves:
+        # A reference of 16 bits would not take up small moves.
+        return load_policy(str(path), trust_remote_code=config.trusts_policy)
     if lora is not None and at_reference and not is_adapter(path):
         return None
     if lora is not None and lora.lifetime == "run":

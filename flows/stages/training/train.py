@@ -101,6 +101,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
                 starts_at_reference=at_reference and needs_of(config.loss).references > 0,
                 end_ids=chat.end_ids,
                 router_aux_loss_coef=router_coefficient(training.router_aux_loss_coef),
+                reference_sync=training.reference_sync,
             ),
             examples_with_reference(context, round_),
             Loss(config.loss.preset, config.loss),

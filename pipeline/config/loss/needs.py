@@ -92,6 +92,19 @@ class Needs:
         """
         return self.unpaired and not self.contrast
 
+    @property
+    def unmovable(self) -> str | None:
+        """Why the reference cannot move while training, with what is allowed; None: it can."""
+        if self.references != 1:
+            what = f"reads {self.references or 'no'} reference{'' if self.references == 1 else 's'}"
+        elif self.live_reference:
+            what = "reads more of the reference than its log-probabilities"
+        elif "dispersion" in self:
+            what = "has a dispersion, which is the entropy of the round's own reference"
+        else:
+            return None
+        return f"{what}; allowed: a loss that reads the log-probabilities of one reference, or reference_sync: null"
+
     def mismatched(self, kind: ExampleKind) -> bool:
         """Whether examples of ``kind`` carry a response to another prompt (KTO); pairs need none."""
         return kind == "unpaired" and self.baseline

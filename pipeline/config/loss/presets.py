@@ -49,6 +49,20 @@ AMBIGUOUS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tdpo": ("tdpo1 or tdpo2 (token-level, arXiv:2404.11999)",),
         "gpo": ("gpo_exponential, gpo_truncated_quadratic or gpo_savage (arXiv:2402.05749), or dpo, ipo, slic",),
         "hinge": ("slic (arXiv:2305.10425, no reference)", "rso_hinge (arXiv:2309.06657, with one)"),
+        "spo": (
+            "nothing here: soft preference optimization (arXiv:2405.00747), self-play of a minimaximalist "
+            "(arXiv:2401.04056) and step-aware preference optimization of images share this name; sppo is "
+            "the self-play that is here",
+        ),
+        "sdpo": (
+            "nothing here: segment-level DPO of conversations, stepwise diffusion policy optimization and "
+            "safeguarded DPO of images (arXiv:2511.03317) share this name",
+        ),
+        "dspo": ("nothing here: the methods of this name train image models by their scores, or by semantics",),
+        "nash_md": (
+            "nothing here as a policy gradient (arXiv:2312.00886)",
+            "inpo, egpo or ipo_soft (games between policies, arXiv:2407.00617, arXiv:2503.08942)",
+        ),
         "rdpo": ("r_dpo (length-regularised, arXiv:2403.19159)", "robust_dpo (arXiv:2403.00409)"),
     }
 )

@@ -1,5 +1,6 @@
 """LoRA adapters: made, loaded, switched, saved and merged; the weights under them are never changed in place."""
 
+import copy
 import operator
 import re
 import warnings
@@ -137,6 +138,26 @@ def add_reference(model: Any, folder: str | Path) -> None:
     """Add the adapter in ``folder`` to the peft model ``model``, frozen, as its reference; see ``reference_on``."""
     load_adapter(model, folder, trained=False, name=REFERENCE_ADAPTER)
     model.set_adapter(TRAINED_ADAPTER)
+
+
+def add_copied_reference(model: Any) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Add a frozen copy of the trained adapter of ``model`` as its reference; return (copy, trained) by name."""
+    model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[TRAINED_ADAPTER]))
+    model.set_adapter(TRAINED_ADAPTER)
+    pairs = {}
+    trained = dict(model.named_parameters())
+    for name, own in trained.items():
+        parts = name.split(".")
+        if REFERENCE_ADAPTER in parts:
+            source = trained[".".join(TRAINED_ADAPTER if part == REFERENCE_ADAPTER else part for part in parts)]
+            own.data = source.detach().clone()
+            pairs[name] = (own.requires_grad_(False), source)
+    return pairs
+
+
+def drop_reference(model: Any) -> None:
+    """Remove the adapter of ``add_copied_reference``."""
+    model.delete_adapter(REFERENCE_ADAPTER)
 
 
 def _with_adapter(model: Any, arguments: Mapping[str, Any], name: str) -> Any:

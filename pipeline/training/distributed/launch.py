@@ -135,6 +135,11 @@ def read_launch(config: RunConfig) -> Launch | None:
             f"policy.quantisation.bits: {held.bits}, but {file}: distributed_type: {launch.kind} shards weights, which "
             "quantised ones cannot be; allowed with it: MULTI_GPU or MULTI_CPU, or policy.quantisation: null"
         )
+    if config.training.reference_sync is not None and launch.kind != "DDP":
+        raise UserError(
+            f"training.reference_sync: a moving reference is whole in each process, but {file}: distributed_type: "
+            f"{launch.kind} shards weights or their state; allowed with it: MULTI_GPU or MULTI_CPU"
+        )
     if launch.zero is not None and needs_of(config.loss).auxiliary:
         raise UserError(
             f"{file}: distributed_type: DEEPSPEED trains only the policy, but this loss also trains heads or critics; "

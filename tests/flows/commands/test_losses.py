@@ -93,9 +93,11 @@ def test_settings_have_their_defaults_meanings_and_choices() -> None:
 def test_ambiguous_names_are_refused_with_what_they_could_mean(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("d2po", "D2PO", "apo", "rpo", "vpo"):
+    for name in ("d2po", "D2PO", "apo", "rpo", "vpo", "SPO", "SDPO", "DSPO", "Nash-MD"):
         message = refused(monkeypatch, capsys, name)
-        assert "ambiguous" in message and all(meaning in message for meaning in AMBIGUOUS[name.lower()])
+        assert "ambiguous" in message and all(
+            meaning in message for meaning in AMBIGUOUS[name.lower().replace("-", "_")]
+        )
 
 
 def test_unknown_names_are_refused_with_the_nearest_ones(

@@ -87,6 +87,18 @@ def test_a_label_of_wins_needs_win_probabilities_or_scores(offline: Path) -> Non
     check_run(config(offline, [{**row, "win_probability": 0.7} for row in PAIRS], loss))
 
 
+def test_a_reference_that_moves_is_one_that_is_stored(iterative: Path, model: Path) -> None:
+    check_run(config(iterative, None, "training.reference_sync={every: 4}"))
+    for loss, why in (
+        ("simpo", "reads no references"),
+        ("tdpo1", "reads more of the reference than"),
+        ("mrpo", "reads 2"),
+    ):
+        further = [f"training.references=[{model}]"] if loss == "mrpo" else []
+        message = refused(iterative, None, f"loss.preset={loss}", "training.reference_sync={every: 4}", *further)
+        assert message.startswith(f"training.reference_sync: loss {loss} {why}"), message
+
+
 def test_soft_targets_need_win_probabilities_or_scores(offline: Path) -> None:
     message = refused(offline, PAIRS, "loss.preset=ipo_soft")
     assert message.startswith("loss.margin: wins needs the column 'win_probability', or scores: 6 of 6 pairs")

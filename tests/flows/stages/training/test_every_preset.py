@@ -130,6 +130,29 @@ def test_each_part_of_a_sum_is_in_the_log(job: Path, begun: dict[tuple[str, str]
         assert step["loss"] == pytest.approx(0.8 * parts["dpo"] + 0.5 * parts["bco"] + parts["sft"], rel=1e-5)
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_reference_moves_within_a_round(
+    lora: bool, job: Path, begun: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    def steps(root: Path, *settings: str) -> list[dict[str, Any]]:
+        given = [
+            *data_of(job, "offline", "pairs"),
+            "training.epochs=2",
+            *(["training.lora={rank: 2}"] * lora),
+            *settings,
+        ]
+        context = open_context(job, root, "offline", *given, base=begun["offline", "pairs"])
+        check_run(context.config)
+        train(context, 1)
+        return history(context, 1)
+
+    moved = steps(tmp_path / "moved", "training.reference_sync={every: 2, mix: 1}")
+    plain = steps(tmp_path / "plain")
+    assert [step["loss"] for step in moved[:2]] == [step["loss"] for step in plain[:2]]
+    assert moved[2]["loss"] == pytest.approx(math.log(2), abs=1e-5) != plain[2]["loss"]
+    assert moved[2]["chosen_change_per_token"] == pytest.approx(0, abs=1e-5)
+
+
 def margin(context: Context, round_: int) -> float:
     """Mean of log π(chosen) − log π(rejected) over held-out pairs, nats."""
     chat = load_chat(str(context.policy_path(0)), context.config.chat)
