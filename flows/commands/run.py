@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from flows.loop.finished import report_if_finished
+from flows.loop.object_store.address import read_link
 from flows.loop.object_store.held import hold_run
 from flows.loop.preparation import prepare_run
 from flows.planning.cards.refusal import require_card
@@ -15,8 +16,9 @@ from flows.report.terminal import print_table, read_rounds
 from flows.run_folder.redo import FOLDER, parse_stage, set_aside
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
-from pipeline.errors import Paused
+from pipeline.errors import Paused, UserError
 from pipeline.storage.run_folder import RunFolder
+from pipeline.training.distributed.launch import read_launch
 
 
 def run_config(
@@ -26,13 +28,17 @@ def run_config(
     extend: bool,
     until: str | None,
     redo_from: str | None = None,
+    machine: int | None = None,
 ) -> None:
     """Run the config in this process, up to the stage ``until`` (``ROUND:STAGE``) if given.
 
-    ``redo_from``, of the same form: first set aside everything from this stage on.
+    ``redo_from``, of the same form: first set aside everything from this stage on. ``machine``: rank of this machine,
+    if the accelerate config names several; those of rank 1 and on only train.
 
     Raises ``UserError``, ``RunError``, or ``Paused`` if a round's gate asks a person.
     """
+    if _follows(files, settings, run_dir, machine):
+        return
     root, config = _understood(files, settings, run_dir)
     if until is not None:
         parse_stage("--until", until, config)
@@ -59,6 +65,39 @@ def run_config(
     print(f"report: {report}")
 
 
+def _follows(files: list[Path], settings: list[str], run_dir: Path | None, machine: int | None) -> bool:
+    """Return False on the machine that drives the run; on others, train until the run ends, and return True."""
+    config = load_config(files, settings)
+    launch = read_launch(config, machine)
+    if launch is None or launch.machines == 1:
+        return False
+    root = run_dir_of(config, run_dir)
+    if read_link(root) is not None:
+        raise UserError(
+            f"--run-dir: a URL, but {config.accelerate} says num_machines: {launch.machines}; allowed: a folder on "
+            "storage that all machines share"
+        )
+    if launch.machine == 0:
+        return False
+    # What torch's client says of a connection that ends belongs to no user.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    from flows.workers.machines.follower import FollowingMachine
+
+    def load() -> RunConfig:
+        return _understood(files, settings, run_dir)[1]
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    FollowingMachine(launch, root, load, config.sampler.start_timeout, say).follow()
+    return True
+
+
+def run_dir_of(config: RunConfig, given: Path | None) -> Path:
+    """Return the folder of a run."""
+    return (given or Path("runs") / config.name).resolve()
+
+
 def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str | None) -> None:
     """Print the run's stages and which would run; writes nothing. Raises ``UserError`` or ``RunError``."""
     from flows.commands.dry_run import print_dry_run
@@ -72,7 +111,7 @@ def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str
 def _understood(files: list[Path], settings: list[str], run_dir: Path | None) -> tuple[Path, RunConfig]:
     """Return the run's folder, and the config with what its data is found to be, which is said."""
     config = load_config(files, settings)
-    root = (run_dir or Path("runs") / config.name).resolve()
+    root = run_dir_of(config, run_dir)
     config, read = understood(RunFolder(root).carried(config), root)
     for line in read:
         print(line, file=sys.stderr)

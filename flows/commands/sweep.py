@@ -28,6 +28,7 @@ from pipeline.config.files import load_config
 from pipeline.errors import RunError, UserError
 from pipeline.safe_text import visible
 from pipeline.storage.run_folder import RunFolder
+from pipeline.training.distributed.launch import read_launch
 
 # Exit codes of a run, besides 0.
 PAUSED, INTERRUPTED = 3, 130
@@ -116,6 +117,12 @@ def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: 
         for trial in list(_trials(files, axes, plain, root))
     ]
     for trial in trials:
+        launch = read_launch(trial.config)
+        if launch is not None and launch.machines > 1:
+            raise UserError(
+                f"{trial.config.accelerate}: num_machines: {launch.machines}; allowed in a sweep: 1, since the other "
+                "machines follow one run"
+            )
         if not RunFolder(trial.root).config_file.is_file():
             check_run(trial.config)
     if dry:

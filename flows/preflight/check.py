@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from flows.preflight.chat_template import check_template
+from flows.preflight.context_parallel import check_context_parallel
 from flows.preflight.data import check_data
 from flows.preflight.fault_log import FaultLog
 from flows.preflight.labellers import check_answer, check_scorer, check_second
@@ -26,7 +27,8 @@ from pipeline.safe_text import name_keys
 from pipeline.sampling.engine_args import require_engine_args
 from pipeline.storage.layout import require_known
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training.distributed.launch import read_launch, require_launcher, require_optimiser
+from pipeline.training.distributed.launch import read_launch
+from pipeline.training.distributed.requirements import require_launcher, require_optimiser
 from pipeline.types import Prompt
 
 
@@ -167,6 +169,7 @@ def _check_training(config: RunConfig) -> None:
         require_engine_args(config.sampler.engine_args)
     launch = read_launch(config)
     require_launcher(config, launch)
+    check_context_parallel(config)
     on_accelerator = has_accelerator() and not (launch is not None and launch.cpu)
     for section, settings in (("training", config.training), ("warm_start", config.warm_start)):
         if settings is not None:

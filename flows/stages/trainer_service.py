@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.stages.context import Context
 from flows.stages.run import follow_stage, run_stage
@@ -21,7 +22,12 @@ from pipeline.errors import RunError, UserError
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import Launch, Placement, read_launch
 
+if TYPE_CHECKING:
+    from flows.workers.machines.leader import OtherMachines
+
 _Send = Callable[[StageProgress], None]
+# Of the time that this process may take to start, the part in which other machines must come.
+SHARE_TO_COME = 0.8
 
 
 class TrainerService:
@@ -29,6 +35,7 @@ class TrainerService:
 
     def __init__(self) -> None:
         self._followers: Followers | None = None
+        self._machines: OtherMachines | None = None
 
     def init(self, request: TrainerInit, send: _Send) -> Done:
         """Take the run folder, the resolved config and the rank."""
@@ -37,12 +44,25 @@ class TrainerService:
         self._config = RunConfig.model_validate(request.config)
         self._rank = request.rank
         self._launch = read_launch(self._config)
-        if self._launch is not None and self._launch.devices != "all":
-            os.environ["CUDA_VISIBLE_DEVICES"] = self._launch.devices
+        if self._launch is not None and self._rank == 0:
+            self._lead_from(self._launch)
         if self._launch is not None and self._launch.zero is not None:
             # If DeepSpeed is installed, other libraries import it too, and it chooses the device when first imported.
             os.environ["DS_ACCELERATOR"] = "cpu" if self._launch.cpu else "cuda"
         return Done()
+
+    def _lead_from(self, launch: Launch) -> None:
+        """Choose this machine's accelerators, which its other processes inherit, and call other machines together."""
+        from pipeline.training.distributed.process_group import visible_devices
+
+        devices = visible_devices(launch, os.environ)
+        if devices is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+        if launch.machines > 1:
+            from flows.workers.machines.leader import OtherMachines
+
+            patience = self._config.sampler.start_timeout * SHARE_TO_COME
+            self._machines = OtherMachines(launch, self._run.root, self._init.config, patience)
 
     def stage(self, request: RunStage, send: _Send) -> Done:
         """Run stage ``name`` of ``round``."""
@@ -106,9 +126,13 @@ class TrainerService:
             self._store.unlink(missing_ok=True)
             log = self._run.root / "logs" / "trainer.log"
             timeout = self._config.sampler.start_timeout + further_seconds(self._config)
-            self._followers = Followers(launch.processes - 1, self._init, log, timeout)
-        with _threads(share_of_cores(launch.processes) if launch.cpu else None), self._followers.beside(request):
+            self._followers = Followers(launch.on_each - 1, self._init, log, timeout)
+        machines, trouble = self._machines, None if self._machines is None else self._machines.trouble
+        number = 0 if machines is None else machines.begin(request)
+        with _threads(share_of_cores(launch.on_each) if launch.cpu else None), self._followers.beside(request, trouble):
             yield
+        if machines is not None:
+            machines.finish(number, self._config.training.stall_timeout)
 
     def _join(self, launch: Launch) -> Placement:
         from pipeline.training.distributed.process_group import join

@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,30 +33,22 @@ class Followers:
         Raises:
             RunError: one did not answer within ``start_timeout`` seconds.
         """
-        self._pool = ThreadPoolExecutor(count)
-
-        def start(rank: int) -> Child[StageProgress]:
-            own = log.with_name(f"{log.stem}_{rank}{log.suffix}")
-            threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share_of_cores(count + 1)))}
-            # Followers only train, so they need no keys.
-            env = {**threads, **dict.fromkeys(key_variables(init.config))}
-            return Child(TRAINER, msgspec.structs.replace(init, rank=rank), own, start_timeout, env)
-
-        starting = [self._pool.submit(start, rank) for rank in range(1, count + 1)]
-        try:
-            self._children = [future.result() for future in starting]
-        except BaseException:
-            for future in starting:
-                if future.exception() is None:
-                    future.result().kill()
-            raise
+        # One more for those of other machines.
+        self._pool = ThreadPoolExecutor(count + 1)
+        self._children = start_processes(range(1, count + 1), init, log, start_timeout, share_of_cores(count + 1))
 
     @contextmanager
-    def beside(self, request: RunStage | JoinPasses) -> Iterator[None]:
+    def beside(
+        self, request: RunStage | JoinPasses, elsewhere: Callable[[], Exception | None] | None = None
+    ) -> Iterator[None]:
         """Let the others do their part of ``request`` while this process does its own inside the block.
 
         A collective operation waits for a failed process, so a follower that fails is ended: with gloo the block then
         fails too. If it does not within ``GRACE_SECONDS``, this process ends, and prints the follower's error last.
+
+        Args:
+            request: what the others do.
+            elsewhere: asked every second for what has ended a process on another machine.
 
         Raises:
             UserError, RunError: from the block, else from the follower that failed first.
@@ -64,18 +56,31 @@ class Followers:
         failed: list[Exception] = []
         over, told = threading.Event(), threading.Event()
 
+        def tell(error: Exception, child: Child[StageProgress] | None = None) -> None:
+            failed.append(error)
+            told.set()
+            if child is not None:
+                child.kill()
+            if not over.wait(GRACE_SECONDS):
+                print(failed[0], file=sys.stderr, flush=True)
+                os._exit(1)
+
         def follow(rank: int, child: Child[StageProgress]) -> None:
             try:
                 child.call(request, Done, None)
             except (UserError, RunError) as error:
-                failed.append(type(error)(f"process {rank} of training: {error}"))
-                told.set()
-                child.kill()
-                if not over.wait(GRACE_SECONDS):
-                    print(failed[0], file=sys.stderr, flush=True)
-                    os._exit(1)
+                tell(type(error)(f"process {rank} of training: {error}"), child)
+
+        def watch(trouble: Callable[[], Exception | None]) -> None:
+            while not over.wait(1.0):
+                found = trouble()
+                if found is not None:
+                    tell(found)
+                    return
 
         calls: list[Future[None]] = [self._pool.submit(follow, 1 + i, c) for i, c in enumerate(self._children)]
+        if elsewhere is not None:
+            calls.append(self._pool.submit(watch, elsewhere))
         try:
             yield
         except (UserError, RunError):
@@ -95,6 +100,46 @@ class Followers:
         """End them at once: they hold no unwritten data."""
         for child in self._children:
             child.kill()
+
+
+def start_processes(
+    ranks: range,
+    init: TrainerInit,
+    log: Path,
+    start_timeout: float,
+    threads: int,
+    further: Mapping[str, str | None] | None = None,
+) -> list[Child[StageProgress]]:
+    """Start training processes of this machine all at once; see ``Child``.
+
+    Args:
+        ranks: theirs, over all machines.
+        init: what they are started with, but for the rank.
+        log: beside which each has its own.
+        start_timeout: seconds that one may take to answer.
+        threads: of each on the CPU, unless the environment says.
+        further: variables of their environment.
+
+    Raises:
+        RunError: one did not answer in time.
+    """
+
+    def start(rank: int) -> Child[StageProgress]:
+        own = log.with_name(f"{log.stem}_{rank}{log.suffix}")
+        # Followers only train, so they need no keys.
+        env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), **(further or {})}
+        env |= dict.fromkeys(key_variables(init.config))
+        return Child(TRAINER, msgspec.structs.replace(init, rank=rank), own, start_timeout, env)
+
+    with ThreadPoolExecutor(max(1, len(ranks))) as pool:
+        starting = [pool.submit(start, rank) for rank in ranks]
+        try:
+            return [future.result() for future in starting]
+        except BaseException:
+            for future in starting:
+                if future.exception() is None:
+                    future.result().kill()
+            raise
 
 
 def share_of_cores(processes: int) -> int:

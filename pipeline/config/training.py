@@ -149,6 +149,7 @@ class Training(Optimisation):
     """Preference training of a round."""
 
     lora: Lora | None = None
+    context_parallel: int = Field(1, ge=1, description="processes that share each row", json_schema_extra=OPERATIONAL)
     router_aux_loss_coef: RouterCoefficient = Field("config", description=_ROUTERS, json_schema_extra=LATER)
     weights: Literal["float32", "bfloat16"] = Field(
         "float32",

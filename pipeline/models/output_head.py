@@ -249,3 +249,31 @@ def _joined(parts: tuple[Tensor | None, ...]) -> Tensor | None:
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
+def placed_at(values: Tensor, at: Tensor, shape: torch.Size) -> Tensor:
+    """Put the first of ``values`` [N] at the places ``at``, counted from position 1, of [R, T]; 0 elsewhere."""
+    rows, width = shape
+    whole = values.new_zeros(rows * (width - 1)).index_copy(0, at, values[: len(at)]).view(rows, width - 1)
+    return torch.cat([whole.new_zeros((rows, 1)), whole], dim=1)
+
+
+def states_of_responses(layers: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, ...] | None:
+    """For each layer, put the first of its [N, H] at ``response_places`` of [R, W, H], else 0; None without layers."""
+    if not layers:
+        return None
+    inside = response_places(mask[:, 1:])
+    at = inside.flatten().nonzero().squeeze(1)
+    shape = (inside.numel(), layers[0].shape[-1])
+    return tuple(layer.new_zeros(shape).index_copy(0, at, layer[: len(at)]).view(*inside.shape, -1) for layer in layers)
+
+
+def response_places(mask: Tensor) -> Tensor:
+    """[R, W] bool, true at the first n places of a row with n tokens in ``mask`` [R, T]; W is the largest n."""
+    counts = mask.sum(1)
+    return torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
+
+
+def at_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """Move ``values`` [R, W] from their ``response_places`` to the tokens of ``mask`` [R, T]; 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values[response_places(mask)])

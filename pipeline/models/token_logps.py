@@ -4,8 +4,10 @@ Knows no loss. Values at index t belong to the prediction of token t, so its hid
 The output head runs on response positions only, in chunks.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pipeline.config.loss.needs import OF_REFERENCE, Fact
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UserError
+from pipeline.models.attention.context import ContextGroup, OwnPart, own_part, rows_as_stream
 from pipeline.models.attention.last_layer import no_more_than, places, position_wise
 from pipeline.models.attention.packing import Packed, PaddedTurns
 from pipeline.models.attention.reach import Reach
@@ -24,7 +27,9 @@ from pipeline.models.output_head import (
     OutputHead,
     Softmaxes,
     output_head,
+    placed_at,
     softmaxes,
+    states_of_responses,
     text_decoder,
 )
 from pipeline.models.weights.held_weights import holds_fewer_bits, passes_as_held
@@ -99,6 +104,7 @@ class TokenLogps(nn.Module):
         chunk_elements: int = CHUNK_ELEMENTS,
         share_prompts: bool = False,
         whole_rows: bool = False,
+        context: ContextGroup | None = None,
     ) -> None:
         """See the class.
 
@@ -111,8 +117,11 @@ class TokenLogps(nn.Module):
             chunk_elements: logits held at once.
             share_prompts: take packed streams if both models can; ``padded_because`` gives the reason if not.
             whole_rows: every layer computes every token of a row, also those whose values nothing reads: for routers.
+            context: compute the rows together with these processes; each gets the values of all tokens, and gradients
+                for its own part of them.
 
         Raises:
+            UserError: ``context`` with a model whose layers cannot be divided.
             ValueError: ``wants`` needs a reference model that is missing, or the reference model is the policy.
         """
         super().__init__()
@@ -127,6 +136,7 @@ class TokenLogps(nn.Module):
         self._head = self._reference_head = _head_of(model)
         # A tuple keeps it out of the module's children.
         self._reference: tuple[Any, ...] = () if reference_model is None else (reference_model,)
+        self._around: tuple[Callable[[Callable[[], Any]], Any], ...] = ()
         if reference_model is not None and reference_model is not model:
             self._reference_head = _head_of(reference_model)
             reference_model.eval()
@@ -136,9 +146,13 @@ class TokenLogps(nn.Module):
         self.padded_because: str | None = "packing is off"
         # Modules of the policy and of the reference that compute only the requested positions.
         self._narrow: tuple[tuple[nn.Module, ...], ...] = ((), ())
+        self._context = context
+        told = _why_padded(model, reference_model) if share_prompts or context is not None else None
+        if context is not None and told is not None:
+            raise UserError(f"training.context_parallel: {context.size}, but {told}; allowed for this model: 1")
         if share_prompts:
-            self.padded_because = _why_padded(model, reference_model)
-            if self.padded_because is None and not whole_rows:
+            self.padded_because = told
+            if told is None and not whole_rows and context is None:
                 self._narrow = tuple(() if m is None else _narrow(m) for m in (model, reference_model))
 
     def forward(self, ids: Tensor, mask: Tensor, packed: Packed | PaddedTurns | None = None) -> TokenFacts:
@@ -160,7 +174,13 @@ class TokenLogps(nn.Module):
         asked = pad(asked[:, 1:], (0, int(self._whole_rows)))
         read = read if self._whole_rows else read[:, :-1]
         inputs = _Inputs({"input_ids": read}, asked.reshape(-1).nonzero().squeeze(1))
-        if isinstance(packed, Packed):
+        part: OwnPart | None = None
+        if self._context is not None:
+            stream = packed if isinstance(packed, Packed) else rows_as_stream(read, asked)
+            part = own_part(self._context, stream, ROUNDING.get((ids.device.type, self.dtype), 1))
+            targets = pad(targets[part.here], (0, len(part.wanted) - len(part.here)))
+            inputs = _Inputs(stream_arguments(part.stream, own=part.tokens), part.wanted)
+        elif isinstance(packed, Packed):
             multiple = ROUNDING.get((ids.device.type, self.dtype), 1)
             filling = (0, -len(targets) % multiple)
             targets = pad(targets, filling)
@@ -174,16 +194,19 @@ class TokenLogps(nn.Module):
             found = self._softmaxes(ours, theirs, targets)
 
         def placed(values: Tensor | None) -> Tensor | None:
-            return None if values is None else _placed(values, rows, ids.shape)
+            return None if values is None else placed_at(whole(values), rows, ids.shape)
 
-        hidden = _of_responses(ours.layers, mask)
+        def whole(values: Tensor) -> Tensor:
+            return values if part is None else part.whole(values)
+
+        hidden = states_of_responses(tuple(map(whole, ours.layers)), mask)
         return TokenFacts(
-            policy=_placed(found.logps, rows, ids.shape),
+            policy=placed_at(whole(found.logps), rows, ids.shape),
             kl=placed(found.kl),
             collision=placed(found.collision),
             entropy=placed(found.entropy),
             hidden=None if hidden is None else hidden[-1],
-            reference_hidden=None if theirs is None else _of_responses(theirs.layers, mask),
+            reference_hidden=None if theirs is None else states_of_responses(tuple(map(whole, theirs.layers)), mask),
         )
 
     def _softmaxes(self, ours: _Run, theirs: _Run | None, targets: Tensor) -> Softmaxes:
@@ -212,7 +235,15 @@ class TokenLogps(nn.Module):
             reference_on(reference) if reference is self.model else nullcontext(),
             _no_more_than_asked(reference, self._narrow[1], inputs),
         ):
-            return _run(reference, self._reference_head, inputs, all_layers=every, last=last)
+            pass_: Callable[[], _Run] = partial(
+                _run, reference, self._reference_head, inputs, all_layers=every, last=last
+            )
+            return self._around[0](pass_) if self._around else pass_()
+
+    def run_reference_in(self, around: Callable[[Callable[[], Any]], Any]) -> None:
+        """Let ``around`` call each pass of the reference: what shards its weights gathers them then."""
+        # A tuple keeps a module out of the children.
+        self._around = (around,)
 
 
 def _why_padded(model: Any, reference_model: Any | None) -> str | None:
@@ -265,31 +296,3 @@ def _run(model: Any, head: OutputHead | None, inputs: _Inputs, *, all_layers: bo
         vocabulary,
         tuple(at_head if layer is states else wanted(layer) for layer in layers),
     )
-
-
-def _placed(values: Tensor, at: Tensor, shape: torch.Size) -> Tensor:
-    """Put the first of ``values`` [N] at the places ``at``, counted from position 1, of [R, T]; 0 elsewhere."""
-    rows, width = shape
-    whole = values.new_zeros(rows * (width - 1)).index_copy(0, at, values[: len(at)]).view(rows, width - 1)
-    return torch.cat([whole.new_zeros((rows, 1)), whole], dim=1)
-
-
-def _of_responses(layers: tuple[Tensor, ...], mask: Tensor) -> tuple[Tensor, ...] | None:
-    """For each layer, put the first of its [N, H] at ``response_places`` of [R, W, H], else 0; None without layers."""
-    if not layers:
-        return None
-    inside = response_places(mask[:, 1:])
-    at = inside.flatten().nonzero().squeeze(1)
-    shape = (inside.numel(), layers[0].shape[-1])
-    return tuple(layer.new_zeros(shape).index_copy(0, at, layer[: len(at)]).view(*inside.shape, -1) for layer in layers)
-
-
-def response_places(mask: Tensor) -> Tensor:
-    """[R, W] bool, true at the first n places of a row with n tokens in ``mask`` [R, T]; W is the largest n."""
-    counts = mask.sum(1)
-    return torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
-
-
-def at_tokens(values: Tensor, mask: Tensor) -> Tensor:
-    """Move ``values`` [R, W] from their ``response_places`` to the tokens of ``mask`` [R, T]; 0 elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values[response_places(mask)])

@@ -11,7 +11,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from pipeline.losses import Loss
-from pipeline.models.attention.packing import Packed
 from pipeline.models.token_logps import TokenFacts
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.auxiliary.routers import ExpertUse, Passed, Routed, Routers, RouterSums
@@ -120,11 +119,12 @@ def accumulate_gradient(
         running: the loss's running statistics so far.
     """
     lots, accelerator = lots or Lots(), objective.accelerator
+    objective.modules.gather()
     rank, world = accelerator.process_index, accelerator.num_processes
     own = micro_batches(examples, cut, rank, world, needs=objective.loss.needs, seed=lots.seed, epoch=lots.epoch)
     batches = [batch.to(accelerator.device) for batch in own]
     whole = len(batches) == 1 and world == 1
-    shared = None if whole else _look_ahead(objective, batches, running or {})
+    shared = None if whole else _look_ahead(objective, batches, running or {}, cut.context)
     sum_in_float32(objective.policy, several=len(batches) > 1)
     if objective.ahead is not None:
         objective.ahead.begin(batches)
@@ -135,13 +135,13 @@ def accumulate_gradient(
         with nullcontext() if last else unreduced(objective.policy, accelerator, whole_sums=objective.whole_sums):
             facts, routed = _facts(objective, batch)
             if whole:
-                shared = _statistics(objective, [_observe(objective, batch, facts, routed)], running or {})
+                shared = _statistics(objective, [_observe(objective, batch, facts, routed)], running or {}, 1)
             assert shared is not None, "of the whole batch, or of the passes before"
             balance = total.routers.add(routed, shared.counts, objective.routers)
             _backward(objective, batch, facts, shared, len(examples), total, balance * world)
-    objective.modules.average_gradients(accelerator)
+    objective.modules.average_gradients(accelerator, cut.context)
     assert shared is not None, "every process makes at least one pass"
-    return _over_all(total, objective, len(examples), shared)
+    return _over_all(total, objective, len(examples), shared, cut.context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,9 @@ def _facts(objective: Objective, batch: TokenBatch) -> tuple[TokenFacts, Routed 
     return objective.modules.token_facts(facts, batch.mask), routed
 
 
-def _look_ahead(objective: Objective, batches: Sequence[TokenBatch], running: Mapping[str, float]) -> _Shared:
+def _look_ahead(
+    objective: Objective, batches: Sequence[TokenBatch], running: Mapping[str, float], context: int
+) -> _Shared:
     """Return statistics of the global batch, from a pass without gradient if any are read."""
     if not objective.loss.needs.statistics and not objective.modules.waits and not objective.balances:
         return _Shared({}, dict(running))
@@ -200,7 +202,7 @@ def _look_ahead(objective: Objective, batches: Sequence[TokenBatch], running: Ma
     # Dropout must draw the same masks as in the pass with gradient.
     with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         seen = [_observe(objective, batch, *_facts(objective, batch)) for batch in batches]
-    return _statistics(objective, seen, running)
+    return _statistics(objective, seen, running, context)
 
 
 @torch.no_grad()
@@ -217,9 +219,11 @@ def _observe(objective: Objective, batch: TokenBatch, facts: TokenFacts, routed:
     return _Observed(values, of_modules, suspects, counts)
 
 
-def _statistics(objective: Objective, seen: Sequence[_Observed], running: Mapping[str, float]) -> _Shared:
+def _statistics(objective: Objective, seen: Sequence[_Observed], running: Mapping[str, float], context: int) -> _Shared:
     """Return the statistics of what all processes have ``seen``; give the auxiliary modules their part."""
-    every = gather_object(list(seen)) if objective.accelerator.num_processes > 1 else seen
+    of_processes = gather_object([list(seen)]) if objective.accelerator.num_processes > 1 else [seen]
+    # Those of one context have seen the same.
+    every = [one for part in of_processes[::context] for one in part]
     objective.modules.begin([one.modules for one in every if one.modules is not None])
     suspects = tuple(id for one in every for id in one.suspects)
     counted = [one.counts for one in every if one.counts is not None]
@@ -264,19 +268,14 @@ def _backward(
     means = [known.get(name, (0.0, 0)) for name in METRICS]
     sums, rows = [mean * count for mean, count in means], [count for _, count in means]
     parts = [float(output.parts[member.name]) * len(per_pair) for _, member in objective.loss.members]
-    total.sums += torch.tensor([float(per_pair.sum()), *_counts(batch), *sums, *rows, *parts], dtype=torch.float64)
+    total.sums += torch.tensor([float(per_pair.sum()), *batch.counts, *sums, *rows, *parts], dtype=torch.float64)
     finite = per_pair.isfinite().tolist()
     total.suspects += [e.id for e, fine in zip(batch.examples, finite, strict=True) if not fine]
 
 
-def _counts(batch: TokenBatch) -> tuple[int, int, int]:
-    # Packed tokens are computed once, however many rows contain them.
-    tokens = batch.computed if isinstance(batch.packed, Packed) else sum(e.tokens for e in batch.examples)
-    return tokens, sum(e.response_tokens for e in batch.examples), batch.computed
-
-
-def _over_all(total: _Total, objective: Objective, size: int, shared: _Shared) -> BatchFacts:
-    loss, tokens, responses, positions, *others = over_processes(total.sums, objective.accelerator).tolist()
+def _over_all(total: _Total, objective: Objective, size: int, shared: _Shared, context: int) -> BatchFacts:
+    # Processes of one context have counted the same.
+    loss, tokens, responses, positions, *others = (over_processes(total.sums, objective.accelerator) / context).tolist()
     metrics, rows_of, parts = (
         others[: len(METRICS)],
         others[len(METRICS) : 2 * len(METRICS)],
@@ -284,7 +283,9 @@ def _over_all(total: _Total, objective: Objective, size: int, shared: _Shared) -
     )
     of_rows = zip(METRICS, metrics, rows_of, strict=True)
     means = {name: value / rows for name, value, rows in of_rows if rows}
-    of_modules = None if total.modules is None else over_processes(total.modules, objective.accelerator) / size
+    of_modules = total.modules
+    if of_modules is not None:
+        of_modules = over_processes(of_modules, objective.accelerator) / (size * context)
     return BatchFacts(
         loss=loss / size,
         metrics=means,

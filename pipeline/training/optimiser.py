@@ -16,8 +16,8 @@ from pipeline.config import Optimisation
 from pipeline.errors import UserError
 from pipeline.models.weights.shard_files import opened_shards
 from pipeline.training.distributed.fsdp import placed_like, save_gathered, single
-from pipeline.training.distributed.launch import require_optimiser
 from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP, OffloadedAdamW
+from pipeline.training.distributed.requirements import require_optimiser
 from pipeline.training.distributed.rounded_adamw import RoundedAdamW, rounded_8bit
 from pipeline.training.distributed.zero import ZeroEngine
 
@@ -201,6 +201,6 @@ def clipped_norm(
     Large gradients of auxiliary modules must not shorten the policy's step.
     """
     norm = single(accelerator.clip_grad_norm_(policy, limit))
-    if beside and not math.isfinite(float(accelerator.clip_grad_norm_(beside, limit))):
+    if beside and not math.isfinite(single(accelerator.clip_grad_norm_(beside, limit))):
         return math.nan
     return norm

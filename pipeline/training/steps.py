@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 
 from pipeline.config import Optimisation
-from pipeline.errors import NonFiniteError
+from pipeline.errors import UserError
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps
@@ -33,9 +32,9 @@ from pipeline.training.checkpoint import (
     save_checkpoint,
     take_up_kept,
 )
-from pipeline.training.distributed.fsdp import reduces_once, shard, write_back
-from pipeline.training.distributed.launch import Placement, Sharding, Zero
-from pipeline.training.distributed.process_group import over_processes, require_supported
+from pipeline.training.distributed.fsdp import mesh_of, reduces_once, shard, shard_reference, write_back
+from pipeline.training.distributed.launch import Placement, Sharding, Zero, context_parallel
+from pipeline.training.distributed.process_group import context_group, require_supported
 from pipeline.training.distributed.zero import ZeroEngine
 from pipeline.training.gradients import METRICS, BatchFacts, Objective, accumulate_gradient
 from pipeline.training.optimiser import (
@@ -51,6 +50,7 @@ from pipeline.training.optimiser import (
 )
 from pipeline.training.step_log import StepReport
 from pipeline.training.trainee import Carry, Trainee
+from pipeline.training.watch.finite import all_finite, diverged, weights_diverged
 from pipeline.training.watch.held_out import HeldOutReport, PairReading
 from pipeline.training.watch.readings import read_pairs
 from pipeline.training.watch.self_test import check_packing, check_policy_is_reference
@@ -98,20 +98,30 @@ class Steps:
         self._prepare_model(placement)
         self._moving = reference_in_training(trainee, loss.needs)
         reference = live_reference(model, trainee.reference, loss)
-        if reference is not None:
+        if reference is not None and not isinstance(placement.sharding, Sharding):
             reference.to(self.accelerator.device)
         self.modules = modules_for(model, reference, loss.composition, derive_seed(seed, "heads")).to(
             self.accelerator.device
         )
         routers = None if scores else Routers(model, trainee.router_aux_loss_coef)
-        asked = loss.needs.token_facts
+        context = context_group(self.accelerator, context_parallel(settings))
+        if context is not None and routers:
+            told = "the policy is a mixture of experts"
+            raise UserError(f"training.context_parallel: {context.size}, but {told}; allowed: 1")
         facts = scores or TokenLogps(
-            model, settings.dtype, asked, reference, share_prompts=settings.packing, whole_rows=bool(routers)
+            model,
+            settings.dtype,
+            loss.needs.token_facts,
+            reference,
+            share_prompts=settings.packing,
+            whole_rows=bool(routers),
+            context=context,
         )
         self.padded_because = facts.padded_because
         self._facts = facts
         self._moving.score_with(facts, settings.dtype, settings.packing)
         self.cut = cut_for(settings, self.accelerator.device.type, packing=self.padded_because is None)
+        self._reference = shard_reference(facts, reference, placement.sharding, self.accelerator)
         wrapped, self.trained = self._placed(facts, placement)
         sums = self._whole is not None and reduces_once(facts, settings, self.accelerator)
         given = wrapped, loss, self.modules, self.accelerator, trainee.end_ids, routers, sums
@@ -131,6 +141,7 @@ class Steps:
         sharding = placement.sharding
         if isinstance(sharding, Sharding):
             shard(facts, sharding, self.accelerator)
+            self.modules.shard(mesh_of(self.accelerator))
         policy = trainable(self.model)
         groups = [ParameterGroup(policy, self.settings.weight_decay), *self.modules.groups(self.settings)]
         wrapped: Any = facts
@@ -154,8 +165,8 @@ class Steps:
         """Write the state that the next run may start from, in the main process; all processes call this."""
         if kept.optimiser is not None:
             save_optimiser(self.trained.optimiser, self.trained.parameters, kept.optimiser, self.accelerator)
-        if kept.heads is not None and self.accelerator.is_main_process:
-            self.modules.save(kept.heads)
+        if kept.heads is not None:
+            self.modules.save(kept.heads, writes=self.accelerator.is_main_process)
 
     def resume(self, folder: Path | None) -> CheckpointProgress | None:
         """Go back to the newest checkpoint in ``folder``; return the progress up to it, None without one."""
@@ -231,6 +242,8 @@ class Steps:
         # A step's time does not include the self-tests of a run's first step.
         started = time.perf_counter()
         facts = accumulate_gradient(self._objective, batch, self.cut, Lots(self.seed, epoch), self._running)
+        if self._reference is not None:
+            self._reference.release()
         norm = self._clip()
         self._require_finite(step, facts, norm, batch)
         optimiser.step()
@@ -255,31 +268,16 @@ class Steps:
         return clipped_norm(policy, [*beside.values()], self.settings.max_grad_norm, self.accelerator)
 
     def _require_finite(self, step: int, facts: BatchFacts, norm: float, batch: Sequence[Example]) -> None:
-        if math.isfinite(facts.loss) and math.isfinite(norm):
-            return
-        self.trained.optimiser.zero_grad(set_to_none=True)
-        suspects = tuple(dict.fromkeys(gather_object(list(facts.suspects)))) or tuple(e.id for e in batch)
-        shown = ", ".join(suspects[:5]) + (f" and {len(suspects) - 5} more" if len(suspects) > 5 else "")
-        raise NonFiniteError(
-            f"step {step + 1} of {self.count}: loss {facts.loss:g}, gradient norm {norm:g}; examples {shown}",
-            step + 1,
-            suspects,
-        )
+        if not math.isfinite(facts.loss) or not math.isfinite(norm):
+            self.trained.optimiser.zero_grad(set_to_none=True)
+            raise diverged(step, self.count, facts, norm, batch)
 
     def require_finite_weights(self, step: int) -> None:
         """Raise ``NonFiniteError`` if the weights after step ``step`` (from 0) are not finite."""
-        # Each process checks the part that it holds.
-        wrong = sum(int(not torch.isfinite(tensor).all()) for tensor in self.trained.tensors.values())
-        if over_processes(torch.tensor([float(wrong)], dtype=torch.float64), self.accelerator) == 0:
+        if all_finite(self.trained.tensors.values(), self.accelerator):
             return
         epoch, index = divmod(step, math.ceil(len(self.examples) / self.settings.batch_size))
-        ids = tuple(example.id for example in self._global_batch(epoch, index))
-        raise NonFiniteError(
-            f"step {step + 1} of {self.count}: loss and gradient were finite, but the weights after it are not "
-            f"(learning rate {self.settings.learning_rate:g}); none of them is kept",
-            step + 1,
-            ids,
-        )
+        raise weights_diverged(step, self.count, self.settings.learning_rate, self._global_batch(epoch, index))
 
     def _report(self, step: int, facts: BatchFacts, rate: float, norm: float, seconds: float) -> StepReport:
         known: dict[str, Any] = {name: facts.metrics.get(name) for name in METRICS}

@@ -25,9 +25,14 @@ CUTS: dict[str, Sharding | Zero] = {
 RUNS: dict[str, tuple[str, bool, bool, dict[str, Any]]] = {
     "tied": ("dpo", True, False, {"gradient_checkpointing": True}),
     "ganpo": ("ganpo", False, False, {}),
+    "masks": ("sparsepo", False, False, {}),
+    "live": ("tdpo2", True, False, {}),
     "adapter": ("tdpo2", False, True, {}),
     "resumed": ("beta_dpo", False, False, {"checkpoint_every": 2}),
 }
+
+
+AUXILIARY = ("ganpo", "masks")
 
 
 def die(report: StepReport) -> None:
@@ -50,6 +55,7 @@ def steps(
         seed=0,
         reference=None if adapter else tiny_llama(seed=1),
         optimiser_to=folder / f"{name}.optimiser.safetensors",
+        heads_to=folder / f"{name}.heads",
         placement=None if accelerator is None else Placement(accelerator, sharding),
         **options,
     )
@@ -66,8 +72,8 @@ def main() -> None:
         steps("resumed", folder, accelerator, cut, **options)
         return
     for name in RUNS:
-        # Critics are not trained with DeepSpeed.
-        if name != "ganpo" or isinstance(cut, Sharding):
+        # Heads and critics are not trained with DeepSpeed.
+        if name not in AUXILIARY or isinstance(cut, Sharding):
             steps(name, folder, accelerator, cut)
     if rank == 0:
         (folder / "resumed.safetensors").rename(folder / "whole.safetensors")

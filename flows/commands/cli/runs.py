@@ -43,6 +43,16 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="list the stages that would run, and their keys; writes nothing")
     ] = False,
+    machine_rank: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="R",
+            help="rank of this machine if the accelerate config has several; the machine of rank 0 drives the run, the "
+            "others train with it  [default: machine_rank of that file]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run a config; the same command continues where a run was stopped or killed."""
     if dry_run and redo_from is not None:
@@ -56,7 +66,7 @@ def run(
     # SIGTERM works like Ctrl-C: children end, and the message says how to continue.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        run_config(*given, run_dir, extend, until, redo_from)
+        run_config(*given, run_dir, extend, until, redo_from, machine_rank)
     except KeyboardInterrupt:
         again = "the same command" if redo_from is None else "the same command without --from"
         print(f"prefloop: interrupted; {again} goes on from the last complete shard", file=sys.stderr)

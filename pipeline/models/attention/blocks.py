@@ -78,6 +78,17 @@ def _block(packed: Packed, spans: list[tuple[int, int]], reach: Reach) -> Block:
     return Block(index, (sees & causal).unsqueeze(1), valid.flatten().nonzero().squeeze(1))
 
 
+def seen_tokens(packed: Packed, queries: Tensor, reach: Reach) -> Tensor:
+    """[1, 1, n, N] bool: which tokens of the stream those at ``queries`` [n] see."""
+    tree = torch.repeat_interleave(torch.arange(len(packed.lengths), device=queries.device), packed.lengths)
+    keys = torch.arange(len(tree), device=queries.device)
+    asked = queries.unsqueeze(1)
+    sees = (tree[asked] == tree) & ((packed.branch == 0) | (packed.branch[asked] == packed.branch)) & (asked >= keys)
+    if reach != WHOLE_ROW:
+        sees &= packed.positions >= reach.first(packed.positions[asked])
+    return sees[None, None]
+
+
 def attend_in_blocks(
     query: Tensor,
     key: Tensor,

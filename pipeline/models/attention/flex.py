@@ -10,14 +10,15 @@ from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from pipeline.models.attention.block_table import BLOCK, Indices
+from pipeline.models.attention.context import OwnTokens
 from pipeline.models.attention.packing import Packed
 from pipeline.models.attention.reach import WHOLE_ROW, Reach
 
 
-def block_mask(packed: Packed, reach: Reach = WHOLE_ROW) -> BlockMask:
+def block_mask(packed: Packed, reach: Reach = WHOLE_ROW, own: OwnTokens | None = None) -> BlockMask:
     """Attention mask of ``packed`` with any number of tokens, from its table of blocks, never as [N, N].
 
-    ``reach``: of the layer.
+    ``reach``: of the layer. ``own``: the tokens whose queries there are, in ranges of whole blocks; None: all.
     """
     count, device = len(packed.ids), packed.ids.device
     sizes = packed.lengths
@@ -32,20 +33,33 @@ def block_mask(packed: Packed, reach: Reach = WHOLE_ROW) -> BlockMask:
     def sees_near(one: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return sees(one, head, query, key) & (position[key] >= first[query])
 
-    table = packed.outlined().table(reach, count)
+    table, rule, queries = packed.outlined().table(reach, count), sees if reach == WHOLE_ROW else sees_near, count
+    rows: slice | list[int] = slice(None)
+    if own is not None:
+        queries, rule = own.count, _of_own(rule, own.index(device))
+        rows = [block for part in own.ranges for block in range(part.start // BLOCK, part.stop // BLOCK)]
     return BlockMask.from_kv_blocks(
-        *_placed(table.some, device),
-        *_placed(table.all_, device),
+        *_placed(table.some, rows, device),
+        *_placed(table.all_, rows, device),
         BLOCK_SIZE=BLOCK,
-        mask_mod=sees if reach == WHOLE_ROW else sees_near,
-        seq_lengths=(count, count),
+        mask_mod=rule,
+        seq_lengths=(queries, count),
     )
 
 
-def _placed(numbers: tuple[Indices, Indices], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Counts as [1, 1, blocks] and indices as [1, 1, blocks, blocks], on ``device``."""
-    counts, indices = (torch.from_numpy(part)[None, None].to(device, non_blocking=True) for part in numbers)
+def _placed(numbers: tuple[Indices, Indices], rows: slice | list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Counts as [1, 1, rows] and indices as [1, 1, rows, blocks], of ``rows`` of blocks, on ``device``."""
+    counts, indices = (torch.from_numpy(part[rows])[None, None].to(device, non_blocking=True) for part in numbers)
     return counts, indices
+
+
+def _of_own(rule: Callable[..., Tensor], index: Tensor) -> Callable[..., Tensor]:
+    """Return the ``rule`` for queries that are at ``index`` in the stream."""
+
+    def sees_from(one: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return rule(one, head, index[query], key)
+
+    return sees_from
 
 
 @cache

@@ -13,13 +13,14 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from pipeline.models.attention.blocks import Layout, attend_in_blocks, layout
+from pipeline.models.attention.blocks import Layout, attend_in_blocks, layout, seen_tokens
+from pipeline.models.attention.context import OwnTokens
 from pipeline.models.attention.flex import attend_flexibly, block_mask
 from pipeline.models.attention.packing import Packed, pack
 from pipeline.models.attention.reach import IMPLEMENTATION, LayerMask, Reach, stream_mask
 from pipeline.models.attention.reasons import why_unlike_rows
 from pipeline.models.attention.scores import attend_by_scores
-from pipeline.models.attention.spans import Parts, attend_in_spans, parts
+from pipeline.models.attention.spans import Parts, attend_in_spans, own_parts, parts
 from pipeline.models.weights.weight_format import Precision
 
 # Arguments with which layers ask for what is not computed here, and which SDPA ignores.
@@ -51,11 +52,13 @@ class Shared:
     Attributes:
         packed: the stream.
         asked: reaches that layers have asked for on CUDA, of this stream and earlier ones.
+        own: the tokens of this process, if a group of them computes the stream.
         longest: tokens of its longest row.
     """
 
     packed: Packed
     asked: set[Reach] = field(default_factory=set)
+    own: OwnTokens | None = None
     longest: int = 0
     _parts: dict[Reach, Parts] = field(default_factory=dict)
     _masks: dict[Reach, BlockMask] = field(default_factory=dict)
@@ -64,16 +67,23 @@ class Shared:
     def __post_init__(self) -> None:
         self.longest = self.packed.longest
 
+    @property
+    def positions(self) -> Tensor:
+        """[n] of the tokens that this process computes."""
+        of = self.packed.positions
+        return of if self.own is None else of[self.own.index(of.device)]
+
     def parts(self, reach: Reach) -> Parts:
         """For CPU."""
         if reach not in self._parts:
-            self._parts[reach] = parts(self.packed, reach)
+            every = parts(self.packed, reach)
+            self._parts[reach] = every if self.own is None else own_parts(every, self.own.ranges)
         return self._parts[reach]
 
     def block_mask(self, reach: Reach) -> BlockMask:
         """For CUDA."""
         if reach not in self._masks:
-            self._masks[reach] = block_mask(self.packed, reach)
+            self._masks[reach] = block_mask(self.packed, reach, self.own)
         return self._masks[reach]
 
     def layout(self, reach: Reach) -> Layout:
@@ -127,13 +137,19 @@ def attend(
     if not isinstance(shared, Shared) or reach is None:
         raise ValueError("its attention has masks of its own")
     wanted, reach = reach, reach.within(shared.longest)
-    query = _tempered(module, query, shared.packed.positions)
+    query = _tempered(module, query, shared.positions)
+    if shared.own is not None:
+        key, value = shared.own.gathered(key, value)
     device, dropped = query.device.type, dropout > 0
     if device == "cuda" and not dropped:
         shared.asked.add(wanted)
         return attend_flexibly(query, key, value, shared.block_mask(reach), scaling, softcap, s_aux), None
     if device == "cpu" and not dropped and softcap is None and query.shape[-1] == value.shape[-1]:
         return attend_in_spans(query, key, value, shared.parts(reach), scaling, s_aux), None
+    if shared.own is not None:
+        seen = seen_tokens(shared.packed, shared.own.index(query.device), reach)
+        found = attend_by_scores(query, key, value, seen, scaling, dropout, softcap, s_aux)
+        return found.transpose(1, 2), None
     return attend_in_blocks(query, key, value, shared.layout(reach), scaling, dropout, softcap, s_aux), None
 
 
@@ -219,13 +235,14 @@ def _first_output(model: Any, arguments: dict[str, Any]) -> Tensor:
     return found
 
 
-def stream_arguments(packed: Packed, asked: set[Reach] | None = None) -> dict[str, Any]:
-    """Arguments of the call of a model that shares prompts; ``asked``: see ``Shared``."""
-    shared = Shared(packed, set() if asked is None else asked)
+def stream_arguments(packed: Packed, asked: set[Reach] | None = None, own: OwnTokens | None = None) -> dict[str, Any]:
+    """Arguments of the call of a model that shares prompts; ``asked``, ``own``: see ``Shared``."""
+    shared = Shared(packed, set() if asked is None else asked, own)
+    ids = packed.ids if own is None else packed.ids[own.index(packed.ids.device)]
     return {
-        "input_ids": packed.ids.unsqueeze(0),
-        "position_ids": packed.positions.unsqueeze(0),
-        "attention_mask": stream_mask(shared, len(packed.ids), packed.ids.device),
+        "input_ids": ids.unsqueeze(0),
+        "position_ids": shared.positions.unsqueeze(0),
+        "attention_mask": stream_mask(shared, len(ids), ids.device),
     }
 
 

@@ -30,7 +30,7 @@ class Part:
     """Attention from some tokens of a stream to others.
 
     Attributes:
-        queries, keys: of the stream.
+        queries, keys: of the stream; of ``own_parts``, queries are places among own tokens.
         causal: whether keys are the queries, with causal attention; else every query attends to all keys.
         joins: whether the queries have attended to other keys before.
         mask: [queries, keys] float32, 0 where a query sees a key, else -inf; each query sees one. None: see ``causal``.
@@ -66,6 +66,33 @@ def parts(packed: Packed, reach: Reach = WHOLE_ROW) -> Parts:
                 found += tiles.causal(slice(begin, end), prompt_end - start)
                 found += tiles.of_prompt(slice(begin, end), prompt)
     return tuple(found)
+
+
+def own_parts(given: Parts, ranges: tuple[slice, ...]) -> Parts:
+    """Restrict parts to the queries of ``ranges`` of a stream, whose own places count on from range to range."""
+    found: list[Part] = []
+    for part in given:
+        at = 0
+        for own in ranges:
+            begin, end = max(part.queries.start, own.start), min(part.queries.stop, own.stop)
+            if begin < end:
+                here = slice(at + begin - own.start, at + end - own.start)
+                found += _of_queries(part, begin, end, here)
+            at += own.stop - own.start
+    return tuple(found)
+
+
+def _of_queries(part: Part, begin: int, end: int, here: slice) -> Iterator[Part]:
+    """Yield ``part`` for its queries from ``begin`` to ``end``, which are at the places ``here``."""
+    if not part.causal:
+        first = part.queries.start
+        mask = None if part.mask is None else part.mask[begin - first : end - first]
+        yield Part(here, part.keys, causal=False, joins=part.joins, mask=mask)
+        return
+    before = slice(part.keys.start, begin)
+    if before.start < before.stop:
+        yield Part(here, before, causal=False, joins=part.joins)
+    yield Part(here, slice(begin, end), causal=True, joins=part.joins or before.start < before.stop)
 
 
 def _trees(packed: Packed) -> Iterator[tuple[int, int, list[int]]]:
@@ -128,7 +155,8 @@ def attend_in_spans(
 ) -> Tensor:
     """Attend for a stream's query [1, heads, N, D]; ``key`` and ``value`` may have fewer heads, a divisor.
 
-    ``sinks``: [heads], as in ``attend_by_scores``. Returns [1, N, heads, D].
+    With ``own_parts``, queries are fewer than keys. ``sinks``: [heads], as in ``attend_by_scores``. Returns
+    [1, N, heads, D].
     """
     found: Tensor = _Spans.apply(query, key, value, sinks, given, scaling)  # type: ignore[no-untyped-call]
     return found
@@ -170,8 +198,8 @@ class _Spans(torch.autograd.Function):
         out, upstream = (_grouped(_float(part.transpose(1, 2)), heads) for part in (found, gradients[0]))
         of_query, of_key, of_value = (_like_stream(q, part) for part in (query, key, value))
         # Of causal parts, each token's comes before the parts in which other tokens attend to it; tiles have no such
-        # order.
-        tiled = any(part.mask is not None for part in ctx.given)
+        # order, and not all keys have a query of their own if queries are fewer.
+        tiled = any(part.mask is not None for part in ctx.given) or query.shape[2] != key.shape[2]
         if tiled:
             of_key.zero_()
             of_value.zero_()
@@ -203,7 +231,7 @@ def _per_head(sinks: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
 def _operands(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value as [G, heads, N, D], where G query heads share each of ``heads`` key heads."""
     q, k, v = (_grouped(_float(part), key.shape[1]) for part in (query, key, value))
-    return q, k.expand_as(q), v.expand_as(q)
+    return q, k.expand(len(q), -1, -1, -1), v.expand(len(q), -1, -1, -1)
 
 
 def _grouped(values: Tensor, heads: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Modules that a loss trains together with the policy: heads on hidden states, and critics of them.
 
-They are not part of the policy, nor of its published form. Every process holds all of them. Their gradients are
-averaged here, because the wrapper that trains the policy in several processes does not see them.
+They are not part of the policy, nor of its published form. Their gradients are averaged here, because the wrapper that
+trains the policy in several processes does not see them. Where it shards the policy (FSDP2), they are sharded too: each
+process holds slices of them, with the optimiser's state for these, and all of them only while a gradient is computed.
 
 The training loop uses four things: their values for each token and pair (``token_facts``, ``pair_facts``), their
 statistics of the whole batch before the pass with gradient (``observe``, ``begin``), their own loss
@@ -18,13 +19,16 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from pipeline.config import Formula, Optimisation
 from pipeline.config.loss.components import ActivationWeights, LearnedPrior, LearnedWeights
 from pipeline.config.loss.needs import OF_REFERENCE
 from pipeline.errors import UserError
 from pipeline.losses import GroupBatch, Loss, PairBatch, UnpairedBatch
-from pipeline.models.token_logps import TokenFacts, at_tokens, response_places
+from pipeline.models.output_head import at_tokens, response_places
+from pipeline.models.token_logps import TokenFacts
 from pipeline.models.weights.lora import plain_model
 from pipeline.training.auxiliary.critics import SIDES, Critics, PairStates
 from pipeline.training.auxiliary.heads import MaskHead, PriorHead, ValueHead, activation_mask
@@ -85,6 +89,7 @@ class AuxiliaryModules(nn.Module):
         """
         super().__init__()
         loss = self.loss = loss.inputs
+        self._slices: dict[str, nn.Parameter] = {}
         self.mask = self.kl_mask = None
         if isinstance(loss.weights, LearnedWeights):
             self.mask = MaskHead(layers, reference_width, loss.weights.dropout)
@@ -100,9 +105,30 @@ class AuxiliaryModules(nn.Module):
             )
         self.critics = None if loss.adversary is None else Critics(width, loss.adversary, derive_seed(seed, "critics"))
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Keep slices of all parameters, which are trained in their place; between uses, the parameters are empty."""
+        self._slices = {
+            name: nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)], src_data_rank=None))
+            for name, p in self.named_parameters()
+        }
+        self.release()
+
+    def gather(self) -> None:
+        """Fill the parameters from all processes' slices, if there are any. Every process must call this."""
+        for name, parameter in self.named_parameters():
+            if name in self._slices:
+                whole: Any = self._slices[name].detach()
+                parameter.data = whole.full_tensor()
+
+    def release(self) -> None:
+        """Free what ``gather`` has filled."""
+        for name, parameter in self.named_parameters():
+            if name in self._slices:
+                parameter.data = parameter.data.new_empty(0)
+
     def named(self) -> dict[str, nn.Parameter]:
-        """Return all parameters, under names that no policy has."""
-        return {PREFIX + name: p for name, p in self.named_parameters()}
+        """Return what is trained, all parameters or this process's slices, under names that no policy has."""
+        return {PREFIX + name: self._slices.get(name, p) for name, p in self.named_parameters()}
 
     def named_constants(self) -> dict[str, Tensor]:
         """Return spectral norms and running means, which change without a gradient, under names that no policy has."""
@@ -112,7 +138,7 @@ class AuxiliaryModules(nn.Module):
         """Return the optimiser's groups; ``settings`` gives the run's rate, and the default weight decay."""
         groups: list[ParameterGroup] = []
         for name, module in self.named_children():
-            own = {f"{PREFIX}{name}.{inner}": p for inner, p in module.named_parameters()}
+            own = {key: p for key, p in self.named().items() if key.startswith(f"{PREFIX}{name}.")}
             decay, rate = settings.weight_decay, 1.0
             if isinstance(module, MaskHead) and isinstance(self.loss.weights, LearnedWeights):
                 decay = self.loss.weights.weight_decay
@@ -183,21 +209,36 @@ class AuxiliaryModules(nn.Module):
     def after_step(self, means: Tensor | None) -> None:
         """Update after an optimiser step; ``means``: of ``ExtraLoss.sums`` over the examples of its global batch."""
         if self.critics is not None and means is not None:
+            self.gather()
             self.critics.update_means(means.to(self.critics.means))
             self.critics.renormalise()
+            self.release()
 
-    def average_gradients(self, accelerator: Accelerator) -> None:
-        """Average the gradient over all processes, as a data-parallel wrapper does with the policy's."""
-        if accelerator.num_processes == 1:
+    def average_gradients(self, accelerator: Accelerator, context: int = 1) -> None:
+        """Average the gradient over all processes, as a data-parallel wrapper does with the policy's; ``release``."""
+        if accelerator.num_processes == 1 and not self._slices:
             return
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = accelerator.reduce(own, reduction="mean")
+            # Processes of one context each have the whole gradient of the rows that they share.
+            mean = accelerator.reduce(own, reduction="mean") / context
+            slices: Any = self._slices.get(name)
+            if slices is None:
+                parameter.grad = mean
+            else:
+                place = slices.device_mesh, slices.placements
+                slices.grad, parameter.grad = distribute_tensor(mean, *place, src_data_rank=None), None
+        self.release()
 
-    def save(self, folder: Path) -> None:
-        """Write the modules to ``folder`` for the next round; do nothing if there are no modules."""
+    def save(self, folder: Path, *, writes: bool = True) -> None:
+        """Write the modules to ``folder`` for the next round; do nothing if there are no modules.
+
+        Every process must call this; ``writes``: whether this one writes.
+        """
+        self.gather()
         tensors = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
-        if tensors:
+        self.release()
+        if tensors and writes:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(tensors, folder / _FILE)
 
@@ -207,6 +248,7 @@ class AuxiliaryModules(nn.Module):
         Raises:
             UserError: they cannot be read, or belong to another loss or model.
         """
+        self.gather()
         own = self.state_dict()
         if not own:
             return
@@ -219,6 +261,11 @@ class AuxiliaryModules(nn.Module):
             unknown = differing or sorted(set(tensors) - set(own))
             raise UserError(f"{folder / _FILE}: heads of another loss or model ({unknown[0]} does not fit)")
         self.load_state_dict(tensors)
+        for name, parameter in self._slices.items():
+            mine: Any = parameter
+            whole = tensors[name].to(mine.device)
+            mine.data.copy_(distribute_tensor(whole, mine.device_mesh, mine.placements, src_data_rank=None))
+        self.release()
 
 
 def modules_for(model: Any, reference: Any | None, loss: Formula, seed: int) -> AuxiliaryModules:

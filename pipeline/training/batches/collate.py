@@ -95,6 +95,13 @@ class TokenBatch:
         """Positions that a forward pass computes."""
         return self.ids.numel() if self.packed is None else self.packed.ids.numel()
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Tokens, response tokens, and the positions of a forward pass, which include padding."""
+        # Packed tokens are computed once, however many rows contain them.
+        tokens = self.computed if isinstance(self.packed, Packed) else sum(e.tokens for e in self.examples)
+        return tokens, sum(e.response_tokens for e in self.examples), self.computed
+
     def to(self, device: torch.device) -> "TokenBatch":
         """Return the same batch on ``device``."""
         values = {field.name: self.__getattribute__(field.name) for field in fields(self)}

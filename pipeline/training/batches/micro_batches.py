@@ -8,6 +8,7 @@ from pipeline.config.loss.needs import Needs
 from pipeline.training.batches.collate import TokenBatch, collate, plan_epoch
 from pipeline.training.batches.examples import Example, Survey
 from pipeline.training.batches.pass_tokens import PassTokens
+from pipeline.training.distributed.launch import context_parallel
 
 # Tokens of the longest row of an example (of a stream, all of them), and rows.
 _Size = tuple[int, int]
@@ -21,11 +22,13 @@ class Cut:
         examples: at most this many per pass.
         tokens: at most this many computed positions per pass, unless one example alone has more; None: no limit.
         packing: whether rows form one stream.
+        context: number of processes that compute a pass together.
     """
 
     examples: int
     tokens: int | None = None
     packing: bool = False
+    context: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class Lots:
 def cut_for(settings: Optimisation, device: str, packing: bool) -> Cut:
     """Return the cut of ``settings`` on a ``device`` ("cpu", "cuda")."""
     tokens = settings.micro_batch_tokens or (1024 if device == "cpu" else 16384)
-    return Cut(settings.micro_batch_size, tokens, packing)
+    context = context_parallel(settings)
+    return Cut(settings.micro_batch_size, tokens * context, packing, context)
 
 
 def micro_batches(
@@ -56,8 +60,9 @@ def micro_batches(
 
     Every process gets the same number of forward passes with the same number of rows; where a process
     has no examples left, one is repeated and the batch's ``examples`` are empty or fewer.
-    ``needs``, ``seed`` and ``epoch`` are as in ``collate``.
+    Processes that compute passes together have the same share. ``needs``, ``seed`` and ``epoch`` are as in ``collate``.
     """
+    rank, world = rank // cut.context, max(1, world // cut.context)
     ordered = sorted(examples, key=lambda e: (-e.length, e.id))
     # The shares do not depend on packing, so that packed and padded rows can be compared.
     shares = [ordered[one::world] for one in range(world)]

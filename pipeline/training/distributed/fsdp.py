@@ -1,10 +1,11 @@
 """FSDP2: each process holds a slice of every weight, of its gradient and of the optimiser's state.
 
-A sharded tensor is a ``DTensor``; everything written to files is whole, so that a run may resume with another number
-of processes.
+Frozen reference models are sharded in the same way; heads and critics hold their slices themselves
+(``pipeline.training.auxiliary.modules``). A sharded tensor is a ``DTensor``; everything written to files is whole, so
+that a run may resume with another number of processes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -24,7 +25,7 @@ from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps
 from pipeline.models.weights.lora import plain_model
 from pipeline.models.weights.shard_files import write_shards
-from pipeline.training.distributed.launch import Sharding, reduced_once
+from pipeline.training.distributed.launch import Sharding, Zero, reduced_once
 
 
 def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accelerator) -> None:
@@ -39,14 +40,56 @@ def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accel
     Raises:
         UserError: the model has no layer with a name from the settings.
     """
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    _shard(policy, plain_model(policy.model), settings, policy.dtype == "bfloat16", mesh_of(accelerator))
+
+
+class ShardedReference(nn.Module):
+    """A frozen model whose weights are sharded; ``forward`` does some work with it.
+
+    Layers are gathered for their own pass alone. The root unit, with embeddings and output head, stays gathered until
+    ``release``, since the backward pass computes the head's logits again.
+    """
+
+    def __init__(self, model: Any, settings: Sharding, accelerator: Accelerator, *, narrow: bool) -> None:
+        """Shard ``model``, which is of no other use afterwards; ``narrow``: its products are bfloat16."""
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        whole_weights = any(p.dtype == torch.float32 for p in model.parameters())
+        _shard(self, plain_model(model), settings, narrow and whole_weights, mesh_of(accelerator))
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        """Return what ``work`` does with the model."""
+        return work()
+
+    def release(self) -> None:
+        """Free the gathered weights of the root unit."""
+        root: Any = self
+        root.reshard()
+
+
+def shard_reference(
+    facts: TokenLogps | RowScores, reference: Any | None, sharding: Sharding | Zero | None, accelerator: Accelerator
+) -> ShardedReference | None:
+    """Shard the ``reference`` that ``facts`` read, if it is a model of its own and the policy is sharded too."""
+    if not isinstance(sharding, Sharding) or not isinstance(facts, TokenLogps) or reference in (None, facts.model):
+        return None
+    made = ShardedReference(reference, sharding, accelerator, narrow=facts.dtype == "bfloat16")
+    facts.run_reference_in(made)
+    return made
+
+
+def mesh_of(accelerator: Accelerator) -> DeviceMesh:
+    """Return the mesh of all processes."""
+    return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+
+
+def _shard(root: nn.Module, model: Any, settings: Sharding, narrow: bool, mesh: DeviceMesh) -> None:
     offload = CPUOffloadPolicy() if settings.offload else OffloadPolicy()
-    narrow = policy.dtype == "bfloat16"
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if narrow else MixedPrecisionPolicy()
-    for layer in _layers(policy, policy.model, settings):
+    for layer in _layers(root, model, settings):
         again = settings.reshard
         fully_shard(layer, mesh=mesh, reshard_after_forward=again, mp_policy=precision, offload_policy=offload)
-    fully_shard(policy, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
+    fully_shard(root, mesh=mesh, reshard_after_forward=False, mp_policy=precision, offload_policy=offload)
 
 
 def reduces_once(policy: nn.Module, settings: Optimisation, accelerator: Accelerator) -> bool:
@@ -83,23 +126,23 @@ def shard_frozen(model: nn.Module, settings: Sharding, accelerator: Accelerator)
 
     The rest is embeddings and output head, which are used outside of their modules. Raises as ``shard`` does.
     """
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    mesh = mesh_of(accelerator)
     offload = CPUOffloadPolicy() if settings.offload else OffloadPolicy()
-    for layer in _layers(model, model, settings):
+    for layer in _layers(model, plain_model(model), settings):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, offload_policy=offload)
     for tensor in (*model.parameters(), *model.buffers()):
         if not isinstance(tensor, DTensor):
             tensor.data = tensor.data.to(accelerator.device)
 
 
-def _layers(inside: nn.Module, model: Any, settings: Sharding) -> list[nn.Module]:
+def _layers(root: nn.Module, model: Any, settings: Sharding) -> list[nn.Module]:
     if settings.policy == "NO_WRAP":
         return []
     if settings.layers is None:
-        names = set(plain_model(model)._no_split_modules or ())
+        names = set(model._no_split_modules or ())
     else:
         names = {name.strip() for name in settings.layers.split(",")}
-    found = [module for module in inside.modules() if type(module).__name__ in names]
+    found = [module for module in root.modules() if type(module).__name__ in names]
     if not found:
         raise UserError(
             "accelerate: fsdp_config.fsdp_transformer_layer_cls_to_wrap: no layer of this model is called "

@@ -1,9 +1,8 @@
 """The number of training processes and how they share the work, from an accelerate config. Torch-free.
 
-``accelerate config`` writes these files; their other settings (machine names, how to save) are not read.
+``accelerate config`` writes these files; their other settings (rendezvous backend, how to save) are not read.
 """
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,10 +96,13 @@ class Launch(_Section):
 
     Attributes:
         kind: what averages gradients, and which part of a model each process holds.
-        processes: number of processes, all on this machine.
-        machines: always 1.
+        processes: number of processes, on all machines together.
+        machines: number of machines, with equally many processes.
+        machine: rank of this machine, from 0; the run is driven from the machine of rank 0.
+        address: of the machine of rank 0, as the others reach it; without other machines, not read.
+        port: on which the machine of rank 0 waits for the others.
         cpu: whether they compute on the CPU and communicate over gloo.
-        devices: ids of the accelerators to use, comma-separated, or "all".
+        devices: numbers of the accelerators to use among those that this process sees, comma-separated, or "all".
         mixed_precision: accelerate's own autocast, which is not used: ``training.dtype`` decides.
         sharding: with FSDP2.
         zero: with DeepSpeed.
@@ -108,24 +110,46 @@ class Launch(_Section):
 
     kind: _Kind = Field("DDP", alias="distributed_type")
     processes: int = Field(1, ge=1, alias="num_processes")
-    machines: Literal[1] = Field(1, alias="num_machines")
+    machines: int = Field(1, ge=1, alias="num_machines")
+    machine: int = Field(0, ge=0, alias="machine_rank")
+    address: str | None = Field(None, min_length=1, alias="main_process_ip")
+    port: int = Field(29500, ge=1, le=65535, alias="main_process_port")
     cpu: bool = Field(False, alias="use_cpu")
     devices: str = Field("all", alias="gpu_ids", coerce_numbers_to_str=True)
     mixed_precision: Literal["no", "bf16", "fp16", "fp8"] = "no"
     sharding: Sharding | None = Field(None, alias="fsdp_config")
     zero: Zero | None = Field(None, alias="deepspeed_config")
 
+    @property
+    def on_each(self) -> int:
+        """Number of processes on each machine."""
+        return self.processes // self.machines
 
-def read_launch(config: RunConfig) -> Launch | None:
+    @property
+    def ranks(self) -> range:
+        """Ranks of this machine's processes."""
+        return range(self.machine * self.on_each, (self.machine + 1) * self.on_each)
+
+
+def read_launch(config: RunConfig, machine: int | None = None) -> Launch | None:
     """Read the launch that ``config.accelerate`` names; None: one process.
+
+    ``machine``: rank of this machine; None: that of the file.
 
     Raises:
         UserError: no such file, it needs something unsupported, or it does not fit the training settings.
     """
     if config.accelerate is None:
+        if config.training.context_parallel > 1:
+            raise UserError(
+                f"training.context_parallel: {config.training.context_parallel}, but training has one process; "
+                "allowed: 1, or accelerate: FILE with a multiple of it as num_processes"
+            )
+        if machine is not None:
+            raise UserError(f"--machine-rank: {machine}, but the config has no accelerate file with num_machines")
         return None
     file = Path(config.accelerate)
-    launch = _read(file)
+    launch = _read(file, machine)
     for section, settings in (("training", config.training), ("warm_start", config.warm_start)):
         if settings is not None:
             _require_fit(file, launch, section, settings)
@@ -161,29 +185,12 @@ def reduced_once(settings: Optimisation, gradient_bytes: int, card_bytes: int) -
     return settings.gradient_sync == "step"
 
 
-def require_launcher(config: RunConfig, launch: Launch | None) -> None:
-    """Raise ``UserError`` if a package that ``launch`` (from ``config.accelerate``) needs is not installed."""
-    if launch is not None and launch.zero is not None and importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            f"{config.accelerate}: distributed_type: DEEPSPEED needs deepspeed (pip install 'prefloop[deepspeed]')"
-        )
+def context_parallel(settings: Optimisation) -> int:
+    """Return the number of processes that compute each row together."""
+    return settings.context_parallel if isinstance(settings, Training) else 1
 
 
-def require_optimiser(settings: Optimisation, section: str, *, on_accelerator: bool) -> None:
-    """Raise ``UserError`` if ``settings.optimiser`` of ``section`` cannot work."""
-    kind = settings.optimiser
-    if kind in ("adamw_offload", "adamw_paged", "adamw_8bit_paged") and not on_accelerator:
-        raise UserError(
-            f"{section}.optimiser: {kind} keeps state out of an accelerator's memory, but training is on the CPU; "
-            "use adamw or adamw_8bit"
-        )
-    if kind in ("adamw", "adamw_offload"):
-        return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{section}.optimiser: {kind} needs bitsandbytes (pip install 'prefloop[low-bit]')")
-
-
-def _read(file: Path) -> Launch:
+def _read(file: Path, machine: int | None) -> Launch:
     plain = read_yaml(file)
     named = plain.get("distributed_type", "NO")
     # YAML reads a bare NO, which accelerate writes, as false.
@@ -199,6 +206,7 @@ def _read(file: Path) -> Launch:
         given["fsdp_config"] = None
     if _KINDS[named] != "DeepSpeed":
         given["deepspeed_config"] = None
+    _refuse_zero3(file, given.get("deepspeed_config"))
     try:
         launch = Launch.model_validate({name: v for name, v in given.items() if v is not None})
     except ValidationError as error:
@@ -206,7 +214,27 @@ def _read(file: Path) -> Launch:
         place = ".".join(map(str, first["loc"]))
         raise UserError(f"{file}: {place}: {first['msg']}, not {first['input']!r}") from None
     _require_supported(file, launch)
+    asked = "machine_rank" if machine is None else "--machine-rank"
+    launch = launch if machine is None else launch.model_copy(update={"machine": machine})
+    if not 0 <= launch.machine < launch.machines:
+        raise UserError(
+            f"{file}: {asked}: {launch.machine}, but num_machines is {launch.machines}; allowed: 0 to "
+            f"{launch.machines - 1}, each on one machine"
+        )
     return launch
+
+
+def _refuse_zero3(file: Path, section: JsonValue) -> None:
+    """Refuse ZeRO-3 with the lines that ask FSDP2 for the same."""
+    if not isinstance(section, dict) or section.get("zero_stage") != 3:
+        return
+    offload = "cpu" in (section.get("offload_param_device"), section.get("offload_optimizer_device"))
+    raise UserError(
+        f"{file}: deepspeed_config.zero_stage: 3 is not read; allowed: 1, 2. FSDP2 shards the same (weights, "
+        "gradients, optimiser state); in place of distributed_type: DEEPSPEED and deepspeed_config write\n"
+        "  distributed_type: FSDP\n"
+        f"  fsdp_config: {{fsdp_version: 2, fsdp_offload_params: {str(offload).lower()}}}"
+    )
 
 
 def _require_supported(file: Path, launch: Launch) -> None:
@@ -226,6 +254,16 @@ def _require_supported(file: Path, launch: Launch) -> None:
         raise UserError(
             f"{file}: fsdp_config.fsdp_offload_params: must be false with use_cpu: there is nothing to offload"
         )
+    if launch.processes % launch.machines:
+        raise UserError(
+            f"{file}: num_processes: {launch.processes} is not a multiple of num_machines: {launch.machines}; it "
+            "counts the processes of all machines, and each has as many"
+        )
+    if launch.machines > 1 and launch.address is None:
+        raise UserError(
+            f"{file}: main_process_ip: missing, but num_machines is {launch.machines}; allowed: the address of the "
+            "machine of rank 0, as the others reach it"
+        )
 
 
 def _require_fit(file: Path, launch: Launch, section: str, settings: Optimisation) -> None:
@@ -234,6 +272,11 @@ def _require_fit(file: Path, launch: Launch, section: str, settings: Optimisatio
         raise UserError(
             f"{file}: mixed_precision: {launch.mixed_precision}, but {section}.dtype is {settings.dtype}, which "
             f"decides; make them the same, or write mixed_precision: 'no'"
+        )
+    if launch.processes % context_parallel(settings):
+        raise UserError(
+            f"{section}.context_parallel: {context_parallel(settings)}, but {file} has num_processes: "
+            f"{launch.processes}; allowed: divisors of that"
         )
     if launch.zero is not None and launch.zero.max_grad_norm not in ("auto", settings.max_grad_norm):
         raise UserError(

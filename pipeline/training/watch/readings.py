@@ -38,7 +38,8 @@ def read_pairs(
         end_ids: tokens that end a response.
     """
     found: dict[str, PairReading] = {}
-    rank, processes = accelerator.process_index, accelerator.num_processes
+    # Processes of one context take the same.
+    rank, processes = accelerator.process_index // cut.context, accelerator.num_processes // cut.context
     first: TokenBatch | None = None
     number = 0
     wanted, facts.wants = facts.wants, frozenset({"entropy"})

@@ -11,8 +11,8 @@ from torch import nn
 
 from pipeline.config import Optimisation
 from pipeline.errors import UserError
-from pipeline.training.distributed.launch import require_optimiser
 from pipeline.training.distributed.offloaded_adamw import OffloadedAdamW
+from pipeline.training.distributed.requirements import require_optimiser
 from pipeline.training.optimiser import ParameterGroup, load_optimiser, make_optimiser, save_optimiser, trainable
 
 

@@ -9,11 +9,16 @@ import yaml
 
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.training.distributed.launch import Launch, read_launch, require_launcher
+from pipeline.training.distributed.launch import Launch, read_launch
+from pipeline.training.distributed.process_group import interface_towards, visible_devices
+from pipeline.training.distributed.requirements import require_launcher
 from tests.support.places import ROOT
 
 ZERO: dict[str, Any] = {"distributed_type": "DEEPSPEED", "num_processes": 2, "deepspeed_config": {"zero_stage": 2}}
 FSDP: dict[str, Any] = {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}
+
+
+TWO: dict[str, Any] = {"num_machines": 2, "num_processes": 4, "main_process_ip": "10.0.0.1"}
 
 
 def run_config(file: Path, **training: Any) -> RunConfig:
@@ -41,7 +46,8 @@ def read(folder: Path, plain: dict[str, Any], **training: Any) -> Launch:
 def test_what_is_shipped_is_read(file: Path) -> None:
     launch = read_launch(run_config(file))
     assert launch is not None and launch.processes > 1
-    assert (launch.sharding is not None) == (launch.kind == "FSDP2") == (file.stem == "fsdp2")
+    assert (launch.sharding is not None) == (launch.kind == "FSDP2") == file.stem.startswith("fsdp2")
+    assert launch.machines == (2 if file.stem == "fsdp2_two_machines" else 1)
     assert (launch.zero is not None) == (launch.kind == "DeepSpeed") == file.stem.startswith("deepspeed")
 
 
@@ -61,7 +67,11 @@ def test_a_file_as_accelerate_writes_it(tmp_path: Path) -> None:
         ({"distributed_type": "MEGATRON_LM"}, "distributed_type: must be one of NO, MULTI_CPU"),
         ({"distributed_type": "DEEPSPEED"}, "deepspeed_config: missing"),
         ({**ZERO, "num_processes": 1}, "num_processes: must be 2 or more"),
-        ({**ZERO, "deepspeed_config": {"zero_stage": 3}}, "deepspeed_config.zero_stage: .*not 3"),
+        ({**ZERO, "deepspeed_config": {"zero_stage": 4}}, "deepspeed_config.zero_stage: .*not 4"),
+        (
+            {**ZERO, "deepspeed_config": {"zero_stage": 3}},
+            "deepspeed_config.zero_stage: 3 is not read; allowed: 1, 2.",
+        ),
         ({**ZERO, "deepspeed_config": {"offload_optimizer_device": "nvme"}}, "offload_optimizer_device: .*not 'nvme'"),
         ({**ZERO, "deepspeed_config": {"offload_param_device": "cpu"}}, "offload_param_device: .*not 'cpu'"),
         ({**ZERO, "deepspeed_config": {"deepspeed_config_file": "z.json"}}, "deepspeed_config_file: .*not 'z.json'"),
@@ -73,7 +83,14 @@ def test_a_file_as_accelerate_writes_it(tmp_path: Path) -> None:
             {**ZERO, "use_cpu": True, "deepspeed_config": {"offload_optimizer_device": "cpu"}},
             "must be none",
         ),
-        ({"num_machines": 2}, "num_machines: .*not 2"),
+        ({"num_machines": 0}, "num_machines: .*not 0"),
+        (
+            {"num_machines": 2, "num_processes": 3},
+            "num_processes: 3 is not a multiple of num_machines: 2; it",
+        ),
+        ({"num_machines": 2, "num_processes": 4}, "main_process_ip: missing, but num_machines is 2; allowed: the addr"),
+        ({**TWO, "machine_rank": 2}, "machine_rank: 2, but num_machines is 2; allowed: 0 to 1, each on one machine"),
+        ({**TWO, "main_process_port": 70000}, "main_process_port: .*not 70000"),
         ({"num_processes": 0}, "num_processes: .*not 0"),
         ({"mixed_precision": "fp16"}, "mixed_precision: fp16, but training.dtype is float32"),
         ({"distributed_type": "FSDP"}, "fsdp_config: missing"),
@@ -118,6 +135,57 @@ def test_deepspeed_must_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_mixed_precision_may_say_what_the_run_does(tmp_path: Path) -> None:
     assert read(tmp_path, {"mixed_precision": "bf16"}, dtype="bfloat16").mixed_precision == "bf16"
+
+
+def test_zero_3_is_refused_with_the_lines_that_ask_for_the_same(tmp_path: Path) -> None:
+    plain = {**ZERO, "deepspeed_config": {"zero_stage": 3, "offload_param_device": "cpu"}}
+    with pytest.raises(UserError) as refused:
+        read(tmp_path, plain)
+    lines = str(refused.value).splitlines()[1:]
+    converted = read(tmp_path, {"num_processes": 2, **yaml.safe_load("\n".join(line.strip() for line in lines))})
+    assert converted.kind == "FSDP2" and converted.sharding is not None and converted.sharding.offload
+
+
+def test_each_machine_has_its_ranks(tmp_path: Path) -> None:
+    read(tmp_path, {**TWO, "main_process_port": None})
+    found = [read_launch(run_config(tmp_path / "accelerate.yaml"), machine) for machine in (None, 1)]
+    first, second = (launch for launch in found if launch is not None)
+    assert (first.ranks, second.ranks, first.port, second.machine) == (range(2), range(2, 4), 29500, 1)
+    with pytest.raises(UserError, match="--machine-rank: 2, but num_machines is 2; allowed: 0 to 1"):
+        read_launch(run_config(tmp_path / "accelerate.yaml"), 2)
+    plain = run_config(tmp_path / "accelerate.yaml").model_dump() | {"accelerate": None}
+    with pytest.raises(UserError, match="--machine-rank: 1, but the config has no accelerate file with num_machines"):
+        read_launch(RunConfig.model_validate(plain), 1)
+
+
+def test_rows_are_shared_by_a_divisor_of_the_processes(tmp_path: Path) -> None:
+    assert read(tmp_path, {"num_processes": 4}, context_parallel=2).processes == 4
+    words = r"training\.context_parallel: 3, but .* has num_processes: 4; allowed: divisors of that"
+    with pytest.raises(UserError, match=words):
+        read(tmp_path, {"num_processes": 4}, context_parallel=3)
+    plain = run_config(tmp_path / "accelerate.yaml", context_parallel=2).model_dump() | {"accelerate": None}
+    with pytest.raises(UserError, match=r"training\.context_parallel: 2, but training has one process; allowed: 1, or"):
+        read_launch(RunConfig.model_validate(plain))
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "expected"),
+    [("all", "4,5", None), ("0,1", None, "0,1"), ("1,2", "4,5,6", "5,6"), ("0", "GPU-a1, GPU-b2", "GPU-a1")],
+)
+def test_gpu_ids_count_what_slurm_leaves_visible(asked: str, given: str | None, expected: str | None) -> None:
+    environment = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    assert visible_devices(Launch(gpu_ids=asked), environment) == expected
+
+
+def test_gpu_ids_beyond_what_is_visible_are_refused() -> None:
+    with pytest.raises(UserError, match="gpu_ids: 0,2, but CUDA_VISIBLE_DEVICES is 4,5; allowed: all, or numbers from"):
+        visible_devices(Launch(gpu_ids="0,2"), {"CUDA_VISIBLE_DEVICES": "4,5"})
+
+
+def test_the_interface_is_the_one_that_leads_to_machine_0() -> None:
+    assert interface_towards("127.0.0.1") == "lo"
+    with pytest.raises(UserError, match=r"main_process_ip: nowhere\.invalid: "):
+        interface_towards("nowhere.invalid")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
