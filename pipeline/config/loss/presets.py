@@ -196,9 +196,11 @@ def _override(name: str, tree: _Tree, composition: Composition, key: str, value:
 
 def _override_part(name: str, tree: _Tree, key: str, value: Any) -> None:
     """Put ``value`` at ``key``: all parts (a list), some of them (a mapping by place), or one setting by its path."""
-    _, *path = key.split(".")
-    for step in reversed(path):
-        value = {step: value}
+    _, place, path = [*key.split(".", 2), "", ""][:3]
+    if path:
+        value = {path.removeprefix("settings."): value}
+    if place:
+        value = {place: value}
     if not isinstance(value, dict):
         tree["sum"] = value
         return

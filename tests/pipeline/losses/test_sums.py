@@ -119,5 +119,8 @@ def test_what_cannot_be_summed_is_refused(given: dict[str, object], message: str
 
 def test_a_setting_of_a_part_is_named_by_its_path() -> None:
     assert load_preset("mpo", **{"sum.1.beta": 0.4}).members[1][1].composition.beta == 0.4
+    assert load_preset("mpo", **{"sum.1.settings.beta": 0.4}).members[1][1].composition.beta == 0.4
+    assert load_preset("mpo", **{"sum.0.prior.weight": 0.5}).members[0][1].composition.prior.weight == 0.5
+    assert load_preset("mpo", **{"sum.1.terms.0.coefficient": 2.0}).members[1][1].composition.terms[0].coefficient == 2
     with pytest.raises(UserError, match=r"loss\.epsilon: is not a setting of mpo"):
         load_preset("mpo", epsilon=0.1)
