@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _Send = Callable[[StageProgress], None]
 # Of the time that this process may take to start, the part in which other machines must come.
 SHARE_TO_COME = 0.8
+# The others wait for a process that loads, saves or hashes a large model, and the run ends them all if none gets on:
+# this limit of collective operations is only the last resort.
+_COLLECTIVE_LIMITS = 10
 
 
 class TrainerService:
@@ -137,7 +140,7 @@ class TrainerService:
     def _join(self, launch: Launch) -> Placement:
         from pipeline.training.distributed.process_group import join
 
-        timeout = self._config.training.stall_timeout + further_seconds(self._config)
+        timeout = _COLLECTIVE_LIMITS * (self._config.training.stall_timeout + further_seconds(self._config))
         return Placement(join(launch, self._rank, self._store, timeout), launch.sharding or launch.zero)
 
     @property

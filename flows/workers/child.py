@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, Generic, Literal
 
 from flows.workers.child_output import ChildOutput
 from flows.workers.messages import Done, Failed, P, R, Reply, Request, Service, WireMessage, decode, encode, name_of
+from flows.workers.silence import Silence
 from pipeline.errors import Paused, RunError, UserError
 from pipeline.safe_text import redacted, secrets_of
 from pipeline.sampling.watchdog import end_with_parent
@@ -111,7 +111,7 @@ class Child(Generic[P]):
     ) -> R:
         """Send ``request`` and return the child's ``reply``; pass progress to ``on_progress``.
 
-        ``timeout`` is in seconds of silence: each progress message restarts it. None: no limit.
+        ``timeout`` is in seconds of silence, see ``Silence``: each progress message restarts it. None: no limit.
 
         Raises:
             UserError, Paused: the handler raised one; same text.
@@ -137,13 +137,14 @@ class Child(Generic[P]):
         name, kinds = name_of(request), (self._progress, reply, Failed)
         with self._lock:
             try:
-                self._send(request, _from_now(timeout))
-                while isinstance(message := decode(self._receive(_from_now(timeout)), kinds), self._progress):
+                self._send(request, timeout)
+                silence = Silence(self._process.pid, timeout)
+                while isinstance(message := decode(self._receive(silence), kinds), self._progress):
                     yield message
+                    silence.restart()
             except TimeoutError as error:
                 self.kill()
-                silent = f"{self._name}: {name} was silent for {timeout:g} seconds and was ended"
-                raise RunError(silent + self._log_tail()) from error
+                raise RunError(f"{self._name}: {name} {error} and was ended{self._log_tail()}") from error
             except OSError as error:
                 self.kill()
                 raise RunError(f"{self._name}: died during {name} ({self._cause()}){self._log_tail()}") from error
@@ -186,15 +187,22 @@ class Child(Generic[P]):
         else:
             self.kill()
 
-    def _send(self, request: Request, deadline: float | None) -> None:
-        self._socket.settimeout(_until(deadline))
-        self._socket.sendall(encode(request))
+    def _send(self, request: Request, timeout: float | None) -> None:
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.sendall(encode(request))
+        except TimeoutError as error:
+            raise TimeoutError(f"was not read for {timeout:g} seconds") from error
 
-    def _receive(self, deadline: float | None) -> bytes:
+    def _receive(self, silence: Silence) -> bytes:
         pieces = [self._buffer]
         while b"\n" not in pieces[-1]:
-            self._socket.settimeout(_until(deadline))
-            piece = self._socket.recv(1 << 20)
+            self._socket.settimeout(silence.until_look())
+            try:
+                piece = self._socket.recv(1 << 20)
+            except TimeoutError:
+                silence.look()
+                continue
             if not piece:
                 raise ConnectionResetError
             pieces.append(piece)
@@ -210,14 +218,6 @@ class Child(Generic[P]):
             log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
             last = redacted(log.read().decode(errors="replace")).splitlines()[-lines:]
         return "".join(f"\n  {line}" for line in (["last lines of " + str(self.log) + ":", *last] if last else []))
-
-
-def _from_now(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + timeout
-
-
-def _until(deadline: float | None) -> float | None:
-    return None if deadline is None else max(deadline - time.monotonic(), 0.001)
 
 
 def serve_calls(handlers: Mapping[type[Request], Handler], close: Callable[[], None] | None = None) -> None:

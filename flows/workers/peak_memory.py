@@ -21,7 +21,7 @@ class PeakMemory:
     def __init__(self, pids: Callable[[], Iterable[int]]) -> None:
         """``pids``: returns the processes, called at the start and at the end; their children are added."""
         self._pids = pids
-        for pid in _with_children(pids()):
+        for pid in with_children(pids()):
             _reset(pid)
         cuda = _cuda()
         if cuda is not None:
@@ -29,7 +29,7 @@ class PeakMemory:
 
     def bytes(self) -> dict[str, int]:
         """Return ``process`` and, if this process uses a CUDA device, ``device``; unknown values are left out."""
-        peaks = [_peak(pid) for pid in _with_children(self._pids())]
+        peaks = [_peak(pid) for pid in with_children(self._pids())]
         found = {"process": sum(peak for peak in peaks if peak is not None)}
         cuda = _cuda()
         if cuda is not None:
@@ -37,7 +37,8 @@ class PeakMemory:
         return {place: size for place, size in found.items() if size}
 
 
-def _with_children(pids: Iterable[int]) -> set[int]:
+def with_children(pids: Iterable[int]) -> set[int]:
+    """Return the running processes among ``pids``, and their descendants."""
     found: set[int] = set()
     for pid in pids:
         try:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flows.workers.child import serve_calls
@@ -61,7 +62,17 @@ class Die(Request, frozen=True, tag="die"):
 
 
 class Hang(Request, frozen=True, tag="hang"):
-    """Be busy and deaf, with a child of its own; say who they are first."""
+    """Be busy (or asleep) and deaf, with a child of its own; say who they are first."""
+
+    busy: bool = True
+
+
+class Read(Request, frozen=True, tag="read"):
+    """Read ``file`` again and again, slowly, for some seconds, here or in a child; say nothing."""
+
+    file: str
+    seconds: float
+    in_child: bool = False
 
 
 class Lie(Request, frozen=True, tag="lie"):
@@ -131,7 +142,23 @@ def hang(request: Hang, send: Send) -> Done:
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     send(Counted(pids=(os.getpid(), grandchild.pid)))
     while True:
-        pass
+        time.sleep(0 if request.busy else 60)
+
+
+def read(request: Read, send: Send) -> Done:
+    if request.in_child:
+        said = f"from tests.support.obedient_child import slowly; slowly({request.file!r}, {request.seconds})"
+        subprocess.run([sys.executable, "-c", said], check=True)
+    else:
+        slowly(request.file, request.seconds)
+    return Done()
+
+
+def slowly(file: str, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        Path(file).read_bytes()
+        time.sleep(0.05)
 
 
 def lie(request: Lie, send: Send) -> Told:
@@ -139,4 +166,5 @@ def lie(request: Lie, send: Send) -> Told:
 
 
 if __name__ == "__main__":
-    serve_calls({Init: init, Echo: echo, Tell: tell, Count: count, Fail: fail, Die: die, Hang: hang, Lie: lie})
+    told = {Init: init, Echo: echo, Tell: tell, Count: count, Fail: fail, Die: die, Hang: hang, Lie: lie}
+    serve_calls({**told, Read: read})
