@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.studies import accelerated, frontiers, gpo, length, rewards, value
+from tests.studies import accelerated, collapse, frontiers, gpo, length, rewards, value
 from tests.studies.study_report import RESULTS, Study, draw, markdown
 
 # name -> the study, and what stands before each claim that does not hold.
@@ -14,6 +14,7 @@ STUDIES: dict[str, tuple[Study, Sequence[str]]] = {
     "accelerated": (accelerated.study, ()),
     "value": (value.study, ("optimism at α = 1", "optimism at α = 0.3", "the wrong sign")),
     "length": (length.study, ()),
+    "collapse": (collapse.study, ("the gate with its default", "pairs of equal length")),
     "frontiers": (frontiers.study, ("TDPO1", "TDPO2", "SparsePO", "MallowsPO-θ", "MallowsPO-φ", "SimPO")),
 }
 
