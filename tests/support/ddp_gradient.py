@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification, MixtralConfig, MixtralForCausalLM
 
 from pipeline.config import Composition, Lora
+from pipeline.config.training import ReferenceSync
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps
@@ -110,6 +111,19 @@ def steps(name: str, accelerator: Accelerator, lora: bool = False) -> tuple[dict
     return weights, result.history[-1].loss
 
 
+def moved(accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
+    """Two steps, with a move of the reference after the first."""
+    model, reference = tiny_llama(), tiny_llama(seed=1)
+    twice = settings(batch_size=7, micro_batch_size=2, warmup=0, max_steps=2, epochs=2.0)
+    sync, where = ReferenceSync(every=1, mix=0.6), Placement(accelerator)
+    examples = examples_for(loss_named("dpo"), 7, tiny_llama(seed=1))
+    result = trained(
+        model, examples, loss_named("dpo"), twice, seed=0, placement=where, reference=reference, reference_sync=sync
+    )
+    weights = {f"steps.moved.{part}": p.detach() for part, p in model.named_parameters()}
+    return weights | {f"steps.reference.{part}": p for part, p in reference.named_parameters()}, result.history[-1].loss
+
+
 accelerator = Accelerator(cpu=True)
 tensors: dict[str, torch.Tensor] = {}
 losses: list[float] = []
@@ -119,6 +133,7 @@ for found, loss in [
     *(expert_gradient(cut, accelerator) for cut in CUTS),
     *(steps(name, accelerator) for name in STEPS),
     steps("tdpo2", accelerator, lora=True),
+    moved(accelerator),
 ]:
     tensors |= found
     losses.append(loss)

@@ -108,9 +108,12 @@ class MovingReference(StandingReference):
                     rows = range(*batch.block(block).indices(len(logps)))
                     for example, row in zip(batch.examples, rows, strict=True):
                         found[example.id, block] = tuple(logps[row][batch.mask[row]].tolist())
-        return [
-            with_reference(e, [tuple(found[e.id, place] for place in range(len(e.continuations)))]) for e in examples
-        ]
+        # Of a continuation that the loss does not read, what was stored stays.
+        values = (
+            [found.get((e.id, place), (*c.references, ())[0]) for place, c in enumerate(e.continuations)]
+            for e in examples
+        )
+        return [with_reference(e, [tuple(logps)]) for e, logps in zip(examples, values, strict=True)]
 
     @torch.no_grad()
     def after_step(self, done: int) -> None:
