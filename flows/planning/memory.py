@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, assert_never
 
+import psutil
 import torch
 
 from flows.planning.arithmetic import OFF_DEVICE, ParameterCounts, StageMemory, TrainerMemory
@@ -30,13 +31,13 @@ from pipeline.config.loss.needs import needs_of
 from pipeline.losses import Loss
 from pipeline.models.weights.weight_format import frozen_format, stored_dtype
 from pipeline.sampling.sampler import engine_dtype
-from pipeline.training.distributed.launch import Launch, read_launch
+from pipeline.training.distributed.launch import Launch, read_launch, reduced_once
 from pipeline.training.distributed.passes import PASS_TOKENS, sequences_a_pass
 from pipeline.types import derive_seed
 
 
 def held_together(
-    memory: TrainerMemory, settings: Optimisation, launch: Launch | None, *, device: bool
+    memory: TrainerMemory, settings: Optimisation, launch: Launch | None, *, device: bool, card_bytes: int
 ) -> tuple[dict[str, int], frozenset[str]]:
     """Return (bytes by name, names of the parts that are not on the accelerator).
 
@@ -48,20 +49,30 @@ def held_together(
         settings: of the training.
         launch: of the run; None: a single process.
         device: whether training is on accelerators.
+        card_bytes: memory of one process's device.
     """
-    away = _away(settings, launch) if device else frozenset({*memory.parts})
+    sharded = launch is not None and launch.kind == "FSDP2"
+    # Of several passes, each process sums whole gradients where they are reduced once.
+    summed = memory.gradients if sharded and reduced_once(settings, memory.gradients, card_bytes) else 0
+    sizes = memory.parts | {SUMS: summed}
+    away = _away(settings, launch) if device else frozenset({*sizes})
     count, cut = (1, frozenset[str]()) if launch is None else (launch.processes, _cut(launch))
-    policy = memory.policy
-    beside = memory.weights - policy
 
     def held(name: str, size: int) -> int:
         return round(size * (count if name in away else 1) / (count if name in cut else 1))
 
-    parts = {name: held(name, size) for name, size in (memory.parts | {"weights": policy}).items()}
-    parts["weights"] += beside * (count if "weights" in away else 1)
+    parts = {name: held(name, size) for name, size in sizes.items()}
     # FSDP2's main process keeps the whole policy in order to write it.
-    parts["whole policy"] = policy if launch is not None and launch.kind == "FSDP2" else 0
+    parts["whole policy"] = memory.policy if sharded else 0
     return parts, away | {"whole policy"}
+
+
+def _process_bytes(launch: Launch | None) -> int:
+    """Memory of one process's device: of the smallest card, or its share of the machine's."""
+    if torch.cuda.is_available():
+        cards = range(torch.cuda.device_count())
+        return min(int(torch.cuda.get_device_properties(card).total_memory) for card in cards)
+    return int(psutil.virtual_memory().total) // (1 if launch is None else launch.processes)
 
 
 def _cut(launch: Launch) -> frozenset[str]:
@@ -88,7 +99,8 @@ PARENT_BYTES, TRAINER_BYTES, VLLM_BYTES, TRANSFORMERS_BYTES = 800 * MIB, 450 * M
 ITEM_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Share of the accelerator that an engine's own server takes (vLLM's default).
 SERVER_SHARE = 0.9
-ON_DEVICE = frozenset({"weights", "gradients", "optimiser", "activations", "engine"})
+SUMS = "gradient sums"
+ON_DEVICE = frozenset({"weights", "gradients", SUMS, "optimiser", "activations", "engine"})
 
 
 def stage_memories(
@@ -107,6 +119,7 @@ def stage_memories(
     device = free.device
     space = free.memory if device is None else device
     probed, seed, launch = _probed(config, origin, shape), derive_seed(config.seed, "train", 1), read_launch(config)
+    card = _process_bytes(launch)
     measured, rate = training_memory(probed, planned.examples, config.training, seed, space)
     training = replace(measured, held=_held_bytes(config, origin, shape))
     engine = _engine(config.sampler, origin, shape, training.parameters, planned, device)
@@ -122,7 +135,7 @@ def stage_memories(
         seed = derive_seed(config.seed, "warm start")
         # The sampler starts with the first evaluation.
         taken = training_memory(first, planned.warm, config.warm_start, seed, space)[0]
-        parts, away["warm start"] = held_together(taken, config.warm_start, launch, device=device is not None)
+        parts, away["warm start"] = held_together(taken, config.warm_start, launch, device=device is not None, card_bytes=card)
         stages["warm start"] = {"processes": alone, **parts}
     stages["sampling"] = resting if warm else {"processes": PARENT_BYTES + sampler, "engine": engine}
     if config.scorer is not None and (models := reward_model_parts(config.scorer)):
@@ -133,7 +146,7 @@ def stage_memories(
     copies = launch.processes if launch is not None and device is None else 1
     resting = {**resting, "processes": resting["processes"] + alone - PARENT_BYTES - TRAINER_BYTES}
     stages[scores] = {**resting, **{name: copies * size for name, size in scored.items()}}
-    parts, away["training"] = held_together(training, config.training, launch, device=device is not None)
+    parts, away["training"] = held_together(training, config.training, launch, device=device is not None, card_bytes=card)
     stages["training"] = {**resting, **parts}
     where = frozenset() if device is None else ON_DEVICE
     named = (

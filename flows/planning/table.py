@@ -9,7 +9,7 @@ from flows.planning.arithmetic import KINDS
 from flows.planning.plan import Plan
 from pipeline.training.distributed.launch import read_launch
 
-_COLUMNS = ("weights", "gradients", "optimiser", "activations", "engine", "whole policy", "processes")
+_COLUMNS = ("weights", "gradients", "gradient sums", "optimiser", "activations", "engine", "whole policy", "processes")
 _NAMES = {"memory": "memory", "device": "memory of the accelerator", "disk": "disk"}
 
 
