@@ -1,7 +1,7 @@
 """The arithmetic of a plan: bytes, tokens and seconds of a round, from counts. Torch-free."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import comb
 
 from pipeline.config import RunConfig
@@ -18,13 +18,6 @@ STATE_BYTES: Mapping[str, int] = {
     "adamw_8bit_paged": 2,
 }
 OFF_DEVICE = frozenset({"adamw_offload", "adamw_paged", "adamw_8bit_paged"})
-# Bytes of a stored token's id, log-probability and piece of text, and of a row's id, in parquet with zstd. It shrinks
-# ids and text, but hardly the log-probabilities. Within 10 % of what rounds of the quickstart wrote.
-ID_BYTES, LOGP_BYTES, TEXT_BYTES, ROW_BYTES = 2, 4, 1, 64
-# In the file that training reads at random places; it is deleted when training ends.
-ARROW_ID_BYTES = 4
-# The parts of a round that retention removes.
-_WEIGHTS = {"policy", "optimiser", "average"}
 # Kinds of work that each have their own rate.
 KINDS = ("sampling", "labelling", "scoring", "training")
 
@@ -192,93 +185,6 @@ def seconds(tokens: Mapping[str, float], rates: Mapping[str, float]) -> dict[str
     if "scoring" not in known and "training" in known:
         known["scoring"] = 3 * known["training"]
     return {name: 0.0 if not n else n / known[name] if name in known else None for name, n in tokens.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class DiskUse:
-    """Bytes of a run folder and of its reference cache, by stage: at the start, per round, and while it trains.
-
-    ``policies``: how many rounds have their weights on disk at a time; None: all.
-    """
-
-    start: Mapping[str, int]
-    round: Mapping[str, int]
-    passing: Mapping[str, int] = field(default_factory=dict)
-    policies: int | None = None
-
-    def whole(self, rounds: int) -> int:
-        """The most that the run folder holds at any time."""
-        kept = rounds if self.policies is None else min(rounds, self.policies)
-        of_rounds = sum(size * (kept if name in _WEIGHTS else rounds) for name, size in self.round.items())
-        return sum(self.start.values()) + of_rounds + sum(self.passing.values())
-
-
-def disk_use(
-    counts: Round,
-    parameters: ParameterCounts,
-    *,
-    made_start: bool,
-    carried: bool,
-    averaged: bool,
-    checkpoints: bool,
-    best: bool,
-    iterative: bool,
-    policies: int | None = None,
-    state_bytes: int = MOMENT_BYTES,
-    cached: bool = True,
-) -> DiskUse:
-    """Bytes that a run writes.
-
-    Args:
-        counts: of one round.
-        parameters: of the policy; adapters are merged into what is saved.
-        made_start: whether the run trains, and so stores, the start policy.
-        carried: whether AdamW's state is kept.
-        averaged: whether an average of policies is stored with each policy.
-        checkpoints: whether training saves some within a round.
-        best: whether it keeps the weights of its best evaluation so far.
-        iterative: whether rounds sample and label.
-        policies: see ``DiskUse``.
-        state_bytes: optimiser state per weight.
-        cached: whether reference log-probabilities are also kept for other runs.
-    """
-    token = ID_BYTES + LOGP_BYTES + TEXT_BYTES
-    prompt = counts.prompt_tokens * (ID_BYTES + TEXT_BYTES)
-    policy = (parameters.total - (parameters.trained if parameters.trained < parameters.total else 0)) * WEIGHT_BYTES
-    stepped = parameters.trained + parameters.beside
-    group = prompt + counts.responses * counts.response_tokens * token
-    example = counts.example_prompt_tokens * (ID_BYTES + TEXT_BYTES)
-    example += counts.continuations * counts.example_response_tokens * token
-    scored = counts.examples * counts.continuations * counts.example_response_tokens * LOGP_BYTES
-    reference = counts.references * scored + counts.examples * ROW_BYTES if counts.references else 0
-    held_out = counts.held_out * (2 * prompt + counts.held_out_responses * counts.response_tokens * token)
-    each: dict[str, float] = {
-        "samples": counts.prompts * group if iterative else 0,
-        "labels": counts.prompts * group if iterative else 0,
-        "pairs": counts.examples * example,
-        "reference": reference,
-        "reference cache": reference if cached else 0,
-        "policy": policy + parameters.beside * WEIGHT_BYTES,
-        "optimiser": stepped * state_bytes if carried else 0,
-        "average": policy if averaged else 0,
-        "evaluation": 2 * held_out,
-    }
-    # While a checkpoint is written, the previous one is still there.
-    rows = counts.continuations * counts.example_response_tokens * (ARROW_ID_BYTES + counts.references * LOGP_BYTES)
-    # Beside the new best, those that the newest checkpoint counts on.
-    kept = stepped * (WEIGHT_BYTES + (state_bytes if carried else 0)) * (2 if checkpoints else 1)
-    passing = {
-        "best weights": kept if best else 0,
-        "checkpoints": 2 * stepped * (WEIGHT_BYTES + state_bytes) if checkpoints else 0,
-        "examples": round(counts.examples * (counts.example_prompt_tokens * ARROW_ID_BYTES + rows)),
-    }
-    start = {"policy": policy if made_start else 0, "evaluation": round(2 * held_out)}
-    return DiskUse(
-        {name: size for name, size in start.items() if size},
-        {name: round(size) for name, size in each.items() if size},
-        {name: size for name, size in passing.items() if size},
-        policies,
-    )
 
 
 def made_examples(config: RunConfig, prompts: int) -> int:

@@ -1,17 +1,18 @@
 """Checks that the disk has room for a stage's files: the plan's arithmetic on what is there. Torch-free."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import assert_never
 
 import psutil
 
-from flows.planning.arithmetic import TEXT_BYTES, DiskUse, ParameterCounts, Round, disk_use, made_examples
+from flows.planning.arithmetic import ParameterCounts, Round, made_examples
+from flows.planning.disk import FLOAT32_FILES, TEXT_BYTES, DiskUse, disk_use, stored_weights
 from flows.preflight.policy_weights import merged_for_sampling
 from flows.run_folder.stage_table import spec_of
-from pipeline.config import RunConfig, ScratchPolicy
+from pipeline.config import PretrainedPolicy, RunConfig, ScratchPolicy
 from pipeline.config.data.mixture import sources_in
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.sources import files_of
@@ -94,7 +95,7 @@ def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> i
 
 
 def _policy_bytes(use: DiskUse) -> int:
-    return use.round["policy"] + use.round.get("optimiser", 0) + sum(use.passing.values())
+    return use.round["policy"] + use.round.get("optimiser", 0) + use.masters + sum(use.passing.values())
 
 
 def _use(run: RunFolder, config: RunConfig, round_: int, model: Path, *, adapter: bool = False) -> DiskUse:
@@ -102,10 +103,12 @@ def _use(run: RunFolder, config: RunConfig, round_: int, model: Path, *, adapter
     total = parameters_of(model)
     lora = config.training.lora
     trained = total if lora is None or round_ == 0 else round(total * ADAPTER_SHARE)
-    if lora is not None and lora.lifetime == "run" and round_ > 0 and adapter:
-        total = 0
+    alone = lora is not None and lora.lifetime == "run" and round_ > 0 and adapter
     # Merging writes the adapter's weights into the policy's; the plan counts the two separately.
     merged = total + trained if trained != total else total
+    stored = FLOAT32_FILES
+    if isinstance(config.policy, PretrainedPolicy):
+        stored = replace(stored_weights(config, config.policy.path), alone=alone)
     settings = config.warm_start if round_ == 0 and config.warm_start is not None else config.training
     return disk_use(
         _counts(run, config, round_),
@@ -116,6 +119,7 @@ def _use(run: RunFolder, config: RunConfig, round_: int, model: Path, *, adapter
         checkpoints=settings.checkpoint_every > 0,
         best=round_ > 0 and config.training.keeps_evaluated,
         iterative=config.mode == "iterative",
+        stored=stored,
     )
 
 

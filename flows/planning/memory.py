@@ -135,7 +135,9 @@ def stage_memories(
         seed = derive_seed(config.seed, "warm start")
         # The sampler starts with the first evaluation.
         taken = training_memory(first, planned.warm, config.warm_start, seed, space)[0]
-        parts, away["warm start"] = held_together(taken, config.warm_start, launch, device=device is not None, card_bytes=card)
+        parts, away["warm start"] = held_together(
+            taken, config.warm_start, launch, device=device is not None, card_bytes=card
+        )
         stages["warm start"] = {"processes": alone, **parts}
     stages["sampling"] = resting if warm else {"processes": PARENT_BYTES + sampler, "engine": engine}
     if config.scorer is not None and (models := reward_model_parts(config.scorer)):
@@ -146,7 +148,9 @@ def stage_memories(
     copies = launch.processes if launch is not None and device is None else 1
     resting = {**resting, "processes": resting["processes"] + alone - PARENT_BYTES - TRAINER_BYTES}
     stages[scores] = {**resting, **{name: copies * size for name, size in scored.items()}}
-    parts, away["training"] = held_together(training, config.training, launch, device=device is not None, card_bytes=card)
+    parts, away["training"] = held_together(
+        training, config.training, launch, device=device is not None, card_bytes=card
+    )
     stages["training"] = {**resting, **parts}
     where = frozenset() if device is None else ON_DEVICE
     named = (

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from flows.planning.arithmetic import STATE_BYTES, DiskUse, ParameterCounts, Round, StageMemory, disk_use, seconds
+from flows.planning.arithmetic import STATE_BYTES, ParameterCounts, Round, StageMemory, seconds
 from flows.planning.counts import Tables, load_data, plan_round
+from flows.planning.disk import DiskUse, disk_use, stored_weights
 from flows.planning.machine import Room, room
 from flows.planning.memory import stage_memories
 from flows.planning.passes import PlannedPasses, planned_passes
@@ -131,6 +132,7 @@ def plan_config(
         planned = plan_round(config, tables, chat, shape, response_tokens)
         passes = planned_passes(config, shape, planned, "cpu" if free.device is None else "cuda")
         planned = replace(planned, counts=replace(planned.counts, packing=passes.padded_because is None))
+        stored = stored_weights(config, origin)
         stages, parameters, training = stage_memories(config, origin, shape, planned, load_preset("sft"), free)
         known, source = dict(rates), "given" if rates else None
         if probe:
@@ -150,6 +152,7 @@ def plan_config(
         policies=None if config.retention.last is None else config.retention.last + 2,
         state_bytes=STATE_BYTES[config.training.optimiser],
         cached=config.training.reference_cache is not None,
+        stored=stored,
     )
     return Plan(config, planned.counts, parameters, stages, disk, known, source, free, passes)
 

@@ -73,7 +73,9 @@ def _disk_rows(plan: Plan) -> list[list[str]]:
 
     disk, rounds = plan.disk, plan.config.rounds
     whole = [f"the run, {rounds} round{'s' * (rounds > 1)}", gib(disk.whole(rounds))]
-    return [*rows("start", disk.start), *rows("a round", disk.round), *rows("while training", disk.passing), whole]
+    parts = [*rows("start", disk.start), *rows("a round", disk.round), *rows("while training", disk.passing)]
+    masters = rows("the newest round", {"float32 masters": disk.masters} if disk.masters else {})
+    return [*parts, *masters, whole]
 
 
 def _time_rows(plan: Plan) -> list[list[str]]:

@@ -8,8 +8,9 @@ import pytest
 from transformers import LlamaConfig
 
 from flows.planning import measure as plan_processes
-from flows.planning.arithmetic import ParameterCounts, Round, TrainerMemory, carried_on, disk_use, seconds
+from flows.planning.arithmetic import ParameterCounts, Round, TrainerMemory, carried_on, seconds
 from flows.planning.counts import of_length, stand_in
+from flows.planning.disk import disk_use
 from flows.planning.machine import free_memory
 from flows.planning.measure import apart, of_several
 from flows.planning.probe import Measured, Probed, few_examples, train_a_little, with_layers
