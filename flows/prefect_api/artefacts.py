@@ -27,7 +27,7 @@ from flows.report.facts import RoundFacts
 from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.markdown import clock_time, comparisons_page, report_link, round_page, rounds_rows
 from flows.report.progress import Report
-from flows.workers.child_logs import ChildLogs
+from flows.workers.logs.child_logs import ChildLogs
 from pipeline.config import RunConfig
 from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.workers import child_logs
-from flows.workers.child_logs import ChildLogs
+from flows.workers.logs import child_logs
+from flows.workers.logs.child_logs import ChildLogs
 
 LOG = logging.getLogger("stage")
 

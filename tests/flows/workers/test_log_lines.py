@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from flows.workers.log_lines import MAX_LETTERS, LogLines
+from flows.workers.logs.log_lines import MAX_LETTERS, LogLines
 from pipeline.safe_text import HIDDEN, secrets_of
 
 VLLM_PREFIX = "(EngineCore pid=12973) "

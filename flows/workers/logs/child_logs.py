@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from threading import Lock
 
-from flows.workers.log_lines import LogLine, LogLines
+from flows.workers.logs.log_lines import LogLine, LogLines
 from pipeline.safe_text import secrets_of
 
 MAX_LINES = 200
