@@ -7,7 +7,8 @@ from typing import Any
 
 from flows.planning.probe import model_to_sample_from
 from flows.workers.local import with_context
-from flows.workers.sampler_client import SamplerProcess
+from flows.workers.pool.sampler_pool import SamplerPool
+from flows.workers.pool.seating import seating_of
 from pipeline.config import JudgeScorer, RunConfig, ScorerSettings, scorers_of
 from pipeline.models.chat import Chat
 from pipeline.sampling.sampler import SampleRequest
@@ -43,7 +44,8 @@ def measured_rates(
     chosen = [prompts[i % len(prompts)] for i in range(count)]
     requests = [SampleRequest(chat.prompt_ids(p.messages), seed) for seed, p in enumerate(chosen)]
     log = scratch / "sampler.log"
-    with SamplerProcess(with_context(config), config.chat, log, config.trusts_policy) as sampler:
+    seats = seating_of(config).engines
+    with SamplerPool(with_context(config), config.chat, log, config.trusts_policy, seats=seats) as sampler:
         sampler.load(folder, str(scratch / "sampled"))
 
         def drawn(tokens: int) -> tuple[float, list[tuple[Response, ...]]]:

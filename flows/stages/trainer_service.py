@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from flows.stages.context import Context
 from flows.stages.run import follow_stage, run_stage
-from flows.workers.child import serve_calls
 from flows.workers.followers import Followers, share_of_cores
 from flows.workers.messages import Done, JoinPasses, RunStage, StageProgress, TrainerInit
 from flows.workers.patience import further_seconds
+from flows.workers.serving import serve_calls
 from pipeline.config import RunConfig
 from pipeline.errors import RunError, UserError
 from pipeline.storage.run_folder import RunFolder

@@ -1,10 +1,9 @@
 """A child process that stays warm and answers requests: JSON lines over a socket, no pickle.
 
-Parent side: ``Child``. Child side: ``serve``, called by the entry module's ``main``. Its output
-goes to a log file. A child ends with its parent, even in the middle of work.
+The child's own side is ``flows.workers.serving``. Its output goes to a log file. It ends with its parent, even in the
+middle of work.
 """
 
-import argparse
 import contextlib
 import os
 import signal
@@ -12,28 +11,36 @@ import socket
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Literal
+from typing import Generic
 
 from flows.workers.child_output import ChildOutput
-from flows.workers.messages import Done, Failed, P, R, Reply, Request, Service, WireMessage, decode, encode, name_of
+from flows.workers.messages import (
+    RAISED,
+    Done,
+    Failed,
+    Further,
+    P,
+    R,
+    Request,
+    Service,
+    decode,
+    encode,
+    name_of,
+)
 from flows.workers.silence import Silence
-from pipeline.errors import Paused, RunError, UserError
+from pipeline.errors import RunError
 from pipeline.safe_text import redacted, secrets_of
-from pipeline.sampling.watchdog import end_with_parent
 
-# Takes the request and a function that reports progress.
-Handler = Callable[[Any, Callable[[Any], None]], Reply]
 _CLOSE_SECONDS = 5.0
+# A child reads all the time, whatever it is doing.
+_SEND_SECONDS = 60.0
 # Time for the last output of an ended child; a process of its own that outlives it may hold the pipe for longer.
 _OUTPUT_SECONDS = 5.0
 # Variables of a process that talks to Prefect; no child does.
 _NOT_FOR_CHILDREN = ("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_KEY")
-# Errors that a handler may raise, by name in ``Failed``; any other error is a failure of the run.
-_KINDS: dict[Literal["user", "run", "pause"], type[Exception]] = {"user": UserError, "run": RunError, "pause": Paused}
 
 
 class Child(Generic[P]):
@@ -155,9 +162,19 @@ class Child(Generic[P]):
                 self.kill()
                 raise
         if isinstance(message, Failed):
-            raise _KINDS[message.kind](message.text)
+            raise RAISED[message.kind](message.text)
         assert isinstance(message, reply)
         return message
+
+    def send(self, further: Further) -> None:
+        """Send ``further`` to the call whose ``stream`` is being read; a child that has died is noticed there."""
+        try:
+            self._send(further, _SEND_SECONDS)
+        except TimeoutError:
+            # Half a message may be on its way.
+            self.kill()
+        except OSError:
+            return
 
     def close(self) -> None:
         """Let the child end by itself; kill it after a few seconds."""
@@ -218,46 +235,3 @@ class Child(Generic[P]):
             log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
             last = redacted(log.read().decode(errors="replace")).splitlines()[-lines:]
         return "".join(f"\n  {line}" for line in (["last lines of " + str(self.log) + ":", *last] if last else []))
-
-
-def serve_calls(handlers: Mapping[type[Request], Handler], close: Callable[[], None] | None = None) -> None:
-    """Answer the parent's requests until it closes the socket; the child's side of ``Child``.
-
-    ``handlers``: one for each kind of request, including the constructor's ``init``.
-    """
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--socket", type=int, required=True)
-    parser.add_argument("--parent", type=int, required=True)
-    options = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent(options.parent)
-    with socket.socket(fileno=options.socket) as connection:
-        # A grandchild that inherited the socket would keep the parent waiting for a dead child.
-        connection.set_inheritable(False)
-        with connection.makefile("rb") as lines:
-            for line in lines:
-                _answer(connection, handlers, line)
-    if close is not None:
-        close()
-
-
-def _answer(connection: socket.socket, handlers: Mapping[type[Request], Handler], line: bytes) -> None:
-    def send(answer: WireMessage) -> None:
-        # If the parent is gone, the watchdog ends this process.
-        with contextlib.suppress(OSError):
-            connection.sendall(encode(answer))
-
-    name = "request"
-    try:
-        request = decode(line, handlers)
-        name = name_of(request)
-        reply = handlers[type(request)](request, send)
-    except (UserError, RunError, Paused) as error:
-        send(Failed(redacted(error), next(kind for kind, raised in _KINDS.items() if isinstance(error, raised))))
-    except Exception as error:  # noqa: BLE001 - the process boundary: every failure is shown to the user
-        # The log may be on a full disk.
-        with contextlib.suppress(OSError):
-            print(redacted(traceback.format_exc()), file=sys.stderr)
-        send(Failed(redacted(f"{name}: {type(error).__name__}: {error}"), "run"))
-    else:
-        send(reply)

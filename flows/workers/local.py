@@ -1,8 +1,8 @@
-"""The two child processes of a run: one samples, the other does everything else with torch.
+"""The child processes of a run: some sample, one does everything else with torch.
 
 They are separate so that ending one surely frees its memory, and so that vLLM's pinning of threads
-to cores never slows training. On CPU both stay warm for the whole run. On an accelerator one ends
-before the other starts, unless ``keep_warm`` is set otherwise.
+to cores never slows training. On CPU all stay warm for the whole run. On accelerators engines and trainer are there in
+turn, unless ``placement`` or ``keep_warm`` is set otherwise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,8 @@ from flows.report.progress import Report
 from flows.workers.child import Child
 from flows.workers.messages import TRAINER, Done, Loaded, RunStage, StageProgress, TrainerInit
 from flows.workers.patience import further_seconds
-from flows.workers.sampler_client import SamplerProcess
+from flows.workers.pool.sampler_pool import SamplerPool
+from flows.workers.pool.seating import Seating, seating_of
 from pipeline.config import (
     PretrainedPolicy,
     RunConfig,
@@ -56,6 +57,8 @@ def stays_warm(config: RunConfig) -> bool:
     if isinstance(config.sampler, ServerSampler) and config.sampler.base_url is not None:
         # It holds no memory here, and it remembers the server's old weights, which reveals stale ones.
         return True
+    if config.placement == "split":
+        return True
     match config.sampler.keep_warm:
         case "always":
             return True
@@ -66,16 +69,18 @@ def stays_warm(config: RunConfig) -> bool:
 
 
 class Workers:
-    """Both children, each started at first use; ``close`` (or leaving the block) ends them."""
+    """All children, each started at first use; ``close`` (or leaving the block) ends them."""
 
-    def __init__(self, root: Path, config: RunConfig) -> None:
+    def __init__(self, root: Path, config: RunConfig, seating: Seating | None = None) -> None:
+        """``seating``: who has which cards; default: see ``seating_of``."""
+        self.seating = seating_of(config) if seating is None else seating
         self._root = root
         self._config = config
         self._logs = root / "logs"
         log = self._logs / "sampler.log"
         plain = config.model_dump(mode="json")
         self._patience = further_seconds(config)
-        self._sampler = SamplerProcess(
+        self._sampler = SamplerPool(
             with_context(config),
             config.chat,
             log,
@@ -83,6 +88,7 @@ class Workers:
             key_variables(plain),
             config.policy.quantisation if isinstance(config.policy, PretrainedPolicy) else None,
             adapters=config.training.lora is not None and config.training.lora.lifetime == "run",
+            seats=self.seating.engines,
         )
         self._held: str | None = None
         self._trainer: Child[StageProgress] | None = None
@@ -99,7 +105,7 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End both children."""
+        """End all children."""
         self._end_sampler()
         self._end_trainer()
 
@@ -112,7 +118,8 @@ class Workers:
             init = TrainerInit(str(self._root), self._config.model_dump(mode="json"))
             # A user's reward function runs there and may print anything.
             timeout = self._config.sampler.start_timeout + self._patience
-            self._trainer = Child(TRAINER, init, self._logs / "trainer.log", timeout)
+            env = self.seating.rest.environment()
+            self._trainer = Child(TRAINER, init, self._logs / "trainer.log", timeout, env)
 
         def on_progress(progress: StageProgress) -> None:
             report(progress.done, progress.total, progress.note)
@@ -129,19 +136,21 @@ class Workers:
     def sample(
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
     ) -> Iterator[tuple[Response, ...]]:
-        """Sample responses of ``policy`` to each request, after loading and checking new weights with ``probe``."""
+        """Sample responses of ``policy`` to each request, after loading and checking new weights with ``probe``.
+
+        Requests come in shards of ``shard_size``, the last of which may be smaller.
+        """
         if not stays_warm(self._config):
             self._end_trainer()
         if self._held != str(policy):
             self._held = None
             self.swaps[str(policy)] = self._sampler.load(str(policy), str(probe))
             self._held = str(policy)
-        return self._sampler.sample(requests, settings)
+        return self._sampler.sample(requests, settings, self._config.shard_size)
 
     def sampler_pids(self) -> list[int]:
-        """Return the process id of the sampler, if it runs."""
-        pid = self._sampler.pid
-        return [] if pid is None else [pid]
+        """Return the process ids of the engines that run."""
+        return self._sampler.pids
 
     def _end_sampler(self) -> None:
         self._held = None

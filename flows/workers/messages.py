@@ -5,7 +5,7 @@ would turn a NaN log-prob into null, and the stage that must report it could not
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from pipeline.errors import Paused, RunError, UserError
 from pipeline.sampling.sampler import SampleRequest, Swap
 from pipeline.types import Response
 
@@ -23,6 +24,10 @@ class WireMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Request(WireMessage, frozen=True):
     """A request to a child; exactly one reply follows."""
+
+
+class Further(Request, frozen=True):
+    """What follows a request before its reply, any number of times; it has no reply of its own."""
 
 
 class Progress(WireMessage, frozen=True):
@@ -44,6 +49,12 @@ class Failed(Reply, frozen=True, tag="failed"):
     kind: Literal["user", "run", "pause"]
 
 
+# Errors that a handler may raise, by their kind in ``Failed``; any other error is a failure of the run.
+RAISED: Mapping[Literal["user", "run", "pause"], type[Exception]] = {
+    "user": UserError,
+    "run": RunError,
+    "pause": Paused,
+}
 P = TypeVar("P", bound=Progress)
 R = TypeVar("R", bound=Reply)
 M = TypeVar("M", bound=WireMessage)
@@ -94,10 +105,17 @@ class Loaded(Reply, frozen=True, tag="loaded"):
 
 
 class SampleCall(Request, frozen=True, tag="sample"):
-    """Respond to each request, with ``SamplingSettings`` as JSON."""
+    """Respond to each request, with ``SamplingSettings`` as JSON; ``open``: ``MoreRequests`` follow."""
 
     requests: tuple[SampleRequest, ...]
     settings: dict[str, Any]
+    open: bool = False
+
+
+class MoreRequests(Further, frozen=True, tag="more"):
+    """Further requests of an open ``SampleCall``; without any, the call ends once all are answered."""
+
+    requests: tuple[SampleRequest, ...]
 
 
 class Sampled(Progress, frozen=True, tag="sampled"):

@@ -14,8 +14,20 @@ from typing import Literal, assert_never
 
 from pydantic import TypeAdapter
 
-from flows.workers.child import serve_calls
-from flows.workers.messages import Done, Load, Loaded, Progress, SampleCall, Sampled, SamplerInit, Score, ScoresReply
+from flows.workers.messages import (
+    Done,
+    Load,
+    Loaded,
+    MoreRequests,
+    Progress,
+    Request,
+    SampleCall,
+    Sampled,
+    SamplerInit,
+    Score,
+    ScoresReply,
+)
+from flows.workers.serving import Caller, Handler, serve_calls
 from pipeline import config
 from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat, load_chat
@@ -33,7 +45,7 @@ from pipeline.models.handshake import (
 from pipeline.models.loading.rope import rope_note
 from pipeline.models.weights.adapter_folder import base_of
 from pipeline.sampling.engine_args import is_quantised
-from pipeline.sampling.sampler import EngineOptions, Sampler, Swap
+from pipeline.sampling.sampler import EngineOptions, RequestFeed, Sampler, SampleRequest, Swap
 from pipeline.sampling.served_adapters import why_merged
 from pipeline.storage.atomic import write_json
 
@@ -67,7 +79,7 @@ class SamplerService:
         )
         # Of a process that was killed while an engine read it.
         if self._evidence is not None:
-            shutil.rmtree(self._evidence.with_name(MERGED), ignore_errors=True)
+            shutil.rmtree(self._merged_in(self._evidence.parent), ignore_errors=True)
         return Done()
 
     def load(self, request: Load, send: _Send) -> Loaded:
@@ -93,12 +105,16 @@ class SamplerService:
         from pipeline.models.policy import write_merged
 
         with tempfile.TemporaryDirectory() if self._evidence is None else nullcontext(self._evidence.parent) as parent:
-            folder = Path(parent) / MERGED
+            folder = self._merged_in(Path(parent))
             try:
                 write_merged(path, folder, trust_remote_code=self._trust_remote_code)
                 yield str(folder)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _merged_in(self, parent: Path) -> Path:
+        """The folder of this engine's merged adapter: engines side by side must not remove each other's."""
+        return parent / (MERGED + ("" if self._evidence is None else self._evidence.stem.removeprefix("handshake")))
 
     def _swap(self, path: str, probe: Probe) -> tuple[Literal["start"] | Swap, float, str | None]:
         """Load ``path``; return how, the largest difference in nats, and the error of a stale swap in place."""
@@ -132,12 +148,18 @@ class SamplerService:
             names.append(f"{probe.bits}-bit")
         return reduce(coarser_dtype, [*names, *further_rounding(names[0], self._settings, Path(base_of(path)))])
 
-    def sample(self, request: SampleCall, send: _Send) -> Done:
-        """Send the responses to each request while the engine keeps working."""
+    def sample(self, request: SampleCall, caller: Caller) -> Done:
+        """Send the responses to each request while the engine keeps working, and take further ones if it is open."""
         settings = config.SamplingSettings.model_validate(request.settings)
-        groups = self._engine().sample(request.requests, settings)
-        for _, group in zip(request.requests, groups, strict=True):
-            send(Sampled(group))
+
+        def further(wait: bool) -> tuple[SampleRequest, ...] | None:
+            more = caller.further(MoreRequests, wait=wait)
+            # Without requests it ends the call; none at all while waiting: the parent is gone.
+            return (None if wait else ()) if more is None else more.requests or None
+
+        feed = RequestFeed(request.requests, further if request.open else None)
+        for group in self._engine().sample(feed, settings):
+            caller(Sampled(group))
         return Done()
 
     def score(self, request: Score, send: _Send) -> ScoresReply:
@@ -211,9 +233,13 @@ def build_sampler(settings: config.SamplerSettings, path: str, chat: Chat, optio
 def main() -> None:
     """Serve until the parent closes the socket."""
     service = SamplerService()
-    serve_calls(
-        {SamplerInit: service.init, Load: service.load, SampleCall: service.sample, Score: service.score}, service.close
-    )
+    handlers: dict[type[Request], Handler] = {
+        SamplerInit: service.init,
+        Load: service.load,
+        SampleCall: service.sample,
+        Score: service.score,
+    }
+    serve_calls(handlers, service.close, (MoreRequests,))
 
 
 if __name__ == "__main__":

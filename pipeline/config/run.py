@@ -61,6 +61,12 @@ class RunConfig(Closed):
     replay: Replay | None = None
     loss: NamedComposition = Field(default_factory=lambda: NamedComposition.model_validate({}))
     training: Training = Training()
+    placement: Literal["colocated", "split"] = Field(
+        "colocated",
+        description="colocated: engines and trainer have the same cards, in turn; split: engines keep cards of their "
+        "own, and the trainer has the others",
+        json_schema_extra=OPERATIONAL,
+    )
     accelerate: str | None = Field(
         None,
         min_length=1,
@@ -91,6 +97,15 @@ class RunConfig(Closed):
     def _weights_can_be_trained(self) -> "RunConfig":
         if isinstance(self.policy, PretrainedPolicy):
             _require_trainable(self.policy, self.training, self.warm_start)
+        return self
+
+    @model_validator(mode="after")
+    def _split_engines_stay(self) -> "RunConfig":
+        if self.placement == "split" and self.sampler.keep_warm == "never":
+            raise ValueError(
+                "sampler.keep_warm: never, but with placement: split engines stay on their own cards; allowed: auto or "
+                "always, or placement: colocated"
+            )
         return self
 
     @model_validator(mode="before")

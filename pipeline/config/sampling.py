@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed, ServerAddress
 
@@ -13,7 +13,6 @@ SPEED_ARGS = frozenset(
         "block_size",
         "cpu_offload_gb",
         "cudagraph_capture_sizes",
-        "data_parallel_size",
         "disable_custom_all_reduce",
         "disable_log_stats",
         "distributed_executor_backend",
@@ -28,21 +27,24 @@ SPEED_ARGS = frozenset(
         "max_parallel_loading_workers",
         "num_gpu_blocks_override",
         "numa_bind",
-        "pipeline_parallel_size",
         "safetensors_load_strategy",
         "safetensors_prefetch_num_threads",
         "scheduling_policy",
         "stream_interval",
-        "tensor_parallel_size",
         "use_tqdm_on_load",
     }
 )
 EngineSettings = dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], JsonValue]
 _ARGS = (
-    "further arguments of vLLM's engine, as vLLM names them, such as {tensor_parallel_size: 2, kv_cache_dtype: fp8}; "
+    "further arguments of vLLM's engine, as vLLM names them, such as {kv_cache_dtype: fp8, block_size: 32}; "
     "those that only change speed are no part of keys"
 )
 _EAGER = "no graph capture or compilation; default: on CPU yes, on an accelerator no, where graphs are much faster"
+
+_TENSORS = "cards that compute each layer together"
+_STAGES = "groups of cards that hold the layers one after the other"
+_ENGINES = "engines side by side, each with its own cards; auto: as many as there are cards for; on a CPU one"
+Engines = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 
 
 class HandshakeLimits(Closed):
@@ -78,9 +80,12 @@ class SamplingSettings(Closed):
 
 
 class VllmSampler(Closed):
-    """vLLM in a child process of the run."""
+    """vLLM in child processes of the run."""
 
     kind: Literal["vllm"] = "vllm"
+    engines: Engines = Field("auto", description=_ENGINES, json_schema_extra=OPERATIONAL)
+    tensor_parallel_size: int = Field(1, ge=1, le=1024, description=_TENSORS, json_schema_extra=LATER)
+    pipeline_parallel_size: int = Field(1, ge=1, le=1024, description=_STAGES, json_schema_extra=OPERATIONAL)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="CUDA only", json_schema_extra=OPERATIONAL)
     cpu_kv_cache_gib: int = Field(1, ge=1, description="CPU only", json_schema_extra=OPERATIONAL)
@@ -119,6 +124,7 @@ class TransformersSampler(Closed):
     """transformers' generate, for machines without vLLM: slow, same results."""
 
     kind: Literal["transformers"] = "transformers"
+    engines: Engines = Field("auto", description=_ENGINES, json_schema_extra=OPERATIONAL)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     handshake: HandshakeLimits | None = Field(None, description=_LIMITS, json_schema_extra=OPERATIONAL)
     batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
@@ -139,6 +145,15 @@ class ServerSampler(Closed):
     """
 
     kind: Literal["server"] = "server"
+    engines: Engines = Field(
+        "auto", description=f"servers started here: {_ENGINES}; with base_url: auto or 1", json_schema_extra=OPERATIONAL
+    )
+    tensor_parallel_size: int = Field(
+        1, ge=1, le=1024, description=f"of a server started here: {_TENSORS}", json_schema_extra=LATER
+    )
+    pipeline_parallel_size: int = Field(
+        1, ge=1, le=1024, description=f"of a server started here: {_STAGES}", json_schema_extra=OPERATIONAL
+    )
     base_url: ServerAddress | None = Field(
         None, description="such as http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL
     )
@@ -163,6 +178,23 @@ class ServerSampler(Closed):
     shard_timeout: float = Field(3600, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
     retries: int = Field(1, ge=0, json_schema_extra=OPERATIONAL)
     keep_warm: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _user_s_server_is_one(self) -> "ServerSampler":
+        if self.base_url is None:
+            return self
+        if self.engines not in ("auto", 1):
+            raise ValueError(
+                f"engines: {self.engines}: with base_url the server is the user's, and it decides how many engines it "
+                "has; allowed: auto or 1"
+            )
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if name in self.changed:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)}: with base_url the server is the user's, and was started with its "
+                    "own; allowed: 1"
+                )
+        return self
 
     def identity(self) -> dict[str, JsonValue]:
         """The settings that decide the result."""

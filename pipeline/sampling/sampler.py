@@ -4,7 +4,8 @@ Torch-free; the engines are in ``vllm_engine``, ``transformers_engine`` and ``se
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,6 +16,8 @@ from pipeline.models.chat import Chat
 from pipeline.models.foreign import model_numbers, model_settings
 from pipeline.types import Response, derive_seed
 
+# Requests whose samples an engine without continuous batching sorts by length before it cuts them into batches.
+SORTED_TOGETHER = 64
 Swap = Literal["reload", "restart", "unchanged"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -42,6 +45,39 @@ class EngineOptions:
     adapters: bool = False
 
 
+# Returns further requests: none yet if it is empty, none any more if it is None. Its argument says whether to wait.
+FurtherRequests = Callable[[bool], Sequence[SampleRequest] | None]
+
+
+class RequestFeed:
+    """Requests in the order in which they are answered."""
+
+    def __init__(self, requests: Iterable[SampleRequest], further: FurtherRequests | None = None) -> None:
+        """``further``: where more come from after ``requests``; None: there are no others."""
+        self._waiting = deque(requests)
+        self._further = further
+
+    def take(self, most: int, *, idle: bool) -> list[SampleRequest]:
+        """Return up to ``most`` requests.
+
+        ``idle``: the engine has nothing else to do, so wait for a request; no request then means that none will come.
+        """
+        while self._further is not None and len(self._waiting) < most:
+            found = self._further(idle and not self._waiting)
+            if found is None:
+                self._further = None
+            elif not found:
+                break
+            else:
+                self._waiting.extend(found)
+        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+
+def feed_of(requests: RequestFeed | Sequence[SampleRequest]) -> RequestFeed:
+    """Return ``requests`` as a feed."""
+    return requests if isinstance(requests, RequestFeed) else RequestFeed(requests)
+
+
 class Sampler(Protocol):
     """An engine that holds a policy's weights."""
 
@@ -49,7 +85,9 @@ class Sampler(Protocol):
     def dtype(self) -> str:
         """The precision that the engine computes in: float32, bfloat16 or float16."""
 
-    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
+    def sample(
+        self, requests: RequestFeed | Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[tuple[Response, ...]]:
         """Yield ``settings.n`` responses to each request, in order, as soon as it and all earlier requests are done.
 
         Sample k of a request depends only on (request.seed, k) and the prompt. Log-probabilities are the

@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pipeline.sampling.ports import free_port, loopback_only
 from pipeline.sampling.sampler import (
     Dtype,
     EngineOptions,
+    RequestFeed,
     SampleRequest,
     Swap,
     check_length,
@@ -37,6 +39,7 @@ from pipeline.sampling.sampler import (
     engine_context,
     engine_dtype,
     engine_stops,
+    feed_of,
     make_response,
     room_for,
     sample_seeds,
@@ -79,18 +82,28 @@ class ServerEngine:
         """Longest prompt + response, in tokens."""
         return self._context
 
-    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
+    def sample(
+        self, requests: RequestFeed | Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[tuple[Response, ...]]:
         """See ``Sampler.sample``; each sample is a separate HTTP request."""
-        bodies = [
-            self._sampling_body(request, settings, seed)
-            for request in requests
-            for seed in sample_seeds(request, settings.n)
-        ]
-        asked = (request.prompt_ids for request in requests for _ in range(settings.n))
-        answers = zip(asked, self._pool.map(self._complete, bodies), strict=True)
-        responses = (self._response(prompt_ids, answer, settings) for prompt_ids, answer in answers)
-        for _ in requests:
-            yield tuple(itertools.islice(responses, settings.n))
+        feed = feed_of(requests)
+        under_way: deque[tuple[SampleRequest, list[Future[dict[str, Any]]]]] = deque()
+        try:
+            while True:
+                # A long response keeps the others from being given, not from being asked for.
+                room = 4 * self._settings.concurrency - sum(len(asked) for _, asked in under_way)
+                for request in feed.take(-(-room // settings.n), idle=not under_way):
+                    bodies = [
+                        self._sampling_body(request, settings, seed) for seed in sample_seeds(request, settings.n)
+                    ]
+                    under_way.append((request, [self._pool.submit(self._complete, body) for body in bodies]))
+                if not under_way:
+                    return
+                request, asked = under_way.popleft()
+                yield tuple(self._response(request.prompt_ids, one.result(), settings) for one in asked)
+        finally:
+            for one in (one for _, asked in under_way for one in asked):
+                one.cancel()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``Sampler.score``."""
@@ -183,6 +196,7 @@ class ServerEngine:
             command += ["--lora-target-modules", *sorted(room.targets)]
             command += ["--lora-modules", f"{SERVED_NAME}={Path(path).absolute()}"]
         command += ["--generation-config", "vllm", "--logprobs-mode", "raw_logprobs", "--enable-prefix-caching"]
+        command += as_flags(self._settings.model_dump(include={"tensor_parallel_size", "pipeline_parallel_size"}))
         command += ["--disable-uvicorn-access-log", "--seed", "0"]
         if eager(self._settings.enforce_eager, accelerator=accelerator):
             command.append("--enforce-eager")

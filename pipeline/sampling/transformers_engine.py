@@ -20,20 +20,20 @@ from pipeline.models.weights.held_weights import holds_fewer_bits
 from pipeline.models.weights.lora import plain_model
 from pipeline.models.weights.weight_format import WeightFormat
 from pipeline.sampling.sampler import (
+    SORTED_TOGETHER,
     EngineOptions,
+    RequestFeed,
     SampleRequest,
     Swap,
     check_length,
     engine_dtype,
+    feed_of,
     make_response,
     room_for,
     sample_seeds,
     stop_place,
 )
 from pipeline.types import Response
-
-# Number of requests whose samples are sorted by length together before they are cut into batches.
-SORTED_TOGETHER = 256
 
 
 @dataclass(slots=True)
@@ -95,15 +95,19 @@ class TransformersEngine:
         if self._device == "cuda":
             torch.cuda.empty_cache()
 
-    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
-        """See ``Sampler.sample``."""
-        rooms = [room_for(request.prompt_ids, settings.max_tokens, self.context) for request in requests]
-        for start in range(0, len(requests), SORTED_TOGETHER):
-            together = slice(start, start + SORTED_TOGETHER)
+    def sample(
+        self, requests: RequestFeed | Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[tuple[Response, ...]]:
+        """See ``Sampler.sample``.
+
+        The last bits of log-probabilities depend on which samples share a batch: the same requests give the same bits.
+        """
+        feed = feed_of(requests)
+        while together := feed.take(SORTED_TOGETHER, idle=True):
             rows = [
-                _Row(request.prompt_ids, room, self._generator(seed))
-                for request, room in zip(requests[together], rooms[together], strict=True)
-                for seed in sample_seeds(request, settings.n)
+                _Row(request.prompt_ids, room_for(request.prompt_ids, settings.max_tokens, self.context), generator)
+                for request in together
+                for generator in map(self._generator, sample_seeds(request, settings.n))
             ]
             # Prompts of one length share a batch where possible, for less padding.
             by_length = sorted(rows, key=lambda row: len(row.prompt_ids))

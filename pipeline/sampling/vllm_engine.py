@@ -8,6 +8,7 @@ generation config is ignored.
 import gc
 import itertools
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.sampling.engine_args import formats_of
 from pipeline.sampling.ports import loopback_only
 from pipeline.sampling.sampler import (
     EngineOptions,
+    RequestFeed,
     SampleRequest,
     Swap,
     check_length,
@@ -26,6 +28,7 @@ from pipeline.sampling.sampler import (
     engine_context,
     engine_dtype,
     engine_stops,
+    feed_of,
     make_response,
     room_for,
     sample_seeds,
@@ -80,41 +83,45 @@ class VllmEngine:
         """Longest prompt + response, in tokens."""
         return int(self._llm.llm_engine.model_config.max_model_len)
 
-    def sample(self, requests: Sequence[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]:
+    def sample(
+        self, requests: RequestFeed | Sequence[SampleRequest], settings: SamplingSettings
+    ) -> Iterator[tuple[Response, ...]]:
         """See ``Sampler.sample``; each sample is a separate request, and prefix caching shares the prompt.
 
         The engine's queue holds as many samples as it decodes at once, so that its batch stays full to the end.
         """
-        rooms = [room_for(request.prompt_ids, settings.max_tokens, self.context) for request in requests]
-        samples = (
-            (request.prompt_ids, self._params(settings, room, seed))
-            for request, room in zip(requests, rooms, strict=True)
-            for seed in sample_seeds(request, settings.n)
-        )
-        responses = self._in_order(samples, settings.stop)
-        for _ in requests:
-            yield tuple(itertools.islice(responses, settings.n))
+        responses = self._in_order(feed_of(requests), settings)
+        while group := tuple(itertools.islice(responses, settings.n)):
+            yield group
 
-    def _in_order(self, samples: Iterator[tuple[tuple[int, ...], Any]], stop: Sequence[str]) -> Iterator[Response]:
-        """Yield the response to each of ``samples`` (prompt ids, parameters) once it and all earlier ones are done."""
+    def _in_order(self, feed: RequestFeed, settings: SamplingSettings) -> Iterator[Response]:
+        """Yield the response to each sample of the requests in ``feed`` once it and all earlier ones are done."""
         engine, numbers = self._llm.llm_engine, itertools.count()
+        waiting: deque[tuple[tuple[int, ...], Any]] = deque()
         under_way: dict[str, tuple[int, ...]] = {}
         done: dict[int, Response] = {}
         given = 0
         try:
             while True:
                 room = 2 * self._settings.max_num_seqs - len(under_way)
-                for (ids, params), number in zip(itertools.islice(samples, room), numbers, strict=False):
-                    under_way[str(number)] = ids
+                wanted = -(-(room - len(waiting)) // settings.n)
+                for request in feed.take(wanted, idle=not under_way and not waiting):
+                    most = room_for(request.prompt_ids, settings.max_tokens, self.context)
+                    for seed in sample_seeds(request, settings.n):
+                        waiting.append((request.prompt_ids, self._params(settings, most, seed)))
+                for _ in range(min(room, len(waiting))):
+                    ids, params = waiting.popleft()
+                    number = str(next(numbers))
+                    under_way[number] = ids
                     prompt = {"prompt_token_ids": list(ids)}
-                    engine.add_request(str(number), prompt, params, lora_request=self._adapter)
+                    engine.add_request(number, prompt, params, lora_request=self._adapter)
                 if not under_way:
                     return
                 for output in engine.step():
                     asked, sampled = under_way.pop(output.request_id), output.outputs[0]
                     # Only each sampled token's own log-probability: no others were requested.
                     logprobs = sampled.logprobs.logprobs
-                    response = make_response(self._chat, asked, sampled.token_ids, logprobs, stop)
+                    response = make_response(self._chat, asked, sampled.token_ids, logprobs, settings.stop)
                     done[int(output.request_id)] = response
                 while given in done:
                     yield done.pop(given)
@@ -176,6 +183,8 @@ class VllmEngine:
                 enforce_eager=eager(self._settings.enforce_eager, accelerator=not current_platform.is_cpu()),
                 gpu_memory_utilization=self._settings.gpu_memory_utilization,
                 max_num_seqs=self._settings.max_num_seqs,
+                tensor_parallel_size=self._settings.tensor_parallel_size,
+                pipeline_parallel_size=self._settings.pipeline_parallel_size,
                 enable_prefix_caching=True,
                 # On CPU, a seeded request with a prompt split over two steps kills vLLM 0.32.0
                 # ("CPU Generator does not use offset").

@@ -28,7 +28,7 @@ FAULTS = {
     "children that die or hang": [
         "tests/flows/workers/test_child.py",
         "tests/flows/workers/test_local.py",
-        "tests/flows/workers/test_sampler_client.py",
+        "tests/flows/workers/test_sampler_pool.py",
         "tests/flows/workers/test_followers.py",
     ],
     "judges that fail": ["tests/reward_models/judge/test_judge.py"],

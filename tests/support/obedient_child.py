@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.workers.child import serve_calls
 from flows.workers.messages import Done, Progress, Reply, Request, Service
+from flows.workers.serving import serve_calls
 from pipeline.errors import Paused, RunError, UserError
 
 GREETING: list[str] = []

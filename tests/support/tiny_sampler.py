@@ -1,8 +1,10 @@
 """A sampler child on a tiny model, for tests: vLLM pins threads to cores, so it never lives in pytest's process."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from flows.workers.sampler_client import SamplerProcess
+from flows.workers.pool.sampler_pool import SamplerPool
+from flows.workers.pool.seating import Seat
 from pipeline import config
 from pipeline.models.chat import load_chat
 from pipeline.models.handshake import probe_sequences, write_probe
@@ -17,7 +19,7 @@ def write_true_probe(folder: Path, weights: Path | None = None) -> Path:
     return folder
 
 
-def vllm_process(log: Path, **settings: object) -> SamplerProcess:
-    """A process that will hold a float32 vLLM engine."""
+def vllm_process(log: Path, seats: Sequence[Seat] = (Seat("engine"),), **settings: object) -> SamplerPool:
+    """A pool that will hold a float32 vLLM engine in each of ``seats``."""
     sampler = config.VllmSampler.model_validate({"dtype": "float32", "retries": 0, "start_timeout": 400, **settings})
-    return SamplerProcess(sampler, config.ChatSettings(), log)
+    return SamplerPool(sampler, config.ChatSettings(), log, seats=seats)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flows.workers.messages import Load, SamplerInit
-from flows.workers.sampler_client import SamplerProcess
+from flows.workers.pool.sampler_pool import SamplerPool
 from flows.workers.sampler_service import SamplerService
 from pipeline import config
 from pipeline.config import Lora, Quantisation, SamplingSettings
@@ -26,12 +26,12 @@ from tests.support.tiny_sampler import write_true_probe
 ASKED = [SampleRequest((9, 20, 33), seed) for seed in range(4)]
 
 
-def vllm_engine(log: Path) -> SamplerProcess:
+def vllm_engine(log: Path) -> SamplerPool:
     settings = config.VllmSampler.model_validate({"dtype": "float32", "retries": 0, "start_timeout": 400})
-    return SamplerProcess(settings, config.ChatSettings(), log)
+    return SamplerPool(settings, config.ChatSettings(), log)
 
 
-def sampled(engine: SamplerProcess) -> list[tuple[int, ...]]:
+def sampled(engine: SamplerPool) -> list[tuple[int, ...]]:
     settings = SamplingSettings(n=2, max_tokens=6)
     return [response.token_ids for group in engine.sample(ASKED, settings) for response in group]
 
