@@ -88,13 +88,15 @@ def _least(recipe: Recipe, settings: Optimisation, launch: Launch | None, card: 
 def _require_engine(config: RunConfig, card: Card, total: int) -> None:
     sampler = config.sampler
     if config.mode == "offline" or not isinstance(sampler, VllmSampler) or sampler.engine_args:
-        # Arguments may quantise the weights, or cut them over several cards.
+        # Arguments may quantise the weights.
         return
-    needed, given = 2 * total, sampler.gpu_memory_utilization * card.size
+    ranks = sampler.tensor_parallel_size * sampler.pipeline_parallel_size
+    each = f" on each of {ranks} cards" if ranks > 1 else ""
+    needed, given = 2 * total // ranks, sampler.gpu_memory_utilization * card.size
     if needed > given:
         raise UserError(
             f"sampler.gpu_memory_utilization: {sampler.gpu_memory_utilization:g} of {card.size / GB:.1f} GB is "
             f"{given / GB:.1f} GB, and the {total / 1e9:.2f} billion parameters of policy.path take "
-            f"{needed / GB:.1f} GB in 16 bits; raise it (at most 1), or set sampler.engine_args: {{quantization: fp8}} "
-            "or {tensor_parallel_size: 2}"
+            f"{needed / GB:.1f} GB in 16 bits{each}; raise it (at most 1), or set sampler.engine_args: "
+            "{quantization: fp8} or a larger sampler.tensor_parallel_size"
         )

@@ -7,6 +7,7 @@ from flows.planning.cards.fitting import CONTEXT_BYTES
 from flows.planning.cards.recipes import PartCounts, Recipe
 from flows.planning.cards.traced import head_bytes
 from flows.planning.memory import ITEM_BYTES, reward_model_parts
+from flows.workers.pool.seating import ranks_of
 from pipeline.config import RunConfig, ServerSampler
 from pipeline.models.weights.weight_format import WeightFormat
 from pipeline.sampling.engine_args import is_quantised
@@ -55,15 +56,14 @@ def other_stages(
 
 
 def _engine(config: RunConfig, shape: Any, counts: PartCounts) -> dict[str, int]:
-    """The engine's weights, its own needs, and keys and values of one sequence of the greatest length."""
+    """An engine's weights, its own needs, and keys and values of one sequence of the greatest length, on each card."""
     text, sampler = shape.get_text_config(), config.sampler
     args = sampler.engine_args if sampler.kind != "transformers" else {}
     item = 2 if sampler.dtype == "auto" else ITEM_BYTES[sampler.dtype]
     weights = (counts.linear * (1 if is_quantised(args) and args.get("quantization") else item)) + (
         counts.head + counts.rest + counts.adapter
     ) * item
-    cut = args.get("tensor_parallel_size") or 1
-    cards = cut if isinstance(cut, int) else 1
+    cards = ranks_of(config)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     longest = config.chat.max_prompt_tokens + config.sampling.max_tokens + 1

@@ -20,7 +20,7 @@ _JOIN_SECONDS = 10.0
 
 
 @dataclass(slots=True, order=True)
-class Block:
+class TaskBlock:
     """Tasks ``start`` to ``end`` - 1; ``failures``: of workers that left it as the first one without an answer."""
 
     start: int
@@ -50,7 +50,7 @@ class Desk(Protocol[T, A]):
 class TaskQueue(Generic[T, A]):
     """What workers take and give; all methods may be called from several threads."""
 
-    def __init__(self, tasks: Sequence[T], blocks: Iterable[Block], workers: int, window: int) -> None:
+    def __init__(self, tasks: Sequence[T], blocks: Iterable[TaskBlock], workers: int, window: int) -> None:
         """Begin with all tasks waiting.
 
         Args:
@@ -64,7 +64,7 @@ class TaskQueue(Generic[T, A]):
         self.waiting = len(tasks)
         self._fresh = iter(blocks)
         self._next = next(self._fresh, None)
-        self._returned: list[Block] = []
+        self._returned: list[TaskBlock] = []
         self._window = window
         self._found: dict[int, A] = {}
         self._given = 0
@@ -72,7 +72,7 @@ class TaskQueue(Generic[T, A]):
         self._error: BaseException | None = None
         self._over = not tasks
 
-    def take(self) -> Block | None:
+    def take(self) -> TaskBlock | None:
         """Return the first block that waits; None if none may be taken now."""
         with self._changed:
             if not self._may_take():
@@ -103,7 +103,7 @@ class TaskQueue(Generic[T, A]):
                 if index == self._given:
                     self._changed.notify_all()
 
-    def give_back(self, blocks: Iterable[Block]) -> None:
+    def give_back(self, blocks: Iterable[TaskBlock]) -> None:
         """Let others take ``blocks``."""
         with self._changed:
             for block in blocks:
@@ -136,7 +136,7 @@ class Tray(Generic[T, A]):
 
     def __init__(self, queue: TaskQueue[T, A]) -> None:
         self._queue = queue
-        self._blocks: deque[Block] = deque()
+        self._blocks: deque[TaskBlock] = deque()
         # The next task to answer.
         self._place = 0
         self.unanswered = 0
@@ -183,7 +183,7 @@ class Tray(Generic[T, A]):
 
 
 def answered(
-    tasks: Sequence[T], blocks: Iterable[Block], desks: Sequence[Desk[T, A]], *, window: int, retries: int
+    tasks: Sequence[T], blocks: Iterable[TaskBlock], desks: Sequence[Desk[T, A]], *, window: int, retries: int
 ) -> Iterator[A]:
     """Yield the answer to each of ``tasks``, in order, while the workers go on.
 

@@ -8,7 +8,7 @@ from types import TracebackType
 import msgspec
 
 from flows.workers.messages import Load, Loaded, SamplerInit
-from flows.workers.pool.dispatch import Block, answered
+from flows.workers.pool.dispatch import TaskBlock, answered
 from flows.workers.pool.sampler_engine import SamplerEngine, in_blocks, room_of, start_child
 from flows.workers.pool.seating import Seat
 from flows.workers.pool.worker import StartWorker
@@ -135,7 +135,7 @@ class SamplerPool:
             self.kill()
 
 
-def blocks_of(count: int, size: int, shard: int | None = None) -> Iterator[Block]:
+def blocks_of(count: int, size: int, shard: int | None = None) -> Iterator[TaskBlock]:
     """Cut ``count`` tasks into blocks of at most ``size`` tasks, none of which spans two shards.
 
     >>> [(block.start, block.end) for block in blocks_of(7, 2, 3)]
@@ -145,7 +145,7 @@ def blocks_of(count: int, size: int, shard: int | None = None) -> Iterator[Block
     for first in range(0, count, every or 1):
         last = min(first + every, count)
         for start in range(first, last, size):
-            yield Block(start, min(start + size, last))
+            yield TaskBlock(start, min(start + size, last))
 
 
 def _worst(loads: Sequence[Loaded]) -> Loaded:

@@ -24,13 +24,15 @@ def test_every_name_that_prefloop_sorts_is_one_of_the_installed_vllm() -> None:
     ("args", "said"),
     [
         (
-            {"tensor_paralel_size": 2},
-            r"tensor_paralel_size: 2: the installed vLLM has no such engine argument; near: tensor_parallel_size",
+            {"offload_grup_size": 2},
+            r"offload_grup_size: 2: the installed vLLM has no such engine argument; near: offload_group_size",
         ),
         ({"xyz": 1}, r"xyz: 1: the installed vLLM has no such engine argument$"),
         ({"max_model_len": 100}, r"max_model_len: 100: prefloop sets this argument itself; set sampler\.context"),
+        ({"tensor_parallel_size": 2}, r"tensor_parallel_size: 2: .* set sampler\.tensor_parallel_size"),
+        ({"data_parallel_size": 2}, r"data_parallel_size: 2: .* set sampler\.engines"),
         ({"block_size": "big"}, r'block_size: "big": must be int or None'),
-        ({"tensor_parallel_size": True}, r"tensor_parallel_size: true: must be int"),
+        ({"max_logprobs": True}, r"max_logprobs: true: must be int"),
         ({"enable_expert_parallel": 1}, r"enable_expert_parallel: 1: must be bool"),
     ],
 )
@@ -40,7 +42,7 @@ def test_unknown_owned_and_ill_typed_arguments_are_refused(args: dict[str, Any],
 
 
 def test_arguments_that_vllm_knows_pass() -> None:
-    require_engine_args({"tensor_parallel_size": 2, "kv_cache_dtype": "fp8", "compilation_config": {"mode": 0}})
+    require_engine_args({"max_logprobs": 2, "kv_cache_dtype": "fp8", "compilation_config": {"mode": 0}})
 
 
 def test_only_arguments_that_change_results_are_in_the_key() -> None:
@@ -50,6 +52,12 @@ def test_only_arguments_that_change_results_are_in_the_key() -> None:
         "engine_args": {"quantization": "fp8"}
     }
     assert "engine_args" in ServerSampler(engine_args={"kv_cache_dtype": "fp8"}).identity()
+
+
+def test_cards_of_a_layer_are_in_the_key_and_numbers_of_engines_and_stages_are_not() -> None:
+    plain = VllmSampler().identity()
+    assert VllmSampler(engines=3, pipeline_parallel_size=2).identity() == plain
+    assert VllmSampler(tensor_parallel_size=2).identity() == plain | {"tensor_parallel_size": 2}
 
 
 def test_graphs_are_on_where_there_is_an_accelerator() -> None:
