@@ -1,5 +1,6 @@
 """One sampling engine, seen from the parent: a process in its seat, started at first use and again after a failure."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from pipeline.errors import RunError
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response
 
-# On a CPU, sums in the same order whatever the number of threads; with it engines of any number of cores agree.
-_SAME_BITS = {"MKL_CBWR": "AUTO"}
+# On a CPU it makes sums independent of the number of threads, so engines with few and with many cores agree.
+_SUMS = "MKL_CBWR"
 
 
 def start_child(
@@ -56,7 +57,7 @@ class SamplerEngine:
         self._init = init
         self._log = log
         self._seat = seat
-        self._env = env if seat.cards else {**_SAME_BITS, **env}
+        self._env = env if seat.cards else {_SUMS: os.environ.get(_SUMS, "AUTO"), **env}
         self._start = start
         self._worker: Worker[Sampled] | None = None
         self._asked: Load | None = None
