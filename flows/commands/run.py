@@ -14,6 +14,8 @@ from flows.preflight.check import check_new
 from flows.preflight.understand import understood
 from flows.report.terminal import print_table, read_rounds
 from flows.run_folder.redo import FOLDER, parse_stage, set_aside
+from flows.workers.local import stays_warm
+from flows.workers.pool.seating import seating_of
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
 from pipeline.errors import Paused, UserError
@@ -141,7 +143,7 @@ def run_flow(config: RunConfig, run: RunFolder, until: str | None = None) -> str
 
 
 def announce(config: RunConfig, root: Path) -> None:
-    """Announce the run in three lines, including the choices that change results."""
+    """Announce the run in a few lines, including the choices that change results, and who has which cards."""
     training = config.training
     lines = [
         f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)}, seed {config.seed} -> {root}",
@@ -149,4 +151,6 @@ def announce(config: RunConfig, root: Path) -> None:
         f"learning rate {training.learning_rate:g}, {config.sampler.kind} sampler, {os.cpu_count()} CPUs",
         f"  logs: {root / 'logs'}",
     ]
+    if config.mode == "iterative":
+        lines[2:2] = [f"  {line}" for line in seating_of(config).lines(stay=stays_warm(config))]
     print("\n".join(lines), file=sys.stderr)

@@ -15,6 +15,7 @@ from flows.planning.machine import Room
 from flows.planning.measure import scoring_memory, training_memory
 from flows.planning.probe import Probed, classifier_parameters
 from flows.workers.local import has_accelerator, stays_warm
+from flows.workers.pool.seating import seating_of
 from pipeline.config import (
     ClassifierScorer,
     Optimisation,
@@ -122,9 +123,14 @@ def stage_memories(
     card = _process_bytes(launch)
     measured, rate = training_memory(probed, planned.examples, config.training, seed, space)
     training = replace(measured, held=_held_bytes(config, origin, shape))
+    engines = len(seating_of(config).engines) if config.mode == "iterative" else 1
+    # Each has cards of its own, but all share the machine's memory.
     engine = _engine(config.sampler, origin, shape, training.parameters, planned, device)
-    warm, sampler = stays_warm(config), _sampler_process(config.sampler)
-    resting = {"processes": PARENT_BYTES + TRAINER_BYTES} | ({"engine": engine} if warm else {})
+    engine *= 1 if device is not None else engines
+    warm, sampler = stays_warm(config), _sampler_process(config.sampler) * engines
+    # Split engines are on other cards than the trainer.
+    beside = warm and not (device is not None and config.placement == "split")
+    resting = {"processes": PARENT_BYTES + TRAINER_BYTES} | ({"engine": engine} if beside else {})
     if warm:
         resting["processes"] += sampler
     stages: dict[str, Mapping[str, int]] = {}
@@ -139,7 +145,7 @@ def stage_memories(
             taken, config.warm_start, launch, device=device is not None, card_bytes=card
         )
         stages["warm start"] = {"processes": alone, **parts}
-    stages["sampling"] = resting if warm else {"processes": PARENT_BYTES + sampler, "engine": engine}
+    stages["sampling"] = resting if beside else {"processes": PARENT_BYTES + sampler, "engine": engine}
     if config.scorer is not None and (models := reward_model_parts(config.scorer)):
         stages["labelling"] = {**resting, **models}
     scores = "reference, evaluation" if needs_of(config.loss).stored_reference else "evaluation"

@@ -19,6 +19,8 @@ from flows.planning.rates import measured_rates
 from flows.preflight.loss_needs import check_needs
 from flows.preflight.policy_weights import check_policy_weights
 from flows.preflight.understand import understood
+from flows.workers.local import stays_warm
+from flows.workers.pool.seating import seating_of
 from pipeline.config import PretrainedPolicy, RunConfig, ScratchPolicy
 from pipeline.config.files import load_config
 from pipeline.losses import load_preset
@@ -74,6 +76,13 @@ class Plan:
         """Seconds of a round by kind of work; None where no rate is known."""
         return seconds(self.counts.tokens(), self.rates)
 
+    @property
+    def placement(self) -> list[str]:
+        """Who has which cards or cores, of a run that samples."""
+        if self.config.mode == "offline":
+            return []
+        return seating_of(self.config).lines(stay=stays_warm(self.config))
+
     def plain(self) -> dict[str, Any]:
         """The plan as JSON data: bytes, tokens, seconds."""
         return {
@@ -81,6 +90,7 @@ class Plan:
             "rounds": self.config.rounds,
             "parameters": asdict(self.parameters),
             "passes": self.passes.plain(),
+            "placement": self.placement,
             "round": {**asdict(self.counts), "tokens": self.counts.tokens()},
             "memory": {stage.stage: dict(stage.parts) for stage in self.stages},
             "disk": {**asdict(self.disk), "run": self.disk.whole(self.config.rounds)},

@@ -55,6 +55,7 @@ def _heading(plan: Plan) -> list[str]:
         f"{counts.examples:,} examples at most",
         f"parameters: {parameters.total:,}, {parameters.trained:,} of them trained{beside}",
         plan.passes.tokens.line(plan.passes.padded_because),
+        *plan.placement,
         "",
     ]
 

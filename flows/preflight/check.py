@@ -17,6 +17,7 @@ from flows.report.progress import make_console, progress
 from flows.report.trackers import require_trackers
 from flows.run_folder.growth import has_grown, require_as_it_was
 from flows.workers.local import has_accelerator, with_context
+from flows.workers.pool.seating import require_whole_cards, seating_of
 from pipeline.config import PretrainedPolicy, RunConfig, TransformersSampler
 from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
@@ -167,6 +168,8 @@ def _further_models(config: RunConfig) -> list[tuple[str, str]]:
 def _check_training(config: RunConfig) -> None:
     if not isinstance(config.sampler, TransformersSampler):
         require_engine_args(config.sampler.engine_args)
+    if config.mode == "iterative":
+        require_whole_cards(seating_of(config))
     launch = read_launch(config)
     require_launcher(config, launch)
     check_context_parallel(config)

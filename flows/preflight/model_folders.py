@@ -60,6 +60,8 @@ def _is_ordinary(path: Path, field: str) -> bool:
 def check_engine(path: Path, sampler: SamplerSettings) -> None:
     """Raise ``UserError`` if vLLM surely cannot start on the policy's folder with what is installed here."""
     starts_vllm = isinstance(sampler, VllmSampler) or (isinstance(sampler, ServerSampler) and sampler.base_url is None)
+    if isinstance(sampler, VllmSampler | ServerSampler) and starts_vllm:
+        _require_ranks(path, sampler)
     if not starts_vllm or not isinstance(model_settings(path / "config.json").get("vision_config"), dict):
         return
     if find_spec("torchvision") is None:
@@ -67,6 +69,24 @@ def check_engine(path: Path, sampler: SamplerSettings) -> None:
             f"sampler.kind: {sampler.kind}: {path} is a model for images and text (vision_config), which vLLM starts "
             "only with the package torchvision, and that is not installed; install the build of torchvision that fits "
             "your torch, or set sampler.kind=transformers"
+        )
+
+
+def _require_ranks(path: Path, sampler: VllmSampler | ServerSampler) -> None:
+    """Raise ``UserError`` if the model's heads or layers cannot be cut over so many cards."""
+    shape = text_settings(path)
+    heads, layers = shape.get("num_attention_heads"), shape.get("num_hidden_layers")
+    ranks, stages = sampler.tensor_parallel_size, sampler.pipeline_parallel_size
+    if isinstance(heads, int) and heads > 0 and heads % ranks:
+        allowed = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise UserError(
+            f"sampler.tensor_parallel_size: {ranks} does not divide the {heads} attention heads of {path}; allowed: "
+            f"{allowed}"
+        )
+    if isinstance(layers, int) and layers < stages:
+        raise UserError(
+            f"sampler.pipeline_parallel_size: {stages} groups of cards for the {layers} layers of {path}; allowed: 1 "
+            f"to {layers}"
         )
 
 

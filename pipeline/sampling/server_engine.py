@@ -5,7 +5,6 @@ comes from the environment and is sent only to it; a server started here gets a 
 """
 
 import contextlib
-import itertools
 import os
 import secrets
 import signal
