@@ -16,6 +16,7 @@ from flows.stages.run import follow_stage, run_stage
 from flows.workers.followers import Followers, share_of_cores
 from flows.workers.messages import Done, JoinPasses, RunStage, StageProgress, TrainerInit
 from flows.workers.patience import further_seconds
+from flows.workers.pool.cards import VISIBLE, cards_of_launch
 from flows.workers.serving import serve_calls
 from pipeline.config import RunConfig
 from pipeline.errors import RunError, UserError
@@ -56,11 +57,9 @@ class TrainerService:
 
     def _lead_from(self, launch: Launch) -> None:
         """Choose this machine's accelerators, which its other processes inherit, and call other machines together."""
-        from pipeline.training.distributed.process_group import visible_devices
-
-        devices = visible_devices(launch, os.environ)
-        if devices is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+        cards = cards_of_launch(launch.devices)
+        if cards is not None:
+            os.environ[VISIBLE] = cards
         if launch.machines > 1:
             from flows.workers.machines.leader import OtherMachines
 

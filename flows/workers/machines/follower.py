@@ -21,11 +21,11 @@ from flows.workers.machines.board import Board, BoardLostError
 from flows.workers.machines.leader import LOOK_SECONDS, TOKEN_FILE, machine_versions, shape_of
 from flows.workers.messages import Done, JoinPasses, RunStage, StageProgress, TrainerInit, decode
 from flows.workers.patience import further_seconds
+from flows.workers.pool.cards import VISIBLE, cards_of_launch
 from pipeline.config import RunConfig
 from pipeline.errors import RunError, UserError
 from pipeline.storage.holder import PATIENCE_SECONDS
 from pipeline.training.distributed.launch import Launch
-from pipeline.training.distributed.process_group import visible_devices
 
 # A network file system may show a new file late.
 FOLDER_SECONDS = 60.0
@@ -166,8 +166,8 @@ class FollowingMachine:
 
     def _start(self, config: RunConfig) -> None:
         init = TrainerInit(str(self._root), config.model_dump(mode="json"))
-        devices = visible_devices(self._launch, os.environ)
-        further = {"TORCH_CPP_LOG_LEVEL": None, **({} if devices is None else {"CUDA_VISIBLE_DEVICES": devices})}
+        cards = cards_of_launch(self._launch.devices)
+        further = {"TORCH_CPP_LOG_LEVEL": None, **({} if cards is None else {VISIBLE: cards})}
         timeout, share = config.sampler.start_timeout + further_seconds(config), share_of_cores(self._launch.on_each)
         log = self._root / "logs" / "trainer.log"
         self._children = start_processes(self._launch.ranks, init, log, timeout, share, further)

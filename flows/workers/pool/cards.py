@@ -93,6 +93,20 @@ def chosen_cards(wanted: str, visible: Sequence[str], field: str) -> tuple[str, 
     return tuple(cards)
 
 
+def cards_of_launch(wanted: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the CUDA_VISIBLE_DEVICES of this machine's training processes, of which ``wanted`` names the cards.
+
+    None: as it is. ``wanted`` is ``gpu_ids`` of the accelerate config.
+
+    Raises:
+        UserError: see ``chosen_cards``.
+    """
+    seen = this_machine(environment).cards
+    if wanted == "all" or not seen:
+        return None
+    return ",".join(chosen_cards(wanted, seen, "accelerate: gpu_ids"))
+
+
 def _one(entry: str, visible: Sequence[str]) -> str | None:
     if entry.isascii() and entry.isdecimal():
         return visible[int(entry)] if int(entry) < len(visible) else None

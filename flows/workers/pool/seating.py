@@ -142,7 +142,7 @@ def _for_trainer(config: RunConfig, machine: Machine) -> int:
     launch = read_launch(config)
     if launch is None:
         return 1
-    return 0 if machine.cards and launch.cpu else launch.processes
+    return 0 if machine.cards and launch.cpu else launch.on_each
 
 
 def _count(config: RunConfig, free: int, ranks: int, on_cards: bool, kept: int) -> int:

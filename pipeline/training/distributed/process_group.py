@@ -142,29 +142,6 @@ def interface_towards(address: str) -> str | None:
     return next((name for name, known in named if own in {one.address.partition("%")[0] for one in known}), None)
 
 
-def visible_devices(launch: Launch, environment: Mapping[str, str]) -> str | None:
-    """Return the CUDA_VISIBLE_DEVICES of this machine's processes; None: as it is.
-
-    ``launch.devices`` counts the accelerators that ``environment``, such as a Slurm job's, leaves visible.
-
-    Raises:
-        UserError: fewer are visible.
-    """
-    given = environment.get("CUDA_VISIBLE_DEVICES")
-    if launch.devices == "all":
-        return None
-    if given is None:
-        return launch.devices
-    visible = [name.strip() for name in given.split(",") if name.strip()]
-    try:
-        return ",".join(visible[int(number)] for number in launch.devices.split(","))
-    except (ValueError, IndexError):
-        raise UserError(
-            f"accelerate: gpu_ids: {launch.devices}, but CUDA_VISIBLE_DEVICES is {given or 'empty'}; allowed: all, or "
-            f"numbers from 0 to {len(visible) - 1} that count those"
-        ) from None
-
-
 def context_group(accelerator: Accelerator, size: int) -> ContextGroup | None:
     """Return this process's group of ``size`` that compute each row together: neighbouring ranks. None: it is alone."""
     if size == 1:

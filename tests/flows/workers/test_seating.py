@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from flows.workers.local import stays_warm
-from flows.workers.pool.cards import Machine, chosen_cards, count_cards, visible_cards
+from flows.workers.pool import cards
+from flows.workers.pool.cards import Machine, cards_of_launch, chosen_cards, count_cards, visible_cards
 from flows.workers.pool.seating import Seat, require_whole_cards, seating_of
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
@@ -55,6 +56,19 @@ def test_gpu_ids_are_positions_among_the_visible_cards(
     wanted: str, visible: tuple[str, ...], cards: tuple[str, ...]
 ) -> None:
     assert chosen_cards(wanted, visible, "gpu_ids") == cards
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "expected"),
+    [("all", "4,5", None), ("0,1", None, "0,1"), ("1,2", "4,5,6", "5,6"), ("0", "GPU-a1, GPU-b2", "GPU-a1")],
+)
+def test_training_gets_the_cards_that_gpu_ids_counts_among_those_that_slurm_leaves(
+    wanted: str, given: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    assert cards_of_launch(wanted, environment) is None
+    monkeypatch.setattr(cards, "count_cards", lambda: 8)
+    assert cards_of_launch(wanted, environment) == expected
 
 
 @pytest.mark.parametrize(

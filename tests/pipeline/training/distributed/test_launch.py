@@ -10,7 +10,7 @@ import yaml
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import Launch, read_launch
-from pipeline.training.distributed.process_group import interface_towards, visible_devices
+from pipeline.training.distributed.process_group import interface_towards
 from pipeline.training.distributed.requirements import require_launcher
 from tests.support.places import ROOT
 
@@ -166,20 +166,6 @@ def test_rows_are_shared_by_a_divisor_of_the_processes(tmp_path: Path) -> None:
     plain = run_config(tmp_path / "accelerate.yaml", context_parallel=2).model_dump() | {"accelerate": None}
     with pytest.raises(UserError, match=r"training\.context_parallel: 2, but training has one process; allowed: 1, or"):
         read_launch(RunConfig.model_validate(plain))
-
-
-@pytest.mark.parametrize(
-    ("asked", "given", "expected"),
-    [("all", "4,5", None), ("0,1", None, "0,1"), ("1,2", "4,5,6", "5,6"), ("0", "GPU-a1, GPU-b2", "GPU-a1")],
-)
-def test_gpu_ids_count_what_slurm_leaves_visible(asked: str, given: str | None, expected: str | None) -> None:
-    environment = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
-    assert visible_devices(Launch(gpu_ids=asked), environment) == expected
-
-
-def test_gpu_ids_beyond_what_is_visible_are_refused() -> None:
-    with pytest.raises(UserError, match="gpu_ids: 0,2, but CUDA_VISIBLE_DEVICES is 4,5; allowed: all, or numbers from"):
-        visible_devices(Launch(gpu_ids="0,2"), {"CUDA_VISIBLE_DEVICES": "4,5"})
 
 
 def test_the_interface_is_the_one_that_leads_to_machine_0() -> None:
