@@ -2,12 +2,14 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from flows.workers import child
+from flows.workers.silence import Silence
 from tests.support.places import ROOT
 from tests.support.tiny_loop import prefloop
 from tests.support.tiny_model import save_tiny_model
@@ -58,10 +60,13 @@ def finished(home: dict[str, str], loop_config: Path, tmp_path_factory: pytest.T
 @pytest.fixture
 def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a child is stopped (SIGSTOP: it hangs, as far as its parent can tell), any deadline of a call is soon."""
-    as_set = child._from_now
 
-    def soon(timeout: float | None) -> float | None:
-        stopped = any(process.status() == psutil.STATUS_STOPPED for process in psutil.Process().children())
-        return as_set(1.0 if stopped else timeout)
+    class Soon(Silence):
+        def until_look(self) -> float:
+            stopped = any(process.status() == psutil.STATUS_STOPPED for process in psutil.Process().children())
+            if stopped:
+                self._ends = min(self._ends, time.monotonic() + 1.0)
+            wait = super().until_look()
+            return 0.5 if wait is None else min(wait, 0.5)
 
-    monkeypatch.setattr(child, "_from_now", soon)
+    monkeypatch.setattr(child, "Silence", Soon)
