@@ -83,7 +83,7 @@ def _require_ranks(path: Path, sampler: VllmSampler | ServerSampler) -> None:
             f"sampler.tensor_parallel_size: {ranks} does not divide the {heads} attention heads of {path}; allowed: "
             f"{allowed}"
         )
-    if isinstance(layers, int) and layers < stages:
+    if isinstance(layers, int) and stages > max(layers, 1):
         raise UserError(
             f"sampler.pipeline_parallel_size: {stages} groups of cards for the {layers} layers of {path}; allowed: 1 "
             f"to {layers}"
