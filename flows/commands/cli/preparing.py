@@ -93,11 +93,17 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    disk: Annotated[
+        float,
+        typer.Option(
+            "--disk-gb-per-second", min=0.001, max=1e6, metavar="N", help="with --cards: speed of reading and writing"
+        ),
+    ] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="bytes, tokens and seconds as JSON")] = False,
 ) -> None:
     """Estimate the memory, disk space and time that a run needs; exit code 1 if this machine falls short."""
     if cards is not None:
-        _plan_for_cards(items, cards, as_json=as_json)
+        _plan_for_cards(items, cards, disk, as_json=as_json)
     from flows.planning.given_rates import given_rates
 
     # Read the rates first, to report mistakes at once.
@@ -114,7 +120,7 @@ def plan(
     raise typer.Exit(0 if made.fits else 1)
 
 
-def _plan_for_cards(items: list[str], cards: str, *, as_json: bool) -> NoReturn:
+def _plan_for_cards(items: list[str], cards: str, disk: float, *, as_json: bool) -> NoReturn:
     from flows.planning.cards.fitting import parse_cards
 
     asked = parse_cards(cards)
@@ -124,9 +130,9 @@ def _plan_for_cards(items: list[str], cards: str, *, as_json: bool) -> NoReturn:
 
     made = plan_cards(*given, asked)
     if as_json:
-        print(json.dumps(made.plain(), indent=1))
+        print(json.dumps(made.plain(disk), indent=1))
     else:
-        print_cards(made)
+        print_cards(made, disk)
     raise typer.Exit(0 if made.fits else 1)
 
 

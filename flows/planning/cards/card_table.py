@@ -8,12 +8,9 @@ from flows.planning.cards.fitting import GB, Card, whole_of
 from flows.planning.cards.survey import CardPlan, OnCards
 from flows.planning.table import print_columns
 
-# Bytes a second of a disk that reads and writes models: a good SSD, or shared storage.
-DISK_RATE = 2e9
 
-
-def print_cards(plan: CardPlan) -> None:
-    """Parts of each training, whether it fits on each card, and the files of a round."""
+def print_cards(plan: CardPlan, disk: float) -> None:
+    """Parts of each training, whether it fits on each card, and a round's files at ``disk`` GB a second."""
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=150)
@@ -28,7 +25,11 @@ def print_cards(plan: CardPlan) -> None:
         ["training", "checkpointing", *SHOWN_PARTS, *map(str, plan.cards)],
         training_rows(plan.rows, plan.cards),
     )
-    print_columns(console, ["files of a round", "written GB", "s", "read GB", "s"], traffic_rows(plan.rows))
+    print_columns(
+        console,
+        [f"files of a round at {disk:g} GB/s", "written GB", "s", "read GB", "s"],
+        traffic_rows(plan.rows, disk * GB),
+    )
     for name, parts in plan.others.items():
         said = ", ".join(f"{part} {gb(size)}" for part, size in parts.items())
         console.print(f"{name}: {gb(whole_of(parts))} GB ({said})", soft_wrap=True)
@@ -64,7 +65,7 @@ def training_rows(rows: Sequence[OnCards], cards: Sequence[Card]) -> list[list[s
     return found
 
 
-def traffic_rows(rows: Sequence[OnCards], rate: float = DISK_RATE) -> list[list[str]]:
+def traffic_rows(rows: Sequence[OnCards], rate: float) -> list[list[str]]:
     """One line for each training: what a round writes and reads, and the seconds at ``rate`` bytes a second."""
     found = []
     for row in rows:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.planning.cards.fitting import Card, advice, training_parts, whole_of
+from flows.planning.cards.fitting import GB, Card, advice, training_parts, whole_of
 from flows.planning.cards.recipes import RECIPES, PartCounts, Recipe, recipe_of
 from flows.planning.cards.stages import SAMPLING, other_stages
 from flows.planning.cards.traced import PassShape, counted_parts, traced_activations
@@ -84,14 +84,15 @@ class CardPlan:
         more = "" if self.checkpointing else "set training.gradient_checkpointing: true, "
         return more + advice(self.rows[0].recipe)
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON data, in bytes."""
+    def plain(self, disk: float) -> dict[str, Any]:
+        """As JSON data, in bytes, and seconds at ``disk`` GB a second."""
         return {
             "policy": self.path,
             "cards": [str(card) for card in self.cards],
             "tokens": self.pass_.tokens,
             "fits": self.fits,
             "fits_on": {str(card): self.fits_on(index) for index, card in enumerate(self.cards)},
+            "disk_gb_per_second": disk,
             "other_stages": {name: dict(parts) for name, parts in self.others.items()},
             "trainings": {
                 row.recipe.name: {
@@ -99,6 +100,7 @@ class CardPlan:
                     "no checkpointing": [*row.kept],
                     "written": dict(row.traffic.written),
                     "read": dict(row.traffic.read),
+                    "seconds": row.traffic.seconds(disk * GB),
                 }
                 for row in self.rows
             },
@@ -173,6 +175,7 @@ def plan_cards(files: list[Path], settings: list[str], cards: tuple[Card, ...]) 
         config.policy.path, "policy.path", revision=config.policy.revision, trust_remote_code=config.trusts_policy
     )
     own = recipe_of(config, config.training, config.policy.path)
+    frozen = frozen_format(config, config.policy.path)
     rows = survey(
         shape,
         (own, *RECIPES),
@@ -180,10 +183,11 @@ def plan_cards(files: list[Path], settings: list[str], cards: tuple[Card, ...]) 
         largest_pass(config),
         cards,
         traffic={
-            "saved_item": 4 if own.held == "float32" else 2,
+            "saved_item": 4 if frozen.dtype == "float32" else 2,
             "carried": config.training.optimiser_state == "carried",
             "checkpoints": int(config.training.checkpoint_every > 0),
             "references": 1,
+            "merged": config.training.lora is not None and config.training.lora.lifetime == "round",
         },
         trust_remote_code=config.trusts_policy,
     )
@@ -194,7 +198,7 @@ def plan_cards(files: list[Path], settings: list[str], cards: tuple[Card, ...]) 
         largest_pass(config),
         config.training.gradient_checkpointing,
         rows,
-        other_stages(config, shape, rows[0].recipe, rows[0].counts, frozen_format(config, config.policy.path)),
+        other_stages(config, shape, rows[0].recipe, rows[0].counts, frozen),
         sampler.gpu_memory_utilization if isinstance(sampler, VllmSampler) else SERVER_SHARE,
     )
 

@@ -36,28 +36,31 @@ def round_traffic(
     Args:
         recipe: how weights are held and stepped.
         counts: of the policy.
-        saved_item: bytes of a stored weight.
-        carried: whether optimiser state (and float32 masters of 16-bit files) goes on from round to round.
+        saved_item: bytes of a weight in the files of the start policy; weights stepped in 16 bits are stored so.
+        carried: whether optimiser state goes on from round to round.
         checkpoints: written within a round, the last step's included.
         references: models that score the examples before training, one after the other.
         merged: whether an adapter is merged into the whole policy that is saved.
     """
     alone = recipe.adapter and not merged
-    base = counts.base * saved_item
+    item = saved_item if recipe.adapter else min(saved_item, recipe.step_item)
+    base = counts.base * item
     policy = counts.adapter * 4 if alone else base
     state = recipe.optimiser_bytes(counts)
-    masters = 0 if recipe.adapter or saved_item == recipe.step_item else recipe.trained(counts) * recipe.step_item
+    # The float32 weights that 16-bit files are rounded from: the next round trains on from these alone.
+    masters = 0 if recipe.adapter or item == recipe.step_item else counts.base * recipe.step_item
     stepped = recipe.trained(counts) * recipe.step_item + state
     written = {
         "policy": policy,
-        "optimiser": state + masters if carried else 0,
+        "masters": masters,
+        "optimiser": state if carried else 0,
         "checkpoints": checkpoints * stepped,
     }
     loaded = base + (policy if alone else 0)
     read = {
         "sampler": loaded,
         "references": references * loaded,
-        "trainer": loaded + (state + masters if carried else 0),
+        "trainer": (masters or loaded) + (state if carried else 0),
         # This policy, the start and the one before it.
         "evaluation": 3 * loaded,
         # What was written is hashed once; a child that starts later reads the digest.

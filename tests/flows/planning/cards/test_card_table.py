@@ -85,6 +85,7 @@ def test_a_plan_for_cards_needs_only_a_config(
     assert plan["trainings"]["this config"]["no checkpointing"][0]["optimiser"] == 8 * (
         2 * 8000 * 4096 + 436_207_616 + 5 * 4096
     )
+    assert plan["disk_gb_per_second"] == 2
     code, shown = cards_of(monkeypatch, capsys, config, "--cards", "6")
     assert "does not fit: set training.gradient_checkpointing: true, add a section training.lora" in shown
 
@@ -114,3 +115,17 @@ def test_a_card_that_is_none_is_refused(
 ) -> None:
     code, shown = cards_of(monkeypatch, capsys, config, "--cards", "big")
     assert code == 2 and "--cards: big: must be GB" in shown
+
+
+def test_seconds_of_a_rounds_files_are_at_the_speed_that_is_asked(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = (config, "training.lora={rank: 16}", "--cards", "24", "--disk-gb-per-second", "0.5")
+    code, shown = cards_of(monkeypatch, capsys, *given)
+    assert code == 0 and "files of a round at 0.5 GB/s" in shown
+    code, shown = cards_of(monkeypatch, capsys, *given, "--json")
+    for one in json.loads(shown)["trainings"].values():
+        assert one["seconds"] == {kind: sum(one[kind].values()) / 0.5e9 for kind in ("written", "read")}
+    for wrong in ("0", "-1", "nan", "fast"):
+        code, shown = cards_of(monkeypatch, capsys, *given[:-1], wrong)
+        assert code == 2 and "--disk-gb-per-second" in shown, wrong
