@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 EXTRA  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: install quickstart test whole lint acceptance faults clean
+.PHONY: install quickstart test whole cluster lint acceptance faults clean
 
 install: $(READY)
 
@@ -34,7 +34,12 @@ test: $(READY)
 
 whole: $(READY)
 	@# Slow, and rarely broken by a change elsewhere: whole runs, their schedules, their pages, kills.
-	$(BIN)/python -m pytest -m whole -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'whole and not cluster' -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'whole and cluster'
+
+cluster: $(READY)
+	@# Alone: Ray's own processes take seconds of a core each, and nodes that come up late are lost.
+	$(BIN)/python -m pytest -m 'cluster and not whole'
 
 lint: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

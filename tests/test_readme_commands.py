@@ -27,8 +27,8 @@ from tests.support.tiny_run import InventedResponses, bad, begin, good, make_job
 
 WITH_A_SERVER = ("prefloop up", "prefloop deploy")
 # Those with a URL are given in tests/flows/loop/object_store, where a store answers.
-# Those of several machines in tests/flows/workers/machines.
-ELSEWHERE = ("s3://", "--machine-rank")
+# Those of several machines or of a cluster in tests/flows/workers/machines.
+ELSEWHERE = ("s3://", "--machine-rank", "cluster.kind=ray")
 HERE = [
     line
     for line in commands("prefloop")

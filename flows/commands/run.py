@@ -15,8 +15,9 @@ from flows.preflight.understand import understood
 from flows.report.terminal import print_table, read_rounds
 from flows.run_folder.redo import FOLDER, parse_stage, set_aside
 from flows.workers.local import stays_warm
+from flows.workers.machines.cluster.placing import placing_lines
 from flows.workers.pool.seating import seating_of
-from pipeline.config import RunConfig
+from pipeline.config import LocalCluster, RunConfig
 from pipeline.config.files import load_config
 from pipeline.errors import Paused, UserError
 from pipeline.storage.run_folder import RunFolder
@@ -149,8 +150,9 @@ def announce(config: RunConfig, root: Path) -> None:
         f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)}, seed {config.seed} -> {root}",
         f"  loss {config.loss.preset}, reference {training.reference}, optimiser {training.optimiser_state}, "
         f"learning rate {training.learning_rate:g}, {config.sampler.kind} sampler, {os.cpu_count()} CPUs",
+        *(f"  {line}" for line in placing_lines(config)),
         f"  logs: {root / 'logs'}",
     ]
-    if config.mode == "iterative":
+    if config.mode == "iterative" and isinstance(config.cluster, LocalCluster):
         lines[2:2] = [f"  {line}" for line in seating_of(config).lines(stay=stays_warm(config))]
     print("\n".join(lines), file=sys.stderr)

@@ -20,8 +20,9 @@ from flows.preflight.loss_needs import check_needs
 from flows.preflight.policy_weights import check_policy_weights
 from flows.preflight.understand import understood
 from flows.workers.local import stays_warm
+from flows.workers.machines.cluster.placing import placing_lines
 from flows.workers.pool.seating import seating_of
-from pipeline.config import PretrainedPolicy, RunConfig, ScratchPolicy
+from pipeline.config import PretrainedPolicy, RayCluster, RunConfig, ScratchPolicy
 from pipeline.config.files import load_config
 from pipeline.losses import load_preset
 from pipeline.models.chat import load_chat
@@ -78,7 +79,9 @@ class Plan:
 
     @property
     def placement(self) -> list[str]:
-        """Who has which cards or cores, of a run that samples."""
+        """Who has which cards or cores, of a run that samples or has a cluster."""
+        if isinstance(self.config.cluster, RayCluster):
+            return placing_lines(self.config)
         if self.config.mode == "offline":
             return []
         return seating_of(self.config).lines(stay=stays_warm(self.config))

@@ -17,8 +17,9 @@ from flows.report.progress import make_console, progress
 from flows.report.trackers import require_trackers
 from flows.run_folder.growth import has_grown, require_as_it_was
 from flows.workers.local import has_accelerator, with_context
+from flows.workers.machines.cluster.placing import require_cluster
 from flows.workers.pool.seating import require_whole_cards, seating_of
-from pipeline.config import PretrainedPolicy, RunConfig, TransformersSampler
+from pipeline.config import PretrainedPolicy, RayCluster, RunConfig, TransformersSampler
 from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.training import START
@@ -168,12 +169,13 @@ def _further_models(config: RunConfig) -> list[tuple[str, str]]:
 def _check_training(config: RunConfig) -> None:
     if not isinstance(config.sampler, TransformersSampler):
         require_engine_args(config.sampler.engine_args)
-    if config.mode == "iterative":
+    if config.mode == "iterative" and not isinstance(config.cluster, RayCluster):
         require_whole_cards(seating_of(config))
     launch = read_launch(config)
     require_launcher(config, launch)
     check_context_parallel(config)
-    on_accelerator = has_accelerator() and not (launch is not None and launch.cpu)
+    there = isinstance(config.cluster, RayCluster) or has_accelerator()
+    on_accelerator = there and not (launch is not None and launch.cpu)
     for section, settings in (("training", config.training), ("warm_start", config.warm_start)):
         if settings is not None:
             require_optimiser(settings, section, on_accelerator=on_accelerator)
@@ -207,6 +209,7 @@ def check_new(config: RunConfig, root: Path) -> None:
     require_known(root)
     run = RunFolder(root)
     config = run.carried(config)
+    require_cluster(config)
     if run.stage(0, "data").folder.exists():
         require_as_it_was(run, config)
         check_template(config)

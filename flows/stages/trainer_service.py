@@ -6,7 +6,7 @@ train together, and share passes without gradient; everything else runs in the f
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import RunError, UserError
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import Launch, Placement, read_launch
+from pipeline.training.distributed.meeting import meet
 
 if TYPE_CHECKING:
     from flows.workers.machines.leader import OtherMachines
@@ -48,7 +49,7 @@ class TrainerService:
         self._config = RunConfig.model_validate(request.config)
         self._rank = request.rank
         self._launch = read_launch(self._config)
-        if self._launch is not None and self._rank == 0:
+        if self._launch is not None and self._rank == 0 and request.meeting is None:
             self._lead_from(self._launch)
         if self._launch is not None and self._launch.zero is not None:
             # If DeepSpeed is installed, other libraries import it too, and it chooses the device when first imported.
@@ -74,7 +75,9 @@ class TrainerService:
             send(StageProgress(done, total, note))
 
         launch, context = self._launch, Context(self._run, self._config, report)
-        if launch is None:
+        if launch is not None and self._init.meeting is not None:
+            self._meet(launch, request, context)
+        elif launch is None:
             run_stage(context, round_, name)
         elif self._rank > 0:
             follow_stage(Context(self._run, self._config, placement=self._join(launch)), round_, name)
@@ -86,6 +89,20 @@ class TrainerService:
         else:
             run_stage(replace(context, together=lambda: self._together(launch)), round_, name)
         return Done()
+
+    def _meet(self, launch: Launch, request: RunStage, context: Context) -> None:
+        """Do this process's part of a stage for which something else started all of them."""
+        from pipeline.training.distributed.passes import follow_passes
+
+        placement = self._join(launch)
+        if self._trains(request.round, request.name):
+            do = follow_stage if self._rank > 0 else run_stage
+            do(replace(context, placement=placement), request.round, request.name)
+        elif self._rank > 0:
+            follow_passes(placement)
+        else:
+            with _leading(placement):
+                run_stage(replace(context, together=lambda: nullcontext(placement)), request.round, request.name)
 
     def passes(self, request: JoinPasses, send: _Send) -> Done:
         """Take part in passes that the first process leads."""
@@ -106,17 +123,10 @@ class TrainerService:
     @contextmanager
     def _together(self, launch: Launch) -> Iterator[Placement]:
         """Lead passes of all processes inside the block."""
-        from pipeline.training.distributed.passes import end_passes
-
         with self._beside(launch, JoinPasses()):
             placement = self._join(launch)
-            try:
+            with _leading(placement):
                 yield placement
-            except (UserError, RunError):
-                # This process's own: the others are there, and wait.
-                end_passes(placement)
-                raise
-            end_passes(placement)
 
     @contextmanager
     def _beside(self, launch: Launch, request: RunStage | JoinPasses) -> Iterator[None]:
@@ -140,12 +150,31 @@ class TrainerService:
         from pipeline.training.distributed.process_group import join
 
         timeout = _COLLECTIVE_LIMITS * (self._config.training.stall_timeout + further_seconds(self._config))
-        return Placement(join(launch, self._rank, self._store, timeout), launch.sharding or launch.zero)
+        meeting = self._init.meeting
+        if meeting is None:
+            accelerator = join(launch, self._rank, self._store, timeout)
+        else:
+            accelerator = meet(launch, self._rank, meeting, timeout)
+        return Placement(accelerator, launch.sharding or launch.zero)
 
     @property
     def _store(self) -> Path:
         """The file store through which the training processes find each other."""
         return self._run.root / "logs" / "trainer.store"
+
+
+@contextmanager
+def _leading(placement: Placement) -> Iterator[None]:
+    """Lead passes inside the block, and let the other processes go after it."""
+    from pipeline.training.distributed.passes import end_passes
+
+    try:
+        yield
+    except (UserError, RunError):
+        # This process's own: the others are there, and wait.
+        end_passes(placement)
+        raise
+    end_passes(placement)
 
 
 @contextmanager

@@ -8,15 +8,19 @@ turn, unless ``placement`` or ``keep_warm`` is set otherwise.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from flows.report.progress import Report
 from flows.workers.child import Child
+from flows.workers.machines.cluster.connection import require_ray
 from flows.workers.messages import TRAINER, Done, Loaded, RunStage, StageProgress, TrainerInit
 from flows.workers.patience import further_seconds
+from flows.workers.pool.sampler_engine import start_child
 from flows.workers.pool.sampler_pool import SamplerPool
 from flows.workers.pool.seating import Seating, seating_of
 from pipeline.config import (
     PretrainedPolicy,
+    RayCluster,
     RunConfig,
     SamplerSettings,
     SamplingSettings,
@@ -26,6 +30,10 @@ from pipeline.config import (
 from pipeline.safe_text import key_variables
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response
+
+if TYPE_CHECKING:
+    from flows.workers.machines.cluster.crew import Crew
+    from flows.workers.machines.cluster.remote import RemoteChild
 
 # NVIDIA cards (also a container that sees only its fourth), AMD cards, NVIDIA under WSL.
 ACCELERATORS = ("nvidia[0-9]*", "kfd", "dxg")
@@ -68,12 +76,28 @@ def stays_warm(config: RunConfig) -> bool:
             return not has_accelerator()
 
 
+def crew_of(config: RunConfig, root: Path) -> "Crew | None":
+    """Connect to the cluster of ``config``; None: it has none. Raises ``UserError``."""
+    if not isinstance(config.cluster, RayCluster):
+        return None
+    require_ray()
+    from flows.workers.machines.cluster.crew import Crew
+
+    return Crew(config.cluster, config, root)
+
+
 class Workers:
     """All children, each started at first use; ``close`` (or leaving the block) ends them."""
 
     def __init__(self, root: Path, config: RunConfig, seating: Seating | None = None) -> None:
-        """``seating``: who has which cards; default: see ``seating_of``."""
-        self.seating = seating_of(config) if seating is None else seating
+        """``seating``: who has which cards; default: see ``seating_of``, or a cluster's.
+
+        Raises ``UserError`` if a cluster cannot be reached, or cannot hold the run.
+        """
+        self._crew = crew_of(config, root)
+        if seating is None:
+            seating = seating_of(config) if self._crew is None else self._crew.seating
+        self.seating = seating
         self._root = root
         self._config = config
         self._logs = root / "logs"
@@ -89,9 +113,12 @@ class Workers:
             config.policy.quantisation if isinstance(config.policy, PretrainedPolicy) else None,
             adapters=config.training.lora is not None and config.training.lora.lifetime == "run",
             seats=self.seating.engines,
+            start=start_child if self._crew is None else self._crew.start,
         )
+        self._warm = stays_warm(config) if self._crew is None else self._crew.placing.stay
         self._held: str | None = None
         self._trainer: Child[StageProgress] | None = None
+        self._ranks: RemoteChild[StageProgress] | None = None
         self.swaps: dict[str, Loaded] = {}
 
     def __enter__(self) -> "Workers":
@@ -108,18 +135,13 @@ class Workers:
         """End all children."""
         self._end_sampler()
         self._end_trainer()
+        if self._crew is not None:
+            self._crew.close()
 
     def run_stage(self, round_: int, name: str, report: Report) -> None:
-        """Run a torch stage in the trainer child, which also commits it."""
-        if not stays_warm(self._config):
+        """Run a torch stage in the trainer child, or in a cluster's training processes, which also commit it."""
+        if not self._warm:
             self._end_sampler()
-        if self._trainer is None or not self._trainer.alive:
-            self._end_trainer()
-            init = TrainerInit(str(self._root), self._config.model_dump(mode="json"))
-            # A user's reward function runs there and may print anything.
-            timeout = self._config.sampler.start_timeout + self._patience
-            env = self.seating.rest.environment()
-            self._trainer = Child(TRAINER, init, self._logs / "trainer.log", timeout, env)
 
         def on_progress(progress: StageProgress) -> None:
             report(progress.done, progress.total, progress.note)
@@ -128,10 +150,32 @@ class Workers:
         warm_start = self._config.warm_start if (round_, name) == (0, "policy") else None
         timeout = (warm_start or self._config.training).stall_timeout + self._patience
         try:
-            self._trainer.call(RunStage(round_, name), Done, timeout, on_progress)
+            if self._crew is not None and self._crew.trains(round_, name):
+                # They start with the stage.
+                timeout += self._config.sampler.start_timeout
+                self._of_cluster(self._crew).call(RunStage(round_, name), Done, timeout, on_progress)
+            else:
+                self._of_this_machine().call(RunStage(round_, name), Done, timeout, on_progress)
         except BaseException:
             self._end_trainer()
             raise
+
+    def _of_this_machine(self) -> Child[StageProgress]:
+        if self._trainer is None or not self._trainer.alive:
+            self._end_trainer()
+            # What several processes do is done on the cluster.
+            config = self._config if self._crew is None else self._config.model_copy(update={"accelerate": None})
+            init = TrainerInit(str(self._root), config.model_dump(mode="json"))
+            # A user's reward function runs there and may print anything.
+            timeout = self._config.sampler.start_timeout + self._patience
+            env = self.seating.rest.environment()
+            self._trainer = Child(TRAINER, init, self._logs / "trainer.log", timeout, env)
+        return self._trainer
+
+    def _of_cluster(self, crew: "Crew") -> "RemoteChild[StageProgress]":
+        if self._ranks is None or not self._ranks.alive:
+            self._ranks = crew.trainer()
+        return self._ranks
 
     def sample(
         self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
@@ -140,7 +184,7 @@ class Workers:
 
         Requests come in shards of ``shard_size``, the last of which may be smaller.
         """
-        if not stays_warm(self._config):
+        if not self._warm:
             self._end_trainer()
         if self._held != str(policy):
             self._held = None
@@ -160,3 +204,6 @@ class Workers:
         child, self._trainer = self._trainer, None
         if child is not None:
             child.close()
+        ranks, self._ranks = self._ranks, None
+        if ranks is not None:
+            ranks.kill()

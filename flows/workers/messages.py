@@ -15,6 +15,7 @@ import msgspec
 
 from pipeline.errors import Paused, RunError, UserError
 from pipeline.sampling.sampler import SampleRequest, Swap
+from pipeline.training.distributed.meeting import Meeting
 from pipeline.types import Response
 
 
@@ -137,11 +138,15 @@ class ScoresReply(Reply, frozen=True, tag="scores"):
 
 
 class TrainerInit(Request, frozen=True, tag="init"):
-    """Run folder, resolved config as JSON, and the rank among the training processes."""
+    """Run folder, resolved config as JSON, and the rank among the training processes.
+
+    ``meeting``: where they meet; None: the first one starts the others.
+    """
 
     run: str
     config: dict[str, Any]
     rank: int = 0
+    meeting: Meeting | None = None
 
 
 class RunStage(Request, frozen=True, tag="stage"):

@@ -27,7 +27,7 @@ from pipeline.config.policy import (
     ScratchPolicy,
 )
 from pipeline.config.reward_model import RewardModelConfig
-from pipeline.config.run import RunConfig
+from pipeline.config.run import ClusterSettings, LocalCluster, RayCluster, RunConfig
 from pipeline.config.sampling import SamplerSettings, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
 from pipeline.config.scorers import (
     ClassifierScorer,
@@ -56,6 +56,7 @@ __all__ = [
     "ChatSettings",
     "ClassifierScorer",
     "Closed",
+    "ClusterSettings",
     "Columns",
     "Composition",
     "Data",
@@ -75,6 +76,7 @@ __all__ = [
     "Labelling",
     "LengthScorer",
     "Limits",
+    "LocalCluster",
     "Lora",
     "MathScorer",
     "Member",
@@ -91,6 +93,7 @@ __all__ = [
     "PretrainedPolicy",
     "Price",
     "Quantisation",
+    "RayCluster",
     "RegexScorer",
     "Replay",
     "RestaurantData",

@@ -1,6 +1,6 @@
 """Settings of a whole run."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,6 +16,47 @@ from pipeline.config.reward_model import Discriminator
 from pipeline.config.sampling import SamplerSettings, SamplingSettings, VllmSampler
 from pipeline.config.scorers import EnsembleScorer, Labelling, ScorerSettings
 from pipeline.config.training import Training, WarmStart
+
+_NAMED = "address of the cluster's head, such as 10.0.0.5:6379; auto: RAY_ADDRESS, or the cluster of this machine"
+_INTERFACE = "network interface between training processes, such as eth0; default: gloo's and NCCL's own choice"
+
+
+class LocalCluster(Closed):
+    """Processes of this machine."""
+
+    kind: Literal["local"] = "local"
+
+
+class RayCluster(Closed):
+    """Actors on the machines of a Ray cluster that runs already; needs the extra ``ray`` on all of them."""
+
+    kind: Literal["ray"] = "ray"
+    address: str = Field("auto", min_length=1, description=_NAMED, json_schema_extra=OPERATIONAL)
+    engine_cpus: int = Field(
+        1, ge=1, description="cores that an engine or a labeller's model reserves", json_schema_extra=OPERATIONAL
+    )
+    training_cpus: int = Field(
+        1, ge=1, description="cores that a training process reserves", json_schema_extra=OPERATIONAL
+    )
+    interface: str | None = Field(None, min_length=1, description=_INTERFACE, json_schema_extra=OPERATIONAL)
+    connect_timeout: float = Field(
+        60, gt=0, description="seconds for the cluster to answer", json_schema_extra=OPERATIONAL
+    )
+    place_timeout: float = Field(
+        120,
+        gt=0,
+        description="seconds to wait for cores or cards that the cluster has, but that are in use",
+        json_schema_extra=OPERATIONAL,
+    )
+    lost_after: float = Field(
+        60,
+        gt=0,
+        description="seconds without a sign of life after which a machine is lost",
+        json_schema_extra=OPERATIONAL,
+    )
+
+
+ClusterSettings = Annotated[LocalCluster | RayCluster, Field(discriminator="kind")]
 
 
 class Retention(Closed):
@@ -73,6 +114,11 @@ class RunConfig(Closed):
         description="an accelerate config, which sets the number of training processes (DDP, FSDP2); default: one",
         json_schema_extra=OPERATIONAL,
     )
+    cluster: ClusterSettings = Field(
+        LocalCluster(),
+        description="where engines, labellers' models and training processes run: local: this machine; ray: actors",
+        json_schema_extra=OPERATIONAL,
+    )
     evaluation: Evaluation = Evaluation()
     retention: Retention = Field(Retention(), json_schema_extra=OPERATIONAL)
     check_disk: bool = Field(
@@ -114,7 +160,7 @@ class RunConfig(Closed):
         """Give each section without ``kind`` its usual kind."""
         if not isinstance(given, dict):
             return given
-        usual = {"policy": "pretrained", "sampler": "vllm"}
+        usual = {"policy": "pretrained", "sampler": "vllm", "cluster": "local"}
         filled = {
             name: {"kind": kind, **given[name]} for name, kind in usual.items() if isinstance(given.get(name), dict)
         }

@@ -11,7 +11,7 @@ from flows.planning.arithmetic import OFF_DEVICE
 from flows.planning.cards.fitting import CONTEXT_BYTES, GB, Card, advice, least_parts, whole_of
 from flows.planning.cards.recipes import PartCounts, Recipe, recipe_of
 from flows.workers.local import has_accelerator
-from pipeline.config import Optimisation, PretrainedPolicy, RunConfig, VllmSampler
+from pipeline.config import Optimisation, PretrainedPolicy, RayCluster, RunConfig, VllmSampler
 from pipeline.errors import UserError
 from pipeline.models.loading.weight_files import parameters_of
 from pipeline.training.distributed.launch import Launch, read_launch
@@ -32,7 +32,12 @@ def own_card() -> Card | None:
 
 
 def require_card(config: RunConfig, card: Card | None = None) -> None:
-    """Raise ``UserError`` if the policy is sure not to fit on ``card``, by default this machine's, or is not known."""
+    """Raise ``UserError`` if the policy is sure not to fit on ``card``, by default this machine's, or is not known.
+
+    A cluster's cards are not looked at.
+    """
+    if isinstance(config.cluster, RayCluster):
+        return
     policy, card = config.policy, card or own_card()
     if card is None or not isinstance(policy, PretrainedPolicy) or not Path(policy.path).is_dir():
         return

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Generic, Protocol, TypeVar
 
+from flows.workers.pool.worker import NoPlaceError
 from pipeline.errors import RunError
 
 T = TypeVar("T")
@@ -111,6 +112,12 @@ class TaskQueue(Generic[T, A]):
                 self.waiting += block.end - block.start
             self._changed.notify_all()
 
+    def retire(self) -> bool:
+        """Go on with one worker less; False if there is no other."""
+        with self._changed:
+            self.workers -= 1
+            return self.workers > 0
+
     def close(self, error: BaseException | None = None) -> None:
         """Hand out nothing any more; ``error``: raised to the reader."""
         with self._changed:
@@ -187,7 +194,8 @@ def answered(
 ) -> Iterator[A]:
     """Yield the answer to each of ``tasks``, in order, while the workers go on.
 
-    A worker that fails is replaced. The answers that it owes are asked of whoever is free.
+    A worker that fails is replaced, unless no machine has a place for another. The answers that it owes are asked of
+    whoever is free.
 
     Args:
         tasks: what is to be answered.
@@ -229,6 +237,11 @@ def _work(queue: TaskQueue[T, A], desk: Desk[T, A], retries: int) -> None:
                 failures = 0
             if tray.unanswered:
                 raise RunError(f"it answered all but {tray.unanswered} of what it was asked")
+        except NoPlaceError as error:
+            tray.give_back()
+            if queue.retire():
+                return
+            queue.close(error)
         except RunError as error:
             desk.kill()
             failures += 1

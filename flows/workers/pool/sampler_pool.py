@@ -11,7 +11,7 @@ from flows.workers.messages import Load, Loaded, SamplerInit
 from flows.workers.pool.dispatch import TaskBlock, answered
 from flows.workers.pool.sampler_engine import SamplerEngine, in_blocks, room_of, start_child
 from flows.workers.pool.seating import Seat
-from flows.workers.pool.worker import StartWorker
+from flows.workers.pool.worker import NoPlaceError, StartWorker
 from pipeline import config
 from pipeline.errors import RunError, UserError
 from pipeline.safe_text import key_variables
@@ -73,7 +73,9 @@ class SamplerPool:
         with ThreadPoolExecutor(len(self.engines)) as threads:
             loads = [threads.submit(engine.load, Load(path, probe)) for engine in self.engines]
         errors = {e.name: load.exception() for e, load in zip(self.engines, loads, strict=True) if load.exception()}
-        if not errors:
+        # Where no machine has a place for an engine, the others do its work.
+        if all(isinstance(error, NoPlaceError) for error in errors.values()) and len(errors) < len(loads):
+            loads = [load for load in loads if load.exception() is None]
             return _worst([load.result() for load in loads])
         name, error = next(iter(errors.items()))
         assert error is not None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.workers.pool.cards import VISIBLE, Machine, is_slice, this_machine
-from pipeline.config import RunConfig, ServerSampler, TransformersSampler
+from pipeline.config import RayCluster, RunConfig, ServerSampler, TransformersSampler
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import read_launch
 
@@ -107,7 +107,9 @@ def seating_of(config: RunConfig, machine: Machine | None = None) -> Seating:
     machine = this_machine() if machine is None else machine
     whole = Seat("trainer", machine.cards, machine.cores if not machine.cards else ())
     ranks = ranks_of(config)
-    if isinstance(config.sampler, ServerSampler) and config.sampler.base_url is not None:
+    # A cluster's engines are placed there; what is planned or measured here is one.
+    elsewhere = isinstance(config.cluster, RayCluster)
+    if elsewhere or (isinstance(config.sampler, ServerSampler) and config.sampler.base_url is not None):
         return Seating("colocated", (Seat("engine", whole.cards, whole.cores),), whole)
     units: Sequence[str | int] = whole.cards or whole.cores
     kept = _for_trainer(config, machine) if config.placement == "split" else 0

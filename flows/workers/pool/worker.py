@@ -9,8 +9,13 @@ from typing import Protocol, TypeVar
 
 from flows.workers.messages import Further, P, Progress, R, Request, Service
 from flows.workers.pool.seating import Seat
+from pipeline.errors import RunError
 
 P_co = TypeVar("P_co", bound=Progress, covariant=True)
+
+
+class NoPlaceError(RunError):
+    """No machine has a place for another worker: others do its work."""
 
 
 class Worker(Protocol[P_co]):
@@ -55,6 +60,7 @@ class StartWorker(Protocol):
         """Start ``service`` and send it ``init``; ``env``: variables to set, or to remove (None).
 
         Raises:
+            NoPlaceError: no machine has a place for it.
             RunError: it did not answer within ``start_timeout`` seconds.
             UserError: it found a mistake in ``init``.
         """

@@ -7,6 +7,7 @@ import pytest
 
 from flows.workers.pool.dispatch import TaskQueue, Tray, answered
 from flows.workers.pool.sampler_pool import blocks_of
+from flows.workers.pool.worker import NoPlaceError
 from pipeline.errors import RunError, UserError
 
 Numbers = Tray[int, int]
@@ -143,3 +144,19 @@ def test_an_abandoned_call_ends_its_workers() -> None:
     answers.close()  # type: ignore[attr-defined]
     assert desk.kills >= 1
     assert len(desk.seen) < 1000
+
+
+class Homeless(Squarer):
+    """A worker that dies at once, and for which there is no place again."""
+
+    def answers(self, tray: Numbers) -> Iterator[int]:
+        if self.kills:
+            raise NoPlaceError("no machine is left")
+        yield from super().answers(tray)
+
+
+def test_where_no_machine_is_left_for_a_worker_the_others_do_its_work() -> None:
+    gone, other = Homeless("gone", [0, 1, 2]), Squarer("other", [])
+    assert list(squares(20, gone, other)) == [n**2 for n in range(20)]
+    with pytest.raises(NoPlaceError, match="no machine is left"):
+        list(squares(20, Homeless("a", [*range(20)]), Homeless("b", [*range(20)]), retries=3))
