@@ -66,10 +66,13 @@ class ServerEngine:
         else:
             self._dtype: Dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
             self._connect(settings.base_url, os.environ.get(settings.api_key_env, "").strip() or None)
-            self._read_model()
-            if self._options.adapters:
-                self._given.require_taken()
-            self._give(path)
+            with contextlib.ExitStack() as unless_taken:
+                unless_taken.callback(self.close)
+                self._read_model()
+                if self._options.adapters:
+                    self._given.require_taken()
+                self._give(path)
+                unless_taken.pop_all()
 
     @property
     def dtype(self) -> str:

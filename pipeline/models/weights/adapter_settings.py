@@ -24,6 +24,8 @@ _INITIAL = (True, False, "gaussian", "eva", "orthogonal")
 _FIXED: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": _INITIAL, "inference_mode": (True, False),
 }  # fmt: skip
+# Characters of an expression.
+_LONGEST = 1000
 _CHANGED_BASE = (
     "; others leave a changed base behind: peft's save_pretrained(..., path_initial_model_for_weight_conversion=...) "
     "writes an adapter of the model itself"
@@ -55,7 +57,7 @@ def _are_names(value: object) -> bool:
 
 
 def _is_pattern(value: object) -> bool:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST:
         return False
     try:
         re.compile(value)
@@ -68,7 +70,7 @@ def _by_pattern(inner: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, dict) and all(_is_pattern(k) and inner(v) for k, v in value.items())
 
 
-_NAMES = "a list of names, or a regular expression"
+_NAMES = f"a list of names, or a regular expression of at most {_LONGEST:,} characters"
 # Settings of peft's LoraConfig that decide what the adapter computes: what they must be, and how that is said.
 _USED: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "r": (_is_count, "a whole number from 1"),

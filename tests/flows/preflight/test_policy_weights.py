@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 from transformers import LlamaConfig
 
 from flows.__main__ import main
+from flows.preflight.policy_weights import require_quick_patterns
 from pipeline.config import Lora
+from pipeline.errors import UserError
 from tests.support.small_config import write_small_config
 from tests.support.tiny_adapter import save_tiny_adapter
 from tests.support.tiny_model import save_tiny_model
@@ -238,3 +241,28 @@ def test_check_says_what_is_merged_for_sampling(
     assert not ended.value.code
     said = capsys.readouterr().out
     assert ("merged into a temporary copy" in said) == (told is not None) and (told or "") in said
+
+
+# The first two would take years; the last has 2³⁰ ways to fail.
+ENDLESS = [
+    ("target_modules", "(.*)*(.*)*(.*)*(.*)*(.*)*(.*)*(.*)*x!"),
+    ("rank_pattern", {"q_proj": 4, "(([a-z_.0-9])+)+!": 4}),
+    ("exclude_modules", "(.|.)" * 30 + "!"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ENDLESS, ids=[name for name, _ in ENDLESS])
+def test_an_expression_that_takes_years_to_match_is_refused_by_its_place(
+    places: Path, tmp_path: Path, name: str, value: Any
+) -> None:
+    adapter = shutil.copytree(places / "adapter", tmp_path / "adapter")
+    change(adapter / "adapter_config.json", **{name: value})
+    with pytest.raises(UserError, match=rf"^policy\.adapter: .*json: {name}: '.*takes over 1 s .*allowed are expre"):
+        require_quick_patterns(str(adapter), str(places / "base"), seconds=1.0)
+
+
+def test_expressions_that_people_write_are_quick(places: Path, tmp_path: Path) -> None:
+    adapter = shutil.copytree(places / "adapter", tmp_path / "adapter")
+    usual = r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|v_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\.mlp)"
+    change(adapter / "adapter_config.json", target_modules=usual, rank_pattern={r"layers\.\d+\.mlp": 2, "(?i)q": 2})
+    require_quick_patterns(str(adapter), str(places / "base"))

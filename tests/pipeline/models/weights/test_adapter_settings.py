@@ -20,7 +20,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "r": (None, MISSING, "8", 8.0, True, 0, -1, [8], 10**400),
     "lora_alpha": (None, MISSING, "16", True, 0, -1, [1], float("nan"), float("inf")),
     "lora_dropout": ("0.1", True, 1, -0.1, [], float("nan")),
-    "target_modules": ("", "(", 3, {}, [1], [None], [""], True),
+    "target_modules": ("", "(", "a" * 1001, 3, {}, [1], [None], [""], True),
     "exclude_modules": ("(", 3, {}, [1]),
     "use_rslora": ("yes", 1, [True], {}),
     "use_dora": ("no", 0.5, [True]),
