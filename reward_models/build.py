@@ -22,9 +22,13 @@ from pipeline.models.rendering.template import Rendering
 from pipeline.storage.digests import file_sha256
 from pipeline.types import content_hash
 from reward_models.answers.accounts import Accounts
+from reward_models.answers.cache import LabelCache
 from reward_models.answers.labellers import OneByOne, TwoByTwo, Uncached
-from reward_models.answers.questions import ScoredBy
-from reward_models.labeller import Labeller
+from reward_models.answers.parts import InParts, LocalModel
+from reward_models.answers.pooled import PooledComparisons, PooledScores
+from reward_models.answers.questions import AnswerSource, ScoredBy
+from reward_models.answers.spending import Ledger
+from reward_models.labeller import Labeller, Scorer
 
 # Raised by a change of what a model here reads of the same texts: labels made before are then not used again.
 # 2: contents stay text, whatever control tokens they spell.
@@ -71,13 +75,9 @@ def build_labeller(
 
             return OneByOne(MathReward(settings, field), accounts)
         case ClassifierScorer():
-            return _classifier(settings, accounts, rendering)
+            return _classifier(settings, accounts, field, rendering)
         case PairwiseScorer():
-            from reward_models.local.pairwise import PairwiseModel
-
-            plain = settings.model_copy(update={"pairs_per_prompt": None})
-            version = model_version({**plain.identity()}, settings.path)
-            return TwoByTwo(PairwiseModel(settings, version, accounts, field), accounts, settings.pairs_per_prompt)
+            return TwoByTwo(_pairwise(settings, accounts, field), accounts, settings.pairs_per_prompt)
         case JudgeScorer():
             from reward_models.judge.judge import Judge
 
@@ -118,13 +118,53 @@ def _rule(
     assert_never(settings)
 
 
-def _classifier(settings: ClassifierScorer, accounts: Accounts, rendering: Rendering | None) -> Labeller:
-    from reward_models.local.classifier import ClassifierReward
+def _pairwise(settings: PairwiseScorer, accounts: Accounts, field: str) -> AnswerSource:
+    plain = settings.model_copy(update={"pairs_per_prompt": None})
+    version = model_version({**plain.identity()}, settings.path)
+    if accounts.engines is not None:
+        pool = accounts.engines(LocalModel("pairwise", settings.model_dump(mode="json"), field=field))
+        return PooledComparisons(pool, version, accounts)
+    from reward_models.local.pairwise import PairwiseModel
 
-    reward = ClassifierReward(settings, rendering)
-    accounts.facts.append(lambda: reward.facts)
-    # Earlier versions wrote the day of each run: their labels are not used again.
-    dated = {} if reward.day is None else {"day": reward.day}
-    return OneByOne(
-        ScoredBy(reward, model_version({**settings.identity(), **dated, **reward.given}, settings.path)), accounts
-    )
+    return PairwiseModel(settings, version, accounts, field)
+
+
+def _classifier(settings: ClassifierScorer, accounts: Accounts, field: str, rendering: Rendering | None) -> Labeller:
+    reward: Scorer
+    if accounts.engines is not None:
+        given = None if rendering is None else rendering.plain
+        pool = accounts.engines(LocalModel("classifier", settings.model_dump(mode="json"), given, field))
+        accounts.facts.append(lambda: pool.facts)
+        reward, described = PooledScores(pool), pool.described
+    else:
+        from reward_models.local.classifier import ClassifierReward
+
+        model = ClassifierReward(settings, rendering)
+        accounts.facts.append(lambda: model.facts)
+        reward, described = model, model.described
+    return OneByOne(ScoredBy(reward, model_version({**settings.identity(), **described}, settings.path)), accounts)
+
+
+def loaded(model: LocalModel) -> InParts:
+    """Load a reward model that runs in this process. Raises ``UserError`` if it cannot be loaded."""
+    rendering, settings = None if model.rendering is None else Rendering.of(model.rendering), {**model.settings}
+    match model.kind:
+        case "classifier":
+            from reward_models.local.classifier import ClassifierReward
+
+            return ClassifierReward(ClassifierScorer.model_validate(settings), rendering)
+        case "pairwise":
+            from reward_models.local.pairwise import PairwiseModel
+
+            accounts = Accounts(LabelCache(None), Ledger(None))
+            return PairwiseModel(PairwiseScorer.model_validate(settings), "", accounts, model.field)
+        case "members":
+            from reward_models.silver import Members
+
+            folders = settings["folders"]
+            assert isinstance(folders, list)
+            return Members([Path(str(folder)) for folder in folders], rendering)
+        case "implicit":
+            from reward_models.silver import ImplicitParts, ImplicitSettings
+
+            return ImplicitParts(ImplicitSettings.of(settings))

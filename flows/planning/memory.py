@@ -15,6 +15,7 @@ from flows.planning.machine import Room
 from flows.planning.measure import scoring_memory, training_memory
 from flows.planning.probe import Probed, classifier_parameters
 from flows.workers.local import has_accelerator, stays_warm
+from flows.workers.pool.label_engine import label_seats
 from flows.workers.pool.seating import seating_of
 from pipeline.config import (
     ClassifierScorer,
@@ -147,7 +148,11 @@ def stage_memories(
         stages["warm start"] = {"processes": alone, **parts}
     stages["sampling"] = resting if beside else {"processes": PARENT_BYTES + sampler, "engine": engine}
     if config.scorer is not None and (models := reward_model_parts(config.scorer)):
-        stages["labelling"] = {**resting, **models}
+        engines = len(label_seats(config, seating_of(config).rest))
+        # Several engines have processes of their own, and a model each, on an accelerator of its own.
+        models = models if device is not None else {name: engines * size for name, size in models.items()}
+        more = TRAINER_BYTES * (engines if engines > 1 else 0)
+        stages["labelling"] = {**resting, **models, "processes": resting["processes"] + more}
     scores = "reference, evaluation" if needs_of(config.loss).stored_reference else "evaluation"
     scored = _scoring(config, probed, planned, _frozen_bytes(config, origin, shape), measured=rate is not None)
     # All training processes score; each has a model of its own, on an accelerator of its own.

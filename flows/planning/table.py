@@ -7,6 +7,8 @@ from rich.table import Table
 
 from flows.planning.arithmetic import KINDS
 from flows.planning.plan import Plan
+from flows.workers.pool.label_engine import label_seats
+from flows.workers.pool.seating import seating_of
 from pipeline.training.distributed.launch import read_launch
 
 _COLUMNS = ("weights", "gradients", "gradient sums", "optimiser", "activations", "engine", "whole policy", "processes")
@@ -50,12 +52,15 @@ def _heading(plan: Plan) -> list[str]:
     config, counts, parameters = plan.config, plan.counts, plan.parameters
     sampled = f"{counts.prompts:,} prompts x {counts.responses} responses, " if counts.prompts else ""
     beside = f", {parameters.beside:,} in heads and critics" if parameters.beside else ""
+    engines = label_seats(config, seating_of(config).rest)
+    pooled = [f"labelling: {len(engines)} engines ({'; '.join(seat.where for seat in engines)}) for each local model"]
     return [
         f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)} of {sampled}"
         f"{counts.examples:,} examples at most",
         f"parameters: {parameters.total:,}, {parameters.trained:,} of them trained{beside}",
         plan.passes.tokens.line(plan.passes.padded_because),
         *plan.placement,
+        *(pooled if len(engines) > 1 else []),
         "",
     ]
 

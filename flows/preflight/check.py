@@ -18,6 +18,7 @@ from flows.report.trackers import require_trackers
 from flows.run_folder.growth import has_grown, require_as_it_was
 from flows.workers.local import has_accelerator, with_context
 from flows.workers.machines.cluster.placing import require_cluster
+from flows.workers.pool.label_engine import label_seats
 from flows.workers.pool.seating import require_whole_cards, seating_of
 from pipeline.config import PretrainedPolicy, RayCluster, RunConfig, TransformersSampler
 from pipeline.config.files import load_config
@@ -88,6 +89,7 @@ def check_run(
     check_policy_weights(config)
     if config.scorer is not None:
         check_scorer(config.scorer)
+    label_seats(config, seating_of(config).rest)
     if config.gate is not None and config.gate.second is not None:
         check_second(config.scorer, config.gate.second)
     if config.discriminator is not None and config.discriminator.start is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic
 
-from flows.workers.child_output import ChildOutput
+from flows.workers.logs.child_output import ChildOutput
 from flows.workers.messages import (
     RAISED,
     Done,

@@ -16,7 +16,7 @@ import msgspec
 from pipeline.errors import Paused, RunError, UserError
 from pipeline.sampling.sampler import SampleRequest, Swap
 from pipeline.training.distributed.meeting import Meeting
-from pipeline.types import Response
+from pipeline.types import Group, Response
 
 
 class WireMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -160,6 +160,56 @@ class JoinPasses(Request, frozen=True, tag="passes"):
     """Take part in the passes without gradient that the main process leads, until it ends them."""
 
 
+class LabellerInit(Request, frozen=True, tag="init"):
+    """A reward model to load: the fields of ``LocalModel``. ``cores``: of the CPU, to stay on; empty: any."""
+
+    kind: Literal["classifier", "pairwise", "members", "implicit"]
+    settings: dict[str, Any]
+    rendering: dict[str, Any] | None = None
+    field: str = "scorer"
+    cores: tuple[int, ...] = ()
+
+
+class Describe(Request, frozen=True, tag="describe"):
+    """Tell what the version of the model's labels depends on."""
+
+
+class Described(Reply, frozen=True, tag="described"):
+    """What the loaded model tells of itself, and facts of no texts yet."""
+
+    version: dict[str, Any]
+    facts: dict[str, Any]
+
+
+class TakeUp(Request, frozen=True, tag="take_up"):
+    """Groups to label: parts that are asked for next are parts of them."""
+
+    groups: tuple[Group, ...]
+
+
+class TakenUp(Reply, frozen=True, tag="taken_up"):
+    """The number of parts, and facts of the groups' texts."""
+
+    parts: int
+    facts: dict[str, Any]
+
+
+class ComputePart(Request, frozen=True, tag="part"):
+    """Compute one part of the groups that were taken up."""
+
+    number: int
+
+
+class PartComputed(Reply, frozen=True, tag="computed"):
+    """Places and values of one part."""
+
+    values: list[tuple[int, float | None]]
+
+
+class LabelProgressed(Progress, frozen=True, tag="labelled"):
+    """Not sent: parts are short."""
+
+
 class StageProgress(Progress, frozen=True, tag="progress"):
     """``done`` of ``total`` steps, batches or shards."""
 
@@ -169,6 +219,7 @@ class StageProgress(Progress, frozen=True, tag="progress"):
 
 
 SAMPLER = Service("flows.workers.sampler_service", Sampled)
+LABELLER = Service("flows.workers.labeller_service", LabelProgressed)
 TRAINER = Service("flows.stages.trainer_service", StageProgress)
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.judge import JudgeScorer
+from pipeline.config.sampling import Engines
 
 
 class SlotScorer(Closed):
@@ -260,6 +261,18 @@ class Labelling(Closed):
         min_length=1,
         description="file of the labels that were paid for, which runs may share; default: labels.sqlite next to the "
         "run folder. Labels from rules are recomputed, not kept",
+        json_schema_extra=OPERATIONAL,
+    )
+    engines: Engines = Field(
+        "auto",
+        description="engines side by side for each reward model that runs here, each with its own cards; auto: as many "
+        "as there are cards; on a CPU one, in the trainer's process",
+        json_schema_extra=OPERATIONAL,
+    )
+    engine_timeout: float = Field(
+        1800,
+        gt=0,
+        description="seconds that an engine may take for one forward pass; then another takes its place",
         json_schema_extra=OPERATIONAL,
     )
     min_yield: float = Field(

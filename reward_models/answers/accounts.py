@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from reward_models.answers.cache import LabelCache
+from reward_models.answers.parts import OpenPool
 from reward_models.answers.spending import Ledger, Spent
 
 _EXAMPLES = 3
@@ -50,7 +51,8 @@ class Accounts:
     ``counts``: questions, cached, answered, compared (pairs asked in both orders), contradicted (compared pairs whose
     orders name different winners), truncated, broken (texts that spelled control tokens). ``missing``: questions
     without a label, by cause. ``unparsed``: the first few answers without a verdict. ``said``: what servers said first,
-    by cause. ``facts``: facts from local models, for a manifest.
+    by cause. ``facts``: facts from local models, for a manifest. ``engines``: starts engines of a local model in
+    processes of their own; None: models run in this process.
     """
 
     cache: LabelCache
@@ -62,6 +64,7 @@ class Accounts:
     unparsed: list[str] = field(default_factory=list)
     said: dict[str, str] = field(default_factory=dict)
     facts: list[Callable[[], dict[str, JsonValue]]] = field(default_factory=list)
+    engines: OpenPool | None = None
     _taken: Tally = field(default_factory=lambda: Tally(Counter(), Counter(), []))
 
     def __enter__(self) -> "Accounts":

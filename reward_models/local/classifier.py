@@ -63,6 +63,8 @@ class ClassifierReward:
         self._conversations = Conversations(tokenizer, settings.max_tokens, embedding_count(model), rendering)
         self._budget = settings.pass_tokens(self._device.type != "cpu")
         self._checked = False
+        self._rows: list[Ids] = []
+        self._parts: list[list[int] | list[_Tree]] = []
 
     @property
     def facts(self) -> dict[str, JsonValue]:
@@ -75,14 +77,11 @@ class ClassifierReward:
         }
 
     @property
-    def day(self) -> str | None:
-        """The day that its chat template writes as today's; None if it writes none."""
-        return self._conversations.day
-
-    @property
-    def given(self) -> dict[str, JsonValue]:
-        """What its chat template is given besides conversations; empty if nothing."""
-        return self._conversations.given
+    def described(self) -> dict[str, JsonValue]:
+        """What the version of its labels depends on: the day that its chat template writes, and what that is given."""
+        talks = self._conversations
+        # Earlier versions wrote the day of each run: their labels are not used again.
+        return {**({} if talks.day is None else {"day": talks.day}), **talks.given}
 
     @torch.inference_mode()
     def score(self, groups: Sequence[Group]) -> list[tuple[float | None, ...]]:
@@ -91,41 +90,66 @@ class ClassifierReward:
         Raises:
             RunError: on the first call, if a row gets a different score when scored alone.
         """
-        rows = self._rows(groups)
-        found: list[float | None] = [None] * len(rows)
-        for places, rewards in self._passes(groups, rows):
-            for place, reward in zip(places, rewards.tolist(), strict=True):
+        found: list[float | None] = [None] * sum(len(group.responses) for group in groups)
+        for number in range(self.start(groups)):
+            for place, reward in self._computed(self._parts[number]):
                 found[place] = reward
         if not self._checked:
-            self._check(rows, found)
+            self._check(found)
         given = iter(found)
         return [tuple(next(given) for _ in group.responses) for group in groups]
 
-    def _rows(self, groups: Sequence[Group]) -> list[Ids]:
+    def start(self, groups: Sequence[Group]) -> int:
+        """Take up ``groups``; return the number of forward passes, the longest rows first."""
+        self._rows = self._encoded(groups)
+        self._parts = [*self._passes(groups, self._rows)]
+        return len(self._parts)
+
+    @torch.inference_mode()
+    def part(self, number: int) -> list[tuple[int, float | None]]:
+        """Compute one forward pass of the groups that ``start`` took up. Raises as ``score`` does."""
+        made: list[tuple[int, float | None]] = [*self._computed(self._parts[number])]
+        if not self._checked:
+            found: list[float | None] = [None] * len(self._rows)
+            for place, reward in made:
+                found[place] = reward
+            self._check(found)
+        return made
+
+    def _encoded(self, groups: Sequence[Group]) -> list[Ids]:
         asked = [(group.prompt.messages, response.text) for group in groups for response in group.responses]
         padding = padding_id(self._model)
         return [without_end(row, padding) for row in self._conversations.encode(asked)]
 
-    def _passes(self, groups: Sequence[Group], rows: list[Ids]) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield indices and rewards, one forward pass at a time, longest rows first."""
+    def _passes(self, groups: Sequence[Group], rows: list[Ids]) -> Iterator[list[int] | list[_Tree]]:
+        """Yield what is in each forward pass, longest rows first: the places of padded rows, or trees."""
         if self._scores.padded_because is not None:
             places = sorted((i for i, row in enumerate(rows) if row), key=lambda i: -len(rows[i]))
-            for batch in _cut(places, [len(rows[i]) for i in places], self._budget, padded=True):
-                yield batch, self._padded([rows[i] for i in batch])
+            yield from _cut(places, [len(rows[i]) for i in places], self._budget, padded=True)
             return
         trees = sorted(_trees(groups, rows, self._budget), key=lambda tree: -tree.tokens)
-        for part in _cut(trees, [tree.tokens for tree in trees], self._budget, padded=False):
-            packed = pack([(tree.shared, rest) for tree in part for rest in tree.rests])
-            yield [place for tree in part for place in tree.places], self._scores.of_stream(packed.to(self._device))
+        yield from _cut(trees, [tree.tokens for tree in trees], self._budget, padded=False)
+
+    def _computed(self, part: list[int] | list[_Tree]) -> Iterator[tuple[int, float]]:
+        """Yield places and rewards of one forward pass."""
+        trees = [one for one in part if isinstance(one, _Tree)]
+        places = [one for one in part if isinstance(one, int)]
+        if trees:
+            packed = pack([(tree.shared, rest) for tree in trees for rest in tree.rests])
+            places = [place for tree in trees for place in tree.places]
+            rewards = self._scores.of_stream(packed.to(self._device))
+        else:
+            rewards = self._padded([self._rows[place] for place in places])
+        yield from zip(places, rewards.tolist(), strict=True)
 
     def _padded(self, rows: list[Ids]) -> Tensor:
         width = max(map(len, rows))
         ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=self._device)
         return self._scores.of_rows(ids, torch.tensor([len(row) for row in rows], device=self._device))
 
-    def _check(self, rows: list[Ids], found: list[float | None]) -> None:
+    def _check(self, found: list[float | None]) -> None:
         """Compare a few scores with the model's own scores of the rows alone."""
-        known = [(row, reward) for row, reward in zip(rows, found, strict=True) if row and reward is not None]
+        known = [(row, reward) for row, reward in zip(self._rows, found, strict=True) if row and reward is not None]
         self._checked = bool(known)
         for row, reward in known[:: max(1, len(known) // CHECKED)][:CHECKED]:
             logits = self._model(input_ids=torch.tensor([row], device=self._device)).logits[0].float()

@@ -6,10 +6,12 @@ one, two or three logits (the third for a tie).
 
 from collections.abc import Sequence
 
+from pydantic import JsonValue
+
 from pipeline.config import PairwiseScorer
 from pipeline.errors import UserError
 from pipeline.models.rendering.markup import Markup
-from pipeline.types import Message
+from pipeline.types import Group, Message, Prompt, Response
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.missing import Answer
 from reward_models.answers.questions import OnAnswer, Question
@@ -33,24 +35,44 @@ class PairwiseModel:
             raise UserError(f"{field}.path: {settings.path} has {outputs} outputs; a pairwise model has 1, 2 or 3")
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model.to(self._device).eval()
+        # Decoder classifiers pool at the last non-padding token; without a padding token they take one row at a time.
+        self._padding: int | None = self._model.config.get_text_config().pad_token_id
+        self._size = 1 if self._padding is None else settings.batch_size
+        self._rows: list[list[int]] = []
+        self._order: list[int] = []
 
     @property
     def version(self) -> str:
         """The version given to the constructor."""
         return self._version
 
+    @property
+    def described(self) -> dict[str, JsonValue]:
+        """Nothing: the version says everything."""
+        return {}
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """The numbers of texts so far that were cut, and that spelled control tokens."""
+        return {name: self._accounts.counts[name] for name in ("truncated", "broken")}
+
     def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
         """Answer in batches of inputs of similar length."""
-        texts = [self._text(question) for question in questions]
-        rows: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        # Decoder classifiers pool at the last non-padding token; without a padding token they take one row at a time.
-        padding = self._model.config.get_text_config().pad_token_id
-        size = 1 if padding is None else self._settings.batch_size
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            for index, value in zip(batch, self._probabilities([rows[i] for i in batch], padding), strict=True):
+        for number in range(self.start([Group(one.prompt, (), one.responses) for one in questions])):
+            for index, value in self.part(number):
                 done(index, Answer(value))
+
+    def start(self, groups: Sequence[Group]) -> int:
+        """Take up comparisons, each a group of two responses; return the number of batches."""
+        texts = [self._text(group.prompt, group.responses) for group in groups]
+        self._rows = self._tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        self._order = sorted(range(len(self._rows)), key=lambda index: len(self._rows[index]))
+        return -(-len(self._order) // self._size)
+
+    def part(self, number: int) -> list[tuple[int, float | None]]:
+        """Compute one batch: places and P(the first is better)."""
+        batch = self._order[number * self._size : (number + 1) * self._size]
+        return [*zip(batch, self._probabilities([self._rows[i] for i in batch], self._padding), strict=True)]
 
     def _probabilities(self, rows: list[list[int]], padding: int | None) -> list[float]:
         import torch
@@ -68,11 +90,11 @@ class PairwiseModel:
         found = (shares[:, 0] + ties / 2).tolist()
         return found
 
-    def _text(self, question: Question) -> str:
+    def _text(self, prompt: Prompt, responses: Sequence[Response]) -> str:
         """Join prompt and both responses, each after its marker, which no text can hold."""
         limits = (self._settings.max_prompt_tokens, *[self._settings.max_response_tokens] * 2)
-        shown = [self._clean(response.text) for response in question.responses]
-        texts = (self._clean(_turns(question.prompt.shown)), *shown)
+        shown = [self._clean(response.text) for response in responses]
+        texts = (self._clean(_turns(prompt.shown)), *shown)
         parts = []
         for place, (marker, text, limit) in enumerate(zip(self._settings.markers, texts, limits, strict=True)):
             parts.append(marker + self._cut(text, limit, keep_end=place == 0))

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.stages.context import Context, Outcome, policy_rendering
+from flows.workers.pool.label_engine import label_engines
 from pipeline.config import FileData, PretrainedModel, RewardModelConfig
 from pipeline.config.policy import TemplateSettings
 from pipeline.config.reward_model import Discriminator
@@ -120,9 +121,7 @@ def _accuracy(context: Context, members: Sequence[Path], gold: Sequence[Group]) 
     """Accuracy of the members' mean margin, and the number of comparisons."""
     if not gold:
         return None, 0
-    return gold_accuracy(
-        gold, [sum(margins) for margins in Members(members, policy_rendering(context.config)).margins(gold)]
-    )
+    return gold_accuracy(gold, [sum(margins) for margins in _margins(context, members, gold)])
 
 
 def accepted(context: Context, round_: int) -> list[Path] | None:
@@ -140,4 +139,9 @@ def accepted(context: Context, round_: int) -> list[Path] | None:
 def member_margins(context: Context, round_: int, comparisons: Sequence[Group]) -> list[tuple[float, ...]] | None:
     """Margins by each member of the version left by ``round_``; None if there is no version."""
     folders = accepted(context, round_)
-    return None if folders is None else Members(folders, policy_rendering(context.config)).margins(comparisons)
+    return None if folders is None else _margins(context, folders, comparisons)
+
+
+def _margins(context: Context, members: Sequence[Path], comparisons: Sequence[Group]) -> list[tuple[float, ...]]:
+    with label_engines(context.config, context.run.root) as engines:
+        return Members(members, policy_rendering(context.config), engines).margins(comparisons)

@@ -1,5 +1,6 @@
 """labels: groups of responses -> the same groups with labels, shard by shard."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,15 +11,17 @@ from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, policy_rendering
 from flows.stages.labels.discriminator import accepted
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
+from flows.workers.pool.label_engine import label_engines
 from pipeline.config.reward_model import Discriminator
 from pipeline.errors import RunError
 from pipeline.storage.rows import read_group_file, read_groups, write_groups
 from pipeline.storage.seals import Seals
 from pipeline.types import Group
 from reward_models.answers.labellers import Uncached
+from reward_models.answers.parts import OpenPool
 from reward_models.build import build_labeller
 from reward_models.labeller import Scorer, label
-from reward_models.silver import Members
+from reward_models.silver import ImplicitReward, ImplicitSettings, Members
 
 
 def silver_labels(context: Context, round_: int, folder: Path, settings: Discriminator) -> Outcome:
@@ -27,19 +30,10 @@ def silver_labels(context: Context, round_: int, folder: Path, settings: Discrim
     If nothing may label (``silver: none``, or no version has passed its gate), only gold is used.
     """
     gold = {group.prompt.id: group for group in _gold(context, round_, settings)}
-    scorer = _scorer(context, round_, settings)
-    shards = sorted(context.run.stage(round_, "samples").folder.glob("shard_*.parquet"))
-    seals = Seals(folder)
+    with label_engines(context.config, context.run.root) as engines:
+        scorer = _scorer(context, round_, settings, engines)
+        _label_rest(context, round_, folder, gold, scorer)
     silver = rows = 0
-    for index, shard in enumerate(shards):
-        file = folder / shard.name
-        if not seals.hold(file.name):
-            groups = list(read_group_file(shard))
-            rest = [group for group in groups if group.prompt.id not in gold]
-            bought = [gold[group.prompt.id] for group in groups if group.prompt.id in gold]
-            made = [*bought, *([] if scorer is None else label(rest, Uncached(scorer)))]
-            write_groups(file, made, seals.of(file.name))
-        context.report(index + 1, len(shards), "silver")
     rewards = []
     for group in read_groups(folder):
         rows += 1
@@ -57,29 +51,43 @@ def silver_labels(context: Context, round_: int, folder: Path, settings: Discrim
     )
 
 
+def _label_rest(context: Context, round_: int, folder: Path, gold: Mapping[str, Group], scorer: Scorer | None) -> None:
+    """Write the shards: gold where there is some, the labels of ``scorer`` for the other prompts."""
+    shards = sorted(context.run.stage(round_, "samples").folder.glob("shard_*.parquet"))
+    seals = Seals(folder)
+    for index, shard in enumerate(shards):
+        file = folder / shard.name
+        if not seals.hold(file.name):
+            groups = list(read_group_file(shard))
+            rest = [group for group in groups if group.prompt.id not in gold]
+            bought = [gold[group.prompt.id] for group in groups if group.prompt.id in gold]
+            made = [*bought, *([] if scorer is None else label(rest, Uncached(scorer)))]
+            write_groups(file, made, seals.of(file.name))
+        context.report(index + 1, len(shards), "silver")
+
+
 def _gold(context: Context, round_: int, settings: Discriminator) -> list[Group]:
     if settings.silver == "static" and round_ > 1:
         return []
     return list(read_groups(context.run.stage(round_, "gold").folder))
 
 
-def _scorer(context: Context, round_: int, settings: Discriminator) -> Scorer | None:
+def _scorer(context: Context, round_: int, settings: Discriminator, engines: OpenPool | None) -> Scorer | None:
     match settings.silver:
         case "none":
             return None
         case "self":
-            return _implicit(context, round_)
+            return _implicit(context, round_, engines)
         case "online" | "static":
             folders = accepted(context, 1 if settings.silver == "static" else round_)
-            return None if folders is None else Members(folders, policy_rendering(context.config))
+            return None if folders is None else Members(folders, policy_rendering(context.config), engines)
 
 
-def _implicit(context: Context, round_: int) -> Scorer:
-    from reward_models.silver import ImplicitReward
-
+def _implicit(context: Context, round_: int, engines: OpenPool | None) -> Scorer:
     config = context.config
     policy, start = (str(context.policy_path(number)) for number in (parent(context.run, config, round_), 0))
-    return ImplicitReward(policy, start, config.loss.inputs.beta, context.precision, config.trusts_policy, context.held)
+    beta, dtype = config.loss.inputs.beta, context.precision
+    return ImplicitReward(ImplicitSettings(policy, start, beta, dtype, config.trusts_policy, context.held), engines)
 
 
 def labels(context: Context, round_: int, folder: Path) -> Outcome:

@@ -2,13 +2,15 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from flows.stages.context import Context
+from flows.workers.pool.label_engine import label_engines
 from pipeline.errors import RunError
 from pipeline.storage.atomic import json_text, write_text
 from pipeline.storage.rows import read_group_file, write_groups
@@ -32,12 +34,17 @@ class Shard:
     read: Callable[[], Iterable[Group]]
 
 
-def open_accounts(context: Context, round_: int, name: str) -> Accounts:
-    """The accounts of a stage that labels: the cache that runs share, and the run's own ledger."""
+@contextmanager
+def open_accounts(context: Context, round_: int, name: str) -> Iterator[Accounts]:
+    """Open the accounts of a stage that labels: the cache that runs share, the run's own ledger, and engines."""
     root = context.run.root
     given = context.config.labelling.cache
     cache = root.parent / "labels.sqlite" if given is None else Path(given)
-    return Accounts(LabelCache(cache), Ledger(root / "spending.jsonl"), context.run.stage(round_, name).title)
+    title = context.run.stage(round_, name).title
+    with label_engines(context.config, root) as engines:
+        made = Accounts(LabelCache(cache), Ledger(root / "spending.jsonl"), title, engines=engines)
+        with made as accounts:
+            yield accounts
 
 
 def label_shards(

@@ -14,7 +14,7 @@ from pipeline.safe_text import secrets_of
 MAX_LINES = 200
 # The most bytes read per look, however much was written.
 MAX_BYTES = 1 << 20
-_PATTERNS = ("sampler*.log", "trainer*.log")
+_PATTERNS = ("sampler*.log", "trainer*.log", "labeller*.log")
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 

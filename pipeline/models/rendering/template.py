@@ -32,6 +32,16 @@ class Rendering:
     file: str | None
     shared: str | None = None
 
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Rendering":
+        """The one that ``plain`` describes."""
+        return cls(dict(plain["kwargs"]), plain["file"], plain["shared"])
+
+    @property
+    def plain(self) -> dict[str, JsonValue]:
+        """Its fields as plain JSON."""
+        return {"kwargs": {**self.kwargs}, "file": self.file, "shared": self.shared}
+
     def fits(self, tokenizer: Any) -> bool:
         """Whether a model with this tokenizer is rendered so."""
         return self.shared is None or self.shared == own_template(tokenizer)

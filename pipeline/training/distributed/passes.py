@@ -120,34 +120,45 @@ def _loaded(wanted: FrozenModel, among: Placement | None) -> Any:
     return model
 
 
-@torch.no_grad()
 def _share(model: Any, job: PassJob, on_progress: OnProgress | None, among: Placement | None) -> dict[int, PassValues]:
     """Compute this process's passes; return the values by the place of their sequence."""
-    score, device = TokenLogps(model, job.dtype, job.wants, share_prompts=True), model.device
-    packing = score.padded_because is None
-    passes = [*_batches(job.sequences, sequences_a_pass(job.batch_size, device.type), packing)]
+    score = pass_scores(model, job)
+    passes = cut_passes(score, job)
     rank, processes = (0, 1) if among is None else (among.accelerator.process_index, among.accelerator.num_processes)
     # Where layers are sharded, every process takes part in gathering them, also for a pass that it has not.
     sharded = among is not None and isinstance(among.sharding, Sharding)
     found: dict[int, PassValues] = {}
     done = 0
-    with dropout_off(model):
-        for turn in range(math.ceil(len(passes) / processes)):
-            together = passes[turn * processes : (turn + 1) * processes]
-            if rank < len(together):
-                found |= _values(score, job.sequences, together[rank], packing)
-            elif sharded:
-                _values(score, job.sequences, together[0], packing)
-            done += sum(map(len, together))
-            if on_progress is not None:
-                on_progress(done)
+    for turn in range(math.ceil(len(passes) / processes)):
+        together = passes[turn * processes : (turn + 1) * processes]
+        if rank < len(together):
+            found |= one_pass(score, job.sequences, together[rank])
+        elif sharded:
+            one_pass(score, job.sequences, together[0])
+        done += sum(map(len, together))
+        if on_progress is not None:
+            on_progress(done)
     return found
 
 
-def _values(score: TokenLogps, sequences: Sequences, rows: Sequence[int], packing: bool) -> dict[int, PassValues]:
-    """Compute one pass over the sequences ``rows``."""
+def pass_scores(model: Any, job: PassJob) -> TokenLogps:
+    """Return ``model`` as passes of ``job`` call it."""
+    return TokenLogps(model, job.dtype, job.wants, share_prompts=True)
+
+
+def cut_passes(score: TokenLogps, job: PassJob) -> list[list[int]]:
+    """Return the places of the sequences that are in each pass, the longest first."""
+    size = sequences_a_pass(job.batch_size, score.model.device.type)
+    return [*_batches(job.sequences, size, score.padded_because is None)]
+
+
+@torch.no_grad()
+def one_pass(score: TokenLogps, sequences: Sequences, rows: Sequence[int]) -> dict[int, PassValues]:
+    """Compute one pass over the sequences ``rows``; return their values by place."""
+    packing = score.padded_because is None
     batch = collate([Example.text("", *sequences[i]) for i in rows], packing=packing).to(score.model.device)
-    facts, mask = score(batch.ids, batch.mask, batch.packed), batch.mask.cpu()
+    with dropout_off(score.model):
+        facts, mask = score(batch.ids, batch.mask, batch.packed), batch.mask.cpu()
     logps, entropy = facts.policy.cpu(), None if facts.entropy is None else facts.entropy.cpu()
     found: dict[int, PassValues] = {}
     for row, i in enumerate(rows):
