@@ -83,7 +83,8 @@ def facts(context: Context) -> TrainingFacts:
 
 def test_it_is_told_in_the_first_quarter_and_its_round_is_not_promoted(diverged: Context) -> None:
     steps = facts(diverged).steps
-    assert steps[0].loss == pytest.approx(25) and max(step.loss for step in steps) > 120
+    # (h - 5)² at h = 0: what is rounded in h, a few 1e-6 nats, counts ten times.
+    assert steps[0].loss == pytest.approx(25, abs=1e-4) and max(step.loss for step in steps) > 120
     assert max(step.grad_norm for step in steps) > 4000
     alarms, kept = read_alarms(diverged.run.stage(1, "policy").folder)
     assert [(alarm.rule, alarm.action) for alarm in alarms] == [("loss", "warn")] and kept == len(steps) == 36
