@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Generic
 
-from flows.workers.logs.child_output import ChildOutput
+from flows.workers.logs.child_output import ChildOutput, last_words
 from flows.workers.messages import (
     RAISED,
     Done,
@@ -32,7 +32,7 @@ from flows.workers.messages import (
 )
 from flows.workers.silence import Silence
 from pipeline.errors import RunError
-from pipeline.safe_text import redacted, secrets_of
+from pipeline.safe_text import secrets_of
 
 _CLOSE_SECONDS = 5.0
 # A child reads all the time, whatever it is doing.
@@ -126,15 +126,7 @@ class Child(Generic[P]):
                 unexpected message. Except in the first case the process is gone; if it died or hung, the message
                 ends with its last log lines.
         """
-        with contextlib.closing(self.stream(request, reply, timeout)) as messages:
-            while True:
-                try:
-                    progress = next(messages)
-                except StopIteration as end:
-                    result: R = end.value
-                    return result
-                if on_progress is not None:
-                    on_progress(progress)
+        return reply_of(self.stream(request, reply, timeout), on_progress)
 
     def stream(self, request: Request, reply: type[R], timeout: float | None) -> Generator[P, None, R]:
         """Like ``call``, but yield the progress messages; the child keeps working in the meantime.
@@ -151,10 +143,10 @@ class Child(Generic[P]):
                     silence.restart()
             except TimeoutError as error:
                 self.kill()
-                raise RunError(f"{self._name}: {name} {error} and was ended{self._log_tail()}") from error
+                raise RunError(f"{self._name}: {name} {error} and was ended{self._last_words()}") from error
             except OSError as error:
                 self.kill()
-                raise RunError(f"{self._name}: died during {name} ({self._cause()}){self._log_tail()}") from error
+                raise RunError(f"{self._name}: died during {name} ({self._cause()}){self._last_words()}") from error
             except ValueError as error:
                 self.kill()
                 raise RunError(f"{self._name}: malformed answer to {name}: {error}") from error
@@ -230,8 +222,18 @@ class Child(Generic[P]):
         code = self._process.wait()
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
-    def _log_tail(self, lines: int = 15) -> str:
-        with self.log.open("rb") as log:
-            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
-            last = redacted(log.read().decode(errors="replace")).splitlines()[-lines:]
-        return "".join(f"\n  {line}" for line in (["last lines of " + str(self.log) + ":", *last] if last else []))
+    def _last_words(self) -> str:
+        return last_words(self.log, self._log_start)
+
+
+def reply_of(messages: Generator[P, None, R], on_progress: Callable[[P], None] | None) -> R:
+    """Read the ``stream`` of a call to its end, pass its progress on, and return the reply."""
+    with contextlib.closing(messages):
+        while True:
+            try:
+                progress = next(messages)
+            except StopIteration as end:
+                result: R = end.value
+                return result
+            if on_progress is not None:
+                on_progress(progress)

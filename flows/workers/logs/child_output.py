@@ -8,9 +8,11 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.safe_text import KeylessLines
+from pipeline.safe_text import KeylessLines, redacted
 
 _PIECE = 1 << 16
+# Bytes at the end of a log in which its last lines are looked for.
+_TAIL_BYTES = 8192
 
 
 class ChildOutput:
@@ -44,3 +46,17 @@ class ChildOutput:
         with suppress(OSError):
             while text:
                 text = text[os.write(self._log, text) :]
+
+
+def last_words(log: Path, since: int, lines: int = 15) -> str:
+    """Return the last ``lines`` of ``log`` after byte ``since``, under a heading and without keys, to end a message.
+
+    Empty if there are none, or the log cannot be read.
+    """
+    try:
+        with log.open("rb") as file:
+            file.seek(max(since, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            last = redacted(file.read().decode(errors="replace")).splitlines()[-lines:]
+    except OSError:
+        return ""
+    return "".join(f"\n  {line}" for line in ([f"last lines of {log}:", *last] if last else []))

@@ -110,11 +110,6 @@ class Cluster:
         up = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return [{name: float(found[name]) for name in wanted if name in found} for found in up]
 
-    @property
-    def has_cards(self) -> bool:
-        """Whether any machine has an accelerator."""
-        return any(machine.get("GPU", 0.0) > 0 for machine in self.machines)
-
     def place(self, share: Share) -> Reservation:
         """Reserve a place for one actor of ``share``, whole on one machine.
 

@@ -5,7 +5,6 @@ starts another.
 """
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -13,14 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic
 
-from flows.workers.messages import Done, Failed, Further, P, R, Request, Service, decode, name_of
+from flows.workers.child import reply_of
+from flows.workers.logs.child_output import last_words
+from flows.workers.messages import RAISED, Done, Failed, Further, P, R, Request, Service, decode, name_of
 from pipeline.errors import Paused, RunError, UserError
 from pipeline.safe_text import redacted
 
 # Seconds that an actor keeps a poll open.
 TAKE_SECONDS = 2.0
 _CLOSE_SECONDS = 15.0
-_KINDS: dict[str, type[Exception]] = {"user": UserError, "run": RunError, "pause": Paused}
 
 
 class LostError(RunError):
@@ -92,15 +92,7 @@ class RemoteChild(Generic[P]):
         self, request: Request, reply: type[R], timeout: float | None, on_progress: Callable[[P], None] | None = None
     ) -> R:
         """See ``Child.call``; a lost actor raises ``LostError``."""
-        with contextlib.closing(self.stream(request, reply, timeout)) as messages:
-            while True:
-                try:
-                    progress = next(messages)
-                except StopIteration as end:
-                    result: R = end.value
-                    return result
-                if on_progress is not None:
-                    on_progress(progress)
+        return reply_of(self.stream(request, reply, timeout), on_progress)
 
     def stream(self, request: Request, reply: type[R], timeout: float | None) -> Generator[P, None, R]:
         """See ``Child.stream``; a lost actor raises ``LostError``."""
@@ -171,7 +163,7 @@ class RemoteChild(Generic[P]):
                     if isinstance(message, self._progress):
                         yield message
                     elif isinstance(message, Failed):
-                        raise _KINDS[message.kind](message.text)
+                        raise RAISED[message.kind](message.text)
                     else:
                         assert isinstance(message, reply)
                         return message
@@ -180,7 +172,7 @@ class RemoteChild(Generic[P]):
                     raise LostError(f"was silent for {timeout:g} seconds and was ended")
         except LostError as error:
             self.kill()
-            raise LostError(f"{self._name}: {name}: {error}{self._log_tail()}") from error
+            raise LostError(f"{self._name}: {name}: {error}{last_words(self.log, self._log_start)}") from error
         except ValueError as error:
             self.kill()
             raise RunError(f"{self._name}: malformed answer to {name}: {error}") from error
@@ -197,15 +189,6 @@ class RemoteChild(Generic[P]):
         while not self._done.wait(max(1.0, self._silence / 6)):
             with contextlib.suppress(Exception):
                 self._host.beat.remote()
-
-    def _log_tail(self, lines: int = 15) -> str:
-        try:
-            with self.log.open("rb") as log:
-                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 8192))
-                last = redacted(log.read().decode(errors="replace")).splitlines()[-lines:]
-        except OSError:
-            return ""
-        return "".join(f"\n  {line}" for line in (["last lines of " + str(self.log) + ":", *last] if last else []))
 
 
 def awaited(answer: Any, seconds: float) -> Any:
