@@ -159,12 +159,12 @@ def loaded(model: LocalModel) -> InParts:
             accounts = Accounts(LabelCache(None), Ledger(None))
             return PairwiseModel(PairwiseScorer.model_validate(settings), "", accounts, model.field)
         case "members":
-            from reward_models.silver import Members
+            from reward_models.local.silver import Members
 
             folders = settings["folders"]
             assert isinstance(folders, list)
             return Members([Path(str(folder)) for folder in folders], rendering)
         case "implicit":
-            from reward_models.silver import ImplicitParts, ImplicitSettings
+            from reward_models.local.silver import ImplicitParts, ImplicitSettings
 
             return ImplicitParts(ImplicitSettings.of(settings))

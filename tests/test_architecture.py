@@ -30,7 +30,7 @@ PIPELINE = [
 ]
 REWARD_MODELS = [
     ("reward_models.build", "reward_models.training"),
-    ("reward_models.silver", "reward_models.ensemble", "reward_models.people"),
+    ("reward_models.ensemble", "reward_models.people"),
     ("reward_models.local",),
     ("reward_models.judge", "reward_models.rules", "reward_models.function", "reward_models.formulas"),
     ("reward_models.answers",),
@@ -157,7 +157,7 @@ def test_prefect_is_known_in_flows_alone_and_vllm_in_one_file_and_matplotlib_whe
 
 
 def test_labellers_without_a_local_model_know_no_torch() -> None:
-    local = ("reward_models.local", "reward_models.training", "reward_models.silver", "reward_models.build")
+    local = ("reward_models.local", "reward_models.training", "reward_models.build")
     others = [name for name in MODULES if name.startswith("reward_models.") and not name.startswith(local)]
     assert len(others) > 15 and loaded(*others) == ""
 

@@ -12,24 +12,8 @@ from pipeline.config.data.mixture import MixtureData
 from pipeline.config.data.sources import Data, HeldOut, PairData, RestaurantData
 from pipeline.config.data.user_data import DatasetData, FileData, UserData
 from pipeline.config.evaluation import Evaluation, Gate
-from pipeline.config.judge import Budget, Endpoint, JudgeScorer, Price
-from pipeline.config.loss.composition import Composition
-from pipeline.config.loss.formula import Formula
-from pipeline.config.loss.presets import NamedComposition, preset_names, resolve
-from pipeline.config.pairing import Pairing, Replay
-from pipeline.config.policy import (
-    ChatSettings,
-    Lora,
-    Policy,
-    PretrainedModel,
-    PretrainedPolicy,
-    Quantisation,
-    ScratchPolicy,
-)
-from pipeline.config.reward_model import RewardModelConfig
-from pipeline.config.run import ClusterSettings, LocalCluster, RayCluster, RunConfig
-from pipeline.config.sampling import SamplerSettings, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
-from pipeline.config.scorers import (
+from pipeline.config.labellers.judge import Budget, Endpoint, JudgeScorer, Price
+from pipeline.config.labellers.scorers import (
     ClassifierScorer,
     EnsembleScorer,
     ExactMatchScorer,
@@ -48,6 +32,22 @@ from pipeline.config.scorers import (
     compares,
     scorers_of,
 )
+from pipeline.config.loss.composition import Composition
+from pipeline.config.loss.formula import Formula
+from pipeline.config.loss.presets import NamedComposition, preset_names, resolve
+from pipeline.config.pairing import Pairing, Replay
+from pipeline.config.policy import (
+    ChatSettings,
+    Lora,
+    Policy,
+    PretrainedModel,
+    PretrainedPolicy,
+    Quantisation,
+    ScratchPolicy,
+)
+from pipeline.config.reward_model import RewardModelConfig
+from pipeline.config.run import ClusterSettings, LocalCluster, RayCluster, RunConfig
+from pipeline.config.sampling import SamplerSettings, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
 from pipeline.config.training import Optimisation, OptimiserKind, Training, WarmStart
 
 __all__ = [

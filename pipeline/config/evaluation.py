@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
-from pipeline.config.scorers import ScorerSettings
+from pipeline.config.labellers.scorers import ScorerSettings
 
 
 class Gate(Closed):

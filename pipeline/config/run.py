@@ -9,12 +9,12 @@ from pipeline.config.data.limits import Limits
 from pipeline.config.data.mixture import usual_source
 from pipeline.config.data.sources import Data, HeldOut, PairData
 from pipeline.config.evaluation import Evaluation, Gate
+from pipeline.config.labellers.scorers import EnsembleScorer, Labelling, ScorerSettings
 from pipeline.config.loss.presets import NamedComposition
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import ChatSettings, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.reward_model import Discriminator
 from pipeline.config.sampling import SamplerSettings, SamplingSettings, VllmSampler
-from pipeline.config.scorers import EnsembleScorer, Labelling, ScorerSettings
 from pipeline.config.training import Training, WarmStart
 
 _NAMED = "address of the cluster's head, such as 10.0.0.5:6379; auto: RAY_ADDRESS, or the cluster of this machine"

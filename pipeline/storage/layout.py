@@ -16,8 +16,8 @@ from pydantic import JsonValue
 from pipeline.config import RunConfig, VllmSampler
 from pipeline.config.data.sources import Data
 from pipeline.config.data.user_data import EVERY_SPLIT, FileData
+from pipeline.config.labellers.scorers import ClassifierScorer, EnsembleScorer, PairwiseScorer, ScorerSettings
 from pipeline.config.policy import EARLIER, Policy, PretrainedPolicy
-from pipeline.config.scorers import ClassifierScorer, EnsembleScorer, PairwiseScorer, ScorerSettings
 from pipeline.config.training import UNBALANCED, Training
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_json, write_text

@@ -19,7 +19,7 @@ from pipeline.storage.run_folder import CHECKPOINTS
 from pipeline.storage.seals import Seals
 from pipeline.training.step_log import StepReport
 from pipeline.types import Group, TextPair, derive_seed
-from reward_models.silver import Members
+from reward_models.local.silver import Members
 from reward_models.training.gold import gold_accuracy, held_out, passes
 from reward_models.training.train import train_on
 

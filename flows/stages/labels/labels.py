@@ -21,7 +21,7 @@ from reward_models.answers.labellers import Uncached
 from reward_models.answers.parts import OpenPool
 from reward_models.build import build_labeller
 from reward_models.labeller import Scorer, label
-from reward_models.silver import ImplicitReward, ImplicitSettings, Members
+from reward_models.local.silver import ImplicitReward, ImplicitSettings, Members
 
 
 def silver_labels(context: Context, round_: int, folder: Path, settings: Discriminator) -> Outcome:

@@ -19,7 +19,7 @@ from pipeline.storage.rows import read_groups
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.answers.parts import LocalModel
 from reward_models.build import loaded
-from reward_models.silver import ImplicitReward, ImplicitSettings, Members
+from reward_models.local.silver import ImplicitReward, ImplicitSettings, Members
 from tests.support.tiny_model import save_tiny_model, tiny_tokenizer
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context
 

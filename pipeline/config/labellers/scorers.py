@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.judge import JudgeScorer
+from pipeline.config.labellers.judge import JudgeScorer
 from pipeline.config.sampling import Engines
 
 
