@@ -21,7 +21,8 @@ def documentation(file: Path) -> str:
 
 # Rooms, the highest first; each may import from those below it.
 PIPELINE = [
-    ("pipeline.pairs", "pipeline.training", "pipeline.sampling"),
+    ("pipeline.training", "pipeline.sampling"),
+    ("pipeline.images",),
     ("pipeline.data", "pipeline.models", "pipeline.losses", "pipeline.evaluation"),
     ("pipeline.storage",),
     ("pipeline.config",),

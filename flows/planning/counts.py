@@ -17,8 +17,8 @@ from pipeline.data.run_data import HELD_OUT_PAIRS, Text, open_data
 from pipeline.errors import UserError
 from pipeline.losses import Loss
 from pipeline.models.chat import Chat
-from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
 from pipeline.training.batches.examples import Continuation, Example
+from pipeline.training.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
 from pipeline.types import Group, Pair, Prompt, Response, TextGroup, TextPair, Unpaired, UnpairedText
 
 

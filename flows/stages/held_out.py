@@ -12,9 +12,9 @@ from flows.stages.frozen import FrozenPolicy
 from pipeline.config import Composition
 from pipeline.evaluation.held_out import PairScores, RankedPair, pair_margins, pair_measures, pair_scores
 from pipeline.models.chat import Chat
-from pipeline.pairs.from_data import tokenise_pairs
 from pipeline.storage.atomic import write_json
 from pipeline.training.batches.examples import Continuation, Example, Logps
+from pipeline.training.pairs.from_data import tokenise_pairs
 from pipeline.types import Pair, Response
 
 HELD_OUT_MARGINS = "held_out_margins.json"

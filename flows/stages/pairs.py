@@ -15,10 +15,10 @@ from flows.stages.context import Context, Outcome, policy_chat
 from flows.stages.data import preference_slice
 from flows.stages.replay import OWN
 from pipeline.errors import RunError, first_lines
-from pipeline.pairs import drop_repeated
-from pipeline.pairs.from_data import from_texts
-from pipeline.pairs.make import from_groups
 from pipeline.storage.rows import read_groups, read_preference_file, write_preferences
+from pipeline.training.pairs import drop_repeated
+from pipeline.training.pairs.from_data import from_texts
+from pipeline.training.pairs.make import from_groups
 from pipeline.types import Pair, Preference
 
 

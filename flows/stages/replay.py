@@ -12,9 +12,9 @@ from flows.stages.context import Context, policy_chat
 from flows.stages.data import text_preferences
 from pipeline.config import Replay
 from pipeline.config.pairing import replayed_ages
-from pipeline.pairs import ages_within_drift, draw, shares
-from pipeline.pairs.from_data import from_texts
 from pipeline.storage.rows import read_preference_file, write_preferences
+from pipeline.training.pairs import ages_within_drift, draw, shares
+from pipeline.training.pairs.from_data import from_texts
 from pipeline.types import Group, Pair, Preference, Response, derive_seed
 
 OWN = "rows.parquet"

@@ -1,7 +1,7 @@
 """Read prompts and preferences row by row from the user's files, a data set or the generated task.
 
 A row that cannot be read is returned with its fault; the caller decides what to do with it. Uses no tokenizer:
-``pipeline.pairs.from_data`` makes the tokens.
+``pipeline.training.pairs.from_data`` makes the tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -23,7 +23,7 @@ from pipeline.training.batches.ahead import Ahead
 from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example, Survey
 from pipeline.training.batches.micro_batches import Lots, cut_for
-from pipeline.training.checkpoint import (
+from pipeline.training.distributed.checkpoint import (
     CheckpointProgress,
     Trained,
     keep_weights,

@@ -30,7 +30,7 @@ from pipeline.storage.shards import shards_of
 from pipeline.training.batches.example_table import ExampleTable, write_examples
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.pass_tokens import PassTokens
-from pipeline.training.checkpoint import newest_checkpoint
+from pipeline.training.distributed.checkpoint import newest_checkpoint
 from pipeline.training.step_log import STEPS, StepLog, StepReport
 from pipeline.training.train import train
 from pipeline.training.trainee import Carry, Files, Trainee

@@ -9,7 +9,7 @@ from pipeline.config.loss.needs import needs_of
 from pipeline.config.training import Alarms
 from pipeline.errors import Paused
 from pipeline.training.batches.examples import Example
-from pipeline.training.checkpoint import newest_checkpoint
+from pipeline.training.distributed.checkpoint import newest_checkpoint
 from pipeline.training.step_log import StepReport
 from pipeline.training.steps import Steps
 from pipeline.training.trainee import Files

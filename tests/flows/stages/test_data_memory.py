@@ -42,7 +42,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from pipeline.config import Pairing
-from pipeline.pairs import drop_repeated, make_pairs
+from pipeline.training.pairs import drop_repeated, make_pairs
 from pipeline.storage.rows import write_preferences
 from pipeline.types import Group, Message, Prompt, Response
 

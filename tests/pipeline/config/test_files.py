@@ -318,7 +318,7 @@ def test_every_field_is_documented() -> None:
 def test_config_code_loads_nothing_heavy() -> None:
     code = (
         "import sys, pipeline.config.files, pipeline.storage.run_folder, pipeline.storage.rows, pipeline.data.reading;"
-        "import pipeline.pairs.from_data, flows.preflight.loss_needs;"
+        "import pipeline.training.pairs.from_data, flows.preflight.loss_needs;"
         "print([m for m in ('torch', 'vllm', 'prefect', 'transformers', 'datasets') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import Replay
-from pipeline.pairs import ages_within_drift, draw, drop_repeated, shares
+from pipeline.training.pairs import ages_within_drift, draw, drop_repeated, shares
 from pipeline.types import Message, Pair, Prompt, Response
 from tests.support.counted import counted
 

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import Pairing
-from pipeline.pairs import make_groups, make_pairs, win_probability
+from pipeline.training.pairs import make_groups, make_pairs, win_probability
 from pipeline.types import FinishReason, Group, Message, Prompt, Response
 from tests.support.counted import counted
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from pipeline.config import Pairing, RunConfig
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.spool.distinct import Firsts
-from pipeline.pairs.filters import PAIR_CAUSES, RESPONSE_CAUSES, Scored, distinct_responses, usable
-from pipeline.pairs.rules import choose_pairs
-from pipeline.pairs.wins import Opponent, group_wins
+from pipeline.training.pairs.filters import PAIR_CAUSES, RESPONSE_CAUSES, Scored, distinct_responses, usable
+from pipeline.training.pairs.rules import choose_pairs
+from pipeline.training.pairs.wins import Opponent, group_wins
 from pipeline.types import Group, Pair, Preference, Unpaired, derive_seed
 
 

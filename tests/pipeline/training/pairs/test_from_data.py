@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from pipeline.config import ChatSettings
-from pipeline.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
+from pipeline.training.pairs.from_data import tokenise_groups, tokenise_pairs, tokenise_unpaired
 from pipeline.types import FinishReason, Message, Pair, Prompt, Response, TextGroup, TextPair, UnpairedText
 from tests.support.counted import counted
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import Lora, Optimisation
 from pipeline.errors import RunError, UserError
 from pipeline.models.weights.lora import add_adapter
-from pipeline.training.checkpoint import Trained, keep_weights, take_up_kept
+from pipeline.training.distributed.checkpoint import Trained, keep_weights, take_up_kept
 from pipeline.training.train import Example, StepReport, TrainResult
 from tests.support.loss_examples import examples_for, loss_named
 from tests.support.tiny_training import dpo, pairs_with_reference, tiny_llama, trained

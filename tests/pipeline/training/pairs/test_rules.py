@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import Pairing
 from pipeline.errors import UserError
-from pipeline.pairs import make_groups, make_marked, make_pairs
+from pipeline.training.pairs import make_groups, make_marked, make_pairs
 from pipeline.types import Group, Message, Prompt, Response
 from tests.support.counted import counted
 

@@ -17,9 +17,9 @@ from pipeline.config import ChatSettings, RunConfig
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.forms.answers import conversations
 from pipeline.errors import RefusedTurnsError
-from pipeline.pairs.make import from_groups
-from pipeline.pairs.turns import turns_response
-from pipeline.pairs.wins import Opponent, win_probabilities
+from pipeline.training.pairs.make import from_groups
+from pipeline.training.pairs.turns import turns_response
+from pipeline.training.pairs.wins import Opponent, win_probabilities
 from pipeline.types import (
     FinishReason,
     Group,

@@ -9,7 +9,7 @@ from pipeline.config import ChatSettings
 from pipeline.data.forms.answers import turns_text
 from pipeline.models.chat import Chat
 from pipeline.models.rendering.template import ChatTemplate
-from pipeline.pairs.from_data import tokenise_pairs
+from pipeline.training.pairs.from_data import tokenise_pairs
 from pipeline.types import Message, Pair, Prompt, Response, TextPair
 from tests.pipeline.models.rendering.test_thoughts import SAMPLED, thinker
 

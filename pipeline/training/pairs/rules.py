@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from pipeline.config import Pairing
-from pipeline.pairs.filters import Scored, why_no_pair
+from pipeline.training.pairs.filters import Scored, why_no_pair
 
 ScoredPair = tuple[Scored, Scored]
 
