@@ -5,6 +5,7 @@ from typing import assert_never
 
 from pipeline.config import (
     ClassifierScorer,
+    DotsScorer,
     EnsembleScorer,
     ExactMatchScorer,
     FunctionScorer,
@@ -93,6 +94,8 @@ def build_labeller(
             return Ensemble(
                 settings, [build_labeller(one.scorer, accounts, place, rendering) for one, place in members]
             )
+        case DotsScorer():
+            raise UserError(f"{field}.kind: dots reads images; allowed: modality: image, or a labeller of text")
         case _:
             return _rule(settings)
 

@@ -12,7 +12,7 @@ from flows.planning.arithmetic import ParameterCounts, Round, made_examples
 from flows.planning.disk import FLOAT32_FILES, TEXT_BYTES, DiskUse, disk_use, stored_weights
 from flows.preflight.policy_weights import merged_for_sampling
 from flows.run_folder.stage_table import spec_of
-from pipeline.config import PretrainedPolicy, RunConfig, ScratchPolicy
+from pipeline.config import PretrainedPolicy, RunConfig, ScratchDiffusion, ScratchPolicy
 from pipeline.config.data.mixture import sources_in
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.sources import files_of
@@ -71,7 +71,7 @@ def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> i
         return 0
     if bound == "training" and round_ == 0:
         # A start policy made from scratch is small, and one that is not trained is not copied.
-        if isinstance(config.policy, ScratchPolicy) or config.warm_start is None:
+        if isinstance(config.policy, ScratchPolicy | ScratchDiffusion) or config.warm_start is None:
             return 0
         return _policy_bytes(_use(run, config, 0, Path(config.policy.path)))
     model = _model(run, round_)

@@ -18,6 +18,7 @@ from flows.workers.local import has_accelerator, stays_warm
 from flows.workers.pool.label_engine import label_seats
 from flows.workers.pool.seating import seating_of
 from pipeline.config import (
+    DiffusersSampler,
     ClassifierScorer,
     Optimisation,
     PairwiseScorer,
@@ -238,6 +239,8 @@ def _engine(
             longest = max(e.length for e in planned.examples)
             per_token: int = 2 * text.num_hidden_layers * heads * size * item
             return weights + settings.batch_size * longest * per_token
+        case DiffusersSampler():
+            return weights
     assert_never(settings)
 
 
@@ -245,7 +248,7 @@ def _sampler_process(settings: SamplerSettings) -> int:
     match settings:
         case VllmSampler():
             return VLLM_BYTES
-        case TransformersSampler():
+        case TransformersSampler() | DiffusersSampler():
             return TRANSFORMERS_BYTES
         case ServerSampler():
             # The process that sends requests, and the server that it starts.

@@ -22,7 +22,7 @@ from flows.preflight.understand import understood
 from flows.workers.local import stays_warm
 from flows.workers.machines.cluster.placing import placing_lines
 from flows.workers.pool.seating import seating_of
-from pipeline.config import PretrainedPolicy, RayCluster, RunConfig, ScratchPolicy
+from pipeline.config import DiffusionPolicy, PretrainedPolicy, RayCluster, RunConfig, ScratchDiffusion, ScratchPolicy
 from pipeline.config.files import load_config
 from pipeline.losses import load_preset
 from pipeline.models.chat import load_chat
@@ -179,3 +179,5 @@ def _origin(config: RunConfig, tables: Tables, scratch: Path) -> tuple[str, str 
             texts = [t for p, text in tables.texts for t in (*(m.content for m in p.messages), text)]
             make_policy(texts, config.policy, derive_seed(config.seed, "init"), scratch / "policy")
             return str(scratch / "policy"), None
+        case DiffusionPolicy() | ScratchDiffusion():
+            raise UserError("modality: image: plan counts tokens, and images have none; prefloop run asks for the disk")

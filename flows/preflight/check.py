@@ -20,7 +20,7 @@ from flows.workers.local import has_accelerator, with_context
 from flows.workers.machines.cluster.placing import require_cluster
 from flows.workers.pool.label_engine import label_seats
 from flows.workers.pool.seating import require_whole_cards, seating_of
-from pipeline.config import PretrainedPolicy, RayCluster, RunConfig, TransformersSampler
+from pipeline.config import DiffusersSampler, PretrainedPolicy, RayCluster, RunConfig, TransformersSampler
 from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.training import START
@@ -154,7 +154,7 @@ def check_vocabulary(policy: Path, other: Path, field: str) -> None:
 def _longest(config: RunConfig) -> int:
     """Tokens of the longest prompt and response, of data or as the engine is started for them."""
     engine = with_context(config)
-    context = None if isinstance(engine, TransformersSampler) else engine.context
+    context = None if isinstance(engine, TransformersSampler | DiffusersSampler) else engine.context
     answer = max(config.chat.max_response_tokens, config.sampling.max_tokens)
     return max(config.chat.max_prompt_tokens + answer, context or 0)
 
@@ -169,7 +169,7 @@ def _further_models(config: RunConfig) -> list[tuple[str, str]]:
 
 
 def _check_training(config: RunConfig) -> None:
-    if not isinstance(config.sampler, TransformersSampler):
+    if not isinstance(config.sampler, TransformersSampler | DiffusersSampler):
         require_engine_args(config.sampler.engine_args)
     if config.mode == "iterative" and not isinstance(config.cluster, RayCluster):
         require_whole_cards(seating_of(config))

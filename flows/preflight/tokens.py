@@ -4,7 +4,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from pipeline.config import ClassifierScorer, PretrainedPolicy, RunConfig, ScratchPolicy, scorers_of
+from pipeline.config import (
+    ClassifierScorer,
+    DiffusionPolicy,
+    PretrainedPolicy,
+    RunConfig,
+    ScratchDiffusion,
+    ScratchPolicy,
+    scorers_of,
+)
 from pipeline.config.data.limits import OF_TOKENS
 from pipeline.data.faults import Tokens
 from pipeline.errors import UserError
@@ -47,6 +55,8 @@ def tokens_of(config: RunConfig, texts: Iterable[str]) -> Tokens:
             from pipeline.models.scratch import make_tokenizer
 
             chat, context = Chat(make_tokenizer(texts, policy.vocab_size), config.chat), policy.context
+        case DiffusionPolicy() | ScratchDiffusion():
+            raise UserError(f"policy.kind: {policy.kind} makes images, and has no tokenizer; allowed: a policy of text")
         case _:
             assert_never(policy)
     shortest = shortest_reader(config)

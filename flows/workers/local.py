@@ -19,6 +19,7 @@ from flows.workers.pool.sampler_engine import start_child
 from flows.workers.pool.sampler_pool import SamplerPool
 from flows.workers.pool.seating import Seating, seating_of
 from pipeline.config import (
+    DiffusersSampler,
     PretrainedPolicy,
     RayCluster,
     RunConfig,
@@ -53,7 +54,7 @@ def with_context(config: RunConfig) -> SamplerSettings:
     """
     longer = {"start_timeout": config.sampler.start_timeout + further_seconds(config)}
     sampler = config.sampler.model_copy(update=longer)
-    if isinstance(sampler, TransformersSampler) or sampler.context is not None:
+    if isinstance(sampler, TransformersSampler | DiffusersSampler) or sampler.context is not None:
         return sampler
     # At least the setting's minimum.
     needed = max(32, config.chat.max_prompt_tokens + config.sampling.max_tokens + 1)

@@ -9,12 +9,15 @@ from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data.columns import Columns, LabelWords, Signed, Votes
 from pipeline.config.data.limits import Limits
 from pipeline.config.data.mixture import MixtureData
-from pipeline.config.data.sources import Data, HeldOut, PairData, RestaurantData
+from pipeline.config.data.sources import ConditionData, Data, DotsData, HeldOut, PairData, RestaurantData
 from pipeline.config.data.user_data import DatasetData, FileData, UserData
 from pipeline.config.evaluation import Evaluation, Gate
+from pipeline.config.images.policies import DiffusionPolicy, ScratchDiffusion
+from pipeline.config.images.scoring import DenoisingScoring
 from pipeline.config.labellers.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.labellers.scorers import (
     ClassifierScorer,
+    DotsScorer,
     EnsembleScorer,
     ExactMatchScorer,
     FunctionScorer,
@@ -47,7 +50,14 @@ from pipeline.config.policy import (
 )
 from pipeline.config.reward_model import RewardModelConfig
 from pipeline.config.run import ClusterSettings, LocalCluster, RayCluster, RunConfig
-from pipeline.config.sampling import SamplerSettings, SamplingSettings, ServerSampler, TransformersSampler, VllmSampler
+from pipeline.config.sampling import (
+    DiffusersSampler,
+    SamplerSettings,
+    SamplingSettings,
+    ServerSampler,
+    TransformersSampler,
+    VllmSampler,
+)
 from pipeline.config.training import Optimisation, OptimiserKind, Training, WarmStart
 
 __all__ = [
@@ -59,8 +69,14 @@ __all__ = [
     "ClusterSettings",
     "Columns",
     "Composition",
+    "ConditionData",
     "Data",
     "DatasetData",
+    "DenoisingScoring",
+    "DiffusersSampler",
+    "DiffusionPolicy",
+    "DotsData",
+    "DotsScorer",
     "Endpoint",
     "EnsembleScorer",
     "Evaluation",
@@ -102,6 +118,7 @@ __all__ = [
     "SamplerSettings",
     "SamplingSettings",
     "ScorerSettings",
+    "ScratchDiffusion",
     "ScratchPolicy",
     "ServerSampler",
     "Signed",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from pipeline.config.base import LATER, Closed
+from pipeline.config.images.policies import DiffusionPolicy, ScratchDiffusion
 
 
 def _written(value: object) -> object:
@@ -92,7 +93,7 @@ class ScratchPolicy(Closed):
         return self
 
 
-Policy = Annotated[PretrainedPolicy | ScratchPolicy, Field(discriminator="kind")]
+Policy = Annotated[PretrainedPolicy | ScratchPolicy | DiffusionPolicy | ScratchDiffusion, Field(discriminator="kind")]
 
 
 EARLIER = "earlier"

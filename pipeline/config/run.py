@@ -4,11 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.base import LATER, OPERATIONAL, Closed
 from pipeline.config.data.limits import Limits
 from pipeline.config.data.mixture import usual_source
 from pipeline.config.data.sources import Data, HeldOut, PairData
 from pipeline.config.evaluation import Evaluation, Gate
+from pipeline.config.images.policies import ScratchDiffusion
+from pipeline.config.images.refusals import require_image_run, require_modality
 from pipeline.config.labellers.scorers import EnsembleScorer, Labelling, ScorerSettings
 from pipeline.config.loss.presets import NamedComposition
 from pipeline.config.pairing import Pairing, Replay
@@ -71,6 +73,9 @@ class RunConfig(Closed):
     """A whole run. iterative: sample, label, pair and train each round; offline: the pairs come from ``pairs``."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="folder name under runs/")
+    modality: Literal["text", "image"] = Field(
+        "text", description="what the policy makes; image: a diffusion policy", json_schema_extra=LATER
+    )
     mode: Literal["iterative", "offline"]
     rounds: int = Field(1, ge=1, le=1000, description="offline: slices of the pair data, one a round")
     seed: int = Field(0, ge=0)
@@ -161,6 +166,9 @@ class RunConfig(Closed):
         if not isinstance(given, dict):
             return given
         usual = {"policy": "pretrained", "sampler": "vllm", "cluster": "local"}
+        if given.get("modality") == "image":
+            given = {"sampler": {}, **given}
+            usual |= {"policy": "diffusion", "sampler": "diffusers"}
         filled = {
             name: {"kind": kind, **given[name]} for name, kind in usual.items() if isinstance(given.get(name), dict)
         }
@@ -173,6 +181,15 @@ class RunConfig(Closed):
         if ".." in value:
             raise ValueError("must not contain '..'")
         return value
+
+    @model_validator(mode="after")
+    def _kinds_fit_the_modality(self) -> "RunConfig":
+        named = {"policy": self.policy, "sampler": self.sampler, "prompts": self.prompts, "scorer": self.scorer}
+        kinds = {name: str(section.__dict__["kind"]) for name, section in named.items() if section is not None}
+        require_modality(self.modality, kinds)
+        if self.modality == "image":
+            require_image_run(self)
+        return self
 
     @model_validator(mode="after")
     def _source_is_named(self) -> "RunConfig":
@@ -208,7 +225,7 @@ class RunConfig(Closed):
             raise ValueError(f"replay.anchor: {self.replay.anchor:g}, but the section pairs names no data set")
         if self.pairing.max_disagreement is not None and not isinstance(self.scorer, EnsembleScorer):
             raise ValueError("pairing.max_disagreement: only scorer.kind ensemble has labellers that could disagree")
-        if isinstance(self.policy, ScratchPolicy) and self.warm_start is None:
+        if isinstance(self.policy, ScratchPolicy | ScratchDiffusion) and self.warm_start is None:
             raise ValueError("warm_start: a policy made from scratch needs one")
         if self.warm_start is not None and self.prompts is None:
             raise ValueError("prompts: the warm start trains on the prompt data's reference responses")

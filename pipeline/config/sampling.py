@@ -201,4 +201,39 @@ class ServerSampler(Closed):
         return _identity(super().identity())
 
 
-SamplerSettings = Annotated[VllmSampler | TransformersSampler | ServerSampler, Field(discriminator="kind")]
+class DiffusersSampler(Closed):
+    """Diffusion and flow-matching models on diffusers' schedulers: images, each from a random generator of its own."""
+
+    kind: Literal["diffusers"] = "diffusers"
+    engines: Engines = Field("auto", description=_ENGINES, json_schema_extra=OPERATIONAL)
+    steps: int = Field(50, ge=1, le=1000, description="of the sampler, for each image")
+    guidance: float = Field(1.0, ge=0, le=100, description="classifier-free guidance; 1: none")
+    scheduler: Literal["auto", "ddim", "ddpm", "euler", "dpm", "flow"] = Field(
+        "auto",
+        description="on the noise schedule of the policy's own; auto: ddim, and flow (Euler steps) for flow matching",
+    )
+    eta: float = Field(0.0, ge=0, le=1, description="of ddim: share of fresh noise in each step")
+    batch: int = Field(
+        32, ge=1, le=4096, description="images computed together; smaller batches are filled up, so that bits stay"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    handshake: HandshakeLimits | None = Field(None, description=_LIMITS, json_schema_extra=OPERATIONAL)
+    keep_warm: Literal["auto", "always", "never"] = Field("auto", json_schema_extra=OPERATIONAL)
+    start_timeout: float = Field(
+        600, gt=0, description="seconds to start the engine or to swap its weights", json_schema_extra=OPERATIONAL
+    )
+    shard_timeout: float = Field(3600, gt=0, description="seconds without an answer", json_schema_extra=OPERATIONAL)
+    retries: int = Field(1, ge=0, json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _reads_eta(self) -> "DiffusersSampler":
+        if self.eta and self.scheduler not in ("auto", "ddim"):
+            raise ValueError(
+                f"eta: {self.eta:g}, but scheduler: {self.scheduler} does not read it; allowed: 0, or ddim"
+            )
+        return self
+
+
+SamplerSettings = Annotated[
+    VllmSampler | TransformersSampler | ServerSampler | DiffusersSampler, Field(discriminator="kind")
+]

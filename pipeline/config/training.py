@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
+from pipeline.config.images.scoring import DenoisingScoring
 from pipeline.config.policy import Lora
 
 OptimiserKind = Literal["adamw", "adamw_8bit", "adamw_paged", "adamw_8bit_paged", "adamw_offload"]
@@ -189,6 +190,9 @@ class Training(Optimisation):
         "the same; all_chosen: every turn of the assistant in which chosen and rejected differ, each after what the "
         "model would be asked with; other turns, and the results of tools, are read but not trained on",
         json_schema_extra=LATER,
+    )
+    score: DenoisingScoring = Field(
+        DenoisingScoring(), description="modality image: what the loss reads of an image", json_schema_extra=LATER
     )
     alarms: Alarms = Field(Alarms(), json_schema_extra=LATER)
     evaluate_every: int = Field(

@@ -8,7 +8,7 @@ from flows.planning.cards.recipes import PartCounts, Recipe
 from flows.planning.cards.traced import head_bytes
 from flows.planning.memory import ITEM_BYTES, reward_model_parts
 from flows.workers.pool.seating import ranks_of
-from pipeline.config import RunConfig, ServerSampler
+from pipeline.config import DiffusersSampler, RunConfig, ServerSampler, TransformersSampler
 from pipeline.models.weights.weight_format import WeightFormat
 from pipeline.sampling.engine_args import is_quantised
 from pipeline.training.distributed.passes import PASS_TOKENS
@@ -58,7 +58,7 @@ def other_stages(
 def _engine(config: RunConfig, shape: Any, counts: PartCounts) -> dict[str, int]:
     """An engine's weights, its own needs, and keys and values of one sequence of the greatest length, on each card."""
     text, sampler = shape.get_text_config(), config.sampler
-    args = sampler.engine_args if sampler.kind != "transformers" else {}
+    args = {} if isinstance(sampler, TransformersSampler | DiffusersSampler) else sampler.engine_args
     item = 2 if sampler.dtype == "auto" else ITEM_BYTES[sampler.dtype]
     weights = (counts.linear * (1 if is_quantised(args) and args.get("quantization") else item)) + (
         counts.head + counts.rest + counts.adapter

@@ -149,7 +149,7 @@ class SamplerEngine:
 
 def in_blocks(sampler: config.SamplerSettings) -> bool:
     """Whether an engine decodes batches of its own making, whose content decides the last bits."""
-    return isinstance(sampler, config.TransformersSampler)
+    return isinstance(sampler, config.TransformersSampler | config.DiffusersSampler)
 
 
 def room_of(sampler: config.SamplerSettings, n: int) -> int:
@@ -159,5 +159,5 @@ def room_of(sampler: config.SamplerSettings, n: int) -> int:
             return max(2, 4 * sampler.max_num_seqs // n)
         case config.ServerSampler():
             return max(2, 8 * sampler.concurrency // n)
-        case config.TransformersSampler():
+        case config.TransformersSampler() | config.DiffusersSampler():
             return 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.workers.pool.cards import VISIBLE, Machine, is_slice, this_machine
-from pipeline.config import RayCluster, RunConfig, ServerSampler, TransformersSampler
+from pipeline.config import DiffusersSampler, RayCluster, RunConfig, ServerSampler, TransformersSampler
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import read_launch
 
@@ -126,7 +126,7 @@ def seating_of(config: RunConfig, machine: Machine | None = None) -> Seating:
 
 def ranks_of(config: RunConfig) -> int:
     """Return the number of cards that compute one engine's model together."""
-    if isinstance(config.sampler, TransformersSampler):
+    if isinstance(config.sampler, TransformersSampler | DiffusersSampler):
         return 1
     return config.sampler.tensor_parallel_size * config.sampler.pipeline_parallel_size
 

@@ -26,8 +26,47 @@ class RestaurantData(Closed):
         return "restaurants"
 
 
+class DotsData(Closed):
+    """The generated image task: pictures of 8 x 8 pixels with one dot of a colour, in the upper or the lower half.
+
+    A prompt asks for one of 8 conditions, 4 colours times 2 halves, and has a number, so that there can be many. The
+    pictures of the warm start, and the pairs of offline mode, have unreliable labels.
+    """
+
+    kind: Literal["dots"] = "dots"
+    prompts: int = Field(960, ge=16, le=100000)
+    pictures: int = Field(6144, ge=8, le=1000000, description="of the warm start")
+    colour: float = Field(0.7, ge=0, le=1, description="share of them whose colour is the one asked for")
+    half: float = Field(0.8, ge=0, le=1, description="share of them whose half is")
+    seed: int = Field(0, ge=0)
+
+    @property
+    def where(self) -> str:
+        """The name of the data in messages."""
+        return "dots"
+
+
+class ConditionData(Closed):
+    """Prompts made from names alone: each condition many times, with a number; for models that read no text."""
+
+    kind: Literal["conditions"] = "conditions"
+    of: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        ("image",),
+        min_length=1,
+        description="names, in the order of the model's classes; one name for a model without conditions",
+    )
+    repeats: int = Field(64, ge=1, le=1000000, description="prompts for each name")
+
+    @property
+    def where(self) -> str:
+        """The name of the data in messages."""
+        return "conditions"
+
+
 PairData = Annotated[FileData | DatasetData | MixtureData, Field(discriminator="kind")]
-Data = Annotated[FileData | DatasetData | MixtureData | RestaurantData, Field(discriminator="kind")]
+Data = Annotated[
+    FileData | DatasetData | MixtureData | RestaurantData | DotsData | ConditionData, Field(discriminator="kind")
+]
 
 
 class HeldOut(Closed):

@@ -174,6 +174,16 @@ class PairwiseScorer(Closed):
     )
 
 
+class DotsScorer(Closed):
+    """Reward of the image task ``dots``: 1 for the colour, 1 for the half, and ``clean`` for a clean dot.
+
+    A picture without a dot of that colour or in that half gets nothing for it.
+    """
+
+    kind: Literal["dots"] = "dots"
+    clean: float = Field(0.5, ge=0)
+
+
 SingleScorer = Annotated[
     SlotScorer
     | ExactMatchScorer
@@ -185,7 +195,8 @@ SingleScorer = Annotated[
     | FunctionScorer
     | ClassifierScorer
     | PairwiseScorer
-    | JudgeScorer,
+    | JudgeScorer
+    | DotsScorer,
     Field(discriminator="kind"),
 ]
 
@@ -233,6 +244,7 @@ ScorerSettings = Annotated[
     | ClassifierScorer
     | PairwiseScorer
     | JudgeScorer
+    | DotsScorer
     | EnsembleScorer,
     Field(discriminator="kind"),
 ]
