@@ -19,6 +19,7 @@ from pipeline.config import (
     ScorerSettings,
     SlotScorer,
 )
+from pipeline.errors import UserError
 from pipeline.models.rendering.template import Rendering
 from pipeline.storage.digests import file_sha256
 from pipeline.types import content_hash

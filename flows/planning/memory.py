@@ -18,8 +18,8 @@ from flows.workers.local import has_accelerator, stays_warm
 from flows.workers.pool.label_engine import label_seats
 from flows.workers.pool.seating import seating_of
 from pipeline.config import (
-    DiffusersSampler,
     ClassifierScorer,
+    DiffusersSampler,
     Optimisation,
     PairwiseScorer,
     RunConfig,

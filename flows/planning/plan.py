@@ -24,6 +24,7 @@ from flows.workers.machines.cluster.placing import placing_lines
 from flows.workers.pool.seating import seating_of
 from pipeline.config import DiffusionPolicy, PretrainedPolicy, RayCluster, RunConfig, ScratchDiffusion, ScratchPolicy
 from pipeline.config.files import load_config
+from pipeline.errors import UserError
 from pipeline.losses import load_preset
 from pipeline.models.chat import load_chat
 from pipeline.models.scratch import make_policy

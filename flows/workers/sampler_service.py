@@ -52,6 +52,9 @@ from pipeline.storage.atomic import write_json
 # Folder beside the handshake's evidence for an adapter that is merged for sampling, while an engine reads it.
 MERGED = "merged"
 _Send = Callable[[Progress], None]
+TextSampler = config.VllmSampler | config.TransformersSampler | config.ServerSampler
+# Engines that compute as the trainer does, on the same libraries.
+_OWN = config.TransformersSampler | config.DiffusersSampler
 
 
 class SamplerService:
@@ -92,7 +95,7 @@ class SamplerService:
         """
         start = time.monotonic()
         probe = read_probe(Path(request.probe or request.path))
-        merged = None if isinstance(self._settings, config.TransformersSampler) else why_merged(request.path)
+        merged = None if isinstance(self._settings, _OWN) else why_merged(request.path)
         if merged and isinstance(self._settings, config.ServerSampler) and self._settings.base_url is not None:
             raise UserError(f"sampler.base_url: {self._settings.base_url}: {merged}; {request.path} is such an adapter")
         with self._whole(request.path) if merged else nullcontext(request.path) as path:
@@ -121,8 +124,7 @@ class SamplerService:
         how: Literal["start"] | Swap = "start"
         stale = None
         if self._sampler is None:
-            chat = load_chat(base_of(path), self._chat_settings, self._trust_remote_code)
-            self._sampler = self._build(self._settings, path, chat, self._engine_options)
+            self._sampler = self._built(path)
         else:
             how = self._sampler.load(path, fresh=not self._reload_works)
         try:
@@ -140,9 +142,15 @@ class SamplerService:
             difference = self._check(path, probe, fresh=True)
         return how, difference, stale
 
+    def _built(self, path: str) -> Sampler:
+        if isinstance(self._settings, config.DiffusersSampler):
+            raise UserError("sampler.kind: diffusers: not built yet")
+        chat = load_chat(base_of(path), self._chat_settings, self._trust_remote_code)
+        return self._build(self._settings, path, chat, self._engine_options)
+
     def _tolerance(self, probe: Probe, path: str) -> str:
         """The name of the differences that are allowed: the coarsest of what only one side has, or of both sides."""
-        own = isinstance(self._settings, config.TransformersSampler)
+        own = isinstance(self._settings, _OWN)
         names = [coarser_dtype(self._engine().dtype, probe.dtype)]
         if not own and probe.bits is not None:
             names.append(f"{probe.bits}-bit")
@@ -201,7 +209,7 @@ class SamplerService:
 
 def further_rounding(dtype: str, settings: config.SamplerSettings, folder: Path) -> list[str]:
     """Return names in ``TOLERANCES`` besides ``dtype`` that hold for an engine that serves the model in ``folder``."""
-    args = {} if isinstance(settings, config.TransformersSampler) else settings.engine_args
+    args = {} if isinstance(settings, _OWN) else settings.engine_args
     file, found = folder / "config.json", []
     if is_quantised(args) or model_settings(file).get("quantization_config"):
         found.append("quantised")
@@ -211,7 +219,7 @@ def further_rounding(dtype: str, settings: config.SamplerSettings, folder: Path)
     return found
 
 
-def build_sampler(settings: config.SamplerSettings, path: str, chat: Chat, options: EngineOptions) -> Sampler:
+def build_sampler(settings: TextSampler, path: str, chat: Chat, options: EngineOptions) -> Sampler:
     """Build the engine for ``settings`` with the model or adapter in the folder ``path``."""
     match settings:
         case config.VllmSampler():

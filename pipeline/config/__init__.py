@@ -13,7 +13,7 @@ from pipeline.config.data.sources import ConditionData, Data, DotsData, HeldOut,
 from pipeline.config.data.user_data import DatasetData, FileData, UserData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.images.policies import DiffusionPolicy, ScratchDiffusion
-from pipeline.config.images.scoring import DenoisingScoring
+from pipeline.config.images.scoring import ImageScore
 from pipeline.config.labellers.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.labellers.scorers import (
     ClassifierScorer,
@@ -72,7 +72,6 @@ __all__ = [
     "ConditionData",
     "Data",
     "DatasetData",
-    "DenoisingScoring",
     "DiffusersSampler",
     "DiffusionPolicy",
     "DotsData",
@@ -86,6 +85,7 @@ __all__ = [
     "FunctionScorer",
     "Gate",
     "HeldOut",
+    "ImageScore",
     "JudgeScorer",
     "KeywordScorer",
     "LabelWords",

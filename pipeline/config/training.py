@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
-from pipeline.config.images.scoring import DenoisingScoring
+from pipeline.config.images.scoring import ImageScore
 from pipeline.config.policy import Lora
 
 OptimiserKind = Literal["adamw", "adamw_8bit", "adamw_paged", "adamw_8bit_paged", "adamw_offload"]
@@ -191,8 +191,8 @@ class Training(Optimisation):
         "model would be asked with; other turns, and the results of tools, are read but not trained on",
         json_schema_extra=LATER,
     )
-    score: DenoisingScoring = Field(
-        DenoisingScoring(), description="modality image: what the loss reads of an image", json_schema_extra=LATER
+    score: ImageScore = Field(
+        ImageScore(), description="modality image: what the loss reads of an image", json_schema_extra=LATER
     )
     alarms: Alarms = Field(Alarms(), json_schema_extra=LATER)
     evaluate_every: int = Field(

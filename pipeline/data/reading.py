@@ -9,12 +9,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeVar, assert_never
 
-from pipeline.config import Data, DatasetData, FileData, MixtureData, PairData, RestaurantData, UserData
+from pipeline.config import (
+    ConditionData,
+    Data,
+    DatasetData,
+    DotsData,
+    FileData,
+    MixtureData,
+    PairData,
+    RestaurantData,
+    UserData,
+)
 from pipeline.data.forms.cells import FaultError, RowCause
 from pipeline.data.forms.joined import grouped
 from pipeline.data.forms.parsing import FORMS, preference_of, prompt_of
 from pipeline.data.forms.paths import find
 from pipeline.data.records import Record, read_records
+from pipeline.data.tasks.dots import condition_prompts, dot_prompts
 from pipeline.data.tasks.restaurants import generate
 from pipeline.types import Message, Prompt, TextGroup, TextPreference
 
@@ -74,6 +85,11 @@ def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
             for number, row in enumerate(generate(data), 1):
                 prompt = Prompt((Message("user", row.mr),), "restaurants", answer=row.mr, reference=row.references[0])
                 yield SourceRow("restaurants", number, PromptRow(prompt, row.references))
+        case DotsData():
+            yield from (SourceRow("dots", n, PromptRow(prompt)) for n, prompt in enumerate(dot_prompts(data), 1))
+        case ConditionData():
+            named = condition_prompts(data.of, data.repeats)
+            yield from (SourceRow("conditions", n, PromptRow(prompt)) for n, prompt in enumerate(named, 1))
         case _:
             assert_never(data)
 

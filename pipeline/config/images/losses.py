@@ -7,7 +7,7 @@ from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.needs import needs_of
 
-DISPERSION = "needs a dispersion for each prompt, and an image policy has no entropy over tokens to take it from"
+_DISPERSION = "needs a dispersion for each prompt, and an image policy has no entropy over tokens to take it from"
 
 
 def image_refusal(loss: Formula) -> str | None:
@@ -18,7 +18,7 @@ def image_refusal(loss: Formula) -> str | None:
 def _of_one(loss: Formula) -> str | None:
     needs = needs_of(loss)
     if loss.dispersion is not None:
-        return DISPERSION
+        return _DISPERSION
     reasons = {
         "reads odds, and an image has no probability, only a bound on its likelihood": loss.shape.kind == "log_odds",
         "reads a perplexity, and an image has no tokens to share its likelihood": loss.shape.kind == "exp",

@@ -53,10 +53,10 @@ def require_image_run(run: Closed) -> None:
             f"training.score.draws: {training.score.draws}, but loss {loss.preset} takes means over draws itself; "
             "allowed: 1"
         )
-    if training.reference_sync is not None and training.score.reference == "stored":
+    if training.reference_sync is not None and training.score.reference_errors == "stored":
         raise ValueError(
-            "training.reference_sync: moves the reference while training, but training.score.reference: stored reads "
-            "errors from before; allowed: null, or training.score.reference: live"
+            "training.reference_sync: moves the reference while training, but training.score.reference_errors: stored reads "
+            "errors from before; allowed: null, or training.score.reference_errors: live"
         )
     for field in ("discriminator", "replay"):
         if parts[field] is not None:

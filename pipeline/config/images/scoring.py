@@ -7,7 +7,7 @@ from pydantic import Field
 from pipeline.config.base import Closed
 
 
-class DenoisingScoring(Closed):
+class ImageScore(Closed):
     """The log-ratio of an image, from errors of the denoising network at drawn noise levels (arXiv:2311.12908).
 
     h = −W · d · mean over K draws of (m − m_ref): half the drop in log-SNR times dimensions times mean squared errors.
@@ -19,9 +19,10 @@ class DenoisingScoring(Closed):
         "DPO, such as 5000, which multiply the mean squared errors (half of it, as in the authors' code)",
     )
     draws: int = Field(1, ge=1, le=1024, description="K: draws of noise level and noise an image and epoch")
-    reference: Literal["stored", "live"] = Field(
+    reference_errors: Literal["stored", "live"] = Field(
         "stored", description="the reference's errors: computed once before training, or with each step"
     )
-    timesteps: Literal["auto", "uniform", "logit_normal"] = Field(
-        "auto", description="of the noise levels; auto: uniform, and logit_normal for flow matching"
+    timesteps: Literal["uniform", "logit_normal"] = Field("uniform", description="how noise levels are drawn")
+    empty_prompts: float = Field(
+        0.0, ge=0, le=1, description="share of the draws without their prompt, for guidance; 0.2 in published recipes"
     )

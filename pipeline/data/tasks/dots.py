@@ -5,8 +5,9 @@ it draws clean dots that are often not the ones asked for. Torch-free.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +17,14 @@ from pipeline.types import Message, Prompt, derive_seed
 
 Picture = NDArray[np.uint8]
 SIDE, DOT = 8, 3
-COLOURS: dict[str, tuple[int, int, int]] = {
+DOT_COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
     "blue": (0, 0, 255),
     "yellow": (255, 255, 0),
 }
-HALVES = ("upper", "lower")
-CONDITIONS = tuple(f"a {colour} dot in the {half} half" for colour in COLOURS for half in HALVES)
+DOT_HALVES = ("upper", "lower")
+DOT_CONDITIONS = tuple(f"a {colour} dot in the {half} half" for colour in DOT_COLOURS for half in DOT_HALVES)
 # Root mean square of the difference from a perfect picture, of channels from 0 to 1, up to which a dot is clean.
 CLEAN = 0.12
 
@@ -44,24 +45,29 @@ class DotMarks:
 
 def dot_prompts(settings: DotsData) -> Iterator[Prompt]:
     """Yield the prompts, each condition in turn; ``answer`` is the number of the condition."""
-    for number in range(settings.prompts):
-        condition = number % len(CONDITIONS)
-        asked = f"{CONDITIONS[condition]}, picture {number // len(CONDITIONS) + 1}"
-        yield Prompt((Message("user", asked),), "dots", answer=str(condition))
+    repeats = -(-settings.prompts // len(DOT_CONDITIONS))
+    return islice(condition_prompts(DOT_CONDITIONS, repeats), settings.prompts)
+
+
+def condition_prompts(names: Sequence[str], repeats: int) -> Iterator[Prompt]:
+    """Yield each of ``names`` with a number, ``repeats`` times; ``answer`` is the place of the name."""
+    for number in range(1, repeats + 1):
+        for place, name in enumerate(names):
+            yield Prompt((Message("user", f"{name}, picture {number}"),), "conditions", answer=str(place))
 
 
 def dot_pictures(settings: DotsData) -> Iterator[tuple[int, Picture]]:
     """Yield conditions and pictures that are meant to show them, as the labels' reliability has it."""
     lots = random.Random(derive_seed("dots", settings.seed))  # noqa: S311 - draws, not secrets
     for number in range(settings.pictures):
-        condition = number % len(CONDITIONS)
+        condition = number % len(DOT_CONDITIONS)
         yield condition, _drawn(condition, settings, lots)
 
 
 def _drawn(condition: int, settings: DotsData, lots: random.Random) -> Picture:
-    colour, half = divmod(condition, len(HALVES))
+    colour, half = divmod(condition, len(DOT_HALVES))
     if lots.random() >= settings.colour:
-        colour = lots.choice([other for other in range(len(COLOURS)) if other != colour])
+        colour = lots.choice([other for other in range(len(DOT_COLOURS)) if other != colour])
     if lots.random() >= settings.half:
         half = 1 - half
     # A dot lies whole in its half, of four rows.
@@ -72,7 +78,7 @@ def _drawn(condition: int, settings: DotsData, lots: random.Random) -> Picture:
 def dot_picture(colour: int, top: int, left: int) -> Picture:
     """A perfect picture, [8, 8, 3]."""
     picture = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
-    picture[top : top + DOT, left : left + DOT] = [*COLOURS.values()][colour]
+    picture[top : top + DOT, left : left + DOT] = [*DOT_COLOURS.values()][colour]
     return picture
 
 
@@ -83,7 +89,7 @@ def dot_marks(picture: Picture, condition: int) -> DotMarks:
     nearest = int(np.argmin(errors))
     colour, place = divmod(nearest, (SIDE - DOT + 1) ** 2)
     top = place // (SIDE - DOT + 1)
-    asked_colour, asked_half = divmod(condition, len(HALVES))
+    asked_colour, asked_half = divmod(condition, len(DOT_HALVES))
     half = 0 if top + DOT <= SIDE // 2 else 1 if top >= SIDE // 2 else None
     return DotMarks(colour == asked_colour, half == asked_half, errors[nearest] <= CLEAN**2)
 
@@ -91,7 +97,7 @@ def dot_marks(picture: Picture, condition: int) -> DotMarks:
 _PERFECT = np.stack(
     [
         dot_picture(colour, top, left).astype(np.float64) / 255
-        for colour in range(len(COLOURS))
+        for colour in range(len(DOT_COLOURS))
         for top in range(SIDE - DOT + 1)
         for left in range(SIDE - DOT + 1)
     ]
