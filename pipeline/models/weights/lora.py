@@ -40,8 +40,9 @@ TRAINED_ADAPTER, REFERENCE_ADAPTER = "default", "reference"
 
 
 def plain_model(model: Any) -> Any:
-    """The transformers model inside an adapter wrapper, or ``model`` itself."""
-    return model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    """The model inside an adapter wrapper, or ``model`` itself."""
+    bare = isinstance(model, PreTrainedModel) or not hasattr(model, "get_base_model")
+    return model if bare else model.get_base_model()
 
 
 def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
