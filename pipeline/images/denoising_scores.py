@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.images import ImageScore
+from pipeline.config.images.scoring import ImageScore
 from pipeline.errors import UserError
 from pipeline.images.draws import draw_rows
 from pipeline.images.image_policy import ImagePolicy

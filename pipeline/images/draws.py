@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.config.images import ImageScore
+from pipeline.config.images.scoring import ImageScore
 from pipeline.types import derive_seed
 
 

@@ -29,6 +29,8 @@ from pipeline.types import content_hash
 
 MODEL_INDEX = "model_index.json"
 _NETWORK_FOLDERS = ("unet", "transformer")
+# How diffusers reads a folder: here, and nothing that is pickled.
+_READ = {"use_safetensors": True, "local_files_only": True}
 _HASHED = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt")
 
 
@@ -56,7 +58,7 @@ def load_image_policy(path: str | Path, dtype: torch.dtype = torch.float32, *, t
     if (folder / "vae").is_dir():
         with refused(f"{folder / 'vae'}: cannot load this autoencoder"):
             kind: Any = AutoencoderKL
-            vae = kind.from_pretrained(str(folder / "vae"), torch_dtype=dtype, use_safetensors=True)
+            vae = kind.from_pretrained(str(folder / "vae"), torch_dtype=dtype, **_READ)
         vae.eval().requires_grad_(False)
     encoder = None
     if condition == "text":
@@ -82,7 +84,7 @@ def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     if kind not in NETWORKS:
         raise UserError(f"{folder / name}: _class_name: {kind!r}; allowed: {', '.join(NETWORKS)}")
     with refused(f"{folder / name}: cannot load this network"):
-        network = NETWORKS[kind].from_pretrained(str(folder / name), torch_dtype=dtype, use_safetensors=True)
+        network = NETWORKS[kind].from_pretrained(str(folder / name), torch_dtype=dtype, **_READ)
     _switch_chance_off(network)
     return network.eval()
 
@@ -104,7 +106,8 @@ def make_scheduler(kind: str, settings: Any, where: str) -> Any:
     if kind not in SCHEDULERS:
         raise UserError(f"{where}: {kind!r} is no scheduler here; allowed: {', '.join(SCHEDULERS)}")
     with refused(f"{where}: {kind} cannot be made"):
-        return SCHEDULERS[kind].from_config(settings)
+        make: Any = SCHEDULERS[kind].from_config
+        return make(settings)
 
 
 def save_image_policy(policy: ImagePolicy, folder: Path) -> None:

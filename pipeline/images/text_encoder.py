@@ -100,7 +100,9 @@ def load_text_encoder(folder: Path, dtype: torch.dtype, *, width: int | None) ->
             continue
         kinds = CLIPTextModel if width is None else (CLIPTextModelWithProjection, T5EncoderModel)[number // 2]
         with refused(f"{folder / states}: cannot load this text encoder"):
-            tokenizer = AutoTokenizer.from_pretrained(str(folder / words))
-            encoder: Any = kinds.from_pretrained(str(folder / states), dtype=dtype, use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder / words), trust_remote_code=False)
+            encoder: Any = kinds.from_pretrained(
+                str(folder / states), dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
         parts.append((tokenizer, encoder.eval().requires_grad_(False)))
     return TextEncoder(tuple(parts), pooled=width is not None, width=width or 0)
