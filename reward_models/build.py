@@ -5,10 +5,12 @@ from typing import assert_never
 
 from pipeline.config import (
     ClassifierScorer,
+    ClipScorer,
     DotsScorer,
     EnsembleScorer,
     ExactMatchScorer,
     FunctionScorer,
+    ImageClassifierScorer,
     JudgeScorer,
     KeywordScorer,
     LengthScorer,
@@ -95,8 +97,10 @@ def build_labeller(
             return Ensemble(
                 settings, [build_labeller(one.scorer, accounts, place, rendering) for one, place in members]
             )
-        case DotsScorer():
-            raise UserError(f"{field}.kind: dots reads images; allowed: modality: image, or a labeller of text")
+        case DotsScorer() | ImageClassifierScorer() | ClipScorer():
+            raise UserError(
+                f"{field}.kind: {settings.kind} reads images; allowed: modality: image, or a labeller of text"
+            )
         case _:
             return _rule(settings)
 

@@ -10,18 +10,33 @@ from types import ModuleType
 
 from pipeline.config import FunctionScorer
 from pipeline.errors import UserError
-from pipeline.types import Prompt, Response, content_hash
+from pipeline.types import content_hash
 from reward_models.answers.missing import Answer
 from reward_models.answers.questions import OnAnswer, Question
 
-PARAMETERS = 3
+Arguments = tuple[object, object, object]
+
+
+def texts_of(question: Question) -> Arguments:
+    """Return prompt, response and answer as a function of texts takes them."""
+    prompt = question.prompt
+    return [message.plain for message in prompt.messages], question.responses[0].text, prompt.answer
 
 
 class FunctionReward:
     """An answer source that calls the user's ``def reward(prompt, response, answer)``."""
 
-    def __init__(self, settings: FunctionScorer, field: str = "scorer") -> None:
-        """Run the file. Raises ``UserError`` if it cannot be run or lacks the function."""
+    def __init__(
+        self,
+        settings: FunctionScorer,
+        field: str = "scorer",
+        arguments: Callable[[Question], Arguments] = texts_of,
+        takes: str = "(prompt, response, answer)",
+    ) -> None:
+        """Run the file. Raises ``UserError`` if it cannot be run or lacks the function.
+
+        ``arguments``: what it is called with, and ``takes`` their names.
+        """
         self._file = Path(settings.file)
         self._where = f"{field}.file: {self._file}"
         try:
@@ -35,11 +50,12 @@ class FunctionReward:
             named = sorted(name for name, value in vars(module).items() if inspect.isfunction(value))
             raise UserError(f"{field}.name: {self._file} has no function {settings.name!r}; it has {named}")
         try:
-            inspect.signature(function).bind(*[None] * PARAMETERS)
+            inspect.signature(function).bind(None, None, None)
         except TypeError:
-            raise UserError(f"{self._where}: {settings.name} must take (prompt, response, answer)") from None
+            raise UserError(f"{self._where}: {settings.name} must take {takes}") from None
         self._name = settings.name
-        self._function: Callable[[list[dict[str, object]], str, str | None], object] = function
+        self._arguments = arguments
+        self._function: Callable[[object, object, object], object] = function
 
     @property
     def version(self) -> str:
@@ -49,14 +65,15 @@ class FunctionReward:
     def answer(self, questions: Sequence[Question], done: OnAnswer) -> None:
         """Call the function. Raises ``UserError`` that names prompt, response and line if it fails."""
         for index, question in enumerate(questions):
-            score = self._score(question.prompt, question.responses[0])
+            score = self._score(question)
             done(index, Answer(score, "abstained" if score is None else None))
 
-    def _score(self, prompt: Prompt, response: Response) -> float | None:
-        messages = [message.plain for message in prompt.messages]
-        place = f"the response {response.text[:80]!r} to the prompt {prompt.messages[-1].content[:80]!r}"
+    def _score(self, question: Question) -> float | None:
+        response, asked = question.responses[0].text, question.prompt.messages[-1].content
+        place = f"the response {response[:80]!r} to the prompt {asked[:80]!r}"
+        given = self._arguments(question)
         try:
-            value = self._function(messages, response.text, prompt.answer)
+            value = self._function(*given)
         except (Exception, SystemExit) as error:
             raise UserError(f"{self._where}{self._line(error)}: {self._name}: {_said(error)}, at {place}") from error
         if value is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, assert_never
 
 import psutil
@@ -19,7 +20,9 @@ from flows.workers.pool.label_engine import label_seats
 from flows.workers.pool.seating import seating_of
 from pipeline.config import (
     ClassifierScorer,
+    ClipScorer,
     DiffusersSampler,
+    ImageClassifierScorer,
     Optimisation,
     PairwiseScorer,
     RunConfig,
@@ -265,6 +268,9 @@ def reward_model_parts(settings: ScorerSettings) -> dict[str, int]:
     weights, activations = 0, 0
     for _, scorer in scorers_of(settings):
         match scorer:
+            case ImageClassifierScorer() | ClipScorer():
+                weights += sum(file.stat().st_size for file in Path(scorer.path).glob("*.safetensors"))
+                continue
             case ClassifierScorer():
                 longest = max(scorer.pass_tokens(has_accelerator()), scorer.max_tokens)
             case PairwiseScorer():

@@ -5,8 +5,10 @@ from pathlib import Path
 from flows.preflight.model_folders import check_folder, check_tokenizer_files
 from pipeline.config import (
     ClassifierScorer,
+    ClipScorer,
     ExactMatchScorer,
     FunctionScorer,
+    ImageClassifierScorer,
     JudgeScorer,
     KeywordScorer,
     MathScorer,
@@ -53,7 +55,11 @@ def check_second(training: ScorerSettings | None, second: ScorerSettings) -> Non
 def _shared(scorer: SingleScorer, other: SingleScorer) -> str | None:
     """Return what makes both the same labeller; None if they differ."""
     match scorer, other:
-        case (ClassifierScorer() | PairwiseScorer(), ClassifierScorer() | PairwiseScorer()):
+        case (
+            (ClassifierScorer() | PairwiseScorer(), ClassifierScorer() | PairwiseScorer())
+            | (ImageClassifierScorer(), ImageClassifierScorer())
+            | (ClipScorer(), ClipScorer())
+        ):
             return scorer.path if model_digest(Path(scorer.path)) == model_digest(Path(other.path)) else None
         case (FunctionScorer(), FunctionScorer()):
             return scorer.file if file_sha256(Path(scorer.file)) == file_sha256(Path(other.file)) else None

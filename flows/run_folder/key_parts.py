@@ -10,10 +10,12 @@ from flows.run_folder.growth import ADDED, SIZES, digest_of, digest_when_read, m
 from flows.run_folder.inputs import Place
 from pipeline.config import (
     ClassifierScorer,
+    ClipScorer,
     Closed,
     DatasetData,
     FileData,
     FunctionScorer,
+    ImageClassifierScorer,
     JudgeScorer,
     MixtureData,
     PairData,
@@ -253,7 +255,7 @@ def scorer_digests(settings: ScorerSettings, place: str = "scorer") -> Iterator[
     """Digests of files that labels depend on; ``place``: the position of ``settings`` in the config."""
     for field, scorer in scorers_of(settings, place):
         match scorer:
-            case ClassifierScorer() | PairwiseScorer():
+            case ClassifierScorer() | PairwiseScorer() | ImageClassifierScorer() | ClipScorer():
                 yield f"{field}.files", model_digest(Path(scorer.path))
             case FunctionScorer():
                 yield f"{field}.file", _file_digest(scorer.file, f"{field}.file")

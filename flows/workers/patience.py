@@ -6,7 +6,15 @@ seconds come on top, so that one setting fits all sizes.
 
 from pathlib import Path
 
-from pipeline.config import ClassifierScorer, PairwiseScorer, PretrainedPolicy, RunConfig, scorers_of
+from pipeline.config import (
+    ClassifierScorer,
+    ClipScorer,
+    ImageClassifierScorer,
+    PairwiseScorer,
+    PretrainedPolicy,
+    RunConfig,
+    scorers_of,
+)
 
 # Seconds for each GB of weights in files. A checkpoint of full training is up to eight times a 16-bit policy, and
 # shared storage may do no more than 1 GB/s.
@@ -18,7 +26,8 @@ def further_seconds(config: RunConfig) -> float:
     models = [config.policy.path] if isinstance(config.policy, PretrainedPolicy) else []
     if config.scorer is not None:
         scorers = (scorer for _, scorer in scorers_of(config.scorer))
-        models += [scorer.path for scorer in scorers if isinstance(scorer, ClassifierScorer | PairwiseScorer)]
+        local = ClassifierScorer | PairwiseScorer | ImageClassifierScorer | ClipScorer
+        models += [scorer.path for scorer in scorers if isinstance(scorer, local)]
     return max(map(seconds_for, models), default=0.0)
 
 

@@ -14,6 +14,7 @@ from pipeline.config.data.user_data import DatasetData, FileData, UserData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.images.policies import DiffusionPolicy, ScratchDiffusion
 from pipeline.config.images.scoring import ImageScore
+from pipeline.config.labellers.image_scorers import ClipScorer, ImageClassifierScorer
 from pipeline.config.labellers.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.labellers.scorers import (
     ClassifierScorer,
@@ -65,6 +66,7 @@ __all__ = [
     "Budget",
     "ChatSettings",
     "ClassifierScorer",
+    "ClipScorer",
     "Closed",
     "ClusterSettings",
     "Columns",
@@ -85,6 +87,7 @@ __all__ = [
     "FunctionScorer",
     "Gate",
     "HeldOut",
+    "ImageClassifierScorer",
     "ImageScore",
     "JudgeScorer",
     "KeywordScorer",

@@ -26,10 +26,13 @@ class BudgetMeter:
         self._reserved: dict[str, float] = {}
         self._moved = threading.Condition()
 
-    def highest_cost(self, text: str, max_tokens: int) -> float:
-        """Return the highest possible cost of a question ``text``: no token is shorter than a byte."""
+    def highest_cost(self, text: str, max_tokens: int, more_tokens: int = 0) -> float:
+        """Return the highest possible cost of a question ``text``: no token is shorter than a byte.
+
+        ``more_tokens``: the most that what is no text has.
+        """
         # A chat template adds some tokens per message.
-        return self._price(len(text.encode()) + 64, max_tokens)
+        return self._price(len(text.encode()) + 64 + more_tokens, max_tokens)
 
     def reserve(self, highest: float) -> str | None:
         """Reserve ``highest`` for a call until ``settle``; return the call's id, or None if it may not be made.

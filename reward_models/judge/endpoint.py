@@ -65,8 +65,10 @@ class ChatEndpoint:
         ) as self._client:
             yield
 
-    def ask(self, body: Mapping[str, JsonValue], text: str, max_tokens: int) -> ChatReply:
+    def ask(self, body: Mapping[str, JsonValue], text: str, max_tokens: int, more_tokens: int = 0) -> ChatReply:
         """Ask one question; ``text`` is its whole text, from which the highest possible cost is computed.
+
+        ``more_tokens``: the most that what is no text, such as images, has.
 
         Raises:
             FailedCallError: no answer after all attempts, or a failure that retrying cannot fix.
@@ -80,7 +82,7 @@ class ChatEndpoint:
             reraise=True,
         )
         try:
-            reply: ChatReply = retrying(self._once, body, self._budget.highest_cost(text, max_tokens))
+            reply: ChatReply = retrying(self._once, body, self._budget.highest_cost(text, max_tokens, more_tokens))
         except FailedCallError as failure:
             self._count(failure)
             raise failure from None

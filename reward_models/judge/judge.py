@@ -6,6 +6,7 @@ tokens. Unlike both, an answer without a verdict is a missing label: neither a t
 
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Protocol
 
 from pydantic import JsonValue
 
@@ -25,14 +26,41 @@ TICK_SECONDS = 5.0
 _SHOWN = 3
 
 
+class QuestionForm(Protocol):
+    """A way to put a question to a chat server.
+
+    Attributes:
+        source: the template's text, which is part of the labels' version.
+    """
+
+    source: str
+
+    def render(self, question: Question) -> str:
+        """Return the question's text."""
+        ...
+
+    def content(self, question: Question, text: str) -> JsonValue:
+        """Return the content of the message that asks ``question``, whose text is ``text``."""
+        ...
+
+    def more_tokens(self, question: Question) -> int:
+        """Return the most tokens that the content has besides the text's."""
+        ...
+
+
 class Judge:
     """An answer source that asks a server."""
 
-    def __init__(self, settings: JudgeScorer, accounts: Accounts, field: str = "scorer") -> None:
-        """Raises ``UserError`` for a template that cannot be used or a key that is not set."""
+    def __init__(
+        self, settings: JudgeScorer, accounts: Accounts, field: str = "scorer", form: QuestionForm | None = None
+    ) -> None:
+        """Raises ``UserError`` for a template that cannot be used or a key that is not set.
+
+        ``form``: default: texts alone.
+        """
         self._settings = settings
         self._accounts = accounts
-        self._prompt = JudgePrompt(settings, field)
+        self._prompt: QuestionForm = JudgePrompt(settings, field) if form is None else form
         plain = {**settings.identity(), "template": self._prompt.source}
         # The number of pairs asked changes no answer.
         plain.pop("pairs_per_prompt")
@@ -85,7 +113,8 @@ class Judge:
         text = self._prompt.render(question)
         max_tokens = 1 if self._settings.verdict == "logprobs" else self._settings.max_tokens
         try:
-            reply = self._endpoint.ask(self._body(text, max_tokens), text, max_tokens)
+            body = self._body(self._prompt.content(question, text), max_tokens)
+            reply = self._endpoint.ask(body, text, max_tokens, self._prompt.more_tokens(question))
         except FailedCallError as failure:
             if failure.said:
                 self._accounts.said.setdefault(failure.cause, failure.said)
@@ -95,11 +124,11 @@ class Judge:
             self._accounts.unparsed.append(shown(reply.text[-200:], self._endpoint.key))
         return answer
 
-    def _body(self, text: str, max_tokens: int) -> dict[str, JsonValue]:
+    def _body(self, content: JsonValue, max_tokens: int) -> dict[str, JsonValue]:
         settings = self._settings
         body: dict[str, JsonValue] = {
             "model": settings.server.model,
-            "messages": [{"role": "user", "content": text}],
+            "messages": [{"role": "user", "content": content}],
             "stream": False,
             settings.max_tokens_field: max_tokens,
         }

@@ -33,6 +33,37 @@ def without_control_tokens(text: str) -> str:
     return CONTROL.sub(lambda found: found[0] + BREAK, text)
 
 
+class JudgeTemplate:
+    """A template for questions, read from the user's file or from our own.
+
+    Attributes:
+        source: the template's text, which is part of the labels' version.
+    """
+
+    def __init__(self, file: Path, field: str) -> None:
+        """Read the template. Raises ``UserError`` that names file and line if it cannot be used."""
+        self.field = f"{field}.template: {file}"
+        try:
+            self.source = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise UserError(f"{self.field}: cannot be read ({reason})") from None
+        if len(self.source) > LONGEST_TEMPLATE:
+            raise UserError(f"{self.field}: {len(self.source)} characters; at most {LONGEST_TEMPLATE}")
+        environment = LimitedSandbox(undefined=StrictUndefined, autoescape=False)
+        try:
+            self._template = environment.from_string(self.source)
+        except Exception as error:  # whatever the template's compiler stumbles over
+            raise UserError(f"{self.field}: {_line(error)}{error}") from error
+
+    def render(self, values: dict[str, object]) -> str:
+        """Return the template's text with ``values``. Raises ``UserError`` if it fails."""
+        try:
+            return render_limited(self._template, values)
+        except Exception as error:  # a template may raise anything, such as RecursionError
+            raise UserError(f"{self.field}: {_line(error)}{error}") from error
+
+
 class JudgePrompt:
     """Render the text of a question.
 
@@ -43,42 +74,36 @@ class JudgePrompt:
     def __init__(self, settings: JudgeScorer, field: str) -> None:
         """Read and try the template. Raises ``UserError`` that names file and line if it cannot be used."""
         self._settings = settings
-        self._file = Path(settings.template) if settings.template is not None else _OWN[settings.mode]
-        self._field = f"{field}.template: {self._file}"
-        try:
-            self.source = self._file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise UserError(f"{self._field}: cannot be read ({reason})") from None
-        if len(self.source) > LONGEST_TEMPLATE:
-            raise UserError(f"{self._field}: {len(self.source)} characters; at most {LONGEST_TEMPLATE}")
-        environment = LimitedSandbox(undefined=StrictUndefined, autoescape=False)
-        try:
-            self._template = environment.from_string(self.source)
-        except Exception as error:  # whatever the template's compiler stumbles over
-            raise UserError(f"{self._field}: {_line(error)}{error}") from error
+        file = Path(settings.template) if settings.template is not None else _OWN[settings.mode]
+        self._template = JudgeTemplate(file, field)
+        self.source = self._template.source
         self._try()
 
     def render(self, question: Question) -> str:
         """Return the question's whole text. Raises ``UserError`` if the template fails."""
         texts = [response.text for response in question.responses]
         answer = question.prompt.answer
-        mark = _mark(question.prompt.shown, [*texts, answer or ""])
+        mark = unused_mark(question.prompt.shown, [*texts, answer or ""])
         values: dict[str, object] = {
             "mark": mark,
-            "conversation": _fence("CONVERSATION", _turns(question.prompt.shown), mark),
-            "answer": None if answer is None else _fence("EXPECTED", answer, mark),
+            "conversation": fenced("CONVERSATION", _turns(question.prompt.shown), mark),
+            "answer": None if answer is None else fenced("EXPECTED", answer, mark),
             "verdict": self._settings.verdict,
             "low": self._settings.scale[0],
             "high": self._settings.scale[1],
         }
         names = ["response"] if len(texts) == 1 else ["response_a", "response_b"]
         for name, text in zip(names, texts, strict=True):
-            values[name] = _fence(name.replace("_", " ").upper(), text, mark)
-        try:
-            return render_limited(self._template, values)
-        except Exception as error:  # a template may raise anything, such as RecursionError
-            raise UserError(f"{self._field}: {_line(error)}{error}") from error
+            values[name] = fenced(name.replace("_", " ").upper(), text, mark)
+        return self._template.render(values)
+
+    def content(self, question: Question, text: str) -> str:
+        """Return the content of the message: the text alone."""
+        return text
+
+    def more_tokens(self, question: Question) -> int:
+        """Return 0: there is nothing besides the text."""
+        return 0
 
     def _try(self) -> None:
         """Refuse a template that leaves out a response: it would still give labels."""
@@ -90,11 +115,11 @@ class JudgePrompt:
         for name, word in zip(names, words[1:], strict=False):
             if word not in text:
                 raise UserError(
-                    f"{self._field}: does not show {{{{ {name} }}}}; a {self._settings.mode} judge needs it"
+                    f"{self._template.field}: does not show {{{{ {name} }}}}; a {self._settings.mode} judge needs it"
                 )
 
 
-def _mark(messages: Sequence[Message], texts: Sequence[str]) -> str:
+def unused_mark(messages: Sequence[Message], texts: Sequence[str]) -> str:
     """Return sixteen hexadecimal digits that no text contains; the same texts give the same digits."""
     contents = [*(message.shown for message in messages), *texts]
     attempt = 0
@@ -103,7 +128,8 @@ def _mark(messages: Sequence[Message], texts: Sequence[str]) -> str:
     return mark
 
 
-def _fence(name: str, text: str, mark: str) -> str:
+def fenced(name: str, text: str, mark: str) -> str:
+    """Return ``text`` between lines with ``mark``, its control tokens broken up."""
     return f"<<<{name} {mark}\n{without_control_tokens(text)}\n{mark} END OF {name}>>>"
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.base import OPERATIONAL, Closed, ServerAddress
+from pipeline.config.base import LATER, OPERATIONAL, Closed, ServerAddress
 from pipeline.safe_text import is_secret_parameter
 
 HIGHEST_DIGIT = 9
@@ -137,12 +137,34 @@ class JudgeScorer(Closed):
     pairs_per_prompt: Annotated[int, Field(ge=1)] | None = Field(
         None, description="pairwise: compare this many of the K (K - 1) / 2 pairs; default: all"
     )
+    image_tokens: int = Field(
+        4096,
+        ge=1,
+        description="images: the most tokens that the server counts for one, for the budget",
+        json_schema_extra=OPERATIONAL,
+    )
+    image_side: int = Field(
+        1024,
+        ge=16,
+        description="images: longest side in pixels that is sent; larger ones are scaled down, and ones below "
+        "image_least up",
+        json_schema_extra=LATER,
+    )
+    image_least: int = Field(
+        64,
+        ge=1,
+        description="images: shortest side in pixels that is sent; smaller ones are scaled up by whole numbers, "
+        "pixel by pixel",
+        json_schema_extra=LATER,
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> "JudgeScorer":
         low, high = self.scale
         if low >= high:
             raise ValueError(f"scale: {low} to {high}; the first must be below the second")
+        if self.image_least > self.image_side:
+            raise ValueError(f"image_least: {self.image_least}, above image_side, {self.image_side}")
         if self.verdict == "logprobs" and self.mode == "pointwise" and not 0 <= low < high <= HIGHEST_DIGIT:
             raise ValueError(f"scale: {low} to {high}; verdict logprobs reads one digit: 0 to 9 at most")
         unread = {"scale"} if self.mode == "pairwise" else {"pairs_per_prompt"}

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.labellers.image_scorers import ClipScorer, ImageClassifierScorer
 from pipeline.config.labellers.judge import JudgeScorer
 from pipeline.config.sampling import Engines
 
@@ -140,8 +141,9 @@ class KeywordScorer(Closed):
 class FunctionScorer(Closed):
     """A function of your own: ``def reward(prompt, response, answer)`` -> number, or None for no label.
 
-    ``prompt`` is a list of {role, content}, ``response`` a text, ``answer`` a text or None. Its code runs in the
-    run's own process, so name only files that you trust.
+    ``prompt`` is a list of {role, content}, ``response`` a text, ``answer`` a text or None; of images ``prompt`` is a
+    text and ``response`` an array of uint8, [height, width, 3]. Its code runs in the run's own process, so name only
+    files that you trust.
     """
 
     kind: Literal["function"] = "function"
@@ -196,7 +198,9 @@ SingleScorer = Annotated[
     | ClassifierScorer
     | PairwiseScorer
     | JudgeScorer
-    | DotsScorer,
+    | DotsScorer
+    | ImageClassifierScorer
+    | ClipScorer,
     Field(discriminator="kind"),
 ]
 
@@ -245,6 +249,8 @@ ScorerSettings = Annotated[
     | PairwiseScorer
     | JudgeScorer
     | DotsScorer
+    | ImageClassifierScorer
+    | ClipScorer
     | EnsembleScorer,
     Field(discriminator="kind"),
 ]

@@ -1,0 +1,40 @@
+"""Labellers of images that are models on this machine. Functions, judges and ensembles have the settings of text."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.config.base import OPERATIONAL, Closed
+
+ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ImageClassifierScorer(Closed):
+    """A Hugging Face image classifier: what it gives one of its classes is the reward."""
+
+    kind: Literal["image_classifier"] = "image_classifier"
+    path: str = Field(min_length=1)
+    label: int | str | None = Field(
+        None,
+        description="the class whose value is the reward, by name or number; default: the one that each prompt's "
+        "answer names, or of a model with one output that",
+    )
+    value: Literal["log_probability", "probability", "logit"] = "log_probability"
+    batch_size: int = Field(16, ge=1, le=4096, description="images of a forward pass", json_schema_extra=OPERATIONAL)
+    dtype: ModelDtype = Field("auto", description="of its weights and products; auto: that of the model's files")
+
+
+class ClipScorer(Closed):
+    """A CLIP-type model: the similarity of image and prompt is the reward, as in PickScore and HPS v2.
+
+    ``logits``: cosine times the model's own scale (PickScore); ``cosine``: from -1 to 1 (CLIPScore, HPS v2).
+    """
+
+    kind: Literal["clip"] = "clip"
+    path: str = Field(min_length=1)
+    value: Literal["logits", "cosine"] = "logits"
+    text: str | None = Field(
+        None, min_length=1, description="this text instead of the prompt, or with {prompt} in it: a photo of {prompt}"
+    )
+    batch_size: int = Field(16, ge=1, le=4096, description="images of a forward pass", json_schema_extra=OPERATIONAL)
+    dtype: ModelDtype = Field("auto", description="of its weights and products; auto: that of the model's files")
