@@ -1,5 +1,6 @@
 """Build labellers from settings. Imports are inside the cases, so only what is used is loaded."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
 
@@ -40,7 +41,7 @@ READING = 2
 HASHED_WHOLE = 64 * 1024 * 1024
 
 
-def model_version(settings: dict[str, object], path: str) -> str:
+def model_version(settings: Mapping[str, object], path: str) -> str:
     """Hash ``settings``, the folder's files, and how texts are read.
 
     Small files count by content, weights by size and modification time.
@@ -50,7 +51,7 @@ def model_version(settings: dict[str, object], path: str) -> str:
     """
     folder = Path(path)
     files = sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
-    return content_hash([READING, settings, [[file.name, *_facts(file)] for file in files]])
+    return content_hash([READING, {**settings}, [[file.name, *_facts(file)] for file in files]])
 
 
 def _facts(file: Path) -> list[object]:

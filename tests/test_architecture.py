@@ -30,6 +30,7 @@ PIPELINE = [
     ("pipeline.types",),
 ]
 REWARD_MODELS = [
+    ("reward_models.images",),
     ("reward_models.build", "reward_models.training"),
     ("reward_models.ensemble", "reward_models.people"),
     ("reward_models.local",),
@@ -158,7 +159,8 @@ def test_prefect_is_known_in_flows_alone_and_vllm_in_one_file_and_matplotlib_whe
 
 
 def test_labellers_without_a_local_model_know_no_torch() -> None:
-    local = ("reward_models.local", "reward_models.training", "reward_models.build")
+    of_images = [f"reward_models.images.{name}" for name in ("build", "batches", "image_classifier", "clip")]
+    local = ("reward_models.local", "reward_models.training", "reward_models.build", *of_images)
     others = [name for name in MODULES if name.startswith("reward_models.") and not name.startswith(local)]
     assert len(others) > 15 and loaded(*others) == ""
 

@@ -55,18 +55,20 @@ def check_second(training: ScorerSettings | None, second: ScorerSettings) -> Non
 def _shared(scorer: SingleScorer, other: SingleScorer) -> str | None:
     """Return what makes both the same labeller; None if they differ."""
     match scorer, other:
-        case (
-            (ClassifierScorer() | PairwiseScorer(), ClassifierScorer() | PairwiseScorer())
-            | (ImageClassifierScorer(), ImageClassifierScorer())
-            | (ClipScorer(), ClipScorer())
-        ):
-            return scorer.path if model_digest(Path(scorer.path)) == model_digest(Path(other.path)) else None
+        case (ClassifierScorer() | PairwiseScorer(), ClassifierScorer() | PairwiseScorer()):
+            return _one_model(scorer.path, other.path)
+        case (ImageClassifierScorer() | ClipScorer(), ImageClassifierScorer() | ClipScorer()):
+            return _one_model(scorer.path, other.path)
         case (FunctionScorer(), FunctionScorer()):
             return scorer.file if file_sha256(Path(scorer.file)) == file_sha256(Path(other.file)) else None
         case (JudgeScorer(), JudgeScorer()):
             same = (scorer.server.base_url, scorer.server.model) == (other.server.base_url, other.server.model)
             return scorer.server.model if same else None
     return f"kind {scorer.kind} with these settings" if scorer.identity() == other.identity() else None
+
+
+def _one_model(path: str, other: str) -> str | None:
+    return path if model_digest(Path(path)) == model_digest(Path(other)) else None
 
 
 def check_answer(settings: ScorerSettings, prompt: Prompt) -> None:

@@ -32,13 +32,14 @@ def image_processor(path: str, field: str) -> Any:
     if not (Path(path) / "preprocessor_config.json").is_file() and not (Path(path) / "processor_config.json").is_file():
         raise UserError(f"{field}.path: {path}: no preprocessor_config.json, which says how images are scaled")
     with refused(f"{field}.path: {path}: cannot read the image processor"):
-        return AutoImageProcessor.from_pretrained(path, backend="pil")
+        loader: Any = AutoImageProcessor
+        return loader.from_pretrained(path, backend="pil", trust_remote_code=False)
 
 
 def image_model(load: Callable[..., Any], path: str, dtype: str, field: str) -> Any:
     """Load a model's weights from safetensors onto the accelerator, frozen. Raises ``UserError``."""
     with refused(f"{field}.path: {path}: cannot be loaded"):
-        model, report = load(path, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        model, report = load(path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"{field}.path: {path}: not a trained model: it lacks the weights {missing}")

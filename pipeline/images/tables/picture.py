@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Formats with decoders of PIL's own. Others run programs (EPS), or read several files.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -79,7 +79,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(data: bytes, error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         begins = data[:8].hex(" ")
         return f"not a picture ({', '.join(FORMATS)}); it begins with the bytes {begins}" if data else "no bytes"
     said = (str(error).splitlines() or [""])[0][:200]
