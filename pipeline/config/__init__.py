@@ -14,11 +14,10 @@ from pipeline.config.data.user_data import DatasetData, FileData, UserData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.images.policies import DiffusionPolicy, ScratchDiffusion
 from pipeline.config.images.scoring import ImageScore
-from pipeline.config.labellers.image_scorers import ClipScorer, ImageClassifierScorer
+from pipeline.config.labellers.image_scorers import ClipScorer, DotsScorer, ImageClassifierScorer
 from pipeline.config.labellers.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.labellers.scorers import (
     ClassifierScorer,
-    DotsScorer,
     EnsembleScorer,
     ExactMatchScorer,
     FunctionScorer,

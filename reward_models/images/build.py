@@ -10,6 +10,7 @@ from pipeline.config import (
     JudgeScorer,
     ScorerSettings,
 )
+from pipeline.config.images.refusals import IMAGE_SCORERS
 from pipeline.errors import UserError
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.labellers import OneByOne, TwoByTwo
@@ -21,7 +22,6 @@ from reward_models.images.pixels import Album, ImageLabeller, prompt_text
 from reward_models.labeller import Labeller
 
 TAKES = "(prompt, image, answer)"
-IMAGE_KINDS = ("function", "judge", "image_classifier", "clip", "ensemble")
 
 
 def build_image_labeller(
@@ -67,7 +67,7 @@ def _labeller(settings: ScorerSettings, accounts: Accounts, album: Album, field:
             ]
             return Ensemble(settings, members)
         case _:
-            allowed = ", ".join(IMAGE_KINDS)
+            allowed = ", ".join(IMAGE_SCORERS)
             raise UserError(f"{field}.kind: {settings.kind} labels texts, not images; allowed: {allowed}")
 
 

@@ -1,4 +1,4 @@
-"""Labellers of images that are models on this machine. Functions, judges and ensembles have the settings of text."""
+"""Labellers that read images alone. Functions, judges and ensembles have the settings of text."""
 
 from typing import Literal
 
@@ -7,6 +7,16 @@ from pydantic import Field
 from pipeline.config.base import OPERATIONAL, Closed
 
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class DotsScorer(Closed):
+    """Reward of the image task ``dots``: 1 for the colour, 1 for the half, and ``clean`` for a clean dot.
+
+    A picture without a dot of that colour or in that half gets nothing for it.
+    """
+
+    kind: Literal["dots"] = "dots"
+    clean: float = Field(0.5, ge=0)
 
 
 class ImageClassifierScorer(Closed):

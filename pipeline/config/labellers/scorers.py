@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.labellers.image_scorers import ClipScorer, ImageClassifierScorer
+from pipeline.config.labellers.image_scorers import ClipScorer, DotsScorer, ImageClassifierScorer
 from pipeline.config.labellers.judge import JudgeScorer
 from pipeline.config.sampling import Engines
 
@@ -174,16 +174,6 @@ class PairwiseScorer(Closed):
     pairs_per_prompt: Annotated[int, Field(ge=1)] | None = Field(
         None, description="compare this many of the K (K - 1) / 2 pairs; default: all"
     )
-
-
-class DotsScorer(Closed):
-    """Reward of the image task ``dots``: 1 for the colour, 1 for the half, and ``clean`` for a clean dot.
-
-    A picture without a dot of that colour or in that half gets nothing for it.
-    """
-
-    kind: Literal["dots"] = "dots"
-    clean: float = Field(0.5, ge=0)
 
 
 SingleScorer = Annotated[
