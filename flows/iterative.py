@@ -33,8 +33,7 @@ def _rounds(root: Path, until: str | None) -> str:
         start_run(stage)
         for round_ in range(1, config.rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
-            samples = stage("samples", round_, *added(stage, run, config, round_), policy)
-            labels = labelled(stage, config, round_, samples)
+            labels = labelled(stage, config, round_, *added(stage, run, config, round_), policy)
             pairs = stage("pairs", round_, labels)
             learn(stage, config, round_, pairs, policy)
             write_report(run, config)

@@ -52,6 +52,9 @@ class _Recorder:
             raise Reached
         return stage.title
 
+    def streamed(self, source: str, name: str, round_: int, *inputs: str) -> str:
+        return self(name, round_, self(source, round_, *inputs))
+
 
 def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> list[PlannedStage]:
     """List the run's stages in order, up to ``until``; gate decisions are not predicted.
@@ -68,8 +71,7 @@ def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> l
         for round_ in range(1, config.rounds + 1):
             made = ""
             if config.mode == "iterative":
-                samples = stages("samples", round_, *_added(stages, run, config, round_), policy)
-                made = labelled(stages, config, round_, samples)
+                made = labelled(stages, config, round_, *_added(stages, run, config, round_), policy)
             policy = learn(stages, config, round_, stages("pairs", round_, made), policy)
     except Reached:
         pass

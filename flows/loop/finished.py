@@ -64,6 +64,9 @@ class _Complete:
             raise Reached
         return stage.title
 
+    def streamed(self, source: str, name: str, round_: int, *inputs: str) -> str:
+        return self(name, round_, self(source, round_, *inputs))
+
 
 def _walk(run: RunFolder, config: RunConfig, stage: _Complete) -> list[int]:
     """Go the way of the flows; return the rounds that were walked to their end."""
@@ -73,8 +76,8 @@ def _walk(run: RunFolder, config: RunConfig, stage: _Complete) -> list[int]:
         for round_ in range(1, config.rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
             if config.mode == "iterative":
-                samples = stage("samples", round_, *added(stage, run, config, round_), policy)
-                pairs = stage("pairs", round_, labelled(stage, config, round_, samples))
+                labels = labelled(stage, config, round_, *added(stage, run, config, round_), policy)
+                pairs = stage("pairs", round_, labels)
             else:
                 pairs = stage("pairs", round_, data, policy)
             learn(stage, config, round_, pairs, policy)

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from flows.run_folder.growth import ADDED, brings_prompts
 from flows.run_folder.stage_table import made_in
+from flows.workers.pool.overlap import streams_labels
 from pipeline.config import RunConfig
 from pipeline.storage.run_folder import RunFolder
 
@@ -15,6 +16,12 @@ class Stages(Protocol):
         """Complete stage ``name`` of ``round_`` from the artefacts ``inputs``.
 
         Returns the name of the completed artefact (``round_001/samples``).
+        """
+
+    def streamed(self, source: str, name: str, round_: int, *inputs: str) -> str:
+        """Complete ``source`` from ``inputs`` and, from its shards as they are finished, ``name``.
+
+        Returns the name of the latter's artefact.
         """
 
 
@@ -35,9 +42,11 @@ def added(stage: Stages, run: RunFolder, config: RunConfig, round_: int) -> list
     return [stage(ADDED, round_)] if brings_prompts(run, config, round_) else []
 
 
-def labelled(stage: Stages, config: RunConfig, round_: int, samples: str) -> str:
-    """Label ``samples``; buy gold and refit first if there is a discriminator. Return the labels' artefact."""
-    made = [samples]
+def labelled(stage: Stages, config: RunConfig, round_: int, *inputs: str) -> str:
+    """Sample from ``inputs`` and label; with a discriminator, buy gold and refit between. Return the labels."""
+    if streams_labels(config):
+        return stage.streamed("samples", "labels", round_, *inputs)
+    made = [stage("samples", round_, *inputs)]
     for name in ("gold", "discriminator"):
         if made_in(config, round_, name):
             made.append(stage(name, round_, made[-1]))

@@ -1,6 +1,8 @@
 """Each stage of a run as one Prefect task run, shown while it runs."""
 
-from prefect import task
+from dataclasses import replace
+
+from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
@@ -10,15 +12,17 @@ from flows.prefect_api.artefacts import Screen
 from flows.prefect_api.events import AlarmRaised, GateDecided, RunCompleted, budget_reached, round_completed
 from flows.report.findings.round_line import round_line
 from flows.report.gather import evaluated_rounds, round_facts
-from flows.report.progress import both, make_console, progress
+from flows.report.progress import Report, both, make_console, progress
 from flows.report.trackers import Trackers
 from flows.run_folder.retention import free_room, told
 from flows.run_folder.stage_table import spec_of
 from flows.stages.context import Context, needed
 from flows.stages.run import run_stage
 from flows.workers.local import Workers
+from flows.workers.pool.shard_queue import ShardQueue
 from pipeline.config import RunConfig
-from pipeline.safe_text import keyless
+from pipeline.errors import RunError, UserError
+from pipeline.safe_text import keyless, redacted
 from pipeline.storage.run_folder import RunFolder
 
 # Stages in which a budget can be spent.
@@ -50,18 +54,47 @@ class StageTasks:
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
         """Complete stage ``name`` of ``round_`` from the artefacts ``inputs``."""
-        run_name = self._run_name(name, round_)
-        # No tags: Prefect asks its server for a slot in each tag's concurrency limit, which costs seconds per task.
-        artefact = _stage.with_options(name=name, task_run_name=run_name)(self, name, round_, inputs)
+        artefact = self._task(name, round_)(self, name, round_, inputs, None)
         if f"{round_}:{name}" == self._until:
             raise Reached
         return artefact
 
-    def complete(self, name: str, round_: int) -> str:
-        """Run the stage unless it is complete; the body of the task."""
+    def streamed(self, source: str, name: str, round_: int, *inputs: str) -> str:
+        """Complete ``source`` from ``inputs`` and, from its shards as they are finished, ``name``; return the latter.
+
+        Two task runs at once. If one fails, what the other has begun is finished: all of ``source``, or the present
+        shard of ``name``. Of two errors, that of ``source`` counts.
+        """
+        made = self._run.stage(round_, source).title
+        if f"{round_}:{source}" == self._until or not needed(Context(self._run, self._config), round_, source):
+            return self(name, round_, self(source, round_, *inputs))
+        shards = ShardQueue()
+        with self._workers.side_by_side():
+            beside = self._task(name, round_).submit(self, name, round_, (made,), shards)
+            try:
+                self._task(source, round_)(self, source, round_, inputs, shards)
+            except Exception:
+                shards.end(whole=False)
+                beside.wait()
+                raise
+            shards.end(whole=True)
+            artefact = beside.result()
+        if f"{round_}:{name}" == self._until:
+            raise Reached
+        return artefact
+
+    def _task(self, name: str, round_: int) -> "Task[[StageTasks, str, int, tuple[str, ...], ShardQueue | None], str]":
+        # No tags: Prefect asks its server for a slot in each tag's concurrency limit, which costs seconds per task.
+        return _stage.with_options(name=name, task_run_name=self._run_name(name, round_))
+
+    def complete(self, name: str, round_: int, shards: ShardQueue | None = None) -> str:
+        """Run the stage unless it is complete; the body of the task.
+
+        ``shards``: it makes those, or reads those that another task makes meanwhile.
+        """
         self._lease.check()
         artefact = self._run.stage(round_, name).title
-        if not needed(Context(self._run, self._config), round_, name):
+        if shards is None and not needed(Context(self._run, self._config), round_, name):
             self._console.print(f"round {round_} · {name}: already complete", style="dim", highlight=False)
             return artefact
         label, unit = f"round {round_} · {name}", spec_of(name).unit
@@ -71,11 +104,7 @@ class StageTasks:
         ):
             report = both(self._while_held, both(shown, printed))
             report = both(report, lambda *_: self._trackers.look())
-            context = Context(self._run, self._config, report)
-            if spec_of(name).sampled:
-                run_stage(context, round_, name, self._workers)
-            else:
-                self._workers.run_stage(round_, name, report)
+            self._work(name, round_, report, shards)
         self._trackers.follow()
         self._lease.publish()
         manifest = self._run.stage(round_, name).require()
@@ -87,6 +116,19 @@ class StageTasks:
         get_run_logger().info(took)
         self._console.print(f"{label}: {took}", markup=False, highlight=False)
         return artefact
+
+    def _work(self, name: str, round_: int, report: Report, shards: ShardQueue | None) -> None:
+        context = Context(self._run, self._config, report)
+        if spec_of(name).sampled:
+            run_stage(context if shards is None else replace(context, on_shard=shards.put), round_, name, self._workers)
+            return
+        try:
+            self._workers.run_stage(round_, name, report, shards)
+        except (RunError, UserError) as error:
+            if shards is not None and not shards.over:
+                told = f"round {round_} · {name}: {redacted(error)}; sampling goes on to its end, then the run stops"
+                self._console.print(told, markup=False, highlight=False, style="bold")
+            raise
 
     def _tell_of_padding(self, why: object) -> None:
         """Warn that prompts are not shared although packing is on; this costs time and memory."""
@@ -153,7 +195,7 @@ class StageTasks:
 
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False, retries=0)
-def _stage(stages: StageTasks, name: str, round_: int, inputs: tuple[str, ...]) -> str:
+def _stage(stages: StageTasks, name: str, round_: int, inputs: tuple[str, ...], shards: ShardQueue | None) -> str:
     # Prefect shows a task's errors in its log and in its state.
     with keyless():
-        return stages.complete(name, round_)
+        return stages.complete(name, round_, shards)

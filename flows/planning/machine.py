@@ -66,7 +66,9 @@ def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> i
     if bound == "sources":
         return _data_bytes(config)
     if bound == "samples":
-        return _size(run.stage(round_, "samples").folder)
+        sampled = run.stage(round_, "samples").folder
+        # While samples are being made, they may become as large as is planned.
+        return _size(sampled) if sampled.exists() else _stage_bytes(run, config, round_, "samples")
     if run.stage(0, "data").manifest() is None:
         return 0
     if bound == "training" and round_ == 0:

@@ -21,6 +21,7 @@ from flows.preflight.policy_weights import check_policy_weights
 from flows.preflight.understand import understood
 from flows.workers.local import stays_warm
 from flows.workers.machines.cluster.placing import placing_lines
+from flows.workers.pool.overlap import overlap_lines
 from flows.workers.pool.seating import seating_of
 from pipeline.config import DiffusionPolicy, PretrainedPolicy, RayCluster, RunConfig, ScratchDiffusion, ScratchPolicy
 from pipeline.config.files import load_config
@@ -95,6 +96,7 @@ class Plan:
             "parameters": asdict(self.parameters),
             "passes": self.passes.plain(),
             "placement": self.placement,
+            "overlap": overlap_lines(self.config),
             "round": {**asdict(self.counts), "tokens": self.counts.tokens()},
             "memory": {stage.stage: dict(stage.parts) for stage in self.stages},
             "disk": {**asdict(self.disk), "run": self.disk.whole(self.config.rounds)},

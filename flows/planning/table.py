@@ -8,6 +8,7 @@ from rich.table import Table
 from flows.planning.arithmetic import KINDS
 from flows.planning.plan import Plan
 from flows.workers.pool.label_engine import label_seats
+from flows.workers.pool.overlap import overlap_lines
 from flows.workers.pool.seating import seating_of
 from pipeline.training.distributed.launch import read_launch
 
@@ -61,6 +62,7 @@ def _heading(plan: Plan) -> list[str]:
         plan.passes.tokens.line(plan.passes.padded_because),
         *plan.placement,
         *(pooled if len(engines) > 1 else []),
+        *overlap_lines(config),
         "",
     ]
 

@@ -76,6 +76,7 @@ class StageSpec:
         parts: the parts of a run that ask for it by name; if empty, it is made together with another stage.
         facts: the rest of its key: digests of files outside the run folder, people's answers.
         opens: stages whose files it reads too; the stages in its key vouch for them.
+        by_shard: the stage of the same round whose shards it reads one by one, as they are finished.
         bound: what bounds its size on disk.
         made: whether a round of those parts has it; False if only the run folder shows it.
         weights: whether it may load the weights of stages that it reads.
@@ -89,6 +90,7 @@ class StageSpec:
     parts: tuple[RunPart, ...]
     facts: Callable[[Place], dict[str, JsonValue]] = _no_facts
     opens: Inputs = nothing
+    by_shard: str | None = None
     bound: Bound = "plan"
     made: Callable[[RunConfig, int], bool] = _in_every_round
     weights: bool = True
@@ -180,6 +182,7 @@ _SPECS = (
         inputs=of_labels,
         parts=_ITERATIVE,
         opens=opened_by_labelling,
+        by_shard="samples",
         bound="samples",
     ),
     StageSpec("pairs", unit="steps", sections=_pairs_sections, inputs=of_pairs, parts=_ROUNDS, facts=drift_facts),

@@ -1,6 +1,6 @@
 """The stages of a run: load the inputs, call the core, commit. No Prefect."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from flows.report.progress import Report, silent
 from flows.run_folder.stage_keys import stage_key
+from flows.workers.messages import NextShard
 from pipeline.config import PretrainedPolicy, RunConfig
 from pipeline.models.chat import Chat, load_chat
 from pipeline.models.foreign import load_tokenizer
@@ -28,6 +29,10 @@ from pipeline.storage.run_folder import RunFolder, Stage
 from pipeline.training.distributed.launch import Placement
 
 
+def _unheard(shard: NextShard) -> None:
+    """Tell nobody of a finished shard."""
+
+
 @dataclass(frozen=True)
 class Context:
     """Inputs of every stage: the run, its config, and the function that reports progress.
@@ -36,6 +41,8 @@ class Context:
         placement: this process's place among those that train together; None if it trains alone.
         together: opens a block in which all training processes compute passes without gradient, led by this one; None
             if it computes alone.
+        on_shard: called with each finished shard of samples, in order.
+        shards: those of a stage that is still being made and that this one reads by shard; None: it is complete.
     """
 
     run: RunFolder
@@ -43,6 +50,8 @@ class Context:
     report: Report = field(default=silent)
     placement: Placement | None = None
     together: Callable[[], AbstractContextManager[Placement]] | None = None
+    on_shard: Callable[[NextShard], None] = field(default=_unheard)
+    shards: Iterable[NextShard] | None = None
 
     @property
     def writes(self) -> bool:

@@ -115,7 +115,7 @@ def _label(context: Context, round_: int, folder: Path, settings: Gate, accounts
     for number, name in ((0, "second_start"), (round_, "second")) if round_ == 1 else ((round_, "second"),):
         groups = list(read_groups(context.run.stage(number, "evaluation").folder / "sampled"))
         (folder / name).mkdir(exist_ok=True)
-        shard = Shard("shard_00000.parquet", len(groups), partial(iter, groups))
+        shard = Shard("shard_00000.parquet", partial(iter, groups), len(groups))
         costs[name] = label_shards(context, folder / name, [shard], labeller, accounts)
     return costs
 

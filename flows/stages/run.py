@@ -22,16 +22,20 @@ from pipeline.storage.integrity import require_intact
 
 def run_stage(context: Context, round_: int, name: str, workers: Workers | None = None) -> bool:
     """Run stage ``name`` and commit it; return False if it existed already. Raises what the stage raises."""
-    stage = context.run.stage(round_, name)
-    key = stage_key(context.run, context.config, round_, name)
+    stage, source = context.run.stage(round_, name), spec_of(name).by_shard
+    by_shard = set() if source is None else {context.run.stage(round_, source).title}
+    open_ = by_shard if context.shards is not None else set()
+    made = {title: stage_key(context.run, context.config, round_, str(source)).digest for title in open_}
+    key = stage_key(context.run, context.config, round_, name, made)
     if stage.complete(key):
         return False
     for read in reads(context.run, context.config, round_, name):
-        require_intact(read)
+        if read.title not in open_:
+            require_intact(read)
     needed = require_room(context.run, context.config, round_, name)
     memory = PeakMemory(workers.sampler_pids if workers is not None and spec_of(name).sampled else _own)
     try:
-        writer = stage.begin(key)
+        writer = stage.begin(key, by_shard)
         try:
             outcome = _body(context, round_, name, writer.folder, workers)
             require_files_as_keyed(context.config, key, outcome.metrics)

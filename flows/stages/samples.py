@@ -16,7 +16,7 @@ from flows.run_folder.ancestry import parent, reference_stage
 from flows.stages.context import Context, Outcome, offending_file, policy_chat
 from flows.stages.data import held_out_prompts, prompts_by_round
 from flows.workers.local import Workers
-from flows.workers.messages import Loaded
+from flows.workers.messages import Loaded, NextShard
 from pipeline.config import SamplingSettings
 from pipeline.errors import RunError
 from pipeline.evaluation.metrics import describe_thinking
@@ -120,10 +120,9 @@ def _sample(
         for shard in missing.values()
         for prompt, ids in shard
     ]
-    if requests:
-        # One call for all shards: the engine works on the next ones while one is being written.
-        answers = workers.sample(policy, source.folder, requests, settings)
-        _write(context, missing, seals, answers, len(kept) - len(requests), len(kept))
+    # One call for all shards: the engine works on the next ones while one is being written.
+    answers = workers.sample(policy, source.folder, requests, settings) if requests else iter(())
+    _write(context, shards, missing, seals, answers, len(kept))
     thinks = chat.thoughts.expected
     return Outcome(len(kept), _metrics(folder, dropped, workers.swaps.get(str(policy)), thinks=thinks))
 
@@ -134,18 +133,25 @@ def _answers(file: Path, shard: _Shard) -> bool:
 
 
 def _write(
-    context: Context, shards: Mapping[Path, _Shard], seals: Seals, answers: Iterator[_Answer], done: int, total: int
+    context: Context,
+    shards: Mapping[Path, _Shard],
+    missing: Mapping[Path, _Shard],
+    seals: Seals,
+    answers: Iterator[_Answer],
+    total: int,
 ) -> None:
-    """Write each shard to its file as soon as its prompts are answered."""
-    tokens = 0
-    for file, shard in shards.items():
+    """Write each missing shard to its file as soon as its prompts are answered; tell of all of them, in order."""
+    done, tokens = total - sum(map(len, missing.values())), 0
+    for file in shards:
         groups = []
-        for (prompt, ids), answer in zip(shard, islice(answers, len(shard)), strict=True):
+        for (prompt, ids), answer in zip(shard := missing.get(file, ()), islice(answers, len(shard)), strict=True):
             groups.append(Group(prompt, ids, answer))
             done, tokens = done + 1, tokens + sum(len(response.token_ids) for response in answer)
             context.report(done, total, f"{tokens} tokens")
-        _require_finite(context, file, groups)
-        write_groups(file, groups, seals.of(file.name))
+        if groups:
+            _require_finite(context, file, groups)
+            write_groups(file, groups, seals.of(file.name))
+        context.on_shard(NextShard(file.name, seals.sha256(file.name), total))
     # A call that is not read to its end counts as abandoned.
     if next(answers, None) is not None:
         raise RunError("the sampler answered more prompts than it was given")

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.stages.context import Context
+from flows.stages.labels.feed import ShardFeed
 from flows.stages.run import follow_stage, run_stage
 from flows.workers.followers import Followers, share_of_cores
-from flows.workers.messages import Done, JoinPasses, RunStage, StageProgress, TrainerInit
+from flows.workers.messages import Done, JoinPasses, NextShard, Request, RunStage, StageProgress, TrainerInit
 from flows.workers.patience import further_seconds
 from flows.workers.pool.cards import VISIBLE, cards_of_launch
-from flows.workers.serving import serve_calls
+from flows.workers.serving import Caller, Handler, serve_calls
 from pipeline.config import RunConfig
 from pipeline.errors import RunError, UserError
 from pipeline.storage.run_folder import RunFolder
@@ -67,14 +68,20 @@ class TrainerService:
             patience = self._config.sampler.start_timeout * SHARE_TO_COME
             self._machines = OtherMachines(launch, self._run.root, self._init.config, patience)
 
-    def stage(self, request: RunStage, send: _Send) -> Done:
+    def stage(self, request: RunStage, caller: Caller) -> Done:
         """Run stage ``name`` of ``round``."""
         round_, name = request.round, request.name
+        told = StageProgress(0, 0, "")
 
         def report(done: int, total: int, note: str) -> None:
-            send(StageProgress(done, total, note))
+            nonlocal told
+            told = StageProgress(done, total, note)
+            caller(told)
 
         launch, context = self._launch, Context(self._run, self._config, report)
+        if request.by_shard:
+            feed = ShardFeed(lambda: caller.further(NextShard, wait=False), lambda: caller(told))
+            context = replace(context, shards=feed)
         if launch is not None and self._init.meeting is not None:
             self._meet(launch, request, context)
         elif launch is None:
@@ -193,7 +200,12 @@ def _threads(count: int | None) -> Iterator[None]:
 def main() -> None:
     """Serve until the parent closes the connection."""
     service = TrainerService()
-    serve_calls({TrainerInit: service.init, RunStage: service.stage, JoinPasses: service.passes}, service.close)
+    handlers: dict[type[Request], Handler] = {
+        TrainerInit: service.init,
+        RunStage: service.stage,
+        JoinPasses: service.passes,
+    }
+    serve_calls(handlers, service.close, (NextShard,))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ turn, unless ``placement`` or ``keep_warm`` is set otherwise.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from flows.workers.patience import further_seconds
 from flows.workers.pool.sampler_engine import start_child
 from flows.workers.pool.sampler_pool import SamplerPool
 from flows.workers.pool.seating import Seating, seating_of
+from flows.workers.pool.shard_queue import ShardQueue
 from pipeline.config import (
     DiffusersSampler,
     PretrainedPolicy,
@@ -117,6 +119,7 @@ class Workers:
             start=start_child if self._crew is None else self._crew.start,
         )
         self._warm = stays_warm(config) if self._crew is None else self._crew.placing.stay
+        self._beside = False
         self._held: str | None = None
         self._trainer: Child[StageProgress] | None = None
         self._ranks: RemoteChild[StageProgress] | None = None
@@ -139,13 +142,39 @@ class Workers:
         if self._crew is not None:
             self._crew.close()
 
-    def run_stage(self, round_: int, name: str, report: Report) -> None:
-        """Run a torch stage in the trainer child, or in a cluster's training processes, which also commit it."""
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Inside the block, engines sample while the trainer's process, in another thread, does without their memory.
+
+        An error other than a stage's own ends that process at once.
+        """
         if not self._warm:
+            self._end_trainer()
+        self._beside = True
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            if self._trainer is not None:
+                self._trainer.kill()
+            raise
+        finally:
+            self._beside = False
+
+    def run_stage(self, round_: int, name: str, report: Report, shards: ShardQueue | None = None) -> None:
+        """Run a torch stage in the trainer child, or in a cluster's training processes, which also commit it.
+
+        ``shards``: of a stage that is still being made and that this one reads by shard; None: it is complete.
+        """
+        if not (self._warm or self._beside):
             self._end_sampler()
 
         def on_progress(progress: StageProgress) -> None:
             report(progress.done, progress.total, progress.note)
+            # It tells of progress as long as it waits, so this is soon.
+            if shards is not None:
+                shards.forward(self._of_this_machine().send)
 
         # The deadline limits silence: stages report after each step, batch or shard.
         warm_start = self._config.warm_start if (round_, name) == (0, "policy") else None
@@ -156,7 +185,8 @@ class Workers:
                 timeout += self._config.sampler.start_timeout
                 self._of_cluster(self._crew).call(RunStage(round_, name), Done, timeout, on_progress)
             else:
-                self._of_this_machine().call(RunStage(round_, name), Done, timeout, on_progress)
+                request = RunStage(round_, name, shards is not None)
+                self._of_this_machine().call(request, Done, timeout, on_progress)
         except BaseException:
             self._end_trainer()
             raise
@@ -185,7 +215,7 @@ class Workers:
 
         Requests come in shards of ``shard_size``, the last of which may be smaller.
         """
-        if not self._warm:
+        if not (self._warm or self._beside):
             self._end_trainer()
         if self._held != str(policy):
             self._held = None

@@ -150,10 +150,23 @@ class TrainerInit(Request, frozen=True, tag="init"):
 
 
 class RunStage(Request, frozen=True, tag="stage"):
-    """Run and commit stage ``name`` of ``round``."""
+    """Run and commit stage ``name`` of ``round``; ``by_shard``: each ``NextShard`` of what it reads follows."""
 
     round: int
     name: str
+    by_shard: bool = False
+
+
+class NextShard(Further, frozen=True, tag="shard"):
+    """A finished shard of the stage that this one reads, with its SHA-256, and the rows that all will have.
+
+    Without a name there is none any more; ``whole``: the stage is complete.
+    """
+
+    name: str | None = None
+    sha256: str = ""
+    rows: int = 0
+    whole: bool = False
 
 
 class JoinPasses(Request, frozen=True, tag="passes"):

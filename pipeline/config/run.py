@@ -113,6 +113,12 @@ class RunConfig(Closed):
         "own, and the trainer has the others",
         json_schema_extra=OPERATIONAL,
     )
+    overlap: bool = Field(
+        True,
+        description="label finished shards of samples while the next ones are sampled, where labels come from a "
+        "server, a function or other cards; false: one stage after the other",
+        json_schema_extra=OPERATIONAL,
+    )
     accelerate: str | None = Field(
         None,
         min_length=1,

@@ -8,7 +8,7 @@ overwritten: if its key no longer fits, an error names the changed field.
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,13 +189,18 @@ class Stage:
             raise RunError(f"{self.folder}: this stage is not complete, but a later one needs it")
         return manifest
 
-    def begin(self, key: StageKey) -> "StageWriter":
-        """Open the partial folder; keep what an earlier try with the same key left in it."""
+    def begin(self, key: StageKey, by_shard: Collection[str] = ()) -> "StageWriter":
+        """Open the partial folder; keep what an earlier try with the same key left in it.
+
+        ``by_shard``: titles of inputs that may still be made. The stage itself checks of which of their shards its own
+        are, so what it has made stays, whether they were complete or not.
+        """
         marker, made_from = self.partial / MARKER, self.seals(key)
-        goes_by = content_hash([key.digest, made_from])
+        whole = {title: sha256 for title, sha256 in made_from.items() if title not in by_shard}
+        goes_by = content_hash([key.digest, whole])
         if self.partial.is_symlink():
             self.partial.unlink()
-        elif self.partial.exists() and tried(self.partial) != goes_by:
+        elif self.partial.exists() and tried(self.partial) not in (goes_by, content_hash([key.digest, made_from])):
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
         write_json(marker, {"key": goes_by, "seconds": read_seconds(self.partial)})
@@ -255,7 +260,8 @@ class StageWriter:
             files=files,
             versions=versions(),
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            made_from=self._made_from,
+            # Inputs that were read by shard are complete only now.
+            made_from={**self.stage.seals(self.key), **self._made_from},
         ).sealed()
         write_json(self.folder / MANIFEST, plain(manifest))
         discard(checkpoints)

@@ -43,6 +43,10 @@ class Seals:
         logger.warning("%s: not as it was written (SHA-256); it is made again", file)
         return False
 
+    def sha256(self, name: str) -> str:
+        """Return the SHA-256 that was recorded of the file ``name``. Raises ``KeyError`` if there is none."""
+        return self._told[name]
+
     def of(self, name: str) -> Seal:
         """Return a function that records the SHA-256 of the file that will have this name."""
         return lambda content: self._note({name: file_sha256(content)})

@@ -59,7 +59,7 @@ def _of_scorer(context: Context, round_: int, folder: Path, chosen: Sequence[Gro
     """Have ``chosen`` labelled; return metrics of the labels' cost."""
     assert context.config.scorer is not None, "the config's validator requires a scorer"
     parts = [chosen[start : start + _SHARD] for start in range(0, len(chosen), _SHARD)]
-    shards = [Shard(f"shard_{n:05d}.parquet", len(part), partial(list[Group], part)) for n, part in enumerate(parts)]
+    shards = [Shard(f"shard_{n:05d}.parquet", partial(list[Group], part), len(chosen)) for n, part in enumerate(parts)]
     with open_accounts(context, round_, "gold") as accounts:
         labeller = build_labeller(context.config.scorer, accounts, rendering=policy_rendering(context.config))
         return label_shards(context, folder, shards, labeller, accounts)

@@ -1,6 +1,6 @@
 """labels: groups of responses -> the same groups with labels, shard by shard."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +11,15 @@ from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, policy_rendering
 from flows.stages.labels.discriminator import accepted
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
+from flows.workers.messages import NextShard
 from flows.workers.pool.label_engine import label_engines
 from pipeline.config.reward_model import Discriminator
 from pipeline.errors import RunError
+from pipeline.storage.digests import file_sha256
+from pipeline.storage.integrity import require_intact
+from pipeline.storage.manifest import DamagedError
 from pipeline.storage.rows import read_group_file, read_groups, write_groups
+from pipeline.storage.run_folder import Stage
 from pipeline.storage.seals import Seals
 from pipeline.types import Group
 from reward_models.answers.labellers import Uncached
@@ -105,10 +110,39 @@ def labels(context: Context, round_: int, folder: Path) -> Outcome:
     return _outcome(folder, facts)
 
 
-def _shards(context: Context, round_: int) -> list[Shard]:
-    """The round's samples, each shard read only when it is labelled."""
-    files = sorted(context.run.stage(round_, "samples").folder.glob("shard_*.parquet"))
-    return [Shard(file.name, pq.read_metadata(file).num_rows, partial(read_group_file, file)) for file in files]
+def _shards(context: Context, round_: int) -> Iterator[Shard]:
+    """The round's samples, each shard read only when it is labelled.
+
+    Raises:
+        DamagedError: the samples as completed are not those that were labelled.
+    """
+    samples = context.run.stage(round_, "samples")
+    if context.shards is None:
+        told = {name: str(facts["sha256"]) for name, facts in samples.require().files.items()}
+        files = sorted(samples.folder.glob("shard_*.parquet"))
+        rows = sum(pq.read_metadata(file).num_rows for file in files)
+        yield from (Shard(file.name, partial(read_group_file, file), rows, told[file.name]) for file in files)
+        return
+    read: dict[str, str] = {}
+    for one in context.shards:
+        read[str(one.name)] = one.sha256
+        yield Shard(str(one.name), partial(_finished, samples, one), one.rows, one.sha256)
+    found = {name: str(facts["sha256"]) for name, facts in require_intact(samples).files.items()}
+    if read != found:
+        wrong = sorted(name for name in {*read, *found} if read.get(name) != found.get(name))
+        raise DamagedError(f"{samples.folder / wrong[0]}: has changed since it was labelled; {samples.redo}")
+
+
+def _finished(samples: Stage, shard: NextShard) -> list[Group]:
+    """Read a shard, wherever it is: once all are finished, their folder gets another name."""
+    for place in (samples.partial, samples.folder):
+        file = place / str(shard.name)
+        try:
+            if file_sha256(file) == shard.sha256:
+                return list(read_group_file(file))
+        except FileNotFoundError:
+            continue
+    raise DamagedError(f"{samples.partial / str(shard.name)}: has changed since it was written (SHA-256)")
 
 
 def _outcome(folder: Path, facts: dict[str, JsonValue]) -> Outcome:

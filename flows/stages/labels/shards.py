@@ -1,8 +1,9 @@
 """Labelling shard by shard: paid answers are kept, missing ones are counted, and too few labels stop the run."""
 
+import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +24,25 @@ from reward_models.answers.spending import Ledger
 from reward_models.labeller import Labeller, label
 
 REPORT_SECONDS = 1.0
+# In the counts of a shard: SHA-256 of the samples that it labels.
+_OF = "of"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Groups labelled between two commits to disk."""
+    """Groups labelled between two commits to disk.
+
+    Attributes:
+        name: of the file with their labels.
+        read: reads them.
+        rows: groups in all shards of the stage.
+        sha256: of the file that they come from; None: they come from several.
+    """
 
     name: str
-    prompts: int
     read: Callable[[], Iterable[Group]]
+    rows: int
+    sha256: str | None = None
 
 
 @contextmanager
@@ -48,7 +59,7 @@ def open_accounts(context: Context, round_: int, name: str) -> Iterator[Accounts
 
 
 def label_shards(
-    context: Context, folder: Path, shards: Sequence[Shard], labeller: Labeller, accounts: Accounts
+    context: Context, folder: Path, shards: Iterable[Shard], labeller: Labeller, accounts: Accounts
 ) -> dict[str, JsonValue]:
     """Label ``shards`` into files of their names in ``folder``; return the manifest's metrics of labels and costs.
 
@@ -57,14 +68,15 @@ def label_shards(
     Raises:
         RunError: fewer responses than ``labelling.min_yield`` got a score.
     """
-    progress = LabelProgress(context, sum(shard.prompts for shard in shards), accounts)
+    progress = LabelProgress(context, 0, accounts)
     accounts.changed = progress.tick
     responses = scored = made = 0
     spent = 0.0
     seals = Seals(folder)
     for shard in shards:
         file, counts = folder / shard.name, Path(shard.name).with_suffix(".json").name
-        if seals.hold(counts) and seals.hold(file.name) and not _asks_again(folder / counts):
+        progress.total = shard.rows
+        if seals.hold(counts) and seals.hold(file.name) and _serves(folder / counts, shard):
             groups = list(read_group_file(file))
         else:
             started = time.monotonic()
@@ -73,7 +85,7 @@ def label_shards(
             made += sum(len(group.responses) for group in groups)
             # Before the rows are written: a shard that exists always has its own counts.
             file.unlink(missing_ok=True)
-            told = json_text(accounts.take().plain())
+            told = json_text({**accounts.take().plain(), **({} if shard.sha256 is None else {_OF: shard.sha256})})
             seals.text(counts, told)
             write_text(folder / counts, told)
             write_groups(file, groups, seals.of(file.name))
@@ -102,9 +114,11 @@ def _too_few(context: Context, scored: int, responses: int, tallies: list[Tally]
     )
 
 
-def _asks_again(counts: Path) -> bool:
-    """Whether a shard lacks labels that may be available now: those that the labeller never answered."""
-    return any(cause not in FINAL for cause in Tally.read(counts).missing)
+def _serves(counts: Path, shard: Shard) -> bool:
+    """Whether labels are of ``shard``, and lack none that may be available now: that the labeller never answered."""
+    # An earlier version wrote labels only of samples that were complete, and named all of them.
+    of = json.loads(counts.read_text(encoding="utf-8")).get(_OF, shard.sha256)
+    return of == shard.sha256 and all(cause in FINAL for cause in Tally.read(counts).missing)
 
 
 def _tallies(folder: Path) -> list[Tally]:
@@ -115,9 +129,10 @@ class LabelProgress:
     """The stage's progress line, updated at most once a second as answers come in."""
 
     def __init__(self, context: Context, total: int, accounts: Accounts) -> None:
+        """``total``: of prompts; may be set later."""
         self._done = self._responses = 0
         self._context = context
-        self._total = total
+        self.total = total
         self._accounts = accounts
         self._started = self._last = time.monotonic()
 
@@ -137,4 +152,4 @@ class LabelProgress:
         counts = self._accounts.counts
         labels = counts["cached"] + counts["answered"] if counts["questions"] else self._responses
         parts = [f"{labels / max(self._last - self._started, 1e-9):.0f} labels/s", self._accounts.note()]
-        self._context.report(self._done, self._total, ", ".join(part for part in parts if part))
+        self._context.report(self._done, self.total, ", ".join(part for part in parts if part))

@@ -1,0 +1,66 @@
+"""Which stages of a round overlap, and what must wait for all of a round's samples. Torch-free."""
+
+from collections.abc import Iterator
+
+from pipeline.config import (
+    ClassifierScorer,
+    FunctionScorer,
+    JudgeScorer,
+    PairwiseScorer,
+    RunConfig,
+    ScorerSettings,
+    scorers_of,
+)
+from pipeline.config.loss.needs import needs_of
+from pipeline.config.loss.terms import AdvantageHead
+
+
+def streams_labels(config: RunConfig) -> bool:
+    """Whether finished shards of samples are labelled while the next ones are sampled."""
+    return config.mode == "iterative" and config.overlap and _why_not(config) is None
+
+
+def _why_not(config: RunConfig) -> str | None:
+    """Why labels wait for all samples; None: they need not, and there is something to gain."""
+    if config.discriminator is not None:
+        return "gold is chosen among all samples of the round, and the discriminator is refitted before it labels"
+    assert config.scorer is not None, "the config's validator requires a scorer"
+    scorers = [scorer for _, scorer in scorers_of(config.scorer)]
+    local = [scorer.kind for scorer in scorers if isinstance(scorer, ClassifierScorer | PairwiseScorer)]
+    if local and config.placement == "colocated":
+        return f"the {local[0]} computes where the engines do; with placement: split it would not wait"
+    if local or any(_takes_time_elsewhere(scorer) for scorer in scorers):
+        return None
+    return "rules label in no time"
+
+
+def _takes_time_elsewhere(scorer: ScorerSettings) -> bool:
+    return isinstance(scorer, JudgeScorer | FunctionScorer)
+
+
+def overlap_lines(config: RunConfig) -> list[str]:
+    """Say what overlaps in a round, and what waits for what; nothing for a run that does not sample."""
+    if config.mode == "offline":
+        return []
+    reason = "overlap: false" if not config.overlap else _why_not(config)
+    if reason is None:
+        said = ["overlap: each shard of samples is labelled while the next ones are sampled, in order"]
+    else:
+        said = [f"overlap: none, labels wait for all samples: {reason}"]
+    return [*said, f"all labels come before the first pair: {'; '.join(_barriers(config))}"]
+
+
+def _barriers(config: RunConfig) -> Iterator[str]:
+    """What spans the round, of what this config asks for."""
+    yield "too few of them stop the run (labelling.min_yield), and the pairs are one table"
+    if config.pairing.drop_repeated:
+        yield "repeated pairs are dropped over all of them (pairing.drop_repeated)"
+    if config.replay is not None:
+        yield "shares of replayed examples are of all of them (replay)"
+    if needs_of(config.loss).stored_reference:
+        yield "reference passes have shards of their own, over all pairs"
+    dispersion = config.loss.inputs.dispersion
+    if dispersion is not None and dispersion.scale == "mean":
+        yield "dispersions are scaled by their mean (loss.dispersion.scale)"
+    if any(isinstance(part.head, AdvantageHead) and part.head.deviation == "round" for part in config.loss.parts):
+        yield "rewards are divided by their deviation over the round (head.deviation)"
