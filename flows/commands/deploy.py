@@ -16,6 +16,7 @@ from prefect.utilities.callables import parameter_schema
 from flows.iterative import iterative
 from flows.offline import offline
 from flows.prefect_api.access import Api, connected, lasting_api
+from flows.prefect_api.automations import install_automations, notification_block
 from flows.prefect_api.environment import DEFAULTS
 from flows.prefect_api.parameters import dated, offer_stages
 from flows.prefect_api.schedules import Schedule, firings, read_schedule
@@ -44,6 +45,8 @@ def deploy_config(
     rounds_more: int | None = None,
     run_dir: Path | None = None,
     pool: str = POOL,
+    automations: bool = False,
+    notify: str | None = None,
 ) -> None:
     """Register or change the deployment ``name`` of a config, and print when it runs.
 
@@ -55,9 +58,12 @@ def deploy_config(
         interval: how often.
         timezone: IANA name for the schedule; default: UTC.
         missed: what to do with firings that could not run in time.
-        rounds_more: how many rounds each run adds; default: 1 with a schedule, else up to the config's.
+        rounds_more: how many rounds each run adds; default: 1 with a schedule or automations, else up to
+            the config's.
         run_dir: the run's folder; default: runs/ and the config's name.
         pool: Prefect's work pool whose workers run it; created if it does not exist.
+        automations: whether to install those of ``configs/prefect/automations.yaml``.
+        notify: the block that an automation tells people with, ``TYPE/NAME``; None: none does.
 
     Raises ``UserError`` for every mistake in names, schedule, config or data, and if there is no lasting server.
     """
@@ -65,14 +71,16 @@ def deploy_config(
         raise UserError(f"--name: {name!r}: only letters, digits, '.', '_' and '-', at most 100")
     schedule = read_schedule(cron, interval, timezone)
     config = load_config(files, settings)
-    offline_firings = schedule is not None and config.mode == "offline"
+    automations = automations or notify is not None
+    by_itself = schedule is not None or automations
+    offline_firings = by_itself and config.mode == "offline"
     folder = str((run_dir or Path("runs") / (config.name + EACH_TIME * offline_firings)).absolute())
     parameters: dict[str, object] = {
         "run_dir": folder,
         "config": [str(file.absolute()) for file in files],
         "settings": settings,
     }
-    more = _rounds_more(config, rounds_more, scheduled=schedule is not None)
+    more = _rounds_more(config, rounds_more, by_itself=by_itself)
     if config.mode == "iterative":
         parameters["rounds_more"] = more
     api = require_lasting_api()
@@ -83,8 +91,12 @@ def deploy_config(
     check_new(config, root)
     with connected(api), get_client(sync_client=True) as client:
         ensure_pool(client, pool)
+        block = None if notify is None else notification_block(client, notify)
         deployment = _register(client, config, name, parameters, schedule, missed, pool)
+        installed = install_automations(client, deployment, f"{config.mode}/{name}", block) if automations else []
     _announce(config, name, deployment, folder, schedule, missed, more, pool, api.url)
+    for title in installed:
+        print(f"automation {title!r}", file=sys.stderr)
 
 
 def require_lasting_api() -> Api:
@@ -109,14 +121,14 @@ def ensure_pool(client: SyncPrefectClient, pool: str) -> None:
             return
 
 
-def _rounds_more(config: RunConfig, given: int | None, *, scheduled: bool) -> int:
+def _rounds_more(config: RunConfig, given: int | None, *, by_itself: bool) -> int:
     if config.mode == "offline":
         if given:
             raise UserError(
                 "--rounds-more: offline runs train on slices of fixed data; the config's rounds sets how many"
             )
         return 0
-    more = (1 if scheduled else 0) if given is None else given
+    more = (1 if by_itself else 0) if given is None else given
     if more and config.discriminator is not None and config.discriminator.silver == "static":
         raise UserError(
             "--rounds-more: with discriminator.silver static the gold of all rounds is bought in the first one"

@@ -3,12 +3,13 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
 
+from flows.commands.arrivals import data_watched
 from flows.commands.deploy import ensure_pool, require_lasting_api
 from flows.prefect_api.access import Api, connected, secret_file
 from flows.prefect_api.server import lasting_server
@@ -17,6 +18,8 @@ from flows.prefect_api.starting import start_watched, stop_watched
 # Time for a run to end its children and report its end.
 _STOP_SECONDS = 30.0
 _WATCH_SECONDS = 0.5
+# A worker that lives shorter than this is not started again.
+_LEAST_SECONDS = 20.0
 
 
 def run_worker(pool: str, limit: int | None) -> int:
@@ -26,29 +29,46 @@ def run_worker(pool: str, limit: int | None) -> int:
     """
     api = require_lasting_api()
     try:
-        with _worker(api, pool, limit) as worker:
+        with data_watched(api):
             print(
                 f"worker of the pool {pool} at {api.url}  (Ctrl-C ends it and the runs that it started)",
                 file=sys.stderr,
             )
-            return worker.wait()
+            return _keep_worker(api, pool, limit, lambda: None)
     except KeyboardInterrupt:
         return 0
 
 
 def run_server_and_worker(port: int, pool: str, limit: int | None) -> int:
-    """Run Prefect's server and UI on 127.0.0.1, and a worker, until one ends or is stopped; return an exit code.
+    """Run Prefect's server and UI on 127.0.0.1, and a worker, until stopped or the server ends; return an exit code.
+
+    A worker that dies is replaced; the runs that it started end with it.
 
     Raises ``UserError`` if the port is taken or a server is already running.
     """
     try:
-        with lasting_server(port) as (api, server), _worker(api, pool, limit) as worker:
+        with lasting_server(port) as (api, server), data_watched(api):
             _announce_ui(port, f", with a worker of the pool {pool}  (Ctrl-C ends all)")
-            while server.poll() is None and worker.poll() is None:
-                time.sleep(_WATCH_SECONDS)
-            return server.poll() or worker.poll() or 0
+            return _keep_worker(api, pool, limit, server.poll)
     except KeyboardInterrupt:
         return 0
+
+
+def _keep_worker(api: Api, pool: str, limit: int | None, ended: Callable[[], int | None]) -> int:
+    """Keep a worker running until ``ended`` gives an exit code, and return that.
+
+    A worker that dies is replaced; one that dies soon after its start would do so again, and its exit code is returned.
+    """
+    while True:
+        started = time.monotonic()
+        with _worker(api, pool, limit) as worker:
+            while (code := ended()) is None and worker.poll() is None:
+                time.sleep(_WATCH_SECONDS)
+        if code is not None:
+            return code
+        if time.monotonic() - started < _LEAST_SECONDS:
+            return worker.returncode
+        print(f"the worker ended with exit code {worker.returncode}; another one starts", file=sys.stderr)
 
 
 @contextmanager

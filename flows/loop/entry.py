@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun, State
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
@@ -37,6 +37,8 @@ from pipeline.storage.run_folder import RunFolder
 
 # A firing that starts later than this counts as missed.
 MISSED_AFTER = timedelta(minutes=5)
+# Within an hour; an automation starts a crashed flow run again, which must not go on for ever.
+MOST_CRASHES = 5
 
 Rounds = Callable[[Path, str | None], str]
 
@@ -70,6 +72,9 @@ def _fire(firing: Firing, rounds: Rounds, flow_run: FlowRun) -> str:
     prepare_environment()
     keep_keys_out_of_logs()
     due = flow_run.expected_start_time or datetime.now(UTC)
+    crashes = _crashes(flow_run)
+    if crashes > MOST_CRASHES:
+        _end(flow_run, Failed(message=f"crashed {crashes} times within an hour, so it does not start again"))
     if _is_missed(flow_run, due):
         _end(flow_run, Cancelled(name="Skipped", message=f"skipped: this firing was due at {due:%Y-%m-%d %H:%M} UTC"))
     firing = replace(firing, run_dir=dated(firing.run_dir, due))
@@ -126,7 +131,9 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
         )
     require_card(config)
     check_new(config, root)
-    config = config.model_copy(update={"rounds": rounds_to_reach(run, config, firing.rounds_more if first else 0)})
+    begun = not first and run.config_file.is_file()
+    rounds = run.config().rounds if begun else rounds_to_reach(run, config, firing.rounds_more)
+    config = config.model_copy(update={"rounds": rounds})
     if firing.until is not None:
         parse_stage("until", firing.until, config)
     redo = parse_stage("redo_from", firing.redo_from, config) if firing.redo_from is not None and first else None
@@ -165,6 +172,14 @@ def _deployed() -> FlowRun | None:
     context = FlowRunContext.get()
     flow_run = None if context is None else context.flow_run
     return flow_run if flow_run is not None and flow_run.deployment_id is not None else None
+
+
+def _crashes(flow_run: FlowRun) -> int:
+    """How many times the flow run crashed within the last hour."""
+    since = datetime.now(UTC) - timedelta(hours=1)
+    with get_client(sync_client=True) as client:
+        states = client.read_flow_run_states(flow_run.id)
+    return sum(state.type is StateType.CRASHED and state.timestamp > since for state in states)
 
 
 def _is_missed(flow_run: FlowRun, due: datetime) -> bool:

@@ -24,9 +24,11 @@ def print_plan(plan: Plan) -> None:
     for line in _heading(plan):
         console.print(line, soft_wrap=True)
     columns = [name for name in _COLUMNS if any(name in stage.parts for stage in plan.stages)]
-    print_columns(console, ["stage", *columns, "GiB"], _memory_rows(plan, columns))
-    print_columns(console, ["on disk", "GiB"], _disk_rows(plan))
-    print_columns(console, ["a round", "tokens", "tokens/s", "seconds"], _time_rows(plan))
+    print_columns(console, ["stage", *columns, "all"], _memory_rows(plan, columns))
+    print_columns(console, ["on disk", "size"], _disk_rows(plan))
+    print_columns(
+        console, ["a round", "tokens", *(["tokens/s", "seconds"] if plan.rates_from else [])], _time_rows(plan)
+    )
     for line in (*_time_notes(plan), *_verdict(plan)):
         console.print(line, soft_wrap=True)
 
@@ -39,14 +41,16 @@ def _verdict(plan: Plan) -> list[str]:
         lines.append("Activations come on top: there is too little memory to measure even a few layers.")
     for name, size in plan.needed.items():
         said = "fits" if size <= free[name] else "does not fit"
-        lines.append(f"{_NAMES[name]}: {gib(size)} GiB of {gib(free[name])} GiB free: {said}")
+        lines.append(f"{_NAMES[name]}: {sized(size)} of {sized(free[name])} free: {said}")
     return lines
 
 
-def gib(size: float) -> str:
-    """Bytes as GiB; small sizes with three digits."""
-    value = size / 1024**3
-    return f"{value:.3f}" if value < 1 else f"{value:,.1f}"
+def sized(size: float) -> str:
+    """Bytes in the largest unit in which they are at least one."""
+    for unit, of in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
+        if size >= of:
+            return f"{size / of:,.1f} {unit}"
+    return f"{size:.0f} B"
 
 
 def _heading(plan: Plan) -> list[str]:
@@ -70,17 +74,17 @@ def _heading(plan: Plan) -> list[str]:
 def _memory_rows(plan: Plan, columns: Sequence[str]) -> list[list[str]]:
     rows = []
     for stage in plan.stages:
-        parts = [gib(stage.parts[name]) if name in stage.parts else "" for name in columns]
-        rows.append([stage.stage, *parts, gib(sum(stage.parts.values()))])
+        parts = [sized(stage.parts[name]) if name in stage.parts else "" for name in columns]
+        rows.append([stage.stage, *parts, sized(sum(stage.parts.values()))])
     return rows
 
 
 def _disk_rows(plan: Plan) -> list[list[str]]:
     def rows(title: str, sizes: Mapping[str, int]) -> list[list[str]]:
-        return [[f"{title}: {name}", gib(size)] for name, size in sizes.items()]
+        return [[f"{title}: {name}", sized(size)] for name, size in sizes.items()]
 
     disk, rounds = plan.disk, plan.config.rounds
-    whole = [f"the run, {rounds} round{'s' * (rounds > 1)}", gib(disk.whole(rounds))]
+    whole = [f"the run, {rounds} round{'s' * (rounds > 1)}", sized(disk.whole(rounds))]
     parts = [*rows("start", disk.start), *rows("a round", disk.round), *rows("while training", disk.passing)]
     masters = rows("the newest round", {"float32 masters": disk.masters} if disk.masters else {})
     return [*parts, *masters, whole]
@@ -88,6 +92,8 @@ def _disk_rows(plan: Plan) -> list[list[str]]:
 
 def _time_rows(plan: Plan) -> list[list[str]]:
     tokens, took = plan.counts.tokens(), plan.seconds
+    if plan.rates_from is None:
+        return [[name, f"{count:,.0f}"] for name, count in (*tokens.items(), ("all", sum(tokens.values())))]
     rows = []
     for name in KINDS:
         rate = tokens[name] / took[name] if took[name] else None  # type: ignore[operator]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
@@ -63,9 +63,11 @@ def stop_schedule_if_done(root: Path) -> None:
     waits = waiting(RunFolder(root))
     context = FlowRunContext.get()
     if waits and context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None:
-        get_run_logger().warning("The gate of round %d has stopped the run; the schedule is off.", waits[-1])
+        deployment = context.flow_run.deployment_id
         with get_client(sync_client=True) as client:
-            client.pause_deployment(context.flow_run.deployment_id)
+            said = "; the schedule is off" if _scheduled(client, deployment) else ""
+            client.pause_deployment(deployment)
+        get_run_logger().warning("The gate of round %d has stopped the run%s.", waits[-1], said)
 
 
 def release(root: Path) -> str | None:
@@ -112,6 +114,12 @@ def _ask(flow_run: UUID, deployment: UUID, round_: int, why: str) -> DecisionFor
             assert isinstance(answer, DecisionForm), "outside an event loop it is loaded at once"
             return answer
         form.save(keys)
+        said = "\nThe schedule is off until the decision is made." if _scheduled(client, deployment) else ""
         client.pause_deployment(deployment)
-    get_run_logger().warning("%s\nThe schedule is off until the decision is made.", why)
+    get_run_logger().warning("%s%s", why, said)
     raise Pause(state=state)
+
+
+def _scheduled(client: SyncPrefectClient, deployment: UUID) -> bool:
+    """Whether the deployment has a schedule that is on."""
+    return any(schedule.active for schedule in client.read_deployment(deployment).schedules)

@@ -18,6 +18,8 @@ DEFAULTS = {
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_LOGGING_COLORS": "false",
+    # A flow run shows that it lives, for the automation that starts a dead one again. 30 is Prefect's least.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     # With Prefect's default of 5, a flow takes minutes to notice that its server is gone for good.
     "PREFECT_CLIENT_MAX_RETRIES": "3",

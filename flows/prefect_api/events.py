@@ -8,6 +8,7 @@ import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
+from uuid import UUID
 
 import msgspec
 from prefect.client.orchestration import SyncPrefectClient
@@ -87,6 +88,13 @@ class WorkerStale(RunEvent, frozen=True):
     flow_run: str
 
 
+class DataArrived(RunEvent, frozen=True):
+    """Files that a deployment reads are new, or have changed, and are complete. ``files``: their paths."""
+
+    event = "prefloop.data.arrived"
+    files: tuple[str, ...]
+
+
 class RunCompleted(RunEvent, frozen=True):
     """All rounds of the run are complete. ``report``: the path of the report."""
 
@@ -102,6 +110,7 @@ EVENTS: tuple[type[RunEvent], ...] = (
     BudgetReached,
     AlarmRaised,
     WorkerStale,
+    DataArrived,
     RunCompleted,
 )
 
@@ -150,6 +159,11 @@ def related_resources() -> list[dict[str, str]]:
     if run.deployment_id is not None:
         found.append(("deployment", run.deployment_id, None))
     return [_related(kind, str(identity), name) for kind, identity, name in found]
+
+
+def deployment_resource(deployment: UUID, name: str) -> dict[str, str]:
+    """Return a deployment as a related resource of an event that no flow run sends."""
+    return _related("deployment", str(deployment), name)
 
 
 def send_event(client: SyncPrefectClient, event: RunEvent, root: Path, related: list[dict[str, str]]) -> None:

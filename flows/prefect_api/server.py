@@ -31,8 +31,7 @@ from flows.prefect_api.access import (
     status_of,
     url_file,
 )
-from flows.prefect_api.kept_alive import kept_alive
-from flows.prefect_api.starting import start_server, stop_watched, wait_for_server
+from flows.prefect_api.starting import kept_alive, start_server, stop_watched, wait_for_server
 from pipeline.errors import RunError, UserError
 from pipeline.sampling.ports import free_port, is_free
 from pipeline.storage.atomic import write_text

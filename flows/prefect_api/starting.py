@@ -1,11 +1,13 @@
-"""Starting Prefect's server and workers, waiting for a server as long as it gets on, and ending them."""
+"""Starting Prefect's server and workers, waiting for a server as long as it gets on, restarts, and ending them."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,8 +18,11 @@ from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 from flows.prefect_api.access import is_healthy, is_own
 from pipeline.errors import RunError, UserError
 
+Program = subprocess.Popen[bytes]
 STOP_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
+# Between two checks, and so between two starts of a process that dies at once.
+_RESTART_SECONDS = 1.0
 _SAY_EVERY_SECONDS = 30.0
 # An idle server uses less than this in a few minutes, one that starts much more, even with a hundredth of a core.
 LEAST_CPU_SECONDS = 1.0
@@ -46,6 +51,30 @@ def stop_watched(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECON
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+@contextmanager
+def kept_alive(process: Program, start: Callable[[], Program], stop: Callable[[Program], None]) -> Iterator[None]:
+    """Watch ``process`` while the block runs: if it dies, ``start`` makes another; ``stop`` ends the last one.
+
+    ``stop`` also clears away what a process that died leaves behind.
+    """
+    current, over = [process], threading.Event()
+
+    def look_after() -> None:
+        while not over.wait(_RESTART_SECONDS):
+            if current[0].poll() is not None:
+                stop(current[0])
+                current[0] = start()
+
+    thread = threading.Thread(target=look_after, name="kept-alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        stop(current[0])
 
 
 def start_server(port: int, secret: str, settings: dict[str, str], output: int) -> "subprocess.Popen[bytes]":

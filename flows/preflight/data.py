@@ -86,7 +86,10 @@ def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
     if config.training.evaluate_every and not contents.held_out_pairs:
         raise UserError("training.evaluate_every: no pair is held out to evaluate on; see held_out.prompts")
     if config.mode == "offline" and contents.preferences < config.rounds:
-        raise UserError(f"pairs: only {contents.preferences} rows are left for {config.rounds} rounds")
+        left, rounds = contents.preferences, config.rounds
+        raise UserError(
+            f"pairs: {left} row{'s' * (left != 1)} left for {rounds} round{'s' * (rounds != 1)}; each needs one"
+        )
     return contents
 
 

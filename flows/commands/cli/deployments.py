@@ -43,7 +43,7 @@ def deploy(
         typer.Option(
             min=0,
             max=1000,
-            help="rounds that each run adds; 0: up to the config's  [default: 1 with a schedule, else 0]",
+            help="rounds that each run adds; 0: up to the config's  [default: 1 if runs start by themselves]",
             show_default=False,
         ),
     ] = None,
@@ -52,11 +52,26 @@ def deploy(
         typer.Option(
             parser=local_path,
             metavar="DIR",
-            help="the run's folder; %Y-%m-%d is filled in  [default: runs/NAME, dated for scheduled offline runs]",
+            help="the run's folder; %Y-%m-%d is filled in  [default: runs/NAME, dated for offline runs if scheduled]",
             show_default=False,
         ),
     ] = None,
     pool: Pool = "prefloop",
+    automations: Annotated[
+        bool,
+        typer.Option(
+            "--automations",
+            help="start a run again that died, and start one when data or people's answers arrive",
+        ),
+    ] = False,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE/NAME",
+            help="the same, and tell people through this notification block of Prefect's, such as slack-webhook/ops",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Register a run with Prefect, to start in the UI or on a schedule."""
     from flows.commands.deploy import deploy_config
@@ -73,6 +88,8 @@ def deploy(
         rounds_more=rounds_more,
         run_dir=run_dir,
         pool=pool,
+        automations=automations,
+        notify=notify,
     )
 
 
