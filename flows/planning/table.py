@@ -41,11 +41,11 @@ def _verdict(plan: Plan) -> list[str]:
         lines.append("Activations come on top: there is too little memory to measure even a few layers.")
     for name, size in plan.needed.items():
         said = "fits" if size <= free[name] else "does not fit"
-        lines.append(f"{_NAMES[name]}: {sized(size)} of {sized(free[name])} free: {said}")
+        lines.append(f"{_NAMES[name]}: {in_units(size)} of {in_units(free[name])} free: {said}")
     return lines
 
 
-def sized(size: float) -> str:
+def in_units(size: float) -> str:
     """Bytes in the largest unit in which they are at least one."""
     for unit, of in (("GiB", 1024**3), ("MiB", 1024**2), ("KiB", 1024)):
         if size >= of:
@@ -74,17 +74,17 @@ def _heading(plan: Plan) -> list[str]:
 def _memory_rows(plan: Plan, columns: Sequence[str]) -> list[list[str]]:
     rows = []
     for stage in plan.stages:
-        parts = [sized(stage.parts[name]) if name in stage.parts else "" for name in columns]
-        rows.append([stage.stage, *parts, sized(sum(stage.parts.values()))])
+        parts = [in_units(stage.parts[name]) if name in stage.parts else "" for name in columns]
+        rows.append([stage.stage, *parts, in_units(sum(stage.parts.values()))])
     return rows
 
 
 def _disk_rows(plan: Plan) -> list[list[str]]:
     def rows(title: str, sizes: Mapping[str, int]) -> list[list[str]]:
-        return [[f"{title}: {name}", sized(size)] for name, size in sizes.items()]
+        return [[f"{title}: {name}", in_units(size)] for name, size in sizes.items()]
 
     disk, rounds = plan.disk, plan.config.rounds
-    whole = [f"the run, {rounds} round{'s' * (rounds > 1)}", sized(disk.whole(rounds))]
+    whole = [f"the run, {rounds} round{'s' * (rounds > 1)}", in_units(disk.whole(rounds))]
     parts = [*rows("start", disk.start), *rows("a round", disk.round), *rows("while training", disk.passing)]
     masters = rows("the newest round", {"float32 masters": disk.masters} if disk.masters else {})
     return [*parts, *masters, whole]
