@@ -12,7 +12,7 @@ from flows.planning.arithmetic import ParameterCounts, Round, made_examples
 from flows.planning.disk import FLOAT32_FILES, TEXT_BYTES, DiskUse, disk_use, stored_weights
 from flows.preflight.policy_weights import merged_for_sampling
 from flows.run_folder.stage_table import spec_of
-from pipeline.config import PretrainedPolicy, RunConfig, ScratchDiffusion, ScratchPolicy
+from pipeline.config import PretrainedPolicy, RunConfig, ScratchDiffusion, ScratchPolicy, TransformersSampler
 from pipeline.config.data.mixture import sources_in
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.sources import files_of
@@ -92,8 +92,14 @@ def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> i
             members = 1 if config.discriminator is None else config.discriminator.members
             return use.round["policy"] * (members + 2)
         case "plan":
-            return use.round.get(name, 0)
+            return use.round.get(name, 0) * (_drawn_for_each(config) if name == "samples" else 1)
     assert_never(bound)
+
+
+def _drawn_for_each(config: RunConfig) -> int:
+    """Responses on disk for each one that the samples keep: with a mixture that is resampled, its proposals too."""
+    mixture = config.sampling.mixture
+    return 1 if mixture is None or isinstance(config.sampler, TransformersSampler) else 1 + mixture.proposals
 
 
 def _policy_bytes(use: DiskUse) -> int:

@@ -131,6 +131,9 @@ def stage_memories(
     engines = len(seating_of(config).engines) if config.mode == "iterative" else 1
     # Each has cards of its own, but all share the machine's memory.
     engine = _engine(config.sampler, origin, shape, training.parameters, planned, device)
+    if isinstance(config.sampler, TransformersSampler) and config.sampling.mixture is not None:
+        # It holds the mixture's other model too, counted as one of the same size.
+        engine *= 2
     engine *= 1 if device is not None else engines
     warm, sampler = stays_warm(config), _sampler_process(config.sampler) * engines
     # Split engines are on other cards than the trainer.

@@ -162,6 +162,8 @@ def _longest(config: RunConfig) -> int:
 def _further_models(config: RunConfig) -> list[tuple[str, str]]:
     contrast = config.training.contrastive
     found = [("training.references", path) for path in config.training.references if path != START]
+    if config.sampling.mixture is not None and config.sampling.mixture.path is not None:
+        found.append(("sampling.mixture.reference", config.sampling.mixture.path))
     if contrast is not None:
         sides = {"positive": contrast.positive, "negative": contrast.negative}
         found += [(f"training.contrastive.{name}", path) for name, path in sides.items()]

@@ -73,3 +73,21 @@ def reference_stage(run: RunFolder, config: RunConfig, round_: int, start: int |
     source = reference_round(run, config, round_, start)
     averaged = config.training.reference == "ema" and source > 0
     return run.stage(source, "average" if averaged else "policy")
+
+
+# The stage of round 0 that refers to the other model of a sampling mixture, if it is none of the run's own policies.
+MIXED_MODEL = "mixed_model"
+
+
+def mixed_stage(run: RunFolder, config: RunConfig, round_: int) -> Stage | None:
+    """The stage with the other model of the mixture that ``round_`` samples from; None: it is the policy alone.
+
+    In round 1 the run's own policies are all the start policy, and the mixture is that policy.
+    """
+    mixture, sampled = config.sampling.mixture, parent(run, config, round_)
+    if mixture is None:
+        return None
+    if mixture.path is not None:
+        return run.stage(0, MIXED_MODEL)
+    other = 0 if mixture.reference == START else parent(run, config, sampled)
+    return None if other == sampled else run.stage(other, "policy")

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from flows.run_folder.ancestry import parent, reference_stage, reference_stages
+from flows.run_folder.ancestry import mixed_stage, parent, reference_stage, reference_stages
 from flows.run_folder.growth import ADDED, added_stages
 from pipeline.config import RunConfig
 from pipeline.config.loss.needs import needs_of
@@ -63,10 +63,15 @@ def of_added_prompts(place: Place) -> list[Stage]:
 
 
 def of_samples(place: Place) -> list[Stage]:
-    """All prompts so far, and the policy that the round starts from."""
+    """All prompts so far, the policy that the round starts from, and the other model of a mixture."""
+    other = mixed_stage(place.run, place.config, place.round)
+    return [*_prompts(place), place.run.stage(place.origin, "policy"), *([] if other is None else [other])]
+
+
+def _prompts(place: Place) -> list[Stage]:
     added = added_stages(place.run, place.round)
     added += [stage for stage in _planned(place) if stage.title in place.planned and stage not in added]
-    return [place.data, *added, place.run.stage(place.origin, "policy")]
+    return [place.data, *added]
 
 
 def _planned(place: Place) -> list[Stage]:

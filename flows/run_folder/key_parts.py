@@ -195,6 +195,13 @@ def start_model_facts(place: Place) -> dict[str, JsonValue]:
     return {"model_files": model_digest(Path(policy.path)), **adapter}
 
 
+def mixed_model_files(place: Place) -> dict[str, JsonValue]:
+    """Digests of a mixture's other model, if it is none of the run's own policies."""
+    mixture = place.config.sampling.mixture
+    path = None if mixture is None else mixture.path
+    return {} if path is None else {"model_files": model_digest(Path(path))}
+
+
 def start_files(place: Place) -> dict[str, JsonValue]:
     """Digests of the model that the first discriminator is trained from, if the config names one."""
     settings = place.config.discriminator

@@ -105,8 +105,14 @@ def _added_prompts(job: Job) -> Outcome:
     return added_prompts(job.context, job.round, job.folder)
 
 
+def _mixed_model(job: Job) -> Outcome:
+    from flows.stages.training.given import mixed_model
+
+    return mixed_model(job.context, job.folder)
+
+
 def _samples(job: Job) -> Outcome:
-    from flows.stages.samples import samples
+    from flows.stages.sampling.samples import samples
 
     return samples(job.context, job.round, job.folder, job.sampler)
 
@@ -136,7 +142,7 @@ def _pairs(job: Job) -> Outcome:
 
 
 def _calibration(job: Job) -> Outcome:
-    from flows.stages.samples import calibration
+    from flows.stages.sampling.samples import calibration
 
     return calibration(job.context, job.round, job.folder, job.sampler)
 
@@ -158,7 +164,7 @@ def _policy(job: Job) -> Outcome:
 
 
 def _evaluation_samples(job: Job) -> Outcome:
-    from flows.stages.samples import evaluation_samples
+    from flows.stages.sampling.samples import evaluation_samples
 
     return evaluation_samples(job.context, job.round, job.folder, job.sampler)
 
@@ -185,6 +191,7 @@ def _average(job: Job) -> Outcome:
 BODIES: Mapping[str, Callable[[Job], Outcome]] = {
     "data": _data,
     "added_prompts": _added_prompts,
+    "mixed_model": _mixed_model,
     "samples": _samples,
     "gold": _gold,
     "discriminator": _discriminator,

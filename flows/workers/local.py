@@ -120,7 +120,7 @@ class Workers:
         )
         self._warm = stays_warm(config) if self._crew is None else self._crew.placing.stay
         self._beside = False
-        self._held: str | None = None
+        self._held: tuple[str, str | None] | None = None
         self._trainer: Child[StageProgress] | None = None
         self._ranks: RemoteChild[StageProgress] | None = None
         self.swaps: dict[str, Loaded] = {}
@@ -209,19 +209,35 @@ class Workers:
         return self._ranks
 
     def sample(
-        self, policy: Path, probe: Path, requests: Sequence[SampleRequest], settings: SamplingSettings
+        self,
+        policy: Path,
+        probe: Path,
+        requests: Sequence[SampleRequest],
+        settings: SamplingSettings,
+        mixed: tuple[Path, Path] | None = None,
     ) -> Iterator[tuple[Response, ...]]:
         """Sample responses of ``policy`` to each request, after loading and checking new weights with ``probe``.
 
-        Requests come in shards of ``shard_size``, the last of which may be smaller.
+        Requests come in shards of ``shard_size``, the last of which may be smaller. ``mixed``: folder and probe of the
+        other model of a mixture.
         """
+        self._hold(policy, probe, mixed)
+        return self._sampler.sample(requests, settings, self._config.shard_size)
+
+    def score(self, policy: Path, probe: Path, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probs of each sequence's tokens 1..T-1 under ``policy``; loads and checks it as ``sample`` does."""
+        self._hold(policy, probe, None)
+        return self._sampler.score(sequences)
+
+    def _hold(self, policy: Path, probe: Path, mixed: tuple[Path, Path] | None) -> None:
         if not (self._warm or self._beside):
             self._end_trainer()
-        if self._held != str(policy):
+        wanted = (str(policy), None if mixed is None else str(mixed[0]))
+        if self._held != wanted:
             self._held = None
-            self.swaps[str(policy)] = self._sampler.load(str(policy), str(probe))
-            self._held = str(policy)
-        return self._sampler.sample(requests, settings, self._config.shard_size)
+            others = None if mixed is None else (str(mixed[0]), str(mixed[1]))
+            self.swaps[str(policy)] = self._sampler.load(str(policy), str(probe), others)
+            self._held = wanted
 
     def sampler_pids(self) -> list[int]:
         """Return the process ids of the engines that run."""

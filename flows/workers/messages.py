@@ -85,16 +85,22 @@ class SamplerInit(Request, frozen=True, tag="init"):
 
 
 class Load(Request, frozen=True, tag="load"):
-    """Load the policy folder ``path``; ``probe``: the folder with the probe.json to check it, by default the same."""
+    """Load the policy folder ``path``; ``probe``: the folder with the probe.json to check it, by default the same.
+
+    ``mixed``: the other model of a mixture; ``mixed_probe``: as ``probe``.
+    """
 
     path: str
     probe: str | None = None
+    mixed: str | None = None
+    mixed_probe: str | None = None
 
 
 class Loaded(Reply, frozen=True, tag="loaded"):
     """How the weights were loaded, and how well they match: ``max_difference`` in nats.
 
     ``stale_reload``: the handshake's error after a failed swap in place. ``merged``: why an adapter was merged first.
+    ``mixed_difference``: of the other model of a mixture.
     """
 
     how: Literal["start"] | Swap
@@ -103,6 +109,7 @@ class Loaded(Reply, frozen=True, tag="loaded"):
     stale_reload: str | None
     seconds: float
     merged: str | None = None
+    mixed_difference: float | None = None
 
 
 class SampleCall(Request, frozen=True, tag="sample"):

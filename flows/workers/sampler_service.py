@@ -45,7 +45,7 @@ from pipeline.models.handshake import (
 from pipeline.models.loading.rope import rope_note
 from pipeline.models.weights.adapter_folder import base_of
 from pipeline.sampling.engine_args import is_quantised
-from pipeline.sampling.sampler import EngineOptions, RequestFeed, Sampler, SampleRequest, Swap
+from pipeline.sampling.sampler import EngineOptions, Mixing, RequestFeed, Sampler, SampleRequest, Swap
 from pipeline.sampling.served_adapters import why_merged
 from pipeline.storage.atomic import write_json
 
@@ -100,7 +100,24 @@ class SamplerService:
             raise UserError(f"sampler.base_url: {self._settings.base_url}: {merged}; {request.path} is such an adapter")
         with self._whole(request.path) if merged else nullcontext(request.path) as path:
             how, difference, stale = self._swap(path, probe)
-        return Loaded(how, difference, self._tolerance(probe, request.path), stale, time.monotonic() - start, merged)
+        dtype, other = self._tolerance(probe, request.path), self._mix(request.mixed, request.mixed_probe)
+        return Loaded(how, difference, dtype, stale, time.monotonic() - start, merged, other)
+
+    def _mix(self, path: str | None, probe: str | None) -> float | None:
+        """Load and check the other model of a mixture, or drop it; return the largest difference in nats."""
+        engine = self._engine()
+        if not isinstance(engine, Mixing):
+            assert path is None, "a pool asks only engines that mix"
+            return None
+        other = engine.mix(path)
+        if path is None or other is None:
+            return None
+        expected = read_probe(Path(probe or path))
+        scores = other.score(expected.sequences)
+        try:
+            return check_weights(scores, expected.logprobs, self._tolerance(expected, path), self._limits())
+        except RunError as error:
+            raise RunError(f"sampling.mixture: {path}: {error}{self._keep(expected, scores)}") from error
 
     @contextmanager
     def _whole(self, path: str) -> Iterator[str]:
@@ -188,15 +205,18 @@ class SamplerService:
         sampler = self._engine()
         scores = sampler.score(probe.sequences)
         try:
-            limits = self._settings.handshake
-            given = None if limits is None else Tolerance(limits.largest, limits.mean)
-            difference = check_weights(scores, probe.logprobs, self._tolerance(probe, path), given)
+            difference = check_weights(scores, probe.logprobs, self._tolerance(probe, path), self._limits())
             if not fresh and self._held is not None:
                 check_swap(self._held, scores, probe)
         except RunError as error:
             raise RunError(f"{error}{rope_note(Path(path))}{self._keep(probe, scores)}") from error
         self._held = Held(probe, tuple(tuple(row) for row in scores))
         return difference
+
+    def _limits(self) -> Tolerance | None:
+        """The user's limits."""
+        limits = self._settings.handshake
+        return None if limits is None else Tolerance(limits.largest, limits.mean)
 
     def _keep(self, probe: Probe, scores: Logprobs) -> str:
         """Write down what a failed handshake compared; return a note with the file."""

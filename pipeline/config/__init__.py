@@ -53,6 +53,7 @@ from pipeline.config.run import ClusterSettings, LocalCluster, RayCluster, RunCo
 from pipeline.config.sampling import (
     DiffusersSampler,
     SamplerSettings,
+    SamplingMixture,
     SamplingSettings,
     ServerSampler,
     TransformersSampler,
@@ -118,6 +119,7 @@ __all__ = [
     "RewardModelConfig",
     "RunConfig",
     "SamplerSettings",
+    "SamplingMixture",
     "SamplingSettings",
     "ScorerSettings",
     "ScratchDiffusion",

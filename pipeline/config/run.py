@@ -16,7 +16,7 @@ from pipeline.config.loss.presets import NamedComposition
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import ChatSettings, Policy, PretrainedPolicy, ScratchPolicy
 from pipeline.config.reward_model import Discriminator
-from pipeline.config.sampling import SamplerSettings, SamplingSettings, VllmSampler
+from pipeline.config.sampling import SamplerSettings, SamplingSettings, VllmSampler, require_mixture
 from pipeline.config.training import Training, WarmStart
 
 _NAMED = "address of the cluster's head, such as 10.0.0.5:6379; auto: RAY_ADDRESS, or the cluster of this machine"
@@ -163,6 +163,11 @@ class RunConfig(Closed):
                 "sampler.keep_warm: never, but with placement: split engines stay on their own cards; allowed: auto or "
                 "always, or placement: colocated"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_can_be_drawn(self) -> "RunConfig":
+        require_mixture(self.mode, self.sampler, self.sampling, trusted=self.trusts_policy)
         return self
 
     @model_validator(mode="before")

@@ -67,6 +67,31 @@ def _identity(plain: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return others | {"engine_args": kept} if kept else others
 
 
+# Names of the run's own policies that sampling may be mixed with.
+OWN_POLICIES = ("start", "previous")
+_OTHER = (
+    "μ: start: the policy of round 0; previous: the one that the sampled policy was trained from; or a model folder or "
+    "hub name with the policy's tokenizer"
+)
+
+
+class SamplingMixture(Closed):
+    """Responses come from a geometric mixture with another model, π^(1 − weight) μ^weight (IPO-MD, arXiv:2403.08635).
+
+    transformers draws each token from the two next-token distributions, mixed and normalised. vLLM draws whole
+    responses from the policy, and keeps some of them at random, with weights (μ / π)^weight.
+    """
+
+    reference: str = Field("start", min_length=1, description=_OTHER)
+    weight: float = Field(0.125, gt=0, lt=1, description="of μ in the exponent")
+    proposals: int = Field(4, ge=2, le=64, description="vllm, server: responses drawn for each one that is kept")
+
+    @property
+    def path(self) -> str | None:
+        """The model that is none of the run's own policies."""
+        return None if self.reference in OWN_POLICIES else self.reference
+
+
 class SamplingSettings(Closed):
     """Settings of sampling."""
 
@@ -77,6 +102,14 @@ class SamplingSettings(Closed):
     min_p: float = Field(0.0, ge=0, le=1)
     max_tokens: int = Field(128, ge=1)
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field((), description="strings that end a response")
+    mixture: SamplingMixture | None = Field(
+        None, description="draw the responses to train on from a mixture with another model", json_schema_extra=LATER
+    )
+
+    @property
+    def plain(self) -> bool:
+        """Whether responses are drawn from all of the policy's distribution as it is."""
+        return (self.temperature, self.top_p, self.top_k, self.min_p) == (1.0, 1.0, 0, 0.0)
 
 
 class VllmSampler(Closed):
@@ -237,3 +270,27 @@ class DiffusersSampler(Closed):
 SamplerSettings = Annotated[
     VllmSampler | TransformersSampler | ServerSampler | DiffusersSampler, Field(discriminator="kind")
 ]
+
+
+def require_mixture(mode: str, sampler: SamplerSettings, sampling: SamplingSettings, *, trusted: bool) -> None:
+    """Raise ``ValueError`` if the engine cannot sample from the mixture; ``trusted``: it runs code in model folders."""
+    mixture = sampling.mixture
+    if mixture is None:
+        return
+    if mode == "offline":
+        raise ValueError("sampling.mixture: offline mode samples no responses to train on; only iterative mode does")
+    if isinstance(sampler, ServerSampler) and sampler.base_url is not None:
+        raise ValueError(
+            "sampling.mixture: needs the log-probabilities of both models, but with sampler.base_url the server holds "
+            "one; allowed: sampler.kind: transformers, vllm, or server without base_url"
+        )
+    if not isinstance(sampler, TransformersSampler) and not sampling.plain:
+        raise ValueError(
+            f"sampling.mixture: sampler.kind: {sampler.kind} resamples whole responses of the policy as it is, so "
+            "temperature must be 1, top_p 1, top_k 0 and min_p 0; any are allowed with sampler.kind: transformers"
+        )
+    if trusted and mixture.path is not None:
+        raise ValueError(
+            f"sampling.mixture.reference: {mixture.path}: with policy.trust_remote_code the engine would run this "
+            "model's code too; allowed: start or previous"
+        )

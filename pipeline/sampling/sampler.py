@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from pipeline.config import Quantisation, SamplingSettings
 from pipeline.errors import UserError
@@ -111,6 +111,17 @@ class Sampler(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory and processes."""
+
+
+@runtime_checkable
+class Mixing(Protocol):
+    """An engine that can sample from a mixture of its model with another one."""
+
+    def mix(self, path: str | None) -> Sampler | None:
+        """Hold the model in the folder ``path`` too, and return an engine that scores with it; None: hold none.
+
+        ``sample`` draws from the mixture if ``settings.mixture`` says so; its log-probabilities stay the policy's.
+        """
 
 
 def sample_seeds(request: SampleRequest, n: int) -> list[int]:

@@ -61,6 +61,7 @@ class TransformersEngine:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = None
         self._mixed = False
+        self._partner: TransformersEngine | None = None
         self.load(path)
 
     @property
@@ -72,6 +73,17 @@ class TransformersEngine:
     def context(self) -> int:
         """Longest prompt + response, in tokens."""
         return int(self._model.config.get_text_config().max_position_embeddings)
+
+    def _sampled_with(self, settings: SamplingSettings) -> "list[TransformersEngine]":
+        """The engines whose models are read for each token.
+
+        Raises ``RunError`` if the mixture's other model is not there.
+        """
+        if settings.mixture is None:
+            return [self]
+        if self._partner is None:
+            raise RunError("the sampler was asked for a mixture before it loaded the other model")
+        return [self, self._partner]
 
     def load(self, path: str, fresh: bool = False) -> Swap:
         """See ``Sampler.load``; always loads a new model, which cannot be stale."""
@@ -85,6 +97,13 @@ class TransformersEngine:
         # As in training: an adapter is float32, on weights of fewer bits.
         self._mixed = is_adapter(path) and holds_fewer_bits(plain_model(self._model))
         return "restart"
+
+    def mix(self, path: str | None) -> "TransformersEngine | None":
+        """See ``Mixing.mix``; the other model has all of its weights in memory too."""
+        if self._partner is not None:
+            self._partner.close()
+        self._partner = None if path is None else TransformersEngine(path, self._chat, self._settings, self._options)
+        return self._partner
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._mixed)
@@ -103,9 +122,10 @@ class TransformersEngine:
         The last bits of log-probabilities depend on which samples share a batch: the same requests give the same bits.
         """
         feed = feed_of(requests)
+        context = min(engine.context for engine in self._sampled_with(settings))
         while together := feed.take(SORTED_TOGETHER, idle=True):
             rows = [
-                _Row(request.prompt_ids, room_for(request.prompt_ids, settings.max_tokens, self.context), generator)
+                _Row(request.prompt_ids, room_for(request.prompt_ids, settings.max_tokens, context), generator)
                 for request in together
                 for generator in map(self._generator, sample_seeds(request, settings.n))
             ]
@@ -140,21 +160,15 @@ class TransformersEngine:
     @torch.inference_mode()
     def _decode(self, rows: list[_Row], settings: SamplingSettings) -> None:
         """Extend every row until an end token, a stop string or its token limit."""
-        from transformers import DynamicCache
-
+        readers = [_Reader(engine) for engine in self._sampled_with(settings)]
         longest = max(len(row.prompt_ids) for row in rows)
         pads = [longest - len(row.prompt_ids) for row in rows]
         ids = torch.tensor([[0] * p + list(r.prompt_ids) for p, r in zip(pads, rows, strict=True)], device=self._device)
         mask = torch.tensor([[0] * p + [1] * (longest - p) for p in pads], device=self._device)
-        cache = DynamicCache(config=self._model.config)
         while not all(row.done for row in rows):
-            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            with self._autocast():
-                logits = self._model(
-                    input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-                ).logits[:, -1]
-            logprobs = logits.float().log_softmax(-1)
-            weights = _cut(logprobs, settings)
+            logprobs, *other = [reader.logprobs(ids, mask) for reader in readers]
+            drawn = logprobs if settings.mixture is None else mixed(logprobs, other[0], settings.mixture.weight)
+            weights = _cut(drawn, settings)
             for i, row in enumerate(rows):
                 if not row.done:
                     self._extend(row, logprobs[i], weights[i], settings)
@@ -163,7 +177,7 @@ class TransformersEngine:
 
     def _extend(self, row: _Row, logprobs: torch.Tensor, weights: torch.Tensor, settings: SamplingSettings) -> None:
         if settings.temperature == 0:
-            token = int(logprobs.argmax())
+            token = int(weights.argmax())
         else:
             # Gumbel-max in exponential form: the argmax of p / e with e ~ Exp(1) is a draw from p.
             noise = torch.empty_like(weights).exponential_(generator=row.generator)
@@ -175,6 +189,40 @@ class TransformersEngine:
 
     def _response(self, row: _Row, stop: Sequence[str]) -> Response:
         return make_response(self._chat, row.prompt_ids, row.token_ids, row.logprobs, stop)
+
+
+class _Reader:
+    """One model's next-token log-probabilities of a batch, with the keys and values of what it has read."""
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        from transformers import DynamicCache
+
+        self._engine = engine
+        self._cache = DynamicCache(config=engine._model.config)
+
+    def logprobs(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Read ``ids`` [B, N], the newest columns of ``mask`` [B, T]; return [B, V] for the token after them."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with self._engine._autocast():
+            logits: torch.Tensor = self._engine._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self._cache,
+                logits_to_keep=1,
+            ).logits[:, -1]
+        return logits.float().log_softmax(-1)
+
+
+def mixed(ours: torch.Tensor, theirs: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return log-probabilities [B, V] of π^(1 − weight) μ^weight, normalised, from those of π and μ.
+
+    Models with one tokenizer may pad their embeddings differently: a token that only one of them has is not drawn.
+    """
+    both = min(ours.shape[-1], theirs.shape[-1])
+    joined = torch.full_like(ours, -torch.inf)
+    joined[:, :both] = (1 - weight) * ours[:, :both] + weight * theirs[:, :both]
+    return joined.log_softmax(-1)
 
 
 def _cut(logprobs: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Reward against KL on a small language model, for losses that claim a better frontier, with a labeller of its own.
+"""Reward against KL of a table of next words, for losses that claim a better frontier, with a labeller of its own.
 
-The model is a table of next words (``table_policy``): every token's KL and entropy is known, as the losses read it. A
-labeller prefers the answer with more of the words that it likes; a second one, never trained on, likes mostly the same
-words. Each loss is trained with five β on the same pairs; its curve is compared with DPO's in the middle of the KLs
-that both reach, by interpolation, seed by seed.
+``frontiers_transformer`` asks the same of a tiny Llama. Every token's KL and entropy is known, as the losses read it
+(``table_policy``). A labeller prefers the answer with more of the words that it likes; a second one, never trained on,
+likes mostly the same words. Each loss is trained with five β on the same pairs; its curve is compared with DPO's in the
+middle of the KLs that both reach, by interpolation, seed by seed.
 
     python -m tests.studies.frontiers --record
 """
@@ -158,7 +158,11 @@ def at_kl(points: Line, place: float, which: int) -> float:
 
 def study(seeds: Sequence[int]) -> Report:
     tasks = {seed: (task, pairs_of(task, seed)) for seed, task in ((seed, task_of(seed)) for seed in seeds)}
-    lines = {name: [line(name, *of) for of in tasks.values()] for name in LOSSES}
+    return report_of({name: [line(name, *of) for of in tasks.values()] for name in LOSSES})
+
+
+def report_of(lines: Mapping[str, Sequence[Line]]) -> Report:
+    """Claims, tables and pictures of the ``lines`` of each loss, one of each seed."""
     tables = {
         "KL, gain by the labeller and by the second one, at the five β from small to large:": _lines_table(lines),
         "Gain less DPO's in the middle of the KLs that both reach, seed by seed:": _leads_table(lines),

@@ -62,16 +62,19 @@ class SamplerPool:
 
         self.engines = [engine(number, seat) for number, seat in enumerate(seats)]
 
-    def load(self, path: str, probe: str | None = None) -> Loaded:
+    def load(self, path: str, probe: str | None = None, mixed: tuple[str, str] | None = None) -> Loaded:
         """Load the policy folder ``path`` in all engines; check each against ``probe.json`` there (or in ``probe``).
+
+        ``mixed``: folder and probe of the other model of a mixture, for engines that can mix.
 
         Returns the load with the largest difference.
 
         Raises:
             RunError: an engine failed, or does not hold these weights; names it if there are several.
         """
+        asked = Load(path, probe, *(mixed or (None, None)))
         with ThreadPoolExecutor(len(self.engines)) as threads:
-            loads = [threads.submit(engine.load, Load(path, probe)) for engine in self.engines]
+            loads = [threads.submit(engine.load, asked) for engine in self.engines]
         errors = {e.name: load.exception() for e, load in zip(self.engines, loads, strict=True) if load.exception()}
         # Where no machine has a place for an engine, the others do its work.
         if all(isinstance(error, NoPlaceError) for error in errors.values()) and len(errors) < len(loads):
@@ -154,4 +157,6 @@ def _worst(loads: Sequence[Loaded]) -> Loaded:
     """Of several engines: the largest difference, the longest time, and any stale swap."""
     worst = max(loads, key=lambda load: load.max_difference)
     stale = next((load.stale_reload for load in loads if load.stale_reload), None)
-    return msgspec.structs.replace(worst, stale_reload=stale, seconds=max(load.seconds for load in loads))
+    mixed = max((load.mixed_difference for load in loads if load.mixed_difference is not None), default=None)
+    seconds = max(load.seconds for load in loads)
+    return msgspec.structs.replace(worst, stale_reload=stale, seconds=seconds, mixed_difference=mixed)

@@ -60,7 +60,8 @@ AMBIGUOUS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "dspo": ("nothing here: the methods of this name train image models by their scores, or by semantics",),
         "nash_md": (
-            "nothing here as a policy gradient (arXiv:2312.00886)",
+            "nothing here as a policy gradient (arXiv:2312.00886); ipo with sampling.mixture is its form as a "
+            "regression, IPO-MD (arXiv:2403.08635)",
             "inpo, egpo or ipo_soft (games between policies, arXiv:2407.00617, arXiv:2503.08942)",
         ),
         "rdpo": ("r_dpo (length-regularised, arXiv:2403.19159)", "robust_dpo (arXiv:2403.00409)"),

@@ -14,7 +14,7 @@ from flows.run_folder.growth import ADDED, brings_prompts, has_grown
 from flows.stages.context import Context
 from flows.stages.data import held_out_prompts, prompts_by_round
 from flows.stages.run import run_stage
-from flows.stages.samples import round_prompts
+from flows.stages.sampling.samples import round_prompts
 from pipeline.config.files import load_config
 from pipeline.data.run_data import RunData, open_data
 from pipeline.errors import RunError, UserError

@@ -93,6 +93,27 @@ def test_one_two_and_three_engines_give_the_same_bits_and_so_does_one_that_is_ki
         assert len(three.pids) == 2
 
 
+@pytest.mark.whole
+def test_a_mixture_has_the_same_bits_for_any_number_of_engines_of_which_each_checks_both_models(
+    process: SamplerPool, three: SamplerPool, folder: Path, tmp_path: Path
+) -> None:
+    other, settings = write_true_probe(save_tiny_model(tmp_path / "other", seed=1)), SETTINGS
+    mixed = settings.model_copy(update={"mixture": config.SamplingMixture(weight=0.5)})
+    asked, plain = requests(44), bits(list(process.sample(requests(44), settings, shard=20)))
+    for pool in (process, three):
+        loaded = pool.load(str(folder), mixed=(str(other), str(other)))
+        assert loaded.mixed_difference is not None and loaded.mixed_difference < 1e-3
+    expected = bits(list(process.sample(asked, mixed, shard=20)))
+    answers = three.sample(asked, mixed, shard=20)
+    got = [next(answers)]
+    crash(three, 1)
+    assert bits([*got, *answers]) == expected != plain
+    with pytest.raises(RunError, match=r"engine \d: sampling\.mixture: .*other: weight handshake"):
+        three.load(str(folder), mixed=(str(other), str(folder)))
+    three.load(str(folder))
+    assert bits(list(three.sample(asked, settings, shard=20))) == plain
+
+
 def test_the_last_shards_alone_give_the_bits_that_they_have_among_all(process: SamplerPool) -> None:
     asked = requests(20)
     everything = bits(list(process.sample(asked, SETTINGS, shard=10)))

@@ -1,10 +1,6 @@
-"""samples, calibration, evaluation_samples: prompts -> groups of responses, through the sampler child.
-
-Works shard by shard: shards written before a kill are kept.
-"""
+"""Groups of responses to prompts, sampled and written shard by shard: shards written before a kill are kept."""
 
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -12,16 +8,14 @@ from pathlib import Path
 import msgspec
 from pydantic import JsonValue
 
-from flows.run_folder.ancestry import parent, reference_stage
 from flows.stages.context import Context, Outcome, offending_file, policy_chat
-from flows.stages.data import held_out_prompts, prompts_by_round
 from flows.workers.local import Workers
 from flows.workers.messages import Loaded, NextShard
 from pipeline.config import SamplingSettings
 from pipeline.errors import RunError
 from pipeline.evaluation.metrics import describe_thinking
 from pipeline.sampling.sampler import SampleRequest
-from pipeline.storage.rows import read_group_file, read_groups, read_preference_rows, write_groups
+from pipeline.storage.rows import read_group_file, read_groups, write_groups
 from pipeline.storage.run_folder import Stage
 from pipeline.storage.seals import Seals
 from pipeline.types import Group, Prompt, Response, derive_seed
@@ -30,62 +24,7 @@ _Answer = tuple[Response, ...]
 _Shard = Sequence[tuple[Prompt, tuple[int, ...]]]
 
 
-def samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
-    """K responses of the policy that the round starts from to each of this round's prompts."""
-    prompts = round_prompts(context, round_)
-    policy = context.run.stage(parent(context.run, context.config, round_), "policy")
-    return _sample(context, round_, folder, workers, prompts, context.config.sampling, "samples", policy)
-
-
-def evaluation_samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
-    """One greedy and a few temperature-1 responses of this round's policy to each held-out prompt."""
-    config = context.config
-    prompts = held_out_prompts(context)
-    drawn = SamplingSettings(
-        n=config.evaluation.samples, max_tokens=config.sampling.max_tokens, stop=config.sampling.stop
-    )
-    greedy = drawn.model_copy(update={"n": 1, "temperature": 0.0})
-    rows, metrics = 0, dict[str, JsonValue]()
-    for name, settings in (("greedy", greedy), ("sampled", drawn)):
-        (folder / name).mkdir(exist_ok=True)
-        purpose, policy = f"evaluation {name}", context.run.stage(round_, "policy")
-        outcome = _sample(context, round_, folder / name, workers, prompts, settings, purpose, policy)
-        rows += outcome.rows
-        metrics[name] = outcome.metrics
-    return Outcome(rows, metrics)
-
-
-def calibration(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
-    """One temperature-1 response of the round's reference policy to each prompt that the round trains on."""
-    config = context.config
-    prompts = {row.prompt.id: row.prompt for row in read_preference_rows(context.run.stage(round_, "pairs").folder)}
-    settings = SamplingSettings(n=1, max_tokens=config.sampling.max_tokens, stop=config.sampling.stop)
-    policy = reference_stage(context.run, config, round_)
-    return _sample(context, round_, folder, workers, [*prompts.values()], settings, "calibration", policy)
-
-
-def round_prompts(context: Context, round_: int) -> list[Prompt]:
-    """The training prompts of a round: all, or the next slice of a fixed shuffle, wrapping round.
-
-    Added prompts come first, shuffled, before any used prompt.
-    """
-    by_round, wanted = prompts_by_round(context, round_), context.config.prompts_per_round
-    everything = [prompt for prompts in by_round.values() for prompt in prompts]
-    if wanted is None or wanted >= len(everything):
-        return everything
-    unused: deque[Prompt] = deque()
-    used: deque[Prompt] = deque()
-    taken: list[Prompt] = []
-    for number in range(round_ + 1):
-        came = by_round.get(number, [])
-        unused += sorted(came, key=lambda prompt: derive_seed(context.config.seed, "order", prompt.id))
-        count = min(wanted, len(unused) + len(used)) if number else 0
-        taken = [unused.popleft() if unused else used.popleft() for _ in range(count)]
-        used += taken
-    return taken
-
-
-def _sample(
+def sample_stage(
     context: Context,
     round_: int,
     folder: Path,
@@ -94,8 +33,9 @@ def _sample(
     settings: SamplingSettings,
     purpose: str,
     source: Stage,
+    mixed: Stage | None = None,
 ) -> Outcome:
-    """Sample responses of the policy in (or pointed to by) the stage ``source``."""
+    """Sample responses of the policy in (or pointed to by) the stage ``source``; ``mixed``: of a mixture with it."""
     config = context.config
     policy = context.model_path(source)
     chat = policy_chat(config, policy)
@@ -121,10 +61,11 @@ def _sample(
         for prompt, ids in shard
     ]
     # One call for all shards: the engine works on the next ones while one is being written.
-    answers = workers.sample(policy, source.folder, requests, settings) if requests else iter(())
+    beside = () if mixed is None else ((context.model_path(mixed), mixed.folder),)
+    answers = workers.sample(policy, source.folder, requests, settings, *beside) if requests else iter(())
     _write(context, shards, missing, seals, answers, len(kept))
     thinks = chat.thoughts.expected
-    return Outcome(len(kept), _metrics(folder, dropped, workers.swaps.get(str(policy)), thinks=thinks))
+    return Outcome(len(kept), response_metrics(folder, dropped, workers.swaps.get(str(policy)), thinks=thinks))
 
 
 def _answers(file: Path, shard: _Shard) -> bool:
@@ -171,7 +112,15 @@ def _require_finite(context: Context, file: Path, groups: Sequence[Group]) -> No
     )
 
 
-def _metrics(folder: Path, dropped: Mapping[str, int], swap: Loaded | None, *, thinks: bool) -> dict[str, JsonValue]:
+def mixture_facts(settings: SamplingSettings, other: Stage) -> dict[str, JsonValue]:
+    """What is told of a mixture, whichever way it is sampled."""
+    assert settings.mixture is not None, "asked for a mixture alone"
+    return {"reference": settings.mixture.reference, "weight": settings.mixture.weight, "of": other.title}
+
+
+def response_metrics(
+    folder: Path, dropped: Mapping[str, int], swap: Loaded | None, *, thinks: bool
+) -> dict[str, JsonValue]:
     """``thinks``: whether the policy's template has thoughts, so that their absence tells something too."""
     thinking = describe_thinking(response for group in read_groups(folder) for response in group.responses)
     responses = tokens = stopped = 0
