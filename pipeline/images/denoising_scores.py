@@ -8,10 +8,11 @@ a bound on the log-ratio, or half the difference of errors that published code m
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config.images.scoring import ImageScore
 from pipeline.errors import UserError
+from pipeline.images.draw_scores import DrawScores
 from pipeline.images.draws import draw_rows
 from pipeline.images.image_policy import ImagePolicy
 from pipeline.images.image_table import ImageTable
@@ -52,19 +53,12 @@ def image_ids(image: int, draws: int) -> tuple[int, ...]:
     return tuple(range(image * draws, (image + 1) * draws))
 
 
-class DenoisingScores(nn.Module):
+class DenoisingScores(DrawScores):
     """A diffusion model as a module from ids of draws to their scores.
 
     It stands where ``TokenLogps`` stands for text. ``forward`` computes all rows of a batch at once: both sides of
     pairs, with the same draws.
-
-    Attributes:
-        model: the network, perhaps in an adapter's wrapper.
-        draws: of an image in an epoch.
-        padded_because: why rows are no streams.
     """
-
-    padded_because = "an image's draws share no prompt"
 
     def __init__(
         self,
@@ -93,8 +87,8 @@ class DenoisingScores(nn.Module):
         super().__init__()
         if settings.empty_prompts > 0 and table.null is None:
             raise UserError("empty_prompts: this model has no condition for an emptied prompt; allowed: 0")
-        self.model = policy.network
-        self.policy, self.settings, self.epochs, self.rows, self.dtype = policy, settings, epochs, rows, dtype
+        self.model, self.dtype, self.draws = policy.network, dtype, settings.draws
+        self.policy, self.settings, self.epochs, self.rows = policy, settings, epochs, rows
         # A tuple keeps it out of copies and of the state.
         self._table = (table,)
         schedule = policy.schedule
@@ -105,11 +99,6 @@ class DenoisingScores(nn.Module):
             factors = factors * schedule.bound_weights()
         # [T]: what a squared error at each level counts.
         self._factors = factors.float()
-
-    @property
-    def draws(self) -> int:
-        """Of an image in an epoch."""
-        return self.settings.draws
 
     def with_network(self, network: Any) -> "DenoisingScores":
         """Return the same scores under another network, such as a frozen reference."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.embeddings import LabelEmbedding
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from pipeline.errors import UserError
@@ -85,7 +86,7 @@ def load_network(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         raise UserError(f"{folder / name}: _class_name: {kind!r}; allowed: {', '.join(NETWORKS)}")
     with refused(f"{folder / name}: cannot load this network"):
         network = NETWORKS[kind].from_pretrained(str(folder / name), torch_dtype=dtype, **_READ)
-    _switch_chance_off(network)
+    _make_steady(network)
     return network.eval()
 
 
@@ -181,13 +182,20 @@ def _network_folder(folder: Path) -> str:
     return found[0]
 
 
-def _switch_chance_off(network: Any) -> None:
-    """Switch dropout and the dropping of classes off: policy and reference must compute the same."""
+def _make_steady(network: Any) -> None:
+    """Let ``network`` compute the same bits in training and in evaluation: no dropout, no dropping of classes."""
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif isinstance(module, LabelEmbedding):
             module.dropout_prob = 0.0
+        elif isinstance(module, ResnetBlock2D):
+            module.register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    # diffusers does this in training alone, and convolutions round by the layout of their input.
+    return tuple(value.contiguous() if isinstance(value, torch.Tensor) else value for value in inputs)
 
 
 def _fitting(schedule: NoiseSchedule, network: Any, scheduler: Any) -> NoiseSchedule:

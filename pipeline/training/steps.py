@@ -12,16 +12,18 @@ import torch
 
 from pipeline.config import Optimisation
 from pipeline.errors import UserError
+from pipeline.images.draw_scores import DrawScores
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps
-from pipeline.models.weights.lora import plain_model
+from pipeline.models.weights.lora import switch_recomputation
 from pipeline.training.auxiliary.modules import live_reference, modules_for
 from pipeline.training.auxiliary.moving_reference import reference_in_training
 from pipeline.training.auxiliary.routers import Routers
 from pipeline.training.batches.ahead import Ahead
 from pipeline.training.batches.collate import plan_epoch
 from pipeline.training.batches.examples import Example, Survey
+from pipeline.training.batches.image_epochs import of_epoch
 from pipeline.training.batches.micro_batches import Lots, cut_for
 from pipeline.training.distributed.checkpoint import (
     CheckpointProgress,
@@ -81,7 +83,8 @@ class Steps:
         """Put the model into training mode and on the accelerator's device; with FSDP2, a sharded copy of it."""
         self.accelerator = placement.accelerator
         require_supported(self.accelerator)
-        scores = trainee.model if isinstance(trainee.model, RowScores) else None
+        scores = trainee.model if isinstance(trainee.model, RowScores | DrawScores) else None
+        self._draws = scores.draws if isinstance(scores, DrawScores) else None
         model = trainee.model if scores is None else scores.model
         self._whole = model if isinstance(placement.sharding, Sharding) else None
         if self._whole is not None and self.accelerator.is_main_process:
@@ -129,14 +132,13 @@ class Steps:
 
     def _prepare_model(self, placement: Placement) -> None:
         if self.settings.gradient_checkpointing:
-            recompute = {"use_reentrant": False}
-            plain_model(self.model).gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+            switch_recomputation(self.model, on=True)
         self.model.train()
         if placement.sharding is None:
             # Its attention is tested on the device where it will run.
             self.model.to(self.accelerator.device)
 
-    def _placed(self, facts: TokenLogps | RowScores, placement: Placement) -> tuple[Any, Trained]:
+    def _placed(self, facts: TokenLogps | RowScores | DrawScores, placement: Placement) -> tuple[Any, Trained]:
         """Return ``facts`` as the processes call it, and what the steps change."""
         sharding = placement.sharding
         if isinstance(sharding, Sharding):
@@ -206,7 +208,7 @@ class Steps:
 
     def read(self, pairs: Sequence[Example]) -> list[PairReading]:
         """Return the policy's values for held-out ``pairs``; all processes call this."""
-        assert isinstance(self._facts, TokenLogps), "a classifier has no log-probabilities"
+        assert isinstance(self._facts, TokenLogps), "others have no log-probabilities"
         of = self._objective
         return read_pairs(of.policy, self._facts, pairs, self.cut, self.accelerator, of.end_ids)
 
@@ -218,7 +220,7 @@ class Steps:
         if isinstance(self.trained.optimiser, ZeroEngine):
             self.trained.optimiser.release()
         if self.settings.gradient_checkpointing:
-            plain_model(self.model).gradient_checkpointing_disable()
+            switch_recomputation(self.model, on=False)
         self.model.eval()
         self._moving.release()
 
@@ -257,7 +259,7 @@ class Steps:
         if self._plan[0] != epoch:
             sizes = self._survey.lengths, self._survey.tokens
             self._plan = (epoch, plan_epoch(*sizes, self.settings.batch_size, self.seed, epoch))
-        return [self.examples[i] for i in self._plan[1][index]]
+        return [of_epoch(self.examples[i], epoch, self._draws) for i in self._plan[1][index]]
 
     def _clip(self) -> float:
         if isinstance(self.trained.optimiser, ZeroEngine):

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from pipeline.config import Optimisation
-from pipeline.errors import NonFiniteError
+from pipeline.config.loss.needs import Needs
+from pipeline.errors import NonFiniteError, UserError
+from pipeline.images.draw_scores import DrawScores
 from pipeline.losses import Loss
 from pipeline.models.attention.flex import graphs_compiled
 from pipeline.training.batches.examples import Example, check_examples
@@ -84,7 +86,8 @@ def train(
                 watching=watching,
             )
     compiled = graphs_compiled()
-    files, survey = files or Files(), check_examples(examples, loss.name, loss.needs)
+    _require_whole(trainee, placement)
+    files, survey = files or Files(), check_examples(examples, loss.name, _of_examples(loss, live=trainee.live))
     steps = Steps(trainee, examples, survey, loss, settings, seed, placement)
     passes = tokens_of_a_pass(survey, settings.batch_size, steps.cut, seed)
     if on_start is not None and steps.accelerator.is_main_process:
@@ -124,3 +127,17 @@ def train(
         alarms=course.alarms,
         evaluations=tuple(course.evaluations),
     )
+
+
+def _require_whole(trainee: Trainee, placement: Placement) -> None:
+    """Raise ``UserError`` if a diffusion model's weights or state would be sharded."""
+    if isinstance(trainee.model, DrawScores) and placement.sharding is not None:
+        raise UserError(
+            f"accelerate: {type(placement.sharding).__name__} shards a policy, but policies of images are trained "
+            "whole in each process; allowed: a config without FSDP and DeepSpeed"
+        )
+
+
+def _of_examples(loss: Loss, *, live: bool) -> Needs:
+    """What the examples must hold: of a reference that scores each batch anew, nothing."""
+    return replace(loss.needs, fields=loss.needs.fields - {"reference"}) if live else loss.needs

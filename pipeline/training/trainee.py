@@ -17,7 +17,8 @@ class Trainee:
 
     Attributes:
         model: from ``load_policy``, possibly with an adapter; parameters that require gradients change. Or a
-            ``RowScores`` around a classifier, whose rewards the loss then reads in place of log-probabilities.
+            ``RowScores`` around a classifier or a ``DrawScores`` around a diffusion model, whose rewards or scores the
+            loss then reads in place of log-probabilities.
         reference: used if the loss needs more of the reference than its stored log-probabilities
             (``Needs.token_facts``); moved to the model's device. None: the model with its adapter off.
         starts_at_reference: the reference is the model at step 0; the first step then checks that the stored
@@ -26,6 +27,7 @@ class Trainee:
         router_aux_loss_coef: of the loss that balances the experts of a mixture; None: that of the model's config, 0 if
             it has none.
         reference_sync: moves the reference within the run; without an adapter, ``reference`` must be given then.
+        live: the reference scores each batch before its step, in place of what is stored; likewise.
     """
 
     model: Any
@@ -34,6 +36,7 @@ class Trainee:
     end_ids: frozenset[int] = frozenset()
     router_aux_loss_coef: float | None = None
     reference_sync: ReferenceSync | None = None
+    live: bool = False
 
     @property
     def key(self) -> list[JsonValue]:

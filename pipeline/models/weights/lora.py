@@ -45,6 +45,17 @@ def plain_model(model: Any) -> Any:
     return model if bare else model.get_base_model()
 
 
+def switch_recomputation(model: Any, *, on: bool) -> None:
+    """Switch gradient checkpointing of a transformers or diffusers ``model``, perhaps with an adapter, on or off."""
+    plain = plain_model(model)
+    if not isinstance(plain, PreTrainedModel):
+        (plain.enable_gradient_checkpointing if on else plain.disable_gradient_checkpointing)()
+    elif on:
+        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        plain.gradient_checkpointing_disable()
+
+
 def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
     """Add a new low-rank adapter to ``model``; only the adapter is trainable (LoRA, arXiv:2106.09685).
 

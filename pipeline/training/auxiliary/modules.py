@@ -24,7 +24,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from pipeline.config import Formula, Optimisation
 from pipeline.config.loss.components import ActivationWeights, LearnedPrior, LearnedWeights
-from pipeline.config.loss.needs import OF_REFERENCE
+from pipeline.config.loss.needs import OF_REFERENCE, needs_of
 from pipeline.errors import UserError
 from pipeline.losses import GroupBatch, Loss, PairBatch, UnpairedBatch
 from pipeline.models.output_head import at_tokens, response_places
@@ -273,6 +273,9 @@ def modules_for(model: Any, reference: Any | None, loss: Formula, seed: int) -> 
 
     ``reference`` None: use the policy's sizes instead.
     """
+    if not needs_of(loss).auxiliary:
+        # Of nothing that is made.
+        return AuxiliaryModules(loss, 0, 0, 0, seed).train()
     own = plain_model(model).config.get_text_config()
     other = own if reference is None else plain_model(reference).config.get_text_config()
     return AuxiliaryModules(loss, own.hidden_size, other.num_hidden_layers, other.hidden_size, seed).train()

@@ -14,6 +14,7 @@ from torch import distributed
 
 from pipeline.config.loss.needs import Fact
 from pipeline.errors import RunError
+from pipeline.images.draw_scores import DrawScores
 from pipeline.models.policy import dropout_off, load_for_scoring, load_policy
 from pipeline.models.token_logps import TokenLogps
 from pipeline.models.weights.weight_format import Precision, WeightFormat
@@ -141,19 +142,19 @@ def _share(model: Any, job: PassJob, on_progress: OnProgress | None, among: Plac
     return found
 
 
-def pass_scores(model: Any, job: PassJob) -> TokenLogps:
+def pass_scores(model: Any, job: PassJob) -> TokenLogps | DrawScores:
     """Return ``model`` as passes of ``job`` call it."""
-    return TokenLogps(model, job.dtype, job.wants, share_prompts=True)
+    return model if isinstance(model, DrawScores) else TokenLogps(model, job.dtype, job.wants, share_prompts=True)
 
 
-def cut_passes(score: TokenLogps, job: PassJob) -> list[list[int]]:
+def cut_passes(score: TokenLogps | DrawScores, job: PassJob) -> list[list[int]]:
     """Return the places of the sequences that are in each pass, the longest first."""
     size = sequences_a_pass(job.batch_size, score.model.device.type)
     return [*_batches(job.sequences, size, score.padded_because is None)]
 
 
 @torch.no_grad()
-def one_pass(score: TokenLogps, sequences: Sequences, rows: Sequence[int]) -> dict[int, PassValues]:
+def one_pass(score: TokenLogps | DrawScores, sequences: Sequences, rows: Sequence[int]) -> dict[int, PassValues]:
     """Compute one pass over the sequences ``rows``; return their values by place."""
     packing = score.padded_because is None
     batch = collate([Example.text("", *sequences[i]) for i in rows], packing=packing).to(score.model.device)

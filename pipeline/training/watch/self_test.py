@@ -21,7 +21,7 @@ from pipeline.training.distributed.process_group import over_processes
 # response. In bfloat16, a response of one or two tokens is too short to average out rounding.
 SAME_MODEL: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}
 SAME_MODEL_RESPONSE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 1.0}
-# Packed and padded rows may differ by more if their values, such as rewards, are larger than this on average: rounding
+# Values may differ by more if they are larger than this on average, such as rewards or scores of images: rounding
 # grows with size.
 LARGE = 10.0
 # Number of shortest examples per process, besides its longest, to compare packed and padded rows on.
@@ -52,16 +52,17 @@ def check_policy_is_reference(
     with dropout_off(policy):
         for batch in micro_batches(examples, cut, accelerator.process_index, accelerator.num_processes):
             responses += _differences(policy, batch.to(accelerator.device))
-    sums = torch.tensor([sum(r.nats for r in responses), sum(r.tokens for r in responses)], dtype=torch.float64)
-    nats, tokens = map(float, over_processes(sums, accelerator))
-    worst = max(responses, key=_Difference.rank, default=_Difference(examples[0].id, 0.0, 1))
+    totals = [sum(r.nats for r in responses), sum(r.size for r in responses), sum(r.tokens for r in responses)]
+    nats, size, tokens = map(float, over_processes(torch.tensor(totals, dtype=torch.float64), accelerator))
+    worst = max(responses, key=_Difference.rank, default=_Difference(examples[0].id, 0.0, 0.0, 1))
     mean, largest = nats / tokens, worst.nats / worst.tokens
-    if not (mean <= SAME_MODEL[dtype] and largest <= SAME_MODEL_RESPONSE[dtype]):
+    scale = max(1.0, size / tokens / LARGE)
+    if not (mean <= SAME_MODEL[dtype] * scale and largest <= SAME_MODEL_RESPONSE[dtype] * scale):
         raise SelfTestError(
             "first step: policy and reference are the same model, yet their log-probabilities differ by "
-            f"{mean:.3g} nats per token (allowed {SAME_MODEL[dtype]:g}), by {largest:.3g} in a response of example "
-            f"{worst.id} (allowed {SAME_MODEL_RESPONSE[dtype]:g}): the stored reference log-probabilities are not "
-            "this policy's",
+            f"{mean:.3g} nats per token (allowed {SAME_MODEL[dtype] * scale:g}), by {largest:.3g} in a response of "
+            f"example {worst.id} (allowed {SAME_MODEL_RESPONSE[dtype] * scale:g}): the stored reference "
+            "log-probabilities are not this policy's",
             tuple(dict.fromkeys(r.id for r in sorted(responses, key=_Difference.rank, reverse=True)))[:NAMED],
         )
     return mean
@@ -115,10 +116,11 @@ def _response_logps(policy: nn.Module, examples: Sequence[Example], cut: Cut, ac
 
 @dataclass(frozen=True, slots=True)
 class _Difference:
-    """One response of example ``id``: the sum of absolute differences over its tokens, in nats."""
+    """One response of example ``id``: sums of absolute differences and of absolute values over its tokens, in nats."""
 
     id: str
     nats: float
+    size: float
     tokens: int
 
     def rank(self) -> float:
@@ -129,11 +131,13 @@ def _differences(policy: nn.Module, batch: TokenBatch) -> list[_Difference]:
     if batch.references is None:
         raise RunError("first step: no reference log-probabilities to compare the policy with")
     # Filler rows go through the policy too: all processes must make the same number of passes.
-    apart = ((policy(batch.ids, batch.mask, batch.packed).policy - batch.references[0]) * batch.mask).abs().sum(1)
+    own = policy(batch.ids, batch.mask, batch.packed).policy
+    apart = ((own - batch.references[0]) * batch.mask).abs().sum(1)
+    size = (own * batch.mask).abs().sum(1)
     tokens = batch.mask.sum(1)
     found: list[_Difference] = []
     for index in range(batch.blocks):
         rows = batch.block(index)
-        values = zip(batch.examples, apart[rows].tolist(), tokens[rows].tolist(), strict=True)
-        found += [_Difference(example.id, nats, count) for example, nats, count in values]
+        values = zip(batch.examples, *(column[rows].tolist() for column in (apart, size, tokens)), strict=True)
+        found += [_Difference(example.id, *numbers) for example, *numbers in values]
     return found

@@ -1,0 +1,27 @@
+"""What training knows of a module that scores images: draws stand for tokens. Needs no diffusers."""
+
+from typing import Any
+
+from torch import nn
+
+from pipeline.models.weights.weight_format import Precision
+
+
+class DrawScores(nn.Module):
+    """Scores of draws, where ``TokenLogps`` gives log-probabilities of tokens.
+
+    Attributes:
+        model: the network that is trained, perhaps in an adapter's wrapper.
+        dtype: of matrix products.
+        draws: of an image in an epoch; an example's ids are those of all epochs, one epoch after the other.
+        padded_because: why rows are no streams.
+    """
+
+    model: Any
+    dtype: Precision
+    draws: int
+    padded_because: str | None = "an image's draws share no prompt"
+
+    def with_network(self, network: Any) -> "DrawScores":
+        """Return the same scores under another network, such as a frozen reference."""
+        raise NotImplementedError
