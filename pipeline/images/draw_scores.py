@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from pipeline.models.classifier_scores import RowScores
+from pipeline.models.token_logps import TokenLogps
 from pipeline.models.weights.weight_format import Precision
 
 
@@ -25,3 +27,7 @@ class DrawScores(nn.Module):
     def with_network(self, network: Any) -> "DrawScores":
         """Return the same scores under another network, such as a frozen reference."""
         raise NotImplementedError
+
+
+# Modules from ids to what a loss reads of them.
+FactsModule = TokenLogps | RowScores | DrawScores

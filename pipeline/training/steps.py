@@ -12,7 +12,7 @@ import torch
 
 from pipeline.config import Optimisation
 from pipeline.errors import UserError
-from pipeline.images.draw_scores import DrawScores
+from pipeline.images.draw_scores import DrawScores, FactsModule
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps
@@ -138,7 +138,7 @@ class Steps:
             # Its attention is tested on the device where it will run.
             self.model.to(self.accelerator.device)
 
-    def _placed(self, facts: TokenLogps | RowScores | DrawScores, placement: Placement) -> tuple[Any, Trained]:
+    def _placed(self, facts: FactsModule, placement: Placement) -> tuple[Any, Trained]:
         """Return ``facts`` as the processes call it, and what the steps change."""
         sharding = placement.sharding
         if isinstance(sharding, Sharding):

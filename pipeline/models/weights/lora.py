@@ -47,13 +47,15 @@ def plain_model(model: Any) -> Any:
 
 def switch_recomputation(model: Any, *, on: bool) -> None:
     """Switch gradient checkpointing of a transformers or diffusers ``model``, perhaps with an adapter, on or off."""
-    plain = plain_model(model)
+    plain: Any = plain_model(model)
     if not isinstance(plain, PreTrainedModel):
         (plain.enable_gradient_checkpointing if on else plain.disable_gradient_checkpointing)()
-    elif on:
-        plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return
+    switch: Any = plain
+    if on:
+        switch.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     else:
-        plain.gradient_checkpointing_disable()
+        switch.gradient_checkpointing_disable()
 
 
 def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:

@@ -71,8 +71,8 @@ class LiveReference(StandingReference):
         if not self._adapter and (reference is None or reference is policy):
             raise UserError(f"{self._field}: needs the reference model, besides the policy")
         self._reference: Any = policy if self._adapter else reference
-        if not self._adapter:
-            self._reference.to(policy.device).requires_grad_(False).eval()
+        if not self._adapter and reference is not None:
+            reference.to(policy.device).requires_grad_(False).eval()
 
     _field = "training.score.reference_errors: live"
 

@@ -21,14 +21,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.config import Optimisation
 from pipeline.errors import UserError
-from pipeline.models.classifier_scores import RowScores
+from pipeline.images.draw_scores import FactsModule
 from pipeline.models.token_logps import TokenLogps
 from pipeline.models.weights.lora import plain_model
 from pipeline.models.weights.shard_files import write_shards
 from pipeline.training.distributed.launch import Sharding, Zero, reduced_once
 
 
-def shard(policy: TokenLogps | RowScores, settings: Sharding, accelerator: Accelerator) -> None:
+def shard(policy: FactsModule, settings: Sharding, accelerator: Accelerator) -> None:
     """Shard the parameters of ``policy`` over all processes, one unit per layer; the rest form the root unit.
 
     The root unit stays gathered from the forward pass to the end of the backward pass, since the output head's weight
@@ -68,7 +68,7 @@ class ShardedReference(nn.Module):
 
 
 def shard_reference(
-    facts: TokenLogps | RowScores, reference: Any | None, sharding: Sharding | Zero | None, accelerator: Accelerator
+    facts: FactsModule, reference: Any | None, sharding: Sharding | Zero | None, accelerator: Accelerator
 ) -> ShardedReference | None:
     """Shard the ``reference`` that ``facts`` read, if it is a model of its own and the policy is sharded too."""
     if not isinstance(sharding, Sharding) or not isinstance(facts, TokenLogps) or reference in (None, facts.model):

@@ -15,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipeline.models.classifier_scores import RowScores
-from pipeline.models.token_logps import TokenFacts, TokenLogps
+from pipeline.images.draw_scores import FactsModule
+from pipeline.models.token_logps import TokenFacts
 from pipeline.training.distributed.launch import Zero
 from pipeline.training.distributed.offloaded_adamw import MOMENTS, STEP
 
@@ -32,7 +32,7 @@ class ZeroEngine(nn.Module):
 
     def __init__(
         self,
-        policy: TokenLogps | RowScores,
+        policy: FactsModule,
         adamw: torch.optim.Optimizer,
         settings: Zero,
         max_grad_norm: float,
@@ -145,7 +145,7 @@ class ZeroEngine(nn.Module):
 class _Outputs(nn.Module):
     """A policy that returns a dict: DeepSpeed looks for tensors in containers, not in dataclasses."""
 
-    def __init__(self, policy: TokenLogps | RowScores) -> None:
+    def __init__(self, policy: FactsModule) -> None:
         super().__init__()
         self.policy = policy
 
