@@ -49,6 +49,10 @@ NEEDS = {
     "win_probability and win_probability_rejected",
     "calibration": "a sample of the reference policy for each prompt: drawn once a round",
     "value": "the prompt's expected reward: a value head, trained with the policy",
+    "advantage": "an advantage for each token: estimated once a round from a value head under the policy that "
+    "the round starts from",
+    "returns": "a return for each token: stored with the advantages",
+    "token_value": "each token's expected reward: a value head, trained with the policy",
     "critic_chosen": "two critics on hidden states of policy and reference, trained with the policy",
 }
 EXTRAPOLATED = "the newest policy and the one before it (before round 1: what training.references names)"

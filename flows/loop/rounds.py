@@ -61,7 +61,7 @@ def learn(stage: Stages, config: RunConfig, round_: int, pairs: str, policy: str
     Makes only what the loss reads.
     """
     made = [pairs]
-    for name in ("calibration", "reference"):
+    for name in ("calibration", "reference", "advantages"):
         if made_in(config, round_, name):
             made.append(stage(name, round_, *made))
     policy = stage("policy", round_, *made, policy)

@@ -74,6 +74,8 @@ def stand_in(
             prior=nats * len(ids) if isinstance(loss.composition.inputs.prior, GivenPrior) else None,
             reward=-float(rank),
             win_probability=0.5,
+            advantages=(1.0,) * len(ids) if loss.needs.advantages else None,
+            returns=(1.0,) * len(ids) if loss.needs.advantages else None,
         )
 
     return Example(

@@ -88,6 +88,7 @@ def disk_use(
     state_bytes: int = MOMENT_BYTES,
     cached: bool = True,
     stored: StoredWeights = FLOAT32_FILES,
+    advantages: bool = False,
 ) -> DiskUse:
     """Bytes that a run writes.
 
@@ -104,6 +105,7 @@ def disk_use(
         state_bytes: optimiser state per weight.
         cached: whether reference log-probabilities are also kept for other runs.
         stored: how a policy's weights are written.
+        advantages: whether advantages and returns of the examples' tokens are stored.
     """
     token = ID_BYTES + LOGP_BYTES + TEXT_BYTES
     prompt = counts.prompt_tokens * (ID_BYTES + TEXT_BYTES)
@@ -122,13 +124,15 @@ def disk_use(
         "pairs": counts.examples * example,
         "reference": reference,
         "reference cache": reference if cached else 0,
+        "advantages": 2 * scored + counts.examples * ROW_BYTES if advantages else 0,
         "policy": (parameters.trained * WEIGHT_BYTES if stored.alone else policy) + parameters.beside * WEIGHT_BYTES,
         "optimiser": stepped * state_bytes if carried else 0,
         "average": policy if averaged else 0,
         "evaluation": 2 * held_out,
     }
     # While a checkpoint is written, the previous one is still there.
-    rows = counts.continuations * counts.example_response_tokens * (ARROW_ID_BYTES + counts.references * LOGP_BYTES)
+    numbers = counts.references + 2 * advantages
+    rows = counts.continuations * counts.example_response_tokens * (ARROW_ID_BYTES + numbers * LOGP_BYTES)
     # Beside the new best, those that the newest checkpoint counts on.
     kept = stepped * (stored.step_item + (state_bytes if carried else 0)) * (2 if checkpoints else 1)
     passing = {

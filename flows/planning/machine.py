@@ -128,6 +128,7 @@ def _use(run: RunFolder, config: RunConfig, round_: int, model: Path, *, adapter
         best=round_ > 0 and config.training.keeps_evaluated,
         iterative=config.mode == "iterative",
         stored=stored,
+        advantages=needs_of(config.loss).advantages,
     )
 
 

@@ -25,6 +25,7 @@ from flows.workers.pool.overlap import overlap_lines
 from flows.workers.pool.seating import seating_of
 from pipeline.config import DiffusionPolicy, PretrainedPolicy, RayCluster, RunConfig, ScratchDiffusion, ScratchPolicy
 from pipeline.config.files import load_config
+from pipeline.config.loss.needs import needs_of
 from pipeline.errors import UserError
 from pipeline.losses import load_preset
 from pipeline.models.chat import load_chat
@@ -169,6 +170,7 @@ def plan_config(
         state_bytes=STATE_BYTES[config.training.optimiser],
         cached=config.training.reference_cache is not None,
         stored=stored,
+        advantages=needs_of(config.loss).advantages,
     )
     return Plan(config, planned.counts, parameters, stages, disk, known, source, free, passes)
 

@@ -1,7 +1,7 @@
 """The text that ``prefloop show`` prints below the table of rounds: the report in lines with small charts."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.errors import RunError
 from pipeline.evaluation.held_out import baseline_line
 from pipeline.safe_text import one_line, visible
 from pipeline.storage.run_folder import RunFolder
-from pipeline.training.step_log import StepReport
+from pipeline.training.step_log import StepCurve, part_curves
 
 _Metrics = dict[str, Any]
 
@@ -120,7 +120,7 @@ TRENDS = (
     ("distinct_2", "variety"),
     ("gap", "labellers' gap"),
 )
-CURVES: tuple[tuple[str, Callable[[StepReport], float | None]], ...] = (
+CURVES: tuple[StepCurve, ...] = (
     ("loss", lambda step: step.loss),
     ("margin", lambda step: step.margin),
     ("chosen, nats per token", lambda step: step.chosen_change_per_token),
@@ -129,6 +129,8 @@ CURVES: tuple[tuple[str, Callable[[StepReport], float | None]], ...] = (
     ("end token, nats", lambda step: step.ending_logp),
     ("busiest expert, x mean", lambda step: step.expert_imbalance),
     ("router loss", lambda step: step.router_aux_loss),
+    ("log-ratio, size a token", lambda step: step.ratio_per_token),
+    ("its target, size a token", lambda step: step.target_per_token),
 )
 _NAME = 26
 # How many prompts that got worse are shown, and how many letters of each.
@@ -165,7 +167,8 @@ def _trends(rounds: Sequence[RoundFacts]) -> Iterator[str]:
 
 def _steps(rounds: Sequence[RoundFacts]) -> Iterator[str]:
     steps = [step for facts in rounds if facts.round > 0 and facts.training for step in facts.training.steps]
-    for label, read in CURVES:
+    parts = [(f"of it {name}", read) for name, read in part_curves(steps)]
+    for label, read in (*CURVES[:1], *parts, *CURVES[1:]):
         known = [value for step in steps if (value := read(step)) is not None]
         if len(known) > 1:
             yield f"{label:<{_NAME}}{sparkline(known)}  {known[0]:.4g} to {known[-1]:.4g}"

@@ -92,6 +92,16 @@ def of_discriminator(place: Place) -> list[Stage]:
     return [*gold, *earlier, place.start]
 
 
+def buys_gold(config: RunConfig, round_: int) -> bool:
+    """Whether the round buys gold."""
+    return config.discriminator is not None and buys(config.discriminator, round_)
+
+
+def refits(config: RunConfig, round_: int) -> bool:
+    """Whether the round trains the discriminator on it."""
+    return buys_gold(config, round_) and config.discriminator is not None and config.discriminator.trains
+
+
 def of_labels(place: Place) -> list[Stage]:
     """Samples; with a discriminator also the round's gold, and the stage that labels the rest."""
     settings, samples = place.config.discriminator, place.stage("samples")
@@ -149,12 +159,18 @@ def of_reference(place: Place) -> list[Stage]:
     return [*_trained_on(place), *models.values()]
 
 
+def of_advantages(place: Place) -> list[Stage]:
+    """Training data, and the policy that the round starts from, whose folder has the value head too."""
+    return [place.stage("pairs"), place.run.stage(place.origin, "policy")]
+
+
 def of_policy(place: Place) -> list[Stage]:
     """Training data with its stored values, the previous policy, and a reference if it is loaded."""
     if place.round == 0:
         return [place.data]
     loss = place.config.loss
     stored = [place.stage("reference")] if needs_of(loss).stored_reference else []
+    stored += [place.stage("advantages")] if needs_of(loss).advantages else []
     moves = place.config.training.reference_sync is not None
     wanted = needs_of(loss).live_reference or moves
     loaded = [reference_stage(place.run, place.config, place.round)] if wanted else []

@@ -27,6 +27,7 @@ from pipeline.config import (
 )
 from pipeline.config.data.limits import OF_TOKENS
 from pipeline.config.loss.needs import needs_of
+from pipeline.config.loss.terms import TokenAdvantageHead
 from pipeline.config.reward_model import Discriminator, bought
 from pipeline.config.training import START
 from pipeline.data.sources import files_of, held_out_source
@@ -84,6 +85,13 @@ def _stored(config: RunConfig) -> JsonValue:
     }
 
 
+def _estimated(config: RunConfig) -> JsonValue:
+    """Settings of the loss that determine the rows of the advantages stage."""
+    head = config.loss.inputs.head
+    assert isinstance(head, TokenAdvantageHead), "the stage runs only for it"
+    return {"gamma": head.gamma, "lambda": head.gae_lambda, "deviation": head.deviation}
+
+
 def _bought(config: RunConfig) -> JsonValue:
     """Settings of the discriminator that determine which gold is bought."""
     settings = _discriminator(config)
@@ -116,6 +124,7 @@ _DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
     f"chat{IDS_ONLY}": _chat_ids,
     "trained_on": _trained_on,
     "stored": _stored,
+    "estimated": _estimated,
     "bought": _bought,
     "silver": _silver,
     "rounds_if_offline": lambda config: config.rounds if config.mode == "offline" else None,

@@ -27,7 +27,6 @@ from flows.run_folder.key_parts import (
 )
 from pipeline.config import RunConfig
 from pipeline.config.loss.needs import needs_of
-from pipeline.config.reward_model import buys
 from pipeline.storage.run_folder import RunFolder, Stage
 
 Sections = tuple[str, ...]
@@ -97,14 +96,6 @@ def _labels_sections(place: Place) -> Sections:
     return ("scorer",) if place.config.discriminator is None else ("silver",)
 
 
-def _buys_gold(config: RunConfig, round_: int) -> bool:
-    return config.discriminator is not None and buys(config.discriminator, round_)
-
-
-def _refits(config: RunConfig, round_: int) -> bool:
-    return _buys_gold(config, round_) and config.discriminator is not None and config.discriminator.trains
-
-
 _ITERATIVE: tuple[RunPart, ...] = ("iterative",)
 _ROUNDS: tuple[RunPart, ...] = ("offline", "iterative")
 _ALL: tuple[RunPart, ...] = ("start", "offline", "iterative")
@@ -153,7 +144,7 @@ _SPECS = (
         inputs=made_from.of_gold,
         parts=_ITERATIVE,
         opens=made_from.opened_by_labelling,
-        made=_buys_gold,
+        made=made_from.buys_gold,
     ),
     StageSpec(
         "discriminator",
@@ -164,7 +155,7 @@ _SPECS = (
         facts=start_files,
         opens=made_from.opened_by_labelling,
         bound="members",
-        made=_refits,
+        made=made_from.refits,
     ),
     StageSpec(
         "labels",
@@ -198,6 +189,16 @@ _SPECS = (
         facts=reference_facts,
         opens=made_from.opened_by_training,
         made=lambda config, round_: needs_of(config.loss).stored_reference,
+    ),
+    StageSpec(
+        "advantages",
+        unit="responses",
+        sections=(f"chat{IDS_ONLY}", "training.dtype", "estimated"),
+        inputs=made_from.of_advantages,
+        parts=_ROUNDS,
+        facts=held_facts,
+        opens=made_from.opened_by_training,
+        made=lambda config, round_: needs_of(config.loss).advantages,
     ),
     StageSpec(
         "policy",

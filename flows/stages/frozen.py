@@ -11,10 +11,17 @@ from typing import Any
 
 from flows.stages.context import Context
 from pipeline.models.weights.weight_format import Precision, WeightFormat
+from pipeline.training.auxiliary.heads import ValueHead
 from pipeline.training.batches.examples import Example, Logps
 from pipeline.training.distributed.launch import Placement
 from pipeline.training.distributed.passes import FrozenModel, OnProgress, Sequences, load_shared
-from pipeline.training.reference import ReferenceValues, reference_logps, reference_values, response_logps
+from pipeline.training.reference import (
+    ReferenceValues,
+    reference_logps,
+    reference_values,
+    response_logps,
+    token_values,
+)
 
 
 class FrozenPolicy:
@@ -54,6 +61,12 @@ class FrozenPolicy:
     def pair_logps(self, examples: Sequence[Example], on_progress: OnProgress | None = None) -> list[tuple[Logps, ...]]:
         """See ``reference_logps``."""
         return reference_logps(self._loaded(), examples, self._size, self._dtype, on_progress, self._among)
+
+    def token_values(
+        self, examples: Sequence[Example], head: ValueHead, on_progress: OnProgress | None = None
+    ) -> list[tuple[Logps, ...]]:
+        """See ``token_values``."""
+        return token_values(self._loaded(), examples, head, self._size, self._dtype, on_progress, self._among)
 
     @property
     def _size(self) -> int:

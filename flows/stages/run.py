@@ -153,6 +153,12 @@ def _reference(job: Job) -> Outcome:
     return reference(job.context, job.round, job.folder)
 
 
+def _advantages(job: Job) -> Outcome:
+    from flows.stages.training.advantages import estimate_advantages
+
+    return estimate_advantages(job.context, job.round, job.folder)
+
+
 def _policy(job: Job) -> Outcome:
     if job.round == 0:
         from flows.stages.training.start import start_policy
@@ -199,6 +205,7 @@ BODIES: Mapping[str, Callable[[Job], Outcome]] = {
     "pairs": _pairs,
     "calibration": _calibration,
     "reference": _reference,
+    "advantages": _advantages,
     "policy": _policy,
     "evaluation_samples": _evaluation_samples,
     "evaluation": _evaluation,

@@ -11,7 +11,7 @@ class Side:
     """One response of each pair, token by token. Only the fields that the loss ``needs`` must be given.
 
     Values where ``mask`` is false are never read. All fields except ``policy``, ``kl`` and the outputs of heads
-    (``weights``, ``kl_weights``, ``prior``) are treated as constant.
+    (``weights``, ``kl_weights``, ``prior``, ``token_value``) are treated as constant.
 
     Attributes:
         policy: [B, T] natural-log probabilities of the tokens under the trained policy.
@@ -25,6 +25,9 @@ class Side:
         kl_weights: [B, T] weight of each token's KL, where it differs from ``weights`` (independent masks).
         edited: [B, T] bool, true at tokens that the other response does not share (BMC).
         prior: [B, T] log ζ of each token where it is given; for a learned prior, what it adds to the reference's.
+        advantage: [B, T] how much better a token did than the value head expected (APA), whitened by whoever stores it.
+        returns: [B, T] what the value head should have expected.
+        token_value: [B, T] what it expects now; carries its gradient.
     """
 
     policy: Tensor
@@ -37,6 +40,9 @@ class Side:
     kl_weights: Tensor | None = None
     edited: Tensor | None = None
     prior: Tensor | None = None
+    advantage: Tensor | None = None
+    returns: Tensor | None = None
+    token_value: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError where shapes differ or the mask is not bool."""

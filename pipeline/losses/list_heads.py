@@ -1,11 +1,26 @@
-"""List heads: losses over K scored responses at once. With K = 2 they equal the loss on pairs."""
+"""List heads: losses over K scored responses at once. With K = 2 they equal the loss on pairs.
+
+The head apa_token fits single tokens, each to an advantage that is given; the others compare scores of responses.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pipeline.config.loss.terms import AdvantageHead, HeadSettings, ListHead
-from pipeline.losses.batch import GroupBatch, PairBatch, constant, present_of
+from pipeline.config import Formula
+from pipeline.config.loss.terms import AdvantageHead, HeadSettings, ListHead, TokenAdvantageHead
+from pipeline.losses.batch import (
+    GroupBatch,
+    PairBatch,
+    Side,
+    at_least_float32,
+    bounded_exp,
+    change,
+    constant,
+    masked_mean,
+    present_of,
+)
+from pipeline.losses.scores import aggregated, token_ratios
 
 # Logit of a missing response: e^−1e9 is 0 in every dtype.
 ABSENT = -1e9
@@ -104,6 +119,57 @@ def _fit_to_advantage(scores: Tensor, rewards: Tensor, present: Tensor, head: Ad
             logits = (ratio * rewards).masked_fill(~present, ABSENT)
             value = (torch.logsumexp(logits, dim=1, keepdim=True) - count.log()) / ratio
     return (scores - head.eta * (rewards - value)).masked_fill(~present, 0).square().sum(1) / count.squeeze(1)
+
+
+def fit_tokens(batch: GroupBatch, loss: Formula, head: TokenAdvantageHead) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean over k of Agg_t (β h_t − η A_t)² + v ½ (V_t − G_t)², [B] (APA, arXiv:2306.02231, per token).
+
+    Its exponential form is −e^(η A_t) β h_t, without a target. Also returns the mean sizes of h and, for the square, of
+    its target η A/β, in nats per token: the target is mostly out of reach, so its size says how hard the loss pulls.
+
+    Raises:
+        ValueError: advantages, returns or values are missing.
+    """
+    present, ratios = present_of(batch), token_ratios(batch.responses, loss)
+    values, sizes, targets = [], [], []
+    for side, ratio in zip(batch.responses, ratios, strict=True):
+        # What stands outside the mask may be NaN, and would be in the gradient of a square.
+        inside = side.mask.bool()
+        score = loss.beta * ratio.masked_fill(~inside, 0)
+        wanted = head.eta * constant(_of(side, "advantage")).masked_fill(~inside, 0)
+        error = (at_least_float32(_of(side, "token_value")) - constant(_of(side, "returns"))).masked_fill(~inside, 0)
+        fit = (score - wanted).square() if head.form == "square" else -bounded_exp(wanted) * score
+        values.append(aggregated(fit + head.value_weight * 0.5 * error.square(), side.mask, loss))
+        sizes.append(masked_mean(ratio.detach().abs(), side.mask))
+        targets.append(masked_mean(wanted.abs() / loss.beta, side.mask))
+    found = {"ratio_per_token": sizes} | ({"target_per_token": targets} if head.form == "square" else {})
+    return _over_present(values, present), {name: _over_present(v, present).mean() for name, v in found.items()}
+
+
+def extremes(batch: GroupBatch, top: Tensor, bottom: Tensor) -> dict[str, Tensor]:
+    """Means over the groups of the log-prob, and its change if the reference is known, of two responses, per token."""
+    rows = torch.arange(len(top))
+    known = {"logp": [masked_mean(constant(side.policy), side.mask) for side in batch.responses]}
+    changes = [found for side in batch.responses if (found := change(side)) is not None]
+    if len(changes) == len(batch.responses):
+        known["change"] = changes
+    return {
+        f"{side}_{name}_per_token": torch.stack(values, dim=1)[rows, place].mean()
+        for name, values in known.items()
+        for side, place in (("chosen", top), ("rejected", bottom))
+    }
+
+
+def _over_present(values: list[Tensor], present: Tensor) -> Tensor:
+    """Mean over k of K tensors [B], [B]."""
+    return torch.stack(values, dim=1).masked_fill(~present, 0).sum(1) / present.sum(1)
+
+
+def _of(side: Side, field: str) -> Tensor:
+    value: Tensor | None = side.__getattribute__(field)
+    if value is None:
+        raise ValueError(f"this loss needs {field} of each token (Side.{field})")
+    return value
 
 
 def _rank(scores: Tensor, rewards: Tensor, present: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 from pipeline.config import Composition, Formula, preset_names, resolve
 from pipeline.config.loss.margins import SortedMargin
 from pipeline.config.loss.needs import Needs, needs_of
+from pipeline.config.loss.terms import TokenAdvantageHead
 from pipeline.errors import UserError, first_lines
 from pipeline.losses.batch import (
     Batch,
@@ -34,14 +35,13 @@ from pipeline.losses.batch import (
     UnpairedBatch,
     at_least_float32,
     bounded_exp,
-    change,
     likelihoods,
     mean_where,
     present_of,
     refuse_empty,
 )
 from pipeline.losses.dispersion import dispersion_of
-from pipeline.losses.list_heads import as_group, best, head_loss, worst
+from pipeline.losses.list_heads import as_group, best, extremes, fit_tokens, head_loss, worst
 from pipeline.losses.margins import margin_of, sorted_margins
 from pipeline.losses.regularisers import nll, regularisers
 from pipeline.losses.scores import scores, shaped
@@ -225,17 +225,17 @@ class Loss:
             raise ValueError(f"{self.name}: this loss compares two responses; it cannot use groups")
         present = present_of(batch)
         rewards = torch.stack([parts.beta * s for s in scores(batch.responses, parts)], dim=1)
-        per_pair = parts.weight * head_loss(rewards, batch, parts.head, parts.beta)
         rows, top, bottom = torch.arange(len(rewards)), best(batch), worst(batch)
-        metrics = _rewards(rewards[rows, top].detach(), rewards[rows, bottom].detach())
-        per_token = torch.stack([-nll(side).detach() for side in batch.responses], dim=1)
-        metrics["chosen_logp_per_token"] = per_token[rows, top].mean()
-        metrics["rejected_logp_per_token"] = per_token[rows, bottom].mean()
-        changes = [found for side in batch.responses if (found := change(side)) is not None]
-        if len(changes) == len(batch.responses):
-            changed = torch.stack(changes, dim=1)
-            metrics["chosen_change_per_token"] = changed[rows, top].mean()
-            metrics["rejected_change_per_token"] = changed[rows, bottom].mean()
+        metrics = {
+            **_rewards(rewards[rows, top].detach(), rewards[rows, bottom].detach()),
+            **extremes(batch, top, bottom),
+        }
+        if isinstance(parts.head, TokenAdvantageHead):
+            value, sizes = fit_tokens(batch, parts, parts.head)
+            metrics |= sizes
+        else:
+            value = head_loss(rewards, batch, parts.head, parts.beta)
+        per_pair = parts.weight * value
         if parts.nll > 0:
             losses = torch.stack([nll(side, parts.nll_aggregate) for side in batch.responses], dim=1)
             of_best = losses.masked_fill(~present, 0)[rows, top]

@@ -20,20 +20,25 @@ def scores(sides: tuple[Side, ...], loss: Formula, seeds: Tensor | None = None) 
         loss: its prior, weights, exponent, aggregate and kl are read.
         seeds: [B] seeds of the random draws.
     """
-    priors = log_priors(sides, loss.prior)
     found = []
-    for index, (side, log_prior) in enumerate(zip(sides, priors, strict=True)):
+    for index, (side, ratio) in enumerate(zip(sides, token_ratios(sides, loss), strict=True)):
         other = sides[1 - index] if len(sides) == 2 else None
-        ratio = loss.exponent * at_least_float32(side.policy) - log_prior
         weights = token_weights(side, other, loss.weights, seeds)
-        score = _aggregated(ratio if weights is None else _product(weights, ratio, side), side.mask, loss)
+        score = aggregated(ratio if weights is None else _product(weights, ratio, side), side.mask, loss)
         if loss.kl > 0:
             score = score + loss.kl * _summed_kl(side, loss, stop=loss.kl_stop_chosen and index == 0)
         found.append(score)
     return tuple(found)
 
 
-def _aggregated(values: Tensor, mask: Tensor, loss: Formula) -> Tensor:
+def token_ratios(sides: tuple[Side, ...], loss: Formula) -> list[Tensor]:
+    """a log π(y_t) − log ζ(y_t) of each token of each side, [B, T] each, in nats; anything outside the mask."""
+    priors = log_priors(sides, loss.prior)
+    return [loss.exponent * at_least_float32(s.policy) - prior for s, prior in zip(sides, priors, strict=True)]
+
+
+def aggregated(values: Tensor, mask: Tensor, loss: Formula) -> Tensor:
+    """Agg_t of [B, T] at response tokens, [B]."""
     match loss.aggregate:
         case "sum":
             return masked_sum(values, mask)

@@ -54,6 +54,7 @@ class TokenFacts:
             constant.
         weights, kl_weights, prior: [R, T] outputs of trained heads on the reference's hidden states; the caller that
             runs the heads fills them in.
+        token_value: [R, T] the same of a head on the policy's.
     """
 
     policy: Tensor
@@ -65,6 +66,7 @@ class TokenFacts:
     weights: Tensor | None = None
     kl_weights: Tensor | None = None
     prior: Tensor | None = None
+    token_value: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

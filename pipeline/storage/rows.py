@@ -94,6 +94,12 @@ UNPAIRED = pa.schema(
 # uniform distribution has 1.
 REFERENCE = pa.schema([("id", pa.string()), ("logps", pa.list_(pa.list_(pa.float32()))), ("entropy", pa.float64())])
 
+# What a value head says of the tokens of each response of an example, and what follows from it, one row each, in order.
+TOKEN_VALUES = pa.schema([("id", pa.string()), ("values", pa.list_(pa.list_(pa.float32())))])
+ADVANTAGES = pa.schema(
+    [("id", pa.string()), *((name, pa.list_(pa.list_(pa.float32()))) for name in ("advantages", "returns"))]
+)
+
 
 def write_table(file: Path, schema: pa.Schema, rows: Iterable[Row], seal: Seal | None = None) -> int:
     """Stream ``rows`` to ``file``, which appears only when it is whole and sealed; return the number of rows."""

@@ -32,6 +32,8 @@ METRICS = (
     "chosen_change_per_token",
     "rejected_change_per_token",
     "ending_logp",
+    "ratio_per_token",
+    "target_per_token",
 )
 
 
@@ -276,12 +278,8 @@ def _backward(
 def _over_all(total: _Total, objective: Objective, size: int, shared: _Shared, context: int) -> BatchFacts:
     # Processes of one context have counted the same.
     loss, tokens, responses, positions, *others = (over_processes(total.sums, objective.accelerator) / context).tolist()
-    metrics, rows_of, parts = (
-        others[: len(METRICS)],
-        others[len(METRICS) : 2 * len(METRICS)],
-        others[2 * len(METRICS) :],
-    )
-    of_rows = zip(METRICS, metrics, rows_of, strict=True)
+    count = len(METRICS)
+    of_rows, parts = zip(METRICS, others[:count], others[count : 2 * count], strict=True), others[2 * count :]
     means = {name: value / rows for name, value, rows in of_rows if rows}
     of_modules = total.modules
     if of_modules is not None:

@@ -9,14 +9,19 @@ from typing import Any, Literal
 import torch
 
 from pipeline.config.loss.components import GivenWeights
+from pipeline.config.loss.needs import Fact
 from pipeline.errors import RunError
 from pipeline.losses.dispersion import scaled
 from pipeline.models.weights.lora import plain_model
 from pipeline.models.weights.weight_format import Precision
+from pipeline.training.auxiliary.heads import ValueHead
 from pipeline.training.batches.examples import Example, Logps
 from pipeline.training.distributed.launch import Placement
 from pipeline.training.distributed.passes import OnProgress, PassJob, Sequences, pass_values
 from pipeline.types import TurnRow
+
+# What the passes of a value head read.
+OF_VALUES: frozenset[Fact] = frozenset({"hidden"})
 
 __all__ = [
     "Logps",
@@ -27,6 +32,7 @@ __all__ = [
     "reference_logps",
     "reference_values",
     "response_logps",
+    "token_values",
     "with_reference",
     "with_references",
 ]
@@ -96,6 +102,24 @@ def reference_values(
         means = [sum(of_tokens) / len(of_tokens) / largest for of_tokens in nats[: len(e.responses)] if of_tokens]
         found.append(ReferenceValues(logps, sum(means) / len(means) if means else None))
     return found
+
+
+def token_values(
+    model: Any,
+    examples: Sequence[Example],
+    head: ValueHead,
+    batch_size: int = 64,
+    dtype: Precision = "float32",
+    on_progress: OnProgress | None = None,
+    among: Placement | None = None,
+) -> list[tuple[Logps, ...]]:
+    """Return, for each example, what ``head`` on ``model`` expects at each token of each of its continuations.
+
+    The other arguments are those of ``reference_values``.
+    """
+    sequences = [(row.prompt_ids, row.ids) for e in examples for row in e.read]
+    values = iter(pass_values(model, PassJob(sequences, batch_size, dtype, OF_VALUES, head), on_progress, among))
+    return [tuple(_of_trained(c.read(e.prompt_ids), values)[1] for c in e.continuations) for e in examples]
 
 
 def _of_trained(

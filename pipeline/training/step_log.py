@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -34,6 +35,8 @@ class StepReport:
             alike and a token has k experts; None: it is not trained.
         expert_imbalance: the load of the busiest expert, divided by the mean, in the layer where this is worst.
         expert_shares: the share of each expert in the choices of all layers.
+        ratio_per_token, target_per_token: mean size of tokens' log-ratios and of their targets, nats; None without any.
+            Targets far above the log-ratios are not reached: their size then acts as a step size.
         parts: of a weighted sum of losses, the mean of each part before its weight; ``margin`` and the like are those
             of the first part that has them.
     """
@@ -59,9 +62,24 @@ class StepReport:
     expert_imbalance: float | None = None
     expert_shares: Sequence[float] | None = None
     parts: Mapping[str, float] | None = None
+    ratio_per_token: float | None = None
+    target_per_token: float | None = None
 
 
 STEPS = "steps.jsonl"
+
+# A label, and how the number that it names is read from a step.
+StepCurve = tuple[str, Callable[[StepReport], float | None]]
+
+
+def part_curves(steps: Iterable[StepReport]) -> list[StepCurve]:
+    """Return one curve for each part of the weighted sums in ``steps``, in the order of their sums."""
+
+    def read(name: str, step: StepReport) -> float | None:
+        return None if step.parts is None else step.parts.get(name)
+
+    names = dict.fromkeys(name for step in steps for name in step.parts or {})
+    return [(name, partial(read, name)) for name in names]
 
 
 class StepLog:

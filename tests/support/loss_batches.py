@@ -46,6 +46,9 @@ def random_side(
     def filled(values: Tensor) -> Tensor:
         return values.masked_fill(~mask, filler)
 
+    # Of a generator of their own, so that the other numbers stay.
+    apart = torch.Generator().manual_seed(draw.initial_seed() + sum(lengths))
+    estimated = torch.randn(3, rows, width, generator=apart, dtype=torch.float64)
     policy = uniform(-3.0, -0.1)
     noise = torch.randn(references, rows, width, generator=draw, dtype=torch.float64)
     reference = (policy - (0.0 if at_reference else spread) * noise).clamp(max=-1e-3)
@@ -60,6 +63,9 @@ def random_side(
         kl_weights=filled(uniform(0.2, 1.5)).requires_grad_(),
         edited=(uniform(0.0, 1.0) < 0.5) & mask,
         prior=filled(uniform(-1.0, 0.5)).requires_grad_(),
+        advantage=filled(estimated[0]),
+        returns=filled(estimated[1]),
+        token_value=filled(estimated[2]).requires_grad_(),
     )
 
 

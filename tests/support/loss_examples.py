@@ -33,12 +33,13 @@ SMALLER: dict[str, dict[str, object]] = {
     "mi_dpo": {"prior": {"kind": "learned", "head_learning_rate": 3e-3}},
     "hpo": {"advantage": {"head_learning_rate": 3e-3}},
     "apa": {"beta": 0.2},
+    "apa_token": {"eta": 1.0, "head_learning_rate": 3e-3},
 }
 
 
 def loss_named(name: str, **overrides: object) -> Loss:
     """The preset ``name``, made small enough for a test."""
-    return load_preset(name, **SMALLER.get(name, {}), **overrides)
+    return load_preset(name, **{**SMALLER.get(name, {}), **overrides})
 
 
 def full_pairs(count: int, seed: int = 0) -> list[Example]:
@@ -62,10 +63,25 @@ def full_pairs(count: int, seed: int = 0) -> list[Example]:
     return found
 
 
+def estimated(examples: list[Example], seed: int = 0) -> list[Example]:
+    """The examples with advantages and returns of all response tokens."""
+    draw = random.Random(seed)
+    return [
+        e.with_continuations(
+            [
+                replace(c, advantages=tuple(draw.gauss(0, 1) for _ in c.ids), returns=(c.reward or 0.0,) * len(c.ids))
+                for c in e.continuations
+            ]
+        )
+        for e in examples
+    ]
+
+
 def examples_for(loss: Loss, count: int, *models: torch.nn.Module) -> list[Example]:
     """Examples of the kind that the loss is made for, with log-probabilities under ``models`` as references."""
     if "responses" in loss.needs:
         examples = random_groups(count, sizes=(4, 3))
+        examples = estimated(examples) if loss.needs.advantages else examples
     elif loss.composition.unpaired and loss.composition.advantage is None:
         examples = random_unpaired(count)
     else:

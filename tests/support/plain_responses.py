@@ -17,6 +17,9 @@ class Response:
     q: Tensor
     weights: Tensor
     collision: Tensor
+    advantage: Tensor
+    returns: Tensor
+    value: Tensor
 
     @property
     def n(self) -> int:
@@ -40,7 +43,9 @@ class Response:
 
 def responses(side: Side) -> list[Response]:
     assert side.reference is not None and side.weights is not None and side.collision is not None
+    assert side.advantage is not None and side.returns is not None and side.token_value is not None
     fields = (side.policy, side.reference, side.weights.detach(), side.collision)
+    fields += (side.advantage, side.returns, side.token_value)
     rows = []
     for row in range(len(side.mask)):
         places = [place for place in range(side.mask.shape[1]) if side.mask[row, place]]

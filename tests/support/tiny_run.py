@@ -126,6 +126,7 @@ def supply(context: Context, round_: int) -> InventedResponses:
     names += ["pairs"]
     names += ["calibration"] if needs_of(context.config.loss).calibration else []
     names += ["reference"] if needs_of(context.config.loss).stored_reference else []
+    names += ["advantages"] if needs_of(context.config.loss).advantages else []
     for name in names:
         run_stage(context, round_, name, workers)
     invented: InventedResponses = workers

@@ -1,12 +1,12 @@
 """Panels of the training steps. A panel without numbers is left out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from flows.report.facts import RoundFacts
 from flows.report.html.drawing.figures import Line, lines_figure
 from flows.report.html.panel import Panel, Runs, run_label
 from flows.report.html.run_facts import RunFacts
-from pipeline.training.step_log import StepReport
+from pipeline.training.step_log import StepCurve, StepReport, part_curves
 
 BOTH_MAY_FALL = (
     "A preference loss fixes only the difference of the two log-probs, so both may fall while the margin grows: "
@@ -14,6 +14,10 @@ BOTH_MAY_FALL = (
     "down with the rejected ones. This does no harm while reward and win rate on held-out prompts rise; if these "
     "fall too, a likelihood term (loss.nll), a larger β, a smaller learning rate, or a loss that holds the chosen "
     "response in place (dpop, cal_dpo, apo_zero) helps."
+)
+
+TARGETS_FAR_OFF = (
+    "Targets far above the log-ratios are not reached within a round: their size then acts as a step size (head.eta)."
 )
 
 
@@ -42,6 +46,14 @@ def training_panels(runs: Runs) -> list[Panel]:
             BOTH_MAY_FALL,
         ),
         _of_steps(runs, "Loss", "mean over pairs", [("loss", lambda step: step.loss)]),
+        _of_parts(runs),
+        _of_steps(
+            runs,
+            "Size of log-ratios and targets",
+            "nats per token",
+            [("log-ratio", lambda step: step.ratio_per_token), ("target", lambda step: step.target_per_token)],
+            TARGETS_FAR_OFF,
+        ),
         _of_steps(runs, "Margin", "β × difference of scores", [("margin", lambda step: step.margin)], level=0.0),
         _of_steps(
             runs,
@@ -65,11 +77,17 @@ def training_panels(runs: Runs) -> list[Panel]:
     return [panel for panel in panels if panel is not None]
 
 
+def _of_parts(runs: Runs) -> Panel | None:
+    """The parts of weighted sums of losses, one line for each."""
+    curves = part_curves(step for run in runs for facts in run.trained for step in _steps(facts))
+    return _of_steps(runs, "Parts of the loss", "mean over pairs, before each part's weight", curves)
+
+
 def _of_steps(
     runs: Runs,
     title: str,
     unit: str,
-    curves: Sequence[tuple[str, Callable[[StepReport], float | None]]],
+    curves: Sequence[StepCurve],
     note: str = "",
     y_format: str = "",
     level: float | None = None,

@@ -10,11 +10,12 @@ from flows.run_folder.stage_keys import reference_name
 from flows.stages.context import Context
 from pipeline.config import Composition
 from pipeline.config.loss.components import GivenWeights
+from pipeline.config.loss.composition import divides_rewards
 from pipeline.config.loss.needs import needs_of
-from pipeline.config.loss.terms import AdvantageHead
 from pipeline.errors import RunError
 from pipeline.storage.rows import read_groups, read_preference_rows, read_rows
 from pipeline.storage.tables import Row
+from pipeline.training.batches.advantages import Moments
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.batches.mismatched import with_mismatched
 from pipeline.training.reference import contrastive_weights, dispersions, with_reference
@@ -22,6 +23,8 @@ from pipeline.types import Group, Pair, Preference, Response, Unpaired
 
 # Folders of the reference stage for the two contrasting models.
 POSITIVE, NEGATIVE = "positive", "negative"
+# Columns of the advantages stage.
+ESTIMATES = ("advantages", "returns")
 
 
 def round_examples(context: Context, round_: int) -> Iterator[Example]:
@@ -38,7 +41,7 @@ def round_examples(context: Context, round_: int) -> Iterator[Example]:
         replace(_example(preference, loss), calibration=_drawn(drawn.get(preference.prompt.id)))
         for preference in preferences
     )
-    if isinstance(loss.inputs.head, AdvantageHead) and loss.inputs.head.deviation == "round":
+    if divides_rewards(loss.inputs):
         examples = _scaled(examples, _deviation(read_preference_rows(folder)))
     return with_mismatched(examples) if needs_of(loss).baseline else examples
 
@@ -54,17 +57,12 @@ def _scaled(examples: Iterable[Example], deviation: float) -> Iterator[Example]:
 
 def _deviation(preferences: Iterable[Preference]) -> float:
     """Standard deviation of all scores of a round's responses; 1 if they are all the same."""
-    count, mean, square = 0, 0.0, 0.0
+    moments = Moments()
     for row in preferences:
         scores = row.scores if isinstance(row, Group) else ()
         known = (row.chosen_score, row.rejected_score) if isinstance(row, Pair) else scores
-        for score in known:
-            if score is not None:
-                count += 1
-                step = score - mean
-                mean += step / count
-                square += step * (score - mean)
-    return math.sqrt(square / count) if count and square > 0 else 1.0
+        moments.add(score for score in known if score is not None)
+    return math.sqrt(moments.variance) or 1.0
 
 
 def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
@@ -75,6 +73,8 @@ def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
     """
     loss = context.config.loss
     examples = round_examples(context, round_)
+    if needs_of(loss).advantages:
+        examples = _estimated(examples, read_rows(context.run.stage(round_, "advantages").folder), round_)
     if not needs_of(loss).stored_reference:
         return examples
     folder = context.run.stage(round_, "reference").folder
@@ -97,15 +97,28 @@ def _joined(examples: Iterable[Example], passes: list[Iterator[Row]], round_: in
         found = [row for row in rows if row is not None and row["id"] == example.id]
         tokens = [len(continuation.ids) for continuation in example.continuations]
         if len(found) < len(passes) or any([*map(len, row["logps"])] != tokens for row in found):
-            raise _foreign(round_)
+            raise _foreign(round_, "reference")
         yield with_reference(example, [tuple(map(tuple, row["logps"])) for row in found])
     if any(next(rows_of_pass, None) is not None for rows_of_pass in passes):
-        raise _foreign(round_)
+        raise _foreign(round_, "reference")
 
 
-def _foreign(round_: int) -> RunError:
-    told = f"round {round_}: the reference stage and the pairs do not belong together"
-    return RunError(f"{told}; continue with --from {round_}:reference to make it again")
+def _estimated(examples: Iterable[Example], rows: Iterator[Row], round_: int) -> Iterator[Example]:
+    """Join each example with the advantages and returns of its responses' tokens."""
+    for example in examples:
+        row, tokens = next(rows, None), [len(c.ids) for c in example.responses]
+        if row is None or row["id"] != example.id or any([*map(len, row[name])] != tokens for name in ESTIMATES):
+            raise _foreign(round_, "advantages")
+        found = zip(example.responses, row["advantages"], row["returns"], strict=True)
+        responses = tuple(replace(c, advantages=tuple(a), returns=tuple(r)) for c, a, r in found)
+        yield replace(example, responses=responses)
+    if next(rows, None) is not None:
+        raise _foreign(round_, "advantages")
+
+
+def _foreign(round_: int, stage: str) -> RunError:
+    told = f"round {round_}: the {stage} stage and the pairs do not belong together"
+    return RunError(f"{told}; continue with --from {round_}:{stage} to make it again")
 
 
 def _example(preference: Preference, loss: Composition) -> Example:

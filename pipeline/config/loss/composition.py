@@ -18,13 +18,14 @@ from pipeline.config.loss.components import (
 )
 from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.needs import needs_of
-from pipeline.config.loss.terms import AdvantageHead
+from pipeline.config.loss.terms import AdvantageHead, TokenAdvantageHead
 
 # What a run computes or reads for one such component alone, by the field that holds it.
 _SUPPLIED = {
     "prior": (MixturePrior, HarmonicPrior, ExtrapolatedPrior, LearnedPrior, GivenPrior),
     "weights": (LearnedWeights, ActivationWeights, GivenWeights),
     "dispersion": (Closed,),
+    "head": (TokenAdvantageHead,),
     "advantage": (Closed,),
     "adversary": (Closed,),
 }
@@ -87,8 +88,7 @@ class Composition(Formula):
                     f"sum: two parts have {name} of different settings ({told}), but a run supplies one; give both the "
                     "same, or leave one out"
                 )
-        scaled = {isinstance(part.head, AdvantageHead) and part.head.deviation == "round" for part in self.parts}
-        if len(scaled) > 1:
+        if len({divides_rewards(part) for part in self.parts}) > 1:
             raise ValueError(
                 "sum: head.deviation: round divides the rewards of all parts; give it to all heads or none"
             )
@@ -108,6 +108,11 @@ class Composition(Formula):
             if isinstance(value, _SUPPLIED[name]) and value not in found:
                 found.append(value)
         return found
+
+
+def divides_rewards(loss: Formula) -> bool:
+    """Whether a run divides rewards by their deviation over the round."""
+    return isinstance(loss.head, AdvantageHead | TokenAdvantageHead) and loss.head.deviation == "round"
 
 
 def _named(component: Closed) -> str:

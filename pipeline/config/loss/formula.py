@@ -39,6 +39,7 @@ from pipeline.config.loss.terms import (
     PlainLink,
     SmoothLabel,
     Term,
+    TokenAdvantageHead,
     WinLabel,
 )
 
@@ -122,7 +123,7 @@ class Formula(Closed):
     def one_sided(self) -> bool:
         """Whether a term reads one response alone, or scores are not compared as differences."""
         return any(term.chosen + term.rejected != 0 for term in self.terms) or (
-            self.head is not None and self.head.kind in ("nca", "apa")
+            self.head is not None and self.head.kind in ("nca", "apa", "apa_token")
         )
 
     @property
@@ -219,6 +220,11 @@ class Formula(Closed):
                 unread.append("weights")
             if isinstance(self.prior, HarmonicPrior | LearnedPrior):
                 unread.append("prior")
+            if isinstance(self.head, TokenAdvantageHead):
+                # A token's score is compared with its own advantage.
+                unread += self._set("weights", "kl")
+                if self.head.form == "square" and isinstance(self.prior, NoPrior):
+                    raise ValueError("prior: none, but the square of head apa_token needs log-ratios: use reference")
             if unread:
                 raise ValueError(
                     f"{', '.join(unread)}: not read by a loss over K responses (head: {self.head.kind}); leave it out"

@@ -18,7 +18,7 @@ from pipeline.config.loss.components import (
 )
 from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.margins import GapMargin, RewardMargin, SortedMargin, WinMargin
-from pipeline.config.loss.terms import RewardLabel, WinLabel
+from pipeline.config.loss.terms import RewardLabel, TokenAdvantageHead, WinLabel
 
 REWARDS = frozenset({"reward_chosen", "reward_rejected"})
 # Kinds of training example: a text to imitate, a pair, one response marked good or bad, K responses.
@@ -77,6 +77,11 @@ class Needs:
     def calibration(self) -> bool:
         """Whether the reference policy answers the round's prompts too (VPO, XPO)."""
         return "calibration" in self.fields
+
+    @property
+    def advantages(self) -> bool:
+        """Whether advantages of the round's tokens are estimated before training (APA)."""
+        return "advantage" in self.fields
 
     @property
     def stored_reference(self) -> bool:
@@ -158,7 +163,7 @@ def _of_one(loss: Formula) -> Needs:
         given_prior=isinstance(loss.prior, GivenPrior),
         baseline=baseline,
         statistics=loss.scale is not None or isinstance(loss.margin, GapMargin | SortedMargin) or running or baseline,
-        auxiliary=learned or loss.advantage is not None or loss.adversary is not None,
+        auxiliary=learned or bool(fields & {"value", "token_value", "critic_chosen"}),
         live_reference=hidden or loss.kl > 0 or loss.adversary is not None,
         opponent=_opponent(loss),
     )
@@ -185,7 +190,7 @@ def _token_facts(fields: set[str], hidden: bool) -> frozenset[Fact]:
     asked: dict[Fact, bool] = {
         "kl": "kl" in fields,
         "collision": "collision" in fields,
-        "hidden": bool(fields & {"value", "critic_chosen"}),
+        "hidden": bool(fields & {"value", "token_value", "critic_chosen"}),
         "reference_last_hidden": "critic_chosen" in fields,
         "reference_hidden": hidden,
     }
@@ -237,6 +242,8 @@ def _of_labels(loss: Formula) -> set[str]:
     if loss.head is not None:
         # To rank two responses it is enough to know the better one. Cross-entropy with that alone would be DPO.
         found |= {"responses"} | (set() if loss.head.kind == "rank" else REWARDS)
+    if isinstance(loss.head, TokenAdvantageHead):
+        found |= {"advantage", "returns", "token_value"}
     return found
 
 

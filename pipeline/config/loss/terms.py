@@ -151,7 +151,29 @@ class AdvantageHead(Closed):
     )
 
 
-HeadSettings = Annotated[ListHead | RankHead | AdvantageHead, Field(discriminator="kind"), BY_NAME]
+class TokenAdvantageHead(Closed):
+    """APA token by token: the mean over k of Agg_t (β h_t − η A_t)² + v ½ (V_t − G_t)².
+
+    A: advantages of a value head's V, estimated once a round (GAE) and whitened over its tokens; G: returns.
+    """
+
+    kind: Literal["apa_token"] = "apa_token"
+    form: Literal["square", "exponential"] = Field(
+        "square", description="exponential: −e^(η A_t) β h_t in place of the square"
+    )
+    eta: float = Field(10.0, gt=0, description="scale of the advantages, 1/λ of the paper")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount of a token")
+    gae_lambda: float = Field(
+        0.95, ge=0, le=1, description="of the advantages: 1: the whole return minus V, 0: one token"
+    )
+    value_weight: float = Field(1.0, ge=0, description="v, of the value's fit, which trains the value head alone")
+    head_learning_rate: float = Field(1e-4, gt=0, description="of the value head, which starts at 0")
+    deviation: Literal["none", "round"] = Field(
+        "none", description="what a run divides rewards by: 1, or their standard deviation over the round's responses"
+    )
+
+
+HeadSettings = Annotated[ListHead | RankHead | AdvantageHead | TokenAdvantageHead, Field(discriminator="kind"), BY_NAME]
 
 # ---------------------------------------------------------------- scale and dispersion
 

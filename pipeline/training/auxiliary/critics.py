@@ -21,6 +21,9 @@ from torch.nn.functional import gelu, softplus
 from torch.nn.utils.parametrizations import spectral_norm
 
 from pipeline.config.loss.terms import Adversary
+from pipeline.models.output_head import response_places
+from pipeline.models.token_logps import TokenFacts
+from pipeline.training.batches.collate import TokenBatch
 
 SIDES = ("policy", "chosen", "rejected")
 
@@ -185,3 +188,22 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def policy_states(facts: TokenFacts, batch: TokenBatch) -> PairStates:
+    """Return the policy's last hidden states at the responses of a batch of pairs, with gradient."""
+    assert facts.hidden is not None, "requested together with the critics"
+    return _states(facts.hidden, batch)
+
+
+def reference_states(facts: TokenFacts, batch: TokenBatch) -> PairStates:
+    """Return the reference's last hidden states at the responses of a batch of pairs."""
+    assert facts.reference_hidden is not None, "requested together with the critics"
+    return _states(facts.reference_hidden[-1], batch)
+
+
+def _states(hidden: Tensor, batch: TokenBatch) -> PairStates:
+    """Split hidden states into the rows of chosen and rejected responses."""
+    chosen, rejected = batch.block(0), batch.block(1)
+    inside = response_places(batch.mask)
+    return PairStates(hidden[chosen], inside[chosen], hidden[rejected], inside[rejected])

@@ -6,12 +6,18 @@ a token are those that it is predicted from, as everywhere (pipeline/models/toke
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import dropout, layer_norm, relu
 
+from pipeline.errors import UserError
+
 Layers = Sequence[Tensor]
+HEADS_FILE = "heads.safetensors"
 
 
 class LayerMixer(nn.Module):
@@ -82,7 +88,7 @@ class PriorHead(LayerMixer):
 
 
 class ValueHead(nn.Module):
-    """Expected reward of a prompt, from the policy's last hidden state there (HPO, arXiv:2405.17956).
+    """Expected reward, from the policy's last hidden state: of a prompt (HPO, 2405.17956), a token (APA, 2306.02231).
 
     The state is detached: learning to predict rewards does not move the policy. Starts at 0.
     """
@@ -95,10 +101,29 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Return [B] float32, in units of the reward, from hidden states [B, H] at the last token of each prompt."""
+        """Return [...] float32, in units of the reward, from the states [..., H] that the tokens are predicted from."""
         normed = layer_norm(states.detach().float(), states.shape[-1:])
         values: Tensor = self.linear(normed)
         return values.squeeze(-1)
+
+
+def carried_value_head(folder: Path) -> ValueHead | None:
+    """The value head of tokens among the heads that a round left in ``folder``; None if there are no heads.
+
+    Raises:
+        UserError: they cannot be read, or have no such head.
+    """
+    file = folder / HEADS_FILE
+    if not file.exists():
+        return None
+    try:
+        tensors = load_file(file)
+        weight, bias = tensors["token_value.linear.weight"], tensors["token_value.linear.bias"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{file}: cannot read a value head of tokens ({error})") from None
+    head = ValueHead(weight.shape[1])
+    head.linear.load_state_dict({"weight": weight, "bias": bias})
+    return head
 
 
 @torch.no_grad()

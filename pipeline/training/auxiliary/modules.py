@@ -25,18 +25,18 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from pipeline.config import Formula, Optimisation
 from pipeline.config.loss.components import ActivationWeights, LearnedPrior, LearnedWeights
 from pipeline.config.loss.needs import OF_REFERENCE, needs_of
+from pipeline.config.loss.terms import Advantage, TokenAdvantageHead
 from pipeline.errors import UserError
 from pipeline.losses import GroupBatch, Loss, PairBatch, UnpairedBatch
 from pipeline.models.output_head import at_tokens, response_places
 from pipeline.models.token_logps import TokenFacts
 from pipeline.models.weights.lora import plain_model
-from pipeline.training.auxiliary.critics import SIDES, Critics, PairStates
-from pipeline.training.auxiliary.heads import MaskHead, PriorHead, ValueHead, activation_mask
+from pipeline.training.auxiliary.critics import SIDES, Critics, policy_states, reference_states
+from pipeline.training.auxiliary.heads import HEADS_FILE, MaskHead, PriorHead, ValueHead, activation_mask
 from pipeline.training.batches.collate import TokenBatch
 from pipeline.training.optimiser import ParameterGroup
 from pipeline.types import derive_seed
 
-_FILE = "heads.safetensors"
 # Prefix of their names among a run's parameters, so that they cannot be mistaken for the policy's.
 PREFIX = "heads."
 
@@ -98,6 +98,7 @@ class AuxiliaryModules(nn.Module):
         learned = isinstance(loss.prior, LearnedPrior)
         self.prior = PriorHead(layers, reference_width, derive_seed(seed, "prior head")) if learned else None
         self.value = None if loss.advantage is None else ValueHead(width)
+        self.token_value = ValueHead(width) if isinstance(loss.head, TokenAdvantageHead) else None
         if loss.adversary is not None and width != reference_width:
             raise UserError(
                 f"loss.adversary: compares hidden states of the policy, {width} wide, with the reference's, "
@@ -145,8 +146,9 @@ class AuxiliaryModules(nn.Module):
                 rate = self.loss.weights.head_learning_rate / settings.learning_rate
             if isinstance(module, PriorHead) and isinstance(self.loss.prior, LearnedPrior):
                 rate = self.loss.prior.head_learning_rate / settings.learning_rate
-            if isinstance(module, ValueHead) and self.loss.advantage is not None:
-                rate = self.loss.advantage.head_learning_rate / settings.learning_rate
+            fitted = self.loss.advantage if module is self.value else self.loss.head
+            if isinstance(module, ValueHead) and isinstance(fitted, Advantage | TokenAdvantageHead):
+                rate = fitted.head_learning_rate / settings.learning_rate
             if isinstance(module, Critics) and self.loss.adversary is not None:
                 rate = self.loss.adversary.learning_rate_ratio
             groups.append(ParameterGroup(own, decay, rate))
@@ -154,6 +156,8 @@ class AuxiliaryModules(nn.Module):
 
     def token_facts(self, facts: TokenFacts, mask: Tensor) -> TokenFacts:
         """Return ``facts`` of rows with response tokens ``mask`` [R, T], plus the heads' values for each token."""
+        if self.token_value is not None and facts.hidden is not None:
+            facts = replace(facts, token_value=at_tokens(self.token_value(facts.hidden), mask))
         hidden = facts.reference_hidden
         if hidden is None:
             return facts
@@ -240,7 +244,7 @@ class AuxiliaryModules(nn.Module):
         self.release()
         if tensors and writes:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, folder / _FILE)
+            save_file(tensors, folder / HEADS_FILE)
 
     def load(self, folder: Path) -> None:
         """Load the modules in ``folder``; do nothing if the loss has no modules.
@@ -253,13 +257,13 @@ class AuxiliaryModules(nn.Module):
         if not own:
             return
         try:
-            tensors = load_file(folder / _FILE)
+            tensors = load_file(folder / HEADS_FILE)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder / _FILE}: cannot read these heads: {error}") from None
+            raise UserError(f"{folder / HEADS_FILE}: cannot read these heads: {error}") from None
         differing = [name for name, t in own.items() if name not in tensors or tensors[name].shape != t.shape]
         if differing or len(tensors) != len(own):
             unknown = differing or sorted(set(tensors) - set(own))
-            raise UserError(f"{folder / _FILE}: heads of another loss or model ({unknown[0]} does not fit)")
+            raise UserError(f"{folder / HEADS_FILE}: heads of another loss or model ({unknown[0]} does not fit)")
         self.load_state_dict(tensors)
         for name, parameter in self._slices.items():
             mine: Any = parameter
@@ -279,22 +283,3 @@ def modules_for(model: Any, reference: Any | None, loss: Formula, seed: int) -> 
     own = plain_model(model).config.get_text_config()
     other = own if reference is None else plain_model(reference).config.get_text_config()
     return AuxiliaryModules(loss, own.hidden_size, other.num_hidden_layers, other.hidden_size, seed).train()
-
-
-def policy_states(facts: TokenFacts, batch: TokenBatch) -> PairStates:
-    """Return the policy's last hidden states at the responses of a batch of pairs, with gradient."""
-    assert facts.hidden is not None, "requested together with the critics"
-    return _states(facts.hidden, batch)
-
-
-def reference_states(facts: TokenFacts, batch: TokenBatch) -> PairStates:
-    """Return the reference's last hidden states at the responses of a batch of pairs."""
-    assert facts.reference_hidden is not None, "requested together with the critics"
-    return _states(facts.reference_hidden[-1], batch)
-
-
-def _states(hidden: Tensor, batch: TokenBatch) -> PairStates:
-    """Split hidden states into the rows of chosen and rejected responses."""
-    chosen, rejected = batch.block(0), batch.block(1)
-    inside = response_places(batch.mask)
-    return PairStates(hidden[chosen], inside[chosen], hidden[rejected], inside[rejected])

@@ -18,7 +18,8 @@ from pipeline.config.loss.needs import ExampleKind, Needs
 from pipeline.losses import GroupBatch, PairBatch, Side, UnpairedBatch
 from pipeline.models.attention.packing import Packed, PaddedTurns, pack
 from pipeline.models.token_logps import TokenFacts
-from pipeline.training.batches.examples import Continuation, Example, Flags, edits
+from pipeline.training.batches.edits import Flags, edits
+from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.batches.padding import PaddedRows
 from pipeline.types import derive_seed
 
@@ -60,6 +61,7 @@ class TokenBatch:
         references: [K, R, T] float32 log-probabilities under K reference models.
         weights: [R, T] float32, the weight of each token.
         prior: [R, T] float32, the response's log ζ spread evenly over its tokens.
+        estimates: advantages and returns, [R, T] float32 each.
         edited: [R, T] bool, true at tokens that a pair's other response does not share.
         soft_label: [B] float32.
         rewards: [B, K] float32, of the responses.
@@ -80,6 +82,7 @@ class TokenBatch:
     references: Tensor | None
     weights: Tensor | None
     prior: Tensor | None
+    estimates: tuple[Tensor, Tensor] | None
     edited: Tensor | None
     soft_label: Tensor
     rewards: Tensor | None
@@ -108,6 +111,8 @@ class TokenBatch:
         moved: dict[str, Any] = {
             name: v.to(device) if isinstance(v, Tensor | Packed | PaddedTurns) else v for name, v in values.items()
         }
+        if self.estimates is not None:
+            moved["estimates"] = tuple(values.to(device) for values in self.estimates)
         return TokenBatch(**moved)
 
     def block(self, index: int) -> slice:
@@ -154,6 +159,7 @@ class TokenBatch:
 
     def _side(self, facts: TokenFacts, index: int) -> Side:
         rows = self.block(index)
+        advantages, returns = self.estimates or (None, None)
 
         def cut(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[rows]
@@ -168,6 +174,9 @@ class TokenBatch:
             kl_weights=cut(facts.kl_weights),
             edited=cut(self.edited),
             prior=cut(self.prior if facts.prior is None else facts.prior),
+            advantage=cut(advantages),
+            returns=cut(returns),
+            token_value=cut(facts.token_value),
         )
 
 
@@ -211,6 +220,7 @@ def collate(
         references=padded.references(),
         weights=padded.weights(),
         prior=padded.priors(),
+        estimates=padded.estimates(),
         edited=padded.laid(_edited_rows(filled, len(blocks)), np.bool_) if edited else None,
         soft_label=torch.tensor([e.soft_label for e in examples], dtype=torch.float32),
         rewards=_of_responses([[c.reward for c in e.responses] for e in examples], count),

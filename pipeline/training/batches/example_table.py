@@ -27,6 +27,8 @@ _CONTINUATION = pa.struct(
         ("prior", pa.float64()),
         ("reward", pa.float64()),
         ("win_probability", pa.float64()),
+        ("advantages", pa.list_(pa.float32())),
+        ("returns", pa.list_(pa.float32())),
         ("rows", pa.list_(TURN_ROW)),
     ]
 )
@@ -121,6 +123,8 @@ def _continuation_row(continuation: Continuation) -> dict[str, Any]:
         "prior": continuation.prior,
         "reward": continuation.reward,
         "win_probability": continuation.win_probability,
+        "advantages": continuation.advantages,
+        "returns": continuation.returns,
         "rows": [*map(turn_row, continuation.rows)],
     }
 
@@ -135,9 +139,15 @@ def _continuation(row: dict[str, Any]) -> Continuation:
     return Continuation(
         ids=tuple(row["ids"]),
         references=tuple(map(tuple, row["references"])),
-        weights=None if row["weights"] is None else tuple(row["weights"]),
+        weights=_known(row["weights"]),
         prior=row["prior"],
         reward=row["reward"],
         win_probability=row["win_probability"],
+        advantages=_known(row["advantages"]),
+        returns=_known(row["returns"]),
         rows=tuple(map(row_turn, row["rows"])),
     )
+
+
+def _known(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)

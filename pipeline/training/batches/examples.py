@@ -4,7 +4,6 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 
 from pipeline.config.loss.needs import ExampleKind, Needs
 from pipeline.errors import UserError
@@ -25,6 +24,7 @@ class Continuation:
         prior: log ζ of the whole response, in nats, if given.
         reward: score of a reward model.
         win_probability: probability that it beats the policy's average answer.
+        advantages, returns: of each token, if they are estimated (APA).
         rows: of several turns of the assistant, the rows in which models read them; ``ids`` are then all trained
             tokens, in order, and every value of a token belongs to one of them. Empty: ``ids`` follow the prompt.
     """
@@ -35,6 +35,8 @@ class Continuation:
     prior: float | None = None
     reward: float | None = None
     win_probability: float | None = None
+    advantages: tuple[float, ...] | None = None
+    returns: tuple[float, ...] | None = None
     rows: tuple[TurnRow, ...] = ()
 
     def read(self, prompt_ids: tuple[int, ...]) -> tuple[TurnRow, ...]:
@@ -267,28 +269,10 @@ def _lacking(place: str, continuation: Continuation, needs: Needs) -> Iterator[s
         yield f"one weight per response token (weights of {place})"
     if needs.given_prior and continuation.prior is None:
         yield f"the log-prior of each response (prior of {place})"
+    estimated = (continuation.advantages, continuation.returns)
+    if needs.advantages and any(values is None or len(values) != tokens for values in estimated):
+        yield f"one advantage and one return per response token (advantages and returns of {place})"
     # In groups, only rewards decide which response is better.
     rewarded = "reward_chosen" in needs or (place.startswith("response ") and needs.groups)
     if rewarded and continuation.reward is None:
         yield f"a reward for each response (reward of {place})"
-
-
-Flags = tuple[bool, ...]
-
-
-def edits(chosen: Sequence[int], rejected: Sequence[int]) -> tuple[Flags, Flags]:
-    """Flag the tokens of each response that are replaced, inserted or deleted to turn one into the other.
-
-    The edited spans of BMC (arXiv:2408.07471), over tokens; the paper leaves out stop words, here they
-    count like any other word.
-
-    >>> edits((5, 6, 7), (5, 8, 8, 7))
-    ((False, True, False), (False, True, True, False))
-    """
-    found = ([True] * len(chosen), [True] * len(rejected))
-    # The authors' code uses difflib; a minimal edit script marks other tokens. Its junk heuristics are off: in long
-    # responses they would always count frequent tokens as edited.
-    for block in SequenceMatcher(None, chosen, rejected, autojunk=False).get_matching_blocks():
-        for flags, start in zip(found, (block.a, block.b), strict=True):
-            flags[start : start + block.size] = [False] * block.size
-    return tuple(found[0]), tuple(found[1])

@@ -54,6 +54,14 @@ class PaddedRows:
             return None
         return self.laid([((c.prior or 0.0) / max(len(c.ids), 1),) * len(c.ids) for c in self.continuations])
 
+    def estimates(self) -> tuple[Tensor, Tensor] | None:
+        """Return advantages and returns, [R, T] each; None if a row lacks them."""
+        advantages = [c.advantages for c in self.continuations if c.advantages is not None]
+        returns = [c.returns for c in self.continuations if c.returns is not None]
+        if min(len(advantages), len(returns)) < len(self.continuations):
+            return None
+        return self.laid(advantages), self.laid(returns)
+
     def _width(self) -> int:
         # At least one token to predict from and one to predict, so that shapes hold without any response token too.
         return max(2, *(len(p) + len(c.ids) for p, c in zip(self.prompts, self.continuations, strict=True)))

@@ -15,9 +15,11 @@ from torch import distributed
 from pipeline.config.loss.needs import Fact
 from pipeline.errors import RunError
 from pipeline.images.draw_scores import DrawScores
+from pipeline.models.output_head import at_tokens
 from pipeline.models.policy import dropout_off, load_for_scoring, load_policy
 from pipeline.models.token_logps import TokenLogps
 from pipeline.models.weights.weight_format import Precision, WeightFormat
+from pipeline.training.auxiliary.heads import ValueHead
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example, Logps
 from pipeline.training.distributed.fsdp import shard_frozen
@@ -28,19 +30,23 @@ PASS_TOKENS = 16384
 
 # (prompt ids, response ids) of each.
 Sequences = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-# Of a sequence's response tokens: log-probabilities, and entropies if they are wanted.
+# Of a sequence's response tokens: log-probabilities, and entropies or values if they are wanted.
 PassValues = tuple[Logps, tuple[float, ...]]
 OnProgress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class PassJob:
-    """Sequences to compute, at most ``batch_size`` in a pass, with products in ``dtype``."""
+    """Sequences to compute, at most ``batch_size`` in a pass, with products in ``dtype``.
+
+    ``value_head``: the values that are wanted in place of entropies are those of this head.
+    """
 
     sequences: Sequences
     batch_size: int
     dtype: Precision
     wants: frozenset[Fact]
+    value_head: ValueHead | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +139,9 @@ def _share(model: Any, job: PassJob, on_progress: OnProgress | None, among: Plac
     for turn in range(math.ceil(len(passes) / processes)):
         together = passes[turn * processes : (turn + 1) * processes]
         if rank < len(together):
-            found |= one_pass(score, job.sequences, together[rank])
+            found |= one_pass(score, job.sequences, together[rank], job.value_head)
         elif sharded:
-            one_pass(score, job.sequences, together[0])
+            one_pass(score, job.sequences, together[0], job.value_head)
         done += sum(map(len, together))
         if on_progress is not None:
             on_progress(done)
@@ -154,17 +160,23 @@ def cut_passes(score: TokenLogps | DrawScores, job: PassJob) -> list[list[int]]:
 
 
 @torch.no_grad()
-def one_pass(score: TokenLogps | DrawScores, sequences: Sequences, rows: Sequence[int]) -> dict[int, PassValues]:
+def one_pass(
+    score: TokenLogps | DrawScores, sequences: Sequences, rows: Sequence[int], value_head: ValueHead | None = None
+) -> dict[int, PassValues]:
     """Compute one pass over the sequences ``rows``; return their values by place."""
     packing = score.padded_because is None
     batch = collate([Example.text("", *sequences[i]) for i in rows], packing=packing).to(score.model.device)
     with dropout_off(score.model):
         facts, mask = score(batch.ids, batch.mask, batch.packed), batch.mask.cpu()
-    logps, entropy = facts.policy.cpu(), None if facts.entropy is None else facts.entropy.cpu()
+    wanted = facts.entropy
+    if value_head is not None:
+        assert facts.hidden is not None, "wanted together with the head"
+        wanted = at_tokens(value_head.to(facts.hidden.device)(facts.hidden), batch.mask)
+    logps, beside = facts.policy.cpu(), None if wanted is None else wanted.cpu()
     found: dict[int, PassValues] = {}
     for row, i in enumerate(rows):
-        nats = () if entropy is None else tuple(entropy[row][mask[row]].tolist())
-        found[i] = tuple(logps[row][mask[row]].tolist()), nats
+        values = () if beside is None else tuple(beside[row][mask[row]].tolist())
+        found[i] = tuple(logps[row][mask[row]].tolist()), values
     return found
 
 

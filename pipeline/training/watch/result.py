@@ -16,6 +16,8 @@ AVERAGED = (
     "rejected_logp_per_token",
     "chosen_change_per_token",
     "rejected_change_per_token",
+    "ratio_per_token",
+    "target_per_token",
     "router_aux_loss",
     "expert_imbalance",
 )

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from flows.planning import measure as plan_processes
 from flows.planning.arithmetic import ParameterCounts, Round, TrainerMemory, carried_on, seconds
 from flows.planning.counts import of_length, stand_in
-from flows.planning.disk import disk_use
+from flows.planning.disk import DiskUse, disk_use
 from flows.planning.machine import free_memory
 from flows.planning.measure import apart, of_several
 from flows.planning.probe import Measured, Probed, few_examples, train_a_little, with_layers
@@ -100,6 +100,16 @@ def test_rates_that_are_not_known_give_no_seconds_but_scoring_follows_training()
     assert seconds({"sampling": 0.0}, {}) == {"sampling": 0.0}
 
 
+def test_disk_holds_two_numbers_a_token_where_advantages_are_stored() -> None:
+    def use(**settings: bool) -> DiskUse:
+        given = {"made_start": False, "carried": False, "averaged": False, "checkpoints": False, "best": False}
+        return disk_use(COUNTS, ParameterCounts(1000, 1000), iterative=True, **given, **settings)
+
+    with_them, without = use(advantages=True), use()
+    assert with_them.round == {**without.round, "advantages": 2 * 10 * 2 * 30 * 4 + 10 * 64}
+    assert with_them.passing["examples"] - without.passing["examples"] == 2 * 10 * 2 * 30 * 4
+
+
 def test_disk_holds_what_the_run_keeps_and_the_checkpoints_of_one_training() -> None:
     used = disk_use(
         COUNTS,
@@ -122,7 +132,7 @@ def test_disk_holds_what_the_run_keeps_and_the_checkpoints_of_one_training() -> 
     # Of an example its prompt, and two responses with the log-probabilities of one reference: 4 bytes each.
     # The best weights and those that the checkpoint counts on, with the state that the next round carries on.
     assert used.passing == {"best weights": 24_000, "checkpoints": 24_000, "examples": 10 * (20 * 4 + 2 * 30 * 8)}
-    assert used.round["reference cache"] == used.round["reference"]
+    assert used.round["reference cache"] == used.round["reference"] and "advantages" not in used.round
     more = sum(used.round.values())
     assert used.whole(3) - used.whole(2) == more
 

@@ -61,7 +61,10 @@ def refused(job: Path, rows: list[dict[str, Any]] | None, *settings: str) -> str
 
 @pytest.mark.parametrize(
     "preset",
-    ["rpo_sq", "rpo_bwd", "rpo_fwd", "rpo_sqloo", "rpo_list_fwd", "rpo_list_bwd", "infonca", "nca_list", "apa", "hpo"],
+    [
+        *("rpo_sq", "rpo_bwd", "rpo_fwd", "rpo_sqloo", "rpo_list_fwd", "rpo_list_bwd", "infonca", "nca_list", "hpo"),
+        *("apa", "apa_token"),
+    ],
 )
 def test_rewards_must_be_among_the_columns(offline: Path, preset: str) -> None:
     message = refused(offline, [*PAIRS[:-1], SCORED[-1]], f"loss.preset={preset}")

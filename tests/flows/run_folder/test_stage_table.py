@@ -25,7 +25,7 @@ def test_every_stage_has_a_body_and_every_body_a_stage() -> None:
 
 def test_stages_are_asked_for_in_the_order_in_which_they_run() -> None:
     start = ("data", "policy", "evaluation_samples", "evaluation")
-    in_both = ("pairs", "calibration", "reference", *start[1:], "gate")
+    in_both = ("pairs", "calibration", "reference", "advantages", *start[1:], "gate")
     iterative = config()
     offline = iterative.model_copy(update={"mode": "offline"})
     assert names_in(iterative, 0) == names_in(offline, 0) == start
@@ -55,11 +55,12 @@ def test_a_stage_reads_what_is_made_before_it(tmp_path: Path, silver: str) -> No
         (["discriminator.silver=static"], {"reference", "gate"}),
         (["loss.preset=vpo_online"], {"gold", "discriminator", "calibration", "reference", "gate"}),
         (["loss.preset=simpo"], {"gold", "discriminator", "gate"}),
+        (["loss.preset=apa_token"], {"gold", "discriminator", "reference", "advantages", "gate"}),
         (["training.reference=ema", "gate=null"], {"gold", "discriminator", "reference", "average"}),
     ],
 )
 def test_what_nothing_reads_is_not_made(settings: list[str], made: set[str]) -> None:
-    sometimes = ("added_prompts", "gold", "discriminator", "calibration", "reference", "average", "gate")
+    sometimes = ("added_prompts", "gold", "discriminator", "calibration", "reference", "advantages", "average", "gate")
     assert {name for name in sometimes if made_in(config(*settings), 2, name)} == made
 
 

@@ -71,6 +71,22 @@ def apa(beta: float, eta: float, value: str) -> Callable[[Group], Tensor]:
     return formula
 
 
+def apa_token(
+    beta: float, eta: float, value_weight: float = 1.0, form: str = "square", mean: bool = True
+) -> Callable[[Group], Tensor]:
+    def formula(group: Group) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for y, _ in group:
+            a, g, v = y.advantage, y.returns, y.value
+            for t in range(y.n):
+                h_t = y.p[t] - y.q[t]
+                squared = (beta * h_t - eta * a[t]) ** 2 if form == "square" else -torch.exp(eta * a[t]) * beta * h_t
+                total = total + (squared + value_weight * (v[t] - g[t]) ** 2 / 2) / (y.n if mean else 1)
+        return total / len(group)
+
+    return formula
+
+
 CASES: tuple[tuple[str, dict[str, Any], Callable[[Group], Tensor]], ...] = (
     ("infonca", {}, infonca(0.01, 1.0)),
     ("infonca", {"beta": 0.8, "eta": 2.5}, infonca(0.8, 2.5)),
@@ -78,6 +94,10 @@ CASES: tuple[tuple[str, dict[str, Any], Callable[[Group], Tensor]], ...] = (
     ("nca_list", {"beta": 0.8, "eta": 2.5}, nca_list(0.8, 2.5)),
     ("apa", {}, apa(1.0, 1.0, "leave_one_out")),
     *(("apa", {"beta": 0.4, "eta": 1.7, "value": value}, apa(0.4, 1.7, value)) for value in APA_VALUES),
+    ("apa_token", {}, apa_token(1.0, 10.0)),
+    ("apa_token", {"beta": 0.4, "eta": 1.7, "value_weight": 0.3}, apa_token(0.4, 1.7, 0.3)),
+    ("apa_token", {"aggregate": "sum", "eta": 1.0}, apa_token(1.0, 1.0, mean=False)),
+    ("apa_token", {"head.form": "exponential", "eta": 0.5, "beta": 0.7}, apa_token(0.7, 0.5, form="exponential")),
     ("rrhf", {}, rrhf(100.0, 1.0)),
     ("rrhf", {"weight": 1.0, "nll": 0.3}, rrhf(1.0, 0.3)),
 )

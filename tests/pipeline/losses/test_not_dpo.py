@@ -13,7 +13,7 @@ SAME_LOSS = {"dpo", "d2po_discriminator"}
 OTHERS = [name for name in preset_names() if name not in SAME_LOSS]
 
 # The gradient by the log-probabilities of one response's tokens is not the same for all of them.
-BY_TOKEN = {"d2po_decay", "bmc", "sampo", "ld_dpo", "tis_dpo", "sparsepo", "mapo"}
+BY_TOKEN = {"d2po_decay", "bmc", "sampo", "ld_dpo", "tis_dpo", "sparsepo", "mapo", "apa_token"}
 # It stays the same when the reference is another one.
 REFERENCE_FREE = {"simpo", "slic", "orpo", "cpo", "alphapo", "simper", "rrhf", "sft"}
 # It shrinks with the length of the response: the score is a mean, or a term of the loss is.
@@ -30,6 +30,7 @@ BY_LENGTH = {
     "sft",
     "cpo",
     "dpo_sft",
+    "apa_token",
 }
 
 
@@ -102,6 +103,8 @@ def alike(length: int) -> PairBatch:
         side.reference.fill_(-1.0)
         side.collision.fill_(0.5)
         side.edited.fill_(False)
+        assert side.advantage is not None
+        side.advantage.fill_(0.3)
         for learned, value in ((side.weights, 1.0), (side.kl_weights, 1.0), (side.prior, 0.0)):
             learned.data.fill_(value)
     numbers = {

@@ -91,9 +91,12 @@ def test_finite_where_policy_and_reference_are_one(loss: Loss, batch: PairBatch)
 def test_descent_raises_chosen_over_rejected_at_the_reference(loss: Loss, seed: int) -> None:
     batch = random_pairs(seed, references=2, at_reference=True)
     assert batch.reward_chosen is not None and batch.win_probability is not None
+    assert batch.rejected is not None
     # A sensible labeller: what it prefers has the better reward and wins more often. RRHF ranks by likelihood.
     batch = dataclasses.replace(
         batch,
+        chosen=dataclasses.replace(batch.chosen, advantage=torch.ones_like(batch.chosen.policy)),
+        rejected=dataclasses.replace(batch.rejected, advantage=-torch.ones_like(batch.rejected.policy)),
         reward_rejected=batch.reward_chosen - 1.5,
         win_probability=batch.win_probability.clamp(min=0.6),
         win_probability_rejected=1 - batch.win_probability.clamp(min=0.6),

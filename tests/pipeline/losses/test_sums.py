@@ -94,7 +94,7 @@ def test_it_is_read_back_as_it_is_written() -> None:
         (
             {"sum": [{"preset": "dpo"}, {"preset": "infonca"}]},
             r"dpo and infonca read different data\. Losses that may be summed:\n"
-            r" +over K responses: apa, infonca, nca_list,.*\n +over pairs: alpha_dpo, .*, xpo",
+            r" +over K responses: apa, apa_token, infonca, nca_list,.*\n +over pairs: alpha_dpo, .*, xpo",
         ),
         ({"sum": [{"preset": "dpo"}, {"preset": "mpo"}]}, r"sum\.1\.preset: mpo is itself a weighted sum"),
         ({"sum": [{"preset": "apo"}]}, r"sum\.0\.preset: 'apo' is ambiguous"),

@@ -39,6 +39,7 @@ CUT = (
     "aot",
     "aot_unpaired",
     "apa",
+    "apa_token",
 )
 
 

@@ -17,7 +17,7 @@ from pipeline.config import RayCluster, RunConfig
 from pipeline.safe_text import is_secret_variable, key_variables
 
 # Stages that ask nothing of a labeller and write to no account.
-ON_RANKS = frozenset({"policy", "reference"})
+ON_RANKS = frozenset({"policy", "reference", "advantages"})
 
 
 class Crew:

@@ -26,7 +26,7 @@ from flows.report.facts import (
 from flows.report.findings.verdicts import gate_limits
 from flows.report.html import RunFacts, Sample, Samples, render_report
 from flows.report.html.tables import differences_table, rounded_time
-from flows.report.html.training import BOTH_MAY_FALL
+from flows.report.html.training import BOTH_MAY_FALL, training_panels
 from pipeline.config import Gate
 from pipeline.training.batches.pass_tokens import PassTokens
 from pipeline.training.step_log import StepReport
@@ -105,6 +105,30 @@ def test_accuracy_is_drawn_against_kl_where_pairs_are_held_out() -> None:
     html = render_report([run(*rounds, name="one"), run(*rounds[:2], name="other")])
     assert "<b>Accuracy over KL</b>" in html and "<b>Reward over KL</b>" not in html
     assert "<b>Accuracy over KL</b>" not in render_report([run(*rounds[:1])])
+
+
+def summed(*parts: dict[str, float] | None) -> RoundFacts:
+    """A round whose steps had these parts of a sum."""
+    steps = tuple(replace(STEP, step=n, parts=of_step) for n, of_step in enumerate(parts, 1))
+    return replace(full(1), training=TrainingFacts({"loss": 0.5}, steps))
+
+
+def test_each_part_of_a_sum_has_a_line_of_its_own_with_its_name() -> None:
+    sums = ({"dpo": 0.7, "sft_2": 3.0}, {"dpo": 0.6, "sft_2": 2.5}, {"dpo": 0.4, "sft_2": 2.0})
+    (panel,) = [panel for panel in training_panels([run(full(0), summed(*sums))]) if panel.title == "Parts of the loss"]
+    legend = re.findall(r"</svg>([^<]+)</span>", panel.figure)
+    assert legend == ["dpo", "sft_2"]
+    drawn = re.findall(r'data-y="([^"]*)"', panel.figure)
+    assert drawn == ["0.7 0.6 0.4", "3 2.5 2"]
+    both = training_panels([run(full(0), summed(*sums), name="one"), run(full(0), full(1), name="plain")])
+    assert "Parts of the loss" in {panel.title for panel in both}
+    assert "Parts of the loss" not in {panel.title for panel in training_panels([run(full(0), summed(None, None))])}
+
+
+def test_sizes_of_log_ratios_and_targets_are_drawn_where_a_loss_has_targets() -> None:
+    steps = tuple(replace(STEP, step=n, ratio_per_token=0.1 * n, target_per_token=8.0) for n in (1, 2))
+    panels = training_panels([run(full(0), replace(full(1), training=TrainingFacts({"loss": 0.5}, steps)))])
+    assert "Size of log-ratios and targets" in {panel.title for panel in panels}
 
 
 def test_what_a_model_wrote_is_text_and_nothing_else() -> None:

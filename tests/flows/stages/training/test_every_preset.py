@@ -26,7 +26,7 @@ UNPAIRED = [name for name in preset_names() if needs_of(Composition.model_valida
 CASES = [
     *((name, mode, "pairs") for name in preset_names() for mode in ("offline", "iterative")),
     *((name, "offline", "marked") for name in UNPAIRED),
-    *((name, "offline", "groups") for name in ("dpo", "rpo_sqloo", "nca_list", "apa", "sppo")),
+    *((name, "offline", "groups") for name in ("dpo", "rpo_sqloo", "nca_list", "apa", "apa_token", "sppo")),
 ]
 
 

@@ -35,6 +35,7 @@ def fit(model: Any, loss: Loss, examples: list[Example] | None = None, **options
 def test_a_loss_declares_its_companions() -> None:
     children = {name: [child for child, _ in made(name).named_children()] for name in ("dpo", "mapo", "mi_dpo", "hpo")}
     assert children == {"dpo": [], "mapo": [], "mi_dpo": ["prior"], "hpo": ["value"]}
+    assert [child for child, _ in made("apa_token").named_children()] == ["token_value"]
     assert [child for child, _ in made("sparsepo").named_children()] == ["mask", "kl_mask"]
     assert [child for child, _ in made("sparsepo", masks="common").named_children()] == ["mask"]
 
@@ -43,7 +44,7 @@ def test_masks_have_their_own_weight_decay_and_critics_their_own_rate() -> None:
     own = settings(weight_decay=0.125, learning_rate=0.5)
     (mask, kl_mask) = made("sparsepo", **{"weights.weight_decay": 0.25, "head_learning_rate": 0.5}).groups(own)
     assert (mask.weight_decay, mask.rate, kl_mask.weight_decay) == (0.25, 1.0, 0.25)
-    for name in ("mi_dpo", "hpo"):
+    for name in ("mi_dpo", "hpo", "apa_token"):
         (head,) = made(name, head_learning_rate=0.125).groups(own)
         assert (head.weight_decay, head.rate) == (0.125, 0.25)
     assert set(mask.parameters) == {"heads.mask.weight", "heads.mask.bias", "heads.mask.mix"}
@@ -65,7 +66,7 @@ def test_critics_of_states_of_two_widths_are_refused() -> None:
         AuxiliaryModules(loss_named("ganpo").composition, 32, 2, 64, seed=1)
 
 
-@pytest.mark.parametrize("name", ["sparsepo", "mi_dpo", "hpo", "ganpo"])
+@pytest.mark.parametrize("name", ["sparsepo", "mi_dpo", "hpo", "apa_token", "ganpo"])
 def test_heads_learn_and_the_next_round_goes_on_with_them(name: str, tmp_path: Path) -> None:
     loss, reference = loss_named(name), tiny_llama(seed=1)
     first, second = tmp_path / "first", tmp_path / "second"

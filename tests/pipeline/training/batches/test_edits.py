@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.training.batches.examples import edits
+from pipeline.training.batches.edits import edits
 
 
 @pytest.mark.parametrize(

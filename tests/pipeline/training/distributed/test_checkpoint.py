@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_in_the_middle_of_an_epoch_bit_by_bit(lora: bool, t
 @pytest.mark.parametrize(
     "name",
     [
-        *("sparsepo", "ganpo", "beta_dpo"),
+        *("sparsepo", "ganpo", "beta_dpo", "apa_token"),
         *(pytest.param(name, marks=pytest.mark.whole) for name in ("mi_dpo", "hpo", "alpha_dpo", "bco", "sampo")),
     ],
 )
@@ -82,7 +82,7 @@ def test_what_a_loss_keeps_beside_the_policy_goes_on_bit_by_bit(name: str, tmp_p
     assert [r.loss for r in result.history] == [r.loss for r in expected.history]
     ours, theirs = resumed.state_dict(), whole.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    trains_heads = name in ("sparsepo", "mi_dpo", "ganpo", "hpo")
+    trains_heads = name in ("sparsepo", "mi_dpo", "ganpo", "hpo", "apa_token")
     assert (tmp_path / "whole").exists() == trains_heads
     if trains_heads:
         heads = [load_file(tmp_path / folder / "heads.safetensors") for folder in ("whole", "resumed")]
