@@ -10,6 +10,7 @@ from pipeline.config import (
     Data,
     DatasetData,
     FileData,
+    ImageData,
     MixtureData,
     PairData,
     PretrainedPolicy,
@@ -84,6 +85,8 @@ def _with_day(chat: ChatSettings, before: RunConfig | None, why: str) -> tuple[C
 
 def understood_data(given: PairData, section: str, before: Data | None = None) -> tuple[PairData, list[str]]:
     """Return one section as ``understood`` does, member by member; ``before``: the run folder's."""
+    if isinstance(given, ImageData):
+        return given, []
     if not isinstance(given, MixtureData):
         return understood_source(given, section, before)
     stored: Sequence[Data | None] = before.of if isinstance(before, MixtureData) else ()

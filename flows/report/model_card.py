@@ -12,7 +12,7 @@ from flows.report.findings.verdicts import verdict_words
 from flows.report.gather import round_facts
 from flows.run_folder.approvals import read_approval
 from flows.run_folder.growth import added_stages
-from pipeline.config import Data, DatasetData, FileData, MixtureData, PretrainedPolicy, RunConfig
+from pipeline.config import Data, DatasetData, FileData, ImageData, MixtureData, PretrainedPolicy, RunConfig
 from pipeline.config.data.mixture import sources_in
 from pipeline.safe_text import markdown
 from pipeline.storage.atomic import write_text
@@ -128,6 +128,8 @@ def _where(data: Data) -> str:
             return ", ".join(map(_where, data.of))
         case DatasetData():
             return f"{markdown(data.where)} (data set)"
+        case ImageData():
+            return f"{markdown(Path(data.path).name)} (images)"
         case _:
             return "generated restaurant descriptions"
 

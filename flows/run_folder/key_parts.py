@@ -16,6 +16,7 @@ from pipeline.config import (
     FileData,
     FunctionScorer,
     ImageClassifierScorer,
+    ImageData,
     JudgeScorer,
     MixtureData,
     PairData,
@@ -164,9 +165,8 @@ def being_written(section: str, where: str) -> str:
 def _sources(config: RunConfig) -> dict[str, PairData]:
     """The sources that have files, by their names in the config."""
     sources = {"prompts": config.prompts, "pairs": config.pairs, "held_out": held_out_source(config)}
-    return {
-        name: source for name, source in sources.items() if isinstance(source, FileData | DatasetData | MixtureData)
-    }
+    files = FileData | DatasetData | MixtureData | ImageData
+    return {name: source for name, source in sources.items() if isinstance(source, files)}
 
 
 def source_digest(source: PairData) -> JsonValue:

@@ -7,6 +7,7 @@ union with the discriminator ``kind``; a choice among functions of one shape is 
 
 from pipeline.config.base import OPERATIONAL, Closed
 from pipeline.config.data.columns import Columns, LabelWords, Signed, Votes
+from pipeline.config.data.images import ImageData
 from pipeline.config.data.limits import Limits
 from pipeline.config.data.mixture import MixtureData
 from pipeline.config.data.sources import ConditionData, Data, DotsData, HeldOut, PairData, RestaurantData
@@ -88,6 +89,7 @@ __all__ = [
     "Gate",
     "HeldOut",
     "ImageClassifierScorer",
+    "ImageData",
     "ImageScore",
     "JudgeScorer",
     "KeywordScorer",

@@ -38,9 +38,9 @@ Cause = Literal[
     "duplicate_row",
     "differing_answer",
     "leak",
-    "long_for_policy",
-    "long_for_reward_model",
-]
+    "long_for_policy", "long_for_reward_model",
+    "unlabelled", "unreadable_image", "missing_image", "image_url", "huge_image", "image_size",
+]  # fmt: skip
 Fault = tuple[Cause, str]
 # How what is said of a prompt that is dropped begins.
 LONG_PROMPT = "a prompt"

@@ -15,16 +15,17 @@ from pipeline.config import (
     DatasetData,
     DotsData,
     FileData,
+    ImageData,
     MixtureData,
     PairData,
     RestaurantData,
     UserData,
 )
+from pipeline.data.files.records import Record, read_records
 from pipeline.data.forms.cells import FaultError, RowCause
 from pipeline.data.forms.joined import grouped
 from pipeline.data.forms.parsing import FORMS, preference_of, prompt_of
 from pipeline.data.forms.paths import find
-from pipeline.data.records import Record, read_records
 from pipeline.data.tasks.dots import condition_prompts, dot_prompts
 from pipeline.data.tasks.restaurants import generate
 from pipeline.types import Message, Prompt, TextGroup, TextPreference
@@ -79,6 +80,12 @@ def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
     match data:
         case FileData() | DatasetData():
             yield from _parsed(data, lambda record: _prompt_row(record, data))
+        case ImageData():
+            # Text runs need no decoders of images.
+            from pipeline.data.pictures.rows import parsed_images, prompt_with_images
+
+            for record, found in parsed_images(data, partial(prompt_with_images, data)):
+                yield _source_row(record, found if isinstance(found, FaultError) else PromptRow(*found))
         case MixtureData():
             yield from _in_turn(data, read_prompts)
         case RestaurantData():
@@ -104,14 +111,15 @@ def read_preferences(data: PairData, several_turns: bool = False) -> Iterator[So
     - Groups: ``prompt``, ``responses`` (a list), ``rewards`` (one for each).
     - Single responses: ``prompt``, ``completion``, ``label`` (true: good).
 
+    Of images, the responses are names, as ``pictures.rows`` makes them.
+
     Of a mixture, all rows of all members; ``spool.mixing`` tells which are used.
 
     Raises:
         UserError: no data, or a file that is damaged as a whole.
     """
     first: SourceRow[TextPreference] | None = None
-    read = partial(_preferences_in, several_turns=several_turns)
-    for row in _in_turn(data, read) if isinstance(data, MixtureData) else read(data):
+    for row in _preferences(data, several_turns):
         if row.value is not None:
             first = first or row
             assert first.value is not None
@@ -121,6 +129,34 @@ def read_preferences(data: PairData, several_turns: bool = False) -> Iterator[So
                 yield SourceRow(row.file, row.number, None, fault, prompt=row.prompt, member=row.member)
                 continue
         yield row
+
+
+def _preferences(data: PairData, several_turns: bool) -> Iterator[SourceRow[TextPreference]]:
+    match data:
+        case MixtureData():
+            return _in_turn(data, partial(_preferences_in, several_turns=several_turns))
+        case ImageData():
+            return _among_images(data)
+        case _:
+            return _preferences_in(data, several_turns)
+
+
+def _among_images(data: ImageData) -> Iterator[SourceRow[TextPreference]]:
+    from pipeline.data.pictures.rows import parsed_images, preference_among_images
+
+    found: Iterator[tuple[Record, TextPreference | FaultError]]
+    found = parsed_images(data, partial(preference_among_images, data))
+    for record, made in found:
+        prompt = None if isinstance(made, FaultError) else made.prompt
+        row: SourceRow[TextPreference] = _source_row(record, made)
+        yield replace(row, prompt=prompt)
+
+
+def _source_row(record: Record, found: T | FaultError) -> SourceRow[T]:
+    """Return a record with what was made of it, or its fault."""
+    if isinstance(found, FaultError):
+        return SourceRow(record.file, record.number, None, str(found), found.cause)
+    return SourceRow(record.file, record.number, found, columns=tuple(record.values))
 
 
 def values(rows: Iterable[SourceRow[T]]) -> Iterator[T]:

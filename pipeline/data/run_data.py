@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.config import PairData, RunConfig, UserData
+from pipeline.config import ImageData, PairData, RunConfig, UserData
 from pipeline.config.data.mixture import part_of
 from pipeline.data.dropping import Dropping
 from pipeline.data.faults import Tokens
@@ -90,7 +90,7 @@ def open_data(config: RunConfig, tokens: Tokens | None = None, rows: RunRows | N
     return RunData(config, rows, distinct, split, dropping)
 
 
-def _given_split(config: RunConfig, given: UserData, rows: RunRows, dropping: Dropping) -> Split:
+def _given_split(config: RunConfig, given: UserData | ImageData, rows: RunRows, dropping: Dropping) -> Split:
     """Return the split that holds out the first prompts of ``given``."""
     held_out: dict[str, Prompt] = {}
     for row in values(dropping.rows("held_out", rows.prompts("held_out"))):

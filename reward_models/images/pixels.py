@@ -11,7 +11,7 @@ import numpy
 from numpy.typing import NDArray
 
 from pipeline.errors import RunError
-from pipeline.images.tables.picture import PictureError, decoded_picture, picture_digest
+from pipeline.data.pictures.picture import PictureError, decoded_picture, picture_digest
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.labeller import Labeller, Labels
 

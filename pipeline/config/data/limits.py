@@ -68,6 +68,12 @@ class Limits(Closed):
         0.1, "a prompt over chat.max_prompt_tokens, or a row over the policy's context"
     )
     long_for_reward_model: FaultLimit = _share(0.1, "prompt and response exceed scorer.max_tokens")
+    unlabelled: FaultLimit = _share(1, "images that nobody compared (has_label: false)")
+    unreadable_image: FaultLimit = _share(0, "an image that is damaged, or no picture")
+    missing_image: FaultLimit = _share(0, "no bytes, or a path to no file below the folder of the table")
+    image_url: FaultLimit = _share(0, "an image is only a URL; nothing is fetched")
+    huge_image: FaultLimit = _share(0, "an image of more than pairs.most_pixels, which is not decoded")
+    image_size: FaultLimit = _share(0, "an image of another size than pairs.size, with fit: exact")
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -108,6 +114,8 @@ FATES: Mapping[str, str] = {
     "leak": "dropped from training",
     "long_for_policy": "dropped if the prompt is too long, else kept",
     "long_for_reward_model": "kept; the reward model reads it without its beginning",
+    "unlabelled": "dropped",
+    **dict.fromkeys(("unreadable_image", "missing_image", "image_url", "huge_image", "image_size"), "dropped"),
 }
 # Causes that are found in the policy's tokens, and in the reward model's.
 OF_TOKENS = frozenset(

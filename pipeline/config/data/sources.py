@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import LATER, Closed
+from pipeline.config.data.images import ImageData
 from pipeline.config.data.mixture import MixtureData, sources_in
 from pipeline.config.data.user_data import DatasetData, FileData
 
@@ -63,9 +64,10 @@ class ConditionData(Closed):
         return "conditions"
 
 
-PairData = Annotated[FileData | DatasetData | MixtureData, Field(discriminator="kind")]
+PairData = Annotated[FileData | DatasetData | MixtureData | ImageData, Field(discriminator="kind")]
 Data = Annotated[
-    FileData | DatasetData | MixtureData | RestaurantData | DotsData | ConditionData, Field(discriminator="kind")
+    FileData | DatasetData | MixtureData | ImageData | RestaurantData | DotsData | ConditionData,
+    Field(discriminator="kind"),
 ]
 
 

@@ -18,11 +18,11 @@ from pipeline.data.detection.first_rows import FirstRows
 from pipeline.data.detection.lists import groups, marks, rows_of_one
 from pipeline.data.detection.names import CONVERSATIONS, PROMPT_COLUMNS, REFERENCES, SYSTEMS
 from pipeline.data.detection.pairs import FoundSettings, certain_pairs, decided_pairs
+from pipeline.data.files.records import Record, read_records
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.joined import grouped
 from pipeline.data.forms.parsing import preference_of, prompt_of
 from pipeline.data.forms.paths import first_name
-from pipeline.data.records import Record, read_records
 from pipeline.types import Prompt, TextPair
 
 # Rows that are looked at, and rows that each reading is tried on.

@@ -18,7 +18,16 @@ _NO_NUMBER = frozenset({"nan", "null", "none", "n/a", "na"})
 
 
 # Faults that keep a row from being read; the causes are those of ``config.Limits``.
-RowCause = Literal["malformed", "lone_response"]
+RowCause = Literal[
+    "malformed",
+    "lone_response",
+    "unlabelled",
+    "unreadable_image",
+    "missing_image",
+    "image_url",
+    "huge_image",
+    "image_size",
+]
 
 
 class FaultError(Exception):

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pydantic import JsonValue
 
 from pipeline.config import UserData
+from pipeline.data.files.records import Record
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.parsing import one_response_prompt
 from pipeline.data.forms.paths import find
-from pipeline.data.records import Record
 from pipeline.types import Prompt
 
 

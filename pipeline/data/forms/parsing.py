@@ -9,6 +9,7 @@ from dataclasses import replace
 from pydantic import JsonValue
 
 from pipeline.config import Columns, UserData
+from pipeline.data.files.records import Record
 from pipeline.data.forms import cells
 from pipeline.data.forms.answers import Given, answer, split_pair, split_texts, split_turns, turns_text
 from pipeline.data.forms.besides import besides, with_media
@@ -19,7 +20,6 @@ from pipeline.data.forms.paths import find
 from pipeline.data.forms.spelled import is_spelled, read_spelled
 from pipeline.data.forms.transcripts import is_transcript
 from pipeline.data.forms.turns import Turns, history_turns, is_conversation, prompt_turns, system_merged, with_history
-from pipeline.data.records import Record
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
 FORMS: dict[type[TextPreference], str] = {

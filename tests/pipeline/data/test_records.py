@@ -13,8 +13,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from pipeline.config import Columns, DatasetData
+from pipeline.data.files.records import read_records
 from pipeline.data.reading import read_preferences
-from pipeline.data.records import read_records
 from pipeline.errors import UserError
 from pipeline.types import TextPair
 

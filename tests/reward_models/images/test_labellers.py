@@ -23,8 +23,8 @@ from pipeline.config import (
     LengthScorer,
     ScorerSettings,
 )
+from pipeline.data.pictures.picture import decoded_picture
 from pipeline.errors import RunError, UserError
-from pipeline.images.tables.picture import decoded_picture
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
@@ -100,7 +100,7 @@ def test_faults_of_a_function_are_named(tmp_path: Path, source: str, said: str) 
 
 
 def test_kinds_of_the_other_modality_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"scorer.kind: length labels texts, not images; allowed: dots, function, judge"):
+    with pytest.raises(UserError, match=r"length labels texts, not images; allowed: dots, function, judge"):
         labels(LengthScorer(), items("a", picture(RED)))
     with pytest.raises(UserError, match=r"scorer.kind: clip reads images; allowed: modality: image"):
         build_labeller(ClipScorer(path=str(tmp_path)), accounts())

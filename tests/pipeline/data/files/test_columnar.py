@@ -14,7 +14,7 @@ from pipeline.config import DatasetData
 from pipeline.data.files import columnar
 from pipeline.data.files.bounds import Broken
 from pipeline.data.files.formats import read_file
-from pipeline.data.records import read_records
+from pipeline.data.files.records import read_records
 from pipeline.errors import UserError
 
 LONG = "y" * (1 << 20)

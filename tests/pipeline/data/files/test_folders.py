@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from pipeline.config import FileData, HeldOut, RunConfig
 from pipeline.data.files.folders import data_files, is_saved
-from pipeline.data.records import read_records
+from pipeline.data.files.records import read_records
 from pipeline.data.sources import held_out_source
 from pipeline.errors import UserError
 

@@ -14,7 +14,7 @@ from pipeline.data.files import formats, json_text
 from pipeline.data.files.bounds import Broken
 from pipeline.data.files.folders import data_files
 from pipeline.data.files.formats import read_file
-from pipeline.data.records import Record, read_records
+from pipeline.data.files.records import Record, read_records
 from pipeline.errors import UserError
 
 ROWS: list[dict[str, Any]] = [

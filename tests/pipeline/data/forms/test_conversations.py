@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pipeline.config import Columns, FileData
+from pipeline.data.files.records import Record
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.parsing import preference_of, prompt_of
-from pipeline.data.records import Record
 from pipeline.types import Message, Prompt, TextPair
 
 Row = dict[str, Any]

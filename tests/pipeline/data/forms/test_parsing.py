@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from pipeline.config import Columns, FileData, Votes
+from pipeline.data.files.records import Record
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.parsing import preference_of, prompt_of
 from pipeline.data.forms.transcripts import common_start, is_transcript, transcript
-from pipeline.data.records import Record
 from pipeline.types import Message, TextGroup, TextPair, TextPreference
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}

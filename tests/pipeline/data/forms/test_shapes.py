@@ -7,10 +7,10 @@ import pytest
 
 from pipeline.config import FileData, Votes
 from pipeline.config.files import dump_config, load_settings
+from pipeline.data.files.records import Record
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.joined import grouped
 from pipeline.data.forms.parsing import preference_of, prompt_of
-from pipeline.data.records import Record
 from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, UnpairedText
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from pipeline.images.tables.picture import Frame, PictureError, decoded_picture, fitted, png_bytes
+from pipeline.data.pictures.picture import Frame, PictureError, decoded_picture, fitted, png_bytes
 from tests.support.pictures import BLUE, RED, halves, picture
 
 
