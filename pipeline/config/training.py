@@ -84,7 +84,10 @@ def _without_unbalanced(plain: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return {name: value for name, value in plain.items() if (name, value) != ("router_aux_loss_coef", UNBALANCED)}
 
 
-AlarmName = Literal["loss", "diverged", "gradient", "margin", "chosen", "ending", "experts", "held_out", "entropy"]
+AlarmName = Literal[
+    "loss", "diverged", "gradient", "margin", "chosen", "ending", "experts", "winner_error", "both_errors", "held_out",
+    "entropy",
+]  # fmt: skip
 
 
 class Alarms(Closed):
@@ -112,6 +115,18 @@ class Alarms(Closed):
         2.0,
         gt=1,
         description="mixture of experts: factor by which the load of a layer's busiest expert, over the mean, may grow",
+        json_schema_extra=LATER,
+    )
+    winner_error: float | None = Field(
+        1.5,
+        gt=1,
+        description="images: factor by which the error on chosen images may exceed the reference's",
+        json_schema_extra=LATER,
+    )
+    both_errors: float | None = Field(
+        1.4,
+        gt=1,
+        description="images: factor by which the errors on both sides may exceed the reference's while the loss falls",
         json_schema_extra=LATER,
     )
     held_out: float | None = Field(

@@ -91,7 +91,7 @@ class Steps:
             # The other processes' models are not used after training.
             model = copy.deepcopy(model)
         self.model, self.examples, self.settings, self.seed = model, examples, settings, seed
-        self.count = steps_of(len(examples), settings)
+        self.count, self.scores_images = steps_of(len(examples), settings), self._draws is not None
         self._survey = survey
         # A checkpoint of this run has the same key.
         self._key = content_hash([settings.identity(), loss.composition.identity(), seed, survey.digest, *trainee.key])

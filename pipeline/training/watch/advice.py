@@ -50,6 +50,18 @@ ADVICE: Mapping[AlarmName, Advice] = {
         "a larger training.router_aux_loss_coef, a smaller learning rate, or adapters that leave routers alone usually "
         "helps",
     ),
+    "winner_error": Advice(
+        "the error on chosen images is {value:.3g} times the reference's (limit {limit:g}): the policy unlearns what "
+        "it should prefer",
+        "a larger loss.beta, a smaller learning rate, more pairs, or a fixed reference usually helps; pairs in the "
+        "right order say nothing here",
+    ),
+    "both_errors": Advice(
+        "the errors on chosen and on rejected images are both at least {value:.3g} times the reference's (limit "
+        "{limit:g}) while the loss falls: it falls because rejected images are unlearnt faster than chosen ones",
+        "a larger loss.beta, a smaller learning rate, more pairs, or a fixed reference usually helps; judge by the "
+        "reward on held-out prompts",
+    ),
     "held_out": Advice(
         "the held-out margin has fallen {value:.3g} standard errors from its best (limit {limit:g}) while the training "
         "margin rises",

@@ -4,6 +4,7 @@ Losses differ in unit and sign (IPO is squared, SimPO averages tokens, KTO lies 
 every rule compares the newest steps with the run's own beginning. Both are medians over a window, which single odd
 batches do not move: the beginning is the first 5 % of the steps (3 to 19), the present the last 5 % (3 to 50), so
 fewer than six steps raise none. Rules on log-probs are in nats per token, the same for every loss, whatever its β.
+Of images, whose scores are errors, rules on the errors' growth over the reference's stand in the place of those.
 """
 
 import json
@@ -20,6 +21,7 @@ from pipeline.errors import RunError
 from pipeline.storage.atomic import write_json
 from pipeline.training.step_log import StepReport
 from pipeline.training.watch.held_out import HeldOutReport, furthest_report
+from pipeline.training.watch.image_errors import chosen_error, rejected_error
 
 ALARMS_FILE = "alarms.json"
 # Held-out pairs from which the standard error of their mean says enough.
@@ -57,9 +59,11 @@ class Alarm:
 class Watch:
     """The alarms of one training run. A run that is resumed shows it the steps before again."""
 
-    def __init__(self, limits: Alarms, steps: int, compares: bool = True) -> None:
-        """``steps``: of the whole run; ``compares``: the loss compares responses, so a margin says something."""
+    def __init__(self, limits: Alarms, steps: int, compares: bool = True, images: bool = False) -> None:
+        """``steps``: of the whole run; ``compares``: the loss compares responses, so a margin says something;
+        ``images``: the policy makes images, so scores are errors, not log-probs of tokens."""
         self._limits, self._steps, self._compares = limits, steps, compares
+        self._rules = IMAGE_RULES if images else STEP_RULES
         # Odd, so that its median is one step's value.
         self._first = max((min(round(steps / 20), 20) - 1) | 1, FEWEST_STEPS)
         self._last = min(max(round(steps / 20), FEWEST_STEPS), 50)
@@ -84,7 +88,7 @@ class Watch:
                 begun.append(value)
             else:
                 self._recent.setdefault(name, deque(maxlen=self._last)).append(value)
-        found = [self._judge(rule, measure(self), step.step) for rule, measure in STEP_RULES.items()]
+        found = [self._judge(rule, measure(self), step.step) for rule, measure in self._rules.items()]
         return tuple(alarm for alarm in found if alarm is not None)
 
     def see_held_out(self, report: HeldOutReport) -> tuple[Alarm, ...]:
@@ -176,6 +180,8 @@ SERIES: dict[str, Callable[[StepReport], float | None]] = {
     "chosen": _chosen,
     "ending": lambda step: step.ending_logp,
     "experts": lambda step: step.expert_imbalance,
+    "chosen_error": chosen_error,
+    "rejected_error": rejected_error,
 }
 
 
@@ -214,6 +220,24 @@ STEP_RULES: dict[AlarmName, Callable[[Watch], float | None]] = {
     "chosen": _fall("chosen"),
     "ending": _fall("ending"),
     "experts": _growth("experts"),
+}
+
+
+def _both_errors(watch: Watch) -> float | None:
+    """The smaller of both sides' growths while the loss is below its beginning, else 1: nothing is hidden by it."""
+    growths = [watch.present(name) for name in ("chosen_error", "rejected_error")]
+    known = [growth for growth in growths if growth is not None]
+    if len(known) < len(growths):
+        return None
+    return min(known) if (watch.change("loss") or 0.0) < 0 else 1.0
+
+
+IMAGE_RULES: dict[AlarmName, Callable[[Watch], float | None]] = {
+    "loss": _rise,
+    "diverged": _rise,
+    "gradient": _growth("gradient"),
+    "winner_error": lambda watch: watch.present("chosen_error"),
+    "both_errors": _both_errors,
 }
 
 

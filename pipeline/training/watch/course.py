@@ -55,7 +55,8 @@ class Course:
         self.ended_because: str | None = None
         self._stopped: Alarm | None = None
         limits = Alarms() if watching is None else watching.alarms
-        self._watch = Watch(limits, steps.count, compares=not needs_of(loss).only_chosen)
+        compares = not needs_of(loss).only_chosen
+        self._watch = Watch(limits, steps.count, compares, images=steps.scores_images)
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
