@@ -111,7 +111,9 @@ def text_conditioned(folder: Path, seed: int = 0, prediction: str = "epsilon") -
         cross_attention_dim=16,
     )
     write_image_policy(
-        network, vp(prediction, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), folder
+        network,
+        vp(prediction, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
+        folder,
     )
     vae().save_pretrained(folder / "vae")
     CLIPTextModel(_text_config()).save_pretrained(folder / "text_encoder")

@@ -84,7 +84,7 @@ def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
     }
     torch.manual_seed(seed)
     try:
-        return _with_adapter(model, arguments, TRAINED_ADAPTER)
+        return with_adapter(model, arguments, TRAINED_ADAPTER)
     except ValueError as error:
         raise UserError(f"training.lora.target_modules: {error}") from error
 
@@ -121,7 +121,7 @@ def _made_for(model: Any, folder: str | Path, name: str, field: str = "") -> Any
     settings, where = adapter_settings(folder, field), f"{field}: {file}" if field else str(file)
     shapes = shapes_in(file)
     try:
-        adapted = _with_adapter(model, settings, name)
+        adapted = with_adapter(model, settings, name)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError, re.error) as error:
         raise UserError(f"{where}: not an adapter of this model: {error}") from None
     own = {key: tuple(tensor.shape) for key, tensor in _tensors(adapted, name).items()}
@@ -174,15 +174,16 @@ def drop_reference(model: Any) -> None:
     model.delete_adapter(REFERENCE_ADAPTER)
 
 
-def _with_adapter(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
+def with_adapter(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
+    """Add an adapter with peft's ``arguments`` under ``name``; its weights are float32. Returns a peft model."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(**arguments, task_type="CAUSAL_LM")
+    config = LoraConfig(**arguments, task_type="CAUSAL_LM" if isinstance(plain_model(model), PreTrainedModel) else None)
     with warnings.catch_warnings():
         # Of transposed layers, which peft handles; of experts' layers, for which peft itself adds the keys; of tied
         # embeddings, of which each is then trained, and merged, alone.
         warnings.filterwarnings("ignore", ".*(fan_in_fan_out|(rank|alpha)_pattern keys|tie_word_embeddings)")
-        if isinstance(model, PreTrainedModel):
+        if plain_model(model) is model:
             adapted = get_peft_model(model, config, adapter_name=name)
         else:
             adapted = model
