@@ -1,4 +1,7 @@
-"""The arithmetic of a plan's disk: bytes of a run folder by stage, from counts. Torch-free."""
+"""The arithmetic of a plan's disk: bytes of a run folder by stage, from counts; of image runs, from the policy's files.
+
+Torch-free.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,14 +9,21 @@ from pathlib import Path
 
 from flows.planning.arithmetic import MOMENT_BYTES, WEIGHT_BYTES, ParameterCounts, Round
 from flows.planning.cards.recipes import recipe_of
-from pipeline.config import RunConfig
+from pipeline.config import DiffusionPolicy, DotsData, RunConfig
+from pipeline.images.prompt_ids import network_settings
 from pipeline.models.weights.weight_format import frozen_format
+from pipeline.storage.run_folder import RunFolder
 
 # Bytes of a stored token's id, log-probability and piece of text, and of a row's id, in parquet with zstd. It shrinks
 # ids and text, but hardly the log-probabilities. Within 10 % of what rounds of the quickstart wrote.
 ID_BYTES, LOGP_BYTES, TEXT_BYTES, ROW_BYTES = 2, 4, 1, 64
 # In the file that training reads at random places; it is deleted when training ends.
 ARROW_ID_BYTES = 4
+# Of a row besides its image: prompt, ids, numbers.
+_ROW = 1024
+# Pixels a side of one latent of an autoencoder.
+_UPSCALED = 8
+_FLOAT, _CHANNELS = 4, 3
 # The parts of a round that retention removes.
 _WEIGHTS = {"policy", "optimiser", "average"}
 
@@ -148,3 +158,48 @@ def disk_use(
         policies,
         base * WEIGHT_BYTES * (2 if averaged else 1) if stored.masters else 0,
     )
+
+
+def image_stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
+    """Bound the bytes that a stage of a run of images writes; 0 where they are few."""
+    drawn = (config.prompts_per_round or _count(run, "prompts")) * config.sampling.n
+    match name:
+        case "data":
+            pictures = config.prompts.pictures if isinstance(config.prompts, DotsData) else 0
+            return pictures * 2 * _ROW
+        case "samples":
+            return drawn * (_ROW + _image_bytes(run, config))
+        case "evaluation_samples":
+            return _count(run, "held_out") * config.evaluation.samples * (_ROW + _image_bytes(run, config))
+        case "policy" if round_ > 0 or isinstance(config.policy, DiffusionPolicy):
+            # The weights, and a checkpoint with the optimiser's state or the weights that a failed step leaves.
+            return 4 * _weight_bytes(_folder(run, config))
+        case _:
+            return drawn * _ROW
+
+
+def _count(run: RunFolder, table: str) -> int:
+    manifest = run.stage(0, "data").manifest()
+    found = None if manifest is None else manifest.metrics.get(table)
+    return found if isinstance(found, int) else 0
+
+
+def _folder(run: RunFolder, config: RunConfig) -> Path:
+    return Path(config.policy.path) if isinstance(config.policy, DiffusionPolicy) else run.stage(0, "policy").folder
+
+
+def _image_bytes(run: RunFolder, config: RunConfig) -> int:
+    """Latents as they are stored, and a file that does not compress."""
+    folder = _folder(run, config)
+    settings = network_settings(folder)
+    size = settings.get("sample_size")
+    sizes = [one for one in (size if isinstance(size, list) else [size]) if isinstance(one, int)]
+    side = max(sizes, default=0)
+    channels = settings.get("in_channels")
+    latents = side * side * (channels if isinstance(channels, int) else _CHANNELS)
+    pixels = (side * (_UPSCALED if (folder / "vae").is_dir() else 1)) ** 2 * _CHANNELS
+    return latents * _FLOAT + pixels
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))

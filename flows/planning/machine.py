@@ -9,10 +9,10 @@ from typing import assert_never
 import psutil
 
 from flows.planning.arithmetic import ParameterCounts, Round, made_examples
-from flows.planning.disk import FLOAT32_FILES, TEXT_BYTES, DiskUse, disk_use, stored_weights
+from flows.planning.disk import FLOAT32_FILES, TEXT_BYTES, DiskUse, disk_use, image_stage_bytes, stored_weights
 from flows.preflight.policy_weights import merged_for_sampling
 from flows.run_folder.stage_table import spec_of
-from pipeline.config import PretrainedPolicy, RunConfig, ScratchDiffusion, ScratchPolicy, TransformersSampler
+from pipeline.config import PretrainedPolicy, RunConfig, TransformersSampler
 from pipeline.config.data.mixture import sources_in
 from pipeline.config.loss.needs import needs_of
 from pipeline.data.sources import files_of
@@ -62,6 +62,8 @@ def _merged_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> 
 
 
 def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
+    if config.modality == "image":
+        return image_stage_bytes(run, config, round_, name)
     bound = spec_of(name).bound
     if bound == "sources":
         return _data_bytes(config)
@@ -73,7 +75,7 @@ def _stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> i
         return 0
     if bound == "training" and round_ == 0:
         # A start policy made from scratch is small, and one that is not trained is not copied.
-        if isinstance(config.policy, ScratchPolicy | ScratchDiffusion) or config.warm_start is None:
+        if not isinstance(config.policy, PretrainedPolicy) or config.warm_start is None:
             return 0
         return _policy_bytes(_use(run, config, 0, Path(config.policy.path)))
     model = _model(run, round_)

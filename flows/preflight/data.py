@@ -81,7 +81,7 @@ def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
             contents.add(row)
     if not contents.prompts:
         raise UserError("prompts: all of them are also held out (ignoring case, spaces and Unicode form)")
-    if config.warm_start is not None and not contents.texts:
+    if config.warm_start is not None and not contents.texts and config.modality == "text":
         raise UserError("warm_start: the prompt data holds no reference response to train on")
     if config.training.evaluate_every and not contents.held_out_pairs:
         raise UserError("training.evaluate_every: no pair is held out to evaluate on; see held_out.prompts")
@@ -125,7 +125,7 @@ def _log_faults(
     shown: list[str],
 ) -> list[str]:
     """Log the faults of all rows; return a line for each source that ends before row ``show``."""
-    if tokens is None and run_data is not None:
+    if tokens is None and run_data is not None and config.modality == "text":
         tokens = tokens_of(config, _texts(run_data))
     given = run_data is not None and config.held_out.is_given
     past: list[str] = []

@@ -169,12 +169,19 @@ def of_policy(place: Place) -> list[Stage]:
     if place.round == 0:
         return [place.data]
     loss = place.config.loss
-    stored = [place.stage("reference")] if needs_of(loss).stored_reference else []
+    stored = [place.stage("reference")] if stores_reference(place.config) else []
+    scored_live = needs_of(loss).stored_reference and not stored
     stored += [place.stage("advantages")] if needs_of(loss).advantages else []
     moves = place.config.training.reference_sync is not None
-    wanted = needs_of(loss).live_reference or moves
+    wanted = needs_of(loss).live_reference or moves or scored_live
     loaded = [reference_stage(place.run, place.config, place.round)] if wanted else []
     return [*_trained_on(place), *stored, place.run.stage(place.origin, "policy"), *loaded]
+
+
+def stores_reference(config: RunConfig) -> bool:
+    """Whether what training reads of references is computed before it."""
+    live = config.modality == "image" and config.training.score.reference_errors == "live"
+    return needs_of(config.loss).stored_reference and not live
 
 
 def _trained_on(place: Place) -> list[Stage]:

@@ -13,6 +13,7 @@ from pipeline.config import (
     ClipScorer,
     Closed,
     DatasetData,
+    DiffusionPolicy,
     FileData,
     FunctionScorer,
     ImageClassifierScorer,
@@ -35,6 +36,7 @@ from pipeline.data.sources import files_of, held_out_source
 from pipeline.errors import RunError, UserError
 from pipeline.models.weights.weight_format import held_as_stored
 from pipeline.storage.digests import digest, file_sha256, model_digest
+from pipeline.storage.integrity import model_tree
 from pipeline.storage.manifest import StageKey
 
 # After "chat": only what decides token ids, for stages that read no text.
@@ -198,6 +200,8 @@ def _rows_dropped(config: RunConfig) -> dict[str, JsonValue]:
 def start_model_facts(place: Place) -> dict[str, JsonValue]:
     """Digests of the start policy's files."""
     policy = place.config.policy
+    if place.round == 0 and isinstance(policy, DiffusionPolicy):
+        return {"model_files": model_tree(Path(policy.path))}
     if place.round > 0 or not isinstance(policy, PretrainedPolicy):
         return {}
     adapter = {} if policy.adapter is None else {"adapter_files": model_digest(Path(policy.adapter))}

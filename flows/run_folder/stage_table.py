@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from flows.run_folder import inputs as made_from
 from flows.run_folder.ancestry import MIXED_MODEL
 from flows.run_folder.growth import ADDED
-from flows.run_folder.inputs import Place, anchored, nothing
+from flows.run_folder.inputs import Place, anchored, nothing, stores_reference
 from flows.run_folder.key_parts import (
     IDS_ONLY,
     drift_facts,
@@ -188,7 +188,7 @@ _SPECS = (
         parts=_ROUNDS,
         facts=reference_facts,
         opens=made_from.opened_by_training,
-        made=lambda config, round_: needs_of(config.loss).stored_reference,
+        made=lambda config, round_: stores_reference(config),
     ),
     StageSpec(
         "advantages",

@@ -10,9 +10,9 @@ from pydantic import JsonValue
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, offending_file, policy_chat, policy_rendering
 from flows.stages.data import held_out_prompts, text_preferences, training_prompts
-from flows.stages.frozen import FrozenPolicy
 from flows.stages.held_out import held_out_examples, held_out_metrics, write_held_out_prompts
 from flows.stages.labels.shards import LabelProgress, open_accounts
+from flows.stages.training.frozen import FrozenPolicy
 from pipeline.config import SlotScorer, compares
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
@@ -46,7 +46,7 @@ _Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
     """Write metrics.json and the scored responses."""
-    _refuse_leak(context, round_)
+    refuse_leak(context, round_)
     sampled, metrics = _labelled(context, round_, folder)
     metrics |= _model_metrics(context, round_, sampled, folder)
     write_json(folder / "metrics.json", metrics)
@@ -93,7 +93,7 @@ def _compares(context: Context) -> bool:
     return context.config.scorer is not None and compares(context.config.scorer)
 
 
-def _refuse_leak(context: Context, round_: int) -> None:
+def refuse_leak(context: Context, round_: int) -> None:
     """Raise ``RunError`` if a held-out prompt is a training prompt or in any pair of the data set."""
     held_out = {prompt.id for prompt in held_out_prompts(context)}
     trained = chain(training_prompts(context, round_), (row.prompt for row in text_preferences(context)))

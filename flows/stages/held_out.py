@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from flows.stages.context import Context
 from flows.stages.data import held_out_pairs
-from flows.stages.frozen import FrozenPolicy
+from flows.stages.training.frozen import FrozenPolicy
 from pipeline.config import Composition
 from pipeline.evaluation.held_out import PairScores, RankedPair, pair_margins, pair_measures, pair_scores
 from pipeline.models.chat import Chat

@@ -77,7 +77,7 @@ def _drift(context: Context, round_: int, age: int) -> float:
     The mean over responses of |log π(y) − log π_then(y)| / tokens, where π is the policy that this round starts from,
     on up to ``MEASURED`` random rows. Absolute, since those of chosen and rejected responses move apart.
     """
-    from flows.stages.frozen import FrozenPolicy
+    from flows.stages.training.frozen import FrozenPolicy
 
     config = context.config
     size = _pool_size(context, round_ - age)

@@ -74,7 +74,8 @@ def follow_stage(context: Context, round_: int, name: str) -> None:
 
 
 def _body(context: Context, round_: int, name: str, folder: Path, workers: Workers | None) -> Outcome:
-    return BODIES[name](Job(context, round_, folder, workers))
+    bodies = IMAGE_BODIES if context.config.modality == "image" else BODIES
+    return bodies[name](Job(context, round_, folder, workers))
 
 
 @dataclass(frozen=True)
@@ -211,4 +212,63 @@ BODIES: Mapping[str, Callable[[Job], Outcome]] = {
     "evaluation": _evaluation,
     "gate": _gate,
     "average": _average,
+}
+
+
+def _image_data(job: Job) -> Outcome:
+    from flows.stages.images.data import image_data
+
+    return image_data(job.context, job.folder)
+
+
+def _image_samples(job: Job) -> Outcome:
+    from flows.stages.images.samples import image_samples
+
+    return image_samples(job.context, job.round, job.folder, job.sampler)
+
+
+def _image_labels(job: Job) -> Outcome:
+    from flows.stages.images.labels import image_labels
+
+    return image_labels(job.context, job.round, job.folder)
+
+
+def _image_reference(job: Job) -> Outcome:
+    from flows.stages.images.reference import image_reference
+
+    return image_reference(job.context, job.round, job.folder)
+
+
+def _image_policy(job: Job) -> Outcome:
+    if job.round == 0:
+        from flows.stages.images.start import image_start
+
+        return image_start(job.context, job.folder)
+    from flows.stages.images.train import train_images
+
+    return train_images(job.context, job.round, job.folder)
+
+
+def _image_evaluation_samples(job: Job) -> Outcome:
+    from flows.stages.images.samples import image_evaluation_samples
+
+    return image_evaluation_samples(job.context, job.round, job.folder, job.sampler)
+
+
+def _image_evaluation(job: Job) -> Outcome:
+    from flows.stages.images.evaluation import image_evaluation
+
+    return image_evaluation(job.context, job.round, job.folder)
+
+
+# Of runs of images; the others are the same for both.
+IMAGE_BODIES: Mapping[str, Callable[[Job], Outcome]] = {
+    **BODIES,
+    "data": _image_data,
+    "samples": _image_samples,
+    "labels": _image_labels,
+    "reference": _image_reference,
+    "policy": _image_policy,
+    "evaluation_samples": _image_evaluation_samples,
+    "evaluation": _image_evaluation,
 }

@@ -161,7 +161,9 @@ class SamplerService:
 
     def _built(self, path: str) -> Sampler:
         if isinstance(self._settings, config.DiffusersSampler):
-            raise UserError("sampler.kind: diffusers: not built yet")
+            from pipeline.sampling.diffusers_engine import DiffusersEngine
+
+            return DiffusersEngine(path, self._settings)
         chat = load_chat(base_of(path), self._chat_settings, self._trust_remote_code)
         return self._build(self._settings, path, chat, self._engine_options)
 

@@ -89,6 +89,13 @@ def model_files(folder: Path) -> dict[str, JsonValue]:
     return {file.name: file_facts(digest, file.stat().st_size) for file, digest in digests}
 
 
+def model_tree(folder: Path) -> dict[str, JsonValue]:
+    """Return what ``model_files`` does, with the files of inner folders, for models that have them."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    digests = zip(files, files_sha256(files), strict=True)
+    return {str(file.relative_to(folder)): file_facts(digest, file.stat().st_size) for file, digest in digests}
+
+
 def _changed(stage: Stage, folder: Path, told: Mapping[str, Mapping[str, JsonValue]], reread: bool) -> Iterator[Damage]:
     present: list[str] = []
     for name, facts in told.items():

@@ -25,9 +25,10 @@ class TableWriter:
         rows: how many have been added.
     """
 
-    def __init__(self, file: Path, schema: pa.Schema, seal: Seal | None = None) -> None:
+    def __init__(self, file: Path, schema: pa.Schema, seal: Seal | None = None, *, row_group: int = ROW_GROUP) -> None:
         self.rows = 0
         self._seal = seal
+        self._row_group = row_group
         self._file = file
         self._scratch = file.with_name(file.name + ".tmp")
         self._schema = schema
@@ -38,7 +39,7 @@ class TableWriter:
         """Write one more row."""
         self._block.append(row)
         self.rows += 1
-        if len(self._block) == ROW_GROUP:
+        if len(self._block) == self._row_group:
             self._flush()
 
     def __enter__(self) -> "TableWriter":

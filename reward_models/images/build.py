@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from pipeline.config import (
     ClipScorer,
+    DotsScorer,
     EnsembleScorer,
     FunctionScorer,
     ImageClassifierScorer,
@@ -13,11 +14,12 @@ from pipeline.config import (
 from pipeline.config.images.refusals import IMAGE_SCORERS
 from pipeline.errors import UserError
 from reward_models.answers.accounts import Accounts
-from reward_models.answers.labellers import OneByOne, TwoByTwo
+from reward_models.answers.labellers import OneByOne, TwoByTwo, Uncached
 from reward_models.answers.questions import Question, ScoredBy
 from reward_models.build import model_version
 from reward_models.ensemble import Ensemble
 from reward_models.function import Arguments, FunctionReward
+from reward_models.images.dots import DotsReward
 from reward_models.images.pixels import Album, ImageLabeller, prompt_text
 from reward_models.labeller import Labeller
 
@@ -60,6 +62,8 @@ def _labeller(settings: ScorerSettings, accounts: Accounts, album: Album, field:
             model = ClipReward(settings, album, field)
             accounts.facts.append(lambda: model.facts)
             return OneByOne(ScoredBy(model, model_version(settings.identity(), settings.path)), accounts)
+        case DotsScorer():
+            return Uncached(DotsReward(settings, album))
         case EnsembleScorer():
             members = [
                 _labeller(member.scorer, accounts, album, f"{field}.members.{index}.scorer")

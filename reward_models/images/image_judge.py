@@ -11,8 +11,8 @@ from PIL import Image
 from pydantic import JsonValue
 
 from pipeline.config import JudgeScorer
-from pipeline.errors import RunError, UserError
 from pipeline.data.pictures.picture import PictureError, decoded_picture, png_bytes
+from pipeline.errors import RunError, UserError
 from pipeline.types import Message, Prompt, Response
 from reward_models.answers.questions import Question
 from reward_models.images.pixels import Album, prompt_text

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy
 from numpy.typing import NDArray
 
-from pipeline.errors import RunError
 from pipeline.data.pictures.picture import PictureError, decoded_picture, picture_digest
+from pipeline.errors import RunError
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.labeller import Labeller, Labels
 

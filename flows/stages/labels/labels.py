@@ -107,7 +107,7 @@ def labels(context: Context, round_: int, folder: Path) -> Outcome:
     with open_accounts(context, round_, "labels") as accounts:
         labeller = build_labeller(context.config.scorer, accounts, rendering=policy_rendering(context.config))
         facts = label_shards(context, folder, _shards(context, round_), labeller, accounts)
-    return _outcome(folder, facts)
+    return outcome_of_labels(folder, facts)
 
 
 def _shards(context: Context, round_: int) -> Iterator[Shard]:
@@ -145,7 +145,8 @@ def _finished(samples: Stage, shard: NextShard) -> list[Group]:
     raise DamagedError(f"{samples.partial / str(shard.name)}: has changed since it was written (SHA-256)")
 
 
-def _outcome(folder: Path, facts: dict[str, JsonValue]) -> Outcome:
+def outcome_of_labels(folder: Path, facts: dict[str, JsonValue]) -> Outcome:
+    """Rows and metrics of the labelled groups in ``folder``, and ``facts``. Raises ``RunError`` without a score."""
     rows = missing = 0
     scores: list[float] = []
     spreads: list[float] = []

@@ -12,8 +12,8 @@ from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, keep_rows, offending_file
-from flows.stages.frozen import FrozenPolicy
 from flows.stages.training.examples import round_examples
+from flows.stages.training.frozen import FrozenPolicy
 from flows.stages.training.train import HEADS
 from pipeline.config.loss.terms import TokenAdvantageHead
 from pipeline.errors import RunError

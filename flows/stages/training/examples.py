@@ -78,9 +78,7 @@ def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
     if not needs_of(loss).stored_reference:
         return examples
     folder = context.run.stage(round_, "reference").folder
-    # If only a reference's entropy is read, its log-probabilities are not part of the loss.
-    names = [reference_name(number) for number in range(needs_of(loss).references)]
-    examples = _joined(examples, [read_rows(folder / name) for name in names], round_)
+    examples = joined_with_reference(context, round_, examples)
     if (dispersion := loss.inputs.dispersion) is not None:
         entropies = array("d", (row["entropy"] for row in read_rows(folder / reference_name(0))))
         spread = dispersions(entropies, dispersion.scale)
@@ -88,6 +86,17 @@ def examples_with_reference(context: Context, round_: int) -> Iterator[Example]:
     if isinstance(weights := loss.inputs.weights, GivenWeights):
         examples = _weighted(examples, folder, weights)
     return examples
+
+
+def joined_with_reference(context: Context, round_: int, examples: Iterator[Example]) -> Iterator[Example]:
+    """Add the values of each reference that the loss reads to ``examples``, which are those of the reference stage."""
+    needs = needs_of(context.config.loss)
+    if not needs.stored_reference:
+        return examples
+    folder = context.run.stage(round_, "reference").folder
+    # If only a reference's entropy is read, its log-probabilities are not part of the loss.
+    names = [reference_name(number) for number in range(needs.references)]
+    return _joined(examples, [read_rows(folder / name) for name in names], round_)
 
 
 def _joined(examples: Iterable[Example], passes: list[Iterator[Row]], round_: int) -> Iterator[Example]:

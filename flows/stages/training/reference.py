@@ -20,8 +20,8 @@ from pydantic import JsonValue
 from flows.run_folder.ancestry import reference_stages
 from flows.run_folder.stage_keys import reference_name
 from flows.stages.context import Context, Outcome, keep_rows, offending_file
-from flows.stages.frozen import FrozenPolicy
 from flows.stages.training.examples import NEGATIVE, POSITIVE, round_examples
+from flows.stages.training.frozen import FrozenPolicy
 from pipeline.config.loss.components import ExtrapolatedPrior
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.training import START

@@ -86,10 +86,10 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
     config = context.config
     training = config.training
     notes = WatchNotes(folder, config.loss.preset)
-    files = _files(context, round_, folder)
+    files = carried_files(context, round_, folder)
     require_carried_state(context, round_, files.carried.optimiser)
     model = policy_to_train(context, round_)
-    at_reference = _starts_at_reference(context, round_)
+    at_reference = starts_at_reference(context, round_)
     chat = policy_chat(config, context.policy_path(parent(context.run, config, round_)))
     try:
         outcome = fit(
@@ -113,7 +113,7 @@ def train_round(context: Context, round_: int, folder: Path) -> Outcome:
         )
     except RowsError as error:
         if context.writes:
-            _keep_offending_rows(context, round_, folder, error)
+            keep_offending_rows(context, round_, folder, error)
         raise
     if not context.writes:
         return outcome
@@ -195,13 +195,13 @@ def _watching(context: Context, notes: WatchNotes) -> Watching:
     )
 
 
-def _starts_at_reference(context: Context, round_: int) -> bool:
+def starts_at_reference(context: Context, round_: int) -> bool:
     """Whether the round's reference is the policy that its training starts from."""
     stage = reference_stage(context.run, context.config, round_)
     return (stage.name, stage.round) == ("policy", parent(context.run, context.config, round_))
 
 
-def _files(context: Context, round_: int, folder: Path) -> Files:
+def carried_files(context: Context, round_: int, folder: Path) -> Files:
     """Files to carry between rounds: heads if the loss trains any, the optimiser's state if the config asks for it."""
     before = context.run.stage(parent(context.run, context.config, round_), "policy").folder
     carries = context.config.training.optimiser_state == "carried"
@@ -251,7 +251,7 @@ def kept_where(folder: Path) -> str:
     return f"the rows are in {folder / OFFENDING_ROWS}; weights: {weights}"
 
 
-def _keep_offending_rows(context: Context, round_: int, folder: Path, error: RowsError) -> None:
+def keep_offending_rows(context: Context, round_: int, folder: Path, error: RowsError) -> None:
     """Write the rows of the failed step next to the last good checkpoint."""
     keep_rows(context, round_, error.example_ids, folder / OFFENDING_ROWS)
     error.args = (f"{error}\n  {kept_where(folder)}",)

@@ -22,6 +22,8 @@ def streams_labels(config: RunConfig) -> bool:
 
 def _why_not(config: RunConfig) -> str | None:
     """Why labels wait for all samples; None: they need not, and there is something to gain."""
+    if config.modality == "image":
+        return "images are labelled from the files of a round's complete samples"
     if config.discriminator is not None:
         return "gold is chosen among all samples of the round, and the discriminator is refitted before it labels"
     assert config.scorer is not None, "the config's validator requires a scorer"

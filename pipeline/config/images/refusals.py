@@ -55,8 +55,8 @@ def require_image_run(run: Closed) -> None:
         )
     if training.reference_sync is not None and training.score.reference_errors == "stored":
         raise ValueError(
-            "training.reference_sync: moves the reference while training, but training.score.reference_errors: stored reads "
-            "errors from before; allowed: null, or training.score.reference_errors: live"
+            "training.reference_sync: moves the reference while training, but training.score.reference_errors: stored "
+            "reads errors from before; allowed: null, or training.score.reference_errors: live"
         )
     for field in ("discriminator", "replay"):
         if parts[field] is not None:

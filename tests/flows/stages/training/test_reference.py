@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.stages.context import Context
-from flows.stages.frozen import FrozenPolicy
 from flows.stages.run import run_stage
 from flows.stages.training import reference as stage
 from flows.stages.training.examples import examples_with_reference
+from flows.stages.training.frozen import FrozenPolicy
 from pipeline.errors import RunError
 from pipeline.models.policy import load_for_scoring
 from pipeline.storage.run_folder import StageWriter

@@ -1,12 +1,15 @@
 """Records of a run. Torch-free. Every one is frozen; an ``id`` is a hash of content, the same on every machine."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from pydantic import JsonValue
+
+from pipeline.types.hashes import content_hash as content_hash
+from pipeline.types.hashes import derive_seed as derive_seed
+from pipeline.types.images import DrawnImage as DrawnImage
 
 # ``tool``: the result of a call. The last three are no turns but what a prompt holds besides them, as JSON, before all
 # turns: ``tools`` that the assistant may call, ``documents``, and values for the chat template's own variables.
@@ -15,17 +18,6 @@ BESIDES: frozenset[Role] = frozenset(("tools", "documents", "chat_template_kwarg
 # Fields of a turn that are part of what is said. Others, such as a row's own numbers, tell no two turns apart.
 SAID = ("tool_calls", "reasoning_content", "name", "tool_call_id")
 FinishReason = Literal["stop", "length"]
-
-
-def content_hash(value: object, length: int = 16) -> str:
-    """Hash of ``value``'s canonical JSON: the first ``length`` hexadecimal digits of its SHA-256."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:length]
-
-
-def derive_seed(*parts: object) -> int:
-    """Return a 31-bit seed that depends only on ``parts``, never on execution order or time."""
-    return int(content_hash([str(part) for part in parts], length=8), 16) & 0x7FFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +125,9 @@ class Response:
     ended in its thought, so there is no answer. ``hidden_tokens``: so many tokens at the start are no part of ``text``,
     nor of the length that filters and measures see (``chat.thinking: hide``). ``rows``: of several turns of the
     assistant (``training.turns``), the rows in which models read them, and ``token_ids`` are all trained tokens.
+
+    Of an image, ``text`` is the id, ``token_ids`` are two numbers made from it, and there are no ``logprobs``;
+    ``image`` holds it until the samples stage has written it down.
     """
 
     text: str
@@ -143,6 +138,7 @@ class Response:
     hidden_tokens: int = 0
     in_thought: bool = False
     rows: tuple[TurnRow, ...] = ()
+    image: DrawnImage | None = None
 
     @property
     def shown_ids(self) -> tuple[int, ...]:

@@ -1,0 +1,96 @@
+"""policy of rounds 1 and on, for images: one round of preference training by the trainer of all modalities."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from flows.run_folder.ancestry import parent, reference_stage
+from flows.run_folder.inputs import stores_reference
+from flows.stages.context import Context, Outcome
+from flows.stages.images.examples import image_round_examples, round_index, scores_of
+from flows.stages.training.examples import joined_with_reference
+from flows.stages.training.train import WatchNotes, carried_files, fit, keep_offending_rows, starts_at_reference
+from pipeline.config.loss.needs import needs_of
+from pipeline.errors import RowsError
+from pipeline.images.image_folder import load_image_policy, save_image_policy
+from pipeline.images.image_handshake import save_image_probe
+from pipeline.images.image_policy import ImagePolicy
+from pipeline.losses import Loss
+from pipeline.models.weights.adapter_folder import base_of, is_adapter
+from pipeline.models.weights.lora import add_adapter
+from pipeline.storage.integrity import BASE_FILES, BASE_MODEL, model_tree
+from pipeline.training.trainee import Trainee
+from pipeline.training.watch.course import Watching
+from pipeline.types import derive_seed
+
+
+def train_images(context: Context, round_: int, folder: Path) -> Outcome:
+    """Train the round's start policy on this round's pairs; write the new policy's folder."""
+    config = context.config
+    training, notes = config.training, WatchNotes(folder, config.loss.preset)
+    origin = context.policy_path(parent(context.run, config, round_))
+    policy = _to_train(context, round_, origin)
+    index = round_index(context, round_, policy)
+    examples = image_round_examples(context, round_, index)
+    at_reference = starts_at_reference(context, round_)
+    live = needs_of(config.loss).stored_reference and not stores_reference(config)
+    if not live:
+        examples = joined_with_reference(context, round_, examples)
+    try:
+        outcome = fit(
+            context,
+            folder,
+            Trainee(
+                scores_of(context, policy, index),
+                _reference(context, round_, at_reference=at_reference) if live else None,
+                live=live,
+                starts_at_reference=at_reference and needs_of(config.loss).references > 0,
+            ),
+            examples,
+            Loss(config.loss.preset, config.loss),
+            training,
+            derive_seed(config.seed, "train", round_),
+            files=carried_files(context, round_, folder),
+            watching=Watching(training.alarms, [], 0, training.keep, None, notes.alarm, notes.evaluation, notes.resume),
+            notes=notes,
+        )
+    except RowsError as error:
+        if context.writes:
+            keep_offending_rows(context, round_, folder, error)
+        raise
+    if not context.writes:
+        return outcome
+    if outcome.metrics["kept_step"] == 0:
+        policy = _to_train(context, round_, origin)
+    save_image_policy(policy, folder)
+    save_image_probe(policy, folder)
+    return Outcome(outcome.rows, {**outcome.metrics, **_base(context, folder)})
+
+
+def _to_train(context: Context, round_: int, origin: Path) -> ImagePolicy:
+    lora = context.config.training.lora
+    policy = load_image_policy(origin, trained=True)
+    if lora is None or is_adapter(origin):
+        return policy
+    policy.network.requires_grad_(False)
+    return policy.with_network(add_adapter(policy.network, lora, derive_seed(context.config.seed, "adapter", round_)))
+
+
+def _reference(context: Context, round_: int, *, at_reference: bool) -> Any | None:
+    """The reference's network in memory; None: that of the policy with its adapter off."""
+    path = context.model_path(reference_stage(context.run, context.config, round_))
+    if at_reference and context.config.training.lora is not None and not is_adapter(path):
+        return None
+    return load_image_policy(path).network.requires_grad_(False)
+
+
+def _base(context: Context, folder: Path) -> dict[str, JsonValue]:
+    """Of an adapter: the model under it, named from the adapter's folder if it is in the run's."""
+    if not is_adapter(folder):
+        return {}
+    base = Path(base_of(folder)).absolute()
+    inside = base.is_relative_to(context.run.root.absolute())
+    named = os.path.relpath(base, folder.absolute()) if inside else str(base)
+    return {BASE_MODEL: named, BASE_FILES: model_tree(base)}

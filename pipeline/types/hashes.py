@@ -1,0 +1,15 @@
+"""Hashes of content, and the seeds that are made of them. Torch-free."""
+
+import hashlib
+import json
+
+
+def content_hash(value: object, length: int = 16) -> str:
+    """Hash of ``value``'s canonical JSON: the first ``length`` hexadecimal digits of its SHA-256."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:length]
+
+
+def derive_seed(*parts: object) -> int:
+    """Return a 31-bit seed that depends only on ``parts``, never on execution order or time."""
+    return int(content_hash([str(part) for part in parts], length=8), 16) & 0x7FFFFFFF
