@@ -1,7 +1,7 @@
 """The commands in the README's blocks, run as they stand there: on a tiny model, tiny data and two tiny runs.
 
 Whole runs are left to other tests and to ``make quickstart``; here those commands say what they would run.
-``prefloop up`` and ``deploy`` are in tests/flows/commands/test_deploy.py, which has a server.
+``prefloop up`` and ``deploy`` are in tests/flows/commands/deployments/test_deploy.py, which has a server.
 """
 
 import json

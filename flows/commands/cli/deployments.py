@@ -16,7 +16,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="most runs at a time", sh
 
 def up(port: Port = 4200, pool: Pool = "prefloop", limit: Limit = None) -> None:
     """Start Prefect's server, its UI and a worker on this machine; all end together."""
-    from flows.commands.serve import run_server_and_worker as run_all
+    from flows.commands.deployments.serve import run_server_and_worker as run_all
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise typer.Exit(run_all(port, pool, limit))
@@ -74,7 +74,7 @@ def deploy(
     ] = None,
 ) -> None:
     """Register a run with Prefect, to start in the UI or on a schedule."""
-    from flows.commands.deploy import deploy_config
+    from flows.commands.deployments.deploy import deploy_config
 
     files, settings = split(items)
     deploy_config(
@@ -95,7 +95,7 @@ def deploy(
 
 def serve(pool: Pool = "prefloop", limit: Limit = None) -> None:
     """Run deployments on this machine, for the server of 'prefloop up' or your own."""
-    from flows.commands.serve import run_worker
+    from flows.commands.deployments.serve import run_worker
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     raise typer.Exit(run_worker(pool, limit))
@@ -103,6 +103,6 @@ def serve(pool: Pool = "prefloop", limit: Limit = None) -> None:
 
 def ui(port: Port = 4200) -> None:
     """Start Prefect's server and UI on 127.0.0.1; list earlier runs of the same Prefect home."""
-    from flows.commands.serve import serve_ui
+    from flows.commands.deployments.serve import serve_ui
 
     raise typer.Exit(serve_ui(port))

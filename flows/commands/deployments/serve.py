@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
 
-from flows.commands.arrivals import data_watched
-from flows.commands.deploy import ensure_pool, require_lasting_api
+from flows.commands.deployments.arrivals import data_watched
+from flows.commands.deployments.deploy import ensure_pool, require_lasting_api
 from flows.prefect_api.access import Api, connected, secret_file
 from flows.prefect_api.server import lasting_server
 from flows.prefect_api.starting import start_watched, stop_watched
