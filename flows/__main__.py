@@ -11,7 +11,7 @@ import typer
 from flows.commands.cli.deployments import deploy, serve, ui, up
 from flows.commands.cli.models import export, reward_model
 from flows.commands.cli.operating import approve
-from flows.commands.cli.preparing import check, init, losses, plan
+from flows.commands.cli.preparing import check, init, judge_test, losses, plan
 from flows.commands.cli.results import pairs, report, show, verify
 from flows.commands.cli.runs import run, sweep
 from flows.prefect_api.environment import make_files_private, prepare_environment
@@ -39,6 +39,7 @@ for command in (
     report,
     verify,
     check,
+    judge_test,
     plan,
     pairs,
     losses,

@@ -4,8 +4,10 @@ MT-bench (arXiv:2306.05685) for verdicts in words, G-Eval (arXiv:2303.16634, sec
 tokens. Unlike both, an answer without a verdict is a missing label: neither a tie nor a random draw.
 """
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -20,6 +22,7 @@ from reward_models.judge.budget import BudgetMeter
 from reward_models.judge.endpoint import ChatEndpoint
 from reward_models.judge.failures import FailedCallError, shown
 from reward_models.judge.prompt import JudgePrompt
+from reward_models.judge.replies import ChatReply
 from reward_models.judge.verdicts import read_verdict
 
 TICK_SECONDS = 5.0
@@ -46,6 +49,15 @@ class QuestionForm(Protocol):
     def more_tokens(self, question: Question) -> int:
         """Return the most tokens that the content has besides the text's."""
         ...
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A question as the server got it, what it said to it (the error, if it failed), and what that means."""
+
+    text: str
+    reply: str
+    answer: Answer
 
 
 class Judge:
@@ -109,7 +121,15 @@ class Judge:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
+    def hear(self, question: Question) -> Heard:
+        """Ask one question alone; return what was sent and what came back. Raises ``UserError`` if refused."""
+        with self._endpoint.connected():
+            return self._heard(question)
+
     def _judge(self, question: Question) -> Answer:
+        return self._heard(question).answer
+
+    def _heard(self, question: Question) -> Heard:
         text = self._prompt.render(question)
         max_tokens = 1 if self._settings.verdict == "logprobs" else self._settings.max_tokens
         try:
@@ -118,11 +138,11 @@ class Judge:
         except FailedCallError as failure:
             if failure.said:
                 self._accounts.said.setdefault(failure.cause, failure.said)
-            return Answer(None, failure.cause)
+            return Heard(text, failure.said, Answer(None, failure.cause))
         answer = read_verdict(reply, self._settings)
         if answer.missing == "unparsed" and len(self._accounts.unparsed) < _SHOWN:
             self._accounts.unparsed.append(shown(reply.text[-200:], self._endpoint.key))
-        return answer
+        return Heard(text, _shown_reply(reply), answer)
 
     def _body(self, content: JsonValue, max_tokens: int) -> dict[str, JsonValue]:
         settings = self._settings
@@ -137,3 +157,8 @@ class Judge:
         if settings.verdict == "logprobs":
             body |= {"logprobs": True, "top_logprobs": settings.top_logprobs}
         return body
+
+
+def _shown_reply(reply: ChatReply) -> str:
+    likely = ", ".join(f"{one.token!r} {math.exp(one.logprob):.3g}" for one in reply.first[:_SHOWN])
+    return reply.text + (f"  [likely: {likely}]" if likely else "")

@@ -1,4 +1,4 @@
-"""Commands before a run: ``check``, ``plan``, ``losses``."""
+"""Commands before a run: ``check``, ``judge-test``, ``init``, ``plan``, ``losses``."""
 
 import json
 from pathlib import Path
@@ -37,6 +37,15 @@ def check(
 
     check_config(*given, faults, show)
     require_card(load_config(*given))
+
+
+def judge_test(items: Items) -> None:
+    """Ask each judge of a config three questions; show request, reply, verdict and cost. Exit code 1: no verdict."""
+    given = split_sound(items)
+    from flows.commands.judge_test import ask_judges
+
+    if not ask_judges(*given):
+        raise typer.Exit(1)
 
 
 def init(
