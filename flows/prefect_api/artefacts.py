@@ -25,6 +25,8 @@ from flows.prefect_api.events import RunEvent, RunPaused, related_resources, sen
 from flows.prefect_api.outbox import Outbox
 from flows.report.facts import RoundFacts
 from flows.report.gather import evaluated_rounds, round_facts
+from flows.report.html.pictures.artefact import pictures_page
+from flows.report.html.pictures.shown import round_pictures
 from flows.report.markdown import clock_time, comparisons_page, report_link, round_page, rounds_rows
 from flows.report.progress import Report
 from flows.workers.logs.child_logs import ChildLogs
@@ -148,6 +150,10 @@ class RoundPages:
         if facts.comparisons:
             described = f"{name}: held-out prompts with responses of the start and of round {round_}"
             self._make(client, "comparisons", "markdown", described, comparisons_page(name, facts))
+        shown = round_pictures(self._run, self._config, round_)
+        if shown.grid or shown.pairs:
+            described = f"{name}: images of round {round_} of {self._config.rounds}, for the same prompts and seeds"
+            self._make(client, "images", "markdown", described, pictures_page(name, shown))
         self._table(client)
 
     def end(self, client: SyncPrefectClient) -> None:

@@ -10,6 +10,7 @@ from flows.report.findings.prompt_changes import worse_in
 from flows.report.findings.verdicts import gate_limits
 from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.html import RunFacts, Sample, Samples, render_report
+from flows.report.html.pictures.shown import pictures_of
 from pipeline.config import RunConfig
 from pipeline.config.files import dump_config
 from pipeline.config.loss.presets import DOCUMENTATION, NamedComposition, preset_names
@@ -73,6 +74,7 @@ def run_facts(run: RunFolder, config: RunConfig, name: str | None = None, charac
         finished=max((manifest.finished for manifest in manifests), default="").replace("T", " ").replace("Z", " UTC"),
         samples=_samples(run, characters),
         worse=worse_in(run, evaluated[-1]) if (evaluated := evaluated_rounds(run)) else None,
+        pictures=pictures_of(run, config, run.rounds()),
     )
 
 

@@ -12,6 +12,7 @@ from flows.report.html.data import data_panels, time_panels
 from flows.report.html.drawing.frame import definitions
 from flows.report.html.outcome import gate_panels, hacking_panels, outcome_panels
 from flows.report.html.panel import Runs
+from flows.report.html.pictures.section import ROOM, pictures_data
 from flows.report.html.run_facts import RunFacts
 from flows.report.html.samples import JSON_FORM, samples_data
 from flows.report.html.tables import (
@@ -66,8 +67,12 @@ def render_report(runs: Runs) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = JSON_FORM
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    bare = template.render(**parts, samples=samples_data(runs, 0))
-    return template.render(**parts, samples=samples_data(runs, PAGE_BYTES - len(bare.encode()) - _SPARE))
+    bare = template.render(**parts, samples=samples_data(runs, 0), pictures=[])
+    room = PAGE_BYTES - len(bare.encode()) - _SPARE
+    pictures = pictures_data(runs, round(room * ROOM))
+    with_pictures = template.render(**parts, samples=samples_data(runs, 0), pictures=pictures)
+    room = PAGE_BYTES - len(with_pictures.encode()) - _SPARE
+    return template.render(**parts, samples=samples_data(runs, room), pictures=pictures)
 
 
 def _card(run: RunFacts) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Facts that a page shows about one run: its rounds, and responses of several rounds to the same held-out prompts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flows.report.facts import RoundFacts
 from flows.report.findings.verdicts import GateLimit
 from flows.report.findings.worse import WorsePrompts
+from flows.report.html.pictures.shown import RoundPictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class RunFacts:
         versions: of the packages that made the stages.
         worse: held-out prompts that got worse by the newest evaluated round.
         finished: when the newest stage was complete, UTC.
+        pictures: of rounds of images, what is shown of each.
     """
 
     name: str
@@ -53,6 +55,7 @@ class RunFacts:
     finished: str
     samples: Samples
     worse: WorsePrompts | None = None
+    pictures: Mapping[int, RoundPictures] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> tuple[RoundFacts, ...]:

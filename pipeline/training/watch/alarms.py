@@ -232,8 +232,8 @@ def _both_errors(watch: Watch) -> float | None:
     return min(known) if (watch.change("loss") or 0.0) < 0 else 1.0
 
 
+# The loss of a few steps says little of images: few draws of noise make pairs, and so batches, differ much.
 IMAGE_RULES: dict[AlarmName, Callable[[Watch], float | None]] = {
-    "loss": _rise,
     "diverged": _rise,
     "gradient": _growth("gradient"),
     "winner_error": lambda watch: watch.present("chosen_error"),
