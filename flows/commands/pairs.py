@@ -1,20 +1,25 @@
-"""``prefloop pairs``: show in the terminal the pairs that a round trains on, or would train on."""
+"""``prefloop pairs``: show the pairs that a round trains on, or would train on; write them as a data set."""
 
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+from pydantic import JsonValue
 from rich.console import Console
 from rich.table import Table
 
 from flows.report.charts import Histogram
 from flows.report.pair_preview import Preview, preview
-from flows.stages.context import Context
+from flows.run_folder.ancestry import SECOND_SAMPLES
+from flows.stages.context import Context, policy_chat
 from flows.stages.pairs import own
+from flows.stages.replay import OWN
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
+from pipeline.models.chat import Chat
 from pipeline.safe_text import visible
-from pipeline.storage.rows import read_preference_rows
+from pipeline.storage.atomic import json_line, write_text
+from pipeline.storage.rows import read_preference_file, read_preference_rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Group, Pair, Preference, Response
 
@@ -59,6 +64,56 @@ def show_pairs(root: Path, settings: list[str], round_: int | None, recompute: b
         print_preview(console, preview(made, config.seed))
 
 
+def export_pairs(root: Path, out: Path, round_: int | None) -> str:
+    """Write the pairs of a round (None: of all rounds) of the run in ``root`` to the JSONL file ``out``; say how many.
+
+    Every row is one that ``pairs.path`` reads: pairs, groups or marked responses, as texts with their thoughts.
+
+    Raises:
+        UserError: no such run, no pairs yet, or ``out`` exists.
+    """
+    run = RunFolder.existing(root)
+    if out.exists():
+        raise UserError(f"{out}: exists; --export writes to a new file")
+    numbers = [number for number in run.rounds() if run.stage(number, "pairs").manifest() is not None]
+    if not numbers or (round_ is not None and round_ not in numbers):
+        raise UserError(f"--round: {root} has no pairs{'' if round_ is None else f' of round {round_}'} yet")
+    config = run.config()
+    chat = policy_chat(config, Context(run, config).policy_path(0))
+    wanted = numbers if round_ is None else [round_]
+    lines = [
+        json_line(_plain_row(row, chat))
+        for number in wanted
+        for row in read_preference_file(run.stage(number, "pairs").folder / OWN)
+    ]
+    write_text(out, "".join(lines))
+    return f"{len(lines)} rows of round {', '.join(map(str, wanted))}: {out}"
+
+
+def _plain_row(row: Preference, chat: Chat) -> dict[str, JsonValue]:
+    turns: list[JsonValue] = [
+        {"role": message.role, "content": message.content, **message.fields}
+        for message in row.prompt.messages
+        if message.is_turn
+    ]
+    plain: dict[str, JsonValue] = {"prompt": turns}
+    plain |= {message.role: message.value for message in row.prompt.messages if not message.is_turn}
+
+    def said(response: Response) -> str:
+        return chat.decode(response.token_ids) if response.thinking_tokens else response.text
+
+    match row:
+        case Pair():
+            scores = {"chosen_score": row.chosen_score, "rejected_score": row.rejected_score}
+            known: dict[str, JsonValue] = {name: score for name, score in scores.items() if score is not None}
+            return {**plain, "chosen": said(row.chosen), "rejected": said(row.rejected), **known}
+        case Group():
+            texts: list[JsonValue] = [said(response) for response in row.responses]
+            return {**plain, "responses": texts, "rewards": [*row.scores]}
+        case _:
+            return {**plain, "completion": said(row.response), "label": row.desirable}
+
+
 def _newest(run: RunFolder, config: RunConfig, recompute: bool) -> int:
     source = _source(config) if recompute else "pairs"
     found = [number for number in run.rounds() if run.stage(number, source).manifest() is not None]
@@ -69,13 +124,15 @@ def _newest(run: RunFolder, config: RunConfig, recompute: bool) -> int:
 
 
 def _source(config: RunConfig) -> str:
-    return "data" if config.mode == "offline" else "labels"
+    if config.mode == "offline":
+        return "data"
+    return "labels" if config.pairing.second is None else SECOND_SAMPLES
 
 
 def _require(run: RunFolder, config: RunConfig, round_: int, recompute: bool) -> None:
     stage = run.stage(round_, "pairs")
     if recompute:
-        stage = run.stage(0, "policy") if config.mode == "offline" else run.stage(round_, "labels")
+        stage = run.stage(0, "policy") if config.mode == "offline" else run.stage(round_, _source(config))
     if stage.manifest() is None:
         raise UserError(f"{run.root}: {stage.title} is not there yet")
     if config.mode == "offline" and not 1 <= round_ <= config.rounds:

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from flows.run_folder.ancestry import MIXED_MODEL
+from flows.run_folder.ancestry import MIXED_MODEL, SECOND_POLICY, SECOND_SAMPLES
 from flows.run_folder.growth import ADDED, brings_prompts
 from flows.run_folder.stage_table import made_in
 from flows.workers.pool.overlap import streams_labels
@@ -44,11 +44,16 @@ def added(stage: Stages, run: RunFolder, config: RunConfig, round_: int) -> list
 
 
 def labelled(stage: Stages, config: RunConfig, round_: int, *inputs: str) -> str:
-    """Sample from ``inputs`` and label; with a discriminator, buy gold and refit between. Return the labels."""
+    """Sample from ``inputs`` and label; with a discriminator, buy gold and refit between. Return the labels.
+
+    Where responses of two policies are paired, sample from the second one in place of labelling.
+    """
     beside = [stage(MIXED_MODEL, 0)] if made_in(config, 0, MIXED_MODEL) else []
     if streams_labels(config):
         return stage.streamed("samples", "labels", round_, *inputs, *beside)
     made = [stage("samples", round_, *inputs, *beside)]
+    if made_in(config, round_, SECOND_SAMPLES):
+        return stage(SECOND_SAMPLES, round_, *made, stage(SECOND_POLICY, 0))
     for name in ("gold", "discriminator"):
         if made_in(config, round_, name):
             made.append(stage(name, round_, made[-1]))

@@ -98,6 +98,8 @@ def check_run(
         )
     for field, path in _further_models(config):
         check_policy_folder(Path(path), field, longest, trust_remote_code=trusted)
+    if config.pairing.second is not None:
+        check_policy_folder(Path(config.pairing.second.path), "pairing.second.path", longest, trust_remote_code=False)
     _check_training(config)
     require_trackers(config)
     with progress("data", "rows", make_console()) as report:

@@ -148,6 +148,11 @@ def _check_pairing(config: RunConfig) -> None:
             f"pairing.rule: marked makes single responses, but {loss_name(config)} reads several to one prompt; "
             f"use another rule, or one of {', '.join(_unpaired_presets())}"
         )
+    if config.pairing.second is not None and not REWARDS.isdisjoint(needs_of(config.loss)):
+        raise UserError(
+            f"pairing.rule: strong_weak gives pairs without scores, but {loss_name(config)} reads rewards; use another "
+            "rule, or a loss that reads none"
+        )
     of_pairs = {"rule", "min_margin", "max_margin", "max_length_difference", "max_pairs"}
     unread = sorted(config.pairing.changed & of_pairs)
     if needs_of(config.loss).groups and unread and not (config.pairs is not None and config.mode == "offline"):

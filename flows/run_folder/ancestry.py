@@ -77,6 +77,18 @@ def reference_stage(run: RunFolder, config: RunConfig, round_: int, start: int |
 
 # The stage of round 0 that refers to the other model of a sampling mixture, if it is none of the run's own policies.
 MIXED_MODEL = "mixed_model"
+# That of the model whose responses are paired with the policy's, and the stage with its responses.
+SECOND_POLICY, SECOND_SAMPLES = "second_policy", "second_samples"
+
+
+def mixed_path(config: RunConfig) -> str | None:
+    """The other model of a sampling mixture, if it is none of the run's own policies."""
+    return None if config.sampling.mixture is None else config.sampling.mixture.path
+
+
+def second_path(config: RunConfig) -> str | None:
+    """The model whose responses are paired with the policy's."""
+    return None if config.pairing.second is None else config.pairing.second.path
 
 
 def mixed_stage(run: RunFolder, config: RunConfig, round_: int) -> Stage | None:

@@ -3,7 +3,14 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from flows.run_folder.ancestry import mixed_stage, parent, reference_stage, reference_stages
+from flows.run_folder.ancestry import (
+    SECOND_POLICY,
+    SECOND_SAMPLES,
+    mixed_stage,
+    parent,
+    reference_stage,
+    reference_stages,
+)
 from flows.run_folder.growth import ADDED, added_stages
 from pipeline.config import RunConfig
 from pipeline.config.loss.needs import needs_of
@@ -78,6 +85,11 @@ def _planned(place: Place) -> list[Stage]:
     return [place.run.stage(number, ADDED) for number in range(1, place.round + 1)]
 
 
+def of_second_samples(place: Place) -> list[Stage]:
+    """All prompts so far, the model that answers them, and the policy in whose tokens its answers are written."""
+    return [*_prompts(place), place.run.stage(0, SECOND_POLICY), place.start]
+
+
 def of_gold(place: Place) -> list[Stage]:
     """Samples; and the discriminator that selects the comparisons to buy, once there is one."""
     settings = place.config.discriminator
@@ -121,13 +133,14 @@ def of_labels(place: Place) -> list[Stage]:
 
 
 def of_pairs(place: Place) -> list[Stage]:
-    """Labels, or the data set; earlier pairs that are replayed or dropped; stages that anchor and limit replays."""
+    """Labels, both policies' samples, or the data set; earlier pairs that are replayed or dropped; replay's."""
     if place.config.mode == "offline":
         return [place.data, place.start, *_earlier_pairs(place)]
     replay = place.config.replay
     drifting = replay is not None and replay.max_drift is not None
+    second = place.config.pairing.second is not None
     return [
-        place.stage("labels"),
+        *(place.stage(name) for name in (("samples", SECOND_SAMPLES) if second else ("labels",))),
         *_earlier_pairs(place),
         *([place.data, place.start] if anchored(place.config) else []),
         *([place.run.stage(place.origin, "policy")] if drifting else []),

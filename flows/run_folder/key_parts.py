@@ -122,6 +122,13 @@ def _chat_ids(config: RunConfig) -> JsonValue:
     return {name: value for name, value in chat_identity(config).items() if name != "thinking"}
 
 
+def _second(config: RunConfig) -> JsonValue:
+    """Settings of the second policy's samples."""
+    second = config.pairing.second
+    drawn = {name: value for name, value in config.sampling.identity().items() if name != "mixture"}
+    return {**drawn, "n": None if second is None else second.n}
+
+
 _DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
     "chat": chat_identity,
     f"chat{IDS_ONLY}": _chat_ids,
@@ -130,6 +137,7 @@ _DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
     "estimated": _estimated,
     "bought": _bought,
     "silver": _silver,
+    "second": _second,
     "rounds_if_offline": lambda config: config.rounds if config.mode == "offline" else None,
     "warm_start_texts": lambda config: config.warm_start is not None,
 }
@@ -208,10 +216,8 @@ def start_model_facts(place: Place) -> dict[str, JsonValue]:
     return {"model_files": model_digest(Path(policy.path)), **adapter}
 
 
-def mixed_model_files(place: Place) -> dict[str, JsonValue]:
-    """Digests of a mixture's other model, if it is none of the run's own policies."""
-    mixture = place.config.sampling.mixture
-    path = None if mixture is None else mixture.path
+def files_of_model(path: str | None) -> dict[str, JsonValue]:
+    """The digest of a model folder's files."""
     return {} if path is None else {"model_files": model_digest(Path(path))}
 
 

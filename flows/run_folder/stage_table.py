@@ -4,27 +4,17 @@ flows/stages/run.py binds their names to the code that makes them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import JsonValue
 
 from flows.run_folder import inputs as made_from
-from flows.run_folder.ancestry import MIXED_MODEL
+from flows.run_folder import key_parts as keyed
+from flows.run_folder.ancestry import MIXED_MODEL, SECOND_POLICY, SECOND_SAMPLES, mixed_path, second_path
 from flows.run_folder.growth import ADDED
 from flows.run_folder.inputs import Place, anchored, nothing, stores_reference
-from flows.run_folder.key_parts import (
-    IDS_ONLY,
-    drift_facts,
-    gate_facts,
-    held_facts,
-    mixed_model_files,
-    prompt_files,
-    reference_facts,
-    source_files,
-    start_files,
-    start_model_facts,
-)
+from flows.run_folder.key_parts import IDS_ONLY
 from pipeline.config import RunConfig
 from pipeline.config.loss.needs import needs_of
 from pipeline.storage.run_folder import RunFolder, Stage
@@ -96,6 +86,16 @@ def _labels_sections(place: Place) -> Sections:
     return ("scorer",) if place.config.discriminator is None else ("silver",)
 
 
+def _pairs_two(config: RunConfig, round_: int) -> bool:
+    return second_path(config) is not None
+
+
+def _given_model(name: str, path: Callable[[RunConfig], str | None]) -> StageSpec:
+    ids = (f"chat{IDS_ONLY}",)
+    given = StageSpec(name, "steps", ids, nothing, ("start",), lambda place: keyed.files_of_model(path(place.config)))
+    return replace(given, made=lambda config, round_: path(config) is not None)
+
+
 _ITERATIVE: tuple[RunPart, ...] = ("iterative",)
 _ROUNDS: tuple[RunPart, ...] = ("offline", "iterative")
 _ALL: tuple[RunPart, ...] = ("start", "offline", "iterative")
@@ -108,7 +108,7 @@ _SPECS = (
         sections=("mode", "rounds_if_offline", "prompts", "pairs", "held_out", "warm_start_texts"),
         inputs=nothing,
         parts=("start",),
-        facts=source_files,
+        facts=keyed.source_files,
         bound="sources",
     ),
     StageSpec(
@@ -117,24 +117,27 @@ _SPECS = (
         sections=("prompts",),
         inputs=made_from.of_added_prompts,
         parts=_ITERATIVE,
-        facts=prompt_files,
+        facts=keyed.prompt_files,
         made=lambda config, round_: False,
     ),
-    StageSpec(
-        MIXED_MODEL,
-        unit="steps",
-        sections=(f"chat{IDS_ONLY}",),
-        inputs=nothing,
-        parts=("start",),
-        facts=mixed_model_files,
-        made=lambda config, round_: config.sampling.mixture is not None and config.sampling.mixture.path is not None,
-    ),
+    _given_model(MIXED_MODEL, mixed_path),
     StageSpec(
         "samples",
         unit="prompts",
         sections=("sampler", "sampling", "chat", "prompts_per_round", "shard_size"),
         inputs=made_from.of_samples,
         parts=_ITERATIVE,
+        sampled=True,
+    ),
+    _given_model(SECOND_POLICY, second_path),
+    StageSpec(
+        SECOND_SAMPLES,
+        unit="prompts",
+        sections=("sampler", "second", "chat", "prompts_per_round", "shard_size"),
+        inputs=made_from.of_second_samples,
+        parts=_ITERATIVE,
+        bound="samples",
+        made=_pairs_two,
         sampled=True,
     ),
     StageSpec(
@@ -152,7 +155,7 @@ _SPECS = (
         sections=("discriminator", "chat"),
         inputs=made_from.of_discriminator,
         parts=_ITERATIVE,
-        facts=start_files,
+        facts=keyed.start_files,
         opens=made_from.opened_by_labelling,
         bound="members",
         made=made_from.refits,
@@ -166,9 +169,15 @@ _SPECS = (
         opens=made_from.opened_by_labelling,
         by_shard="samples",
         bound="samples",
+        made=lambda config, round_: not _pairs_two(config, round_),
     ),
     StageSpec(
-        "pairs", unit="steps", sections=_pairs_sections, inputs=made_from.of_pairs, parts=_ROUNDS, facts=drift_facts
+        "pairs",
+        unit="steps",
+        sections=_pairs_sections,
+        inputs=made_from.of_pairs,
+        parts=_ROUNDS,
+        facts=keyed.drift_facts,
     ),
     StageSpec(
         "calibration",
@@ -186,7 +195,7 @@ _SPECS = (
         sections=(f"chat{IDS_ONLY}", "training.dtype", "stored", "training.references", "training.contrastive"),
         inputs=made_from.of_reference,
         parts=_ROUNDS,
-        facts=reference_facts,
+        facts=keyed.reference_facts,
         opens=made_from.opened_by_training,
         made=lambda config, round_: stores_reference(config),
     ),
@@ -196,7 +205,7 @@ _SPECS = (
         sections=(f"chat{IDS_ONLY}", "training.dtype", "estimated"),
         inputs=made_from.of_advantages,
         parts=_ROUNDS,
-        facts=held_facts,
+        facts=keyed.held_facts,
         opens=made_from.opened_by_training,
         made=lambda config, round_: needs_of(config.loss).advantages,
     ),
@@ -206,7 +215,7 @@ _SPECS = (
         sections=_policy_sections,
         inputs=made_from.of_policy,
         parts=_ALL,
-        facts=start_model_facts,
+        facts=keyed.start_model_facts,
         opens=made_from.opened_by_training,
         bound="training",
     ),
@@ -225,7 +234,7 @@ _SPECS = (
         sections=("evaluation", "scorer", "loss", "training.dtype"),
         inputs=made_from.of_evaluation,
         parts=_ALL,
-        facts=held_facts,
+        facts=keyed.held_facts,
         opens=made_from.opened_by_evaluation,
         bound="evaluation",
     ),
@@ -235,7 +244,7 @@ _SPECS = (
         sections=("gate", "evaluation", "scorer"),
         inputs=made_from.of_gate,
         parts=_ROUNDS,
-        facts=gate_facts,
+        facts=keyed.gate_facts,
         opens=made_from.opened_by_gate,
         weights=False,
         made=lambda config, round_: config.gate is not None,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from flows.run_folder.ancestry import SECOND_SAMPLES
 from flows.stages.context import Context, Outcome, policy_chat
 from flows.stages.data import preference_slice
 from flows.stages.replay import OWN
@@ -19,6 +20,7 @@ from pipeline.storage.rows import read_groups, read_preference_file, write_prefe
 from pipeline.training.pairs import drop_repeated
 from pipeline.training.pairs.from_data import from_texts
 from pipeline.training.pairs.make import from_groups
+from pipeline.training.pairs.strong_weak import make_strong_weak
 from pipeline.types import Pair, Preference
 
 
@@ -69,7 +71,10 @@ def own(context: Context, round_: int, dropped: Counter[str]) -> Iterator[Prefer
     config = context.config
     if config.mode == "offline":
         chat = policy_chat(config, context.policy_path(0))
-        made = from_texts(config, chat, preference_slice(context, round_), round_, dropped)
+        made: Iterator[Preference] = from_texts(config, chat, preference_slice(context, round_), round_, dropped)
+    elif config.pairing.second is not None:
+        groups, others = (read_groups(context.run.stage(round_, name).folder) for name in ("samples", SECOND_SAMPLES))
+        made = make_strong_weak(groups, others, config.pairing, round_, dropped=dropped)
     else:
         groups = read_groups(context.run.stage(round_, "labels").folder)
         made = from_groups(config, round_, groups, dropped)

@@ -83,7 +83,8 @@ def _drift(context: Context, round_: int, age: int) -> float:
     size = _pool_size(context, round_ - age)
     lots = random.Random(derive_seed("drift", config.seed, round_, age))  # noqa: S311 - random draws, not secrets
     rows = [*_rows(context, round_ - age, lots.sample(range(size), min(size, MEASURED)))]
-    drawn = [(row.prompt_ids, response) for row in rows for response in _responses(row)]
+    # Another model's responses have no log-probabilities.
+    drawn = [(row.prompt_ids, response) for row in rows for response in _responses(row) if response.logprobs]
     sequences = [(prompt, response.token_ids) for prompt, response in drawn]
     with FrozenPolicy(context, context.policy_path(parent(context.run, config, round_))) as policy:
         now = policy.logps(sequences)

@@ -118,6 +118,18 @@ def _samples(job: Job) -> Outcome:
     return samples(job.context, job.round, job.folder, job.sampler)
 
 
+def _second_policy(job: Job) -> Outcome:
+    from flows.stages.training.given import second_policy
+
+    return second_policy(job.context, job.folder)
+
+
+def _second_samples(job: Job) -> Outcome:
+    from flows.stages.sampling.second import second_samples
+
+    return second_samples(job.context, job.round, job.folder, job.sampler)
+
+
 def _gold(job: Job) -> Outcome:
     from flows.stages.labels.gold import gold
 
@@ -200,6 +212,8 @@ BODIES: Mapping[str, Callable[[Job], Outcome]] = {
     "added_prompts": _added_prompts,
     "mixed_model": _mixed_model,
     "samples": _samples,
+    "second_policy": _second_policy,
+    "second_samples": _second_samples,
     "gold": _gold,
     "discriminator": _discriminator,
     "labels": _labels,

@@ -21,6 +21,7 @@ from flows.workers.pool.sampler_pool import SamplerPool
 from flows.workers.pool.seating import Seating, seating_of
 from flows.workers.pool.shard_queue import ShardQueue
 from pipeline.config import (
+    ChatSettings,
     DiffusersSampler,
     PretrainedPolicy,
     RayCluster,
@@ -104,19 +105,19 @@ class Workers:
         self._root = root
         self._config = config
         self._logs = root / "logs"
-        log = self._logs / "sampler.log"
-        plain = config.model_dump(mode="json")
+        self._keys = key_variables(config.model_dump(mode="json"))
         self._patience = further_seconds(config)
+        self._start = start_child if self._crew is None else self._crew.start
         self._sampler = SamplerPool(
             with_context(config),
             config.chat,
-            log,
+            self._logs / "sampler.log",
             config.trusts_policy,
-            key_variables(plain),
+            self._keys,
             config.policy.quantisation if isinstance(config.policy, PretrainedPolicy) else None,
             adapters=config.training.lora is not None and config.training.lora.lifetime == "run",
             seats=self.seating.engines,
-            start=start_child if self._crew is None else self._crew.start,
+            start=self._start,
         )
         self._warm = stays_warm(config) if self._crew is None else self._crew.placing.stay
         self._beside = False
@@ -223,6 +224,24 @@ class Workers:
         """
         self._hold(policy, probe, mixed)
         return self._sampler.sample(requests, settings, self._config.shard_size)
+
+    def sample_second(
+        self,
+        chat: ChatSettings,
+        policy: Path,
+        probe: Path,
+        requests: Sequence[SampleRequest],
+        settings: SamplingSettings,
+    ) -> Iterator[tuple[Response, ...]]:
+        """Sample responses of a model that is not the run's own, with ``chat``, in engines that end afterwards."""
+        self._end_sampler()
+        if not (self._warm or self._beside):
+            self._end_trainer()
+        log = self._logs / "second_sampler.log"
+        engine, seats = with_context(self._config), self.seating.engines
+        with SamplerPool(engine, chat, log, keys=self._keys, seats=seats, start=self._start) as pool:
+            self.swaps[str(policy)] = pool.load(str(policy), str(probe))
+            yield from pool.sample(requests, settings, self._config.shard_size)
 
     def score(self, policy: Path, probe: Path, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probs of each sequence's tokens 1..T-1 under ``policy``; loads and checks it as ``sample`` does."""

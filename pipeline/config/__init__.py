@@ -39,7 +39,7 @@ from pipeline.config.labellers.scorers import (
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.presets import NamedComposition, preset_names, resolve
-from pipeline.config.pairing import Pairing, Replay
+from pipeline.config.pairing import Pairing, Replay, SecondPolicy
 from pipeline.config.policy import (
     ChatSettings,
     Lora,
@@ -126,6 +126,7 @@ __all__ = [
     "ScorerSettings",
     "ScratchDiffusion",
     "ScratchPolicy",
+    "SecondPolicy",
     "ServerSampler",
     "Signed",
     "SingleScorer",

@@ -7,6 +7,28 @@ from pydantic import Field, model_validator
 from pipeline.config.base import LATER, Closed
 
 
+class SecondPolicy(Closed):
+    """Another model that answers a round's prompts, for pairs of a strong and a weak answer (delta learning).
+
+    No labels are needed (arXiv:2507.06187). Its tokenizer and chat template may be others than the policy's.
+    """
+
+    path: str = Field(min_length=1, description="folder or hub name of a whole model")
+    n: int = Field(1, ge=1, le=1024, description="responses a prompt")
+    role: Literal["weak", "strong"] = Field(
+        "weak", description="weak: its responses are rejected and the policy's chosen; strong: the other way round"
+    )
+
+
+_RULES = (
+    "of the pairs of a prompt that min_margin, max_margin, max_length_difference and max_similarity allow: "
+    "best_worst: the one with the largest margin; best_random: the best response against a random one; random: one at "
+    "random; all: all, or max_pairs of them at random; closest: the one with the smallest margin; median_split: the "
+    "upper half against the lower, rank by rank; marked: no pairs but single responses, good above threshold and bad "
+    "below; strong_weak: the k-th response of the policy and the k-th of second, without labels"
+)
+
+
 class Pairing(Closed):
     """Rules that turn scored groups into pairs, or into single responses marked good or bad (``rule: marked``).
 
@@ -14,13 +36,8 @@ class Pairing(Closed):
     responses that ``drop_cut``, ``max_response_tokens`` and ``max_similarity`` leave out.
     """
 
-    rule: Literal["best_worst", "best_random", "random", "all", "closest", "median_split", "marked"] = Field(
-        "best_worst",
-        description="of the pairs of a prompt that min_margin, max_margin, max_length_difference and max_similarity "
-        "allow: best_worst: the one with the largest margin; best_random: the best response against a random one; "
-        "random: one at random; all: all, or max_pairs of them at random; closest: the one with the smallest margin; "
-        "median_split: the upper half against the lower, rank by rank; marked: no pairs but single responses, good "
-        "above threshold and bad below",
+    rule: Literal["best_worst", "best_random", "random", "all", "closest", "median_split", "marked", "strong_weak"] = (
+        Field("best_worst", description=_RULES)
     )
     min_margin: float = Field(0.0, ge=0, description="score differences at or below this are ties")
     max_margin: float | None = Field(None, gt=0, description="pairs whose scores differ by more are left out")
@@ -48,6 +65,9 @@ class Pairing(Closed):
         json_schema_extra=LATER,
     )
     max_response_tokens: int | None = Field(None, ge=1, description="drop responses that are longer")
+    second: SecondPolicy | None = Field(
+        None, description="strong_weak: the model whose responses are paired with the policy's", json_schema_extra=LATER
+    )
     drop_repeated: bool = Field(False, description="drop what an earlier round trained on, token for token")
 
     @model_validator(mode="after")
@@ -58,6 +78,15 @@ class Pairing(Closed):
             raise ValueError(f"max_pairs: rule {self.rule} does not read it; only rule all does")
         if self.threshold is not None and self.rule != "marked":
             raise ValueError(f"threshold: rule {self.rule} does not read it; only rule marked does")
+        if self.rule == "strong_weak" and self.second is None:
+            raise ValueError(
+                "second: rule strong_weak pairs the policy's responses with another model's; give its path"
+            )
+        if self.rule != "strong_weak" and self.second is not None:
+            raise ValueError(f"second: rule {self.rule} does not read it; only rule strong_weak does")
+        of_scores = sorted(self.changed & {"min_margin", "max_margin", "max_disagreement"})
+        if self.rule == "strong_weak" and of_scores:
+            raise ValueError(f"{of_scores[0]}: rule strong_weak reads no scores")
         unread = sorted(self.changed & {"max_margin", "max_length_difference"}) if self.rule == "marked" else []
         if unread:
             raise ValueError(f"{unread[0]}: rule marked makes no pairs and does not read it")

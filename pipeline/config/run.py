@@ -212,14 +212,19 @@ class RunConfig(Closed):
         if self.mode == "iterative":
             if self.prompts is None:
                 raise ValueError("prompts: iterative mode needs prompts to answer")
-            if self.scorer is None and (self.discriminator is None or self.discriminator.gold == "scorer"):
+            two = self.pairing.second is not None
+            if two and self.discriminator is not None:
+                raise ValueError("discriminator: with pairing.rule: strong_weak nothing is labelled; allowed: null")
+            if self.scorer is None and not two and (self.discriminator is None or self.discriminator.gold == "scorer"):
                 raise ValueError("scorer: iterative mode needs a scorer to label responses")
-            if self.sampling.n < 2:
+            if self.sampling.n < 2 and not two:
                 raise ValueError(f"sampling.n: {self.sampling.n} response a prompt makes no pair; at least 2")
             if self.sampling.temperature == 0:
                 raise ValueError("sampling.temperature: 0 (greedy) makes all responses of a prompt equal; above 0")
             if self.training.evaluate_every:
                 raise ValueError("training.evaluate_every: only offline mode has held-out pairs to evaluate")
+        elif self.pairing.second is not None:
+            raise ValueError("pairing.rule: strong_weak samples responses; offline mode has those of the data set")
         elif self.pairs is None:
             raise ValueError("pairs: offline mode needs a pair data set")
         elif self.discriminator is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.workers.messages import Load, SampleCall, SamplerInit, Score
 from flows.workers.sampler_service import SamplerService
-from pipeline.config import RunConfig, SamplingSettings, TransformersSampler
+from pipeline.config import ChatSettings, RunConfig, SamplingSettings, TransformersSampler
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response
 
@@ -17,13 +17,14 @@ ENGINE = TransformersSampler(dtype="float32", batch_size=8)
 class SamplesHere:
     """Stands for ``flows.workers.local.Workers``, whichever engine the config names.
 
-    ``scored`` and ``sampled`` count sequences and requests; ``loads`` are what the service was asked to hold.
+    ``scored`` and ``sampled`` count sequences and requests, ``second`` answers of a second policy; ``loads`` are what
+    the service was asked to hold.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.swaps: dict[str, Any] = {}
         self.loads: list[Load] = []
-        self.scored = self.sampled = 0
+        self.scored = self.sampled = self.second = 0
         self._config = config
         self._service = self._new()
 
@@ -43,8 +44,24 @@ class SamplesHere:
         self._load(policy, probe, mixed)
         said: list[Any] = []
         self.sampled += len(requests)
-        self._service.sample(SampleCall(tuple(requests), settings.model_dump(mode="json")), said.append)  # type: ignore[arg-type]
+        caller: Any = said.append
+        self._service.sample(SampleCall(tuple(requests), settings.model_dump(mode="json")), caller)
         yield from (sampled.responses for sampled in said)
+
+    def sample_second(
+        self,
+        chat: ChatSettings,
+        policy: Path,
+        probe: Path,
+        requests: Sequence[SampleRequest],
+        settings: SamplingSettings,
+    ) -> Iterator[tuple[Response, ...]]:
+        apart = SamplesHere(self._config.model_copy(update={"chat": chat}))
+        answers = apart.sample(policy, probe, requests, settings)
+        for answer in answers:
+            self.second += 1
+            yield answer
+        self.swaps |= apart.swaps
 
     def score(self, policy: Path, probe: Path, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         self._load(policy, probe, None)

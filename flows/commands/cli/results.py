@@ -8,6 +8,7 @@ import typer
 
 from flows.commands.cli.arguments import RunFolderArgument
 from flows.loop.object_store.places import fetched_run, local_path
+from pipeline.errors import UserError
 
 
 def show(
@@ -66,10 +67,21 @@ def pairs(
         bool, typer.Option("--preview", help="make the pairs again from existing labels; writes nothing")
     ] = False,
     round_: Annotated[
-        int | None, typer.Option("--round", min=1, help="[default: the newest]", show_default=False)
+        int | None, typer.Option("--round", min=1, help="[default: the newest; --export: all]", show_default=False)
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", metavar="FILE", help="write them to a JSONL file, which pairs.path reads", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Show the pairs that a round trains on: yield by cause, margins, lengths, ten examples."""
-    from flows.commands.pairs import show_pairs
+    from flows.commands.pairs import export_pairs, show_pairs
 
+    if export is not None:
+        if preview or settings:
+            raise UserError("--export: writes the pairs that were made; leave --preview and settings out")
+        typer.echo(export_pairs(run_folder, export, round_))
+        return
     show_pairs(run_folder, settings or [], round_, preview)

@@ -14,7 +14,7 @@ import msgspec
 from pydantic import JsonValue
 
 from flows.stages.context import Context, Outcome
-from flows.stages.sampling.shards import mixture_facts, response_metrics, sample_stage
+from flows.stages.sampling.shards import SampledFrom, mixture_facts, response_metrics, sample_stage
 from flows.workers.local import Workers
 from flows.workers.messages import NextShard
 from pipeline.errors import UserError
@@ -54,7 +54,7 @@ def resampled(
     proposals.mkdir(exist_ok=True)
     # Labellers read what is kept.
     quiet = replace(context, on_shard=lambda shard: None)
-    made = sample_stage(quiet, round_, proposals, workers, prompts, drawn, "samples", policy)
+    made = sample_stage(quiet, round_, proposals, workers, prompts, drawn, "samples", SampledFrom(policy))
     shares = _keep(context, round_, folder, workers, other, made.rows)
     scored = workers.swaps.get(str(context.model_path(other)))
     facts: dict[str, JsonValue] = {

@@ -9,7 +9,7 @@ from flows.run_folder.ancestry import mixed_stage, parent, reference_stage
 from flows.stages.context import Context, Outcome
 from flows.stages.data import held_out_prompts, prompts_by_round
 from flows.stages.sampling.resampled import resampled
-from flows.stages.sampling.shards import mixture_facts, sample_stage
+from flows.stages.sampling.shards import SampledFrom, mixture_facts, sample_stage
 from flows.workers.local import Workers
 from pipeline.config import SamplingSettings, TransformersSampler
 from pipeline.storage.rows import read_preference_rows
@@ -24,10 +24,12 @@ def samples(context: Context, round_: int, folder: Path, workers: Workers) -> Ou
         other = mixed_stage(context.run, config, round_)
     if other is None:
         settings = config.sampling.model_copy(update={"mixture": None})
-        return sample_stage(context, round_, folder, workers, prompts, settings, "samples", policy)
+        return sample_stage(context, round_, folder, workers, prompts, settings, "samples", SampledFrom(policy))
     if isinstance(config.sampler, TransformersSampler):
         settings = config.sampling
-        outcome = sample_stage(context, round_, folder, workers, prompts, settings, "samples", policy, other)
+        outcome = sample_stage(
+            context, round_, folder, workers, prompts, settings, "samples", SampledFrom(policy, other)
+        )
         return Outcome(outcome.rows, outcome.metrics | {"mixture": mixture_facts(config.sampling, other)})
     return resampled(context, round_, folder, workers, prompts, policy, other)
 
@@ -44,7 +46,7 @@ def evaluation_samples(context: Context, round_: int, folder: Path, workers: Wor
     for name, settings in (("greedy", greedy), ("sampled", drawn)):
         (folder / name).mkdir(exist_ok=True)
         purpose, policy = f"evaluation {name}", context.run.stage(round_, "policy")
-        outcome = sample_stage(context, round_, folder / name, workers, prompts, settings, purpose, policy)
+        outcome = sample_stage(context, round_, folder / name, workers, prompts, settings, purpose, SampledFrom(policy))
         rows += outcome.rows
         metrics[name] = outcome.metrics
     return Outcome(rows, metrics)
@@ -56,7 +58,9 @@ def calibration(context: Context, round_: int, folder: Path, workers: Workers) -
     prompts = {row.prompt.id: row.prompt for row in read_preference_rows(context.run.stage(round_, "pairs").folder)}
     settings = SamplingSettings(n=1, max_tokens=config.sampling.max_tokens, stop=config.sampling.stop)
     policy = reference_stage(context.run, config, round_)
-    return sample_stage(context, round_, folder, workers, [*prompts.values()], settings, "calibration", policy)
+    return sample_stage(
+        context, round_, folder, workers, [*prompts.values()], settings, "calibration", SampledFrom(policy)
+    )
 
 
 def round_prompts(context: Context, round_: int) -> list[Prompt]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from pydantic import JsonValue
 from flows.stages.context import Context, Outcome, offending_file, policy_chat
 from flows.workers.local import Workers
 from flows.workers.messages import Loaded, NextShard
-from pipeline.config import SamplingSettings
+from pipeline.config import ChatSettings, SamplingSettings
 from pipeline.errors import RunError
 from pipeline.evaluation.metrics import describe_thinking
+from pipeline.models.chat import load_chat
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.storage.rows import read_group_file, read_groups, write_groups
 from pipeline.storage.run_folder import Stage
@@ -24,6 +26,21 @@ _Answer = tuple[Response, ...]
 _Shard = Sequence[tuple[Prompt, tuple[int, ...]]]
 
 
+@dataclass(frozen=True)
+class SampledFrom:
+    """The model that responses come from.
+
+    Attributes:
+        stage: with the model's folder, or a pointer to it, and its probe.
+        mixed: of a mixture with it.
+        chat: of a model that is not the run's own; None: the policy's.
+    """
+
+    stage: Stage
+    mixed: Stage | None = None
+    chat: ChatSettings | None = None
+
+
 def sample_stage(
     context: Context,
     round_: int,
@@ -32,13 +49,12 @@ def sample_stage(
     prompts: Sequence[Prompt],
     settings: SamplingSettings,
     purpose: str,
-    source: Stage,
-    mixed: Stage | None = None,
+    source: SampledFrom,
 ) -> Outcome:
-    """Sample responses of the policy in (or pointed to by) the stage ``source``; ``mixed``: of a mixture with it."""
+    """Sample responses of the model in ``source`` to ``prompts``."""
     config = context.config
-    policy = context.model_path(source)
-    chat = policy_chat(config, policy)
+    policy = context.model_path(source.stage)
+    chat = policy_chat(config, policy) if source.chat is None else load_chat(str(policy), source.chat)
     tokenised = [(prompt, chat.prompt_ids_if_written(prompt.messages)) for prompt in prompts]
     longest = config.chat.max_prompt_tokens
     written = [(prompt, ids) for prompt, ids in tokenised if ids is not None]
@@ -61,11 +77,24 @@ def sample_stage(
         for prompt, ids in shard
     ]
     # One call for all shards: the engine works on the next ones while one is being written.
-    beside = () if mixed is None else ((context.model_path(mixed), mixed.folder),)
-    answers = workers.sample(policy, source.folder, requests, settings, *beside) if requests else iter(())
+    answers = _drawn(context, workers, source, requests, settings) if requests else iter(())
     _write(context, shards, missing, seals, answers, len(kept))
     thinks = chat.thoughts.expected
     return Outcome(len(kept), response_metrics(folder, dropped, workers.swaps.get(str(policy)), thinks=thinks))
+
+
+def _drawn(
+    context: Context,
+    workers: Workers,
+    source: SampledFrom,
+    requests: Sequence[SampleRequest],
+    settings: SamplingSettings,
+) -> Iterator[_Answer]:
+    place = (context.model_path(source.stage), source.stage.folder)
+    if source.chat is not None:
+        return workers.sample_second(source.chat, *place, requests, settings)
+    beside = () if source.mixed is None else ((context.model_path(source.mixed), source.mixed.folder),)
+    return workers.sample(*place, requests, settings, *beside)
 
 
 def _answers(file: Path, shard: _Shard) -> bool:

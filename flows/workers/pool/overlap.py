@@ -26,6 +26,8 @@ def _why_not(config: RunConfig) -> str | None:
         return "images are labelled from the files of a round's complete samples"
     if config.discriminator is not None:
         return "gold is chosen among all samples of the round, and the discriminator is refitted before it labels"
+    if config.pairing.second is not None:
+        return "nothing is labelled"
     assert config.scorer is not None, "the config's validator requires a scorer"
     scorers = [scorer for _, scorer in scorers_of(config.scorer)]
     local = [scorer.kind for scorer in scorers if isinstance(scorer, ClassifierScorer | PairwiseScorer)]
@@ -49,6 +51,8 @@ def overlap_lines(config: RunConfig) -> list[str]:
         said = ["overlap: each shard of samples is labelled while the next ones are sampled, in order"]
     else:
         said = [f"overlap: none, labels wait for all samples: {reason}"]
+    if config.pairing.second is not None:
+        return said
     return [*said, f"all labels come before the first pair: {'; '.join(_barriers(config))}"]
 
 

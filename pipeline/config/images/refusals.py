@@ -10,7 +10,7 @@ from pipeline.config.images.losses import averages, image_refusal
 OF_TEXT = {
     "sampling": ("temperature", "top_p", "top_k", "min_p", "max_tokens", "stop", "mixture"),
     "chat": ("template", "template_kwargs", "template_file", "max_prompt_tokens", "max_response_tokens", "thinking"),
-    "pairing": ("max_length_difference", "max_similarity", "drop_cut", "max_response_tokens"),
+    "pairing": ("second", "max_length_difference", "max_similarity", "drop_cut", "max_response_tokens"),
     "training": ("context_parallel", "router_aux_loss_coef", "contrastive", "turns", "evaluate_every"),
 }
 IMAGE_SCORERS = ("dots", "function", "judge", "ensemble", "image_classifier", "clip")

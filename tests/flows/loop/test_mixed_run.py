@@ -1,16 +1,20 @@
-"""IPO-MD for real: two rounds whose pairs are drawn from a mixture, with vLLM and with transformers."""
+"""Two models for real: IPO-MD with vLLM and with transformers; pairs of a strong and a weak policy, exported."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from pipeline.storage.rows import read_groups, read_preference_rows
 from pipeline.storage.run_folder import RunFolder
 from tests.support.tiny_loop import prefloop
+from tests.support.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.whole
-IPO_MD = ("loss.preset=ipo", "training.reference=fixed", "sampling.mixture={reference: start, weight: 0.125}")
+MILD = ("training.learning_rate=3e-4", "training.epochs=1", "gate=null")
+IPO_MD = (*MILD, "loss.preset=ipo", "training.reference=fixed", "sampling.mixture={reference: start, weight: 0.125}")
 
 
 @pytest.mark.parametrize("kind", ["vllm", "transformers"])
@@ -39,3 +43,39 @@ def test_the_second_round_samples_from_policy_and_start_and_checks_both(
     assert prefloop(home, "verify", tmp_path / "run").returncode == 0
     again = prefloop(home, "run", loop_config, *IPO_MD, *engine, "--run-dir", tmp_path / "run")
     assert again.returncode == 0 and run.stage(2, "samples").require().metrics == second
+
+
+def test_pairs_of_two_policies_are_trained_on_without_labels_and_exported(
+    home: dict[str, str], loop_config: Path, tmp_path: Path
+) -> None:
+    weak = save_tiny_model(tmp_path / "weak", seed=1)
+    tokenizer = AutoTokenizer.from_pretrained(weak)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + '<|end|>' }}{% endfor %}{{ '<|assistant|>' }}"
+    tokenizer.save_pretrained(weak)
+    settings = ["scorer=null", f"pairing={{rule: strong_weak, second: {{path: {weak}}}}}", "sampling.n=1", MILD[0]]
+    done = prefloop(home, "run", loop_config, *settings, "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = RunFolder(tmp_path / "run")
+    for round_ in (1, 2):
+        told: Any = run.stage(round_, "second_samples").require().metrics
+        assert told["encoded_anew"] == 40 and told["weight_handshake"]["max_difference"] < 2e-3
+        assert not run.stage(round_, "labels").folder.exists()
+    pairs = list(read_preference_rows(run.stage(2, "pairs").folder))
+    assert len(pairs) > 20
+    file = tmp_path / "pairs.jsonl"
+    assert prefloop(home, "pairs", tmp_path / "run", "--round", "2", "--export", file).returncode == 0
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [(p.chosen.text, p.rejected.text) for p in pairs]  # type: ignore[union-attr]
+    offline = [
+        "mode=offline",
+        "scorer=null",
+        "prompts=null",
+        "rounds=1",
+        f"pairs={{path: {file}}}",
+        "held_out.prompts=4",
+    ]
+    again = prefloop(home, "run", loop_config, *offline, *MILD, "--run-dir", tmp_path / "offline")
+    assert again.returncode == 0, again.stderr[-3000:]
+    made = RunFolder(tmp_path / "offline").stage(1, "pairs").require()
+    assert made.rows == len(rows) - 4
+    assert prefloop(home, "verify", tmp_path / "run").returncode == 0
