@@ -124,9 +124,8 @@ def _chat_ids(config: RunConfig) -> JsonValue:
 
 def _second(config: RunConfig) -> JsonValue:
     """Settings of the second policy's samples."""
-    second = config.pairing.second
-    drawn = {name: value for name, value in config.sampling.identity().items() if name != "mixture"}
-    return {**drawn, "n": None if second is None else second.n}
+    drawn = config.sampling.model_copy(update={"mixture": None})
+    return {**drawn.identity(), "n": config.pairing.second and config.pairing.second.n}
 
 
 _DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
@@ -224,9 +223,7 @@ def files_of_model(path: str | None) -> dict[str, JsonValue]:
 def start_files(place: Place) -> dict[str, JsonValue]:
     """Digests of the model that the first discriminator is trained from, if the config names one."""
     settings = place.config.discriminator
-    if settings is None or settings.start is None:
-        return {}
-    return {"start_files": model_digest(Path(settings.start))}
+    return {} if settings is None or settings.start is None else {"start_files": model_digest(Path(settings.start))}
 
 
 def held_facts(place: Place) -> dict[str, JsonValue]:
