@@ -118,11 +118,13 @@ class UnpairedBatch:
         responses: one a row.
         desirable: [B] bool.
         mismatched: for each prompt, the response to another prompt, whose log-ratio estimates KL(π ‖ π_ref); None: 0.
+        seeds: [B] int64, numbers that tell the responses of a global batch apart; None: 0 … B − 1.
     """
 
     responses: Side
     desirable: Tensor
     mismatched: Side | None = None
+    seeds: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError where the parts do not hold the same number of responses."""

@@ -42,7 +42,7 @@ from pipeline.losses.batch import (
 )
 from pipeline.losses.dispersion import dispersion_of
 from pipeline.losses.list_heads import as_group, best, extremes, fit_tokens, head_loss, worst
-from pipeline.losses.margins import margin_of, sorted_margins
+from pipeline.losses.margins import margin_of, sorted_margins, sorted_terms
 from pipeline.losses.regularisers import nll, regularisers
 from pipeline.losses.scores import scores, shaped
 from pipeline.losses.statistics import Observed, State, kept, observe, summarise
@@ -211,7 +211,8 @@ class Loss:
         self._takes_single()
         (score,) = scores((batch.responses,), parts)
         reward = parts.beta * score
-        value = parts.weight / parts.beta**parts.unscale * unpaired_terms(reward, batch, parts, statistics)
+        terms = sorted_terms if isinstance(parts.margin, SortedMargin) else unpaired_terms
+        value = parts.weight / parts.beta**parts.unscale * terms(reward, batch, parts, statistics)
         good = batch.desirable.bool()
         values = {"reward_{}": reward.detach(), **likelihoods(batch.responses)}
         sides = {"chosen": good, "rejected": ~good}

@@ -18,9 +18,10 @@ from pipeline.config.loss.margins import (
     SortedMargin,
     WinMargin,
 )
-from pipeline.losses.batch import PairBatch, Side, constant, masked_mean, masked_sum
+from pipeline.losses.batch import PairBatch, Side, UnpairedBatch, constant, masked_mean, masked_sum
+from pipeline.losses.links import make_link
 from pipeline.losses.prior import reference_of
-from pipeline.losses.terms import reward_gap, win_probabilities_of
+from pipeline.losses.terms import certainty, reward_gap, win_probabilities_of
 
 Statistics: TypeAlias = Mapping[str, float]
 
@@ -83,15 +84,37 @@ def sorted_margins(
     return rewards[0] - partners[0].to(rewards[0].dtype), partners[1].to(rewards[1].dtype) - rewards[1]
 
 
+def sorted_terms(reward: Tensor, batch: UnpairedBatch, loss: Formula, statistics: Statistics) -> Tensor:
+    """Σ_j B P_ij f(β (h_good − h_bad)) of each single response, [B]; P: the coupling of the two sorted samples.
+
+    Its mean over the global batch is Σ_ij P_ij f, and has the gradient of that by all responses: each response's
+    partners are constants, and the loss that is there twice counts half. Without responses of the other kind it is 0.
+    """
+    names = [int(key) for key in keys_of(batch).tolist()]
+    found = [
+        [(statistics[f"partner.{name}.{k}"], statistics[f"mass.{name}.{k}"]) for k in range(round(count))]
+        for name, count in ((name, statistics[f"partners.{name}"]) for name in names)
+    ]
+    width = max(1, *map(len, found))
+    table = torch.tensor([[*row, *[(0.0, 0.0)] * (width - len(row))] for row in found], dtype=torch.float64)
+    partners, masses = (values.to(reward) for values in table.unbind(2))
+    gap = reward.unsqueeze(1) - loss.beta * partners
+    z = torch.where(batch.desirable.bool().unsqueeze(1), gap, -gap)
+    link, p = make_link(loss.link), certainty(loss.label)
+    total = (masses * (p * link(z) + (1 - p) * link(-z))).sum(1)
+    return total - total.detach() / 2
+
+
 def partner_of(batch: PairBatch, name: str, statistics: Statistics) -> Tensor:
     """The number that each pair is compared with, [B], float64."""
     found = [statistics[f"{name}.{int(key)}"] for key in keys_of(batch).tolist()]
     return torch.tensor(found, dtype=torch.float64, device=batch.chosen.policy.device)
 
 
-def keys_of(batch: PairBatch) -> Tensor:
-    """A number for each pair that tells it from the others of its global batch, [B], float64."""
-    seeds = torch.arange(len(batch.chosen.policy)) if batch.seeds is None else batch.seeds
+def keys_of(batch: PairBatch | UnpairedBatch) -> Tensor:
+    """A number for each pair or response that tells it from the others of its global batch, [B], float64."""
+    first = batch.chosen if isinstance(batch, PairBatch) else batch.responses
+    seeds = torch.arange(len(first.policy)) if batch.seeds is None else batch.seeds
     return seeds.double()
 
 

@@ -69,7 +69,7 @@ def summarise(observed: Mapping[str, Tensor], state: Mapping[str, float], loss: 
         after |= _running_gap(observed["gap"], state, loss.margin.momentum)
         statistics |= {"gap_mean": after["gap_mean"], "gap_std": after["gap_std"]}
     if isinstance(loss.margin, SortedMargin):
-        statistics |= _partners(observed, loss.margin)
+        statistics |= _couplings(observed) if "good" in observed else _partners(observed, loss.margin)
     if loss.scale is not None:
         after |= _running_gap(observed["gap"], state, loss.scale.momentum)
         statistics |= _batch_scale(observed, {**after, **state}, loss.scale, loss.beta)
@@ -100,6 +100,34 @@ def _partners(observed: Mapping[str, Tensor], margin: SortedMargin) -> State:
     return {f"reference.{names[one]}": reference[other] for one, other in ranks}
 
 
+def _couplings(observed: Mapping[str, Tensor]) -> State:
+    """What each single response is compared with, if the good ones are transported to the bad ones in order.
+
+    The samples may differ in size: of n good and m bad responses, each good one has m and each bad one n parts of the
+    n·m, handed out from the smallest to the largest. ``mass``: the parts that two share, times B/(n·m).
+    """
+    names = [str(int(key)) for key in observed["pair"].tolist()]
+    scored, good = observed["score"].double().tolist(), observed["good"].bool().tolist()
+    order = _ranked(scored, names)
+    samples = [[place for place in order if good[place] == kind] for kind in (True, False)]
+    counts: dict[int, int] = dict.fromkeys(range(len(names)), 0)
+    found: State = {}
+    left = [[len(samples[1])] * len(samples[0]), [len(samples[0])] * len(samples[1])]
+    at = [0, 0]
+    while all(samples) and at[0] < len(samples[0]):
+        share = min(left[side][at[side]] for side in (0, 1))
+        both = [samples[side][at[side]] for side in (0, 1)]
+        for place, other in (both, both[::-1]):
+            where = f"{names[place]}.{counts[place]}"
+            found[f"partner.{where}"] = scored[other]
+            found[f"mass.{where}"] = share * len(names) / (len(samples[0]) * len(samples[1]))
+            counts[place] += 1
+        for side in (0, 1):
+            left[side][at[side]] -= share
+            at[side] += left[side][at[side]] == 0
+    return found | {f"partners.{name}": float(counts[place]) for place, name in enumerate(names)}
+
+
 def _ranked(values: Sequence[float], names: Sequence[str]) -> list[int]:
     return sorted(range(len(values)), key=lambda place: (values[place], names[place]))
 
@@ -117,6 +145,8 @@ def _observe_unpaired(batch: UnpairedBatch, loss: Formula) -> Observed:
     found = {"score": score}
     if batch.mismatched is not None:
         (found["mismatched"],) = scores((batch.mismatched,), loss)
+    if isinstance(loss.margin, SortedMargin):
+        found |= {"pair": keys_of(batch), "good": batch.desirable.to(score.dtype)}
     return found
 
 

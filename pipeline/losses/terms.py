@@ -34,16 +34,26 @@ def label_of(batch: PairBatch, settings: LabelSettings) -> _Label:
         case DataLabel():
             return _Label(None if batch.soft_label is None else constant(batch.soft_label))
         case SmoothLabel():
-            certain = torch.ones_like(constant(batch.chosen.policy[:, 0]))
-            if settings.kind == "robust":
-                return _Label(certain * (1 - settings.epsilon) / (1 - 2 * settings.epsilon))
-            return _Label(certain * (1 - settings.epsilon), log_odds_of(certain * (1 - settings.epsilon)))
+            p = torch.full_like(constant(batch.chosen.policy[:, 0]), certainty(settings))
+            return _Label(p) if settings.kind == "robust" else _Label(p, log_odds_of(p))
         case RewardLabel():
             logit = settings.eta * reward_gap(batch)
             return _Label(torch.sigmoid(logit), logit, entropy_of(logit) if settings.entropy else None)
         case WinLabel():
             p = win_probabilities_of(batch)[0]
             return _Label(p, log_odds_of(p))
+
+
+def certainty(settings: LabelSettings) -> float:
+    """p where it is the same for all responses."""
+    match settings:
+        case DataLabel():
+            return 1.0
+        case SmoothLabel():
+            flipped = settings.epsilon
+            return (1 - flipped) / (1 - 2 * flipped) if settings.kind == "robust" else 1 - flipped
+        case _:
+            raise ValueError(f"label: {settings.kind} is that of a pair")
 
 
 def _labelled(z: Tensor, link: LinkFunction, label: _Label) -> Tensor:

@@ -129,6 +129,13 @@ class Formula(Closed):
     @property
     def unpaired(self) -> bool:
         """Whether it can be computed from single responses marked good or bad."""
+        if isinstance(self.margin, SortedMargin) and self.margin.compare == "responses":
+            plain = self.link.kind not in ("reverse_kl", "rao_kupper") and self.label.kind in (
+                "data",
+                "smoothed",
+                "robust",
+            )
+            return plain and self.nll == 0 and not self._set(*OF_PAIRS)
         single = all((term.chosen == 0) != (term.rejected == 0) and term.target != "win" for term in self.terms)
         terms_alone = self.link.kind == "none" and self.head is None and self.nll == 0 and not self._set(*OF_PAIRS)
         return terms_alone and bool(self.terms) and single and self.weights.kind not in WEIGHTS_OF_PAIRS

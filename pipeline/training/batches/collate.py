@@ -134,7 +134,10 @@ class TokenBatch:
             case "unpaired":
                 assert self.desirable is not None, "every unpaired example is marked"
                 return UnpairedBatch(
-                    responses=sides[0], desirable=self.desirable, mismatched=sides[1] if self.blocks > 1 else None
+                    responses=sides[0],
+                    desirable=self.desirable,
+                    mismatched=sides[1] if self.blocks > 1 else None,
+                    seeds=self.seeds,
                 )
             case "group":
                 if self.rewards is None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.losses import PairBatch, load_preset
-from tests.support.loss_batches import assert_same, leaves, pairs_of, random_pairs
+from pipeline.losses import PairBatch, Side, UnpairedBatch, load_preset
+from tests.support.loss_batches import assert_same, leaves, pairs_of, random_pairs, random_unpaired, response
 
 
 def neg_log_sigmoid(z: Tensor) -> Tensor:
@@ -107,3 +107,86 @@ def test_a_pair_that_was_not_observed_is_not_compared() -> None:
     assert batch.seeds is not None
     with pytest.raises(KeyError):
         loss(replace(batch, seeds=batch.seeds + 1), known)
+
+
+def marked(seed: int, good: int, bad: int) -> UnpairedBatch:
+    """Single responses of differing lengths; the good ones are neither first nor together."""
+    batch = random_unpaired(seed, lengths=[1 + (3 * n) % 5 for n in range(good + bad)])
+    desirable = torch.tensor([n % 2 == 1 and n // 2 < good for n in range(good + bad)])
+    lacking = good - int(desirable.sum())
+    desirable[[n for n in range(good + bad) if not desirable[n]][:lacking]] = True
+    return replace(batch, desirable=desirable, seeds=torch.arange(good + bad) * 7 + 3)
+
+
+def transported(batch: UnpairedBatch, beta: float, epsilon: float) -> Tensor:
+    """Mean over n·m equal parts: each good response m times, each bad one n times, both in order."""
+    found = [response(batch.responses, row).h for row in range(len(batch.desirable))]
+    good = sorted((h for h, mark in zip(found, batch.desirable, strict=True) if mark), key=number)
+    bad = sorted((h for h, mark in zip(found, batch.desirable, strict=True) if not mark), key=number)
+    parts = zip([h for h in good for _ in bad], [h for h in bad for _ in good], strict=True)
+    gaps = [beta * (w - v) for w, v in parts]
+    return torch.stack([(1 - epsilon) * neg_log_sigmoid(z) + epsilon * neg_log_sigmoid(-z) for z in gaps]).mean()
+
+
+@pytest.mark.parametrize(("good", "bad"), [(3, 3), (1, 5), (5, 1), (4, 3), (2, 6), (1, 1)])
+@pytest.mark.parametrize(("beta", "epsilon"), [(0.1, 0.0), (0.7, 0.2)])
+def test_single_responses_are_transported_in_order_whatever_their_numbers(
+    good: int, bad: int, beta: float, epsilon: float
+) -> None:
+    batch = marked(good, good, bad)
+    loss = load_preset("aot_unpaired", beta=beta, label={"kind": "smoothed", "epsilon": epsilon})
+    assert_same(loss(batch).per_pair.mean()[None], transported(batch, beta, epsilon)[None], batch)
+
+
+def test_single_responses_of_pairs_are_the_loss_of_the_pairs() -> None:
+    pairs = random_pairs(7)
+    assert pairs.rejected is not None
+
+    def joined(name: str) -> Tensor:
+        width = max(side.mask.shape[1] for side in (pairs.chosen, pairs.rejected))
+        sides = [getattr(side, name) for side in (pairs.chosen, pairs.rejected)]
+        return torch.cat([torch.nn.functional.pad(v.detach(), (0, width - v.shape[1])) for v in sides])
+
+    side = Side(policy=joined("policy"), mask=joined("mask"), reference=joined("reference"))
+    good = torch.arange(2 * len(pairs.chosen.mask)) < len(pairs.chosen.mask)
+    singles = UnpairedBatch(responses=side, desirable=good)
+    loss = load_preset("aot_unpaired")
+    torch.testing.assert_close(loss(singles).per_pair.mean(), loss(pairs).per_pair.mean(), rtol=1e-12, atol=1e-13)
+
+
+def test_parts_of_a_batch_give_the_loss_and_the_gradient_of_the_whole() -> None:
+    batch = marked(8, 3, 4)
+    loss = load_preset("aot_unpaired", beta=0.9)
+    known = loss.summarise(loss.observe(batch), {})[0]
+    policy = batch.responses.policy
+    whole = loss(batch, known).per_pair
+    (expected,) = torch.autograd.grad(whole.sum(), [policy])
+    total, parts = torch.zeros_like(expected), []
+    for rows in (slice(0, 2), slice(2, 3), slice(3, 7)):
+        inside = Side(
+            policy=policy[rows],
+            mask=batch.responses.mask[rows],
+            reference=batch.responses.reference[rows],  # type: ignore[index]
+        )
+        part = UnpairedBatch(responses=inside, desirable=batch.desirable[rows], seeds=batch.seeds[rows])  # type: ignore[index]
+        found = loss(part, known).per_pair
+        parts.append(found)
+        total += torch.autograd.grad(found.sum(), [policy])[0]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_responses_of_one_kind_alone_say_nothing() -> None:
+    batch = replace(marked(9, 3, 3), desirable=torch.ones(6, dtype=torch.bool))
+    per_pair = load_preset("aot_unpaired")(batch).per_pair
+    assert per_pair.tolist() == [0.0] * 6
+    (slope,) = torch.autograd.grad(per_pair.sum(), [batch.responses.policy])
+    assert (slope == 0).all()
+
+
+@pytest.mark.parametrize(
+    "given", [{"compare": "pairs"}, {"nll": 1.0}, {"link": "reverse_kl", "label": "smoothed"}], ids=str
+)
+def test_single_responses_are_refused_where_the_sorted_samples_are_of_pairs(given: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="aot_unpaired: this loss compares two responses; it cannot use single ones"):
+        load_preset("aot_unpaired", **given)(marked(1, 3, 3))

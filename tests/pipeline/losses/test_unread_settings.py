@@ -50,6 +50,7 @@ def test_a_margin_needs_a_link(name: str) -> None:
 
 def test_which_presets_take_single_responses() -> None:
     assert [name for name in preset_names() if load_preset(name).composition.unpaired] == [
+        "aot_unpaired",
         "apo_zero",
         "bco",
         "kto",
