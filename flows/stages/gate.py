@@ -15,7 +15,7 @@ from flows.stages.context import Context, Outcome, policy_rendering
 from flows.stages.held_out import HELD_OUT_MARGINS
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
 from pipeline.config import Gate, ScorerSettings, compares
-from pipeline.evaluation.gate import Decision, Measures, Standing, decide
+from pipeline.evaluation.gate import FALLS, Decision, Measures, Standing, decide
 from pipeline.evaluation.gate_measures import Measuring, by_prompt, finished, longer, repeating, tokens
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.metrics import pair_accuracy, wins_by_score
@@ -192,7 +192,9 @@ def _measures(context: Context, views: list[_View], standing: Standing, wins: Wi
         seen[view.prefix] = against[base]
     if "second_" in seen:
         found["gap"] = measuring.difference(seen[""], seen["second_"])
-    return found | _of_texts(measuring, views[0].groups(round_), views[0].groups(base))
+    ours, before, theirs = (views[0].groups(number) for number in (round_, rounds["previous"], base))
+    falls = measuring.finished_length_ratio(ours, before), measuring.finished_length_ratio(before, theirs)
+    return found | _of_texts(measuring, ours, theirs) | dict(zip(FALLS, falls, strict=True))
 
 
 def _of_texts(measuring: Measuring, ours: Groups, theirs: Groups) -> dict[str, Interval | None]:

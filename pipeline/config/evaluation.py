@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
 from pipeline.config.labellers.scorers import ScorerSettings
@@ -29,6 +29,13 @@ class Gate(Closed):
     max_length: float | None = Field(2.0, gt=1, description="factor by which tokens a response may grow")
     min_length: float | None = Field(
         0.2, gt=0, lt=1, description="factor to which tokens may fall, in responses that end by themselves"
+    )
+    min_length_falling: float | None = Field(
+        0.6,
+        gt=0,
+        lt=1,
+        description="the same factor, once tokens have fallen by a tenth or more in two rounds after another",
+        json_schema_extra=LATER,
     )
     max_length_share: float | None = Field(
         0.8,
@@ -86,6 +93,11 @@ class Gate(Closed):
         lt=0.5,
         description="patience: smallest gain, as win rate over the best round minus one half",
     )
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result; keys made before there was a ``min_length_falling`` mean null."""
+        plain = {**super().identity(), "min_length_falling": self.min_length_falling}
+        return {name: value for name, value in plain.items() if (name, value) != ("min_length_falling", None)}
 
 
 class Evaluation(Closed):

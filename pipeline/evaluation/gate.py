@@ -13,6 +13,12 @@ from pipeline.config import Gate
 from pipeline.config.base import Closed
 from pipeline.evaluation.intervals import Interval
 
+# Of responses that end by themselves, tokens of this round over those of the one that it started from, and of that one
+# over the base's. They fell if this is at most the factor, and surely below 1: lengths vary, so that a factor of 0.8 is
+# seldom surely below 0.9.
+FALLS = ("finished_length_vs_previous", "previous_finished_length_ratio")
+FALLEN = 0.9
+
 Verdict = Literal["promote", "stop", "pause", "roll_back"]
 
 
@@ -181,6 +187,13 @@ def _limits(settings: Gate, measures: Measures, standing: Standing) -> list[_Lim
         _Limit(name="length", measure="length_ratio", limit=settings.max_length, above=True),
         _Limit(name="short", measure="finished_length_ratio", limit=settings.min_length, above=False),
         _Limit(
+            name="shrinking",
+            measure="finished_length_ratio",
+            limit=settings.min_length_falling,
+            above=False,
+            applies=all(_fell(measures.get(fall)) for fall in FALLS),
+        ),
+        _Limit(
             name="length_share",
             measure="length_share",
             limit=settings.max_length_share,
@@ -213,6 +226,10 @@ def _limits(settings: Gate, measures: Measures, standing: Standing) -> list[_Lim
             applies=settings.on_reward_fall == "alarm",
         ),
     ]
+
+
+def _fell(ratio: Interval | None) -> bool:
+    return ratio is not None and ratio.mean <= FALLEN and _surely_below(ratio, 1.0)
 
 
 def _judged(limit: _Limit, measures: Measures) -> Rule | None:

@@ -38,6 +38,7 @@ _BEFORE = (
     ("warm_start", "", "router_aux_loss_coef", UNBALANCED),
     ("policy", "pretrained", "dtype", "float32"),
     ("training.lora", "", "lifetime", "round"),
+    ("gate", "", "min_length_falling", None),
 )
 _FIRST = "0.1.0"
 _Tree = dict[str, JsonValue]
@@ -172,8 +173,10 @@ def as_begun(begun: RunConfig, config: RunConfig) -> RunConfig:
     update["policy"] = as_held(begun.policy, config.policy)
     update["scorer"] = as_scored(begun.scorer, config.scorer)
     if begun.gate is not None and config.gate is not None:
-        second = as_scored(begun.gate.second, config.gate.second)
-        update["gate"] = config.gate.model_copy(update={"second": second})
+        judged: dict[str, object] = {"second": as_scored(begun.gate.second, config.gate.second)}
+        if begun.gate.min_length_falling is None and "min_length_falling" not in config.gate.changed:
+            judged["min_length_falling"] = None
+        update["gate"] = config.gate.model_copy(update=judged)
     update["training"] = training = as_merged(begun.training, config.training)
     trainings = {"training": (begun.training, training), "warm_start": (begun.warm_start, config.warm_start)}
     for name, (old, new) in trainings.items():

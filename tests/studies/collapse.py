@@ -2,8 +2,8 @@
 
 The policy is that of ``length.py``, whose ending may depend on the last word. Each round it answers 200 prompts four
 times; a labeller scores the share of good words, the best answer is trained on against the worst, and the gate judges
-the round by fresh answers: ``pipeline.evaluation.gate`` with its default limits, and with ``min_length: 0.5``. The
-study goes on either way, to see what the gate spares.
+the round by fresh answers: ``pipeline.evaluation.gate`` with its default limits, and as it was before
+``min_length_falling``. The study goes on either way, to see what the gate spares.
 
     python -m tests.studies.collapse --record
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Gate
-from pipeline.evaluation.gate import Standing, decide
+from pipeline.evaluation.gate import FALLS, Standing, decide
 from pipeline.evaluation.gate_measures import Measuring, by_prompt, finished, tokens
 from pipeline.losses import Loss, PairBatch, load_preset
 from pipeline.types import Group, Message, Prompt, Response
@@ -26,7 +26,9 @@ from tests.studies.table_policy import descend
 
 PROMPTS, SAMPLES, ROUNDS, STEPS = 200, 4, 6, 25
 HELD_OUT, FEWEST = 100, 20
-DEFAULT, STRICT = Gate(), Gate(min_length=0.5)
+DEFAULT, EARLIER = Gate(), Gate(min_length_falling=None)
+# What a policy that learns to come to the point does: tokens over the start's, by round.
+HONEST: Mapping[str, Sequence[float]] = {"one step": (0.45, 0.44, 0.45, 0.44), "slow": (0.9, 0.82, 0.75, 0.7)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,12 @@ COLLAPSING, CURED = "SimPO", "SimPO, all pairs of equal length"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A round: expected tokens, share of good words, and the broken rules of the gate and of a stricter one."""
+    """A round: expected tokens, share of good words, and the broken rules of the gate and of the gate as it was."""
 
     length: float
     good: float
     broken: tuple[str, ...]
-    strictly: tuple[str, ...]
+    earlier: tuple[str, ...]
 
 
 def pairs_of(policy: Tensor, arm: Arm, draw: torch.Generator) -> tuple[Answers, Answers]:
@@ -121,10 +123,31 @@ def groups_of(policy: Tensor, seed: int) -> list[Group]:
     return found
 
 
-def broken_rules(gate: Gate, round_: int, ours: Sequence[Group], start: Sequence[Group]) -> tuple[str, ...]:
-    """Names of the gate's rules on length that the round breaks."""
+def honest_groups(length: float, seed: int) -> list[Group]:
+    """Answers of ``length`` tokens in the mean, all of which end by themselves."""
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for row, more in enumerate(torch.poisson(torch.full((HELD_OUT,), length - 1), generator=draw).int().tolist()):
+        prompt = Prompt((Message("user", str(row)),))
+        found.append(Group(prompt, (0,), (Response("", (1,) * more + (END,), (), "stop"),), (1.0,)))
+    return found
+
+
+def honest_course(name: str, seed: int) -> list[tuple[str, ...]]:
+    """The rules that each round of a policy breaks whose answers get shorter as ``HONEST`` says."""
+    start = 10.0
+    rounds = [honest_groups(start * share, 100 * seed + n) for n, share in enumerate((1.0, *HONEST[name]))]
+    return [broken_rules(DEFAULT, n, rounds[n], rounds[n - 1], rounds[0]) for n in range(1, len(rounds))]
+
+
+def broken_rules(
+    gate: Gate, round_: int, ours: Sequence[Group], before: Sequence[Group], start: Sequence[Group]
+) -> tuple[str, ...]:
+    """Names of the gate's rules on length that it breaks; ``before``: answers of the round that it started from."""
     measuring = Measuring(200, 0)
+    falls = measuring.finished_length_ratio(ours, before), measuring.finished_length_ratio(before, start)
     measures = {
+        **dict(zip(FALLS, falls, strict=True)),
         "length_ratio": measuring.ratio(by_prompt(ours, tokens), by_prompt(start, tokens)),
         "finished_length_ratio": measuring.finished_length_ratio(ours, start),
         "stop_fall": measuring.difference(*(by_prompt(groups, finished) for groups in (start, ours))),
@@ -135,13 +158,14 @@ def broken_rules(gate: Gate, round_: int, ours: Sequence[Group], start: Sequence
 
 def course(arm: Arm, seed: int, rounds: int = ROUNDS) -> list[Point]:
     values, draw = start_values(), torch.Generator().manual_seed(seed)
-    start = groups_of(tied(values), 10_000 + seed)
+    start = before = groups_of(tied(values), 10_000 + seed)
     found = []
     for number in range(1, rounds + 1):
         values = one_round(values, arm, draw)
         ours = groups_of(tied(values), 10_000 * (number + 1) + seed)
-        rules = [broken_rules(gate, number, ours, start) for gate in (DEFAULT, STRICT)]
+        rules = [broken_rules(gate, number, ours, before, start) for gate in (DEFAULT, EARLIER)]
         found.append(Point(*expected(tied(values)), *rules))
+        before = ours
     return found
 
 
@@ -155,21 +179,25 @@ def study(seeds: Sequence[int]) -> Report:
     lengths = {name: curve(rounds, [[point.length for point in run] for run in of]) for name, of in found.items()}
     words = {name: curve(rounds, [[point.good for point in run] for run in of]) for name, of in found.items()}
     panels = [Panel("length", "round", "tokens", lengths), Panel("quality", "round", "share of good words", words)]
-    return Report(claims(found), {f"Tokens an answer ({start:.1f} at the start), by round:": rows_of(found)}, panels)
+    return Report(
+        [*claims(found), *honest_claims(seeds)],
+        {f"Tokens an answer ({start:.1f} at the start), by round:": rows_of(found)},
+        panels,
+    )
 
 
-def stopped(runs: Sequence[Sequence[Point]], *, strictly: bool = False) -> list[int]:
+def stopped(runs: Sequence[Sequence[Point]], *, earlier: bool = False) -> list[int]:
     """The first round that breaks a rule, of each seed that has one."""
     found = []
     for run in runs:
-        broken = [n for n, point in enumerate(run, 1) if (point.strictly if strictly else point.broken)]
+        broken = [n for n, point in enumerate(run, 1) if (point.earlier if earlier else point.broken)]
         found += broken[:1]
     return found
 
 
-def told(runs: Sequence[Sequence[Point]], *, strictly: bool = False) -> str:
+def told(runs: Sequence[Sequence[Point]], *, earlier: bool = False) -> str:
     """How often the gate stops, and after which rounds."""
-    rounds = stopped(runs, strictly=strictly)
+    rounds = stopped(runs, earlier=earlier)
     last = f" to {max(rounds)}" if len(set(rounds)) > 1 else ""
     return f"{len(rounds)} of {len(runs)}" + (f", after round {min(rounds)}{last}" if rounds else "")
 
@@ -180,25 +208,42 @@ def claims(found: Courses) -> list[Claim]:
     made = [
         Claim("SimPO's answers collapse over rounds", "below 0.3 of the start", spread(last, ".2f"), max(last) < 0.3)
     ]
-    for strictly, name in (
-        (False, "the gate with its default limits stops it"),
-        (True, "with min_length: 0.5 it does"),
-    ):
-        held = len(stopped(runs, strictly=strictly)) == len(runs)
-        made.append(Claim(name, "every seed", told(runs, strictly=strictly), held))
+    shrinking = ("SimPO", "dpo_norm", "DPO", "SimPO, likelihood of the chosen 1")
+    for name in shrinking:
+        held = len(stopped(found[name])) == len(found[name])
+        made.append(Claim(f"the gate with its default limits stops {name}", "every seed", told(found[name]), held))
+    spared = stopped(runs, earlier=True)
+    made.append(
+        Claim("without min_length_falling it stops none of SimPO", "0 of them", told(runs, earlier=True), not spared)
+    )
     cured = [[point.length / start for point in run] for run in found[CURED]]
     said = f"{min(map(min, cured)):.2f} to {max(map(max, cured)):.2f} of the start"
     kept = min(map(min, cured)) > 0.5 and max(map(max, cured)) < 2
     return [*made, Claim("pairs of equal length prevent it", "0.5 to 2 in every round", said, kept)]
 
 
+def honest_claims(seeds: Sequence[int]) -> list[Claim]:
+    """Policies whose answers get shorter for a good reason are not stopped."""
+    made = []
+    for name in HONEST:
+        broken = sum(any(honest_course(name, seed)) for seed in seeds)
+        made.append(Claim(f"answers that get shorter: {name}", "not stopped", f"{broken} of {len(seeds)}", not broken))
+    return made
+
+
 def rows_of(found: Courses) -> str:
     rows = []
     for name, runs in found.items():
         cells = [spread([run[k].length for run in runs], ".1f") for k in range(len(runs[0]))]
-        gates = [told(runs, strictly=strictly) for strictly in (False, True)]
+        gates = [told(runs, earlier=earlier) for earlier in (False, True)]
         rows.append([name, *cells, spread([run[-1].good for run in runs]), *gates])
-    header = ["loss", *(f"round {k + 1}" for k in range(ROUNDS)), "good words", "gate stops", "with min_length: 0.5"]
+    header = [
+        "loss",
+        *(f"round {k + 1}" for k in range(ROUNDS)),
+        "good words",
+        "gate stops",
+        "without min_length_falling",
+    ]
     return table(header, rows)
 
 

@@ -61,6 +61,7 @@ def _sayings(measures: Measures, standing: Standing) -> dict[str, str]:
         "kl": "KL to the start is {} nats per token" + (f" more than that of {base}" if standing.base else ""),
         "length": f"responses are {{}} times as long as {base}'s",
         "short": f"responses that end by themselves are {{}} times as long as {base}'s",
+        "shrinking": f"responses that end by themselves shrank in two rounds after another, to {{}} times {base}'s",
         "length_share": f"{{}} of the gain in reward over {base} goes with longer responses",
         "repetition": f"the share of responses that repeat themselves rose by {{}} over {base}",
         "unfinished": f"the share of responses that end by themselves fell by {{}} from {base}",

@@ -40,6 +40,7 @@ _PLAIN = (
     ("max_kl", "kl"),
     ("max_length", "length_ratio"),
     ("min_length", "finished_length_ratio"),
+    ("min_length_falling", "finished_length_ratio"),
     ("max_length_share", "length_share"),
     ("max_repetition", "repetition_rise"),
     ("max_unfinished", "stop_fall"),

@@ -53,6 +53,21 @@ def test_a_limit_pauses_the_run_once_it_is_surely_passed(rule: str, measure: str
     assert decided(**{measure: None}).verdict == "promote"
 
 
+def test_a_slide_of_the_length_pauses_the_run_where_a_single_fall_does_not() -> None:
+    fallen = {"finished_length_ratio": at(0.5)}
+    slide = {**fallen, "finished_length_vs_previous": at(0.7), "previous_finished_length_ratio": at(0.7)}
+    assert broken(decided(**slide)) == ["shrinking"]
+    assert decided(Gate(min_length_falling=None), **slide).verdict == "promote"
+    # It fell once and stays, or has only now begun to fall.
+    assert decided(**(slide | {"finished_length_vs_previous": at(0.92, 0.01)})).verdict == "promote"
+    assert decided(**(slide | {"previous_finished_length_ratio": at(1.0)})).verdict == "promote"
+    assert decided(**fallen).verdict == "promote"
+    # It slides, but not so far, or not surely.
+    assert decided(**(slide | {"finished_length_ratio": at(0.58)})).verdict == "promote"
+    assert decided(**(slide | {"finished_length_vs_previous": at(0.88, 0.15)})).verdict == "promote"
+    assert broken(decided(**(slide | {"finished_length_vs_previous": at(0.88, 0.1)}))) == ["shrinking"]
+
+
 def test_a_rule_can_be_taken_away_and_an_alarm_can_do_other_things() -> None:
     assert decided(Gate(max_kl=None), kl=at(9.0)).verdict == "promote"
     assert decided(Gate(alarm="roll_back"), kl=at(9.0)).verdict == "roll_back"
