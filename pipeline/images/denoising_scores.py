@@ -5,6 +5,7 @@ error of the predicted noise, or -m / (2 K) in units of mean error. A loss that 
 a bound on the log-ratio, or half the difference of errors that published code multiplies with its beta.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from pipeline.errors import UserError
 from pipeline.images.draw_scores import DrawScores
 from pipeline.images.draws import draw_rows
 from pipeline.images.image_policy import ImagePolicy
-from pipeline.images.image_table import ImageTable
 from pipeline.images.networks import Conditions, predict
 from pipeline.models.token_logps import TokenFacts
 from pipeline.models.weights.weight_format import Precision
@@ -25,6 +25,21 @@ from pipeline.types import derive_seed
 _HEAD = 2
 # Token ids are stored in 32 bits.
 _LARGEST_ID = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTable:
+    """The images that ids name by number, with the conditions of their prompts.
+
+    Attributes:
+        latents: [N, C, H, W], of any float type.
+        conditions: [P, ...] each, of the P prompts; empty for an unconditional model.
+        null: [1, ...] each: the condition of an emptied prompt; None: prompts are never emptied.
+    """
+
+    latents: Tensor
+    conditions: Conditions
+    null: Conditions | None = None
 
 
 def prompt_of_draws(seed: int, example: str, condition: int) -> tuple[int, int]:

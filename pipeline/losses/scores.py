@@ -82,6 +82,8 @@ def shaped(s: Tensor, shape: ShapeSettings, chosen: bool) -> Tensor:
             return _log_odds(s)
         case PlainShape(kind="exp"):
             return bounded_exp(s)
+        case PlainShape(kind="bernoulli"):
+            return _bernoulli(-s)
         case PlainShape(kind="relu_rejected"):
             # At s = 0, where every run starts, the gradient must pass: clamp would block it on the rejected side.
             return s if chosen else torch.where(s >= 0, s, torch.zeros_like(s))
@@ -101,6 +103,18 @@ def _divergence(s: Tensor, shape: DivergenceShape) -> Tensor:
             return torch.log(torch.full_like(s, 2.0)) - softplus(-s)
         case "alpha":
             return (1 - bounded_exp(-shape.alpha * s)) / shape.alpha
+
+
+# From here on n/(e^n − 1) is below 1e-33; and e^n stays finite in float32.
+_LARGEST_BERNOULLI = 80.0
+
+
+def _bernoulli(n: Tensor) -> Tensor:
+    """n/(e^n − 1), by its series near 0, where the quotient loses its digits."""
+    n = n.clamp(max=_LARGEST_BERNOULLI)
+    small = n.abs() < 1e-2
+    apart = torch.where(small, torch.ones_like(n), n)
+    return torch.where(small, 1 - n / 2 + n.square() / 12, apart / torch.expm1(apart))
 
 
 def _log_odds(s: Tensor) -> Tensor:

@@ -62,6 +62,9 @@ def summarise(observed: Mapping[str, Tensor], state: Mapping[str, float], loss: 
     after: State = {}
     if needs_of(loss).baseline:
         statistics |= _baselines(observed)
+    if any(term.target == "batch_mean" for term in loss.terms):
+        parts = [observed[name] for name in ("score_chosen", "score_rejected", "score") if name in observed]
+        statistics["batch_mean"] = max(0.0, _mean(torch.cat(parts)))
     if any(term.target == "running_mean" for term in loss.terms):
         after |= _running_reward(observed, state, loss.beta)
         statistics["running_mean"] = after["reward_sum"] / max(after["reward_count"], 1.0)

@@ -122,6 +122,8 @@ def _shift(term: Term, beta: float, statistics: Mapping[str, float]) -> float:
     match term.target:
         case "baseline":
             return side * beta * statistics["baseline_chosen" if term.chosen != 0 else "baseline_rejected"]
+        case "batch_mean":
+            return side * beta * statistics["batch_mean"]
         case "running_mean":
             return side * statistics["running_mean"]
         case "win":

@@ -7,9 +7,8 @@ import torch
 
 from pipeline.config import Optimisation
 from pipeline.config.images.scoring import ImageScore
-from pipeline.images.denoising_scores import DenoisingScores, image_ids, prompt_of_draws
+from pipeline.images.denoising_scores import DenoisingScores, ImageTable, image_ids, prompt_of_draws
 from pipeline.images.image_policy import ImagePolicy
-from pipeline.images.image_table import ImageTable
 from pipeline.training.batches.examples import Example
 from pipeline.training.reference import reference_logps, with_references
 

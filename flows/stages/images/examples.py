@@ -11,9 +11,8 @@ from flows.stages.context import Context
 from flows.stages.training.examples import round_examples
 from pipeline.data.pictures.image_rows import IMAGES, image_response, read_images
 from pipeline.errors import RunError
-from pipeline.images.denoising_scores import DenoisingScores, image_ids, prompt_of_draws
+from pipeline.images.denoising_scores import DenoisingScores, ImageTable, image_ids, prompt_of_draws
 from pipeline.images.image_policy import ImagePolicy
-from pipeline.images.image_table import ImageTable
 from pipeline.images.prompt_ids import prompt_of_ids
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.types import Group, derive_seed

@@ -16,10 +16,9 @@ from pipeline.config.images.scoring import ImageScore
 from pipeline.data.pictures.image_rows import read_images
 from pipeline.data.tasks.dots import DOT_CONDITIONS
 from pipeline.errors import UserError
-from pipeline.images.denoising_scores import DenoisingScores, image_ids, prompt_of_draws
+from pipeline.images.denoising_scores import DenoisingScores, ImageTable, image_ids, prompt_of_draws
 from pipeline.images.image_folder import load_image_policy, save_image_policy
 from pipeline.images.image_handshake import save_image_probe
-from pipeline.images.image_table import ImageTable
 from pipeline.images.scratch_network import make_image_policy
 from pipeline.losses import load_preset
 from pipeline.storage.integrity import POINTED_FILES, POINTER, model_tree

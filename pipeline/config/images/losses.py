@@ -35,4 +35,4 @@ def _of_one(loss: Formula) -> str | None:
 
 def averages(loss: Composition) -> bool:
     """Whether a part averages over tokens, which are draws here: with several draws it would divide twice."""
-    return any(part.aggregate == "mean" for part in loss.parts)
+    return any(part.aggregate == "mean" or (part.nll > 0 and part.nll_aggregate == "mean") for part in loss.parts)

@@ -215,9 +215,12 @@ class AlphaShape(Closed):
 
 
 class PlainShape(Closed):
-    """log_odds: s − log(1 − e^s). exp: e^s. relu_rejected: max(0, s) of the rejected response (MinorDPO)."""
+    """log_odds: s − log(1 − e^s). exp: e^s. relu_rejected: max(0, s) of the rejected response (MinorDPO).
 
-    kind: Literal["log_odds", "exp", "relu_rejected"]
+    bernoulli: n/(e^n − 1) of n = −s, between 0 and 1 (margin-aware preference optimization).
+    """
+
+    kind: Literal["log_odds", "exp", "relu_rejected", "bernoulli"]
 
 
 class PenaltyShape(Closed):

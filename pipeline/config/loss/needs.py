@@ -150,7 +150,7 @@ def _of_one(loss: Formula) -> Needs:
     learned = isinstance(loss.weights, LearnedWeights) or isinstance(loss.prior, LearnedPrior)
     hidden = learned or isinstance(loss.weights, ActivationWeights)
     baseline = any(term.target == "baseline" for term in loss.terms)
-    running = any(term.target == "running_mean" for term in loss.terms)
+    running = any(term.target in ("batch_mean", "running_mean") for term in loss.terms)
     return Needs(
         fields=frozenset(fields),
         references=_references(loss),

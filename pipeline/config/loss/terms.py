@@ -113,10 +113,10 @@ class Term(Closed):
     coefficient: float = Field(1.0, description="c")
     chosen: float = Field(0.0, description="a")
     rejected: float = Field(0.0, description="b")
-    target: float | Literal["win", "baseline", "running_mean"] = Field(
+    target: float | Literal["win", "baseline", "batch_mean", "running_mean"] = Field(
         0.0,
-        description="m: a number; win: P(y wins) − ½; baseline: β z0 of KTO; running_mean: δ of BCO; the last two "
-        "times a + b",
+        description="m: a number; win: P(y wins) − ½; baseline: β z0 of KTO; batch_mean: β z0 of Diffusion-KTO; "
+        "running_mean: δ of BCO; the last three times a + b",
     )
     link: Link
 

@@ -8,11 +8,10 @@ from torch.nn.functional import softplus
 
 from pipeline.config.images.scoring import ImageScore
 from pipeline.errors import UserError
-from pipeline.images.denoising_scores import DenoisingScores, image_ids, prompt_of_draws
+from pipeline.images.denoising_scores import DenoisingScores, ImageTable, image_ids, prompt_of_draws
 from pipeline.images.draws import draw_rows
 from pipeline.images.image_folder import load_image_policy
 from pipeline.images.image_policy import ImagePolicy
-from pipeline.images.image_table import ImageTable
 from pipeline.losses import PairBatch, Side, load_preset
 from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example

@@ -15,7 +15,7 @@ OTHERS = [name for name in preset_names() if name not in SAME_LOSS]
 # The gradient by the log-probabilities of one response's tokens is not the same for all of them.
 BY_TOKEN = {"d2po_decay", "bmc", "sampo", "ld_dpo", "tis_dpo", "sparsepo", "mapo", "apa_token"}
 # It stays the same when the reference is another one.
-REFERENCE_FREE = {"simpo", "slic", "orpo", "cpo", "alphapo", "simper", "rrhf", "sft"}
+REFERENCE_FREE = {"simpo", "slic", "orpo", "cpo", "alphapo", "simper", "rrhf", "sft", "margin_po"}
 # It shrinks with the length of the response: the score is a mean, or a term of the loss is.
 BY_LENGTH = {
     "simpo",
@@ -31,6 +31,8 @@ BY_LENGTH = {
     "cpo",
     "dpo_sft",
     "apa_token",
+    # It bends a sum of likelihoods, which is not 0 without a reference.
+    "margin_po",
 }
 
 

@@ -53,6 +53,7 @@ def test_which_presets_take_single_responses() -> None:
         "aot_unpaired",
         "apo_zero",
         "bco",
+        "diffusion_kto",
         "kto",
         "nca",
     ]
