@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.losses import Loss
 from pipeline.models.token_logps import TokenFacts
+from pipeline.training.auxiliary.loser_guard import LoserGuard
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.auxiliary.routers import ExpertUse, Passed, Routed, Routers, RouterSums
 from pipeline.training.batches.ahead import Ahead
@@ -22,19 +23,8 @@ from pipeline.training.distributed.fsdp import unreduced
 from pipeline.training.distributed.process_group import over_processes
 from pipeline.training.distributed.rounded_adamw import sum_in_float32
 from pipeline.training.distributed.zero import ZeroEngine
+from pipeline.training.step_log import METRICS
 from pipeline.training.watch.readings import ending_logps
-
-METRICS = (
-    "margin",
-    "accuracy",
-    "chosen_logp_per_token",
-    "rejected_logp_per_token",
-    "chosen_change_per_token",
-    "rejected_change_per_token",
-    "ending_logp",
-    "ratio_per_token",
-    "target_per_token",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +40,7 @@ class Objective:
         routers: of the policy, if it is a mixture of experts.
         whole_sums: see ``unreduced``.
         ahead: what later passes need is made in a thread.
+        guard: takes a part of the rejected images' gradient.
     """
 
     policy: nn.Module
@@ -60,6 +51,7 @@ class Objective:
     routers: Routers | None = None
     whole_sums: bool = False
     ahead: Ahead | None = None
+    guard: LoserGuard | None = None
 
     @property
     def balances(self) -> bool:
@@ -141,6 +133,8 @@ def accumulate_gradient(
             assert shared is not None, "of the whole batch, or of the passes before"
             balance = total.routers.add(routed, shared.counts, objective.routers)
             _backward(objective, batch, facts, shared, len(examples), total, balance * world)
+    if objective.guard is not None:
+        objective.guard.settle()
     objective.modules.average_gradients(accelerator, cut.context)
     assert shared is not None, "every process makes at least one pass"
     return _over_all(total, objective, len(examples), shared, cut.context)
@@ -258,7 +252,10 @@ def _backward(
     scale = accelerator.num_processes / size
     found = modules.pair_facts(batch.loss_batch(facts), facts, batch)
     output = objective.loss(found, shared.statistics)
-    objective.backward(output.per_pair.sum() * scale + balance)
+    if objective.guard is None or batch.kind != "pair":
+        objective.backward(output.per_pair.sum() * scale + balance)
+    else:
+        objective.guard.backward(output.per_pair.sum() * scale, facts.policy, batch.block(1))
     extra = modules.extra_loss(facts, batch)
     if extra is not None:
         accelerator.backward(extra.per_example.sum() * scale)

@@ -11,6 +11,19 @@ from pathlib import Path
 from pipeline.errors import RunError
 from pipeline.storage.atomic import json_line, write_text
 
+# Means over a step's examples that are logged if they are known.
+METRICS = (
+    "margin",
+    "accuracy",
+    "chosen_logp_per_token",
+    "rejected_logp_per_token",
+    "chosen_change_per_token",
+    "rejected_change_per_token",
+    "ending_logp",
+    "ratio_per_token",
+    "target_per_token",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:

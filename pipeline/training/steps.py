@@ -12,11 +12,12 @@ import torch
 
 from pipeline.config import Optimisation
 from pipeline.errors import UserError
-from pipeline.images.draw_scores import DrawScores, FactsModule
+from pipeline.images.draw_scores import DrawScores, FactsModule, score_key
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps
 from pipeline.models.weights.lora import switch_recomputation
+from pipeline.training.auxiliary.loser_guard import guard_of
 from pipeline.training.auxiliary.modules import live_reference, modules_for
 from pipeline.training.auxiliary.moving_reference import reference_in_training
 from pipeline.training.auxiliary.routers import Routers
@@ -38,7 +39,7 @@ from pipeline.training.distributed.fsdp import mesh_of, reduces_once, shard, sha
 from pipeline.training.distributed.launch import Placement, Sharding, Zero, context_parallel
 from pipeline.training.distributed.process_group import context_group, require_supported
 from pipeline.training.distributed.zero import ZeroEngine
-from pipeline.training.gradients import METRICS, BatchFacts, Objective, accumulate_gradient
+from pipeline.training.gradients import BatchFacts, Objective, accumulate_gradient
 from pipeline.training.optimiser import (
     ParameterGroup,
     clipped_norm,
@@ -50,7 +51,7 @@ from pipeline.training.optimiser import (
     steps_of,
     trainable,
 )
-from pipeline.training.step_log import StepReport
+from pipeline.training.step_log import METRICS, StepReport
 from pipeline.training.trainee import Carry, Trainee
 from pipeline.training.watch.finite import all_finite, diverged, weights_diverged
 from pipeline.training.watch.held_out import HeldOutReport, PairReading
@@ -90,11 +91,12 @@ class Steps:
         if self._whole is not None and self.accelerator.is_main_process:
             # The other processes' models are not used after training.
             model = copy.deepcopy(model)
-        self.model, self.examples, self.settings, self.seed = model, examples, settings, seed
+        self.model, self.examples, self._survey = model, examples, survey
+        self.settings, self.seed = settings, seed
         self.count, self.scores_images = steps_of(len(examples), settings), self._draws is not None
-        self._survey = survey
         # A checkpoint of this run has the same key.
-        self._key = content_hash([settings.identity(), loss.composition.identity(), seed, survey.digest, *trainee.key])
+        known = settings.identity(), loss.composition.identity(), seed, survey.digest, *trainee.key, *score_key(scores)
+        self._key = content_hash(known)
         self._plan: tuple[int, list[Sequence[int]]] = (-1, [])
         self._running: Mapping[str, float] = {}
         self._packing_checked = False
@@ -103,14 +105,12 @@ class Steps:
         reference = live_reference(model, trainee.reference, loss)
         if reference is not None and not isinstance(placement.sharding, Sharding):
             reference.to(self.accelerator.device)
-        self.modules = modules_for(model, reference, loss.composition, derive_seed(seed, "heads")).to(
-            self.accelerator.device
-        )
+        self.modules = modules_for(model, reference, loss.composition, derive_seed(seed, "heads"))
+        self.modules.to(self.accelerator.device)
         routers = None if scores else Routers(model, trainee.router_aux_loss_coef)
         context = context_group(self.accelerator, context_parallel(settings))
         if context is not None and routers:
-            told = "the policy is a mixture of experts"
-            raise UserError(f"training.context_parallel: {context.size}, but {told}; allowed: 1")
+            raise UserError(f"training.context_parallel: {context.size}, but the policy has experts; allowed: 1")
         facts = scores or TokenLogps(
             model,
             settings.dtype,
@@ -128,7 +128,7 @@ class Steps:
         wrapped, self.trained = self._placed(facts, placement)
         sums = self._whole is not None and reduces_once(facts, settings, self.accelerator)
         given = wrapped, loss, self.modules, self.accelerator, trainee.end_ids, routers, sums
-        self._objective = Objective(*given, Ahead.of(facts, self.accelerator.device))
+        self._objective = Objective(*given, Ahead.of(facts, self.accelerator.device), guard_of(facts, self.accelerator))
 
     def _prepare_model(self, placement: Placement) -> None:
         if self.settings.gradient_checkpointing:

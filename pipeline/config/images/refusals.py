@@ -53,6 +53,11 @@ def require_image_run(run: Closed) -> None:
             f"training.score.draws: {training.score.draws}, but loss {loss.preset} takes means over draws itself; "
             "allowed: 1"
         )
+    if training.score.score_scale == "nats" and any(part.shape.kind == "bernoulli" for part in loss.parts):
+        raise ValueError(
+            f"training.score.score_scale: nats, but loss {loss.preset} reads a function of errors that is 0 in nats; "
+            "allowed: mean_error"
+        )
     if training.reference_sync is not None and training.score.reference_errors == "stored":
         raise ValueError(
             "training.reference_sync: moves the reference while training, but training.score.reference_errors: stored "

@@ -1,10 +1,28 @@
 """How images are scored while the policy is trained: what takes the place of token log-probabilities. Torch-free."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.config.base import Closed
+
+
+class WeighedLoser(Closed):
+    """The rejected image's gradient times a fixed weight."""
+
+    kind: Literal["weight"] = "weight"
+    weight: float = Field(0.5, ge=0, le=1)
+
+
+class SafeLoser(Closed):
+    """The rejected image's gradient scaled down where it would raise the chosen one's error (arXiv:2511.03317).
+
+    The scale is min(1, (1 − μ) |g_w|² / (g_l · g_w)) where the product is positive: of the whole step, for its weights.
+    It costs a second backward pass.
+    """
+
+    kind: Literal["safe"] = "safe"
+    mu: float = Field(0.9, ge=0, le=1, description="μ, share of the chosen image's progress that is kept in any case")
 
 
 class ImageScore(Closed):
@@ -27,6 +45,9 @@ class ImageScore(Closed):
     )
     empty_prompts: float = Field(
         0.0, ge=0, lt=1, description="share of the draws without their prompt, for guidance; 0.2 in published recipes"
+    )
+    loser: Annotated[WeighedLoser | SafeLoser, Field(discriminator="kind")] | None = Field(
+        None, description="how much of a rejected image's gradient is taken; null: all"
     )
     reference_errors: Literal["stored", "live"] = Field(
         "stored", description="the reference's errors: computed once before training, or again with each step"

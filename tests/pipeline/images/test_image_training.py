@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from pipeline.config.images.scoring import ImageScore
+from pipeline.config.images.scoring import ImageScore, SafeLoser, WeighedLoser
 from pipeline.errors import UserError
 from pipeline.images.denoising_scores import DenoisingScores, image_ids, prompt_of_draws
 from pipeline.images.diffusion_engine import DiffusionEngine, DiffusionSettings, ImageRequest
 from pipeline.images.image_folder import load_image_policy
 from pipeline.images.image_policy import ImagePolicy
 from pipeline.losses import Loss, load_preset
+from pipeline.training.auxiliary.loser_guard import guard_of
+from pipeline.training.batches.collate import collate
 from pipeline.training.batches.examples import Example
 from pipeline.training.train import Files, StepReport, Trainee, TrainResult, train
 from pipeline.training.watch.self_test import SelfTestError
@@ -162,3 +165,58 @@ def test_an_example_of_one_epoch_cannot_be_trained_for_two(policy: ImagePolicy) 
     scores = scores_of(policy, [0, 3], ONE, epochs=1)
     with pytest.raises(ValueError, match="fewer draws than 1 in each of 2 epochs"):
         run(scores, with_stored(scores, image_pairs(ONE)), epochs=2, batch_size=8)
+
+
+def first_gradient(policy: ImagePolicy, score: ImageScore) -> torch.Tensor:
+    """Of the first step, as the run takes it."""
+    own = policy.with_network(copy.deepcopy(policy.network))
+    scores = scores_of(own, [0, 3], score)
+    batch = collate(with_stored(scores, image_pairs(score)), seed=0)
+    facts = scores(batch.ids, batch.mask)
+    loss = load_preset("dpo", beta=0.1)(batch.loss_batch(facts)).per_pair.sum()
+    guard = guard_of(scores, Accelerator(cpu=True))
+    if guard is None:
+        loss.backward()
+    else:
+        guard.backward(loss, facts.policy, batch.block(1))
+        guard.settle()
+    return torch.cat([p.grad.flatten() for p in own.network.parameters() if p.grad is not None])
+
+
+def test_a_loser_of_no_weight_leaves_the_winners_gradient_and_half_is_in_between(policy: ImagePolicy) -> None:
+    whole, half, none = (
+        first_gradient(policy, ImageScore(loser=None if weight == 1 else WeighedLoser(weight=weight)))
+        for weight in (1, 0.5, 0)
+    )
+    assert torch.allclose(half, (whole + none) / 2, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+    assert float((whole - none).norm() / none.norm()) > 0.1
+
+
+def test_a_safe_loser_leaves_the_winner_its_share_of_progress(policy: ImagePolicy) -> None:
+    """To first order, the winner's error falls by at least mu of what it would fall by alone."""
+    winner = first_gradient(policy, ImageScore(loser=WeighedLoser(weight=0)))
+    whole = first_gradient(policy, ImageScore())
+    loser = whole - winner
+    assert float(winner @ loser) < 0, "the two oppose each other"
+    for mu in (0.5, 0.9):
+        scale = min(1.0, (1 - mu) * float(winner @ winner) / -float(winner @ loser))
+        assert scale < 1
+        found = first_gradient(policy, ImageScore(loser=SafeLoser(mu=mu)))
+        expected = winner + scale * loser
+        assert float((found - expected).norm() / expected.norm()) < 1e-3
+        assert float(found @ winner) == pytest.approx(mu * float(winner @ winner), rel=1e-2)
+
+
+def test_a_run_with_a_safe_loser_trains_and_several_passes_are_one_step(policy: ImagePolicy) -> None:
+    found = []
+    score = ImageScore(loser=SafeLoser(mu=0.9))
+    for size in (4, 1):
+        own = policy.with_network(copy.deepcopy(policy.network))
+        scores = scores_of(own, [0, 3], score)
+        _, steps = run(scores, with_stored(scores, image_pairs(score)), micro_batch_size=size, max_steps=1)
+        found.append(steps[0].grad_norm)
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    plain = policy.with_network(copy.deepcopy(policy.network))
+    scores = scores_of(plain, [0, 3], ONE)
+    _, steps = run(scores, with_stored(scores, image_pairs(ONE)), max_steps=1)
+    assert steps[0].grad_norm != pytest.approx(found[0], rel=1e-2)
