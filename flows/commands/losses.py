@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from pipeline.config import Composition, Formula, preset_names, resolve
+from pipeline.config.images.losses import image_refusal
 from pipeline.config.loss.composition import WeightedPart
 from pipeline.config.loss.formula import Family
 from pipeline.config.loss.needs import needs_of
@@ -71,6 +72,22 @@ def print_presets() -> None:
             _print_row(console, f"  {name}", presets[name].summary, width + 2)
         console.print()
     console.print("prefloop losses NAME shows the formula, needs and settings of one loss.", soft_wrap=True)
+
+
+def print_presets_for_images() -> None:
+    """Print which presets carry over to images, and why the others do not, one line each."""
+    console = Console(highlight=False, markup=False)
+    refused = {name: image_refusal(preset(name)) for name in preset_names()}
+    width = max(map(len, refused)) + 4
+    console.print("Carry over: an image's score is a bound on its log-likelihood, draws stand for tokens", style="bold")
+    for name, why in refused.items():
+        if why is None:
+            _print_row(console, f"  {name}", preset(name).summary, width)
+    console.print()
+    console.print("Refused with modality: image", style="bold")
+    for name, why in refused.items():
+        if why is not None:
+            _print_row(console, f"  {name}", why, width)
 
 
 def print_preset(name: str) -> None:

@@ -151,10 +151,20 @@ def losses(
         Path | None,
         typer.Option(metavar="FILE", help="draw all links and their slopes (.png, .svg or .pdf)", show_default=False),
     ] = None,
+    modality: Annotated[
+        str, typer.Option(metavar="M", help="image: which losses carry over to images, and why others do not")
+    ] = "text",
 ) -> None:
     """List the losses; show what one computes and needs."""
-    from flows.commands.losses import plot_links, print_preset, print_presets
+    from flows.commands.losses import plot_links, print_preset, print_presets, print_presets_for_images
 
+    if modality not in ("text", "image"):
+        raise UserError(f"--modality: {modality}; allowed: text or image")
+    if modality == "image":
+        if name is not None or plot is not None:
+            raise UserError("losses: --modality image lists all losses; allowed with it: neither NAME nor --plot")
+        print_presets_for_images()
+        return
     if plot is not None and name is not None:
         raise UserError("losses: give NAME or --plot FILE, not both; the plot shows the links of all losses")
     if plot is not None:

@@ -31,7 +31,7 @@ from reward_models.labeller import Labeller, label, wins_by_comparison
 
 _Metrics = dict[str, JsonValue]
 # Draws of (level, noise) for each image, the same in all rounds, for the surrogate of KL.
-_DRAWS = 16
+_DRAWS = 4
 
 
 def image_evaluation(context: Context, round_: int, folder: Path) -> Outcome:

@@ -9,6 +9,7 @@ import torch
 
 from flows.stages.context import Context
 from flows.stages.training.examples import round_examples
+from pipeline.config.loss.needs import needs_of
 from pipeline.data.pictures.image_rows import IMAGES, image_response, read_images
 from pipeline.errors import RunError
 from pipeline.images.denoising_scores import DenoisingScores, ImageTable, image_ids, prompt_of_draws
@@ -89,6 +90,8 @@ def as_texts(groups: Sequence[Group]) -> Iterator[Example]:
 
 
 def scores_of(context: Context, policy: ImagePolicy, index: ImageIndex) -> DenoisingScores:
-    """The scores that a round trains with."""
-    training = context.config.training
-    return DenoisingScores(policy, index.table, training.score, epochs_of(context), dtype=training.dtype)
+    """The scores that a round trains with, and that its reference is stored with: the same rows make the same bits."""
+    training, config = context.config.training, context.config
+    sides = config.sampling.n if needs_of(config.loss).groups else 2
+    rows = sides * training.micro_batch_size * training.score.draws
+    return DenoisingScores(policy, index.table, training.score, epochs_of(context), rows=rows, dtype=training.dtype)

@@ -7,8 +7,8 @@ from flows.run_folder.ancestry import reference_stages
 from flows.run_folder.stage_keys import reference_name
 from flows.stages.context import Context, Outcome
 from flows.stages.images.examples import image_round_examples, round_index, scores_of
+from flows.stages.training.reference import reference_models
 from pipeline.config.loss.needs import needs_of
-from pipeline.errors import RunError
 from pipeline.images.image_folder import load_image_policy
 from pipeline.storage.rows import REFERENCE, write_table
 from pipeline.storage.seals import Seals
@@ -21,13 +21,10 @@ _SHARD = 1024
 
 def image_reference(context: Context, round_: int, folder: Path) -> Outcome:
     """Write one row per example for each reference model, in the examples' order; see ``rows.REFERENCE``."""
-    stages = reference_stages(context.run, context.config, round_)
-    wanted = needs_of(context.config.loss).references
-    if wanted > len(stages):
-        raise RunError(f"loss {context.config.loss.preset} reads {wanted} references, and a run of images has one")
+    models = reference_models(context, round_)[: needs_of(context.config.loss).references]
     rows_made = 0
-    for number, stage in enumerate(stages[:wanted]):
-        policy = load_image_policy(context.model_path(stage))
+    for number, model in enumerate(models):
+        policy = load_image_policy(model)
         policy.network.requires_grad_(False)
         index = round_index(context, round_, policy)
         scores, place = scores_of(context, policy, index), folder / reference_name(number)
@@ -48,4 +45,4 @@ def image_reference(context: Context, round_: int, folder: Path) -> Outcome:
                 write_table(file, REFERENCE, rows, seals.of(file.name))
             rows_made += len(part)
             context.report(rows_made, 0, "")
-    return Outcome(rows_made, {"reference": stages[0].title})
+    return Outcome(rows_made, {"reference": reference_stages(context.run, context.config, round_)[0].title})

@@ -21,7 +21,7 @@ def _of_one(loss: Formula) -> str | None:
         return _DISPERSION
     reasons = {
         "reads odds, and an image has no probability, only a bound on its likelihood": loss.shape.kind == "log_odds",
-        "reads a perplexity, and an image has no tokens to share its likelihood": loss.shape.kind == "exp",
+        "reads a mean probability of tokens, and an image has none": loss.shape.kind in ("exp", "alpha"),
         "weighs tokens, and the draws of an image are no tokens": loss.weights.kind != "equal",
         "weighs pairs by probabilities of tokens, which images do not have": loss.pair_weight != "none",
         "reads lengths, and all images have the same": loss.margin.kind == "length" or loss.prior.kind == "length",

@@ -26,7 +26,7 @@ DOT_COLOURS: dict[str, tuple[int, int, int]] = {
 DOT_HALVES = ("upper", "lower")
 DOT_CONDITIONS = tuple(f"a {colour} dot in the {half} half" for colour in DOT_COLOURS for half in DOT_HALVES)
 # Root mean square of the difference from a perfect picture, of channels from 0 to 1, up to which a dot is clean.
-CLEAN = 0.12
+CLEAN = 0.08
 
 
 @dataclass(frozen=True, slots=True)

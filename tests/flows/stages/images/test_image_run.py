@@ -1,0 +1,119 @@
+"""A run of images, stage by stage: what its files hold, and what a kill changes."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.run_folder.stage_keys import reference_name
+from pipeline.data.pictures.image_rows import StoredPictures, image_response, read_images
+from pipeline.storage.integrity import file_faults
+from pipeline.storage.rows import read_groups, read_preference_rows, read_rows
+from pipeline.storage.run_folder import RunFolder
+from pipeline.training.step_log import read_steps
+from pipeline.types import Pair
+from tests.support.finished_run import digests
+from tests.support.image_run import killed, run_images
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
+    yield run_images(tmp_path_factory.mktemp("images") / "run")
+
+
+def test_samples_hold_images_with_their_latents_and_seeds(done: RunFolder) -> None:
+    folder = done.stage(1, "samples").folder
+    stored = {image.id: image for image in read_images(folder / "images")}
+    groups = list(read_groups(folder))
+    assert len(groups) == 24 and {len(group.responses) for group in groups} == {4}
+    named = [response.text for group in groups for response in group.responses]
+    assert set(named) == set(stored) and len({image.seed for image in stored.values()}) == len(stored)
+    for group in groups:
+        assert group.prompt_ids == (int(group.prompt.answer or -1),)
+        for response in group.responses:
+            image = stored[response.text]
+            assert response.token_ids == image_response(image.id).token_ids and image.prompt_id == group.prompt.id
+            pixels = np.asarray(Image.open(io.BytesIO(image.png)), dtype=np.float32).transpose(2, 0, 1)
+            assert image.shape == (3, 8, 8)
+            assert np.abs(image.latents.reshape(image.shape) - (pixels / 127.5 - 1)).max() < 1e-6
+
+
+def test_the_datasets_library_reads_the_images(done: RunFolder, tmp_path: Path) -> None:
+    files = [str(file) for file in sorted((done.stage(1, "samples").folder / "images").glob("*.parquet"))]
+    table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path))
+    shown = table.cast_column("image", datasets.Image())[0]["image"]
+    assert shown.size == (8, 8) and shown.mode == "RGB"
+
+
+def test_pairs_are_the_best_against_the_worst_by_the_rule(done: RunFolder) -> None:
+    labelled = {group.prompt.id: group for group in read_groups(done.stage(1, "labels").folder)}
+    pairs = [row for row in read_preference_rows(done.stage(1, "pairs").folder) if isinstance(row, Pair)]
+    assert pairs
+    for pair in pairs:
+        scores = [score for score in labelled[pair.prompt.id].scores if score is not None]
+        assert (pair.chosen_score, pair.rejected_score) == (max(scores), min(scores))
+
+
+def test_the_first_step_starts_at_the_reference(done: RunFolder) -> None:
+    first = read_steps(done.stage(1, "policy").folder / "steps.jsonl")[0]
+    assert first.loss == pytest.approx(np.log(2), abs=1e-6) and first.margin == 0
+
+
+def test_stored_errors_are_of_every_draw_of_both_sides(done: RunFolder) -> None:
+    rows = list(read_rows(done.stage(1, "reference").folder / reference_name(0)))
+    assert {len(logps) for row in rows for logps in row["logps"]} == {8} and {len(row["logps"]) for row in rows} == {2}
+
+
+def test_evaluation_measures_images_and_their_distance_from_the_start(done: RunFolder) -> None:
+    start, after = (
+        json.loads((done.stage(number, "evaluation").folder / "metrics.json").read_text()) for number in (0, 1)
+    )
+    assert start["kl_to_start"] == 0 and after["kl_to_start"] != 0
+    assert after["image_kl_to_start"] == pytest.approx(192 * after["kl_to_start"])
+    assert 0 <= after["clean"] <= 1 and after["right"] <= min(after["clean"], after["colour_right"])
+    seeds = [
+        {image.seed for image in read_images(done.stage(number, "evaluation_samples").folder / "sampled" / "images")}
+        for number in (0, 1)
+    ]
+    assert seeds[0] == seeds[1] and len(seeds[0]) == 16
+
+
+def test_damage_to_an_image_is_named(done: RunFolder) -> None:
+    stage = done.stage(1, "samples")
+    file = next((stage.folder / "images").glob("*.parquet"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] + b"?" + whole[len(whole) // 2 + 1 :])
+    try:
+        assert [damage.file for damage in file_faults(stage, stage.require(), reread=True)] == [file]
+    finally:
+        file.write_bytes(whole)
+
+
+def test_pictures_are_found_by_id(done: RunFolder) -> None:
+    folder = done.stage(1, "samples").folder / "images"
+    pictures = StoredPictures([folder])
+    assert {key: pictures[key] for key in pictures} == {image.id: image.png for image in read_images(folder)}
+    assert "absent" not in pictures
+
+
+def test_a_kill_in_training_changes_no_bit(done: RunFolder, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    assert killed(root, "1:policy", 3) == -9
+    assert not RunFolder(root).stage(1, "policy").folder.exists()
+    assert digests(run_images(root)) == digests(done)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(
+    "place",
+    ["0:policy", "0:evaluation_samples", "0:evaluation", "1:samples", "1:labels", "1:reference", "1:evaluation"],
+)
+def test_a_kill_in_any_stage_changes_no_bit(done: RunFolder, tmp_path: Path, place: str) -> None:
+    root = tmp_path / "run"
+    assert killed(root, place, 2 if place.split(":")[1] in ("policy", "samples") else 1) == -9
+    assert digests(run_images(root)) == digests(done)
