@@ -39,6 +39,7 @@ from pipeline.storage.digests import digest, file_sha256, model_digest
 from pipeline.storage.integrity import model_tree
 from pipeline.storage.manifest import StageKey
 
+_FILES = FileData | DatasetData | MixtureData | ImageData
 # After "chat": only what decides token ids, for stages that read no text.
 IDS_ONLY = ":ids"
 
@@ -124,8 +125,8 @@ def _chat_ids(config: RunConfig) -> JsonValue:
 
 def _second(config: RunConfig) -> JsonValue:
     """Settings of the second policy's samples."""
-    drawn = config.sampling.model_copy(update={"mixture": None})
-    return {**drawn.identity(), "n": config.pairing.second and config.pairing.second.n}
+    drawn, second = config.sampling.model_copy(update={"mixture": None}), config.pairing.second
+    return {**drawn.identity(), "n": None if second is None else second.n}
 
 
 _DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
@@ -145,10 +146,12 @@ _DERIVED: Mapping[str, Callable[[RunConfig], JsonValue]] = {
 def source_files(place: Place) -> dict[str, JsonValue]:
     """Digests of the files with prompts, pairs and held-out prompts."""
     config = place.config
+    policy = config.policy if isinstance(config.pairs, ImageData) else None
     found: dict[str, JsonValue] = {name: source_digest(source) for name, source in _sources(config).items()}
     return {
         "files": found | ({"prompts": digest_when_read(place.data, config)} if may_grow(config) else {}),
         **_rows_dropped(config),
+        **({"encoded_by": model_tree(Path(policy.path))} if isinstance(policy, DiffusionPolicy) else {}),
         **({"turns": config.training.turns} if "turns" in config.training.changed else {}),
     }
 
@@ -174,8 +177,7 @@ def being_written(section: str, where: str) -> str:
 def _sources(config: RunConfig) -> dict[str, PairData]:
     """The sources that have files, by their names in the config."""
     sources = {"prompts": config.prompts, "pairs": config.pairs, "held_out": held_out_source(config)}
-    files = FileData | DatasetData | MixtureData | ImageData
-    return {name: source for name, source in sources.items() if isinstance(source, files)}
+    return {name: one for name, one in sources.items() if isinstance(one, _FILES)}
 
 
 def source_digest(source: PairData) -> JsonValue:
@@ -192,13 +194,12 @@ def prompt_files(place: Place) -> dict[str, JsonValue]:
 
 def _rows_dropped(config: RunConfig) -> dict[str, JsonValue]:
     """Causes that ``limits`` drops, and what finds them in tokens; nothing if there are none."""
-    causes, policy = config.limits.dropped, config.policy
+    causes, policy, scorer = config.limits.dropped, config.policy, config.scorer
     if not causes:
         return {}
     facts: dict[str, JsonValue] = {"dropped": [*causes]}
     if not OF_TOKENS.isdisjoint(causes) and isinstance(policy, PretrainedPolicy):
         facts["tokens"] = {"chat": chat_identity(config), "policy": model_digest(Path(policy.path))}
-    scorer = config.scorer
     if "long_for_reward_model" in causes and scorer is not None:
         facts["reward_model"] = {"scorer": scorer.identity(), **dict(scorer_digests(scorer))}
     return facts
@@ -253,8 +254,7 @@ def _held(config: RunConfig) -> dict[str, JsonValue]:
 
 def further_models(place: Place) -> dict[str, JsonValue]:
     """Digests of reference models that no stage makes."""
-    training = place.config.training
-    contrast = training.contrastive
+    training, contrast = place.config.training, place.config.training.contrastive
     paths = [
         *(path for path in training.references if path != START),
         *([] if contrast is None else [contrast.positive, contrast.negative]),

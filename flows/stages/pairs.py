@@ -69,9 +69,15 @@ def make_round_pairs(context: Context, round_: int, folder: Path) -> Outcome:
 def own(context: Context, round_: int, dropped: Counter[str]) -> Iterator[Preference]:
     """The round's own training data, row by row; at the end, ``dropped`` holds the dropped candidates by cause."""
     config = context.config
-    if config.mode == "offline":
+    made: Iterator[Preference]
+    if config.mode == "offline" and config.modality == "image":
+        # Text runs need no diffusers.
+        from flows.stages.images.imported import imported_preferences
+
+        made = imported_preferences(context, round_, dropped)
+    elif config.mode == "offline":
         chat = policy_chat(config, context.policy_path(0))
-        made: Iterator[Preference] = from_texts(config, chat, preference_slice(context, round_), round_, dropped)
+        made = from_texts(config, chat, preference_slice(context, round_), round_, dropped)
     elif config.pairing.second is not None:
         groups, others = (read_groups(context.run.stage(round_, name).folder) for name in ("samples", SECOND_SAMPLES))
         made = make_strong_weak(groups, others, config.pairing, round_, dropped=dropped)

@@ -18,7 +18,7 @@ IMAGE_KINDS = {"policy": ("diffusion", "scratch_diffusion"), "sampler": ("diffus
 
 
 def require_modality(modality: str, kinds: dict[str, str]) -> None:
-    """Refuse kinds of the other modality; ``kinds``: of policy, sampler, prompts and scorer, where they are given."""
+    """Refuse kinds of the other modality; ``kinds``: of the sections that are given."""
     images = modality == "image"
     for name, of_images in IMAGE_KINDS.items():
         if (kinds[name] in of_images) != images:
@@ -30,6 +30,11 @@ def require_modality(modality: str, kinds: dict[str, str]) -> None:
         raise ValueError(
             "prompts.kind: restaurants asks for sentences; allowed with modality: image: another kind, such as dots"
         )
+    for name in ("prompts", "pairs"):
+        if not images and kinds.get(name) == "images":
+            raise ValueError(f"{name}.kind: images, but modality: text; allowed: modality: image, or tables of text")
+    if images and kinds.get("pairs", "images") != "images":
+        raise ValueError(f"pairs.kind: {kinds['pairs']} holds texts; allowed with modality: image: images")
     scorer = kinds.get("scorer")
     if images and scorer is not None and scorer not in IMAGE_SCORERS:
         raise ValueError(f"scorer.kind: {scorer} reads text; allowed with modality: image: {', '.join(IMAGE_SCORERS)}")

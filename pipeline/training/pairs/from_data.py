@@ -128,7 +128,7 @@ def tokenise_pairs(
             dropped["identical"] += 1
             continue
         dropped["cut"] += sum(side.finish_reason == "length" for side in (chosen, rejected))
-        yield _pair(text, prompt_ids, chosen, rejected, opponent)
+        yield pair_of(text, prompt_ids, chosen, rejected, opponent)
 
 
 def tokenise_groups(
@@ -180,9 +180,10 @@ def _prompt_ids(prompt: Prompt, chat: Tokeniser, limits: ChatSettings, dropped: 
     return None
 
 
-def _pair(
+def pair_of(
     text: TextPair, prompt_ids: tuple[int, ...], chosen: Response, rejected: Response, opponent: Opponent
 ) -> Pair:
+    """Return a row of the data set as a pair; see ``tokenise_pairs`` for its win probabilities."""
     wins, wins_rejected = text.win_probability, text.win_probability_rejected
     if wins is None:
         if text.chosen_score is None or text.rejected_score is None:
