@@ -10,7 +10,7 @@ from flows.loop.rounds import added, labelled, learn, start_run
 from flows.prefect_api.parameters import ConfigFiles, RedoFrom, RoundsMore, RunDir, Settings, Until
 from flows.report.model_card import write_card
 from flows.report.write import write_report
-from flows.run_folder.ancestry import parent
+from flows.run_folder.ancestry import parent, sampled_round
 from flows.run_folder.approvals import goes_on
 
 
@@ -33,7 +33,8 @@ def _rounds(root: Path, until: str | None) -> str:
         start_run(stage)
         for round_ in range(1, config.rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
-            labels = labelled(stage, config, round_, *added(stage, run, config, round_), policy)
+            sampled = run.stage(sampled_round(run, config, round_), "policy").title
+            labels = labelled(stage, config, round_, *added(stage, run, config, round_), sampled)
             pairs = stage("pairs", round_, labels)
             learn(stage, config, round_, pairs, policy)
             write_report(run, config)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from flows.loop.rounds import Reached, added, labelled, learn, start_run
+from flows.loop.rounds import Reached, Stages, added, labelled, learn, start_run
 from flows.report.terminal import make_table_console
 from flows.run_folder.growth import ADDED
 from flows.run_folder.stage_keys import stage_key
@@ -28,7 +28,7 @@ class PlannedStage:
     why: str = ""
 
 
-class _Recorder:
+class _Recorder(Stages):
     """Stand-in for a flow's stages that only records which are called, and with which keys."""
 
     def __init__(self, run: RunFolder, config: RunConfig, until: str | None) -> None:
@@ -51,9 +51,6 @@ class _Recorder:
         if f"{round_}:{name}" == self._until:
             raise Reached
         return stage.title
-
-    def streamed(self, source: str, name: str, round_: int, *inputs: str) -> str:
-        return self(name, round_, self(source, round_, *inputs))
 
 
 def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> list[PlannedStage]:

@@ -1,7 +1,7 @@
 """A run in which nothing is left to do, told from its manifests without Prefect and its server. Torch-free."""
 
 from flows.loop.object_store.held import hold_run
-from flows.loop.rounds import Reached, added, labelled, learn, start_run
+from flows.loop.rounds import Reached, Stages, added, labelled, learn, start_run
 from flows.report.model_card import write_card
 from flows.report.progress import make_console
 from flows.report.write import write_report
@@ -48,7 +48,7 @@ class _LeftError(Exception):
     """A stage is not complete."""
 
 
-class _Complete:
+class _Complete(Stages):
     """Stand-in for a flow's stages that makes none."""
 
     def __init__(self, run: RunFolder, config: RunConfig, until: str | None) -> None:
@@ -63,9 +63,6 @@ class _Complete:
         if f"{round_}:{name}" == self._until:
             raise Reached
         return stage.title
-
-    def streamed(self, source: str, name: str, round_: int, *inputs: str) -> str:
-        return self(name, round_, self(source, round_, *inputs))
 
 
 def _walk(run: RunFolder, config: RunConfig, stage: _Complete) -> list[int]:

@@ -22,8 +22,16 @@ class Stages(Protocol):
     def streamed(self, source: str, name: str, round_: int, *inputs: str) -> str:
         """Complete ``source`` from ``inputs`` and, from its shards as they are finished, ``name``.
 
-        Returns the name of the latter's artefact.
+        Returns the name of the latter's artefact. Here one comes after the other.
         """
+        return self(name, round_, self(source, round_, *inputs))
+
+    def trained(self, round_: int, *inputs: str) -> str:
+        """Complete the policy of ``round_`` from ``inputs``; with a lag, sample for the next round meanwhile.
+
+        Here one comes after the other.
+        """
+        return self("policy", round_, *inputs)
 
 
 class Reached(Exception):  # noqa: N818 - it ends a run, and is not an error
@@ -69,7 +77,7 @@ def learn(stage: Stages, config: RunConfig, round_: int, pairs: str, policy: str
     for name in ("calibration", "reference", "advantages"):
         if made_in(config, round_, name):
             made.append(stage(name, round_, *made))
-    policy = stage("policy", round_, *made, policy)
+    policy = stage.trained(round_, *made, policy)
     if made_in(config, round_, "average"):
         stage("average", round_, policy)
     evaluated = stage("evaluation", round_, stage("evaluation_samples", round_, policy))

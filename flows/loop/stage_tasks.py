@@ -1,5 +1,6 @@
 """Each stage of a run as one Prefect task run, shown while it runs."""
 
+import logging
 from dataclasses import replace
 
 from prefect import Task, task
@@ -7,13 +8,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from flows.loop.object_store.held import HeldRun
-from flows.loop.rounds import Reached
+from flows.loop.rounds import Reached, added
 from flows.prefect_api.artefacts import Screen
 from flows.prefect_api.events import AlarmRaised, GateDecided, RunCompleted, budget_reached, round_completed
+from flows.report.findings.lag import KL_TO_SAMPLED, lag_line
 from flows.report.findings.round_line import round_line
 from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.progress import Report, both, make_console, progress
 from flows.report.trackers import Trackers
+from flows.run_folder.ancestry import sampled_round
 from flows.run_folder.retention import free_room, told
 from flows.run_folder.stage_table import spec_of
 from flows.stages.context import Context, needed
@@ -68,7 +71,7 @@ class StageTasks:
         made = self._run.stage(round_, source).title
         if f"{round_}:{source}" == self._until or not needed(Context(self._run, self._config), round_, source):
             return self(name, round_, self(source, round_, *inputs))
-        shards = ShardQueue()
+        shards = ShardQueue(beside=name)
         with self._workers.side_by_side():
             beside = self._task(name, round_).submit(self, name, round_, (made,), shards)
             try:
@@ -82,6 +85,37 @@ class StageTasks:
         if f"{round_}:{name}" == self._until:
             raise Reached
         return artefact
+
+    def trained(self, round_: int, *inputs: str) -> str:
+        """Complete the policy of ``round_`` from ``inputs``; with a lag, sample for the next round meanwhile.
+
+        If one fails, what the other has begun is finished: the training, or the present shard. Of two errors, that of
+        the training counts.
+        """
+        following = round_ + 1
+        if not self._samples_ahead(following):
+            return self("policy", round_, *inputs)
+        sampled = self._run.stage(sampled_round(self._run, self._config, following), "policy").title
+        made = (*added(self, self._run, self._config, following), sampled)
+        shards = ShardQueue(beside="samples")
+        with self._workers.side_by_side():
+            beside = self._task("samples", following).submit(self, "samples", following, made, shards)
+            try:
+                artefact = self._task("policy", round_)(self, "policy", round_, inputs, None)
+            except Exception:
+                shards.stop()
+                beside.wait()
+                raise
+            shards.over = True
+            beside.result()
+        return artefact
+
+    def _samples_ahead(self, round_: int) -> bool:
+        config, last = self._config, self._config.rounds
+        if self._until is not None:
+            last = min(last, int(self._until.partition(":")[0]))
+        ahead = config.training.lag > 0 and config.overlap and self._workers.stay and round_ <= last
+        return ahead and needed(Context(self._run, config), round_ - 1, "policy")
 
     def _task(self, name: str, round_: int) -> "Task[[StageTasks, str, int, tuple[str, ...], ShardQueue | None], str]":
         # No tags: Prefect asks its server for a slot in each tag's concurrency limit, which costs seconds per task.
@@ -119,15 +153,17 @@ class StageTasks:
 
     def _work(self, name: str, round_: int, report: Report, shards: ShardQueue | None) -> None:
         context = Context(self._run, self._config, report)
-        if spec_of(name).sampled:
-            run_stage(context if shards is None else replace(context, on_shard=shards.put), round_, name, self._workers)
-            return
+        if shards is not None:
+            context = replace(context, on_shard=shards.put)
         try:
-            self._workers.run_stage(round_, name, report, shards)
+            if spec_of(name).sampled:
+                run_stage(context, round_, name, self._workers)
+            else:
+                self._workers.run_stage(round_, name, report, shards)
         except (RunError, UserError) as error:
-            if shards is not None and not shards.over:
-                told = f"round {round_} · {name}: {redacted(error)}; sampling goes on to its end, then the run stops"
-                self._console.print(told, markup=False, highlight=False, style="bold")
+            if shards is not None and shards.beside == name and not shards.over:
+                told = f"{redacted(error)}; the stage beside it goes on to its end, then the run stops"
+                self._console.print(f"round {round_} · {name}: {told}", markup=False, highlight=False, style="bold")
             raise
 
     def _tell_of_padding(self, why: object) -> None:
@@ -154,11 +190,24 @@ class StageTasks:
         line = round_line(facts)
         get_run_logger().info("%s", line)
         self._console.print(line, markup=False, highlight=False, style="bold")
+        self._tell_of_lag(round_)
         before = round_facts(self._run, self._config, round_ - 1, comparisons=0) if round_ else None
         self._screen.tell(round_completed(facts, before, self._config.rounds))
         if facts.gate is not None:
             decided = GateDecided(round_, facts.gate.decision, facts.gate.reasons, facts.gate.best_round)
             self._screen.tell(decided)
+
+    def _tell_of_lag(self, round_: int) -> None:
+        """Say how far behind the policy the next samples are, and warn if that grows."""
+        if round_ == 0 or not self._config.training.lag:
+            return
+        measured = [self._run.stage(number, "evaluation").require().metrics for number in range(1, round_ + 1)]
+        if KL_TO_SAMPLED not in measured[-1]:
+            # Of images it is not known.
+            return
+        line, warns = lag_line(measured)
+        get_run_logger().log(logging.WARNING if warns else logging.INFO, "%s", line)
+        self._console.print(line, markup=False, highlight=False, style="bold" if warns else None)
 
     def _tell_of_budget(self, round_: int, name: str) -> None:
         """Tell Prefect of a budget that was spent before all questions of the stage were asked."""

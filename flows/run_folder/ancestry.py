@@ -18,6 +18,14 @@ def parent(run: RunFolder, config: RunConfig, round_: int) -> int:
     return outcome.best_round if outcome is not None and outcome.verdict == "roll_back" else round_ - 1
 
 
+def sampled_round(run: RunFolder, config: RunConfig, round_: int) -> int:
+    """The round whose policy ``round_`` samples: its parent, or with ``training.lag`` that of the round before.
+
+    The latter is known before the round before has trained, and no gate that is still to come changes it.
+    """
+    return parent(run, config, max(round_ - config.training.lag, 1))
+
+
 def best_before(run: RunFolder, round_: int) -> int:
     """The best round before ``round_``, as recorded by the previous round's gate."""
     last = settled(run, round_ - 1) if round_ > 1 else None
@@ -96,7 +104,7 @@ def mixed_stage(run: RunFolder, config: RunConfig, round_: int) -> Stage | None:
 
     In round 1 the run's own policies are all the start policy, and the mixture is that policy.
     """
-    mixture, sampled = config.sampling.mixture, parent(run, config, round_)
+    mixture, sampled = config.sampling.mixture, sampled_round(run, config, round_)
     if mixture is None:
         return None
     if mixture.path is not None:

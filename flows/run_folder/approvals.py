@@ -178,8 +178,10 @@ def goes_on(run: RunFolder, round_: int) -> bool:
 
 
 def _begun(run: RunFolder, round_: int) -> bool:
+    """Whether the round has made what depends on the gate before it; with a lag, its samples do not."""
     folder = run.stage(round_, "gate").folder.parent
-    return folder.is_dir() and any(folder.iterdir())
+    made = {path.name.removesuffix(".partial") for path in folder.iterdir()} if folder.is_dir() else set()
+    return bool(made - {"samples", "added_prompts"}) or bool(made and not run.config().training.lag)
 
 
 def _login() -> str:

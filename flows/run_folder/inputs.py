@@ -10,6 +10,7 @@ from flows.run_folder.ancestry import (
     parent,
     reference_stage,
     reference_stages,
+    sampled_round,
 )
 from flows.run_folder.growth import ADDED, added_stages
 from pipeline.config import RunConfig
@@ -70,9 +71,12 @@ def of_added_prompts(place: Place) -> list[Stage]:
 
 
 def of_samples(place: Place) -> list[Stage]:
-    """All prompts so far, the policy that the round starts from, and the other model of a mixture."""
-    other = mixed_stage(place.run, place.config, place.round)
-    return [*_prompts(place), place.run.stage(place.origin, "policy"), *([] if other is None else [other])]
+    """All prompts so far, the policy that the round samples, and the other model of a mixture."""
+    other, sampled = (
+        mixed_stage(place.run, place.config, place.round),
+        sampled_round(place.run, place.config, place.round),
+    )
+    return [*_prompts(place), place.run.stage(sampled, "policy"), *([] if other is None else [other])]
 
 
 def _prompts(place: Place) -> list[Stage]:

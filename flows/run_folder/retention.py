@@ -136,7 +136,7 @@ def _masters_needed(run: RunFolder, config: RunConfig) -> Iterator[Stage]:
 def _needed_after_roll_back(run: RunFolder, config: RunConfig, best: int | None) -> Iterator[Stage]:
     """Stages besides its start that the next round would read if it were sent back to the ``best`` round."""
     if config.gate is not None and best is not None:
-        following = max(run.rounds()) + 1
+        following = max(number for number in run.rounds() if run.stage(number, "policy").folder.exists()) + 1
         yield from reference_stages(run, config, following, best)
 
 

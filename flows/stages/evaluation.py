@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from flows.report.findings.lag import KL_TO_SAMPLED
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, offending_file, policy_chat, policy_rendering
 from flows.stages.data import held_out_prompts, text_preferences, training_prompts
@@ -143,6 +144,9 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
         metrics[f"kl_to_{name}"] = kl_per_token(own[: len(drawn)], theirs[: len(drawn)])
         interval = kl_interval(sampled, own[: len(drawn)], theirs[: len(drawn)], settings.bootstrap, settings.seed)
         metrics[f"kl_to_{name}_ci"] = None if interval is None else [interval.low, interval.high]
+    if config.training.lag:
+        # Its parent is what the next round samples.
+        metrics |= {f"{KL_TO_SAMPLED}{end}": metrics[f"kl_to_previous{end}"] for end in ("", "_ci")}
     if texts:
         metrics["reference_logprob"] = per_token(own[len(drawn) :])
     if pairs:

@@ -126,6 +126,11 @@ class Workers:
         self._ranks: RemoteChild[StageProgress] | None = None
         self.swaps: dict[str, Loaded] = {}
 
+    @property
+    def stay(self) -> bool:
+        """Whether engines and trainer are there at the same time."""
+        return self._warm
+
     def __enter__(self) -> "Workers":
         return self
 
@@ -145,9 +150,9 @@ class Workers:
 
     @contextmanager
     def side_by_side(self) -> Iterator[None]:
-        """Inside the block, engines sample while the trainer's process, in another thread, does without their memory.
+        """Inside the block, engines sample while the trainer's process works; one of them is called in another thread.
 
-        An error other than a stage's own ends that process at once.
+        An error other than a stage's own ends both at once.
         """
         if not self._warm:
             self._end_trainer()
@@ -159,6 +164,7 @@ class Workers:
         except BaseException:
             if self._trainer is not None:
                 self._trainer.kill()
+            self._sampler.abandon()
             raise
         finally:
             self._beside = False

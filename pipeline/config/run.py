@@ -228,6 +228,8 @@ class RunConfig(Closed):
             raise ValueError("pairing.rule: strong_weak samples responses; offline mode has those of the data set")
         elif self.pairs is None:
             raise ValueError("pairs: offline mode needs a pair data set")
+        elif self.training.lag:
+            raise ValueError(f"training.lag: {self.training.lag}, but offline mode samples nothing; allowed: 0")
         elif self.discriminator is not None:
             raise ValueError("discriminator: offline mode labels nothing; only iterative mode has one")
         elif self.replay is not None:

@@ -186,6 +186,12 @@ class Training(Optimisation):
     reference_sync: ReferenceSync | None = Field(
         None, description="moves the reference within a round too; null: it stays", json_schema_extra=LATER
     )
+    lag: Literal[0, 1] = Field(
+        0,
+        description="1: a round samples the policy that the round before started from, so that it can be sampled while "
+        "that round trains; 0: the policy that it starts from itself",
+        json_schema_extra=LATER,
+    )
     references: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
         description="model folders, or start for the run's start policy: further references of a mixture or harmonic "

@@ -14,7 +14,7 @@ from pipeline.evaluation.intervals import Interval, rate_interval, smooth_interv
 from pipeline.types import Group, Response
 
 REPEATED_WORDS = 4
-# The measures of ``describe_thinking``.
+# The measures of ``SampleCounts.thinking``.
 THINKING = ("thinking_tokens", "answer_tokens", "thought_rate", "unfinished_thinking_rate")
 
 
@@ -69,22 +69,44 @@ def describe_responses(groups: Iterable[Group]) -> dict[str, float]:
     return metrics
 
 
-def describe_thinking(responses: Iterable[Response]) -> dict[str, float]:
-    """Return how responses think, over all of them.
+class SampleCounts:
+    """Counts over sampled responses, one by one."""
 
-    ``thinking_tokens`` and ``answer_tokens`` (means; together all tokens), ``thought_rate`` (share that open with a
-    thought), ``unfinished_thinking_rate`` (share that ended inside it).
-    """
-    thinking = answers = thoughts = unfinished = count = 0
-    for response in responses:
-        count += 1
-        thinking += response.thinking_tokens
-        answers += len(response.token_ids) - response.thinking_tokens
-        thoughts += response.thinking_tokens > 0
-        unfinished += response.in_thought
-    if not count:
-        raise RunError("nothing to describe: no responses")
-    return dict(zip(THINKING, (total / count for total in (thinking, answers, thoughts, unfinished)), strict=True))
+    def __init__(self) -> None:
+        self.responses = self.tokens = self._stopped = self._thinking = self._thoughts = self._unfinished = 0
+        self._logprob = 0.0
+
+    def add(self, response: Response) -> None:
+        """Count one more."""
+        self.responses += 1
+        self.tokens += len(response.token_ids)
+        self._stopped += response.finish_reason == "stop"
+        self._thinking += response.thinking_tokens
+        self._thoughts += response.thinking_tokens > 0
+        self._unfinished += response.in_thought
+        self._logprob += sum(response.logprobs)
+
+    @property
+    def measures(self) -> dict[str, int | float]:
+        """Numbers of responses and of their tokens, the share that ended by itself, and the mean log-probability."""
+        return {
+            "responses": self.responses,
+            "tokens": self.tokens,
+            "stop_rate": self._stopped / max(self.responses, 1),
+            "logprob_per_token": self._logprob / max(self.tokens, 1),
+        }
+
+    @property
+    def thinking(self) -> dict[str, float]:
+        """How responses think, over all of them.
+
+        ``thinking_tokens`` and ``answer_tokens`` (means; together all tokens), ``thought_rate`` (share that open with a
+        thought), ``unfinished_thinking_rate`` (share that ended inside it). Raises ``RunError`` without any response.
+        """
+        if not self.responses:
+            raise RunError("nothing to describe: no responses")
+        totals = (self._thinking, self.tokens - self._thinking, self._thoughts, self._unfinished)
+        return dict(zip(THINKING, (total / self.responses for total in totals), strict=True))
 
 
 def distinct_ngrams(texts: Iterable[Sequence[str]], n: int) -> float:

@@ -38,6 +38,19 @@ class Spent:
     completion_tokens: int = 0
     cost: float = 0.0
 
+    @classmethod
+    def of(cls, call: Call) -> "Spent":
+        """A single call."""
+        return cls(1, int(call.outcome != "ok"), call.prompt_tokens, call.completion_tokens, call.cost)
+
+    def add(self, other: "Spent") -> None:
+        """Add ``other`` to this sum."""
+        self.calls += other.calls
+        self.failed_calls += other.failed_calls
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+        self.cost += other.cost
+
 
 class Ledger:
     """All calls of a run, two JSON lines each: one before the call, one with its outcome."""
@@ -46,37 +59,39 @@ class Ledger:
         """Without a file, the ledger is only in memory."""
         self._file = file
         self._lock = threading.Lock()
-        self.calls: list[Call] = []
+        self.finished = 0
+        # By stage, labeller and outcome: millions of calls take no memory, and no time when they are summed up.
+        self._sums: dict[tuple[str, str, str], Spent] = {}
         self._under_way: dict[str, Call] = {}
         # True if the file ends in the middle of a line, which the next line must not continue.
         self._torn = False
         if file is not None and file.exists():
-            content = file.read_bytes()
-            self._torn = content != b"" and not content.endswith(b"\n")
-            for line in content.split(b"\n"):
-                try:
-                    self._count(Call.model_validate_json(line))
-                except ValidationError:
-                    # A kill of the machine may tear the last line.
-                    continue
+            with file.open("rb") as lines:
+                for line in lines:
+                    self._torn = not line.endswith(b"\n")
+                    try:
+                        self._count(Call.model_validate_json(line))
+                    except ValidationError:
+                        # A kill of the machine may tear the last line.
+                        continue
 
     def _count(self, call: Call) -> None:
         if call.outcome == UNDER_WAY:
             self._under_way[call.id] = call
         else:
             self._under_way.pop(call.id, None)
-            self.calls.append(call)
+            self._sums.setdefault((call.stage, call.labeller, call.outcome), Spent()).add(Spent.of(call))
+            self.finished += 1
 
     def spent(self, counts: Callable[[Call], bool]) -> Spent:
-        """Sum up the calls for which ``counts`` is true."""
+        """Sum up the calls for which ``counts`` is true; it is asked about a stage, a labeller and an outcome."""
         total = Spent()
         with self._lock:
-            for call in filter(counts, [*self.calls, *self._under_way.values()]):
-                total.calls += 1
-                total.failed_calls += call.outcome != "ok"
-                total.prompt_tokens += call.prompt_tokens
-                total.completion_tokens += call.completion_tokens
-                total.cost += call.cost
+            for (stage, labeller, outcome), spent in self._sums.items():
+                if counts(Call(stage=stage, labeller=labeller, outcome=outcome)):
+                    total.add(spent)
+            for call in filter(counts, self._under_way.values()):
+                total.add(Spent.of(call))
         return total
 
     def add(self, call: Call) -> None:

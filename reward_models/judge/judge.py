@@ -101,7 +101,7 @@ class Judge:
                     finished, _ = wait(pending, timeout=TICK_SECONDS, return_when=FIRST_COMPLETED)
                     for future in finished:
                         done(pending.pop(future), future.result())
-                    calls = len(self._accounts.ledger.calls)
+                    calls = self._accounts.ledger.finished
                     if finished or calls != settled:
                         # A caller that watches for stalls must see it when nothing finishes.
                         self._accounts.changed()

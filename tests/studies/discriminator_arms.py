@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 
 from flows.loop.preparation import prepare_run
-from flows.loop.rounds import labelled, learn, start_run
+from flows.loop.rounds import Stages, labelled, learn, start_run
 from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.workers.local import Workers
@@ -59,7 +59,7 @@ class Point:
 def make_start(settings: Sequence[str], out: Path, workers: Workers, say: Say) -> None:
     """The policy that every arm starts from, whatever its seed."""
     config = load_config([CONFIG], settings)
-    stage = _stages(prepare_run(config, out / "start"), config, workers, say)
+    stage = _Stages(prepare_run(config, out / "start"), config, workers, say)
     stage("policy", 0, stage("data", 0))
 
 
@@ -67,10 +67,10 @@ def run_arm(arm: str, seed: int, settings: Sequence[str], out: Path, workers: Wo
     """Run an arm, or go on with it; its points, round by round. ``gold alone, with replay`` is run after the first."""
     config = arm_config(arm, seed, settings, out)
     run = prepare_run(config, arm_folder(arm, seed, out))
-    stage = _stages(run, config, workers, lambda said: say(f"{arm}, seed {seed}, {said}"))
+    stage = _Stages(run, config, workers, lambda said: say(f"{arm}, seed {seed}, {said}"))
     _, policy = start_run(stage)
     for round_ in range(1, config.rounds + 1):
-        labels = labelled(stage, config, round_, stage("samples", round_, policy))
+        labels = labelled(stage, config, round_, policy)
         policy = learn(stage, config, round_, stage("pairs", round_, labels), policy)
     return read_points(run, config)
 
@@ -99,15 +99,17 @@ def _arm_settings(arm: str, seed: int, config: RunConfig, out: Path) -> list[str
     return made
 
 
-def _stages(run: RunFolder, config: RunConfig, workers: Workers, say: Say) -> Callable[..., str]:
-    """``flows.loop.rounds.Stages`` in this process: the sampler stays warm from one arm to the next."""
+class _Stages(Stages):
+    """The stages of a run in this process: the sampler stays warm from one arm to the next."""
 
-    def complete(name: str, round_: int, *inputs: str) -> str:
-        if run_stage(Context(run, config), round_, name, workers):
-            say(f"round {round_}: {name} in {run.stage(round_, name).require().seconds:.1f} s")
-        return run.stage(round_, name).title
+    def __init__(self, run: RunFolder, config: RunConfig, workers: Workers, say: Say) -> None:
+        self._run, self._config, self._workers, self._say = run, config, workers, say
 
-    return complete
+    def __call__(self, name: str, round_: int, *inputs: str) -> str:
+        stage = self._run.stage(round_, name)
+        if run_stage(Context(self._run, self._config), round_, name, self._workers):
+            self._say(f"round {round_}: {name} in {stage.require().seconds:.1f} s")
+        return stage.title
 
 
 def read_points(run: RunFolder, config: RunConfig) -> list[Point]:

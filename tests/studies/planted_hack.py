@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from flows.loop.rounds import labelled, learn, start_run
+from flows.loop.rounds import Stages, labelled, learn, start_run
 from flows.run_folder.ancestry import parent
 from flows.run_folder.approvals import goes_on
 from flows.stages.context import Context
@@ -70,7 +70,7 @@ class InThisProcess:
         return [os.getpid()]
 
 
-class Loop:
+class Loop(Stages):
     """The stages of one run as calls, in this process."""
 
     def __init__(self, root: Path, config: RunConfig) -> None:
@@ -87,8 +87,7 @@ class Loop:
         start_run(self)
         for round_ in range(1, self.config.rounds + 1):
             policy = self.run.stage(parent(self.run, self.config, round_), "policy").title
-            samples = self("samples", round_, policy)
-            pairs = self("pairs", round_, labelled(self, self.config, round_, samples))
+            pairs = self("pairs", round_, labelled(self, self.config, round_, policy))
             learn(self, self.config, round_, pairs, policy)
             try:
                 if not goes_on(self.run, round_):

@@ -11,11 +11,12 @@ from pathlib import Path
 import msgspec
 from pydantic import JsonValue
 
-from flows.run_folder.ancestry import parent
+from flows.run_folder.ancestry import sampled_round
 from flows.stages.context import Context, Outcome
 from flows.stages.data import held_out_prompts
 from flows.stages.sampling.samples import round_prompts
 from flows.workers.local import Workers
+from flows.workers.messages import NextShard
 from pipeline.config import SamplingSettings
 from pipeline.data.pictures.image_rows import IMAGES, image_response, write_images
 from pipeline.errors import RunError
@@ -31,8 +32,8 @@ _Shard = Sequence[tuple[Prompt, tuple[int, ...]]]
 
 
 def image_samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
-    """K images of the policy that the round starts from for each of this round's prompts."""
-    policy = context.run.stage(parent(context.run, context.config, round_), "policy")
+    """K images of the policy that the round samples for each of this round's prompts."""
+    policy = context.run.stage(sampled_round(context.run, context.config, round_), "policy")
     return _sampled(context, round_, folder, workers, round_prompts(context, round_), "samples", policy)
 
 
@@ -100,5 +101,6 @@ def _write(
         place = file.parent / IMAGES / file.name
         write_images(place, drawn, seals.of(f"{IMAGES}/{file.name}"))
         write_groups(file, groups, seals.of(file.name))
+        context.on_shard(NextShard(file.name, seals.sha256(file.name), total))
     if next(answers, None) is not None:
         raise RunError("the sampler answered more prompts than it was given")

@@ -5,16 +5,14 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, policy_rendering
 from flows.stages.labels.discriminator import accepted
-from flows.stages.labels.shards import Shard, label_shards, open_accounts
+from flows.stages.labels.shards import LabelCounts, Shard, label_shards, open_accounts
 from flows.workers.messages import NextShard
 from flows.workers.pool.label_engine import label_engines
 from pipeline.config.reward_model import Discriminator
-from pipeline.errors import RunError
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.integrity import require_intact
 from pipeline.storage.manifest import DamagedError
@@ -106,8 +104,9 @@ def labels(context: Context, round_: int, folder: Path) -> Outcome:
     assert context.config.scorer is not None, "the config's validator requires a scorer"
     with open_accounts(context, round_, "labels") as accounts:
         labeller = build_labeller(context.config.scorer, accounts, rendering=policy_rendering(context.config))
-        facts = label_shards(context, folder, _shards(context, round_), labeller, accounts)
-    return outcome_of_labels(folder, facts)
+        counts = LabelCounts()
+        facts = label_shards(context, folder, _shards(context, round_), labeller, accounts, counts)
+    return counts.outcome(facts)
 
 
 def _shards(context: Context, round_: int) -> Iterator[Shard]:
@@ -127,7 +126,8 @@ def _shards(context: Context, round_: int) -> Iterator[Shard]:
     for one in context.shards:
         read[str(one.name)] = one.sha256
         yield Shard(str(one.name), partial(_finished, samples, one), one.rows, one.sha256)
-    found = {name: str(facts["sha256"]) for name, facts in require_intact(samples).files.items()}
+    whole = require_intact(samples).files.items()
+    found = {name: str(facts["sha256"]) for name, facts in whole if name.endswith(".parquet")}
     if read != found:
         wrong = sorted(name for name in {*read, *found} if read.get(name) != found.get(name))
         raise DamagedError(f"{samples.folder / wrong[0]}: has changed since it was labelled; {samples.redo}")
@@ -147,17 +147,7 @@ def _finished(samples: Stage, shard: NextShard) -> list[Group]:
 
 def outcome_of_labels(folder: Path, facts: dict[str, JsonValue]) -> Outcome:
     """Rows and metrics of the labelled groups in ``folder``, and ``facts``. Raises ``RunError`` without a score."""
-    rows = missing = 0
-    scores: list[float] = []
-    spreads: list[float] = []
+    counts = LabelCounts()
     for group in read_groups(folder):
-        rows += 1
-        missing += sum(score is None for score in group.scores)
-        scores += [score for score in group.scores if score is not None]
-        spreads += [spread for spread in group.disagreement if spread is not None]
-    if not scores:
-        raise RunError("the labeller gave no score to any response")
-    metrics: dict[str, JsonValue] = {"reward": sum(scores) / len(scores), "labels": len(scores)}
-    if spreads:
-        metrics["disagreement"] = sum(spreads) / len(spreads)
-    return Outcome(rows, {**metrics, "missing_labels": missing, **facts})
+        counts.add(group)
+    return counts.outcome(facts)

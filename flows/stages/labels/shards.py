@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.stages.context import Context
+from flows.stages.context import Context, Outcome
 from flows.workers.pool.label_engine import label_engines
 from pipeline.errors import RunError
 from pipeline.storage.atomic import json_text, write_text
@@ -58,10 +58,46 @@ def open_accounts(context: Context, round_: int, name: str) -> Iterator[Accounts
             yield accounts
 
 
+class LabelCounts:
+    """Counts over labelled groups, one by one."""
+
+    def __init__(self) -> None:
+        self.rows = self.labels = self.missing = self._spreads = 0
+        self._reward = self._spread = 0.0
+
+    def add(self, group: Group) -> None:
+        """Count one more."""
+        self.rows += 1
+        for score in group.scores:
+            if score is None:
+                self.missing += 1
+            else:
+                self.labels, self._reward = self.labels + 1, self._reward + score
+        for spread in group.disagreement:
+            if spread is not None:
+                self._spreads, self._spread = self._spreads + 1, self._spread + spread
+
+    def outcome(self, facts: dict[str, JsonValue]) -> Outcome:
+        """Rows, means and counts, and ``facts``. Raises ``RunError`` without any label."""
+        if not self.labels:
+            raise RunError("the labeller gave no score to any response")
+        found: dict[str, JsonValue] = {"reward": self._reward / self.labels, "labels": self.labels}
+        if self._spreads:
+            found["disagreement"] = self._spread / self._spreads
+        return Outcome(self.rows, {**found, "missing_labels": self.missing, **facts})
+
+
 def label_shards(
-    context: Context, folder: Path, shards: Iterable[Shard], labeller: Labeller, accounts: Accounts
+    context: Context,
+    folder: Path,
+    shards: Iterable[Shard],
+    labeller: Labeller,
+    accounts: Accounts,
+    seen: LabelCounts | None = None,
 ) -> dict[str, JsonValue]:
     """Label ``shards`` into files of their names in ``folder``; return the manifest's metrics of labels and costs.
+
+    ``seen`` counts every labelled group.
 
     When a stopped stage continues, it labels a shard again if labels are missing; labels that exist cost nothing.
 
@@ -89,6 +125,9 @@ def label_shards(
             seals.text(counts, told)
             write_text(folder / counts, told)
             write_groups(file, groups, seals.of(file.name))
+        if seen is not None:
+            for group in groups:
+                seen.add(group)
         responses += sum(len(group.responses) for group in groups)
         scored += sum(score is not None for group in groups for score in group.scores)
         progress.shard(len(groups), responses)

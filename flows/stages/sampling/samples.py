@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from flows.run_folder.ancestry import mixed_stage, parent, reference_stage
+from flows.run_folder.ancestry import mixed_stage, reference_stage, sampled_round
 from flows.stages.context import Context, Outcome
 from flows.stages.data import held_out_prompts, prompts_by_round
 from flows.stages.sampling.resampled import resampled
@@ -17,9 +17,9 @@ from pipeline.types import Prompt, derive_seed
 
 
 def samples(context: Context, round_: int, folder: Path, workers: Workers) -> Outcome:
-    """K responses of the policy that the round starts from to each of this round's prompts."""
+    """K responses to each of this round's prompts of the policy that it samples."""
     config, prompts = context.config, round_prompts(context, round_)
-    policy, other = context.run.stage(parent(context.run, config, round_), "policy"), None
+    policy, other = context.run.stage(sampled_round(context.run, config, round_), "policy"), None
     if config.sampling.mixture is not None:
         other = mixed_stage(context.run, config, round_)
     if other is None:

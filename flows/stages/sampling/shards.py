@@ -1,10 +1,13 @@
 """Groups of responses to prompts, sampled and written shard by shard: shards written before a kill are kept."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import overload
 
 import msgspec
 from pydantic import JsonValue
@@ -13,9 +16,10 @@ from flows.stages.context import Context, Outcome, offending_file, policy_chat
 from flows.workers.local import Workers
 from flows.workers.messages import Loaded, NextShard
 from pipeline.config import ChatSettings, SamplingSettings
+from pipeline.data.spool.token_file import TokenFile
 from pipeline.errors import RunError
-from pipeline.evaluation.metrics import describe_thinking
-from pipeline.models.chat import load_chat
+from pipeline.evaluation.metrics import SampleCounts
+from pipeline.models.chat import Chat, load_chat
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.storage.rows import read_group_file, read_groups, write_groups
 from pipeline.storage.run_folder import Stage
@@ -23,7 +27,6 @@ from pipeline.storage.seals import Seals
 from pipeline.types import Group, Prompt, Response, derive_seed
 
 _Answer = tuple[Response, ...]
-_Shard = Sequence[tuple[Prompt, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -55,32 +58,22 @@ def sample_stage(
     config = context.config
     policy = context.model_path(source.stage)
     chat = policy_chat(config, policy) if source.chat is None else load_chat(str(policy), source.chat)
-    tokenised = [(prompt, chat.prompt_ids_if_written(prompt.messages)) for prompt in prompts]
-    longest = config.chat.max_prompt_tokens
-    written = [(prompt, ids) for prompt, ids in tokenised if ids is not None]
-    kept = [(prompt, ids) for prompt, ids in written if len(ids) <= longest]
-    dropped = {"over_long": len(written) - len(kept), "refused": len(prompts) - len(written)}
-    if not kept:
-        raise RunError(
-            f"no prompt is left: {dropped['over_long']} are longer than chat.max_prompt_tokens ({longest}), and the "
-            f"chat template refuses {dropped['refused']}"
-        )
-    shards = {
-        folder / f"shard_{index:05d}.parquet": kept[start : start + config.shard_size]
-        for index, start in enumerate(range(0, len(kept), config.shard_size))
-    }
-    seals = Seals(folder)
-    missing = {file: s for file, s in shards.items() if not (seals.hold(file.name) and _answers(file, s))}
-    requests = [
-        SampleRequest(ids, derive_seed(config.seed, purpose, round_, prompt.id))
-        for shard in missing.values()
-        for prompt, ids in shard
-    ]
-    # One call for all shards: the engine works on the next ones while one is being written.
-    answers = _drawn(context, workers, source, requests, settings) if requests else iter(())
-    _write(context, shards, missing, seals, answers, len(kept))
+    with closing(TokenFile(folder)) as ids:
+        kept = _Kept(ids)
+        dropped = kept.fill(prompts, chat, config.chat.max_prompt_tokens)
+        total, size = len(kept.prompts), config.shard_size
+        shards = {
+            folder / f"shard_{index:05d}.parquet": range(start, min(start + size, total))
+            for index, start in enumerate(range(0, total, size))
+        }
+        seals = Seals(folder)
+        missing = {f: rows for f, rows in shards.items() if not (seals.hold(f.name) and _answers(f, kept, rows))}
+        requests = _Requests(kept, missing.values(), lambda asked: derive_seed(config.seed, purpose, round_, asked.id))
+        # One call for all shards: the engine works on the next ones while one is being written.
+        answers = _drawn(context, workers, source, requests, settings) if requests else iter(())
+        counts = _write(context, kept, shards, missing, seals, answers)
     thinks = chat.thoughts.expected
-    return Outcome(len(kept), response_metrics(folder, dropped, workers.swaps.get(str(policy)), thinks=thinks))
+    return Outcome(total, _told(counts, dropped, workers.swaps.get(str(policy)), thinks=thinks))
 
 
 def _drawn(
@@ -97,39 +90,100 @@ def _drawn(
     return workers.sample(*place, requests, settings, *beside)
 
 
-def _answers(file: Path, shard: _Shard) -> bool:
+class _Kept:
+    """The prompts that are sampled from, with their ids, which a file holds."""
+
+    def __init__(self, ids: TokenFile) -> None:
+        self.prompts: list[Prompt] = []
+        self.ids = ids
+
+    def fill(self, prompts: Iterable[Prompt], chat: Chat, longest: int) -> dict[str, int]:
+        """Keep the prompts that ``chat`` writes in at most ``longest`` tokens; return the number of others, by cause.
+
+        Raises:
+            RunError: none is left.
+        """
+        dropped = {"over_long": 0, "refused": 0}
+        for prompt in prompts:
+            ids = chat.prompt_ids_if_written(prompt.messages)
+            if ids is None or len(ids) > longest:
+                dropped["refused" if ids is None else "over_long"] += 1
+            else:
+                self.prompts.append(prompt)
+                self.ids.add(ids)
+        if not self.prompts:
+            raise RunError(
+                f"no prompt is left: {dropped['over_long']} are longer than chat.max_prompt_tokens ({longest}), and "
+                f"the chat template refuses {dropped['refused']}"
+            )
+        return dropped
+
+
+class _Requests(Sequence[SampleRequest]):
+    """Requests for the kept prompts in ``rows``, each made when it is asked for."""
+
+    def __init__(self, kept: _Kept, rows: Iterable[range], seed: Callable[[Prompt], int]) -> None:
+        self._kept, self._seed = kept, seed
+        self._places = array("q", chain.from_iterable(rows))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> SampleRequest: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SampleRequest]: ...
+    def __getitem__(self, index: int | slice) -> SampleRequest | Sequence[SampleRequest]:
+        if isinstance(index, slice):
+            return [self._of(place) for place in self._places[index]]
+        return self._of(self._places[index])
+
+    def _of(self, place: int) -> SampleRequest:
+        return SampleRequest(self._kept.ids[place], self._seed(self._kept.prompts[place]))
+
+
+def _answers(file: Path, kept: _Kept, rows: range) -> bool:
     """Return whether the file's responses are to these ids; an earlier version may have written prompts otherwise."""
-    return [group.prompt_ids for group in read_group_file(file)] == [ids for _, ids in shard]
+    return [group.prompt_ids for group in read_group_file(file)] == [kept.ids[row] for row in rows]
 
 
 def _write(
     context: Context,
-    shards: Mapping[Path, _Shard],
-    missing: Mapping[Path, _Shard],
+    kept: _Kept,
+    shards: Mapping[Path, range],
+    missing: Mapping[Path, range],
     seals: Seals,
     answers: Iterator[_Answer],
-    total: int,
-) -> None:
-    """Write each missing shard to its file as soon as its prompts are answered; tell of all of them, in order."""
+) -> SampleCounts:
+    """Write each missing shard to its file as soon as its prompts are answered; tell of all of them, in order.
+
+    Returns counts over all.
+    """
+    counts, total = SampleCounts(), len(kept.prompts)
     done, tokens = total - sum(map(len, missing.values())), 0
     for file in shards:
         groups = []
-        for (prompt, ids), answer in zip(shard := missing.get(file, ()), islice(answers, len(shard)), strict=True):
-            groups.append(Group(prompt, ids, answer))
+        for row, answer in zip(rows := missing.get(file, range(0)), islice(answers, len(rows)), strict=True):
+            groups.append(Group(kept.prompts[row], kept.ids[row], answer))
             done, tokens = done + 1, tokens + sum(len(response.token_ids) for response in answer)
             context.report(done, total, f"{tokens} tokens")
         if groups:
             _require_finite(context, file, groups)
             write_groups(file, groups, seals.of(file.name))
+        for group in groups or read_group_file(file):
+            for response in group.responses:
+                counts.add(response)
         context.on_shard(NextShard(file.name, seals.sha256(file.name), total))
     # A call that is not read to its end counts as abandoned.
     if next(answers, None) is not None:
         raise RunError("the sampler answered more prompts than it was given")
+    return counts
 
 
 def _require_finite(context: Context, file: Path, groups: Sequence[Group]) -> None:
     """Raise ``RunError`` if the engine gave NaN or infinite log-probabilities; such a shard is not kept."""
-    wrong = [g for g in groups if not all(math.isfinite(logp) for r in g.responses for logp in r.logprobs)]
+    # A sum of log-probabilities that are finite is finite too.
+    wrong = [g for g in groups if not all(math.isfinite(sum(r.logprobs)) for r in g.responses)]
     if not wrong:
         return
     title = file.parent.relative_to(context.run.root).as_posix().replace(".partial", "")
@@ -151,20 +205,19 @@ def response_metrics(
     folder: Path, dropped: Mapping[str, int], swap: Loaded | None, *, thinks: bool
 ) -> dict[str, JsonValue]:
     """``thinks``: whether the policy's template has thoughts, so that their absence tells something too."""
-    thinking = describe_thinking(response for group in read_groups(folder) for response in group.responses)
-    responses = tokens = stopped = 0
-    total_logprob = 0.0
+    counts = SampleCounts()
     for group in read_groups(folder):
         for response in group.responses:
-            responses += 1
-            tokens += len(response.token_ids)
-            stopped += response.finish_reason == "stop"
-            total_logprob += sum(response.logprobs)
+            counts.add(response)
+    return _told(counts, dropped, swap, thinks=thinks)
+
+
+def _told(
+    counts: SampleCounts, dropped: Mapping[str, int], swap: Loaded | None, *, thinks: bool
+) -> dict[str, JsonValue]:
+    thinking = counts.thinking
     return {
-        "responses": responses,
-        "tokens": tokens,
-        "stop_rate": stopped / max(responses, 1),
-        "logprob_per_token": total_logprob / max(tokens, 1),
+        **counts.measures,
         **(thinking if thinks or thinking["thought_rate"] else {}),
         **{f"dropped_{cause}_prompts": count for cause, count in dropped.items()},
         "weight_handshake": None if swap is None else msgspec.structs.asdict(swap),

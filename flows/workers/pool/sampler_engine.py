@@ -62,6 +62,7 @@ class SamplerEngine:
         self._worker: Worker[Sampled] | None = None
         self._asked: Load | None = None
         self._sampling = config.SamplingSettings()
+        self.abandoned = False
 
     @property
     def pid(self) -> int | None:
@@ -134,6 +135,8 @@ class SamplerEngine:
             worker.kill()
 
     def _running(self) -> Worker[Sampled]:
+        if self.abandoned:
+            raise RunError("the run ends")
         if self._worker is None or not self._worker.alive:
             timeout = self._settings.start_timeout
             self._worker = self._start(SAMPLER, self._init, self._log, timeout, self._seat, self._env)

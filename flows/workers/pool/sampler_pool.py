@@ -118,6 +118,12 @@ class SamplerPool:
         """End all engines and free their memory; a later ``load`` starts others."""
         self._all(SamplerEngine.close)
 
+    def abandon(self) -> None:
+        """End all engines at once; none is started again, so that another thread's call fails."""
+        for engine in self.engines:
+            engine.abandoned = True
+        self.kill()
+
     def kill(self) -> None:
         """Like ``close``, but at once."""
         self._all(SamplerEngine.kill)

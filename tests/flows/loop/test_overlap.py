@@ -17,7 +17,7 @@ from tests.support.judge_server import JudgeServer, judge_server
 from tests.support.tiny_loop import prefloop
 from tests.support.tiny_model import save_tiny_model
 
-PATIENCE = 300.0
+PATIENCE = 1800.0
 
 
 @pytest.fixture(scope="module")

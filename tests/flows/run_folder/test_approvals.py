@@ -74,7 +74,7 @@ def test_a_wrong_answer_is_refused(
 
 
 def test_nothing_is_answered_twice_or_where_there_is_no_run(run: RunFolder, tmp_path: Path) -> None:
-    run.stage(3, "samples").partial.mkdir(parents=True)
+    run.stage(3, "labels").partial.mkdir(parents=True)
     with pytest.raises(UserError, match=r"round 3 of .* has begun"):
         record_approval(run.root, 2, "promote")
     with pytest.raises(UserError, match="not a run folder"):

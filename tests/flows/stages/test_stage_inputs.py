@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.loop.rounds import learn
+from flows.loop.rounds import Stages, learn
 from flows.run_folder.stage_keys import stage_key
 from flows.run_folder.stage_table import inputs_of
 from flows.stages.context import Context
@@ -45,14 +45,15 @@ def test_stages_that_the_loss_does_not_read_are_left_out(
 ) -> None:
     called: list[str] = []
 
-    def stage(name: str, round_: int, *inputs: str) -> str:
-        called.append(name)
-        return name
+    class Called(Stages):
+        def __call__(self, name: str, round_: int, *inputs: str) -> str:
+            called.append(name)
+            return name
 
     for settings, gate in (([], ["gate"]), (["gate=null"], [])):
         called.clear()
         config = open_context(job, tmp_path, "offline", f"loss.preset={preset}", *settings).config
-        learn(stage, config, 1, "pairs", "policy")  # type: ignore[arg-type]
+        learn(Called(), config, 1, "pairs", "policy")
         assert called == [*wanted, "policy", "evaluation_samples", "evaluation", *gate]
 
 

@@ -81,7 +81,7 @@ def feed_of(queue: ShardQueue) -> ShardFeed:
 
 def overlapped(context: Context, workers: Any) -> tuple[BaseException | None, BaseException | None]:
     """Both stages at once; their errors."""
-    queue = ShardQueue()
+    queue = ShardQueue("labels")
     with ThreadPoolExecutor(1) as threads:
         beside: Future[bool] = threads.submit(run_stage, replace(context, shards=feed_of(queue)), 1, "labels")
         try:
@@ -166,7 +166,7 @@ def test_sampling_goes_on_if_labels_fail(job: Path, sequential: dict[str, object
 
 def test_samples_that_change_while_they_are_labelled_are_refused(job: Path, tmp_path: Path) -> None:
     context = begun(job, tmp_path / "run")
-    queue, released = ShardQueue(), threading.Event()
+    queue, released = ShardQueue("labels"), threading.Event()
     workers: Any = InventedResponses(context.policy_path(0))
     run_stage(replace(context, on_shard=queue.put), 1, "samples", workers)
     queue.end(whole=True)
