@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.overlap [--quick] [--json FILE] [--record]
 
-Three runs of ``configs/quickstart.yaml`` with a judge in this process, which waits before it answers. The first run
-says how long sampling takes; the judge of the other two waits so that labelling takes as long. Of each it is the second
-round that counts: from the start of its sampling to its last label.
+Two runs of ``configs/quickstart.yaml`` with a judge in this process, which waits before it answers: of the second round
+as long as makes labelling take the time that sampling has just taken. It is that round which counts, from the start of
+its sampling to its last label. ``--quick`` samples with transformers.
 """
 
 import argparse
@@ -19,40 +19,44 @@ from tests.benchmarks.recorded_runs import add_options, bar, bars_table, circums
 from tests.benchmarks.timed_rounds import run_quickstart
 from tests.support.judge_server import judge_server
 
-PROMPTS, QUICK_PROMPTS = 2000, 400
+PROMPTS, QUICK_PROMPTS = 2000, 240
 HELD_OUT, SAMPLES, CONCURRENCY, SHARDS = 16, 4, 16, 16
 Facts = dict[str, Any]
 
 
 class SlowJudge:
-    """Waits ``delay`` seconds, then gives a text's score."""
+    """Waits, then gives a text's score; not before ``samples``, a stage's folder, is complete, or ``delay`` is set."""
 
-    def __init__(self) -> None:
-        self.delay = 0.0
+    def __init__(self, samples: Path, questions: int) -> None:
+        self.delay: float | None = None
+        self._samples, self._questions = samples, questions
         self._over = threading.Event()
 
     def __call__(self, question: str) -> str:
-        self._over.wait(self.delay)
+        if self.delay is None and (self._samples / "manifest.json").exists():
+            self.delay = _seconds(self._samples) * CONCURRENCY / self._questions
+        self._over.wait(self.delay or 0.0)
         return f"Fine.\nScore: {1 + sum(map(ord, question)) % 9}"
 
 
 def measure(given: argparse.Namespace) -> Facts:
     """Seconds of both stages, their sum, the larger one, and both at once."""
-    prompts, judge = QUICK_PROMPTS if given.quick else PROMPTS, SlowJudge()
+    prompts = QUICK_PROMPTS if given.quick else PROMPTS
     found: Facts = {"circumstances": circumstances("tests.benchmarks.overlap"), "prompts": prompts}
-    with tempfile.TemporaryDirectory(prefix="overlap_") as name, judge_server(judge) as server:
+    with tempfile.TemporaryDirectory(prefix="overlap_") as name:
         folder = Path(name)
-        settings = [f"prompts.prompts={prompts + HELD_OUT}", f"held_out.prompts={HELD_OUT}", "warm_start.epochs=1"]
-        settings += [f"sampling.n={SAMPLES}", "rounds=2", f"shard_size={prompts // SHARDS}", "gate=null"]
-        url = f"{{base_url: '{server.url}', model: judge, concurrency: {CONCURRENCY}}}"
-        settings += [f"scorer={{kind: judge, mode: pointwise, server: {url}}}", "evaluation.samples=1"]
-        first = _stages(run_quickstart(folder / "first", [*settings, "overlap=false", _own_cache(folder, "first")]))
-        judge.delay = first["samples"] * CONCURRENCY / (prompts * SAMPLES)
-        found["delay"], found["first"] = judge.delay, first
-        for way, overlap in (("apart", "false"), ("at once", "true")):
-            started = time.monotonic()
-            root = run_quickstart(folder / way, [*settings, f"overlap={overlap}", _own_cache(folder, way)])
-            found[way] = {**_stages(root), "run": time.monotonic() - started}
+        judge = SlowJudge(folder / "apart" / "round_002" / "samples", prompts * SAMPLES)
+        with judge_server(judge) as server:
+            settings = [f"prompts.prompts={prompts + HELD_OUT}", f"held_out.prompts={HELD_OUT}", "warm_start.epochs=1"]
+            settings += [f"sampling.n={SAMPLES}", "rounds=2", f"shard_size={prompts // SHARDS}", "gate=null"]
+            settings += ["sampler={kind: transformers}"] if given.quick else []
+            url = f"{{base_url: '{server.url}', model: judge, concurrency: {CONCURRENCY}}}"
+            settings += [f"scorer={{kind: judge, mode: pointwise, server: {url}}}", "evaluation.samples=1"]
+            for way, overlap in (("apart", "false"), ("at once", "true")):
+                started = time.monotonic()
+                root = run_quickstart(folder / way, [*settings, f"overlap={overlap}", _own_cache(folder, way)])
+                found[way] = {**_stages(root), "run": time.monotonic() - started}
+        found["delay"] = judge.delay
     apart, measured = found["apart"], found["at once"]["both"]
     longest = max(apart["samples"], apart["labels"])
     found |= {"sum": apart["samples"] + apart["labels"], "maximum": longest, "measured": measured}

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, policy_rendering
