@@ -19,7 +19,7 @@ from tests.support.tiny_training import VOCABULARY, tiny_llama
 
 # Token log-probs, lengths, several turns' masks, the reference's whole distribution and states, statistics of a batch,
 # heads, critics, groups, single responses.
-LOSSES = ("dpo", "simpo", "tdpo2", "sparsepo", "mi_dpo", "beta_dpo", "kto", "hpo", "rpo_sqloo", "ganpo")
+LOSSES = ("dpo", "simpo", "tdpo2", "sparsepo", "mi_dpo", "beta_dpo", "kto", "hpo", "rpo_sqloo", "apa_token", "ganpo")
 SIZES: dict[str, Any] = {
     **{"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.2, "pad_token_id": 0},

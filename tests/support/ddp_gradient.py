@@ -37,6 +37,7 @@ GRADIENTS = (
     "rpo_sqloo",
     "ganpo",
     "mpo",
+    "apa_token",
 )
 REWARD_MODEL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -54,7 +55,7 @@ EXPERTS: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "initializer_range": 0.2,
 }
-STEPS = ("dpo", "sparsepo", "beta_dpo", "ganpo")
+STEPS = ("dpo", "sparsepo", "beta_dpo", "apa_token", "ganpo")
 
 
 CUTS = {"padded": Cut(1), "packed": Cut(3, 60, packing=True)}

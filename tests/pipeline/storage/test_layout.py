@@ -16,7 +16,7 @@ from flows.planning import plan
 from flows.preflight import check
 from flows.preflight.check import check_new
 from flows.run_folder.key_parts import plain_section
-from pipeline.config import FileData, RunConfig
+from pipeline.config import FileData, Gate, RunConfig
 from pipeline.config.files import load_config
 from pipeline.config.training import router_coefficient
 from pipeline.data.sources import files_of, held_out_source
@@ -269,3 +269,19 @@ def test_a_folder_goes_on_with_the_precision_and_the_adapters_that_it_was_begun_
     assert run.carried(new).identity() == begun.identity()
     named = load_config([tmp_path / "mine.yaml"], ["policy.dtype=bfloat16", "training.dtype=bfloat16"])
     assert run.carried(named).policy == named.policy, "what is asked for is not overruled"
+
+
+def test_a_folder_from_before_the_rule_on_sliding_lengths_is_judged_without_it(tmp_path: Path) -> None:
+    run = split_folder(tmp_path, "iterative")
+    begun = run.config()
+    assert begun.gate is not None and begun.gate.min_length_falling is None
+    assert "min_length_falling" not in begun.gate.identity(), "its keys stay"
+    new = Gate()
+    assert new.min_length_falling == 0.6 and new.identity()["min_length_falling"] == 0.6
+
+    def carried(gate: Gate) -> Gate | None:
+        return run.carried(begun.model_copy(update={"gate": gate})).gate
+
+    went_on, asked = carried(new), carried(Gate(min_length_falling=0.4))
+    assert went_on is not None and went_on.min_length_falling is None
+    assert asked is not None and asked.min_length_falling == 0.4
