@@ -10,7 +10,12 @@ from flows.preflight.data import check_data
 from flows.preflight.fault_log import FaultLog
 from flows.preflight.labellers import check_answer, check_scorer, check_second
 from flows.preflight.loss_needs import check_needs, loss_name
-from flows.preflight.model_folders import check_classifier_start, check_engine, check_policy_folder
+from flows.preflight.model_folders import (
+    check_classifier_start,
+    check_engine,
+    check_image_policy,
+    check_policy_folder,
+)
 from flows.preflight.policy_weights import check_policy_weights, notes_on_serving
 from flows.preflight.understand import understood
 from flows.report.progress import make_console, progress
@@ -85,10 +90,11 @@ def check_run(
     longest, trusted = _longest(config), config.trusts_policy
     if isinstance(config.policy, PretrainedPolicy):
         _check_policy_files(config, Path(config.policy.path))
+    check_image_policy(config)
     check_template(config)
     check_policy_weights(config)
     if config.scorer is not None:
-        check_scorer(config.scorer)
+        check_scorer(config.scorer, images=config.modality == "image")
     label_seats(config, seating_of(config).rest)
     if config.gate is not None and config.gate.second is not None:
         check_second(config.scorer, config.gate.second)

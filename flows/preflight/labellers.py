@@ -26,13 +26,50 @@ from pipeline.types import Prompt
 from reward_models import formulas, rules
 
 
-def check_scorer(settings: ScorerSettings, place: str = "scorer") -> None:
+def check_scorer(settings: ScorerSettings, place: str = "scorer", images: bool = False) -> None:
     """Raise ``UserError`` for the first thing that is missing. Contacts no server and loads no model.
 
-    A function's file is run. ``place``: the place of ``settings`` in the config.
+    A function's file is run. ``place``: the place of ``settings`` in the config; ``images``: it labels images.
     """
     for field, scorer in scorers_of(settings, place):
-        _check_files(scorer, field)
+        if images:
+            _check_image_files(scorer, field)
+        else:
+            _check_files(scorer, field)
+
+
+def _check_image_files(scorer: SingleScorer, field: str) -> None:
+    from reward_models.images.pixels import Album
+
+    match scorer:
+        case FunctionScorer():
+            from reward_models.images.build import pixel_function
+
+            pixel_function(scorer, Album(), field)
+        case JudgeScorer():
+            from reward_models.images.image_judge import ImagePrompt
+            from reward_models.judge.endpoint import api_key
+
+            api_key(scorer.server, f"{field}.server")
+            ImagePrompt(scorer, Album(), field)
+        case ImageClassifierScorer():
+            check_folder(Path(scorer.path), f"{field}.path")
+            _require_class(scorer, field)
+        case ClipScorer():
+            check_folder(Path(scorer.path), f"{field}.path")
+            check_tokenizer_files(Path(scorer.path), f"{field}.path")
+
+
+def _require_class(scorer: ImageClassifierScorer, field: str) -> None:
+    """Refuse a class that the model's config.json does not name."""
+    from pipeline.models.foreign import model_settings
+
+    names = model_settings(Path(scorer.path) / "config.json").get("id2label")
+    if scorer.label is None or not isinstance(names, dict) or not names:
+        return
+    if str(scorer.label).strip() not in {*map(str, names), *map(str, names.values())}:
+        shown = ", ".join(f"{number}: {name}" for number, name in [*names.items()][:8])
+        raise UserError(f"{field}.label: {str(scorer.label)[:80]!r} is no class of {scorer.path} ({shown[:300]})")
 
 
 def check_second(training: ScorerSettings | None, second: ScorerSettings) -> None:

@@ -4,13 +4,15 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.config import SamplerSettings, ServerSampler, VllmSampler
+from pipeline.config import DiffusionPolicy, ImageData, RunConfig, SamplerSettings, ServerSampler, VllmSampler
 from pipeline.errors import UserError
+from pipeline.images.prompt_ids import network_settings, told_in
 from pipeline.models.foreign import TOKENIZER_FILES, model_settings
 from pipeline.models.loading.ordinary_folder import is_ordinary_model
 from pipeline.models.loading.ordinary_tensors import has_ordinary_tensors
 from pipeline.models.loading.rope import require_steady_rope, text_settings
 from pipeline.models.loading.weight_files import require_no_adapter_beside, tensor_shapes
+from pipeline.models.weights.adapter_folder import base_of
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _DIFFUSION = "model_index.json"
@@ -111,3 +113,33 @@ def _base(path: Path) -> str:
     base = model_settings(path / "adapter_config.json").get("base_model_name_or_path")
     onto = repr(base)[:200] if isinstance(base, str) and base else "the model that it was trained on"
     return f"merge it into {onto} first (peft: model.merge_and_unload()) and name the merged folder"
+
+
+def check_image_policy(config: RunConfig) -> None:
+    """Raise ``UserError`` for a diffusion policy that is not there, or draws another size than tables of images have."""
+    if not isinstance(config.policy, DiffusionPolicy):
+        return
+    folder = Path(config.policy.path)
+    if not folder.is_dir():
+        raise UserError(f"policy.path: {folder}: no such model folder")
+    told_in(folder)
+    drawn = _drawn_size(folder)
+    for name, data in (("prompts", config.prompts), ("pairs", config.pairs)):
+        if isinstance(data, ImageData) and drawn is not None and tuple(data.size) != drawn:
+            given, wanted = (" x ".join(map(str, size)) for size in (data.size, drawn))
+            raise UserError(
+                f"{name}.size: {given}, but {folder} draws {wanted} pixels (height, width); allowed: {wanted}"
+            )
+
+
+def _drawn_size(folder: Path) -> tuple[int, int] | None:
+    """Return the height and width in pixels of a diffusion policy's images; None if its files do not say."""
+    side = network_settings(folder).get("sample_size")
+    sides = side if isinstance(side, list) else [side, side]
+    blocks = model_settings(Path(base_of(folder)) / "vae" / "config.json").get("block_out_channels")
+    # Each level of an autoencoder but the last halves the image.
+    times = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else 1
+    match sides:
+        case [int(height), int(width)]:
+            return height * times, width * times
+    return None
