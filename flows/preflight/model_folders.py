@@ -116,7 +116,7 @@ def _base(path: Path) -> str:
 
 
 def check_image_policy(config: RunConfig) -> None:
-    """Raise ``UserError`` for a diffusion policy that is not there, or draws another size than tables of images have."""
+    """Raise ``UserError`` for a diffusion policy that is not there, or draws another size than given images have."""
     if not isinstance(config.policy, DiffusionPolicy):
         return
     folder = Path(config.policy.path)

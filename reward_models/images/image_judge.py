@@ -4,14 +4,13 @@ Nothing is uploaded or linked: a server reads the images in the request (the con
 completions, which vLLM and others read, too).
 """
 
-import base64
 from pathlib import Path
 
 from PIL import Image
 from pydantic import JsonValue
 
 from pipeline.config import JudgeScorer
-from pipeline.data.pictures.picture import PictureError, decoded_picture, png_bytes
+from pipeline.data.pictures.picture import PictureError, data_url, decoded_picture, png_bytes
 from pipeline.errors import RunError, UserError
 from pipeline.types import Message, Prompt, Response
 from reward_models.answers.questions import Question
@@ -74,15 +73,6 @@ class ImagePrompt:
             raise RunError(f"the image {response.text[:16]} cannot be read: {error}") from None
         sent = png_bytes(sized(image, self._settings.image_least, self._settings.image_side))
         return data_url(sent)
-
-
-def data_url(png: bytes) -> str:
-    """Return a PNG file as a URL that holds it.
-
-    >>> data_url(b"abc")
-    'data:image/png;base64,YWJj'
-    """
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def sized(image: Image.Image, least: int, most: int) -> Image.Image:

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from pipeline.data.pictures.picture import data_url
 from pipeline.safe_text import visible
 from pipeline.types import Group, derive_seed
 
@@ -32,12 +33,17 @@ def question(comparison: Group) -> dict[str, Any]:
     return {"id": comparison.id, "prompt": prompt, "a": a, "b": b}
 
 
-def questions_page(title: str, comparisons: Sequence[Group]) -> str:
-    """Render a self-contained page that asks the questions and saves the answers as a file; model text is escaped."""
+def questions_page(title: str, comparisons: Sequence[Group], pictures: Mapping[str, bytes] | None = None) -> str:
+    """Render a self-contained page that asks the questions and saves the answers as a file; model text is escaped.
+
+    ``pictures``: of images, the PNG file of each by its response's text; both stand side by side inside the page.
+    """
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.filters["visible"] = visible
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, questions=[question(comparison) for comparison in comparisons])
+    questions = [question(comparison) for comparison in comparisons]
+    shown = {} if pictures is None else {row[side]: data_url(pictures[row[side]]) for row in questions for side in "ab"}
+    return template.render(title=title, questions=questions, images=shown)
 
 
 def read_answers(content: bytes, comparisons: Iterable[Group]) -> Answers:

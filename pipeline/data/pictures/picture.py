@@ -1,5 +1,6 @@
 """Pictures from other people's files: decoded within bounds, as RGB, brought to a size, and as PNG. Torch-free."""
 
+import base64
 import hashlib
 import io
 import warnings
@@ -108,3 +109,12 @@ def png_bytes(image: Image.Image) -> bytes:
     plain = Image.frombytes(image.mode, image.size, image.tobytes())
     plain.save(made, "PNG", optimize=False, compress_level=6)
     return made.getvalue()
+
+
+def data_url(png: bytes) -> str:
+    """Return a PNG file as a URL that holds it.
+
+    >>> data_url(b"abc")
+    'data:image/png;base64,YWJj'
+    """
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
