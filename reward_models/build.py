@@ -28,6 +28,7 @@ from pipeline.storage.digests import file_sha256
 from pipeline.types import content_hash
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
+from reward_models.answers.criteria import ByCriterion
 from reward_models.answers.labellers import OneByOne, TwoByTwo, Uncached
 from reward_models.answers.parts import InParts, LocalModel
 from reward_models.answers.pooled import PooledComparisons, PooledScores
@@ -87,9 +88,10 @@ def build_labeller(
             from reward_models.judge.judge import Judge
 
             judge = Judge(settings, accounts, field)
+            asked: Labeller = OneByOne(judge, accounts)
             if settings.mode == "pairwise":
-                return TwoByTwo(judge, accounts, settings.pairs_per_prompt)
-            return OneByOne(judge, accounts)
+                asked = TwoByTwo(judge, accounts, settings.pairs_per_prompt)
+            return ByCriterion(asked) if settings.rubric else asked
         case EnsembleScorer():
             from reward_models.ensemble import Ensemble
 

@@ -18,11 +18,13 @@ class Labels:
     ``scores``: K numbers, higher for better responses. ``wins``: from a labeller that compares, K rows of K
     probabilities that the row's response is better than the column's, 1/2 on the diagonal; else empty.
     ``disagreement``: from an ensemble, the standard deviation of its members' scores for each response; else empty.
+    ``criteria``: from a judge of rubrics, each response's scores by criterion; else empty.
     """
 
     scores: Scores
     wins: tuple[Scores, ...] = ()
     disagreement: Scores = ()
+    criteria: tuple[Scores, ...] = ()
 
     def preference(self, one: int, other: int) -> float | None:
         """P(response ``one`` is better than ``other``): from the labeller, or 1, 1/2 or 0 by the scores."""
@@ -66,7 +68,9 @@ def label(groups: Sequence[Group], labeller: Labeller) -> list[Group]:
         if fault is not None:
             raise RunError(f"{name}: {fault}, prompt {group.prompt.id}")
     return [
-        replace(group, scores=labels.scores, wins=labels.wins, disagreement=labels.disagreement)
+        replace(
+            group, scores=labels.scores, wins=labels.wins, disagreement=labels.disagreement, criteria=labels.criteria
+        )
         for group, labels in zip(groups, given, strict=True)
     ]
 

@@ -55,7 +55,7 @@ class LabelFacts:
         questions: asked or taken from the cache; ``cache_hit_rate`` is the share of the latter.
         calls, prompt_tokens, completion_tokens, cost: to paid labellers; cost in the currency of the config's prices.
         orders_that_disagree: share of pairs asked in both orders whose answers name different winners.
-        disagreement: mean over responses of the standard deviation of an ensemble's scores.
+        disagreement: mean standard deviation of an ensemble's scores; ``criteria``: mean and number of scores by criterion.
     """
 
     stage: str
@@ -71,6 +71,7 @@ class LabelFacts:
     orders_that_disagree: float | None = None
     disagreement: float | None = None
     said_by_cause: Mapping[str, str] = field(default_factory=dict)
+    criteria: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     broken: int = 0
 
 
@@ -267,13 +268,11 @@ def label_facts(stage: str, metrics: Mapping[str, Any]) -> LabelFacts:
         broken=(metrics.get("broken_conversations") or 0) + (metrics.get("broken_texts") or 0),
         questions=metrics.get("questions"),
         cache_hit_rate=metrics.get("cache_hit_rate"),
-        calls=metrics.get("calls") or 0,
-        failed_calls=metrics.get("failed_calls") or 0,
-        prompt_tokens=metrics.get("prompt_tokens") or 0,
-        completion_tokens=metrics.get("completion_tokens") or 0,
+        **{name: metrics.get(name) or 0 for name in ("calls", "failed_calls", "prompt_tokens", "completion_tokens")},
         cost=metrics.get("cost") or 0.0,
         orders_that_disagree=metrics.get("orders_that_disagree"),
         disagreement=metrics.get("disagreement"),
+        criteria=metrics.get("criteria") or {},
     )
 
 

@@ -36,6 +36,7 @@ _PROMPT = pa.struct(
         ("source", pa.string()),
         ("answer", pa.string()),
         ("reference", pa.string()),
+        ("rubric", pa.string()),
     ]
 )
 PROMPTS = pa.schema(list(_PROMPT))
@@ -67,6 +68,7 @@ GROUPS = pa.schema(
         ("scores", pa.list_(pa.float64())),
         ("wins", pa.list_(pa.list_(pa.float64()))),
         ("disagreement", pa.list_(pa.float64())),
+        ("criteria", pa.list_(pa.list_(pa.float64()))),
     ]
 )
 PAIRS = pa.schema(
@@ -179,6 +181,7 @@ def prompt_row(prompt: Prompt) -> Row:
         "source": prompt.source,
         "answer": prompt.answer,
         "reference": prompt.reference,
+        "rubric": prompt.rubric,
     }
 
 
@@ -229,6 +232,7 @@ def _group(row: Row) -> Group:
         # A samples file may lack these columns.
         wins=tuple(tuple(wins) for wins in row["wins"] or ()),
         disagreement=tuple(row["disagreement"] or ()),
+        criteria=tuple(tuple(scores) for scores in row.get("criteria") or ()),
     )
 
 
@@ -240,6 +244,7 @@ def _group_row(group: Group) -> Row:
         "scores": group.scores,
         "wins": group.wins,
         "disagreement": group.disagreement,
+        "criteria": group.criteria,
     }
 
 
@@ -270,4 +275,5 @@ def row_prompt(row: Row) -> Prompt:
     """Return the prompt from a plain row."""
     # Run folders of earlier versions have turns without further fields.
     messages = tuple(Message(item["role"], item["content"], item.get("extra") or "") for item in row["messages"])
-    return Prompt(messages=messages, source=row["source"], answer=row["answer"], reference=row["reference"])
+    given = {name: row[name] for name in ("source", "answer", "reference")}
+    return Prompt(messages=messages, **given, rubric=row.get("rubric") or "")

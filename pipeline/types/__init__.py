@@ -84,8 +84,9 @@ class Prompt:
     """A conversation that waits for the assistant's turn.
 
     ``answer`` is whatever a gold scorer compares responses with (a label, a meaning representation); ``reference`` is a
-    response written by a person, if the data has one. While rows are read, ``origin`` is what ``columns.source`` holds,
-    and ``guessed`` is true if the prompt is only the common start of two texts; neither is stored.
+    response written by a person, if the data has one; ``rubric``: see ``rubrics``. While rows are read, ``origin`` is
+    what ``columns.source`` holds, and ``guessed`` is true if the prompt is only the common start of two texts; and
+    ``criterion`` is that of the rubric which a labeller is asked about. These three are not stored.
     """
 
     messages: tuple[Message, ...]
@@ -94,6 +95,8 @@ class Prompt:
     reference: str | None = None
     origin: str = field(default="", compare=False)
     guessed: bool = field(default=False, compare=False)
+    rubric: str = ""
+    criterion: str = field(default="", compare=False)
 
     @property
     def shown(self) -> tuple[Message, ...]:
@@ -152,7 +155,8 @@ class Group:
 
     A score of ``None`` is a missing label (an abstention, an unparsed verdict). ``wins`` holds the K x K
     probabilities that the row's response beats the column's, if the labeller compares; ``disagreement`` is the spread
-    of an ensemble's scores for each response. Each is empty if the labeller does not give it.
+    of an ensemble's scores for each response, ``criteria`` a judge's scores of each by the criteria of a rubric. Each
+    is empty if the labeller does not give it.
     """
 
     prompt: Prompt
@@ -161,6 +165,7 @@ class Group:
     scores: tuple[float | None, ...] = ()
     wins: tuple[tuple[float | None, ...], ...] = ()
     disagreement: tuple[float | None, ...] = ()
+    criteria: tuple[tuple[float | None, ...], ...] = ()
 
     def only(self, indices: Sequence[int]) -> "Group":
         """Return the responses at ``indices``, in that order, with their labels."""
@@ -171,6 +176,7 @@ class Group:
             tuple(self.scores[i] for i in indices if self.scores),
             tuple(tuple(self.wins[i][j] for j in indices) for i in indices if self.wins),
             tuple(self.disagreement[i] for i in indices if self.disagreement),
+            tuple(self.criteria[i] for i in indices if self.criteria),
         )
 
     @property

@@ -68,7 +68,7 @@ class TwoByTwo:
             better = self._mean((answers[2 * place], answers[2 * place + 1]))
             wins[number][one][other] = better
             wins[number][other][one] = None if better is None else 1.0 - better
-        return [_labels(matrix) for matrix in wins]
+        return [labels_of_wins(matrix) for matrix in wins]
 
     def _pairs(self, group: Group) -> Iterator[tuple[int, int]]:
         """Return index pairs: ring neighbours first, then those two apart, so that few pairs connect all responses."""
@@ -104,7 +104,8 @@ def _unasked(group: Group) -> list[list[float | None]]:
     return [[0.5 if _alike(group, one, other) else None for other in places] for one in places]
 
 
-def _labels(matrix: list[list[float | None]]) -> Labels:
+def labels_of_wins(matrix: list[list[float | None]]) -> Labels:
+    """Return a win matrix, and as scores the mean of each row's other cells."""
     scores = []
     for place, row in enumerate(matrix):
         met = [p for column, p in enumerate(row) if column != place and p is not None]

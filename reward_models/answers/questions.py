@@ -25,7 +25,8 @@ class Question:
         """Hash the labeller's version and everything that it may read, including the order."""
         prompt = [[m.parts for m in self.prompt.messages], self.prompt.answer]
         shown = [[response.text, response.finish_reason] for response in self.responses]
-        return content_hash([version, prompt, shown], length=32)
+        criterion = [self.prompt.criterion] if self.prompt.criterion else []
+        return content_hash([version, prompt, shown, *criterion], length=32)
 
 
 OnAnswer = Callable[[int, Answer], None]

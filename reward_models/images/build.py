@@ -47,6 +47,8 @@ def _labeller(settings: ScorerSettings, accounts: Accounts, album: Album, field:
             from reward_models.images.image_judge import ImagePrompt
             from reward_models.judge.judge import Judge
 
+            if settings.rubric:
+                raise UserError(f"{field}.rubric: true, but rubrics are for texts; allowed with modality: image: false")
             judge = Judge(settings, accounts, field, ImagePrompt(settings, album, field))
             if settings.mode == "pairwise":
                 return TwoByTwo(judge, accounts, settings.pairs_per_prompt)

@@ -72,22 +72,31 @@ class JudgePrompt:
     """
 
     def __init__(self, settings: JudgeScorer, field: str) -> None:
-        """Read and try the template. Raises ``UserError`` that names file and line if it cannot be used."""
+        """Read and try the template. Raises ``UserError`` that names file and line if it cannot be used.
+
+        The user's template is asked about criteria too; ours have one of their own for them.
+        """
         self._settings = settings
         file = Path(settings.template) if settings.template is not None else _OWN[settings.mode]
-        self._template = JudgeTemplate(file, field)
+        self._template = self._of_criterion = JudgeTemplate(file, field)
         self.source = self._template.source
-        self._try()
+        if settings.rubric and settings.template is None:
+            self._of_criterion = JudgeTemplate(file.with_name(f"{settings.mode}_criterion.jinja"), field)
+            self.source += self._of_criterion.source
+        self._try("")
+        if settings.rubric:
+            self._try("criterion-2718")
 
     def render(self, question: Question) -> str:
         """Return the question's whole text. Raises ``UserError`` if the template fails."""
         texts = [response.text for response in question.responses]
-        answer = question.prompt.answer
-        mark = unused_mark(question.prompt.shown, [*texts, answer or ""])
+        answer, criterion = question.prompt.answer, question.prompt.criterion
+        mark = unused_mark(question.prompt.shown, [*texts, answer or "", *([criterion] if criterion else [])])
         values: dict[str, object] = {
             "mark": mark,
             "conversation": fenced("CONVERSATION", _turns(question.prompt.shown), mark),
             "answer": None if answer is None else fenced("EXPECTED", answer, mark),
+            "criterion": fenced("CRITERION", criterion, mark) if criterion else None,
             "verdict": self._settings.verdict,
             "low": self._settings.scale[0],
             "high": self._settings.scale[1],
@@ -95,7 +104,7 @@ class JudgePrompt:
         names = ["response"] if len(texts) == 1 else ["response_a", "response_b"]
         for name, text in zip(names, texts, strict=True):
             values[name] = fenced(name.replace("_", " ").upper(), text, mark)
-        return self._template.render(values)
+        return (self._of_criterion if criterion else self._template).render(values)
 
     def content(self, question: Question, text: str) -> str:
         """Return the content of the message: the text alone."""
@@ -105,18 +114,22 @@ class JudgePrompt:
         """Return 0: there is nothing besides the text."""
         return 0
 
-    def _try(self) -> None:
-        """Refuse a template that leaves out a response: it would still give labels."""
+    def _try(self, criterion: str) -> None:
+        """Refuse a template that leaves out a response or the ``criterion``: it would still give labels."""
         words = ("prompt-3141", "first-5926", "second-5358")
         count = 2 if self._settings.mode == "pairwise" else 1
         responses = tuple(Response(word, (), (), "stop") for word in words[1 : count + 1])
-        text = self.render(Question(Prompt((Message("user", words[0]),), answer="answer-9793"), responses))
+        text = self.render(
+            Question(Prompt((Message("user", words[0]),), answer="answer-9793", criterion=criterion), responses)
+        )
         names = ("response_a", "response_b") if count == 2 else ("response",)
         for name, word in zip(names, words[1:], strict=False):
             if word not in text:
                 raise UserError(
                     f"{self._template.field}: does not show {{{{ {name} }}}}; a {self._settings.mode} judge needs it"
                 )
+        if criterion not in text:
+            raise UserError(f"{self._template.field}: does not show {{{{ criterion }}}}; a judge of rubrics needs it")
 
 
 def unused_mark(messages: Sequence[Message], texts: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from flows.report.html.pictures.section import ROOM, pictures_data
 from flows.report.html.run_facts import RunFacts
 from flows.report.html.samples import JSON_FORM, samples_data
 from flows.report.html.tables import (
+    criteria_table,
     differences_table,
     discriminator_table,
     labels_table,
@@ -54,6 +55,7 @@ def render_report(runs: Runs) -> str:
         "decisions": _decisions(runs),
         "notices": _notices(runs),
         "labels": labels_table(runs),
+        "criteria": criteria_table(runs),
         "discriminator": discriminator_table(runs),
         "memory": memory_table(runs),
         "passes": pass_lines(runs),

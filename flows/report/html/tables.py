@@ -61,6 +61,18 @@ def labels_table(runs: Runs) -> Table | None:
     return Table(headings, rows) if rows else None
 
 
+def criteria_table(runs: Runs) -> Table | None:
+    """Mean scores by the criteria of prompts' rubrics."""
+    rows = [
+        [round_place(runs, run, facts), one_line(criterion, 160), f"{told['mean']:.3f}", f"{told['labels']:,}"]
+        for run in runs
+        for facts in run.rounds
+        for one in facts.labels
+        for criterion, told in one.criteria.items()
+    ]
+    return Table(["round", "criterion", "mean score", "responses"], rows) if rows else None
+
+
 def _asked(one: LabelFacts) -> list[str]:
     missing = sum(one.missing_by_cause.values()) or one.missing or 0
     said = {cause: f": {one_line(text, 160)}" for cause, text in one.said_by_cause.items()}

@@ -17,6 +17,7 @@ from pipeline.storage.atomic import json_text, write_text
 from pipeline.storage.rows import read_group_file, write_groups
 from pipeline.storage.seals import Seals
 from pipeline.types import Group
+from pipeline.types.rubrics import criteria_of
 from reward_models.answers.accounts import Accounts, Tally, label_summary
 from reward_models.answers.cache import LabelCache
 from reward_models.answers.missing import FINAL
@@ -58,12 +59,17 @@ def open_accounts(context: Context, round_: int, name: str) -> Iterator[Accounts
             yield accounts
 
 
+# Criteria of rubrics whose scores are added up: the first so many; and those with most labels, which the manifest tells.
+COUNTED_CRITERIA, TOLD_CRITERIA = 10_000, 20
+
+
 class LabelCounts:
     """Counts over labelled groups, one by one."""
 
     def __init__(self) -> None:
         self.rows = self.labels = self.missing = self._spreads = 0
         self._reward = self._spread = 0.0
+        self._criteria: dict[str, tuple[int, float]] = {}
 
     def add(self, group: Group) -> None:
         """Count one more."""
@@ -76,6 +82,11 @@ class LabelCounts:
         for spread in group.disagreement:
             if spread is not None:
                 self._spreads, self._spread = self._spreads + 1, self._spread + spread
+        for place, (criterion, _) in enumerate(criteria_of(group.prompt) if group.criteria else ()):
+            known = [score for of in group.criteria if (score := of[place]) is not None]
+            if known and (criterion in self._criteria or len(self._criteria) < COUNTED_CRITERIA):
+                count, total = self._criteria.get(criterion, (0, 0.0))
+                self._criteria[criterion] = (count + len(known), total + sum(known))
 
     def outcome(self, facts: dict[str, JsonValue]) -> Outcome:
         """Rows, means and counts, and ``facts``. Raises ``RunError`` without any label."""
@@ -84,6 +95,9 @@ class LabelCounts:
         found: dict[str, JsonValue] = {"reward": self._reward / self.labels, "labels": self.labels}
         if self._spreads:
             found["disagreement"] = self._spread / self._spreads
+        if self._criteria:
+            often = sorted(self._criteria.items(), key=lambda one: -one[1][0])[:TOLD_CRITERIA]
+            found["criteria"] = {name: {"mean": total / count, "labels": count} for name, (count, total) in often}
         return Outcome(self.rows, {**found, "missing_labels": self.missing, **facts})
 
 

@@ -94,6 +94,11 @@ class Columns(Closed):
         description="what the row was taken from, such as a document, for held_out.by: source; may be empty",
         json_schema_extra=LATER,
     )
+    rubric: Column | None = Field(
+        None,
+        description="criteria for a judge with rubric: true: a list of texts, or of {criterion, weight}; may be empty",
+        json_schema_extra=LATER,
+    )
     answer: Column = Field("answer", description="the answer that gold scorers compare with; may be absent")
 
     @model_validator(mode="after")

@@ -128,6 +128,12 @@ class JudgeScorer(Closed):
         description="your own question: a jinja2 file over conversation, response_a and response_b, or response, "
         "answer, low, high, mark and verdict; default: prefloop's own",
     )
+    rubric: bool = Field(
+        False,
+        description="score each criterion of a prompt's rubric (prompts.columns.rubric) by a question of its own; the "
+        "label is their weighted mean; prompts without a rubric are judged as a whole",
+        json_schema_extra=LATER,
+    )
     temperature: float | None = Field(0.0, ge=0, le=2, description="null: not sent, for servers that refuse it")
     max_tokens: int = Field(1024, ge=1, description="longest answer in tokens; logprobs asks for 1")
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(

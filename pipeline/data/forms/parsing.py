@@ -17,6 +17,7 @@ from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.groups import ranked, rewards_of
 from pipeline.data.forms.marks import preferred, voted
 from pipeline.data.forms.paths import find
+from pipeline.data.forms.rubrics import rubric_cell
 from pipeline.data.forms.spelled import is_spelled, read_spelled
 from pipeline.data.forms.transcripts import is_transcript
 from pipeline.data.forms.turns import Turns, history_turns, is_conversation, prompt_turns, system_merged, with_history
@@ -273,6 +274,7 @@ class _Row:
             reply,
             origin=origin or "",
             guessed=self._guessed,
+            rubric="" if columns.rubric is None else rubric_cell(self._values, columns.rubric),
         )
 
 

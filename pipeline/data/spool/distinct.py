@@ -9,11 +9,11 @@ from pipeline.types import Message, Prompt
 
 _TABLE = """
 CREATE TABLE prompts (
-    number INTEGER PRIMARY KEY, id TEXT UNIQUE, messages TEXT, source TEXT, answer TEXT, reference TEXT
+    number INTEGER PRIMARY KEY, id TEXT UNIQUE, messages TEXT, source TEXT, answer TEXT, reference TEXT, rubric TEXT
 )
 """
 _ADD = """
-INSERT INTO prompts (id, messages, source, answer, reference) VALUES (?, ?, ?, ?, ?)
+INSERT INTO prompts (id, messages, source, answer, reference, rubric) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET reference = coalesce(reference, excluded.reference)
 """
 
@@ -21,8 +21,8 @@ ON CONFLICT (id) DO UPDATE SET reference = coalesce(reference, excluded.referenc
 class DistinctPrompts:
     """Prompts with distinct content, in order of arrival, and which of them belong together.
 
-    A prompt keeps the first ``reference`` among its rows and the ``answer`` of its first row. Together are prompts of
-    one ``origin``, if ``by_origin``; and guessed prompts, one of which begins with the other, word by word.
+    A prompt keeps the first ``reference`` among its rows, and ``answer`` and ``rubric`` of its first row. Together are
+    prompts of one ``origin``, if ``by_origin``; and guessed prompts, one of which begins with the other, word by word.
     """
 
     def __init__(self, by_origin: bool = False) -> None:
@@ -34,7 +34,7 @@ class DistinctPrompts:
     def add(self, prompt: Prompt) -> None:
         """Add a row's prompt."""
         messages = json.dumps([m.whole for m in prompt.messages], ensure_ascii=False)
-        self._rows.write(_ADD, prompt.id, messages, prompt.source, prompt.answer, prompt.reference)
+        self._rows.write(_ADD, prompt.id, messages, prompt.source, prompt.answer, prompt.reference, prompt.rubric)
         if self._by_origin and prompt.origin:
             self._rows.write("INSERT INTO links VALUES (?, ?)", f"origin {prompt.origin}", prompt.id)
         if prompt.guessed:
@@ -58,11 +58,11 @@ class DistinctPrompts:
         return self._count("SELECT count(*) FROM prompts")
 
     def __iter__(self) -> Iterator[Prompt]:
-        for messages, source, answer, reference in self._rows.read(
-            "SELECT messages, source, answer, reference FROM prompts ORDER BY number"
+        for messages, source, answer, reference, rubric in self._rows.read(
+            "SELECT messages, source, answer, reference, rubric FROM prompts ORDER BY number"
         ):
             turns = tuple(Message(*parts) for parts in json.loads(messages))
-            yield Prompt(turns, source, answer, reference)
+            yield Prompt(turns, source, answer, reference, rubric=rubric)
 
     def _count(self, query: str) -> int:
         return int(next(self._rows.read(query))[0])

@@ -173,6 +173,7 @@ def _plain_prompt(prompt: Prompt) -> list[Any]:
         prompt.reference,
         prompt.origin,
         prompt.guessed,
+        prompt.rubric,
     ]
 
 
