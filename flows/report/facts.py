@@ -55,7 +55,7 @@ class LabelFacts:
         questions: asked or taken from the cache; ``cache_hit_rate`` is the share of the latter.
         calls, prompt_tokens, completion_tokens, cost: to paid labellers; cost in the currency of the config's prices.
         orders_that_disagree: share of pairs asked in both orders whose answers name different winners.
-        disagreement: mean standard deviation of an ensemble's scores; ``criteria``: mean and number of scores by criterion.
+        disagreement: mean deviation of an ensemble's scores; ``criteria``: mean and number of scores by criterion.
     """
 
     stage: str
@@ -71,8 +71,8 @@ class LabelFacts:
     orders_that_disagree: float | None = None
     disagreement: float | None = None
     said_by_cause: Mapping[str, str] = field(default_factory=dict)
-    criteria: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     broken: int = 0
+    criteria: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,11 @@ from pipeline.config import Columns, UserData
 from pipeline.data.files.records import Record
 from pipeline.data.forms import cells
 from pipeline.data.forms.answers import Given, answer, split_pair, split_texts, split_turns, turns_text
-from pipeline.data.forms.besides import besides, with_media
+from pipeline.data.forms.besides import besides, rubric_cell, with_media
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.groups import ranked, rewards_of
 from pipeline.data.forms.marks import preferred, voted
 from pipeline.data.forms.paths import find
-from pipeline.data.forms.rubrics import rubric_cell
 from pipeline.data.forms.spelled import is_spelled, read_spelled
 from pipeline.data.forms.transcripts import is_transcript
 from pipeline.data.forms.turns import Turns, history_turns, is_conversation, prompt_turns, system_merged, with_history
