@@ -59,7 +59,7 @@ def open_accounts(context: Context, round_: int, name: str) -> Iterator[Accounts
             yield accounts
 
 
-# Criteria of rubrics whose scores are added up: the first so many; and those with most labels, which the manifest tells.
+# Criteria of rubrics whose scores are added up: the first so many; of them, those with most labels are told.
 COUNTED_CRITERIA, TOLD_CRITERIA = 10_000, 20
 
 
