@@ -24,13 +24,15 @@ def test_every_stage_has_a_body_and_every_body_a_stage() -> None:
 
 
 def test_stages_are_asked_for_in_the_order_in_which_they_run() -> None:
-    start = ("data", "policy", "evaluation_samples", "evaluation")
-    in_both = ("pairs", "calibration", "reference", "advantages", *start[1:], "gate")
+    trained = ("policy", "evaluation_samples", "evaluation")
+    start = ("data", "mixed_model", "second_policy", *trained)
+    in_both = ("pairs", "calibration", "reference", "advantages", *trained, "gate")
     iterative = config()
     offline = iterative.model_copy(update={"mode": "offline"})
     assert names_in(iterative, 0) == names_in(offline, 0) == start
     assert names_in(offline, 2) == in_both
-    assert names_in(iterative, 2) == ("added_prompts", "samples", "gold", "discriminator", "labels", *in_both)
+    drawn = ("added_prompts", "samples", "second_samples", "gold", "discriminator", "labels")
+    assert names_in(iterative, 2) == (*drawn, *in_both)
 
 
 @pytest.mark.parametrize("silver", ["online", "static", "self", "none"])
