@@ -35,19 +35,22 @@ _READ = {"use_safetensors": True, "local_files_only": True}
 _HASHED = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt")
 
 
-def load_image_policy(path: str | Path, dtype: torch.dtype = torch.float32, *, trained: bool = False) -> ImagePolicy:
+def load_image_policy(
+    path: str | Path, dtype: torch.dtype = torch.float32, *, trained: bool = False, encoders: bool = True
+) -> ImagePolicy:
     """Load the policy in the folder ``path``, in evaluation mode, with all dropout off.
 
     Args:
         path: of a diffusers pipeline, or of an adapter on one: then the network is a peft model.
         dtype: of all weights; an adapter's own are float32.
         trained: of an adapter: whether it is trainable. Whole networks always are.
+        encoders: also load VAE and text encoder; training needs neither once images and prompts are encoded.
 
     Raises:
         UserError: a folder, class or file that is missing, unknown or cannot be read.
     """
     if is_adapter(path):
-        base = load_image_policy(base_of(path), dtype)
+        base = load_image_policy(base_of(path), dtype, encoders=encoders)
         base.network.requires_grad_(False)
         return base.with_network(load_adapter(base.network, path, trained=trained).eval())
     folder = Path(path)
@@ -56,16 +59,16 @@ def load_image_policy(path: str | Path, dtype: torch.dtype = torch.float32, *, t
     condition, settings = condition_kind(network), network.config
     scheduler = load_scheduler(folder)
     vae = None
-    if (folder / "vae").is_dir():
+    if encoders and (folder / "vae").is_dir():
         with refused(f"{folder / 'vae'}: cannot load this autoencoder"):
             kind: Any = AutoencoderKL
             vae = kind.from_pretrained(str(folder / "vae"), torch_dtype=dtype, **_READ)
         vae.eval().requires_grad_(False)
     encoder = None
-    if condition == "text":
+    if encoders and condition == "text":
         encoder = load_text_encoder(folder, dtype, width=settings.get("joint_attention_dim"))
     shape = input_shape(network)
-    if vae is None and shape[0] not in (1, 3):
+    if not (folder / "vae").is_dir() and shape[0] not in (1, 3):
         raise UserError(f"{folder}: no folder vae, and {shape[0]} channels; allowed without one: 1 or 3")
     count = settings.get("num_class_embeds") or settings.get("num_embeds_ada_norm") or 0
     null = index.get("null_class")

@@ -80,7 +80,7 @@ def words(folder: Path) -> Path:
     return folder
 
 
-def _text_config(width: int = 16) -> CLIPTextConfig:
+def text_config(width: int = 16) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=54,
         hidden_size=width,
@@ -116,7 +116,7 @@ def text_conditioned(folder: Path, seed: int = 0, prediction: str = "epsilon") -
         folder,
     )
     vae().save_pretrained(folder / "vae")
-    CLIPTextModel(_text_config()).save_pretrained(folder / "text_encoder")
+    CLIPTextModel(text_config()).save_pretrained(folder / "text_encoder")
     words(folder / "tokenizer")
     return folder
 
@@ -160,7 +160,7 @@ def flow_transformer(folder: Path, seed: int = 0) -> Path:
     write_image_policy(network, FlowMatchEulerDiscreteScheduler(shift=3.0), folder)
     vae().save_pretrained(folder / "vae")
     for number in ("", "_2"):
-        CLIPTextModelWithProjection(_text_config()).save_pretrained(folder / f"text_encoder{number}")
+        CLIPTextModelWithProjection(text_config()).save_pretrained(folder / f"text_encoder{number}")
         words(folder / f"tokenizer{number}")
     return folder
 

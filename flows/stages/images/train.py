@@ -14,12 +14,12 @@ from flows.stages.training.examples import joined_with_reference
 from flows.stages.training.train import WatchNotes, carried_files, fit, keep_offending_rows, starts_at_reference
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RowsError
+from pipeline.images.image_adapter import add_image_adapter
 from pipeline.images.image_folder import load_image_policy, save_image_policy
 from pipeline.images.image_handshake import save_image_probe
 from pipeline.images.image_policy import ImagePolicy
 from pipeline.losses import Loss
 from pipeline.models.weights.adapter_folder import base_of, is_adapter
-from pipeline.models.weights.lora import add_adapter
 from pipeline.storage.integrity import BASE_FILES, BASE_MODEL, model_tree
 from pipeline.training.trainee import Trainee
 from pipeline.training.watch.course import Watching
@@ -74,8 +74,8 @@ def _to_train(context: Context, round_: int, origin: Path) -> ImagePolicy:
     policy = load_image_policy(origin, trained=True)
     if lora is None or is_adapter(origin):
         return policy
-    policy.network.requires_grad_(False)
-    return policy.with_network(add_adapter(policy.network, lora, derive_seed(context.config.seed, "adapter", round_)))
+    seed = derive_seed(context.config.seed, "adapter", round_)
+    return policy.with_network(add_image_adapter(policy.network, lora, seed))
 
 
 def _reference(context: Context, round_: int, *, at_reference: bool) -> Any | None:
