@@ -18,6 +18,7 @@ from pipeline.config import (
     MathScorer,
     NumberScorer,
     PairwiseScorer,
+    PeopleScorer,
     RegexScorer,
     ScorerSettings,
     SlotScorer,
@@ -100,7 +101,7 @@ def build_labeller(
             return Ensemble(
                 settings, [build_labeller(one.scorer, accounts, place, rendering) for one, place in members]
             )
-        case DotsScorer() | ImageClassifierScorer() | ClipScorer():
+        case DotsScorer() | ImageClassifierScorer() | ClipScorer() | PeopleScorer():
             raise UserError(
                 f"{field}.kind: {settings.kind} reads images; allowed: modality: image, or a labeller of text"
             )

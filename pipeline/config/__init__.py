@@ -15,7 +15,7 @@ from pipeline.config.data.user_data import DatasetData, FileData, UserData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.images.policies import DiffusionPolicy, ScratchDiffusion
 from pipeline.config.images.scoring import ImageScore
-from pipeline.config.labellers.image_scorers import ClipScorer, DotsScorer, ImageClassifierScorer
+from pipeline.config.labellers.image_scorers import ClipScorer, DotsScorer, ImageClassifierScorer, PeopleScorer
 from pipeline.config.labellers.judge import Budget, Endpoint, JudgeScorer, Price
 from pipeline.config.labellers.scorers import (
     ClassifierScorer,
@@ -109,6 +109,7 @@ __all__ = [
     "PairData",
     "Pairing",
     "PairwiseScorer",
+    "PeopleScorer",
     "Policy",
     "PretrainedModel",
     "PretrainedPolicy",

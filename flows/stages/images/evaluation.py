@@ -12,7 +12,7 @@ from flows.stages.evaluation import refuse_leak
 from flows.stages.images.examples import as_texts, index_of
 from flows.stages.images.labels import labeller_of_images
 from flows.stages.labels.shards import open_accounts
-from pipeline.config import DotsScorer, compares
+from pipeline.config import DotsScorer, PeopleScorer, compares
 from pipeline.config.images.scoring import ImageScore
 from pipeline.data.pictures.image_rows import IMAGES, StoredPictures, read_images
 from pipeline.data.pictures.picture import decoded_picture
@@ -49,7 +49,9 @@ def _drawn(context: Context, round_: int) -> Path:
 
 def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group], _Metrics]:
     """Return the round's images with labels, and what these say; write the groups."""
-    config, settings = context.config, context.config.scorer
+    config = context.config
+    # People label what rounds train on alone.
+    settings = None if isinstance(config.scorer, PeopleScorer) else config.scorer
     groups = list(read_groups(_drawn(context, round_)))
     others = {name: _compared(context, round_, name) for name in ("start", "previous")}
     folders = {round_, *others.values()}

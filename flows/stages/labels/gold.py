@@ -1,7 +1,7 @@
 """gold: a few comparisons of the round's responses, answered by the gold labeller or by people."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +37,8 @@ def gold(context: Context, round_: int, folder: Path) -> Outcome:
         raise RunError("no prompt of the round has two different responses to compare")
     facts: dict[str, JsonValue] = {}
     if settings.gold == "people":
-        write_groups(folder / "shard_00000.parquet", _of_people(context, round_, chosen, settings))
+        answered = answers_of_people(context, round_, chosen, settings.wait, settings.poll)
+        write_groups(folder / "shard_00000.parquet", answered)
     else:
         facts = _of_scorer(context, round_, folder, chosen)
     found = list(read_groups(folder))
@@ -70,12 +71,24 @@ def handover(context: Context, round_: int) -> Path:
     return context.run.root / "questions" / f"round_{round_:03d}"
 
 
-def _of_people(context: Context, round_: int, chosen: Sequence[Group], settings: Discriminator) -> list[Group]:
-    """Write the questions; return the answers if every question has one when the wait is over."""
+def answers_of_people(
+    context: Context,
+    round_: int,
+    chosen: Sequence[Group],
+    wait: float | None,
+    poll: float,
+    pictures: Mapping[str, bytes] | None = None,
+) -> list[Group]:
+    """Write the questions; return the comparisons with people's votes, if all are answered when the wait is over.
+
+    ``wait``, ``poll``: seconds, in all and between two looks; ``pictures``: of images, files by response text.
+
+    Raises ``Paused`` if a question has no answer yet.
+    """
     place = handover(context, round_)
     place.mkdir(parents=True, exist_ok=True)
     write_text(place / "questions.jsonl", "".join(json_line(question(group)) for group in chosen))
-    write_text(place / "questions.html", questions_page(f"{context.config.name}, round {round_}", chosen))
+    write_text(place / "questions.html", questions_page(f"{context.config.name}, round {round_}", chosen, pictures))
     file = place / "answers.jsonl"
     started = time.monotonic()
     while True:
@@ -84,9 +97,9 @@ def _of_people(context: Context, round_: int, chosen: Sequence[Group], settings:
         context.report(len(answers.votes), len(chosen), note)
         if len(answers.votes) == len(chosen):
             return [with_votes(group, answers.votes[group.id]) for group in chosen]
-        if settings.wait is not None and time.monotonic() - started >= settings.wait:
+        if wait is not None and time.monotonic() - started >= wait:
             raise Paused(_unanswered(round_, place, answers, len(chosen)))
-        time.sleep(settings.poll)
+        time.sleep(poll)
 
 
 def _content(file: Path) -> bytes:

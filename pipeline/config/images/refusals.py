@@ -13,7 +13,7 @@ OF_TEXT = {
     "pairing": ("second", "max_length_difference", "max_similarity", "drop_cut", "max_response_tokens"),
     "training": ("context_parallel", "router_aux_loss_coef", "contrastive", "turns", "evaluate_every"),
 }
-IMAGE_SCORERS = ("dots", "function", "judge", "ensemble", "image_classifier", "clip")
+IMAGE_SCORERS = ("dots", "function", "judge", "ensemble", "image_classifier", "clip", "people")
 IMAGE_KINDS = {"policy": ("diffusion", "scratch_diffusion"), "sampler": ("diffusers",)}
 
 
@@ -38,7 +38,7 @@ def require_modality(modality: str, kinds: dict[str, str]) -> None:
     scorer = kinds.get("scorer")
     if images and scorer is not None and scorer not in IMAGE_SCORERS:
         raise ValueError(f"scorer.kind: {scorer} reads text; allowed with modality: image: {', '.join(IMAGE_SCORERS)}")
-    if not images and scorer in ("dots", "image_classifier", "clip"):
+    if not images and scorer in ("dots", "image_classifier", "clip", "people"):
         raise ValueError(f"scorer.kind: {scorer} reads images; allowed: modality: image, or a labeller of text")
 
 
@@ -73,6 +73,9 @@ def require_image_run(run: Closed) -> None:
             raise ValueError(f"{field}: a run of images has none yet; allowed: null")
     if training.reference == "ema":
         raise ValueError("training.reference: ema is of text policies so far; allowed: fixed, previous, every_n")
+    scorer = parts["scorer"]
+    if scorer is not None and scorer.kind == "people" and parts["gate"] is not None:
+        raise ValueError("gate: people score no held-out images, so there is nothing to judge by; allowed: null")
     if parts["gate"] is not None and parts["gate"].second is not None:
         raise ValueError("gate.second: the gate of a run of images has one labeller; allowed: null")
 

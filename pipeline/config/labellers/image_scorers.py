@@ -19,6 +19,23 @@ class DotsScorer(Closed):
     clean: float = Field(0.5, ge=0)
 
 
+class PeopleScorer(Closed):
+    """People who compare two images of a prompt on the page of questions; the run pauses until all are answered.
+
+    They label what rounds train on; held-out images get no score.
+    """
+
+    kind: Literal["people"] = "people"
+    pairs_per_prompt: int = Field(1, ge=1, description="comparisons of each prompt's images")
+    wait: float | None = Field(
+        0,
+        ge=0,
+        description="seconds to wait for answers before the run pauses; null: for ever",
+        json_schema_extra=OPERATIONAL,
+    )
+    poll: float = Field(5, gt=0, description="seconds between two looks at the answers", json_schema_extra=OPERATIONAL)
+
+
 class ImageClassifierScorer(Closed):
     """A Hugging Face image classifier: what it gives one of its classes is the reward."""
 

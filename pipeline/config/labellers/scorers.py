@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from pipeline.config.base import OPERATIONAL, Closed
-from pipeline.config.labellers.image_scorers import ClipScorer, DotsScorer, ImageClassifierScorer
+from pipeline.config.labellers.image_scorers import ClipScorer, DotsScorer, ImageClassifierScorer, PeopleScorer
 from pipeline.config.labellers.judge import JudgeScorer
 from pipeline.config.sampling import Engines
 
@@ -190,7 +190,8 @@ SingleScorer = Annotated[
     | JudgeScorer
     | DotsScorer
     | ImageClassifierScorer
-    | ClipScorer,
+    | ClipScorer
+    | PeopleScorer,
     Field(discriminator="kind"),
 ]
 
@@ -219,6 +220,8 @@ class EnsembleScorer(Closed):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "EnsembleScorer":
+        if any(isinstance(member.scorer, PeopleScorer) for member in self.members):
+            raise ValueError("members: people label a whole round, and alone; allowed: other kinds")
         if self.quorum is not None and self.quorum > len(self.members):
             raise ValueError(f"quorum: {self.quorum}, but there are {len(self.members)} members")
         if self.combine != "penalised" and self.penalty != 1:
@@ -241,6 +244,7 @@ ScorerSettings = Annotated[
     | DotsScorer
     | ImageClassifierScorer
     | ClipScorer
+    | PeopleScorer
     | EnsembleScorer,
     Field(discriminator="kind"),
 ]
