@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.loop.preparation import prepare_run
@@ -74,10 +75,14 @@ class Reports:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run_images(root: Path, *settings: str, rounds: int = 1, die: tuple[str, int] | None = None) -> RunFolder:
-    """Run round 0 and ``rounds`` rounds in the folder ``root``."""
-    config = load_config([ROOT / "configs" / "images.yaml"], [*SMALL, *settings])
+def run_images(
+    root: Path, *settings: str, rounds: int = 1, die: tuple[str, int] | None = None, size: Sequence[str] = SMALL
+) -> RunFolder:
+    """Run round 0 and ``rounds`` rounds in the folder ``root``; fewer than 0: only make the folder."""
+    config = load_config([ROOT / "configs" / "images.yaml"], [*size, *settings])
     run = prepare_run(config, root)
+    if rounds < 0:
+        return run
     with Workers(root, config) as workers:
         stage = Stages(run, workers, die)
         start_run(stage)

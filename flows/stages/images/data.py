@@ -23,9 +23,10 @@ def image_data(context: Context, folder: Path) -> Outcome:
     """Write the run's prompts, and the pictures of the warm start with the class that each is meant to show."""
     outcome, prompts = data(context, folder), context.config.prompts
     made: dict[str, JsonValue] = {}
-    if isinstance(context.config.policy, ScratchDiffusion) and isinstance(prompts, DotsData):
+    if isinstance(context.config.policy, ScratchDiffusion):
+        task = prompts if isinstance(prompts, DotsData) else DotsData()
         (folder / PICTURES).mkdir(exist_ok=True)
-        pictures = ((str(condition), drawn_picture(picture)) for condition, picture in dot_pictures(prompts))
+        pictures = ((str(condition), drawn_picture(picture)) for condition, picture in dot_pictures(task))
         made["pictures"] = write_images(folder / PICTURES / "rows.parquet", pictures)
     if isinstance(context.config.pairs, ImageData):
         made["images"] = import_images(context, folder)

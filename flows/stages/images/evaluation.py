@@ -78,7 +78,7 @@ def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group],
             metrics[f"win_rate_vs_{name}_ci"] = None if interval is None else [interval.low, interval.high]
         labelling = label_summary([accounts.take()], accounts)
     if isinstance(config.scorer, DotsScorer):
-        metrics |= _marks(context, round_, groups)
+        metrics |= dot_shares(context, round_)
     return groups, {**metrics, **({"labelling": labelling} if labelling else {})}
 
 
@@ -90,8 +90,9 @@ def _scored(context: Context, round_: int) -> Path:
     return context.run.stage(round_, "evaluation").folder / "sampled"
 
 
-def _marks(context: Context, round_: int, groups: Sequence[Group]) -> _Metrics:
-    """Shares of images of the task dots whose colour, half and shape are right, and of those where all are."""
+def dot_shares(context: Context, round_: int) -> dict[str, float]:
+    """Shares of a round's images of the task dots whose colour, half, shape or all of them are right."""
+    groups = list(read_groups(_drawn(context, round_)))
     pictures = StoredPictures([_drawn(context, round_) / IMAGES])
     shown = ((group.prompt, pictures[response.text]) for group in groups for response in group.responses)
     marks = [marks_of(prompt, np.asarray(decoded_picture(png))) for prompt, png in shown]

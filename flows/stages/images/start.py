@@ -71,12 +71,14 @@ def _from_scratch(context: Context, settings: ScratchDiffusion, folder: Path) ->
 
 
 def _classes(context: Context) -> int:
-    match context.config.prompts:
-        case DotsData():
-            return len(DOT_CONDITIONS)
-        case ConditionData() as given:
-            return len(given.of) if len(given.of) > 1 else 0
-    raise UserError("policy.kind: scratch_diffusion needs prompts.kind dots or conditions, whose names are its classes")
+    """Classes of the model that is made: those of the task, or none if all prompts ask for the same."""
+    prompts = context.config.prompts
+    if isinstance(prompts, ConditionData) and len(prompts.of) > 1:
+        raise UserError(
+            f"prompts.of: {len(prompts.of)} names, but policy.kind: scratch_diffusion learns from the pictures of the "
+            "task dots; allowed: prompts.kind: dots, or one name for a model without conditions"
+        )
+    return len(DOT_CONDITIONS) if isinstance(prompts, DotsData) else 0
 
 
 def _pictures(context: Context) -> Path:
