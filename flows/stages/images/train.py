@@ -14,12 +14,13 @@ from flows.stages.training.examples import joined_with_reference
 from flows.stages.training.train import WatchNotes, carried_files, fit, keep_offending_rows, starts_at_reference
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RowsError
-from pipeline.images.image_adapter import add_image_adapter
+from pipeline.images.image_adapter import add_image_adapter, merged_network
 from pipeline.images.image_folder import load_image_policy, save_image_policy
 from pipeline.images.image_handshake import save_image_probe
 from pipeline.images.image_policy import ImagePolicy
 from pipeline.losses import Loss
-from pipeline.models.weights.adapter_folder import base_of, is_adapter
+from pipeline.models.weights.adapter_folder import is_adapter
+from pipeline.models.weights.lora import save_adapter
 from pipeline.storage.integrity import BASE_FILES, BASE_MODEL, model_tree
 from pipeline.training.trainee import Trainee
 from pipeline.training.watch.course import Watching
@@ -64,9 +65,7 @@ def train_images(context: Context, round_: int, folder: Path) -> Outcome:
         return outcome
     if outcome.metrics["kept_step"] == 0:
         policy = _to_train(context, round_, origin)
-    save_image_policy(policy, folder)
-    save_image_probe(policy, folder)
-    return Outcome(outcome.rows, {**outcome.metrics, **_base(context, folder)})
+    return Outcome(outcome.rows, {**outcome.metrics, **_saved(context, policy, folder)})
 
 
 def _to_train(context: Context, round_: int, origin: Path) -> ImagePolicy:
@@ -86,11 +85,18 @@ def _reference(context: Context, round_: int, *, at_reference: bool) -> Any | No
     return load_image_policy(path).network.requires_grad_(False)
 
 
-def _base(context: Context, folder: Path) -> dict[str, JsonValue]:
-    """Of an adapter: the model under it, named from the adapter's folder if it is in the run's."""
-    if not is_adapter(folder):
+def _saved(context: Context, policy: ImagePolicy, folder: Path) -> dict[str, JsonValue]:
+    """Write the trained policy: its adapter alone, or all of it; return facts of the model under an adapter."""
+    lora = context.config.training.lora
+    if lora is None or lora.lifetime == "round":
+        policy = policy.with_network(merged_network(policy.network))
+        save_image_policy(policy, folder)
+        save_image_probe(policy, folder)
         return {}
-    base = Path(base_of(folder)).absolute()
+    base = Path(policy.path).absolute()
     inside = base.is_relative_to(context.run.root.absolute())
+    # Relative, a base in the run folder moves with it.
     named = os.path.relpath(base, folder.absolute()) if inside else str(base)
+    save_adapter(policy.network, folder, named)
+    save_image_probe(policy, folder)
     return {BASE_MODEL: named, BASE_FILES: model_tree(base)}

@@ -117,3 +117,15 @@ def test_a_kill_in_any_stage_changes_no_bit(done: RunFolder, tmp_path: Path, pla
     root = tmp_path / "run"
     assert killed(root, place, 2 if place.split(":")[1] in ("policy", "samples") else 1) == -9
     assert digests(run_images(root)) == digests(done)
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("lifetime", ["run", "round"])
+def test_adapters_are_trained_on_and_sampled_from(tmp_path: Path, lifetime: str) -> None:
+    settings = ("training.lora.rank=4", f"training.lora.lifetime={lifetime}", "training.reference=previous")
+    run = run_images(tmp_path / "run", *settings, rounds=2)
+    weights = {file.name for file in run.stage(2, "policy").folder.rglob("*.safetensors")}
+    assert weights == ({"adapter_model.safetensors"} if lifetime == "run" else {"diffusion_pytorch_model.safetensors"})
+    assert read_steps(run.stage(2, "policy").folder / "steps.jsonl")[0].margin == 0
+    shake = run.stage(2, "evaluation_samples").require().metrics["sampled"]
+    assert isinstance(shake, dict) and shake["weight_handshake"]["max_difference"] < 1e-4
