@@ -14,6 +14,7 @@ from flows.preflight.model_folders import (
     check_classifier_start,
     check_engine,
     check_image_policy,
+    check_image_prompt,
     check_policy_folder,
 )
 from flows.preflight.policy_weights import check_policy_weights, notes_on_serving
@@ -90,7 +91,8 @@ def check_run(
     longest, trusted = _longest(config), config.trusts_policy
     if isinstance(config.policy, PretrainedPolicy):
         _check_policy_files(config, Path(config.policy.path))
-    check_image_policy(config)
+    if config.modality == "image":
+        check_image_policy(config)
     check_template(config)
     check_policy_weights(config)
     if config.scorer is not None:
@@ -132,7 +134,8 @@ def _describe(config: RunConfig, contents: Contents) -> list[str]:
 
 
 def _check_prompt(config: RunConfig, prompt: Prompt) -> None:
-    """Raise ``UserError`` if the prompt lacks an answer that a labeller compares with."""
+    """Raise ``UserError`` if the prompt lacks an answer that a labeller compares with, or a class to be drawn."""
+    check_image_prompt(config, prompt)
     if config.scorer is not None:
         check_answer(config.scorer, prompt)
     if config.gate is not None and config.gate.second is not None:

@@ -4,15 +4,26 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.config import DiffusionPolicy, ImageData, RunConfig, SamplerSettings, ServerSampler, VllmSampler
+from pipeline.config import (
+    DiffusersSampler,
+    DiffusionPolicy,
+    DotsData,
+    ImageData,
+    RunConfig,
+    SamplerSettings,
+    ScratchDiffusion,
+    ServerSampler,
+    VllmSampler,
+)
 from pipeline.errors import UserError
-from pipeline.images.prompt_ids import network_settings, told_in
+from pipeline.images.prompt_ids import condition_told, network_settings, told_in
 from pipeline.models.foreign import TOKENIZER_FILES, model_settings
 from pipeline.models.loading.ordinary_folder import is_ordinary_model
 from pipeline.models.loading.ordinary_tensors import has_ordinary_tensors
 from pipeline.models.loading.rope import require_steady_rope, text_settings
 from pipeline.models.loading.weight_files import require_no_adapter_beside, tensor_shapes
 from pipeline.models.weights.adapter_folder import base_of
+from pipeline.types import Prompt
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _DIFFUSION = "model_index.json"
@@ -143,3 +154,43 @@ def _drawn_size(folder: Path) -> tuple[int, int] | None:
         case [int(height), int(width)]:
             return height * times, width * times
     return None
+    """Refuse an image policy that cannot be loaded, and a sampler that does not fit what it predicts or is told.
+
+    Raises ``UserError``.
+    """
+    if find_spec("diffusers") is None:
+        raise UserError("modality: image needs diffusers: pip install 'prefloop[images]'")
+    policy, sampler = config.policy, config.sampler
+    assert isinstance(sampler, DiffusersSampler), "the config's validator requires it"
+    if isinstance(policy, DiffusionPolicy):
+        told, predicts = _of_folder(Path(policy.path))
+    else:
+        assert isinstance(policy, ScratchDiffusion), "the config's validator requires it"
+        told, predicts = "class" if isinstance(config.prompts, DotsData) else "none", policy.predicts
+    if sampler.scheduler != "auto" and (sampler.scheduler == "flow") != (predicts == "flow"):
+        allowed = "auto or flow" if predicts == "flow" else "auto, ddim, ddpm, euler or dpm"
+        raise UserError(
+            f"sampler.scheduler: {sampler.scheduler}, but the policy predicts {predicts}; allowed: {allowed}"
+        )
+    if sampler.eta and predicts == "flow":
+        raise UserError(f"sampler.eta: {sampler.eta:g}, but flow matching has no such steps; allowed: 0")
+    if sampler.guidance != 1 and told == "none":
+        raise UserError(f"sampler.guidance: {sampler.guidance:g}, but the policy is told nothing; allowed: 1")
+
+
+def check_image_prompt(config: RunConfig, prompt: Prompt) -> None:
+    """Raise ``UserError`` if the policy cannot be told what ``prompt`` asks for."""
+    if isinstance(config.policy, DiffusionPolicy):
+        condition_told(prompt, told_in(config.policy.path))
+
+
+def _of_folder(folder: Path) -> tuple[str, str]:
+    """What the policy in ``folder`` is told, and what it predicts. Raises ``UserError``."""
+    if not folder.is_dir():
+        raise UserError(f"policy.path: {folder}: no such folder; allowed: a model folder in diffusers' layout")
+    told, file = told_in(folder), folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        raise UserError(f"policy.path: {file}: missing, so the levels of noise are unknown")
+    settings = model_settings(file)
+    flows = str(settings.get("_class_name")).startswith("FlowMatch")
+    return told, "flow" if flows else str(settings.get("prediction_type") or "epsilon")
