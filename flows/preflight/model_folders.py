@@ -127,43 +127,18 @@ def _base(path: Path) -> str:
 
 
 def check_image_policy(config: RunConfig) -> None:
-    """Raise ``UserError`` for a diffusion policy that is not there, or draws another size than given images have."""
-    if not isinstance(config.policy, DiffusionPolicy):
-        return
-    folder = Path(config.policy.path)
-    if not folder.is_dir():
-        raise UserError(f"policy.path: {folder}: no such model folder")
-    told_in(folder)
-    drawn = _drawn_size(folder)
-    for name, data in (("prompts", config.prompts), ("pairs", config.pairs)):
-        if isinstance(data, ImageData) and drawn is not None and tuple(data.size) != drawn:
-            given, wanted = (" x ".join(map(str, size)) for size in (data.size, drawn))
-            raise UserError(
-                f"{name}.size: {given}, but {folder} draws {wanted} pixels (height, width); allowed: {wanted}"
-            )
-
-
-def _drawn_size(folder: Path) -> tuple[int, int] | None:
-    """Return the height and width in pixels of a diffusion policy's images; None if its files do not say."""
-    side = network_settings(folder).get("sample_size")
-    sides = side if isinstance(side, list) else [side, side]
-    blocks = model_settings(Path(base_of(folder)) / "vae" / "config.json").get("block_out_channels")
-    # Each level of an autoencoder but the last halves the image.
-    times = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else 1
-    match sides:
-        case [int(height), int(width)]:
-            return height * times, width * times
-    return None
     """Refuse an image policy that cannot be loaded, and a sampler that does not fit what it predicts or is told.
 
     Raises ``UserError``.
     """
+    policy, sampler = config.policy, config.sampler
+    if not isinstance(sampler, DiffusersSampler):
+        return
     if find_spec("diffusers") is None:
         raise UserError("modality: image needs diffusers: pip install 'prefloop[images]'")
-    policy, sampler = config.policy, config.sampler
-    assert isinstance(sampler, DiffusersSampler), "the config's validator requires it"
     if isinstance(policy, DiffusionPolicy):
         told, predicts = _of_folder(Path(policy.path))
+        _require_size(config, Path(policy.path))
     else:
         assert isinstance(policy, ScratchDiffusion), "the config's validator requires it"
         told, predicts = "class" if isinstance(config.prompts, DotsData) else "none", policy.predicts
@@ -187,10 +162,34 @@ def check_image_prompt(config: RunConfig, prompt: Prompt) -> None:
 def _of_folder(folder: Path) -> tuple[str, str]:
     """What the policy in ``folder`` is told, and what it predicts. Raises ``UserError``."""
     if not folder.is_dir():
-        raise UserError(f"policy.path: {folder}: no such folder; allowed: a model folder in diffusers' layout")
+        raise UserError(f"policy.path: {folder}: no such model folder")
     told, file = told_in(folder), folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         raise UserError(f"policy.path: {file}: missing, so the levels of noise are unknown")
     settings = model_settings(file)
     flows = str(settings.get("_class_name")).startswith("FlowMatch")
     return told, "flow" if flows else str(settings.get("prediction_type") or "epsilon")
+
+
+def _require_size(config: RunConfig, folder: Path) -> None:
+    """Raise ``UserError`` if the policy draws another size than given images have."""
+    drawn = _drawn_size(folder)
+    for name, data in (("prompts", config.prompts), ("pairs", config.pairs)):
+        if isinstance(data, ImageData) and drawn is not None and tuple(data.size) != drawn:
+            given, wanted = (" x ".join(map(str, size)) for size in (data.size, drawn))
+            raise UserError(
+                f"{name}.size: {given}, but {folder} draws {wanted} pixels (height, width); allowed: {wanted}"
+            )
+
+
+def _drawn_size(folder: Path) -> tuple[int, int] | None:
+    """Return the height and width in pixels of a diffusion policy's images; None if its files do not say."""
+    side = network_settings(folder).get("sample_size")
+    sides = side if isinstance(side, list) else [side, side]
+    blocks = model_settings(Path(base_of(folder)) / "vae" / "config.json").get("block_out_channels")
+    # Each level of an autoencoder but the last halves the image.
+    times = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and blocks else 1
+    match sides:
+        case [int(height), int(width)]:
+            return height * times, width * times
+    return None
