@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.loop.preparation import prepare_run
-from flows.loop.rounds import labelled, learn, start_run
+from flows.loop.rounds import Stages, labelled, learn, start_run
 from flows.run_folder.ancestry import parent
 from flows.run_folder.stage_table import spec_of
 from flows.stages.context import Context
@@ -38,7 +38,7 @@ SMALL = (
 )
 
 
-class Stages:
+class ImageStages(Stages):
     """Runs stages one after the other; dies at a progress report of one of them if asked to."""
 
     def __init__(self, run: RunFolder, workers: Workers, die: tuple[str, int] | None) -> None:
@@ -52,10 +52,6 @@ class Stages:
         if self._die == (f"{round_}:{name}", -1):
             os.kill(os.getpid(), signal.SIGKILL)
         return self.run.stage(round_, name).title
-
-    def streamed(self, source: str, name: str, round_: int, *inputs: str) -> str:
-        """Not asked for: images wait for all samples."""
-        raise AssertionError(source)
 
     def _reports(self, place: str) -> "Reports":
         return Reports(self._die[1] if self._die is not None and self._die[0] == place else None)
@@ -84,7 +80,7 @@ def run_images(
     if rounds < 0:
         return run
     with Workers(root, config) as workers:
-        stage = Stages(run, workers, die)
+        stage = ImageStages(run, workers, die)
         start_run(stage)
         for round_ in range(1, rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
