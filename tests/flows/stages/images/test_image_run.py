@@ -66,7 +66,7 @@ def test_the_first_step_starts_at_the_reference(done: RunFolder) -> None:
 
 def test_stored_errors_are_of_every_draw_of_both_sides(done: RunFolder) -> None:
     rows = list(read_rows(done.stage(1, "reference").folder / reference_name(0)))
-    assert {len(logps) for row in rows for logps in row["logps"]} == {8} and {len(row["logps"]) for row in rows} == {2}
+    assert {len(logps) for row in rows for logps in row["logps"]} == {7} and {len(row["logps"]) for row in rows} == {2}
 
 
 def test_evaluation_measures_images_and_their_distance_from_the_start(done: RunFolder) -> None:
