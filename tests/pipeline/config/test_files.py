@@ -243,7 +243,10 @@ def test_a_malformed_file_is_named(text: str, expected: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("prompts.columns.reference=x", "no such setting here; 'reference' exists at training.reference"),
+        (
+            "prompts.columns.reference=x",
+            "no such setting here; 'reference' exists at sampling.mixture.reference, training.reference",
+        ),
         ("prompts.columns.kind=x", "no such setting here; 'kind' exists at prompts.kind"),
         (
             "scorer={kind: ensemble, members: [{scorer: &}, {kind: x, scorer: &}, {scorer: &}]}".replace(
