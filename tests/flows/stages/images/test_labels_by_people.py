@@ -13,7 +13,7 @@ from pipeline.config.files import load_config
 from pipeline.errors import Paused
 from pipeline.storage.rows import read_groups
 from pipeline.types import Group, Message, Prompt, Response
-from tests.support.image_run import SMALL, Stages
+from tests.support.image_run import SMALL, ImageStages
 from tests.support.places import ROOT
 
 
@@ -42,7 +42,7 @@ def test_a_round_pauses_for_people_and_goes_on_with_their_votes(tmp_path: Path) 
     config = load_config([ROOT / "configs" / "images.yaml"], [*SMALL, *people])
     run = prepare_run(config, tmp_path / "run")
     with Workers(run.root, config) as workers:
-        stage = Stages(run, workers, None)
+        stage = ImageStages(run, workers, None)
         start_run(stage)
         stage("samples", 1)
         with pytest.raises(Paused, match="have answered 0 of 6 questions"):
