@@ -167,8 +167,11 @@ class StageTasks:
             raise
 
     def _tell_of_padding(self, why: object) -> None:
-        """Warn that prompts are not shared although packing is on; this costs time and memory."""
-        if why is not None and self._config.training.packing:
+        """Warn that prompts are not shared although packing is on; this costs time and memory.
+
+        Draws of images have no prompts to share.
+        """
+        if why is not None and self._config.training.packing and self._config.modality == "text":
             get_run_logger().warning("Rows are padded and prompts computed for each response: %s", why)
             self._console.print(f"rows are padded, prompts not shared: {why}", markup=False, highlight=False)
 

@@ -251,11 +251,8 @@ class RoundFacts:
 
 def estimate(metrics: Mapping[str, Any], name: str) -> Estimate | None:
     """The metric ``name`` with its interval ``NAME_ci``, if there is one."""
-    mean = metrics.get(name)
-    if mean is None:
-        return None
-    low, high = metrics.get(f"{name}_ci") or (None, None)
-    return Estimate(float(mean), low, high)
+    mean, bounds = metrics.get(name), metrics.get(f"{name}_ci") or (None, None)
+    return None if mean is None else Estimate(float(mean), *bounds)
 
 
 def label_facts(stage: str, metrics: Mapping[str, Any]) -> LabelFacts:
@@ -283,6 +280,9 @@ COLUMNS = (
     ("reward", "reward", "{:.3f}"),
     ("slot_error_rate", "slot err\ngreedy", "{:.1%}"),
     ("slot_error_rate_sampled", "slot err\nsampled", "{:.1%}"),
+    ("right", "all\nright", "{:.1%}"),
+    ("clean", "clean\nshapes", "{:.1%}"),
+    ("distance_within", "distance\nwithin", "{:.2f}"),
     ("win_rate_vs_start", "wins vs\nstart", "{:.1%}"),
     ("kl_to_start", "KL start\nnats/tok", "{:.3f}"),
     ("kl_to_previous", "KL prev.\nnats/tok", "{:.3f}"),

@@ -151,7 +151,7 @@ def _training(
         read_held_out(folder),
         said.get("kept_step"),
         said.get("ended_because"),
-        _passes(said.get("passes"), said.get("padded_because")),
+        _passes(said.get("passes"), said.get("padded_because")) if config.modality == "text" else None,
     )
 
 

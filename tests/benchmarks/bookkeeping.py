@@ -87,6 +87,7 @@ class Watch:
     def report(self, done: int, total: int, note: str) -> None:
         """As a stage tells of its progress."""
         self.done, self.total = done, total
+        self._rss.append((done / max(total, 1), self._own.memory_info().rss))
 
     def __enter__(self) -> "Watch":
         self._wall, self._cpu = time.monotonic(), time.process_time()

@@ -150,6 +150,9 @@ def fit(
     log = StepLog(folder / STEPS)
 
     def on_start(passes: PassTokens, why: str | None) -> None:
+        if context.config.modality == "image":
+            # Draws have no prompt to share, and no lengths to fill up.
+            return
         line = passes.line(why)
         logger.log(logging.INFO if why is None or not settings.packing else logging.WARNING, "%s", line)
         context.report(0, 0, line)

@@ -126,7 +126,7 @@ def test_sppo_takes_hard_pairs(offline: Path) -> None:
 def test_single_responses_are_refused_by_a_loss_that_compares(offline: Path, preset: str) -> None:
     message = refused(offline, MARKED, f"loss.preset={preset}")
     assert "single responses (columns completion and label)" in message
-    assert f"loss {preset} reads several" in message and "one of apo_zero, bco" in message
+    assert f"loss {preset} reads several" in message and "one of aot_unpaired, apo_zero, bco" in message
 
 
 @pytest.mark.parametrize("preset", ["kto", "bco", "apo_zero", "nca"])

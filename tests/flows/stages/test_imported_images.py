@@ -8,10 +8,7 @@ import pytest
 from flows.loop.preparation import prepare_run
 from flows.loop.rounds import learn, start_run
 from flows.preflight.check import check_run
-from flows.run_folder.stage_table import spec_of
-from flows.stages.context import Context
 from flows.stages.images.imported import imported_image
-from flows.stages.run import run_stage
 from flows.workers.local import Workers
 from pipeline.config import RunConfig
 from pipeline.data.pictures.image_rows import IMAGES, read_images
@@ -19,9 +16,9 @@ from pipeline.data.pictures.picture import decoded_picture
 from pipeline.errors import UserError
 from pipeline.images.image_folder import load_image_policy
 from pipeline.storage.rows import read_preference_rows
-from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Pair
 from tests.pipeline.data.pictures.test_layouts import pickapic
+from tests.support.image_run import ImageStages
 from tests.support.pictures import BLUE, RED, halves, picture
 from tests.support.tiny_diffusion import unconditional
 
@@ -51,21 +48,6 @@ def blues(count: int) -> list[tuple[bytes, bytes, float, bool]]:
     return [*made, (picture(RED), picture(BLUE), 0.5, True), (picture(RED), picture(BLUE), 0.0, False)]
 
 
-class Stages:
-    """Runs stages one after the other, without Prefect."""
-
-    def __init__(self, run: RunFolder, workers: Workers) -> None:
-        self._run, self._workers = run, workers
-
-    def __call__(self, name: str, round_: int, *inputs: str) -> str:
-        context = Context(self._run, self._run.config(), lambda done, total, note: None)
-        run_stage(context, round_, name, self._workers if spec_of(name).sampled else None)
-        return self._run.stage(round_, name).title
-
-    def streamed(self, source: str, name: str, round_: int, *inputs: str) -> str:
-        raise AssertionError(source)
-
-
 def test_pairs_of_a_table_are_checked_stored_once_and_trained_on(tmp_path: Path) -> None:
     policy, table = unconditional(tmp_path / "policy"), pickapic(tmp_path / "train.parquet", *blues(24))
     given = config(policy, table)
@@ -74,7 +56,7 @@ def test_pairs_of_a_table_are_checked_stored_once_and_trained_on(tmp_path: Path)
     assert "1 tie" in log.account[0] and "1 unlabelled" in log.account[0]
     run = prepare_run(given, tmp_path / "run")
     with Workers(run.root, given) as workers:
-        stage = Stages(run, workers)
+        stage = ImageStages(run, workers, die=None)
         _, start = start_run(stage)
         learn(stage, given, 1, stage("pairs", 1, start), start)
     images = [*read_images(run.stage(0, "data").folder / IMAGES)]
