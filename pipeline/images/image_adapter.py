@@ -8,7 +8,7 @@ from torch import nn
 from pipeline.config import Lora
 from pipeline.errors import UserError
 from pipeline.images.networks import plain_network
-from pipeline.models.weights.lora import TRAINED_ADAPTER, with_adapter
+from pipeline.models.weights.lora import TRAINED_ADAPTER, adapter_arguments, with_adapter
 
 
 def add_image_adapter(network: Any, settings: Lora, seed: int) -> Any:
@@ -21,19 +21,8 @@ def add_image_adapter(network: Any, settings: Lora, seed: int) -> Any:
     """
     every = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     targets: Any = every if settings.target_modules == "all-linear" else settings.target_modules
-    ends = {name.rpartition(".")[2] for name, _ in network.named_modules()}
-    for name in settings.modules_to_save:
-        if name not in ends:
-            raise UserError(f"training.lora.modules_to_save: {name!r}: the network has no module of that name")
-    arguments = {
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
-        "lora_dropout": settings.dropout,
-        "use_rslora": settings.rslora,
-        "use_dora": settings.dora,
-        "modules_to_save": list(settings.modules_to_save) or None,
-        "target_modules": targets if isinstance(targets, str) else [*targets],
-    }
+    arguments = adapter_arguments(network, settings)
+    arguments["target_modules"] = targets if isinstance(targets, str) else [*targets]
     torch.manual_seed(seed)
     try:
         return with_adapter(network.requires_grad_(False), arguments, TRAINED_ADAPTER)

@@ -58,6 +58,26 @@ def switch_recomputation(model: Any, *, on: bool) -> None:
         switch.gradient_checkpointing_disable()
 
 
+def adapter_arguments(model: nn.Module, settings: Lora) -> dict[str, Any]:
+    """Return peft's arguments for an adapter of ``model``, without the modules that it targets.
+
+    Raises:
+        UserError: no module of ``model`` has one of the names in ``modules_to_save``.
+    """
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    for name in settings.modules_to_save:
+        if name not in names:
+            raise UserError(f"training.lora.modules_to_save: {name!r}: the model has no module of that name")
+    return {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
+        "modules_to_save": list(settings.modules_to_save) or None,
+    }
+
+
 def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
     """Add a new low-rank adapter to ``model``; only the adapter is trainable (LoRA, arXiv:2106.09685).
 
@@ -68,17 +88,7 @@ def add_adapter(model: PreTrainedModel, settings: Lora, seed: int) -> Any:
     """
     pattern = isinstance(settings.target_modules, str)
     targets = settings.target_modules if pattern else list(settings.target_modules)
-    whole = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    for name in settings.modules_to_save:
-        if name not in whole:
-            raise UserError(f"training.lora.modules_to_save: {name!r}: the model has no module of that name")
-    arguments = {
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
-        "lora_dropout": settings.dropout,
-        "use_rslora": settings.rslora,
-        "use_dora": settings.dora,
-        "modules_to_save": list(settings.modules_to_save) or None,
+    arguments = adapter_arguments(model, settings) | {
         "target_modules": targets,
         "exclude_modules": _left_out(model, every=targets == "all-linear") or None,
     }
