@@ -35,7 +35,7 @@ class Silence:
     """The time since a child's last message, and its limit.
 
     Each message starts it anew, and so do bytes that the child's processes read, write or take as memory. Processes
-    that only compute have twice the limit.
+    that only compute have twice the limit. By as much as a look comes late, both become longer.
     """
 
     def __init__(self, pid: int, limit: float | None) -> None:
@@ -55,8 +55,7 @@ class Silence:
         """Seconds to wait for a message until the next look; None: for ever."""
         if self._limit is None:
             return None
-        next_look: float = self._looked + min(self._limit / _LOOKS, _LONGEST_LOOK)
-        return max(min(next_look, self._ends) - time.monotonic(), 0.001)
+        return max(self._due(self._limit) - time.monotonic(), 0.001)
 
     def look(self) -> None:
         """Take account of what the child has done since the last look.
@@ -65,6 +64,9 @@ class Silence:
             TimeoutError: the limit is over; the text says what the child did.
         """
         assert self._limit is not None, "without a limit nothing waits for a look"
+        # A machine that stood still, or was too busy to look, did not let the child work either.
+        late = max(0.0, time.monotonic() - self._due(self._limit))
+        self._ends, self._last = self._ends + late, self._last + late
         now, counted = time.monotonic(), count_processes(self._pid)
         if self._before is not None:
             moved, seconds = work_between(self._before, counted)
@@ -76,6 +78,9 @@ class Silence:
         self._before, self._looked = counted, now
         if now >= self._ends:
             raise TimeoutError(self._said())
+
+    def _due(self, limit: float) -> float:
+        return min(self._looked + min(limit / _LOOKS, _LONGEST_LOOK), self._ends)
 
     def _begin(self, now: float) -> None:
         limit = self._limit or 0.0

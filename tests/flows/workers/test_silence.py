@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from flows.workers.child import Child
 from flows.workers.messages import Done
-from flows.workers.silence import Counted, count_processes, work_between
+from flows.workers.silence import Counted, Silence, count_processes, work_between
 from pipeline.errors import RunError
 from tests.support.obedient_child import SERVICE, Hang, Init, Read
 from tests.support.places import ROOT
@@ -25,6 +26,23 @@ def test_a_child_that_reads_slowly_for_longer_than_its_limit_is_waited_for(tmp_p
         assert child.call(Read(str(file), 10.0, in_child), Done, 4.0) == Done()
         with pytest.raises(RunError, match="hang was silent for 1 seconds and was ended"):
             child.call(Hang(busy=False), Done, 1.0)
+
+
+def test_a_machine_that_stands_still_does_not_end_a_child_that_computes() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        silence, began, looks = Silence(child.pid, 1.5), time.monotonic(), 0
+        # Longer than the limit before the first look.
+        time.sleep(2.0)
+        try:
+            with pytest.raises(TimeoutError, match="computed for 3 seconds without a report, a read or a write"):
+                while True:
+                    silence.look()
+                    looks += 1
+                    time.sleep(silence.until_look() or 0)
+        finally:
+            child.kill()
+    assert time.monotonic() - began > 2.0 + 3.0 - 0.2
+    assert looks > 5
 
 
 def test_small_reads_are_no_work(tmp_path: Path) -> None:

@@ -43,10 +43,9 @@ def test_a_holder_elsewhere_without_a_sign_of_life_is_taken_over(
         with pytest.raises(LostWriteError):
             store.replace(LEASE_OBJECT, b"late heartbeat", lost_to)
     assert "taken over from process" in capsys.readouterr().err
-    # Given back, it is free at once.
-    started = time.monotonic()
+    # Given back, it is free: nobody is waited for.
     with hold_url(store, 10, 60):
-        assert time.monotonic() - started < 0.5
+        assert "taken over" not in capsys.readouterr().err
 
 
 def test_a_holder_elsewhere_whose_heart_beats_is_refused(store: ObjectStore) -> None:
