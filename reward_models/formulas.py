@@ -116,7 +116,7 @@ class Verifier:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None:
-            command = [sys.executable, "-m", "reward_models.formulas", str(self._seconds)]
+            command = [sys.executable, "-m", __name__, str(self._seconds)]
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8", process_group=0)
             assert self._process.stdout is not None

@@ -10,7 +10,7 @@ import pytest
 from tests.support.import_graph import against, circles, crowded, graph, homes, imported, modules
 from tests.support.places import ROOT
 
-PACKAGES = ("flows", "reward_models", "pipeline")
+PACKAGES = ("prefloop", "flows", "reward_models", "pipeline")
 MODULES = modules(ROOT, PACKAGES)
 GRAPH = graph(ROOT, PACKAGES)
 
@@ -54,6 +54,11 @@ FLOWS = [
     ("flows.report",),
     ("flows.run_folder",),
 ]
+PREFLOOP = [
+    ("prefloop.__main__", "prefloop.child", "prefloop.deployable", "prefloop.running"),
+    ("prefloop.results",),
+    ("prefloop.tables", "prefloop.losses"),
+]
 TORCH_FREE = [name for name, file in MODULES.items() if "torch-free" in documentation(file).lower()]
 HEAVY = {"torch", "transformers", "accelerate", "peft", "vllm", "prefect"}
 
@@ -66,12 +71,12 @@ def test_no_module_imports_itself_through_others() -> None:
     assert circles(GRAPH) == []
 
 
-@pytest.mark.parametrize("order", [[("flows",), ("reward_models",), ("pipeline",)], PIPELINE, REWARD_MODELS, FLOWS])
+@pytest.mark.parametrize("order", [[(package,) for package in PACKAGES], PREFLOOP, PIPELINE, REWARD_MODELS, FLOWS])
 def test_imports_go_downwards(order: list[tuple[str, ...]]) -> None:
     assert against(GRAPH, order) == []
 
 
-@pytest.mark.parametrize("order", [PIPELINE, REWARD_MODELS, FLOWS], ids=["pipeline", "reward_models", "flows"])
+@pytest.mark.parametrize("order", [PREFLOOP, FLOWS, REWARD_MODELS, PIPELINE], ids=PACKAGES)
 def test_every_module_is_in_a_room(order: list[tuple[str, ...]]) -> None:
     rooms = [room for step in order for room in step]
     package = rooms[0].partition(".")[0]
@@ -104,8 +109,9 @@ def test_a_crowded_folder_is_found(tmp_path: Path) -> None:
 
 
 def test_a_public_name_has_one_home() -> None:
-    # Idioms that mean the same wherever they stand: a module's logger, an entry point, type variables.
-    idioms = {"logger", "main", "P", "T"}
+    # Idioms that mean the same wherever they stand: a module's logger, an entry point, type variables; and a run is
+    # started by one name, as a command and from Python.
+    idioms = {"logger", "main", "P", "T", "run"}
     several = {name: places for name, places in homes(MODULES).items() if len(places) > 1 and name not in idioms}
     assert several == {}
 

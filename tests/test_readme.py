@@ -24,7 +24,8 @@ from tests.support.places import ROOT
 from tests.support.readme import PAGES, README, nearest, sources, tree
 
 PRESETS = {name: Composition.model_validate(resolve(name, {})) for name in preset_names()}
-PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+# Those with runs are in tests/prefloop.
+PYTHON = [code for code in re.findall(r"^```python\n(.*?)^```", README, re.M | re.S) if "from prefloop " not in code]
 YAML = re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S)
 
 

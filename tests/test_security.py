@@ -26,7 +26,8 @@ from tests.support.places import ROOT
 from tests.support.tiny_model import save_tiny_model
 from tests.support.tiny_run import begin, make_job, open_context
 
-SOURCES = [file for part in ("pipeline", "reward_models", "flows") for file in sorted((ROOT / part).rglob("*.py"))]
+PARTS = ("pipeline", "reward_models", "flows", "prefloop")
+SOURCES = [file for part in PARTS for file in sorted((ROOT / part).rglob("*.py"))]
 
 
 def calls() -> Iterator[tuple[Path, str, ast.Call]]:
@@ -52,7 +53,7 @@ def test_yaml_is_only_read_by_safe_loaders() -> None:
     others = {name for _, name, _ in calls() if name.startswith("yaml.") and "load" in name} - {"yaml.safe_load"}
     assert others == {"yaml.load"}
     loads = [(file.name, ast.unparse(node)) for file, name, node in calls() if name == "yaml.load"]
-    assert loads and all(file == "files.py" and "Loader=_StrictLoader" in said for file, said in loads)
+    assert loads and all(file == "yaml_text.py" and "Loader=_StrictLoader" in said for file, said in loads)
 
 
 def test_nothing_is_evaluated_but_the_file_that_the_user_names() -> None:

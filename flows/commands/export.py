@@ -40,7 +40,7 @@ def export_policy(root: Path, out: Path, round_: int | None, *, adapter: bool = 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; export writes to a new folder")
     config = run.config()
-    number = _best_round(run, config) if round_ is None else round_
+    number = exported_round(run, config) if round_ is None else round_
     if not 0 <= number <= config.rounds or run.stage(number, "policy").manifest() is None:
         made = ", ".join(map(str, _rounds(run))) or "none"
         raise UserError(f"--round: {root} has no policy of round {number} yet; rounds that have one: {made}")
@@ -52,7 +52,8 @@ def _rounds(run: RunFolder) -> list[int]:
     return [number for number in run.rounds() if run.stage(number, "policy").manifest() is not None]
 
 
-def _best_round(run: RunFolder, config: RunConfig) -> int:
+def exported_round(run: RunFolder, config: RunConfig) -> int:
+    """Return the gate's best round, else the newest that has a policy. Raises ``UserError`` if none has."""
     made = _rounds(run)
     if not made:
         raise UserError(f"{run.root}: no round has a policy yet")

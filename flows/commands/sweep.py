@@ -35,6 +35,8 @@ PAUSED, INTERRUPTED = 3, 130
 # What runs are compared by: the first that all of them measure, and its format.
 COMPARED_BY = (("held_out_accuracy", "{:.1%}"), ("win_rate_vs_start", "{:.1%}"), ("reward", "{:.3f}"))
 _LOG_LINES = 12
+# ``flows``, or its name in a wheel.
+_PROGRAM = __name__.removesuffix(".commands.sweep")
 # Time for a run to end its children.
 _STOP_SECONDS = 60.0
 
@@ -195,7 +197,7 @@ def _advance(files: list[Path], entrant: Entrant, round_: int) -> None:
     words = [*map(str, files), *trial.settings, "--run-dir", str(trial.root), *until]
     with log.open("ab") as output:
         place = output.tell()
-        run = start_watched([sys.executable, "-m", "flows", "run", *words], {}, output.fileno())
+        run = start_watched([sys.executable, "-m", _PROGRAM, "run", *words], {}, output.fileno())
         try:
             code = run.wait()
         finally:

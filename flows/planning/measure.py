@@ -30,7 +30,7 @@ def apart(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         RunError: the process was killed, as the system does when memory runs out.
     """
     context = ForkServerContext()
-    context.set_forkserver_preload(["flows.planning.probe"])
+    context.set_forkserver_preload([Probed.__module__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
             return pool.submit(work, *args, **named).result()

@@ -16,7 +16,9 @@ import psutil
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 
 from flows.prefect_api.access import is_healthy, is_own
+from flows.prefect_api.guard import guarded_app
 from pipeline.errors import RunError, UserError
+from pipeline.sampling import watchdog
 
 Program = subprocess.Popen[bytes]
 STOP_SECONDS = 5.0
@@ -31,7 +33,7 @@ LEAST_BYTES = 1 << 20
 
 def start_watched(command: list[str], settings: dict[str, str], output: int | None) -> "subprocess.Popen[bytes]":
     """Start a server that ends with this process; ``output`` is a file descriptor, or None to share this one's."""
-    watched = [sys.executable, "-m", "pipeline.sampling.watchdog", str(os.getpid()), *command]
+    watched = [sys.executable, "-m", watchdog.__name__, str(os.getpid()), *command]
     return subprocess.Popen(
         watched,
         env={**os.environ, **settings},
@@ -82,7 +84,7 @@ def start_server(port: int, secret: str, settings: dict[str, str], output: int) 
 
     Raises ``UserError`` if ``PREFECT_SERVER_CORS_ALLOWED_ORIGINS`` allows every page, or holds no origins.
     """
-    serve = [sys.executable, "-m", "uvicorn", "--factory", "flows.prefect_api.guard:guarded_app"]
+    serve = [sys.executable, "-m", "uvicorn", "--factory", f"{guarded_app.__module__}:{guarded_app.__name__}"]
     serve += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--no-access-log"]
     serve += ["--lifespan", "on"]
     own = {

@@ -238,9 +238,11 @@ class StageProgress(Progress, frozen=True, tag="progress"):
     note: str
 
 
-SAMPLER = Service("flows.workers.sampler_service", Sampled)
-LABELLER = Service("flows.workers.labeller_service", LabelProgressed)
-TRAINER = Service("flows.stages.trainer_service", StageProgress)
+# ``flows``, or its name in a wheel. The services themselves import this module.
+_FLOWS = __name__.removesuffix(".workers.messages")
+SAMPLER = Service(f"{_FLOWS}.workers.sampler_service", Sampled)
+LABELLER = Service(f"{_FLOWS}.workers.labeller_service", LabelProgressed)
+TRAINER = Service(f"{_FLOWS}.stages.trainer_service", StageProgress)
 
 
 def name_of(message: WireMessage) -> str:

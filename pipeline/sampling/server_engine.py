@@ -24,6 +24,7 @@ from pipeline.errors import RunError, UserError
 from pipeline.models.chat import Chat
 from pipeline.models.weights.adapter_folder import base_of, is_adapter
 from pipeline.safe_text import redacted, visible
+from pipeline.sampling import watchdog
 from pipeline.sampling.engine_args import as_flags, formats_of
 from pipeline.sampling.given_adapters import GivenAdapters
 from pipeline.sampling.ports import free_port, loopback_only
@@ -159,7 +160,7 @@ class ServerEngine:
         command = [
             sys.executable,
             "-m",
-            "pipeline.sampling.watchdog",
+            watchdog.__name__,
             str(os.getpid()),
             *self._serve_command(path, port),
         ]

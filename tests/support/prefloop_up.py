@@ -20,6 +20,7 @@ from pipeline.sampling.ports import free_port
 from tests.support.places import ROOT
 
 Found = TypeVar("Found")
+CHECKOUT = (sys.executable, "-m", "flows")
 
 
 class Patient(httpx.Client):
@@ -54,6 +55,7 @@ class Up:
     port: int
     log: Path
     api: Patient
+    program: tuple[str, ...] = CHECKOUT
 
     @property
     def secret(self) -> str:
@@ -61,7 +63,7 @@ class Up:
         return secret_in(self.folder / "prefect")
 
     def prefloop(self, *arguments: object) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "flows", *map(str, arguments)]
+        command = [*self.program, *map(str, arguments)]
         return subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
         )
@@ -129,21 +131,24 @@ class Up:
 
 
 @contextmanager
-def started_up(folder: Path) -> Iterator[Up]:
-    """Server, UI and worker, which end with the block; the worker's runs find config files in ``folder``."""
+def started_up(folder: Path, program: tuple[str, ...] = CHECKOUT) -> Iterator[Up]:
+    """Server, UI and worker, which end with the block; the worker's runs find config files in ``folder``.
+
+    A ``program`` other than the checkout's does not see the checkout.
+    """
     port = free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "2",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]) if program == CHECKOUT else "",
         "JUDGE_KEY": "a-key-that-nobody-must-see",
     }
     log = folder / "up.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows", "up", "--port", str(port)],
+            [*program, "up", "--port", str(port)],
             cwd=folder,
             env=environment,
             stdout=output,
@@ -151,7 +156,7 @@ def started_up(folder: Path) -> Iterator[Up]:
             start_new_session=True,
         )
     api = Patient(base_url=f"http://127.0.0.1:{port}/api", timeout=200)
-    started = Up(process, folder, environment, port, log, api)
+    started = Up(process, folder, environment, port, log, api, program)
     try:
         started.until(lambda: "Prefect UI" in log.read_text() or process.poll() is not None)
         assert process.poll() is None, log.read_text()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.support.places import ROOT
 
-PARTS = ("configs", "flows", "pipeline", "reward_models")
+PARTS = ("configs", "flows", "pipeline", "prefloop", "reward_models")
 FILES = [
     ROOT / "README.md",
     *(page for page in sorted(ROOT.glob("*.md")) if page.name != "README.md"),

@@ -20,7 +20,9 @@ def complete_presets(incomplete: str) -> list[str]:
 
 
 def complete_items(incomplete: str) -> list[str]:
-    """Complete config files, folders, and ``loss.preset=`` with the names of losses, for a shell."""
+    """Complete config files, folders, shipped configs, and ``loss.preset=`` with the names of losses, for a shell."""
+    from pipeline.config.files.shipped import shipped_names
+
     setting = "loss.preset="
     if incomplete.startswith(setting):
         return [setting + name for name in complete_presets(incomplete.removeprefix(setting))]
@@ -28,7 +30,7 @@ def complete_items(incomplete: str) -> list[str]:
     folder = given if incomplete.endswith("/") else given.parent
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix in _SUFFIXES]
-    return [name for name in [*names, setting] if name.startswith(incomplete)]
+    return [name for name in [*names, *shipped_names(), setting] if name.startswith(incomplete)]
 
 
 Items = Annotated[
@@ -36,7 +38,8 @@ Items = Annotated[
     typer.Argument(
         autocompletion=complete_items,
         metavar="CONFIG... [KEY=VALUE]...",
-        help="YAML files, each laid over the ones before, then settings such as training.learning_rate=1e-5",
+        help="YAML files or shipped configs such as quickstart, each laid over the ones before, then settings such as "
+        "training.learning_rate=1e-5",
         show_default=False,
     ),
 ]

@@ -24,6 +24,7 @@ from flows.preflight.check import check_new
 from flows.preflight.understand import understood
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
+from pipeline.config.files.shipped import is_shipped
 from pipeline.errors import UserError
 
 POOL = "prefloop"
@@ -77,7 +78,7 @@ def deploy_config(
     folder = str((run_dir or Path("runs") / (config.name + EACH_TIME * offline_firings)).absolute())
     parameters: dict[str, object] = {
         "run_dir": folder,
-        "config": [str(file.absolute()) for file in files],
+        "config": [str(file if is_shipped(file) else file.absolute()) for file in files],
         "settings": settings,
     }
     more = _rounds_more(config, rounds_more, by_itself=by_itself)
@@ -152,7 +153,7 @@ def _register(
         flow_id=client.create_flow_from_name(flow.name),
         name=name,
         description=flow.description,
-        entrypoint=f"flows.{config.mode}.{config.mode}",
+        entrypoint=f"{flow.fn.__module__}.{flow.fn.__name__}",
         parameters=parameters,
         parameter_openapi_schema=offer_stages(parameter_schema(flow.fn).model_dump(exclude_unset=True), config),
         enforce_parameter_schema=True,

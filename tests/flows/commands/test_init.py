@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from flows.commands.cli.arguments import complete_items, complete_presets
 from pipeline.config.files import load_config
+from pipeline.config.files.shipped import shipped_names
 from pipeline.errors import UserError
 from tests.support.places import ROOT
 from tests.support.tiny_run import make_job
@@ -91,7 +92,8 @@ def test_shells_complete_losses_and_configs(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "b.txt").touch()
     (tmp_path / "c").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert complete_items("") == ["a.yaml", "c/", "loss.preset="]
+    assert complete_items("") == ["a.yaml", "c/", *shipped_names(), "loss.preset="]
+    assert complete_items("qu") == ["quickstart"]
     assert complete_items(f"{tmp_path}/a") == [f"{tmp_path}/a.yaml"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "_PREFLOOP_COMPLETE": "complete_bash"}
     environment |= {"COMP_WORDS": "prefloop rep", "COMP_CWORD": "1"}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
 from flows.iterative import iterative
@@ -157,10 +158,10 @@ def test_the_form_has_titles_descriptions_and_ranges(flow: object) -> None:
 
 def test_the_deployments_for_other_pools_name_flows_and_parameters_that_exist() -> None:
     told = yaml.safe_load((ROOT / "configs" / "prefect" / "pools.yaml").read_text())
-    flows = {"flows.iterative.iterative": iterative, "flows.offline.offline": offline}
     assert {deployment["name"] for deployment in told["deployments"]} == {"process", "docker", "kubernetes"}
     for deployment in told["deployments"]:
-        checked = flows[deployment["entrypoint"]].validate_parameters(deployment["parameters"])
+        flow = load_flow_from_entrypoint(deployment["entrypoint"])
+        checked = flow.validate_parameters(deployment["parameters"])
         assert all((ROOT / file).is_file() for file in checked["config"])
         assert read_schedule(deployment["schedules"][0]["cron"], None, deployment["schedules"][0]["timezone"])
         assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}

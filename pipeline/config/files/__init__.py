@@ -4,51 +4,38 @@ Torch-free. Every problem is reported with the file (or the command line) that s
 field, the value and what is allowed.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import JsonValue, ValidationError
 
 from pipeline.config import Closed, RunConfig
 from pipeline.config.base import elsewhere, kinds_of, sections_in
+from pipeline.config.files.yaml_text import Tree, parse_yaml, read_yaml
 from pipeline.errors import UserError, first_lines
 
-Tree = dict[str, JsonValue]
+__all__ = [
+    "Layer",
+    "Origins",
+    "Tree",
+    "changed_fields",
+    "dump_config",
+    "load_config",
+    "load_settings",
+    "read_yaml",
+    "said",
+]
+
 Origins = dict[str, str]
+# A config file, the name of a shipped one, or settings with the words that messages call them by.
+Layer = Path | tuple[str, Tree]
 COMMAND_LINE = "command line"
 _Settings = TypeVar("_Settings", bound=Closed)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without aliases and tags that refuses a key given twice (plain SafeLoader silently keeps the last).
-
-    An alias can refer to a node that contains it, and a few nested aliases can expand to a tree of any size. No
-    setting needs a tag for its type.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        used = "aliases" if isinstance(event, yaml.AliasEvent) else "tags" if getattr(event, "tag", None) else None
-        if used is not None:
-            raise yaml.composer.ComposerError(None, None, f"{used} are not used in configs", event.start_mark)
-        node: yaml.Node | None = super().compose_node(parent, index)
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key if isinstance(key, Hashable) else str(key))
-        return super().construct_mapping(node, deep)
-
-
-def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(files: Sequence[Layer], overrides: Sequence[str] = ()) -> RunConfig:
     """Load the run that ``files``, overlaid left to right, and ``overrides`` (``a.b=value``) describe.
 
     Raises ``UserError`` for an unreadable or malformed file and for every value that the schema refuses.
@@ -58,7 +45,7 @@ def load_config(files: Sequence[Path], overrides: Sequence[str] = ()) -> RunConf
 
 def load_settings(
     schema: type[_Settings],
-    files: Sequence[Path],
+    files: Sequence[Layer],
     overrides: Sequence[str] = (),
     as_now: Callable[[Tree], Tree] = lambda tree: tree,
 ) -> _Settings:
@@ -66,7 +53,8 @@ def load_settings(
     tree: Tree = {}
     origins: Origins = {}
     for file in files:
-        _overlay(tree, as_now(read_yaml(file)), origins, str(file), ())
+        origin, layer = (str(file), read_yaml(file)) if isinstance(file, Path) else file
+        _overlay(tree, as_now(layer), origins, origin, ())
     # Overrides are merged first, so that their order does not matter: a new kind must not drop an earlier override.
     settings: Tree = {}
     for text in overrides:
@@ -82,27 +70,6 @@ def load_settings(
         return schema.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error, schema, tree, origins)) from None
-
-
-def read_yaml(file: Path) -> Tree:
-    """The mapping in ``file``; an empty file is an empty mapping. Raises ``UserError``."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{file}: cannot read the config ({reason})") from None
-    try:
-        tree = _load(text)
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise UserError(f"{file}{line}: not valid YAML: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise UserError(f"{file}: a config is a mapping of names to values at the top level")
-    return tree
 
 
 def dump_config(config: Closed) -> str:
@@ -138,21 +105,10 @@ def _parse_override(text: str) -> tuple[list[str], JsonValue]:
     if not equals or not all(path):
         raise UserError(f"{said(text)}: an override is written a.b=value")
     try:
-        parsed: JsonValue = _load(value)
+        parsed: JsonValue = parse_yaml(value)
     except yaml.YAMLError:
         raise UserError(f"{said(text)}: the value is not valid YAML; quote it") from None
     return path, parsed
-
-
-def _load(text: str) -> Any:
-    """Parse ``text`` as YAML. Raises ``yaml.YAMLError``."""
-    try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except RecursionError:
-        raise yaml.YAMLError("nested too deeply") from None
-    except (ValueError, LookupError, ArithmeticError) as error:
-        # Such as a date of month 13.
-        raise yaml.YAMLError(f"a value that looks like a number or a date but is not one ({error})") from None
 
 
 def _refuse_odd(tree: Tree, origins: Origins) -> None:

@@ -1,0 +1,36 @@
+"""The configs that prefloop ships, by name: ``quickstart``, ``recipes/sppo``. Torch-free."""
+
+from pathlib import Path
+
+from pipeline.errors import nearest
+
+# configs/ is next to pipeline/ both in a checkout and in an installed package.
+CONFIGS = Path(__file__).parents[3] / "configs"
+_FOLDERS = (".", "recipes")
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the shipped run configs, those of recipes with their folder."""
+    files = [file for folder in _FOLDERS for file in sorted((CONFIGS / folder).glob("*.yaml"))]
+    return [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in files]
+
+
+def shipped_or_own(file: Path) -> Path:
+    """Return ``file``; if there is none, and it is the name of a shipped config, that config's file."""
+    if not file.is_file() and file.as_posix() in shipped_names():
+        return CONFIGS / f"{file.as_posix()}.yaml"
+    return file
+
+
+def is_shipped(file: Path) -> bool:
+    """True if ``file`` stands for a shipped config, wherever it is asked."""
+    return shipped_or_own(file) != file
+
+
+def suggestion(file: Path) -> str:
+    """Return ``; did you mean 'quickstart'?`` for a file that is not there, or nothing."""
+    if file.exists():
+        return ""
+    names = shipped_names()
+    meant = file.with_suffix("").as_posix().removeprefix("configs/")
+    return f"; did you mean {meant!r}, which prefloop ships?" if meant in names else nearest(file.as_posix(), names)
