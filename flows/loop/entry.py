@@ -5,6 +5,7 @@ settings and the rounds to add; they are skipped if another process is working i
 if the gate pauses the run.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from flows.prefect_api.parameters import MAX_ROUNDS, dated
 from flows.preflight.check import check_new
 from flows.preflight.understand import understood
 from flows.run_folder.redo import parse_stage, set_aside
+from flows.stages.run import COLLECT_AFTER
 from pipeline.config import RunConfig
 from pipeline.config.files import load_config
 from pipeline.errors import Paused, RunLockedError, UserError
@@ -63,6 +65,7 @@ def run_name() -> str:
 
 def carry_out(firing: Firing, rounds: Rounds) -> str:
     """Run ``rounds``; return the path of the report. A deployment's run that is skipped or refused ends here."""
+    gc.set_threshold(COLLECT_AFTER)
     flow_run = _deployed()
     with keyless():
         return rounds(prepare(firing), firing.until) if flow_run is None else _fire(firing, rounds, flow_run)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.storage.tables import read_columns
+from pipeline.storage.parquet.tables import read_columns
 
 _BINS = 10
 # As in ``losses.dispersion``.

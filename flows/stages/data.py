@@ -17,6 +17,7 @@ from pipeline.data.run_data import HELD_OUT_PAIRS, PREFERENCE_TABLES, RunData, T
 from pipeline.data.split import Split
 from pipeline.data.spool.distinct import DistinctPrompts
 from pipeline.data.spool.kept_rows import RunRows
+from pipeline.storage.parquet.tables import Row, TableWriter
 from pipeline.storage.rows import (
     PROMPTS,
     TEXT_GROUPS,
@@ -24,6 +25,7 @@ from pipeline.storage.rows import (
     TEXTS,
     UNPAIRED_TEXTS,
     prompt_row,
+    read_prompt_table,
     read_rows,
     row_prompt,
     row_text_group,
@@ -31,7 +33,6 @@ from pipeline.storage.rows import (
     row_unpaired_text,
     text_row,
 )
-from pipeline.storage.tables import Row, TableWriter
 from pipeline.types import Prompt, TextPair, TextPreference
 
 SCHEMAS: dict[str, pa.Schema] = {
@@ -156,4 +157,4 @@ def _folder(context: Context) -> Path:
 
 
 def _prompts(folder: Path) -> list[Prompt]:
-    return [row_prompt(row) for row in read_rows(folder)]
+    return [*read_prompt_table(folder)]

@@ -1,4 +1,4 @@
-"""A child process that stays warm and answers requests: JSON lines over a socket, no pickle.
+"""A child process that stays warm and answers requests: messages over a socket, no pickle.
 
 The child's own side is ``flows.workers.serving``. Its output goes to a log file. It ends with its parent, even in the
 middle of work.
@@ -18,6 +18,7 @@ from typing import Generic
 
 from flows.workers.logs.child_output import ChildOutput, last_words
 from flows.workers.messages import (
+    LENGTH_BYTES,
     RAISED,
     Done,
     Failed,
@@ -28,7 +29,9 @@ from flows.workers.messages import (
     Service,
     decode,
     encode,
+    frame_length,
     name_of,
+    with_length,
 )
 from flows.workers.silence import Silence
 from pipeline.errors import RunError
@@ -75,7 +78,7 @@ class Child(Generic[P]):
         self._name = service.entry
         self._progress = service.progress
         self._lock = threading.Lock()
-        self._buffer = b""
+        self._buffer = bytearray()
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = log.stat().st_size if log.exists() else 0
         self._socket, theirs = socket.socketpair()
@@ -199,13 +202,17 @@ class Child(Generic[P]):
     def _send(self, request: Request, timeout: float | None) -> None:
         self._socket.settimeout(timeout)
         try:
-            self._socket.sendall(encode(request))
+            self._socket.sendall(with_length(encode(request)))
         except TimeoutError as error:
             raise TimeoutError(f"was not read for {timeout:g} seconds") from error
 
     def _receive(self, silence: Silence) -> bytes:
-        pieces = [self._buffer]
-        while b"\n" not in pieces[-1]:
+        size = frame_length(self._bytes(LENGTH_BYTES, silence))
+        return self._bytes(size, silence)
+
+    def _bytes(self, count: int, silence: Silence) -> bytes:
+        """The next ``count`` bytes; what came after them is kept."""
+        while len(self._buffer) < count:
             self._socket.settimeout(silence.until_look())
             try:
                 piece = self._socket.recv(1 << 20)
@@ -214,9 +221,10 @@ class Child(Generic[P]):
                 continue
             if not piece:
                 raise ConnectionResetError
-            pieces.append(piece)
-        line, _, self._buffer = b"".join(pieces).partition(b"\n")
-        return line
+            self._buffer += piece
+        found = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return found
 
     def _cause(self) -> str:
         code = self._process.wait()

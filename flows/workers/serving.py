@@ -11,7 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from flows.workers.messages import RAISED, Failed, Further, Reply, Request, WireMessage, decode, encode, name_of
+from flows.workers.messages import (
+    LENGTH_BYTES,
+    RAISED,
+    Failed,
+    Further,
+    Reply,
+    Request,
+    WireMessage,
+    decode,
+    encode,
+    frame_length,
+    name_of,
+    with_length,
+)
 from pipeline.errors import Paused, RunError, UserError
 from pipeline.safe_text import redacted
 from pipeline.sampling.watchdog import end_with_parent
@@ -26,36 +39,39 @@ class Caller:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._waiting: SimpleQueue[bytes | None] = SimpleQueue()
         threading.Thread(target=self._read, name="read-caller", daemon=True).start()
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError), self._connection.makefile("rb") as lines:
-            for line in lines:
-                self._lines.put(line)
-        self._lines.put(None)
+        with contextlib.suppress(OSError), self._connection.makefile("rb") as stream:
+            while len(head := stream.read(LENGTH_BYTES)) == LENGTH_BYTES:
+                size = frame_length(head)
+                if len(message := stream.read(size)) < size:
+                    break
+                self._waiting.put(message)
+        self._waiting.put(None)
 
     def __call__(self, message: WireMessage) -> None:
         """Send progress or the reply."""
         # If the parent is gone, the watchdog ends this process.
         with contextlib.suppress(OSError):
-            self._connection.sendall(encode(message))
+            self._connection.sendall(with_length(encode(message)))
 
-    def line(self) -> bytes | None:
+    def next(self) -> bytes | None:
         """Wait for the next message; None if the parent has closed the connection."""
-        return self._lines.get()
+        return self._waiting.get()
 
     def further(self, kind: type[F], *, wait: bool) -> F | None:
         """Return what follows the request that is being answered; None: nothing yet, or no parent any more."""
         try:
-            line = self._lines.get(wait)
+            message = self._waiting.get(wait)
         except Empty:
             return None
-        if line is None:
+        if message is None:
             # Whoever asks next must find the end too.
-            self._lines.put(None)
+            self._waiting.put(None)
             return None
-        return decode(line, (kind,))
+        return decode(message, (kind,))
 
 
 def serve_calls(
@@ -80,18 +96,18 @@ def serve_calls(
         # A grandchild that inherited the socket would keep the parent waiting for a dead child.
         connection.set_inheritable(False)
         caller = Caller(connection)
-        while (line := caller.line()) is not None:
-            _answer(caller, handlers, line, further)
+        while (message := caller.next()) is not None:
+            _answer(caller, handlers, message, further)
     if close is not None:
         close()
 
 
 def _answer(
-    caller: Caller, handlers: Mapping[type[Request], Handler], line: bytes, further: Sequence[type[Further]]
+    caller: Caller, handlers: Mapping[type[Request], Handler], message: bytes, further: Sequence[type[Further]]
 ) -> None:
     name = "request"
     try:
-        request = decode(line, (*handlers, *further))
+        request = decode(message, (*handlers, *further))
         if isinstance(request, Further):
             return
         name = name_of(request)

@@ -81,8 +81,9 @@ class SampleCounts:
         self.responses += 1
         self.tokens += len(response.token_ids)
         self._stopped += response.finish_reason == "stop"
-        self._thinking += response.thinking_tokens
-        self._thoughts += response.thinking_tokens > 0
+        if response.thinking_tokens:
+            self._thinking += response.thinking_tokens
+            self._thoughts += 1
         self._unfinished += response.in_thought
         self._logprob += sum(response.logprobs)
 

@@ -5,16 +5,17 @@ A table is a folder's ``*.parquet`` files in the order of their names: one file,
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RunError
-from pipeline.storage.response_rows import RESPONSE_STRUCT, response_row, row_response
+from pipeline.storage.parquet.group_columns import GROUPS, PROMPT_STRUCT, group_table, groups_of, prompts_of
+from pipeline.storage.parquet.response_rows import RESPONSE_STRUCT, response_row, row_response
+from pipeline.storage.parquet.tables import ROW_GROUP, Row, TableWriter
 from pipeline.storage.seals import Seal
-from pipeline.storage.tables import ROW_GROUP, Row, TableWriter
 from pipeline.types import (
     Group,
     Message,
@@ -28,19 +29,8 @@ from pipeline.types import (
     UnpairedText,
 )
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())]))
-_PROMPT = pa.struct(
-    [
-        ("id", pa.string()),
-        ("messages", _MESSAGES),
-        ("source", pa.string()),
-        ("answer", pa.string()),
-        ("reference", pa.string()),
-        ("rubric", pa.string()),
-    ]
-)
-PROMPTS = pa.schema(list(_PROMPT))
-TEXTS = pa.schema([("prompt", _PROMPT), ("text", pa.string())])
+PROMPTS = pa.schema(list(PROMPT_STRUCT))
+TEXTS = pa.schema([("prompt", PROMPT_STRUCT), ("text", pa.string())])
 # Numbers that both forms of a pair, as text and as tokens, carry besides the responses.
 _PAIR_NUMBERS = [
     (name, pa.float64())
@@ -56,25 +46,16 @@ _PAIR_NUMBERS = [
 ]
 _TEXT = pa.string()
 _EXTRAS = [(name, _TEXT) for name in ("chosen_extra", "rejected_extra", "chosen_turns", "rejected_turns")]
-TEXT_PAIRS = pa.schema([("prompt", _PROMPT), ("chosen", _TEXT), ("rejected", _TEXT), *_PAIR_NUMBERS, *_EXTRAS])
+TEXT_PAIRS = pa.schema([("prompt", PROMPT_STRUCT), ("chosen", _TEXT), ("rejected", _TEXT), *_PAIR_NUMBERS, *_EXTRAS])
 _NUMBERS, _TEXTS = pa.list_(pa.float64()), pa.list_(_TEXT)
-TEXT_GROUPS = pa.schema([("prompt", _PROMPT), ("responses", _TEXTS), ("rewards", _NUMBERS), ("extras", _TEXTS)])
-UNPAIRED_TEXTS = pa.schema([("prompt", _PROMPT), ("completion", _TEXT), ("desirable", pa.bool_()), ("extra", _TEXT)])
-GROUPS = pa.schema(
-    [
-        ("prompt", _PROMPT),
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("responses", pa.list_(RESPONSE_STRUCT)),
-        ("scores", pa.list_(pa.float64())),
-        ("wins", pa.list_(pa.list_(pa.float64()))),
-        ("disagreement", pa.list_(pa.float64())),
-        ("criteria", pa.list_(pa.list_(pa.float64()))),
-    ]
+TEXT_GROUPS = pa.schema([("prompt", PROMPT_STRUCT), ("responses", _TEXTS), ("rewards", _NUMBERS), ("extras", _TEXTS)])
+UNPAIRED_TEXTS = pa.schema(
+    [("prompt", PROMPT_STRUCT), ("completion", _TEXT), ("desirable", pa.bool_()), ("extra", _TEXT)]
 )
 PAIRS = pa.schema(
     [
         ("id", pa.string()),
-        ("prompt", _PROMPT),
+        ("prompt", PROMPT_STRUCT),
         ("prompt_ids", pa.list_(pa.int32())),
         ("chosen", RESPONSE_STRUCT),
         ("rejected", RESPONSE_STRUCT),
@@ -85,7 +66,7 @@ PAIRS = pa.schema(
 UNPAIRED = pa.schema(
     [
         ("id", pa.string()),
-        ("prompt", _PROMPT),
+        ("prompt", PROMPT_STRUCT),
         ("prompt_ids", pa.list_(pa.int32())),
         ("response", RESPONSE_STRUCT),
         ("desirable", pa.bool_()),
@@ -119,12 +100,17 @@ def read_rows(folder: Path) -> Iterator[Row]:
 
 def read_row_file(file: Path) -> Iterator[Row]:
     """Yield the rows of one parquet file. Raises as ``read_rows``."""
+    for batch in _batches(file):
+        yield from batch.to_pylist()
+
+
+def _batches(file: Path) -> Iterator[pa.RecordBatch]:
     try:
         with pq.ParquetFile(file, page_checksum_verification=True) as table:
             left = table.metadata.num_rows
-            for batch in table.iter_batches(batch_size=ROW_GROUP):
+            for batch in table.iter_batches(batch_size=ROW_GROUP, use_threads=False):
                 left -= batch.num_rows
-                yield from batch.to_pylist()
+                yield batch
         if left:
             # Page headers have no checksum of their own.
             raise RunError(f"{file}: cannot be read as parquet ({left} rows are missing)")
@@ -134,17 +120,35 @@ def read_row_file(file: Path) -> Iterator[Row]:
 
 def write_groups(file: Path, groups: Iterable[Group], seal: Seal | None = None) -> int:
     """Write groups to one parquet file; return their number."""
-    return write_table(file, GROUPS, (_group_row(group) for group in groups), seal)
+    rest = iter(groups)
+    with TableWriter(file, GROUPS, seal) as table:
+        while block := [*islice(rest, ROW_GROUP)]:
+            table.add_rows(group_table(block))
+    return table.rows
 
 
 def read_groups(folder: Path) -> Iterator[Group]:
     """Yield the groups of a samples or labels stage (or of its shards so far)."""
-    return map(_group, read_rows(folder))
+    for file in sorted(folder.glob("*.parquet")):
+        yield from read_group_file(file)
 
 
 def read_group_file(file: Path) -> Iterator[Group]:
     """Yield the groups of one shard."""
-    return map(_group, read_row_file(file))
+    for batch in _batches(file):
+        found = groups_of(batch)
+        yield from map(_group, batch.to_pylist()) if found is None else found
+
+
+def read_prompt_table(folder: Path) -> Iterator[Prompt]:
+    """Yield the prompts of a table of prompts."""
+    for file in sorted(folder.glob("*.parquet")):
+        for batch in _batches(file):
+            if batch.schema.equals(PROMPTS):
+                yield from prompts_of(batch.to_struct_array())
+            else:
+                # An earlier version wrote it.
+                yield from map(row_prompt, batch.to_pylist())
 
 
 def write_preferences(file: Path, preferences: Iterable[Preference]) -> int:

@@ -3,11 +3,13 @@
 import hashlib
 import json
 
+# Made once: hashes are made of every prompt, several times a round.
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
 
 def content_hash(value: object, length: int = 16) -> str:
     """Hash of ``value``'s canonical JSON: the first ``length`` hexadecimal digits of its SHA-256."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:length]
+    return hashlib.sha256(_CANONICAL.encode(value).encode("utf-8")).hexdigest()[:length]
 
 
 def derive_seed(*parts: object) -> int:

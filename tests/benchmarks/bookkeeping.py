@@ -8,6 +8,7 @@ process, and this one's memory over the course. ``--pieces`` times what the way 
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from typing import Any
 import psutil
 
 from flows.stages.context import Context
-from flows.stages.run import run_stage
+from flows.stages.run import COLLECT_AFTER, run_stage
 from flows.workers.messages import P, Request, Sampled, Service, decode, encode
 from flows.workers.pool.sampler_engine import start_child
 from flows.workers.pool.sampler_pool import SamplerPool
@@ -87,9 +88,9 @@ class Watch:
     def report(self, done: int, total: int, note: str) -> None:
         """As a stage tells of its progress."""
         self.done, self.total = done, total
-        self._rss.append((done / max(total, 1), self._own.memory_info().rss))
 
     def __enter__(self) -> "Watch":
+        self._note()
         self._wall, self._cpu = time.monotonic(), time.process_time()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -99,10 +100,14 @@ class Watch:
         self.wall, self.cpu = time.monotonic() - self._wall, time.process_time() - self._cpu
         self._over.set()
         self._thread.join()
+        self._note()
+
+    def _note(self) -> None:
+        self._rss.append((self.done / max(self.total, 1), self._own.memory_info().rss))
 
     def _look(self) -> None:
-        while not self._over.wait(0.5):
-            self._rss.append((self.done / max(self.total, 1), self._own.memory_info().rss))
+        while not self._over.wait(0.1):
+            self._note()
             for pid in self._pids():
                 times = psutil.Process(pid).cpu_times()
                 self.engine = times.user + times.system
@@ -219,6 +224,8 @@ def main() -> None:
     parser.add_argument("--pieces", action="store_true")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # As ``flows.loop.entry`` sets it for a run.
+    gc.set_threshold(COLLECT_AFTER)
     found = measure(given.prompts or (QUICK_PROMPTS if given.quick else PROMPTS), given.samples, given.tokens)
     found["circumstances"] = circumstances("tests.benchmarks.bookkeeping")
     if given.pieces:

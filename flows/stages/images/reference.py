@@ -10,9 +10,9 @@ from flows.stages.images.examples import image_round_examples, round_index, scor
 from flows.stages.training.reference import reference_models
 from pipeline.config.loss.needs import needs_of
 from pipeline.images.image_folder import load_image_policy
+from pipeline.storage.parquet.tables import Row
 from pipeline.storage.rows import REFERENCE, write_table
 from pipeline.storage.seals import Seals
-from pipeline.storage.tables import Row
 from pipeline.training.reference import reference_logps
 
 # Examples of a shard: the most that a kill can lose.

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-import msgspec
 from pydantic import JsonValue
 
 from flows.run_folder.ancestry import sampled_round
@@ -17,6 +16,7 @@ from flows.stages.data import held_out_prompts
 from flows.stages.sampling.samples import round_prompts
 from flows.workers.local import Workers
 from flows.workers.messages import NextShard
+from flows.workers.pool.sampler_pool import load_facts
 from pipeline.config import SamplingSettings
 from pipeline.data.pictures.image_rows import IMAGES, image_response, write_images
 from pipeline.errors import RunError
@@ -77,7 +77,7 @@ def _sampled(
         answers = workers.sample(policy, source.folder, requests, settings)
         _write(context, missing, seals, answers, len(told) - len(requests), len(told))
     swap = workers.swaps.get(str(policy))
-    shake: JsonValue = None if swap is None else msgspec.structs.asdict(swap)
+    shake: JsonValue = load_facts(swap)
     return Outcome(len(told), {"responses": len(told) * settings.n, "weight_handshake": shake})
 
 

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
 from pydantic import JsonValue
 
 from flows.stages.context import Context, Outcome
 from flows.stages.sampling.shards import SampledFrom, mixture_facts, response_metrics, sample_stage
 from flows.workers.local import Workers
 from flows.workers.messages import NextShard
+from flows.workers.pool.sampler_pool import load_facts
 from pipeline.errors import UserError
 from pipeline.sampling.resampling import LEAST_EFFECTIVE, effective_share, kept_places, log_weights, overall_share
 from pipeline.storage.atomic import write_text
@@ -62,7 +62,7 @@ def resampled(
         "proposals": mixture.proposals,
         "effective_share": overall_share(shares),
         "lowest_effective_share": min(shares),
-        "weight_handshake": None if scored is None else msgspec.structs.asdict(scored),
+        "weight_handshake": load_facts(scored),
     }
     shutil.rmtree(proposals)
     dropped = {cause: made.metrics[f"dropped_{cause}_prompts"] for cause in ("over_long", "refused")}

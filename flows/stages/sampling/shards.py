@@ -9,12 +9,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import overload
 
-import msgspec
 from pydantic import JsonValue
 
 from flows.stages.context import Context, Outcome, offending_file, policy_chat
 from flows.workers.local import Workers
 from flows.workers.messages import Loaded, NextShard
+from flows.workers.pool.sampler_pool import load_facts
 from pipeline.config import ChatSettings, SamplingSettings
 from pipeline.data.spool.token_file import TokenFile
 from pipeline.errors import RunError
@@ -183,9 +183,9 @@ def _write(
 def _require_finite(context: Context, file: Path, groups: Sequence[Group]) -> None:
     """Raise ``RunError`` if the engine gave NaN or infinite log-probabilities; such a shard is not kept."""
     # A sum of log-probabilities that are finite is finite too.
-    wrong = [g for g in groups if not all(math.isfinite(sum(r.logprobs)) for r in g.responses)]
-    if not wrong:
+    if math.isfinite(sum(sum(response.logprobs) for group in groups for response in group.responses)):
         return
+    wrong = [g for g in groups if not all(math.isfinite(sum(r.logprobs)) for r in g.responses)]
     title = file.parent.relative_to(context.run.root).as_posix().replace(".partial", "")
     kept = offending_file(context, title)
     write_groups(kept, wrong)
@@ -220,5 +220,5 @@ def _told(
         **counts.measures,
         **(thinking if thinks or thinking["thought_rate"] else {}),
         **{f"dropped_{cause}_prompts": count for cause, count in dropped.items()},
-        "weight_handshake": None if swap is None else msgspec.structs.asdict(swap),
+        "weight_handshake": load_facts(swap),
     }

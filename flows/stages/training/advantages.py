@@ -17,9 +17,9 @@ from flows.stages.training.frozen import FrozenPolicy
 from flows.stages.training.train import HEADS
 from pipeline.config.loss.terms import TokenAdvantageHead
 from pipeline.errors import RunError
+from pipeline.storage.parquet.tables import Row
 from pipeline.storage.rows import ADVANTAGES, TOKEN_VALUES, read_rows, write_table
 from pipeline.storage.seals import Seals
-from pipeline.storage.tables import Row
 from pipeline.training.auxiliary.heads import ValueHead, carried_value_head
 from pipeline.training.batches.advantages import Moments, estimates
 from pipeline.training.batches.example_table import ExampleTable, write_examples

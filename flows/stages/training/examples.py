@@ -13,8 +13,8 @@ from pipeline.config.loss.components import GivenWeights
 from pipeline.config.loss.composition import divides_rewards
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RunError
+from pipeline.storage.parquet.tables import Row
 from pipeline.storage.rows import read_groups, read_preference_rows, read_rows
-from pipeline.storage.tables import Row
 from pipeline.training.batches.advantages import Moments
 from pipeline.training.batches.examples import Continuation, Example
 from pipeline.training.batches.mismatched import with_mismatched

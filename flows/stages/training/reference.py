@@ -29,9 +29,9 @@ from pipeline.errors import RunError
 from pipeline.models.policy import local_folder
 from pipeline.models.weights.weight_format import FLOAT32
 from pipeline.storage.atomic import discard
+from pipeline.storage.parquet.tables import Row
 from pipeline.storage.rows import REFERENCE, read_rows, write_table
 from pipeline.storage.seals import Seals
-from pipeline.storage.tables import Row
 from pipeline.training.batches.example_table import ExampleTable, write_examples
 from pipeline.training.batches.examples import Example
 from pipeline.training.batches.reference_cache import (

@@ -11,7 +11,7 @@ from uuid import uuid4
 from pydantic import JsonValue
 
 from flows.workers.machines.board import Board
-from flows.workers.messages import JoinPasses, RunStage, encode
+from flows.workers.messages import JoinPasses, RunStage, encode_text
 from pipeline.errors import RunError, UserError
 from pipeline.storage.atomic import write_json
 from pipeline.training.distributed.launch import Launch
@@ -77,7 +77,7 @@ class OtherMachines:
         # Nobody has looked for signs of life since the last stage.
         self._beats = {rank: (beats, time.monotonic()) for rank, (beats, _) in self._beats.items()}
         number = self._board.count("requests") + 1
-        self._board.put(f"request/{number}", encode(request).decode())
+        self._board.put(f"request/{number}", encode_text(request))
         self._board.count("requests", 1)
         return number
 

@@ -1,11 +1,12 @@
 """The run's sampler: engines side by side, each in its own process, that answer in the order of the requests."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
+from pydantic import JsonValue
 
 from flows.workers.messages import Load, Loaded, SamplerInit
 from flows.workers.pool.dispatch import TaskBlock, answered
@@ -67,7 +68,7 @@ class SamplerPool:
 
         ``mixed``: folder and probe of the other model of a mixture, for engines that can mix.
 
-        Returns the load with the largest difference.
+        Returns the load with the largest difference, and in it those of the others.
 
         Raises:
             RunError: an engine failed, or does not hold these weights; names it if there are several.
@@ -78,8 +79,8 @@ class SamplerPool:
         errors = {e.name: load.exception() for e, load in zip(self.engines, loads, strict=True) if load.exception()}
         # Where no machine has a place for an engine, the others do its work.
         if all(isinstance(error, NoPlaceError) for error in errors.values()) and len(errors) < len(loads):
-            loads = [load for load in loads if load.exception() is None]
-            return _worst([load.result() for load in loads])
+            done = {e.name: load.result() for e, load in zip(self.engines, loads, strict=True) if not load.exception()}
+            return _worst(done)
         name, error = next(iter(errors.items()))
         assert error is not None
         if len(self.engines) > 1 and isinstance(error, RunError | UserError):
@@ -159,10 +160,26 @@ def blocks_of(count: int, size: int, shard: int | None = None) -> Iterator[TaskB
             yield TaskBlock(start, min(start + size, last))
 
 
-def _worst(loads: Sequence[Loaded]) -> Loaded:
-    """Of several engines: the largest difference, the longest time, and any stale swap."""
-    worst = max(loads, key=lambda load: load.max_difference)
-    stale = next((load.stale_reload for load in loads if load.stale_reload), None)
-    mixed = max((load.mixed_difference for load in loads if load.mixed_difference is not None), default=None)
-    seconds = max(load.seconds for load in loads)
-    return msgspec.structs.replace(worst, stale_reload=stale, seconds=seconds, mixed_difference=mixed)
+def _worst(loads: Mapping[str, Loaded]) -> Loaded:
+    """Of several engines: the largest difference, the longest time, and any stale swap; and the others' loads."""
+    if len(loads) == 1:
+        return next(iter(loads.values()))
+    name = max(loads, key=lambda engine: loads[engine].max_difference)
+    stale = next((load.stale_reload for load in loads.values() if load.stale_reload), None)
+    mixed = max((load.mixed_difference for load in loads.values() if load.mixed_difference is not None), default=None)
+    seconds = max(load.seconds for load in loads.values())
+    others = tuple(msgspec.structs.replace(load, engine=other) for other, load in loads.items() if other != name)
+    return msgspec.structs.replace(
+        loads[name], stale_reload=stale, seconds=seconds, mixed_difference=mixed, engine=name, others=others
+    )
+
+
+def load_facts(load: Loaded | None) -> dict[str, JsonValue] | None:
+    """Return what a manifest holds of a load: of several engines, each one's handshake."""
+    if load is None:
+        return None
+    facts: dict[str, JsonValue] = msgspec.structs.asdict(load)
+    del facts["others"]
+    if load.engine is None:
+        del facts["engine"]
+    return facts | ({"others": [load_facts(other) for other in load.others]} if load.others else {})

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import RunError
+from pipeline.storage.parquet.tables import Row, TableWriter
 from pipeline.storage.rows import read_row_file, read_rows
 from pipeline.storage.seals import Seal
-from pipeline.storage.tables import Row, TableWriter
 from pipeline.types import DrawnImage, Response
 
 # Folder of the images beside the rows that name them.

@@ -14,7 +14,7 @@ class TokenFile:
         """The file is in ``folder``, has no name there, and is gone once it is closed."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by ``close``
         self._ends = array("q", [0])
-        self._read: np.memmap[tuple[int], np.dtype[np.int32]] | None = None
+        self._read: np.ndarray[tuple[int], np.dtype[np.int32]] | None = None
 
     def add(self, ids: tuple[int, ...]) -> None:
         """Add a row. Raises ``OSError`` if the disk is full."""
@@ -36,5 +36,6 @@ class TokenFile:
             return ()
         if self._read is None:
             self._file.flush()
-            self._read = np.memmap(self._file, np.int32, mode="r")
+            # A plain array: a slice of a memory map's own type costs several times as much.
+            self._read = np.asarray(np.memmap(self._file, np.int32, mode="r"))
         return tuple(self._read[start:end].tolist())

@@ -10,7 +10,6 @@ text, its dates, notes and instructions, is no header.
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -132,7 +131,9 @@ class Markup:
         """
         cut = next((c for c in _CUTS if not any(c in message.shown for message in messages)), _CUTS[0])
         literal = [
-            replace(m, content=cut.join(self.pieces(m.content, m.role)), extra=cut.join(self.pieces(m.extra, m.role)))
+            Message(
+                m.role, cut.join(self.pieces(m.content, m.role)), m.extra and cut.join(self.pieces(m.extra, m.role))
+            )
             for m in messages
         ]
         return template.render(literal, generation_prompt).split(cut)

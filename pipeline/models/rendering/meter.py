@@ -84,11 +84,30 @@ class Meter:
         require_length(size)
         if isinstance(value, int):
             require_bits(value.bit_length())
+        self._count(size)
+        self.step(size)
+        return value
+
+    def joined(self, left: str, right: str) -> str:
+        """Return both texts as one, counted as a step and a value that is made: what templates do most."""
+        size = len(left) + len(right)
+        require_length(size)
+        self._count(size)
+        self.step(_STEP + size)
+        return left + right
+
+    def shown(self, text: str) -> str:
+        """Return a text that is written out: weighed, and counted as made."""
+        size = len(text)
+        require_length(size)
+        self._count(size)
+        self.step(_STEP + 2 * size)
+        return text
+
+    def _count(self, size: int) -> None:
         self._made += _OVERHEAD + size
         if self._made > MOST_MADE:
             raise TemplateRuntimeError(f"makes texts and lists of more than {MOST_MADE} characters in all")
-        self.step(size)
-        return value
 
     def counted(self, items: Iterable[Any]) -> Iterator[Any]:
         """Yield ``items``, each a step; the characters of a text are texts that are made."""

@@ -97,6 +97,8 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute ``left operator right`` unless the result would be too large."""
         meter: Meter = context.parent[METER]
+        if operator == "+" and type(left) is str and type(right) is str:
+            return meter.joined(left, right)
         meter.step()
         match operator:
             case "*":
@@ -205,4 +207,6 @@ def _weighed(context: Context, value: object) -> object:
 @pass_context
 def _shown(context: Context, value: object) -> object:
     meter: Meter = context.parent[METER]
+    if type(value) is str:
+        return meter.shown(value)
     return meter.make(value, meter.weight(value))

@@ -13,7 +13,7 @@ from typing import Any, overload
 import pyarrow as pa
 
 from pipeline.errors import RunError
-from pipeline.storage.response_rows import TURN_ROW, row_turn, turn_row
+from pipeline.storage.parquet.response_rows import TURN_ROW, row_turn, turn_row
 from pipeline.training.batches.examples import Continuation, Example
 
 # Rows of a record batch. With more, random access reads unneeded rows; with fewer, batch headers cost more.

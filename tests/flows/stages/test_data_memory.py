@@ -20,7 +20,7 @@ from flows.stages.data import SCHEMAS, table_rows
 from pipeline.data.run_data import open_data
 from pipeline.config.files import load_config
 from pipeline.data.faults import FaultFinder
-from pipeline.storage.tables import TableWriter
+from pipeline.storage.parquet.tables import TableWriter
 
 for path in sys.argv[2:]:
     config = load_config([Path(sys.argv[1])], [f"pairs.path={path}"])

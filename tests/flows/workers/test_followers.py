@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from flows.workers.child import Child
-from flows.workers.messages import TRAINER, Done, RunStage, StageProgress, TrainerInit, encode
+from flows.workers.messages import TRAINER, Done, RunStage, StageProgress, TrainerInit, encode_text
 from pipeline.errors import RunError
 from pipeline.storage.run_folder import RunFolder
 from tests.support.places import ROOT
@@ -98,7 +98,7 @@ def running(pid: int) -> bool:
 
 
 def test_both_processes_end_with_the_run(prepared: TrainerInit, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PARENT, encode(prepared).decode(), str(tmp_path / "trainer.log")]
+    command = [sys.executable, "-c", PARENT, encode_text(prepared), str(tmp_path / "trainer.log")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -14,7 +14,7 @@ import pytest
 from flows.workers.child import Child
 from flows.workers.messages import Load, Request
 from flows.workers.pool import sampler_pool
-from flows.workers.pool.sampler_pool import SamplerPool
+from flows.workers.pool.sampler_pool import SamplerPool, load_facts
 from flows.workers.pool.seating import Seat
 from pipeline import config
 from pipeline.config import SamplingSettings
@@ -62,6 +62,16 @@ def three(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sa
     with SamplerPool(ENGINE, config.ChatSettings(), log, seats=seats) as pool:
         pool.load(str(folder))
         yield pool
+
+
+def test_each_engine_s_handshake_is_told(three: SamplerPool, made: SamplerPool, folder: Path) -> None:
+    one = load_facts(made.load(str(folder)))
+    assert one is not None and not {"engine", "others"} & {*one}
+    facts = load_facts(three.load(str(folder)))
+    assert facts is not None
+    others: Any = facts["others"]
+    assert sorted([facts["engine"], *(other["engine"] for other in others)]) == ["engine 0", "engine 1", "engine 2"]
+    assert all({*one} <= {*other} and other["max_difference"] <= facts["max_difference"] for other in others)
 
 
 def crash(pool: SamplerPool, number: int = 0) -> None:

@@ -11,8 +11,8 @@ import pytest
 from pipeline.errors import RunError, UserError
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.manifest import StageKey
+from pipeline.storage.parquet.group_columns import GROUPS
 from pipeline.storage.rows import (
-    GROUPS,
     read_groups,
     read_preference_rows,
     read_rows,

@@ -2,7 +2,7 @@
 
 import pyarrow as pa
 
-from pipeline.storage.tables import Row
+from pipeline.storage.parquet.tables import Row
 from pipeline.types import Response, TurnRow
 
 _IDS = pa.list_(pa.int32())

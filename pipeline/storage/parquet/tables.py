@@ -42,6 +42,13 @@ class TableWriter:
         if len(self._block) == self._row_group:
             self._flush()
 
+    def add_rows(self, rows: pa.Table) -> None:
+        """Write several more rows, as a row group of their own."""
+        if self._block:
+            self._flush()
+        self._writer.write_table(rows)
+        self.rows += rows.num_rows
+
     def __enter__(self) -> "TableWriter":
         return self
 
@@ -50,7 +57,9 @@ class TableWriter:
             self._discard()
             return
         try:
-            self._flush()
+            # A table without rows, and after a last whole row group, ends with an empty one.
+            if self._block or self.rows % self._row_group == 0:
+                self._flush()
             self._writer.close()
             with self._scratch.open("rb") as handle:
                 os.fsync(handle.fileno())
