@@ -13,7 +13,9 @@ from flows.prefect_api.artefacts import Screen
 from flows.prefect_api.events import AlarmRaised, GateDecided, RunCompleted, budget_reached, round_completed
 from flows.report.findings.lag import KL_TO_SAMPLED, lag_line
 from flows.report.findings.round_line import round_line
+from flows.report.findings.run_end import whole_run
 from flows.report.gather import evaluated_rounds, round_facts
+from flows.report.markdown import clock_time
 from flows.report.progress import Report, both, make_console, progress
 from flows.report.trackers import Trackers
 from flows.run_folder.ancestry import sampled_round
@@ -132,9 +134,10 @@ class StageTasks:
             self._console.print(f"round {round_} · {name}: already complete", style="dim", highlight=False)
             return artefact
         label, unit = f"round {round_} · {name}", spec_of(name).unit
+        whole = whole_run(self._run, self._config, round_, clock_time)
         with (
-            self._screen.stage(round_, self._run_name(name, round_), unit) as shown,
-            progress(label, unit, self._console) as printed,
+            self._screen.stage(round_, self._run_name(name, round_), unit, whole) as shown,
+            progress(label, unit, self._console, whole) as printed,
         ):
             report = both(self._while_held, both(shown, printed))
             report = both(report, lambda *_: self._trackers.look())

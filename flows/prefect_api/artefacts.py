@@ -28,7 +28,7 @@ from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.html.pictures.artefact import pictures_page
 from flows.report.html.pictures.shown import round_pictures
 from flows.report.markdown import clock_time, comparisons_page, report_link, round_page, rounds_rows
-from flows.report.progress import Report
+from flows.report.progress import Report, Whole, stage_alone
 from flows.workers.logs.child_logs import ChildLogs
 from pipeline.config import RunConfig
 from pipeline.errors import Paused
@@ -85,14 +85,17 @@ class Screen:
         self._outbox.put(partial(send_event, event=event, root=self._run.root, related=self._related))
 
     @contextlib.contextmanager
-    def stage(self, round_: int, title: str, unit: str) -> Iterator[Report]:
-        """Show this task's stage; the yielded report function may be called from any thread, at any rate."""
+    def stage(self, round_: int, title: str, unit: str, whole: Whole = stage_alone) -> Iterator[Report]:
+        """Show this task's stage; the yielded report function may be called from any thread, at any rate.
+
+        ``whole``: the words on the run's end.
+        """
         # The first stage of another round shows that a round is over, whatever its last stage was.
         self._show_rounds(*(self._worked - {round_}))
         self._worked.add(round_)
         log = get_run_logger()
         self._logs.begin()
-        shown = StageArtefact(self._pages.key("progress"), title, unit, _task_run())
+        shown = StageArtefact(self._pages.key("progress"), title, unit, _task_run(), whole)
         with self._outbox.ticking(shown.send), self._outbox.ticking(lambda _: self._logs.show(log)):
             try:
                 yield shown.report
@@ -185,8 +188,11 @@ class RoundPages:
 class StageArtefact:
     """Progress artefact of one task run, created with the stage's first report."""
 
-    def __init__(self, key: str, title: str, unit: str, task_run: tuple[UUID | None, UUID | None]) -> None:
+    def __init__(
+        self, key: str, title: str, unit: str, task_run: tuple[UUID | None, UUID | None], whole: Whole = stage_alone
+    ) -> None:
         """``task_run``: the ids of the flow run and the task run."""
+        self._whole = whole
         self._key, self._title, self._unit = key, title, unit
         self._flow_run, self._task_run = task_run
         self._id: UUID | None = None
@@ -242,9 +248,11 @@ class StageArtefact:
             parts.append(f"{rate:,.1f} {self._unit}/s")
         if self._ended:
             parts.append("complete" if self._complete else "stopped")
-        elif rate > 0:
-            parts.append(f"{clock_time((total - done) / rate)} left")
-        return f"{self._title}: {' · '.join([*parts, note] if note else parts)}"
+        left = (total - done) / rate if rate > 0 and not self._ended else None
+        if left is not None:
+            parts.append(f"{clock_time(left)} left")
+        whole = "" if self._ended else self._whole(left)
+        return f"{self._title}: {' · '.join([*parts, *filter(None, (note, whole))])}"
 
 
 def _flow_run() -> UUID | None:

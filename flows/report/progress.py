@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # done, total (0: not known yet), a short note such as the current loss
 Report = Callable[[int, int, str], None]
+# Seconds that the stage still takes, None if unknown -> a few words on the whole run, or none.
+Whole = Callable[[float | None], str]
 
 LINE_EVERY_SECONDS = 15.0
 
@@ -43,6 +45,7 @@ class _Lines:
     unit: str
     console: Console
     last: float
+    whole: Whole
     pace: _Pace = field(default_factory=_Pace)
 
     def report(self, done: int, total: int, note: str) -> None:
@@ -52,16 +55,22 @@ class _Lines:
         self.last = now
         said = [f"{done}/{total} {self.unit}" if total else f"{done} {self.unit}"]
         said += [] if rate is None else [f"{rate:.1f}/s"]
-        said += [f"{(total - done) / rate:.0f} s left"] if rate is not None and total else []
-        said += [note] if note else []
+        left = (total - done) / rate if rate is not None and total else None
+        said += [] if left is None else [f"{left:.0f} s left"]
+        said += [words for words in (note, self.whole(left)) if words]
         self.console.print(f"  {self.title}: {', '.join(said)}", markup=False, highlight=False)
 
 
+def stage_alone(left: float | None) -> str:
+    """No words on a whole run: the stage is all there is."""
+    return ""
+
+
 @contextmanager
-def progress(title: str, unit: str, console: Console) -> Iterator[Report]:
+def progress(title: str, unit: str, console: Console, whole: Whole = stage_alone) -> Iterator[Report]:
     """Show ``title``'s progress while the block runs; the report it yields may be called from any thread."""
     if not console.is_terminal:
-        yield _Lines(title, unit, console, time.monotonic()).report
+        yield _Lines(title, unit, console, time.monotonic(), whole).report
         return
     columns = (
         TextColumn("  {task.description}", markup=False),
@@ -71,15 +80,17 @@ def progress(title: str, unit: str, console: Console) -> Iterator[Report]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", style="dim", markup=False),
+        TextColumn("{task.fields[whole]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(title, total=None, note="", rate=unit)
+        task = bars.add_task(title, total=None, note="", rate=unit, whole=whole(None))
         pace = _Pace()
 
         def report(done: int, total: int, note: str) -> None:
             rate = pace.rate(done)
             shown = unit if rate is None else f"{unit}, {rate:.1f}/s"
-            bars.update(task, completed=done, total=total or None, note=note, rate=shown)
+            left = (total - done) / rate if rate is not None and total else None
+            bars.update(task, completed=done, total=total or None, note=note, rate=shown, whole=whole(left))
 
         yield report
 

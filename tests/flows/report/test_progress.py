@@ -69,3 +69,22 @@ def test_a_terminal_shows_how_many_were_read_before_their_number_is_known() -> N
         report(51, 0, "read")
     assert isinstance(console.file, io.StringIO)
     assert "51/?" in console.file.getvalue()
+
+
+def test_words_on_the_whole_run_follow_the_stage_s_own(clock: Callable[[float], None]) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    with shown.progress("round 2 · samples", "prompts", console, lambda left: f"whole run: {left}") as report:
+        clock(20)
+        report(100, 200, "")
+        clock(20)
+        report(120, 200, "9 tokens")
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "  round 2 · samples: 100/200 prompts, whole run: None",
+        "  round 2 · samples: 120/200 prompts, 1.0/s, 80 s left, 9 tokens, whole run: 80.0",
+    ]
+    terminal = Console(file=io.StringIO(), width=200, force_terminal=True)
+    with shown.progress("round 2 · samples", "prompts", terminal, lambda left: f"whole run: {left}"):
+        pass
+    assert isinstance(terminal.file, io.StringIO)
+    assert "whole run: None" in terminal.file.getvalue()
