@@ -14,10 +14,10 @@ PARAMETERS, CARDS, ENGINES, REWARD_MODEL = 70e9, 64, 8, 8e9
 # of a shared file system; questions/s of a judge.
 SAMPLING_RATE, FLOPS, DISK, JUDGE = 1500.0, 400e12, 2e9, 200.0
 SHARD, REFERENCE_SHARD = RunConfig.model_fields["shard_size"].default, 1024
-# Measured by ``python -m tests.benchmarks.bookkeeping --pieces`` with 1,000 tokens a response: tokens/s of one core.
-DECODED, ENCODED, WRITTEN, READ = 2.2e6, 1.3e6, 1.2e6, 4.0e6
-# Bytes a token: of a message, and of a row of samples with random log-probs.
-MESSAGE, ROW, LOGPROB = 33.1, 7.6, 4.0
+# Measured as ``python -m tests.benchmarks.bookkeeping --pieces`` does with 1,000 tokens a response: tokens/s of one core.
+DECODED, ENCODED, WRITTEN, READ = 10.5e6, 90e6, 3.2e6, 8.3e6
+# Bytes a token: of a message, of a prompt's in one, and of a row of samples with random log-probs.
+MESSAGE, ASKED, ROW, LOGPROB = 16.0, 5.0, 9.5, 4.0
 # Bytes of memory that the driver holds for each prompt.
 HELD = 800
 # A question's two lines in the ledger, and a row in the cache of labels.
@@ -41,8 +41,8 @@ def passages() -> list[Passage]:
     weights = 2 * PARAMETERS
     return [
         Passage("policy → engines", "bfloat16 weights, read by each engine", weights * ENGINES, weights / DISK),
-        Passage("prompts → engines", "messages", 7 * PROMPTS * PROMPT, PROMPTS * PROMPT / ENCODED),
-        Passage("engines → driver", "messages, JSON", MESSAGE * DRAWN, DRAWN / DECODED),
+        Passage("prompts → engines", "messages", ASKED * PROMPTS * PROMPT, PROMPTS * PROMPT / ENCODED),
+        Passage("engines → driver", "messages, MessagePack", MESSAGE * DRAWN, DRAWN / DECODED),
         Passage("driver → samples", "parquet, ids and log-probs", ROW * DRAWN, DRAWN / WRITTEN),
         Passage("samples → labels", "parquet, read and written again", 2 * ROW * DRAWN, DRAWN / READ + DRAWN / WRITTEN),
         Passage("labels → pairs", "parquet, read; a quarter is written", 1.25 * ROW * DRAWN, DRAWN / READ),
