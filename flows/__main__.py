@@ -9,7 +9,7 @@ import sys
 import typer
 
 from flows.commands.cli.deployments import deploy, serve, ui, up
-from flows.commands.cli.models import export, reward_model
+from flows.commands.cli.models import export, push, reward_model
 from flows.commands.cli.operating import approve
 from flows.commands.cli.preparing import check, init, judge_test, losses, plan
 from flows.commands.cli.results import pairs, report, show, verify
@@ -45,6 +45,7 @@ for command in (
     losses,
     reward_model,
     export,
+    push,
     approve,
     up,
     deploy,

@@ -7,7 +7,7 @@ from prefect import flow
 from flows.loop.entry import Firing, carry_out, run_name
 from flows.loop.opening import open_run
 from flows.loop.rounds import added, labelled, learn, start_run
-from flows.prefect_api.parameters import ConfigFiles, RedoFrom, RoundsMore, RunDir, Settings, Until
+from flows.prefect_api.deployed.parameters import ConfigFiles, RedoFrom, RoundsMore, RunDir, Settings, Until
 from flows.report.model_card import write_card
 from flows.report.write import write_report
 from flows.run_folder.ancestry import parent, sampled_round

@@ -125,6 +125,8 @@ def key_variables(plain: "JsonValue") -> frozenset[str]:
     match plain:
         case dict():
             named = {str(value) for name, value in plain.items() if name == "api_key_env" and value is not None}
+            held = plain.get("secrets")
+            named |= held.keys() if isinstance(held, dict) else set()
             return frozenset(named).union(*map(key_variables, plain.values()))
         case list():
             return frozenset[str]().union(*map(key_variables, plain))

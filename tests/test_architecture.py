@@ -45,7 +45,7 @@ FLOWS = [
     ("flows.loop.entry",),
     ("flows.loop.opening", "flows.loop.preparation", "flows.loop.finished"),
     ("flows.loop.stage_tasks",),
-    ("flows.loop.rounds",),
+    ("flows.loop.rounds", "flows.loop.resources"),
     ("flows.loop.object_store",),
     ("flows.stages",),
     ("flows.planning",),

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 from flows.__main__ import app
 from flows.commands.losses import FAMILIES
 from pipeline.config import Composition, Gate, NamedComposition, RunConfig, ScorerSettings, preset_names, resolve
+from pipeline.config.labellers.reward_model import Discriminator
 from pipeline.config.loss.components import DecayWeights
 from pipeline.config.loss.formula import Family
 from pipeline.config.loss.margins import ConstantMargin
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.loss.presets import AMBIGUOUS
 from pipeline.config.loss.terms import HingeLink
-from pipeline.config.reward_model import Discriminator
 from tests.support.places import ROOT
 from tests.support.readme import PAGES, README, nearest, sources, tree
 

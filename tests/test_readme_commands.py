@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from flows.__main__ import main
-from flows.report.trackers import Trackers
+from flows.report.trackers.follow import Trackers
 from flows.stages.run import run_stage
 from pipeline.sampling.ports import free_port
 from tests.support.places import ROOT
@@ -69,7 +69,7 @@ def call(monkeypatch: pytest.MonkeyPatch, folder: Path, line: str) -> int:
     # The runs of the README are those of its configs, and these are tiny ones of their own.
     if given[0] == "run":
         given += ["--dry-run", "--run-dir", "runs/new"]
-    if given[0] == "sweep":
+    if given[0] in ("sweep", "push"):
         given += ["--dry-run"]
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["prefloop", *given])

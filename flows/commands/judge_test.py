@@ -35,6 +35,10 @@ def ask_judges(files: list[Path], settings: list[str]) -> bool:
     if not judges or config.modality != "text":
         raise UserError("scorer.kind: judge-test asks judges of texts, and this config has none; allowed: judge")
     prompt = _first_prompt(config)
+    if config.secrets:
+        from flows.prefect_api.secret_blocks import provide_secrets
+
+        provide_secrets(config)
     heard = [_ask(field, judge, prompt) for field, judge in judges]
     return all(heard)
 

@@ -114,6 +114,10 @@ def dry(files: list[Path], settings: list[str], run_dir: Path | None, until: str
 def _understood(files: list[Path], settings: list[str], run_dir: Path | None) -> tuple[Path, RunConfig]:
     """Return the run's folder, and the config with what its data is found to be, which is said."""
     config = load_config(files, settings)
+    if config.secrets:
+        from flows.prefect_api.secret_blocks import provide_secrets
+
+        provide_secrets(config)
     root = run_dir_of(config, run_dir)
     config, read = understood(RunFolder(root).carried(config), root)
     for line in read:

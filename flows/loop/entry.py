@@ -24,9 +24,10 @@ from flows.loop.object_store.held import hold_run
 from flows.loop.object_store.places import local_path
 from flows.loop.preparation import prepare_run
 from flows.planning.cards.refusal import require_card
-from flows.prefect_api.decision_form import stop_schedule_if_done, wait_for_decision
+from flows.prefect_api.deployed.decision_form import stop_schedule_if_done, wait_for_decision
+from flows.prefect_api.deployed.parameters import MAX_ROUNDS, dated
 from flows.prefect_api.environment import keep_keys_out_of_logs, make_files_private, prepare_environment
-from flows.prefect_api.parameters import MAX_ROUNDS, dated
+from flows.prefect_api.secret_blocks import provide_secrets
 from flows.preflight.check import check_new
 from flows.preflight.understand import understood
 from flows.run_folder.redo import parse_stage, set_aside
@@ -47,7 +48,7 @@ Rounds = Callable[[Path, str | None], str]
 
 @dataclass(frozen=True)
 class Firing:
-    """The parameters of one run of a flow; see ``flows.prefect_api.parameters``."""
+    """The parameters of one run of a flow; see ``flows.prefect_api.deployed.parameters``."""
 
     mode: str
     run_dir: str
@@ -126,6 +127,7 @@ def prepare(firing: Firing, *, first: bool = True) -> Path:
         config, _ = understood(run.carried(load_config(files, firing.settings)), root)
     else:
         config = run.config(firing.settings)
+    provide_secrets(config)
     if config.mode != firing.mode:
         raise UserError(f"mode: {config.mode}; this deployment runs {firing.mode} configs")
     if firing.rounds_more and config.discriminator is not None and config.discriminator.silver == "static":

@@ -8,8 +8,10 @@ from flows.loop.object_store.held import hold_run
 from flows.loop.rounds import Reached
 from flows.loop.stage_tasks import StageTasks
 from flows.prefect_api.artefacts import Screen
+from flows.prefect_api.secret_blocks import provide_secrets
+from flows.prefect_api.slots import SharedSlots
 from flows.prefect_api.states import true_states
-from flows.report.trackers import Trackers, require_trackers
+from flows.report.trackers.follow import Trackers, require_trackers
 from flows.run_folder.links import require_own_folders
 from flows.run_folder.redo import finish_setting_aside
 from flows.workers.local import Workers
@@ -30,11 +32,19 @@ def open_run(root: Path, until: str | None = None) -> Iterator[tuple[RunFolder, 
         finish_setting_aside(run)
         config = run.config()
         name_keys(config.model_dump(mode="json"))
+        provide_secrets(config)
         require_trackers(config)
         with (
             Screen(run, config) as screen,
             Trackers(run, config) as trackers,
             suppress(Reached),
             Workers(root, config) as workers,
+            SharedSlots(config.resources.model_dump(), lambda name: _free(workers, name)) as slots,
         ):
-            yield run, config, StageTasks(run, config, workers, screen, lease, trackers, until)
+            yield run, config, StageTasks(run, config, workers, screen, lease, trackers, slots, until)
+
+
+def _free(workers: Workers, resource: str) -> None:
+    """End what uses a resource, before another run may have it."""
+    if resource == "gpu":
+        workers.free_accelerator()

@@ -8,16 +8,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from flows.loop.object_store.held import HeldRun
+from flows.loop.resources import used_by
 from flows.loop.rounds import Reached, added
 from flows.prefect_api.artefacts import Screen
 from flows.prefect_api.events import AlarmRaised, GateDecided, RunCompleted, budget_reached, round_completed
+from flows.prefect_api.slots import SharedSlots
 from flows.report.findings.lag import KL_TO_SAMPLED, lag_line
 from flows.report.findings.round_line import round_line
 from flows.report.findings.run_end import whole_run
 from flows.report.gather import evaluated_rounds, round_facts
 from flows.report.markdown import clock_time
 from flows.report.progress import Report, both, make_console, progress
-from flows.report.trackers import Trackers
+from flows.report.trackers.follow import Trackers
 from flows.run_folder.ancestry import sampled_round
 from flows.run_folder.retention import free_room, told
 from flows.run_folder.stage_table import spec_of
@@ -45,6 +47,7 @@ class StageTasks:
         screen: Screen,
         lease: HeldRun,
         trackers: Trackers,
+        slots: SharedSlots,
         until: str | None = None,
     ) -> None:
         """``until``: ``ROUND:STAGE`` after which a call raises ``Reached``."""
@@ -55,6 +58,7 @@ class StageTasks:
         self._workers = workers
         self._screen = screen
         self._trackers = trackers
+        self._slots = slots
         self._console = make_console()
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
@@ -136,6 +140,7 @@ class StageTasks:
         label, unit = f"round {round_} · {name}", spec_of(name).unit
         whole = whole_run(self._run, self._config, round_, clock_time)
         with (
+            self._slots.held(used_by(self._config, name), self._say, self._lease.require),
             self._screen.stage(round_, self._run_name(name, round_), unit, whole) as shown,
             progress(label, unit, self._console, whole) as printed,
         ):
@@ -153,6 +158,10 @@ class StageTasks:
         get_run_logger().info(took)
         self._console.print(f"{label}: {took}", markup=False, highlight=False)
         return artefact
+
+    def _say(self, line: str) -> None:
+        get_run_logger().info("%s", line)
+        self._console.print(line, markup=False, highlight=False)
 
     def _work(self, name: str, round_: int, report: Report, shards: ShardQueue | None) -> None:
         context = Context(self._run, self._config, report)

@@ -29,6 +29,7 @@ _SAY_EVERY_SECONDS = 30.0
 # An idle server uses less than this in a few minutes, one that starts much more, even with a hundredth of a core.
 LEAST_CPU_SECONDS = 1.0
 LEAST_BYTES = 1 << 20
+_LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 
 
 def start_watched(command: list[str], settings: dict[str, str], output: int | None) -> "subprocess.Popen[bytes]":
@@ -88,6 +89,8 @@ def start_server(port: int, secret: str, settings: dict[str, str], output: int) 
     serve += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning", "--no-access-log"]
     serve += ["--lifespan", "on"]
     own = {
+        # In memory, which is Prefect's default, a server that restarts forgets who holds slots of concurrency limits.
+        _LEASES: os.environ.get(_LEASES, "prefect.server.concurrency.lease_storage.filesystem"),
         "PREFECT_SERVER_API_AUTH_STRING": secret,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join([*own_origins(port), *_further_origins()]),
     }

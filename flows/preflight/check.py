@@ -20,7 +20,7 @@ from flows.preflight.model_folders import (
 from flows.preflight.policy_weights import check_policy_weights, notes_on_serving
 from flows.preflight.understand import understood
 from flows.report.progress import make_console, progress
-from flows.report.trackers import require_trackers
+from flows.report.trackers.follow import require_trackers
 from flows.run_folder.growth import has_grown, require_as_it_was
 from flows.workers.local import has_accelerator, with_context
 from flows.workers.machines.cluster.placing import require_cluster

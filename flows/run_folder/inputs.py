@@ -14,9 +14,9 @@ from flows.run_folder.ancestry import (
 )
 from flows.run_folder.growth import ADDED, added_stages
 from pipeline.config import RunConfig
+from pipeline.config.labellers.reward_model import buys
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.pairing import replayed_ages
-from pipeline.config.reward_model import buys
 from pipeline.models.weights.weight_format import held_as_stored
 from pipeline.storage.manifest import DamagedError
 from pipeline.storage.run_folder import RunFolder, Stage

@@ -28,9 +28,9 @@ from pipeline.config import (
     scorers_of,
 )
 from pipeline.config.data.limits import OF_TOKENS
+from pipeline.config.labellers.reward_model import Discriminator, bought
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.loss.terms import TokenAdvantageHead
-from pipeline.config.reward_model import Discriminator, bought
 from pipeline.config.training import START
 from pipeline.data.sources import files_of, held_out_source
 from pipeline.errors import RunError, UserError

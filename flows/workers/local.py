@@ -148,6 +148,12 @@ class Workers:
         if self._crew is not None:
             self._crew.close()
 
+    def free_accelerator(self) -> None:
+        """End the children that compute on this machine; each starts again at its next use."""
+        if not (isinstance(self._config.sampler, ServerSampler) and self._config.sampler.base_url is not None):
+            self._end_sampler()
+        self._end_trainer()
+
     @contextmanager
     def side_by_side(self) -> Iterator[None]:
         """Inside the block, engines sample while the trainer's process works; one of them is called in another thread.

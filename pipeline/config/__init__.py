@@ -17,6 +17,7 @@ from pipeline.config.images.policies import DiffusionPolicy, ScratchDiffusion
 from pipeline.config.images.scoring import ImageScore
 from pipeline.config.labellers.image_scorers import ClipScorer, DotsScorer, ImageClassifierScorer, PeopleScorer
 from pipeline.config.labellers.judge import Budget, Endpoint, JudgeScorer, Price
+from pipeline.config.labellers.reward_model import RewardModelConfig
 from pipeline.config.labellers.scorers import (
     ClassifierScorer,
     EnsembleScorer,
@@ -39,6 +40,7 @@ from pipeline.config.labellers.scorers import (
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.formula import Formula
 from pipeline.config.loss.presets import NamedComposition, preset_names, resolve
+from pipeline.config.machines import ClusterSettings, LocalCluster, RayCluster, Resources
 from pipeline.config.pairing import Pairing, Replay, SecondPolicy
 from pipeline.config.policy import (
     ChatSettings,
@@ -49,8 +51,7 @@ from pipeline.config.policy import (
     Quantisation,
     ScratchPolicy,
 )
-from pipeline.config.reward_model import RewardModelConfig
-from pipeline.config.run import ClusterSettings, LocalCluster, RayCluster, RunConfig
+from pipeline.config.run import RunConfig
 from pipeline.config.sampling import (
     DiffusersSampler,
     SamplerSettings,
@@ -118,6 +119,7 @@ __all__ = [
     "RayCluster",
     "RegexScorer",
     "Replay",
+    "Resources",
     "RestaurantData",
     "RewardModelConfig",
     "RunConfig",

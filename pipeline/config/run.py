@@ -1,6 +1,6 @@
 """Settings of a whole run."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,62 +11,22 @@ from pipeline.config.data.sources import Data, HeldOut, PairData
 from pipeline.config.evaluation import Evaluation, Gate
 from pipeline.config.images.policies import ScratchDiffusion
 from pipeline.config.images.refusals import require_image_run, require_modality
+from pipeline.config.labellers.reward_model import Discriminator
 from pipeline.config.labellers.scorers import EnsembleScorer, Labelling, ScorerSettings
 from pipeline.config.loss.presets import NamedComposition
+from pipeline.config.machines import (
+    BlockName,
+    ClusterSettings,
+    LocalCluster,
+    Resources,
+    Retention,
+    TrackerKind,
+    VariableName,
+)
 from pipeline.config.pairing import Pairing, Replay
 from pipeline.config.policy import ChatSettings, Policy, PretrainedPolicy, ScratchPolicy
-from pipeline.config.reward_model import Discriminator
 from pipeline.config.sampling import SamplerSettings, SamplingSettings, VllmSampler, require_mixture
 from pipeline.config.training import Training, WarmStart
-
-_NAMED = "address of the cluster's head, such as 10.0.0.5:6379; auto: RAY_ADDRESS, or the cluster of this machine"
-_INTERFACE = "network interface between training processes, such as eth0; default: gloo's and NCCL's own choice"
-
-
-class LocalCluster(Closed):
-    """Processes of this machine."""
-
-    kind: Literal["local"] = "local"
-
-
-class RayCluster(Closed):
-    """Actors on the machines of a Ray cluster that runs already; needs the extra ``ray`` on all of them."""
-
-    kind: Literal["ray"] = "ray"
-    address: str = Field("auto", min_length=1, description=_NAMED, json_schema_extra=OPERATIONAL)
-    engine_cpus: int = Field(
-        1, ge=1, description="cores that an engine or a labeller's model reserves", json_schema_extra=OPERATIONAL
-    )
-    training_cpus: int = Field(
-        1, ge=1, description="cores that a training process reserves", json_schema_extra=OPERATIONAL
-    )
-    interface: str | None = Field(None, min_length=1, description=_INTERFACE, json_schema_extra=OPERATIONAL)
-    connect_timeout: float = Field(
-        60, gt=0, description="seconds for the cluster to answer", json_schema_extra=OPERATIONAL
-    )
-    place_timeout: float = Field(
-        120,
-        gt=0,
-        description="seconds to wait for cores or cards that the cluster has, but that are in use",
-        json_schema_extra=OPERATIONAL,
-    )
-    lost_after: float = Field(
-        60,
-        gt=0,
-        description="seconds without a sign of life after which a machine is lost",
-        json_schema_extra=OPERATIONAL,
-    )
-
-
-ClusterSettings = Annotated[LocalCluster | RayCluster, Field(discriminator="kind")]
-
-
-class Retention(Closed):
-    """Weights that no stage will read again are removed, policy by policy, after each round; everything else stays."""
-
-    last: int | None = Field(None, ge=1, description="keep the policies of this many rounds, the newest; default: all")
-    best: bool = Field(True, description="keep that of the best round: the gate's, or by win rate, reward or accuracy")
-    start: bool = Field(True, description="keep that of round 0, which a complete run needs to be extended")
 
 
 class RunConfig(Closed):
@@ -130,6 +90,17 @@ class RunConfig(Closed):
         description="where engines, labellers' models and training processes run: local: this machine; ray: actors",
         json_schema_extra=OPERATIONAL,
     )
+    resources: Resources = Field(
+        Resources(),
+        description="what runs share, by the names of Prefect's global concurrency limits",
+        json_schema_extra=OPERATIONAL,
+    )
+    secrets: dict[VariableName, BlockName] = Field(
+        {},
+        description="environment variables that a run gets from Secret blocks of Prefect's server, by the blocks' "
+        "names: {JUDGE_KEY: my-judge}; a variable that is set stays",
+        json_schema_extra=OPERATIONAL,
+    )
     evaluation: Evaluation = Evaluation()
     retention: Retention = Field(Retention(), json_schema_extra=OPERATIONAL)
     check_disk: bool = Field(
@@ -137,10 +108,10 @@ class RunConfig(Closed):
         description="refuse to start a stage if the disk lacks the space for it",
         json_schema_extra=OPERATIONAL,
     )
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+    trackers: tuple[TrackerKind, ...] = Field(
         (),
-        description="trackers that also log steps and rounds, besides the run folder's own files; wandb is offline "
-        "unless WANDB_API_KEY or WANDB_MODE changes that",
+        description="trackers that also log steps and rounds, besides the run folder's own files; all stay in "
+        "the run folder unless the environment names a server (WANDB_API_KEY, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID)",
         json_schema_extra=OPERATIONAL,
     )
     gate: Gate | None = Field(Gate(), description="null: every round is promoted")

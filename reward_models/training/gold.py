@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from pipeline.config.reward_model import AccuracyGate
+from pipeline.config.labellers.reward_model import AccuracyGate
 from pipeline.types import Group, Response, derive_seed
 
 Selection = Literal["random", "uncertain", "disagreement"]

@@ -12,8 +12,8 @@ from flows.stages.context import Context
 from flows.stages.run import run_stage
 from pipeline.config import ChatSettings, SamplingSettings
 from pipeline.config.files import load_config
+from pipeline.config.labellers.reward_model import buys
 from pipeline.config.loss.needs import needs_of
-from pipeline.config.reward_model import buys
 from pipeline.models.chat import load_chat
 from pipeline.models.weights.adapter_folder import base_of
 from pipeline.sampling.sampler import SampleRequest

@@ -1,9 +1,9 @@
-"""Commands that make models outside a run: ``reward-model``, ``export``."""
+"""Commands that make models outside a run, or give results away: ``reward-model``, ``export``, ``push``."""
 
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -52,3 +52,27 @@ def export(
     from flows.commands.export import export_policy
 
     print(export_policy(run_folder, folder, round_, adapter=adapter))
+
+
+def push(
+    run_folder: RunFolderArgument,
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME", show_default=False)],
+    what: Annotated[
+        Literal["policy", "adapter", "pairs"], typer.Option(help="an adapter goes alone; pairs go with their labels")
+    ] = "policy",
+    round_: Annotated[
+        int | None,
+        typer.Option(
+            "--round", min=0, help="[default: the gate's best, else the newest; of pairs: all]", show_default=False
+        ),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public/--private", help="who may see a repository that is made")] = False,
+    base: Annotated[
+        str | None, typer.Option(metavar="REPO", help="of an adapter: its model's repository", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be uploaded, and upload nothing")] = False,
+) -> None:
+    """Upload a policy, an adapter or pairs, with a card, to the Hugging Face hub, with the token in HF_TOKEN."""
+    from flows.commands.hub.push import push_result
+
+    print(push_result(run_folder, repository, what, round_, public=public, base=base, dry_run=dry_run))

@@ -18,7 +18,7 @@ def approve(
     reason: Annotated[str, typer.Option(help="why; kept with the decision")] = "",
 ) -> None:
     """Decide on a run that its gate has paused or stopped; the same run command then continues."""
-    from flows.prefect_api.decision_form import release
+    from flows.prefect_api.deployed.decision_form import release
     from flows.run_folder.approvals import answer_gate
 
     print(answer_gate(run_folder, round_, decision, by, reason))

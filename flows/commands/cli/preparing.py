@@ -35,8 +35,13 @@ def check(
     from flows.preflight.check import check_config
     from pipeline.config.files import load_config
 
+    config = load_config(*given)
+    if config.secrets:
+        from flows.prefect_api.secret_blocks import provide_secrets
+
+        provide_secrets(config)
     check_config(*given, faults, show)
-    require_card(load_config(*given))
+    require_card(config)
 
 
 def judge_test(items: Items) -> None:

@@ -25,7 +25,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
 from flows.prefect_api.access import Api, connected, prefect_home
-from flows.prefect_api.automations import started_by_data
+from flows.prefect_api.deployed.automations import started_by_data
 from flows.prefect_api.events import DataArrived, deployment_resource, send_event
 from pipeline.config import FileData, MixtureData, RunConfig
 from pipeline.config.files import load_config

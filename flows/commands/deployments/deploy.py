@@ -16,10 +16,11 @@ from prefect.utilities.callables import parameter_schema
 from flows.iterative import iterative
 from flows.offline import offline
 from flows.prefect_api.access import Api, connected, lasting_api
-from flows.prefect_api.automations import install_automations, notification_block
+from flows.prefect_api.deployed.automations import install_automations, notification_block
+from flows.prefect_api.deployed.parameters import dated, offer_stages
+from flows.prefect_api.deployed.schedules import Schedule, firings, read_schedule
 from flows.prefect_api.environment import DEFAULTS
-from flows.prefect_api.parameters import dated, offer_stages
-from flows.prefect_api.schedules import Schedule, firings, read_schedule
+from flows.prefect_api.secret_blocks import provide_secrets
 from flows.preflight.check import check_new
 from flows.preflight.understand import understood
 from pipeline.config import RunConfig
@@ -85,6 +86,7 @@ def deploy_config(
     if config.mode == "iterative":
         parameters["rounds_more"] = more
     api = require_lasting_api()
+    provide_secrets(config)
     root = Path(dated(folder, datetime.now().astimezone()))
     config, read = understood(config, root)
     for line in read:

@@ -8,8 +8,8 @@ from pydantic import JsonValue
 from flows.stages.context import Context, Outcome, policy_rendering
 from flows.workers.pool.label_engine import label_engines
 from pipeline.config import FileData, PretrainedModel, RewardModelConfig
+from pipeline.config.labellers.reward_model import Discriminator
 from pipeline.config.policy import TemplateSettings
-from pipeline.config.reward_model import Discriminator
 from pipeline.errors import RunError
 from pipeline.models.foreign import load_tokenizer
 from pipeline.models.weights.adapter_folder import base_of

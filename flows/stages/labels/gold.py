@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from flows.stages.context import Context, Outcome, policy_rendering
 from flows.stages.labels.discriminator import member_margins
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
-from pipeline.config.reward_model import Discriminator, bought
+from pipeline.config.labellers.reward_model import Discriminator, bought
 from pipeline.errors import Paused, RunError, UserError, first_lines
 from pipeline.storage.atomic import json_line, write_text
 from pipeline.storage.rows import read_groups, write_groups

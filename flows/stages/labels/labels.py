@@ -13,7 +13,7 @@ from flows.stages.labels.discriminator import accepted
 from flows.stages.labels.shards import LabelCounts, Shard, label_shards, open_accounts
 from flows.workers.messages import NextShard
 from flows.workers.pool.label_engine import label_engines
-from pipeline.config.reward_model import Discriminator
+from pipeline.config.labellers.reward_model import Discriminator
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.integrity import require_intact
 from pipeline.storage.manifest import DamagedError

@@ -12,8 +12,8 @@ from prefect.utilities.callables import parameter_schema
 from flows.iterative import iterative
 from flows.loop.entry import Firing, complete_rounds, prepare
 from flows.offline import offline
-from flows.prefect_api.parameters import dated
-from flows.prefect_api.schedules import read_schedule
+from flows.prefect_api.deployed.parameters import dated
+from flows.prefect_api.deployed.schedules import read_schedule
 from pipeline.config.files import load_config
 from pipeline.errors import UserError
 from pipeline.storage.manifest import StageKey

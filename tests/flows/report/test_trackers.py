@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import sqlite3
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from flows.report.trackers import Trackers, require_trackers
+from flows.report.trackers.follow import Trackers, require_trackers
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_json
@@ -87,6 +89,56 @@ def test_wandb_offline_holds_what_was_logged(tmp_path: Path, monkeypatch: pytest
         {"step": 1, "train/loss": 0.1},
         {"step": 2, "train/loss": 0.2},
     ]
+
+
+def mlflow_points(root: Path, name: str) -> list[tuple[int, float]]:
+    from mlflow.tracking import MlflowClient
+
+    client: Any = MlflowClient(f"sqlite:///{root / 'trackers' / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("prefloop").experiment_id])
+    assert (run.info.status, run.data.params["pairs.path"]) == ("FINISHED", "p")
+    return [(point.step, round(point.value, 4)) for point in client.get_metric_history(run.info.run_id, name)]
+
+
+def trackio_points(root: Path, name: str) -> list[tuple[int, float]]:
+    found = []
+    with sqlite3.connect(root / "trackers" / "trackio" / "prefloop.db") as database:
+        assert database.execute("SELECT COUNT(DISTINCT run_id) FROM metrics").fetchone() == (1,)
+        for step, metrics in database.execute("SELECT step, metrics FROM metrics ORDER BY step"):
+            found += [(step, round(value, 4)) for key, value in json.loads(metrics).items() if key == name]
+    return found
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("kind", "points"), [("mlflow", mlflow_points), ("trackio", trackio_points)])
+def test_what_a_killed_process_logged_last_is_not_logged_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, points: Callable[[Path, str], list[tuple[int, float]]]
+) -> None:
+    # Not imported here: trackio reads its folder's variable once.
+    if importlib.util.find_spec(kind) is None:
+        pytest.skip(f"{kind} is not installed: trackio asks for a Pillow below 13, constraints.txt pins 13")
+    for name in ("MLFLOW_TRACKING_URI", "TRACKIO_SPACE_ID", "TRACKIO_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    run = RunFolder(tmp_path)
+    evaluate(run, 0, 1.0)
+    log = training(run, 1)
+    for number in (1, 2):
+        log.add(replace(STEP, step=number, loss=number / 10))
+    killed = Trackers(run, config(kind)).__enter__()
+    log.add(replace(STEP, step=3, loss=0.3))
+    with monkeypatch.context() as patched:
+        patched.setattr(Trackers, "_save", lambda self: None)
+        killed.follow()
+    for tracker in killed._open:
+        tracker.finish()
+    assert json.loads((tmp_path / "trackers" / "logged.json").read_text())["steps"] == {"1": 2}
+    with Trackers(run, config(kind)) as trackers:
+        run.stage(1, "policy").begin(KEY).commit(1, {})
+        evaluate(run, 1, 2.0)
+        trackers.follow()
+        training(run, 2).add(replace(STEP, loss=0.9))
+    assert points(tmp_path, "train/loss") == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.9)]
+    assert points(tmp_path, "round/reward") == [(0, 1.0), (3, 2.0)]
 
 
 def wandb_history(file: Path) -> list[dict[str, float]]:

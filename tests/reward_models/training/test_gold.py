@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.config.reward_model import AccuracyGate, Discriminator
+from pipeline.config.labellers.reward_model import AccuracyGate, Discriminator
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.training.gold import choose_comparisons, comparison_of, gold_accuracy, held_out, passes
 

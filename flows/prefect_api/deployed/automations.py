@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from pipeline.config.files import read_yaml
 from pipeline.errors import UserError
 
-SHIPPED = Path(__file__).parents[2] / "configs" / "prefect" / "automations.yaml"
+SHIPPED = Path(__file__).parents[3] / "configs" / "prefect" / "automations.yaml"
 # How the name of the automation ends that starts a deployment when data arrives; workers look for it.
 ON_DATA = ": start when data arrives"
 _BLOCK = "$block"

@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from flows.prefect_api.schedules import firings, read_interval, read_schedule
+from flows.prefect_api.deployed.schedules import firings, read_interval, read_schedule
 from pipeline.errors import UserError
 
 

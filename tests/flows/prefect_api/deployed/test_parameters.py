@@ -7,7 +7,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.iterative import iterative
 from flows.offline import offline
-from flows.prefect_api.parameters import offer_stages
+from flows.prefect_api.deployed.parameters import offer_stages
 from pipeline.config.files import load_config
 from tests.support.tiny_run import make_job
 

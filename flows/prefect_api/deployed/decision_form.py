@@ -20,7 +20,7 @@ from prefect.states import Suspended
 from pydantic import Field
 
 from flows.prefect_api.access import connected, lasting_api
-from flows.prefect_api.parameters import dated
+from flows.prefect_api.deployed.parameters import dated
 from flows.run_folder.approvals import read_approval, record_approval, waiting
 from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder

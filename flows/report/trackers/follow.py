@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, through accelerate's trackers, fed from the run folder.
+"""Trackers that are fed from the run folder: TensorBoard, Weights & Biases, MLflow, trackio.
 
 They follow the files that training and evaluation write. ``trackers/logged.json`` records how far they have come:
 whatever is killed at any time, each step is logged once, and trackers added later log a run from its beginning. They
@@ -7,19 +7,20 @@ live in the flow's process, so that training does not know about them.
 
 import importlib.util
 import json
-import os
 import time
 import uuid
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.storage.atomic import write_json
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import STEPS
+
+if TYPE_CHECKING:
+    from flows.report.trackers.stores import Store
 
 _FOLDER = "trackers"
 # Time between two looks at the steps of a round in training.
@@ -39,7 +40,7 @@ class Trackers:
     def __init__(self, run: RunFolder, config: RunConfig) -> None:
         self._run = run
         self._config = config
-        self._open: list[Any] = []
+        self._open: list[Store] = []
         self._looked = 0.0
         self._state_file = run.root / _FOLDER / "logged.json"
         # Steps logged of each round, and rounds whose evaluation is logged.
@@ -61,11 +62,6 @@ class Trackers:
             self.follow()
         for tracker in self._open:
             tracker.finish()
-        if "wandb" in self._config.trackers and self._open:
-            import wandb
-
-            # W&B's own process may still be writing the file; this waits for it.
-            wandb.teardown()
 
     def look(self) -> None:
         """Call ``follow``, but at most once every few seconds."""
@@ -141,34 +137,15 @@ class Trackers:
 
     def _start(self) -> None:
         from accelerate import PartialState
-        from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+        from flows.report.trackers.stores import open_store
 
         folder = self._state_file.parent
         folder.mkdir(parents=True, exist_ok=True)
         # accelerate's choice of a device is not needed here, and the flow's process must not take memory on one.
         PartialState(cpu=True)
-        logged = sum(self._steps.values())
-        for name in self._config.trackers:
-            tracker: Any
-            if name == "tensorboard":
-                # A kill may leave steps after the last one known to be logged; they do not count.
-                tracker = TensorBoardTracker(name, folder, purge_step=logged + 1 if self._evaluated else None)
-            else:
-                os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-                os.environ.setdefault("WANDB_SILENT", "true")
-                tracker = WandBTracker("prefloop", **self._of_wandb(folder))
-            tracker.start()
-            self._open.append(tracker)
+        # Before anything is logged, so that what a killed process logged is found again.
         self._save()
-
-    def _of_wandb(self, folder: Path) -> dict[str, Any]:
-        """Offline unless the environment has a key or sets a mode: a run never asks for a login."""
-        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-        return {
-            "id": self._id,
-            "name": self._config.name,
-            "dir": str(folder),
-            "mode": mode,
-            "resume": None if mode == "offline" else "allow",
-            "config": self._config.model_dump(mode="json"),
-        }
+        logged = sum(self._steps.values()) if self._evaluated else None
+        for kind in self._config.trackers:
+            self._open.append(open_store(kind, self._config, folder, self._id, logged))
