@@ -4,6 +4,7 @@ Each comes from the seed of its pair and its own number alone, on the CPU, so th
 the reference, and every machine have the same.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,8 @@ def draw_rows(keys: Sequence[tuple[int, int]], shape: Sequence[int], levels: int
 
 
 def _level(generator: torch.Generator, levels: int, settings: ImageScore) -> int:
+    low, high = int(settings.levels[0] * levels), math.ceil(settings.levels[1] * levels)
     if settings.timesteps == "uniform":
-        return int(torch.randint(levels, (), generator=generator))
+        return low + int(torch.randint(high - low, (), generator=generator))
     share = torch.randn((), generator=generator, dtype=torch.float64).sigmoid()
-    return min(int(share * levels), levels - 1)
+    return min(low + int(share * (high - low)), high - 1)

@@ -37,11 +37,13 @@ ARMS: Mapping[str, Sequence[str]] = {
     "winners alone": ("loss.preset=sft",),
     "collapse": (
         "prompts_per_round=94",
+        "sampling.n=4",
         "training.reference=previous",
         "loss.beta=0.05",
         "training.learning_rate=2e-4",
         "training.schedule=constant",
         "training.score.draws=1",
+        "training.score.levels=[0,1]",
         "training.max_steps=80",
         "training.epochs=27",
     ),
@@ -66,7 +68,7 @@ def run_arm(folder: Path, arm: str, seed: int) -> dict[str, Any]:
             shutil.copytree(start / "round_000" / name, root / "round_000" / name)
     run = run_images(root, *settings, rounds=ROUNDS, size=())
     shares = [_measured(run, number, dots=arm != "blueness") for number in range(ROUNDS + 1)]
-    called = [_alarms(run, number) for number in range(1, ROUNDS + 1)]
+    called = [alarms_of(run, number) for number in range(1, ROUNDS + 1)]
     cpu = sum(os.times()[:4]) - used
     return {"arm": arm, "seed": seed, "rounds": shares, "alarms": called, "seconds": time.time() - began, "cpu": cpu}
 
@@ -77,7 +79,8 @@ def _measured(run: RunFolder, number: int, *, dots: bool) -> dict[str, Any]:
     return kept | (dot_shares(Context(run, run.config()), number) if dots else {})
 
 
-def _alarms(run: RunFolder, number: int) -> list[str]:
+def alarms_of(run: RunFolder, number: int) -> list[str]:
+    """The rules that raised an alarm in a round."""
     file = run.stage(number, "policy").folder / ALARMS_FILE
     return [alarm["rule"] for alarm in json.loads(file.read_text())["alarms"]] if file.is_file() else []
 

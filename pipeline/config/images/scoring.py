@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.config.base import Closed
+from pipeline.config.base import LATER, Closed
 
 
 class WeighedLoser(Closed):
@@ -40,6 +40,12 @@ class ImageScore(Closed):
     timesteps: Literal["uniform", "logit_normal"] = Field(
         "uniform", description="how noise levels are drawn; logit_normal: mostly from the middle, as for flows"
     )
+    levels: tuple[float, float] = Field(
+        (0.0, 1.0),
+        description="the part of the schedule that noise levels are drawn from, as shares of its levels from the least "
+        "noisy; [0.5, 1]: the noisier half, where most of what an image shows is decided, and little of its finish",
+        json_schema_extra=LATER,
+    )
     weighting: Literal["flat", "bound"] = Field(
         "flat", description="weight of each level; bound: that of the bound on the log-probability, which varies more"
     )
@@ -52,3 +58,10 @@ class ImageScore(Closed):
     reference_errors: Literal["stored", "live"] = Field(
         "stored", description="the reference's errors: computed once before training, or again with each step"
     )
+
+    @model_validator(mode="after")
+    def _part_of_the_schedule(self) -> "ImageScore":
+        low, high = self.levels
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"levels: [{low:g}, {high:g}]; allowed: two shares from 0 to 1, the smaller one first")
+        return self

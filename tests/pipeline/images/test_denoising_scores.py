@@ -124,6 +124,23 @@ def test_levels_are_drawn_evenly_or_from_the_middle() -> None:
     assert int(even.min()) >= 0 and int(even.max()) <= 999
 
 
+@pytest.mark.parametrize("timesteps", ["uniform", "logit_normal"])
+def test_levels_are_drawn_from_a_part_of_the_schedule(timesteps: str) -> None:
+    keys = [(n, 0) for n in range(2000)]
+    part = draw_rows(keys, (1,), 1000, ImageScore.model_validate({"timesteps": timesteps, "levels": (0.6, 0.9)})).level
+    assert 600 <= int(part.min()) < 615 and 885 < int(part.max()) <= 899
+    assert float(part.double().mean()) == pytest.approx(750, abs=6)
+    one = draw_rows(keys[:9], (1,), 1000, ImageScore.model_validate({"timesteps": timesteps, "levels": (0.5, 0.5001)}))
+    assert set(one.level.tolist()) == {500}
+
+
+def test_the_whole_schedule_changes_neither_draws_nor_keys() -> None:
+    assert "levels" not in ImageScore().identity() and "levels" in ImageScore(levels=(0.0, 0.5)).identity()
+    for low, high in ((0.5, 0.5), (0.6, 0.4), (-0.1, 1.0), (0.0, 1.5)):
+        with pytest.raises(ValueError, match="levels"):
+            ImageScore(levels=(low, high))
+
+
 def test_the_weights_of_the_bound_multiply_each_level(policy: ImagePolicy) -> None:
     table, examples = image_table(policy, [0, 3]), image_pairs(NATS, count=3)
     flat = of_examples(DenoisingScores(policy, table, NATS), examples)
