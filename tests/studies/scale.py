@@ -14,7 +14,7 @@ PARAMETERS, CARDS, ENGINES, REWARD_MODEL = 70e9, 64, 8, 8e9
 # of a shared file system; questions/s of a judge.
 SAMPLING_RATE, FLOPS, DISK, JUDGE = 1500.0, 400e12, 2e9, 200.0
 SHARD, REFERENCE_SHARD = RunConfig.model_fields["shard_size"].default, 1024
-# Measured as ``python -m tests.benchmarks.bookkeeping --pieces`` does with 1,000 tokens a response: tokens/s of one core.
+# Measured as ``python -m tests.benchmarks.bookkeeping --pieces`` does with 1,000 tokens a response: tokens/s a core.
 DECODED, ENCODED, WRITTEN, READ = 10.5e6, 90e6, 3.2e6, 8.3e6
 # Bytes a token: of a message, of a prompt's in one, and of a row of samples with random log-probs.
 MESSAGE, ASKED, ROW, LOGPROB = 16.0, 5.0, 9.5, 4.0
