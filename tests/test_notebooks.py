@@ -55,7 +55,7 @@ def test_notebooks_run(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         case "offline":
             assert "pears.jsonl: no such file" in told and str(made.report) in told
         case "online":
-            assert "round 2: reward" in told and "kl_to_start" in told
+            assert "round 2: reward" in told and "with 3 Axes>" in told
         case "own_loss":
             assert "['reference', 'rejected']" in told and "'custom'" in told
 
