@@ -30,7 +30,7 @@ def iterative(
 
 def _rounds(root: Path, until: str | None) -> str:
     with open_run(root, until) as (run, config, stage):
-        start_run(stage)
+        start_run(stage, config)
         for round_ in range(1, config.rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
             sampled = run.stage(sampled_round(run, config, round_), "policy").title

@@ -29,7 +29,7 @@ def offline(
 
 def _rounds(root: Path, until: str | None) -> str:
     with open_run(root, until) as (run, config, stage):
-        data, _ = start_run(stage)
+        data, _ = start_run(stage, config)
         for round_ in range(1, config.rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
             pairs = stage("pairs", round_, data, policy)

@@ -64,7 +64,7 @@ def planned_stages(config: RunConfig, root: Path, until: str | None = None) -> l
     run = RunFolder(root)
     stages = _Recorder(run, config, until)
     try:
-        _, policy = start_run(stages)
+        _, policy = start_run(stages, config)
         for round_ in range(1, config.rounds + 1):
             made = ""
             if config.mode == "iterative":

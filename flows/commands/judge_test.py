@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from flows.run_folder.specs.suite_keys import suite_place
 from pipeline.config import JudgeScorer, RunConfig, scorers_of
+from pipeline.config.evaluation.suites import suite_judge
 from pipeline.config.files import load_config
 from pipeline.data.reading import read_prompts, values
 from pipeline.data.sources import prompt_source
@@ -45,7 +47,8 @@ def ask_judges(files: list[Path], settings: list[str]) -> bool:
 
 def _judges(config: RunConfig) -> Iterator[tuple[str, JudgeScorer]]:
     second = None if config.gate is None else config.gate.second
-    for section, place in ((config.scorer, "scorer"), (second, "gate.second")):
+    given = [(suite_judge(suite), f"{suite_place(suite, config)}.judge") for suite in config.evaluation.suites]
+    for section, place in ((config.scorer, "scorer"), (second, "gate.second"), *given):
         if section is not None:
             yield from ((name, one) for name, one in scorers_of(section, place) if isinstance(one, JudgeScorer))
 

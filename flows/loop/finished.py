@@ -7,7 +7,7 @@ from flows.report.progress import make_console
 from flows.report.write import write_report
 from flows.run_folder.ancestry import parent
 from flows.run_folder.approvals import goes_on
-from flows.run_folder.flow_run import may_be_shown_as_running
+from flows.run_folder.lease import may_be_shown_as_running
 from flows.run_folder.links import require_own_folders
 from flows.run_folder.redo import finish_setting_aside
 from flows.run_folder.stage_keys import stage_key
@@ -69,7 +69,7 @@ def _walk(run: RunFolder, config: RunConfig, stage: _Complete) -> list[int]:
     """Go the way of the flows; return the rounds that were walked to their end."""
     walked: list[int] = []
     try:
-        data, _ = start_run(stage)
+        data, _ = start_run(stage, config)
         for round_ in range(1, config.rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
             if config.mode == "iterative":

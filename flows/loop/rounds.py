@@ -4,6 +4,7 @@ from typing import Protocol
 
 from flows.run_folder.ancestry import MIXED_MODEL, SECOND_POLICY, SECOND_SAMPLES
 from flows.run_folder.growth import ADDED, brings_prompts
+from flows.run_folder.specs.suite_keys import SUITE_SAMPLES, SUITES
 from flows.run_folder.stage_table import made_in
 from flows.workers.pool.overlap import streams_labels
 from pipeline.config import RunConfig
@@ -38,12 +39,23 @@ class Reached(Exception):  # noqa: N818 - it ends a run, and is not an error
     """The stage after which the run should stop is complete."""
 
 
-def start_run(stage: Stages) -> tuple[str, str]:
+def start_run(stage: Stages, config: RunConfig) -> tuple[str, str]:
     """Make round 0: the data and the starting policy, evaluated before any preference training."""
     data = stage("data", 0)
     policy = stage("policy", 0, data)
-    stage("evaluation", 0, stage("evaluation_samples", 0, policy))
+    evaluated(stage, config, 0, policy)
     return data, policy
+
+
+def evaluated(stage: Stages, config: RunConfig, round_: int, policy: str) -> str:
+    """Evaluate ``policy`` on held-out prompts, and on the suites of the round; return the evaluation's artefact."""
+    sampled = [stage("evaluation_samples", round_, policy)]
+    if made_in(config, round_, SUITE_SAMPLES):
+        sampled.append(stage(SUITE_SAMPLES, round_, policy))
+    # Before the evaluation, after which a round counts as evaluated.
+    if made_in(config, round_, SUITES):
+        sampled.append(stage(SUITES, round_, sampled[-1]))
+    return stage("evaluation", round_, *sampled)
 
 
 def added(stage: Stages, run: RunFolder, config: RunConfig, round_: int) -> list[str]:
@@ -80,7 +92,7 @@ def learn(stage: Stages, config: RunConfig, round_: int, pairs: str, policy: str
     policy = stage.trained(round_, *made, policy)
     if made_in(config, round_, "average"):
         stage("average", round_, policy)
-    evaluated = stage("evaluation", round_, stage("evaluation_samples", round_, policy))
+    measured = evaluated(stage, config, round_, policy)
     if made_in(config, round_, "gate"):
-        stage("gate", round_, evaluated)
+        stage("gate", round_, measured)
     return policy

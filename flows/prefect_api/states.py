@@ -26,7 +26,7 @@ from prefect.exceptions import Abort, ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
 from flows.prefect_api.events import WorkerStale, related_resources, send_event
-from flows.run_folder.flow_run import ENDED_WELL, FLOW_RUN_FILE
+from flows.run_folder.lease import ENDED_WELL, FLOW_RUN_FILE
 from pipeline.storage.atomic import write_json
 
 POLL_SECONDS = 2.0

@@ -8,7 +8,7 @@ from flows.preflight.chat_template import check_template
 from flows.preflight.context_parallel import check_context_parallel
 from flows.preflight.data import check_data
 from flows.preflight.fault_log import FaultLog
-from flows.preflight.labellers import check_answer, check_scorer, check_second
+from flows.preflight.labellers import check_answer, check_scorer, check_second, check_suites
 from flows.preflight.loss_needs import check_needs, loss_name
 from flows.preflight.model_folders import (
     check_classifier_start,
@@ -100,6 +100,7 @@ def check_run(
     label_seats(config, seating_of(config).rest)
     if config.gate is not None and config.gate.second is not None:
         check_second(config.scorer, config.gate.second)
+    check_suites(config)
     if config.discriminator is not None and config.discriminator.start is not None:
         check_classifier_start(
             Path(config.discriminator.start), "discriminator", "start", config.discriminator.max_tokens

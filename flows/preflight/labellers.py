@@ -1,5 +1,6 @@
 """Checks of labellers before use: files, keys, templates, and the answers that they compare with."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from flows.preflight.model_folders import check_folder, check_tokenizer_files
@@ -14,12 +15,22 @@ from pipeline.config import (
     MathScorer,
     NumberScorer,
     PairwiseScorer,
+    RunConfig,
     ScorerSettings,
     SingleScorer,
     SlotScorer,
     scorers_of,
 )
+from pipeline.config.evaluation.suites import (
+    AlpacaEvalSuite,
+    ArenaHardSuite,
+    IfevalSuite,
+    LmEvalSuite,
+    RewardBenchSuite,
+)
+from pipeline.data.files.suite_rows import baseline_answers, instructions, suite_rows
 from pipeline.errors import UserError
+from pipeline.evaluation.suites.ifeval import require_checks
 from pipeline.models.loading.rope import require_steady_rope, text_settings
 from pipeline.storage.digests import file_sha256, model_digest
 from pipeline.types import Prompt
@@ -106,6 +117,27 @@ def _shared(scorer: SingleScorer, other: SingleScorer) -> str | None:
 
 def _one_model(path: str, other: str) -> str | None:
     return path if model_digest(Path(path)) == model_digest(Path(other)) else None
+
+
+def check_suites(config: RunConfig) -> None:
+    """Raise ``UserError`` for a suite whose files, rows, judge or package are not as it needs them."""
+    for index, suite in enumerate(config.evaluation.suites):
+        place = f"evaluation.suites.{index}"
+        match suite:
+            case LmEvalSuite():
+                if find_spec("lm_eval") is None:
+                    raise UserError(f"{place}: needs the package lm_eval; pip install 'prefloop[evals]'")
+            case IfevalSuite():
+                require_checks(instructions(suite), place)
+            case ArenaHardSuite():
+                baseline_answers(suite)
+                check_scorer(suite.judge, f"{place}.judge")
+            case AlpacaEvalSuite() | RewardBenchSuite():
+                suite_rows(suite, suite.file)
+                if suite.judge is not None:
+                    check_scorer(suite.judge, f"{place}.judge")
+                if isinstance(suite, AlpacaEvalSuite) and find_spec("sklearn") is None:
+                    raise UserError(f"{place}: needs the package scikit-learn; pip install 'prefloop[evals]'")
 
 
 def check_answer(settings: ScorerSettings, prompt: Prompt) -> None:

@@ -19,6 +19,7 @@ from flows.report.facts import (
     label_facts,
 )
 from flows.run_folder.approvals import DECISION
+from flows.run_folder.specs.suite_keys import SUITES
 from flows.run_folder.stage_keys import reference_name
 from flows.run_folder.stage_table import STAGES
 from pipeline.config import RunConfig
@@ -78,8 +79,17 @@ def _manifests(run: RunFolder, round_: int) -> dict[str, Manifest]:
 
 
 def evaluation_metrics(run: RunFolder, round_: int) -> dict[str, Any]:
-    """The metrics.json of a round's evaluation; empty if there is no file. Raises ``RunError`` if it is unreadable."""
-    return _json(run.stage(round_, "evaluation").folder / "metrics.json") or {}
+    """The metrics.json of a round's evaluation, and of its suites; empty if the round is not evaluated.
+
+    Raises ``RunError`` if one is unreadable.
+    """
+    found = _json(run.stage(round_, "evaluation").folder / "metrics.json")
+    return {**suite_metrics(run, round_), **found} if found else {}
+
+
+def suite_metrics(run: RunFolder, round_: int) -> dict[str, Any]:
+    """The metrics.json of a round's suites; empty if it has none. Raises ``RunError`` if it is unreadable."""
+    return _json(run.stage(round_, SUITES).folder / "metrics.json") or {}
 
 
 def _json(file: Path) -> dict[str, Any] | None:
@@ -114,6 +124,8 @@ def _labels(manifests: Mapping[str, Manifest], metrics: Mapping[str, Any]) -> tu
     found = [label_facts(name, manifests[name].metrics) for name in ("gold", "labels") if name in manifests]
     if metrics.get("labelling"):
         found.append(label_facts("evaluation", metrics["labelling"]))
+    if metrics.get("suite_labelling"):
+        found.append(label_facts(SUITES, metrics["suite_labelling"]))
     return tuple(found)
 
 

@@ -22,6 +22,8 @@ from flows.report.facts import (
     cell,
     estimate,
 )
+from flows.report.findings.parts import PART_COLUMNS, part_rows
+from flows.report.findings.suites import suite_columns, suite_measures, suite_value
 from flows.report.findings.verdicts import SIGNS, verdict_kind, verdict_words
 from pipeline.evaluation.held_out import baseline_line
 from pipeline.safe_text import markdown, markdown_block
@@ -93,7 +95,8 @@ def report_link(report: Path) -> str:
 
 def rounds_rows(rounds: Sequence[RoundFacts]) -> list[dict[str, str]]:
     """The table of rounds, one row each; columns without any values are left out."""
-    shown = [column for column in COLUMNS if any(facts.metrics.get(column[0]) is not None for facts in rounds)]
+    columns = (*COLUMNS, *suite_columns([facts.metrics for facts in rounds]))
+    shown = [column for column in columns if any(facts.metrics.get(column[0]) is not None for facts in rounds)]
     rows = []
     for facts in rounds:
         row = {"round": str(facts.round)}
@@ -146,9 +149,16 @@ def _gate(gate: GateFacts, words: str) -> list[str]:
 def _measures(rounds: Sequence[RoundFacts]) -> list[str]:
     columns = ["start" if facts.round == 0 else f"round {facts.round}" for facts in rounds]
     rows = [[title, *(_value(read(facts), form) for facts in rounds)] for title, read, form in MEASURES]
+    rows += [
+        [markdown(title), *(suite_value(facts, key, form) for facts in rounds)]
+        for key, title, form in suite_measures(rounds)
+    ]
     known = [row for row in rows if set(row[1:]) != {NONE}]
     line = baseline_line(rounds[-1].metrics)
     beside = [] if line is None else [markdown(line)]
+    parts = [[markdown(cell) for cell in row] for row in part_rows(rounds[-1].metrics)]
+    if parts:
+        beside.append(_table(["part", *(heading for _, heading, _ in PART_COLUMNS)], parts))
     return ["## On held-out prompts", _table(["measure", *columns], known), *beside] if known else []
 
 

@@ -11,9 +11,11 @@ from rich.text import Text
 
 from flows.report.charts import bar, sparkline
 from flows.report.facts import COLUMNS, PairFacts, RoundFacts, cell
+from flows.report.findings.parts import PART_COLUMNS, part_rows
 from flows.report.findings.prompt_changes import worse_in
+from flows.report.findings.suites import suite_columns
 from flows.report.findings.verdicts import STYLES, verdict_kind, verdict_words
-from flows.report.gather import round_facts
+from flows.report.gather import round_facts, suite_metrics
 from flows.run_folder.approvals import read_decision, settled
 from pipeline.errors import RunError
 from pipeline.evaluation.held_out import baseline_line
@@ -31,7 +33,8 @@ def read_rounds(root: Path) -> list[_Metrics]:
     for round_ in run.rounds():
         file = run.stage(round_, "evaluation").folder / "metrics.json"
         if file.is_file():
-            metrics, decision = _read_metrics(file), read_decision(run, round_)
+            metrics = {**suite_metrics(run, round_), **_read_metrics(file)}
+            decision = read_decision(run, round_)
             rounds.append(metrics if decision is None else {**metrics, "gate": json.loads(decision.model_dump_json())})
     return rounds
 
@@ -61,7 +64,8 @@ def print_table(root: Path, rounds: list[_Metrics]) -> None:
     if not rounds:
         console.print(f"{root}: no round has been evaluated yet", markup=False, highlight=False)
         return
-    shown = [column for column in COLUMNS if any(metrics.get(column[0]) is not None for metrics in rounds)]
+    columns = (*COLUMNS, *suite_columns(rounds))
+    shown = [column for column in columns if any(metrics.get(column[0]) is not None for metrics in rounds)]
     table = Table(title=Text(visible(root.name)), title_justify="left", box=None, padding=(0, 0, 0, 1))
     table.add_column("round", justify="right")
     for _, heading, _ in shown:
@@ -74,9 +78,23 @@ def print_table(root: Path, rounds: list[_Metrics]) -> None:
         cells: list[str | Text] = [_cell(metrics, name, form) for name, _, form in shown]
         table.add_row(str(metrics["round"]), *cells, *([_verdict(metrics)] if judged else []))
     console.print(table)
+    _print_parts(console, rounds[-1])
     against = baseline_line(rounds[-1])
     for line in (*gate_lines(root), *([] if against is None else [against])):
         console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_parts(console: Console, metrics: _Metrics) -> None:
+    """The newest round by source and criterion, if it has several."""
+    rows = list(part_rows(metrics))
+    if not rows:
+        return
+    table = Table(title=f"round {metrics['round']}, by source and criterion", title_justify="left", box=None)
+    for heading in ("part", *(heading for _, heading, _ in PART_COLUMNS)):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
 
 
 def _verdict(metrics: _Metrics) -> Text:

@@ -14,6 +14,7 @@ from flows.run_folder.ancestry import (
 )
 from flows.run_folder.growth import ADDED, added_stages
 from pipeline.config import RunConfig
+from pipeline.config.evaluation.suites import due
 from pipeline.config.labellers.reward_model import buys
 from pipeline.config.loss.needs import needs_of
 from pipeline.config.pairing import replayed_ages
@@ -237,7 +238,9 @@ def of_evaluation(place: Place) -> list[Stage]:
 def of_gate(place: Place) -> list[Stage]:
     """The round's evaluation, and the previous gate or the start's evaluation."""
     decided = place.run.stage(place.before, "gate") if place.before > 0 else place.run.stage(0, "evaluation")
-    return [place.stage("evaluation"), decided]
+    gate, suites = place.config.gate, place.config.evaluation.suites
+    ruled = gate is not None and bool(gate.suites) and bool(due(suites, place.round))
+    return [place.stage("evaluation"), decided, *([place.stage("suites")] if ruled else [])]
 
 
 def opened_by_evaluation(place: Place) -> list[Stage]:
@@ -254,7 +257,9 @@ def opened_by_training(place: Place) -> list[Stage]:
 
 def opened_by_gate(place: Place) -> list[Stage]:
     """The training's alarms; evaluations and gates of the start, the parent, the best round and the rules' base."""
-    earlier = [place.run.stage(number, one) for number in range(place.round) for one in ("evaluation", "gate")]
+    earlier = [
+        place.run.stage(number, one) for number in range(place.round) for one in ("evaluation", "gate", "suites")
+    ]
     return [place.stage("policy"), *(stage for stage in earlier if stage.folder.exists())]
 
 

@@ -22,6 +22,9 @@ from pipeline.storage.atomic import write_json
 from pipeline.storage.holder import PATIENCE_SECONDS, Holder, now, own_holder, parse_holder, refusal, runs, say
 
 LEASE_FILE = "lease.json"
+# Prefect's flow run, and the process, that wrote to a run folder last.
+FLOW_RUN_FILE = "flow_run.json"
+ENDED_WELL = "ended"
 BEAT_SECONDS = 10.0
 # Error numbers of systems that have no such locks.
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -218,3 +221,14 @@ def _changes(file: Path, patience: float, holder: Holder | None) -> bool:
     except FileNotFoundError:
         return False
     return False
+
+
+def may_be_shown_as_running(root: Path) -> bool:
+    """Return whether the last flow run did not come to its end, so that Prefect may not know of its end either."""
+    try:
+        last = json.loads((root / FLOW_RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return not isinstance(last, dict) or last.get(ENDED_WELL) is not True

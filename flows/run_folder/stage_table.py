@@ -4,10 +4,7 @@ flows/stages/run.py binds their names to the code that makes them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
-
-from pydantic import JsonValue
+from dataclasses import replace
 
 from flows.run_folder import inputs as made_from
 from flows.run_folder import key_parts as keyed
@@ -15,61 +12,12 @@ from flows.run_folder.ancestry import MIXED_MODEL, SECOND_POLICY, SECOND_SAMPLES
 from flows.run_folder.growth import ADDED
 from flows.run_folder.inputs import Place, anchored, nothing, stores_reference
 from flows.run_folder.key_parts import IDS_ONLY
+from flows.run_folder.specs import suite_keys as of_suites
+from flows.run_folder.specs.stage_spec import RunPart, Sections, StageSpec
+from flows.run_folder.specs.suite_keys import SUITE_SAMPLES, SUITES
 from pipeline.config import RunConfig
 from pipeline.config.loss.needs import needs_of
 from pipeline.storage.run_folder import RunFolder, Stage
-
-Sections = tuple[str, ...]
-Inputs = Callable[[Place], list[Stage]]
-RunPart = Literal["start", "offline", "iterative"]
-# What bounds a stage's size on disk: the config's files, the round's samples, the weights, optimiser and examples of a
-# training, half of an evaluation, a pairs stage, a discriminator's members, or the plan's number for the stage itself.
-Bound = Literal["sources", "samples", "training", "evaluation", "pairs", "members", "plan"]
-
-
-def _no_facts(place: Place) -> dict[str, JsonValue]:
-    return {}
-
-
-def _in_every_round(config: RunConfig, round_: int) -> bool:
-    return True
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """The properties of a stage.
-
-    Attributes:
-        name: the name of its folder.
-        unit: the unit that its progress counts.
-        sections: parts of the config in its key; see ``key_parts.plain_section``.
-        inputs: stages whose keys are in its key.
-        parts: the parts of a run that ask for it by name; if empty, it is made together with another stage.
-        facts: the rest of its key: digests of files outside the run folder, people's answers.
-        opens: stages whose files it reads too; the stages in its key vouch for them.
-        by_shard: the stage of the same round whose shards it reads one by one, as they are finished.
-        bound: what bounds its size on disk.
-        made: whether a round of those parts has it; False if only the run folder shows it.
-        weights: whether it may load the weights of stages that it reads.
-        sampled: whether the sampler child serves it; other stages run in the process with torch.
-    """
-
-    name: str
-    unit: str
-    sections: Sections | Callable[[Place], Sections]
-    inputs: Inputs
-    parts: tuple[RunPart, ...]
-    facts: Callable[[Place], dict[str, JsonValue]] = _no_facts
-    opens: Inputs = nothing
-    by_shard: str | None = None
-    bound: Bound = "plan"
-    made: Callable[[RunConfig, int], bool] = _in_every_round
-    weights: bool = True
-    sampled: bool = False
-
-    def sections_at(self, place: Place) -> Sections:
-        """The parts of the config in the key at ``place``."""
-        return self.sections(place) if callable(self.sections) else self.sections
 
 
 def _pairs_sections(place: Place) -> Sections:
@@ -227,6 +175,28 @@ _SPECS = (
         parts=_ALL,
         bound="evaluation",
         sampled=True,
+    ),
+    StageSpec(
+        SUITE_SAMPLES,
+        unit="answers",
+        sections=("sampling.max_tokens", "sampling.stop", "sampler", "chat"),
+        inputs=of_suites.of_suite_samples,
+        parts=_ALL,
+        facts=of_suites.asked_facts,
+        opens=of_suites.opened_by_suites,
+        made=of_suites.asks_suites,
+        sampled=True,
+    ),
+    StageSpec(
+        SUITES,
+        unit="answers",
+        sections=("evaluation",),
+        inputs=of_suites.of_suites,
+        parts=_ALL,
+        facts=of_suites.measured_facts,
+        opens=of_suites.opened_by_suites,
+        made=of_suites.measures_suites,
+        weights=False,
     ),
     StageSpec(
         "evaluation",

@@ -11,14 +11,23 @@ from flows.report.findings.lag import KL_TO_SAMPLED
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, offending_file, policy_chat, policy_rendering
 from flows.stages.data import held_out_prompts, text_preferences, training_prompts
-from flows.stages.held_out import held_out_examples, held_out_metrics, write_held_out_prompts
 from flows.stages.labels.shards import LabelProgress, open_accounts
+from flows.stages.measures.held_out import held_out_examples, held_out_metrics, write_held_out_prompts
 from flows.stages.training.frozen import FrozenPolicy
 from pipeline.config import SlotScorer, compares
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
+from pipeline.evaluation.breakdown import by_criterion, by_source
 from pipeline.evaluation.intervals import Interval, rate_interval
-from pipeline.evaluation.metrics import THINKING, describe_responses, kl_interval, per_token, sampler_gap, win_rate
+from pipeline.evaluation.metrics import (
+    THINKING,
+    describe_responses,
+    kl_interval,
+    per_token,
+    sampler_gap,
+    win_rate,
+    wins_by_score,
+)
 from pipeline.models.chat import Chat
 from pipeline.models.handshake import coarser_dtype
 from pipeline.storage.atomic import write_json
@@ -69,6 +78,7 @@ def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group],
         metrics: _Metrics = {"round": round_, "reward": None, **describe_responses(groups["sampled"])}
         metrics["reward_greedy"] = describe_responses(groups["greedy"]).get("reward")
         metrics |= _thinking(context, round_) | _win_rates(context, round_, groups["sampled"], scorer)
+        metrics |= _parts(context, round_, groups["sampled"], scorer)
         labelling = label_summary([accounts.take()], accounts)
     if isinstance(settings, SlotScorer):
         metrics |= slot_metrics(groups["greedy"], groups["sampled"])
@@ -116,6 +126,21 @@ def _win_rates(context: Context, round_: int, sampled: Sequence[Group], scorer: 
         metrics[f"win_rate_vs_{name}"] = None if interval is None else interval.mean
         metrics[f"win_rate_vs_{name}_ci"] = None if interval is None else [interval.low, interval.high]
     return metrics
+
+
+def _parts(context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller | None) -> _Metrics:
+    """The same by where prompts are from, if that differs, and by the criteria of rubrics."""
+    settings, wins = context.config.evaluation, dict[str, float]()
+    if scorer is not None and len({group.prompt.source for group in sampled}) > 1:
+        start = sampled if round_ == 0 else _earlier(context, 0)
+        # A judge has compared them already, so its answers are in the cache.
+        compared = _compares(context)
+        wins = wins_by_comparison(sampled, start, scorer) if compared else wins_by_score(sampled, start)
+    found = {
+        "by_source": by_source(sampled, wins, settings.bootstrap, settings.seed),
+        "by_criterion": by_criterion(sampled, settings.bootstrap, settings.seed),
+    }
+    return {name: parts for name, parts in found.items() if parts}
 
 
 def _earlier(context: Context, round_: int) -> list[Group]:

@@ -12,8 +12,9 @@ from flows.report.findings.gate_reasons import gate_reasons
 from flows.run_folder.ancestry import base_before, best_before, parent
 from flows.run_folder.approvals import write_decision
 from flows.stages.context import Context, Outcome, policy_rendering
-from flows.stages.held_out import HELD_OUT_MARGINS
 from flows.stages.labels.shards import Shard, label_shards, open_accounts
+from flows.stages.measures.changes import suite_changes
+from flows.stages.measures.held_out import HELD_OUT_MARGINS
 from pipeline.config import Gate, ScorerSettings, compares
 from pipeline.evaluation.gate import FALLS, Decision, Measures, Standing, decide
 from pipeline.evaluation.gate_measures import Measuring, by_prompt, finished, longer, repeating, tokens
@@ -45,6 +46,7 @@ def gate(context: Context, round_: int, folder: Path) -> Outcome:
         write_json(folder / _WINS, {"against": standing.best, "wins": wins})
         measures = _measures(context, views, standing, wins)
         measures["win_rate_since_best"] = _since_best(context, settings, standing, wins)
+        measures |= suite_changes(context, settings, round_, standing.base)
     judgement = decide(settings, measures, standing)
     told = Decision(
         decision=judgement.verdict,

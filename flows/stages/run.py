@@ -37,7 +37,8 @@ def run_stage(context: Context, round_: int, name: str, workers: Workers | None 
         if read.title not in open_:
             require_intact(read)
     needed = require_room(context.run, context.config, round_, name)
-    memory = PeakMemory(workers.sampler_pids if workers is not None and spec_of(name).sampled else _own)
+    engines = workers if spec_of(name).sampled else None
+    memory = PeakMemory(engines.sampler_pids if engines is not None else lambda: [os.getpid()])
     try:
         writer = stage.begin(key, by_shard)
         try:
@@ -66,10 +67,6 @@ def _free_device_memory() -> None:
     if torch is not None and torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def _own() -> list[int]:
-    return [os.getpid()]
 
 
 def follow_stage(context: Context, round_: int, name: str) -> None:
@@ -192,6 +189,18 @@ def _evaluation_samples(job: Job) -> Outcome:
     return evaluation_samples(job.context, job.round, job.folder, job.sampler)
 
 
+def _suite_samples(job: Job) -> Outcome:
+    from flows.stages.measures.suite_samples import suite_samples
+
+    return suite_samples(job.context, job.round, job.folder, job.sampler)
+
+
+def _suites(job: Job) -> Outcome:
+    from flows.stages.measures.suites import suites
+
+    return suites(job.context, job.round, job.folder)
+
+
 def _evaluation(job: Job) -> Outcome:
     from flows.stages.evaluation import evaluation
 
@@ -227,6 +236,8 @@ BODIES: Mapping[str, Callable[[Job], Outcome]] = {
     "advantages": _advantages,
     "policy": _policy,
     "evaluation_samples": _evaluation_samples,
+    "suite_samples": _suite_samples,
+    "suites": _suites,
     "evaluation": _evaluation,
     "gate": _gate,
     "average": _average,

@@ -31,6 +31,7 @@ from pipeline.config import (
     ServerSampler,
     TransformersSampler,
 )
+from pipeline.config.evaluation.suites import LmEvalSuite, longest_answer
 from pipeline.safe_text import key_variables
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response
@@ -60,8 +61,18 @@ def with_context(config: RunConfig) -> SamplerSettings:
     if isinstance(sampler, TransformersSampler | DiffusersSampler) or sampler.context is not None:
         return sampler
     # At least the setting's minimum.
-    needed = max(32, config.chat.max_prompt_tokens + config.sampling.max_tokens + 1)
+    needed = max(32, config.chat.max_prompt_tokens + _longest_answer(config) + 1, *_longest_questions(config))
     return sampler.model_copy(update={"context": needed})
+
+
+def _longest_answer(config: RunConfig) -> int:
+    return longest_answer(config.evaluation.suites, config.sampling.max_tokens)
+
+
+def _longest_questions(config: RunConfig) -> list[int]:
+    """Tokens of questions with their answers that suites of tasks are measured with."""
+    suites = config.evaluation.suites
+    return [suite.context for suite in suites if isinstance(suite, LmEvalSuite) and suite.context is not None]
 
 
 def stays_warm(config: RunConfig) -> bool:
@@ -259,6 +270,11 @@ class Workers:
         """Log-probs of each sequence's tokens 1..T-1 under ``policy``; loads and checks it as ``sample`` does."""
         self._hold(policy, probe, None)
         return self._sampler.score(sequences)
+
+    def ranked(self, policy: Path, probe: Path, sequences: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+        """The same, and whether each token is the likeliest one."""
+        self._hold(policy, probe, None)
+        return self._sampler.ranked(sequences)
 
     def _hold(self, policy: Path, probe: Path, mixed: tuple[Path, Path] | None) -> None:
         if not (self._warm or self._beside):

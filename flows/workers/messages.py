@@ -138,15 +138,17 @@ class Sampled(Progress, frozen=True, tag="sampled"):
 
 
 class Score(Request, frozen=True, tag="score"):
-    """Log-probs of each sequence's tokens 1..T-1."""
+    """Log-probs of each sequence's tokens 1..T-1; ``best``: say also which are the likeliest."""
 
     sequences: tuple[tuple[int, ...], ...]
+    best: bool = False
 
 
 class ScoresReply(Reply, frozen=True, tag="scores"):
-    """One row per sequence of T tokens: T - 1 natural-log probabilities."""
+    """One row per sequence of T tokens: T - 1 natural-log probabilities, and whether each token is the likeliest."""
 
     rows: list[list[float]]
+    best: list[list[bool]] = []
 
 
 class TrainerInit(Request, frozen=True, tag="init"):

@@ -45,7 +45,7 @@ from pipeline.models.handshake import (
 from pipeline.models.loading.rope import rope_note
 from pipeline.models.weights.adapter_folder import base_of
 from pipeline.sampling.engine_args import is_quantised
-from pipeline.sampling.sampler import EngineOptions, Mixing, RequestFeed, Sampler, SampleRequest, Swap
+from pipeline.sampling.sampler import EngineOptions, Mixing, Ranking, RequestFeed, Sampler, SampleRequest, Swap
 from pipeline.sampling.served_adapters import why_merged
 from pipeline.storage.atomic import write_json
 
@@ -191,6 +191,13 @@ class SamplerService:
 
     def score(self, request: Score, send: _Send) -> ScoresReply:
         """Return log-probs of each sequence's tokens 1..T-1."""
+        engine = self._engine()
+        if request.best:
+            assert isinstance(engine, Ranking), "asked of engines of text alone"
+            ranked = engine.ranked(request.sequences)
+            return ScoresReply(
+                [[one for one, _ in row] for row in ranked], [[best for _, best in row] for row in ranked]
+            )
         return ScoresReply(self._engine().score(request.sequences))
 
     def close(self) -> None:

@@ -12,7 +12,8 @@ from pipeline.config.data.limits import Limits
 from pipeline.config.data.mixture import MixtureData
 from pipeline.config.data.sources import ConditionData, Data, DotsData, HeldOut, PairData, RestaurantData
 from pipeline.config.data.user_data import DatasetData, FileData, UserData
-from pipeline.config.evaluation import Evaluation, Gate
+from pipeline.config.evaluation.gate import Evaluation, Gate
+from pipeline.config.evaluation.suites import Suite, SuiteRule
 from pipeline.config.images.policies import DiffusionPolicy, ScratchDiffusion
 from pipeline.config.images.scoring import ImageScore
 from pipeline.config.labellers.image_scorers import ClipScorer, DotsScorer, ImageClassifierScorer, PeopleScorer
@@ -134,6 +135,8 @@ __all__ = [
     "Signed",
     "SingleScorer",
     "SlotScorer",
+    "Suite",
+    "SuiteRule",
     "Training",
     "TransformersSampler",
     "UserData",

@@ -8,7 +8,8 @@ from pipeline.config.base import LATER, OPERATIONAL, Closed
 from pipeline.config.data.limits import Limits
 from pipeline.config.data.mixture import usual_source
 from pipeline.config.data.sources import Data, HeldOut, PairData
-from pipeline.config.evaluation import Evaluation, Gate
+from pipeline.config.evaluation.gate import Evaluation, Gate
+from pipeline.config.evaluation.suites import require_suites
 from pipeline.config.images.policies import ScratchDiffusion
 from pipeline.config.images.refusals import require_image_run, require_modality
 from pipeline.config.labellers.reward_model import Discriminator
@@ -172,6 +173,12 @@ class RunConfig(Closed):
         require_modality(self.modality, kinds)
         if self.modality == "image":
             require_image_run(self)
+        return self
+
+    @model_validator(mode="after")
+    def _suites_fit(self) -> "RunConfig":
+        rules = {} if self.gate is None else self.gate.suites
+        require_suites(self.evaluation.suites, rules, self.modality, self.scorer is not None)
         return self
 
     @model_validator(mode="after")

@@ -225,6 +225,10 @@ def _limits(settings: Gate, measures: Measures, standing: Standing) -> list[_Lim
             above=False,
             applies=settings.on_reward_fall == "alarm",
         ),
+        *(
+            _Limit(name=f"suite_{name}", measure=f"suite_{name}_change", limit=rule.min_change, above=False)
+            for name, rule in settings.suites.items()
+        ),
     ]
 
 

@@ -114,6 +114,14 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
+class Ranking(Protocol):
+    """An engine that knows which token is the likeliest."""
+
+    def ranked(self, sequences: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+        """Return ``Sampler.score``'s log-probability of each token, and whether no other token has a higher one."""
+
+
+@runtime_checkable
 class Mixing(Protocol):
     """An engine that can sample from a mixture of its model with another one."""
 

@@ -110,6 +110,10 @@ class ServerEngine:
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``Sampler.score``."""
+        return [[logprob for logprob, _ in row] for row in self.ranked(sequences)]
+
+    def ranked(self, sequences: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+        """See ``Ranking.ranked``; of a last token that the context has no room for, nothing is known but its score."""
         answers = self._pool.map(self._complete, [self._scoring_body(ids) for ids in sequences])
         return [_scores(ids, answer) for ids, answer in zip(sequences, answers, strict=True)]
 
@@ -286,10 +290,11 @@ class ServerEngine:
         return make_response(self._chat, prompt_ids, choice["token_ids"], logprobs, settings.stop)
 
 
-def _scores(ids: Sequence[int], choice: dict[str, Any]) -> list[float]:
+def _scores(ids: Sequence[int], choice: dict[str, Any]) -> list[tuple[float, bool]]:
     """Return the log-probabilities of ids 1..T-1: the prompt's and, for a forced last token, the output's."""
     given = choice["prompt_logprobs"][1:]
-    scores = [float(at[str(token)]["logprob"]) for token, at in zip(ids[1 : len(given) + 1], given, strict=True)]
+    told = [at[str(token)] for token, at in zip(ids[1 : len(given) + 1], given, strict=True)]
+    scores = [(float(one["logprob"]), one.get("rank") == 1) for one in told]
     if len(scores) < len(ids) - 1:
-        scores.append(float(choice["logprobs"]["token_logprobs"][0]))
+        scores.append((float(choice["logprobs"]["token_logprobs"][0]), False))
     return scores

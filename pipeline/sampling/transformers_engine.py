@@ -136,10 +136,14 @@ class TransformersEngine:
             flat = [self._response(row, settings.stop) for row in rows]
             yield from (tuple(flat[i : i + settings.n]) for i in range(0, len(flat), settings.n))
 
-    @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``Sampler.score``."""
-        scores: list[list[float]] = []
+        return [[logprob for logprob, _ in row] for row in self.ranked(sequences)]
+
+    @torch.inference_mode()
+    def ranked(self, sequences: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+        """See ``Ranking.ranked``."""
+        scores: list[list[tuple[float, bool]]] = []
         for start in range(0, len(sequences), self._settings.batch_size):
             batch = sequences[start : start + self._settings.batch_size]
             longest = max(len(ids) for ids in batch)
@@ -150,8 +154,10 @@ class TransformersEngine:
             with self._autocast():
                 logits = self._model(input_ids=ids, attention_mask=mask).logits
             logprobs = logits[:, :-1].float().log_softmax(-1)
-            picked = logprobs.gather(2, ids[:, 1:, None])[:, :, 0].tolist()
-            scores.extend(row[: len(s) - 1] for row, s in zip(picked, batch, strict=True))
+            picked = logprobs.gather(2, ids[:, 1:, None])[:, :, 0]
+            best = (picked == logprobs.amax(-1)).tolist()
+            both = zip(picked.tolist(), best, batch, strict=True)
+            scores.extend([*zip(row, first, strict=True)][: len(s) - 1] for row, first, s in both)
         return scores
 
     def _generator(self, seed: int) -> torch.Generator:

@@ -132,6 +132,10 @@ class VllmEngine:
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``Sampler.score``."""
+        return [[logprob for logprob, _ in row] for row in self.ranked(sequences)]
+
+    def ranked(self, sequences: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+        """See ``Ranking.ranked``."""
         prompts: list[Any] = []
         params: list[Any] = []
         for ids in sequences:
@@ -279,14 +283,14 @@ def _room_for_adapters(room: Reserved | None) -> dict[str, Any]:
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room.rank, "lora_target_modules": targets}
 
 
-def _sampled_logprobs(token_ids: Sequence[int], logprobs: Any) -> list[float]:
-    return [float(at[token].logprob) for token, at in zip(token_ids, logprobs, strict=True)]
+def _ranks(token_ids: Sequence[int], logprobs: Any) -> list[tuple[float, bool]]:
+    return [(float(at[token].logprob), at[token].rank == 1) for token, at in zip(token_ids, logprobs, strict=True)]
 
 
-def _prompt_logprobs(ids: Sequence[int], output: Any) -> list[float]:
+def _prompt_logprobs(ids: Sequence[int], output: Any) -> list[tuple[float, bool]]:
     """Return the log-probabilities of ids 1..T-1: the prompt's and, for a forced last token, the output's."""
     given = output.prompt_token_ids
-    scores = [float(at[token].logprob) for token, at in zip(given[1:], output.prompt_logprobs[1:], strict=True)]
+    scores = _ranks(given[1:], output.prompt_logprobs[1:])
     if len(given) < len(ids):
-        scores.extend(_sampled_logprobs(ids[-1:], output.outputs[0].logprobs))
+        scores.extend(_ranks(ids[-1:], output.outputs[0].logprobs))
     return scores

@@ -29,6 +29,8 @@ class ImagePrompt:
 
     def __init__(self, settings: JudgeScorer, album: Album, field: str) -> None:
         """Read and try the template. Raises ``UserError`` that names file and line if it cannot be used."""
+        if settings.verdict == "graded":
+            raise UserError(f"{field}.verdict: graded grades texts; allowed of images: text or logprobs")
         self._settings = settings
         self._album = album
         file = Path(settings.template) if settings.template is not None else _OWN_TEMPLATES[settings.mode]

@@ -17,6 +17,7 @@ from pipeline.types import Message, Prompt, Response, content_hash
 from reward_models.answers.questions import Question
 
 _OWN = {mode: Path(__file__).with_name(f"{mode}.jinja") for mode in ("pairwise", "pointwise")}
+_GRADED = Path(__file__).with_name("pairwise_graded.jinja")
 LONGEST_TEMPLATE = 200_000  # characters
 # Chat templates of common model families write turns with these. A server's tokenizer reads them as control tokens
 # anywhere, so a response could end the user's turn and begin another.
@@ -77,7 +78,8 @@ class JudgePrompt:
         The user's template is asked about criteria too; ours have one of their own for them.
         """
         self._settings = settings
-        file = Path(settings.template) if settings.template is not None else _OWN[settings.mode]
+        own = _GRADED if settings.verdict == "graded" else _OWN[settings.mode]
+        file = Path(settings.template) if settings.template is not None else own
         self._template = self._of_criterion = JudgeTemplate(file, field)
         self.source = self._template.source
         if settings.rubric and settings.template is None:

@@ -28,6 +28,12 @@ _SCORE = re.compile(
     rf"(?:({_NUMBER})(?:(?:[ \t]*+/[ \t]*+|[ \t]++out of[ \t]++)(\d{{1,20}}))?|none)[ \t\r*_`\"'\])}}.]*+$",
     re.IGNORECASE | re.MULTILINE,
 )
+# Arena-Hard's grades (arXiv:2406.11939), its pattern with >> also written the other way round.
+_GRADE = re.compile(r"\[\[ {0,4}([AB](?:>>|>|=|<<|<)[AB]) {0,4}\]\]")
+GRADES: Mapping[str, float] = {
+    "A>>B": 1.0, "A>B": 0.75, "A=B": 0.5, "B=A": 0.5, "B>A": 0.25, "B>>A": 0.0,
+    "B<<A": 1.0, "B<A": 0.75, "A<B": 0.25, "A<<B": 0.0,
+}  # fmt: skip
 _WINS: Mapping[str, float | None] = {"a": 1.0, "b": 0.0, "tie": 0.5, "none": None}
 
 
@@ -37,6 +43,8 @@ def read_verdict(reply: ChatReply, settings: JudgeScorer) -> Answer:
         if not reply.first:
             return Answer(None, "no_logprobs")
         return _pairwise_mass(reply) if settings.mode == "pairwise" else _mean_digit(reply, settings.scale)
+    if settings.verdict == "graded":
+        return _graded(reply.text)
     return _pairwise_words(reply.text) if settings.mode == "pairwise" else _marked(reply.text, settings.scale)
 
 
@@ -46,6 +54,12 @@ def _pairwise_words(text: str) -> Answer:
         return Answer(None, "unparsed")
     value = _WINS[said[-1]]
     return Answer(value, "abstained" if value is None else None)
+
+
+def _graded(text: str) -> Answer:
+    """Read the last grade."""
+    said = [GRADES[found] for found in _GRADE.findall(text.upper()) if found in GRADES]
+    return Answer(said[-1]) if said else Answer(None, "unparsed")
 
 
 def _marked(text: str, scale: tuple[int, int]) -> Answer:

@@ -68,7 +68,7 @@ def run_arm(arm: str, seed: int, settings: Sequence[str], out: Path, workers: Wo
     config = arm_config(arm, seed, settings, out)
     run = prepare_run(config, arm_folder(arm, seed, out))
     stage = _Stages(run, config, workers, lambda said: say(f"{arm}, seed {seed}, {said}"))
-    _, policy = start_run(stage)
+    _, policy = start_run(stage, config)
     for round_ in range(1, config.rounds + 1):
         labels = labelled(stage, config, round_, policy)
         policy = learn(stage, config, round_, stage("pairs", round_, labels), policy)

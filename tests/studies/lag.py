@@ -54,7 +54,7 @@ def arm(root: Path, settings: list[str], rounds: int = ROUNDS) -> list[Facts]:
     config, run = load_config([CONFIG], settings), RunFolder(root)
     root.mkdir(parents=True, exist_ok=True)
     stage = PlainStages(run, config)
-    start_run(stage)
+    start_run(stage, config)
     for number in range(1, rounds + 1):
         sampled = run.stage(sampled_round(run, config, number), "policy").title
         policy = run.stage(parent(run, config, number), "policy").title

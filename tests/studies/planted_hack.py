@@ -84,7 +84,7 @@ class Loop(Stages):
 
     def all_rounds(self) -> bool:
         """As ``flows.iterative`` goes through them; False if the gate paused the run."""
-        start_run(self)
+        start_run(self, self.config)
         for round_ in range(1, self.config.rounds + 1):
             policy = self.run.stage(parent(self.run, self.config, round_), "policy").title
             pairs = self("pairs", round_, labelled(self, self.config, round_, policy))

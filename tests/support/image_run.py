@@ -84,7 +84,7 @@ def run_images(
         return run
     with Workers(root, config) as workers:
         stage = ImageStages(run, workers, die)
-        start_run(stage)
+        start_run(stage, config)
         for round_ in range(1, rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
             pairs = stage("pairs", round_, labelled(stage, config, round_, policy))

@@ -68,6 +68,12 @@ class SamplesHere:
         self.scored += len(sequences)
         return self._service.score(Score(tuple(map(tuple, sequences))), _silent).rows
 
+    def ranked(self, policy: Path, probe: Path, sequences: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+        self._load(policy, probe, None)
+        self.scored += len(sequences)
+        reply = self._service.score(Score(tuple(map(tuple, sequences)), best=True), _silent)
+        return [[*zip(*row, strict=True)] for row in zip(reply.rows, reply.best, strict=True)]
+
     def sampler_pids(self) -> list[int]:
         return [os.getpid()]
 

@@ -11,7 +11,7 @@ from flows.loop.object_store.address import LINK_FILE, StoreLink
 from flows.loop.object_store.client import ObjectStore, StoredObject
 from flows.loop.object_store.set_aside import keep_aside
 from flows.loop.object_store.store_lease import LEASE_OBJECT
-from flows.run_folder.flow_run import FLOW_RUN_FILE
+from flows.run_folder.lease import FLOW_RUN_FILE
 from flows.run_folder.links import inside
 from flows.run_folder.redo import FOLDER
 from pipeline.storage.atomic import sync_folder

@@ -70,12 +70,17 @@ def _sayings(measures: Measures, standing: Standing) -> dict[str, str]:
         "second_best": f"the training labeller prefers the round to {best}, but by the second labeller the win rate "
         "is {}",
         "gap": f"{gain}, the second labeller none ({unseen}): a gap of {{}}",
+        **{
+            name.removesuffix("_change"): f"suite {name[6:-7]} changed by {{}} from {base}"
+            for name in measures
+            if name.startswith("suite_")
+        },
         "reward": f"the mean reward changed by {{}} from {best}, the best so far",
     }
 
 
 def _of_rule(saying: str, rule: Rule) -> str:
-    form = "{:.1%}" if rule.name in SHARES else "{:.2f}"
+    form = "{:.1%}" if rule.name in SHARES or rule.name.startswith("suite_") else "{:.2f}"
     value, bound = form.format(rule.value), form.format(rule.limit)
     spread = f"95 % interval {form.format(rule.low)} to {form.format(rule.high)}, " if rule.low != rule.high else ""
     return f"{saying.format(value)} ({spread}limit {bound})"

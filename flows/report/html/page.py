@@ -21,10 +21,12 @@ from flows.report.html.tables import (
     discriminator_table,
     labels_table,
     memory_table,
+    parts_table,
     pass_lines,
     round_place,
     rounded_time,
     rounds_table,
+    suites_table,
     worse_parts,
 )
 from flows.report.html.training import training_panels
@@ -52,6 +54,8 @@ def render_report(runs: Runs) -> str:
         "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs",
         "cards": [_card(run) for run in runs],
         "rounds": rounds_table(runs),
+        "suites": suites_table(runs),
+        "parts": parts_table(runs),
         "decisions": _decisions(runs),
         "notices": _notices(runs),
         "labels": labels_table(runs),

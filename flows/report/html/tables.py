@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flows.report.facts import COLUMNS, LabelFacts, RoundFacts, cell
+from flows.report.findings.parts import PART_COLUMNS, part_rows
+from flows.report.findings.suites import suite_columns, suite_measures, suite_value
 from flows.report.html.panel import Runs
 from flows.report.html.run_facts import RunFacts
 from pipeline.safe_text import one_line
@@ -23,7 +25,8 @@ class Table:
 def rounds_table(runs: Runs) -> Table:
     """A row for each evaluated round; columns without any values are left out."""
     everything = [facts for run in runs for facts in run.evaluated]
-    shown = [column for column in COLUMNS if any(facts.metrics.get(column[0]) is not None for facts in everything)]
+    columns = (*COLUMNS, *suite_columns([facts.metrics for facts in everything]))
+    shown = [column for column in columns if any(facts.metrics.get(column[0]) is not None for facts in everything)]
     rows = [
         [round_place(runs, run, facts), *(cell(facts.metrics.get(name), form) for name, _, form in shown)]
         for run in runs
@@ -35,6 +38,24 @@ def rounds_table(runs: Runs) -> Table:
 def round_place(runs: Runs, run: RunFacts, facts: RoundFacts) -> str:
     """The round's name on the page."""
     return str(facts.round) if len(runs) == 1 else f"{run.name} · {facts.round}"
+
+
+def suites_table(runs: Runs) -> Table | None:
+    """All metrics of standard evaluations, with their intervals."""
+    everything = [facts for run in runs for facts in run.evaluated]
+    places = [round_place(runs, run, facts) for run in runs for facts in run.evaluated]
+    rows = [
+        [title, *(suite_value(facts, key, form) for facts in everything)]
+        for key, title, form in suite_measures(everything)
+    ]
+    return Table(["suite", *(f"round {place}" for place in places)], rows) if rows else None
+
+
+def parts_table(runs: Runs) -> Table | None:
+    """The newest round's measures by source and criterion."""
+    newest = [(run, run.evaluated[-1]) for run in runs if run.evaluated]
+    rows = [[round_place(runs, run, facts), *row] for run, facts in newest for row in part_rows(facts.metrics)]
+    return Table(["round", "part", *(heading for _, heading, _ in PART_COLUMNS)], rows) if rows else None
 
 
 def labels_table(runs: Runs) -> Table | None:

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 
 from flows.run_folder.ancestry import parent, reference_stage
 from flows.stages.context import Context, Outcome, keep_rows, policy_chat
-from flows.stages.held_out import held_out_examples
+from flows.stages.measures.held_out import held_out_examples
 from flows.stages.training.examples import examples_with_reference
 from flows.stages.training.policies import (
     policy_to_train,

@@ -112,10 +112,18 @@ class SamplerEngine:
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``pipeline.sampling.sampler.Sampler.score``."""
+        return self._scored(sequences, best=False).rows
+
+    def ranked(self, sequences: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+        """See ``pipeline.sampling.sampler.Ranking.ranked``."""
+        reply = self._scored(sequences, best=True)
+        return [[*zip(*row, strict=True)] for row in zip(reply.rows, reply.best, strict=True)]
+
+    def _scored(self, sequences: Sequence[Sequence[int]], *, best: bool) -> ScoresReply:
         for left in range(self._settings.retries, -1, -1):
             try:
-                request = Score(tuple(tuple(ids) for ids in sequences))
-                return self._loaded().call(request, ScoresReply, self._settings.shard_timeout).rows
+                request = Score(tuple(tuple(ids) for ids in sequences), best)
+                return self._loaded().call(request, ScoresReply, self._settings.shard_timeout)
             except RunError:
                 self.kill()
                 if left == 0:

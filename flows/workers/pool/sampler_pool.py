@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -109,6 +110,15 @@ class SamplerPool:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``pipeline.sampling.sampler.Sampler.score``; the first engine does it."""
         return self.engines[0].score(sequences)
+
+    def ranked(self, sequences: Sequence[Sequence[int]]) -> list[list[tuple[float, bool]]]:
+        """See ``pipeline.sampling.sampler.Ranking.ranked``; each engine takes a part of neighbours."""
+        count = len(self.engines)
+        ends = [round(len(sequences) * number / count) for number in range(count + 1)]
+        parts = [sequences[start:end] for start, end in pairwise(ends)]
+        with ThreadPoolExecutor(count) as threads:
+            asked = [threads.submit(e.ranked, part) for e, part in zip(self.engines, parts, strict=True) if part]
+            return [row for part in asked for row in part.result()]
 
     @property
     def pids(self) -> list[int]:

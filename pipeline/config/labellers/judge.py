@@ -113,6 +113,7 @@ class JudgeScorer(Closed):
 
     pairwise, text: the last line `Verdict: A`, `B`, `tie` (1/2) or `none` (an abstention: the label is missing).
     pointwise, text: the last line `Score: x` with x on the scale, or `Score: none`.
+    pairwise, graded: the last `[[A>>B]]`, `[[A>B]]`, `[[A=B]]`, `[[B>A]]` or `[[B>>A]]`: 1, 3/4, 1/2, 1/4 and 0.
     logprobs: the answer is one token; pairwise P(A) / (P(A) + P(B)), pointwise the mean of the scale's digits.
     An answer in any other form gives a missing label.
     """
@@ -120,7 +121,7 @@ class JudgeScorer(Closed):
     kind: Literal["judge"] = "judge"
     server: Endpoint
     mode: Literal["pairwise", "pointwise"] = "pairwise"
-    verdict: Literal["text", "logprobs"] = "text"
+    verdict: Literal["text", "logprobs", "graded"] = "text"
     scale: tuple[int, int] = Field((1, 10), description="pointwise: lowest and highest score")
     template: str | None = Field(
         None,
@@ -171,10 +172,16 @@ class JudgeScorer(Closed):
             raise ValueError(f"scale: {low} to {high}; the first must be below the second")
         if self.image_least > self.image_side:
             raise ValueError(f"image_least: {self.image_least}, above image_side, {self.image_side}")
+        if self.verdict == "graded" and self.mode == "pointwise":
+            raise ValueError(
+                "verdict: graded tells which of two is better; allowed with mode pointwise: text, logprobs"
+            )
+        if self.verdict == "graded" and self.rubric:
+            raise ValueError("rubric: true, but verdict: graded grades whole responses; allowed: text, logprobs")
         if self.verdict == "logprobs" and self.mode == "pointwise" and not 0 <= low < high <= HIGHEST_DIGIT:
             raise ValueError(f"scale: {low} to {high}; verdict logprobs reads one digit: 0 to 9 at most")
         unread = {"scale"} if self.mode == "pairwise" else {"pairs_per_prompt"}
-        unread |= {"top_logprobs"} if self.verdict == "text" else {"max_tokens"}
+        unread |= {"max_tokens"} if self.verdict == "logprobs" else {"top_logprobs"}
         for name in sorted(unread):
             if self.__dict__[name] != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: mode {self.mode} with verdict {self.verdict} does not read it")

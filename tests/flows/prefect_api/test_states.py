@@ -21,7 +21,7 @@ from prefect.states import Cancelling, Running
 from flows.prefect_api import states as prefect_states
 from flows.prefect_api.server import prefect_api
 from flows.prefect_api.states import true_states
-from flows.run_folder.flow_run import FLOW_RUN_FILE
+from flows.run_folder.lease import FLOW_RUN_FILE
 from pipeline.errors import RunError
 
 pytestmark = pytest.mark.whole

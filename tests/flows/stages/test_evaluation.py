@@ -9,7 +9,7 @@ import pytest
 from flows.report.findings.prompt_changes import worse_in
 from flows.stages.context import Context, policy_chat
 from flows.stages.data import held_out_pairs
-from flows.stages.held_out import HELD_OUT_PROMPTS, held_out_examples
+from flows.stages.measures.held_out import HELD_OUT_PROMPTS, held_out_examples
 from flows.stages.run import run_stage
 from tests.support.tiny_model import reference_scores
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train

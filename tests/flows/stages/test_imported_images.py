@@ -57,7 +57,7 @@ def test_pairs_of_a_table_are_checked_stored_once_and_trained_on(tmp_path: Path)
     run = prepare_run(given, tmp_path / "run")
     with Workers(run.root, given) as workers:
         stage = ImageStages(run, workers, die=None)
-        _, start = start_run(stage)
+        _, start = start_run(stage, given)
         learn(stage, given, 1, stage("pairs", 1, start), start)
     images = [*read_images(run.stage(0, "data").folder / IMAGES)]
     assert len({image.id for image in images}) == len(images) == 48

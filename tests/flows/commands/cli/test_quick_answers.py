@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.loop.finished import report_if_finished
-from flows.run_folder.flow_run import ENDED_WELL, FLOW_RUN_FILE
+from flows.run_folder.lease import ENDED_WELL, FLOW_RUN_FILE
 from flows.run_folder.stage_table import made_in
 from flows.stages.context import Context
 from flows.stages.run import run_stage

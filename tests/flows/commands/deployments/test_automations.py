@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import psutil
 import pytest
 
-from flows.run_folder.flow_run import FLOW_RUN_FILE
+from flows.run_folder.lease import FLOW_RUN_FILE
 from pipeline.storage.run_folder import RunFolder
 from tests.support.prefloop_up import Up, started_up
 from tests.support.tiny_model import save_tiny_model

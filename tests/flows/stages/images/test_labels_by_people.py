@@ -43,7 +43,7 @@ def test_a_round_pauses_for_people_and_goes_on_with_their_votes(tmp_path: Path) 
     run = prepare_run(config, tmp_path / "run")
     with Workers(run.root, config) as workers:
         stage = ImageStages(run, workers, None)
-        start_run(stage)
+        start_run(stage, config)
         stage("samples", 1)
         with pytest.raises(Paused, match="have answered 0 of 6 questions"):
             stage("labels", 1)

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, JsonValue
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
+from pipeline.config.evaluation.suites import Suite, SuiteRule
 from pipeline.config.labellers.scorers import ScorerSettings
 
 
@@ -93,6 +94,9 @@ class Gate(Closed):
         lt=0.5,
         description="patience: smallest gain, as win rate over the best round minus one half",
     )
+    suites: dict[str, SuiteRule] = Field(
+        {}, description="rules on suites of evaluation.suites, by name", json_schema_extra=LATER
+    )
 
     def identity(self) -> dict[str, JsonValue]:
         """The settings that decide the result; keys made before there was a ``min_length_falling`` mean null."""
@@ -113,3 +117,8 @@ class Evaluation(Closed):
         "float32, 0.1 in float16, 0.3 in bfloat16",
         json_schema_extra=OPERATIONAL,
     )
+    suites: tuple[Suite, ...] = Field((), description="standard evaluations", json_schema_extra=LATER)
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The settings that decide the result of evaluations; suites have stages, and keys, of their own."""
+        return {name: value for name, value in super().identity().items() if name != "suites"}

@@ -1,0 +1,91 @@
+"""The result of a suite: its metrics, the one that rules compare, and its value for each row. Torch-free."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from pipeline.evaluation.intervals import Interval, rate_interval
+from pipeline.storage.atomic import write_json
+
+Measure = Interval | float
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """One measurement of a suite.
+
+    Attributes:
+        kind: of the suite.
+        main: the metric that tables show and the gate's rule compares.
+        metrics: by name; plain numbers have no interval.
+        items: the main metric by row, for comparisons row by row; empty if it is no mean over rows.
+        falls: whether lower values of the main metric are better.
+        facts: counts and costs.
+    """
+
+    kind: str
+    main: str
+    metrics: Mapping[str, Measure]
+    items: Mapping[str, float] = field(default_factory=dict)
+    falls: bool = False
+    facts: Mapping[str, JsonValue] = field(default_factory=dict)
+
+    def flat(self, name: str) -> dict[str, JsonValue]:
+        """The metrics as ``suite_NAME_METRIC``, and the main one as ``suite_NAME``, each with its ``_ci``."""
+        found: dict[str, JsonValue] = {}
+        for metric, value in [("", self.metrics[self.main]), *self.metrics.items()]:
+            key = f"suite_{name}_{metric}".rstrip("_")
+            found[key] = value.mean if isinstance(value, Interval) else value
+            if isinstance(value, Interval):
+                found[f"{key}_ci"] = [value.low, value.high]
+        return found
+
+    def write(self, file: Path) -> None:
+        """Write it as JSON."""
+        plain = {
+            name: [value.mean, value.low, value.high] if isinstance(value, Interval) else value
+            for name, value in self.metrics.items()
+        }
+        write_json(
+            file,
+            {
+                "kind": self.kind, "main": self.main, "falls": self.falls, "metrics": plain,
+                "items": dict(self.items), "facts": dict(self.facts),
+            },
+        )  # fmt: skip
+
+    @classmethod
+    def read(cls, file: Path) -> "SuiteResult":
+        """Read what ``write`` wrote."""
+        plain = json.loads(file.read_text(encoding="utf-8"))
+        metrics = {
+            name: Interval(*value) if isinstance(value, list) else value for name, value in plain["metrics"].items()
+        }
+        return cls(plain["kind"], plain["main"], metrics, plain["items"], plain["falls"], plain["facts"])
+
+
+def suite_change(ours: SuiteResult, theirs: SuiteResult) -> Interval | None:
+    """Return how much better ``ours`` is than ``theirs`` by the main metric; None if that is not known.
+
+    Row by row where both have the same rows with values from 0 to 1. Else from both intervals, as if the two had been
+    measured on rows of their own, which makes the interval too long rather than too short.
+    """
+    sign = -1.0 if ours.falls else 1.0
+    shared = sorted(ours.items.keys() & theirs.items.keys())
+    if shared and len(shared) == len(ours.items) == len(theirs.items):
+        gains = [sign * (ours.items[key] - theirs.items[key]) for key in shared]
+        if all(-1 <= gain <= 1 for gain in gains):
+            return rate_interval(gains, -1.0, 1.0)
+    mine, other = (result.metrics.get(ours.main) for result in (ours, theirs))
+    if not isinstance(mine, Interval) or not isinstance(other, Interval):
+        return None
+    change = sign * (mine.mean - other.mean)
+    if ours.falls:
+        mine, other = other, mine
+    below = math.hypot(mine.mean - mine.low, other.high - other.mean)
+    above = math.hypot(mine.high - mine.mean, other.mean - other.low)
+    return Interval(change, change - below, change + above)
