@@ -11,6 +11,7 @@ from flows.run_folder.inputs import refits
 from flows.run_folder.specs.suite_keys import suite_place
 from flows.stages.context import Context, policy_rendering
 from flows.stages.labels.discriminator import member_margins
+from flows.stages.measures.suite_samples import leaks, trained_plain
 from pipeline.config.evaluation.suites import AlpacaEvalSuite, ArenaHardSuite, RewardBenchSuite, Suite, suite_name
 from pipeline.data.files.suite_rows import arena_questions, baseline_answers, cell_text, suite_rows
 from pipeline.errors import UserError
@@ -127,6 +128,7 @@ def rate_labellers(context: Context, round_: int, suite: RewardBenchSuite, accou
         )
         for row in rows
     ]
+    leaked = leaks(suite, [pair.prompt for pair in pairs], trained_plain(context, round_))
     subsets = [str(row.values.get("subset") or "all") for row in rows]
     place = f"{suite_place(suite, context.config)}.judge" if suite.judge is not None else "scorer"
     settings = suite.judge or context.config.scorer
@@ -141,4 +143,4 @@ def rate_labellers(context: Context, round_: int, suite: RewardBenchSuite, accou
     if margins is not None:
         found = reward_bench_accuracies(subsets, [float(sum(one) > 0) for one in margins])
         metrics |= {f"discriminator_{name}": value for name, value in found.items()}
-    return SuiteResult("reward_bench", "score", metrics)
+    return SuiteResult("reward_bench", "score", metrics, facts={"leaked": len(leaked)})

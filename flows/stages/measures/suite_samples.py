@@ -36,7 +36,7 @@ def suite_samples(context: Context, round_: int, folder: Path, workers: Workers)
         UserError: a prompt of a suite is a training prompt (``on_leak: refuse``), or longer than the policy may read.
     """
     rows, metrics = 0, dict[str, JsonValue]()
-    trained = _trained(context, round_)
+    trained = trained_plain(context, round_)
     for suite in due(context.config.evaluation.suites, round_):
         if not answers(suite):
             continue
@@ -82,7 +82,7 @@ def _sampled(
     return outcome
 
 
-def _trained(context: Context, round_: int) -> frozenset[str]:
+def trained_plain(context: Context, round_: int) -> frozenset[str]:
     """What is left of training prompts without case, spaces and Unicode form."""
     prompts: Iterable[Prompt] = chain(
         training_prompts(context, round_), (row.prompt for row in text_preferences(context))

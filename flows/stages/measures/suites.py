@@ -42,7 +42,7 @@ def suites(context: Context, round_: int, folder: Path) -> Outcome:
             result = _measured(context, round_, suite, accounts)
             result.write(folder / f"{name}.json")
             metrics |= result.flat(name)
-            leaked = _leaked(context, round_, suite)
+            leaked = _leaked(context, round_, suite, result)
             if leaked:
                 metrics[f"suite_{name}_leaked"] = leaked
             named[name] = result.main
@@ -81,7 +81,8 @@ def _answers(context: Context, round_: int, suite: Suite) -> list[Group]:
     return found
 
 
-def _leaked(context: Context, round_: int, suite: Suite) -> int:
+def _leaked(context: Context, round_: int, suite: Suite, result: SuiteResult) -> JsonValue:
+    """How many of the suite's prompts are training prompts too."""
     if not answers(suite):
-        return 0
+        return result.facts["leaked"]
     return len(json.loads((_folder(context, round_, suite) / LEAKED).read_text(encoding="utf-8")))

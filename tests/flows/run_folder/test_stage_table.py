@@ -24,7 +24,7 @@ def test_every_stage_has_a_body_and_every_body_a_stage() -> None:
 
 
 def test_stages_are_asked_for_in_the_order_in_which_they_run() -> None:
-    trained = ("policy", "evaluation_samples", "evaluation")
+    trained = ("policy", "evaluation_samples", "suite_samples", "suites", "evaluation")
     start = ("data", "mixed_model", "second_policy", *trained)
     in_both = ("pairs", "calibration", "reference", "advantages", *trained, "gate")
     iterative = config()
