@@ -30,6 +30,7 @@ GREEDY = SamplingSettings(n=1, temperature=0, max_tokens=20)
 class Engine(Protocol):
     def sample(self, requests: list[SampleRequest], settings: SamplingSettings) -> Iterator[tuple[Response, ...]]: ...
     def score(self, sequences: list[list[int]]) -> list[list[float]]: ...
+    def ranked(self, sequences: list[list[int]]) -> list[list[tuple[float, bool]]]: ...
 
 
 def sampled(engine: Engine, requests: list[SampleRequest], settings: SamplingSettings) -> list[tuple[Response, ...]]:
@@ -123,6 +124,16 @@ def test_scores_are_those_of_plain_forward_passes(engine: Engine, folder: Path) 
     for _ in range(2):  # the second time every prefix is in the engine's cache
         for got, wanted in zip(engine.score(sequences), expected, strict=True):
             assert got == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_likeliest_tokens_are_told(engine: Engine, greedy_answers: list[Answer]) -> None:
+    whole = [[*request.prompt_ids, *ids] for request, ids in greedy_answers]
+    other = [[*ids[:-1], 7 if ids[-1] != 7 else 8] for ids in whole]
+    for (request, ids), row in zip(greedy_answers, engine.ranked(whole), strict=True):
+        assert [best for _, best in row[len(request.prompt_ids) - 1 :]] == [True] * len(ids)
+    assert [row[-1][1] for row in engine.ranked(other)] == [False] * len(other)
+    for got, wanted in zip(engine.ranked(whole), engine.score(whole), strict=True):
+        assert [logprob for logprob, _ in got] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_an_end_token_only_where_the_model_stopped(engine: Engine) -> None:
