@@ -1,8 +1,6 @@
 """Run one stage: key, body, commit."""
 
-import gc
 import os
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from flows.run_folder.stage_table import reads, spec_of
 from flows.run_folder.storage_errors import WRITING, storage_error
 from flows.stages.context import Context, Outcome
 from flows.workers.local import Workers
-from flows.workers.peak_memory import PeakMemory
+from flows.workers.peak_memory import PeakMemory, free_device_memory
 from pipeline.errors import RunError
 from pipeline.storage.integrity import require_intact
 
@@ -57,16 +55,8 @@ def run_stage(context: Context, round_: int, name: str, workers: Workers | None 
             raise
         raise told from error
     finally:
-        _free_device_memory()
+        free_device_memory()
     return True
-
-
-def _free_device_memory() -> None:
-    """Return memory of models that are gone to the device: torch keeps it for itself, but the sampler is a process."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def follow_stage(context: Context, round_: int, name: str) -> None:

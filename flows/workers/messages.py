@@ -2,8 +2,7 @@
 
 A message is MessagePack, with its kind in ``type``: a third of the bytes of JSON, read five times as fast. What
 MessagePack cannot hold, numbers of more than 64 bits in somebody's settings and halves of characters, goes as JSON. It
-is written and read with Python's own ``json``: msgspec would turn a NaN log-prob into null, and the stage that must
-report it could not.
+is written and read with Python's own ``json``: msgspec would turn a NaN log-prob, which stages report, into null.
 """
 
 import json

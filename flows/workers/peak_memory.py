@@ -1,5 +1,6 @@
 """Peak memory of a stage, for its manifest."""
 
+import gc
 import resource
 import sys
 from collections.abc import Callable, Iterable
@@ -75,3 +76,11 @@ def _cuda() -> Any | None:
     """Return torch.cuda if this process already uses it."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+def free_device_memory() -> None:
+    """Return memory of models that are gone to the device: torch keeps it for itself, but the sampler is a process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
