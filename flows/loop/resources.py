@@ -3,6 +3,7 @@
 from typing import Literal
 
 from flows.run_folder.growth import ADDED
+from flows.run_folder.specs.suite_keys import SUITE_SAMPLES, SUITES
 from flows.workers.pool.overlap import streams_labels
 from pipeline.config import (
     ClassifierScorer,
@@ -16,11 +17,12 @@ from pipeline.config import (
     compares,
     scorers_of,
 )
+from pipeline.config.evaluation.suites import RewardBenchSuite, suite_judge
 
 Resource = Literal["gpu", "judge"]
 # Stages that compute nothing on an accelerator; "data" of images encodes them.
 _PLAIN = frozenset(("data", ADDED, "pairs"))
-_SAMPLED = frozenset(("samples", "second_samples", "calibration", "evaluation_samples"))
+_SAMPLED = frozenset(("samples", "second_samples", "calibration", "evaluation_samples", SUITE_SAMPLES))
 
 
 def used_by(config: RunConfig, name: str) -> tuple[Resource, ...]:
@@ -43,9 +45,9 @@ def _on_accelerator(config: RunConfig, name: str, scorers: list[ScorerSettings])
         return name == "data" and config.modality == "image"
     if name in _SAMPLED:
         return not (isinstance(config.sampler, ServerSampler) and config.sampler.base_url is not None)
-    if name in ("labels", "gold", "gate"):
+    if name in ("labels", "gold", "gate", SUITES):
         models = ClassifierScorer | PairwiseScorer | ImageClassifierScorer | ClipScorer
-        silver = name == "labels" and config.discriminator is not None
+        silver = name in ("labels", SUITES) and config.discriminator is not None
         return silver or any(isinstance(scorer, models) for scorer in scorers)
     return True
 
@@ -57,8 +59,12 @@ def _scorers(config: RunConfig, name: str) -> list[ScorerSettings]:
         gold = config.discriminator is not None
         if name in ("evaluation", "gold") or (name == "labels" and not gold):
             asked.append(config.scorer)
+        if name == SUITES and any(isinstance(suite, RewardBenchSuite) for suite in config.evaluation.suites):
+            asked.append(config.scorer)
         if name == "gate" and compares(config.scorer):
             asked.append(config.scorer)
     if name == "gate" and config.gate is not None and config.gate.second is not None:
         asked.append(config.gate.second)
+    if name == SUITES:
+        asked += [judge for suite in config.evaluation.suites if (judge := suite_judge(suite)) is not None]
     return [scorer for settings in asked for _, scorer in scorers_of(settings)]

@@ -31,7 +31,7 @@ from pipeline.config import (
     ServerSampler,
     TransformersSampler,
 )
-from pipeline.config.evaluation.suites import LmEvalSuite, longest_answer
+from pipeline.config.evaluation.suites import longest_sequence
 from pipeline.safe_text import key_variables
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response
@@ -61,18 +61,9 @@ def with_context(config: RunConfig) -> SamplerSettings:
     if isinstance(sampler, TransformersSampler | DiffusersSampler) or sampler.context is not None:
         return sampler
     # At least the setting's minimum.
-    needed = max(32, config.chat.max_prompt_tokens + _longest_answer(config) + 1, *_longest_questions(config))
+    suites, usual = config.evaluation.suites, config.sampling.max_tokens
+    needed = max(32, longest_sequence(suites, config.chat.max_prompt_tokens, usual) + 1)
     return sampler.model_copy(update={"context": needed})
-
-
-def _longest_answer(config: RunConfig) -> int:
-    return longest_answer(config.evaluation.suites, config.sampling.max_tokens)
-
-
-def _longest_questions(config: RunConfig) -> list[int]:
-    """Tokens of questions with their answers that suites of tasks are measured with."""
-    suites = config.evaluation.suites
-    return [suite.context for suite in suites if isinstance(suite, LmEvalSuite) and suite.context is not None]
 
 
 def stays_warm(config: RunConfig) -> bool:

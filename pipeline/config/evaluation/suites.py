@@ -131,10 +131,11 @@ def due(suites: tuple[Suite, ...], round_: int) -> list[Suite]:
     return [suite for suite in suites if round_ % suite.every == 0]
 
 
-def longest_answer(suites: tuple[Suite, ...], usual: int) -> int:
-    """The most tokens of a suite's answer; ``usual``: of other samples."""
+def longest_sequence(suites: tuple[Suite, ...], prompt: int, usual: int) -> int:
+    """The most tokens of a question with its answer; ``prompt``: of a prompt, ``usual``: of other samples."""
     given = [one.max_tokens for one in suites if isinstance(one, IfevalSuite | AlpacaEvalSuite | ArenaHardSuite)]
-    return max([usual, *(tokens for tokens in given if tokens is not None)])
+    contexts = [one.context - 1 for one in suites if isinstance(one, LmEvalSuite) and one.context is not None]
+    return max([prompt + max([usual, *(tokens for tokens in given if tokens is not None)]), *contexts])
 
 
 def require_suites(suites: tuple[Suite, ...], rules: dict[str, SuiteRule], modality: str, labelled: bool) -> None:
