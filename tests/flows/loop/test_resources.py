@@ -22,8 +22,8 @@ def shared(made: RunConfig) -> dict[str, tuple[str, ...]]:
 
 
 def test_rules_and_pairs_need_no_accelerator() -> None:
-    used = shared(config())
-    assert [name for name, needs in used.items() if not needs] == ["added_prompts", "gold", "labels", "pairs", "gate"]
+    used, ruled = shared(config()), ["suites", "gate"]
+    assert [name for name, needs in used.items() if not needs] == ["added_prompts", "gold", "labels", "pairs", *ruled]
     assert {used[name] for name in ("samples", "reference", "policy", "evaluation")} == {("gpu",)}
 
 
