@@ -46,6 +46,7 @@ def test_notebooks_are_stored_without_outputs(file: Path) -> None:
 
 
 @pytest.mark.whole
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_notebooks_run(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = carried_out(nbformat.read(file, as_version=4), tmp_path, monkeypatch)

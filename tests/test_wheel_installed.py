@@ -14,7 +14,8 @@ from prefloop import load_run
 from tests.support.places import ROOT
 from tests.support.prefloop_up import started_up
 
-pytestmark = pytest.mark.whole
+# On a busy machine each of these takes long.
+pytestmark = [pytest.mark.whole, pytest.mark.timeout(3600)]
 
 SMALL = (
     "policy.hidden_size=32", "policy.layers=1", "prompts.prompts=60", "held_out.prompts=20", "warm_start.epochs=1",
