@@ -149,26 +149,3 @@ def test_a_judge_that_is_down_is_the_error_and_all_is_sampled(
     done = prefloop(home, "run", config, "--run-dir", root)
     assert done.returncode == 0, done.stderr
     assert made(root) == sequential
-
-
-@pytest.mark.whole
-def test_a_budget_that_is_spent_while_sampling_goes_on(
-    home: dict[str, str], config: Path, server: JudgeServer, sequential: dict[str, object], tmp_path: Path
-) -> None:
-    root, asked = tmp_path / "runs" / "run", len(server.seen)
-    stopped = prefloop(home, "run", config, "scorer.budget.calls=40", "--run-dir", root)
-    assert stopped.returncode == 1 and "Traceback" not in stopped.stderr
-    assert len(server.seen) - asked == 40
-    # Told at once, and the last line says it again.
-    assert "the stage beside it goes on to its end, then the run stops" in stopped.stderr
-    assert "below labelling.min_yield 0.9; missing labels by cause: budget" in stopped.stderr.splitlines()[-1]
-    run = RunFolder(root)
-    assert run.stage(1, "samples").require().rows == 200 and not run.stage(1, "labels").folder.exists()
-    kept = [*(root / "round_001" / "labels.partial").glob("*.parquet")]
-    assert kept
-    done = prefloop(home, "run", config, "--run-dir", root)
-    assert done.returncode == 0, done.stderr
-    assert made(root) == sequential
-    # Nothing that was answered is asked again; equal questions are asked once.
-    questions = [json.dumps(body["messages"]) for body in server.seen[asked:]]
-    assert len({*questions}) == len(questions)

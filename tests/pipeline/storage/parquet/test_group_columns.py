@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage.parquet.group_columns import GROUPS
+from pipeline.storage.parquet.group_columns import GROUPS, group_table, groups_of
 from pipeline.storage.rows import read_group_file, write_groups, write_preferences, write_table
 from pipeline.types import Group, Message, Prompt, Response, TurnRow
 
@@ -49,7 +49,7 @@ def _empty(file: Path) -> bytes:
 
 
 def test_groups_come_back_as_they_were(tmp_path: Path) -> None:
-    groups = [*map(group, range(60))]
+    groups = [*map(group, range(1100))]
     file = tmp_path / "shard.parquet"
     write_groups(file, groups)
     read = [*read_group_file(file)]
@@ -62,6 +62,16 @@ def test_groups_come_back_as_they_were(tmp_path: Path) -> None:
             assert other.logprobs == tuple(pa.array(one.logprobs, pa.float32()).to_pylist())
             fields = ("text", "token_ids", "finish_reason", "thinking_tokens", "hidden_tokens", "in_thought", "rows")
             assert [getattr(other, name) for name in fields] == [getattr(one, name) for name in fields]
+
+
+def test_a_part_of_a_table_gives_its_own_groups() -> None:
+    groups = [*map(group, range(1, 20))]
+    (batch,) = group_table(groups).to_batches()
+    found = groups_of(batch.slice(5, 7))
+    assert found is not None
+    assert [(one.prompt, one.prompt_ids, [r.token_ids for r in one.responses]) for one in found] == [
+        (one.prompt, one.prompt_ids, [r.token_ids for r in one.responses]) for one in groups[5:12]
+    ]
 
 
 def test_files_of_an_earlier_version_lack_columns(tmp_path: Path) -> None:
