@@ -12,7 +12,7 @@ TORCH  := $(shell sed -n 's/^torch==//p' constraints.txt)
 NEEDED := sed '/^\# What only/,$$d' constraints.txt
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 
-.PHONY: install develop quickstart test whole cluster lint acceptance faults clean
+.PHONY: install develop quickstart test whole cluster compatibility lint acceptance faults clean
 
 install: $(READY)
 
@@ -65,6 +65,11 @@ whole: $(TOOLS)
 cluster: $(TOOLS)
 	@# Alone: Ray's own processes take seconds of a core each, and nodes that come up late are lost.
 	$(BIN)/python -m pytest -m 'cluster and not whole'
+
+compatibility: $(TOOLS)
+	@# Prefect after 3.7.7 asks for a FastAPI that vLLM 0.32 refuses, so the newest one is laid over .venv, for these tests.
+	$(PIP) -q --no-deps --upgrade --target $(VENV)/newest -r tests/newest_prefect.txt
+	PYTHONPATH=$(VENV)/newest $(BIN)/python -m pytest -m 'whole or not whole' tests/flows/prefect_api tests/flows/commands/deployments
 
 lint: $(TOOLS)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -7,14 +7,16 @@ to an installation of prefloop.
 import asyncio
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_HOME, temporary_settings
 from prefect.workers.process import ProcessJobConfiguration
 
+from flows.prefect_api.server import prefect_api
 from tests.support.places import ROOT
 
 POOLS = ROOT / "configs" / "prefect" / "work_pools"
@@ -54,21 +56,11 @@ def test_slurm_gets_a_job_of_the_size_that_was_filled_in() -> None:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("name", TYPES)
-def test_the_server_takes_the_template(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
-        monkeypatch.delenv(variable, raising=False)
+def test_the_server_takes_the_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
-    monkeypatch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "600")
-    command = [sys.executable, "-m", "prefect", "work-pool", "create", "mine", "--type", TYPES[name]]
-    file = str(POOLS / f"{name}.json")
-    done = subprocess.run([*command, "--base-job-template", file], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    shown = subprocess.run(
-        [sys.executable, "-m", "prefect", "work-pool", "inspect", "mine", "--output", "json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    held = json.loads(shown.stdout[shown.stdout.index("{") :])
-    assert held["type"] == TYPES[name] and held["base_job_template"] == template(name)
+    home = {PREFECT_HOME: tmp_path}
+    with temporary_settings(home), prefect_api(tmp_path / "server.log"), get_client(sync_client=True) as client:
+        for name, kind in TYPES.items():
+            client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template(name)))
+            held = client.read_work_pool(name)
+            assert (held.type, held.base_job_template) == (kind, template(name))
