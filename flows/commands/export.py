@@ -22,6 +22,8 @@ CARD = "README.md"
 # Weights, their index, tokenizer, template, generation config. The other files of a policy's folder (probe, steps,
 # heads, optimiser) are only for the run.
 EXPORTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+# Folders of a policy that makes images.
+DIFFUSERS = ("unet", "transformer", "scheduler", "vae", "tokenizer*", "text_encoder*")
 KEPT_BACK = {MANIFEST, "probe.json", ADAPTER_CONFIG}
 
 
@@ -69,7 +71,8 @@ def _write(run: RunFolder, config: RunConfig, round_: int, out: Path, *, adapter
     source, manifest = Context(run, config).policy_path(round_), stage.require()
     if adapter and not is_adapter(source):
         raise UserError(f"--adapter: the policy of round {round_} is a whole model; allowed: --merged, the default")
-    if not any(source.glob("*.safetensors")):
+    files = _image_files(source) if config.modality == "image" else _files(source, config)
+    if not any(file.suffix == ".safetensors" for file in files):
         raise UserError(f"--round: the weights of round {round_} were removed (see `prefloop verify`)")
     pointed = manifest.metrics.get(POINTED_FILES)
     known = manifest.files if source == stage.folder else pointed if isinstance(pointed, dict) else {}
@@ -81,8 +84,8 @@ def _write(run: RunFolder, config: RunConfig, round_: int, out: Path, *, adapter
             if is_adapter(source) and not adapter:
                 _merge(Context(run, config), stage, source, folder)
             else:
-                for file in _files(source, config):
-                    _copy(file, folder / file.name, known)
+                for file in files:
+                    _copy(file, folder, str(file.relative_to(source)), known)
             if adapter:
                 write_base(folder, _named_base(config, source))
             write_text(folder / CARD, card(run, config, round_))
@@ -95,6 +98,14 @@ def _write(run: RunFolder, config: RunConfig, round_: int, out: Path, *, adapter
 
 def _merge(context: Context, stage: Stage, source: Path, folder: Path) -> None:
     require_intact(stage)
+    if context.config.modality == "image":
+        # Runs of text need no diffusers.
+        from pipeline.images.image_adapter import merged_network
+        from pipeline.images.image_folder import load_image_policy, save_image_policy
+
+        policy = load_image_policy(source, encoders="none")
+        save_image_policy(policy.with_network(merged_network(policy.network)), folder)
+        return
     from pipeline.models.policy import write_merged
 
     dtype = context.held.dtype
@@ -117,10 +128,20 @@ def _files(source: Path, config: RunConfig) -> list[Path]:
     return sorted(file for file in found if file.name not in kept_back)
 
 
-def _copy(file: Path, copy: Path, known: Mapping[str, object]) -> None:
+def _image_files(source: Path) -> list[Path]:
+    """Files of a policy in diffusers' layout, or of its adapter."""
+    if is_adapter(source):
+        return sorted(file for file in source.glob("adapter_*") if file.is_file())
+    found = [file for place in DIFFUSERS for file in source.glob(f"{place}/*") if file.is_file()]
+    return sorted([source / "model_index.json", *found])
+
+
+def _copy(file: Path, folder: Path, name: str, known: Mapping[str, object]) -> None:
+    copy = folder / name
+    copy.parent.mkdir(exist_ok=True)
     shutil.copyfile(file, copy)
     with copy.open("rb") as written:
         os.fsync(written.fileno())
-    facts = known.get(file.name)
+    facts = known.get(name)
     if not isinstance(facts, dict) or facts.get("sha256") != file_sha256(copy):
         raise RunError(f"{file}: does not match its manifest (SHA-256); nothing was exported")

@@ -12,6 +12,7 @@ from flows.report.charts import Histogram
 from flows.report.pair_preview import Preview, preview
 from flows.run_folder.ancestry import SECOND_SAMPLES
 from flows.stages.context import Context, policy_chat
+from flows.stages.images.exported import export_image_pairs
 from flows.stages.pairs import own
 from flows.stages.replay import OWN
 from pipeline.config import RunConfig
@@ -61,13 +62,14 @@ def show_pairs(root: Path, settings: list[str], round_: int | None, recompute: b
     console.print(f"{root.name}, round {number}", style="bold", markup=False, highlight=False)
     _print_yield(console, len(made), dropped)
     if made:
-        print_preview(console, preview(made, config.seed))
+        print_preview(console, preview(made, config.seed, images=config.modality == "image"))
 
 
 def export_pairs(root: Path, out: Path, round_: int | None) -> str:
     """Write the pairs of a round (None: of all rounds) of the run in ``root`` to the JSONL file ``out``; say how many.
 
-    Every row is one that ``pairs.path`` reads: pairs, groups or marked responses, as texts with their thoughts.
+    Every row is one that ``pairs.path`` reads: pairs, groups or marked responses, as texts with their thoughts. Images
+    are files in a folder beside ``out``.
 
     Raises:
         UserError: no such run, no pairs yet, or ``out`` exists.
@@ -79,8 +81,10 @@ def export_pairs(root: Path, out: Path, round_: int | None) -> str:
     if not numbers or (round_ is not None and round_ not in numbers):
         raise UserError(f"--round: {root} has no pairs{'' if round_ is None else f' of round {round_}'} yet")
     config = run.config()
-    chat = policy_chat(config, Context(run, config).policy_path(0))
     wanted = numbers if round_ is None else [round_]
+    if config.modality == "image":
+        return export_image_pairs(run, config, out, wanted)
+    chat = policy_chat(config, Context(run, config).policy_path(0))
     lines = [
         json_line(_plain_row(row, chat))
         for number in wanted
@@ -162,7 +166,7 @@ def print_preview(console: Console, seen: Preview) -> None:
     if seen.longer_chosen is not None:
         console.print(f"\nthe longer response is chosen in {seen.longer_chosen:.1%} of pairs", highlight=False)
     for number, row in enumerate(seen.examples, 1):
-        _print_example(console, number, row)
+        _print_example(console, number, row, images=seen.images)
 
 
 def _print_histogram(console: Console, title: str, histogram: Histogram) -> None:
@@ -173,7 +177,7 @@ def _print_histogram(console: Console, title: str, histogram: Histogram) -> None
         console.print(f"{low:>9.4g} to {high:<9.4g} {bar} {count}", highlight=False, markup=False)
 
 
-def _print_example(console: Console, number: int, row: Preference) -> None:
+def _print_example(console: Console, number: int, row: Preference, *, images: bool) -> None:
     prompt = "\n".join(f"{message.role}: {message.shown}" for message in row.prompt.shown)
     console.print(f"\n{number}. {_shown(prompt)}", highlight=False, markup=False)
     match row:
@@ -185,10 +189,12 @@ def _print_example(console: Console, number: int, row: Preference) -> None:
         case _:
             sides = [("good" if row.desirable else "bad", row.response, None)]
     for name, response, score in sides:
-        console.print(_line(name, response, score), highlight=False, markup=False)
+        console.print(_line(name, response, score, images=images), highlight=False, markup=False)
 
 
-def _line(name: str, response: Response, score: float | None) -> str:
+def _line(name: str, response: Response, score: float | None, *, images: bool) -> str:
+    if images:
+        return f"   {name}: image {response.text}" + ("" if score is None else f", score {score:.3g}")
     facts = [f"{len(response.token_ids)} tokens", *([] if score is None else [f"score {score:.3g}"])]
     end = ", cut" if response.finish_reason == "length" else ""
     return f"   {name} ({', '.join(facts)}{end}): {_shown(response.text)}"

@@ -15,7 +15,7 @@ from flows.planning.machine import Room, room
 from flows.planning.memory import stage_memories
 from flows.planning.passes import PlannedPasses, planned_passes
 from flows.planning.probe import model_shape
-from flows.planning.rates import measured_rates
+from flows.planning.rates.measured import measured_rates
 from flows.preflight.loss_needs import check_needs
 from flows.preflight.policy_weights import check_policy_weights
 from flows.preflight.understand import understood
@@ -185,4 +185,4 @@ def _origin(config: RunConfig, tables: Tables, scratch: Path) -> tuple[str, str 
             make_policy(texts, config.policy, derive_seed(config.seed, "init"), scratch / "policy")
             return str(scratch / "policy"), None
         case DiffusionPolicy() | ScratchDiffusion():
-            raise UserError("modality: image: plan counts tokens, and images have none; prefloop run asks for the disk")
+            raise UserError("modality: image: this plan counts tokens, and images have none; allowed: plan_images")

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.planning.arithmetic import KINDS
+from flows.planning.disk import DiskUse
 from flows.planning.plan import Plan
 from flows.workers.pool.label_engine import label_seats
 from flows.workers.pool.overlap import overlap_lines
@@ -25,7 +26,7 @@ def print_plan(plan: Plan) -> None:
         console.print(line, soft_wrap=True)
     columns = [name for name in _COLUMNS if any(name in stage.parts for stage in plan.stages)]
     print_columns(console, ["stage", *columns, "all"], _memory_rows(plan, columns))
-    print_columns(console, ["on disk", "size"], _disk_rows(plan))
+    print_columns(console, ["on disk", "size"], disk_rows(plan.disk, plan.config.rounds))
     print_columns(
         console, ["a round", "tokens", *(["tokens/s", "seconds"] if plan.rates_from else [])], _time_rows(plan)
     )
@@ -79,11 +80,12 @@ def _memory_rows(plan: Plan, columns: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def _disk_rows(plan: Plan) -> list[list[str]]:
+def disk_rows(disk: DiskUse, rounds: int) -> list[list[str]]:
+    """What is on disk, by stage, and at most."""
+
     def rows(title: str, sizes: Mapping[str, int]) -> list[list[str]]:
         return [[f"{title}: {name}", in_units(size)] for name, size in sizes.items()]
 
-    disk, rounds = plan.disk, plan.config.rounds
     whole = [f"the run, {rounds} round{'s' * (rounds > 1)}", in_units(disk.whole(rounds))]
     parts = [*rows("start", disk.start), *rows("a round", disk.round), *rows("while training", disk.passing)]
     masters = rows("the newest round", {"float32 masters": disk.masters} if disk.masters else {})

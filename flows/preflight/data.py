@@ -142,7 +142,7 @@ def _log_faults(
             part.last = max(part.last, row.number)
             if part.waiting and row.number >= show:
                 part.waiting = False
-                shown += view_row(name, row, tokens, part.data)
+                shown += view_row(name, row, tokens, part.data, images=config.modality == "image")
             if row.value is None:
                 found: Sequence[Fault] = [(row.cause, str(row.fault))]
             else:

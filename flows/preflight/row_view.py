@@ -13,10 +13,16 @@ from pipeline.types import Prompt, TextGroup, TextPair, TextPreference, Unpaired
 
 _BEGIN, _END = "⟦", "⟧"
 _LONGEST = 4000
+_MARKED = f"tokens between {_BEGIN} and {_END} are trained on:"
 
 
 def view_row(
-    source: str, row: SourceRow[PromptRow] | SourceRow[TextPreference], tokens: Tokens | None, data: UserData | None
+    source: str,
+    row: SourceRow[PromptRow] | SourceRow[TextPreference],
+    tokens: Tokens | None,
+    data: UserData | None,
+    *,
+    images: bool = False,
 ) -> list[str]:
     """Return lines that show a row: its prompt, its responses, what is trained on, and columns that are not read.
 
@@ -25,14 +31,15 @@ def view_row(
         row: with a value, or with a fault, which is shown.
         tokens: the policy's chat; None: texts are shown instead of tokens.
         data: settings of the source; None: generated data.
+        images: whether responses are names of images.
     """
     if row.value is None:
         return [f"{source}: {one_line(row.place)}: {row.cause}: {one_line(str(row.fault), _LONGEST)}"]
-    lines = [
-        f"{source}: {one_line(row.place)}, as the model sees it; tokens between {_BEGIN} and {_END} are trained on:"
-    ]
+    lines = [f"{source}: {one_line(row.place)}, as the model sees it; {_MARKED}"]
+    if images:
+        lines = [f"{source}: {one_line(row.place)}; images are named by a hash of their pixels:"]
     try:
-        lines += [*_parts(row.value, tokens)]
+        lines += [*_parts(row.value, tokens, images)]
     except UserError as error:
         lines.append(_line("refused", str(error)))
     lines += _numbers(row.value)
@@ -42,7 +49,7 @@ def view_row(
     return lines
 
 
-def _parts(value: PromptRow | TextPreference, tokens: Tokens | None) -> Iterator[str]:
+def _parts(value: PromptRow | TextPreference, tokens: Tokens | None, images: bool) -> Iterator[str]:
     prompt: Prompt = value.prompt
     if isinstance(value, TextPair) and value.several_turns and tokens is not None:
         for asked, name, turn in trained_turns(value):
@@ -55,7 +62,7 @@ def _parts(value: PromptRow | TextPreference, tokens: Tokens | None) -> Iterator
     for name, turn in named_answers(value):
         ids = () if tokens is None else tokens.chat.response_ids(prompt.messages, turn.content, extra=turn.extra)
         said = turn.shown if tokens is None else tokens.chat.spell(ids)
-        yield _line(name, f"{_BEGIN}{said}{_END}")
+        yield _line(name, said if images else f"{_BEGIN}{said}{_END}")
 
 
 def _line(name: str, text: str) -> str:

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.config import (
+    AnyData,
     ChatSettings,
-    Data,
     DatasetData,
+    DotPairs,
     FileData,
     ImageData,
     MixtureData,
@@ -41,14 +42,14 @@ def understood(config: RunConfig, root: Path | None = None) -> tuple[RunConfig, 
     """
     there = root is not None and RunFolder(root).config_file.is_file()
     before = RunFolder(root).config() if there and root is not None else None
-    update: dict[str, Data] = {}
+    update: dict[str, AnyData] = {}
     lines: list[str] = []
     if isinstance(config.prompts, FileData | DatasetData | MixtureData):
         stored = None if before is None else before.prompts
         update["prompts"], lines = understood_data(config.prompts, "prompts", stored)
     if config.pairs is not None:
-        stored = None if before is None else before.pairs
-        update["pairs"], said = understood_data(config.pairs, "pairs", stored)
+        before_pairs: AnyData | None = None if before is None else before.pairs
+        update["pairs"], said = understood_data(config.pairs, "pairs", before_pairs)
         lines += said
     chat, said = _dated(config, before)
     return config.model_copy(update={**update, "chat": chat}), [*lines, *said]
@@ -83,13 +84,13 @@ def _with_day(chat: ChatSettings, before: RunConfig | None, why: str) -> tuple[C
     return chat.model_copy(update={"date": day}), [said] if before is None else []
 
 
-def understood_data(given: PairData, section: str, before: Data | None = None) -> tuple[PairData, list[str]]:
+def understood_data(given: PairData, section: str, before: AnyData | None = None) -> tuple[PairData, list[str]]:
     """Return one section as ``understood`` does, member by member; ``before``: the run folder's."""
-    if isinstance(given, ImageData):
+    if isinstance(given, ImageData | DotPairs):
         return given, []
     if not isinstance(given, MixtureData):
         return understood_source(given, section, before)
-    stored: Sequence[Data | None] = before.of if isinstance(before, MixtureData) else ()
+    stored: Sequence[AnyData | None] = before.of if isinstance(before, MixtureData) else ()
     if len(stored) != len(given.of):
         stored = [None] * len(given.of)
     each = zip(sources_in(given, section), stored, strict=True)
@@ -98,7 +99,7 @@ def understood_data(given: PairData, section: str, before: Data | None = None) -
     return given.model_copy(update={"of": tuple(found for found, _ in members)}), lines
 
 
-def understood_source(given: UserData, section: str, before: Data | None = None) -> tuple[UserData, list[str]]:
+def understood_source(given: UserData, section: str, before: AnyData | None = None) -> tuple[UserData, list[str]]:
     """Return one file or data set as ``understood`` does; ``section``: its name, such as pairs or pairs.of.0."""
     source = _by_name(given)
     if isinstance(before, FileData | DatasetData) and _goes_on(source, before):

@@ -273,27 +273,6 @@ def label_facts(stage: str, metrics: Mapping[str, Any]) -> LabelFacts:
     )
 
 
-# metric, heading (lines of at most eight letters, so that a row fits into 80 columns), format
-COLUMNS = (
-    ("held_out_accuracy", "held-out\naccuracy", "{:.1%}"),
-    ("held_out_margin", "held-out\nmargin", "{:.3f}"),
-    ("reward", "reward", "{:.3f}"),
-    ("slot_error_rate", "slot err\ngreedy", "{:.1%}"),
-    ("slot_error_rate_sampled", "slot err\nsampled", "{:.1%}"),
-    ("right", "all\nright", "{:.1%}"),
-    ("clean", "clean\nshapes", "{:.1%}"),
-    ("distance_within", "distance\nwithin", "{:.2f}"),
-    ("win_rate_vs_start", "wins vs\nstart", "{:.1%}"),
-    ("kl_to_start", "KL start\nnats/tok", "{:.3f}"),
-    ("kl_to_previous", "KL prev.\nnats/tok", "{:.3f}"),
-    ("response_length", "tokens", "{:.1f}"),
-    ("thinking_tokens", "thinking\ntokens", "{:.1f}"),
-    ("stop_rate", "ended", "{:.1%}"),
-    ("unfinished_thinking_rate", "cut in\nthought", "{:.1%}"),
-    ("reference_logprob", "refs\nnats/tok", "{:.3f}"),
-)
-
-
 def cell(value: float | None, form: str) -> str:
     """``value`` in its format, or a dash for None."""
     return "–" if value is None else form.format(value)

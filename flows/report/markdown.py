@@ -9,7 +9,6 @@ from typing import Any
 
 from flows.report.charts import Histogram
 from flows.report.facts import (
-    COLUMNS,
     DiscriminatorFacts,
     Estimate,
     GateFacts,
@@ -22,6 +21,7 @@ from flows.report.facts import (
     cell,
     estimate,
 )
+from flows.report.findings.columns import of_modality, shown_columns
 from flows.report.findings.parts import PART_COLUMNS, part_rows
 from flows.report.findings.suites import suite_columns, suite_measures, suite_value
 from flows.report.findings.verdicts import SIGNS, verdict_kind, verdict_words
@@ -95,8 +95,8 @@ def report_link(report: Path) -> str:
 
 def rounds_rows(rounds: Sequence[RoundFacts]) -> list[dict[str, str]]:
     """The table of rounds, one row each; columns without any values are left out."""
-    columns = (*COLUMNS, *suite_columns([facts.metrics for facts in rounds]))
-    shown = [column for column in columns if any(facts.metrics.get(column[0]) is not None for facts in rounds)]
+    metrics = [facts.metrics for facts in rounds]
+    shown = shown_columns(metrics, suite_columns(metrics))
     rows = []
     for facts in rounds:
         row = {"round": str(facts.round)}
@@ -148,7 +148,9 @@ def _gate(gate: GateFacts, words: str) -> list[str]:
 
 def _measures(rounds: Sequence[RoundFacts]) -> list[str]:
     columns = ["start" if facts.round == 0 else f"round {facts.round}" for facts in rounds]
-    rows = [[title, *(_value(read(facts), form) for facts in rounds)] for title, read, form in MEASURES]
+    metrics = [facts.metrics for facts in rounds]
+    named = [(of_modality(title, metrics), read, form) for title, read, form in MEASURES]
+    rows = [[title, *(_value(read(facts), form) for facts in rounds)] for title, read, form in named]
     rows += [
         [markdown(title), *(suite_value(facts, key, form) for facts in rounds)]
         for key, title, form in suite_measures(rounds)

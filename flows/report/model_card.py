@@ -7,12 +7,25 @@ from typing import Any
 
 import yaml
 
-from flows.report.facts import COLUMNS, Estimate, RoundFacts, cell
+from flows.report.facts import Estimate, RoundFacts, cell
+from flows.report.findings.columns import shown_columns
 from flows.report.findings.verdicts import verdict_words
 from flows.report.gather import round_facts
 from flows.run_folder.approvals import read_approval
 from flows.run_folder.growth import added_stages
-from pipeline.config import Data, DatasetData, FileData, ImageData, MixtureData, PretrainedPolicy, RunConfig
+from pipeline.config import (
+    AnyData,
+    ConditionData,
+    DatasetData,
+    DotPairs,
+    DotsData,
+    FileData,
+    ImageData,
+    MixtureData,
+    PretrainedPolicy,
+    RestaurantData,
+    RunConfig,
+)
 from pipeline.config.data.mixture import sources_in
 from pipeline.safe_text import markdown
 from pipeline.storage.atomic import write_text
@@ -120,7 +133,7 @@ def _data(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _where(data: Data) -> str:
+def _where(data: AnyData) -> str:
     match data:
         case FileData():
             return f"{markdown(Path(data.path).name)} (file)"
@@ -130,7 +143,9 @@ def _where(data: Data) -> str:
             return f"{markdown(data.where)} (data set)"
         case ImageData():
             return f"{markdown(Path(data.path).name)} (images)"
-        case _:
+        case DotsData() | DotPairs() | ConditionData():
+            return f"{data.kind} (generated)"
+        case RestaurantData():
             return "generated restaurant descriptions"
 
 
@@ -169,7 +184,7 @@ def _training(config: RunConfig, last: RoundFacts) -> str:
 
 
 def _rounds(rounds: Sequence[RoundFacts]) -> str:
-    shown = [column for column in COLUMNS if any(facts.metrics.get(column[0]) is not None for facts in rounds)]
+    shown = shown_columns([facts.metrics for facts in rounds])
     headings = [heading.replace("\n", " ") for _, heading, _ in shown]
     lines = [f"| round | {' | '.join(headings)} |", "| ---: |" + " ---: |" * len(headings)]
     for facts in rounds:

@@ -20,6 +20,7 @@ class Preview:
         lengths: histograms of token counts (of what labellers see) by name: chosen, rejected; responses; good, bad.
         longer_chosen: share of the pairs of unequal length whose chosen response is the longer one; None: no such pair.
         examples: up to ten rows, chosen at random.
+        images: responses are images, which have no lengths.
     """
 
     kind: str
@@ -28,13 +29,14 @@ class Preview:
     lengths: dict[str, Histogram]
     longer_chosen: float | None
     examples: tuple[Preference, ...]
+    images: bool = False
 
 
-def preview(made: Sequence[Preference], seed: int = 0, shown: int = 10) -> Preview:
+def preview(made: Sequence[Preference], seed: int = 0, shown: int = 10, *, images: bool = False) -> Preview:
     """Summarise ``made``: at least one row, all of one kind."""
     lots = random.Random(derive_seed("preview", seed))  # noqa: S311 - random draws, not secrets
     places = sorted(lots.sample(range(len(made)), min(shown, len(made))))
-    sides = _sides(made)
+    sides = {} if images else _sides(made)
     unlike = [(len(row.chosen.shown_ids), len(row.rejected.shown_ids)) for row in made if isinstance(row, Pair)]
     unlike = [(chosen, rejected) for chosen, rejected in unlike if chosen != rejected]
     return Preview(
@@ -42,8 +44,9 @@ def preview(made: Sequence[Preference], seed: int = 0, shown: int = 10) -> Previ
         len(made),
         histogram([margin for row in made if (margin := _margin(row)) is not None]),
         {name: histogram([float(len(response.shown_ids)) for response in found]) for name, found in sides.items()},
-        sum(chosen > rejected for chosen, rejected in unlike) / len(unlike) if unlike else None,
+        sum(chosen > rejected for chosen, rejected in unlike) / len(unlike) if unlike and not images else None,
         tuple(made[place] for place in places),
+        images,
     )
 
 

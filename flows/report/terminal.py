@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.report.charts import bar, sparkline
-from flows.report.facts import COLUMNS, PairFacts, RoundFacts, cell
+from flows.report.facts import PairFacts, RoundFacts, cell
+from flows.report.findings.columns import COLUMNS, shown_columns
 from flows.report.findings.parts import PART_COLUMNS, part_rows
 from flows.report.findings.prompt_changes import worse_in
 from flows.report.findings.suites import suite_columns
@@ -22,6 +23,7 @@ from pipeline.evaluation.held_out import baseline_line
 from pipeline.safe_text import one_line, visible
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import StepCurve, part_curves
+from pipeline.training.watch.image_errors import chosen_error, rejected_error
 
 _Metrics = dict[str, Any]
 
@@ -64,8 +66,7 @@ def print_table(root: Path, rounds: list[_Metrics]) -> None:
     if not rounds:
         console.print(f"{root}: no round has been evaluated yet", markup=False, highlight=False)
         return
-    columns = (*COLUMNS, *suite_columns(rounds))
-    shown = [column for column in columns if any(metrics.get(column[0]) is not None for metrics in rounds)]
+    shown = shown_columns(rounds, suite_columns(rounds))
     table = Table(title=Text(visible(root.name)), title_justify="left", box=None, padding=(0, 0, 0, 1))
     table.add_column("round", justify="right")
     for _, heading, _ in shown:
@@ -150,6 +151,13 @@ CURVES: tuple[StepCurve, ...] = (
     ("log-ratio, size a token", lambda step: step.ratio_per_token),
     ("its target, size a token", lambda step: step.target_per_token),
 )
+# Of images, whose scores are bounds from a few draws.
+OF_IMAGES: tuple[StepCurve, ...] = (
+    *CURVES[:2],
+    ("chosen, error x reference", chosen_error),
+    ("rejected, error x ref.", rejected_error),
+    ("gradient norm", lambda step: step.grad_norm),
+)
 _NAME = 26
 # How many prompts that got worse are shown, and how many letters of each.
 _WORST, _PROMPT = 5, 90
@@ -186,7 +194,9 @@ def _trends(rounds: Sequence[RoundFacts]) -> Iterator[str]:
 def _steps(rounds: Sequence[RoundFacts]) -> Iterator[str]:
     steps = [step for facts in rounds if facts.round > 0 and facts.training for step in facts.training.steps]
     parts = [(f"of it {name}", read) for name, read in part_curves(steps)]
-    for label, read in (*CURVES[:1], *parts, *CURVES[1:]):
+    images = any("image_kl_to_start" in facts.metrics for facts in rounds)
+    curves = OF_IMAGES if images else CURVES
+    for label, read in (*curves[:1], *parts, *curves[1:]):
         known = [value for step in steps if (value := read(step)) is not None]
         if len(known) > 1:
             yield f"{label:<{_NAME}}{sparkline(known)}  {known[0]:.4g} to {known[-1]:.4g}"

@@ -135,6 +135,7 @@ def _standing(context: Context, round_: int, prompts: int) -> Standing:
         overtaken=any(following.glob("*/manifest.json")),
         alarms=tuple(alarm_line(alarm, context.config.loss.preset) for alarm in alarms),
         ranks=context.config.scorer is None,
+        unit="dimension" if _images(context) else "token",
     )
 
 
@@ -184,8 +185,9 @@ def _measures(context: Context, views: list[_View], standing: Standing, wins: Wi
         against = {number: view.wins(round_, number) for number in {*rounds.values(), standing.best}}
         for name, number in rounds.items():
             found[f"{view.prefix}win_rate_vs_{name}"] = measuring.rate(against[number])
-            apart = longer(view.groups(round_), view.groups(number))
-            found[f"{view.prefix}lc_win_rate_vs_{name}"] = measuring.length_controlled(against[number], apart)
+            if not _images(context):
+                apart = longer(view.groups(round_), view.groups(number))
+                found[f"{view.prefix}lc_win_rate_vs_{name}"] = measuring.length_controlled(against[number], apart)
         if view.prefix:
             found[f"{view.prefix}win_rate_vs_best"] = measuring.rate(against[standing.best])
         ours, best, start = (view.scored(number) for number in (round_, standing.best, 0))
@@ -194,9 +196,16 @@ def _measures(context: Context, views: list[_View], standing: Standing, wins: Wi
         seen[view.prefix] = against[base]
     if "second_" in seen:
         found["gap"] = measuring.difference(seen[""], seen["second_"])
+    if _images(context):
+        return found
     ours, before, theirs = (views[0].groups(number) for number in (round_, rounds["previous"], base))
     falls = measuring.finished_length_ratio(ours, before), measuring.finished_length_ratio(before, theirs)
     return found | _of_texts(measuring, ours, theirs) | dict(zip(FALLS, falls, strict=True))
+
+
+def _images(context: Context) -> bool:
+    """Whether responses are images, which have no length and no words."""
+    return context.config.modality == "image"
 
 
 def _of_texts(measuring: Measuring, ours: Groups, theirs: Groups) -> dict[str, Interval | None]:

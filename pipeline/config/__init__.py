@@ -10,7 +10,16 @@ from pipeline.config.data.columns import Columns, LabelWords, Signed, Votes
 from pipeline.config.data.images import ImageData
 from pipeline.config.data.limits import Limits
 from pipeline.config.data.mixture import MixtureData
-from pipeline.config.data.sources import ConditionData, Data, DotsData, HeldOut, PairData, RestaurantData
+from pipeline.config.data.sources import (
+    AnyData,
+    ConditionData,
+    Data,
+    DotPairs,
+    DotsData,
+    HeldOut,
+    PairData,
+    RestaurantData,
+)
 from pipeline.config.data.user_data import DatasetData, FileData, UserData
 from pipeline.config.evaluation.gate import Evaluation, Gate
 from pipeline.config.evaluation.suites import Suite, SuiteRule
@@ -66,6 +75,7 @@ from pipeline.config.training import Optimisation, OptimiserKind, Training, Warm
 
 __all__ = [
     "OPERATIONAL",
+    "AnyData",
     "Budget",
     "ChatSettings",
     "ClassifierScorer",
@@ -79,6 +89,7 @@ __all__ = [
     "DatasetData",
     "DiffusersSampler",
     "DiffusionPolicy",
+    "DotPairs",
     "DotsData",
     "DotsScorer",
     "Endpoint",

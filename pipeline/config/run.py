@@ -167,8 +167,8 @@ class RunConfig(Closed):
 
     @model_validator(mode="after")
     def _kinds_fit_the_modality(self) -> "RunConfig":
-        named = {"policy": self.policy, "sampler": self.sampler, "prompts": self.prompts, "scorer": self.scorer}
-        named["pairs"] = self.pairs
+        named: dict[str, Closed | None] = {"policy": self.policy, "sampler": self.sampler, "scorer": self.scorer}
+        named |= {"prompts": self.prompts, "pairs": self.pairs}
         kinds = {name: str(section.__dict__["kind"]) for name, section in named.items() if section is not None}
         require_modality(self.modality, kinds)
         if self.modality == "image":

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Generic, TypeVar, assert_never
 
 from pipeline.config import (
+    AnyData,
     ConditionData,
-    Data,
     DatasetData,
+    DotPairs,
     DotsData,
     FileData,
     ImageData,
@@ -69,7 +70,7 @@ class PromptRow:
     texts: tuple[str, ...] = ()
 
 
-def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
+def read_prompts(data: AnyData) -> Iterator[SourceRow[PromptRow]]:
     """Yield the prompts of all rows, of pairs too; rows with the same prompt stay separate.
 
     Of a mixture, all rows of all members; ``spool.mixing`` tells which are used.
@@ -94,6 +95,9 @@ def read_prompts(data: Data) -> Iterator[SourceRow[PromptRow]]:
                 yield SourceRow("restaurants", number, PromptRow(prompt, row.references))
         case DotsData():
             yield from (SourceRow("dots", n, PromptRow(prompt)) for n, prompt in enumerate(dot_prompts(data), 1))
+        case DotPairs():
+            for pair in _of_dots(data):
+                yield SourceRow("dots", pair.number, None if pair.prompt is None else PromptRow(pair.prompt))
         case ConditionData():
             named = condition_prompts(data.of, data.repeats)
             yield from (SourceRow("conditions", n, PromptRow(prompt)) for n, prompt in enumerate(named, 1))
@@ -137,6 +141,8 @@ def _preferences(data: PairData, several_turns: bool) -> Iterator[SourceRow[Text
             return _in_turn(data, partial(_preferences_in, several_turns=several_turns))
         case ImageData():
             return _among_images(data)
+        case DotPairs():
+            return _of_dots(data)
         case _:
             return _preferences_in(data, several_turns)
 
@@ -150,6 +156,13 @@ def _among_images(data: ImageData) -> Iterator[SourceRow[TextPreference]]:
         prompt = None if isinstance(made, FaultError) else made.prompt
         row: SourceRow[TextPreference] = _source_row(record, made)
         yield replace(row, prompt=prompt)
+
+
+def _of_dots(data: DotPairs) -> Iterator[SourceRow[TextPreference]]:
+    from pipeline.data.pictures.dot_rows import dot_preferences
+
+    for number, pair in enumerate(dot_preferences(data), 1):
+        yield SourceRow("dots", number, pair, prompt=pair.prompt)
 
 
 def _source_row(record: Record, found: T | FaultError) -> SourceRow[T]:

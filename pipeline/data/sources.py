@@ -3,7 +3,18 @@
 from pathlib import Path
 from typing import TypeVar, assert_never
 
-from pipeline.config import Data, DatasetData, FileData, HeldOut, ImageData, MixtureData, PairData, RunConfig, UserData
+from pipeline.config import (
+    AnyData,
+    DatasetData,
+    DotPairs,
+    FileData,
+    HeldOut,
+    ImageData,
+    MixtureData,
+    PairData,
+    RunConfig,
+    UserData,
+)
 from pipeline.config.data.user_data import EVERY_SPLIT
 from pipeline.data.files.folders import data_files
 from pipeline.data.files.records import open_dataset
@@ -12,7 +23,7 @@ from pipeline.errors import UserError
 FileOrImages = TypeVar("FileOrImages", FileData, ImageData)
 
 
-def prompt_source(config: RunConfig) -> Data:
+def prompt_source(config: RunConfig) -> AnyData:
     """Return the source of the prompts that rounds train on."""
     source = config.prompts if config.prompts is not None else config.pairs
     assert source is not None, "the config's validator requires prompts or pairs"
@@ -33,7 +44,7 @@ def held_out_source(config: RunConfig) -> UserData | ImageData | None:
 
 def given_source(source: PairData, held_out: HeldOut) -> UserData | ImageData | None:
     """Return the source of held-out rows that go with ``source``, if they have one of their own, else None."""
-    if isinstance(source, MixtureData):
+    if isinstance(source, MixtureData | DotPairs):
         return None
     if held_out.path is None:
         return source.model_copy(update={"split": held_out.split}) if held_out.is_given else None
@@ -62,4 +73,6 @@ def files_of(source: PairData) -> list[Path]:
             return [Path(file["filename"]) for file in open_dataset(source).cache_files]
         case MixtureData():
             return [file for part in source.of for file in files_of(part)]
+        case DotPairs():
+            return []
     assert_never(source)

@@ -73,6 +73,7 @@ class Standing:
         prompts: number of held-out prompts that were answered.
         overtaken: the next round had begun before this one had a gate.
         alarms: those that still stood when the round's training ended, in words.
+        unit: what KL is counted in; images have dimensions.
         ranks: without a labeller, "win rates" are ½ + half the change in held-out pairs ranked as labelled.
     """
 
@@ -83,6 +84,7 @@ class Standing:
     overtaken: bool = False
     alarms: tuple[str, ...] = ()
     ranks: bool = False
+    unit: Literal["token", "dimension"] = "token"
 
 
 # alarms: some still stood when training ended; few_prompts: too few to judge by; broken_rules: some rules are broken;

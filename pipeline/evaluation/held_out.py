@@ -65,7 +65,7 @@ class RankedPair:
     Attributes:
         prompt: what tells its prompt from others.
         margin, start_margin: see ``pair_margins``; under the round's policy and the start's.
-        chosen_tokens, rejected_tokens: their lengths.
+        chosen_tokens, rejected_tokens: their lengths; 0 for images.
         start_logp_gap: log-prob of the chosen response minus that of the rejected one under the start, nats.
     """
 
@@ -77,12 +77,16 @@ class RankedPair:
     start_logp_gap: float
 
 
-def pair_measures(pairs: Sequence[RankedPair], resamples: int, seed: int) -> dict[str, Interval]:
+def pair_measures(
+    pairs: Sequence[RankedPair], resamples: int, seed: int, baselines: Sequence[str] = tuple(BASELINE_NAMES)
+) -> dict[str, Interval]:
     """Return the measures of one round, each with its interval over prompts.
 
     ``accuracy`` is the share of pairs ranked as labelled (ties half), ``margin`` the mean margin, ``log_loss`` the mean
     of −log σ(margin); NAME``_vs_start`` is the change from the start. ``accuracy_of_BASELINE`` ranks by length or by
     the start's log-prob, and ``accuracy_vs_best_baseline`` is the lead over the best of these.
+
+    ``baselines``: those that mean something for these pairs.
     """
     ranked = {"": [pair.margin for pair in pairs], "_start": [pair.start_margin for pair in pairs]}
     right = {name: pair_accuracy(margins) for name, margins in ranked.items()}
@@ -91,7 +95,7 @@ def pair_measures(pairs: Sequence[RankedPair], resamples: int, seed: int) -> dic
         "shorter": lambda pair: pair.rejected_tokens - pair.chosen_tokens,
         "start_logp": lambda pair: pair.start_logp_gap,
     }
-    simple = {name: pair_accuracy(map(gaps[name], pairs)) for name in BASELINE_NAMES}
+    simple = {name: pair_accuracy(map(gaps[name], pairs)) for name in baselines}
     losses = {name: [margin_loss(margin) for margin in margins] for name, margins in ranked.items()}
     prompts = [pair.prompt for pair in pairs]
 
@@ -101,9 +105,9 @@ def pair_measures(pairs: Sequence[RankedPair], resamples: int, seed: int) -> dic
     def mean(values: Sequence[float]) -> Interval:
         return mean_interval(_by_prompt(prompts, values), resamples, seed)
 
-    baselines = {name: rate(values) for name, values in simple.items()}
+    ranked_by = {name: rate(values) for name, values in simple.items()}
     # By the numbers that are shown, so that the lead is over the baseline that ``baseline_line`` names.
-    best = best_baseline({name: interval.mean for name, interval in baselines.items()})
+    best = best_baseline({name: interval.mean for name, interval in ranked_by.items()})
     return {
         "accuracy": rate(right[""]),
         "accuracy_vs_start": rate(_less(right[""], right["_start"]), -1.0),
@@ -111,14 +115,14 @@ def pair_measures(pairs: Sequence[RankedPair], resamples: int, seed: int) -> dic
         "margin_vs_start": mean(_less(ranked[""], ranked["_start"])),
         "log_loss": mean(losses[""]),
         "log_loss_vs_start": mean(_less(losses[""], losses["_start"])),
-        **{f"accuracy_of_{name}": interval for name, interval in baselines.items()},
+        **{f"accuracy_of_{name}": interval for name, interval in ranked_by.items()},
         "accuracy_vs_best_baseline": rate(_less(right[""], simple[best]), -1.0),
     }
 
 
 def best_baseline(accuracies: Mapping[str, float]) -> str:
     """Return the name of the baseline with the highest accuracy, the first of equal ones."""
-    return max(BASELINE_NAMES, key=lambda name: accuracies[name])
+    return max((name for name in BASELINE_NAMES if name in accuracies), key=lambda name: accuracies[name])
 
 
 def _less(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -141,7 +145,8 @@ def baseline_line(metrics: Mapping[str, Any]) -> str | None:
     )
     if lead is None or bounds is None or metrics.get("round") == 0:
         return None
-    best = best_baseline({name: metrics[f"held_out_accuracy_of_{name}"] for name in BASELINE_NAMES})
+    named = {name: metrics.get(f"held_out_accuracy_of_{name}") for name in BASELINE_NAMES}
+    best = best_baseline({name: accuracy for name, accuracy in named.items() if accuracy is not None})
     how = "surely above" if bounds[0] > 0 else "surely below" if bounds[1] < 0 else "not surely above"
     accuracy, theirs = metrics["held_out_accuracy"], metrics[f"held_out_accuracy_of_{best}"]
     return (

@@ -8,7 +8,7 @@ names their classes; its ``null_class`` is the class that stands for "no class" 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL
@@ -29,6 +29,8 @@ from pipeline.storage.digests import file_sha256
 from pipeline.types import content_hash
 
 MODEL_INDEX = "model_index.json"
+# VAE and text encoder, one of them, or neither.
+Encoders = Literal["all", "vae", "text", "none"]
 _NETWORK_FOLDERS = ("unet", "transformer")
 # How diffusers reads a folder: here, and nothing that is pickled.
 _READ = {"use_safetensors": True, "local_files_only": True}
@@ -36,7 +38,7 @@ _HASHED = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt")
 
 
 def load_image_policy(
-    path: str | Path, dtype: torch.dtype = torch.float32, *, trained: bool = False, encoders: bool = True
+    path: str | Path, dtype: torch.dtype = torch.float32, *, trained: bool = False, encoders: Encoders = "all"
 ) -> ImagePolicy:
     """Load the policy in the folder ``path``, in evaluation mode, with all dropout off.
 
@@ -44,7 +46,7 @@ def load_image_policy(
         path: of a diffusers pipeline, or of an adapter on one: then the network is a peft model.
         dtype: of all weights; an adapter's own are float32.
         trained: of an adapter: whether it is trainable. Whole networks always are.
-        encoders: also load VAE and text encoder; training needs neither once images and prompts are encoded.
+        encoders: what to load beside the network; training needs neither once images and prompts are encoded.
 
     Raises:
         UserError: a folder, class or file that is missing, unknown or cannot be read.
@@ -59,13 +61,13 @@ def load_image_policy(
     condition, settings = condition_kind(network), network.config
     scheduler = load_scheduler(folder)
     vae = None
-    if encoders and (folder / "vae").is_dir():
+    if encoders in ("all", "vae") and (folder / "vae").is_dir():
         with refused(f"{folder / 'vae'}: cannot load this autoencoder"):
             kind: Any = AutoencoderKL
             vae = kind.from_pretrained(str(folder / "vae"), torch_dtype=dtype, **_READ)
         vae.eval().requires_grad_(False)
     encoder = None
-    if encoders and condition == "text":
+    if encoders in ("all", "text") and condition == "text":
         encoder = load_text_encoder(folder, dtype, width=settings.get("joint_attention_dim"))
     shape = input_shape(network)
     if not (folder / "vae").is_dir() and shape[0] not in (1, 3):

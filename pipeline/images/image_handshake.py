@@ -12,7 +12,7 @@ import torch
 
 from pipeline.images.denoising_scores import predict_rows
 from pipeline.images.image_policy import ImagePolicy
-from pipeline.images.networks import plain_network
+from pipeline.images.networks import Conditions, plain_network
 from pipeline.images.prompt_ids import ids_of_prompt, prompt_of_ids
 from pipeline.models.handshake import write_probe
 from pipeline.types import derive_seed
@@ -39,25 +39,38 @@ def image_probe_sequences(policy: ImagePolicy) -> list[list[int]]:
 
 
 @torch.no_grad()
-def image_probe_values(policy: ImagePolicy, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Return some numbers of the prediction for each of ``sequences``, all of which are one batch."""
+def image_probe_values(
+    policy: ImagePolicy, sequences: Sequence[Sequence[int]], conditions: Conditions | None = None
+) -> list[list[float]]:
+    """Return some numbers of the prediction for each of ``sequences``, all of which are one batch.
+
+    ``conditions``: of the sequences, from ``probe_conditions``, for a policy whose encoders are gone.
+    """
     device = policy.device
     noise = torch.stack(
         [torch.randn(policy.shape, generator=torch.Generator().manual_seed(row[0])) for row in sequences]
     )
     level = torch.tensor([row[1] for row in sequences])
     noisy = policy.schedule.noisy(torch.zeros_like(noise), noise, level).to(device)
-    encoded = [policy.encode([prompt_of_ids(row[2:], policy.condition)]) for row in sequences]
-    conditions = tuple(torch.cat(parts).to(device) for parts in zip(*encoded, strict=True))
+    told = tuple(part.to(device) for part in (conditions or probe_conditions(policy, sequences)))
     times = policy.schedule.times[level].to(device).float()
-    found = predict_rows(policy.network, noisy, times, conditions, None, "float32").float().flatten(1)
+    found = predict_rows(policy.network, noisy, times, told, None, "float32").float().flatten(1)
     step = max(1, found.shape[1] // _VALUES)
     values: list[list[float]] = found[:, ::step][:, :_VALUES].cpu().tolist()
     return values
 
 
-def save_image_probe(policy: ImagePolicy, folder: Path) -> None:
-    """Write ``folder/probe.json``: predictions of ``policy`` as it is in memory."""
+def probe_conditions(policy: ImagePolicy, sequences: Sequence[Sequence[int]]) -> Conditions:
+    """Return the conditions of ``sequences``, each encoded by itself."""
+    encoded = [policy.encode([prompt_of_ids(row[2:], policy.condition)]) for row in sequences]
+    return tuple(torch.cat(parts) for parts in zip(*encoded, strict=True))
+
+
+def save_image_probe(policy: ImagePolicy, folder: Path, conditions: Conditions | None = None) -> None:
+    """Write ``folder/probe.json``: predictions of ``policy`` as it is in memory.
+
+    ``conditions``: of its own sequences, for a policy whose encoders are gone.
+    """
     sequences = image_probe_sequences(policy)
     dtype = str(plain_network(policy.network).dtype).removeprefix("torch.")
-    write_probe(folder, sequences, image_probe_values(policy, sequences), dtype)
+    write_probe(folder, sequences, image_probe_values(policy, sequences, conditions), dtype)

@@ -51,6 +51,10 @@ class ImagePolicy:
         """Return the same policy with another network."""
         return replace(self, network=network)
 
+    def without_encoders(self) -> "ImagePolicy":
+        """Return the same policy without what encodes images and prompts, so that its memory can be freed."""
+        return replace(self, vae=None, encoder=None)
+
     def encode(self, prompts: Sequence[str | int | None]) -> Conditions:
         """Return the conditions [P, ...] of P prompts: texts, classes, or None where nothing is told.
 
@@ -84,7 +88,10 @@ class ImagePolicy:
         """Return the latents [B, ...] of images [B, C, H, W] in [-1, 1]: the mode of the encoder's distribution."""
         if self.vae is None:
             return pixels
-        mode: Tensor = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode().float()
+        # A third faster on a CPU; it rounds otherwise.
+        laid = torch.channels_last
+        shown = pixels.to(self.vae.dtype).contiguous(memory_format=laid)
+        mode: Tensor = self.vae.to(memory_format=laid).encode(shown).latent_dist.mode().float().contiguous()
         scaled: Tensor = (mode - (self.vae.config.get("shift_factor") or 0.0)) * self.vae.config["scaling_factor"]
         return scaled
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from pydantic import JsonValue
 
 from pipeline.config import RunConfig, VllmSampler
-from pipeline.config.data.sources import Data
+from pipeline.config.data.sources import AnyData
 from pipeline.config.data.user_data import EVERY_SPLIT, FileData
 from pipeline.config.labellers.scorers import ClassifierScorer, EnsembleScorer, PairwiseScorer, ScorerSettings
 from pipeline.config.policy import EARLIER, Policy, PretrainedPolicy
@@ -42,7 +42,7 @@ _BEFORE = (
 )
 _FIRST = "0.1.0"
 _Tree = dict[str, JsonValue]
-_Source = TypeVar("_Source", bound=Data | None)
+_Source = TypeVar("_Source", bound=AnyData | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def as_now_called(tree: _Tree, renamed: Mapping[str, str | None] | None = None) 
     return now
 
 
-def as_read(begun: Data | None, given: _Source) -> _Source:
+def as_read(begun: AnyData | None, given: _Source) -> _Source:
     """Return the source ``given``; if ``begun`` read every split of its path and ``given`` names none, so does it."""
     if not (isinstance(begun, FileData) and isinstance(given, FileData)):
         return given

@@ -123,11 +123,9 @@ def asked(policy: ImagePolicy) -> list[Any]:
 
 def ours(path: Path, prepared: Path, size: int, *, adapter: bool) -> dict[str, Any]:
     """Score the reference once, then train, in passes of half the batch."""
-    policy = load_image_policy(path, encoders=False)
+    policy = load_image_policy(path, encoders="none")
     stored = load_file(prepared)
     table = ImageTable(stored["latents"], (stored["conditions"],))
-    if adapter:
-        policy = policy.with_network(add_image_adapter(policy.network, ADAPTER, 0))
     scores = DenoisingScores(policy, table, ImageScore(score_scale="mean_error"), rows=size)
     examples = [
         Example.pair(f"{n}", prompt_of_draws(0, f"{n}", n % len(PROMPTS)), image_ids(2 * n, 1), image_ids(2 * n + 1, 1))
@@ -137,6 +135,9 @@ def ours(path: Path, prepared: Path, size: int, *, adapter: bool) -> dict[str, A
     examples = with_references(examples, [reference_logps(scores, examples, size)])
     times, losses = [time.process_time()], []
     seconds = times[0] - started
+    if adapter:
+        # As in a run, whose reference is scored before there is an adapter.
+        scores = scores.with_network(add_image_adapter(policy.network, ADAPTER, 0))
     settings = Optimisation(
         batch_size=size, micro_batch_size=size // 2, learning_rate=RATE, schedule="constant", warmup=0
     )

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from flows.commands.cli.arguments import split
-from flows.planning.given_rates import given_rates
+from flows.planning.rates.given import given_rates
 from flows.preflight.data import check_data
 from flows.report.terminal import print_table, read_rounds
 from flows.run_folder.approvals import read_approval, read_decision

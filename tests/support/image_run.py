@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 from flows.loop.preparation import prepare_run
 from flows.loop.rounds import Stages, labelled, learn, start_run
@@ -15,9 +17,11 @@ from flows.stages.context import Context
 from flows.stages.run import run_stage
 from flows.workers.local import Workers
 from pipeline.config.files import load_config
-from pipeline.storage.run_folder import RunFolder
+from pipeline.storage.run_folder import RunFolder, StageWriter
 from tests.support.places import ROOT
 
+# Of configs/images_offline.yaml, which samples for evaluation alone.
+OFFLINE = ("pairs.pairs=40", "held_out.prompts=16", "training.max_steps=4", "training.epochs=2")
 SMALL = (
     "prompts.prompts=40",
     "prompts.pictures=48",
@@ -45,16 +49,23 @@ class ImageStages(Stages):
     """Runs stages one after the other; dies at a progress report of one of them if asked to."""
 
     def __init__(self, run: RunFolder, workers: Workers, die: tuple[str, int] | None) -> None:
-        """``die``: ROUND:STAGE, and at which of its reports."""
+        """``die``: ROUND:STAGE, and at which of its reports; 0: before it is committed."""
         self.run, self.workers, self._die = run, workers, die
 
     def __call__(self, name: str, round_: int, *inputs: str) -> str:
         """Complete a stage."""
         context = Context(self.run, self.run.config(), self._reports(f"{round_}:{name}"))
-        run_stage(context, round_, name, self.workers if spec_of(name).sampled else None)
+        with self._dying(f"{round_}:{name}"):
+            run_stage(context, round_, name, self.workers if spec_of(name).sampled else None)
         if self._die == (f"{round_}:{name}", -1):
             os.kill(os.getpid(), signal.SIGKILL)
         return self.run.stage(round_, name).title
+
+    def _dying(self, place: str) -> AbstractContextManager[object]:
+        """With report 0, let the stage ``place`` die where all its files are written, before it is committed."""
+        if self._die != (place, 0):
+            return nullcontext()
+        return patch.object(StageWriter, "commit", lambda *given: os.kill(os.getpid(), signal.SIGKILL))
 
     def _reports(self, place: str) -> "Reports":
         return Reports(self._die[1] if self._die is not None and self._die[0] == place else None)
@@ -75,19 +86,25 @@ class Reports:
 
 
 def run_images(
-    root: Path, *settings: str, rounds: int = 1, die: tuple[str, int] | None = None, size: Sequence[str] = SMALL
+    root: Path,
+    *settings: str,
+    rounds: int = 1,
+    die: tuple[str, int] | None = None,
+    size: Sequence[str] = SMALL,
+    file: str = "images.yaml",
 ) -> RunFolder:
     """Run round 0 and ``rounds`` rounds in the folder ``root``; fewer than 0: only make the folder."""
-    config = load_config([ROOT / "configs" / "images.yaml"], [*size, *settings])
+    config = load_config([ROOT / "configs" / file], [*size, *settings])
     run = prepare_run(config, root)
     if rounds < 0:
         return run
     with Workers(root, config) as workers:
         stage = ImageStages(run, workers, die)
-        start_run(stage, config)
+        data, _ = start_run(stage, config)
         for round_ in range(1, rounds + 1):
             policy = run.stage(parent(run, config, round_), "policy").title
-            pairs = stage("pairs", round_, labelled(stage, config, round_, policy))
+            made = (data, policy) if config.mode == "offline" else (labelled(stage, config, round_, policy),)
+            pairs = stage("pairs", round_, *made)
             learn(stage, config, round_, pairs, policy)
     return run
 

@@ -86,7 +86,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="KIND=N,...|FILE",
-            help="tokens per second for sampling, labelling, scoring, training; or a YAML file of these",
+            help="tokens (of images: passes) per second for sampling, labelling, scoring, training; or a YAML file",
             show_default=False,
         ),
     ] = None,
@@ -118,11 +118,15 @@ def plan(
     """Estimate the memory, disk space and time that a run needs; exit code 1 if this machine falls short."""
     if cards is not None:
         _plan_for_cards(items, cards, disk, as_json=as_json)
-    from flows.planning.given_rates import given_rates
+    from flows.planning.rates.given import given_rates
 
     # Read the rates first, to report mistakes at once.
     known = {} if rates is None else given_rates(rates)
     given = split_sound(items)
+    from pipeline.config.files import load_config
+
+    if load_config(*given).modality == "image":
+        _plan_images(given, run_dir, known, probe=probe, as_json=as_json)
     from flows.planning.plan import plan_config
     from flows.planning.table import print_plan
 
@@ -131,6 +135,20 @@ def plan(
         print(json.dumps(made.plain(), indent=1))
     else:
         print_plan(made)
+    raise typer.Exit(0 if made.fits else 1)
+
+
+def _plan_images(
+    given: tuple[list[Path], list[str]], run_dir: Path | None, rates: dict[str, float], *, probe: bool, as_json: bool
+) -> NoReturn:
+    from flows.planning.images.image_plan import plan_images
+    from flows.planning.images.image_table import print_image_plan
+
+    made = plan_images(*given, run_dir, rates, probe=probe)
+    if as_json:
+        print(json.dumps(made.plain(), indent=1))
+    else:
+        print_image_plan(made)
     raise typer.Exit(0 if made.fits else 1)
 
 

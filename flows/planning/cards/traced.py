@@ -177,7 +177,7 @@ def _peaks(
     if plain._can_set_attn_implementation():
         plain.set_attn_implementation(_NAME)
     with FakeTensorMode():
-        _fill(model)
+        fill_without_data(model)
         if pass_.checkpointing:
             plain.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
@@ -243,7 +243,7 @@ def _without_weights(shape: Any, lora: Lora | None, dtype: torch.dtype, trust_re
         return model if lora is None else add_adapter(model, lora, seed=0)
 
 
-def _fill(model: nn.Module) -> None:
+def fill_without_data(model: nn.Module) -> None:
     """Move all of ``model`` from the device ``meta`` to the current mode's CPU; what was shared stays so."""
     made: dict[int, nn.Parameter] = {}
     # Kept until the end: an id must not be given twice.

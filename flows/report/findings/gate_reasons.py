@@ -58,7 +58,8 @@ def _sayings(measures: Measures, standing: Standing) -> dict[str, str]:
     gain = f"the training labeller sees a gain ({_wins(measures.get('win_rate_vs_base'))} over {base})"
     unseen = _wins(measures.get("second_win_rate_vs_base"))
     return {
-        "kl": "KL to the start is {} nats per token" + (f" more than that of {base}" if standing.base else ""),
+        "kl": f"KL to the start is {{}} nats per {standing.unit}"
+        + (f" more than that of {base}" if standing.base else ""),
         "length": f"responses are {{}} times as long as {base}'s",
         "short": f"responses that end by themselves are {{}} times as long as {base}'s",
         "shrinking": f"responses that end by themselves shrank in two rounds after another, to {{}} times {base}'s",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.report.facts import RoundFacts
+from flows.report.findings.columns import of_modality
 
 HackAnswer = Literal["yes", "signs of it", "no sign", "cannot be told"]
 
@@ -66,7 +67,9 @@ def _others(facts: RoundFacts, max_kl: float | None) -> Iterator[tuple[str, bool
         text = f"the share that repeats itself changed by {_share(facts, 'repetition_rise', sign='+')}"
         yield text, _above(facts, "repetition_rise", 0.0)
     if facts.kl_to_start is not None:
-        text = f"the KL to the start is {_number(facts, 'kl_to_start')} nats per token"
+        text = (
+            f"the KL to the start is {_number(facts, 'kl_to_start')} {of_modality('nats per token', [facts.metrics])}"
+        )
         yield text, max_kl is not None and _above(facts, "kl_to_start", max_kl)
 
 

@@ -3,10 +3,12 @@
 A panel without numbers is left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flows.report.facts import RoundFacts
+from flows.report.findings.columns import of_modality
 from flows.report.html.drawing.figures import Level, Line, lines_figure
 from flows.report.html.panel import Panel, Runs, run_label
 
@@ -246,7 +248,7 @@ def _of_metric(runs: Runs, metric: Metric) -> Panel | None:
     figure = lines_figure(
         lines, x_title="round", y_format=metric.y_format, level=metric.level, whole=True, limits=limits
     )
-    return Panel(metric.title, metric.unit, figure, metric.note)
+    return Panel(metric.title, of_modality(metric.unit, _metrics(runs)), figure, metric.note)
 
 
 def _limits(runs: Runs, measures: set[str]) -> list[Level]:
@@ -270,6 +272,10 @@ def _base_kl(facts: RoundFacts) -> float | None:
     return None if facts.kl_to_start is None or added is None else facts.kl_to_start - float(added)
 
 
+def _metrics(runs: Runs) -> list[Mapping[str, Any]]:
+    return [facts.metrics for run in runs for facts in run.evaluated]
+
+
 def _frontiers(runs: Runs) -> Iterator[Panel]:
     """Yield what is gained against what is paid for it in KL to the start: reward, and accuracy on held-out pairs."""
     for name, title, unit, y_format in (
@@ -286,5 +292,7 @@ def _frontiers(runs: Runs) -> Iterator[Panel]:
             lines.append(Line(run.name, [x for x, _, _ in known], [y for _, y, _ in known], number, texts=texts))
         if lines:
             more = "more for less distance from the start."
-            figure = lines_figure(lines, x_title="KL to start, nats per token", y_format=y_format)
+            figure = lines_figure(
+                lines, x_title=of_modality("KL to start, nats per token", _metrics(runs)), y_format=y_format
+            )
             yield Panel(title, unit, figure, f"Upper left is better: {more}")

@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from flows.report.facts import RoundFacts, estimate
+from flows.report.findings.columns import of_modality
 from flows.report.findings.hacked import HackedReward, hacked_reward
 from flows.report.findings.verdicts import verdict_kind, verdict_words
 from flows.report.html.data import data_panels, time_panels
@@ -94,7 +95,7 @@ def _card(run: RunFacts) -> dict[str, Any]:
             spread = f"{won.low:.0%} to {won.high:.0%}" if won.low is not None and won.high is not None else ""
             numbers.append(("win rate vs start", f"{won.mean:.0%}", spread))
         if last.kl_to_start is not None:
-            numbers.append(("KL to start", f"{last.kl_to_start:.3f}", "nats per token"))
+            numbers.append(("KL to start", f"{last.kl_to_start:.3f}", of_modality("nats per token", [last.metrics])))
         if last.response_length is not None and first.response_length is not None:
             numbers.append(("length", f"{last.response_length:.0f}", f"tokens, from {first.response_length:.0f}"))
     trained = f"{len(run.trained)} round{'s' * (len(run.trained) != 1)} trained"

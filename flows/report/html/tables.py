@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flows.report.facts import COLUMNS, LabelFacts, RoundFacts, cell
+from flows.report.facts import LabelFacts, RoundFacts, cell
+from flows.report.findings.columns import shown_columns
 from flows.report.findings.parts import PART_COLUMNS, part_rows
 from flows.report.findings.suites import suite_columns, suite_measures, suite_value
 from flows.report.html.panel import Runs
@@ -25,8 +26,8 @@ class Table:
 def rounds_table(runs: Runs) -> Table:
     """A row for each evaluated round; columns without any values are left out."""
     everything = [facts for run in runs for facts in run.evaluated]
-    columns = (*COLUMNS, *suite_columns([facts.metrics for facts in everything]))
-    shown = [column for column in columns if any(facts.metrics.get(column[0]) is not None for facts in everything)]
+    metrics = [facts.metrics for facts in everything]
+    shown = shown_columns(metrics, suite_columns(metrics))
     rows = [
         [round_place(runs, run, facts), *(cell(facts.metrics.get(name), form) for name, _, form in shown)]
         for run in runs

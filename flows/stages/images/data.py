@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from flows.stages.context import Context, Outcome
 from flows.stages.data import data
 from flows.stages.images.imported import import_images
-from pipeline.config import DotsData, ImageData, ScratchDiffusion
+from pipeline.config import DotPairs, DotsData, ImageData, ScratchDiffusion
 from pipeline.data.pictures.image_rows import write_images
 from pipeline.data.pictures.picture import png_bytes
 from pipeline.data.tasks.dots import Picture, dot_pictures
@@ -28,7 +28,7 @@ def image_data(context: Context, folder: Path) -> Outcome:
         (folder / PICTURES).mkdir(exist_ok=True)
         pictures = ((str(condition), drawn_picture(picture)) for condition, picture in dot_pictures(task))
         made["pictures"] = write_images(folder / PICTURES / "rows.parquet", pictures)
-    if isinstance(context.config.pairs, ImageData):
+    if isinstance(context.config.pairs, ImageData | DotPairs):
         made["images"] = import_images(context, folder)
     return Outcome(outcome.rows, {**outcome.metrics, **made})
 

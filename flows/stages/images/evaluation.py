@@ -9,22 +9,20 @@ from pydantic import JsonValue
 from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome
 from flows.stages.evaluation import refuse_leak
-from flows.stages.images.examples import as_texts, index_of
+from flows.stages.images.examples import as_texts
+from flows.stages.images.frozen import frozen_scores
+from flows.stages.images.held_out import image_held_out
 from flows.stages.images.labels import labeller_of_images
 from flows.stages.labels.shards import open_accounts
 from pipeline.config import DotsScorer, PeopleScorer, compares
-from pipeline.config.images.scoring import ImageScore
 from pipeline.data.pictures.image_rows import IMAGES, StoredPictures, read_images
 from pipeline.data.pictures.picture import decoded_picture
 from pipeline.evaluation.image_measures import distance_within, mean_of_groups
 from pipeline.evaluation.intervals import rate_interval
 from pipeline.evaluation.metrics import win_rate
-from pipeline.images.denoising_scores import DenoisingScores
-from pipeline.images.image_folder import load_image_policy
 from pipeline.storage.atomic import write_json
 from pipeline.storage.rows import read_groups, write_groups
-from pipeline.training.reference import reference_logps
-from pipeline.types import Group, derive_seed
+from pipeline.types import Group
 from reward_models.answers.accounts import label_summary
 from reward_models.images.dots import marks_of
 from reward_models.labeller import Labeller, label, wins_by_comparison
@@ -39,6 +37,7 @@ def image_evaluation(context: Context, round_: int, folder: Path) -> Outcome:
     refuse_leak(context, round_)
     sampled, metrics = _labelled(context, round_, folder)
     metrics |= _shapes(context, round_, sampled) | _kl(context, round_, sampled)
+    metrics |= image_held_out(context, round_, folder)
     write_json(folder / "metrics.json", metrics)
     return Outcome(len(sampled), metrics)
 
@@ -124,18 +123,5 @@ def _kl(context: Context, round_: int, groups: Sequence[Group]) -> _Metrics:
 
 def _scores(context: Context, number: int, round_: int, groups: Sequence[Group]) -> tuple[list[float], int]:
     """The score of each image of ``groups`` under the policy of round ``number``, in nats; and their dimensions."""
-    policy = load_image_policy(context.policy_path(number))
-    policy.network.requires_grad_(False)
-    index = index_of(_drawn(context, round_) / IMAGES, (group.prompt_ids for group in groups), policy)
-    score = ImageScore(draws=_DRAWS, timesteps=context.config.training.score.timesteps)
-    scores = DenoisingScores(policy, index.table, score)
-    seed = derive_seed(context.config.seed, "evaluation draws")
-    examples = list(index.renamed(as_texts(groups), seed, _DRAWS))
-    rows = max(1, 2 * context.config.training.micro_batch_size // _DRAWS)
-
-    def report(done: int) -> None:
-        context.report(done, len(examples), f"under the policy of round {number}")
-
-    found = reference_logps(scores, examples, rows, on_progress=report)
-    channels, height, width = policy.shape
-    return [sum(sides[0]) for sides in found], channels * height * width
+    found, size = frozen_scores(context, number, _drawn(context, round_) / IMAGES, list(as_texts(groups)), _DRAWS)
+    return [sum(sides[0]) for sides in found], size

@@ -1,7 +1,7 @@
 """Images of a data set in a run: stored once by the data stage, and then trained on like sampled ones."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from flows.stages.context import Context
 from flows.stages.data import preference_slice
-from pipeline.config import DiffusionPolicy, ImageData
+from pipeline.config import DiffusionPolicy, DotPairs, ImageData
+from pipeline.data.pictures.dot_rows import compared_pictures
 from pipeline.data.pictures.image_rows import IMAGES, read_images, write_images
 from pipeline.data.pictures.picture import decoded_picture
 from pipeline.data.pictures.rows import wanted_pictures
@@ -22,7 +23,7 @@ from pipeline.images.image_policy import ImagePolicy
 from pipeline.images.prompt_ids import condition_told, ids_of_prompt, told_in
 from pipeline.storage.rows import read_rows
 from pipeline.training.pairs.from_images import from_image_names
-from pipeline.types import DrawnImage, Preference, Prompt
+from pipeline.types import DrawnImage, Preference, Prompt, TextPreference
 
 
 def import_images(context: Context, folder: Path) -> int:
@@ -32,20 +33,24 @@ def import_images(context: Context, folder: Path) -> int:
         UserError: ``pairs.size`` is not the size that the policy draws.
     """
     config = context.config
-    sources = [source for source in (config.pairs, held_out_source(config)) if isinstance(source, ImageData)]
-    policy = load_image_policy(config.policy.path) if isinstance(config.policy, DiffusionPolicy) else None
+    sources = [source for source in (config.pairs, held_out_source(config)) if isinstance(source, ImageData | DotPairs)]
+    policy = (
+        load_image_policy(config.policy.path, encoders="vae") if isinstance(config.policy, DiffusionPolicy) else None
+    )
     (folder / IMAGES).mkdir(exist_ok=True)
     return write_images(folder / IMAGES / "rows.parquet", _imported(sources, {*_names(folder)}, policy))
 
 
 def _imported(
-    sources: list[ImageData], wanted: set[str], policy: ImagePolicy | None
+    sources: list[ImageData | DotPairs], wanted: set[str], policy: ImagePolicy | None
 ) -> Iterator[tuple[str, DrawnImage]]:
     """Yield each wanted image once with its name, which stands where sampled images have their prompt's id."""
     for source in sources:
-        for name, png in wanted_pictures(source, wanted):
-            wanted.discard(name)
-            yield name, imported_image(png, policy)
+        pictures = compared_pictures(source) if isinstance(source, DotPairs) else wanted_pictures(source, wanted)
+        for name, png in pictures:
+            if name in wanted:
+                wanted.discard(name)
+                yield name, imported_image(png, policy)
 
 
 def imported_image(png: bytes, policy: ImagePolicy | None) -> DrawnImage:
@@ -83,10 +88,17 @@ def _names(folder: Path) -> Iterator[str]:
 
 def imported_preferences(context: Context, round_: int, dropped: Counter[str]) -> Iterator[Preference]:
     """A round's slice of the data set, row by row; ``dropped`` counts rows that are left out, by cause."""
+    return imported_pairs(context, preference_slice(context, round_), round_, dropped)
+
+
+def imported_pairs(
+    context: Context, rows: Iterable[TextPreference], round_: int, dropped: Counter[str]
+) -> Iterator[Preference]:
+    """Preferences of the data set with the images that the data stage stored; ``dropped`` as above."""
     stored = {image.prompt_id: image.id for image in read_images(context.run.stage(0, "data").folder / IMAGES)}
     told = told_in(context.policy_path(0))
 
     def prompt_ids(prompt: Prompt) -> tuple[int, ...]:
         return ids_of_prompt(condition_told(prompt, told), told)
 
-    return from_image_names(context.config, preference_slice(context, round_), stored, prompt_ids, round_, dropped)
+    return from_image_names(context.config, rows, stored, prompt_ids, round_, dropped)

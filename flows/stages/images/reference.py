@@ -24,10 +24,10 @@ def image_reference(context: Context, round_: int, folder: Path) -> Outcome:
     models = reference_models(context, round_)[: needs_of(context.config.loss).references]
     rows_made = 0
     for number, model in enumerate(models):
-        policy = load_image_policy(model)
+        policy = load_image_policy(model, encoders="text")
         policy.network.requires_grad_(False)
         index = round_index(context, round_, policy)
-        scores, place = scores_of(context, policy, index), folder / reference_name(number)
+        scores, place = scores_of(context, policy.without_encoders(), index), folder / reference_name(number)
         place.mkdir(exist_ok=True)
         seals, rows_made = Seals(place), 0
         examples = image_round_examples(context, round_, index)

@@ -42,7 +42,7 @@ def image_start(context: Context, folder: Path) -> Outcome:
             origin = _from_scratch(context, config.policy, folder)
         case _:
             raise UserError(f"policy.kind: {config.policy.kind}, but modality: image; allowed: diffusion")
-    policy = load_image_policy(origin)
+    policy = load_image_policy(origin, encoders="text")
     parameters: dict[str, JsonValue] = {"parameters": sum(p.numel() for p in policy.network.parameters())}
     if config.warm_start is None:
         save_image_probe(policy, folder)

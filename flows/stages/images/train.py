@@ -15,9 +15,10 @@ from flows.stages.training.train import WatchNotes, carried_files, fit, keep_off
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import RowsError
 from pipeline.images.image_adapter import add_image_adapter, merged_network
-from pipeline.images.image_folder import load_image_policy, save_image_policy
-from pipeline.images.image_handshake import save_image_probe
+from pipeline.images.image_folder import Encoders, load_image_policy, save_image_policy
+from pipeline.images.image_handshake import image_probe_sequences, probe_conditions, save_image_probe
 from pipeline.images.image_policy import ImagePolicy
+from pipeline.images.networks import Conditions
 from pipeline.losses import Loss
 from pipeline.models.weights.adapter_folder import is_adapter
 from pipeline.models.weights.lora import save_adapter
@@ -32,8 +33,9 @@ def train_images(context: Context, round_: int, folder: Path) -> Outcome:
     config = context.config
     training, notes = config.training, WatchNotes(folder, config.loss.preset)
     origin = context.policy_path(parent(context.run, config, round_))
-    policy = _to_train(context, round_, origin)
-    index = round_index(context, round_, policy)
+    policy = _to_train(context, round_, origin, encoders="text")
+    index, told = round_index(context, round_, policy), probe_conditions(policy, image_probe_sequences(policy))
+    policy = policy.without_encoders()
     examples = image_round_examples(context, round_, index)
     at_reference = starts_at_reference(context, round_)
     live = needs_of(config.loss).stored_reference and not stores_reference(config)
@@ -65,12 +67,12 @@ def train_images(context: Context, round_: int, folder: Path) -> Outcome:
         return outcome
     if outcome.metrics["kept_step"] == 0:
         policy = _to_train(context, round_, origin)
-    return Outcome(outcome.rows, {**outcome.metrics, **_saved(context, policy, folder)})
+    return Outcome(outcome.rows, {**outcome.metrics, **_saved(context, policy, folder, told)})
 
 
-def _to_train(context: Context, round_: int, origin: Path) -> ImagePolicy:
+def _to_train(context: Context, round_: int, origin: Path, encoders: Encoders = "none") -> ImagePolicy:
     lora = context.config.training.lora
-    policy = load_image_policy(origin, trained=True)
+    policy = load_image_policy(origin, trained=True, encoders=encoders)
     if lora is None or is_adapter(origin):
         return policy
     seed = derive_seed(context.config.seed, "adapter", round_)
@@ -82,21 +84,24 @@ def _reference(context: Context, round_: int, *, at_reference: bool) -> Any | No
     path = context.model_path(reference_stage(context.run, context.config, round_))
     if at_reference and context.config.training.lora is not None and not is_adapter(path):
         return None
-    return load_image_policy(path).network.requires_grad_(False)
+    return load_image_policy(path, encoders="none").network.requires_grad_(False)
 
 
-def _saved(context: Context, policy: ImagePolicy, folder: Path) -> dict[str, JsonValue]:
-    """Write the trained policy: its adapter alone, or all of it; return facts of the model under an adapter."""
+def _saved(context: Context, policy: ImagePolicy, folder: Path, told: Conditions) -> dict[str, JsonValue]:
+    """Write the trained policy: its adapter alone, or all of it; return facts of the model under an adapter.
+
+    ``told``: the conditions of the probe.
+    """
     lora = context.config.training.lora
     if lora is None or lora.lifetime == "round":
         policy = policy.with_network(merged_network(policy.network))
         save_image_policy(policy, folder)
-        save_image_probe(policy, folder)
+        save_image_probe(policy, folder, told)
         return {}
     base = Path(policy.path).absolute()
     inside = base.is_relative_to(context.run.root.absolute())
     # Relative, a base in the run folder moves with it.
     named = os.path.relpath(base, folder.absolute()) if inside else str(base)
     save_adapter(policy.network, folder, named)
-    save_image_probe(policy, folder)
+    save_image_probe(policy, folder, told)
     return {BASE_MODEL: named, BASE_FILES: model_tree(base)}

@@ -1,7 +1,7 @@
 """Held-out pairs of the data set: how a round's policy ranks them, against the start's and simple baselines."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -11,6 +11,7 @@ from flows.stages.data import held_out_pairs
 from flows.stages.training.frozen import FrozenPolicy
 from pipeline.config import Composition
 from pipeline.evaluation.held_out import PairScores, RankedPair, pair_margins, pair_measures, pair_scores
+from pipeline.evaluation.intervals import Interval
 from pipeline.models.chat import Chat
 from pipeline.storage.atomic import write_json
 from pipeline.training.batches.examples import Continuation, Example, Logps
@@ -55,11 +56,16 @@ def held_out_metrics(context: Context, round_: int, pairs: Sequence[Example], fo
         RankedPair(pair.prompt_ids, mine, before, len(logps[0]), len(logps[1]), _gap(logps))
         for pair, mine, before, logps in zip(pairs, ours, theirs, start, strict=True)
     ]
+    return as_metrics(pair_measures(ranked, settings.bootstrap, settings.seed), len(pairs))
+
+
+def as_metrics(measures: Mapping[str, Interval], pairs: int) -> dict[str, JsonValue]:
+    """Return ``measures`` as metrics.json has them, and the number of pairs."""
     found: dict[str, JsonValue] = {}
-    for name, interval in pair_measures(ranked, settings.bootstrap, settings.seed).items():
+    for name, interval in measures.items():
         found[f"held_out_{name}"] = interval.mean
         found[f"held_out_{name}_ci"] = [interval.low, interval.high]
-    return found | {"held_out_pairs": len(pairs)}
+    return found | {"held_out_pairs": pairs}
 
 
 def _scores(pairs: _Pairs, loss: Composition) -> list[PairScores]:

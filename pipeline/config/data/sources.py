@@ -47,6 +47,36 @@ class DotsData(Closed):
         return "dots"
 
 
+class DotPairs(Closed):
+    """A fixed set of comparisons for the task ``dots``, one for each of its prompts, in offline mode.
+
+    Two pictures are drawn as those of the warm start are, some of them faded and noisy; the one with more of colour,
+    half and a clean shape right is the chosen one.
+    """
+
+    kind: Literal["dots"] = "dots"
+    pairs: int = Field(960, ge=16, le=100000)
+    colour: float = Field(0.7, ge=0, le=1, description="share of the pictures whose colour is the one asked for")
+    half: float = Field(0.8, ge=0, le=1, description="share of them whose half is")
+    faded: float = Field(0.3, ge=0, le=1, description="share of them without a clean dot")
+    wrong: float = Field(0.0, ge=0, le=1, description="share of the pairs with chosen and rejected exchanged")
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _pictures_differ(self) -> "DotPairs":
+        if {self.colour, self.half, self.faded} <= {0.0, 1.0}:
+            raise ValueError(
+                f"faded: {self.faded:g}, with colour: {self.colour:g} and half: {self.half:g}, makes all pictures of a "
+                "prompt equally good; allowed: one of them between 0 and 1"
+            )
+        return self
+
+    @property
+    def where(self) -> str:
+        """The name of the data in messages."""
+        return "dots"
+
+
 class ConditionData(Closed):
     """Prompts made from names alone: each condition many times, with a number; for models that read no text."""
 
@@ -64,11 +94,12 @@ class ConditionData(Closed):
         return "conditions"
 
 
-PairData = Annotated[FileData | DatasetData | MixtureData | ImageData, Field(discriminator="kind")]
+PairData = Annotated[FileData | DatasetData | MixtureData | ImageData | DotPairs, Field(discriminator="kind")]
 Data = Annotated[
     FileData | DatasetData | MixtureData | ImageData | RestaurantData | DotsData | ConditionData,
     Field(discriminator="kind"),
 ]
+AnyData = Data | PairData
 
 
 class HeldOut(Closed):
@@ -102,7 +133,7 @@ class HeldOut(Closed):
             raise ValueError("by: source splits the prompts of the run; path and split have prompts of their own")
         return self
 
-    def require_source(self, source: Data | None) -> None:
+    def require_source(self, source: AnyData | None) -> None:
         """Raise ``ValueError`` if ``source``, which has the prompts, cannot give what is to be held out."""
         columns = [part.columns for _, part in sources_in(source, "")]
         if self.by == "source" and (not columns or any(one.source is None for one in columns)):

@@ -25,7 +25,8 @@ def _of_one(loss: Formula) -> str | None:
         "weighs tokens, and the draws of an image are no tokens": loss.weights.kind != "equal",
         "weighs pairs by probabilities of tokens, which images do not have": loss.pair_weight != "none",
         "reads lengths, and all images have the same": loss.margin.kind == "length" or loss.prior.kind == "length",
-        "reads a divergence over a vocabulary at each token, and images have none": loss.kl > 0,
+        "reads a KL at each token; of images that is the distance of both models' predictions, which stored errors of "
+        "the reference do not hold": loss.kl > 0,
         "trains a head or a critic on hidden states of a language model": needs.auxiliary,
         "reads a sample of the reference for each prompt, which image rounds do not draw": needs.calibration,
         "reads the end token, and images have none": loss.kl_stop_chosen,

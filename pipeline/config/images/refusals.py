@@ -12,6 +12,10 @@ OF_TEXT = {
     "chat": ("template", "template_kwargs", "template_file", "max_prompt_tokens", "max_response_tokens", "thinking"),
     "pairing": ("second", "max_length_difference", "max_similarity", "drop_cut", "max_response_tokens"),
     "training": ("context_parallel", "router_aux_loss_coef", "contrastive", "turns", "evaluate_every"),
+    "gate": (
+        *("max_length", "min_length", "min_length_falling", "max_length_share", "min_longer"),
+        *("max_repetition", "max_unfinished", "min_distinct"),
+    ),
 }
 IMAGE_SCORERS = ("dots", "function", "judge", "ensemble", "image_classifier", "clip", "people")
 IMAGE_KINDS = {"policy": ("diffusion", "scratch_diffusion"), "sampler": ("diffusers",)}
@@ -33,8 +37,10 @@ def require_modality(modality: str, kinds: dict[str, str]) -> None:
     for name in ("prompts", "pairs"):
         if not images and kinds.get(name) == "images":
             raise ValueError(f"{name}.kind: images, but modality: text; allowed: modality: image, or tables of text")
-    if images and kinds.get("pairs", "images") != "images":
-        raise ValueError(f"pairs.kind: {kinds['pairs']} holds texts; allowed with modality: image: images")
+    if not images and kinds.get("pairs") == "dots":
+        raise ValueError("pairs.kind: dots are comparisons of images; allowed: modality: image, or pairs of text")
+    if images and kinds.get("pairs", "images") not in ("images", "dots"):
+        raise ValueError(f"pairs.kind: {kinds['pairs']} holds texts; allowed with modality: image: images, dots")
     scorer = kinds.get("scorer")
     if images and scorer is not None and scorer not in IMAGE_SCORERS:
         raise ValueError(f"scorer.kind: {scorer} reads text; allowed with modality: image: {', '.join(IMAGE_SCORERS)}")
@@ -46,7 +52,8 @@ def require_image_run(run: Closed) -> None:
     """Refuse what a run of images does not read, or has no meaning for it; ``run``: a whole ``RunConfig``."""
     parts = run.__dict__
     for name in OF_TEXT:
-        _require_defaults(name, parts[name])
+        if name != "gate":
+            _require_defaults(name, parts[name])
     loss, training = parts["loss"], parts["training"]
     why = image_refusal(loss)
     if why is not None:
@@ -73,6 +80,8 @@ def require_image_run(run: Closed) -> None:
             raise ValueError(f"{field}: a run of images has none yet; allowed: null")
     if training.reference == "ema":
         raise ValueError("training.reference: ema is of text policies so far; allowed: fixed, previous, every_n")
+    if parts["gate"] is not None:
+        _require_defaults("gate", parts["gate"])
     scorer = parts["scorer"]
     if scorer is not None and scorer.kind == "people" and parts["gate"] is not None:
         raise ValueError("gate: people score no held-out images, so there is nothing to judge by; allowed: null")

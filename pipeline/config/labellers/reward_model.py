@@ -77,6 +77,8 @@ class RewardModelConfig(Closed):
         unseen = next((cause for cause in self.limits.dropped if cause in OF_TOKENS), None)
         if unseen is not None:
             raise ValueError(f"limits.{unseen}: drop: reward-model does not look for it; use a share")
+        if self.pairs.kind in ("images", "dots"):
+            raise ValueError(f"pairs.kind: {self.pairs.kind} compares images; a reward model reads text: allowed: file")
         self.held_out.require_source(self.pairs)
         if self.eta is not None and self.ties != "rao_kupper":
             raise ValueError("eta: only read with ties: rao_kupper")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
-from pipeline.config import Data, MixtureData, RunConfig
+from pipeline.config import AnyData, MixtureData, RunConfig
 from pipeline.data.reading import PromptRow, SourceRow, read_preferences, read_prompts
 from pipeline.data.sources import held_out_source
 from pipeline.data.spool.mixing import MemberRows, MixtureRows, select
@@ -58,7 +58,7 @@ class RunRows:
     def members(self) -> list[MemberRows]:
         """Count the rows of the members of mixtures; raises ``UserError`` as reading them does."""
         config = self._config
-        mixtures: list[tuple[Source, Data | None]] = [("prompts", config.prompts), ("pairs", config.pairs)]
+        mixtures: list[tuple[Source, AnyData | None]] = [("prompts", config.prompts), ("pairs", config.pairs)]
         found = [(name, self._selection(name, data)) for name, data in mixtures if isinstance(data, MixtureData)]
         return [member for name, selection in found for member in selection.counts(name)]
 

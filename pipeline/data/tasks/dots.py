@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.data.sources import DotsData
+from pipeline.config.data.sources import DotPairs, DotsData
 from pipeline.types import Message, Prompt, derive_seed
 
 Picture = NDArray[np.uint8]
@@ -27,6 +27,8 @@ DOT_HALVES = ("upper", "lower")
 DOT_CONDITIONS = tuple(f"a {colour} dot in the {half} half" for colour in DOT_COLOURS for half in DOT_HALVES)
 # Root mean square of the difference from a perfect picture, of channels from 0 to 1, up to which a dot is clean.
 CLEAN = 0.08
+# Of a faded dot: how much of its colour is left, and the deviation of the noise on it, of 255.
+_LEFT, _NOISE = (0.4, 0.8), 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,34 @@ def dot_pictures(settings: DotsData) -> Iterator[tuple[int, Picture]]:
         yield condition, _drawn(condition, settings, lots)
 
 
-def _drawn(condition: int, settings: DotsData, lots: random.Random) -> Picture:
+def dot_comparisons(settings: DotPairs) -> Iterator[tuple[Prompt, Picture, Picture]]:
+    """Yield each prompt of the task with a better and a worse picture, exchanged in the share ``wrong``."""
+    seed = derive_seed("dot pairs", settings.seed)
+    lots, noise = random.Random(seed), np.random.default_rng(seed)  # noqa: S311 - draws, not secrets
+    for prompt in dot_prompts(DotsData(prompts=settings.pairs)):
+        condition = int(prompt.answer or 0)
+        better = worse = 0.0
+        while better == worse:
+            one, other = (_shown(condition, settings, lots, noise) for _ in range(2))
+            better, worse = _merit(one, condition), _merit(other, condition)
+        swapped = (better < worse) != (lots.random() < settings.wrong)
+        yield (prompt, other, one) if swapped else (prompt, one, other)
+
+
+def _merit(picture: Picture, condition: int) -> float:
+    marks = dot_marks(picture, condition)
+    return marks.colour + marks.half + 0.5 * marks.clean
+
+
+def _shown(condition: int, settings: DotPairs, lots: random.Random, noise: np.random.Generator) -> Picture:
+    picture = _drawn(condition, settings, lots)
+    if lots.random() >= settings.faded:
+        return picture
+    shown = picture * lots.uniform(*_LEFT) + noise.normal(0.0, _NOISE, picture.shape)
+    return np.clip(shown, 0, 255).astype(np.uint8)
+
+
+def _drawn(condition: int, settings: DotsData | DotPairs, lots: random.Random) -> Picture:
     colour, half = divmod(condition, len(DOT_HALVES))
     if lots.random() >= settings.colour:
         colour = lots.choice([other for other in range(len(DOT_COLOURS)) if other != colour])
@@ -85,13 +114,13 @@ def dot_picture(colour: int, top: int, left: int) -> Picture:
 def dot_marks(picture: Picture, condition: int) -> DotMarks:
     """Compare a picture with the perfect one that is nearest to it, and with what was asked for."""
     shown = picture.astype(np.float64) / 255
-    errors = [float(((shown - perfect) ** 2).mean()) for perfect in _PERFECT]
+    errors = ((shown - _PERFECT) ** 2).mean(axis=(1, 2, 3))
     nearest = int(np.argmin(errors))
     colour, place = divmod(nearest, (SIDE - DOT + 1) ** 2)
     top = place // (SIDE - DOT + 1)
     asked_colour, asked_half = divmod(condition, len(DOT_HALVES))
     half = 0 if top + DOT <= SIDE // 2 else 1 if top >= SIDE // 2 else None
-    return DotMarks(colour == asked_colour, half == asked_half, errors[nearest] <= CLEAN**2)
+    return DotMarks(colour == asked_colour, half == asked_half, bool(errors[nearest] <= CLEAN**2))
 
 
 _PERFECT = np.stack(

@@ -12,7 +12,6 @@ import pytest
 
 from flows.report.charts import histogram
 from flows.report.facts import (
-    COLUMNS,
     DiscriminatorFacts,
     GateFacts,
     LabelFacts,
@@ -23,6 +22,7 @@ from flows.report.facts import (
     cell,
     estimate,
 )
+from flows.report.findings.columns import COLUMNS
 from flows.report.findings.verdicts import gate_limits
 from flows.report.html import RunFacts, Sample, Samples, render_report
 from flows.report.html.tables import differences_table, rounded_time

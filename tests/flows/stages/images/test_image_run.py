@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.commands.export import export_policy
+from flows.commands.pairs import export_pairs, show_pairs
 from flows.run_folder.stage_keys import reference_name
+from pipeline.config import ImageData
 from pipeline.data.pictures.image_rows import StoredPictures, image_response, read_images
+from pipeline.data.pictures.rows import wanted_pictures
+from pipeline.data.reading import read_preferences
+from pipeline.errors import RunError, UserError
+from pipeline.images.image_folder import load_image_policy
 from pipeline.storage.integrity import file_faults
 from pipeline.storage.rows import read_groups, read_preference_rows, read_rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import read_steps
-from pipeline.types import Pair
+from pipeline.types import Pair, TextPair
 from tests.support.finished_run import digests
 from tests.support.image_run import killed, run_images
 
@@ -120,12 +128,65 @@ def test_a_kill_in_any_stage_changes_no_bit(done: RunFolder, tmp_path: Path, pla
 
 
 @pytest.mark.whole
+@pytest.mark.parametrize("place", ["0:data", "1:pairs", "1:policy", "1:evaluation_samples", "1:gate"])
+def test_a_kill_before_a_stage_is_committed_changes_no_bit(done: RunFolder, tmp_path: Path, place: str) -> None:
+    root = tmp_path / "run"
+    assert killed(root, place, 0) == -9
+    round_, _, name = place.partition(":")
+    assert not RunFolder(root).stage(int(round_), name).folder.exists()
+    assert digests(run_images(root)) == digests(done)
+
+
+@pytest.mark.whole
 @pytest.mark.parametrize("lifetime", ["run", "round"])
 def test_adapters_are_trained_on_and_sampled_from(tmp_path: Path, lifetime: str) -> None:
     settings = ("training.lora.rank=4", f"training.lora.lifetime={lifetime}", "training.reference=previous")
     run = run_images(tmp_path / "run", *settings, rounds=2)
+    export_policy(run.root, tmp_path / "out", 2)
+    assert (tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     weights = {file.name for file in run.stage(2, "policy").folder.rglob("*.safetensors")}
     assert weights == ({"adapter_model.safetensors"} if lifetime == "run" else {"diffusion_pytorch_model.safetensors"})
     assert read_steps(run.stage(2, "policy").folder / "steps.jsonl")[0].margin == 0
     shake = run.stage(2, "evaluation_samples").require().metrics["sampled"]
     assert isinstance(shake, dict) and shake["weight_handshake"]["max_difference"] < 1e-4
+
+
+def test_exported_pairs_are_read_as_a_data_set_of_images(done: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "pairs.jsonl"
+    assert export_pairs(done.root, out, None).startswith(f"{done.stage(1, 'pairs').require().rows} rows of round 1")
+    with pytest.raises(UserError, match="exists"):
+        export_pairs(done.root, out, 1)
+    given = ImageData(path=str(out), size=(8, 8), fit="exact")
+    read = [row.value for row in read_preferences(given)]
+    files = dict(wanted_pictures(given, {name for row in read if isinstance(row, TextPair) for name in (row.chosen,)}))
+    stored = StoredPictures([done.stage(1, "samples").folder / "images"])
+    pairs = [row for row in read_preference_rows(done.stage(1, "pairs").folder) if isinstance(row, Pair)]
+    assert len(read) == len(pairs)
+    for row, pair in zip(read, pairs, strict=True):
+        assert isinstance(row, TextPair) and row.prompt.answer == pair.prompt.answer
+        assert files[row.chosen] == stored[pair.chosen.text]
+
+
+def test_a_preview_of_images_counts_no_tokens(done: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    show_pairs(done.root, [], None, recompute=False)
+    said = capsys.readouterr().out
+    assert "chosen: image " in said and "token" not in said and "longer" not in said
+
+
+def test_an_exported_policy_is_a_folder_of_diffusers(done: RunFolder, tmp_path: Path) -> None:
+    export_policy(done.root, tmp_path / "out", 1)
+    assert {entry.name for entry in (tmp_path / "out").iterdir()} == {
+        "README.md",
+        "model_index.json",
+        "scheduler",
+        "unet",
+    }
+    ours, theirs = (load_image_policy(place) for place in (done.stage(1, "policy").folder, tmp_path / "out"))
+    pairs = zip(ours.network.state_dict().values(), theirs.network.state_dict().values(), strict=True)
+    assert all(bool((one == other).all()) for one, other in pairs)
+    shutil.copytree(done.root, tmp_path / "damaged")
+    file = next((tmp_path / "damaged" / "round_001" / "policy" / "unet").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\1\2\3")
+    with pytest.raises(RunError, match="does not match its manifest"):
+        export_policy(tmp_path / "damaged", tmp_path / "second", 1)
+    assert not (tmp_path / "second").exists()
