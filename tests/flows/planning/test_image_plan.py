@@ -18,6 +18,7 @@ from tests.support.places import ROOT
 from tests.support.tiny_diffusion import KINDS
 
 SIZE = ["prompts.prompts=200", "held_out.prompts=48", "prompts_per_round=96", "policy.channels=[16]", "sampler.steps=6"]
+SIZE += ["sampling.n=4", "training.epochs=7", "training.batch_size=32", "training.score.draws=1"]
 
 
 def test_a_round_is_counted_in_passes_and_timed_at_given_rates(
