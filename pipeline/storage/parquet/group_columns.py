@@ -139,25 +139,34 @@ def prompts_of(column: pa.StructArray) -> list[Prompt]:
 
 def _read_responses(column: pa.StructArray) -> list[Response]:
     text, ids, logprobs, reason, thinking, hidden, in_thought, rows = column.flatten()
-    numbers = (thinking.to_numpy().tolist(), hidden.to_numpy().tolist())
-    thought = in_thought.to_numpy(zero_copy_only=False).tolist()
+    numbers = (_plain(thinking).tolist(), _plain(hidden).tolist())
     turns = [()] * len(column) if not len(rows.flatten()) else [tuple(map(row_turn, of)) for of in rows.to_pylist()]
-    return [*map(Response, _texts(text), _rows(ids), _rows(logprobs), _texts(reason), *numbers, thought, turns)]
+    words = (_texts(text), _rows(ids), _rows(logprobs), _texts(reason))
+    return [*map(Response, *words, *numbers, in_thought.to_pylist(), turns)]
 
 
 def _texts(column: pa.Array) -> list[Any]:
-    found: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
+    found: list[Any] = column.to_pylist()
     return found
+
+
+def _plain(column: pa.Array) -> np.ndarray[Any, np.dtype[Any]]:
+    """Return the numbers of a column without nulls. pyarrow's own conversion imports pandas."""
+    assert column.null_count == 0, "prefloop writes a number in each row"
+    numbers = column.buffers()[1]
+    if numbers is None:
+        return np.zeros(0, column.type.to_pandas_dtype())
+    return np.frombuffer(numbers, column.type.to_pandas_dtype())[column.offset : column.offset + len(column)]
 
 
 def _rows(column: pa.ListArray) -> list[tuple[Any, ...]]:
     """Return the lists of numbers."""
-    values, ends = column.flatten().to_numpy().tolist(), _ends(column)
+    values, ends = _plain(column.flatten()).tolist(), _ends(column)
     return [tuple(values[start:end]) for start, end in pairwise(ends)]
 
 
 def _ends(column: pa.ListArray) -> list[int]:
     """Return where each list starts in what ``flatten`` returns, and where the last one ends."""
-    offsets = column.offsets.to_numpy()
+    offsets = _plain(column.offsets)
     found: list[int] = (offsets - offsets[0]).astype(np.int64).tolist()
     return found
