@@ -35,31 +35,27 @@ from pipeline.storage.run_folder import RunFolder
 from pipeline.types import derive_seed
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Needed and available resources.
+@dataclass(frozen=True, kw_only=True)
+class RunEstimate:
+    """What a run of any modality needs, and what this machine has.
 
     Attributes:
         config: of the run.
-        counts: of one round.
-        parameters: of the policy.
+        work: of one round, in tokens or passes, by kind.
         stages: memory of each stage, in the order in which they run.
         disk: of the run folder.
-        rates: tokens a second by kind of work.
+        rates: work a second by kind.
         rates_from: whether they were given or measured; None: no rates.
         room: of this machine.
-        passes: how training will compute rows.
     """
 
     config: RunConfig
-    counts: Round
-    parameters: ParameterCounts
+    work: Mapping[str, float]
     stages: tuple[StageMemory, ...]
     disk: DiskUse
     rates: Mapping[str, float]
     rates_from: str | None
     room: Room
-    passes: PlannedPasses
 
     @property
     def needed(self) -> dict[str, int]:
@@ -78,7 +74,35 @@ class Plan:
     @property
     def seconds(self) -> dict[str, float | None]:
         """Seconds of a round by kind of work; None where no rate is known."""
-        return seconds(self.counts.tokens(), self.rates)
+        return seconds(self.work, self.rates)
+
+    def resources(self) -> dict[str, Any]:
+        """Bytes, rates and seconds as JSON data."""
+        return {
+            "memory": {stage.stage: dict(stage.parts) for stage in self.stages},
+            "disk": {**asdict(self.disk), "run": self.disk.whole(self.config.rounds)},
+            "rates": dict(self.rates),
+            "rates_from": self.rates_from,
+            "seconds": self.seconds,
+            "needed": self.needed,
+            "available": asdict(self.room),
+            "fits": self.fits,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(RunEstimate):
+    """An estimate of a run of text, whose work is counted in tokens.
+
+    Attributes:
+        counts: of one round.
+        parameters: of the policy.
+        passes: how training will compute rows.
+    """
+
+    counts: Round
+    parameters: ParameterCounts
+    passes: PlannedPasses
 
     @property
     def placement(self) -> list[str]:
@@ -98,15 +122,8 @@ class Plan:
             "passes": self.passes.plain(),
             "placement": self.placement,
             "overlap": overlap_lines(self.config),
-            "round": {**asdict(self.counts), "tokens": self.counts.tokens()},
-            "memory": {stage.stage: dict(stage.parts) for stage in self.stages},
-            "disk": {**asdict(self.disk), "run": self.disk.whole(self.config.rounds)},
-            "rates": dict(self.rates),
-            "rates_from": self.rates_from,
-            "seconds": self.seconds,
-            "needed": self.needed,
-            "available": asdict(self.room),
-            "fits": self.fits,
+            "round": {**asdict(self.counts), "tokens": self.work},
+            **self.resources(),
         }
 
 
@@ -172,7 +189,18 @@ def plan_config(
         stored=stored,
         advantages=needs_of(config.loss).advantages,
     )
-    return Plan(config, planned.counts, parameters, stages, disk, known, source, free, passes)
+    return Plan(
+        config=config,
+        work=planned.counts.tokens(),
+        counts=planned.counts,
+        parameters=parameters,
+        stages=stages,
+        disk=disk,
+        rates=known,
+        rates_from=source,
+        room=free,
+        passes=passes,
+    )
 
 
 def _origin(config: RunConfig, tables: Tables, scratch: Path) -> tuple[str, str | None]:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from flows.planning.arithmetic import KINDS
 from flows.planning.disk import DiskUse
-from flows.planning.plan import Plan
+from flows.planning.plan import Plan, RunEstimate
 from flows.workers.pool.label_engine import label_seats
 from flows.workers.pool.overlap import overlap_lines
 from flows.workers.pool.seating import seating_of
@@ -19,14 +19,10 @@ _NAMES = {"memory": "memory", "device": "memory of the accelerator", "disk": "di
 
 def print_plan(plan: Plan) -> None:
     """Parameters, memory by stage, disk, time, and whether all of it fits."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=120)
+    console = plan_console()
     for line in _heading(plan):
         console.print(line, soft_wrap=True)
-    columns = [name for name in _COLUMNS if any(name in stage.parts for stage in plan.stages)]
-    print_columns(console, ["stage", *columns, "all"], _memory_rows(plan, columns))
-    print_columns(console, ["on disk", "size"], disk_rows(plan.disk, plan.config.rounds))
+    print_sizes(console, plan, _COLUMNS)
     print_columns(
         console, ["a round", "tokens", *(["tokens/s", "seconds"] if plan.rates_from else [])], _time_rows(plan)
     )
@@ -34,16 +30,34 @@ def print_plan(plan: Plan) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _verdict(plan: Plan) -> list[str]:
+def plan_console() -> Console:
+    """A console that writes plain text; 120 columns where there is no terminal."""
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=120)
+
+
+def print_sizes(console: Console, plan: RunEstimate, columns: Sequence[str]) -> None:
+    """Print memory by stage, with those of ``columns`` that a stage has, and what is on disk."""
+    shown = [name for name in columns if any(name in stage.parts for stage in plan.stages)]
+    print_columns(console, ["stage", *shown, "all"], _memory_rows(plan, shown))
+    print_columns(console, ["on disk", "size"], _disk_rows(plan.disk, plan.config.rounds))
+
+
+def room_lines(plan: RunEstimate) -> list[str]:
     """One line for each resource that may run out: whether there is enough of it."""
     free = {"memory": plan.room.memory, "device": plan.room.device or 0, "disk": plan.room.disk}
     lines = []
-    if any("gradients" in stage.parts and "activations" not in stage.parts for stage in plan.stages):
-        lines.append("Activations come on top: there is too little memory to measure even a few layers.")
     for name, size in plan.needed.items():
         said = "fits" if size <= free[name] else "does not fit"
         lines.append(f"{_NAMES[name]}: {in_units(size)} of {in_units(free[name])} free: {said}")
     return lines
+
+
+def _verdict(plan: Plan) -> list[str]:
+    lines = []
+    if any("gradients" in stage.parts and "activations" not in stage.parts for stage in plan.stages):
+        lines.append("Activations come on top: there is too little memory to measure even a few layers.")
+    return [*lines, *room_lines(plan)]
 
 
 def in_units(size: float) -> str:
@@ -72,7 +86,7 @@ def _heading(plan: Plan) -> list[str]:
     ]
 
 
-def _memory_rows(plan: Plan, columns: Sequence[str]) -> list[list[str]]:
+def _memory_rows(plan: RunEstimate, columns: Sequence[str]) -> list[list[str]]:
     rows = []
     for stage in plan.stages:
         parts = [in_units(stage.parts[name]) if name in stage.parts else "" for name in columns]
@@ -80,8 +94,7 @@ def _memory_rows(plan: Plan, columns: Sequence[str]) -> list[list[str]]:
     return rows
 
 
-def disk_rows(disk: DiskUse, rounds: int) -> list[list[str]]:
-    """What is on disk, by stage, and at most."""
+def _disk_rows(disk: DiskUse, rounds: int) -> list[list[str]]:
 
     def rows(title: str, sizes: Mapping[str, int]) -> list[list[str]]:
         return [[f"{title}: {name}", in_units(size)] for name, size in sizes.items()]
@@ -93,7 +106,7 @@ def disk_rows(disk: DiskUse, rounds: int) -> list[list[str]]:
 
 
 def _time_rows(plan: Plan) -> list[list[str]]:
-    tokens, took = plan.counts.tokens(), plan.seconds
+    tokens, took = plan.work, plan.seconds
     if plan.rates_from is None:
         return [[name, f"{count:,.0f}"] for name, count in (*tokens.items(), ("all", sum(tokens.values())))]
     rows = []

@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.planning.arithmetic import OFF_DEVICE, STATE_BYTES, StageMemory, seconds
+from flows.planning.arithmetic import OFF_DEVICE, STATE_BYTES, StageMemory
 from flows.planning.counts import load_data
 from flows.planning.disk import DiskUse
 from flows.planning.images.image_passes import ImageRound, count_round, probed_passes
 from flows.planning.images.traced_network import TracedNetwork, decoder_bytes, trace_network
-from flows.planning.machine import Room, room
+from flows.planning.machine import room
 from flows.planning.memory import ITEM_BYTES, MIB, ON_DEVICE, PARENT_BYTES, reward_model_parts
+from flows.planning.plan import RunEstimate
 from flows.preflight.loss_needs import check_needs
 from flows.preflight.understand import understood
 from flows.workers.local import stays_warm
@@ -39,50 +40,19 @@ _LABEL, _PAIR, _SCORED, _WEIGHT = 30, 73, 8, 4
 _STAGE, _STEP = 12 * 1024, 400
 
 
-@dataclass(frozen=True)
-class ImagePlan:
-    """Needed and available resources.
+@dataclass(frozen=True, kw_only=True)
+class ImagePlan(RunEstimate):
+    """An estimate of a run of images, whose work is counted in passes of the network; of labelling, in images.
 
     Attributes:
-        config: of the run.
         round: what one round computes.
         network: its parameters.
         beside: parameters' bytes of autoencoder and text encoders.
-        stages: memory of each stage, in the order in which they run.
-        disk: of the run folder.
-        rates: passes a second by kind of work; of labelling, images.
-        rates_from: whether they were given or measured; None: no rates.
-        room: of this machine.
     """
 
-    config: RunConfig
     round: ImageRound
     network: TracedNetwork
     beside: int
-    stages: tuple[StageMemory, ...]
-    disk: DiskUse
-    rates: Mapping[str, float]
-    rates_from: str | None
-    room: Room
-
-    @property
-    def needed(self) -> dict[str, int]:
-        """Peak bytes by resource; ``device`` only on a machine that has one."""
-        found = {"memory": max(stage.total(device=False) for stage in self.stages)}
-        if self.room.device is not None:
-            found["device"] = max(stage.total(device=True) for stage in self.stages)
-        return {**found, "disk": self.disk.whole(self.config.rounds)}
-
-    @property
-    def fits(self) -> bool:
-        """Whether there is room for everything."""
-        free = asdict(self.room)
-        return all(size <= free[name] for name, size in self.needed.items())
-
-    @property
-    def seconds(self) -> dict[str, float | None]:
-        """Seconds of a round by kind of work; None where no rate is known."""
-        return seconds(self.round.passes(), self.rates)
 
     def plain(self) -> dict[str, Any]:
         """The plan as JSON data: bytes, passes, seconds."""
@@ -90,15 +60,8 @@ class ImagePlan:
             "name": self.config.name,
             "rounds": self.config.rounds,
             "parameters": {"total": self.network.total, "trained": self.network.trained},
-            "round": {**asdict(self.round), "passes": self.round.passes()},
-            "memory": {stage.stage: dict(stage.parts) for stage in self.stages},
-            "disk": {**asdict(self.disk), "run": self.disk.whole(self.config.rounds)},
-            "rates": dict(self.rates),
-            "rates_from": self.rates_from,
-            "seconds": self.seconds,
-            "needed": self.needed,
-            "available": asdict(self.room),
-            "fits": self.fits,
+            "round": {**asdict(self.round), "passes": self.work},
+            **self.resources(),
         }
 
 
@@ -134,7 +97,18 @@ def plan_images(
         where = frozenset[str]() if free.device is None else ON_DEVICE - _away(config)
         stages = tuple(StageMemory(stage.stage, stage.parts, where) for stage in stages)
         disk = _disk(config, counted, traced, sum(beside.values()), image)
-    return ImagePlan(config, counted, traced, sum(beside.values()), stages, disk, known, source, free)
+    return ImagePlan(
+        config=config,
+        work=counted.passes(),
+        round=counted,
+        network=traced,
+        beside=sum(beside.values()),
+        stages=stages,
+        disk=disk,
+        rates=known,
+        rates_from=source,
+        room=free,
+    )
 
 
 def _origin(config: RunConfig, scratch: Path) -> Path:

@@ -1,33 +1,18 @@
 """A plan of a run of images as tables for people."""
 
-from rich.console import Console
-
 from flows.planning.arithmetic import KINDS
 from flows.planning.images.image_plan import ImagePlan
-from flows.planning.table import disk_rows, in_units, print_columns
+from flows.planning.table import in_units, plan_console, print_columns, print_sizes, room_lines
 
 _COLUMNS = ("weights", "gradients", "optimiser", "activations", "images", "engine", "processes")
-_NAMES = {"memory": "memory", "device": "memory of the accelerator", "disk": "disk"}
 
 
 def print_image_plan(plan: ImagePlan) -> None:
     """Parameters, memory by stage, disk, time, and whether all of it fits."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=120)
+    console = plan_console()
     for line in _heading(plan):
         console.print(line, soft_wrap=True)
-    columns = [name for name in _COLUMNS if any(name in stage.parts for stage in plan.stages)]
-    rows = [
-        [
-            stage.stage,
-            *(in_units(stage.parts[name]) if name in stage.parts else "" for name in columns),
-            in_units(sum(stage.parts.values())),
-        ]
-        for stage in plan.stages
-    ]
-    print_columns(console, ["stage", *columns, "all"], rows)
-    print_columns(console, ["on disk", "size"], disk_rows(plan.disk, plan.config.rounds))
+    print_sizes(console, plan, _COLUMNS)
     print_columns(
         console, ["a round", "passes", *(["passes/s", "seconds"] if plan.rates_from else [])], _time_rows(plan)
     )
@@ -48,7 +33,7 @@ def _heading(plan: ImagePlan) -> list[str]:
 
 
 def _time_rows(plan: ImagePlan) -> list[list[str]]:
-    passes, took = plan.round.passes(), plan.seconds
+    passes, took = plan.work, plan.seconds
     if plan.rates_from is None:
         return [[name, f"{passes[name]:,.0f}"] for name in KINDS]
     rows = []
@@ -61,13 +46,9 @@ def _time_rows(plan: ImagePlan) -> list[list[str]]:
 
 
 def _notes(plan: ImagePlan) -> list[str]:
-    free = {"memory": plan.room.memory, "device": plan.room.device or 0, "disk": plan.room.disk}
     lines = ["A pass is one image through the network; labelling counts images."]
     if plan.rates_from is None:
         lines.append("No rate is known: --probe measures them here, --rates gives them.")
     else:
         lines.append(f"Rates are {plan.rates_from}. Process starts, encoding and files come on top.")
-    for name, size in plan.needed.items():
-        said = "fits" if size <= free[name] else "does not fit"
-        lines.append(f"{_NAMES[name]}: {in_units(size)} of {in_units(free[name])} free: {said}")
-    return ["", *lines] if lines else lines
+    return ["", *lines, *room_lines(plan)]
