@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a failure while running, 2 a mistake in config or data, 3 
 130 interrupted.
 """
 
+import os
 import sys
 
 import typer
@@ -21,6 +22,9 @@ from pipeline.safe_text import redacted, visible
 LONGEST_MESSAGE = 8000
 # Commands whose files are to be given away.
 AS_THE_USER_S_OTHER_FILES = frozenset(("init", "export", "report", "losses"))
+
+# Commands that start their processes themselves.
+STARTED_ONCE = frozenset(("run", "sweep", "reward-model"))
 
 app = typer.Typer(
     name="prefloop",
@@ -59,6 +63,7 @@ def main() -> None:
     """Entry point: turn errors, and a run's pause, into messages and exit codes."""
     prepare_environment()
     try:
+        require_no_launcher()
         if AS_THE_USER_S_OTHER_FILES.isdisjoint(sys.argv[1:2]):
             make_files_private()
         app()
@@ -75,6 +80,17 @@ def main() -> None:
     except Paused as pause:
         _say(pause)
         sys.exit(3)
+
+
+def require_no_launcher() -> None:
+    """Raise ``UserError`` if torchrun or ``accelerate launch`` has started this command several times in one folder."""
+    count = os.environ.get("WORLD_SIZE", "1")
+    if STARTED_ONCE.isdisjoint(sys.argv[1:2]) or "TORCHELASTIC_RUN_ID" not in os.environ or count == "1":
+        return
+    instead = "give run the file of accelerate as accelerate=FILE, and on each of several machines --machine-rank"
+    if "reward-model" in sys.argv[1:2]:
+        instead = "a reward model trains in one process"
+    raise UserError(f"a launcher has started this command {count} times (WORLD_SIZE); start it once: {instead}")
 
 
 def _say(error: Exception | str) -> None:

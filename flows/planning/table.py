@@ -74,6 +74,8 @@ def _heading(plan: Plan) -> list[str]:
     beside = f", {parameters.beside:,} in heads and critics" if parameters.beside else ""
     engines = label_seats(config, seating_of(config).rest)
     pooled = [f"labelling: {len(engines)} engines ({'; '.join(seat.where for seat in engines)}) for each local model"]
+    launch = read_launch(config)
+    lone = config.discriminator is not None and launch is not None and launch.processes > 1
     return [
         f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)} of {sampled}"
         f"{counts.examples:,} examples at most",
@@ -81,6 +83,7 @@ def _heading(plan: Plan) -> list[str]:
         plan.passes.tokens.line(plan.passes.padded_because),
         *plan.placement,
         *(pooled if len(engines) > 1 else []),
+        *(["discriminator: one of the training processes trains it"] if lone else []),
         *overlap_lines(config),
         "",
     ]

@@ -59,6 +59,13 @@ class RewardModelConfig(Closed):
 
     @model_validator(mode="before")
     @classmethod
+    def _one_process(cls, given: object) -> object:
+        if isinstance(given, dict) and given.get("accelerate") is not None:
+            raise ValueError("accelerate: a reward model trains in one process; leave it out")
+        return given
+
+    @model_validator(mode="before")
+    @classmethod
     def _usual_kind(cls, given: object) -> object:
         """Give the pairs without ``kind`` their usual kind."""
         if not isinstance(given, dict) or "pairs" not in given:

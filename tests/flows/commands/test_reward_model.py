@@ -194,6 +194,7 @@ MISTAKES = {
     "eta without ties": (["eta=0.3"], r"eta: only read with ties: rao_kupper"),
     "no ties to model": (["ties=rao_kupper"], r"0 of 15 pairs are ties; set eta"),
     "unknown setting": (["held_out.promts=3"], r"no such setting; did you mean 'prompts'"),
+    "several processes": (["accelerate=ddp.yaml"], r"accelerate: a reward model trains in one process; leave it out"),
     "single responses": (["pairs.path=marked.jsonl"], r"single responses marked good or bad"),
     "no such model": (["model.path=nowhere"], r"model.path: .*nowhere"),
     "all too long": (["max_tokens=8"], r"no pair is left to train on; dropped by cause:\n  long: 15"),

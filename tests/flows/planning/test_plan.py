@@ -10,6 +10,8 @@ from tests.support.places import ROOT
 from tests.support.small_config import write_small_config
 from tests.support.tiny_model import save_tiny_model
 
+ONE_GOLD = "discriminator.gate={held_out: 0.25, comparisons: 1, error: 1}"
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -79,6 +81,10 @@ def test_processes_on_one_machine_are_planned_with_what_all_of_them_hold(
     scoring = plan["memory"]["reference, evaluation"]
     assert scoring["weights"] == 2 * 4 * plan["parameters"]["total"]
     assert training["processes"] == scoring["processes"] > plan["memory"]["sampling"]["processes"]
+    line, learns = "discriminator: one of the training processes trains it", ("discriminator.budget=4", ONE_GOLD)
+    for settings, told in ((learns, False), ((*learns, f"accelerate={launch}"), True)):
+        call(monkeypatch, config, *settings)
+        assert (line in capsys.readouterr().out) is told
 
 
 @pytest.mark.whole

@@ -161,3 +161,16 @@ def test_show_refuses_what_is_no_run(
 def test_unknown_commands_and_options_end_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "walk") == 2
     assert call(monkeypatch, "run") == 2
+
+
+@pytest.mark.parametrize("command", ["run", "sweep", "reward-model"])
+def test_a_launcher_of_several_processes_is_refused(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    # As torchrun and ``accelerate launch`` set them.
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "started this command 2 times (WORLD_SIZE); start it once" in refused(monkeypatch, capsys, command, config)
+    assert call(monkeypatch, "check", config) == 0
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert "WORLD_SIZE" not in refused(monkeypatch, capsys, command, config, "no.such=1")
