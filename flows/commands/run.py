@@ -20,6 +20,7 @@ from flows.workers.pool.seating import seating_of
 from pipeline.config import LocalCluster, RunConfig
 from pipeline.config.files import load_config
 from pipeline.errors import Paused, UserError
+from pipeline.storage.cores import usable_cores
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch
 
@@ -153,7 +154,7 @@ def announce(config: RunConfig, root: Path) -> None:
     lines = [
         f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)}, seed {config.seed} -> {root}",
         f"  loss {config.loss.preset}, reference {training.reference}, optimiser {training.optimiser_state}, "
-        f"learning rate {training.learning_rate:g}, {config.sampler.kind} sampler, {os.cpu_count()} CPUs",
+        f"learning rate {training.learning_rate:g}, {config.sampler.kind} sampler, {usable_cores()} CPUs",
         *(f"  {line}" for line in placing_lines(config)),
         f"  logs: {root / 'logs'}",
     ]

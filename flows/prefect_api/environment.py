@@ -23,11 +23,6 @@ DEFAULTS = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     # With Prefect's default of 5, a flow takes minutes to notice that its server is gone for good.
     "PREFECT_CLIENT_MAX_RETRIES": "3",
-    # Waiting threads sleep: long spinning, the default, is ten times slower as soon as another process wants the same
-    # cores. But they spin briefly first: waking up for each of many short operations costs a fifth of a training step.
-    # In GNU's OpenMP, which PyTorch uses, the spin count overrides the wait policy.
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "3000",
     # On a CPU, sums in one order whatever the number of threads: processes with a share of the cores compute the bits
     # of one that has all.
     "MKL_CBWR": "AUTO",
@@ -70,10 +65,8 @@ def prepare_environment() -> None:
         listed = [one.strip() for one in exempt.split(",") if one.strip()]
         own = [] if listed == ["*"] else [one for one in _OWN_ADDRESSES if one not in listed]
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join([*listed, *own])
-    # A user's own wait policy gets no spin count, which would override it.
-    taken = {"GOMP_SPINCOUNT"} if "OMP_WAIT_POLICY" in os.environ else set()
-    for name in DEFAULTS.keys() - taken:
-        os.environ.setdefault(name, DEFAULTS[name])
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def make_files_private() -> None:

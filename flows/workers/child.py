@@ -33,6 +33,7 @@ from flows.workers.messages import (
     name_of,
     with_length,
 )
+from flows.workers.pool.waiting import thread_variables
 from flows.workers.silence import Silence
 from pipeline.errors import RunError
 from pipeline.safe_text import secrets_of
@@ -85,6 +86,7 @@ class Child(Generic[P]):
         command = [sys.executable, "-m", service.entry, "--socket", str(theirs.fileno()), "--parent", str(os.getpid())]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict.fromkeys(_NOT_FOR_CHILDREN), **(env or {})}
         given = {name: value for name, value in environment.items() if value is not None}
+        given |= thread_variables(given)
         known = {*secrets_of(given), *secrets_of()}
         self._output = ChildOutput(log, tuple(sorted(known, key=len, reverse=True)))
         try:

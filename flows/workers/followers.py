@@ -14,6 +14,7 @@ from flows.workers.child import Child
 from flows.workers.messages import TRAINER, Done, JoinPasses, RunStage, StageProgress, TrainerInit
 from pipeline.errors import RunError, UserError
 from pipeline.safe_text import key_variables
+from pipeline.storage.cores import usable_cores
 
 # Time for the first process to notice that another has failed, and to write down what is worth keeping.
 GRACE_SECONDS = 30.0
@@ -144,4 +145,4 @@ def start_processes(
 
 def share_of_cores(processes: int) -> int:
     """Return the number of threads for each of ``processes`` on this machine's CPU."""
-    return max(1, (os.cpu_count() or 1) // processes)
+    return max(1, usable_cores() // processes)

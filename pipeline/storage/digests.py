@@ -19,6 +19,8 @@ from uuid import uuid4
 
 from pydantic import JsonValue
 
+from pipeline.storage.cores import usable_cores
+
 # Hashing lets other threads run: the shards of a large model are read in parallel.
 _THREADS = 8
 _BLOCK = 1 << 20
@@ -55,7 +57,7 @@ def files_sha256(files: Sequence[Path], *, reread: bool = False) -> list[str]:
     one = _read_sha256 if reread else file_sha256
     if len(files) < 2:
         return [one(file) for file in files]
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1, len(files))) as pool:
+    with ThreadPoolExecutor(min(_THREADS, usable_cores(), len(files))) as pool:
         return list(pool.map(one, files))
 
 

@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.prefect_api.environment import DEFAULTS
+from flows.workers.pool.waiting import POLICY, TURNS, thread_variables
 from tests.support.places import ROOT
 
 Facts = dict[str, Any]
-# How threads of OpenMP wait for each other.
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def cores() -> int:
@@ -22,7 +20,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def measure_apart(module: str, job: Mapping[str, Any], limit: float = 1800, *, ours: bool = True) -> Facts:
+def measure_apart(
+    module: str,
+    job: Mapping[str, Any],
+    limit: float = 1800,
+    *,
+    ours: bool = True,
+    waiting: Mapping[str, str] | None = None,
+) -> Facts:
     """What ``python -m module`` says of ``job``; with ``failed`` alone where it did not end well.
 
     Args:
@@ -31,6 +36,7 @@ def measure_apart(module: str, job: Mapping[str, Any], limit: float = 1800, *, o
         limit: seconds.
         ours: threads wait for each other as in prefloop's own processes; else as PyTorch has them wait, which is faster
             in a process that has the machine to itself.
+        waiting: variables that say how they wait, in place of both.
 
     Returns:
         what the child handed to ``serve``.
@@ -38,9 +44,10 @@ def measure_apart(module: str, job: Mapping[str, Any], limit: float = 1800, *, o
     with tempfile.TemporaryDirectory(prefix="benchmark_") as name:
         folder = Path(name)
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        environment = {name: value for name, value in os.environ.items() if name not in WAITING}
-        if ours:
-            environment |= {name: DEFAULTS[name] for name in WAITING}
+        environment = {name: value for name, value in os.environ.items() if name not in (POLICY, TURNS)}
+        if waiting is None:
+            waiting = thread_variables({}) if ours else {}
+        environment |= waiting
         environment |= {"OMP_NUM_THREADS": str(cores()), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         environment |= {"HF_HOME": str(folder / "hub"), "TRL_EXPERIMENTAL_SILENCE": "1"}
         command = [sys.executable, "-W", "ignore", "-m", module, str(folder)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.storage.cores import bound_cores
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _NAMED = ("GPU-", "MIG-")
@@ -26,8 +27,7 @@ class Machine:
 def this_machine(environment: Mapping[str, str] = os.environ) -> Machine:
     """Return what this process may use of its machine."""
     present = 0 if (count := count_cards()) is None else count
-    cores = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return Machine(visible_cards(environment.get(VISIBLE), present), tuple(cores))
+    return Machine(visible_cards(environment.get(VISIBLE), present), bound_cores())
 
 
 def count_cards(devices: Path = Path("/dev")) -> int | None:

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.workers.pool.cards import VISIBLE, Machine, is_slice, this_machine
+from flows.workers.pool.waiting import CPU_BIND, THREADS, for_neighbours
 from pipeline.config import DiffusersSampler, RayCluster, RunConfig, ServerSampler, TransformersSampler
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import read_launch
-
-CPU_BIND = "VLLM_CPU_OMP_THREADS_BIND"
-THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +22,7 @@ class Seat:
         cores: numbers of CPU cores, where there are no cards.
         ranks: processes that compute one model together; each has its own part of the cards or cores.
         alone: whether it has all that there is, so that nothing needs to be set.
+        wanted: whether another part of the run computes on the same cores at the same time.
     """
 
     name: str
@@ -31,6 +30,7 @@ class Seat:
     cores: tuple[int, ...] = ()
     ranks: int = 1
     alone: bool = True
+    wanted: bool = False
 
     @property
     def where(self) -> str:
@@ -42,11 +42,12 @@ class Seat:
         """Return the variables that keep a child in its seat; what the user set for a lone worker stays."""
         if self.cards:
             return {} if self.alone else {VISIBLE: ",".join(self.cards)}
+        waiting = for_neighbours(given) if self.wanted else {}
         if self.alone and (self.ranks == 1 or CPU_BIND in given):
-            return {}
+            return {**waiting}
         threads = {THREADS: str(max(1, len(self.cores) // self.ranks))}
         parts = (part.cores for part in cut(self, self.ranks, self.name))
-        return {CPU_BIND: "|".join(",".join(map(str, cores)) for cores in parts), **threads}
+        return {CPU_BIND: "|".join(",".join(map(str, cores)) for cores in parts), **threads, **waiting}
 
 
 def cut(seat: Seat, count: int, name: str, each: int | None = None, ranks: int = 1) -> tuple[Seat, ...]:
@@ -66,7 +67,7 @@ def cut(seat: Seat, count: int, name: str, each: int | None = None, ranks: int =
         end = start + share + (number < more)
         cards, cores = (seat.cards[start:end], ()) if seat.cards else ((), seat.cores[start:end])
         alone = seat.alone and end - start == len(units)
-        found.append(Seat(f"{name} {number}" if count > 1 else name, cards, cores, ranks, alone))
+        found.append(Seat(f"{name} {number}" if count > 1 else name, cards, cores, ranks, alone, seat.wanted))
         start = end
     return tuple(found)
 
@@ -105,7 +106,8 @@ def seating_of(config: RunConfig, machine: Machine | None = None) -> Seating:
         UserError: there are too few cards or cores; says what is allowed.
     """
     machine = this_machine() if machine is None else machine
-    whole = Seat("trainer", machine.cards, machine.cores if not machine.cards else ())
+    wanted = config.training.lag > 0 and config.placement == "colocated"
+    whole = Seat("trainer", machine.cards, machine.cores if not machine.cards else (), wanted=wanted)
     ranks = ranks_of(config)
     # A cluster's engines are placed there; what is planned or measured here is one.
     elsewhere = isinstance(config.cluster, RayCluster)

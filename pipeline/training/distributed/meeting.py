@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import RunError, UserError
+from pipeline.storage.cores import usable_cores
 from pipeline.training.distributed.launch import Launch
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def meet(launch: Launch, rank: int, meeting: Meeting, stall_timeout: float) -> "
         os.environ.update(_place(launch, rank, meeting))
         if launch.cpu:
             # accelerate would set it itself, with a warning.
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // meeting.on_each)))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // meeting.on_each)))
         elif torch.cuda.device_count() < meeting.on_each:
             raise UserError(
                 f"accelerate: use_cpu: false, but a training process's machine has {torch.cuda.device_count()} "

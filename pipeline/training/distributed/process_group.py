@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from pipeline.errors import RunError, UserError
 from pipeline.models.attention.context import ContextGroup
+from pipeline.storage.cores import usable_cores
 from pipeline.training.distributed.launch import Launch
 
 # Variables that tell accelerate a process's place among others.
@@ -61,7 +62,7 @@ def join(launch: Launch, rank: int, store: Path, stall_timeout: float) -> Accele
             torch.cuda.set_device(local)
         else:
             # accelerate would set it itself, with a warning.
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launch.on_each)))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // launch.on_each)))
         timeout = timedelta(seconds=stall_timeout)
         backend = "gloo" if launch.cpu else "cpu:gloo,cuda:nccl"
         try:

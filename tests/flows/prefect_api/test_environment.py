@@ -40,23 +40,6 @@ def test_what_is_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("bare")
-@pytest.mark.parametrize("policy", ["ACTIVE", "PASSIVE"])
-def test_turns_of_waiting_threads_do_not_take_the_place_of_a_policy(
-    monkeypatch: pytest.MonkeyPatch, policy: str
-) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
-    prepare_environment()
-    assert os.environ["OMP_WAIT_POLICY"] == policy and "GOMP_SPINCOUNT" not in os.environ
-
-
-@pytest.mark.usefixtures("bare")
-def test_turns_that_are_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    prepare_environment()
-    assert os.environ["GOMP_SPINCOUNT"] == "7" and os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-
-
-@pytest.mark.usefixtures("bare")
 def test_a_proxy_for_outside_traffic_sees_no_request_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "")
