@@ -35,7 +35,7 @@ def test_a_config_comes_in_every_form(asked: dict[str, Any], tmp_path: Path) -> 
     done = run(["quickstart", file, {"seed": 5}], rounds=2, training={"learning_rate": 1e-5}, run_dir=tmp_path / "r")
     config = asked["config"]
     assert (config.name, config.seed, config.rounds, config.training.learning_rate) == ("quickstart", 5, 2, 1e-5)
-    assert config.training.batch_size == 32
+    assert config.training.batch_size == 16
     assert (asked["run_dir"], asked["extend"], asked["until"]) == (str(tmp_path / "r"), False, None)
     assert done.folder == Path("/runs/x")
     expected = config
