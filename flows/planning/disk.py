@@ -162,7 +162,8 @@ def disk_use(
 
 def image_stage_bytes(run: RunFolder, config: RunConfig, round_: int, name: str) -> int:
     """Bound the bytes that a stage of a run of images writes; 0 where they are few."""
-    drawn = (config.prompts_per_round or _count(run, "prompts")) * config.sampling.n
+    prompts = _count(run, "prompts")
+    drawn = min(config.prompts_per_round or prompts, prompts) * config.sampling.n
     match name:
         case "data":
             pictures = config.prompts.pictures if isinstance(config.prompts, DotsData) else 0

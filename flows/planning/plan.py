@@ -16,6 +16,7 @@ from flows.planning.memory import stage_memories
 from flows.planning.passes import PlannedPasses, planned_passes
 from flows.planning.probe import model_shape
 from flows.planning.rates.measured import measured_rates
+from flows.preflight.data import notes_on_prompts
 from flows.preflight.loss_needs import check_needs
 from flows.preflight.policy_weights import check_policy_weights
 from flows.preflight.understand import understood
@@ -47,6 +48,7 @@ class RunEstimate:
         rates: work a second by kind.
         rates_from: whether they were given or measured; None: no rates.
         room: of this machine.
+        notes: what differs from the config.
     """
 
     config: RunConfig
@@ -56,6 +58,7 @@ class RunEstimate:
     rates: Mapping[str, float]
     rates_from: str | None
     room: Room
+    notes: tuple[str, ...] = ()
 
     @property
     def needed(self) -> dict[str, int]:
@@ -87,6 +90,7 @@ class RunEstimate:
             "needed": self.needed,
             "available": asdict(self.room),
             "fits": self.fits,
+            "notes": [*self.notes],
         }
 
 
@@ -200,6 +204,7 @@ def plan_config(
         rates_from=source,
         room=free,
         passes=passes,
+        notes=tuple(notes_on_prompts(config, len(tables.prompts))),
     )
 
 

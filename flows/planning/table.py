@@ -85,6 +85,7 @@ def _heading(plan: Plan) -> list[str]:
         *(pooled if len(engines) > 1 else []),
         *(["discriminator: one of the training processes trains it"] if lone else []),
         *overlap_lines(config),
+        *plan.notes,
         "",
     ]
 

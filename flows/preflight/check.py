@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flows.preflight.chat_template import check_template
 from flows.preflight.context_parallel import check_context_parallel
-from flows.preflight.data import check_data
+from flows.preflight.data import check_data, notes_on_prompts
 from flows.preflight.fault_log import FaultLog
 from flows.preflight.labellers import check_answer, check_scorer, check_second, check_suites
 from flows.preflight.loss_needs import check_needs, loss_name
@@ -129,7 +129,8 @@ def _describe(config: RunConfig, contents: Contents) -> list[str]:
         prompts = min(config.prompts_per_round or contents.prompts, contents.prompts)
         lines.append(f"  a round samples {prompts} prompts x {config.sampling.n} responses")
     needs = sorted(needs_of(config.loss))
-    lines += [f"  {note}" for note in notes_on_serving(config)]
+    notes = (*notes_on_prompts(config, contents.prompts), *notes_on_serving(config))
+    lines += [f"  {note}" for note in notes]
     lines.append(f"  {loss_name(config)} reads {', '.join(needs) or 'only the policy'}")
     return lines
 
@@ -231,8 +232,8 @@ def check_new(config: RunConfig, root: Path) -> None:
         check_template(config)
         if not has_grown(run, config):
             return
-    _, log = check_run(config, faults_file(root))
-    for line in (*log.account, *notes_on_serving(config)):
+    contents, log = check_run(config, faults_file(root))
+    for line in (*log.account, *notes_on_prompts(config, contents.prompts), *notes_on_serving(config)):
         print(line, file=sys.stderr)
     if log.found:
         print("\n".join(["faults in the data, within their limits:", *log.lines()]), file=sys.stderr)

@@ -65,6 +65,14 @@ def check_data(
     return _contents(run_data, each), log
 
 
+def notes_on_prompts(config: RunConfig, prompts: int) -> list[str]:
+    """Return what to say of a run whose rounds ask for more prompts than there are; ``prompts``: to train on."""
+    wanted = config.prompts_per_round
+    if config.mode == "offline" or wanted is None or wanted <= prompts:
+        return []
+    return [f"prompts_per_round: {wanted:,}, but there are {prompts:,} prompts to train on: a round samples them all"]
+
+
 def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
     config, contents = run_data.config, Contents()
     for prompt in run_data.split.held_out:

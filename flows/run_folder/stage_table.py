@@ -13,6 +13,7 @@ from flows.run_folder.growth import ADDED
 from flows.run_folder.inputs import Place, anchored, nothing, stores_reference
 from flows.run_folder.key_parts import IDS_ONLY
 from flows.run_folder.specs import suite_keys as of_suites
+from flows.run_folder.specs.image_keys import evaluation_facts, scored_reference_facts
 from flows.run_folder.specs.stage_spec import RunPart, Sections, StageSpec
 from flows.run_folder.specs.suite_keys import SUITE_SAMPLES, SUITES
 from pipeline.config import RunConfig
@@ -143,7 +144,7 @@ _SPECS = (
         sections=(f"chat{IDS_ONLY}", "training.dtype", "stored", "training.references", "training.contrastive"),
         inputs=made_from.of_reference,
         parts=_ROUNDS,
-        facts=keyed.reference_facts,
+        facts=scored_reference_facts,
         opens=made_from.opened_by_training,
         made=lambda config, round_: stores_reference(config),
     ),
@@ -204,7 +205,7 @@ _SPECS = (
         sections=("evaluation", "scorer", "loss", "training.dtype"),
         inputs=made_from.of_evaluation,
         parts=_ALL,
-        facts=keyed.held_facts,
+        facts=evaluation_facts,
         opens=made_from.opened_by_evaluation,
         bound="evaluation",
     ),

@@ -1,6 +1,8 @@
 """Run by test_train_processes.py in several processes: each gradient, and two steps of some losses, to a file."""
 
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,17 +11,24 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification, MixtralConfig, MixtralForCausalLM
 
 from pipeline.config import Composition, Lora
+from pipeline.config.images.scoring import ImageScore, WeighedLoser
 from pipeline.config.training import ReferenceSync
+from pipeline.images.image_folder import load_image_policy
 from pipeline.losses import Loss
 from pipeline.models.classifier_scores import RowScores
 from pipeline.models.token_logps import TokenLogps
 from pipeline.models.weights.lora import add_adapter
+from pipeline.training.auxiliary.loser_guard import guard_of
 from pipeline.training.auxiliary.modules import AuxiliaryModules
 from pipeline.training.auxiliary.routers import Routers
 from pipeline.training.batches.micro_batches import Cut
 from pipeline.training.gradients import Objective, accumulate_gradient
+from pipeline.training.reference import reference_logps, with_references
 from pipeline.training.train import Placement
+from tests.support.image_training import image_pairs
+from tests.support.image_training import scores_of as image_scores_of
 from tests.support.loss_examples import examples_for, loss_named, settings
+from tests.support.tiny_diffusion import class_conditional
 from tests.support.tiny_training import VOCABULARY, random_pairs, tiny_llama, trained
 
 GRADIENTS = (
@@ -101,6 +110,25 @@ def expert_gradient(cut: str, accelerator: Accelerator) -> tuple[dict[str, torch
     return found, facts.loss + facts.experts.router_aux_loss
 
 
+def image_gradient(name: str, score: ImageScore, accelerator: Accelerator) -> tuple[dict[str, torch.Tensor], float]:
+    """Of pairs of images, whose loser's gradient may be weighed."""
+    loss = loss_named(name)
+    with tempfile.TemporaryDirectory() as folder:
+        policy = load_image_policy(class_conditional(Path(folder) / "policy"))
+        start = load_image_policy(class_conditional(Path(folder) / "start", seed=1))
+    scores = image_scores_of(policy, [0, 3], score, rows=16)
+    examples = with_references(
+        image_pairs(score), [reference_logps(scores.with_network(start.network), image_pairs(score))]
+    )
+    companions = AuxiliaryModules(loss.composition, 32, 2, 32, seed=1)
+    guard = guard_of(scores, accelerator)
+    objective = Objective(accelerator.prepare(scores), loss, companions, accelerator, guard=guard)
+    facts = accumulate_gradient(objective, examples[:7], Cut(2))
+    kind = "weighed" if guard is not None else "whole"
+    named = policy.network.named_parameters()
+    return {f"images.{name}.{kind}.{part}": p.grad for part, p in named if p.grad is not None}, facts.loss
+
+
 def steps(name: str, accelerator: Accelerator, lora: bool = False) -> tuple[dict[str, torch.Tensor], float]:
     loss, model = loss_named(name), tiny_llama()
     policy = add_adapter(model, Lora(rank=2, dropout=0.0), seed=3) if lora else model
@@ -132,6 +160,8 @@ for found, loss in [
     *(gradient(name, cut, accelerator) for name in GRADIENTS for cut in CUTS),
     reward_gradient(accelerator),
     *(expert_gradient(cut, accelerator) for cut in CUTS),
+    *(image_gradient(name, ImageScore(draws=2), accelerator) for name in ("dpo", "diffusion_kto")),
+    image_gradient("dpo", ImageScore(loser=WeighedLoser(weight=0.5)), accelerator),
     *(steps(name, accelerator) for name in STEPS),
     steps("tdpo2", accelerator, lora=True),
     moved(accelerator),

@@ -15,6 +15,7 @@ from flows.planning.images.traced_network import TracedNetwork, decoder_bytes, t
 from flows.planning.machine import room
 from flows.planning.memory import ITEM_BYTES, MIB, ON_DEVICE, PARENT_BYTES, reward_model_parts
 from flows.planning.plan import RunEstimate
+from flows.preflight.data import notes_on_prompts
 from flows.preflight.loss_needs import check_needs
 from flows.preflight.understand import understood
 from flows.workers.local import stays_warm
@@ -108,6 +109,7 @@ def plan_images(
         rates=known,
         rates_from=source,
         room=free,
+        notes=tuple(notes_on_prompts(config, len(tables.prompts))),
     )
 
 

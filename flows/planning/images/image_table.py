@@ -28,6 +28,7 @@ def _heading(plan: ImagePlan) -> list[str]:
         f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)} of {drawn}"
         f"{counted.examples:,} examples at most; {counted.evaluated:,} images to evaluate",
         f"parameters: {plan.network.total:,}, {plan.network.trained:,} of them trained{beside}",
+        *plan.notes,
         "",
     ]
 

@@ -32,12 +32,17 @@ def shown_columns(
     return [(name, of_modality(heading, rounds), form) for name, heading, form in shown]
 
 
+def of_images(rounds: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the metrics of ``rounds`` are of images."""
+    return any("image_kl_to_start" in metrics for metrics in rounds)
+
+
 def of_modality(text: str, rounds: Sequence[Mapping[str, Any]]) -> str:
     """Return ``text``, which speaks of nats per token, as it is for images: per dimension.
 
     >>> of_modality("nats per token", [{"image_kl_to_start": 0.5}])
     'nats per dimension'
     """
-    if not any("image_kl_to_start" in metrics for metrics in rounds):
+    if not of_images(rounds):
         return text
     return text.replace("nats/tok", "nats/dim").replace("nats per token", "nats per dimension")

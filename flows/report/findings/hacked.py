@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flows.report.facts import RoundFacts
-from flows.report.findings.columns import of_modality
+from flows.report.findings.columns import of_images, of_modality
 
 HackAnswer = Literal["yes", "signs of it", "no sign", "cannot be told"]
 
@@ -45,6 +45,9 @@ def hacked_reward(facts: RoundFacts, max_kl: float | None) -> HackedReward | Non
         return HackedReward(facts.round, "signs of it", f"{both}{rest}")
     if second is None:
         why = "no second labeller has judged the responses (gate.second)"
+        if of_images([facts.metrics]):
+            # There is no setting for one.
+            why = "a run of images has no second labeller"
         return HackedReward(facts.round, "cannot be told", f"{why}; {gained}{rest}")
     if second[0] <= 0.5:
         why = "the second labeller may see a gain or none, which more held-out prompts would tell"

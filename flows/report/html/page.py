@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from flows.report.facts import RoundFacts, estimate
-from flows.report.findings.columns import of_modality
+from flows.report.findings.columns import of_images, of_modality
 from flows.report.findings.hacked import HackedReward, hacked_reward
 from flows.report.findings.verdicts import verdict_kind, verdict_words
 from flows.report.html.data import data_panels, time_panels
@@ -69,6 +69,7 @@ def render_report(runs: Runs) -> str:
         "differences": differences_table(runs) if len(runs) > 1 else None,
         "figures": any(sections.values()),
         "definitions": definitions(),
+        "all_images": all(of_images([facts.metrics for facts in run.rounds]) for run in runs),
         "hover": _HOVER.read_text(encoding="utf-8"),
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined)

@@ -15,6 +15,7 @@ from flows.stages.images.held_out import image_held_out
 from flows.stages.images.labels import labeller_of_images
 from flows.stages.labels.shards import open_accounts
 from pipeline.config import DotsScorer, PeopleScorer, compares
+from pipeline.config.images.scoring import ImageScore
 from pipeline.data.pictures.image_rows import IMAGES, StoredPictures, read_images
 from pipeline.data.pictures.picture import decoded_picture
 from pipeline.evaluation.image_measures import distance_within, mean_of_groups
@@ -123,5 +124,7 @@ def _kl(context: Context, round_: int, groups: Sequence[Group]) -> _Metrics:
 
 def _scores(context: Context, number: int, round_: int, groups: Sequence[Group]) -> tuple[list[float], int]:
     """The score of each image of ``groups`` under the policy of round ``number``, in nats; and their dimensions."""
-    found, size = frozen_scores(context, number, _drawn(context, round_) / IMAGES, list(as_texts(groups)), _DRAWS)
+    # The bound on log-probabilities is over the whole schedule, whatever part of it is trained on.
+    score = ImageScore(draws=_DRAWS, timesteps=context.config.training.score.timesteps)
+    found, size = frozen_scores(context, number, _drawn(context, round_) / IMAGES, list(as_texts(groups)), score)
     return [sum(sides[0]) for sides in found], size

@@ -14,24 +14,23 @@ from pipeline.types import derive_seed
 
 
 def frozen_scores(
-    context: Context, number: int, folder: Path, examples: Sequence[Example], draws: int
+    context: Context, number: int, folder: Path, examples: Sequence[Example], score: ImageScore
 ) -> tuple[list[tuple[Logps, ...]], int]:
-    """Return the scores in nats of each draw of ``examples``, and the dimensions of an image.
+    """Return the score of each draw of ``examples``, and the dimensions of an image.
 
     The draws of an example are the same in all rounds and under all policies.
 
     Args:
         number: the round whose policy scores.
         folder: of the images that ``examples`` name.
-        draws: of each image.
+        score: how they are scored.
     """
     policy = load_image_policy(context.policy_path(number), encoders="text")
     policy.network.requires_grad_(False)
     index = index_of(folder, (example.prompt_ids for example in examples), policy)
-    score = ImageScore(draws=draws, timesteps=context.config.training.score.timesteps)
     scores = DenoisingScores(policy.without_encoders(), index.table, score)
-    asked = list(index.renamed(examples, derive_seed(context.config.seed, "evaluation draws"), draws))
-    rows = max(1, 2 * context.config.training.micro_batch_size // draws)
+    asked = list(index.renamed(examples, derive_seed(context.config.seed, "evaluation draws"), score.draws))
+    rows = max(1, 2 * context.config.training.micro_batch_size // score.draws)
 
     def report(done: int) -> None:
         context.report(done, len(asked), f"under the policy of round {number}")

@@ -41,7 +41,7 @@ def image_held_out(context: Context, round_: int, folder: Path) -> dict[str, Jso
 
 
 def _scored(context: Context, number: int, pairs: list[Pair], loss: Composition) -> list[PairScores]:
-    """The scores of both sides of each pair, in nats."""
+    """The scores of both sides of each pair, as training computes them: in its unit, from its part of the schedule."""
     examples = [
         Example(
             pair.id,
@@ -51,7 +51,8 @@ def _scored(context: Context, number: int, pairs: list[Pair], loss: Composition)
         )
         for pair in pairs
     ]
-    found, _ = frozen_scores(context, number, context.run.stage(0, "data").folder / IMAGES, examples, _DRAWS)
+    score = context.config.training.score.for_held_out(_DRAWS)
+    found, _ = frozen_scores(context, number, context.run.stage(0, "data").folder / IMAGES, examples, score)
     # All images have the same length.
     return [pair_scores((_whole(chosen), _whole(rejected)), (1, 1), loss) for chosen, rejected in found]
 

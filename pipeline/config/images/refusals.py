@@ -82,6 +82,11 @@ def require_image_run(run: Closed) -> None:
         raise ValueError("training.reference: ema is of text policies so far; allowed: fixed, previous, every_n")
     if parts["gate"] is not None:
         _require_defaults("gate", parts["gate"])
+    engines = parts["labelling"].engines
+    if engines not in ("auto", 1):
+        raise ValueError(
+            f"labelling.engines: {engines}, but labellers of images run in one process, the trainer's; allowed: 1, auto"
+        )
     scorer = parts["scorer"]
     if scorer is not None and scorer.kind == "people" and parts["gate"] is not None:
         raise ValueError("gate: people score no held-out images, so there is nothing to judge by; allowed: null")

@@ -59,6 +59,14 @@ class ImageScore(Closed):
         "stored", description="the reference's errors: computed once before training, or again with each step"
     )
 
+    def drawn(self) -> "ImageScore":
+        """The settings that decide an image's errors under a reference: without those of the loss's gradient."""
+        return self.model_copy(update={"loser": None, "reference_errors": "stored"})
+
+    def for_held_out(self, draws: int) -> "ImageScore":
+        """The settings that held-out pairs are scored with: in the loss's unit and levels, each with its prompt."""
+        return self.drawn().model_copy(update={"draws": draws, "empty_prompts": 0.0})
+
     @model_validator(mode="after")
     def _part_of_the_schedule(self) -> "ImageScore":
         low, high = self.levels

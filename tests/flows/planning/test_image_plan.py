@@ -36,7 +36,13 @@ def test_a_round_is_counted_in_passes_and_timed_at_given_rates(
     assert json.loads(json.dumps(plan.plain()))["parameters"]["trained"] == plan.network.total
     print_image_plan(plan)
     said = capsys.readouterr().out
-    assert "2,592" in said and "token" not in said
+    assert "2,592" in said and "token" not in said and "prompts_per_round" not in said
+    # 200 prompts, 48 of them held out.
+    plan = plan_images(
+        [ROOT / "configs" / "images.yaml"], [*settings, "prompts_per_round=300"], tmp_path, {}, probe=False
+    )
+    print_image_plan(plan)
+    assert "prompts_per_round: 300, but there are 152 prompts to train on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", KINDS)

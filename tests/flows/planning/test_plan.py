@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from flows.__main__ import main
+from flows.preflight.check import check_config, check_new
+from pipeline.config.files import load_config
 from tests.support.places import ROOT
 from tests.support.small_config import write_small_config
 from tests.support.tiny_model import save_tiny_model
@@ -53,6 +55,19 @@ def test_a_plan_names_parameters_memory_disk_and_the_time_at_given_rates(
     assert plan["seconds"]["sampling"] == 44.8 and plan["rates_from"] == "given"
     assert plan["seconds"]["scoring"] == pytest.approx(plan["round"]["tokens"]["scoring"] / 60)
     assert plan["fits"] and plan["disk"]["round"]["policy"] == 4 * plan["parameters"]["total"]
+
+
+def test_a_round_that_asks_for_more_prompts_than_there_are_is_told_so(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "prompts_per_round: 7, but there are 6 prompts to train on: a round samples them all"
+    assert planned(monkeypatch, capsys, config, "prompts_per_round=7")["notes"] == [said]
+    assert call(monkeypatch, config, "prompts_per_round=7") == 0 and said in capsys.readouterr().out
+    assert planned(monkeypatch, capsys, config, "prompts_per_round=6")["notes"] == []
+    check_config([config], ["prompts_per_round=7"])
+    assert said in capsys.readouterr().out
+    check_new(load_config([config], ["prompts_per_round=7"]), config.parent / "run")
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.whole

@@ -51,6 +51,7 @@ def test_a_text_config_s_identity_knows_nothing_of_images() -> None:
             "eta: 0.5, but scheduler: euler does not read it; allowed: 0, or ddim",
         ),
         ("training.score.draws=0", "training.score.draws"),
+        ("labelling.engines=2", "labelling.engines: 2, but labellers of images run in one process"),
         ("policy.channels=[30]", "channels: 30 is not a multiple of 8"),
     ],
 )

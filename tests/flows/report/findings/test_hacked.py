@@ -65,6 +65,8 @@ def test_the_sentence_has_all_numbers() -> None:
     )
     told = answered()
     assert told is not None and told.because.startswith("no second labeller has judged the responses (gate.second)")
+    images = hacked_reward(bare(2, **GAIN, image_kl_to_start=20.0), 2.0)
+    assert images is not None and images.because.startswith("a run of images has no second labeller; the training")
 
 
 def test_there_is_no_answer_before_training_or_without_a_labeller() -> None:

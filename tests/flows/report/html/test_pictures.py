@@ -49,6 +49,13 @@ def test_the_page_has_a_grid_a_round_and_pairs_with_scores() -> None:
     assert 'href="#images"' in html and 'href="#images"' not in render_report([run(full(0))])
 
 
+def test_images_have_no_temperature() -> None:
+    text = full(0)
+    images = replace(text, metrics={**text.metrics, "image_kl_to_start": 2.0})
+    assert "have temperature 1" in render_report([run(text)]) and "temperature" not in render_report([run(images)])
+    assert "have temperature 1" in render_report([run(text), run(images)])
+
+
 def test_captions_are_text_and_nothing_else() -> None:
     html = render_report([replace(run(full(0)), pictures={0: shown(0, picture(RED), prompt=EVIL + '" onerror="x')})])
     section = html[html.index('id="images"') : html.index('id="time"')]

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pipeline.config import RunConfig
+from pipeline.config.files import load_config
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import Launch, read_launch
 from pipeline.training.distributed.process_group import interface_towards
@@ -110,6 +111,22 @@ def test_an_optimiser_of_whole_parameters_is_refused_where_they_are_cut(tmp_path
     with pytest.raises(UserError, match=r"^training.optimiser: adamw_8bit is for whole parameters; with FSDP2"):
         read(tmp_path, FSDP, optimiser="adamw_8bit")
     assert read(tmp_path, {"num_processes": 3}, optimiser="adamw_8bit").processes == 3
+
+
+def test_policies_of_images_are_trained_whole_and_a_safe_loser_in_one_process(tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+
+    def require(plain: dict[str, Any], *settings: str) -> None:
+        file.write_text(yaml.safe_dump(plain))
+        config = load_config([ROOT / "configs" / "images.yaml"], [f"accelerate={file}", *settings])
+        require_launcher(config, read_launch(config))
+
+    with pytest.raises(UserError, match=f"^{file}: distributed_type: FSDP2 shards a policy.*allowed: MULTI_GPU"):
+        require(FSDP)
+    require({"num_processes": 2})
+    with pytest.raises(UserError, match=r"^training.score.loser.kind: safe, but .* has 2 processes.*allowed: weight"):
+        require({"num_processes": 2}, "training.score.loser={kind: safe}")
+    require({"num_processes": 1}, "training.score.loser={kind: safe}")
 
 
 @pytest.mark.parametrize(("preset", "beside"), [("dpo", False), ("ganpo", True), ("sparsepo", True), ("kto", False)])
