@@ -34,6 +34,7 @@ SHAPES = {
     "13.8M": Shape(8192, 384, 1024, 6, tied=True),
     "wide-vocabulary": Shape(128_000, 64, 256, 2, tied=True),
     "tiny": Shape(512, 64, 128, 2, tied=True),
+    "61M": Shape(1000, 640, 1728, 12, tied=False),
     "0.5B": Shape(32_000, 1280, 3456, 24, tied=False),
     "1.5B": Shape(32_000, 2048, 5504, 28, tied=False),
 }

@@ -26,7 +26,7 @@ def measure(given: argparse.Namespace) -> Facts:
     """Both sides for each cell."""
     repeats, tokens = (1, QUICK_TOKENS) if given.quick else (3, TOKENS)
     found = [_measure_cell(given, cell, max(4, tokens // (cell[2] * (cell[0] + cell[1]))), repeats) for cell in CELLS]
-    asked = [bar(f"{facts['name']}: speed / loop", facts.get("ratio"), 3.0, at_least=True) for facts in found]
+    asked = [bar(f"{facts['name']}: speed / loop", facts.get("ratio"), 4.0, at_least=True) for facts in found]
     return {"circumstances": circumstances("tests.benchmarks.scoring"), "cells": found, "bars": asked}
 
 

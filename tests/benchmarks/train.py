@@ -28,6 +28,8 @@ GROWTH_COLUMNS = {
     "MiB": ("memory_mib", ".1f"),
 }
 Facts = dict[str, Any]
+# Times the other side's best speed.
+SPEEDS = {("float32", "cpu"): 3.0, ("bfloat16", "cpu"): 4.5, ("float32", "cuda"): 3.0, ("bfloat16", "cuda"): 3.5}
 # Share of the matrix rate that is asked for, on CPU and on CUDA.
 SHARES = {("float32", "cpu"): 0.7, ("bfloat16", "cpu"): 0.45, ("bfloat16", "cuda"): 0.5}
 
@@ -57,7 +59,8 @@ def bars(found: Facts) -> list[Facts]:
     asked = []
     for cell in of["dialogue"]:
         dtype, device = cell["dtype"], "cuda" if _on_cuda(cell) else "cpu"
-        asked.append(bar(f"{dtype}: speed / best micro-batch", cell.get("ratio_best"), 3.5, at_least=True))
+        speed = SPEEDS[dtype, device]
+        asked.append(bar(f"{dtype}: speed / best micro-batch", cell.get("ratio_best"), speed, at_least=True))
         asked.append(bar(f"{dtype}: speed / micro-batch 8", cell.get("ratio_usual"), 6.0, at_least=True))
         if (dtype, device) in SHARES:
             share = cell["ours"].get("share")

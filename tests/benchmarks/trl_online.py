@@ -38,11 +38,12 @@ class GoldReward:
 def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
     """Seconds from the begin of training to its end; setting up is not counted.
 
-    ``job``: the policy's folder, that of the samples whose prompts are taken, and the run's config. Batch, rate, β,
-    length and precision are the run's.
+    ``job``: the policy's folder, that of the samples whose prompts are taken, the run's config, and the micro-batch: a
+    batch of more is drawn and accumulated in parts. Batch, rate, β, length and precision are the run's.
     """
     torch.set_num_threads(cores())
     config = RunConfig.model_validate(job["config"])
+    micro = min(job["micro_batch"] or config.training.batch_size, config.training.batch_size)
     tokenizer = AutoTokenizer.from_pretrained(job["policy"])
     texts: dict[str, Prompt] = {}
     for group in read_groups(Path(job["samples"])):
@@ -51,7 +52,8 @@ def measure(job: Facts, folder: Path) -> Mapping[str, Any]:
         texts[str(text)] = group.prompt
     settings = OnlineDPOConfig(
         output_dir=str(folder / "trl"),
-        per_device_train_batch_size=config.training.batch_size,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.training.batch_size // micro,
         num_train_epochs=1,
         learning_rate=config.training.learning_rate,
         max_grad_norm=config.training.max_grad_norm,
