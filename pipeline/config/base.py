@@ -138,6 +138,9 @@ def elsewhere(path: tuple[str, ...], schema: type[Closed], kind: JsonValue) -> s
     setting of the same name; the most similar other name.
     """
     settings = list(settings_in(schema))
+    spelt, colon, value = path[-1].partition(":")
+    if colon and any(place[-1] == spelt for place, _ in settings):
+        return f"; a space must follow the colon: {spelt}: {value}"
     typed = tuple("N" if name.isdecimal() else name for name in path)
     here = {place[-1] for place, section in settings if place[:-1] == typed[:-1] and kind in (*kinds_of(section), None)}
     similar = [name for name in sorted(here) if len(path[-1]) > 3 and (path[-1] in name or name in path[-1])]

@@ -13,6 +13,7 @@ from pydantic import JsonValue, ValidationError
 
 from pipeline.config import Closed, RunConfig
 from pipeline.config.base import elsewhere, kinds_of, sections_in
+from pipeline.config.files.kinds import kind_problem
 from pipeline.config.files.yaml_text import Tree, parse_yaml, read_yaml
 from pipeline.errors import UserError, first_lines
 
@@ -183,6 +184,11 @@ def _explain(error: ValidationError, schema: type[Closed], tree: Tree, origins: 
     lines = []
     for problem in error.errors(include_url=False):
         path, sections = _field_path(problem["loc"], schema)
+        of_kinds = kind_problem(problem, sections, said(problem["input"]))
+        if of_kinds is not None:
+            path, message = (*path, *filter(None, of_kinds[:1])), of_kinds[1]
+            lines.append(f"{_origin(path, origins)}: {'.'.join(path)}: {message}")
+            continue
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "no such setting" + elsewhere(path, schema, _given(tree, path[:-1]).get("kind"))
