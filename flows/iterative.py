@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prefect import flow
+from prefect import State, flow
 
 from flows.loop.entry import Firing, carry_out, run_name
 from flows.loop.opening import open_run
@@ -22,7 +22,7 @@ def iterative(
     rounds_more: RoundsMore = 0,
     until: Until = None,
     redo_from: RedoFrom = None,
-) -> str:
+) -> State[str]:
     """Each round samples, labels, pairs, trains and evaluates; a run continues in its folder. Returns the report."""
     firing = Firing("iterative", run_dir, config, settings, rounds_more, until, redo_from)
     return carry_out(firing, _rounds)

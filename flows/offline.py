@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prefect import flow
+from prefect import State, flow
 
 from flows.loop.entry import Firing, carry_out, run_name
 from flows.loop.opening import open_run
@@ -21,7 +21,7 @@ def offline(
     settings: Settings = (),
     until: Until = None,
     redo_from: RedoFrom = None,
-) -> str:
+) -> State[str]:
     """Rounds of training on slices of a fixed data set; a run continues in its folder. Returns the report."""
     firing = Firing("offline", run_dir, config, settings, 0, until, redo_from)
     return carry_out(firing, _rounds)

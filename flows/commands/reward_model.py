@@ -68,7 +68,7 @@ def make_reward_model(files: list[Path], settings: list[str], run_dir: Path | No
         data = read_data(config)
         if _key(config).config["files"] != key.config["files"]:
             raise RunError(being_written("pairs", config.pairs.where))
-        with _alone(root):
+        with _alone(root) as lease, _card(config, lease / "server.log"):
             # Another process may have completed it while the data was read.
             if not stage.complete(key):
                 _write(config, data, stage.begin(key))
@@ -96,8 +96,32 @@ def _write(config: RewardModelConfig, data: _Data, writer: StageWriter) -> None:
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Allow one writer at a time. The lease is next to the folder, because new settings replace the folder.
+def _card(config: RewardModelConfig, log: Path) -> Iterator[None]:
+    """Hold a slot of the accelerator's limit, if the config names one. ``log``: of a server that is started for it."""
+    if config.resources.gpu is None:
+        yield
+        return
+    # Without a limit nothing speaks to Prefect, which takes seconds to import.
+    from flows.prefect_api.environment import prepare_environment
+
+    prepare_environment()
+    from flows.prefect_api.server import prefect_api
+    from flows.prefect_api.slots import SharedSlots
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    # What is on the accelerator goes with this process, which ends at once.
+    limits = {"gpu": config.resources.gpu}
+    with prefect_api(log), SharedSlots(limits, lambda _: None) as slots, slots.held(["gpu"], say, lambda: None):
+        yield
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[Path]:
+    """Allow one writer at a time; yield the lease's folder.
+
+    It is next to the folder, because new settings replace the folder.
 
     Raises:
         UserError: another process writes there, or the place is not writable.
@@ -108,7 +132,7 @@ def _alone(root: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{root}: cannot write there ({error.strerror})") from None
     with hold(lease):
-        yield
+        yield lease
 
 
 def read_data(config: RewardModelConfig) -> _Data:

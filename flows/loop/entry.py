@@ -18,7 +18,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import Abort
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as current
-from prefect.states import Cancelled, Failed
+from prefect.states import Cancelled, Completed, Failed
 
 from flows.loop.object_store.held import hold_run
 from flows.loop.object_store.places import local_path
@@ -30,6 +30,8 @@ from flows.prefect_api.environment import keep_keys_out_of_logs, make_files_priv
 from flows.prefect_api.secret_blocks import provide_secrets
 from flows.preflight.check import check_new
 from flows.preflight.understand import understood
+from flows.report.findings.in_short import outcome
+from flows.report.gather import evaluated_rounds, round_facts
 from flows.run_folder.redo import parse_stage, set_aside
 from flows.stages.run import COLLECT_AFTER
 from pipeline.config import RunConfig
@@ -64,12 +66,25 @@ def run_name() -> str:
     return Path(str(current.parameters["run_dir"])).name
 
 
-def carry_out(firing: Firing, rounds: Rounds) -> str:
-    """Run ``rounds``; return the path of the report. A deployment's run that is skipped or refused ends here."""
+def carry_out(firing: Firing, rounds: Rounds) -> "State[str]":
+    """Run ``rounds``; return the flow run's last state, whose data is the path of the report.
+
+    A deployment's run that is skipped or refused ends here.
+    """
     gc.set_threshold(COLLECT_AFTER)
     flow_run = _deployed()
     with keyless():
-        return rounds(prepare(firing), firing.until) if flow_run is None else _fire(firing, rounds, flow_run)
+        report = rounds(prepare(firing), firing.until) if flow_run is None else _fire(firing, rounds, flow_run)
+        return Completed(message=_outcome(Path(report).parent), data=report)
+
+
+def _outcome(root: Path) -> str:
+    """Return the newest round in a line, which lists and pages of flow runs show."""
+    run = RunFolder(root)
+    evaluated = evaluated_rounds(run)
+    if not evaluated:
+        return "no round is evaluated yet"
+    return redacted(outcome(round_facts(run, run.config(), evaluated[-1], comparisons=0)))
 
 
 def _fire(firing: Firing, rounds: Rounds, flow_run: FlowRun) -> str:

@@ -16,6 +16,7 @@ from flows.planning.memory import stage_memories
 from flows.planning.passes import PlannedPasses, planned_passes
 from flows.planning.probe import model_shape
 from flows.planning.rates.measured import measured_rates
+from flows.planning.rates.suites import SuiteWork, suite_works
 from flows.preflight.data import notes_on_prompts
 from flows.preflight.loss_needs import check_needs
 from flows.preflight.policy_weights import check_policy_weights
@@ -29,11 +30,11 @@ from pipeline.config.files import load_config
 from pipeline.config.loss.needs import needs_of
 from pipeline.errors import UserError
 from pipeline.losses import load_preset
-from pipeline.models.chat import load_chat
+from pipeline.models.chat import Chat, load_chat
 from pipeline.models.scratch import make_policy
 from pipeline.safe_text import name_keys
 from pipeline.storage.run_folder import RunFolder
-from pipeline.types import derive_seed
+from pipeline.types import Message, derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +103,13 @@ class Plan(RunEstimate):
         counts: of one round.
         parameters: of the policy.
         passes: how training will compute rows.
+        suites: the work of standard evaluations, each time that they are measured; it is not in ``work``.
     """
 
     counts: Round
     parameters: ParameterCounts
     passes: PlannedPasses
+    suites: tuple[SuiteWork, ...] = ()
 
     @property
     def placement(self) -> list[str]:
@@ -127,6 +130,7 @@ class Plan(RunEstimate):
             "placement": self.placement,
             "overlap": overlap_lines(self.config),
             "round": {**asdict(self.counts), "tokens": self.work},
+            "suites": [{**asdict(one), "seconds": one.seconds(self.rates)} for one in self.suites],
             **self.resources(),
         }
 
@@ -168,6 +172,7 @@ def plan_config(
         shape = model_shape(origin, "policy.path", revision=revision, trust_remote_code=config.trusts_policy)
         chat = load_chat(origin, config.chat, config.trusts_policy)
         planned = plan_round(config, tables, chat, shape, response_tokens)
+        suites = tuple(suite_works(config, lambda text: _turn_length(chat, text)))
         passes = planned_passes(config, shape, planned, "cpu" if free.device is None else "cuda")
         planned = replace(planned, counts=replace(planned.counts, packing=passes.padded_because is None))
         stored = stored_weights(config, origin)
@@ -205,7 +210,13 @@ def plan_config(
         room=free,
         passes=passes,
         notes=tuple(notes_on_prompts(config, len(tables.prompts))),
+        suites=suites,
     )
+
+
+def _turn_length(chat: Chat, text: str) -> int:
+    """Tokens of a conversation of one turn; a turn that the template refuses counts as none, since the run stops."""
+    return len(chat.prompt_ids_if_written((Message("user", text),)) or ())
 
 
 def _origin(config: RunConfig, tables: Tables, scratch: Path) -> tuple[str, str | None]:

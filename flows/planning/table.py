@@ -8,6 +8,7 @@ from rich.table import Table
 from flows.planning.arithmetic import KINDS
 from flows.planning.disk import DiskUse
 from flows.planning.plan import Plan, RunEstimate
+from flows.planning.rates.suites import suite_rows_shown
 from flows.workers.pool.label_engine import label_seats
 from flows.workers.pool.overlap import overlap_lines
 from flows.workers.pool.seating import seating_of
@@ -26,6 +27,11 @@ def print_plan(plan: Plan) -> None:
     print_columns(
         console, ["a round", "tokens", *(["tokens/s", "seconds"] if plan.rates_from else [])], _time_rows(plan)
     )
+    if plan.suites:
+        rates = plan.rates if plan.rates_from else None
+        timed = ["seconds"] if plan.rates_from else []
+        heading = ["beside it", "rounds", "rows", "tokens at most", "labels", "judge calls", *timed]
+        print_columns(console, heading, suite_rows_shown(plan.suites, rates))
     for line in (*_time_notes(plan), *_verdict(plan)):
         console.print(line, soft_wrap=True)
 

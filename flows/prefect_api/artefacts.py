@@ -35,6 +35,8 @@ from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types import content_hash
 
+GATE_TAG = "gate:"
+
 
 def run_title(run: RunFolder, config: RunConfig) -> str:
     """Return the title of a flow run: ``tiny · iterative · 2 rounds``."""
@@ -65,6 +67,8 @@ class Screen:
         self._related = related_resources()
         # Rounds that this flow run has worked on and not yet shown.
         self._worked: set[int] = set()
+        # The flow run and its tags, once they are known.
+        self._tagged: tuple[UUID, list[str]] | None = None
 
     def __enter__(self) -> "Screen":
         self._outbox.__enter__()
@@ -76,6 +80,7 @@ class Screen:
     ) -> None:
         self._show_rounds(*self._worked)
         self._outbox.put(self._pages.end)
+        self._outbox.put(self._tag_decision)
         if isinstance(error, Paused):
             self.tell(RunPaused(str(error)))
         self._outbox.__exit__(kind, error, trace)
@@ -117,12 +122,22 @@ class Screen:
         if context is None or context.flow_run is None:
             return
         title = run_title(self._run, self._config)
-        flow_run, tags = context.flow_run.id, sorted({*context.flow_run.tags, *run_tags(self._config)})
+        # Those of an earlier try, before a pause, told another decision.
+        earlier = {tag for tag in context.flow_run.tags if not tag.startswith(GATE_TAG)}
+        flow_run, tags = context.flow_run.id, sorted({*earlier, *run_tags(self._config)})
+        self._tagged = flow_run, tags
 
         def announce(client: SyncPrefectClient) -> None:
             client.update_flow_run(flow_run, name=title, tags=tags)
 
         self._outbox.put(announce)
+
+    def _tag_decision(self, client: SyncPrefectClient) -> None:
+        """Tag the flow run with the newest decision of its gate, which lists of flow runs then show."""
+        decision = self._pages.newest_decision()
+        if self._tagged is not None and decision is not None:
+            flow_run, tags = self._tagged
+            client.update_flow_run(flow_run, tags=[*tags, f"{GATE_TAG}{decision}"])
 
 
 class RoundPages:
@@ -166,6 +181,12 @@ class RoundPages:
         report = self._run.root.resolve() / "report.html"
         if report.is_file():
             self._make(client, "report", "markdown", f"{self._run.root.name}: report", report_link(report))
+
+    def newest_decision(self) -> str | None:
+        """Return what the gate, or a person, decided after the newest evaluated round; None without a decision."""
+        rounds = evaluated_rounds(self._run)
+        gate = self._brief(rounds[-1]).gate if rounds else None
+        return None if gate is None else gate.answer or gate.decision
 
     def _table(self, client: SyncPrefectClient) -> None:
         facts = [self._brief(one) for one in evaluated_rounds(self._run)]

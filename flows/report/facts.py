@@ -164,12 +164,16 @@ class StageFacts:
 
 @dataclass(frozen=True, slots=True)
 class GateFacts:
-    """The gate's decision after the round, and its reasons. ``measures``: what the decision is based on, as written."""
+    """The gate's decision after the round, and its reasons. ``measures``: what the decision is based on, as written.
+
+    ``answer``: what a person decided after a pause or a stop; None: no answer yet, or none needed.
+    """
 
     decision: str
     reasons: tuple[str, ...]
     best_round: int | None
     measures: Mapping[str, Any]
+    answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from flows.report.facts import (
     estimate,
     label_facts,
 )
-from flows.run_folder.approvals import DECISION
+from flows.run_folder.approvals import DECISION, read_approval
 from flows.run_folder.specs.suite_keys import SUITES
 from flows.run_folder.stage_keys import reference_name
 from flows.run_folder.stage_table import STAGES
@@ -178,7 +178,9 @@ def _gate(run: RunFolder, round_: int) -> GateFacts | None:
     said = _json(run.stage(round_, "gate").folder / DECISION)
     if said is None:
         return None
-    return GateFacts(said["decision"], tuple(said["reasons"]), said.get("best_round"), said.get("measures") or {})
+    measures, approval = said.get("measures") or {}, read_approval(run, round_)
+    answer = None if approval is None else approval.decision
+    return GateFacts(said["decision"], tuple(said["reasons"]), said.get("best_round"), measures, answer)
 
 
 def _stage(name: str, manifest: Manifest) -> StageFacts:

@@ -22,6 +22,7 @@ from flows.report.facts import (
     estimate,
 )
 from flows.report.findings.columns import of_modality, shown_columns
+from flows.report.findings.in_short import in_short
 from flows.report.findings.parts import PART_COLUMNS, part_rows
 from flows.report.findings.suites import suite_columns, suite_measures, suite_value
 from flows.report.findings.verdicts import SIGNS, verdict_kind, verdict_words
@@ -66,10 +67,11 @@ TRAINING = (
 
 def round_page(name: str, rounds: int, facts: RoundFacts, earlier: Sequence[RoundFacts] = ()) -> str:
     """The page of one round of the run ``name``; ``earlier`` rounds, such as the start, are for comparison."""
-    parts = [f"# {markdown(name)} · round {facts.round} of {rounds}"]
+    parts = [f"# {markdown(name)} · round {facts.round} of {rounds}", _in_short(facts, earlier)]
     if facts.gate is not None:
         parts += _gate(facts.gate, _words(facts))
-    parts += _measures([*earlier, facts])
+    # The round itself comes first: of a wide table, a narrow page shows the beginning.
+    parts += _measures([facts, *reversed(earlier)])
     if facts.pairs is not None:
         parts += _pairs(facts.pairs)
     if facts.training is not None:
@@ -98,8 +100,11 @@ def rounds_rows(rounds: Sequence[RoundFacts]) -> list[dict[str, str]]:
     metrics = [facts.metrics for facts in rounds]
     shown = shown_columns(metrics, suite_columns(metrics))
     rows = []
+    gated = any(facts.gate for facts in rounds)
     for facts in rounds:
         row = {"round": str(facts.round)}
+        if gated:
+            row["gate"] = NONE if facts.gate is None else _words(facts)
         for key, heading, form in shown:
             interval = facts.metrics.get(f"{key}_ci")
             row[heading.replace("\n", " ")] = cell(facts.metrics.get(key), form) + _interval(interval, form)
@@ -109,9 +114,6 @@ def rounds_rows(rounds: Sequence[RoundFacts]) -> list[dict[str, str]]:
     if any(facts.label_cost for facts in rounds):
         for row, facts in zip(rows, rounds, strict=True):
             row["label cost"] = f"{facts.label_cost:.4g}"
-    if any(facts.gate for facts in rounds):
-        for row, facts in zip(rows, rounds, strict=True):
-            row["gate"] = NONE if facts.gate is None else _words(facts)
     return rows
 
 
@@ -138,6 +140,11 @@ def _words(facts: RoundFacts) -> str:
     return f"{SIGNS[verdict_kind(*made)]} {verdict_words(*made)}"
 
 
+def _in_short(facts: RoundFacts, earlier: Sequence[RoundFacts]) -> str:
+    """Sentences alone: they are broken into lines on any page, and a phone shows all of them."""
+    return "\n".join(f"- **{question}** {markdown(answer)}" for question, answer in in_short(facts, earlier))
+
+
 def _gate(gate: GateFacts, words: str) -> list[str]:
     best = "" if gate.best_round is None else f" The best round is {gate.best_round}."
     lines = [f"## Gate: {markdown(words)}"]
@@ -156,9 +163,9 @@ def _measures(rounds: Sequence[RoundFacts]) -> list[str]:
         for key, title, form in suite_measures(rounds)
     ]
     known = [row for row in rows if set(row[1:]) != {NONE}]
-    line = baseline_line(rounds[-1].metrics)
+    line = baseline_line(rounds[0].metrics)
     beside = [] if line is None else [markdown(line)]
-    parts = [[markdown(cell) for cell in row] for row in part_rows(rounds[-1].metrics)]
+    parts = [[markdown(cell) for cell in row] for row in part_rows(rounds[0].metrics)]
     if parts:
         beside.append(_table(["part", *(heading for _, heading, _ in PART_COLUMNS)], parts))
     return ["## On held-out prompts", _table(["measure", *columns], known), *beside] if known else []

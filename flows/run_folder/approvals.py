@@ -168,13 +168,21 @@ def goes_on(run: RunFolder, round_: int) -> bool:
     if outcome is None or made is None:
         return True
     if outcome.verdict == "pause":
-        reasons = "\n".join(f"  {reason}" for reason in made.reasons)
-        raise Paused(
-            f"round {round_} waits for a person:\n{reasons}\n"
-            f"answer with: prefloop approve {run.root} --round {round_} --decision promote|stop|roll_back "
-            f"(back to round {made.best_round}), then give the same command again"
-        )
+        answer = f"answer with: {how_to_answer(run, round_)}, then give the same command again"
+        raise Paused(f"{why_it_waits(round_, made)}\n{answer}")
     return outcome.verdict != "stop"
+
+
+def why_it_waits(round_: int, made: Decision) -> str:
+    """The reasons for which ``round_`` waits for a person, a line each."""
+    return "\n".join([f"round {round_} waits for a person:", *(f"  {reason}" for reason in made.reasons)])
+
+
+def how_to_answer(run: RunFolder, round_: int) -> str:
+    """The command that answers the gate of ``round_``, and where a roll-back leads."""
+    made = read_decision(run, round_)
+    back = "" if made is None else f" (back to round {made.best_round})"
+    return f"prefloop approve {run.root} --round {round_} --decision promote|stop|roll_back{back}"
 
 
 def _begun(run: RunFolder, round_: int) -> bool:

@@ -1,7 +1,8 @@
 """evaluation: a round's responses to held-out prompts, scored and compared with the start and the previous round."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, offending_file, policy_chat, policy_rendering
 from flows.stages.data import held_out_prompts, text_preferences, training_prompts
 from flows.stages.labels.shards import LabelProgress, open_accounts
-from flows.stages.measures.held_out import held_out_examples, held_out_metrics, write_held_out_prompts
+from flows.stages.measures.held_out import held_out_examples, held_out_metrics, pair_names, write_held_out_prompts
 from flows.stages.training.frozen import FrozenPolicy
 from pipeline.config import SlotScorer, compares
+from pipeline.data.spool.categories import held_out_categories
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
-from pipeline.evaluation.breakdown import by_criterion, by_source
+from pipeline.evaluation.breakdown import by_category, by_criterion, by_source
 from pipeline.evaluation.intervals import Interval, rate_interval
 from pipeline.evaluation.metrics import (
     THINKING,
@@ -49,6 +51,7 @@ MAX_GAP = {
     "4-bit": 0.6,
     "experts": 0.9,
 }
+CATEGORIES = "categories.json"
 # How many of the worst rows are kept if they differ by more.
 WORST = 16
 _Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -78,7 +81,8 @@ def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group],
         metrics: _Metrics = {"round": round_, "reward": None, **describe_responses(groups["sampled"])}
         metrics["reward_greedy"] = describe_responses(groups["greedy"]).get("reward")
         metrics |= _thinking(context, round_) | _win_rates(context, round_, groups["sampled"], scorer)
-        metrics |= _parts(context, round_, groups["sampled"], scorer)
+        categories = held_out_names(context, round_, folder)
+        metrics |= _parts(context, round_, groups["sampled"], scorer, categories)
         labelling = label_summary([accounts.take()], accounts)
     if isinstance(settings, SlotScorer):
         metrics |= slot_metrics(groups["greedy"], groups["sampled"])
@@ -128,16 +132,34 @@ def _win_rates(context: Context, round_: int, sampled: Sequence[Group], scorer: 
     return metrics
 
 
-def _parts(context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller | None) -> _Metrics:
-    """The same by where prompts are from, if that differs, and by the criteria of rubrics."""
+def held_out_names(context: Context, round_: int, folder: Path) -> dict[str, str]:
+    """The category of each held-out prompt by its id; read once, in round 0, and written to ``folder``."""
+    column = context.config.evaluation.category
+    if column is None:
+        return {}
+    file = context.run.stage(0, "evaluation").folder / CATEGORIES
+    if round_ == 0 or not file.is_file():
+        found = held_out_categories(context.config, column, [prompt.id for prompt in held_out_prompts(context)])
+        write_json(folder / CATEGORIES, dict(found))
+        return found
+    known: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    return known
+
+
+def _parts(
+    context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller | None, categories: Mapping[str, str]
+) -> _Metrics:
+    """The same by where prompts are from, if that differs, by category and by the criteria of rubrics."""
     settings, wins = context.config.evaluation, dict[str, float]()
-    if scorer is not None and len({group.prompt.source for group in sampled}) > 1:
+    several = len({group.prompt.source for group in sampled}) > 1 or len({*categories.values()}) > 1
+    if scorer is not None and several:
         start = sampled if round_ == 0 else _earlier(context, 0)
         # A judge has compared them already, so its answers are in the cache.
         compared = _compares(context)
         wins = wins_by_comparison(sampled, start, scorer) if compared else wins_by_score(sampled, start)
     found = {
         "by_source": by_source(sampled, wins, settings.bootstrap, settings.seed),
+        "by_category": by_category(sampled, categories, wins, settings.bootstrap, settings.seed),
         "by_criterion": by_criterion(sampled, settings.bootstrap, settings.seed),
     }
     return {name: parts for name, parts in found.items() if parts}
@@ -175,7 +197,8 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
     if texts:
         metrics["reference_logprob"] = per_token(own[len(drawn) :])
     if pairs:
-        metrics |= held_out_metrics(context, round_, pairs, folder)
+        names = pair_names(context, chat, held_out_names(context, round_, folder))
+        metrics |= held_out_metrics(context, round_, pairs, folder, names)
         write_held_out_prompts(context, chat, folder)
     metrics["sampler_trainer_gap"] = sampler_gap(sampled, own[: len(drawn)])
     require_small_gap(context, round_, sampled, own[: len(drawn)])

@@ -56,8 +56,8 @@ class RayCluster(Closed):
 ClusterSettings = Annotated[LocalCluster | RayCluster, Field(discriminator="kind")]
 
 
-class Resources(Closed):
-    """Names of Prefect's global concurrency limits; a stage holds a slot of each one that it needs while it works."""
+class CardLimit(Closed):
+    """The name of the global concurrency limit in Prefect of which a slot is held while the accelerator is used."""
 
     gpu: str | None = Field(
         None,
@@ -65,6 +65,11 @@ class Resources(Closed):
         description="limit of the accelerator; a stage gives its slot back once the processes that used it have ended",
         json_schema_extra=OPERATIONAL,
     )
+
+
+class Resources(CardLimit):
+    """Names of Prefect's global concurrency limits; a stage holds a slot of each one that it needs while it works."""
+
     judge: str | None = Field(
         None,
         pattern=_LIMIT,

@@ -6,8 +6,9 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.base import LATER, OPERATIONAL, Closed
 from pipeline.config.data.limits import Limits
-from pipeline.config.data.mixture import usual_source
+from pipeline.config.data.mixture import MixtureData, usual_source
 from pipeline.config.data.sources import Data, HeldOut, PairData
+from pipeline.config.data.user_data import DatasetData, FileData
 from pipeline.config.evaluation.gate import Evaluation, Gate
 from pipeline.config.evaluation.suites import require_suites
 from pipeline.config.images.policies import ScratchDiffusion
@@ -179,6 +180,13 @@ class RunConfig(Closed):
     def _suites_fit(self) -> "RunConfig":
         rules = {} if self.gate is None else self.gate.suites
         require_suites(self.evaluation.suites, rules, self.modality, self.scorer is not None)
+        name, data = ("pairs", self.pairs) if self.prompts is None else ("prompts", self.prompts)
+        if self.evaluation.category is not None and not isinstance(data, FileData | DatasetData | MixtureData):
+            kind = "null" if data is None else data.kind
+            raise ValueError(
+                f"evaluation.category: {self.evaluation.category!r} names a column, and {name}.kind: {kind} has none; "
+                "allowed: null"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Measures of held-out responses by where their prompts are from, and by the criteria of rubrics. Torch-free."""
+"""Measures of held-out responses by the prompts' source and category, and by the criteria of rubrics. Torch-free."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -25,9 +25,22 @@ def by_source(groups: Sequence[Group], wins: Mapping[str, float], resamples: int
         wins: win rates over the start by prompt id; empty without labels.
         resamples, seed: of the intervals of rewards.
     """
+    return _by({group.prompt.id: group.prompt.source or "–" for group in groups}, groups, wins, resamples, seed)
+
+
+def by_category(
+    groups: Sequence[Group], categories: Mapping[str, str], wins: Mapping[str, float], resamples: int, seed: int
+) -> _Parts:
+    """Return measures by what ``categories`` says of prompts, by their ids; empty if all say the same."""
+    return _by(categories, groups, wins, resamples, seed)
+
+
+def _by(
+    names: Mapping[str, str], groups: Sequence[Group], wins: Mapping[str, float], resamples: int, seed: int
+) -> _Parts:
     parts: dict[str, list[Group]] = {}
     for group in groups:
-        parts.setdefault(group.prompt.source or "–", []).append(group)
+        parts.setdefault(names.get(group.prompt.id, "–"), []).append(group)
     return _measured(parts, lambda part: _of_groups(part, wins, resamples, seed)) if len(parts) > 1 else {}
 
 

@@ -103,9 +103,33 @@ class Browser:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self._ask("Emulation.setDeviceMetricsOverride", size, self._session)
 
-    def picture(self, file: Path, height: int = 1000) -> Path:
+    def fill(self, label: str, value: str) -> None:
+        """Choose, or type, what belongs to the label that begins with ``label``."""
+        found = f"[...document.querySelectorAll('label')].find(one => one.innerText.startsWith({json.dumps(label)}))"
+        field = f"{found}?.querySelector('select, textarea, input')"
+        deadline = time.monotonic() + PAGE_SECONDS
+        while self.run(f"({field}) ? 1 : 0") != 1:
+            assert time.monotonic() < deadline, f"no field is labelled {label}"
+            time.sleep(0.2)
+        setter = f"Object.getOwnPropertyDescriptor(Object.getPrototypeOf({field}), 'value').set"
+        self.run(f"{setter}.call({field}, {json.dumps(value)})")
+        for event in ("input", "change"):
+            self.run(f"{field}.dispatchEvent(new Event('{event}', {{bubbles: true}}))")
+
+    def dress(self, scheme: str) -> None:
+        """Have the next pages ``light`` or ``dark``: as the system says, and as Prefect's settings keep it."""
+        wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._ask("Emulation.setEmulatedMedia", {"features": wanted}, self._session)
+        kept = json.dumps(json.dumps(scheme))
+        self.run(f"localStorage.setItem('color-scheme', {kept})")
+
+    def overflow(self) -> int:
+        """How many pixels the page is wider than the window."""
+        return int(self.run("document.documentElement.scrollWidth - window.innerWidth"))
+
+    def picture(self, file: Path, height: int = 1000, width: int = 1400) -> Path:
         """A PNG of the page's first ``height`` pixels."""
-        self.resize(1400, height)
+        self.resize(width, height)
         time.sleep(0.5)
         shot = self._ask("Page.captureScreenshot", {"format": "png"}, self._session)
         file.write_bytes(base64.b64decode(shot["data"]))

@@ -20,8 +20,18 @@ from prefect.states import Suspended
 from pydantic import Field
 
 from flows.prefect_api.access import connected, lasting_api
+from flows.prefect_api.artefacts import artefact_key
 from flows.prefect_api.deployed.parameters import dated
-from flows.run_folder.approvals import read_approval, record_approval, waiting
+from flows.report.findings.in_short import in_short
+from flows.report.gather import round_facts
+from flows.run_folder.approvals import (
+    how_to_answer,
+    read_approval,
+    read_decision,
+    record_approval,
+    waiting,
+    why_it_waits,
+)
 from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder
 
@@ -46,12 +56,13 @@ def wait_for_decision(root: Path, pause: Paused) -> None:
 
     The deployment's schedules are off in the meantime; they stay off if the decision is to stop.
     """
-    waits = waiting(RunFolder(root))
+    run = RunFolder(root)
+    waits = waiting(run)
     context = FlowRunContext.get()
     if not waits or context is None or context.flow_run is None or context.flow_run.deployment_id is None:
         raise pause
     flow_run, deployment = context.flow_run.id, context.flow_run.deployment_id
-    answer = _ask(flow_run, deployment, waits[-1], str(pause))
+    answer = _ask(flow_run, deployment, waits[-1], *_question(run, waits[-1], str(pause)))
     record_approval(root, waits[-1], answer.decision, answer.by or None, answer.reason)
     if answer.decision != "stop":
         with get_client(sync_client=True) as client:
@@ -101,12 +112,26 @@ def _round_waited_for(flow_run: FlowRun, root: Path) -> int | None:
     return int(key.removeprefix(ROUND))
 
 
-def _ask(flow_run: UUID, deployment: UUID, round_: int, why: str) -> DecisionForm:
+def _question(run: RunFolder, round_: int, pause: str) -> tuple[str, str]:
+    """Return why the run waits and how to answer, for the state, and what is known of the round, for the form.
+
+    One of Prefect's UIs reads the form's text as Markdown, the other as one paragraph of plain text.
+    """
+    made = read_decision(run, round_)
+    why = pause if made is None else why_it_waits(round_, made)
+    answer = f"Press Resume, or use: {how_to_answer(run, round_)}. The run then goes on by itself."
+    facts = round_facts(run, run.config(), round_, comparisons=0)
+    known = [f"{question} {text}." for question, text in in_short(facts) if question != "For you"]
+    page = f"The whole round is in the artifact {artefact_key(run.root, 'round')}."
+    return f"{why}\n{answer}", "\n\n".join([f"{why.replace(chr(10), chr(10) * 2)}.", *known, page])
+
+
+def _ask(flow_run: UUID, deployment: UUID, round_: int, why: str, form_says: str) -> DecisionForm:
     """Return the answer to an earlier try of this flow run, else raise ``Pause``, which ends the process."""
     state: State[object] = Suspended(message=why, pause_key=f"{ROUND}{round_}")
     keys = keyset_from_paused_state(state)
     state.state_details.run_input_keyset = {str(name): key for name, key in keys.items()}
-    form = DecisionForm.with_initial_data(description=why)
+    form = DecisionForm.with_initial_data(description=form_says)
     with get_client(sync_client=True) as client:
         result = client.set_flow_run_state(flow_run, state)
         if result.status is SetStateStatus.REJECT:

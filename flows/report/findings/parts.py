@@ -1,4 +1,4 @@
-"""Held-out measures by source and by criterion, in cells. Torch-free."""
+"""Held-out measures by source, category and criterion, in cells. Torch-free."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,14 +14,17 @@ PART_COLUMNS = (
     ("win_rate_vs_start", "wins vs start", "{:.1%}"),
     ("response_length", "tokens", "{:.1f}"),
     ("stop_rate", "ended", "{:.1%}"),
+    ("held_out_accuracy", "held-out accuracy", "{:.1%}"),
 )
 _LETTERS = 60
 
 
 def part_rows(metrics: Mapping[str, Any]) -> Iterator[list[str]]:
     """The name of each part of a round's held-out prompts, and its cells of ``PART_COLUMNS``."""
-    for kind in ("by_source", "by_criterion"):
-        for name, measured in (metrics.get(kind) or {}).items():
+    for kind in ("by_source", "by_category", "by_criterion"):
+        responses, pairs = (metrics.get(f"{of}{kind}") or {} for of in ("", "held_out_"))
+        for name in dict.fromkeys((*responses, *pairs)):
+            measured = {**responses.get(name, {}), **pairs.get(name, {})}
             yield [one_line(str(name), _LETTERS), *(_cell(measured, key, form) for key, _, form in PART_COLUMNS)]
 
 

@@ -15,7 +15,8 @@ def round_line(facts: RoundFacts) -> str:
     if facts.win_rate_vs_start is not None and facts.round > 0:
         parts.append(f"wins over the start {_share(facts.win_rate_vs_start)}")
     if facts.gate is not None:
-        parts.append(f"gate: {verdict_words(facts.gate.decision, facts.round, facts.gate.best_round)}")
+        answered = "" if facts.gate.answer is None else f" (a person: {facts.gate.answer.replace('_', ' ')})"
+        parts.append(f"gate: {verdict_words(facts.gate.decision, facts.round, facts.gate.best_round)}{answered}")
     return f"round {facts.round}: {', '.join(parts) or 'evaluated'}"
 
 

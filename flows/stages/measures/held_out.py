@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import JsonValue
 
@@ -10,7 +11,14 @@ from flows.stages.context import Context
 from flows.stages.data import held_out_pairs
 from flows.stages.training.frozen import FrozenPolicy
 from pipeline.config import Composition
-from pipeline.evaluation.held_out import PairScores, RankedPair, pair_margins, pair_measures, pair_scores
+from pipeline.evaluation.held_out import (
+    PairScores,
+    RankedPair,
+    accuracy_by_part,
+    pair_margins,
+    pair_measures,
+    pair_scores,
+)
 from pipeline.evaluation.intervals import Interval
 from pipeline.models.chat import Chat
 from pipeline.storage.atomic import write_json
@@ -44,8 +52,27 @@ def _tokenised(context: Context, chat: Chat) -> Iterator[Pair]:
     return tokenise_pairs(held_out_pairs(context), chat, context.config.chat, dropped=Counter())
 
 
-def held_out_metrics(context: Context, round_: int, pairs: Sequence[Example], folder: Path) -> dict[str, JsonValue]:
-    """Write the margin of each pair; return the measures of ``pair_measures`` as ``held_out_NAME`` with intervals."""
+def pair_names(context: Context, chat: Chat, categories: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The source, and the category if there are any, of each held-out pair by its id."""
+    pairs = list(_tokenised(context, chat))
+    found = {"source": {pair.id: pair.prompt.source or "–" for pair in pairs}}
+    if categories:
+        found["category"] = {pair.id: categories.get(pair.prompt.id, "–") for pair in pairs}
+    return found
+
+
+def held_out_metrics(
+    context: Context,
+    round_: int,
+    pairs: Sequence[Example],
+    folder: Path,
+    names: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+) -> dict[str, JsonValue]:
+    """Write the margin of each pair; return the measures of ``pair_measures`` as ``held_out_NAME`` with intervals.
+
+    ``names``: what pairs are told apart by, such as ``source``, with the name of each pair's part by its id; the
+    accuracy of parts is ``held_out_by_source``.
+    """
     settings, loss = context.config.evaluation, context.config.loss
     start = _pair_logps(context, 0, pairs)
     own = start if round_ == 0 else _pair_logps(context, round_, pairs)
@@ -56,7 +83,20 @@ def held_out_metrics(context: Context, round_: int, pairs: Sequence[Example], fo
         RankedPair(pair.prompt_ids, mine, before, len(logps[0]), len(logps[1]), _gap(logps))
         for pair, mine, before, logps in zip(pairs, ours, theirs, start, strict=True)
     ]
-    return as_metrics(pair_measures(ranked, settings.bootstrap, settings.seed), len(pairs))
+    found = as_metrics(pair_measures(ranked, settings.bootstrap, settings.seed), len(pairs))
+    return found | _accuracies({kind: [of[pair.id] for pair in pairs] for kind, of in names.items()}, ranked)
+
+
+def _accuracies(parts: Mapping[str, Sequence[str]], ranked: Sequence[RankedPair]) -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {}
+    for kind, of in parts.items():
+        if len({*of}) > 1:
+            measured = accuracy_by_part(ranked, of)
+            found[f"held_out_by_{kind}"] = {
+                name: {"held_out_accuracy": one.mean, "held_out_accuracy_ci": [one.low, one.high]}
+                for name, one in measured.items()
+            }
+    return found
 
 
 def as_metrics(measures: Mapping[str, Interval], pairs: int) -> dict[str, JsonValue]:

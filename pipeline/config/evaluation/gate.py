@@ -117,6 +117,13 @@ class Evaluation(Closed):
         "float32, 0.1 in float16, 0.3 in bfloat16",
         json_schema_extra=OPERATIONAL,
     )
+    category: str | None = Field(
+        None,
+        min_length=1,
+        description="column of the data by whose values held-out measures are told apart too: by_category in "
+        "metrics.json",
+        json_schema_extra=LATER,
+    )
     suites: tuple[Suite, ...] = Field((), description="standard evaluations", json_schema_extra=LATER)
 
     def identity(self) -> dict[str, JsonValue]:

@@ -7,17 +7,18 @@ from pipeline.errors import nearest
 # configs/ is next to pipeline/ both in a checkout and in an installed package.
 CONFIGS = Path(__file__).parents[3] / "configs"
 _FOLDERS = (".", "recipes")
+# Laid over a run's config, or named in it.
+_PARTS = ("loss", "accelerate")
 
 
 def shipped_names() -> list[str]:
     """Return the names of the shipped run configs, those of recipes with their folder."""
-    files = [file for folder in _FOLDERS for file in sorted((CONFIGS / folder).glob("*.yaml"))]
-    return [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in files]
+    return _names_in(_FOLDERS)
 
 
 def shipped_or_own(file: Path) -> Path:
-    """Return ``file``; if there is none, and it is the name of a shipped config, that config's file."""
-    if not file.is_file() and file.as_posix() in shipped_names():
+    """Return ``file``; if there is none, and it is the name of a shipped config or part of one, that one's file."""
+    if not file.is_file() and file.as_posix() in _names_in((*_FOLDERS, *_PARTS)):
         return CONFIGS / f"{file.as_posix()}.yaml"
     return file
 
@@ -31,6 +32,11 @@ def suggestion(file: Path) -> str:
     """Return ``; did you mean 'quickstart'?`` for a file that is not there, or nothing."""
     if file.exists():
         return ""
-    names = shipped_names()
+    names = _names_in((*_FOLDERS, *_PARTS))
     meant = file.with_suffix("").as_posix().removeprefix("configs/")
     return f"; did you mean {meant!r}, which prefloop ships?" if meant in names else nearest(file.as_posix(), names)
+
+
+def _names_in(folders: tuple[str, ...]) -> list[str]:
+    files = [file for folder in folders for file in sorted((CONFIGS / folder).glob("*.yaml"))]
+    return [file.relative_to(CONFIGS).with_suffix("").as_posix() for file in files]

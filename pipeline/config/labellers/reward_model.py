@@ -10,6 +10,7 @@ from pipeline.config.data.mixture import usual_source
 from pipeline.config.data.sources import HeldOut, PairData
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.margins import Margin, NoMargin
+from pipeline.config.machines import CardLimit
 from pipeline.config.policy import PretrainedModel, TemplateSettings
 from pipeline.config.training import Optimisation
 
@@ -56,6 +57,11 @@ class RewardModelConfig(Closed):
         "difference of the pair's scores (Llama 2, arXiv:2307.09288, equation 2)",
     )
     training: RewardTraining = RewardTraining()
+    resources: CardLimit = Field(
+        CardLimit(),
+        description="what this training shares with runs, by the name of Prefect's global concurrency limit",
+        json_schema_extra=OPERATIONAL,
+    )
 
     @model_validator(mode="before")
     @classmethod

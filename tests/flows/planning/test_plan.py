@@ -10,6 +10,7 @@ from flows.preflight.check import check_config, check_new
 from pipeline.config.files import load_config
 from tests.support.places import ROOT
 from tests.support.small_config import write_small_config
+from tests.support.suite_files import IFEVAL, write_rows
 from tests.support.tiny_model import save_tiny_model
 
 ONE_GOLD = "discriminator.gate={held_out: 0.25, comparisons: 1, error: 1}"
@@ -100,6 +101,31 @@ def test_processes_on_one_machine_are_planned_with_what_all_of_them_hold(
     for settings, told in ((learns, False), ((*learns, f"accelerate={launch}"), True)):
         call(monkeypatch, config, *settings)
         assert (line in capsys.readouterr().out) is told
+
+
+def test_suites_are_planned_with_answers_judge_calls_and_seconds(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ifeval = write_rows(tmp_path / "ifeval.jsonl", IFEVAL)
+    baseline = [{"instruction": f"the cat {n}", "output": "sat", "generator": "b"} for n in range(5)]
+    judge = {"kind": "judge", "mode": "pairwise", "server": {"base_url": "http://127.0.0.1:9/v1", "model": "m"}}
+    suites = [
+        {"kind": "ifeval", "file": str(ifeval), "max_tokens": 8, "every": 3},
+        {"kind": "alpaca_eval", "file": str(write_rows(tmp_path / "b.jsonl", baseline)), "judge": judge, "limit": 3},
+        {"kind": "lm_eval", "tasks": ["arc_easy"]},
+    ]
+    given = f"evaluation.suites={json.dumps(suites)}"
+    plan = planned(monkeypatch, capsys, config, given, "--rates", "sampling=10,labelling=100,training=20")
+    checked, compared, tasks = plan["suites"]
+    assert (checked["rows"], checked["sampled"], checked["every"], checked["calls"]) == (len(IFEVAL), 32, 3, 0)
+    assert checked["seconds"] == 3.2
+    # Three questions, of which each is asked in both orders.
+    assert (compared["rows"], compared["sampled"], compared["calls"]) == (3, 3 * 16, 6)
+    assert compared["seconds"] == pytest.approx(4.8 + compared["tokens_labelled"] / 100)
+    assert tasks["rows"] is None and tasks["seconds"] is None
+    assert call(monkeypatch, config, given) == 0
+    said = capsys.readouterr().out
+    assert "suite: ifeval" in said and "judge calls" in said and "each 3" in said and "None" not in said
 
 
 @pytest.mark.whole

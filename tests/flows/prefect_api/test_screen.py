@@ -140,7 +140,7 @@ def test_runs_have_names_and_tags_and_tasks_have_no_tags(screened: Screened) -> 
     failed, done = screened.flow_runs
     assert (failed["state_type"], done["state_type"]) == ("FAILED", "COMPLETED")
     assert failed["name"] == done["name"] == TITLE
-    tags = ["loss:dpo", "mode:iterative", "run:tiny", "sampler:transformers", "scorer:function"]
+    tags = ["gate:promote", "loss:dpo", "mode:iterative", "run:tiny", "sampler:transformers", "scorer:function"]
     assert sorted(done["tags"]) == tags
     tasks = screened.ask("task_runs", flow_runs={"id": {"any_": [done["id"]]}})
     names = {task["name"] for task in tasks}
@@ -242,9 +242,11 @@ def test_the_round_table_is_on_its_page(screened: Screened, browser: Browser, pi
     browser.open(f"{screened.ui}/artifacts/artifact/{table['id']}", "3 Items", "wins vs start", *rewards)
     rows = browser.run("[...document.querySelectorAll('tr')].map(row => row.innerText.split('\\t').map(c => c.trim()))")
     headings, *cells = rows
-    assert headings[:3] == ["round", "reward", "wins vs start"]
-    assert len(rounds) == 3 and [row[:2] for row in cells] == [[str(n), reward] for n, reward in enumerate(rewards)]
-    assert cells[2][2].startswith(f"{rounds[2]['win_rate_vs_start']:.1%} (")
+    assert headings[:4] == ["round", "gate", "reward", "wins vs start"]
+    assert len(rounds) == 3 and [[row[0], row[2]] for row in cells] == [
+        [str(n), reward] for n, reward in enumerate(rewards)
+    ]
+    assert cells[2][3].startswith(f"{rounds[2]['win_rate_vs_start']:.1%} (")
     browser.picture(pictures / "rounds.png")
 
 

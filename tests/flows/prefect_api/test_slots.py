@@ -135,6 +135,33 @@ def test_a_limit_without_slots_is_named(server: Path) -> None:
         raise AssertionError("it had the slot")
 
 
+def test_training_a_reward_model_waits_for_the_accelerator_like_a_stage(server: Path, tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    rows = [{"prompt": f"mat {n}", "chosen": f"the cat sat on mat {n}", "rejected": f"dog {n}"} for n in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [f"model.path={tmp_path / 'model'}", f"pairs.path={tmp_path / 'pairs.jsonl'}", "held_out.prompts=4"]
+    known = {"PREFECT_API_URL": PREFECT_API_URL.value(), "PREFECT_API_AUTH_STRING": PREFECT_API_AUTH_STRING.value()}
+    env = {**os.environ, **{name: str(value) for name, value in known.items()}, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "flows", "reward-model", "reward_model", *settings, "resources.gpu=rewarded"]
+    with (
+        SharedSlots({"gpu": "rewarded"}, lambda name: None) as slots,
+        subprocess.Popen(
+            [*command, "--run-dir", str(tmp_path / "made")], env=env, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            text=True,
+        ) as training,
+    ):  # fmt: skip
+        assert training.stderr is not None
+        with slots.held(["gpu"], print, quietly):
+            while "waits for a slot of Prefect's concurrency limit rewarded" not in (
+                line := training.stderr.readline()
+            ):
+                assert line, "it ended before it waited"
+            assert not (tmp_path / "made" / "metrics.json").exists()
+        said = training.stderr.read()
+    assert training.returncode == 0 and "resources.gpu: has a slot of rewarded" in said, said
+    assert (tmp_path / "made" / "metrics.json").is_file() and active("rewarded") == 0
+
+
 @pytest.fixture
 def up(tmp_path: Path) -> Iterator[Up]:
     model = save_tiny_model(tmp_path / "model")

@@ -47,6 +47,7 @@ def read(folder: Path, plain: dict[str, Any], **training: Any) -> Launch:
 def test_what_is_shipped_is_read(file: Path) -> None:
     launch = read_launch(run_config(file))
     assert launch is not None and launch.processes > 1
+    assert read_launch(run_config(Path("accelerate") / file.stem)) == launch
     assert (launch.sharding is not None) == (launch.kind == "FSDP2") == file.stem.startswith("fsdp2")
     assert launch.machines == (2 if file.stem == "fsdp2_two_machines" else 1)
     assert (launch.zero is not None) == (launch.kind == "DeepSpeed") == file.stem.startswith("deepspeed")
