@@ -15,8 +15,8 @@ from flows.prefect_api.access import Api, connected, secret_file
 from flows.prefect_api.server import lasting_server
 from flows.prefect_api.starting import start_watched, stop_watched
 
-# Time for a run to end its children and report its end.
-_STOP_SECONDS = 30.0
+# Time for a run to end its children and report its end; one that is killed then goes on from the same files.
+_STOP_SECONDS = 15.0
 _WATCH_SECONDS = 0.5
 # A worker that lives shorter than this is not started again.
 _LEAST_SECONDS = 20.0
