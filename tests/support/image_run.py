@@ -79,6 +79,7 @@ class Reports:
 
     def __call__(self, done: int, total: int, note: str) -> None:
         """Take a report."""
+        assert "token" not in note, note
         if self._left is not None:
             self._left -= 1
             if self._left == 0:

@@ -147,8 +147,12 @@ def memory_table(runs: Runs) -> Table | None:
             )
     if not rows:
         return None
-    headings = ["stage", "rows", "tokens", "time", "tokens (or rows) a second", "peak memory GiB", "on the device GiB"]
-    kept = [place for place in range(len(headings)) if place < 5 or any(row[place] != "–" for row in rows)]
+    # Images have no tokens.
+    counted = any(row[2] != "–" for row in rows)
+    each = "tokens (or rows) a second" if counted else "rows a second"
+    headings = ["stage", "rows", "tokens", "time", each, "peak memory GiB", "on the device GiB"]
+    shown = {0, 1, 3, 4} | ({2} if counted else set())
+    kept = [place for place in range(len(headings)) if place in shown or any(row[place] != "–" for row in rows)]
     return Table([headings[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
 

@@ -47,6 +47,8 @@ HEADS = "heads"
 _OPTIMISER = "optimiser/state.safetensors"
 EXAMPLES = "examples.arrow"
 OFFENDING_ROWS = "offending.parquet"
+# Facts of training that mean nothing for images, whose draws stand for tokens.
+_OF_TOKENS = frozenset(("tokens", "response_tokens", "tokens_per_second", "padding"))
 
 
 class WatchNotes:
@@ -149,8 +151,10 @@ def fit(
 
     log = StepLog(folder / STEPS)
 
+    images = context.config.modality == "image"
+
     def on_start(passes: PassTokens, why: str | None) -> None:
-        if context.config.modality == "image":
+        if images:
             # Draws have no prompt to share, and no lengths to fill up.
             return
         line = passes.line(why)
@@ -159,7 +163,9 @@ def fit(
 
     def on_step(step: StepReport) -> None:
         log.add(step)
-        note = f"loss {step.loss:.4f}, {step.tokens_per_second:.0f} tokens/s"
+        # Images have no tokens; steps a second are told anyway.
+        rate = "" if images else f", {step.tokens_per_second:.0f} tokens/s"
+        note = f"loss {step.loss:.4f}{rate}"
         context.report(step.step, step.steps, note if notes is None else note + notes.note)
 
     result = train(
@@ -179,7 +185,8 @@ def fit(
         write_alarms(folder, result.alarms, result.kept_step)
         if result.evaluations:
             write_held_out(folder, result.evaluations)
-    return Outcome(len(table), _metrics(result, loss))
+    told = _metrics(result, loss)
+    return Outcome(len(table), {name: told[name] for name in told if not (images and name in _OF_TOKENS)})
 
 
 def _watching(context: Context, notes: WatchNotes) -> Watching:

@@ -13,8 +13,13 @@ from PIL import Image
 
 from flows.commands.export import export_policy
 from flows.commands.pairs import export_pairs, show_pairs
+from flows.report.html.tables import memory_table
+from flows.report.write import run_facts
+from flows.run_folder.redo import set_aside
+from flows.run_folder.retention import free_room
 from flows.run_folder.stage_keys import reference_name
 from pipeline.config import ImageData
+from pipeline.config.machines import Retention
 from pipeline.data.pictures.image_rows import StoredPictures, image_response, read_images
 from pipeline.data.pictures.rows import wanted_pictures
 from pipeline.data.reading import read_preferences
@@ -70,6 +75,13 @@ def test_pairs_are_the_best_against_the_worst_by_the_rule(done: RunFolder) -> No
 def test_the_first_step_starts_at_the_reference(done: RunFolder) -> None:
     first = read_steps(done.stage(1, "policy").folder / "steps.jsonl")[0]
     assert first.loss == pytest.approx(np.log(2), abs=1e-6) and first.margin == 0
+
+
+def test_training_counts_no_tokens(done: RunFolder) -> None:
+    facts = done.stage(1, "policy").require().metrics
+    assert "seconds" in facts and not [name for name in facts if "token" in name]
+    table = memory_table([run_facts(done, done.config())])
+    assert table is not None and table.headings[2:4] == ["time", "rows a second"]
 
 
 def test_stored_errors_are_of_every_draw_of_both_sides(done: RunFolder) -> None:
@@ -135,6 +147,26 @@ def test_a_kill_before_a_stage_is_committed_changes_no_bit(done: RunFolder, tmp_
     round_, _, name = place.partition(":")
     assert not RunFolder(root).stage(int(round_), name).folder.exists()
     assert digests(run_images(root)) == digests(done)
+
+
+@pytest.mark.whole
+def test_stages_that_are_redone_have_the_same_bits(done: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(done.root, tmp_path / "run"))
+    moved = {Path(title).name for title in set_aside(run, run.config(), 1, "reference")}
+    assert moved == {"reference", "policy", "evaluation_samples", "evaluation", "gate"}
+    shutil.rmtree(run.root / "set_aside")
+    assert digests(run_images(run.root)) == digests(done)
+
+
+def test_retention_removes_weights_of_diffusers_folders(done: RunFolder, tmp_path: Path) -> None:
+    run = RunFolder(shutil.copytree(done.root, tmp_path / "run"))
+    kept = Retention(last=1, start=False, best=False)
+    config = run.config().model_copy(update={"rounds": 1, "gate": None, "retention": kept})
+    shutil.rmtree(run.stage(1, "gate").folder)
+    assert [freed.title for freed in free_room(run, config)] == [run.stage(0, "policy").title]
+    left = {file.relative_to(run.root).parts[0] for file in run.root.rglob("*.safetensors")}
+    assert left == {"round_001"} and (run.stage(0, "policy").folder / "unet" / "config.json").is_file()
+    assert not file_faults(run.stage(0, "policy"), run.stage(0, "policy").require(), reread=True)
 
 
 @pytest.mark.whole

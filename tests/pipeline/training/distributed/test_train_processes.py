@@ -40,7 +40,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     )
     assert shared.keys() == alone.keys()
     for name, expected in alone.items():
-        # Adam divides a gradient by its own size, and so what rounding makes of one that is nearly 0. Scores of images are
-        # hundreds of nats: their largest gradients are near 10.
+        # Adam divides a gradient by its own size, and so what rounding makes of one that is nearly 0. Scores of images
+        # are hundreds of nats: their largest gradients are near 10.
         apart = 5e-5 if name.startswith(("steps.", "images.")) else 1e-6
         torch.testing.assert_close(shared[name], expected, rtol=1e-5, atol=apart)
