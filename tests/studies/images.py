@@ -38,7 +38,8 @@ RIGHT, CLEAN, APART = "right", "clean", "distance_within"
 ARMS: Mapping[str, Sequence[str]] = {
     "dpo": (),
     "labels that know nothing": ("scorer.kind=function", f"scorer.file={HERE / 'image_rewards' / 'no_label.py'}"),
-    "winners alone": ("loss.preset=sft",),
+    # A likelihood is a mean over draws, of which there is one.
+    "winners alone": ("loss.preset=sft", "training.score.draws=1"),
     "collapse": (
         "prompts_per_round=94",
         "sampling.n=4",

@@ -30,7 +30,9 @@ WHOLE_SCHEDULE = ImageScore()
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
     left = [one for one in SMALL if not one.startswith(("prompts_per_round", "held_out", "training.max_steps"))]
     root = tmp_path_factory.mktemp("offline") / "run"
-    yield run_images(root, *OFFLINE, size=left, file="images_offline.yaml")
+    yield run_images(
+        root, *OFFLINE, "loss.beta=0.1", "training.score.levels=[0,1]", size=left, file="images_offline.yaml"
+    )
 
 
 def metrics_of(run: RunFolder, round_: int) -> dict[str, float]:
