@@ -200,6 +200,9 @@ class Workers:
                 timeout += self._config.sampler.start_timeout
                 self._of_cluster(self._crew).call(RunStage(round_, name), Done, timeout, on_progress)
             else:
+                if isinstance(self._config.cluster, RayCluster):
+                    # Labellers start with the stage, and show no work on this machine.
+                    timeout += self._config.sampler.start_timeout + self._config.cluster.place_timeout
                 request = RunStage(round_, name, shards is not None)
                 self._of_this_machine().call(request, Done, timeout, on_progress)
         except BaseException:

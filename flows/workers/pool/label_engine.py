@@ -1,10 +1,10 @@
 """A reward model in engines of its own: each a process in its seat, that computes parts of what is labelled."""
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import compress, count
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -17,6 +17,7 @@ from flows.workers.messages import (
     LabellerInit,
     LabelProgressed,
     PartComputed,
+    R,
     TakenUp,
     TakeUp,
 )
@@ -25,8 +26,8 @@ from flows.workers.pool.cards import this_machine
 from flows.workers.pool.dispatch import TaskBlock, Tray, answered
 from flows.workers.pool.sampler_engine import start_child
 from flows.workers.pool.seating import Seat, cut, seating_of
-from flows.workers.pool.worker import StartWorker, Worker
-from pipeline.config import RunConfig
+from flows.workers.pool.worker import NoPlaceError, StartWorker, Worker
+from pipeline.config import RayCluster, RunConfig
 from pipeline.errors import RunError, UserError
 from pipeline.safe_text import key_variables
 from pipeline.types import Group
@@ -67,25 +68,11 @@ class LabelEngine:
 
     def describe(self) -> Described:
         """Return what the loaded model tells of itself; a process that dies or is late is replaced."""
-        for left in range(_RETRIES, -1, -1):
-            try:
-                return self._running().call(Describe(), Described, self._times.part)
-            except RunError:
-                self.kill()
-                if left == 0:
-                    raise
-        raise AssertionError("unreachable")
+        return self._surely(lambda: self._running().call(Describe(), Described, self._times.part))
 
     def take_up(self, groups: tuple[Group, ...]) -> TakenUp:
         """Take up ``groups``; a process that dies or is late is replaced."""
-        for left in range(_RETRIES, -1, -1):
-            try:
-                return self._take(groups)
-            except RunError:
-                self.kill()
-                if left == 0:
-                    raise
-        raise AssertionError("unreachable")
+        return self._surely(lambda: self._take(groups))
 
     def of(self, groups: tuple[Group, ...]) -> "LabelEngine":
         """Compute parts of ``groups`` next."""
@@ -117,6 +104,18 @@ class LabelEngine:
         if worker is not None:
             worker.kill()
 
+    def _surely(self, ask: Callable[[], R]) -> R:
+        for left in range(_RETRIES, -1, -1):
+            try:
+                return ask()
+            except NoPlaceError:
+                raise
+            except RunError:
+                self.kill()
+                if left == 0:
+                    raise
+        raise AssertionError("unreachable")
+
     def _running(self) -> Worker[LabelProgressed]:
         if self._worker is None or not self._worker.alive:
             self._taken = None
@@ -143,6 +142,8 @@ class LabelPool:
     ) -> None:
         """Start all engines; ``log``: of the first one, the others add their number.
 
+        Where no machine has a place for an engine, the others do its work.
+
         Raises:
             UserError: the model cannot be loaded.
             RunError: an engine does not start.
@@ -158,8 +159,7 @@ class LabelPool:
 
         self.engines = [engine(number, seat) for number, seat in enumerate(seats)]
         try:
-            with ThreadPoolExecutor(len(self.engines)) as threads:
-                told = [*threads.map(LabelEngine.describe, self.engines)]
+            told = self._described()
         except BaseException:
             self.close()
             raise
@@ -172,7 +172,7 @@ class LabelPool:
         if not found:
             return found
         sent = tuple(groups) if self._model.reads_tokens else tuple(map(_without_tokens, groups))
-        taken = self.engines[0].take_up(sent)
+        taken = self._taken_up(sent)
         self._count(taken.facts)
         numbers = range(taken.parts)
         blocks = (TaskBlock(number, number + 1) for number in numbers)
@@ -195,6 +195,21 @@ class LabelPool:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _described(self) -> list[Described]:
+        with ThreadPoolExecutor(len(self.engines)) as threads:
+            asked = [threads.submit(engine.describe) for engine in self.engines]
+        placed = [not isinstance(one.exception(), NoPlaceError) for one in asked]
+        if any(placed):
+            self.engines, asked = [*compress(self.engines, placed)], [*compress(asked, placed)]
+        return [one.result() for one in asked]
+
+    def _taken_up(self, groups: tuple[Group, ...]) -> TakenUp:
+        """Have the first engine that has a place take up ``groups``."""
+        for engine in self.engines[:-1]:
+            with suppress(NoPlaceError):
+                return engine.take_up(groups)
+        return self.engines[-1].take_up(groups)
+
     def _count(self, facts: Mapping[str, JsonValue]) -> None:
         for name, value in facts.items():
             before = self.facts.get(name)
@@ -205,12 +220,16 @@ class LabelPool:
 def label_seats(config: RunConfig, rest: Seat) -> tuple[Seat, ...]:
     """Return a seat for each engine of a local reward model, on ``rest``: what the trainer has.
 
+    A cluster's engines are placed there; what is planned here is one.
+
     Raises:
         UserError: there are too few cards or cores; says what is allowed.
     """
     wanted = config.labelling.engines
     most, unit = (len(rest.cards), "card") if rest.cards else (len(rest.cores), "core")
-    if wanted == "auto":
+    if isinstance(config.cluster, RayCluster):
+        wanted = 1
+    elif wanted == "auto":
         wanted = most if rest.cards else 1
     if wanted > most:
         raise UserError(
@@ -226,28 +245,50 @@ def rest_here(config: RunConfig) -> Seat:
     return Seat("trainer", machine.cards) if machine.cards else seating_of(config, machine).rest
 
 
+# Says where a model's engines are, and how they start.
+Places = Callable[[], tuple[Sequence[Seat], StartWorker]]
+
+
 @contextmanager
 def label_engines(config: RunConfig, root: Path) -> Iterator[OpenPool | None]:
     """Yield what starts the engines of a local reward model of the run; None: models run in this process.
 
     They end with the block. Raises ``UserError`` if there are too few cards or cores.
     """
+    with ExitStack() as opened:
+        places: Places | None
+        if isinstance(config.cluster, RayCluster):
+            places = opened.enter_context(_on_cluster(config.cluster, config, root))
+        else:
+            places = _here(config)
+        yield None if places is None else _opener(config, root, places, opened)
+
+
+def _here(config: RunConfig) -> Places | None:
     seats = label_seats(config, rest_here(config))
-    if len(seats) == 1:
-        yield None
-        return
+    return None if len(seats) == 1 else lambda: (seats, start_child)
+
+
+@contextmanager
+def _on_cluster(settings: RayCluster, config: RunConfig, root: Path) -> Iterator[Places]:
+    from flows.workers.machines.cluster.crew import LabelCrew
+
+    with LabelCrew(settings, config, root) as crew:
+        yield lambda: (crew.seats(), crew.start)
+
+
+def _opener(config: RunConfig, root: Path, places: Places, opened: ExitStack) -> OpenPool:
     patience = further_seconds(config)
     times = EngineTimes(config.sampler.start_timeout + patience, config.labelling.engine_timeout + patience)
     env = dict.fromkeys(key_variables(config.model_dump(mode="json")))
-    numbers = itertools.count()
-    with ExitStack() as opened:
+    numbers = count()
 
-        def open_pool(model: LocalModel) -> LabelPool:
-            number = next(numbers)
-            log = root / "logs" / f"labeller{f'_{chr(97 + number)}' if number else ''}.log"
-            return opened.enter_context(LabelPool(model, log, seats, env, times))
+    def open_pool(model: LocalModel) -> LabelPool:
+        number, (seats, start) = next(numbers), places()
+        log = root / "logs" / f"labeller{f'_{chr(97 + number)}' if number else ''}.log"
+        return opened.enter_context(LabelPool(model, log, seats, env, times, start))
 
-        yield open_pool
+    return open_pool
 
 
 def _without_tokens(group: Group) -> Group:

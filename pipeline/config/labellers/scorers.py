@@ -278,7 +278,7 @@ class Labelling(Closed):
     engines: Engines = Field(
         "auto",
         description="engines side by side for each reward model that runs here, each with its own cards; auto: as many "
-        "as there are cards; on a CPU one, in the trainer's process",
+        "as there are cards; on a CPU one, in the trainer's process, or on a cluster an actor",
         json_schema_extra=OPERATIONAL,
     )
     engine_timeout: float = Field(

@@ -26,7 +26,9 @@ LOOPBACK = ("localhost", "127.0.0.1")
 def require_ray() -> None:
     """Raise ``UserError`` if Ray is not installed."""
     if any(importlib.util.find_spec(name) is None for name in EXTRA):
-        raise UserError("cluster.kind: ray needs Ray on all machines (pip install 'prefloop[ray]')")
+        raise UserError(
+            "cluster.kind: ray needs Ray on all machines (pip install 'prefloop[ray]'); allowed without it: local"
+        )
 
 
 def find_address(settings: RayCluster) -> tuple[str, int]:
@@ -79,13 +81,14 @@ class Reservation:
 class Cluster:
     """A connection; ``close`` ends all actors of this driver."""
 
-    def __init__(self, settings: RayCluster, root: Path, hidden: frozenset[str]) -> None:
+    def __init__(self, settings: RayCluster, root: Path, hidden: frozenset[str], *, joins: bool = False) -> None:
         """Connect, and check every machine.
 
         Args:
             settings: the address, and time limits.
             root: the run folder, which all machines must see.
             hidden: names of variables with keys.
+            joins: whether this is a further process of a run, whose driver has checked the machines.
 
         Raises:
             UserError: nothing answers, or a machine lacks something.
@@ -93,8 +96,10 @@ class Cluster:
         require_ray()
         host, port = find_address(settings)
         self.settings, self.address = settings, f"{host}:{port}"
-        self._home: Home = home_of(root, hidden)
+        self._home: Home = home_of(root, hidden, joins=joins)
         _connect(self.address, settings.connect_timeout, loopback=host in LOOPBACK and not _answers_others(port))
+        if joins:
+            return
         try:
             self._require_same()
         except BaseException:
@@ -196,6 +201,14 @@ class Cluster:
             )
 
 
+def make_token_private() -> None:
+    """Let nobody else read the file with Ray's token, which Ray itself writes for everybody to read."""
+    file = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):
+        if file.stat().st_mode & 0o077:
+            file.chmod(0o600)
+
+
 def _answers_others(port: int) -> bool:
     """Whether ``port`` of this machine also answers at the address under which other machines know it."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -207,12 +220,20 @@ def _answers_others(port: int) -> bool:
     return False
 
 
-def _connect(address: str, seconds: float, *, loopback: bool) -> None:
-    """Connect to Ray; what answers at the address may be no Ray, of which Ray's client tells only after minutes."""
+def prepare_ray(*, loopback: bool) -> None:
+    """Set what Ray reads when it is first imported; ``loopback``: the cluster is on this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A call after the disconnection would start a cluster on this machine, and write a token that all may read.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     if loopback:
         # Without it Ray would look for the cluster at an address of this machine that others reach.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def _connect(address: str, seconds: float, *, loopback: bool) -> None:
+    """Connect to Ray; what answers at the address may be no Ray, of which Ray's client tells only after minutes."""
+    prepare_ray(loopback=loopback)
+    make_token_private()
     import ray
 
     failed: list[Exception] = []

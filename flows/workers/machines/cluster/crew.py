@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flows.workers.machines.cluster.actors import start_actor, start_trainer
 from flows.workers.machines.cluster.connection import Cluster
-from flows.workers.machines.cluster.placing import placed, sampled_on, seating_on
+from flows.workers.machines.cluster.placing import as_fits, placed, sampled_on, seating_on, seats_on
 from flows.workers.machines.cluster.remote import RemoteChild
 from flows.workers.messages import P, Request, Service, StageProgress, TrainerInit
 from flows.workers.patience import further_seconds
@@ -26,8 +26,7 @@ class Crew:
     def __init__(self, settings: RayCluster, config: RunConfig, root: Path) -> None:
         """Connect to the cluster; check its machines, and that they can hold the run. Raises ``UserError``."""
         self._config, self._root = config, root
-        secret = {name for name in os.environ if is_secret_variable(name) and not name.startswith("RAY_")}
-        self._cluster = Cluster(settings, root, frozenset(secret) | key_variables(config.model_dump(mode="json")))
+        self._cluster = Cluster(settings, root, hidden_from_actors(config))
         try:
             self.placing = placed(config, settings, self._cluster.machines, self._cluster.address)
         except BaseException:
@@ -69,3 +68,47 @@ class Crew:
     def close(self) -> None:
         """Disconnect; actors that are left end."""
         self._cluster.close()
+
+
+class LabelCrew:
+    """A cluster as the process sees it that labels with a run's reward models: connected at first use."""
+
+    def __init__(self, settings: RayCluster, config: RunConfig, root: Path) -> None:
+        """Connect to nothing yet."""
+        self._settings, self._config, self._root = settings, config, root
+        self._cluster: Cluster | None = None
+
+    def seats(self) -> tuple[Seat, ...]:
+        """Return a seat for each engine of a model. Raises ``UserError`` if the cluster does not answer."""
+        self._share = as_fits(self._config, self._settings, self._connected().machines).labellers
+        return seats_on(self._share)
+
+    def start(
+        self,
+        service: Service[P],
+        init: Request,
+        log: Path,
+        start_timeout: float,
+        seat: Seat,
+        env: Mapping[str, str | None],
+    ) -> Worker[P]:
+        """See ``StartWorker``."""
+        return start_actor(self._connected(), self._share, service, init, log, start_timeout, env)
+
+    def __enter__(self) -> "LabelCrew":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
+
+    def _connected(self) -> Cluster:
+        if self._cluster is None:
+            self._cluster = Cluster(self._settings, self._root, hidden_from_actors(self._config), joins=True)
+        return self._cluster
+
+
+def hidden_from_actors(config: RunConfig) -> frozenset[str]:
+    """Return the names of variables with keys, of this process and of ``config``."""
+    secret = {name for name in os.environ if is_secret_variable(name) and not name.startswith("RAY_")}
+    return frozenset(secret) | key_variables(config.model_dump(mode="json"))

@@ -43,11 +43,14 @@ class Home:
     hidden: tuple[str, ...]
 
 
-def home_of(root: Path, hidden: frozenset[str]) -> Home:
-    """Describe this machine, and write the mark into the run folder ``root``."""
-    mark = uuid4().hex
-    (root / MARK).parent.mkdir(parents=True, exist_ok=True)
-    write_text(root / MARK, mark)
+def home_of(root: Path, hidden: frozenset[str], *, joins: bool = False) -> Home:
+    """Describe this machine, and write the mark into the run folder ``root``, unless this process ``joins`` a run."""
+    if joins:
+        mark = (root / MARK).read_text(encoding="utf-8")
+    else:
+        mark = uuid4().hex
+        (root / MARK).parent.mkdir(parents=True, exist_ok=True)
+        write_text(root / MARK, mark)
     return Home(installed(), str(root), mark, str(Path.cwd()), tuple(sorted(hidden)))
 
 

@@ -52,8 +52,8 @@ def require_capacity(shares: Sequence[Share], machines: Iterable[Capacity], addr
         f"cluster: {address} cannot hold this run: no machine is left for one {share.title} of "
         f"{amounts(share.bundle)}\n  needed, each on one machine: {'; '.join(s.text for s in shares if s.count)}\n"
         f"  machines: {', '.join(map(amounts, there)) or 'none'}\n"
-        "  ask for less (sampler.engines, num_processes of the accelerate config, cluster.engine_cpus, "
-        "cluster.training_cpus) or start more machines"
+        "  ask for less (sampler.engines, sampler.tensor_parallel_size, labelling.engines, num_processes of the "
+        "accelerate config, cluster.engine_cpus, cluster.training_cpus) or start more machines"
     )
 
 

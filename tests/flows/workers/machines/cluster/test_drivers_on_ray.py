@@ -1,7 +1,6 @@
-"""The driver of a run on a Ray cluster: killed and begun again, or one of two."""
+"""``prefloop run`` on a Ray cluster: killed and begun again, it ends with the bits of one undisturbed process."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,93 +10,95 @@ import psutil
 import pytest
 
 from flows.loop.object_store.held import hold_run
-from flows.loop.preparation import prepare_run
-from flows.stages.run import run_stage
-from flows.workers.local import Workers
 from pipeline.errors import RunLockedError
 from pipeline.storage.rows import read_groups
-from pipeline.types import Group
+from tests.faults.results import results
 from tests.support.places import ROOT
 from tests.support.ray_cluster import Nodes
-from tests.support.tiny_run import begin, make_job, open_context
+from tests.support.reward_engines import local_models
+from tests.support.tiny_loop import prefloop
+from tests.support.tiny_run import make_job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
 
-SETTINGS = ("sampler.kind=transformers", "sampler.dtype=float32", "shard_size=2", "sampling.max_tokens=12")
-DRIVER = """
-import sys
-from pathlib import Path
-from flows.loop.object_store.held import hold_run
-from flows.stages.context import Context
-from flows.stages.run import run_stage
-from flows.workers.local import Workers
-from pipeline.storage.run_folder import RunFolder
-
-run = RunFolder(Path(sys.argv[1]))
-config = run.config()
-
-def report(done, total, note):
-    print(done, flush=True)
-    # Not all is done before it is killed.
-    if done >= 4:
-        sys.stdin.readline()
-
-with hold_run(run.root), Workers(run.root, config) as workers:
-    run_stage(Context(run, config, report), 1, "samples", workers)
-"""
+SETTINGS = (
+    "rounds=1",
+    "sampler.kind=transformers",
+    "sampler.dtype=float32",
+    "shard_size=1",
+    "sampling.n=8",
+    "sampling.max_tokens=64",
+    "training.checkpoint_every=1",
+)
+# What there is once a stage is under way.
+UNDER_WAY = {"samples": "samples.partial/shard_*.parquet", "policy": "policy.partial/checkpoints/step_*[0-9]"}
+SERVICES = {"flows.workers.sampler_service", "flows.workers.labeller_service", "flows.stages.trainer_service"}
 
 
-def groups(root: Path) -> list[Group]:
-    return list(read_groups(root / "round_001" / "samples"))
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A round that is sampled, labelled by a reward model and trained on."""
+    folder = tmp_path_factory.mktemp("job")
+    reward = local_models(folder)["classifier"].settings["path"]
+    scorer = f"scorer={{kind: classifier, path: {reward}, batch_tokens: 90}}"
+    return ["run", str(make_job(folder) / "iterative.yaml"), *SETTINGS, scorer]
 
 
-def actors(root: Path) -> list[int]:
-    """Engines of the cluster, whose parents are actors."""
+@pytest.fixture(scope="module")
+def environment(home: dict[str, str], cluster: Nodes) -> dict[str, str]:
+    return {**os.environ, **home}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command: list[str], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process on this machine."""
+    root = tmp_path_factory.mktemp("here") / "run"
+    done = prefloop(environment, *command, "--run-dir", root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def actors() -> list[int]:
+    """Services whose parents are actors of the cluster."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if process.info["cmdline"] and "flows.workers.sampler_service" in process.info["cmdline"]:
+        if SERVICES & {*(process.info["cmdline"] or ())}:
             parent = process.parent()
             found += [process.pid] if parent is not None and parent.name().startswith("ray::") else []
     return found
 
 
-def test_a_killed_driver_takes_its_actors_along_and_the_next_one_gives_the_same_bits(
-    cluster: Nodes, tmp_path: Path
+@pytest.mark.parametrize("stage", ["samples", pytest.param("policy", marks=pytest.mark.whole)])
+def test_a_killed_driver_takes_its_actors_along_and_the_same_command_gives_the_same_bits(
+    cluster: Nodes, command: list[str], environment: dict[str, str], undisturbed: Path, tmp_path: Path, stage: str
 ) -> None:
-    (tmp_path / "job").mkdir()
-    job = make_job(tmp_path / "job")
-    here = open_context(job, tmp_path / "here", "iterative", *SETTINGS)
-    begin(here)
-    ray = ("cluster.kind=ray", f"cluster.address={cluster.address}", "cluster.lost_after=30")
-    there = open_context(job, tmp_path / "there", "iterative", *SETTINGS, *ray)
-    prepare_run(there.config, there.run.root)
-    begin(there)
-    with Workers(here.run.root, here.config) as workers:
-        run_stage(here, 1, "samples", workers)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", DRIVER, str(there.run.root)]
+    root = tmp_path / "there" / "run"
+    on_ray = ["cluster.kind=ray", f"cluster.address={cluster.address}", "cluster.lost_after=30"]
+    asked = [*command, *on_ray, "--run-dir", str(root)]
     driver = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0
+        [sys.executable, "-m", "flows", *asked], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     )
-    assert driver.stdout is not None
     try:
-        done = 0
-        while done < 4:
-            line = driver.stdout.readline()
-            assert line, "the driver ended"
-            done = int(line) if line.strip().isdecimal() else done
-        with pytest.raises(RunLockedError), hold_run(there.run.root):
+        deadline = time.monotonic() + 600
+        while not [*root.glob(f"round_001/{UNDER_WAY[stage]}")]:
+            assert driver.poll() is None, driver.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with pytest.raises(RunLockedError), hold_run(root):
             pass
-        assert actors(there.run.root)
+        assert actors()
     finally:
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-    deadline = time.monotonic() + 200
-    while actors(there.run.root):
-        assert time.monotonic() < deadline, "engines outlive their driver"
+        driver.kill()
+        driver.communicate()
+    assert not (root / "round_001" / stage).exists()
+    killed = time.monotonic()
+    while actors():
+        assert time.monotonic() < killed + 200, "actors outlive their driver"
         time.sleep(0.2)
-    sealed = sorted(file.name for file in there.run.stage(1, "samples").partial.glob("shard_*.parquet"))
-    assert 0 < len(sealed) < 4
-    with hold_run(there.run.root), Workers(there.run.root, there.config) as workers:
-        run_stage(there, 1, "samples", workers)
-    assert groups(there.run.root) == groups(here.run.root)
+    done = prefloop(environment, *asked)
+    assert done.returncode == 0, done.stderr
+    assert results(root) == results(undisturbed)
+    for name in ("samples", "labels"):
+        there, here = (read_groups(run / "round_001" / name) for run in (root, undisturbed))
+        assert [*there] == [*here]
+    assert {"sampler.log", "labeller.log", "training.log"} <= {file.name for file in (root / "logs").iterdir()}

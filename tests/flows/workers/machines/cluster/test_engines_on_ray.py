@@ -4,6 +4,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from pipeline.config import RayCluster, RunConfig, SamplingSettings
 from pipeline.errors import RunError, UserError
 from pipeline.sampling.sampler import SampleRequest
 from pipeline.types import Response
+from tests.support.places import ROOT
 from tests.support.ray_cluster import Nodes, kill
 from tests.support.tiny_model import save_tiny_model
 from tests.support.tiny_sampler import write_true_probe
@@ -47,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_config(folder: Path, address: str, **more: Any) -> RunConfig:
-    settings = {"kind": "ray", "address": address, "lost_after": 12, "place_timeout": 20, **more}
+    settings = {"kind": "ray", "address": address, "lost_after": 20, "place_timeout": 60, **more}
     return RunConfig.model_validate(
         {
             "name": "tiny",
@@ -110,7 +113,7 @@ def host(pool: SamplerPool, number: int) -> Any:
 def ask(actor: Any, name: str) -> Any:
     import ray
 
-    return ray.get(actor.__getattr__(name).remote(), timeout=60)
+    return ray.get(actor.__getattr__(name).remote(), timeout=600)
 
 
 def test_engines_on_two_machines_give_the_bits_of_one_process_and_have_no_keys(
@@ -138,6 +141,7 @@ def test_a_killed_actor_is_replaced_and_costs_no_answer(pool: SamplerPool, folde
     assert bits([*got, *answers]) == expected
 
 
+@pytest.mark.whole
 def test_a_killed_engine_is_replaced_and_costs_no_answer(pool: SamplerPool, folder: Path, expected: Bits) -> None:
     pool.load(str(folder))
     answers = pool.sample(ASKED, SETTINGS)
@@ -146,6 +150,7 @@ def test_a_killed_engine_is_replaced_and_costs_no_answer(pool: SamplerPool, fold
     assert bits([*got, *answers]) == expected
 
 
+@pytest.mark.whole
 def test_a_hanging_actor_is_dropped_and_costs_no_answer(pool: SamplerPool, folder: Path, expected: Bits) -> None:
     pool.load(str(folder))
     hung = host(pool, 1)
@@ -225,3 +230,24 @@ def test_what_is_no_cluster_is_refused_in_time(folder: Path, tmp_path: Path) -> 
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         told = refusal(run_config(folder, address, connect_timeout=3), tmp_path)
     assert told.startswith(f"cluster.address: {address}: what answers there is no Ray cluster")
+
+
+LATE = """
+from flows.workers.machines.cluster.connection import prepare_ray
+prepare_ray(loopback=True)
+import ray
+try:
+    ray.put(1)
+except ray.exceptions.RaySystemError:
+    print(ray.is_initialized())
+"""
+
+
+def test_a_call_after_the_end_starts_no_cluster_here(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", LATE], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.stdout == "False\n", done.stderr
+    assert not (tmp_path / ".ray").exists()

@@ -1,14 +1,22 @@
 """How many actors a run asks a cluster for, and what is refused before it is asked."""
 
 import socket
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.workers.machines.cluster import connection
-from flows.workers.machines.cluster.connection import find_address
-from flows.workers.machines.cluster.placing import asked_of, placed, placing_lines, require_cluster, seating_on
+from flows.workers.machines.cluster.connection import find_address, make_token_private
+from flows.workers.machines.cluster.placing import (
+    asked_of,
+    placed,
+    placing_lines,
+    require_cluster,
+    seating_on,
+    seats_on,
+)
 from flows.workers.machines.cluster.shares import Share
 from pipeline.config import RayCluster, RunConfig
 from pipeline.errors import UserError
@@ -35,6 +43,17 @@ def run_config(address: str = "auto", accelerate: Path | None = None, cluster: A
 def settings(config: RunConfig) -> RayCluster:
     assert isinstance(config.cluster, RayCluster)
     return config.cluster
+
+
+def labelled(*models: str, **labelling: Any) -> RunConfig:
+    """A run whose reward models label."""
+    of_kind = [{"kind": kind} | ({} if kind == "length" else {"path": "reward"}) for kind in models]
+    members = [{"scorer": one, "weight": 1} for one in of_kind]
+    scorer = {"kind": "ensemble", "members": members} if len(models) > 1 else of_kind[0]
+    config = run_config(kind="transformers", keep_warm="never").model_dump(mode="json", exclude_unset=True)
+    return RunConfig.model_validate(
+        {**config, "mode": "iterative", "pairs": None, "scorer": scorer, "labelling": labelling}
+    )
 
 
 def shares(config: RunConfig, *machines: tuple[float, float]) -> tuple[Share, Share, bool]:
@@ -100,6 +119,40 @@ def test_the_placement_is_said() -> None:
     assert placing_lines(run_config().model_copy(update={"cluster": RunConfig.model_fields["cluster"].default})) == []
 
 
+def labellers(config: RunConfig, *machines: tuple[float, float]) -> tuple[Share, int]:
+    there = [{"CPU": cores, **({"GPU": cards} if cards else {})} for cores, cards in machines]
+    found = placed(config, settings(config), there, "head:1")
+    assert [seat.name for seat in seats_on(found.labellers)] == (
+        ["labeller"] if found.labellers.count == 1 else [f"labeller {n}" for n in range(found.labellers.count)]
+    )
+    return found.labellers, found.models
+
+
+def test_reward_models_have_actors_of_their_own() -> None:
+    assert labellers(labelled("classifier"), (1, 0), (1, 0)) == (Share("labeller", 1, 1), 1)
+    assert labellers(labelled("classifier"), (16, 8)) == (Share("labeller", 8, 1, 1), 1)
+    assert labellers(labelled("classifier", "pairwise", "length"), (16, 8)) == (Share("labeller", 4, 1, 1), 2)
+    assert labellers(labelled("length"), (16, 8)) == (Share("labeller", 0, 1, 1), 0)
+    split = labelled("classifier").model_copy(update={"placement": "split"})
+    engines = shares(split, (16, 8))[0]
+    assert engines.count == 7 and labellers(split, (16, 8))[0].count == 1
+
+
+def test_more_labellers_than_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="no machine is left for one labeller of 1 core") as error:
+        labellers(labelled("classifier", "pairwise", engines=2), (2, 0), (1, 0))
+    assert "4 labellers of 1 core" in str(error.value) and "labelling.engines" in str(error.value)
+
+
+def test_the_placement_of_labellers_is_said() -> None:
+    assert (
+        "2 labellers of 1 core for each of 2 reward models; 1 training"
+        in placing_lines(labelled("classifier", "pairwise", engines=2))[0]
+    )
+    assert placing_lines(labelled("length"))[0].endswith("labels, judges and accounts on this one")
+    assert placing_lines(labelled("classifier"))[0].endswith("machine; judges and accounts on this one")
+
+
 def refusal(config: RunConfig) -> str:
     with pytest.raises(UserError) as error:
         require_cluster(config)
@@ -133,7 +186,8 @@ def test_auto_reads_ray_s_variable_and_then_its_file(monkeypatch: pytest.MonkeyP
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "EXTRA", ("a_module_that_nobody_has",))
-    assert refusal(run_config()) == "cluster.kind: ray needs Ray on all machines (pip install 'prefloop[ray]')"
+    needed = "cluster.kind: ray needs Ray on all machines (pip install 'prefloop[ray]'); allowed without it: local"
+    assert refusal(run_config()) == needed
 
 
 def test_an_accelerate_config_of_several_machines_is_refused(tmp_path: Path) -> None:
@@ -142,3 +196,15 @@ def test_an_accelerate_config_of_several_machines_is_refused(tmp_path: Path) -> 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         told = refusal(run_config(f"127.0.0.1:{listening.getsockname()[1]}", accelerate=file))
     assert "num_machines" in told
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o600])
+def test_ray_s_own_token_is_made_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_token_private()
+    file = tmp_path / ".ray" / "auth_token"
+    file.parent.mkdir()
+    file.write_text("token")
+    file.chmod(mode)
+    make_token_private()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600 and file.read_text() == "token"
