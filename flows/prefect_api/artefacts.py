@@ -133,11 +133,12 @@ class Screen:
         self._outbox.put(announce)
 
     def _tag_decision(self, client: SyncPrefectClient) -> None:
-        """Tag the flow run with the newest decision of its gate, which lists of flow runs then show."""
+        """Put the gate's newest decision in the flow run's name, which all lists show, and in a tag to filter by."""
         decision = self._pages.newest_decision()
         if self._tagged is not None and decision is not None:
             flow_run, tags = self._tagged
-            client.update_flow_run(flow_run, tags=[*tags, f"{GATE_TAG}{decision}"])
+            name = f"{run_title(self._run, self._config)} · {decision.replace('_', ' ')}"
+            client.update_flow_run(flow_run, name=name, tags=[*tags, f"{GATE_TAG}{decision}"])
 
 
 class RoundPages:

@@ -139,7 +139,7 @@ def screened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screened]:
 def test_runs_have_names_and_tags_and_tasks_have_no_tags(screened: Screened) -> None:
     failed, done = screened.flow_runs
     assert (failed["state_type"], done["state_type"]) == ("FAILED", "COMPLETED")
-    assert failed["name"] == done["name"] == TITLE
+    assert (failed["name"], done["name"]) == (TITLE, f"{TITLE} · promote")
     tags = ["gate:promote", "loss:dpo", "mode:iterative", "run:tiny", "sampler:transformers", "scorer:function"]
     assert sorted(done["tags"]) == tags
     tasks = screened.ask("task_runs", flow_runs={"id": {"any_": [done["id"]]}})

@@ -118,7 +118,8 @@ def state_of(morning: Morning, name: str) -> dict[str, Any]:
 def test_the_list_of_runs_says_what_ran_and_what_the_gates_decided(morning: Morning) -> None:
     told = {name: [tag for tag in state_of(morning, name)["tags"] if tag.startswith("gate:")] for name in STATES}
     assert told == {"better": ["gate:promote"], "asking": ["gate:pause"], "worse": ["gate:roll_back"], "broken": []}
-    titles = [f"{name} · iterative · 1 round" for name in STATES]
+    ends = {"better": " · promote", "asking": " · pause", "worse": " · roll back"}
+    titles = [f"{name} · iterative · 1 round{end}" for name, end in ends.items()] + ["broken"]
     morning.looks("runs", "/runs", *titles, "Suspended", "Failed", "Completed", height=1400)
 
 
