@@ -38,9 +38,13 @@ from pipeline.types import content_hash
 GATE_TAG = "gate:"
 
 
-def run_title(run: RunFolder, config: RunConfig) -> str:
-    """Return the title of a flow run: ``tiny · iterative · 2 rounds``."""
-    return f"{run.root.name} · {config.mode} · {config.rounds} round{'s' * (config.rounds > 1)}"
+def run_title(run: RunFolder, config: RunConfig, decision: str | None = None) -> str:
+    """Return the title of a flow run: ``tiny · iterative · 2 rounds``, or ``tiny · promote · iterative · 2 rounds``.
+
+    ``decision``: the gate's; it comes early, since lists on a phone cut names off.
+    """
+    decided = "" if decision is None else f" · {decision.replace('_', ' ')}"
+    return f"{run.root.name}{decided} · {config.mode} · {config.rounds} round{'s' * (config.rounds > 1)}"
 
 
 def run_tags(config: RunConfig) -> list[str]:
@@ -137,7 +141,7 @@ class Screen:
         decision = self._pages.newest_decision()
         if self._tagged is not None and decision is not None:
             flow_run, tags = self._tagged
-            name = f"{run_title(self._run, self._config)} · {decision.replace('_', ' ')}"
+            name = run_title(self._run, self._config, decision)
             client.update_flow_run(flow_run, name=name, tags=[*tags, f"{GATE_TAG}{decision}"])
 
 

@@ -112,8 +112,7 @@ def finished_run(home: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-c", LIST_RUNS]
     listed = subprocess.run(command, env=home, capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(listed.stdout.splitlines()[-1])
-    # At its end the name has the gate's last decision too.
-    runs = [run for run in found if run["name"].startswith("tiny · iterative · 2 rounds")]
+    runs = [run for run in found if run["name"] == "tiny · promote · iterative · 2 rounds"]
     return next(run for run in runs if run["state"] == "COMPLETED" and len(run["tasks"]) == 20)
 
 

@@ -29,7 +29,7 @@ from tests.support.tiny_model import save_tiny_model
 
 pytestmark = pytest.mark.whole
 
-TITLE = "tiny · iterative · 2 rounds"
+TITLE, DONE_TITLE = "tiny · iterative · 2 rounds", "tiny · promote · iterative · 2 rounds"
 SECRET = "correct-horse-battery-staple"
 REWARDS = """
 import os, sys, traceback
@@ -139,7 +139,7 @@ def screened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Screened]:
 def test_runs_have_names_and_tags_and_tasks_have_no_tags(screened: Screened) -> None:
     failed, done = screened.flow_runs
     assert (failed["state_type"], done["state_type"]) == ("FAILED", "COMPLETED")
-    assert (failed["name"], done["name"]) == (TITLE, f"{TITLE} · promote")
+    assert (failed["name"], done["name"]) == (TITLE, DONE_TITLE)
     tags = ["gate:promote", "loss:dpo", "mode:iterative", "run:tiny", "sampler:transformers", "scorer:function"]
     assert sorted(done["tags"]) == tags
     tasks = screened.ask("task_runs", flow_runs={"id": {"any_": [done["id"]]}})
@@ -226,7 +226,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_of_the_run(screened: Screened, browser: Browser, pictures: Path) -> None:
     _, done = screened.flow_runs
     tags = ("sampler:transformers", "[hidden]")
-    browser.open(f"{screened.ui}/runs/flow-run/{done['id']}", TITLE, "Completed", "round 2 - evaluation", *tags)
+    browser.open(f"{screened.ui}/runs/flow-run/{done['id']}", DONE_TITLE, "Completed", "round 2 - evaluation", *tags)
     browser.picture(pictures / "run.png")
     browser.click("Artifacts")
     browser.wait("-rounds", "tiny: round 2 of 2", "-comparisons", "-report", "Task runs")

@@ -39,6 +39,10 @@ JUDGE = "scorer: {kind: judge, mode: pairwise, server: {base_url: '%s', model: m
 LENGTH = "scorer: {kind: length, target_words: 12}\n"
 # What each run of the night is to come to.
 STATES = {"better": "COMPLETED", "asking": "PAUSED", "worse": "COMPLETED", "broken": "FAILED"}
+TITLES = {
+    name: f"{name} · {decision} · iterative · 1 round"
+    for name, decision in (("better", "promote"), ("asking", "pause"), ("worse", "roll back"))
+}
 VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 OLD, NEW = "", "/v2"
 
@@ -118,8 +122,7 @@ def state_of(morning: Morning, name: str) -> dict[str, Any]:
 def test_the_list_of_runs_says_what_ran_and_what_the_gates_decided(morning: Morning) -> None:
     told = {name: [tag for tag in state_of(morning, name)["tags"] if tag.startswith("gate:")] for name in STATES}
     assert told == {"better": ["gate:promote"], "asking": ["gate:pause"], "worse": ["gate:roll_back"], "broken": []}
-    ends = {"better": " · promote", "asking": " · pause", "worse": " · roll back"}
-    titles = [f"{name} · iterative · 1 round{end}" for name, end in ends.items()] + ["broken"]
+    titles = [*TITLES.values(), "broken"]
     morning.looks("runs", "/runs", *titles, "Suspended", "Failed", "Completed", height=1400)
 
 
@@ -130,14 +133,14 @@ def test_a_finished_run_says_in_its_state_how_it_went_and_what_it_cost(morning: 
     assert "gate: roll back" in worse and "labels" not in worse
     assert "rewards.py" in broken
     run = morning.flow_runs["better"]
-    morning.looks("run", f"/runs/flow-run/{run}", "better · iterative · 1 round", "Completed", "round 1 - evaluation")
+    morning.looks("run", f"/runs/flow-run/{run}", TITLES["better"], "Completed")
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
         ("better", ("the start: wins ", "labels ", "nothing; what follows starts from this round")),
-        ("worse", ("moved", "nothing; what follows starts from round 0")),
+        ("worse", ("apart", "nothing; what follows starts from")),
         ("asking", ("KL to the start is", "decide. Press Resume on the flow run")),
     ],
 )
@@ -157,7 +160,7 @@ def test_the_table_of_rounds_has_the_gate_where_a_phone_shows_it(morning: Mornin
 def test_the_form_says_what_is_decided_on_and_the_run_goes_on_to_its_end(morning: Morning) -> None:
     run = morning.flow_runs["asking"]
     path = f"/runs/flow-run/{run}"
-    morning.looks("asking", path, "asking · iterative · 1 round", "Suspended")
+    morning.looks("asking", path, TITLES["asking"], "Suspended")
     message = state_of(morning, "asking")["state"]["message"]
     assert "Press Resume, or use: prefloop approve" in message and "same command" not in message
     browser = morning.browser
@@ -182,4 +185,4 @@ def test_the_form_says_what_is_decided_on_and_the_run_goes_on_to_its_end(morning
     assert approval is not None
     assert (approval.decision, approval.by, approval.reason) == ("promote", "Ada", "reads well")
     assert "gate:promote" in ended["tags"] and "gate:pause" not in ended["tags"]
-    morning.looks("approved", path, "asking · iterative · 1 round", "Completed")
+    morning.looks("approved", path, "asking · promote · iterative", "Completed")
