@@ -105,7 +105,8 @@ class Browser:
 
     def fill(self, label: str, value: str) -> None:
         """Choose, or type, what belongs to the label that begins with ``label``."""
-        found = f"[...document.querySelectorAll('label')].find(one => one.innerText.startsWith({json.dumps(label)}))"
+        labelled = f"one.innerText.startsWith({json.dumps(label)}) && one.querySelector('select, textarea, input')"
+        found = f"[...document.querySelectorAll('label, .p-label')].find(one => {labelled})"
         field = f"{found}?.querySelector('select, textarea, input')"
         deadline = time.monotonic() + PAGE_SECONDS
         while self.run(f"({field}) ? 1 : 0") != 1:
