@@ -126,7 +126,7 @@ def measure(prompts: int, samples: int, tokens: int, looks: bool = True) -> Fact
     with tempfile.TemporaryDirectory(prefix="bookkeeping_") as name:
         context = _prepared(Path(name), prompts, samples)
         workers: Any = InstantWorkers(context.run.root, tokens)
-        found: Facts = {"prompts": prompts, "samples": samples, "tokens": tokens}
+        found: Facts = {"prompts": prompts, "of_each": samples, "tokens": tokens}
         with workers.pool:
             for stage in ("samples", "labels"):
                 with Watch(workers.sampler_pids if stage == "samples" else list) as watch:
@@ -203,7 +203,7 @@ def tables(found: Facts) -> str:
     ]
     rows.append(["both", *(f"{found['both'][name]:,.0f}" for name in ("groups_per_second", "tokens_per_second"))])
     rows[-1] += [""] * (len(header) - len(rows[-1]))
-    told = f"{found['prompts']:,} prompts, {found['samples']} samples of {found['tokens']} tokens each."
+    told = f"{found['prompts']:,} prompts, {found['of_each']} samples of {found['tokens']} tokens each."
     shown = [told, table(header, rows)]
     if "pieces" in found:
         lines = []

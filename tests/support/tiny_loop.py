@@ -8,4 +8,4 @@ from pathlib import Path
 def prefloop(home: dict[str, str], *arguments: object, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """``folder``: where it is started, and what relative paths are relative to."""
     command = [sys.executable, "-m", "flows", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=home, capture_output=True, text=True, timeout=800, check=False)
+    return subprocess.run(command, cwd=folder, env=home, capture_output=True, text=True, timeout=2400, check=False)

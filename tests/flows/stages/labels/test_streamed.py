@@ -21,6 +21,7 @@ from pipeline.sampling.sampler import SampleRequest
 from pipeline.storage.rows import read_groups
 from pipeline.types import Response
 from tests.support.finished_run import digests
+from tests.support.judge_server import JudgeServer, judge_server
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context
 
 PATIENCE = 120.0
@@ -182,3 +183,56 @@ def test_samples_that_change_while_they_are_labelled_are_refused(job: Path, tmp_
 
 def replace_sha256(shard: NextShard) -> NextShard:
     return NextShard(shard.name, "0" * 64, shard.rows)
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    with judge_server(lambda question: f"Fine.\nScore: {1 + sum(map(ord, question)) % 9}") as made:
+        yield made
+
+
+def judged(server: JudgeServer, calls: int, *more: str) -> tuple[str, ...]:
+    url = f"{{base_url: '{server.url}', model: judge, concurrency: 1, attempts: 1, budget: {{calls: {calls}}}}}"
+    return (f"scorer={{kind: judge, mode: pointwise, server: {url}}}", "labelling.min_yield=0.9", *more)
+
+
+def rows(context: Context) -> dict[str, object]:
+    """Without the counts of what was asked and what came from the cache."""
+    return {name: sha256 for name, sha256 in made(context).items() if not name.endswith(".json")}
+
+
+def one_after_the_other(context: Context) -> dict[str, object]:
+    workers: Any = InventedResponses(context.policy_path(0))
+    for name in ("samples", "labels"):
+        run_stage(context, 1, name, workers)
+    return rows(context)
+
+
+def test_a_budget_that_ends_meanwhile_is_never_exceeded_and_nothing_is_lost_or_asked_twice(
+    job: Path, server: JudgeServer, tmp_path: Path
+) -> None:
+    expected = one_after_the_other(begun(job, tmp_path / "one" / "run", *judged(server, 1000)))
+    whole, root = len(server.seen), tmp_path / "many" / "run"
+    context = begun(job, root, *judged(server, 13))
+    ours, theirs = overlapped(context, Watched(context))
+    assert ours is None and "below labelling.min_yield 0.9" in str(theirs) and "budget" in str(theirs)
+    assert context.run.stage(1, "samples").require().rows == 8, "all is sampled, whatever labels cost"
+    with pytest.raises(RunError, match="budget"):
+        run_stage(context, 1, "labels")
+    assert len(server.seen) == whole + 13 < 2 * whole
+    run_stage(open_context(job, root, "iterative", "shard_size=2", *judged(server, 1000)), 1, "labels")
+    asked = [str(body["messages"]) for body in server.seen]
+    assert sorted(asked[:whole]) == sorted(asked[whole:]) and len(set(asked)) == whole
+    assert rows(context) == expected
+
+
+def test_a_budget_leaves_out_the_labels_that_it_leaves_out_of_one_stage_after_the_other(
+    job: Path, server: JudgeServer, tmp_path: Path
+) -> None:
+    few = judged(server, 13, "labelling.min_yield=0.1")
+    expected = one_after_the_other(begun(job, tmp_path / "one" / "run", *few))
+    context = begun(job, tmp_path / "many" / "run", *few)
+    assert overlapped(context, Watched(context)) == (None, None)
+    assert rows(context) == expected and len(server.seen) == 26
+    missing = context.run.stage(1, "labels").require().metrics["missing_labels"]
+    assert isinstance(missing, int) and 0 < missing < 24
