@@ -106,7 +106,8 @@ def morning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Morning]:
                 if name == "broken":
                     # What it needs is gone by the night.
                     (folder / "rewards.py").unlink()
-                runs[name] = up.start(f"iterative/nightly-{name}")
+                # One round, also when it goes on after a pause.
+                runs[name] = up.start(f"iterative/nightly-{name}", rounds_more=0)
             for name, state in STATES.items():
                 found = up.wait_for(runs[name], "COMPLETED", "PAUSED", "FAILED", "CRASHED")["state"]
                 assert found["type"] == state, (name, found)
