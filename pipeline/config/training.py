@@ -118,13 +118,13 @@ class Alarms(Closed):
         json_schema_extra=LATER,
     )
     winner_error: float | None = Field(
-        1.5,
+        1.7,
         gt=1,
         description="images: factor by which the error on chosen images may exceed the reference's",
         json_schema_extra=LATER,
     )
     both_errors: float | None = Field(
-        1.4,
+        1.6,
         gt=1,
         description="images: factor by which the errors on both sides may exceed the reference's while the loss falls",
         json_schema_extra=LATER,
