@@ -51,6 +51,11 @@ def stop_watched(process: "subprocess.Popen[bytes]", seconds: float = STOP_SECON
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
+    end_group(process)
+
+
+def end_group(process: "subprocess.Popen[bytes]") -> None:
+    """Kill what is left of what ``start_watched`` started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

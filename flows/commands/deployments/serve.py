@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import psutil
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_SERVER_API_AUTH_STRING
 
@@ -13,10 +14,13 @@ from flows.commands.deployments.arrivals import data_watched
 from flows.commands.deployments.deploy import ensure_pool, require_lasting_api
 from flows.prefect_api.access import Api, connected, secret_file
 from flows.prefect_api.server import lasting_server
-from flows.prefect_api.starting import start_watched, stop_watched
+from flows.prefect_api.starting import end_group, start_watched
 
 # Time for a run to end its children and report its end; one that is killed then goes on from the same files.
 _STOP_SECONDS = 15.0
+# Time of a worker without runs to say that it goes: Prefect's own may wait on for good.
+_IDLE_SECONDS = 2.0
+_LOOK_SECONDS = 0.1
 _WATCH_SECONDS = 0.5
 # A worker that lives shorter than this is not started again.
 _LEAST_SECONDS = 20.0
@@ -82,7 +86,35 @@ def _worker(api: Api, pool: str, limit: int | None) -> Iterator["subprocess.Pope
     try:
         yield worker
     finally:
-        stop_watched(worker, _STOP_SECONDS)
+        _stop_worker(worker)
+
+
+def _stop_worker(worker: "subprocess.Popen[bytes]") -> None:
+    """End a worker, which is given time only for the runs that it has."""
+    worker.terminate()
+    asked = with_runs = time.monotonic()
+    while worker.poll() is None and (now := time.monotonic()) - asked < _STOP_SECONDS:
+        with_runs = now if _has_runs(worker.pid) else with_runs
+        if now - with_runs > _IDLE_SECONDS:
+            break
+        time.sleep(_LOOK_SECONDS)
+    end_group(worker)
+
+
+def _has_runs(watchdog: int) -> bool:
+    """Whether the worker that ``watchdog`` looks after has processes of its own that still run."""
+    try:
+        below = psutil.Process(watchdog).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return False
+    return sum(map(_runs, below)) > 1
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def serve_ui(port: int) -> int:
