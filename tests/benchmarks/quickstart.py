@@ -5,6 +5,7 @@
 Each run is one of ``configs/quickstart.yaml`` in a process of its own, with the arithmetic of this CPU or held to AVX2
 by the libraries' own switches. CPU seconds are those of all its processes, so they say what a run costs on a machine
 that is shared; wall time is that of a quickstart only where nothing else runs. Nothing of one run is used by another.
+Runs that the file of ``--json`` holds already are not run again, so a measurement can be stopped and go on.
 """
 
 import argparse
@@ -86,12 +87,17 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... on each kind of arithmetic")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], help="of arithmetic; default: both")
     add_options(parser)
     given = parser.parse_args()
-    found: Facts = {"circumstances": circumstances("tests.benchmarks.quickstart"), "runs": []}
+    earlier = json.loads(given.json.read_text(encoding="utf-8"))["runs"] if given.json and given.json.exists() else []
+    found: Facts = {"circumstances": circumstances("tests.benchmarks.quickstart"), "runs": earlier}
+    known = {(run["kind"], run["seed"]) for run in earlier}
     with tempfile.TemporaryDirectory(prefix="quickstart_") as folder:
         for seed in range(1 if given.quick else given.seeds):
-            for kind in KINDS:
+            for kind in given.kinds:
+                if (kind, seed) in known:
+                    continue
                 place = Path(folder) / f"{seed}_{kind[:4]}"
                 found["runs"].append(measure(place, kind, seed, QUICK if given.quick else []))
                 save(found, given)
