@@ -1,7 +1,7 @@
 """How many threads a child computes in, and how they wait for each other: by the cores that are free as it starts.
 
-Long spinning makes many short operations a quarter faster, and a third slower as soon as another program wants the same
-cores: see the section of ``tests.benchmarks.waiting`` in the benchmarks' results. Torch-free.
+Long spinning makes many short operations faster, and slows them down as soon as another program wants the same cores:
+``tests.benchmarks.waiting`` measures both. Torch-free.
 """
 
 import os
