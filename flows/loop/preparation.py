@@ -1,15 +1,18 @@
 """A run's folder before it is opened: made, or found to be this run's. Torch-free."""
 
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
-from flows.loop.object_store.address import LINK_FILE
+from flows.loop.object_store.address import LINK_FILE, WORK_VARIABLE, read_link
 from flows.loop.object_store.held import hold_run
-from flows.run_folder.lease import LEASE_FILE
+from flows.run_folder.lease import LEASE_FILE, hold
 from flows.run_folder.links import require_own_folders
 from flows.run_folder.storage_errors import FULL, storage_error
 from pipeline.config import RunConfig
 from pipeline.config.files import changed_fields, dump_config
-from pipeline.errors import UserError, first_lines
+from pipeline.errors import RunLockedError, UserError, first_lines
 from pipeline.storage.atomic import write_text
 from pipeline.storage.layout import LAYOUT_FILE, note_version
 from pipeline.storage.run_folder import RunFolder
@@ -44,6 +47,21 @@ def prepare_run(config: RunConfig, root: Path, extend: bool = False) -> RunFolde
             raise (storage_error(error, root, "config.yaml") or error) from None
         raise UserError(f"{root}: cannot write there ({error.strerror})") from None
     return run
+
+
+def forget_unused(root: Path) -> None:
+    """Remove the work folder of a URL in which nothing was begun, and what is empty then of the folders over it."""
+    link = read_link(root)
+    if link is None:
+        return
+    # Whoever is beginning there keeps it.
+    with suppress(RunLockedError, OSError), hold(root):
+        if {file.name for file in root.iterdir()} <= STARTED:
+            shutil.rmtree(root)
+            # Those of the prefix, the bucket and the scheme, and runs, but no folder that the user has named.
+            above = len(link.address.prefix.split("/")) + (1 if os.environ.get(WORK_VARIABLE) else 2)
+            for folder in root.parents[:above]:
+                folder.rmdir()
 
 
 def _entries(root: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from flows.run_folder.growth import ADDED
 from flows.run_folder.specs.suite_keys import SUITE_SAMPLES, SUITES
-from flows.workers.pool.overlap import streams_labels
+from flows.workers.pool.overlap import streams_labels, streams_reference
 from pipeline.config import (
     ClassifierScorer,
     ClipScorer,
@@ -35,7 +35,7 @@ def used_by(config: RunConfig, name: str) -> tuple[Resource, ...]:
     judge = any(isinstance(scorer, JudgeScorer) for scorer in scorers)
     gpu = _on_accelerator(config, name, scorers)
     if name == "labels" and streams_labels(config):
-        gpu = gpu or _on_accelerator(config, "samples", [])
+        gpu = gpu or streams_reference(config) or _on_accelerator(config, "samples", [])
     used: list[Resource] = [*(["gpu"] * gpu), *(["judge"] * judge)]  # type: ignore[list-item]
     return tuple(used)
 

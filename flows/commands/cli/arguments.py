@@ -1,10 +1,13 @@
 """Arguments shared by several commands: config files with settings, and a run folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.loop.object_store.address import LINK_FILE
 from flows.loop.object_store.places import fetched_run
 from pipeline.errors import UserError
 
@@ -64,6 +67,18 @@ def split_sound(items: list[str]) -> tuple[list[Path], list[str]]:
     files, settings = split(items)
     load_config(files, settings)
     return files, settings
+
+
+@contextmanager
+def forgotten_unless_begun(root: Path | None) -> Iterator[None]:
+    """After the block, remove the work folder of a URL if ``root`` is one in which nothing was begun."""
+    try:
+        yield
+    finally:
+        if root is not None and (root / LINK_FILE).exists() and not (root / "config.yaml").exists():
+            from flows.loop.preparation import forget_unused
+
+            forget_unused(root)
 
 
 def _is_file(item: str) -> bool:

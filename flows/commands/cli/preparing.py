@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from flows.commands.cli.arguments import Items, complete_presets, split_sound
+from flows.commands.cli.arguments import Items, complete_presets, forgotten_unless_begun, split_sound
 from flows.loop.object_store.places import run_place
 from pipeline.errors import UserError
 
@@ -121,16 +121,17 @@ def plan(
     from flows.planning.rates.given import given_rates
 
     # Read the rates first, to report mistakes at once.
-    known = {} if rates is None else given_rates(rates)
-    given = split_sound(items)
-    from pipeline.config.files import load_config
+    with forgotten_unless_begun(run_dir):
+        known = {} if rates is None else given_rates(rates)
+        given = split_sound(items)
+        from pipeline.config.files import load_config
 
-    if load_config(*given).modality == "image":
-        _plan_images(given, run_dir, known, probe=probe, as_json=as_json)
-    from flows.planning.plan import plan_config
-    from flows.planning.table import print_plan
+        if load_config(*given).modality == "image":
+            _plan_images(given, run_dir, known, probe=probe, as_json=as_json)
+        from flows.planning.plan import plan_config
+        from flows.planning.table import print_plan
 
-    made = plan_config(*given, run_dir, known, probe=probe, response_tokens=response_tokens)
+        made = plan_config(*given, run_dir, known, probe=probe, response_tokens=response_tokens)
     if as_json:
         print(json.dumps(made.plain(), indent=1))
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands.cli.arguments import Items, complete_items, split, split_sound
+from flows.commands.cli.arguments import Items, complete_items, forgotten_unless_begun, split, split_sound
 from flows.loop.object_store.places import local_path, run_place
 from pipeline.errors import UserError
 
@@ -57,20 +57,21 @@ def run(
     """Run a config; the same command continues where a run was stopped or killed."""
     if dry_run and redo_from is not None:
         raise UserError("--dry-run: changes nothing, so it does not go with --from")
-    given = split_sound(items)
-    from flows.commands.run import dry, run_config
+    with forgotten_unless_begun(run_dir):
+        given = split_sound(items)
+        from flows.commands.run import dry, run_config
 
-    if dry_run:
-        dry(*given, run_dir, until)
-        return
-    # SIGTERM works like Ctrl-C: children end, and the message says how to continue.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run_config(*given, run_dir, extend, until, redo_from, machine_rank)
-    except KeyboardInterrupt:
-        again = "the same command" if redo_from is None else "the same command without --from"
-        print(f"prefloop: interrupted; {again} goes on from the last complete shard", file=sys.stderr)
-        raise typer.Exit(130) from None
+        if dry_run:
+            dry(*given, run_dir, until)
+            return
+        # SIGTERM works like Ctrl-C: children end, and the message says how to continue.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            run_config(*given, run_dir, extend, until, redo_from, machine_rank)
+        except KeyboardInterrupt:
+            again = "the same command" if redo_from is None else "the same command without --from"
+            print(f"prefloop: interrupted; {again} goes on from the last complete shard", file=sys.stderr)
+            raise typer.Exit(130) from None
 
 
 def sweep(

@@ -28,7 +28,11 @@ _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]+):/(?P<rest>.*)", re.DOTA
 
 
 class StoreError(RunError):
-    """The store cannot be reached, or refuses: nothing of the local work is lost."""
+    """The store cannot be reached, or refuses: nothing of the local work is lost. ``why`` tells of the store alone."""
+
+    def __init__(self, message: str, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why or message
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,10 +165,11 @@ class ObjectStore:
             if code in _ABSENT or isinstance(error, FileNotFoundError):
                 raise FileNotFoundError(what) from None
             verdict = "refuses" if code in _REFUSED or isinstance(error, PermissionError) else "cannot be used"
+            why = f"{self.address}: the store {verdict} ({code or type(error).__name__}: {message})"
             raise StoreError(
-                f"{self.address}: the store {verdict} ({code or type(error).__name__}: {message}); the run was {what}. "
-                f"All local work is intact in {self._root}; the same command continues from there, and publishes what "
-                "is not yet in the store, once it answers"
+                f"{why}; the run was {what}. All local work is intact in {self._root}; the same command continues from "
+                "there, and publishes what is not yet in the store, once it answers",
+                why,
             ) from None
 
 

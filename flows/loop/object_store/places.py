@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.loop.object_store.address import is_url, parse_address
+from flows.loop.object_store.address import StoreError, is_url, parse_address
 from pipeline.errors import UserError
 
 
@@ -35,4 +35,12 @@ def _at_hand(field: str, place: str, *, required: bool) -> Path:
     address = parse_address(field, place)
     from flows.loop.object_store.transfer import fetch
 
-    return fetch(address, required=required)
+    try:
+        return fetch(address, required=required)
+    except StoreError as error:
+        if (address.work_folder / "config.yaml").exists():
+            raise
+        raise UserError(
+            f"{field}: {error.why}; nothing was begun here. Allowed: a store that answers, at AWS_ENDPOINT_URL unless "
+            "it is Amazon's, with credentials in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE)"
+        ) from None

@@ -1,6 +1,7 @@
 """labels: groups of responses -> the same groups with labels, shard by shard."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from flows.stages.labels.discriminator import accepted
 from flows.stages.labels.shards import LabelCounts, Shard, label_shards, open_accounts
 from flows.workers.messages import NextShard
 from flows.workers.pool.label_engine import label_engines
+from flows.workers.pool.overlap import streams_reference
 from pipeline.config.labellers.reward_model import Discriminator
 from pipeline.storage.digests import file_sha256
 from pipeline.storage.integrity import require_intact
@@ -21,6 +23,7 @@ from pipeline.storage.rows import read_group_file, read_groups, write_groups
 from pipeline.storage.run_folder import Stage
 from pipeline.storage.seals import Seals
 from pipeline.types import Group
+from reward_models.answers.accounts import Accounts
 from reward_models.answers.labellers import Uncached
 from reward_models.answers.parts import OpenPool
 from reward_models.build import build_labeller
@@ -106,8 +109,22 @@ def labels(context: Context, round_: int, folder: Path) -> Outcome:
     with open_accounts(context, round_, "labels") as accounts:
         labeller = build_labeller(context.config.scorer, accounts, rendering=policy_rendering(context.config))
         counts = LabelCounts()
-        facts = label_shards(context, folder, _shards(context, round_), labeller, accounts, counts)
+        with _pass_ahead(context, round_, accounts) as sealed:
+            facts = label_shards(context, folder, _shards(context, round_), labeller, accounts, counts, sealed)
     return counts.outcome(facts)
+
+
+@contextmanager
+def _pass_ahead(context: Context, round_: int, accounts: Accounts) -> Iterator[Callable[[Path], None]]:
+    """Yield what takes finished shards of labels: while others are sampled, the reference pass follows."""
+    if context.shards is None or not streams_reference(context.config):
+        yield lambda file: None
+        return
+    # Only such runs load its model beside the labels.
+    from flows.stages.training.ahead import PassAhead
+
+    with PassAhead(context, round_, lambda: accounts.changed()) as ahead:
+        yield ahead.labelled
 
 
 def _shards(context: Context, round_: int) -> Iterator[Shard]:

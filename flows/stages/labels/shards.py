@@ -108,10 +108,11 @@ def label_shards(
     labeller: Labeller,
     accounts: Accounts,
     seen: LabelCounts | None = None,
+    sealed: Callable[[Path], None] = lambda file: None,
 ) -> dict[str, JsonValue]:
     """Label ``shards`` into files of their names in ``folder``; return the manifest's metrics of labels and costs.
 
-    ``seen`` counts every labelled group.
+    ``seen`` counts every labelled group; ``sealed`` is called with each finished file, in order.
 
     When a stopped stage continues, it labels a shard again if labels are missing; labels that exist cost nothing.
 
@@ -147,6 +148,7 @@ def label_shards(
         progress.shard(len(groups), responses)
         if scored < context.config.labelling.min_yield * responses:
             raise RunError(_too_few(context, scored, responses, _tallies(folder)))
+        sealed(file)
     # Only of this attempt: shards from an earlier one took no time here.
     rate: dict[str, JsonValue] = {"labels_per_second": made / spent} if spent > 0 else {}
     return {**rate, **label_summary(_tallies(folder), accounts)}

@@ -38,7 +38,7 @@ def round_examples(context: Context, round_: int) -> Iterator[Example]:
     preferences = read_preference_rows(folder)
     drawn = _calibration(context, round_) if needs_of(loss).calibration else {}
     examples: Iterator[Example] = (
-        replace(_example(preference, loss), calibration=_drawn(drawn.get(preference.prompt.id)))
+        replace(example_of(preference, loss), calibration=_drawn(drawn.get(preference.prompt.id)))
         for preference in preferences
     )
     if divides_rewards(loss.inputs):
@@ -130,7 +130,8 @@ def _foreign(round_: int, stage: str) -> RunError:
     return RunError(f"{told}; continue with --from {round_}:{stage} to make it again")
 
 
-def _example(preference: Preference, loss: Composition) -> Example:
+def example_of(preference: Preference, loss: Composition) -> Example:
+    """The tokens of a row, with what its data say of them."""
     match preference:
         case Pair():
             return _of_pair(preference, loss)

@@ -9,9 +9,10 @@ import logging
 import math
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -47,7 +48,9 @@ from pipeline.training.watch.self_test import SAME_MODEL, SAME_MODEL_RESPONSE
 from pipeline.types import derive_seed
 
 # Examples of a shard: the number in memory at a time, and the most that a kill can lose.
-_SHARD = 1024
+SHARD = 1024
+# Next to the stage: shards that were made while its pairs were not complete, by the content that they are of.
+AHEAD = "reference.ahead"
 # How many examples from the cache are computed again to check it.
 SPOT_CHECKED = 8
 
@@ -75,11 +78,14 @@ def reference(context: Context, round_: int, folder: Path) -> Outcome:
     """Write one row per example for each model, in the examples' order; see ``rows.REFERENCE``."""
     table = folder / "examples.arrow"
     write_examples(table, round_examples(context, round_))
-    examples, passes, origin = ExampleTable(table), _passes(context, round_), Origin()
+    examples, passes, origin = ExampleTable(table), passes_of(context, round_), Origin()
+    taken = 0
     for number, one in enumerate(passes):
-        with _Scores(context, round_, examples, one, (number, len(passes))) as scores:
+        with ReferenceScores(context, round_, examples, one, (number, len(passes))) as scores:
             scores.fill(folder / one.name, origin)
+            taken += scores.ahead
     table.unlink()
+    discard(ahead_of(context, round_))
     return Outcome(
         len(examples),
         {
@@ -87,6 +93,7 @@ def reference(context: Context, round_: int, folder: Path) -> Outcome:
             "reference_from_cache": len(origin.cached) == len(passes),
             "passes": {one.name: "cache" if one.name in origin.cached else "computed" for one in passes},
             "cache_refused": origin.refused,
+            **({"shards_made_ahead": taken} if taken else {}),
         },
     )
 
@@ -102,7 +109,13 @@ def reference_models(context: Context, round_: int) -> list[str]:
     return [own[0], *(str(context.policy_path(0)) if name == START else name for name in further)]
 
 
-def _passes(context: Context, round_: int) -> list[Pass]:
+def ahead_of(context: Context, round_: int) -> Path:
+    """The folder of shards that were made while the round's pairs were not complete."""
+    return context.run.stage(round_, "reference").folder.with_name(AHEAD)
+
+
+def passes_of(context: Context, round_: int) -> list[Pass]:
+    """The passes of a round, in order."""
     loss, contrast = context.config.loss, context.config.training.contrastive
     wants_entropy = loss.inputs.dispersion is not None
     models = reference_models(context, round_)[: max(needs_of(loss).references, int(wants_entropy))]
@@ -113,11 +126,14 @@ def _passes(context: Context, round_: int) -> list[Pass]:
     return found
 
 
-class _Scores:
-    """Log-probs of the examples under one model: from the cache, or computed shard by shard."""
+class ReferenceScores:
+    """Log-probs of the examples under one model: from the cache, or computed shard by shard.
+
+    ``ahead`` counts shards that had been made before.
+    """
 
     def __init__(
-        self, context: Context, round_: int, examples: ExampleTable, one: Pass, number: tuple[int, int]
+        self, context: Context, round_: int, examples: Sequence[Example], one: Pass, number: tuple[int, int]
     ) -> None:
         """``number``: the pass's number and the number of passes."""
         self._context, self._examples, self._pass, self._number = context, examples, one, number
@@ -126,8 +142,9 @@ class _Scores:
         self._held = context.held_as(str(local_folder(one.model)))
         self._dtype = self._held.passes(context.config.training.dtype)
         self._model = FrozenPolicy(context, one.model, self._held, self._dtype)
+        self.ahead = 0
 
-    def __enter__(self) -> "_Scores":
+    def __enter__(self) -> "ReferenceScores":
         return self
 
     def __exit__(
@@ -142,10 +159,8 @@ class _Scores:
             self._compute(place)
             return
         cache = ReferenceCache(self._context.run.root / given)
-        model = weights_digest(local_folder(self._pass.model))
-        # float32 weights are computed with in either precision.
-        dtype = self._dtype if self._held == FLOAT32 else f"{self._dtype} by {self._held.title}"
-        key = entry_key(tokens_digest(self._examples), model, dtype, self._pass.entropy)
+        model, dtype = self._weights, self._computed
+        key = self.key(self._examples)
         if _taken(place) or (not place.exists() and self._take(cache, key, place, origin)):
             origin.cached.append(self._pass.name)
             return
@@ -154,6 +169,19 @@ class _Scores:
             cache.store(key, place, {"model": model, "dtype": dtype, "examples": len(self._examples)})
         except OSError as error:
             logger.warning("reference cache: could not store the entry: %s", error)
+
+    def key(self, examples: Iterable[Example]) -> str:
+        """Return the key of ``examples``' values, from everything that they depend on."""
+        return entry_key(tokens_digest(examples), self._weights, self._computed, self._pass.entropy)
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_digest(local_folder(self._pass.model))
+
+    @property
+    def _computed(self) -> str:
+        # float32 weights are computed with in either precision.
+        return self._dtype if self._held == FLOAT32 else f"{self._dtype} by {self._held.title}"
 
     def _take(self, cache: ReferenceCache, key: str, place: Path, origin: Origin) -> bool:
         """Take ``place`` from the cache; return whether it worked. Drops a damaged entry: all of it can be computed."""
@@ -199,14 +227,32 @@ class _Scores:
     def _compute(self, place: Path) -> None:
         place.mkdir(exist_ok=True)
         seals = Seals(place)
-        for number, start in enumerate(range(0, len(self._examples), _SHARD)):
+        for number, start in enumerate(range(0, len(self._examples), SHARD)):
             file = place / f"shard_{number:05d}.parquet"
-            if not seals.hold(file.name):
-                write_table(file, REFERENCE, self._rows(start), seals.of(file.name))
+            if seals.hold(file.name):
+                continue
+            examples = self._examples[start : start + SHARD]
+            if not self._made_ahead(file, examples, seals):
+                self.write(file, examples, seals, start)
 
-    def _rows(self, start: int) -> Iterator[Row]:
-        """Rows of the shard that begins with the example ``start``."""
-        examples = self._examples[start : start + _SHARD]
+    def _made_ahead(self, file: Path, examples: Sequence[Example], seals: Seals) -> bool:
+        """Move the shard of ``examples`` to ``file``, if it was made before; return whether it was."""
+        folder = ahead_of(self._context, self._round)
+        if not folder.is_dir():
+            return False
+        found = folder / f"{self.key(examples)}.parquet"
+        if not Seals(folder).hold(found.name):
+            return False
+        seals.of(file.name)(found)
+        found.replace(file)
+        self.ahead += 1
+        return True
+
+    def write(self, file: Path, examples: Sequence[Example], seals: Seals, start: int = 0) -> None:
+        """Compute the shard of ``examples``, of which ``start`` come before it."""
+        write_table(file, REFERENCE, self._rows(examples, start), seals.of(file.name))
+
+    def _rows(self, examples: Sequence[Example], start: int) -> Iterator[Row]:
         rows = sum(len(example.read) for example in examples)
 
         def report(done: int) -> None:

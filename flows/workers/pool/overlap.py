@@ -7,6 +7,7 @@ from pipeline.config import (
     FunctionScorer,
     JudgeScorer,
     PairwiseScorer,
+    RayCluster,
     RunConfig,
     ScorerSettings,
     scorers_of,
@@ -38,6 +39,29 @@ def _why_not(config: RunConfig) -> str | None:
     return "rules label in no time"
 
 
+def streams_reference(config: RunConfig) -> bool:
+    """Whether the reference pass follows sealed labels while the next shards are sampled."""
+    stored = needs_of(config.loss).stored_reference
+    return stored and streams_labels(config) and _why_no_reference(config) is None
+
+
+def _why_no_reference(config: RunConfig) -> str | None:
+    """Why a reference pass waits for all pairs; None: it need not, and there is something to gain."""
+    assert config.scorer is not None, "only labels of a scorer are streamed"
+    needs, local = needs_of(config.loss), ClassifierScorer | PairwiseScorer
+    if config.placement == "colocated":
+        return "it computes where the engines do; with placement: split it would not wait"
+    if isinstance(config.cluster, RayCluster):
+        return "it runs in the cluster's training processes"
+    if any(isinstance(scorer, local) for _, scorer in scorers_of(config.scorer)):
+        return "the reward model has the trainer's memory meanwhile"
+    if config.pairing.drop_repeated or config.replay is not None:
+        return "rows of other rounds are among the pairs"
+    if needs.calibration or needs.baseline:
+        return "it also reads responses to other prompts"
+    return None
+
+
 def _takes_time_elsewhere(scorer: ScorerSettings) -> bool:
     return isinstance(scorer, JudgeScorer | FunctionScorer)
 
@@ -53,6 +77,10 @@ def overlap_lines(config: RunConfig) -> list[str]:
         said = [f"overlap: none, labels wait for all samples: {reason}"]
     if config.pairing.second is not None:
         return said
+    if reason is None and needs_of(config.loss).stored_reference:
+        waits = _why_no_reference(config)
+        follows = "each 1,024 pairs follow their labels" if waits is None else f"waits for all pairs: {waits}"
+        said.append(f"reference pass: {follows}")
     return [*said, f"all labels come before the first pair: {'; '.join(_barriers(config))}"]
 
 
@@ -63,8 +91,6 @@ def _barriers(config: RunConfig) -> Iterator[str]:
         yield "repeated pairs are dropped over all of them (pairing.drop_repeated)"
     if config.replay is not None:
         yield "shares of replayed examples are of all of them (replay)"
-    if needs_of(config.loss).stored_reference:
-        yield "reference passes have shards of their own, over all pairs"
     dispersion = config.loss.inputs.dispersion
     if dispersion is not None and dispersion.scale == "mean":
         yield "dispersions are scaled by their mean (loss.dispersion.scale)"

@@ -50,7 +50,7 @@ def find_address(settings: RayCluster) -> tuple[str, int]:
                 "allowed: HOST:PORT of a head that ray start --head has started"
             )
     host, _, port = named.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or "/" in host or not port.isdecimal():
         raise UserError(f"cluster.address: {named!r}; allowed: auto, or HOST:PORT such as 10.0.0.5:6379")
     try:
         socket.create_connection((host, int(port)), PROBE_SECONDS).close()

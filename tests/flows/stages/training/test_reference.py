@@ -57,7 +57,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("a reference pass was computed")
 
-    monkeypatch.setattr(stage._Scores, "_rows", refuse)
+    monkeypatch.setattr(stage.ReferenceScores, "_rows", refuse)
 
 
 def interrupted(*_: Any) -> None:
@@ -196,7 +196,7 @@ def test_what_was_computed_before_a_kill_is_not_computed_again(
             raise KeyboardInterrupt
         return values(*args, **options)
 
-    monkeypatch.setattr(stage, "_SHARD", 3)
+    monkeypatch.setattr(stage, "SHARD", 3)
     monkeypatch.setattr(FrozenPolicy, "values", killed_at_the_third)
     context = opened(job, tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):

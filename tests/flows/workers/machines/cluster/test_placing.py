@@ -166,7 +166,7 @@ def test_an_address_that_nobody_answers_is_refused() -> None:
     assert refusal(run_config(f"127.0.0.1:{port}")).startswith(f"cluster.address: 127.0.0.1:{port}: nothing answers (")
 
 
-@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", "ray://head"])
+@pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", "ray://head", "ray://127.0.0.1:10001"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     assert "allowed: auto, or HOST:PORT" in refusal(run_config(address))
 
