@@ -19,7 +19,7 @@ from tests.support.reward_engines import local_models
 from tests.support.tiny_loop import prefloop
 from tests.support.tiny_run import make_job
 
-pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.cluster, pytest.mark.whole, pytest.mark.filterwarnings("ignore")]
 
 SETTINGS = (
     "rounds=1",
@@ -68,7 +68,7 @@ def actors() -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("stage", ["samples", pytest.param("policy", marks=pytest.mark.whole)])
+@pytest.mark.parametrize("stage", [*UNDER_WAY])
 def test_a_killed_driver_takes_its_actors_along_and_the_same_command_gives_the_same_bits(
     cluster: Nodes, command: list[str], environment: dict[str, str], undisturbed: Path, tmp_path: Path, stage: str
 ) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,19 +210,19 @@ def test_more_than_the_cluster_has_is_refused_at_once(cluster: Nodes, folder: Pa
 def test_other_code_and_another_folder_are_refused(
     cluster: Nodes, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def other(root: Path, hidden: frozenset[str]) -> Home:
-        return Home({**made(root, hidden).versions, "torch": "0.0.1"}, str(root), "", str(root), ())
-
-    def elsewhere(root: Path, hidden: frozenset[str]) -> Home:
-        return Home(made(root, hidden).versions, str(root), "another", str(root), ())
-
     made = connection.home_of
+
+    def other(root: Path, hidden: frozenset[str], *, joins: bool) -> Home:
+        real = made(root, hidden, joins=joins)
+        return replace(real, versions={**real.versions, "torch": "0.0.1"})
+
+    def elsewhere(root: Path, hidden: frozenset[str], *, joins: bool) -> Home:
+        return replace(made(root, hidden, joins=joins), mark="another")
+
     monkeypatch.setattr(connection, "home_of", other)
     told = refusal(run_config(folder, cluster.address), tmp_path)
     assert f"on {socket.gethostname()}, but 0.0.1 where the run is driven" in told
-    monkeypatch.setattr(
-        connection, "home_of", lambda root, hidden: Home(made(root, hidden).versions, str(root), "x", "/", ())
-    )
+    monkeypatch.setattr(connection, "home_of", elsewhere)
     assert "is another folder" in refusal(run_config(folder, cluster.address), tmp_path)
 
 
