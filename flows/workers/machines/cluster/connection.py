@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import socket
 import threading
@@ -230,12 +231,18 @@ def prepare_ray(*, loopback: bool) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Whether a line of Ray's is not the one that tells of its own SIGTERM handler: a run has another."""
+    return "SIGTERM handler is not set" not in record.getMessage()
+
+
 def _connect(address: str, seconds: float, *, loopback: bool) -> None:
     """Connect to Ray; what answers at the address may be no Ray, of which Ray's client tells only after minutes."""
     prepare_ray(loopback=loopback)
     make_token_private()
     import ray
 
+    logging.getLogger("ray._private.worker").addFilter(_worth_saying)
     failed: list[Exception] = []
 
     def connect() -> None:
