@@ -28,7 +28,8 @@ PROMPTS, QUICK_PROMPTS = 2000, 192
 # Held out of the prompts, for an evaluation that is as small as it can be.
 HELD_OUT = 32
 SAMPLES, OF_TRL = 4, 2
-WARM = ("warm_start.epochs=1",)
+# The gate measures, and lets every round go on: a model that is hardly warm may well break its rules.
+WARM = ("warm_start.epochs=1", "gate.min_prompts=100000")
 # A model and answers with which batching counts; activations of more pairs at once than a micro-batch do not fit.
 UNEVEN, UNEVEN_PROMPTS, UNEVEN_TOKENS, MICRO_BATCH = "61M", 96, 256, 8
 GROUPS = ("sampling", "engines", "prompts", "uneven")
