@@ -50,6 +50,7 @@ def check_config(files: list[Path], settings: list[str], faults: Path | None = N
     config, read = understood(load_config(files, settings))
     for line in read:
         print(line)
+    require_cluster(config)
     file = faults or faults_file(Path("runs") / config.name)
     shown: list[str] = []
     try:

@@ -153,14 +153,16 @@ def _count(config: RunConfig, free: int, ranks: int, on_cards: bool, kept: int) 
     """Number of engines. ``free``: cards or cores for them; ``kept``: those of the trainer alone."""
     wanted, unit = config.sampler.engines, "card" if on_cards else "core"
     most = free // ranks
-    of_each = f" of {ranks} {unit}s each (tensor_parallel_size x pipeline_parallel_size)" if ranks > 1 else ""
+    of_product = " (tensor_parallel_size x pipeline_parallel_size)"
+    of_each = f" of {ranks} {unit}s each{of_product}" if ranks > 1 else ""
     seen = f"this process sees {free + kept} {unit}{'s' * (free + kept != 1)}"
     beside = f", {kept} of them for the trainer (placement: split)" if kept else ""
     if most < 1:
-        allowed = "placement: colocated" if kept and (free + kept) // ranks else "a smaller tensor_parallel_size"
+        fewer = f"tensor_parallel_size x pipeline_parallel_size of at most {max(free, 1)}"
         raise UserError(
-            f"sampler.engines: {wanted}: an engine needs {ranks} {unit}{'s' * (ranks > 1)}, and {seen}{beside}; "
-            f"allowed: {allowed}"
+            f"sampler.engines: {wanted}: an engine needs {ranks} {unit}{'s' * (ranks > 1)}"
+            f"{of_product if ranks > 1 else ''}, and {seen}{beside}; "
+            f"allowed: {'placement: colocated' if kept and (free + kept) // ranks else fewer}"
         )
     if wanted == "auto":
         # On a CPU, one engine uses all cores.

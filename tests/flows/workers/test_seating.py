@@ -154,7 +154,8 @@ def test_a_seat_is_kept_by_its_variables() -> None:
             EIGHT,
             r"4 engines of 2 cards each .* need 8 cards, .* 8 cards, 1 of them for the trainer .*; allowed: 1 to 3",
         ),
-        ({"tensor_parallel_size": 16}, {}, EIGHT, r"an engine needs 16 cards, .* allowed: a smaller"),
+        ({"tensor_parallel_size": 16}, {}, EIGHT, r"an engine needs 16 cards .*; allowed: .* of at most 8"),
+        ({"pipeline_parallel_size": 4}, {}, Machine((), (0, 1)), r"needs 4 cores \(.*pipeline.*\), .* of at most 2"),
         ({}, {"placement": "split"}, Machine(("0",), (0,)), r"for the trainer .* allowed: placement: colocated"),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows.preflight.check import check_config
 from flows.workers.machines.cluster import connection
 from flows.workers.machines.cluster.connection import find_address, make_token_private
 from flows.workers.machines.cluster.placing import (
@@ -21,6 +22,7 @@ from flows.workers.machines.cluster.shares import Share
 from pipeline.config import RayCluster, RunConfig
 from pipeline.errors import UserError
 from tests.support.places import ROOT
+from tests.support.small_config import write_small_config
 
 ACCELERATE = ROOT / "configs" / "accelerate"
 
@@ -164,6 +166,12 @@ def test_an_address_that_nobody_answers_is_refused() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     assert refusal(run_config(f"127.0.0.1:{port}")).startswith(f"cluster.address: 127.0.0.1:{port}: nothing answers (")
+
+
+def test_check_asks_whether_the_cluster_is_there(tmp_path: Path) -> None:
+    away = "cluster: {kind: ray, address: 'ray://head:10001'}"
+    with pytest.raises(UserError, match=r"^cluster\.address: 'ray://head:10001'; allowed"):
+        check_config([write_small_config(tmp_path, tmp_path / "model", away)], [])
 
 
 @pytest.mark.parametrize("address", ["head", "head:", ":6379", "head:port", "ray://head", "ray://127.0.0.1:10001"])
