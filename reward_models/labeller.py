@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pipeline.errors import RunError
 from pipeline.types import Group
+from pipeline.types.counts import number_of
 
 Scores = tuple[float | None, ...]
 
@@ -62,7 +63,7 @@ def label(groups: Sequence[Group], labeller: Labeller) -> list[Group]:
     given = labeller.label(groups)
     name = f"labeller {type(labeller).__name__}"
     if len(given) != len(groups):
-        raise RunError(f"{name}: {len(given)} results for {len(groups)} prompts")
+        raise RunError(f"{name}: {number_of(len(given), 'result')} for {number_of(len(groups), 'prompt')}")
     for group, labels in zip(groups, given, strict=True):
         fault = _fault(labels, len(group.responses))
         if fault is not None:
@@ -77,7 +78,7 @@ def label(groups: Sequence[Group], labeller: Labeller) -> list[Group]:
 
 def _fault(labels: Labels, count: int) -> str | None:
     if len(labels.scores) != count:
-        return f"{len(labels.scores)} scores for {count} responses"
+        return f"{number_of(len(labels.scores), 'score')} for {number_of(count, 'response')}"
     unusable = [score for score in labels.scores if score is not None and not math.isfinite(score)]
     if unusable:
         return f"score {unusable[0]}; must be finite"

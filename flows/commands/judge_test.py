@@ -17,6 +17,7 @@ from pipeline.data.sources import prompt_source
 from pipeline.errors import UserError
 from pipeline.safe_text import visible
 from pipeline.types import Prompt, Response
+from pipeline.types.counts import number_of
 from reward_models.answers.accounts import Accounts
 from reward_models.answers.cache import LabelCache
 from reward_models.answers.questions import Question
@@ -73,8 +74,8 @@ def _ask(field: str, settings: JudgeScorer, prompt: Prompt) -> bool:
             said = f"none ({heard.answer.missing})" if heard.answer.value is None else f"{heard.answer.value:.4g}"
             _show(title, heard.text, heard.reply, f"{said}, after {time.monotonic() - started:.1f} s")
         spent = accounts.spent()
-        tokens = f"{spent.prompt_tokens:,} tokens in, {spent.completion_tokens:,} out"
-        print(f"{spent.calls} calls, {tokens}, cost {spent.cost:.4g}")
+        tokens = f"{number_of(spent.prompt_tokens, 'token')} in, {spent.completion_tokens:,} out"
+        print(f"{number_of(spent.calls, 'call')}, {tokens}, cost {spent.cost:.4g}")
         print(_summary(settings, verdicts))
     return None not in verdicts
 

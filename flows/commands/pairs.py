@@ -23,6 +23,7 @@ from pipeline.storage.atomic import json_line, write_text
 from pipeline.storage.rows import read_preference_file, read_preference_rows
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Group, Pair, Preference, Response
+from pipeline.types.counts import number_of
 
 _BAR = 40
 SHOWN_CHARACTERS = 600
@@ -91,7 +92,7 @@ def export_pairs(root: Path, out: Path, round_: int | None) -> str:
         for row in read_preference_file(run.stage(number, "pairs").folder / OWN)
     ]
     write_text(out, "".join(lines))
-    return f"{len(lines)} rows of round {', '.join(map(str, wanted))}: {out}"
+    return f"{number_of(len(lines), 'row')} of round {', '.join(map(str, wanted))}: {out}"
 
 
 def _plain_row(row: Preference, chat: Chat) -> dict[str, JsonValue]:
@@ -195,7 +196,7 @@ def _print_example(console: Console, number: int, row: Preference, *, images: bo
 def _line(name: str, response: Response, score: float | None, *, images: bool) -> str:
     if images:
         return f"   {name}: image {response.text}" + ("" if score is None else f", score {score:.3g}")
-    facts = [f"{len(response.token_ids)} tokens", *([] if score is None else [f"score {score:.3g}"])]
+    facts = [number_of(len(response.token_ids), "token"), *([] if score is None else [f"score {score:.3g}"])]
     end = ", cut" if response.finish_reason == "length" else ""
     return f"   {name} ({', '.join(facts)}{end}): {_shown(response.text)}"
 

@@ -23,6 +23,7 @@ from pipeline.errors import Paused, UserError
 from pipeline.storage.cores import usable_cores
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch
+from pipeline.types.counts import number_of
 
 
 def run_config(
@@ -152,7 +153,7 @@ def announce(config: RunConfig, root: Path) -> None:
     """Announce the run in a few lines, including the choices that change results, and who has which cards."""
     training = config.training
     lines = [
-        f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)}, seed {config.seed} -> {root}",
+        f"{config.name}: {config.mode}, {number_of(config.rounds, 'round')}, seed {config.seed} -> {root}",
         f"  loss {config.loss.preset}, reference {training.reference}, optimiser {training.optimiser_state}, "
         f"learning rate {training.learning_rate:g}, {config.sampler.kind} sampler, {usable_cores()} CPUs",
         *(f"  {line}" for line in placing_lines(config)),

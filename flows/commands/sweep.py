@@ -29,6 +29,7 @@ from pipeline.errors import RunError, UserError
 from pipeline.safe_text import visible
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch
+from pipeline.types.counts import number_of
 
 # Exit codes of a run, besides 0.
 PAUSED, INTERRUPTED = 3, 130
@@ -132,7 +133,7 @@ def run_sweep(files: list[Path], settings: list[str], root: Path | None, steps: 
         return 0
     place = trials[0].root.parent
     count = trials[0].config.rounds
-    print(f"{len(trials)} runs of {count} round{'s' * (count != 1)} -> {place}", file=sys.stderr)
+    print(f"{number_of(len(trials), 'run')} of {number_of(count, 'round')} -> {place}", file=sys.stderr)
     entrants = [Entrant(trial, {}) for trial in trials]
     for round_ in range(1, trials[0].config.rounds + 1):
         _run_round(files, entrants, round_)
@@ -150,7 +151,7 @@ def _list_runs(axes: Sequence[Axis], trials: Sequence[Trial]) -> None:
         rounds = range(1, trial.config.rounds + 1)
         made = sum(1 for _ in itertools.takewhile(trial.has_finished, rounds))
         print(visible(f"{trial.root.name}: {values}; rounds that are there: {made} of {len(rounds)}"))
-    print(f"{len(trials)} runs in {trials[0].root.parent}")
+    print(f"{number_of(len(trials), 'run')} in {trials[0].root.parent}")
 
 
 def _trials(files: list[Path], axes: Sequence[Axis], plain: Sequence[str], root: Path | None) -> Iterator[Trial]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from pipeline.storage.integrity import BASE_FILES, POINTED_FILES, Damage, file_faults
 from pipeline.storage.manifest import MANIFEST, DamagedError, Manifest, StageKey
 from pipeline.storage.run_folder import RunFolder, Stage
+from pipeline.types.counts import number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,5 +142,5 @@ def print_verification(found: Verification, as_json: bool) -> None:
         round_, _, name = first.removeprefix("round_").partition("/")
         print(f"restore these files from a copy, or redo: prefloop run ... --from {int(round_)}:{name}")
     size, files = sum(stage.bytes for stage in found.stages), sum(stage.files for stage in found.stages)
-    print(f"{files} files, {size / 2**20:.1f} MiB read in {found.seconds:.1f} s: ", end="")
-    print(f"{len(found.faults)} faults" if found.faults else "all as they were written")
+    print(f"{number_of(files, 'file')}, {size / 2**20:.1f} MiB read in {found.seconds:.1f} s: ", end="")
+    print(number_of(len(found.faults), "fault") if found.faults else "all as they were written")

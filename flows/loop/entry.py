@@ -94,10 +94,10 @@ def _fire(firing: Firing, rounds: Rounds, flow_run: FlowRun) -> str:
     crashes = _crashes(flow_run)
     if crashes > MOST_CRASHES:
         _end(flow_run, Failed(message=f"crashed {crashes} times within an hour, so it does not start again"))
-    if _is_missed(flow_run, due):
+    first = is_first_try(flow_run)
+    if first and _is_missed(flow_run, due):
         _end(flow_run, Cancelled(name="Skipped", message=f"skipped: this firing was due at {due:%Y-%m-%d %H:%M} UTC"))
     firing = replace(firing, run_dir=dated(firing.run_dir, due))
-    first = flow_run.run_count <= 1
     while True:
         try:
             make_files_private()
@@ -112,6 +112,12 @@ def _fire(firing: Firing, rounds: Rounds, flow_run: FlowRun) -> str:
             _end(flow_run, Cancelled(name="Skipped", message=f"skipped: {error}"))
         except UserError as error:
             _end(flow_run, Failed(message=str(error)))
+
+
+def is_first_try(flow_run: FlowRun) -> bool:
+    """Whether the flow run begins; false if it starts again after a crash or a failure, or goes on after a pause."""
+    # Prefect counts no run more when a paused one is resumed.
+    return flow_run.run_count <= 1 and not flow_run.empirical_policy.pause_keys
 
 
 def _end(flow_run: FlowRun, state: State[object]) -> NoReturn:
@@ -204,7 +210,7 @@ def _crashes(flow_run: FlowRun) -> int:
 
 def _is_missed(flow_run: FlowRun, due: datetime) -> bool:
     """True if a scheduled firing is late and its deployment skips late ones."""
-    if not flow_run.auto_scheduled or flow_run.run_count > 1 or datetime.now(UTC) - due <= MISSED_AFTER:
+    if not flow_run.auto_scheduled or datetime.now(UTC) - due <= MISSED_AFTER:
         return False
     assert flow_run.deployment_id is not None
     with get_client(sync_client=True) as client:

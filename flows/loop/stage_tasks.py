@@ -31,6 +31,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import RunError, UserError
 from pipeline.safe_text import keyless, redacted
 from pipeline.storage.run_folder import RunFolder
+from pipeline.types.counts import number_of
 
 # Stages in which a budget can be spent.
 _LABELLED = ("gold", "labels", "evaluation")
@@ -154,7 +155,7 @@ class StageTasks:
         self._tell_of_alarms(round_, name)
         self._tell_of_budget(round_, name)
         self._tell_of_round(round_, name)
-        took = f"{manifest.rows} rows in {manifest.seconds:.1f} s"
+        took = f"{number_of(manifest.rows, 'row')} in {manifest.seconds:.1f} s"
         get_run_logger().info(took)
         self._console.print(f"{label}: {took}", markup=False, highlight=False)
         return artefact

@@ -13,6 +13,7 @@ from flows.workers.pool.label_engine import label_seats
 from flows.workers.pool.overlap import overlap_lines
 from flows.workers.pool.seating import seating_of
 from pipeline.training.distributed.launch import read_launch
+from pipeline.types.counts import number_of
 
 _COLUMNS = ("weights", "gradients", "gradient sums", "optimiser", "activations", "engine", "whole policy", "processes")
 _NAMES = {"memory": "memory", "device": "memory of the accelerator", "disk": "disk"}
@@ -76,15 +77,18 @@ def in_units(size: float) -> str:
 
 def _heading(plan: Plan) -> list[str]:
     config, counts, parameters = plan.config, plan.counts, plan.parameters
-    sampled = f"{counts.prompts:,} prompts x {counts.responses} responses, " if counts.prompts else ""
+    sampled = (
+        f"{number_of(counts.prompts, 'prompt')} x {number_of(counts.responses, 'response')}, " if counts.prompts else ""
+    )
     beside = f", {parameters.beside:,} in heads and critics" if parameters.beside else ""
     engines = label_seats(config, seating_of(config).rest)
-    pooled = [f"labelling: {len(engines)} engines ({'; '.join(seat.where for seat in engines)}) for each local model"]
+    seats = "; ".join(seat.where for seat in engines)
+    pooled = [f"labelling: {number_of(len(engines), 'engine')} ({seats}) for each local model"]
     launch = read_launch(config)
     lone = config.discriminator is not None and launch is not None and launch.processes > 1
     return [
-        f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)} of {sampled}"
-        f"{counts.examples:,} examples at most",
+        f"{config.name}: {config.mode}, {number_of(config.rounds, 'round')} of {sampled}"
+        f"{number_of(counts.examples, 'example')} at most",
         f"parameters: {parameters.total:,}, {parameters.trained:,} of them trained{beside}",
         plan.passes.tokens.line(plan.passes.padded_because),
         *plan.placement,
@@ -109,7 +113,7 @@ def _disk_rows(disk: DiskUse, rounds: int) -> list[list[str]]:
     def rows(title: str, sizes: Mapping[str, int]) -> list[list[str]]:
         return [[f"{title}: {name}", in_units(size)] for name, size in sizes.items()]
 
-    whole = [f"the run, {rounds} round{'s' * (rounds > 1)}", in_units(disk.whole(rounds))]
+    whole = [f"the run, {number_of(rounds, 'round')}", in_units(disk.whole(rounds))]
     parts = [*rows("start", disk.start), *rows("a round", disk.round), *rows("while training", disk.passing)]
     masters = rows("the newest round", {"float32 masters": disk.masters} if disk.masters else {})
     return [*parts, *masters, whole]

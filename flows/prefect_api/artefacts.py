@@ -34,6 +34,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import Paused
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types import content_hash
+from pipeline.types.counts import number_of
 
 GATE_TAG = "gate:"
 
@@ -44,7 +45,7 @@ def run_title(run: RunFolder, config: RunConfig, decision: str | None = None) ->
     ``decision``: the gate's; it comes early, since lists on a phone cut names off.
     """
     decided = "" if decision is None else f" · {decision.replace('_', ' ')}"
-    return f"{run.root.name}{decided} · {config.mode} · {config.rounds} round{'s' * (config.rounds > 1)}"
+    return f"{run.root.name}{decided} · {config.mode} · {number_of(config.rounds, 'round')}"
 
 
 def run_tags(config: RunConfig) -> list[str]:

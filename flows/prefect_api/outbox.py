@@ -13,6 +13,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from pipeline.types.counts import number_of
+
 _Call = Callable[[SyncPrefectClient], None]
 
 EVERY_SECONDS = 3.0
@@ -25,8 +27,9 @@ logger = logging.getLogger("prefect.prefloop")
 
 
 class Outbox:
-    """A context manager; on exit it waits at most ``CLOSE_SECONDS`` for unsent calls.
+    """A context manager; on exit it waits for unsent calls, so that what people look at is there when the run ends.
 
+    It waits at most ``_CLOSE_SECONDS``, and not for a server that is gone; then it logs how many calls are missing.
     A call that fails is tried once more and then dropped; the first failure in a row is logged.
     """
 
@@ -36,6 +39,10 @@ class Outbox:
         self._wake = threading.Event()
         self._over = False
         self._failing = False
+        # Nobody listens at the server's address. A busy server fails too, but the next call may arrive.
+        self._gone = False
+        # Calls after the end that did not arrive, and the one under way.
+        self._missing = self._under_way = 0
         # The thread needs the context, which holds the server's address.
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="outbox", daemon=True)
@@ -48,6 +55,12 @@ class Outbox:
         self._over = True
         self._wake.set()
         self._thread.join(_CLOSE_SECONDS)
+        missing = self._missing + self._under_way + len(self._waiting)
+        if missing:
+            logger.warning(
+                "Prefect's UI lacks %s of this run: its server did not take them in time; the run folder has them",
+                number_of(missing, "last update"),
+            )
 
     def put(self, call: _Call) -> None:
         """Make ``call`` after the calls before it."""
@@ -75,10 +88,11 @@ class Outbox:
             while True:
                 self._wake.wait(EVERY_SECONDS)
                 self._wake.clear()
-                # On exit, stop trying a server that fails.
-                while self._waiting and not (self._over and self._failing):
+                # Read first: what was put before the end is made before it.
+                over = self._over
+                while self._waiting and not (self._over and self._gone):
                     self._make(self._waiting.popleft(), client)
-                if self._over:
+                if over:
                     return
                 if time.monotonic() - ticked >= EVERY_SECONDS:
                     ticked = time.monotonic()
@@ -86,13 +100,16 @@ class Outbox:
                         self._make(call, client)
 
     def _make(self, call: _Call, client: SyncPrefectClient) -> None:
+        self._under_way = 1
         try:
             call(client)
         except (httpx.HTTPError, PrefectException) as error:
             if not self._failing:
                 logger.warning("Prefect's server does not accept data for its UI: %s; the run goes on", error)
-            self._failing = True
+            self._failing, self._gone = True, isinstance(error, httpx.ConnectError)
+            self._missing += self._over
         except Exception:
             logger.warning("data for Prefect's UI could not be made; the run goes on", exc_info=True)
         else:
-            self._failing = False
+            self._failing = self._gone = False
+        self._under_way = 0

@@ -19,6 +19,7 @@ from flows.prefect_api.access import is_healthy, is_own
 from flows.prefect_api.guard import guarded_app
 from pipeline.errors import RunError, UserError
 from pipeline.sampling import watchdog
+from pipeline.types.counts import number_of
 
 Program = subprocess.Popen[bytes]
 STOP_SECONDS = 5.0
@@ -29,6 +30,7 @@ _SAY_EVERY_SECONDS = 30.0
 # An idle server uses less than this in a few minutes, one that starts much more, even with a hundredth of a core.
 LEAST_CPU_SECONDS = 1.0
 LEAST_BYTES = 1 << 20
+_UI = "PREFECT_UI_URL"
 _LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
 
 
@@ -98,6 +100,8 @@ def start_server(port: int, secret: str, settings: dict[str, str], output: int) 
         _LEASES: os.environ.get(_LEASES, "prefect.server.concurrency.lease_storage.filesystem"),
         "PREFECT_SERVER_API_AUTH_STRING": secret,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join([*own_origins(port), *_further_origins()]),
+        # Notifications hold the address of the run's page.
+        _UI: os.environ.get(_UI, own_origins(port)[0]),
     }
     return start_watched(serve, {**own, **settings}, output)
 
@@ -124,7 +128,7 @@ def wait_for_server(url: str, process: "subprocess.Popen[bytes]", log: Path, pla
         now = time.monotonic()
         if stall.seconds(now, work_of(process.pid, log)) > patience:
             raise RunError(
-                f"Prefect's server did not start on {url}: it has done nothing for {patience:g} seconds "
+                f"Prefect's server did not start on {url}: it has done nothing for {number_of(patience, 'second')} "
                 f"(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS); {place}"
             )
         if now - said > _SAY_EVERY_SECONDS:

@@ -35,13 +35,16 @@ ENDED = {StateType.CANCELLING, StateType.CANCELLED}
 _UNDER_WAY = {StateType.PENDING, StateType.RUNNING, StateType.CANCELLING}
 # Set for runs started by Prefect's own process, which also ends them when they are cancelled.
 MANAGED = "PREFECT__FLOW_RUN_ID"
+# A process that was not killed writes this when its work ends before it is done.
+_LEFT = "left"
 
 
 @contextmanager
 def true_states(root: Path) -> Iterator[None]:
     """End the block if its flow run is cancelled in Prefect; the process must hold the run ``root``.
 
-    First marks the flow run before as crashed, if Prefect still shows it as running.
+    First marks the flow run before as crashed, if Prefect still shows it as running. If the process before was killed,
+    an event tells of it.
 
     Raises:
         Abort: the flow run was cancelled; everything that the block started has ended, and Prefect knows.
@@ -53,11 +56,23 @@ def true_states(root: Path) -> Iterator[None]:
     own = context.flow_run.id
     _end_last(root, own)
     started = psutil.Process().create_time()
-    here = {"flow_run": str(own), "host": socket.gethostname(), "pid": os.getpid(), "started": started}
+    here: dict[str, Any] = {"flow_run": str(own), "host": socket.gethostname(), "pid": os.getpid(), "started": started}
     write_json(root / FLOW_RUN_FILE, here)
-    with _cancellable(own):
-        yield
+    try:
+        with _cancellable(own):
+            yield
+    except BaseException:
+        _leave(root, here)
+        raise
     write_json(root / FLOW_RUN_FILE, {**here, ENDED_WELL: True})
+
+
+def _leave(root: Path, here: dict[str, Any]) -> None:
+    """Note that this process was not killed, unless another one writes in the run folder by now."""
+    file = root / FLOW_RUN_FILE
+    with suppress(OSError, ValueError):
+        if json.loads(file.read_text(encoding="utf-8")) == here:
+            write_json(file, {**here, _LEFT: True})
 
 
 @contextmanager
@@ -119,6 +134,10 @@ def _end_last(root: Path, own: UUID) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return
     if flow_run == own:
+        # Started again, by an automation or a person; Prefect shows it as running, and rightly.
+        if not (last.get(_LEFT) or last.get(ENDED_WELL)):
+            with _client() as client:
+                _tell(client, stale, root)
         return
     with _client() as client:
         state = _state(client, flow_run)
@@ -127,11 +146,15 @@ def _end_last(root: Path, own: UUID) -> None:
         message = f"{who} is gone; the run went on as flow run {own}"
         cancelled = state.type == StateType.CANCELLING
         _set(client, flow_run, Cancelled(message=message) if cancelled else Crashed(message=message))
-        with suppress(httpx.HTTPError):
-            send_event(client, stale, root, related_resources())
+        _tell(client, stale, root)
     print(
         f"Prefect's flow run {flow_run}, of {who}, is marked {'cancelled' if cancelled else 'crashed'}", file=sys.stderr
     )
+
+
+def _tell(client: SyncPrefectClient, stale: WorkerStale, root: Path) -> None:
+    with suppress(httpx.HTTPError):
+        send_event(client, stale, root, related_resources())
 
 
 def _client() -> SyncPrefectClient:

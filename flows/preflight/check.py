@@ -39,6 +39,7 @@ from pipeline.storage.run_folder import RunFolder
 from pipeline.training.distributed.launch import read_launch
 from pipeline.training.distributed.requirements import require_launcher, require_optimiser
 from pipeline.types import Prompt
+from pipeline.types.counts import number_of
 
 
 def check_config(files: list[Path], settings: list[str], faults: Path | None = None, show: int | None = None) -> None:
@@ -123,12 +124,12 @@ def check_run(
 
 def _describe(config: RunConfig, contents: Contents) -> list[str]:
     """Describe in a few lines what would run."""
-    rounds = f"{config.rounds} round{'s' * (config.rounds != 1)}"
+    rounds = number_of(config.rounds, "round")
     lines = [f"{config.name}: {config.mode}, {rounds}, seed {config.seed}: config and data are valid"]
     lines += [f"  {name.replace('_', ' ')}: {size}" for name, size in contents.sizes.items()]
     if config.mode == "iterative":
         prompts = min(config.prompts_per_round or contents.prompts, contents.prompts)
-        lines.append(f"  a round samples {prompts} prompts x {config.sampling.n} responses")
+        lines.append(f"  a round samples {number_of(prompts, 'prompt')} x {number_of(config.sampling.n, 'response')}")
     needs = sorted(needs_of(config.loss))
     notes = (*notes_on_prompts(config, contents.prompts), *notes_on_serving(config))
     lines += [f"  {note}" for note in notes]

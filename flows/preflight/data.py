@@ -19,6 +19,7 @@ from pipeline.data.run_data import HELD_OUT_PAIRS, RunData, open_data
 from pipeline.data.spool.kept_rows import RunRows
 from pipeline.errors import UserError
 from pipeline.types import Prompt, TextGroup, TextPreference
+from pipeline.types.counts import number_of
 
 _REPORTED = 50  # one of so many rows
 # Fewer of them are ranks by chance.
@@ -70,7 +71,8 @@ def notes_on_prompts(config: RunConfig, prompts: int) -> list[str]:
     wanted = config.prompts_per_round
     if config.mode == "offline" or wanted is None or wanted <= prompts:
         return []
-    return [f"prompts_per_round: {wanted:,}, but there are {prompts:,} prompts to train on: a round samples them all"]
+    there = f"there {'is' if prompts == 1 else 'are'} {number_of(prompts, 'prompt')}"
+    return [f"prompts_per_round: {wanted:,}, but {there} to train on: a round samples them all"]
 
 
 def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
@@ -95,9 +97,7 @@ def _contents(run_data: RunData, each: Callable[[Prompt], object]) -> Contents:
         raise UserError("training.evaluate_every: no pair is held out to evaluate on; see held_out.prompts")
     if config.mode == "offline" and contents.preferences < config.rounds:
         left, rounds = contents.preferences, config.rounds
-        raise UserError(
-            f"pairs: {left} row{'s' * (left != 1)} left for {rounds} round{'s' * (rounds != 1)}; each needs one"
-        )
+        raise UserError(f"pairs: {number_of(left, 'row')} left for {number_of(rounds, 'round')}; each needs one")
     return contents
 
 

@@ -14,6 +14,7 @@ from pipeline.config.loss.terms import AdvantageHead, WinLabel
 from pipeline.config.training import START
 from pipeline.data.counts import Contents
 from pipeline.errors import UserError
+from pipeline.types.counts import number_of
 
 
 def check_needs(config: RunConfig, contents: Contents) -> None:
@@ -61,7 +62,8 @@ def _check_references(config: RunConfig) -> None:
             wanted = needs_of(config.loss).references - 1
             if given != wanted:
                 raise UserError(
-                    f"training.references: {given} model folders, but {name} measures against {wanted + 1} references: "
+                    f"training.references: {number_of(given, 'model folder')}, but {name} measures against "
+                    f"{number_of(wanted + 1, 'reference')}: "
                     f"the round's own and {wanted} of these (loss.prior.weights has one number for each; start is "
                     "the policy that the run starts from)"
                 )

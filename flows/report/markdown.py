@@ -22,12 +22,13 @@ from flows.report.facts import (
     estimate,
 )
 from flows.report.findings.columns import of_modality, shown_columns
-from flows.report.findings.in_short import in_short
+from flows.report.findings.in_short import examples_of, in_short
 from flows.report.findings.parts import PART_COLUMNS, part_rows
 from flows.report.findings.suites import suite_columns, suite_measures, suite_value
 from flows.report.findings.verdicts import SIGNS, verdict_kind, verdict_words
 from pipeline.evaluation.held_out import baseline_line
 from pipeline.safe_text import markdown, markdown_block
+from pipeline.types.counts import number_of
 
 # Letters shown of a prompt or a response.
 SHOWN_LETTERS = 2000
@@ -85,7 +86,9 @@ def round_page(name: str, rounds: int, facts: RoundFacts, earlier: Sequence[Roun
 
 def comparisons_page(name: str, facts: RoundFacts) -> str:
     """Held-out prompts with the greedy responses of the start and the round, each with its score."""
-    title = f"# {markdown(name)} · start and round {facts.round}, {len(facts.comparisons)} held-out prompts"
+    title = (
+        f"# {markdown(name)} · start and round {facts.round}, {number_of(len(facts.comparisons), 'held-out prompt')}"
+    )
     return "\n\n".join([title, *(_comparison(n, one) for n, one in enumerate(facts.comparisons, 1))]) + "\n"
 
 
@@ -172,8 +175,7 @@ def _measures(rounds: Sequence[RoundFacts]) -> list[str]:
 
 
 def _pairs(pairs: PairFacts) -> list[str]:
-    kinds = {"pair": "pairs", "group": "groups", "unpaired": "single responses"}
-    said = f"Trained on {pairs.rows:,} {kinds.get(pairs.kind, markdown(pairs.kind))}"
+    said = f"Trained on {examples_of(pairs)}"
     said += f", {pairs.own:,} of them from this round." if pairs.own != pairs.rows else "."
     rows = [[markdown(cause.replace("_", " ")), f"{count:,}"] for cause, count in pairs.dropped.items()]
     dropped = _table(["left out because of", "candidates"], rows) if rows else "Nothing was left out."
@@ -187,7 +189,8 @@ def _pairs(pairs: PairFacts) -> list[str]:
 
 def _training(training: TrainingFacts) -> list[str]:
     rows = [[title, _value(training.metric(name), form)] for title, name, form in TRAINING]
-    steps = f"{len(training.steps):,} optimiser steps; values at the end are means over the last tenth of the steps."
+    steps = number_of(len(training.steps), "optimiser step")
+    steps += "; values at the end are means over the last tenth of the steps."
     notices = "\n".join(f"- {markdown(notice)}" for notice in training.notices())
     parts = ["## Training", *([notices] if notices else [])]
     return [*parts, _table(["measure", "value"], [row for row in rows if row[1] != NONE]), steps]

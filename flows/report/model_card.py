@@ -30,6 +30,7 @@ from pipeline.config.data.mixture import sources_in
 from pipeline.safe_text import markdown
 from pipeline.storage.atomic import write_text
 from pipeline.storage.run_folder import RunFolder
+from pipeline.types.counts import number_of
 
 # Parts of the loss that document it; the card shows them as sentences.
 DOCUMENTED = {"summary", "formula", "citation", "family", "identity_with", "departures"}
@@ -113,7 +114,7 @@ def _front_matter(config: RunConfig) -> str:
 
 def _opening(config: RunConfig, last: RoundFacts) -> str:
     way = "labelled samples of its own" if config.mode == "iterative" else "a fixed set of preferences"
-    made = f"{last.round} round{'s' * (last.round != 1)} of preference training on {way}"
+    made = f"{number_of(last.round, 'round')} of preference training on {way}"
     return f"{markdown(start_model(config))} after {made}, by prefloop. Seed {config.seed}."
 
 

@@ -24,6 +24,7 @@ from pipeline.safe_text import one_line, visible
 from pipeline.storage.run_folder import RunFolder
 from pipeline.training.step_log import StepCurve, part_curves
 from pipeline.training.watch.image_errors import chosen_error, rejected_error
+from pipeline.types.counts import number_of
 
 _Metrics = dict[str, Any]
 
@@ -230,10 +231,14 @@ def _margins(round_: int, pairs: PairFacts) -> str:
 def _labels(rounds: Sequence[RoundFacts]) -> Iterator[str]:
     for facts in rounds:
         for one in facts.labels:
-            parts = [f"{one.questions:,} questions"] if one.questions else []
+            parts = [number_of(one.questions, "question")] if one.questions else []
             parts += [f"{one.cache_hit_rate:.0%} from the cache"] if one.cache_hit_rate else []
             parts += [f"{one.missing:,} missing"] if one.missing else []
-            parts += [f"{one.broken:,} texts spell control tokens (read as text)"] if one.broken else []
+            parts += (
+                [f"{number_of(one.broken, 'text spells', 'texts spell')} control tokens (read as text)"]
+                if one.broken
+                else []
+            )
             parts += [f"orders disagree in {one.orders_that_disagree:.1%}"] if one.orders_that_disagree else []
             parts += [f"spread {one.disagreement:.3g}"] if one.disagreement is not None else []
             parts += [f"cost {one.cost:.4g}"] if one.cost else []
@@ -253,7 +258,7 @@ def _worse(run: RunFolder, rounds: Sequence[RoundFacts]) -> Iterator[str]:
         yield found.sentences
         for trait in found.traits:
             shares = f"{trait.worse.mean:.0%} got worse, {trait.others.mean:.0%} of the others"
-            yield f"{trait.name:<{_NAME}}{trait.prompts:,} prompts, {shares}, change {trait.change:+.3g}"
+            yield f"{trait.name:<{_NAME}}{number_of(trait.prompts, 'prompt')}, {shares}, change {trait.change:+.3g}"
         for one in found.examples[:_WORST]:
             yield f"{f'{one.before:.3g} to {one.after:.3g}':<{_NAME}}{one_line(one.prompt, _PROMPT)}"
 

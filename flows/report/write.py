@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.storage.atomic import write_text
 from pipeline.storage.rows import read_groups
 from pipeline.storage.run_folder import RunFolder
+from pipeline.types.counts import number_of
 
 # Limits of the samples: held-out prompts, rounds, characters of one response, and of the whole page.
 _PROMPTS, ROUNDS, RESPONSE, ALL = 100, 8, 1500, 1_000_000
@@ -108,7 +109,7 @@ def _headline(config: RunConfig) -> str:
     training = config.training
     parts = [
         config.mode,
-        f"{config.rounds} round{'s' * (config.rounds > 1)}",
+        number_of(config.rounds, "round"),
         f"loss {config.loss.preset}, β = {config.loss.inputs.beta:g}",
         f"reference {training.reference}",
         f"learning rate {training.learning_rate:g}",

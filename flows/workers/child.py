@@ -37,6 +37,7 @@ from flows.workers.pool.waiting import thread_variables
 from flows.workers.silence import Silence
 from pipeline.errors import RunError
 from pipeline.safe_text import secrets_of
+from pipeline.types.counts import number_of
 
 _CLOSE_SECONDS = 5.0
 # A child reads all the time, whatever it is doing.
@@ -206,7 +207,7 @@ class Child(Generic[P]):
         try:
             self._socket.sendall(with_length(encode(request)))
         except TimeoutError as error:
-            raise TimeoutError(f"was not read for {timeout:g} seconds") from error
+            raise TimeoutError(f"was not read for {number_of(timeout, 'second')}") from error
 
     def _receive(self, silence: Silence) -> bytes:
         size = frame_length(self._bytes(LENGTH_BYTES, silence))

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from flows.workers.peak_memory import PROC, with_children
+from pipeline.types.counts import number_of
 
 # Looks in one limit, and the seconds between two at most.
 _LOOKS, _LONGEST_LOOK = 10, 30.0
@@ -90,8 +91,8 @@ class Silence:
     def _said(self) -> str:
         assert self._limit is not None
         if self._computed and self._ends == self._last:
-            return f"computed for {_COMPUTING * self._limit:g} seconds without a report, a read or a write"
-        return f"was silent for {self._limit:g} seconds"
+            return f"computed for {number_of(_COMPUTING * self._limit, 'second')} without a report, a read or a write"
+        return f"was silent for {number_of(self._limit, 'second')}"
 
 
 def count_processes(pid: int) -> dict[tuple[int, float], Counted]:

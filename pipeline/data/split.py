@@ -11,6 +11,7 @@ from pipeline.config import HeldOut
 from pipeline.data.forms.plain import plain_id
 from pipeline.errors import UserError
 from pipeline.types import Prompt, content_hash
+from pipeline.types.counts import number_of
 
 # A share of 0.07 is 7 of 100, and not 8.
 _ROUNDING = 1e-9
@@ -65,7 +66,7 @@ def split_held_out(prompts: _Prompts, settings: HeldOut, together: Mapping[str, 
     shared = math.ceil(settings.share * total - _ROUNDING)
     wanted = min(settings.prompts, max(shared, _ENOUGH) if total >= _QUARTER * _ENOUGH else shared)
     if total <= wanted:
-        raise UserError(f"held_out.prompts: {wanted} of {total} distinct prompts leave none to train on")
+        raise UserError(f"held_out.prompts: {wanted} of {number_of(total, 'distinct prompt')} leave none to train on")
     sizes = Counter(together[prompt.id] for prompt in prompts if prompt.id in together) if together else {}
     chosen = _whole_groups(prompts, wanted, lambda prompt: together.get(prompt.id, prompt.id), sizes, settings.seed)
     if not chosen:

@@ -27,6 +27,7 @@ from pipeline.models.weights.lora import load_adapter, save_adapter
 from pipeline.storage.atomic import write_json
 from pipeline.storage.digests import file_sha256
 from pipeline.types import content_hash
+from pipeline.types.counts import number_of
 
 MODEL_INDEX = "model_index.json"
 # VAE and text encoder, one of them, or neither.
@@ -71,7 +72,7 @@ def load_image_policy(
         encoder = load_text_encoder(folder, dtype, width=settings.get("joint_attention_dim"))
     shape = input_shape(network)
     if not (folder / "vae").is_dir() and shape[0] not in (1, 3):
-        raise UserError(f"{folder}: no folder vae, and {shape[0]} channels; allowed without one: 1 or 3")
+        raise UserError(f"{folder}: no folder vae, and {number_of(shape[0], 'channel')}; allowed without one: 1 or 3")
     count = settings.get("num_class_embeds") or settings.get("num_embeds_ada_norm") or 0
     null = index.get("null_class")
     if "num_embeds_ada_norm" in settings:
@@ -183,7 +184,9 @@ def _save_network(network: Any, folder: Path) -> None:
 def _network_folder(folder: Path) -> str:
     found = [name for name in _NETWORK_FOLDERS if (folder / name / "config.json").is_file()]
     if len(found) != 1:
-        raise UserError(f"{folder}: {len(found)} networks; allowed: one, in a folder {' or '.join(_NETWORK_FOLDERS)}")
+        raise UserError(
+            f"{folder}: {number_of(len(found), 'network')}; allowed: one, in a folder {' or '.join(_NETWORK_FOLDERS)}"
+        )
     return found[0]
 
 

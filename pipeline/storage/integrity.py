@@ -45,8 +45,8 @@ def require_intact(stage: Stage) -> Manifest:
     freed = stage.freed()
     if freed is not None and not all(map(is_master, freed.files)):
         raise RunError(
-            f"{stage.folder}: {len(freed.files)} files were removed on {freed.time} to free disk space "
-            f"({freed.reason}), but are needed; prefloop run ... --from {stage.round}:{stage.name} makes them again"
+            f"{stage.folder}: files were removed on {freed.time} to free disk space ({freed.reason}), but are needed; "
+            f"prefloop run ... --from {stage.round}:{stage.name} makes them again"
         )
     found = [*file_faults(stage, manifest)]
     if found:

@@ -28,6 +28,7 @@ from pipeline.types import (
     Unpaired,
     UnpairedText,
 )
+from pipeline.types.counts import number_of
 
 PROMPTS = pa.schema(list(PROMPT_STRUCT))
 TEXTS = pa.schema([("prompt", PROMPT_STRUCT), ("text", pa.string())])
@@ -113,7 +114,7 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
                 yield batch
         if left:
             # Page headers have no checksum of their own.
-            raise RunError(f"{file}: cannot be read as parquet ({left} rows are missing)")
+            raise RunError(f"{file}: cannot be read as parquet ({number_of(left, 'row is', 'rows are')} missing)")
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{file}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from pipeline.types.counts import number_of
 from reward_models.answers.cache import LabelCache
 from reward_models.answers.parts import OpenPool
 from reward_models.answers.spending import Ledger, Spent
@@ -88,7 +89,9 @@ class Accounts:
             parts.append(f"{self.counts['cached'] / self.counts['questions']:.0%} from the cache")
         spent = self.spent()
         if spent.calls:
-            parts.append(f"{spent.calls} calls, {spent.prompt_tokens + spent.completion_tokens} tokens")
+            parts.append(
+                f"{number_of(spent.calls, 'call')}, {number_of(spent.prompt_tokens + spent.completion_tokens, 'token')}"
+            )
             parts.append(f"cost {spent.cost:.4g}")
         if self.missing:
             parts.append("missing: " + ", ".join(f"{cause} {count}" for cause, count in sorted(self.missing.items())))

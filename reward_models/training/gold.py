@@ -12,6 +12,7 @@ from typing import Literal
 
 from pipeline.config.labellers.reward_model import AccuracyGate
 from pipeline.types import Group, Response, derive_seed
+from pipeline.types.counts import number_of
 
 Selection = Literal["random", "uncertain", "disagreement"]
 
@@ -84,8 +85,8 @@ def passes(accuracy: float | None, compared: int, gate: AccuracyGate, round_: in
     The shares of ``gate.error`` that the rounds may spend add up to all of it, so it bounds a whole run, however long.
     """
     if compared < gate.comparisons or accuracy is None:
-        return f"{compared} held-out comparisons cannot tell; at least {gate.comparisons}"
-    ranked = f"ranks {accuracy:.1%} of {compared} held-out comparisons rightly"
+        return f"{number_of(compared, 'held-out comparison')} cannot tell; at least {gate.comparisons}"
+    ranked = f"ranks {accuracy:.1%} of {number_of(compared, 'held-out comparison')} rightly"
     if accuracy < gate.accuracy:
         return f"{ranked}; at least {gate.accuracy:.0%}"
     chance, allowed = by_chance(accuracy * compared, compared), gate.error / (round_ * (round_ + 1))

@@ -12,6 +12,7 @@ from pipeline.models.architectures import as_written, exact_attention, switch_no
 from pipeline.models.foreign import load_tokenizer, refused
 from pipeline.storage.shards import SHARD_SIZE
 from pipeline.types import derive_seed
+from pipeline.types.counts import number_of
 
 
 def load_start(settings: PretrainedModel, seed: int) -> tuple[Any, Any]:
@@ -35,7 +36,9 @@ def load_start(settings: PretrainedModel, seed: int) -> tuple[Any, Any]:
         )
     missing = sorted(key for key in loading["missing_keys"] if key.startswith(f"{model.base_model_prefix}."))
     if missing:
-        raise UserError(f"model.path: {path}: the weights lack {len(missing)} tensors:\n{first_lines(missing)}")
+        raise UserError(
+            f"model.path: {path}: the weights lack {number_of(len(missing), 'tensor')}:\n{first_lines(missing)}"
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"model.path: {path}: its tokenizer has neither a padding nor an end token")

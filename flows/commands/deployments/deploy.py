@@ -27,6 +27,7 @@ from pipeline.config import RunConfig
 from pipeline.config.files import load_config
 from pipeline.config.files.shipped import is_shipped
 from pipeline.errors import UserError
+from pipeline.types.counts import number_of
 
 POOL = "prefloop"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -181,7 +182,7 @@ def _announce(
     pool: str,
     url: str,
 ) -> None:
-    adds = f"each adds {more} round{'s' * (more > 1)}" if more else "each goes up to the config's rounds"
+    adds = f"each adds {number_of(more, 'round')}" if more else "each goes up to the config's rounds"
     lines = [
         f"{config.mode}/{name} -> {folder}; {adds}" if config.mode == "iterative" else f"offline/{name} -> {folder}"
     ]

@@ -19,6 +19,7 @@ from pipeline.models.weights.adapter_folder import ADAPTER_CONFIG, base_of, writ
 from pipeline.safe_text import redacted
 from pipeline.storage.atomic import write_text
 from pipeline.storage.run_folder import RunFolder
+from pipeline.types.counts import number_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -92,9 +93,10 @@ def _name_base(folder: Path, base: str | None) -> None:
 def _say_content(folder: Path, repository: str, *, public: bool) -> None:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     total = sum(file.stat().st_size for file in files)
-    print(f"{repository} ({'public' if public else 'private'}): {len(files)} files, {total:,} bytes", file=sys.stderr)
+    sent = f"{number_of(len(files), 'file')}, {number_of(total, 'byte')}"
+    print(f"{repository} ({'public' if public else 'private'}): {sent}", file=sys.stderr)
     for file in files:
-        print(f"  {file.relative_to(folder)}  {file.stat().st_size:,} bytes", file=sys.stderr)
+        print(f"  {file.relative_to(folder)}  {number_of(file.stat().st_size, 'byte')}", file=sys.stderr)
 
 
 def _upload(folder: Path, repository: str, token: str, what: What, *, public: bool) -> str:

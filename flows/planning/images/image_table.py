@@ -3,6 +3,7 @@
 from flows.planning.arithmetic import KINDS
 from flows.planning.images.image_plan import ImagePlan
 from flows.planning.table import in_units, plan_console, print_columns, print_sizes, room_lines
+from pipeline.types.counts import number_of
 
 _COLUMNS = ("weights", "gradients", "optimiser", "activations", "images", "engine", "processes")
 
@@ -22,11 +23,11 @@ def print_image_plan(plan: ImagePlan) -> None:
 
 def _heading(plan: ImagePlan) -> list[str]:
     config, counted = plan.config, plan.round
-    drawn = f"{counted.sampled:,} images, " if counted.sampled else ""
+    drawn = f"{number_of(counted.sampled, 'image')}, " if counted.sampled else ""
     beside = f"; autoencoder and text encoders: {in_units(plan.beside)}" if plan.beside else ""
     return [
-        f"{config.name}: {config.mode}, {config.rounds} round{'s' * (config.rounds > 1)} of {drawn}"
-        f"{counted.examples:,} examples at most; {counted.evaluated:,} images to evaluate",
+        f"{config.name}: {config.mode}, {number_of(config.rounds, 'round')} of {drawn}"
+        f"{number_of(counted.examples, 'example')} at most; {number_of(counted.evaluated, 'image')} to evaluate",
         f"parameters: {plan.network.total:,}, {plan.network.trained:,} of them trained{beside}",
         *plan.notes,
         "",

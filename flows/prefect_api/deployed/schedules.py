@@ -11,6 +11,7 @@ from prefect.server.schemas import schedules as server
 from pydantic import ValidationError
 
 from pipeline.errors import UserError
+from pipeline.types.counts import number_of
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 INTERVAL = re.compile(r"(\d{1,6})([smhdw])")
@@ -59,7 +60,7 @@ def _cron(text: str, timezone: str | None) -> CronSchedule:
     except ValidationError:
         raise UserError(f"--cron: {text!r}: not the five fields {form}") from None
     if len(text.split()) != 5 and not text.startswith("@"):
-        raise UserError(f"--cron: {text!r}: {len(text.split())} fields; a schedule has five: {form}")
+        raise UserError(f"--cron: {text!r}: {number_of(len(text.split()), 'field')}; a schedule has five: {form}")
     try:
         firings(schedule, 1)
     except ValueError:

@@ -3,6 +3,7 @@
 from pipeline.config import Gate
 from pipeline.evaluation.gate import Judgement, Measures, Rule, Standing, least_gain
 from pipeline.evaluation.intervals import Interval
+from pipeline.types.counts import number_of
 
 # Rules whose values are shares; others are ratios, or nats.
 SHARES = {"length_share", "repetition", "unfinished", "second", "second_best", "gap"}
@@ -19,7 +20,7 @@ def gate_reasons(judgement: Judgement, settings: Gate, measures: Measures, stand
         case "alarms":
             reasons = [*standing.alarms, *_broken(judgement, measures, standing)]
         case "few_prompts":
-            few = f"{standing.prompts} held-out prompts are too few to judge by"
+            few = f"{number_of(standing.prompts, 'held-out prompt is', 'held-out prompts are')} too few to judge by"
             reasons = [f"{few} (gate.min_prompts {settings.min_prompts})"]
         case "broken_rules":
             reasons = _broken(judgement, measures, standing)
@@ -28,7 +29,7 @@ def gate_reasons(judgement: Judgement, settings: Gate, measures: Measures, stand
             over = (
                 f"{pooled} over round {best}, the best so far, is surely below {_least(least_gain(settings), standing)}"
             )
-            reasons = [f"no gain in {settings.patience} round{'s' * (settings.patience != 1)}: {over}"]
+            reasons = [f"no gain in {number_of(settings.patience, 'round')}: {over}"]
         case "worse":
             least = _least(settings.roll_back_below, standing)
             reasons = [f"{wins} over round {best}, the best so far, is surely below {least}"]

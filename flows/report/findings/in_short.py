@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from flows.report.facts import Estimate, RoundFacts, estimate
+from flows.report.facts import Estimate, PairFacts, RoundFacts, estimate
 from flows.report.findings.round_line import round_line
+from pipeline.types.counts import number_of
 
 # Decisions of the gate, in words on what a person is to do.
 _TO_DO = {
@@ -43,7 +44,13 @@ def cost_words(facts: RoundFacts) -> str:
     if not calls:
         return time
     tokens = sum(labels.prompt_tokens + labels.completion_tokens for labels in facts.labels)
-    return f"{time}; labels {facts.label_cost:.4g} for {calls:,} calls and {tokens:,} tokens"
+    return f"{time}; labels {facts.label_cost:.4g} for {number_of(calls, 'call')} and {number_of(tokens, 'token')}"
+
+
+def examples_of(pairs: PairFacts) -> str:
+    """Return what a round trained on: ``1 pair``, ``12 single responses``."""
+    kinds = {"pair": "pair", "group": "group", "unpaired": "single response"}
+    return number_of(pairs.rows, kinds.get(pairs.kind, "example"))
 
 
 def _better(facts: RoundFacts, before: dict[int, RoundFacts]) -> str:
@@ -80,11 +87,10 @@ def _share(found: Estimate) -> str:
 def _changed(facts: RoundFacts) -> str:
     if facts.training is None or facts.pairs is None:
         return ""
-    kinds = {"pair": "pairs", "group": "groups", "unpaired": "single responses"}
     steps = len(facts.training.steps)
     first, last = facts.training.metric("first_loss"), facts.training.metric("loss")
     loss = "" if first is None or last is None else f"; loss {first:.3f}, then {last:.3f}"
-    trained = f"{steps:,} step{'s' * (steps != 1)} on {facts.pairs.rows:,} {kinds.get(facts.pairs.kind, 'examples')}"
+    trained = f"{number_of(steps, 'step')} on {examples_of(facts.pairs)}"
     return "; ".join([f"{trained}{loss}", *facts.training.notices()])
 
 

@@ -31,6 +31,7 @@ from flows.report.html.tables import (
     worse_parts,
 )
 from flows.report.html.training import training_panels
+from pipeline.types.counts import number_of
 
 _TEMPLATE, _HOVER = (Path(__file__).parent / name for name in ("page.html.jinja", "drawing/hover.js"))
 # Bytes of a page: small enough for any mail.
@@ -99,7 +100,7 @@ def _card(run: RunFacts) -> dict[str, Any]:
             numbers.append(("KL to start", f"{last.kl_to_start:.3f}", of_modality("nats per token", [last.metrics])))
         if last.response_length is not None and first.response_length is not None:
             numbers.append(("length", f"{last.response_length:.0f}", f"tokens, from {first.response_length:.0f}"))
-    trained = f"{len(run.trained)} round{'s' * (len(run.trained) != 1)} trained"
+    trained = f"{number_of(len(run.trained), 'round')} trained"
     numbers.append(("time", rounded_time(sum(facts.seconds for facts in run.rounds)), trained))
     cost = sum(facts.label_cost for facts in run.rounds)
     if cost:

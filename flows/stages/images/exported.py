@@ -14,6 +14,7 @@ from pipeline.storage.atomic import json_line, write_text
 from pipeline.storage.rows import read_preference_file
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types import Group, Pair, Preference, Response
+from pipeline.types.counts import number_of
 
 
 def export_image_pairs(run: RunFolder, config: RunConfig, out: Path, rounds: Sequence[int]) -> str:
@@ -42,7 +43,7 @@ def export_image_pairs(run: RunFolder, config: RunConfig, out: Path, rounds: Seq
         rows = read_preference_file(run.stage(number, "pairs").folder / OWN)
         lines += [json_line(_row_of(row, path)) for row in rows]
     write_text(out, "".join(lines))
-    return f"{len(lines)} rows of round {', '.join(map(str, rounds))}: {out}, images in {folder}"
+    return f"{number_of(len(lines), 'row')} of round {', '.join(map(str, rounds))}: {out}, images in {folder}"
 
 
 def _row_of(row: Preference, path: Callable[[Response], str]) -> dict[str, JsonValue]:

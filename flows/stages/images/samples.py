@@ -26,6 +26,7 @@ from pipeline.storage.rows import write_groups
 from pipeline.storage.run_folder import Stage
 from pipeline.storage.seals import Seals
 from pipeline.types import DrawnImage, Group, Prompt, Response, derive_seed
+from pipeline.types.counts import number_of
 
 _Answer = tuple[Response, ...]
 _Shard = Sequence[tuple[Prompt, tuple[int, ...]]]
@@ -97,7 +98,7 @@ def _write(
             drawn += [(prompt.id, image) for image in images]
             groups.append(Group(prompt, ids, tuple(image_response(image.id) for image in images)))
             done += 1
-            context.report(done, total, f"{len(drawn)} images")
+            context.report(done, total, number_of(len(drawn), "image"))
         place = file.parent / IMAGES / file.name
         write_images(place, drawn, seals.of(f"{IMAGES}/{file.name}"))
         write_groups(file, groups, seals.of(file.name))

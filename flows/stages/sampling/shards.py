@@ -25,6 +25,7 @@ from pipeline.storage.rows import read_group_file, read_groups, write_groups
 from pipeline.storage.run_folder import Stage
 from pipeline.storage.seals import Seals
 from pipeline.types import Group, Prompt, Response, derive_seed
+from pipeline.types.counts import number_of
 
 _Answer = tuple[Response, ...]
 
@@ -166,7 +167,7 @@ def _write(
         for row, answer in zip(rows := missing.get(file, range(0)), islice(answers, len(rows)), strict=True):
             groups.append(Group(kept.prompts[row], kept.ids[row], answer))
             done, tokens = done + 1, tokens + sum(len(response.token_ids) for response in answer)
-            context.report(done, total, f"{tokens} tokens")
+            context.report(done, total, number_of(tokens, "token"))
         if groups:
             _require_finite(context, file, groups)
             write_groups(file, groups, seals.of(file.name))

@@ -31,6 +31,7 @@ from pipeline.config import RayCluster, RunConfig
 from pipeline.errors import RunError, UserError
 from pipeline.safe_text import key_variables
 from pipeline.types import Group
+from pipeline.types.counts import number_of
 from reward_models.answers.parts import LocalModel, OnValue, OpenPool, PartValues
 
 # Failures in a row, of one engine or at one part, that are followed by another attempt.
@@ -233,8 +234,8 @@ def label_seats(config: RunConfig, rest: Seat) -> tuple[Seat, ...]:
         wanted = most if rest.cards else 1
     if wanted > most:
         raise UserError(
-            f"labelling.engines: {wanted} engines need {wanted} {unit}s, and labellers have {rest.where}; allowed: 1 "
-            f"to {most}, or auto"
+            f"labelling.engines: {number_of(wanted, 'engine needs', 'engines need')} {number_of(wanted, unit)}, and "
+            f"labellers have {rest.where}; allowed: 1 to {most}, or auto"
         )
     return cut(rest, wanted, "labeller")
 

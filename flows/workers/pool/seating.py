@@ -10,6 +10,7 @@ from flows.workers.pool.waiting import CPU_BIND, THREADS, for_neighbours
 from pipeline.config import DiffusersSampler, RayCluster, RunConfig, ServerSampler, TransformersSampler
 from pipeline.errors import UserError
 from pipeline.training.distributed.launch import read_launch
+from pipeline.types.counts import number_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Seating:
     def lines(self, *, stay: bool) -> list[str]:
         """Say who is where; ``stay``: whether engines stay in memory while training runs."""
         shown = "; ".join(f"{seat.name}: {seat.where}" for seat in self.engines)
-        engines = f"{len(self.engines)} engine{'s' * (len(self.engines) > 1)}"
+        engines = number_of(len(self.engines), "engine")
         while_training = "stay" if stay else "end"
         if len(self.engines) == 1:
             while_training += "s"
@@ -155,12 +156,12 @@ def _count(config: RunConfig, free: int, ranks: int, on_cards: bool, kept: int) 
     most = free // ranks
     of_product = " (tensor_parallel_size x pipeline_parallel_size)"
     of_each = f" of {ranks} {unit}s each{of_product}" if ranks > 1 else ""
-    seen = f"this process sees {free + kept} {unit}{'s' * (free + kept != 1)}"
+    seen = f"this process sees {number_of(free + kept, unit)}"
     beside = f", {kept} of them for the trainer (placement: split)" if kept else ""
     if most < 1:
         fewer = f"tensor_parallel_size x pipeline_parallel_size of at most {max(free, 1)}"
         raise UserError(
-            f"sampler.engines: {wanted}: an engine needs {ranks} {unit}{'s' * (ranks > 1)}"
+            f"sampler.engines: {wanted}: an engine needs {number_of(ranks, unit)}"
             f"{of_product if ranks > 1 else ''}, and {seen}{beside}; "
             f"allowed: {'placement: colocated' if kept and (free + kept) // ranks else fewer}"
         )
@@ -168,8 +169,9 @@ def _count(config: RunConfig, free: int, ranks: int, on_cards: bool, kept: int) 
         # On a CPU, one engine uses all cores.
         return most if on_cards else 1
     if wanted > most:
+        need = f"need {number_of(wanted * ranks, unit)}"
         raise UserError(
-            f"sampler.engines: {wanted} engines{of_each} need {wanted * ranks} {unit}s, and {seen}{beside}; allowed: "
+            f"sampler.engines: {number_of(wanted, 'engine')}{of_each} {need}, and {seen}{beside}; allowed: "
             f"1 to {most}, or auto"
         )
     return wanted

@@ -8,6 +8,7 @@ from typing import IO
 
 from pipeline.data.files.bounds import LONGEST_ROW, Broken, NumberedRows
 from pipeline.errors import UserError
+from pipeline.types.counts import number_of
 
 SAMPLE = 1 << 16
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -26,7 +27,9 @@ def guess_delimiter(file: Path, beginning: str) -> str:
     widths = {character: _widths(beginning, character) for character in _DELIMITERS}
     fitting = [c for c, found in widths.items() if found and found[0] > 1 and len(set(found)) == 1]
     if len(fitting) > 1:
-        settings = " or ".join(f"delimiter: {c!r} ({found[0]} columns)" for c in fitting if (found := widths[c]))
+        settings = " or ".join(
+            f"delimiter: {c!r} ({number_of(found[0], 'column')})" for c in fitting if (found := widths[c])
+        )
         raise UserError(f"{file}: cells may be separated in {len(fitting)} ways; say which: {settings}")
     if fitting:
         return fitting[0]
@@ -71,7 +74,7 @@ def read_csv(file: Path, lines: IO[str], delimiter: str) -> NumberedRows:
         elif any(map(_undecoded, cells)):
             yield number, Broken("not UTF-8")
         elif cells and len(cells) != len(header):
-            yield number, Broken(f"{len(cells)} cells under a header of {len(header)}")
+            yield number, Broken(f"{number_of(len(cells), 'cell')} under a header of {len(header)}")
         elif cells:
             yield number, dict(zip(header, cells, strict=True))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.config.data.user_data import EVERY_SPLIT
 from pipeline.errors import UserError
+from pipeline.types.counts import number_of
 
 TEXT_KINDS = ("jsonl", "json", "csv", "tsv")
 COLUMNAR_KINDS = ("parquet", "arrow", "feather")
@@ -75,7 +76,7 @@ def _found_files(path: str, split: str | None) -> list[Path]:
 
 def _of_split(path: str, files: Sequence[Path], splits: Sequence[str | None], split: str | None) -> list[Path]:
     named = Counter(name for name in splits if name is not None)
-    what = ", ".join(f"{name} ({count} file{'s' * (count > 1)})" for name, count in named.items()) or "no split by name"
+    what = ", ".join(f"{name} ({number_of(count, 'file')})" for name, count in named.items()) or "no split by name"
     if split is None and len(named) > 1:
         raise UserError(f"{path}: holds several splits: {what}; name one with split, such as split: {min(named)}")
     if split in (None, EVERY_SPLIT):

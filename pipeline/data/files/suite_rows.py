@@ -16,6 +16,7 @@ from pipeline.config.evaluation.suites import (
 from pipeline.data.files.records import Record, read_records
 from pipeline.errors import UserError
 from pipeline.types import Message, Prompt
+from pipeline.types.counts import number_of
 from pipeline.types.instructions import Instructions
 
 
@@ -54,7 +55,9 @@ def instructions_of(values: Mapping[str, Any], place: str) -> Instructions:
     if not isinstance(kwargs, list) or not all(isinstance(one, dict | None) for one in kwargs):
         raise UserError(f"{place}: kwargs: must be a list of objects, not {str(kwargs)[:80]!r}")
     if len(kwargs) != len(ids):
-        raise UserError(f"{place}: kwargs: {len(kwargs)} for {len(ids)} instructions; allowed: one for each")
+        raise UserError(
+            f"{place}: kwargs: {len(kwargs)} for {number_of(len(ids), 'instruction')}; allowed: one for each"
+        )
     return Instructions(str(values.get("key", place)), prompt, tuple(ids), tuple(one or {} for one in kwargs))
 
 

@@ -9,6 +9,7 @@ from pipeline.config import UserData
 from pipeline.data.forms import cells
 from pipeline.data.forms.cells import FaultError
 from pipeline.data.forms.paths import find, first_name
+from pipeline.types.counts import number_of
 
 Meaning = Literal["scores", "ranks", "signed"] | None
 Rewards = tuple[float | None, ...]
@@ -46,7 +47,7 @@ def _cell_or_null(values: dict[str, JsonValue], column: str) -> JsonValue:
 def _rewards(value: JsonValue, count: int, column: str) -> list[float | None]:
     given = cells.listed(value, column, "numbers")
     if len(given) != count:
-        raise FaultError(f"{column}: {len(given)} for {count} responses; one for each")
+        raise FaultError(f"{column}: {len(given)} for {number_of(count, 'response')}; one for each")
     return [cells.reward(item, f"{column}, item {place}") for place, item in enumerate(given, 1)]
 
 

@@ -15,6 +15,7 @@ from pipeline.config.data.images import ImageColumns, ImageLayout
 from pipeline.data.forms.cells import FaultError, absent, number, optional_number, plain_answer, required, truth
 from pipeline.data.forms.paths import find
 from pipeline.types import Message, Prompt, TextGroup, TextPair, TextPreference, UnpairedText
+from pipeline.types.counts import number_of
 
 # Names an image of the row: from a cell, and the name of its column.
 NameImage = Callable[[JsonValue, str], str]
@@ -132,7 +133,7 @@ def _imagereward(prompt: Prompt, values: _Values, columns: ImageColumns, name: N
 
 def _group(prompt: Prompt, images: Sequence[str], rewards: Sequence[float], column: str) -> TextGroup:
     if len(images) != len(rewards):
-        raise FaultError(f"{column}: {len(rewards)} values for {len(images)} images")
+        raise FaultError(f"{column}: {number_of(len(rewards), 'value')} for {number_of(len(images), 'image')}")
     if len(images) < 2:
         raise FaultError("a single image of the prompt compares with nothing", "lone_response")
     return TextGroup(prompt, tuple(images), tuple(rewards))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.evaluation.intervals import Floats, Interval
+from pipeline.types.counts import number_of
 
 FOLDS, RESAMPLES = 5, 200
 _GAMED_WEIGHT = 0.2 / 2
@@ -83,7 +84,8 @@ def length_controlled(
     """
     labelled = sum(win is not None for win in wins)
     if labelled < FOLDS:
-        raise UserError(f"alpaca_eval: {labelled} answers have labels; the published regression needs {FOLDS} or more")
+        have = number_of(labelled, "answer has", "answers have")
+        raise UserError(f"alpaca_eval: {have} labels; the published regression needs {FOLDS} or more")
     preference = np.array([np.nan if win is None else win for win in wins], dtype=np.float64)
     lengths = np.asarray(baseline, dtype=np.float64) - np.asarray(ours, dtype=np.float64)
     spread = float(lengths.std(ddof=1))
@@ -104,7 +106,9 @@ def _design(terms: Floats, preference: Floats, gamed: Gamed | None) -> tuple[_Ro
         plain = np.hstack(columns)
         return _Rows(plain, preference, np.ones(count)), np.hstack([np.zeros((count, 1)), np.ones((count, 1))])
     if len(gamed.of_instruction) < count:
-        raise UserError(f"alpaca_eval: difficulty: {len(gamed.of_instruction)} instructions, but the suite has {count}")
+        raise UserError(
+            f"alpaca_eval: difficulty: {number_of(len(gamed.of_instruction), 'instruction')}, but the suite has {count}"
+        )
     own = gamed.of_instruction[:count]
     ours = np.column_stack([terms, own, np.ones(count)])
     theirs = np.column_stack([np.tanh(gamed.length), gamed.difficulty, np.zeros(len(gamed.length))])

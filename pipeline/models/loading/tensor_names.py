@@ -16,6 +16,7 @@ from transformers.utils import logging
 from pipeline.errors import UserError, first_lines
 from pipeline.models.foreign import refused
 from pipeline.models.loading.weight_files import Shapes
+from pipeline.types.counts import number_of
 
 # Masks and frequencies that old versions of transformers kept with the weights, and new ones compute.
 _COMPUTED = re.compile(r"(\.masked_bias|\.causal_mask|\.rotary_emb\.\w+|\.(attn|attention)\.bias)$")
@@ -75,7 +76,7 @@ def require_tensors(where: str, loading: dict[str, Any]) -> None:
 
 
 def _counted(names: list[str]) -> str:
-    return f"{len(names)} tensor{'s' * (len(names) != 1)}"
+    return number_of(len(names), "tensor")
 
 
 @contextmanager

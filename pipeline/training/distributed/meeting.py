@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import RunError, UserError
 from pipeline.storage.cores import usable_cores
 from pipeline.training.distributed.launch import Launch
+from pipeline.types.counts import number_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,7 +61,8 @@ def meet(launch: Launch, rank: int, meeting: Meeting, stall_timeout: float) -> "
         elif torch.cuda.device_count() < meeting.on_each:
             raise UserError(
                 f"accelerate: use_cpu: false, but a training process's machine has {torch.cuda.device_count()} "
-                f"accelerators for {meeting.on_each} processes (use_cpu: true trains on the CPU)"
+                f"accelerators for {number_of(meeting.on_each, 'process', 'processes')} (use_cpu: true trains on the "
+                "CPU)"
             )
         else:
             torch.cuda.set_device(meeting.local_rank)

@@ -20,6 +20,7 @@ from pipeline.errors import RunError, UserError
 from pipeline.models.attention.context import ContextGroup
 from pipeline.storage.cores import usable_cores
 from pipeline.training.distributed.launch import Launch
+from pipeline.types.counts import number_of
 
 # Variables that tell accelerate a process's place among others.
 _PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -53,8 +54,8 @@ def join(launch: Launch, rank: int, store: Path, stall_timeout: float) -> Accele
     if not launch.cpu and found < launch.on_each:
         here = "" if launch.machines == 1 else f" ({launch.on_each} on each of {launch.machines} machines)"
         raise UserError(
-            f"accelerate: num_processes: {launch.processes}{here}, but there are {found} accelerators (use_cpu: true "
-            "trains on the CPU)"
+            f"accelerate: num_processes: {launch.processes}{here}, but this machine has "
+            f"{number_of(found, 'accelerator')} (use_cpu: true trains on the CPU)"
         )
     if launch.processes > 1 and not torch.distributed.is_initialized():
         os.environ.update({**_place(launch, rank), **_interfaces(launch)})

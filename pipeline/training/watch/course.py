@@ -16,6 +16,7 @@ from pipeline.training.trainee import Files
 from pipeline.training.watch.advice import alarm_line
 from pipeline.training.watch.alarms import Alarm, Watch, standing
 from pipeline.training.watch.held_out import HeldOutReport, best_report, furthest_report, gains_nothing, report_of
+from pipeline.types.counts import number_of
 
 
 @dataclass(frozen=True)
@@ -163,5 +164,7 @@ class Course:
         if self._best() is report and self.folder is not None and 0 < done < self.steps.count:
             self.steps.keep_weights(self.folder, done, state=self._carries, needed=self._needed)
         if gains_nothing(self.evaluations, watching.patience) and done < self.steps.count:
-            self.ended_because = f"{watching.patience} evaluations without a smaller log-loss on held-out pairs"
+            self.ended_because = (
+                f"{number_of(watching.patience, 'evaluation')} without a smaller log-loss on held-out pairs"
+            )
         return self._watch.see_held_out(report)

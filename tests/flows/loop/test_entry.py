@@ -3,14 +3,16 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.client.schemas.objects import FlowRun, FlowRunPolicy
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
 from flows.iterative import iterative
-from flows.loop.entry import Firing, complete_rounds, prepare
+from flows.loop.entry import Firing, complete_rounds, is_first_try, prepare
 from flows.offline import offline
 from flows.prefect_api.deployed.parameters import dated
 from flows.prefect_api.deployed.schedules import read_schedule
@@ -84,6 +86,16 @@ def test_a_later_try_of_the_same_flow_run_adds_nothing(job: Path, tmp_path: Path
     assert rounds(run) == 2
     prepare(firing(job, run, 2), first=True)
     assert rounds(run) == 4
+
+
+@pytest.mark.parametrize(
+    ("run_count", "pauses", "first"), [(1, set(), True), (2, set(), False), (1, {"round-1"}, False)]
+)
+def test_a_flow_run_that_goes_on_after_a_pause_is_not_at_its_first_try(
+    run_count: int, pauses: set[str], first: bool
+) -> None:
+    flow_run = FlowRun(flow_id=uuid4(), run_count=run_count, empirical_policy=FlowRunPolicy(pause_keys=pauses))
+    assert is_first_try(flow_run) is first
 
 
 def test_stages_are_redone_at_the_first_try_alone(job: Path, tmp_path: Path) -> None:

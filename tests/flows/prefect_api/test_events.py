@@ -12,6 +12,7 @@ from flows.prefect_api.events import (
     EVENTS,
     AlarmRaised,
     BudgetReached,
+    DataArrived,
     GateDecided,
     RoundCompleted,
     RunCompleted,
@@ -35,6 +36,7 @@ SENT: tuple[RunEvent, ...] = (
     BudgetReached(2, "labels", 7, 1.5),
     AlarmRaised(2, "loss diverges"),
     WorkerStale("machine", 71, "0b2f"),
+    DataArrived(("prompts.jsonl",)),
     RunCompleted(3, "/runs/tiny/report.html"),
 )
 

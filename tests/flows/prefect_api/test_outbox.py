@@ -1,6 +1,7 @@
 """What is sent to Prefect's server beside a run: in order, without waiting for it, and never at the run's cost."""
 
 import logging
+import re
 import threading
 import time
 
@@ -66,7 +67,10 @@ def test_a_server_that_is_gone_costs_a_warning_and_not_the_run(
     assert len(warnings) == 2 and "the run goes on" in warnings[0] and "could not be made" in warnings[1]
 
 
-def test_a_server_that_does_not_answer_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_keeps_nobody_waiting_and_what_is_missing_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outbox.logger, "propagate", True)
     monkeypatch.setattr(outbox, "_CLOSE_SECONDS", 0.2)
     held = threading.Event()
 
@@ -75,8 +79,34 @@ def test_a_server_that_does_not_answer_keeps_nobody_waiting(monkeypatch: pytest.
         raise httpx.ReadTimeout("silent")
 
     started = time.monotonic()
-    with Outbox() as box:
+    with caplog.at_level(logging.WARNING), Outbox() as box:
         for _ in range(3 * outbox.MAX_WAITING):
             box.put(hang)
     assert time.monotonic() - started < 30
     held.set()
+    (warning,) = [one.getMessage() for one in caplog.records if "Prefect's UI lacks" in one.getMessage()]
+    assert re.search(r"lacks 10[01] last updates of this run", warning)
+
+
+def test_a_server_that_is_busy_at_the_end_of_a_run_gets_what_it_can_take(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outbox.logger, "propagate", True)
+    made: list[str] = []
+
+    def busy(client: SyncPrefectClient) -> None:
+        while not vars(box)["_over"]:
+            time.sleep(0.01)
+        raise httpx.ReadTimeout("too busy")
+
+    def gone(client: SyncPrefectClient) -> None:
+        raise httpx.ConnectError("refused")
+
+    with caplog.at_level(logging.WARNING):
+        box = Outbox().__enter__()
+        for call in (busy, lambda _: made.append("page"), gone, lambda _: made.append("never")):
+            box.put(call)
+        box.__exit__()
+    assert made == ["page"]
+    warnings = [one.getMessage() for one in caplog.records if "Prefect's UI lacks" in one.getMessage()]
+    assert len(warnings) == 1 and "lacks 3 last updates" in warnings[0]

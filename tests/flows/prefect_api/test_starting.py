@@ -67,7 +67,7 @@ def test_a_server_that_does_nothing_is_given_up(tmp_path: Path) -> None:
             temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 1}),
             pytest.raises(
                 RunError,
-                match=r"did not start on http://127.0.0.1:9/api: it has done nothing for 1 seconds "
+                match=r"did not start on http://127.0.0.1:9/api: it has done nothing for 1 second "
                 r"\(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS\); see the log",
             ),
         ):

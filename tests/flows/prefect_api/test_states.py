@@ -6,8 +6,10 @@ import logging
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -19,6 +21,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from prefect.states import Cancelling, Running
 
 from flows.prefect_api import states as prefect_states
+from flows.prefect_api.events import run_resource
 from flows.prefect_api.server import prefect_api
 from flows.prefect_api.states import true_states
 from flows.run_folder.lease import FLOW_RUN_FILE
@@ -113,6 +116,33 @@ def test_what_was_killed_is_marked_when_the_run_goes_on(
     completed = last_of(tmp_path)
     assert rounds(tmp_path, lambda: None) == "report"
     assert history(client, completed) == ["Pending", "Running", "Completed"]
+
+
+@pytest.mark.parametrize(
+    ("left", "told"), [({}, 1), ({"left": True}, 0), ({"ended": True}, 0)], ids=["killed", "paused", "ended"]
+)
+def test_a_flow_run_that_starts_again_tells_of_its_process_only_if_that_was_killed(
+    client: SyncPrefectClient, tmp_path: Path, left: dict[str, bool], told: int
+) -> None:
+    @flow(name="again", retries=0, persist_result=False)
+    def again() -> None:
+        with pytest.raises(RunError), true_states(tmp_path):
+            raise RunError("its gate pauses it")
+        last = json.loads((tmp_path / FLOW_RUN_FILE).read_text())
+        assert last.pop("left") is True
+        (tmp_path / FLOW_RUN_FILE).write_text(json.dumps({**last, "pid": 4711, **left}))
+        with true_states(tmp_path):
+            pass
+
+    again()
+    resource = {"id": [run_resource(tmp_path)["prefect.resource.id"]]}
+    asked = {"filter": {"resource": resource}, "limit": 50}
+    deadline = time.monotonic() + (60 if told else 3)
+    found: list[dict[str, Any]] = []
+    while len(found) < max(told, 1) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        found = client.request("POST", "/events/filter", json=asked).json()["events"]
+    assert [(event["event"], event["payload"]["pid"]) for event in found] == [("prefloop.worker.stale", 4711)] * told
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_a_mistake_in_init_is_the_user_s(tmp_path: Path) -> None:
 
 def test_a_start_that_takes_too_long(tmp_path: Path) -> None:
     begun = time.monotonic()
-    with pytest.raises(RunError, match="init was silent for 1 seconds"):
+    with pytest.raises(RunError, match="init was silent for 1 second"):
         start(tmp_path, timeout=1, slow=True)
     assert time.monotonic() - begun < 30
 

@@ -24,7 +24,7 @@ def test_a_child_that_reads_slowly_for_longer_than_its_limit_is_waited_for(tmp_p
     file.write_bytes(bytes(4_000_000))
     with Child(SERVICE, Init(), tmp_path / "log", 60, ENV) as child:
         assert child.call(Read(str(file), 10.0, in_child), Done, 4.0) == Done()
-        with pytest.raises(RunError, match="hang was silent for 1 seconds and was ended"):
+        with pytest.raises(RunError, match="hang was silent for 1 second and was ended"):
             child.call(Hang(busy=False), Done, 1.0)
 
 

@@ -15,6 +15,7 @@ from flows.workers.machines.cluster.shares import Capacity, Share, amounts, hold
 from flows.workers.pool.worker import NoPlaceError
 from pipeline.config import RayCluster
 from pipeline.errors import UserError
+from pipeline.types.counts import number_of
 
 # What the extra installs.
 EXTRA = ("ray", "tensorboardX")
@@ -133,7 +134,7 @@ class Cluster:
             free = amounts(ray.available_resources())
             place.release()
             raise NoPlaceError(
-                f"cluster: no place for {one} on one machine within {self.settings.place_timeout:g} seconds "
+                f"cluster: no place for {one} on one machine within {number_of(self.settings.place_timeout, 'second')} "
                 f"(cluster.place_timeout); free in all: {free}"
             )
         return place
@@ -197,7 +198,7 @@ class Cluster:
         if late:
             silent = ", ".join(sorted(asked[answer] for answer in late))
             raise UserError(
-                f"cluster: no answer from {silent} within {self.settings.connect_timeout:g} seconds "
+                f"cluster: no answer from {silent} within {number_of(self.settings.connect_timeout, 'second')} "
                 "(cluster.connect_timeout)"
             )
 
@@ -257,7 +258,7 @@ def _connect(address: str, seconds: float, *, loopback: bool) -> None:
     if thread.is_alive():
         raise UserError(
             f"cluster.address: {address}: what answers there is no Ray cluster, or it did not let this machine in "
-            f"within {seconds:g} seconds (cluster.connect_timeout)"
+            f"within {number_of(seconds, 'second')} (cluster.connect_timeout)"
         )
     if failed:
         raise UserError(f"cluster.address: {address}: {str(failed[0]).strip().splitlines()[0]}") from failed[0]

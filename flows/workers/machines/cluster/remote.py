@@ -17,6 +17,7 @@ from flows.workers.logs.child_output import last_words
 from flows.workers.messages import RAISED, Done, Failed, Further, P, R, Request, Service, decode, name_of
 from pipeline.errors import Paused, RunError, UserError
 from pipeline.safe_text import redacted
+from pipeline.types.counts import number_of
 
 # Seconds that an actor keeps a poll open.
 TAKE_SECONDS = 2.0
@@ -169,7 +170,7 @@ class RemoteChild(Generic[P]):
                         return message
                 last = time.monotonic() if lines else last
                 if self._limited and timeout is not None and time.monotonic() - last > 2 * timeout:
-                    raise LostError(f"was silent for {timeout:g} seconds and was ended")
+                    raise LostError(f"was silent for {number_of(timeout, 'second')} and was ended")
         except LostError as error:
             self.kill()
             raise LostError(f"{self._name}: {name}: {error}{last_words(self.log, self._log_start)}") from error
@@ -199,7 +200,7 @@ def awaited(answer: Any, seconds: float) -> Any:
     try:
         return ray.get(answer, timeout=seconds)
     except GetTimeoutError:
-        raise LostError(f"its actor gave no sign of life for {seconds:g} seconds") from None
+        raise LostError(f"its actor gave no sign of life for {number_of(seconds, 'second')}") from None
     except RayError as error:
         text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         said = redacted(f"{type(error).__name__}: {text}"[:300])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
+from pipeline.types.counts import number_of
 
 # Cores and cards, as Ray names them.
 Capacity = dict[str, float]
@@ -33,8 +34,8 @@ class Share:
 def amounts(resources: Capacity) -> str:
     """Return cores and cards in words."""
     cores, cards = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    said = [f"{cores:g} core{'s' * (cores != 1)}"]
-    return " and ".join([*said, f"{cards:g} card{'s' * (cards != 1)}"] if cards else said)
+    said = [number_of(cores, "core")]
+    return " and ".join([*said, number_of(cards, "card")] if cards else said)
 
 
 def holds(shares: Sequence[Share], machines: Iterable[Capacity]) -> bool:

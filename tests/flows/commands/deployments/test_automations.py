@@ -6,11 +6,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from uuid import UUID, uuid4
 
 import psutil
 import pytest
 
+from flows.prefect_api.events import BudgetReached, deployment_resource, run_resource
 from flows.run_folder.lease import FLOW_RUN_FILE
 from pipeline.storage.run_folder import RunFolder
 from tests.support.prefloop_up import Up, started_up
@@ -67,6 +70,10 @@ def test_a_run_whose_worker_and_process_are_killed_goes_on_by_itself(up: Up) -> 
     assert ended["run_count"] == 2
     assert "the worker ended with exit code" in up.log.read_text()
     assert [number for number in run.rounds() if run.stage(number, "evaluation").manifest()] == [0, 1, 2, 3, 4]
+    about = {"id": [run_resource(run.root)["prefect.resource.id"]]}
+    asked = {"filter": {"resource": about, "event": {"name": ["prefloop.worker.stale"]}}}
+    (stale,) = up.until(lambda: up.api.post("/events/filter", json=asked).raise_for_status().json()["events"])
+    assert (stale["payload"]["pid"], stale["payload"]["flow_run"]) == (writer, flow_run)
 
 
 class Notified(BaseHTTPRequestHandler):
@@ -80,6 +87,19 @@ class Notified(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
+
+
+def spend_budget(up: Up, name: str) -> None:
+    event = BudgetReached(2, "labels", 7, 1.5)
+    sent = {
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": event.event,
+        "resource": run_resource(up.folder),
+        "related": [deployment_resource(UUID(up.deployment(name)["id"]), name)],
+        "payload": {"round": event.round, "stage": event.stage, "unasked": event.unasked, "cost": event.cost},
+        "id": str(uuid4()),
+    }
+    up.api.post("/events", json=[sent]).raise_for_status()
 
 
 def test_people_are_told_of_a_run_that_fails(up: Up) -> None:
@@ -102,11 +122,16 @@ def test_people_are_told_of_a_run_that_fails(up: Up) -> None:
         flow_run = up.start("iterative/told", config=[], run_dir=str(up.folder / "nowhere"))
         assert up.wait_for(flow_run, "FAILED", "COMPLETED", "CRASHED")["state"]["type"] == "FAILED"
         up.until(lambda: server.said)  # type: ignore[attr-defined]
+        spend_budget(up, "iterative/told")
+        up.until(lambda: len(server.said) > 1)  # type: ignore[attr-defined]
     finally:
         server.shutdown()
         server.server_close()
-    said = json.loads(server.said[0])["text"]  # type: ignore[attr-defined]
+    said, spent = (json.loads(one)["text"] for one in server.said)  # type: ignore[attr-defined]
     assert said.startswith("prefloop iterative/told: prefect.flow-run.Failed | ") and "not a run folder" in said
+    # The address of its page, to press Resume there.
+    assert f"http://127.0.0.1:{up.port}/runs/flow-run/{flow_run}" in said
+    assert "round 2, labels: 7 questions unasked, cost 1.5" in spent
 
 
 def test_a_run_starts_when_prompts_arrive(up: Up) -> None:

@@ -131,7 +131,7 @@ def test_a_faulty_row_is_numbered_and_the_rows_behind_it_are_read(tmp_path: Path
     ]
     found = broken(tmp_path / "r.csv", b'a,b\n1\n2,3\n"x"y,4\n\xff,5\n6,7\n')
     assert found == [
-        (1, "1 cells under a header of 2"),
+        (1, "1 cell under a header of 2"),
         (2, None),
         (3, "not CSV: ',' expected after '\"'"),
         (4, "not UTF-8"),
