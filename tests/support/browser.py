@@ -86,12 +86,26 @@ class Browser:
 
     def click(self, text: str) -> None:
         """Click what says ``text``, and nothing else, as soon as it is there."""
-        found = "[...document.querySelectorAll('button, a, li, [role=tab]')]"
+        found = "[...document.querySelectorAll('button, a, li, [role=tab], [role=menuitem]')]"
         one = f"{found}.find(one => one.innerText.trim() === {json.dumps(text)})"
         deadline = time.monotonic() + PAGE_SECONDS
         while not self.run(f"(one => one ? (one.click(), true) : false)({one})"):
             assert time.monotonic() < deadline, f"nothing says {text}"
             time.sleep(0.2)
+
+    def press(self, selector: str) -> None:
+        """Press the mouse on the first visible element of a CSS selector, as soon as it is there."""
+        shown = f"[...document.querySelectorAll({json.dumps(selector)})].find(one => one.getClientRects().length)"
+        middle = (
+            "one => { const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2] }"
+        )
+        deadline = time.monotonic() + PAGE_SECONDS
+        while (place := self.run(f"((one, middle) => one ? middle(one) : null)({shown}, {middle})")) is None:
+            assert time.monotonic() < deadline, f"nothing is {selector}"
+            time.sleep(0.2)
+        for kind in ("mousePressed", "mouseReleased"):
+            told = {"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1}
+            self._ask("Input.dispatchMouseEvent", told, self._session)
 
     def run(self, script: str) -> Any:
         """The value of an expression of the page's own language."""

@@ -36,7 +36,8 @@ from pipeline.storage.atomic import write_json
 _LOOK_SECONDS = 5.0
 # What a worker saw last, for files that arrive while none runs.
 _SEEN = "prefloop-data.json"
-_UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+# A run that its gate paused goes on when a person has decided; another one would ask the same.
+_UNDER_WAY = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
 Seen = dict[str, list[int]]
 
 
@@ -92,7 +93,7 @@ class Arrivals:
                 told[name] = now
                 continue
             files = tuple(file for file, version in now.items() if known.get(file) != version)
-            # A run that starts while another one works would be skipped, so it is told of afterwards.
+            # A run that starts while another one has not ended would be skipped, so it is told of afterwards.
             if settled and files and not _works(client, identity):
                 told[name] = now
                 root = Path(str(deployment.parameters["run_dir"]))
@@ -112,7 +113,7 @@ class Arrivals:
 
 
 def _works(client: SyncPrefectClient, deployment: UUID) -> bool:
-    """Whether a run of the deployment is under way, or about to be."""
+    """Whether a run of the deployment is under way or about to be, or waits for a person."""
     of = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNDER_WAY)),
