@@ -96,11 +96,9 @@ class Browser:
     def press(self, selector: str) -> None:
         """Press the mouse on the first visible element of a CSS selector, as soon as it is there."""
         shown = f"[...document.querySelectorAll({json.dumps(selector)})].find(one => one.getClientRects().length)"
-        middle = (
-            "one => { const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2] }"
-        )
+        middle = "const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]"
         deadline = time.monotonic() + PAGE_SECONDS
-        while (place := self.run(f"((one, middle) => one ? middle(one) : null)({shown}, {middle})")) is None:
+        while (place := self.run(f"(one => {{ if (!one) return null; {middle} }})({shown})")) is None:
             assert time.monotonic() < deadline, f"nothing is {selector}"
             time.sleep(0.2)
         for kind in ("mousePressed", "mouseReleased"):

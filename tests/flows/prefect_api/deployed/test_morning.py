@@ -45,6 +45,8 @@ TITLES = {
 }
 VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 OLD, NEW = "", "/v2"
+# The button of a page's menu, which on a phone holds what a wide page has buttons for.
+MENUS = {OLD: ".flow-run-menu button", NEW: "main button[aria-haspopup=menu]"}
 
 
 class Morning:
@@ -71,6 +73,21 @@ class Morning:
                 name = f"{picture}-{'new' if ui else 'old'}-{width}-{scheme}.png"
                 self.browser.picture(self.pictures / name, height, width)
                 assert self.browser.overflow() <= 0, name
+        return shown
+
+    def form(self, ui: str, path: str, width: int, scheme: str) -> str:
+        """The page's text with the form of a paused run open, after a picture of it."""
+        browser = self.browser
+        browser.dress(scheme)
+        browser.resize(width)
+        browser.open(f"{self.ui}{ui}{path}", "Suspended")
+        if (ui, width) != (OLD, 1280):
+            browser.press(MENUS[ui])
+        browser.click("Resume")
+        shown = browser.wait("round 1 waits for a person", "KL to the start is", "Better?", "Cost", "Decision")
+        name = f"form-{'new' if ui else 'old'}-{width}-{scheme}.png"
+        browser.picture(self.pictures / name, 1000, width)
+        assert browser.overflow() <= 0, name
         return shown
 
 
@@ -106,8 +123,8 @@ def morning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Morning]:
                 if name == "broken":
                     # What it needs is gone by the night.
                     (folder / "rewards.py").unlink()
-                # One round, also when it goes on after a pause.
-                runs[name] = up.start(f"iterative/nightly-{name}", rounds_more=0)
+                # It adds one round, as a scheduled one does, and no other when it goes on after a pause.
+                runs[name] = up.start(f"iterative/nightly-{name}")
             for name, state in STATES.items():
                 found = up.wait_for(runs[name], "COMPLETED", "PAUSED", "FAILED", "CRASHED")["state"]
                 assert found["type"] == state, (name, found)
@@ -165,17 +182,9 @@ def test_the_form_says_what_is_decided_on_and_the_run_goes_on_to_its_end(morning
     message = state_of(morning, "asking")["state"]["message"]
     assert "Press Resume, or use: prefloop approve" in message and "same command" not in message
     browser = morning.browser
-    # On a phone the form is behind the page's menu, and a window that becomes narrow closes it.
-    for scheme in ("dark", "light"):
-        browser.dress(scheme)
-        browser.resize(1280)
-        browser.open(morning.ui + path, "Resume")
-        browser.click("Resume")
-        shown = browser.wait(
-            "round 1 waits for a person", "KL to the start is", "Better?", "Cost", "Decision", "Submit"
-        )
-        browser.picture(morning.pictures / f"form-old-1280-{scheme}.png", 1000, 1280)
-    assert "same command again" not in shown
+    for ui, width, scheme in [(NEW, *view) for view in VIEWS] + [(OLD, *view) for view in reversed(VIEWS)]:
+        shown = morning.form(ui, path, width, scheme)
+        assert "same command again" not in shown
     browser.fill("Decision", "promote")
     browser.fill("Reason", "reads well")
     browser.fill("By", "Ada")
