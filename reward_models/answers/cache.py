@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 
 from pipeline.errors import UserError
 from pipeline.storage.mounts import is_shared
+from pipeline.types.counts import number_of
 
 if TYPE_CHECKING:
     from reward_models.answers.missing import Missing
@@ -64,7 +65,7 @@ class LabelCache:
                     else:
                         damaged += 1
         if damaged:
-            logger.warning("%s: %d labels changed on disk; they are asked for again", self._file, damaged)
+            logger.warning("%s: %s changed on disk, asked for again", self._file, number_of(damaged, "label"))
         return found
 
     def write(self, key: str, value: float | None, missing: "Missing | None" = None) -> None:

@@ -83,7 +83,8 @@ def test_wins_costs_and_cache_are_in_the_manifest_and_the_progress(server: Judge
     (groups,) = {group.wins for group in read_groups(tmp_path / "first" / "round_001" / "labels")}
     assert groups == ((0.5, 0.0, 0.0), (1.0, 0.5, 0.0), (1.0, 1.0, 0.5))
     assert (
-        notes[-1].startswith("6/6 ") and "labels/s, 0% from the cache, 36 calls, 3960 tokens, cost 0.00432" in notes[-1]
+        notes[-1].startswith("6/6 ")
+        and "labels/s, 0% from the cache, 36 calls, 3,960 tokens, cost 0.00432" in notes[-1]
     )
     # Another run beside it, of another loss, pays nothing.
     facts = label(with_samples(tmp_path / "second"), {**config, "loss": {"preset": "dpo"}})
