@@ -41,18 +41,21 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         yield started
 
 
-def test_a_run_whose_worker_and_process_are_killed_goes_on_by_itself(up: Up) -> None:
-    flow_run = up.start("iterative/lone")
-    run = RunFolder(up.folder / "runs" / "tiny")
-    up.until(lambda: run.stage(1, "samples").manifest())
-    workers = [
+def workers_of(up: Up) -> list[psutil.Process]:
+    return [
         process
         for process in psutil.Process(up.process.pid).children(recursive=True)
         if "worker" in process.cmdline() and "pipeline.sampling.watchdog" not in process.cmdline()
     ]
+
+
+def test_a_run_whose_worker_and_process_are_killed_goes_on_by_itself(up: Up) -> None:
+    flow_run = up.start("iterative/lone")
+    run = RunFolder(up.folder / "runs" / "tiny")
+    up.until(lambda: run.stage(1, "samples").manifest())
     writer = json.loads((run.root / FLOW_RUN_FILE).read_text())["pid"]
     killed = time.monotonic()
-    for process in workers:
+    for process in workers_of(up):
         process.kill()
     os.kill(writer, signal.SIGKILL)
 
@@ -74,6 +77,15 @@ def test_a_run_whose_worker_and_process_are_killed_goes_on_by_itself(up: Up) -> 
     asked = {"filter": {"resource": about, "event": {"name": ["prefloop.worker.stale"]}}}
     (stale,) = up.until(lambda: up.api.post("/events/filter", json=asked).raise_for_status().json()["events"])
     assert (stale["payload"]["pid"], stale["payload"]["flow_run"]) == (writer, flow_run)
+
+
+def test_a_run_whose_worker_is_killed_before_it_begins_goes_on(up: Up) -> None:
+    flow_run = up.start("iterative/lone", rounds_more=0)
+    up.wait_for(flow_run, "PENDING", "RUNNING")
+    for process in workers_of(up):
+        process.kill()
+    ended = up.wait_for(flow_run, "COMPLETED", "FAILED", "CANCELLED")
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]
 
 
 class Notified(BaseHTTPRequestHandler):
