@@ -22,6 +22,7 @@ from flows.report.progress import Report, both, make_console, progress
 from flows.report.trackers.follow import Trackers
 from flows.run_folder.ancestry import sampled_round
 from flows.run_folder.retention import free_room, told
+from flows.run_folder.specs.suite_keys import SUITES
 from flows.run_folder.stage_table import spec_of
 from flows.stages.context import Context, needed
 from flows.stages.run import run_stage
@@ -33,8 +34,8 @@ from pipeline.safe_text import keyless, redacted
 from pipeline.storage.run_folder import RunFolder
 from pipeline.types.counts import number_of
 
-# Stages in which a budget can be spent.
-_LABELLED = ("gold", "labels", "evaluation")
+# After which stage it is known whether the labels of which stages had enough budget.
+_LABELLED = {"gold": ("gold",), "labels": ("labels",), "evaluation": (SUITES, "evaluation"), "gate": ("gate",)}
 
 
 class StageTasks:
@@ -230,7 +231,7 @@ class StageTasks:
         if name not in _LABELLED:
             return
         for labels in round_facts(self._run, self._config, round_, comparisons=0).labels:
-            reached = budget_reached(round_, labels) if labels.stage == name else None
+            reached = budget_reached(round_, labels) if labels.stage in _LABELLED[name] else None
             if reached is not None:
                 self._screen.tell(reached)
 

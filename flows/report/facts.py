@@ -45,7 +45,7 @@ class PairFacts:
 
 @dataclass(frozen=True, slots=True)
 class LabelFacts:
-    """Counts and cost of a stage's labels (labels, gold, evaluation).
+    """Counts and cost of a stage's labels (labels, gold, evaluation, suites, gate).
 
     Attributes:
         stage: the stage's name.

@@ -126,6 +126,11 @@ def _labels(manifests: Mapping[str, Manifest], metrics: Mapping[str, Any]) -> tu
         found.append(label_facts("evaluation", metrics["labelling"]))
     if metrics.get("suite_labelling"):
         found.append(label_facts(SUITES, metrics["suite_labelling"]))
+    gate = _said(manifests, "gate")
+    # Gates of before told only of scores by a second labeller.
+    asked = gate.get("labelling") or gate.get("second") or {}
+    if asked.get("questions"):
+        found.append(label_facts("gate", asked))
     return tuple(found)
 
 

@@ -12,7 +12,7 @@ from flows.report.findings.gate_reasons import gate_reasons
 from flows.run_folder.ancestry import base_before, best_before, parent
 from flows.run_folder.approvals import write_decision
 from flows.stages.context import Context, Outcome, policy_rendering
-from flows.stages.labels.shards import Shard, label_shards, open_accounts
+from flows.stages.labels.shards import Shard, label_shards, open_accounts, shard_tallies
 from flows.stages.measures.changes import suite_changes
 from flows.stages.measures.held_out import HELD_OUT_MARGINS
 from pipeline.config import Gate, ScorerSettings, compares
@@ -25,7 +25,7 @@ from pipeline.storage.rows import read_groups
 from pipeline.training.watch.advice import alarm_line
 from pipeline.training.watch.alarms import standing_alarms
 from pipeline.types import Group
-from reward_models.answers.accounts import Accounts
+from reward_models.answers.accounts import Accounts, label_summary
 from reward_models.build import build_labeller
 from reward_models.labeller import Labeller, wins_by_comparison
 
@@ -47,6 +47,7 @@ def gate(context: Context, round_: int, folder: Path) -> Outcome:
         measures = _measures(context, views, standing, wins)
         measures["win_rate_since_best"] = _since_best(context, settings, standing, wins)
         measures |= suite_changes(context, settings, round_, standing.base)
+        labelling |= _asked(folder, accounts)
     judgement = decide(settings, measures, standing)
     told = Decision(
         decision=judgement.verdict,
@@ -120,6 +121,13 @@ def _label(context: Context, round_: int, folder: Path, settings: Gate, accounts
         shard = Shard("shard_00000.parquet", partial(iter, groups), len(groups))
         costs[name] = label_shards(context, folder / name, [shard], labeller, accounts)
     return costs
+
+
+def _asked(folder: Path, accounts: Accounts) -> dict[str, JsonValue]:
+    """Sum up what this stage asked labellers, comparisons too, and what it cost."""
+    shards = [tally for name in ("second_start", "second") for tally in shard_tallies(folder / name)]
+    summary = label_summary([*shards, accounts.take()], accounts)
+    return {"labelling": summary} if summary else {}
 
 
 def _standing(context: Context, round_: int, prompts: int) -> Standing:

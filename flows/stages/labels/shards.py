@@ -147,11 +147,11 @@ def label_shards(
         scored += sum(score is not None for group in groups for score in group.scores)
         progress.shard(len(groups), responses)
         if scored < context.config.labelling.min_yield * responses:
-            raise RunError(_too_few(context, scored, responses, _tallies(folder)))
+            raise RunError(_too_few(context, scored, responses, shard_tallies(folder)))
         sealed(file)
     # Only of this attempt: shards from an earlier one took no time here.
     rate: dict[str, JsonValue] = {"labels_per_second": made / spent} if spent > 0 else {}
-    return {**rate, **label_summary(_tallies(folder), accounts)}
+    return {**rate, **label_summary(shard_tallies(folder), accounts)}
 
 
 def _too_few(context: Context, scored: int, responses: int, tallies: list[Tally]) -> str:
@@ -176,7 +176,8 @@ def _serves(counts: Path, shard: Shard) -> bool:
     return of == shard.sha256 and all(cause in FINAL for cause in Tally.read(counts).missing)
 
 
-def _tallies(folder: Path) -> list[Tally]:
+def shard_tallies(folder: Path) -> list[Tally]:
+    """Return the counts of the labelled shards in ``folder``; none if there is no such folder."""
     return [Tally.read(file) for file in sorted(folder.glob("shard_*.json"))]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from flows.report.findings.in_short import cost_words
+from flows.report.gather import round_facts
 from flows.run_folder.ancestry import parent, reference_round
 from flows.run_folder.approvals import goes_on, read_decision, record_approval
 from flows.run_folder.stage_keys import stage_key
@@ -18,6 +20,7 @@ from pipeline.errors import Paused, UserError
 from pipeline.evaluation.gate import Decision
 from pipeline.types import Message, Response
 from tests.support.gates import decided
+from tests.support.judge_server import judge_server, longer_wins
 from tests.support.tiny_run import InventedResponses, begin, make_job, open_context, train
 
 # Four held-out prompts judge.
@@ -101,6 +104,21 @@ def test_both_labellers_are_measured_and_a_broken_rule_waits_for_a_person(
     assert made.measures["second_reward_gain"] is not None
     with pytest.raises(Paused, match=r"round 1 waits for a person:\n  responses are .* times as long"):
         goes_on(context.run, 1)
+
+
+def test_what_a_gate_asks_a_paid_judge_is_in_the_cost_of_its_round(
+    job: Path, start: dict[str, Path], tmp_path: Path
+) -> None:
+    with judge_server(longer_wins) as server:
+        price = "price: {input: 500, output: 1500}"
+        judge = f"gate.second={{kind: judge, server: {{base_url: '{server.url}', model: judge, {price}}}}}"
+        context = opened(job, start, tmp_path, judge)
+        gated(context, 1)
+        asked = len(server.seen)
+    facts = round_facts(context.run, context.config, 1)
+    labels = {labels.stage: labels for labels in facts.labels}
+    assert asked and labels["gate"].calls == asked and labels["gate"].cost > 0
+    assert facts.label_cost == labels["gate"].cost and f"for {asked} calls" in cost_words(facts)
 
 
 def test_what_a_person_promotes_is_what_later_rounds_are_measured_from(
