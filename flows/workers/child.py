@@ -207,7 +207,7 @@ class Child(Generic[P]):
         try:
             self._socket.sendall(with_length(encode(request)))
         except TimeoutError as error:
-            raise TimeoutError(f"was not read for {number_of(timeout, 'second')}") from error
+            raise TimeoutError(f"was not read for {number_of(timeout or 0.0, 'second')}") from error
 
     def _receive(self, silence: Silence) -> bytes:
         size = frame_length(self._bytes(LENGTH_BYTES, silence))

@@ -29,7 +29,7 @@ def gate_reasons(judgement: Judgement, settings: Gate, measures: Measures, stand
             over = (
                 f"{pooled} over round {best}, the best so far, is surely below {_least(least_gain(settings), standing)}"
             )
-            reasons = [f"no gain in {number_of(settings.patience, 'round')}: {over}"]
+            reasons = [f"no gain in {number_of(settings.patience or 0, 'round')}: {over}"]
         case "worse":
             least = _least(settings.roll_back_below, standing)
             reasons = [f"{wins} over round {best}, the best so far, is surely below {least}"]

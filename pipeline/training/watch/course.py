@@ -165,6 +165,6 @@ class Course:
             self.steps.keep_weights(self.folder, done, state=self._carries, needed=self._needed)
         if gains_nothing(self.evaluations, watching.patience) and done < self.steps.count:
             self.ended_because = (
-                f"{number_of(watching.patience, 'evaluation')} without a smaller log-loss on held-out pairs"
+                f"{number_of(watching.patience or 0, 'evaluation')} without a smaller log-loss on held-out pairs"
             )
         return self._watch.see_held_out(report)
