@@ -83,9 +83,10 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Lists of runs show it, and nothing else of the results.
+        self._outbox.put(self._tag_decision)
         self._show_rounds(*self._worked)
         self._outbox.put(self._pages.end)
-        self._outbox.put(self._tag_decision)
         if isinstance(error, Paused):
             self.tell(RunPaused(str(error)))
         self._outbox.__exit__(kind, error, trace)

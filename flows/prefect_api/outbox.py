@@ -18,8 +18,10 @@ from pipeline.types.counts import number_of
 _Call = Callable[[SyncPrefectClient], None]
 
 EVERY_SECONDS = 3.0
-_CLOSE_SECONDS = 30.0
-_REQUEST_SECONDS = 10.0
+# What a busy server needs at a run's end, when all that is left to send is due at once.
+_CLOSE_SECONDS = 60.0
+# Prefect's own default: a call given up earlier is work that a busy server does in vain.
+_REQUEST_SECONDS = 60.0
 # If the server does not answer, the oldest calls are dropped.
 MAX_WAITING = 100
 
@@ -35,6 +37,8 @@ class Outbox:
 
     def __init__(self) -> None:
         self._waiting: deque[_Call] = deque(maxlen=MAX_WAITING)
+        # Made when nothing else waits: the last progress of stages, which matters less than results and events.
+        self._later: deque[_Call] = deque(maxlen=MAX_WAITING)
         self._ticking: list[_Call] = []
         self._wake = threading.Event()
         self._over = False
@@ -55,7 +59,7 @@ class Outbox:
         self._over = True
         self._wake.set()
         self._thread.join(_CLOSE_SECONDS)
-        missing = self._missing + self._under_way + len(self._waiting)
+        missing = self._missing + self._under_way + len(self._waiting) + len(self._later)
         if missing:
             logger.warning(
                 "Prefect's UI lacks %s of this run: its server did not take them in time; the run folder has them",
@@ -69,13 +73,14 @@ class Outbox:
 
     @contextlib.contextmanager
     def ticking(self, call: _Call) -> Iterator[None]:
-        """Make ``call`` every ``EVERY_SECONDS`` while the block runs, and once after it."""
+        """Make ``call`` every ``EVERY_SECONDS`` while the block runs, and once after it, when nothing else waits."""
         self._ticking.append(call)
         try:
             yield
         finally:
             self._ticking.remove(call)
-            self.put(call)
+            self._later.append(call)
+            self._wake.set()
 
     def _run(self) -> None:
         # Settings that differ from the flow's make Prefect create a separate client for this thread.
@@ -90,13 +95,13 @@ class Outbox:
                 self._wake.clear()
                 # Read first: what was put before the end is made before it.
                 over = self._over
-                while self._waiting and not (self._over and self._gone):
-                    self._make(self._waiting.popleft(), client)
+                while (queue := self._waiting or self._later) and not (self._over and self._gone):
+                    self._make(queue.popleft(), client)
                 if over:
                     return
                 if time.monotonic() - ticked >= EVERY_SECONDS:
                     ticked = time.monotonic()
-                    for call in [*self._ticking]:
+                    for call in () if self._over else [*self._ticking]:
                         self._make(call, client)
 
     def _make(self, call: _Call, client: SyncPrefectClient) -> None:

@@ -29,11 +29,11 @@ mode: iterative
 rounds: 1
 prompts: {path: prompts.jsonl}
 held_out: {prompts: 12}
-prompts_per_round: 8
+prompts_per_round: 16
 sampler: {kind: transformers}
-sampling: {n: 2, max_tokens: 10}
+sampling: {n: 4, max_tokens: 10}
 evaluation: {samples: 2}
-training: {learning_rate: 3.0e-3, batch_size: 4, alarms: {margin: %s}}
+training: {learning_rate: 3.0e-3, batch_size: 2, epochs: 3, alarms: {margin: %s}}
 """
 JUDGE = "scorer: {kind: judge, mode: pairwise, server: {base_url: '%s', model: m, price: {input: 500, output: 1500}}}\n"
 LENGTH = "scorer: {kind: length, target_words: 12}\n"
