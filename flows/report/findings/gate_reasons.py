@@ -84,6 +84,8 @@ def _sayings(measures: Measures, standing: Standing) -> dict[str, str]:
 def _of_rule(saying: str, rule: Rule) -> str:
     form = "{:.1%}" if rule.name in SHARES or rule.name.startswith("suite_") else "{:.2f}"
     value, bound = form.format(rule.value), form.format(rule.limit)
+    if rule.limit and bound == "0.00":
+        bound = f"{rule.limit:g}"
     spread = f"95 % interval {form.format(rule.low)} to {form.format(rule.high)}, " if rule.low != rule.high else ""
     return f"{saying.format(value)} ({spread}limit {bound})"
 

@@ -180,6 +180,7 @@ def test_the_form_says_what_is_decided_on_and_the_run_goes_on_to_its_end(morning
     path = f"/runs/flow-run/{run}"
     morning.looks("asking", path, TITLES["asking"], "Suspended")
     message = state_of(morning, "asking")["state"]["message"]
+    assert "limit 1e-06)" in message
     assert "Press Resume, or use: prefloop approve" in message and "same command" not in message
     browser = morning.browser
     for ui, width, scheme in [(NEW, *view) for view in VIEWS] + [(OLD, *view) for view in reversed(VIEWS)]:
