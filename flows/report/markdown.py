@@ -43,8 +43,9 @@ MEASURES: tuple[_Row, ...] = (
     ("held-out log-loss", lambda facts: estimate(facts.metrics, "held_out_log_loss"), "{:.3f}"),
     ("reward, sampled", lambda facts: facts.reward, "{:.3f}"),
     ("reward, greedy", lambda facts: facts.reward_greedy, "{:.3f}"),
-    ("wins against the start", lambda facts: facts.win_rate_vs_start, "{:.1%}"),
-    ("wins against the round before", lambda facts: facts.win_rate_vs_previous, "{:.1%}"),
+    # The start would be compared with itself.
+    ("wins against the start", lambda facts: facts.win_rate_vs_start if facts.round else None, "{:.1%}"),
+    ("wins against the round before", lambda facts: facts.win_rate_vs_previous if facts.round else None, "{:.1%}"),
     ("KL to the start, nats per token", lambda facts: facts.kl_to_start, "{:.4f}"),
     ("KL to the round before, nats per token", lambda facts: facts.kl_to_previous, "{:.4f}"),
     ("length, tokens", lambda facts: facts.response_length, "{:.1f}"),

@@ -78,8 +78,9 @@ def alarm_line(alarm: Alarm, preset: str | None = None) -> str:
     """Return the alarm as one line; ``preset``: the loss, whose page is then named."""
     advice = ADVICE[alarm.rule]
     until = "" if alarm.until is None else f", back within it since step {alarm.until}"
+    helps = f"{advice.helps[0].upper()}{advice.helps[1:]}"
     page = "" if preset in (None, "custom") else f"; prefloop losses {preset}"
     return (
         f"alarm {alarm.rule}, step {alarm.step} of {alarm.steps}: "
-        f"{advice.says.format(value=alarm.value, limit=alarm.limit)}{until}. {advice.helps}{page}"
+        f"{advice.says.format(value=alarm.value, limit=alarm.limit)}{until}. {helps}{page}"
     )

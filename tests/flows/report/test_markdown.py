@@ -70,7 +70,7 @@ def test_the_page_tells_every_fact_of_the_round() -> None:
         "reward rises while the second labeller\\'s falls",
         "best round is 2",
         "| reward, sampled | 0.750 | 0.250 |",
-        "| wins against the start | 62.5% (44% to 81%) | 50.0% (50% to 50%) |",
+        "| wins against the start | 62.5% (44% to 81%) | – |",
         "| wins against the round before | 55.0% | – |",
         "| KL to the start, nats per token | 0.1250 | 0.0000 |",
         "| KL to the round before, nats per token | 0.0625 | – |",

@@ -216,5 +216,5 @@ def test_every_rule_has_a_limit_and_advice() -> None:
     assert "training.learning_rate" in line and line.endswith("; prefloop losses ipo") and "\n" not in line
     assert alarm_line(Alarm("entropy", 1, 2, 0.1, 0.2, "warn", until=2)) == (
         "alarm entropy, step 1 of 2: the policy keeps 10% of its entropy on held-out responses (limit 20%), back "
-        "within it since step 2. a larger loss.beta, a smaller learning rate or fewer training.epochs usually helps"
+        "within it since step 2. A larger loss.beta, a smaller learning rate or fewer training.epochs usually helps"
     )
