@@ -66,7 +66,10 @@ def split_held_out(prompts: _Prompts, settings: HeldOut, together: Mapping[str, 
     shared = math.ceil(settings.share * total - _ROUNDING)
     wanted = min(settings.prompts, max(shared, _ENOUGH) if total >= _QUARTER * _ENOUGH else shared)
     if total <= wanted:
-        raise UserError(f"held_out.prompts: {wanted} of {number_of(total, 'distinct prompt')} leave none to train on")
+        raise UserError(
+            f"held_out.prompts: {settings.prompts} (held_out.share: {settings.share:g}) would hold out {wanted} of "
+            f"{number_of(total, 'distinct prompt')} and leave none to train on; allowed: fewer, or more prompts"
+        )
     sizes = Counter(together[prompt.id] for prompt in prompts if prompt.id in together) if together else {}
     chosen = _whole_groups(prompts, wanted, lambda prompt: together.get(prompt.id, prompt.id), sizes, settings.seed)
     if not chosen:

@@ -40,7 +40,7 @@ Items = Annotated[
     list[str],
     typer.Argument(
         autocompletion=complete_items,
-        metavar="CONFIG... [KEY=VALUE]...",
+        metavar="CONFIG|KEY=VALUE",
         help="YAML files or shipped configs such as quickstart, each laid over the ones before, then settings such as "
         "training.learning_rate=1e-5",
         show_default=False,

@@ -15,7 +15,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="most runs at a time", sh
 
 
 def up(port: Port = 4200, pool: Pool = "prefloop", limit: Limit = None) -> None:
-    """Start Prefect's server, its UI and a worker on this machine; all end together."""
+    """Start Prefect's server, its UI and a worker here.
+
+    All end together.
+    """
     from flows.commands.deployments.serve import run_server_and_worker as run_all
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -73,7 +76,7 @@ def deploy(
         ),
     ] = None,
 ) -> None:
-    """Register a run with Prefect, to start in the UI or on a schedule."""
+    """Register a run with Prefect, for its UI or a schedule."""
     from flows.commands.deployments.deploy import deploy_config
 
     files, settings = split(items)
@@ -94,7 +97,10 @@ def deploy(
 
 
 def serve(pool: Pool = "prefloop", limit: Limit = None) -> None:
-    """Run deployments on this machine, for the server of 'prefloop up' or your own."""
+    """Run deployments on this machine.
+
+    For the server of 'prefloop up' or your own.
+    """
     from flows.commands.deployments.serve import run_worker
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -102,7 +108,10 @@ def serve(pool: Pool = "prefloop", limit: Limit = None) -> None:
 
 
 def ui(port: Port = 4200) -> None:
-    """Start Prefect's server and UI on 127.0.0.1; list earlier runs of the same Prefect home."""
+    """Start Prefect's server and UI on 127.0.0.1.
+
+    It lists earlier runs of the same Prefect home.
+    """
     from flows.commands.deployments.serve import serve_ui
 
     raise typer.Exit(serve_ui(port))

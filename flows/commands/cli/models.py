@@ -20,11 +20,14 @@ def reward_model(
         ),
     ] = None,
 ) -> None:
-    """Train a reward model from pairs; the same command continues where it was stopped or killed."""
-    from flows.commands.reward_model import make_reward_model
+    """Train a reward model from pairs, or continue.
 
+    The same command continues where it was stopped or killed.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        from flows.commands.reward_model import make_reward_model
+
         make_reward_model(*split(items), run_dir)
     except KeyboardInterrupt:
         print("prefloop: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -48,7 +51,10 @@ def export(
         ),
     ] = False,
 ) -> None:
-    """Write a round's policy to a folder that transformers and vLLM load, with its tokenizer and a model card."""
+    """Write a round's policy as a model folder.
+
+    transformers and vLLM load it; it has the tokenizer and a model card.
+    """
     from flows.commands.export import export_policy
 
     print(export_policy(run_folder, folder, round_, adapter=adapter))
@@ -72,7 +78,10 @@ def push(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be uploaded, and upload nothing")] = False,
 ) -> None:
-    """Upload a policy, an adapter or pairs, with a card, to the Hugging Face hub, with the token in HF_TOKEN."""
+    """Upload a policy, an adapter or pairs to Hugging Face.
+
+    With a card, and with the token in HF_TOKEN.
+    """
     from flows.commands.hub.push import push_result
 
     print(push_result(run_folder, repository, what, round_, public=public, base=base, dry_run=dry_run))

@@ -17,7 +17,10 @@ def approve(
     by: Annotated[str | None, typer.Option(help="who decides  [default: your login name]", show_default=False)] = None,
     reason: Annotated[str, typer.Option(help="why; kept with the decision")] = "",
 ) -> None:
-    """Decide on a run that its gate has paused or stopped; the same run command then continues."""
+    """Decide on a run that its gate has paused or stopped.
+
+    The same run command then continues.
+    """
     from flows.prefect_api.deployed.decision_form import release
     from flows.run_folder.approvals import answer_gate
 

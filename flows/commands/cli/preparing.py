@@ -29,7 +29,10 @@ def check(
         ),
     ] = None,
 ) -> None:
-    """Validate config, data and model folders; count faults in the data; show a row as the model will see it."""
+    """Validate a config, its data and its model folders.
+
+    Counts faults in the data, and shows a row as the model will see it; starts nothing heavy.
+    """
     given = split_sound(items)
     from flows.planning.cards.refusal import require_card
     from flows.preflight.check import check_config
@@ -45,7 +48,10 @@ def check(
 
 
 def judge_test(items: Items) -> None:
-    """Ask each judge of a config three questions; show request, reply, verdict and cost. Exit code 1: no verdict."""
+    """Ask each judge of a config three questions.
+
+    Shows request, reply, verdict and cost; exit code 1 without a verdict.
+    """
     given = split_sound(items)
     from flows.commands.judge_test import ask_judges
 
@@ -66,7 +72,10 @@ def init(
     rounds: Annotated[int, typer.Option(min=1, max=1000)] = 1,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 5e-7,
 ) -> None:
-    """Write a config with comments; ask on a terminal for missing options. Overwrites nothing."""
+    """Write a config with comments.
+
+    Asks on a terminal for missing options; overwrites nothing.
+    """
     from flows.commands.init import ask_missing, write_config
 
     given = ask_missing(mode, model, data, scorer, loss, rounds, learning_rate)
@@ -115,7 +124,10 @@ def plan(
     ] = 2.0,
     as_json: Annotated[bool, typer.Option("--json", help="bytes, tokens and seconds as JSON")] = False,
 ) -> None:
-    """Estimate the memory, disk space and time that a run needs; exit code 1 if this machine falls short."""
+    """Estimate the memory, disk and time that a run needs.
+
+    Exit code 1 if this machine falls short.
+    """
     if cards is not None:
         _plan_for_cards(items, cards, disk, as_json=as_json)
     from flows.planning.rates.given import given_rates

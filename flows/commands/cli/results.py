@@ -15,7 +15,7 @@ def show(
     run_folder: RunFolderArgument,
     as_json: Annotated[bool, typer.Option("--json", help="all rounds' metrics as JSON on standard output")] = False,
 ) -> None:
-    """Show the rounds of a run: the table, and small charts from the report."""
+    """Show the rounds of a run as a table, with small charts."""
     from flows.report.terminal import print_story, print_table, read_rounds
 
     rounds = read_rounds(run_folder)
@@ -38,7 +38,10 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write the report page of a run, or of several runs side by side: one self-contained file."""
+    """Write the report of a run, or of several side by side.
+
+    One self-contained page.
+    """
     from flows.report.write import report_runs
 
     print(report_runs(run_folders, output))
@@ -48,7 +51,10 @@ def verify(
     run_folder: RunFolderArgument,
     as_json: Annotated[bool, typer.Option("--json", help="the findings for each stage as JSON")] = False,
 ) -> None:
-    """Check every file of a run against its SHA-256; exit code 1 if one is damaged."""
+    """Check every file of a run against its SHA-256.
+
+    Exit code 1 if one is damaged.
+    """
     from flows.commands.verify import print_verification
     from flows.commands.verify import verify_run as read_all
 
@@ -76,7 +82,10 @@ def pairs(
         ),
     ] = None,
 ) -> None:
-    """Show the pairs that a round trains on: yield by cause, margins, lengths, ten examples."""
+    """Show the pairs that a round trains on.
+
+    Yield by cause, margins, lengths, ten examples.
+    """
     from flows.commands.pairs import export_pairs, show_pairs
 
     if export is not None:

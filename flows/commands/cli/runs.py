@@ -54,24 +54,24 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run a config; the same command continues where a run was stopped or killed."""
+    """Start a run, or continue one that was stopped or killed."""
     if dry_run and redo_from is not None:
         raise UserError("--dry-run: changes nothing, so it does not go with --from")
-    with forgotten_unless_begun(run_dir):
-        given = split_sound(items)
-        from flows.commands.run import dry, run_config
+    # SIGTERM works like Ctrl-C: children end, and the message says how to continue.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with forgotten_unless_begun(run_dir):
+            given = split_sound(items)
+            from flows.commands.run import dry, run_config
 
-        if dry_run:
-            dry(*given, run_dir, until)
-            return
-        # SIGTERM works like Ctrl-C: children end, and the message says how to continue.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
+            if dry_run:
+                dry(*given, run_dir, until)
+                return
             run_config(*given, run_dir, extend, until, redo_from, machine_rank)
-        except KeyboardInterrupt:
-            again = "the same command" if redo_from is None else "the same command without --from"
-            print(f"prefloop: interrupted; {again} goes on from the last complete shard", file=sys.stderr)
-            raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        again = "the same command" if redo_from is None else "the same command without --from"
+        print(f"prefloop: interrupted; {again} goes on from the last complete shard", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
 def sweep(
@@ -79,7 +79,7 @@ def sweep(
         list[str],
         typer.Argument(
             autocompletion=complete_items,
-            metavar="CONFIG... KEY=VALUE,VALUE... [KEY=VALUE]...",
+            metavar="CONFIG|KEY=VALUE,VALUE",
             help="YAML files, each laid over the ones before, then settings; those with several values, such as "
             "training.learning_rate=1e-7,3e-7,1e-6, make a run for each combination",
             show_default=False,
@@ -97,11 +97,14 @@ def sweep(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list the runs; writes nothing")] = False,
 ) -> None:
-    """Run a config with several values of some settings, one run after the other; stop those that are surely worse."""
-    from flows.commands.sweep import run_sweep
+    """Run a config with several values of some settings.
 
+    One run after the other; those that are surely worse are stopped.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        from flows.commands.sweep import run_sweep
+
         raise typer.Exit(run_sweep(*split(items), run_dir, steps, dry_run))
     except KeyboardInterrupt:
         print("prefloop: interrupted; the same command goes on from the last complete shard", file=sys.stderr)

@@ -33,6 +33,13 @@ Origins = dict[str, str]
 # A config file, the name of a shipped one, or settings with the words that messages call them by.
 Layer = Path | tuple[str, Tree]
 COMMAND_LINE = "command line"
+# pydantic's kinds of problems that are said in other words.
+_WORDS = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "string_type": "must be text",
+}
 _Settings = TypeVar("_Settings", bound=Closed)
 
 
@@ -189,11 +196,13 @@ def _explain(error: ValidationError, schema: type[Closed], tree: Tree, origins: 
             path, message = (*path, *filter(None, of_kinds[:1])), of_kinds[1]
             lines.append(f"{_origin(path, origins)}: {'.'.join(path)}: {message}")
             continue
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "no such setting" + elsewhere(path, schema, _given(tree, path[:-1]).get("kind"))
         elif problem["type"] == "missing":
             message = "must be given"
+        elif problem["input"] == "" and problem["type"] == "string_too_short":
+            message = "must not be empty"
         elif problem["type"] == "value_error":
             path, message = _with_named_field(path, message, sections, tree)
         if not isinstance(problem["input"], dict) and problem["type"] not in ("extra_forbidden", "missing"):

@@ -9,6 +9,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 _FOLDERS = (".", "recipes")
 # Laid over a run's config, or named in it.
 _PARTS = ("loss", "accelerate")
+_YAML = (".yaml", ".yml")
 
 
 def shipped_names() -> list[str]:
@@ -29,12 +30,16 @@ def is_shipped(file: Path) -> bool:
 
 
 def suggestion(file: Path) -> str:
-    """Return ``; did you mean 'quickstart'?`` for a file that is not there, or nothing."""
+    """Return ``; did you mean 'quickstart'?`` or the like for a file that is not there, or nothing."""
     if file.exists():
         return ""
     names = _names_in((*_FOLDERS, *_PARTS))
     meant = file.with_suffix("").as_posix().removeprefix("configs/")
-    return f"; did you mean {meant!r}, which prefloop ships?" if meant in names else nearest(file.as_posix(), names)
+    if meant in names:
+        return f"; did you mean {meant!r}, which prefloop ships?"
+    # A name alone may be a setting whose value was forgotten.
+    setting = f"; a setting is written {file}=VALUE" if file.name == str(file) and file.suffix not in _YAML else ""
+    return nearest(file.as_posix(), names) or setting
 
 
 def _names_in(folders: tuple[str, ...]) -> list[str]:

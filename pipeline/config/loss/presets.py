@@ -14,6 +14,7 @@ from pydantic import ValidationError, model_validator
 
 from pipeline.config.loss.composition import Composition
 from pipeline.config.loss.formula import Formula
+from pipeline.errors import nearest
 
 _Tree = dict[str, Any]
 
@@ -83,8 +84,10 @@ def resolve(name: str, overrides: Mapping[str, Any]) -> _Tree:
     plain = name.lower().replace("-", "_")
     if plain in AMBIGUOUS:
         raise ValueError(f"preset: {name!r} is ambiguous; it could mean:\n    " + "\n    ".join(AMBIGUOUS[plain]))
-    if name not in preset_names():
-        raise ValueError(f"preset: {name!r} is not a loss; one of {', '.join(preset_names())}")
+    names = preset_names()
+    if name not in names:
+        meant = nearest(plain, names)
+        raise ValueError(f"preset: {name!r} is not a loss{meant}; 'prefloop losses' lists all {len(names)}")
     tree = _plain_preset(name)
     composition = Composition.model_validate(with_parts(tree))
     for key, value in overrides.items():

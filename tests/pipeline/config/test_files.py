@@ -199,7 +199,7 @@ def test_a_wrong_loss_names_its_field_without_the_kinds_on_the_way(loss: str, ex
         ("training: {learning_rate: -1}", ["run.yaml: training.learning_rate", "greater than 0", "-1"]),
         ("training: {learning_rte: 1}", ["run.yaml: training.learning_rte", "no such setting", "learning_rate"]),
         ("sampling: {n: 1}", ["sampling.n", "at least 2"]),
-        ("sampling: {stop: [END, '']}", ["run.yaml: sampling.stop.1", "at least 1 character"]),
+        ("sampling: {stop: [END, '']}", ["run.yaml: sampling.stop.1", "must not be empty (got '')"]),
         ("sampling: {temperature: 0}", ["sampling.temperature", "greedy"]),
         ("sampler: {kind: magic}", ["run.yaml: sampler", "magic", "vllm"]),
         ("training: {learning_rate: .inf}", ["training.learning_rate", "finite"]),

@@ -27,7 +27,7 @@ def test_held_out_prompts_do_not_depend_on_the_order_of_rows() -> None:
 
 
 def test_holding_out_every_prompt_is_refused() -> None:
-    with pytest.raises(UserError, match=r"held_out.prompts: 10 of 10 distinct prompts leave none"):
+    with pytest.raises(UserError, match=r"held_out.prompts: 10 .*hold out 10 of 10 distinct prompts and leave none"):
         split_held_out([prompt(str(number)) for number in range(10)], HeldOut(prompts=10))
 
 

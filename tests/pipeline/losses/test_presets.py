@@ -39,7 +39,7 @@ def test_a_setting_of_a_component_that_replaces_another() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(UserError, match=r"loss\.preset: '\.\./dpo' is not a loss; one of .*dpo.*sft"):
+    with pytest.raises(UserError, match=r"loss\.preset: '\.\./dpo' is not a loss; did you mean 'dpo'\?"):
         load_preset("../dpo")
 
 

@@ -127,7 +127,7 @@ def test_names_move_between_sections() -> None:
 def test_values_that_json_cannot_hold_reach_the_schema(tmp_path: Path) -> None:
     text = (EARLIER / "offline" / "config.yaml").read_text()
     run = folder(tmp_path, text.replace("seed: ", "seed: 2026-01-01 #", 1))
-    with pytest.raises(UserError, match=r"seed: input should be a valid integer .*datetime\.date"):
+    with pytest.raises(UserError, match=r"seed: must be a whole number .*datetime\.date"):
         run.config()
     run.config_file.write_text(text.replace("seed: ", "seed: 1.0e+999 #", 1))
     with pytest.raises(UserError, match=r"seed: input should be a finite number"):

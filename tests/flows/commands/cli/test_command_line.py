@@ -61,7 +61,7 @@ def test_check_says_what_would_run(
         (["prompts.columns.answer=none"], ["needs an answer", "columns.answer"]),
         (["chat.max_prompt_tokens=2"], ["chat.max_prompt_tokens", "long_for_policy: 8 of 8 rows"]),
         (["policy.path=configs/typo"], ["policy.path", "configs/typo", "no such model folder"]),
-        (["loss.preset=dpoo"], ["loss.preset", "dpoo", "dpo, dpo_norm, dpo_sft"]),
+        (["loss.preset=dpoo"], ["loss.preset", "'dpoo' is not a loss; did you mean 'dpo'?"]),
         (["loss.preset=apo"], ["loss.preset", "'apo' is ambiguous", "apo_accelerated", "apo_zero or apo_down"]),
         (["loss.preset=apo_accelerated"], ["rounds: 1", "two checkpoints"]),
         (["loss.preset=mrpo"], ["training.references: 0", "2 references"]),
