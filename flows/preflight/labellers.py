@@ -28,7 +28,7 @@ from pipeline.config.evaluation.suites import (
     LmEvalSuite,
     RewardBenchSuite,
 )
-from pipeline.data.files.suite_rows import baseline_answers, instructions, suite_rows
+from pipeline.data.files.suite_rows import baseline_answers, instructions, row_categories, suite_rows
 from pipeline.errors import UserError
 from pipeline.evaluation.suites.ifeval import require_checks
 from pipeline.models.loading.rope import require_steady_rope, text_settings
@@ -131,13 +131,16 @@ def check_suites(config: RunConfig) -> None:
                 require_checks(instructions(suite), place)
             case ArenaHardSuite():
                 baseline_answers(suite)
+                row_categories(suite)
                 check_scorer(suite.judge, f"{place}.judge")
             case AlpacaEvalSuite() | RewardBenchSuite():
                 suite_rows(suite, suite.file)
                 if suite.judge is not None:
                     check_scorer(suite.judge, f"{place}.judge")
-                if isinstance(suite, AlpacaEvalSuite) and find_spec("sklearn") is None:
-                    raise UserError(f"{place}: needs the package scikit-learn; pip install 'prefloop[evals]'")
+                if isinstance(suite, AlpacaEvalSuite):
+                    row_categories(suite)
+                    if find_spec("sklearn") is None:
+                        raise UserError(f"{place}: needs the package scikit-learn; pip install 'prefloop[evals]'")
 
 
 def check_answer(settings: ScorerSettings, prompt: Prompt) -> None:

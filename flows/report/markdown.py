@@ -23,7 +23,7 @@ from flows.report.facts import (
 )
 from flows.report.findings.columns import of_modality, shown_columns
 from flows.report.findings.in_short import examples_of, in_short
-from flows.report.findings.parts import PART_COLUMNS, part_rows
+from flows.report.findings.parts import part_table
 from flows.report.findings.suites import suite_columns, suite_measures, suite_value
 from flows.report.findings.verdicts import SIGNS, verdict_kind, verdict_words
 from pipeline.evaluation.held_out import baseline_line
@@ -169,9 +169,10 @@ def _measures(rounds: Sequence[RoundFacts]) -> list[str]:
     known = [row for row in rows if set(row[1:]) != {NONE}]
     line = baseline_line(rounds[0].metrics)
     beside = [] if line is None else [markdown(line)]
-    parts = [[markdown(cell) for cell in row] for row in part_rows(rounds[0].metrics)]
-    if parts:
-        beside.append(_table(["part", *(heading for _, heading, _ in PART_COLUMNS)], parts))
+    parts = part_table([rounds[0].metrics])
+    if parts.rows[0]:
+        rows = [[markdown(cell) for cell in row] for row in parts.rows[0]]
+        beside.append(_table(["part", *parts.headings], rows))
     return ["## On held-out prompts", _table(["measure", *columns], known), *beside] if known else []
 
 

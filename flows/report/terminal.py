@@ -12,7 +12,7 @@ from rich.text import Text
 from flows.report.charts import bar, sparkline
 from flows.report.facts import PairFacts, RoundFacts, cell
 from flows.report.findings.columns import COLUMNS, shown_columns
-from flows.report.findings.parts import PART_COLUMNS, part_rows
+from flows.report.findings.parts import part_table
 from flows.report.findings.prompt_changes import worse_in
 from flows.report.findings.suites import suite_columns
 from flows.report.findings.verdicts import STYLES, verdict_kind, verdict_words
@@ -87,15 +87,16 @@ def print_table(root: Path, rounds: list[_Metrics]) -> None:
 
 
 def _print_parts(console: Console, metrics: _Metrics) -> None:
-    """The newest round by source and criterion, if it has several."""
-    rows = list(part_rows(metrics))
-    if not rows:
+    """The newest round by source, category and criterion, if it has several."""
+    found = part_table([metrics])
+    if not found.rows[0]:
         return
-    table = Table(title=f"round {metrics['round']}, by source and criterion", title_justify="left", box=None)
-    for heading in ("part", *(heading for _, heading, _ in PART_COLUMNS)):
+    table = Table(title=f"round {metrics['round']}, by source, category and criterion", title_justify="left", box=None)
+    for heading in ("part", *found.headings):
         table.add_column(heading, justify="left" if heading == "part" else "right")
-    for row in rows:
-        table.add_row(*map(Text, row))
+    for name, *cells in found.rows[0]:
+        # An interval stands below its estimate.
+        table.add_row(Text(name), *(Text(shown.replace(" (", "\n(")) for shown in cells))
     console.print(table)
 
 

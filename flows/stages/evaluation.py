@@ -1,6 +1,5 @@
 """evaluation: a round's responses to held-out prompts, scored and compared with the start and the previous round."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -9,26 +8,34 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from flows.report.findings.lag import KL_TO_SAMPLED
-from flows.run_folder.ancestry import parent
 from flows.stages.context import Context, Outcome, offending_file, policy_chat, policy_rendering
 from flows.stages.data import held_out_prompts, text_preferences, training_prompts
 from flows.stages.labels.shards import LabelProgress, open_accounts
-from flows.stages.measures.held_out import held_out_examples, held_out_metrics, pair_names, write_held_out_prompts
+from flows.stages.measures.held_out import (
+    held_out_examples,
+    held_out_metrics,
+    parts_of_pairs,
+    write_held_out_prompts,
+)
+from flows.stages.measures.parts import (
+    WinsByPrompt,
+    compared_rounds,
+    held_out_names,
+    parts_of_prompts,
+    win_rates,
+    wins_of,
+)
 from flows.stages.training.frozen import FrozenPolicy
 from pipeline.config import SlotScorer, compares
-from pipeline.data.spool.categories import held_out_categories
 from pipeline.data.tasks.slots import slot_metrics
 from pipeline.errors import RunError
-from pipeline.evaluation.breakdown import by_category, by_criterion, by_source
-from pipeline.evaluation.intervals import Interval, rate_interval
+from pipeline.evaluation.breakdown import ByPart, PartNames, by_criterion, kl_by_part, parts_together, reward_measures
 from pipeline.evaluation.metrics import (
     THINKING,
     describe_responses,
     kl_interval,
     per_token,
     sampler_gap,
-    win_rate,
-    wins_by_score,
 )
 from pipeline.models.chat import Chat
 from pipeline.models.handshake import coarser_dtype
@@ -38,7 +45,7 @@ from pipeline.training.reference import kl_per_token
 from pipeline.types import Group
 from reward_models.answers.accounts import label_summary
 from reward_models.build import build_labeller
-from reward_models.labeller import Labeller, label, wins_by_comparison
+from reward_models.labeller import Labeller, label
 
 _Metrics = dict[str, JsonValue]
 # Largest difference between sampler and trainer from rounding: nats per token, mean over a round's responses.
@@ -51,23 +58,30 @@ MAX_GAP = {
     "4-bit": 0.6,
     "experts": 0.9,
 }
-CATEGORIES = "categories.json"
 # How many of the worst rows are kept if they differ by more.
 WORST = 16
 _Sequences = list[tuple[tuple[int, ...], tuple[int, ...]]]
+_Groups = dict[str, list[Group]]
+_Logps = Sequence[tuple[float, ...]]
 
 
 def evaluation(context: Context, round_: int, folder: Path) -> Outcome:
     """Write metrics.json and the scored responses."""
     refuse_leak(context, round_)
-    sampled, metrics = _labelled(context, round_, folder)
-    metrics |= _model_metrics(context, round_, sampled, folder)
+    groups, wins, metrics = _labelled(context, round_, folder)
+    parts = parts_of_prompts(context, round_, groups["sampled"], folder)
+    of_model, apart = _model_metrics(context, round_, groups["sampled"], parts)
+    metrics |= of_model | _held_out(context, round_, folder)
+    metrics |= parts_together(_by_part(context, parts, groups, wins), *apart)
+    settings = context.config.evaluation
+    criteria = by_criterion(groups["sampled"], settings.bootstrap, settings.seed)
+    metrics |= {"by_criterion": criteria} if criteria else {}
     write_json(folder / "metrics.json", metrics)
-    return Outcome(len(sampled), metrics)
+    return Outcome(len(groups["sampled"]), metrics)
 
 
-def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group], _Metrics]:
-    """Return the round's sampled responses and the metrics of texts and labels; write the scored responses."""
+def _labelled(context: Context, round_: int, folder: Path) -> tuple[_Groups, WinsByPrompt, _Metrics]:
+    """Return the round's responses, their win rates, and the metrics of texts and labels; write what is scored."""
     settings = context.config.scorer
     with open_accounts(context, round_, "evaluation") as accounts:
         accounts.changed = LabelProgress(context, 1, accounts).tick
@@ -78,15 +92,32 @@ def _labelled(context: Context, round_: int, folder: Path) -> tuple[list[Group],
         for name, scored in groups.items():
             (folder / name).mkdir(exist_ok=True)
             write_groups(folder / name / "rows.parquet", scored)
-        metrics: _Metrics = {"round": round_, "reward": None, **describe_responses(groups["sampled"])}
-        metrics["reward_greedy"] = describe_responses(groups["greedy"]).get("reward")
-        metrics |= _thinking(context, round_) | _win_rates(context, round_, groups["sampled"], scorer)
-        categories = held_out_names(context, round_, folder)
-        metrics |= _parts(context, round_, groups["sampled"], scorer, categories)
+        wins = {} if scorer is None else _wins(context, round_, groups["sampled"], scorer)
         labelling = label_summary([accounts.take()], accounts)
-    if isinstance(settings, SlotScorer):
-        metrics |= slot_metrics(groups["greedy"], groups["sampled"])
-    return groups["sampled"], {**metrics, **({"labelling": labelling} if labelling else {})}
+    metrics: _Metrics = {"round": round_, "reward": None, **describe_responses(groups["sampled"])}
+    metrics["reward_greedy"] = describe_responses(groups["greedy"]).get("reward")
+    metrics |= _thinking(context, round_) | win_rates(wins) | _slots(context, groups["greedy"], groups["sampled"])
+    return groups, wins, {**metrics, **({"labelling": labelling} if labelling else {})}
+
+
+def _slots(context: Context, greedy: Sequence[Group], sampled: Sequence[Group]) -> _Metrics:
+    """Errors of slots, if the run's labels are about them."""
+    return {**slot_metrics(greedy, sampled)} if isinstance(context.config.scorer, SlotScorer) else {}
+
+
+def _by_part(context: Context, parts: PartNames, groups: _Groups, wins: WinsByPrompt) -> dict[str, ByPart]:
+    """The same for each part of the prompts."""
+    settings, greedy = context.config.evaluation, {group.prompt.id: group for group in groups["greedy"]}
+
+    def measure(sampled: list[Group]) -> _Metrics:
+        first = [greedy[group.prompt.id] for group in sampled if group.prompt.id in greedy]
+        told = describe_responses(sampled)
+        found = reward_measures(sampled, wins, settings.bootstrap, settings.seed)
+        found |= {name: told[name] for name in ("response_length", "stop_rate")}
+        reward = describe_responses(first).get("reward") if first else None
+        return found | ({} if reward is None else {"reward_greedy": reward}) | _slots(context, first, sampled)
+
+    return parts.measured([(group.prompt.id, group) for group in groups["sampled"]], measure)
 
 
 def _thinking(context: Context, round_: int) -> _Metrics:
@@ -117,65 +148,28 @@ def refuse_leak(context: Context, round_: int) -> None:
         raise RunError(f"{len(leaked)} held-out prompts are training prompts too")
 
 
-def _win_rates(context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller | None) -> _Metrics:
-    metrics: _Metrics = {}
-    for name, other in (("start", 0), ("previous", parent(context.run, context.config, round_))):
-        interval: Interval | None = None
-        if scorer is not None:
-            others = sampled if other == round_ else _earlier(context, other)
-            if _compares(context):
-                interval = rate_interval([*wins_by_comparison(sampled, others, scorer).values()])
-            else:
-                interval = win_rate(sampled, others)
-        metrics[f"win_rate_vs_{name}"] = None if interval is None else interval.mean
-        metrics[f"win_rate_vs_{name}_ci"] = None if interval is None else [interval.low, interval.high]
-    return metrics
-
-
-def held_out_names(context: Context, round_: int, folder: Path) -> dict[str, str]:
-    """The category of each held-out prompt by its id; read once, in round 0, and written to ``folder``."""
-    column = context.config.evaluation.category
-    if column is None:
-        return {}
-    file = context.run.stage(0, "evaluation").folder / CATEGORIES
-    if round_ == 0 or not file.is_file():
-        found = held_out_categories(context.config, column, [prompt.id for prompt in held_out_prompts(context)])
-        write_json(folder / CATEGORIES, dict(found))
-        return found
-    known: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-    return known
-
-
-def _parts(
-    context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller | None, categories: Mapping[str, str]
-) -> _Metrics:
-    """The same by where prompts are from, if that differs, by category and by the criteria of rubrics."""
-    settings, wins = context.config.evaluation, dict[str, float]()
-    several = len({group.prompt.source for group in sampled}) > 1 or len({*categories.values()}) > 1
-    if scorer is not None and several:
-        start = sampled if round_ == 0 else _earlier(context, 0)
-        # A judge has compared them already, so its answers are in the cache.
-        compared = _compares(context)
-        wins = wins_by_comparison(sampled, start, scorer) if compared else wins_by_score(sampled, start)
-    found = {
-        "by_source": by_source(sampled, wins, settings.bootstrap, settings.seed),
-        "by_category": by_category(sampled, categories, wins, settings.bootstrap, settings.seed),
-        "by_criterion": by_criterion(sampled, settings.bootstrap, settings.seed),
-    }
-    return {name: parts for name, parts in found.items() if parts}
+def _wins(context: Context, round_: int, sampled: Sequence[Group], scorer: Labeller) -> WinsByPrompt:
+    wins = WinsByPrompt()
+    for name, other in compared_rounds(context, round_).items():
+        others = sampled if other == round_ else _earlier(context, other)
+        wins[name] = wins_of(sampled, others, scorer, compares=_compares(context))
+    return wins
 
 
 def _earlier(context: Context, round_: int) -> list[Group]:
     return list(read_groups(context.run.stage(round_, "evaluation").folder / "sampled"))
 
 
-def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], folder: Path) -> _Metrics:
-    """KL to the start and the previous policy on this round's samples, and likelihoods of the reference responses."""
-    config, settings = context.config, context.config.evaluation
-    chat = policy_chat(config, context.policy_path(round_))
-    texts = _reference_texts(sampled, chat)
+def _model_metrics(
+    context: Context, round_: int, sampled: Sequence[Group], parts: PartNames
+) -> tuple[_Metrics, list[dict[str, ByPart]]]:
+    """KL to the start and the previous policy on this round's samples, and likelihoods of the reference responses.
+
+    Beside them the same for each part of the prompts.
+    """
+    settings = context.config.evaluation
+    referenced, texts = _reference_texts(sampled, policy_chat(context.config, context.policy_path(round_)))
     drawn = [(group.prompt_ids, response.token_ids) for group in sampled for response in group.responses]
-    pairs = held_out_examples(context, chat)
 
     def scored(number: int, sequences: _Sequences) -> list[tuple[float, ...]]:
         def report(done: int) -> None:
@@ -184,24 +178,42 @@ def _model_metrics(context: Context, round_: int, sampled: Sequence[Group], fold
         with FrozenPolicy(context, context.policy_path(number)) as policy:
             return policy.logps(sequences, report)
 
-    own = scored(round_, drawn + texts)
-    metrics: _Metrics = {}
-    for name, other in (("start", 0), ("previous", parent(context.run, context.config, round_))):
-        theirs = own if other == round_ else scored(other, drawn)
-        metrics[f"kl_to_{name}"] = kl_per_token(own[: len(drawn)], theirs[: len(drawn)])
-        interval = kl_interval(sampled, own[: len(drawn)], theirs[: len(drawn)], settings.bootstrap, settings.seed)
+    both = scored(round_, drawn + texts)
+    own, of_texts = both[: len(drawn)], both[len(drawn) :]
+    rounds = compared_rounds(context, round_)
+    others = {name: own if other == round_ else scored(other, drawn) for name, other in rounds.items()}
+    metrics = _kl(context, sampled, own, others)
+    apart = [kl_by_part(parts, sampled, own, others, settings.bootstrap, settings.seed)]
+    if texts:
+        metrics["reference_logprob"] = per_token(of_texts)
+        rows = zip(referenced, of_texts, strict=True)
+        apart.append(parts.measured(rows, lambda part: {"reference_logprob": per_token(part)}))
+    metrics["sampler_trainer_gap"] = sampler_gap(sampled, own)
+    require_small_gap(context, round_, sampled, own)
+    return metrics, apart
+
+
+def _kl(context: Context, sampled: Sequence[Group], own: _Logps, others: Mapping[str, _Logps]) -> _Metrics:
+    settings, metrics = context.config.evaluation, _Metrics()
+    for name, theirs in others.items():
+        metrics[f"kl_to_{name}"] = kl_per_token(own, theirs)
+        interval = kl_interval(sampled, own, theirs, settings.bootstrap, settings.seed)
         metrics[f"kl_to_{name}_ci"] = None if interval is None else [interval.low, interval.high]
-    if config.training.lag:
+    if context.config.training.lag:
         # Its parent is what the next round samples.
         metrics |= {f"{KL_TO_SAMPLED}{end}": metrics[f"kl_to_previous{end}"] for end in ("", "_ci")}
-    if texts:
-        metrics["reference_logprob"] = per_token(own[len(drawn) :])
-    if pairs:
-        names = pair_names(context, chat, held_out_names(context, round_, folder))
-        metrics |= held_out_metrics(context, round_, pairs, folder, names)
-        write_held_out_prompts(context, chat, folder)
-    metrics["sampler_trainer_gap"] = sampler_gap(sampled, own[: len(drawn)])
-    require_small_gap(context, round_, sampled, own[: len(drawn)])
+    return metrics
+
+
+def _held_out(context: Context, round_: int, folder: Path) -> _Metrics:
+    """Measures of held-out pairs; nothing without any."""
+    chat = policy_chat(context.config, context.policy_path(round_))
+    pairs = held_out_examples(context, chat)
+    if not pairs:
+        return {}
+    parts = parts_of_pairs(context, chat, held_out_names(context, round_, folder))
+    metrics = held_out_metrics(context, round_, pairs, folder, parts)
+    write_held_out_prompts(context, chat, folder)
     return metrics
 
 
@@ -239,10 +251,11 @@ def _gap_limit(context: Context, round_: int) -> float | None:
     return None if dtype is None else MAX_GAP[coarser_dtype(str(dtype), context.precision)]
 
 
-def _reference_texts(sampled: Sequence[Group], chat: Chat) -> _Sequences:
-    """Reference responses to the prompts that were sampled from (over-long prompts are left out)."""
-    return [
-        (group.prompt_ids, chat.response_ids(group.prompt.messages, group.prompt.reference))
-        for group in sampled
-        if group.prompt.reference
-    ]
+def _reference_texts(sampled: Sequence[Group], chat: Chat) -> tuple[list[str], _Sequences]:
+    """Ids of prompts, and their reference responses, among those sampled from (over-long prompts are left out)."""
+    ids, texts = list[str](), _Sequences()
+    for group in sampled:
+        if group.prompt.reference:
+            ids.append(group.prompt.id)
+            texts.append((group.prompt_ids, chat.response_ids(group.prompt.messages, group.prompt.reference)))
+    return ids, texts

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from pipeline.config import Formula
 from pipeline.config.loss.needs import needs_of
-from pipeline.evaluation.breakdown import TOLD_PARTS
 from pipeline.evaluation.intervals import Interval, mean_interval, rate_interval
 from pipeline.evaluation.metrics import pair_accuracy
 
@@ -76,18 +75,6 @@ class RankedPair:
     chosen_tokens: int
     rejected_tokens: int
     start_logp_gap: float
-
-
-def accuracy_by_part(pairs: Sequence[RankedPair], parts: Sequence[str]) -> dict[str, Interval]:
-    """Return the share of pairs ranked as labelled by the part that each is of; the largest parts, at most 50."""
-    of: dict[str, list[RankedPair]] = {}
-    for pair, part in zip(pairs, parts, strict=True):
-        of.setdefault(part, []).append(pair)
-    largest = sorted(of.items(), key=lambda one: (-len(one[1]), one[0]))[:TOLD_PARTS]
-    return {
-        name: rate_interval(_by_prompt([pair.prompt for pair in own], pair_accuracy([pair.margin for pair in own])))
-        for name, own in largest
-    }
 
 
 def pair_measures(

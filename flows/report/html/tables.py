@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from flows.report.facts import LabelFacts, RoundFacts, cell
 from flows.report.findings.columns import shown_columns
-from flows.report.findings.parts import PART_COLUMNS, part_rows
+from flows.report.findings.parts import part_table
 from flows.report.findings.suites import suite_columns, suite_measures, suite_value
 from flows.report.html.panel import Runs
 from flows.report.html.run_facts import RunFacts
@@ -53,10 +53,13 @@ def suites_table(runs: Runs) -> Table | None:
 
 
 def parts_table(runs: Runs) -> Table | None:
-    """The newest round's measures by source and criterion."""
+    """The newest round's measures by source, category and criterion."""
     newest = [(run, run.evaluated[-1]) for run in runs if run.evaluated]
-    rows = [[round_place(runs, run, facts), *row] for run, facts in newest for row in part_rows(facts.metrics)]
-    return Table(["round", "part", *(heading for _, heading, _ in PART_COLUMNS)], rows) if rows else None
+    found = part_table([facts.metrics for _, facts in newest])
+    rows = [
+        [round_place(runs, run, facts), *row] for (run, facts), of in zip(newest, found.rows, strict=True) for row in of
+    ]
+    return Table(["round", "part", *found.headings], rows) if rows else None
 
 
 def labels_table(runs: Runs) -> Table | None:

@@ -25,7 +25,7 @@ from pipeline.storage.run_folder import Stage
 
 SUITE_SAMPLES, SUITES = "suite_samples", "suites"
 # Settings that change no answer of the policy.
-_OF_JUDGING = frozenset(("judge", "difficulty", "weight", "metric", "baseline"))
+_OF_JUDGING = frozenset(("judge", "difficulty", "weight", "metric", "baseline", "category"))
 
 
 def measures_suites(config: RunConfig, round_: int) -> bool:

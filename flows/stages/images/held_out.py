@@ -1,6 +1,7 @@
 """Held-out pairs of images: how a round's policy ranks them, by the difference of its bounds from the start's."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -9,10 +10,11 @@ from flows.stages.context import Context
 from flows.stages.data import held_out_pairs
 from flows.stages.images.frozen import frozen_scores
 from flows.stages.images.imported import imported_pairs
-from flows.stages.measures.held_out import HELD_OUT_MARGINS, HELD_OUT_PROMPTS, as_metrics
+from flows.stages.measures.held_out import HELD_OUT_MARGINS, HELD_OUT_PROMPTS, ranked_metrics
 from pipeline.config import Composition
 from pipeline.data.pictures.image_rows import IMAGES
-from pipeline.evaluation.held_out import PairScores, RankedPair, pair_margins, pair_measures, pair_scores
+from pipeline.evaluation.breakdown import PartNames
+from pipeline.evaluation.held_out import PairScores, RankedPair, pair_margins, pair_scores
 from pipeline.storage.atomic import write_json
 from pipeline.training.batches.examples import Continuation, Example, Logps
 from pipeline.types import Pair
@@ -21,23 +23,24 @@ from pipeline.types import Pair
 _DRAWS = 8
 
 
-def image_held_out(context: Context, round_: int, folder: Path) -> dict[str, JsonValue]:
+def image_held_out(context: Context, round_: int, folder: Path, categories: Mapping[str, str]) -> dict[str, JsonValue]:
     """Write the margin of each held-out pair; return what text has, without baselines by length; nothing without."""
     rows = imported_pairs(context, held_out_pairs(context), round_, Counter())
     pairs = [row for row in rows if isinstance(row, Pair)]
     if not pairs:
         return {}
-    settings, loss = context.config.evaluation, context.config.loss
+    loss = context.config.loss
     start = _scored(context, 0, pairs, loss)
     own = start if round_ == 0 else _scored(context, round_, pairs, loss)
     ours, before = (pair_margins(scores, start, loss) for scores in (own, start))
     write_json(folder / HELD_OUT_MARGINS, {pair.id: margin for pair, margin in zip(pairs, ours, strict=True)})
     write_json(folder / HELD_OUT_PROMPTS, {pair.id: pair.prompt.id for pair in pairs})
     ranked = [
-        RankedPair(pair.prompt.id, mine, theirs, 0, 0, base[0] - base[1])
+        (pair.id, RankedPair(pair.prompt.id, mine, theirs, 0, 0, base[0] - base[1]))
         for pair, mine, theirs, base in zip(pairs, ours, before, start, strict=True)
     ]
-    return as_metrics(pair_measures(ranked, settings.bootstrap, settings.seed, baselines=("start_logp",)), len(pairs))
+    parts = PartNames.of({pair.id: pair.prompt for pair in pairs}, categories)
+    return ranked_metrics(context, ranked, parts, baselines=("start_logp",))
 
 
 def _scored(context: Context, number: int, pairs: list[Pair], loss: Composition) -> list[PairScores]:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from pydantic import JsonValue
 
@@ -11,10 +10,11 @@ from flows.stages.context import Context
 from flows.stages.data import held_out_pairs
 from flows.stages.training.frozen import FrozenPolicy
 from pipeline.config import Composition
+from pipeline.evaluation.breakdown import PartNames
 from pipeline.evaluation.held_out import (
+    BASELINE_NAMES,
     PairScores,
     RankedPair,
-    accuracy_by_part,
     pair_margins,
     pair_measures,
     pair_scores,
@@ -52,51 +52,45 @@ def _tokenised(context: Context, chat: Chat) -> Iterator[Pair]:
     return tokenise_pairs(held_out_pairs(context), chat, context.config.chat, dropped=Counter())
 
 
-def pair_names(context: Context, chat: Chat, categories: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The source, and the category if there are any, of each held-out pair by its id."""
-    pairs = list(_tokenised(context, chat))
-    found = {"source": {pair.id: pair.prompt.source or "–" for pair in pairs}}
-    if categories:
-        found["category"] = {pair.id: categories.get(pair.prompt.id, "–") for pair in pairs}
-    return found
+def parts_of_pairs(context: Context, chat: Chat, categories: Mapping[str, str]) -> PartNames:
+    """The parts of held-out pairs, by their ids; ``categories``: by their prompts' ids."""
+    return PartNames.of({pair.id: pair.prompt for pair in _tokenised(context, chat)}, categories)
 
 
 def held_out_metrics(
-    context: Context,
-    round_: int,
-    pairs: Sequence[Example],
-    folder: Path,
-    names: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    context: Context, round_: int, pairs: Sequence[Example], folder: Path, parts: PartNames
 ) -> dict[str, JsonValue]:
-    """Write the margin of each pair; return the measures of ``pair_measures`` as ``held_out_NAME`` with intervals.
-
-    ``names``: what pairs are told apart by, such as ``source``, with the name of each pair's part by its id; the
-    accuracy of parts is ``held_out_by_source``.
-    """
-    settings, loss = context.config.evaluation, context.config.loss
+    """Write the margin of each pair; return the measures of ``ranked_metrics``."""
+    loss = context.config.loss
     start = _pair_logps(context, 0, pairs)
     own = start if round_ == 0 else _pair_logps(context, round_, pairs)
     base = _scores(start, loss)
     ours, theirs = (pair_margins(_scores(logps, loss), base, loss) for logps in (own, start))
     write_json(folder / HELD_OUT_MARGINS, {pair.id: margin for pair, margin in zip(pairs, ours, strict=True)})
     ranked = [
-        RankedPair(pair.prompt_ids, mine, before, len(logps[0]), len(logps[1]), _gap(logps))
+        (pair.id, RankedPair(pair.prompt_ids, mine, before, len(logps[0]), len(logps[1]), _gap(logps)))
         for pair, mine, before, logps in zip(pairs, ours, theirs, start, strict=True)
     ]
-    found = as_metrics(pair_measures(ranked, settings.bootstrap, settings.seed), len(pairs))
-    return found | _accuracies({kind: [of[pair.id] for pair in pairs] for kind, of in names.items()}, ranked)
+    return ranked_metrics(context, ranked, parts)
 
 
-def _accuracies(parts: Mapping[str, Sequence[str]], ranked: Sequence[RankedPair]) -> dict[str, JsonValue]:
-    found: dict[str, JsonValue] = {}
-    for kind, of in parts.items():
-        if len({*of}) > 1:
-            measured = accuracy_by_part(ranked, of)
-            found[f"held_out_by_{kind}"] = {
-                name: {"held_out_accuracy": one.mean, "held_out_accuracy_ci": [one.low, one.high]}
-                for name, one in measured.items()
-            }
-    return found
+def ranked_metrics(
+    context: Context,
+    ranked: Sequence[tuple[str, RankedPair]],
+    parts: PartNames,
+    baselines: Sequence[str] = tuple(BASELINE_NAMES),
+) -> dict[str, JsonValue]:
+    """Return ``pair_measures`` as ``held_out_NAME`` with intervals; those of parts in ``held_out_by_source`` and so on.
+
+    ``ranked``: each with the pair's id.
+    """
+    settings = context.config.evaluation
+
+    def measured(pairs: Sequence[RankedPair]) -> dict[str, JsonValue]:
+        return as_metrics(pair_measures(pairs, settings.bootstrap, settings.seed, baselines), len(pairs))
+
+    apart = parts.measured(ranked, measured)
+    return measured([pair for _, pair in ranked]) | {f"held_out_{kind}": of for kind, of in apart.items()}
 
 
 def as_metrics(measures: Mapping[str, Interval], pairs: int) -> dict[str, JsonValue]:

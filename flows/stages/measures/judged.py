@@ -13,12 +13,12 @@ from flows.stages.context import Context, policy_rendering
 from flows.stages.labels.discriminator import member_margins
 from flows.stages.measures.suite_samples import leaks, trained_plain
 from pipeline.config.evaluation.suites import AlpacaEvalSuite, ArenaHardSuite, RewardBenchSuite, Suite, suite_name
-from pipeline.data.files.suite_rows import arena_questions, baseline_answers, cell_text, suite_rows
+from pipeline.data.files.suite_rows import arena_questions, baseline_answers, cell_text, row_categories, suite_rows
 from pipeline.errors import UserError
 from pipeline.evaluation.intervals import rate_interval
 from pipeline.evaluation.suites.arena import measure_battles
 from pipeline.evaluation.suites.length_controlled import FOLDS, Gamed, length_controlled
-from pipeline.evaluation.suites.result import Measure, SuiteResult
+from pipeline.evaluation.suites.result import Measure, SuiteResult, told_apart
 from pipeline.evaluation.suites.reward_bench import reward_bench_accuracies
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.answers.accounts import Accounts
@@ -49,6 +49,8 @@ def measure_alpaca(
     known = [win for win in wins if win is not None]
     _require_labels(suite, len(known), len(wins), context)
     metrics: dict[str, Measure] = {"win_rate": rate_interval(known)}
+    told = [(part, win) for part, win in zip(row_categories(suite), wins, strict=False) if win is not None]
+    metrics |= told_apart("win_rate", [part for part, _ in told], [win for _, win in told], rate_interval)
     facts: dict[str, JsonValue] = {
         "baseline": str(rows[0].values.get("generator", "")),
         "missing": len(wins) - len(known),
@@ -114,7 +116,9 @@ def measure_arena(context: Context, suite: ArenaHardSuite, answers: Sequence[Gro
             verdicts[key] = (1 - first, second)
     _require_labels(suite, len(verdicts), len(keys), context)
     styles = {key: (group.responses[0].text, baseline[key]) for key, group in zip(keys, answers, strict=True)}
-    return measure_battles(verdicts, styles, suite.weight, context.config.evaluation.seed)
+    # Without any categories there are none of these questions either.
+    categories = dict(zip(keys, row_categories(suite), strict=False))
+    return measure_battles(verdicts, styles, suite.weight, context.config.evaluation.seed, categories)
 
 
 def rate_labellers(context: Context, round_: int, suite: RewardBenchSuite, accounts: Accounts) -> SuiteResult:

@@ -4,11 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.base import OPERATIONAL, Closed
+from pipeline.config.base import LATER, OPERATIONAL, Closed
 from pipeline.config.labellers.judge import JudgeScorer
 from pipeline.config.labellers.scorers import ScorerSettings
 
 _NAME = r"^[a-z][a-z0-9_]{0,39}$"
+_CATEGORY = "column of file by whose values the win rate is told apart too; default: {}, if rows have it"
 _FILE = "its rows in the published form: .jsonl, or .json with a list"
 
 
@@ -74,6 +75,7 @@ class AlpacaEvalSuite(SuiteSettings):
         description="the published df_gamed.csv of the same instructions, in their order; default: the published "
         "regression without instruction difficulty (length_controlled_minimal)",
     )
+    category: str | None = Field(None, min_length=1, description=_CATEGORY.format("dataset"), json_schema_extra=LATER)
     max_tokens: int | None = Field(None, ge=1, description="longest answer; default: sampling.max_tokens")
 
 
@@ -85,6 +87,7 @@ class ArenaHardSuite(SuiteSettings):
     baseline: str = Field(min_length=1, description="the published file of another model's answers to them")
     judge: JudgeScorer = Field(description="with verdict: graded; its budget is its own")
     weight: int = Field(3, ge=1, description="wins that a verdict of >> or << counts for")
+    category: str | None = Field(None, min_length=1, description=_CATEGORY.format("category"), json_schema_extra=LATER)
     max_tokens: int | None = Field(None, ge=1, description="longest answer; default: sampling.max_tokens")
 
 

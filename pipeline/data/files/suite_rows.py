@@ -14,7 +14,9 @@ from pipeline.config.evaluation.suites import (
     suite_name,
 )
 from pipeline.data.files.records import Record, read_records
+from pipeline.data.spool.categories import NO_CATEGORY
 from pipeline.errors import UserError
+from pipeline.safe_text import one_line
 from pipeline.types import Message, Prompt
 from pipeline.types.counts import number_of
 from pipeline.types.instructions import Instructions
@@ -64,6 +66,25 @@ def instructions_of(values: Mapping[str, Any], place: str) -> Instructions:
 def instructions(suite: IfevalSuite) -> list[Instructions]:
     """The rows of a suite of verifiable instructions."""
     return [instructions_of(record.values, record.place) for record in suite_rows(suite, suite.file)]
+
+
+def row_categories(suite: AlpacaEvalSuite | ArenaHardSuite) -> list[str]:
+    """The category of each row: by ``suite.category``, or by the published column if any row has it; else none.
+
+    Raises ``UserError`` if no row has the column that ``suite.category`` names.
+    """
+    rows = suite_rows(suite, suite.file)
+    column = suite.category or ("dataset" if isinstance(suite, AlpacaEvalSuite) else "category")
+    found = [one_line(str(row.values.get(column) or NO_CATEGORY), 100) for row in rows]
+    if {*found} == {NO_CATEGORY}:
+        if suite.category is not None:
+            has = ", ".join(sorted(map(str, rows[0].values)))[:200]
+            raise UserError(
+                f"evaluation.suites: {suite_name(suite)}: category: no row of {suite.file} has {column!r}; the first "
+                f"has {has}"
+            )
+        return []
+    return found
 
 
 def arena_questions(suite: ArenaHardSuite) -> dict[str, str]:

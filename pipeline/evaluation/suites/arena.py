@@ -1,18 +1,19 @@
 """Arena-Hard's win rate (arXiv:2406.11939) from verdicts of five grades, also at equal style. Torch-free.
 
 Each question is two games, with the answers in either order. A slight verdict is one battle, a strong one several, and
-a tie half a win; the win rate is their mean, which for two models is what a Bradley-Terry fit gives. Intervals resample
+a tie half a win; the win rate is their mean, which for two models is what a Bradley-Terry fit gives. Intervals are over
 questions: the published ones resample battles, which are not independent of each other.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.evaluation.intervals import Complexes, Floats, Interval, smooth_interval
-from pipeline.evaluation.suites.result import Measure, SuiteResult
+from pipeline.evaluation.intervals import Floats, Interval, rate_interval
+from pipeline.evaluation.suites.result import Measure, SuiteResult, told_apart
 
 _RESAMPLES = 200
 _RIDGE = 1e-6
@@ -24,7 +25,11 @@ _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
 
 
 def measure_battles(
-    verdicts: Mapping[str, tuple[float, float]], styles: Mapping[str, tuple[str, str]], weight: int, seed: int
+    verdicts: Mapping[str, tuple[float, float]],
+    styles: Mapping[str, tuple[str, str]],
+    weight: int,
+    seed: int,
+    categories: Mapping[str, str] = MappingProxyType({}),
 ) -> SuiteResult:
     """Measure the verdicts.
 
@@ -34,6 +39,7 @@ def measure_battles(
         styles: of each question the policy's and the baseline's answer.
         weight: battles that a strong verdict counts for.
         seed: of the intervals.
+        categories: of each question, if they have any: the win rate is measured in each too.
 
     Raises ``UserError`` if no question has both verdicts.
     """
@@ -42,14 +48,19 @@ def measure_battles(
     battles = {
         key: [*battles_of(first, weight), *battles_of(second, weight)] for key, (first, second) in verdicts.items()
     }
-    columns = np.array([[sum(found), len(found)] for found in battles.values()], dtype=np.float64)
-    found = smooth_interval(columns, _ratio, 1000, seed)
-    rate = Interval(found.mean, max(found.low, 0.0), min(found.high, 1.0))
-    metrics: dict[str, Measure] = {"win_rate": rate}
+    metrics: dict[str, Measure] = {"win_rate": _win_rate([*battles.values()])}
     features = np.array([_style(*styles[key]) for key in battles])
     metrics["style_controlled_win_rate"] = _controlled([*battles.values()], features, seed)
+    if categories:
+        parts = [categories[key] for key in battles]
+        metrics |= told_apart("win_rate", parts, [*battles.values()], _win_rate)
     strong = sum(value in (0.0, 1.0) for both in verdicts.values() for value in both)
     return SuiteResult("arena_hard", "win_rate", metrics, facts={"questions": len(verdicts), "strong_verdicts": strong})
+
+
+def _win_rate(battles: Sequence[Sequence[float]]) -> Interval:
+    """Battles won, with an interval over questions, each of which counts by its battles."""
+    return rate_interval([sum(of) / len(of) for of in battles], weights=[float(len(of)) for of in battles])
 
 
 def battles_of(verdict: float, weight: int) -> list[float]:
@@ -61,11 +72,6 @@ def battles_of(verdict: float, weight: int) -> list[float]:
     if verdict == 0.5:
         return [0.5]
     return [float(verdict > 0.5)] * (weight if verdict in (0.0, 1.0) else 1)
-
-
-def _ratio(means: Complexes) -> Complexes:
-    ratio: Complexes = means[..., 0] / means[..., 1]
-    return ratio
 
 
 def _style(ours: str, theirs: str) -> list[float]:

@@ -6,13 +6,13 @@ first or last line or its asterisks.
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.evaluation.intervals import rate_interval
-from pipeline.evaluation.suites.result import SuiteResult
+from pipeline.evaluation.suites.result import Measure, SuiteResult, told_apart
 from pipeline.types.instructions import Instructions
 
 # Checks that split texts into sentences or words by nltk's model of them.
@@ -38,18 +38,37 @@ def require_checks(rows: Sequence[Instructions], field: str) -> None:
 def measure_ifeval(rows: Sequence[Instructions], responses: Sequence[str], field: str = "ifeval") -> SuiteResult:
     """Measure ``responses``, one per row: the four published accuracies, each with its interval.
 
+    Beside them the strict accuracy of instructions by their family, such as ``keywords``.
+
     Several instructions of one prompt are followed or missed together, so theirs is an interval over prompts too.
     """
     checks = _harness(field)
     found = [checks.process_results(row.document, [text]) for row, text in zip(rows, responses, strict=True)]
-    metrics = {}
+    metrics: dict[str, Measure] = {}
     for kind in ("strict", "loose"):
         metrics[f"prompt_{kind}"] = rate_interval([float(one[f"prompt_level_{kind}_acc"]) for one in found])
         followed = [one[f"inst_level_{kind}_acc"] for one in found]
         shares = [sum(one) / len(one) for one in followed]
         metrics[f"instruction_{kind}"] = rate_interval(shares, weights=[float(len(one)) for one in followed])
+    metrics |= _by_family(rows, found)
     items = {row.key: float(one["prompt_level_strict_acc"]) for row, one in zip(rows, found, strict=True)}
     return SuiteResult("ifeval", "prompt_strict", metrics, items if len(items) == len(rows) else {})
+
+
+def _by_family(rows: Sequence[Instructions], found: Sequence[Mapping[str, Any]]) -> dict[str, Measure]:
+    """``instruction_strict_of_FAMILY``; a row is what a prompt asks of the family, and which of these were followed."""
+    families, asked = list[str](), list[list[bool]]()
+    for row, one in zip(rows, found, strict=True):
+        of: dict[str, list[bool]] = {}
+        for name, followed in zip(row.ids, one["inst_level_strict_acc"], strict=True):
+            of.setdefault(name.partition(":")[0], []).append(followed)
+        families += of
+        asked += of.values()
+
+    def share(own: list[list[bool]]) -> Measure:
+        return rate_interval([sum(one) / len(one) for one in own], weights=[float(len(one)) for one in own])
+
+    return told_apart("instruction_strict", families, asked, share)
 
 
 def _harness(field: str) -> Any:

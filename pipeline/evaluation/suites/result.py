@@ -2,16 +2,20 @@
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import JsonValue
 
+from pipeline.evaluation.breakdown import TOLD_PARTS
 from pipeline.evaluation.intervals import Interval, rate_interval
 from pipeline.storage.atomic import write_json
 
 Measure = Interval | float
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,42 @@ class SuiteResult:
             name: Interval(*value) if isinstance(value, list) else value for name, value in plain["metrics"].items()
         }
         return cls(plain["kind"], plain["main"], metrics, plain["items"], plain["falls"], plain["facts"])
+
+
+def told_apart(
+    metric: str, parts: Sequence[str], rows: Sequence[T], measure: Callable[[list[T]], Measure]
+) -> dict[str, Measure]:
+    """Return ``measure`` of the rows of each part, as ``METRIC_of_PART``; of the 50 largest, and none of one alone.
+
+    ``parts``: of each row.
+    """
+    of: dict[str, list[T]] = {}
+    for part, row in zip(parts, rows, strict=True):
+        of.setdefault(part, []).append(row)
+    if len(of) < 2:
+        return {}
+    largest = sorted(of.items(), key=lambda one: (-len(one[1]), one[0]))[:TOLD_PARTS]
+    names = part_names([name for name, _ in largest])
+    return {f"{metric}_of_{names[name]}": measure(own) for name, own in largest}
+
+
+def part_names(parts: Iterable[str]) -> dict[str, str]:
+    """Return each part's name as the end of a metric's: letters and digits, and different for different parts.
+
+    >>> part_names(["hep-go", "hep go", "?", "a_ci"])
+    {'hep-go': 'hep_go', 'hep go': 'hep_go_2', '?': 'other', 'a_ci': 'a_ci_part'}
+    """
+    names: dict[str, str] = {}
+    for part in parts:
+        name = "_".join(re.findall(r"[^\W_]+", part)) or "other"
+        # That is how the key of an interval ends.
+        name += "_part" if f"_{name}".endswith("_ci") else ""
+        taken, number, plain = {*names.values()}, 1, name
+        while name in taken:
+            number += 1
+            name = f"{plain}_{number}"
+        names[part] = name
+    return names
 
 
 def suite_change(ours: SuiteResult, theirs: SuiteResult) -> Interval | None:

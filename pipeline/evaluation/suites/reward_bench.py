@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.errors import UserError
 from pipeline.evaluation.intervals import Interval, rate_interval
-from pipeline.evaluation.suites.result import Measure
+from pipeline.evaluation.suites.result import Measure, part_names
 
 # Subsets of each published section, with the published number of pairs, which weights them; that of math-prm is raised
 # from 447 to weigh as much as code.
@@ -51,7 +51,8 @@ def reward_bench_accuracies(subsets: Sequence[str], right: Sequence[float | None
     everything = [value for values in by_subset.values() for value in values]
     metrics: dict[str, Measure] = {"accuracy": rate_interval(everything)}
     metrics["score"] = _mean(sections, dict.fromkeys(sections, 1)) or metrics["accuracy"]
-    return {**metrics, **sections, **{f"subset_{name.replace('-', '_')}": rate for name, rate in rates.items()}}
+    names = part_names(rates)
+    return {**metrics, **sections, **{f"subset_{names[name]}": rate for name, rate in rates.items()}}
 
 
 def _mean(rates: Mapping[str, Interval], weights: Mapping[str, int]) -> Interval | None:

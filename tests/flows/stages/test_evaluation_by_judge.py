@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.stages.evaluation import _win_rates
+from flows.stages.evaluation import _wins
 from flows.stages.labels.shards import open_accounts
+from flows.stages.measures.parts import win_rates
 from pipeline.storage.rows import write_groups
 from pipeline.types import Group, Message, Prompt, Response
 from reward_models.build import build_labeller
@@ -37,7 +38,7 @@ def test_win_rates_are_of_duels_with_the_earlier_policy(server: JudgeServer, tmp
     with open_accounts(context, 1, "evaluation") as accounts:
         labeller = build_labeller(context.config.scorer, accounts)
         sampled = groups(("aaaa", "aaa"), ("bb", "bb"), ("c", ""))
-        metrics = _win_rates(context, 1, sampled, labeller)
+        metrics = win_rates(_wins(context, 1, sampled, labeller))
     # Two wins; a win and a loss; a tie of equal texts and a loss.
     assert metrics["win_rate_vs_start"] == pytest.approx((1.0 + 0.5 + 0.25) / 3)
     # The round before is the start: those duels cost nothing more.

@@ -18,12 +18,15 @@ from flows.report.write import run_facts
 from flows.run_folder.redo import set_aside
 from flows.run_folder.retention import free_room
 from flows.run_folder.stage_keys import reference_name
+from flows.stages.context import Context
+from flows.stages.images.evaluation import _by_part, _ratios
 from pipeline.config import ImageData
 from pipeline.config.machines import Retention
 from pipeline.data.pictures.image_rows import StoredPictures, image_response, read_images
 from pipeline.data.pictures.rows import wanted_pictures
 from pipeline.data.reading import read_preferences
 from pipeline.errors import RunError, UserError
+from pipeline.evaluation.breakdown import PartNames
 from pipeline.images.image_folder import load_image_policy
 from pipeline.storage.integrity import file_faults
 from pipeline.storage.rows import read_groups, read_preference_rows, read_rows
@@ -101,6 +104,21 @@ def test_evaluation_measures_images_and_their_distance_from_the_start(done: RunF
         for number in (0, 1)
     ]
     assert seeds[0] == seeds[1] and len(seeds[0]) == 16
+
+
+def test_parts_of_the_images_together_are_the_whole(done: RunFolder) -> None:
+    context, folder = Context(done, done.config()), done.stage(1, "evaluation").folder
+    whole, groups = json.loads((folder / "metrics.json").read_text()), list(read_groups(folder / "sampled"))
+    ids = [group.prompt.id for group in groups]
+    names = PartNames({"by_category": {one: "few" if n < 5 else "many" for n, one in enumerate(ids)}})
+    wins = {"start": {one: float(n < 5) for n, one in enumerate(ids)}}
+    parts = _by_part(context, 1, names, groups, wins, _ratios(context, 1, groups))["by_category"]
+    few, many = parts["few"], parts["many"]
+    assert isinstance(few, dict) and isinstance(many, dict)
+    assert (few["prompts"], few["win_rate_vs_start"], many["win_rate_vs_start"]) == (5, 1, 0)
+    assert few["kl_to_start"] != many["kl_to_start"]
+    for name in ("reward", "kl_to_start", "image_kl_to_start", "right", "colour_right"):
+        assert (5 * few[name] + (len(ids) - 5) * many[name]) / len(ids) == pytest.approx(whole[name], rel=1e-4), name
 
 
 def test_damage_to_an_image_is_named(done: RunFolder) -> None:

@@ -65,7 +65,7 @@ def scored(run: RunFolder, score: ImageScore) -> RunConfig:
 
 def test_held_out_pairs_are_scored_in_the_unit_and_at_the_levels_of_training(done: RunFolder, tmp_path: Path) -> None:
     score = ImageScore(score_scale="mean_error", levels=(0.4, 1.0), empty_prompts=0.5)
-    image_held_out(Context(done, scored(done, score)), 1, tmp_path)
+    image_held_out(Context(done, scored(done, score)), 1, tmp_path, {})
     margins = json.loads((tmp_path / HELD_OUT_MARGINS).read_text())
     prompts = json.loads((tmp_path / HELD_OUT_PROMPTS).read_text())
     stored = {image.prompt_id: image for image in read_images(done.stage(0, "data").folder / IMAGES)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.report.findings.parts import PART_COLUMNS, part_rows
+from flows.report.findings.parts import part_table
 from flows.stages.context import Context
 from flows.stages.data import held_out_prompts
 from flows.stages.run import run_stage
@@ -47,8 +47,15 @@ def test_measures_are_told_apart_by_a_column(job: Path, tmp_path: Path) -> None:
     assert {name: one["prompts"] for name, one in metrics["by_category"].items()} == counted
     pairs = metrics["held_out_by_category"]
     assert pairs.keys() == counted.keys() and all(one["held_out_accuracy"] == 0.5 for one in pairs.values())
-    rows = {row[0]: row[1:] for row in part_rows(metrics)}
-    place = [key for key, _, _ in PART_COLUMNS].index("held_out_accuracy")
+    # Parts together are the whole.
+    for name in ("held_out_log_loss", "held_out_margin", "held_out_accuracy"):
+        weighted = sum(one["held_out_pairs"] * one[name] for one in pairs.values())
+        assert weighted / metrics["held_out_pairs"] == pytest.approx(metrics[name])
+    assert sum(one["held_out_pairs"] for one in pairs.values()) == metrics["held_out_pairs"]
+    told = metrics["by_category"].values()
+    assert all(one["kl_to_start"] == one["kl_to_previous"] == 0 for one in told)
+    table = part_table([metrics])
+    rows, place = {row[0]: row[1:] for row in table.rows[0]}, table.headings.index("held-out accuracy")
     assert rows.keys() == counted.keys() and all(row[place].startswith("50.0% (") for row in rows.values())
 
 

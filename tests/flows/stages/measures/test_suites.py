@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flows.preflight.labellers import check_suites
 from flows.report.gather import round_facts
 from flows.report.markdown import round_page
 from flows.report.terminal import print_table, read_rounds
@@ -204,9 +205,15 @@ def judge(server: JudgeServer, **more: Any) -> dict[str, Any]:
 def judged_suites(folder: Path, server: JudgeServer) -> list[dict[str, Any]]:
     questions = [f"say {n}" for n in range(8)]
     alpaca = [
-        {"instruction": q, "output": "y" * (4 + 900 * (n % 2)), "generator": "base"} for n, q in enumerate(questions)
+        {
+            "instruction": q,
+            "output": "y" * (4 + 900 * (n % 2)),
+            "generator": "base",
+            "dataset": ("koala", "vicuna")[n % 2],
+        }
+        for n, q in enumerate(questions)
     ]
-    arena = [{"uid": f"u{n}", "prompt": f"tell {n}", "category": "c"} for n in range(6)]
+    arena = [{"uid": f"u{n}", "prompt": f"tell {n}", "category": "c", "cluster": f"k {n % 2}"} for n in range(6)]
     answers = [
         {
             "uid": row["uid"],
@@ -231,7 +238,7 @@ def judged_suites(folder: Path, server: JudgeServer) -> list[dict[str, Any]]:
         {"kind": "alpaca_eval", "file": files["alpaca"], "judge": judge(server)},
         {
             "kind": "arena_hard", "file": files["arena"], "baseline": files["answers"],
-            "judge": judge(server, verdict="graded"),
+            "judge": judge(server, verdict="graded"), "category": "cluster",
         },
         {"kind": "reward_bench", "file": files["pairs"], "judge": {"kind": "length", "target_words": 9}},
     ]  # fmt: skip
@@ -255,11 +262,25 @@ def test_a_judge_is_asked_nothing_twice_after_a_kill(job: Path, server: JudgeSer
     texts = [group.responses[0].text for group in read_groups(folder)]
     won = [len(text) > 4 + 900 * (n % 2) for n, text in enumerate(texts)]
     assert found["suite_alpaca_eval_win_rate"] == sum(won) / 8 and 0 < sum(won) < 8
+    by_set = [found[f"suite_alpaca_eval_win_rate_of_{name}"] for name in ("koala", "vicuna")]
+    assert by_set == [sum(won[::2]) / 4, sum(won[1::2]) / 4] and by_set[0] != by_set[1]
+    # The baseline's answers to questions of odd numbers are the long ones.
+    short, long = (found[f"suite_arena_hard_win_rate_of_k_{n}"] for n in (0, 1))
+    assert 0 == long < short and found["suite_arena_hard_win_rate_of_k_0_ci"][0] < short
     assert 0 < found["suite_alpaca_eval_lc_win_rate_ci"][0] < found["suite_alpaca_eval"] < 1
     assert 0 < found["suite_arena_hard"] <= 0.5 and found["suites"]["arena_hard"] == "win_rate"
     # The nearer to nine words the better: three words of barn beat two of mat.
     assert found["suite_reward_bench_accuracy"] == 2 / 8
     assert found["suite_labelling"]["cost"] > 0
+
+
+def test_a_category_that_no_row_has_is_refused(server: JudgeServer, job: Path, tmp_path: Path) -> None:
+    suites = [{**suite, "category": "topic"} for suite in judged_suites(tmp_path, server)[:1]]
+    said = (
+        r"alpaca_eval: category: no row of .*alpaca\.jsonl has 'topic'; the first has dataset, generator, instruction"
+    )
+    with pytest.raises(UserError, match=said):
+        check_suites(context_of(job, tmp_path / "run", *suites).config)
 
 
 def test_a_judge_whose_budget_is_spent_gives_no_number(job: Path, server: JudgeServer, tmp_path: Path) -> None:

@@ -48,6 +48,15 @@ def test_instructions_that_are_followed() -> None:
     assert (mean(loose, "prompt_strict"), mean(loose, "prompt_loose")) == (0.0, 1.0)
 
 
+def test_instructions_are_told_apart_by_family() -> None:
+    found = measure_ifeval(ROWS, RESPONSES)
+    # Punctuation: kept, then missed; lengths: missed, then kept.
+    expected = {"punctuation": 1 / 2, "length_constraints": 1 / 2, "change_case": 1.0, "startend": 1.0}
+    told = {f"instruction_strict_of_{family}": share for family, share in expected.items()}
+    assert {name: mean(found, name) for name in found.metrics if "_of_" in name} == told
+    assert not any("_of_" in name for name in measure_ifeval(ROWS[:1], RESPONSES[:1]).metrics)
+
+
 def test_accuracies_of_instructions_are_the_harness_s_own() -> None:
     from lm_eval.tasks.ifeval.utils import agg_inst_level_acc, process_results
 
@@ -144,6 +153,20 @@ def test_a_strong_verdict_counts_several_battles() -> None:
     assert mean(found, "win_rate") == 4.5 / 8
     assert mean(found, "style_controlled_win_rate") == pytest.approx(4.5 / 8, abs=1e-6)
     assert found.facts == {"questions": 2, "strong_verdicts": 2}
+
+
+def test_battles_are_told_apart_by_category() -> None:
+    verdicts = {"a": (1.0, 0.75), "b": (0.5, 0.0), "c": (0.25, 0.25)}
+    styles, categories = dict.fromkeys(verdicts, ("x", "y")), {"a": "maths", "b": "maths", "c": "to write"}
+    found = measure_battles(verdicts, styles, 3, 0, categories)
+    assert mean(found, "win_rate") == pytest.approx(4.5 / 10)
+    assert (mean(found, "win_rate_of_maths"), mean(found, "win_rate_of_to_write")) == (pytest.approx(4.5 / 8), 0.0)
+    # One question that was lost proves little.
+    lost = found.metrics["win_rate_of_to_write"]
+    assert isinstance(lost, Interval) and lost.high > 0.5
+    assert [*measure_battles(verdicts, styles, 3, 0, dict.fromkeys(verdicts, "maths")).metrics] == [
+        "win_rate", "style_controlled_win_rate",
+    ]  # fmt: skip
 
 
 def test_the_win_rate_at_equal_style_is_that_of_a_logistic_regression() -> None:
