@@ -104,7 +104,7 @@ def seating_of(config: RunConfig, machine: Machine | None = None) -> Seating:
     """Place the parts of ``config`` on ``machine``, by default this one.
 
     Raises:
-        UserError: there are too few cards or cores; says what is allowed.
+        UserError: there are too few cards or cores, or stages without cards; says what is allowed.
     """
     machine = this_machine() if machine is None else machine
     wanted = config.training.lag > 0 and config.placement == "colocated"
@@ -114,6 +114,8 @@ def seating_of(config: RunConfig, machine: Machine | None = None) -> Seating:
     elsewhere = isinstance(config.cluster, RayCluster)
     if elsewhere or (isinstance(config.sampler, ServerSampler) and config.sampler.base_url is not None):
         return Seating("colocated", (Seat("engine", whole.cards, whole.cores),), whole)
+    if not machine.cards:
+        require_no_stages(config)
     units: Sequence[str | int] = whole.cards or whole.cores
     kept = _for_trainer(config, machine) if config.placement == "split" else 0
     count = _count(config, len(units) - kept, ranks, bool(machine.cards), kept)
@@ -132,6 +134,19 @@ def ranks_of(config: RunConfig) -> int:
     if isinstance(config.sampler, TransformersSampler | DiffusersSampler):
         return 1
     return config.sampler.tensor_parallel_size * config.sampler.pipeline_parallel_size
+
+
+def require_no_stages(config: RunConfig) -> None:
+    """Raise ``UserError`` if an engine without cards would be several stages, one after the other."""
+    if isinstance(config.sampler, TransformersSampler | DiffusersSampler):
+        return
+    stages = config.sampler.pipeline_parallel_size
+    if stages > 1:
+        # The second stage of 0.32.0 fails at its first tokens: without cards it has no room for what the first sends.
+        raise UserError(
+            f"sampler.pipeline_parallel_size: {stages}, but there is no card, and vLLM's stages need cards; allowed on "
+            "a CPU: 1, and tensor_parallel_size"
+        )
 
 
 def _pieces(used: int, total: int) -> tuple[tuple[str, slice], tuple[str, slice]]:

@@ -155,7 +155,7 @@ def test_a_seat_is_kept_by_its_variables() -> None:
             r"4 engines of 2 cards each .* need 8 cards, .* 8 cards, 1 of them for the trainer .*; allowed: 1 to 3",
         ),
         ({"tensor_parallel_size": 16}, {}, EIGHT, r"an engine needs 16 cards .*; allowed: .* of at most 8"),
-        ({"pipeline_parallel_size": 4}, {}, Machine((), (0, 1)), r"needs 4 cores \(.*pipeline.*\), .* of at most 2"),
+        ({"tensor_parallel_size": 4}, {}, Machine((), (0, 1)), r"needs 4 cores \(.*\), .* of at most 2"),
         ({}, {"placement": "split"}, Machine(("0",), (0,)), r"for the trainer .* allowed: placement: colocated"),
     ],
 )
@@ -164,6 +164,13 @@ def test_too_few_cards_or_cores_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=f"^sampler.engines: .*{said}"):
         seating_of(run(sampler, **settings), machine)
+
+
+def test_stages_of_an_engine_need_cards() -> None:
+    sampler = {"pipeline_parallel_size": 2}
+    with pytest.raises(UserError, match=r"^sampler\.pipeline_parallel_size: 2, but there is no card.*; allowed .* 1,"):
+        seating_of(run(sampler), Machine((), (0, 1)))
+    assert seating_of(run(sampler), Machine(("0", "1"), (0, 1))).engines[0].ranks == 2
 
 
 @pytest.mark.parametrize(

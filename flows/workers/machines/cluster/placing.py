@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from flows.workers.machines.cluster.connection import find_address, require_ray
 from flows.workers.machines.cluster.shares import Capacity, Share, amounts, holds, require_capacity
 from flows.workers.pool.cards import this_machine
-from flows.workers.pool.seating import Seat, Seating, ranks_of
+from flows.workers.pool.seating import Seat, Seating, ranks_of, require_no_stages
 from pipeline.config import (
     ClassifierScorer,
     PairwiseScorer,
@@ -134,6 +134,8 @@ def as_fits(config: RunConfig, settings: RayCluster, machines: Sequence[Capacity
     """Decide on the actors of ``config``; where ``machines`` have no room for them, as few as it allows."""
     on_cards = any(machine.get("GPU", 0.0) > 0 for machine in machines)
     asked = asked_of(config, settings, on_cards=on_cards)
+    if not on_cards:
+        require_no_stages(config)
     if sampled_on(config) and config.sampler.engines == "auto":
         share = replace(asked.engines, count=1)
         most = sum(_times(share, machine) for machine in machines)

@@ -90,6 +90,12 @@ def test_too_many_are_refused_with_what_is_there() -> None:
         shares(run_config(kind="transformers", engines=3), (2, 0), (1, 0))
 
 
+def test_stages_of_an_engine_need_a_cluster_with_cards() -> None:
+    staged = run_config(kind="vllm", pipeline_parallel_size=2)
+    with pytest.raises(UserError, match=r"^sampler\.pipeline_parallel_size: 2, but there is no card"):
+        placed(staged, RayCluster(), [{"CPU": 4.0}], "here")
+
+
 def test_processes_on_the_cpu_take_no_card() -> None:
     config = run_config(accelerate=ACCELERATE / "ddp_cpu.yaml")
     assert asked_of(config, settings(config), on_cards=True).training == Share("training process", 2, 1, 0)
