@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from flows.commands.cli.builds import MODEL_COMMANDS, require_fitting_torchvision
 from flows.commands.cli.deployments import deploy, serve, ui, up
 from flows.commands.cli.models import export, push, reward_model
 from flows.commands.cli.operating import approve
@@ -64,6 +65,8 @@ def main() -> None:
     prepare_environment()
     try:
         require_no_launcher()
+        if not MODEL_COMMANDS.isdisjoint(sys.argv[1:2]):
+            require_fitting_torchvision()
         if AS_THE_USER_S_OTHER_FILES.isdisjoint(sys.argv[1:2]):
             make_files_private()
         app()

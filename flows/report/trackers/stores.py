@@ -184,8 +184,11 @@ class _Trackio(Store):
             self._run.log(new, step=step)
 
     def finish(self) -> None:
+        import trackio
+
+        # Not the run's own `finish`: trackio would finish it again, and print, as the program ends.
         with contextlib.redirect_stdout(io.StringIO()):
-            self._run.finish()
+            trackio.finish()
 
 
 def flattened(tree: JsonValue, path: str = "") -> dict[str, JsonValue]:

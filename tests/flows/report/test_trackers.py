@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
-import sqlite3
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,12 +103,20 @@ def mlflow_points(root: Path, name: str) -> list[tuple[int, float]]:
 
 
 def trackio_points(root: Path, name: str) -> list[tuple[int, float]]:
-    found = []
-    with sqlite3.connect(root / "trackers" / "trackio" / "prefloop.db") as database:
-        assert database.execute("SELECT COUNT(DISTINCT run_id) FROM metrics").fetchone() == (1,)
-        for step, metrics in database.execute("SELECT step, metrics FROM metrics ORDER BY step"):
-            found += [(step, round(value, 4)) for key, value in json.loads(metrics).items() if key == name]
-    return found
+    """As trackio's own command prints them. It has no run left to finish, which it would print as the program ends."""
+    from trackio import context_vars
+
+    assert context_vars.current_run.get() is None
+    (run,) = told_by_trackio(root, "list", "runs")["runs"]
+    assert run == "x-" + json.loads((root / "trackers" / "logged.json").read_text())["id"]
+    values = told_by_trackio(root, "get", "metric", "--run", run, "--metric", name)["values"]
+    return [(value["step"], round(value["value"], 4)) for value in values]
+
+
+def told_by_trackio(root: Path, *words: str) -> Any:
+    call = [sys.executable, "-m", "trackio.cli", *words, "--project", "prefloop", "--json"]
+    environment = os.environ | {"TRACKIO_DIR": str(root / "trackers" / "trackio")}
+    return json.loads(subprocess.run(call, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
 @pytest.mark.whole
