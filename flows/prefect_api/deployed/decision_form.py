@@ -120,8 +120,8 @@ def _question(run: RunFolder, round_: int, pause: str) -> tuple[str, str]:
     made = read_decision(run, round_)
     why = pause if made is None else why_it_waits(round_, made)
     answer = f"Press Resume, or use: {how_to_answer(run, round_)}. The run then goes on by itself."
-    facts = round_facts(run, run.config(), round_, comparisons=0)
-    known = [f"{question} {text}." for question, text in in_short(facts) if question != "For you"]
+    facts, *earlier = [round_facts(run, run.config(), one, comparisons=0) for one in (round_, *{0, round_ - 1})]
+    known = [f"{question} {text}." for question, text in in_short(facts, earlier) if question != "For you"]
     page = f"The whole round is in the artifact {artefact_key(run.root, 'round')}."
     return f"{why}\n{answer}", "\n\n".join([f"{why.replace(chr(10), chr(10) * 2)}.", *known, page])
 

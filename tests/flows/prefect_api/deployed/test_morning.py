@@ -85,7 +85,9 @@ class Morning:
         if (ui, width) != (OLD, 1280):
             browser.press(MENUS[ui])
         browser.click("Resume")
-        shown = browser.wait("round 1 waits for a person", "KL to the start is", "Better?", "Cost", "Decision")
+        shown = browser.wait(
+            "round 1 waits for a person", "KL to the start is", "Better?", " in round 0, now ", "Cost", "Decision"
+        )
         name = f"form-{'new' if ui else 'old'}-{width}-{scheme}.png"
         browser.picture(self.pictures / name, 1000, width)
         assert browser.overflow() <= 0, name
