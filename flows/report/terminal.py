@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -87,17 +89,31 @@ def print_table(root: Path, rounds: list[_Metrics]) -> None:
 
 
 def _print_parts(console: Console, metrics: _Metrics) -> None:
-    """The newest round by source, category and criterion, if it has several."""
+    """The newest round by source, category and criterion, if it has several; columns below each other if need be."""
     found = part_table([metrics])
-    if not found.rows[0]:
-        return
-    table = Table(title=f"round {metrics['round']}, by source, category and criterion", title_justify="left", box=None)
-    for heading in ("part", *found.headings):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
-    for name, *cells in found.rows[0]:
-        # An interval stands below its estimate.
-        table.add_row(Text(name), *(Text(shown.replace(" (", "\n(")) for shown in cells))
-    console.print(table)
+    title = f"round {metrics['round']}, by source, category and criterion"
+    # Words of a heading, and an estimate and its interval, stand below each other.
+    columns = [
+        [name.replace(" ", "\n"), *(row[place].replace(" (", "\n(") for row in found.rows[0])]
+        for place, name in enumerate(("part", *found.headings))
+    ]
+    names, rest = columns[0], columns[1:] if found.rows[0] else []
+    while rest:
+        left = console.width - _wide(names)
+        # One column at least, however narrow the terminal is.
+        count = max(1, sum(1 for total in accumulate(map(_wide, rest)) if total <= left))
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 0, 0, 1))
+        for shown in (names, *rest[:count]):
+            table.add_column(Text(shown[0]), justify="left" if shown is names else "right", no_wrap=True)
+        for cells in zip(*(shown[1:] for shown in (names, *rest[:count])), strict=True):
+            table.add_row(*map(Text, cells))
+        console.print(table)
+        rest = rest[count:]
+
+
+def _wide(column: Sequence[str]) -> int:
+    """The width of a column with the space before it."""
+    return 1 + max(cell_len(line) for cell in column for line in cell.splitlines())
 
 
 def _verdict(metrics: _Metrics) -> Text:

@@ -1,12 +1,15 @@
 """Held-out measures by a column of the data, from the stages of a tiny run."""
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from flows.report.findings.parts import part_table
+from flows.report.terminal import _print_parts
 from flows.stages.context import Context
 from flows.stages.data import held_out_prompts
 from flows.stages.run import run_stage
@@ -57,6 +60,18 @@ def test_measures_are_told_apart_by_a_column(job: Path, tmp_path: Path) -> None:
     table = part_table([metrics])
     rows, place = {row[0]: row[1:] for row in table.rows[0]}, table.headings.index("held-out accuracy")
     assert rows.keys() == counted.keys() and all(row[place].startswith("50.0% (") for row in rows.values())
+
+
+@pytest.mark.parametrize("width", [80, 30])
+def test_parts_are_shown_whole_in_a_narrow_terminal(width: int) -> None:
+    one = {"prompts": 12, "reward": 2.25, "reward_ci": [2.0, 2.5], "kl_to_start": 0.125, "response_length": 21.5}
+    measures = {**one, "win_rate_vs_start": 0.5, "win_rate_vs_start_ci": [0.25, 0.75], "reference_logprob": -0.5}
+    console = Console(width=width, record=True, file=io.StringIO())
+    _print_parts(console, {"round": 3, "by_source": {"easy.jsonl": measures, "hard.jsonl": measures}})
+    said = console.export_text()
+    assert "…" not in said and max(map(len, said.splitlines())) <= width
+    for cell in ("2.250", "(2.000 to 2.500)", "0.125", "50.0%", "(25.0% to 75.0%)", "-0.500", "21.5"):
+        assert said.count(cell) == 2, cell
 
 
 def test_a_category_of_data_without_columns_is_refused() -> None:
