@@ -57,8 +57,8 @@ def test_a_preference_is_the_labeller_s_own_or_by_score() -> None:
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([Labels((1.0, 2.0))], "1 results for 2 prompts"),
-        ([Labels((1.0,)), Labels((1.0,))], "1 scores for 2 responses"),
+        ([Labels((1.0, 2.0))], "1 result for 2 prompts"),
+        ([Labels((1.0,)), Labels((1.0,))], "1 score for 2 responses"),
         ([Labels((1.0, float("nan"))), Labels((1.0,))], "score nan"),
         ([Labels((1.0, 2.0)), Labels((float("inf"),))], "score inf"),
         ([Labels((1.0, 2.0), ((0.5, 1.5), (0.5, 0.5))), Labels((1.0,))], "win probability 1.5"),

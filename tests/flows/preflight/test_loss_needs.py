@@ -188,13 +188,13 @@ def test_a_mixture_needs_as_many_references_as_weights(iterative: Path, model: P
     check_run(config(iterative, None, "loss.preset=mrpo", f"training.references=[{model}]"))
     three = "loss={preset: mi_dpo, prior: {kind: mixture, weights: [0.2, 0.3, 0.5]}}"
     message = refused(iterative, None, three, f"training.references=[{model}]")
-    assert "training.references: 1 model folders" in message and "3 references" in message
+    assert "training.references: 1 model folder," in message and "3 references" in message
     check_run(config(iterative, None, three, f"training.references=[{model}, {model}]"))
 
 
 def test_references_that_no_loss_reads_are_refused(iterative: Path, model: Path) -> None:
     message = refused(iterative, None, f"training.references=[{model}]")
-    assert "training.references: 1 model folders" in message and "loss dpo has the prior reference" in message
+    assert "training.references: 1 model folder," in message and "loss dpo has the prior reference" in message
 
 
 def test_token_weights_of_two_models_need_both(iterative: Path, model: Path) -> None:
