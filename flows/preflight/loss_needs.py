@@ -71,7 +71,7 @@ def _check_references(config: RunConfig) -> None:
             if given:
                 kind = config.loss.inputs.prior.kind
                 raise UserError(
-                    f"training.references: {given} model folders, but {name} has the prior {kind}; "
+                    f"training.references: {number_of(given, 'model folder')}, but {name} has the prior {kind}; "
                     "only the priors mixture, harmonic and extrapolated read further models"
                 )
 
