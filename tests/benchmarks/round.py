@@ -97,7 +97,12 @@ def _run_uneven(folder: Path, prompts: int) -> Facts:
     start = run_quickstart(folder / "start", ["prompts.prompts=64", "held_out.prompts=8", "--until", "0:policy"])
     policy = folder / "uneven_policy"
     parameters = save_uneven_llama(SHAPES[UNEVEN], start / "round_000" / "policy", policy, 4 * UNEVEN_TOKENS)
-    settings = [f"policy={{path: {policy}}}", "warm_start=null", f"sampling.max_tokens={UNEVEN_TOKENS}", "gate=null"]
+    settings = [
+        f"policy={{kind: pretrained, path: {policy}}}",
+        "warm_start=null",
+        f"sampling.max_tokens={UNEVEN_TOKENS}",
+        "gate=null",
+    ]
     run = _run(folder / "uneven", prompts, OF_TRL, 1, settings)
     return {**run, "parameters": parameters}
 
