@@ -14,7 +14,7 @@ from pipeline.evaluation.metrics import kl_interval
 from pipeline.types import Group, Prompt
 from pipeline.types.rubrics import criteria_of
 
-# PartNames that are told at most: those with most prompts.
+# Parts that are told at most: those with most rows.
 TOLD_PARTS = 50
 NO_PART = "–"
 # The measures of each part, by its name.
@@ -147,8 +147,12 @@ def by_criterion(groups: Sequence[Group], resamples: int, seed: int) -> ByPart:
 
 
 def _measured(parts: Mapping[str, list[T]], measure: Callable[[list[T]], Mapping[str, JsonValue]]) -> ByPart:
-    often = sorted(parts.items(), key=lambda one: (-len(one[1]), one[0]))[:TOLD_PARTS]
-    return {name: {**measure(part)} for name, part in often}
+    return {name: {**measure(part)} for name, part in largest_parts(parts).items()}
+
+
+def largest_parts(parts: Mapping[str, list[T]]) -> dict[str, list[T]]:
+    """Return the 50 parts with most rows, the largest first."""
+    return dict(sorted(parts.items(), key=lambda one: (-len(one[1]), one[0]))[:TOLD_PARTS])
 
 
 def _plain(name: str, interval: Interval) -> ByPart:

@@ -1,10 +1,12 @@
 """evaluation of images: a round's images for held-out prompts, scored and compared with the start and the parent."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from flows.stages.context import Context, Outcome
@@ -26,6 +28,7 @@ from pipeline.config import DotsScorer, PeopleScorer, compares
 from pipeline.config.images.scoring import ImageScore
 from pipeline.data.pictures.image_rows import IMAGES, StoredPictures, read_images
 from pipeline.data.pictures.picture import decoded_picture
+from pipeline.data.tasks.dots import DotMarks
 from pipeline.evaluation.breakdown import ByPart, PartNames, reward_measures
 from pipeline.evaluation.image_measures import distance_within, mean_of_groups
 from pipeline.storage.atomic import write_json
@@ -36,6 +39,7 @@ from reward_models.images.dots import marks_of
 from reward_models.labeller import label
 
 _Metrics = dict[str, JsonValue]
+_Latents = dict[str, NDArray[np.float32]]
 # Draws of (level, noise) for each image, the same in all rounds, for the surrogate of KL.
 _DRAWS = 4
 
@@ -56,7 +60,7 @@ def image_evaluation(context: Context, round_: int, folder: Path) -> Outcome:
     refuse_leak(context, round_)
     sampled, wins, metrics = _labelled(context, round_, folder)
     parts = parts_of_prompts(context, round_, sampled, folder)
-    metrics |= _shapes(context, round_, sampled)
+    metrics |= _shapes(_latents(context, round_), sampled)
     ratios = _ratios(context, round_, sampled)
     metrics |= _kl(ratios)
     metrics |= image_held_out(context, round_, folder, held_out_names(context, round_, folder))
@@ -101,15 +105,23 @@ def _scored(context: Context, round_: int) -> Path:
     return context.run.stage(round_, "evaluation").folder / "sampled"
 
 
-def dot_shares(context: Context, round_: int, prompts: Collection[str] | None = None) -> dict[str, float]:
-    """Shares of a round's images of the task dots whose colour, half, shape or all of them are right.
+def dot_shares(context: Context, round_: int) -> dict[str, float]:
+    """Shares of a round's images of the task dots whose colour, half, shape or all of them are right."""
+    return _shares([*chain.from_iterable(_marks(context, round_).values())])
 
-    ``prompts``: ids of those that count; None: all.
-    """
-    groups = [group for group in read_groups(_drawn(context, round_)) if prompts is None or group.prompt.id in prompts]
+
+def _marks(context: Context, round_: int) -> dict[str, list[DotMarks]]:
+    """What is right about the images for each prompt, by its id."""
     pictures = StoredPictures([_drawn(context, round_) / IMAGES])
-    shown = ((group.prompt, pictures[response.text]) for group in groups for response in group.responses)
-    marks = [marks_of(prompt, np.asarray(decoded_picture(png))) for prompt, png in shown]
+    return {
+        group.prompt.id: [
+            marks_of(group.prompt, np.asarray(decoded_picture(pictures[response.text]))) for response in group.responses
+        ]
+        for group in read_groups(_drawn(context, round_))
+    }
+
+
+def _shares(marks: Sequence[DotMarks]) -> dict[str, float]:
     named = {"right": "all_right", "colour_right": "colour", "half_right": "half", "clean": "clean"}
     return {name: sum(getattr(mark, field) for mark in marks) / len(marks) for name, field in named.items()}
 
@@ -117,25 +129,30 @@ def dot_shares(context: Context, round_: int, prompts: Collection[str] | None = 
 def _by_part(
     context: Context, round_: int, parts: PartNames, groups: Sequence[Group], wins: WinsByPrompt, ratios: _Ratios
 ) -> dict[str, ByPart]:
-    """The measures of labels and of KL for each part of the prompts."""
+    """The measures of labels, of shapes and of KL for each part of the prompts."""
+    if not parts.names:
+        return {}
     settings = context.config.evaluation
     numbers = iter(range(sum(len(group.responses) for group in groups)))
     rows = [(group.prompt.id, (group, [next(numbers) for _ in group.responses])) for group in groups]
+    marks = _marks(context, round_) if isinstance(context.config.scorer, DotsScorer) else {}
+    latents = _latents(context, round_)
 
     def measure(part: list[tuple[Group, list[int]]]) -> _Metrics:
         own = [group for group, _ in part]
         found: _Metrics = {**reward_measures(own, wins, settings.bootstrap, settings.seed)}
-        if isinstance(context.config.scorer, DotsScorer):
-            found |= dot_shares(context, round_, {group.prompt.id for group in own})
-        return found | _shapes(context, round_, own) | _kl(ratios, [place for _, places in part for place in places])
+        found |= _shares([mark for group in own for mark in marks[group.prompt.id]]) if marks else {}
+        return found | _shapes(latents, own) | _kl(ratios, [place for _, places in part for place in places])
 
     return parts.measured(rows, measure)
 
 
-def _shapes(context: Context, round_: int, groups: Sequence[Group]) -> _Metrics:
+def _latents(context: Context, round_: int) -> _Latents:
+    return {image.id: image.latents for image in read_images(_drawn(context, round_) / IMAGES)}
+
+
+def _shapes(latents: _Latents, groups: Sequence[Group]) -> _Metrics:
     """How far images for one condition are apart: what falls when a policy draws the same image again and again."""
-    wanted = {response.text for group in groups for response in group.responses}
-    latents = {image.id: image.latents for image in read_images(_drawn(context, round_) / IMAGES) if image.id in wanted}
     asked = [(group.prompt_ids, latents[response.text]) for group in groups for response in group.responses]
     return {"distance_within": distance_within(asked)}
 

@@ -79,7 +79,9 @@ def overlap_lines(config: RunConfig) -> list[str]:
         return said
     if reason is None and needs_of(config.loss).stored_reference:
         waits = _why_no_reference(config)
-        follows = "each 1,024 pairs follow their labels" if waits is None else f"waits for all pairs: {waits}"
+        follows = (
+            "follows sealed labels, a shard of pairs at a time" if waits is None else f"waits for all pairs: {waits}"
+        )
         said.append(f"reference pass: {follows}")
     return [*said, f"all labels come before the first pair: {'; '.join(_barriers(config))}"]
 

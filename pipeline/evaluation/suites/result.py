@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import JsonValue
 
-from pipeline.evaluation.breakdown import TOLD_PARTS
+from pipeline.evaluation.breakdown import largest_parts
 from pipeline.evaluation.intervals import Interval, rate_interval
 from pipeline.storage.atomic import write_json
 
@@ -84,9 +84,9 @@ def told_apart(
         of.setdefault(part, []).append(row)
     if len(of) < 2:
         return {}
-    largest = sorted(of.items(), key=lambda one: (-len(one[1]), one[0]))[:TOLD_PARTS]
-    names = part_names([name for name, _ in largest])
-    return {f"{metric}_of_{names[name]}": measure(own) for name, own in largest}
+    largest = largest_parts(of)
+    names = part_names(largest)
+    return {f"{metric}_of_{names[name]}": measure(own) for name, own in largest.items()}
 
 
 def part_names(parts: Iterable[str]) -> dict[str, str]:

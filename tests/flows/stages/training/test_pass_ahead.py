@@ -172,7 +172,7 @@ def config(**more: Any) -> RunConfig:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({}, "each 1,024 pairs follow their labels"),
+        ({}, "follows sealed labels, a shard of pairs at a time"),
         ({"placement": "colocated"}, "waits for all pairs: it computes where the engines do"),
         ({"cluster": {"kind": "ray"}}, "waits for all pairs: it runs in the cluster's"),
         ({"scorer": {"kind": "classifier", "path": "m"}}, "waits for all pairs: the reward model"),
